@@ -1,0 +1,1 @@
+"""A checkpoint and reference sections in, a bundle out."""

@@ -1,0 +1,1 @@
+"""Embeddings and a bank in, expression out: the definition and its providers."""

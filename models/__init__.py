@@ -1,0 +1,1 @@
+"""Torch networks, state-dict compatible with the published code."""

@@ -1,0 +1,1 @@
+"""A bundle and a slide in, an expression map out; numpy in, numpy out, never torch."""

@@ -1,0 +1,1 @@
+"""Measured tissue sections and spot tables, read and normalised."""
