@@ -1,0 +1,98 @@
+"""The bank: reference spots as embeddings and expression, in one HDF5 file."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from mclst.runtime.errors import BundleError
+
+
+@dataclass(frozen=True)
+class Bank:
+    """M reference spots.
+
+    embedding: float32 [M, D]. expression: float32 [M, G], normalised as the manifest says.
+    genes: str [G]. spot, section: str [M].
+    """
+
+    embedding: NDArray[np.float32]
+    expression: NDArray[np.float32]
+    genes: NDArray[np.str_]
+    spot: NDArray[np.str_]
+    section: NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.embedding)
+
+    def __repr__(self) -> str:
+        rows, dim = self.embedding.shape
+        return (
+            f"Bank({rows} spots of {len(np.unique(self.section))} sections, {dim}-d, {len(self.genes)} genes)"
+        )
+
+
+def bank_bytes(bank: Bank) -> bytes:
+    """The HDF5 file's content, made in memory: HDF5 does not report a full disk, a plain write does."""
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file["embedding"] = bank.embedding.astype(np.float32, copy=False)
+        file["expression"] = bank.expression.astype(np.float32, copy=False)
+        for name in ("genes", "spot", "section"):
+            file.create_dataset(
+                name, data=[str(text) for text in getattr(bank, name)], dtype=h5py.string_dtype()
+            )
+    return buffer.getvalue()
+
+
+def _dataset(file: h5py.File, name: str, rank: int, path: Path) -> h5py.Dataset:
+    """The plain dataset `name`: no links out of the file, no external or virtual storage, no filters."""
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(
+        file[name], h5py.Dataset
+    ):
+        raise BundleError(f"{path} has no dataset /{name}; export the bundle again")
+    data = file[name]
+    if data.external or data.is_virtual or data.chunks is not None or data.ndim != rank:
+        raise BundleError(f"{path}: /{name} is not a plain array of rank {rank}; export the bundle again")
+    return data
+
+
+def _floats(file: h5py.File, name: str, path: Path) -> NDArray[np.float32]:
+    data = _dataset(file, name, 2, path)
+    if data.dtype != np.float32 or data.nbytes > path.stat().st_size:
+        raise BundleError(f"{path}: /{name} is not float32 of its stated size; export the bundle again")
+    values: NDArray[np.float32] = data[:]
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad):
+        raise BundleError(f"{path}: /{name} is not finite in row {bad[0]}; export the bundle again")
+    return values
+
+
+def _texts(file: h5py.File, name: str, path: Path) -> NDArray[np.str_]:
+    return np.asarray(_dataset(file, name, 1, path).asstr()[:], dtype=np.str_)
+
+
+def read_bank(path: Path) -> Bank:
+    """Read bank.h5; raises BundleError where it is damaged or its parts do not fit together."""
+    try:
+        with h5py.File(path, "r") as file:
+            bank = Bank(
+                _floats(file, "embedding", path),
+                _floats(file, "expression", path),
+                _texts(file, "genes", path),
+                _texts(file, "spot", path),
+                _texts(file, "section", path),
+            )
+    except (OSError, KeyError, UnicodeDecodeError, TypeError) as error:
+        raise BundleError(f"{path} is not a readable bank ({error}); export the bundle again") from error
+    rows = {len(bank.embedding), len(bank.expression), len(bank.spot), len(bank.section)}
+    if len(rows) != 1 or not len(bank) or bank.expression.shape[1] != len(bank.genes):
+        raise BundleError(f"{path}: the parts of the bank have different lengths; export the bundle again")
+    if len(np.unique(bank.genes)) != len(bank.genes):
+        raise BundleError(f"{path}: a gene stands twice in the bank; export the bundle again")
+    return bank

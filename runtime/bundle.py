@@ -1,0 +1,137 @@
+"""The bundle on disk: opened only when every byte is the one that was exported."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mclst.runtime.bank import Bank, read_bank
+from mclst.runtime.errors import BundleError, OutputError
+from mclst.runtime.manifest import FORMAT, Manifest, read_manifest
+from mclst.runtime.publish import WholeFolder
+
+MANIFEST, ENCODER, BANK, PARITY = "manifest.json", "encoder.onnx", "bank.h5", "parity.json"
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, as hex; raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened, verified bundle."""
+
+    path: Path
+    manifest: Manifest
+    sha256: str
+    """Of manifest.json, which holds the hashes of all other files."""
+
+    @property
+    def encoder_path(self) -> Path:
+        """The ONNX graph."""
+        return self.path / ENCODER
+
+    @cached_property
+    def bank(self) -> Bank:
+        """The bank, read on first use; raises BundleError where it contradicts the manifest."""
+        bank = read_bank(self.path / BANK)
+        said = (self.manifest.bank_rows, self.manifest.encoder.embedding_dim, self.manifest.genes)
+        found = (*bank.embedding.shape, len(bank.genes))
+        if said != found:
+            raise BundleError(
+                f"{self.path / BANK} is {found} (spots, dimensions, genes) and the manifest says {said}; "
+                "export the bundle again"
+            )
+        return bank
+
+    def __repr__(self) -> str:
+        m = self.manifest
+        return (
+            f"Bundle({str(self.path)!r}: {m.system} with {m.encoder.name}, {m.tile.size_px} px tiles, "
+            f"{m.bank_rows} reference spots, {m.genes} genes, k={m.retrieval.k})"
+        )
+
+
+def _verify(folder: Path, name: str, size: int, sha256: str) -> None:
+    path = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise BundleError(f"{folder / MANIFEST} names {name!r}, outside the bundle; export the bundle again")
+    try:
+        status = os.lstat(path)
+        if not path.is_file() or path.is_symlink():
+            raise BundleError(f"{path} is not a plain file; export the bundle again")
+        if status.st_size != size or file_sha256(path) != sha256:
+            raise BundleError(
+                f"{path} is not the file that was exported (size or SHA-256 differ); export again"
+            )
+    except OSError as error:
+        raise BundleError(
+            f"{path} cannot be read ({error.strerror or error}); export the bundle again"
+        ) from error
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """Open a bundle and verify the size and SHA-256 of each of its files.
+
+    Raises BundleError, naming the file, where the folder is no bundle, a file is missing or a byte has changed,
+    or the format is another version's.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise BundleError(f"{folder} is not a bundle; make one with mclst-export --ckpt, or give --bundle")
+    if not (folder / MANIFEST).is_file():
+        raise BundleError(f"{folder} has no {MANIFEST}, so it is not a whole bundle; export it again")
+    manifest = read_manifest(folder / MANIFEST)
+    for needed in (ENCODER, BANK):
+        if needed not in manifest.files:
+            raise BundleError(f"{folder / MANIFEST} does not list {needed}; export the bundle again")
+    for name, record in manifest.files.items():
+        _verify(folder, name, record.bytes, record.sha256)
+    return Bundle(folder, manifest, file_sha256(folder / MANIFEST))
+
+
+class BundleDraft(WholeFolder):
+    """A bundle being written: files go into `part`; `seal` adds the manifest last and publishes the folder."""
+
+    def __init__(self, path: Path, *, overwrite: bool) -> None:
+        """Raises OutputError where `path` is in the way and may not, or must not, be replaced."""
+        if (
+            path.exists()
+            and overwrite
+            and not (path / MANIFEST).is_file()
+            and (path.is_file() or any(path.iterdir()))
+        ):
+            raise OutputError(
+                f"{path} exists and is not a bundle, so it is not overwritten; choose another --out"
+            )
+        super().__init__(path, overwrite=overwrite)
+
+    def seal(self, **fields: Any) -> Bundle:
+        """Hash what stands in the folder, write the manifest with `fields` (Manifest's, less format and files)."""
+        try:
+            files = {
+                entry.relative_to(self.part).as_posix(): {
+                    "bytes": entry.stat().st_size,
+                    "sha256": file_sha256(entry),
+                }
+                for entry in sorted(self.part.rglob("*"))
+                if entry.is_file()
+            }
+            manifest = Manifest.model_validate_json(json.dumps({"format": FORMAT, **fields, "files": files}))
+            with (self.part / MANIFEST).open("w", encoding="utf-8") as file:
+                file.write(manifest.model_dump_json(indent=2) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(
+                f"{self.path} cannot be written ({error.strerror or error}); free space"
+            ) from error
+        self.publish()
+        return Bundle(self.path, manifest, file_sha256(self.path / MANIFEST))

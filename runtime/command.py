@@ -1,0 +1,99 @@
+"""The border between a command and its user: sentences, exit codes, progress."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from mclst.runtime.errors import MclstError
+from mclst.sections.section import SectionError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+console = Console(stderr=True, highlight=False)
+"""People read stderr; stdout carries data alone."""
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP arrived: unwound like an interrupt, so that nothing half-written stays."""
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise Terminated(number)
+
+
+def say(text: str, *, quiet: bool = False) -> None:
+    """One line for people, on stderr, without markup."""
+    if not quiet:
+        console.print(Text(text), soft_wrap=True)
+
+
+def fail(sentence: str, code: int) -> NoReturn:
+    """Say what is wrong and leave with `code`."""
+    say(f"Error: {sentence}")
+    sys.exit(code)
+
+
+def command(function: Callable[P, T]) -> Callable[P, T]:
+    """Wrap a click callback: every foreseeable failure becomes one sentence on stderr and its exit code.
+
+    0 done, 1 internal error (with a traceback), 4 input refused, 5 output cannot be written, 6 resources missing,
+    130 interrupted, 143 terminated; click itself leaves with 2 on wrong usage.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _terminate)
+        try:
+            return function(*args, **kwargs)
+        except MclstError as error:
+            fail(str(error), error.exit_code)
+        except SectionError as error:
+            fail(str(error), 4)
+        except MemoryError:
+            fail("this machine's memory is too small for the work; try a smaller --batch-size", 6)
+        except KeyboardInterrupt:
+            fail("interrupted; nothing half-written is left behind, run the command again", 130)
+        except Terminated:
+            fail("terminated; nothing half-written is left behind, run the command again", 143)
+        except BrokenPipeError:
+            sys.exit(141)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception:
+            traceback.print_exc()
+            fail("this is a defect in mclst; please report the lines above", 1)
+
+    return wrapped
+
+
+@contextmanager
+def progress(title: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """A progress bar on a terminal, nothing elsewhere; hands out `advance(n)`."""
+    if quiet or not console.is_terminal:
+        yield lambda n: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda n: bar.advance(task, n)
+
+
+def table(rows: Iterable[tuple[str, Any]], *, quiet: bool = False) -> None:
+    """A summary: names in one column, what belongs to them in the other."""
+    rows = list(rows)
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, value in rows:
+        say(f"  {name:<{width}}  {value}", quiet=quiet)

@@ -1,0 +1,174 @@
+"""`manifest.json`: what a bundle says of itself, validated field by field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mclst.kernels.spec import Distance, Rank, RetrievalSpec, Weighting
+from mclst.runtime.errors import BundleError
+
+FORMAT = "mclst-bundle/1"
+MAX_BYTES = 4 << 20
+"""A manifest is a few kilobytes; anything near this is not one."""
+
+
+class Part(BaseModel):
+    """Base: unknown fields are refused, values never coerced, nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Tile(Part):
+    """The square the encoder sees.
+
+    size_px: pixels along a side. mpp: µm/px it was trained at, None for level-0 pixels as they are.
+    pad: RGB outside the slide.
+    """
+
+    size_px: int = Field(ge=8, le=4096)
+    mpp: float | None = Field(default=None, gt=0.01, lt=100)
+    pad: tuple[int, int, int] = (0, 0, 0)
+
+
+class Preprocessing(Part):
+    """What the graph does to uint8 RGB pixels before the encoder; recorded, not applied again."""
+
+    channels: Literal["rgb", "bgr"] = "rgb"
+    pixel_range: Literal["0-1", "0-255"] = "0-1"
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+class Encoder(Part):
+    """The image encoder in `encoder.onnx`."""
+
+    name: str
+    embedding_dim: int = Field(ge=1)
+
+
+class Retrieval(Part):
+    """RetrievalSpec's fields."""
+
+    k: int = Field(ge=1)
+    rank: Rank
+    distance: Distance
+    weighting: Weighting
+    temperature: float = Field(gt=0)
+
+    def spec(self) -> RetrievalSpec:
+        """The settings the kernels take."""
+        return RetrievalSpec(self.k, self.rank, self.distance, self.weighting, self.temperature)
+
+
+class Context(Part):
+    """How the bank's spots were put into Transformer sentences.
+
+    spots: per sentence. sentences: "file" runs on over section borders, "section" starts anew at each.
+    positions: what indexed the position tables.
+    """
+
+    spots: int = Field(ge=1)
+    sentences: Literal["file", "section"]
+    positions: Literal["array", "pixel"]
+
+
+class Normalisation(Part):
+    """Of the spot encoder's input and of the expression that is averaged."""
+
+    input: str
+    expression: str
+
+
+class SectionRows(Part):
+    """A section's share of the bank, in bank order."""
+
+    name: str
+    spots: int = Field(ge=1)
+
+
+class Checkpoint(Part):
+    """The file the bundle was made from."""
+
+    name: str
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class FileRecord(Part):
+    """Size and hash of a file of the bundle."""
+
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class Manifest(Part):
+    """Everything `runtime` needs to know, and everything that shaped the bundle."""
+
+    format: Literal["mclst-bundle/1"]
+    system: Literal["mclstexp"]
+    encoder: Encoder
+    tile: Tile
+    preprocessing: Preprocessing
+    retrieval: Retrieval
+    context: Context
+    normalisation: Normalisation
+    genes: int = Field(ge=1)
+    bank: tuple[SectionRows, ...] = Field(min_length=1)
+    checkpoint: Checkpoint
+    versions: dict[str, str]
+    files: dict[str, FileRecord]
+
+    @property
+    def bank_rows(self) -> int:
+        """M, the number of reference spots."""
+        return sum(section.spots for section in self.bank)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number")
+
+
+def _check_format(path: Path, content: object) -> None:
+    found = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(found, str) or not found.startswith("mclst-bundle/"):
+        raise BundleError(f"{path} is not a bundle's manifest; export the bundle again")
+    if found != FORMAT:
+        version = found.removeprefix("mclst-bundle/")
+        newer = version.isdigit() and int(version) > int(FORMAT.rsplit("/", 1)[1])
+        cure = "upgrade mclst" if newer else "export the bundle again"
+        raise BundleError(f"{path} has format {found!r} and this mclst reads {FORMAT!r}; {cure}")
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and validate; raises BundleError naming the field that is wrong."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise BundleError(
+                f"{path} is larger than {MAX_BYTES >> 20} MiB and no manifest; export the bundle again"
+            )
+        text = path.read_bytes().decode("utf-8")
+        content = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except OSError as error:
+        raise BundleError(
+            f"{path} cannot be read ({error.strerror or error}); export the bundle again"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is not valid JSON ({error}); export the bundle again") from error
+    _check_format(path, content)
+    try:
+        # Lenient on JSON's own limits (no tuples), strict on everything else.
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{path}: {where}: {first['msg'].lower()}; export the bundle again") from error

@@ -1,0 +1,113 @@
+"""A session: the encoder open on a provider. uint8 tiles in, embeddings out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mclst.runtime.errors import BundleError, ResourceError
+
+PROVIDERS = ("auto", "cuda", "cpu")
+INPUT, OUTPUT = "tiles", "embedding"
+
+
+class Session(Protocol):
+    """The one swap point between the pipeline and what executes the encoder."""
+
+    provider: str
+    """What executes: `cpu` or `cuda`."""
+
+    note: str
+    """Why `auto` did not take a faster provider that is installed; empty where there is nothing to say."""
+
+    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """RGB uint8 [N, H, W, 3] as read from the slide → embeddings float32 [N, D]."""
+        ...
+
+
+class OnnxSession:
+    """ONNX Runtime on the CPU or on CUDA; no operator ever falls back in silence."""
+
+    def __init__(self, path: Path, provider: str, *, threads: int | None = None) -> None:
+        """Open `path` on `provider`, "cpu" or "cuda"; threads: CPU threads inside an operator, None for all cores.
+
+        Raises ResourceError where the provider does not start, BundleError where the graph is not an encoder.
+        """
+        ort = _onnxruntime()
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        # Reading threads share the cores with the encoder; spinning would take them away.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        wanted = "CPUExecutionProvider" if provider == "cpu" else "CUDAExecutionProvider"
+        if provider != "cpu":
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        if wanted not in ort.get_available_providers():
+            raise ResourceError(
+                f"this ONNX Runtime has no {wanted}; install mclst[gpu] or use --provider cpu"
+            )
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=[wanted])
+        except Exception as error:  # ONNX Runtime's exceptions share no public base class
+            reason = " ".join(str(error).split())[:200]
+            kind = BundleError if provider == "cpu" else ResourceError
+            raise kind(f"{path} does not open on {provider} ({reason})") from error
+        if self._session.get_providers()[0] != wanted:
+            raise ResourceError(
+                f"ONNX Runtime could not start {wanted}; check the driver or use --provider cpu"
+            )
+        self.provider = provider
+        self.note = ""
+        self._check(path)
+
+    def _check(self, path: Path) -> None:
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        found = [(i.name, i.type, len(i.shape)) for i in inputs]
+        if found != [(INPUT, "tensor(uint8)", 4)] or OUTPUT not in [o.name for o in outputs]:
+            raise BundleError(
+                f"{path} is not an encoder from uint8 {INPUT!r} to {OUTPUT!r}; export the bundle again"
+            )
+        if not isinstance(inputs[0].shape[0], str):
+            raise BundleError(
+                f"{path} takes {inputs[0].shape[0]} tiles at a time only; export the bundle again"
+            )
+
+    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """RGB uint8 [N, H, W, 3] → embeddings float32 [N, D]."""
+        found: list[Any] = self._session.run([OUTPUT], {INPUT: tiles})
+        embedding: NDArray[np.float32] = found[0]
+        return embedding
+
+
+def _onnxruntime() -> ModuleType:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ResourceError("onnxruntime is not installed; install mclst[cpu] or mclst[gpu]") from error
+    module: ModuleType = onnxruntime
+    return module
+
+
+def open_session(path: Path, provider: str = "auto", *, threads: int | None = None) -> Session:
+    """Open the encoder at `path`.
+
+    `auto` takes CUDA where ONNX Runtime has it and it starts, else the CPU, and says so in the session's `note`.
+    Raises ResourceError where the provider asked for is missing, BundleError where the graph is not an encoder.
+    """
+    if provider not in PROVIDERS:
+        raise ResourceError(f"there is no provider {provider!r}; choose one of {', '.join(PROVIDERS)}")
+    if provider != "auto":
+        return OnnxSession(path, provider, threads=threads)
+    if "CUDAExecutionProvider" not in _onnxruntime().get_available_providers():
+        return OnnxSession(path, "cpu", threads=threads)
+    try:
+        return OnnxSession(path, "cuda", threads=threads)
+    except ResourceError as error:
+        session = OnnxSession(path, "cpu", threads=threads)
+        session.note = f"CUDA is installed but did not start: {error}"
+        return session
