@@ -62,7 +62,7 @@ def lay_out(rng: np.random.Generator, size_px: int, mpp: float) -> Layout:
     across, along = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
     radius = np.hypot(across * stretch, along / stretch)
     outline = 0.06 * smooth_noise(rng, side, side * 0.07) + 0.012 * smooth_noise(rng, side, side * 0.012)
-    tissue = np.clip(0.5 + (0.84 + np.clip(outline, -0.2, 0.12) - radius) * side * 0.25, 0, 1)
+    tissue = np.clip(0.5 + (0.83 + np.clip(outline, -0.2, 0.1) - radius) * side * 0.25, 0, 1)
 
     nests = smooth_noise(rng, side, side * 0.042) + 0.25 * smooth_noise(rng, side, side * 0.015)
     fat = smooth_noise(rng, side, side * 0.065) + 1.1 * (radius - 0.55)

@@ -60,7 +60,7 @@ def fat_walls(rng: np.random.Generator, layout: Layout) -> Field:
     row, column = np.nonzero(fat > 0.03)
     walls = np.zeros((side, side), dtype=np.float32)
     if len(row):
-        distance, _ = cKDTree(seeds).query(np.stack([column, row], axis=1), k=2)
+        distance = np.asarray(cKDTree(seeds).query(np.stack([column, row], axis=1), k=2)[0])
         apart_um = (distance[:, 1] - distance[:, 0]) * WALL_PX * layout.mpp
         walls[row, column] = np.clip(1.5 - apart_um / 3.2, 0, 1)
     return walls

@@ -79,17 +79,20 @@ def write_section(
     counts = measure(np.random.default_rng([seed, 2]), mean, depth)
     picture = paint(np.random.default_rng([seed, 3]), layout)
 
-    paths = [folder / "images" / f"{name}.tif", folder / "counts" / f"{name}.tsv.gz"]
-    paths.append(folder / "spots" / f"{name}_selection.tsv")
-    for path in paths:
+    image = folder / "images" / f"{name}.tif"
+    matrix = folder / "counts" / f"{name}.tsv.gz"
+    selection = folder / "spots" / f"{name}_selection.tsv"
+    for path in (image, matrix, selection):
         path.parent.mkdir(parents=True, exist_ok=True)
     spot = tuple(f"{x}x{y}" for x, y in array_xy[on_tissue])
-    write_slide(paths[0], picture, mpp)
+    write_slide(image, picture, mpp)
     table = pd.DataFrame(counts, index=pd.Index(spot), columns=pd.Index(GENES))
-    table.to_csv(paths[1], sep="\t", compression={"method": "gzip", "mtime": 0})
-    write_selection(paths[2], array_xy, xy_px, on_tissue, pitch_um / mpp)
+    table.to_csv(matrix, sep="\t", compression={"method": "gzip", "mtime": 0})
+    write_selection(selection, array_xy, xy_px, on_tissue, pitch_um / mpp)
     (folder / "genes.txt").write_text("\n".join(GENES) + "\n", encoding="utf-8")
-    return MadeUpSection(name, *paths, GENES, spot, array_xy[on_tissue], xy_px[on_tissue], mean)
+    return MadeUpSection(
+        name, image, matrix, selection, GENES, spot, array_xy[on_tissue], xy_px[on_tissue], mean
+    )
 
 
 def spot_array(
