@@ -1,0 +1,288 @@
+"""The expression map: rows are written as they come, in any order, and published as one `.h5ad`, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zlib
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.spatial import cKDTree
+
+from mclst.runtime.claim import claim
+from mclst.runtime.errors import OutputError, SpotsError
+from mclst.runtime.h5ad import H5adImage
+from mclst.runtime.publish import check_writable, sync_folder
+from mclst.runtime.storable import spots_table, storable_names, storable_tree, text_index
+from mclst.sections.section import Spots
+
+HIRES_PX, LOWRES_PX = 2000, 600
+"""Longest sides of the tissue images, as Space Ranger writes them."""
+MARGIN_BYTES = 16 << 20
+"""Room kept beside X and the tables: both tissue images without compression, and change."""
+CHUNK_BYTES = 8 << 20
+OWN_COLUMNS = ("nearest_distance", "effective_k")
+
+
+class MapWriter:
+    """Writes one expression map; a context manager that leaves either the whole map or nothing new.
+
+    The rows go straight to the bytes of X in a hidden file beside `path`, whose space is taken at the start:
+    memory does not grow with spots x genes, and a full disk is found before the work, not after it.
+    """
+
+    def __init__(self, path: Path, *, genes: Sequence[str], spots: Spots, overwrite: bool) -> None:
+        """Take the place and the space for a map of float32 [len(spots), len(genes)] at `path`.
+
+        Raises OutputError where the output exists without `overwrite`, another run is writing it, its folder is
+        missing or read-only, or the space is short; SpotsError where a `.h5ad` cannot hold the spots table;
+        ValueError where there is no spot, no gene or a repeated gene.
+        """
+        self.path = path
+        self.spots = spots
+        self.shape = (len(spots), len(genes))
+        if min(self.shape) < 1 or len(set(genes)) != len(genes):
+            raise ValueError(f"a map needs spots and distinct genes, not {self.shape[0]} x {self.shape[1]}")
+        check_writable(path, overwrite=overwrite)
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder; choose another --out")
+        self._overwrite = overwrite
+        self._image = H5adImage(self.shape)
+        self._image.put("var", pd.DataFrame(index=text_index(genes)))
+        self._table, tables_bytes = _checked_table(spots)
+        self._row_bytes = 4 * self.shape[1]
+        self._checksum = np.zeros(self.shape[0], np.uint32)
+        self._written = np.zeros(self.shape[0], np.bool_)
+        self._sure = {name: np.full(self.shape[0], np.nan, np.float32) for name in OWN_COLUMNS}
+        try:
+            self._part, self._handle = claim(path)
+        except OSError as error:
+            raise _refusal(path, error) from error
+        try:
+            self._take_space(
+                self._image.offset + self.shape[0] * self._row_bytes + tables_bytes + MARGIN_BYTES
+            )
+        except OSError as error:
+            self.close()
+            raise _refusal(path, error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _take_space(self, size: int) -> None:
+        free = shutil.disk_usage(self._part.parent).free
+        if free < size:
+            raise OutputError(
+                f"{self.path} needs {size / 1e6:,.0f} MB and {self._part.parent} has {free / 1e6:,.0f} MB free; "
+                "free space or choose another --out"
+            )
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self._handle, 0, size)
+
+    @property
+    def unwritten(self) -> int:
+        """Spots without a row so far; they are NaN in the map."""
+        return int(self.shape[0] - np.count_nonzero(self._written))
+
+    def write(
+        self,
+        rows: NDArray[np.integer[Any]],
+        expression: NDArray[np.float32],
+        nearest: NDArray[np.float32],
+        effective_k: NDArray[np.float32],
+    ) -> None:
+        """Write some rows; a row written again is replaced.
+
+        rows: int [b], distinct, 0 … n-1, places in the spots table. expression: float32 [b, G].
+        nearest: [b], distance to the nearest spot of the bank. effective_k: [b].
+        Raises OutputError where the file system refuses; ValueError where the arrays do not fit.
+        """
+        order = np.argsort(rows, kind="stable")
+        places = np.asarray(rows, np.int64)[order]
+        values = np.ascontiguousarray(np.asarray(expression)[order], "<f4")
+        if values.shape != (len(places), self.shape[1]) or not len(places) == len(nearest) == len(
+            effective_k
+        ):
+            raise ValueError(f"{len(places)} rows of {self.shape[1]} genes cannot take {values.shape} values")
+        if not len(places):
+            return
+        if places[0] < 0 or places[-1] >= self.shape[0] or np.any(np.diff(places) == 0):
+            raise ValueError(f"rows must be distinct and in 0 … {self.shape[0] - 1}")
+        starts = np.flatnonzero(np.diff(places, prepend=-2) != 1)
+        for start, stop in zip(starts, np.append(starts[1:], len(places)), strict=True):
+            self._pwrite(values[start:stop].data.cast("B"), self._place(int(places[start])))
+        self._checksum[places] = [zlib.crc32(row.data) for row in values]
+        for name, column in zip(OWN_COLUMNS, (nearest, effective_k), strict=True):
+            self._sure[name][places] = np.asarray(column)[order]
+        self._written[places] = True
+
+    def publish(
+        self,
+        *,
+        image: NDArray[np.uint8],
+        image_scale: float,
+        spot_diameter_px: float | None,
+        library_id: str,
+        run: Mapping[str, Any],
+        metadata: Mapping[str, str] | None = None,
+    ) -> Path:
+        """Complete the map, prove that it reads back, and rename it to its place; returns that place.
+
+        image: uint8 [h, w, 3], the tissue; shrunk to 2000 px where larger. image_scale: its px per level-0 px.
+        spot_diameter_px: level-0 px, or None: half the usual distance between neighbouring spots.
+        library_id: the slide's name in `uns["spatial"]`. run: what made the map, for `uns["mclst"]`.
+        metadata: more text for `uns["spatial"][library_id]["metadata"]`.
+        Raises OutputError where the file system refuses or the map does not read back as written.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image_scale > 0:
+            raise ValueError(
+                f"image is {image.dtype} {image.shape} at {image_scale} px per px, not uint8 [h, w, 3]"
+            )
+        diameter = usual_spot_diameter(self.spots.xy_px) if spot_diameter_px is None else spot_diameter_px
+        segments, size = self._surroundings(image, image_scale, diameter, library_id, run, metadata or {})
+        try:
+            self._blank_unwritten()
+            for offset, content in segments:
+                self._pwrite(memoryview(content), offset)
+            os.ftruncate(self._handle, size)
+            os.fsync(self._handle)
+            self._verify(segments, size)
+            if not self._overwrite and os.path.lexists(self.path):
+                raise OutputError(f"{self.path} appeared meanwhile; choose another --out or add --overwrite")
+            os.replace(self._part, self.path)
+            sync_folder(self._part.parent)
+        except OSError as error:
+            raise _refusal(self.path, error) from error
+        finally:
+            self.close()
+        return self.path
+
+    def _surroundings(
+        self,
+        image: NDArray[np.uint8],
+        image_scale: float,
+        diameter: float,
+        library_id: str,
+        run: Mapping[str, Any],
+        metadata: Mapping[str, str],
+    ) -> tuple[list[tuple[int, bytes]], int]:
+        library = storable_names([library_id], unnamed="slide")[0]
+        hires, hires_scale = shrink(image, image_scale, HIRES_PX)
+        lowres, lowres_scale = shrink(hires, hires_scale, LOWRES_PX)
+        for empty in ("layers", "varm", "obsp", "varp"):
+            self._image.put(empty, {})
+        self._image.put("obs", self._table.assign(**self._sure))
+        self._image.put("obsm", {"spatial": np.asarray(self.spots.xy_px, np.float64)})
+        self._image.put("uns", {"mclst": storable_tree(run)})
+        self._image.put("uns/spatial", {library: {}})
+        here = f"uns/spatial/{library}"
+        self._image.put(f"{here}/images", {"hires": hires, "lowres": lowres}, compress=True)
+        scales = {"tissue_hires_scalef": hires_scale, "tissue_lowres_scalef": lowres_scale}
+        self._image.put(f"{here}/scalefactors", {**scales, "spot_diameter_fullres": float(diameter)})
+        told = {
+            "software_version": f"mclst {version('mclst')}",
+            "spots_table": self.spots.path.name,
+            **metadata,
+        }
+        self._image.put(f"{here}/metadata", storable_tree({key: str(value) for key, value in told.items()}))
+        return self._image.close()
+
+    def _place(self, row: int) -> int:
+        return self._image.offset + row * self._row_bytes
+
+    def _pwrite(self, content: memoryview, offset: int) -> None:
+        done = 0
+        try:
+            while done < len(content):
+                done += os.pwrite(self._handle, content[done : done + (1 << 30)], offset + done)
+        except OSError as error:
+            raise _refusal(self.path, error) from error
+
+    def _blank_unwritten(self) -> None:
+        blank = np.full((1, self.shape[1]), np.nan, "<f4")
+        checksum = zlib.crc32(blank.data)
+        for row in np.flatnonzero(~self._written):
+            self._pwrite(blank.data.cast("B"), self._place(int(row)))
+            self._checksum[row] = checksum
+
+    def _verify(self, segments: list[tuple[int, bytes]], size: int) -> None:
+        if hasattr(os, "posix_fadvise"):  # so that the disk is read, not the memory of it
+            os.posix_fadvise(self._handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        sound = os.fstat(self._handle).st_size == size
+        for offset, content in segments:
+            sound &= os.pread(self._handle, len(content), offset) == content
+        step = max(1, CHUNK_BYTES // self._row_bytes)
+        with h5py.File(self._part, "r", locking=False) as file:
+            matrix = file["X"]
+            sound &= matrix.shape == self.shape and matrix.dtype == np.dtype("<f4")
+            for start in range(0, self.shape[0] if sound else 0, step):
+                found = [zlib.crc32(row.data) for row in matrix[start : start + step]]
+                sound &= np.array_equal(found, self._checksum[start : start + step])
+        if not sound:
+            raise OutputError(f"{self.path} does not read back as written; check the disk and run again")
+
+    def close(self) -> None:
+        """Remove the hidden file, if the map was not published; harmless when called again."""
+        if self._handle >= 0:
+            self._part.unlink(missing_ok=True)
+            os.close(self._handle)
+            self._handle = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def shrink(image: NDArray[np.uint8], scale: float, longest_px: int) -> tuple[NDArray[np.uint8], float]:
+    """An image uint8 [h, w, 3] no longer than `longest_px` on either side, and its scale (px per level-0 px)."""
+    height, width = image.shape[:2]
+    factor = longest_px / max(height, width)
+    if factor >= 1:
+        return image, float(scale)
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    small = Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BOX)
+    return np.asarray(small), float(scale) * max(size) / max(height, width)
+
+
+def usual_spot_diameter(xy_px: NDArray[np.float64]) -> float:
+    """Half the median distance between nearest neighbours, as on Visium and ST arrays; level-0 px.
+
+    xy_px: float64 [n, 2]. A lone spot, or spots all in one place, count as 100 px.
+    """
+    if len(xy_px) < 2:
+        return 100.0
+    distances = np.asarray(cKDTree(xy_px).query(xy_px, k=2)[0])
+    distance = float(np.median(distances[:, 1]))
+    return distance / 2 if distance > 0 else 100.0
+
+
+def _checked_table(spots: Spots) -> tuple[pd.DataFrame, int]:
+    """`obs` without the map's own columns, and room for it (bytes); a table no file can hold is refused here."""
+    table = spots_table(spots, taken=OWN_COLUMNS)
+    trial = H5adImage((1, 1))
+    try:
+        trial.put("obs", table)
+        segments, _ = trial.close()
+    except (TypeError, ValueError, RuntimeError, OSError, KeyError) as error:
+        raise SpotsError(
+            f"{spots.path}: its {table.shape[1]} columns do not fit into a .h5ad ({error}); leave out those not needed"
+        ) from error
+    return table, 2 * sum(len(content) for _, content in segments)
+
+
+def _refusal(path: Path, error: OSError) -> OutputError:
+    reason = error.strerror or str(error)
+    return OutputError(f"{path} cannot be written ({reason}); free space or choose another --out")
