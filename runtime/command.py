@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import click
@@ -16,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from mclst.runtime.errors import MclstError
+from mclst.runtime.publish import check_writable, write_whole
 from mclst.sections.section import SectionError
 
 P = ParamSpec("P")
@@ -72,7 +75,7 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
             sys.exit(141)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except Exception:
+        except Exception:  # noqa: BLE001 - the border: nothing passes it as a bare traceback
             traceback.print_exc()
             fail("this is a defect in mclst; please report the lines above", 1)
 
@@ -97,3 +100,13 @@ def table(rows: Iterable[tuple[str, Any]], *, quiet: bool = False) -> None:
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
         say(f"  {name:<{width}}  {value}", quiet=quiet)
+
+
+def publish_json(path: Path, content: dict[str, Any], *, overwrite: bool) -> None:
+    """Write one JSON object to `path`, whole, or to stdout where `path` is `-`; raises OutputError."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    if str(path) == "-":
+        click.echo(text, nl=False)
+        return
+    check_writable(path, overwrite=overwrite)
+    write_whole(path, text.encode())

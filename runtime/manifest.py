@@ -64,6 +64,13 @@ class Retrieval(Part):
         return RetrievalSpec(self.k, self.rank, self.distance, self.weighting, self.temperature)
 
 
+class SpotEncoder(Part):
+    """The Transformer that encoded the bank. heads cannot be read from a checkpoint: an option with a default."""
+
+    heads: int = Field(ge=1)
+    depth: int = Field(ge=1)
+
+
 class Context(Part):
     """How the bank's spots were put into Transformer sentences.
 
@@ -81,6 +88,23 @@ class Normalisation(Part):
 
     input: str
     expression: str
+
+
+class Settings(Part):
+    """What the weights alone do not tell of a retrieval model; the defaults are the published HER2+ scripts'.
+
+    A checkpoint of `mclst.training` carries these as its `config`; for others the export's options set them.
+    heads: of the spot Transformer.
+    """
+
+    heads: int = Field(default=8, ge=1)
+    tile: Tile = Tile(size_px=224)
+    preprocessing: Preprocessing = Preprocessing()
+    retrieval: Retrieval = Retrieval(
+        k=200, rank="cosine", distance="l1", weighting="inverse-square", temperature=1.0
+    )
+    context: Context = Context(spots=32, sentences="file", positions="array")
+    normalisation: Normalisation = Normalisation(input="spot-wise", expression="gene-wise")
 
 
 class SectionRows(Part):
@@ -113,6 +137,7 @@ class Manifest(Part):
     tile: Tile
     preprocessing: Preprocessing
     retrieval: Retrieval
+    spot_encoder: SpotEncoder
     context: Context
     normalisation: Normalisation
     genes: int = Field(ge=1)

@@ -1,0 +1,211 @@
+"""`mclst-export`: options → export_bundle → exit status."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mclst.kernels.spec import DISTANCES, RANKS, WEIGHTINGS
+from mclst.runtime.command import command, publish_json, say, table
+from mclst.runtime.errors import ResourceError
+from mclst.sections.normalise import NORMALISATIONS
+
+PATH = click.Path(path_type=Path)
+
+
+class Numbers(click.ParamType):
+    """Three comma-separated numbers."""
+
+    name = "a,b,c"
+
+    def __init__(self, kind: type[int | float]) -> None:
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text → list of three numbers; anything else is wrong usage."""
+        try:
+            found = [self.kind(part) for part in str(value).split(",")]
+        except ValueError:
+            found = []
+        if len(found) != 3:
+            self.fail(f"{value!r} is not three numbers with commas between", param, ctx)
+        return found
+
+
+def _change(options: dict[str, Any]) -> dict[str, Any]:
+    """Options that were given → Settings' fields."""
+    places = {
+        "heads": ("heads", None),
+        "tile_px": ("tile", "size_px"),
+        "tile_mpp": ("tile", "mpp"),
+        "pad": ("tile", "pad"),
+        "channels": ("preprocessing", "channels"),
+        "pixel_range": ("preprocessing", "pixel_range"),
+        "mean": ("preprocessing", "mean"),
+        "std": ("preprocessing", "std"),
+        "k": ("retrieval", "k"),
+        "rank": ("retrieval", "rank"),
+        "distance": ("retrieval", "distance"),
+        "weighting": ("retrieval", "weighting"),
+        "temperature": ("retrieval", "temperature"),
+        "context": ("context", "spots"),
+        "sentences": ("context", "sentences"),
+        "positions": ("context", "positions"),
+        "input_normalisation": ("normalisation", "input"),
+        "expression_normalisation": ("normalisation", "expression"),
+    }
+    change: dict[str, Any] = {}
+    for option, (part, name) in places.items():
+        if options[option] is None:
+            continue
+        if name is None:
+            change[part] = options[option]
+        else:
+            change.setdefault(part, {})[name] = options[option]
+    return change
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--ckpt", required=True, type=PATH, help="Trained checkpoint: .pt, .ckpt or .safetensors.")
+@click.option("--out", type=PATH, default=Path("mclst-bundle"), help="Folder of the bundle.")
+@click.option(
+    "--reference",
+    "references",
+    type=PATH,
+    multiple=True,
+    help="Measured sections for the bank: a folder of legacy ST sections, Space Ranger outs/, or .h5ad; repeatable.",
+)
+@click.option(
+    "--sections",
+    help="Sections of the references to take: names and ranges, such as A2-G3,H1.  [default: all]",
+)
+@click.option("--hold-out", multiple=True, help="Section to leave out of the bank; repeatable.")
+@click.option(
+    "--genes",
+    type=PATH,
+    help="The model's genes in order: .txt, .tsv or .npy.  [default: genes.txt beside the sections]",
+)
+@click.option("--k", type=click.IntRange(1), help="Neighbours averaged per tile.  [default: 200]")
+@click.option("--rank", type=click.Choice(RANKS), help="What chooses the neighbours.  [default: cosine]")
+@click.option("--distance", type=click.Choice(DISTANCES), help="What the weights are made of.  [default: l1]")
+@click.option(
+    "--weighting", type=click.Choice(WEIGHTINGS), help="Distance to weight.  [default: inverse-square]"
+)
+@click.option("--temperature", type=float, help="Of the softmax weightings.  [default: 1.0]")
+@click.option("--heads", type=click.IntRange(1), help="Attention heads of the spot encoder.  [default: 8]")
+@click.option("--context", type=click.IntRange(1), help="Spots per Transformer sentence.  [default: 32]")
+@click.option(
+    "--sentences",
+    type=click.Choice(("file", "section")),
+    help="Whether sentences run on over section borders or start anew at each.  [default: file]",
+)
+@click.option(
+    "--positions",
+    type=click.Choice(("array", "pixel")),
+    help="What indexes the position tables.  [default: array]",
+)
+@click.option(
+    "--input-normalisation",
+    type=click.Choice(tuple(NORMALISATIONS)),
+    help="Of the spot encoder's input.  [default: spot-wise]",
+)
+@click.option(
+    "--expression-normalisation",
+    type=click.Choice(tuple(NORMALISATIONS)),
+    help="Of the expression that is averaged, and so of the map.  [default: gene-wise]",
+)
+@click.option(
+    "--tile-px", type=click.IntRange(8, 4096), help="Tile side the encoder was trained on.  [default: 224]"
+)
+@click.option(
+    "--tile-mpp", type=float, help="µm/px it was trained at.  [default: level-0 pixels as they are]"
+)
+@click.option("--pad", type=Numbers(int), help="RGB outside the slide.  [default: 0,0,0]")
+@click.option(
+    "--channels", type=click.Choice(("rgb", "bgr")), help="Channel order it was trained on.  [default: rgb]"
+)
+@click.option(
+    "--pixel-range",
+    type=click.Choice(("0-1", "0-255")),
+    help="Pixel values it was trained on.  [default: 0-1]",
+)
+@click.option("--mean", type=Numbers(float), help="Subtracted after scaling, per channel.  [default: 0,0,0]")
+@click.option("--std", type=Numbers(float), help="Divided by after scaling, per channel.  [default: 1,1,1]")
+@click.option(
+    "--parity-tiles",
+    type=click.IntRange(4),
+    default=64,
+    help="Tiles on which export and checkpoint are compared.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a bundle of that name.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the bundle's manifest on stdout instead of its path."
+)
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@click.version_option(package_name="mclst")
+@command
+def main(
+    ckpt: Path,
+    out: Path,
+    references: tuple[Path, ...],
+    sections: str | None,
+    hold_out: tuple[str, ...],
+    genes: Path | None,
+    parity_tiles: int,
+    overwrite: bool,
+    json_path: Path | None,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Turn a trained checkpoint into a bundle that mclst-infer runs.
+
+    Traces the image encoder to ONNX with its preprocessing inside, encodes the reference sections into the bank,
+    proves that the export gives what the checkpoint gives, and writes it all to one folder, or nothing.
+
+    The defaults are those of the published mclSTExp HER2+ scripts; a checkpoint trained by mclst brings its own.
+    """
+    try:
+        from mclst.export.bundling import export_bundle
+    except ImportError as error:
+        raise ResourceError(f"{error.name} is not installed; install mclst[export,cpu]") from error
+    bundle = export_bundle(
+        ckpt,
+        out,
+        references=references,
+        sections=sections,
+        hold_out=hold_out,
+        genes=genes,
+        change=_change(options),
+        overwrite=overwrite,
+        parity_tiles=parity_tiles,
+        say=lambda text: say(text, quiet=quiet),
+    )
+    parity = json.loads((bundle.path / "parity.json").read_text())
+    m = bundle.manifest
+    r = m.retrieval
+    rows = [
+        ("bundle", bundle.path),
+        ("encoder", f"{m.encoder.name}, {m.tile.size_px} px tiles, {m.encoder.embedding_dim}-d embedding"),
+        ("bank", f"{m.bank_rows} spots of {len(m.bank)} sections, {m.genes} genes"),
+        ("retrieval", f"k {r.k}, rank {r.rank}, distance {r.distance}, weighting {r.weighting}"),
+        (
+            "parity",
+            f"embedding within {parity['embedding']['max_abs']:.1e}, expression within "
+            + f"{parity['expression']['max_abs']:.1e} of the checkpoint on {parity['tiles']['count']} tiles of "
+            + parity["tiles"]["source"],
+        ),
+    ]
+    table(rows, quiet=quiet)
+    if json_path is not None:
+        content = {"bundle": str(bundle.path), "manifest": m.model_dump(mode="json"), "parity": parity}
+        publish_json(json_path, content, overwrite=overwrite)
+    if json_path is None or str(json_path) != "-":
+        click.echo(str(bundle.path))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

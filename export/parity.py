@@ -1,0 +1,151 @@
+"""Proof that the exported graph gives what the checkpoint gives, written to `parity.json`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mclst.export.graph import preprocess
+from mclst.kernels.retriever import Retriever
+from mclst.models.mclstexp import MclSTExp
+from mclst.runtime.bank import Bank
+from mclst.runtime.errors import ParityError
+from mclst.runtime.manifest import Settings
+from mclst.runtime.session import Session
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What a float32 export must keep.
+
+    embedding_max_abs: largest difference, as a share of the largest value. cosine_min: worst tile.
+    overlap_mean: share of the k neighbours in common. expression_q999: 99.9 % quantile of the absolute difference.
+    expression_pearson: over all values.
+    """
+
+    embedding_max_abs: float = 1e-3
+    cosine_min: float = 0.99999
+    overlap_mean: float = 0.98
+    expression_q999: float = 1e-3
+    expression_pearson: float = 0.99999
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tiles to compare on: RGB uint8 [n, S, S, 3], and where they are from."""
+
+    pixels: NDArray[np.uint8]
+    source: str
+
+
+def encode_with_checkpoint(
+    network: MclSTExp, tiles: NDArray[np.uint8], settings: Settings
+) -> NDArray[np.float32]:
+    """The checkpoint's own embeddings float32 [n, D], preprocessed and run in torch, eight tiles at a time."""
+    with torch.inference_mode():
+        parts = [
+            network.encode_tiles(preprocess(tiles[i : i + 8], settings.preprocessing)).numpy()
+            for i in range(0, len(tiles), 8)
+        ]
+    return np.concatenate(parts)
+
+
+def encode_with_export(session: Session, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The exported graph's embeddings float32 [n, D], in batches of 1, 3 and the rest: the batch must not matter."""
+    parts = [tiles[:1], tiles[1:4], tiles[4:]]
+    return np.concatenate([session.encode(part) for part in parts if len(part)])
+
+
+def compare(
+    expected: NDArray[np.float32], found: NDArray[np.float32], bank: Bank, settings: Settings
+) -> dict[str, Any]:
+    """Embedding error, top-k overlap and per-gene Pearson r of the expression, in float64.
+
+    Genes whose expected expression is constant over the tiles have no r and are left out of it.
+    """
+    a, b = expected.astype(np.float64), found.astype(np.float64)
+    cosine = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-300)
+    retriever = Retriever(bank, settings.retrieval.spec(), provider="reference")
+    one, two = (retriever.aggregate(e, neighbours=True) for e in (expected, found))
+    assert one.neighbours is not None and two.neighbours is not None
+    overlap = [
+        len(np.intersect1d(p, q)) / len(p) for p, q in zip(one.neighbours, two.neighbours, strict=True)
+    ]
+    x, y = one.expression.astype(np.float64), two.expression.astype(np.float64)
+    per_gene = pearson_per_gene(x, y)
+    return {
+        "embedding": {
+            "max_abs": float(np.abs(a - b).max()),
+            "largest_value": float(np.abs(a).max()),
+            "cosine_min": float(cosine.min()),
+            "cosine_mean": float(cosine.mean()),
+        },
+        "neighbours": {
+            "k": settings.retrieval.k,
+            "overlap_min": min(overlap),
+            "overlap_mean": float(np.mean(overlap)),
+        },
+        "expression": {
+            "max_abs": float(np.abs(x - y).max()),
+            "q999_abs": float(np.quantile(np.abs(x - y), 0.999)),
+            "pearson": float(pearson_per_gene(x.reshape(-1, 1), y.reshape(-1, 1))[0])
+            if np.ptp(x) and np.ptp(y)
+            else None,
+            "genes_compared": len(per_gene),
+            "pearson_per_gene_min": float(per_gene.min()) if len(per_gene) else None,
+            "pearson_per_gene_median": float(np.median(per_gene)) if len(per_gene) else None,
+        },
+    }
+
+
+def pearson_per_gene(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """r of each column that varies in both, [≤ G]."""
+    x, y = x - x.mean(0), y - y.mean(0)
+    scale = np.sqrt((x**2).sum(0) * (y**2).sum(0))
+    varies = scale > 1e-12
+    found: NDArray[np.float64] = (x * y).sum(0)[varies] / scale[varies]
+    return found
+
+
+def prove(
+    network: MclSTExp,
+    session: Session,
+    tiles: Tiles,
+    bank: Bank,
+    settings: Settings,
+    tolerance: Tolerance | None = None,
+) -> dict[str, Any]:
+    """Compare checkpoint and export on `tiles`; the content of parity.json.
+
+    Raises ParityError, naming the figure that is out of tolerance.
+    """
+    tolerance = tolerance or Tolerance()
+    expected = encode_with_checkpoint(network, tiles.pixels, settings)
+    found = compare(expected, encode_with_export(session, tiles.pixels), bank, settings)
+    e, x = found["embedding"], found["expression"]
+    checks = {
+        "embedding_max_abs": e["max_abs"] <= tolerance.embedding_max_abs * e["largest_value"],
+        "cosine_min": e["cosine_min"] >= tolerance.cosine_min,
+        "overlap_mean": found["neighbours"]["overlap_mean"] >= tolerance.overlap_mean,
+        "expression_q999": x["q999_abs"] <= tolerance.expression_q999,
+        # Undefined where the expression is one number throughout; the quantile decides there.
+        "expression_pearson": x["pearson"] is None or x["pearson"] >= tolerance.expression_pearson,
+    }
+    failed = [name for name, passed in checks.items() if not passed]
+    if failed:
+        raise ParityError(
+            f"the exported graph does not give what the checkpoint gives on {len(tiles.pixels)} tiles of "
+            f"{tiles.source}: {failed[0]} is out of tolerance ({found}); no bundle is written"
+        )
+    return {
+        "reference": "checkpoint in torch, float32",
+        "provider": session.provider,
+        "tiles": {"source": tiles.source, "count": len(tiles.pixels)},
+        **found,
+        "tolerance": asdict(tolerance),
+        "passed": True,
+    }
