@@ -49,13 +49,14 @@ class Section:
     """A measured tissue section; rows in file order.
 
     name: "C4".
-    genes: str [g], unique, in file order.
+    genes: str [g], in file order; a Visium symbol may stand twice, and match_genes refuses it where it is wanted.
     spot: str [n], unique.
     counts: float32 CSR [n, g], raw counts (or whatever values the file holds), finite and ≥ 0 unless
         `normalised` was said of them.
     array_xy: int64 [n, 2] array coordinates (legacy ST: x, y; Visium: array_col, array_row), or None.
     xy_px: float64 [n, 2] level-0 px (x, y) of the spot's centre, NaN where the file has none, or None.
     image: the section's own H&E image beside it, where there is one.
+    counts_from: what of the file was taken: "counts", or for AnnData "layers['counts']" or "X".
     """
 
     name: str
@@ -66,6 +67,7 @@ class Section:
     array_xy: NDArray[np.int64] | None
     xy_px: NDArray[np.float64] | None
     image: Path | None
+    counts_from: str = "counts"
 
     def __len__(self) -> int:
         return len(self.spot)
