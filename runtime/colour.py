@@ -1,0 +1,44 @@
+"""Colour as TIFF tiles hold it, made RGB."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+PREMULTIPLIED, STRAIGHT = 1, 2
+"""TIFF ExtraSamples: what the fourth channel is; any other value is not transparency."""
+
+
+def over_white(rgba: NDArray[np.uint8], alpha: int) -> NDArray[np.uint8]:
+    """Lay uint8 [h, w, 4] over white, uint8 [h, w, 3]; a fourth channel of another meaning is dropped."""
+    colour, opacity = rgba[..., :3], rgba[..., 3:].astype(np.uint16)
+    if alpha == STRAIGHT:
+        mixed: NDArray[np.uint8] = ((colour * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
+        return mixed
+    if alpha == PREMULTIPLIED:
+        return np.minimum(colour + (255 - opacity), 255).astype(np.uint8)
+    return np.array(colour)
+
+
+def ycbcr_to_rgb(ycc: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Convert full-range YCbCr uint8 [h, w, 3] to RGB (ITU-T T.871), in libjpeg's 16-bit fixed point."""
+    y, cb, cr = (ycc[..., i].astype(np.int32) for i in range(3))
+    cb, cr = cb - 128, cr - 128
+    half = 1 << 15
+    red = y + ((91881 * cr + half) >> 16)
+    green = y + ((-22554 * cb - 46802 * cr + half) >> 16)
+    blue = y + ((116130 * cb + half) >> 16)
+    rgb: NDArray[np.uint8] = np.clip(np.stack([red, green, blue], axis=-1), 0, 255).astype(np.uint8)
+    return rgb
+
+
+def ycbcr_of_jpeg2000(data: bytes) -> bool:
+    """Whether a JPEG 2000 codestream that holds YCbCr is still YCbCr once decoded.
+
+    The decoder converts by itself where the chroma is subsampled (ISO/IEC 15444-1, SIZ marker), and obeys the
+    colour box of a JP2 file.
+    """
+    if not data.startswith(b"\xff\x4f\xff\x51"):
+        return False
+    components = int.from_bytes(data[40:42], "big")
+    return components == 3 and all(data[42 + 3 * i + 1] == 1 for i in range(3))

@@ -1,0 +1,89 @@
+"""JPEG and PNG pictures, decoded once and held whole."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, JpegImagePlugin, PngImagePlugin
+
+from mclst.runtime import jpeg
+from mclst.runtime.errors import ResourceError, SlideError
+from mclst.runtime.slide import MAX_DECODED_PX, Level, Slide
+
+ROWS_VISITED_TOGETHER = 256
+
+
+class PictureSlide(Slide):
+    """A picture of one level, uint8 [height, width, 3], held in memory."""
+
+    def __init__(self, path: Path, kind: str, pixels: NDArray[np.uint8]) -> None:
+        height, width, _ = pixels.shape
+        level = Level(width, height, 1.0, (width, min(height, ROWS_VISITED_TOGETHER)))
+        super().__init__(path, reader="pillow", vendor=kind, levels=(level,))
+        self._pixels: NDArray[np.uint8] | None = pixels
+
+    def _read_inside(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
+        pixels = self._pixels
+        if pixels is None:
+            raise SlideError(f"{self.path} is closed; open it again to read from it")
+        return pixels[y : y + height, x : x + width].copy()
+
+    def close(self) -> None:
+        """Let go of the pixels."""
+        self._pixels = None
+
+
+def open_picture(path: Path, kind: str) -> PictureSlide:
+    """Decode a JPEG or PNG ("jpeg" or "png") to RGB; an EXIF orientation is left alone.
+
+    Gray becomes RGB, CMYK is converted, transparency is laid over white. Raises SlideError where the picture
+    is damaged, cut short or has 16 bits per channel; ResourceError beyond `MAX_DECODED_PX`.
+    """
+    try:
+        data = path.read_bytes()
+        pixels = _decode_jpeg(path, data) if kind == "jpeg" else _decode_png(path, data)
+    except OSError as exc:
+        raise SlideError(f"{path} is a damaged or incomplete {kind.upper()} ({exc}); copy it again") from exc
+    except (ValueError, SyntaxError, zlib.error) as exc:
+        raise SlideError(f"{path} is a damaged or incomplete {kind.upper()} ({exc}); copy it again") from exc
+    except MemoryError as exc:
+        raise ResourceError(f"{path} does not fit in memory; save it as a tiled TIFF") from exc
+    return PictureSlide(path, kind, pixels)
+
+
+def _decode_jpeg(path: Path, data: bytes) -> NDArray[np.uint8]:
+    frame = jpeg.read_frame(data)
+    _refuse_huge(path, frame.width, frame.height)
+    pixels = jpeg.decode_jpeg(data)
+    if frame.components == 1:
+        return np.repeat(pixels, 3, axis=2)
+    if frame.components == 4:
+        # Decoded strictly above; Pillow knows the inverted CMYK that Adobe writes.
+        return np.array(JpegImagePlugin.JpegImageFile(io.BytesIO(data)).convert("RGB"))
+    return pixels
+
+
+def _decode_png(path: Path, data: bytes) -> NDArray[np.uint8]:
+    # The plugin itself, not Image.open: that one warns of large pictures by a limit of its own.
+    image = PngImagePlugin.PngImageFile(io.BytesIO(data))
+    _refuse_huge(path, *image.size)
+    if data[24] == 16:
+        raise SlideError(f"{path} has 16 bits per channel, where 8 are needed; save it as 8-bit RGB")
+    image.load()
+    if image.has_transparency_data:
+        seen = image.convert("RGBA")
+        white = Image.new("RGBA", seen.size, (255, 255, 255, 255))
+        return np.array(Image.alpha_composite(white, seen).convert("RGB"))
+    return np.array(image.convert("RGB"))
+
+
+def _refuse_huge(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_DECODED_PX:
+        raise ResourceError(
+            f"{path} has {width} x {height} px, more than the {MAX_DECODED_PX:,} that are decoded in one piece; "
+            "save it as a tiled TIFF"
+        )

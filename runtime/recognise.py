@@ -1,0 +1,106 @@
+"""What a file is, told from its first bytes; the file's name is never trusted."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from mclst.runtime.errors import SlideError
+
+TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+HEAD_BYTES = 512
+
+# What people hand in by mistake, and the cure.
+MISTAKEN = (
+    (b"version https://git-lfs", "a git-lfs pointer, not the slide itself; fetch it with `git lfs pull`"),
+    (b"<!doctype html", "an HTML page, not a slide; the download went wrong, fetch it again"),
+    (b"<html", "an HTML page, not a slide; the download went wrong, fetch it again"),
+    (b"<?xml", "an XML text, not a slide"),
+    (b"\x1f\x8b", "gzip-compressed; unpack it first"),
+    (b"pk\x03\x04", "a zip archive; unpack it first"),
+    (b"\xfd7zxz\0", "xz-compressed; unpack it first"),
+    (b"bzh", "bzip2-compressed; unpack it first"),
+    (b"\x89hdf\r\n", "an HDF5 file, not a slide"),
+    (b"%pdf", "a PDF; export the image as TIFF"),
+    (b"gif8", "a GIF; save it as PNG or TIFF"),
+    (b"bm", "a BMP picture; save it as PNG or TIFF"),
+    (b"\0\0\0\x0cjxl ", "a JPEG XL picture; save it as TIFF"),
+    (b"\0\0\0\x0cjp  ", "a bare JPEG 2000 picture; save it as TIFF"),
+    (b"\xff\x4f\xff\x51", "a bare JPEG 2000 picture; save it as TIFF"),
+)
+
+
+def recognise(path: Path) -> str:
+    """Name what the file holds: "jpeg", "png", "tiff", or a slide format that OpenSlide reads.
+
+    Raises SlideError, in one sentence, where it is missing, not a file, empty, or nothing that is known.
+    """
+    head = _head(path)
+    if head.startswith(b"\xff\xd8\xff"):
+        # A MIRAX slide is a JPEG thumbnail with its pixels in a folder of the same stem.
+        return "mirax" if path.with_suffix("").joinpath("Slidedat.ini").is_file() else "jpeg"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if head.startswith(TIFF_MAGIC):
+        _refuse_cellsens(path)
+        return "tiff"
+    if head[128:132] == b"DICM":
+        return "dicom"
+    if head.startswith(b"ZISRAWFILE"):
+        return "zeiss czi"
+    if head.startswith(b"SQLite format 3\0"):
+        return "sakura svslide"
+    if b"Virtual Microscope Specimen]" in head[:64]:
+        return "hamamatsu vms"
+    raise SlideError(f"{path} is {_describe(head)}")
+
+
+def _head(path: Path) -> bytes:
+    try:
+        # Looked at before it is opened: opening a pipe would wait for ever.
+        mode = os.stat(path).st_mode
+        if stat.S_ISREG(mode):
+            with open(path, "rb") as file:
+                head = file.read(HEAD_BYTES)
+    except FileNotFoundError:
+        what = "is a link to a file that" if path.is_symlink() else ""
+        raise SlideError(f"{path} {what} does not exist; check the path".replace("  ", " ")) from None
+    except (OSError, ValueError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else exc
+        raise SlideError(f"{path} cannot be read ({reason}); check the path and its permissions") from exc
+    if stat.S_ISDIR(mode):
+        raise SlideError(f"{path} is a folder; give the slide file itself")
+    if not stat.S_ISREG(mode):
+        raise SlideError(
+            f"{path} is not a regular file (a pipe, socket or device); give the slide file itself"
+        )
+    if not head:
+        raise SlideError(f"{path} is empty (0 bytes); copy or download it again")
+    return head
+
+
+def _describe(head: bytes) -> str:
+    lower = head.lower().lstrip(b"\xef\xbb\xbf \t\r\n") if head[:1] in b"\xef <\t\r\n" else head.lower()
+    for magic, what in MISTAKEN:
+        if lower.startswith(magic):
+            return what
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "a WebP picture; save it as PNG or TIFF"
+    if not any(head):
+        return "nothing but zero bytes; the copy or download failed, fetch it again"
+    text = head.decode(errors="ignore").replace("\n", "").replace("\r", "").replace("\t", "").isprintable()
+    looks = "text" if text and b"\0" not in head else f"bytes that start {head[:4].hex(' ')}"
+    return (
+        f"not a slide or image that mclst knows (it holds {looks}); give a JPEG, a PNG or a whole-slide image"
+    )
+
+
+def _refuse_cellsens(path: Path) -> None:
+    """A cellSens .vsi is a small TIFF; the slide lies beside it, in `_NAME_/stack…/frame_t.ets`."""
+    pixels = path.with_name(f"_{path.stem}_")
+    if pixels.is_dir() and next(pixels.glob("stack*/*.ets"), None):
+        raise SlideError(
+            f"{path} is a cellSens slide whose pixels lie in {pixels.name}, which mclst does not read; "
+            "export it as OME-TIFF"
+        )

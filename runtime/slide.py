@@ -1,0 +1,180 @@
+"""An opened slide: levels, µm per pixel, any rectangle of pixels.
+
+Frames: `x, y` count pixels of the level that is read, from its upper left corner, y down; level 0 is the
+finest. A level's pixel (x, y) covers level-0 pixels from (x, y) * downsample on.
+Readers live in files of their own: `pillow_reader` (JPEG, PNG), `tiff` (every TIFF-based slide),
+`openslide_reader` (the rest). `open_slide` picks one by the file's content, never by its name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mclst.runtime.errors import SlideError
+
+READERS = ("auto", "pillow", "tifffile", "openslide")
+MAX_DECODED_PX = 1_000_000_000
+"""Most pixels that are ever decoded in one piece: 3 GB of RGB."""
+
+RGB = tuple[int, int, int]
+
+
+class TileReadError(SlideError):
+    """Pixels under one tile cannot be decoded; every other tile of the slide can still be read."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of a slide.
+
+    width_px, height_px: its size in its own pixels.
+    downsample: level-0 pixels per pixel of this level, along one axis; 1.0 for level 0.
+    segment_px: (width, height) of what is decoded in one piece: a JPEG tile, a strip, a block of rows.
+    """
+
+    width_px: int
+    height_px: int
+    downsample: float
+    segment_px: tuple[int, int]
+
+
+class Slide(ABC):
+    """A slide, open for reading; a context manager. `read` may be called from many threads at once.
+
+    path: the file.
+    reader: "pillow", "tifffile" or "openslide".
+    vendor: who wrote it, as far as the file tells: "aperio", "hamamatsu", "jpeg", "generic-tiff", …
+    mpp: µm per level-0 pixel, or None where the file does not say it believably.
+    mpp_source: one phrase for people: where `mpp` comes from, or why there is none.
+    levels: finest first; never empty.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        reader: str,
+        vendor: str,
+        levels: tuple[Level, ...],
+        mpp: float | None = None,
+        mpp_source: str = "the file says none",
+    ) -> None:
+        self.path = path
+        self.reader = reader
+        self.vendor = vendor
+        self.levels = levels
+        self.mpp = mpp
+        self.mpp_source = mpp_source
+
+    @property
+    def width_px(self) -> int:
+        """Width of level 0."""
+        return self.levels[0].width_px
+
+    @property
+    def height_px(self) -> int:
+        """Height of level 0."""
+        return self.levels[0].height_px
+
+    def read(
+        self, x: int, y: int, width: int, height: int, *, level: int = 0, pad: RGB = (0, 0, 0)
+    ) -> NDArray[np.uint8]:
+        """Read a rectangle of one level, uint8 [height, width, 3], RGB; the array is the caller's own.
+
+        x, y: its upper left corner, in pixels of `level`; the rectangle may lie partly or wholly outside.
+        pad: colour of what lies outside the image.
+
+        Raises TileReadError where pixels under the rectangle cannot be decoded, SlideError where the file
+        has gone bad as a whole, ValueError for a size below 1 or a level that does not exist.
+        """
+        if width < 1 or height < 1:
+            raise ValueError(f"a rectangle of {width} x {height} px cannot be read")
+        if not 0 <= level < len(self.levels):
+            raise ValueError(f"level {level} does not exist; {self.path} has {len(self.levels)}")
+        size = self.levels[level]
+        left, right = max(x, 0), min(x + width, size.width_px)
+        top, bottom = max(y, 0), min(y + height, size.height_px)
+        if (left, top, right, bottom) == (x, y, x + width, y + height):
+            return self._read_inside(x, y, width, height, level)
+        pixels = np.empty((height, width, 3), np.uint8)
+        pixels[:] = pad
+        if left < right and top < bottom:
+            inside = self._read_inside(left, top, right - left, bottom - top, level)
+            pixels[top - y : bottom - y, left - x : right - x] = inside
+        return pixels
+
+    def thumbnail(self, max_px: int) -> tuple[NDArray[np.uint8], float]:
+        """Picture the whole slide: (uint8 [h, w, 3], scale), the longer side at most `max_px`.
+
+        Area-averaged from the smallest level that is large enough, in strips of bounded memory; never
+        enlarged. scale: thumbnail pixels per level-0 pixel. Areas that cannot be decoded stay white.
+        """
+        from mclst.runtime.thumbnail import thumbnail
+
+        return thumbnail(self, max_px)
+
+    @abstractmethod
+    def _read_inside(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
+        """Read a rectangle that lies wholly inside the level."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the file; reads under way in other threads finish first or are unharmed."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_slide(path: str | Path, *, reader: str = "auto") -> Slide:
+    """Open a slide by its content.
+
+    reader: "auto", or one of "pillow", "tifffile", "openslide" to insist.
+
+    Raises SlideError where the file is missing, is no image, is damaged, or is of a kind that is refused
+    (16-bit, fluorescence planes, …); ResourceError where it would have to be decoded in one piece of more
+    than `MAX_DECODED_PX` pixels.
+    """
+    from mclst.runtime.recognise import recognise
+
+    if reader not in READERS:
+        raise SlideError(f"reader is {reader!r}; choose one of {', '.join(READERS)}")
+    path = Path(path)
+    kind = recognise(path)
+    natural = {"jpeg": "pillow", "png": "pillow", "tiff": "tifffile"}.get(kind, "openslide")
+    if reader not in ("auto", natural, "openslide"):
+        raise SlideError(
+            f"{path} is {kind.upper()}, which the {reader} reader does not read; use --reader auto"
+        )
+    # Each reader is imported when a slide needs it: codecs load slowly, and OpenSlide is an extra.
+    if reader == "openslide" or natural == "openslide":
+        from mclst.runtime.openslide_reader import open_with_openslide
+
+        return open_with_openslide(path, kind)
+    if natural == "pillow":
+        from mclst.runtime.pillow_reader import open_picture
+
+        return open_picture(path, kind)
+    from mclst.runtime.tiff import NeedsOpenSlide, open_tiff
+
+    try:
+        return open_tiff(path)
+    except NeedsOpenSlide as need:
+        if reader == "tifffile":
+            raise SlideError(
+                f"{path} is {need}, whose tiles only OpenSlide places right; use --reader auto"
+            ) from need
+        from mclst.runtime.openslide_reader import open_with_openslide
+
+        return open_with_openslide(path, str(need))
