@@ -15,6 +15,8 @@ from mclst.sections.section import SectionError
 NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 PLAIN_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?", re.ASCII)
 NUMBER_CHARACTERS = frozenset("0123456789+-.eE \t")
+WHOLE_CHARACTERS = frozenset("0123456789-")
+LONGEST_WHOLE = 18  # characters; more may not fit int64
 FLAGS = {
     "1": True,
     "1.0": True,
@@ -91,10 +93,16 @@ def typed(cells: NDArray[Any]) -> NDArray[Any]:
     if cells.dtype.kind not in "UO":
         return cells
     texts = cells.tolist()
-    if not all(isinstance(text, str) and PLAIN_NUMBER.fullmatch(text) for text in texts):
-        return cells.astype(object)
-    whole = not any(set(text) & set(".eE") or len(text) > 18 for text in texts)
-    return cells.astype(np.int64 if whole else np.float64)
+    if cells.dtype.kind == "O" and not all(isinstance(text, str) for text in texts):
+        return cells
+    used = set("".join(texts))
+    if used <= WHOLE_CHARACTERS and all(texts) and max(map(len, texts)) <= LONGEST_WHOLE:
+        with contextlib.suppress(ValueError):
+            whole = cells.astype(np.int64)
+            return whole if (whole.astype(np.str_) == cells).all() else cells.astype(object)
+    if used <= NUMBER_CHARACTERS and all(map(PLAIN_NUMBER.fullmatch, texts)):
+        return cells.astype(np.float64)
+    return cells.astype(object)
 
 
 def _parsed(table: Table, column: int, unit: str) -> NDArray[np.float64]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from mclst.sections.section import SectionError
 
-ROWS_AT_ONCE = 65_536
+ROWS_AT_ONCE = 8_192
 WIDEST_FIXED = 64  # characters; wider columns stay Python strings, lest one long cell widen a million others
 MAGIC = {
     b"\x1f\x8b": "gzip-compressed; unpack it first",

@@ -196,10 +196,12 @@ def _variant(table: Table, layout: Layout) -> str:
 
 
 def _frame(table: Table) -> pd.DataFrame:
-    named = {name: typed(column) for name, column in zip(table.names, table.columns, strict=True) if name}
-    for name in named:
-        if name.casefold() in ID_COLUMNS:
-            named[name] = np.asarray(table.columns[table.names.index(name)], dtype=object)
+    """Give the table's own columns, names of spots as text, numbers as numbers; an unnamed first column is the ids."""
+    named = {
+        name: column.astype(object) if name.casefold() in ID_COLUMNS else typed(column)
+        for name, column in zip(table.names, table.columns, strict=True)
+        if name
+    }
     return pd.DataFrame(named, index=pd.RangeIndex(len(table)))
 
 
