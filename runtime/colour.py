@@ -16,7 +16,8 @@ def over_white(rgba: NDArray[np.uint8], alpha: int) -> NDArray[np.uint8]:
         mixed: NDArray[np.uint8] = ((colour * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
         return mixed
     if alpha == PREMULTIPLIED:
-        return np.minimum(colour + (255 - opacity), 255).astype(np.uint8)
+        summed: NDArray[np.uint8] = np.minimum(colour + (255 - opacity), 255).astype(np.uint8)
+        return summed
     return np.array(colour)
 
 

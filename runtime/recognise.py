@@ -14,21 +14,18 @@ HEAD_BYTES = 512
 # What people hand in by mistake, and the cure.
 MISTAKEN = (
     (b"version https://git-lfs", "a git-lfs pointer, not the slide itself; fetch it with `git lfs pull`"),
-    (b"<!doctype html", "an HTML page, not a slide; the download went wrong, fetch it again"),
-    (b"<html", "an HTML page, not a slide; the download went wrong, fetch it again"),
     (b"<?xml", "an XML text, not a slide"),
     (b"\x1f\x8b", "gzip-compressed; unpack it first"),
-    (b"pk\x03\x04", "a zip archive; unpack it first"),
-    (b"\xfd7zxz\0", "xz-compressed; unpack it first"),
-    (b"bzh", "bzip2-compressed; unpack it first"),
-    (b"\x89hdf\r\n", "an HDF5 file, not a slide"),
-    (b"%pdf", "a PDF; export the image as TIFF"),
-    (b"gif8", "a GIF; save it as PNG or TIFF"),
-    (b"bm", "a BMP picture; save it as PNG or TIFF"),
-    (b"\0\0\0\x0cjxl ", "a JPEG XL picture; save it as TIFF"),
-    (b"\0\0\0\x0cjp  ", "a bare JPEG 2000 picture; save it as TIFF"),
+    (b"PK\x03\x04", "a zip archive; unpack it first"),
+    (b"\xfd7zXZ\0", "xz-compressed; unpack it first"),
+    (b"\x89HDF\r\n", "an HDF5 file, not a slide"),
+    (b"%PDF", "a PDF; export the image as TIFF"),
+    (b"GIF8", "a GIF; save it as PNG or TIFF"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL picture; save it as TIFF"),
+    (b"\0\0\0\x0cjP  ", "a bare JPEG 2000 picture; save it as TIFF"),
     (b"\xff\x4f\xff\x51", "a bare JPEG 2000 picture; save it as TIFF"),
 )
+HTML = (b"<!doctype html", b"<html")
 
 
 def recognise(path: Path) -> str:
@@ -81,16 +78,20 @@ def _head(path: Path) -> bytes:
 
 
 def _describe(head: bytes) -> str:
-    lower = head.lower().lstrip(b"\xef\xbb\xbf \t\r\n") if head[:1] in b"\xef <\t\r\n" else head.lower()
     for magic, what in MISTAKEN:
-        if lower.startswith(magic):
+        if head.startswith(magic):
             return what
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(HTML):
+        return "an HTML page, not a slide; the download went wrong, fetch it again"
+    if head.startswith(b"BM") and b"\0" in head:
+        return "a BMP picture; save it as PNG or TIFF"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "a WebP picture; save it as PNG or TIFF"
     if not any(head):
         return "nothing but zero bytes; the copy or download failed, fetch it again"
-    text = head.decode(errors="ignore").replace("\n", "").replace("\r", "").replace("\t", "").isprintable()
-    looks = "text" if text and b"\0" not in head else f"bytes that start {head[:4].hex(' ')}"
+    words = head.decode(errors="ignore")
+    text = all(letter.isprintable() or letter in "\t\r\n" for letter in words)
+    looks = "text" if text else f"bytes that start {head[:4].hex(' ')}"
     return (
         f"not a slide or image that mclst knows (it holds {looks}); give a JPEG, a PNG or a whole-slide image"
     )

@@ -34,7 +34,7 @@ Found = tuple[float, float, str]
 def believe(x: float, y: float, source: str) -> tuple[float | None, str]:
     """Accept mpp within 0.05-10 µm/px: (mean of x and y, source), else (None, why not)."""
     if not all(math.isfinite(value) and MIN_MPP <= value <= MAX_MPP for value in (x, y)):
-        return None, f"none: {source} gives {x:.4g} µm/px, outside {MIN_MPP:g}-{MAX_MPP:g}"
+        return None, f"none: {x:.4g} µm/px by {source} lies outside {MIN_MPP:g}-{MAX_MPP:g}"
     if abs(x - y) > ANISOTROPY * min(x, y):
         source = f"{source}, mean of {x:.4g} across and {y:.4g} down"
     return (x + y) / 2, source

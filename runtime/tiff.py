@@ -7,6 +7,7 @@ so that threads never share a file position.
 from __future__ import annotations
 
 import logging
+import struct
 from functools import partial
 from pathlib import Path
 
@@ -111,6 +112,10 @@ def _open(path: Path, tif: TiffFile) -> TiffSlide:
         raise SlideError(
             f"{path} is cut off: no image directory lies within its {size:,} bytes; copy it again"
         )
+    if not _chain_ends(tif):
+        raise SlideError(
+            f"{path} is damaged: its chain of image directories loops or is cut off; copy it again"
+        )
     for flag, what in PLACED_BY_OPENSLIDE.items():
         if flag in tif.flags:
             raise NeedsOpenSlide(what)
@@ -121,6 +126,16 @@ def _open(path: Path, tif: TiffFile) -> TiffSlide:
     parts = _levels(path, size, series, vendor)
     mpp, source = tiff_mpp(tif, series.keyframe, series.kind)
     return TiffSlide(path, vendor, parts, mpp, source)
+
+
+def _chain_ends(tif: TiffFile) -> bool:
+    """Whether the last directory says that no other follows; tifffile stops in silence at a bad link."""
+    form, file = tif.tiff, tif.filehandle
+    at = tif.pages[-1].offset
+    file.seek(at)
+    tags = struct.unpack(form.tagnoformat, file.read(form.tagnosize))[0]
+    file.seek(at + form.tagnosize + tags * form.tagsize)
+    return bool(struct.unpack(form.offsetformat, file.read(form.offsetsize))[0] == 0)
 
 
 def _levels(path: Path, size: int, series: TiffPageSeries, vendor: str) -> list[TiffLevel]:

@@ -163,6 +163,12 @@ def read_level(
     end = int((offsets + counts)[counts > 0].max(initial=0))
     if end > file_bytes:
         raise RefusedLevel(f"is cut off: its pixels need {end:,} bytes, it has {file_bytes:,}; copy it again")
+    plain_bytes = width * height * keyframe.samplesperpixel
+    if keyframe.compression == NONE and not keyframe.is_tiled and int(counts.sum()) < plain_bytes:
+        raise RefusedLevel(
+            f"declares {width} x {height} px, {plain_bytes:,} bytes, but lists {int(counts.sum()):,} of them; "
+            "it is damaged, copy it again"
+        )
     row_bytes = _row_bytes(keyframe, offsets, counts)
     if row_bytes:
         segment_height = min(height, max(1, ROW_BLOCK_BYTES // row_bytes))
@@ -191,9 +197,8 @@ def _row_bytes(page: TiffPage, offsets: NDArray[np.int64], counts: NDArray[np.in
         page.compression == NONE and page.predictor == 1 and page.planarconfig == 1 and page.fillorder == 1
     )
     joined = bool((offsets[1:] == offsets[:-1] + counts[:-1]).all())
-    whole = int(counts.sum()) >= row * page.imagelength and int(offsets[0]) > 0
-    full = bool((counts[:-1] == page.rowsperstrip * row).all())
-    return row if plain and joined and whole and full and not page.is_tiled else 0
+    full = int(offsets[0]) > 0 and bool((counts[:-1] == page.rowsperstrip * row).all())
+    return row if plain and joined and full and not page.is_tiled else 0
 
 
 def _refuse_kind(page: TiffPage) -> None:
