@@ -442,3 +442,10 @@ def test_memory_does_not_grow_with_the_map(tmp_path):
 def test_usual_spot_diameter():
     assert usual_spot_diameter(spots_of(20).xy_px) == pytest.approx(50.25)
     assert usual_spot_diameter(np.zeros((1, 2))) == usual_spot_diameter(np.zeros((3, 2))) == 100.0
+
+
+def test_hdf5_reaching_into_the_place_of_x_is_noticed():
+    image = H5adImage((4, 3))
+    image._file["X"][0] = 1.0
+    with pytest.raises(RuntimeError, match="place of X"):
+        image.close()

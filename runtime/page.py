@@ -1,0 +1,94 @@
+"""The contact sheet's page: where the tissue, the genes and their captions stand."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from typing import Any, cast
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+INK, QUIET = "#1c1c1e", "#6e6e73"
+DPI = 200
+Box = tuple[float, float, float, float]
+"""Inches: left, top, width, height."""
+
+
+class Page:
+    """A figure of equal panels for the genes and a large one for the tissue; inches from its top left corner."""
+
+    width, height_wished, margin, head, foot = 13.33, 7.5, 0.5, 1.0, 0.55
+    gap, caption, strip = 0.28, 0.3, 0.3
+
+    def __init__(self, genes: int, aspect: float) -> None:
+        """Room for `genes` pictures of width / height `aspect`, as large as they can be on a 16:9 page."""
+        self.block = 2 if genes >= 4 else 1  # cells along a side of the tissue's picture
+
+        def size(columns: int) -> tuple[float, float]:
+            panel = (self.width - 2 * self.margin - (columns - 1) * self.gap) / columns
+            rows = max(self.block, math.ceil((genes + self.block**2) / columns))
+            return panel, self.head + self.foot + rows * (panel / aspect + self.caption + self.strip)
+
+        def seen(columns: int) -> float:
+            panel, height = size(columns)
+            return panel * min(1.0, self.height_wished / height)
+
+        self.columns = max(range(self.block + 1, max(self.block, genes) + 2), key=seen)
+        self.panel, self.height = size(self.columns)
+        self.picture = self.panel / aspect
+        wide = self.block * (self.panel + self.gap) - self.gap
+        wide = min(
+            wide,
+            aspect * (self.block * (self.picture + self.caption + self.strip) - self.caption - self.strip),
+        )
+        self.tissue: Box = (self.margin, self.head + self.caption, wide, wide / aspect)
+        cells = (divmod(cell, self.columns) for cell in range(self.columns * (genes + self.block**2)))
+        self.cells = [(row, column) for row, column in cells if max(row, column) >= self.block][:genes]
+        self.figure = Figure(figsize=(self.width, self.height), dpi=DPI, facecolor="white")
+        self.canvas = FigureCanvasAgg(self.figure)
+
+    def box(self, place: int) -> Box:
+        """The picture of the gene at `place`."""
+        row, column = self.cells[place]
+        top = self.head + self.caption + row * (self.picture + self.caption + self.strip)
+        return self.margin + column * (self.panel + self.gap), top, self.panel, self.picture
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Axes without a frame."""
+        across, up = self.width, self.height
+        axes = self.figure.add_axes((left / across, 1 - (top + height) / up, width / across, height / up))
+        axes.set_axis_off()
+        return axes
+
+    def text(self, left: float, top: float, words: str, room: float | None = None, **style: Any) -> float:
+        """Text with its baseline at (left, top), cut to `room` inches, never read as mathematics; its width."""
+        place = (left / self.width, 1 - top / self.height)
+        text = self.figure.text(*place, words, **{"color": INK, "parse_math": False, **style})
+        renderer = cast(Any, self.canvas).get_renderer()
+        with _any_script():
+            while (wide := text.get_window_extent(renderer).width / DPI) > (room or math.inf) and len(
+                words
+            ) > 1:
+                words = words[:-1]
+                text.set_text(words + "…")
+        return float(wide)
+
+    def png(self) -> bytes:
+        """The page as a PNG file's content."""
+        content = BytesIO()
+        with _any_script():
+            self.figure.savefig(content, format="png", metadata={"Software": "mclst"})
+        return content.getvalue()
+
+
+@contextmanager
+def _any_script() -> Iterator[None]:
+    """Let a slide be named in a script the font has no letters of; they are drawn as boxes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        yield

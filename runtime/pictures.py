@@ -1,0 +1,282 @@
+"""Pictures of an expression map: which genes are spatially structured, and a contact sheet of them over the tissue."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata
+import matplotlib
+import numpy as np
+import scipy.sparse as sp
+from matplotlib.axes import Axes
+from matplotlib.collections import EllipseCollection
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from mclst.runtime.errors import InputError
+from mclst.runtime.expression import shrink, usual_spot_diameter
+from mclst.runtime.page import DPI, INK, QUIET, Box, Page
+from mclst.runtime.publish import write_whole
+
+NEIGHBOURS = 6
+PANELS = 8
+COLOURS = ListedColormap(matplotlib.colormaps["magma_r"](np.linspace(0.04, 0.92, 256)))
+"""Dark is more, as eyes expect on a pale ground; neither end is lost in the paper or in black."""
+GENE_BLOCK = 256
+Window = tuple[float, float, float, float]
+"""Level-0 px: left, right, top, bottom."""
+LEAST_PX = 1.6
+"""Spots smaller than this on the sheet could not be seen; they are drawn this large."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What a contact sheet is drawn from.
+
+    title: the slide's name. genes: [G]. expression: float32 [n, G], NaN where a tile was unreadable.
+    xy_px: float64 [n, 2] spot centres, level-0 px. spot_diameter_px: level-0 px, or None: half the usual distance.
+    image: uint8 [h, w, 3]. image_scale: image px per level-0 px. mpp: µm per level-0 px, or None: no scale bar.
+    """
+
+    title: str
+    genes: Sequence[str]
+    expression: NDArray[np.float32]
+    xy_px: NDArray[np.float64]
+    image: NDArray[np.uint8]
+    image_scale: float
+    spot_diameter_px: float | None = None
+    mpp: float | None = None
+
+
+def morans_i(
+    values: NDArray[Any], xy: NDArray[np.float64], neighbours: int = NEIGHBOURS
+) -> NDArray[np.float64]:
+    """Moran's I of each gene over the spots: float64 [G], NaN for a constant gene or fewer than three spots.
+
+    values: [n, G]; rows with a NaN are left out. xy: [n, 2], any unit. neighbours: nearest other spots, each of weight
+    1/neighbours (binary weights, row-standardised); all other spots where there are fewer.
+    I = Σᵢⱼ wᵢⱼ zᵢ zⱼ / Σᵢ zᵢ², z the deviations from the mean, weights summing to n. Source: Moran 1950;
+    Cliff & Ord 1981.
+    """
+    present = ~np.isnan(values).any(axis=1)
+    n = int(np.count_nonzero(present))
+    result = np.full(values.shape[1], np.nan)
+    if n < 3:
+        return result
+    weights = _neighbour_weights(xy[present], min(neighbours, n - 1))
+    for start in range(0, values.shape[1], GENE_BLOCK):
+        block = np.asarray(values[present, start : start + GENE_BLOCK], np.float64)
+        varies = (block != block[:1]).any(axis=0)
+        z = block[:, varies] - block[:, varies].mean(axis=0)
+        z /= np.abs(z).max(axis=0)
+        moran = np.full(block.shape[1], np.nan)
+        moran[varies] = (z * (weights @ z)).sum(axis=0) / np.square(z).sum(axis=0)
+        result[start : start + GENE_BLOCK] = moran
+    return result
+
+
+def _neighbour_weights(xy: NDArray[np.float64], neighbours: int) -> sp.csr_matrix:
+    n = len(xy)
+    found = np.asarray(cKDTree(xy).query(xy, k=neighbours + 1)[1])
+    # Spots in one place may find each other before themselves, or not find themselves at all.
+    others = found != np.arange(n)[:, None]
+    others[others.all(axis=1), -1] = False
+    rows = np.repeat(np.arange(n), neighbours)
+    return sp.csr_matrix((np.full(len(rows), 1 / neighbours), (rows, found[others])), shape=(n, n))
+
+
+def contact_sheet(
+    map_path: Path,
+    out: Path,
+    *,
+    genes: Sequence[str] | None = None,
+    panels: int = PANELS,
+    mpp: float | None = None,
+) -> Path:
+    """Draw a published map's contact sheet to the PNG `out`, whole or not at all; returns `out`.
+
+    genes: these, in this order; None: the `panels` genes of largest Moran's I. mpp: µm per level-0 px, for a scale bar.
+    Raises InputError where the map has no tissue image or lacks a named gene; OutputError where `out` cannot be written.
+    """
+    try:
+        found = anndata.read_h5ad(map_path)
+        ((title, slide),) = found.uns["spatial"].items()
+        sheet = Sheet(
+            title=title,
+            genes=list(found.var_names),
+            expression=found.to_df().to_numpy(),
+            xy_px=np.asarray(found.obsm["spatial"], np.float64),
+            image=slide["images"]["hires"],
+            image_scale=float(slide["scalefactors"]["tissue_hires_scalef"]),
+            spot_diameter_px=float(slide["scalefactors"]["spot_diameter_fullres"]),
+            mpp=mpp,
+        )
+    except KeyError as error:
+        raise InputError(
+            f"{map_path} has no {error}; give a map with its spots and one tissue image"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{map_path} is not a map with one tissue image ({error}); give another") from error
+    return draw_sheet(sheet, out, genes=genes, panels=panels)
+
+
+def draw_sheet(sheet: Sheet, out: Path, *, genes: Sequence[str] | None = None, panels: int = PANELS) -> Path:
+    """Draw a contact sheet to the PNG `out`, as `contact_sheet` does, from arrays."""
+    if missing := [gene for gene in genes or () if gene not in set(sheet.genes)]:
+        raise InputError(f"{sheet.title} has no gene {missing[0]}; name genes of the map")
+    moran = morans_i(sheet.expression, sheet.xy_px)
+    if genes is None:
+        order = np.argsort(-np.where(np.isnan(moran), -np.inf, moran), kind="stable")
+        chosen = [int(g) for g in order[:panels]]
+    else:
+        place = {gene: g for g, gene in enumerate(sheet.genes)}
+        chosen = [place[gene] for gene in genes]
+    write_whole(out, _draw(sheet, chosen, moran).png())
+    return out
+
+
+def _draw(sheet: Sheet, chosen: Sequence[int], moran: NDArray[np.float64]) -> Page:
+    diameter = sheet.spot_diameter_px or usual_spot_diameter(sheet.xy_px)
+    window = _window(sheet, diameter)
+    page = Page(len(chosen), (window[1] - window[0]) / (window[3] - window[2]))
+    image, extent = _crop(sheet, window)
+    blank = np.isnan(sheet.expression).any(axis=1)
+    _draw_words(page, sheet, int(np.count_nonzero(blank)))
+    _show(page.axes(*page.tissue), image, extent, window)
+    page.text(page.margin, page.tissue[1] - 0.09, "Tissue", size=12, weight="bold")
+    if sheet.mpp is not None:
+        _draw_scale(page, page.tissue, (window[1] - window[0]) * sheet.mpp)
+    faded = _fade(shrink(image, 1.0, math.ceil(max(page.panel, page.picture) * DPI))[0])
+    shown = max(diameter, LEAST_PX * (window[1] - window[0]) / (page.panel * DPI))
+    for place, gene in enumerate(chosen):
+        box = page.box(place)
+        axes = page.axes(*box)
+        _show(axes, faded, extent, window)
+        _add_spots(axes, sheet.xy_px[blank], shown, facecolors="none", edgecolors=QUIET, linewidths=0.5)
+        values = sheet.expression[~blank, gene]
+        limits = _limits(values)
+        spots = _add_spots(axes, sheet.xy_px[~blank], shown, cmap=COLOURS, linewidths=0, clim=limits)
+        spots.set_array(values)
+        told = "constant" if np.isnan(moran[gene]) else f"I = {moran[gene]:.2f}"
+        taken = page.text(box[0] + box[2], box[1] - 0.09, told, size=10, color=QUIET, ha="right")
+        room = box[2] - taken - 0.1
+        page.text(box[0], box[1] - 0.09, sheet.genes[gene], room, size=12, weight="bold")
+        _draw_bar(page, box, limits)
+    return page
+
+
+def _draw_words(page: Page, sheet: Sheet, blank: int) -> None:
+    room = page.width - 2 * page.margin
+    page.text(page.margin, 0.58, sheet.title, room, size=20, weight="bold")
+    told = [f"{len(sheet.xy_px):,} spots", f"{len(sheet.genes):,} genes"]
+    if blank:
+        told.append(f"{blank:,} without a prediction (rings)")
+    page.text(page.margin, 0.86, "  ·  ".join(told), room, size=11, color=QUIET)
+    note = (
+        "Predicted expression, coloured from each gene's 1st to 99th percentile over the spots.   "
+        f"I: Moran's I over the {NEIGHBOURS} nearest spots."
+    )
+    page.text(page.margin, page.height - 0.28, note, size=9, color=QUIET)
+
+
+def _draw_scale(page: Page, box: Box, across_um: float) -> None:
+    length_um = _round_length(across_um / 3)
+    length = box[2] * length_um / across_um
+    bar = page.axes(box[0], box[1] + box[3] + 0.13, length, 0.035)
+    bar.add_patch(Rectangle((0, 0), 1, 1, transform=bar.transAxes, color=INK))
+    label = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
+    page.text(box[0] + length + 0.08, box[1] + box[3] + 0.15, label, size=9, va="center_baseline")
+
+
+def _draw_bar(page: Page, box: Box, limits: tuple[float, float]) -> None:
+    left, top, width, height = box
+    middle = top + height + 0.15
+    low, high = (_number(limit, limits[1] - limits[0]) for limit in limits)
+    style: dict[str, Any] = {"size": 9, "color": QUIET, "va": "center_baseline"}
+    before = page.text(left, middle, low, **style) + 0.08
+    after = page.text(left + width, middle, high, ha="right", **style) + 0.08
+    bar = page.axes(left + before, middle - 0.035, width - before - after, 0.07)
+    bar.imshow(np.linspace(0, 1, 256)[None], cmap=COLOURS, aspect="auto")
+
+
+def _show(axes: Axes, image: NDArray[np.uint8], extent: Window, window: Window) -> None:
+    left, right, top, bottom = extent
+    axes.imshow(image, extent=(left, right, bottom, top), interpolation="antialiased", aspect="auto")
+    axes.set_xlim(window[0], window[1])
+    axes.set_ylim(window[3], window[2])
+
+
+def _add_spots(axes: Axes, xy_px: NDArray[np.float64], diameter: float, **style: Any) -> EllipseCollection:
+    sizes = np.full(len(xy_px), diameter)
+    spots = EllipseCollection(
+        sizes,
+        sizes,
+        np.zeros(len(xy_px)),
+        units="xy",
+        offsets=xy_px,
+        offset_transform=axes.transData,
+        **style,
+    )
+    axes.add_collection(spots, autolim=False)
+    return spots
+
+
+def _window(sheet: Sheet, diameter: float) -> Window:
+    """Where the spots lie, with a margin that stays on the image; level-0 px: left, right, top, bottom."""
+    sides = []
+    for axis, image_px in ((0, sheet.image.shape[1]), (1, sheet.image.shape[0])):
+        low, high = float(sheet.xy_px[:, axis].min()), float(sheet.xy_px[:, axis].max())
+        margin = max(1.5 * diameter, 0.04 * (high - low))
+        sides += [
+            min(low - diameter / 2, max(low - margin, 0.0)),
+            max(high + diameter / 2, min(high + margin, image_px / sheet.image_scale)),
+        ]
+    left, right, top, bottom = sides
+    across = max(0.0, (bottom - top) / 3 - (right - left)) / 2
+    along = max(0.0, (right - left) / 3 - (bottom - top)) / 2
+    return left - across, right + across, top - along, bottom + along
+
+
+def _crop(sheet: Sheet, window: Window) -> tuple[NDArray[np.uint8], Window]:
+    """The part of the image under `window` and its own left, right, top, bottom in level-0 px."""
+    height, width = sheet.image.shape[:2]
+    scaled = [side * sheet.image_scale for side in window]
+    left, right = max(0, math.floor(scaled[0])), min(width, math.ceil(scaled[1]))
+    top, bottom = max(0, math.floor(scaled[2])), min(height, math.ceil(scaled[3]))
+    if left >= right or top >= bottom:
+        raise InputError(f"{sheet.title}: no spot lies on its tissue image; check the spots' coordinates")
+    x0, x1, y0, y1 = (side / sheet.image_scale for side in (left, right, top, bottom))
+    return sheet.image[top:bottom, left:right], (x0, x1, y0, y1)
+
+
+def _fade(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The image paler and greyer, so that the spots' colours are the only ones."""
+    grey = image @ np.array([0.299, 0.587, 0.114], np.float32)
+    mixed = 0.75 * grey[..., None] + 0.25 * image
+    return np.asarray(255 - (255 - mixed) * 0.4, np.uint8)
+
+
+def _limits(values: NDArray[np.float32]) -> tuple[float, float]:
+    if not len(values):
+        return 0.0, 1.0
+    low, high = np.percentile(values.astype(np.float64), [1, 99])
+    return float(low), float(high)
+
+
+def _round_length(about: float) -> float:
+    """The largest of 1, 2, 5 x 10ⁿ that is not above `about`."""
+    power = 10.0 ** math.floor(math.log10(about))
+    return max(step * power for step in (1, 2, 5) if step * power <= about * (1 + 1e-9))
+
+
+def _number(value: float, span: float) -> str:
+    """`value` to the first two digits that tell it from another `span` away."""
+    decimals = 1 - math.floor(math.log10(span)) if span > 0 else 2
+    text = f"{value:.1e}" if decimals > 4 or abs(value) >= 1e5 else f"{value:.{max(0, decimals)}f}"
+    return text.replace("-", "−")
