@@ -103,15 +103,11 @@ def settle(checkpoint: Checkpoint, change: Change) -> Settings:
             merged[part] = {**merged[part], **fields} if isinstance(fields, dict) else fields
         return Settings.model_validate_json(json.dumps(merged))
     except (ValidationError, TypeError, KeyError) as error:
-        first = (
-            error.errors()[0]
-            if isinstance(error, ValidationError)
-            else {"loc": ("config",), "msg": str(error)}
-        )
-        where = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(
-            f"{checkpoint.path}: setting {where}: {first['msg'].lower()}; correct the option"
-        ) from error
+        where, what = "config", str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            where, what = ".".join(str(part) for part in first["loc"]), first["msg"].lower()
+        raise CheckpointError(f"{checkpoint.path}: setting {where}: {what}; correct the option") from error
 
 
 def _reference(

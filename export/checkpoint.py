@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,11 +141,13 @@ def _read_torch(path: Path) -> dict[str, Any]:
                     f"{path} would unpack to more than it holds, as no checkpoint does; refused"
                 )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols: what cannot be read is refused below
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except pickle.UnpicklingError as error:
-        if "weights_only" not in str(error) and "Weights only" not in str(error):
+        if "GLOBAL" not in str(error) and "unsupported class" not in str(error).lower():
             raise CheckpointError(
-                f"{path} is not a checkpoint ({_short(error)}); give a .pt or .safetensors file"
+                f"{path} is not a checkpoint; give a .pt, .ckpt or .safetensors file"
             ) from error
         raise CheckpointError(
             f"{path} needs arbitrary unpickling, which could run any program, and is refused; "

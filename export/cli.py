@@ -17,7 +17,7 @@ from mclst.sections.normalise import NORMALISATIONS
 PATH = click.Path(path_type=Path)
 
 
-class Numbers(click.ParamType):
+class Numbers(click.ParamType[list[float]]):
     """Three comma-separated numbers."""
 
     name = "a,b,c"

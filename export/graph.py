@@ -7,6 +7,7 @@ import io
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -84,6 +85,9 @@ def write_graph(network: MclSTExp, tile: Tile, settings: Preprocessing, path: Pa
     model = _trace(FoldedEncoder(network).eval(), tile.size_px)
     _prepend_prologue(model, tile, settings)
     del model.graph.value_info[:]
+    # The exporter writes the call stack, with paths of the exporting machine, into every node.
+    for part in (*model.graph.node, *model.graph.input, *model.graph.output, model.graph, model):
+        del part.metadata_props[:]
     model.producer_name = "mclst"
     large = sum(len(t.raw_data) for t in model.graph.initializer) > EXTERNAL_DATA_BYTES
     onnx.save(model, path, save_as_external_data=large, location=f"{path.name}.data")
@@ -136,7 +140,7 @@ def _prepend_prologue(model: onnx.ModelProto, tile: Tile, settings: Preprocessin
         helper.make_node("Cast", ["tiles"], ["tiles_float"], to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["tiles_float"], ["tiles_nchw"], perm=[0, 3, 1, 2]),
     ]
-    steps: list[tuple[str, np.ndarray, dict[str, int]]] = []
+    steps: list[tuple[str, np.ndarray, dict[str, Any]]] = []
     if settings.channels == "bgr":
         steps.append(("Gather", np.array([2, 1, 0], np.int64), {"axis": 1}))
     if np.any(std != 1):

@@ -51,7 +51,7 @@ def model_genes(
     if gene_list is None:
         gene_list = next((p / "genes.txt" for p in paths if (p / "genes.txt").is_file()), None)
     if gene_list is not None:
-        genes = read_gene_list(gene_list)
+        genes = np.asarray(read_gene_list(gene_list), dtype=np.str_)
         if len(genes) != checkpoint.genes:
             raise ReferenceDataError(
                 f"{gene_list} lists {len(genes)} genes and {checkpoint.path} was trained on {checkpoint.genes}; "
@@ -82,7 +82,7 @@ def read_references(
     for source in sources.values():
         section = read_section(source)
         genes = genes_of(section) if genes is None else genes
-        counts = match_genes(section, genes)
+        counts = match_genes(section, list(genes))
         cut.append(ReferenceSection(section.name, section.spot, counts, section.array_xy, section.xy_px))
         if section.image is not None and section.xy_px is not None:
             pictured.append(section)

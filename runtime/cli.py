@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import sys
 from pathlib import Path
@@ -136,16 +135,15 @@ def _spec(bundle: Bundle, given: dict[str, Any]) -> RetrievalSpec:
 
 
 def _summary(run: Run, bundle: Bundle) -> list[tuple[str, Any]]:
-    rate = {stage: f"{run.tiles_per_second(stage):,.0f}" for stage in ("read", "encode", "retrieve")}
+    rate = {stage: f"{run.tiles_per_second(stage):,.0f}" for stage in ("read", "encode", "retrieve", "total")}
     genes = ", ".join(f"{gene} ({value:.2f})" for gene, value in run.structured[:5])
-    rows = [
+    rows: list[tuple[str, Any]] = [
         ("spots", f"{run.spots:,}, {run.coordinates}"),
         ("genes", f"{run.genes:,}, normalised {bundle.manifest.normalisation.expression}"),
         ("tiles", run.tile),
         (
             "tiles/s",
-            f"read {rate['read']}, encode {rate['encode']}, retrieve {rate['retrieve']}; whole run "
-            f"{run.tiles_per_second('total'):,.1f}",
+            "read {read}, encode {encode}, retrieve {retrieve}; whole run {total}".format(**rate),
         ),
         ("provider", f"{run.provider}, retrieval {run.retriever}"),
     ]

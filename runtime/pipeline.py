@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,7 @@ from mclst.kernels.spec import RetrievalSpec
 from mclst.runtime.bundle import Bundle, file_sha256
 from mclst.runtime.errors import BundleError, InputError, SlideError
 from mclst.runtime.expression import MapWriter
-from mclst.runtime.manifest import Manifest
-from mclst.runtime.pictures import draw_map
+from mclst.runtime.pictures import contact_sheet
 from mclst.runtime.placing import check_places
 from mclst.runtime.session import Session, open_session
 from mclst.runtime.slide import Slide
@@ -30,6 +29,9 @@ from mclst.sections.spots import read_spots
 
 RETRIEVE_ROWS = 512
 """Embeddings gathered before a retrieval: enough to fill a matrix product, 0.5 MB at 256 dimensions."""
+
+IMAGE_PX = 2000
+"""Longest side of the tissue image in the map, as Space Ranger writes it."""
 
 PACKAGES = (
     "mclst",
@@ -125,22 +127,19 @@ def predict(
     Memory does not grow with the number of spots beyond their table.
     Raises InputError, OutputError or ResourceError; nothing is left behind then.
     """
+    started = time.perf_counter()
     clock = _Clock()
-    with clock.stage("total"):
-        spots = spots if isinstance(spots, Spots) else read_spots(Path(spots))
-        out = Path(f"{slide.path.stem}.h5ad") if out is None else Path(out)
-        check_places(spots, slide)
-        spec = retrieval or bundle.manifest.retrieval.spec()
-        with (
-            clock.stage("open"),
-            ThreadPoolExecutor(1, thread_name_prefix="mclst-hash") as hashing,
-            MapWriter(
-                out, genes=[str(g) for g in bundle.bank.genes], spots=spots, overwrite=overwrite
-            ) as writer,
-        ):
-            slide_hash = hashing.submit(file_sha256, slide.path)
-            session = open_session(bundle.encoder_path, provider)
-            retriever = _retriever(bundle, spec)
+    spots = spots if isinstance(spots, Spots) else read_spots(Path(spots))
+    out = Path(f"{slide.path.stem}.h5ad") if out is None else Path(out)
+    check_places(spots, slide)
+    spec = retrieval or bundle.manifest.retrieval.spec()
+    with ThreadPoolExecutor(1, thread_name_prefix="mclst-hash") as hashing:
+        slide_sha256 = hashing.submit(file_sha256, slide.path)
+        genes = [str(gene) for gene in bundle.bank.genes]
+        with MapWriter(out, genes=genes, spots=spots, overwrite=overwrite) as writer:
+            with clock.stage("open"):
+                session = open_session(bundle.encoder_path, provider)
+                retriever = _retriever(bundle, spec)
             tile = bundle.manifest.tile
             shape = TileShape(tile.size_px, tile.mpp, tile.pad)
             tiles = Tiles(
@@ -150,36 +149,41 @@ def predict(
             clock["read"] = tiles.seconds_reading
             if len(failed) == len(spots):
                 raise SlideError(f"{slide.path}: no tile could be read; the first says: {failed[0][1]}")
-            run = _provenance(
-                bundle, slide, slide_hash.result(), spec, session, retriever, tiles, spots, failed, clock
-            )
+            made_by = {
+                "bundle": _of_bundle(bundle),
+                "slide": _of_slide(slide, slide_sha256.result(), slide_mpp),
+                "spots": {
+                    "name": spots.path.name,
+                    "variant": spots.variant,
+                    "coordinates": spots.coordinates,
+                },
+                "settings": {**asdict(spec), "tile": tiles.choice, "pad": list(tile.pad)},
+                "provider": session.provider,
+                "retriever": retriever.provider,
+                "failed_spots": len(failed),
+                "seconds": dict(clock),
+                "versions": _versions(),
+            }
             with clock.stage("write"):
-                image, scale = slide.thumbnail(2000)
-                mpp = slide_mpp or slide.mpp
-                writer.publish(
-                    image=image,
-                    image_scale=scale,
-                    spot_diameter_px=spots.spot_diameter_px,
-                    library_id=slide.path.stem,
-                    run=run,
-                    metadata={"source_image_path": slide.path.name},
-                )
-        drawn: tuple[Path | None, tuple[tuple[str, float], ...]] = (None, ())
-        if picture:
-            with clock.stage("draw"):
-                drawn = draw_map(out, out.with_suffix(".png"), mpp=mpp)
+                _publish(writer, slide, spots, made_by)
+    drawn: tuple[tuple[str, float], ...] = ()
+    sheet = out.with_suffix(".png") if picture else None
+    if sheet is not None:
+        with clock.stage("draw"):
+            drawn = contact_sheet(out, sheet, mpp=slide_mpp or slide.mpp)
+    clock["total"] = time.perf_counter() - started
     return Run(
         map_path=out,
-        picture_path=drawn[0],
+        picture_path=sheet,
         spots=len(spots),
-        genes=bundle.manifest.genes,
+        genes=len(genes),
         failed=tuple(failed),
         provider=session.provider,
         retriever=retriever.provider,
-        notes=tuple(note for note in (session.note,) if note),
+        notes=(session.note,) if session.note else (),
         coordinates=spots.coordinates,
         tile=tiles.choice,
-        structured=drawn[1],
+        structured=drawn,
         seconds=dict(clock),
     )
 
@@ -238,55 +242,41 @@ def _stream(
     return failed
 
 
-def _provenance(
-    bundle: Bundle,
-    slide: Slide,
-    slide_sha256: str,
-    spec: RetrievalSpec,
-    session: Session,
-    retriever: Retriever,
-    tiles: Tiles,
-    spots: Spots,
-    failed: list[tuple[str, str]],
-    clock: _Clock,
-) -> dict[str, Any]:
-    """`uns["mclst"]`: all that shaped the map."""
-    m: Manifest = bundle.manifest
+def _publish(writer: MapWriter, slide: Slide, spots: Spots, made_by: dict[str, Any]) -> None:
+    image, scale = slide.thumbnail(IMAGE_PX)
+    writer.publish(
+        image=image,
+        image_scale=scale,
+        spot_diameter_px=spots.spot_diameter_px,
+        library_id=slide.path.stem,
+        run=made_by,
+        metadata={"source_image_path": slide.path.name},
+    )
+
+
+def _of_bundle(bundle: Bundle) -> dict[str, Any]:
+    m = bundle.manifest
     return {
-        "bundle": {
-            "sha256": bundle.sha256,
-            "system": m.system,
-            "encoder": m.encoder.name,
-            "checkpoint_sha256": m.checkpoint.sha256,
-            "bank_spots": m.bank_rows,
-            "normalisation_expression": m.normalisation.expression,
-        },
-        "slide": {
-            "name": slide.path.name,
-            "sha256": slide_sha256,
-            "width_px": slide.width_px,
-            "height_px": slide.height_px,
-            "mpp": slide.mpp,
-            "mpp_source": slide.mpp_source,
-            "reader": slide.reader,
-        },
-        "spots": {"name": spots.path.name, "variant": spots.variant, "coordinates": spots.coordinates},
-        "settings": {
-            "k": spec.k,
-            "rank": spec.rank,
-            "distance": spec.distance,
-            "weighting": spec.weighting,
-            "temperature": spec.temperature,
-            "tile_px": m.tile.size_px,
-            "tile_mpp": m.tile.mpp,
-            "pad": list(m.tile.pad),
-            "tile": tiles.choice,
-        },
-        "provider": session.provider,
-        "retriever": retriever.provider,
-        "failed_spots": len(failed),
-        "seconds": {name: value for name, value in clock.items() if name != "write"},
-        "versions": _versions(),
+        "sha256": bundle.sha256,
+        "system": m.system,
+        "encoder": m.encoder.name,
+        "checkpoint_sha256": m.checkpoint.sha256,
+        "bank_spots": m.bank_rows,
+        "normalisation_expression": m.normalisation.expression,
+        "tile_px": m.tile.size_px,
+        "tile_mpp": m.tile.mpp,
+    }
+
+
+def _of_slide(slide: Slide, sha256: str, given_mpp: float | None) -> dict[str, Any]:
+    return {
+        "name": slide.path.name,
+        "sha256": sha256,
+        "width_px": slide.width_px,
+        "height_px": slide.height_px,
+        "mpp": slide.mpp if given_mpp is None else given_mpp,
+        "mpp_source": slide.mpp_source if given_mpp is None else "given",
+        "reader": slide.reader,
     }
 
 

@@ -1,0 +1,33 @@
+# make demo   a virtual environment, then the whole way on a made-up slide
+# make test   the same environment, then the tests
+# make check  formatting, lint, types
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/installed
+	$(BIN)/mclst-demo --out mclst-demo --overwrite
+
+test: $(VENV)/installed
+	$(BIN)/pytest
+
+check: $(VENV)/installed build/as/mclst
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/mypy --allow-untyped-defs --allow-incomplete-defs --allow-untyped-calls tests
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,export,openslide,dev]"
+	touch $@
+
+# Type checkers resolve `mclst.<folder>` through this link.
+build/as/mclst:
+	mkdir -p build/as && ln -sfn ../.. $@
+
+clean:
+	rm -rf $(VENV) build mclst-demo mclst-bundle
