@@ -82,16 +82,21 @@ def read_section(source: SectionSource) -> Section:
 
 def _of_file(path: Path) -> SectionSource:
     if h5py.is_hdf5(path):
-        with h5py.File(path, "r") as file:
-            if "matrix" in file and "obs" not in file:
-                raise SectionError(
-                    f"{path}: a Space Ranger matrix alone has no places; give its outs/ folder"
-                )
+        if _is_10x_matrix(path):
+            raise SectionError(f"{path}: a Space Ranger matrix alone has no places; give its outs/ folder")
         return h5ad.source_of(path)
     source = legacy_st.source_of(path)
     if source is None:
         raise SectionError(f"{path}: the file is not a measured section; give {ACCEPTED}")
     return source
+
+
+def _is_10x_matrix(path: Path) -> bool:
+    try:
+        with h5py.File(path, "r") as file:
+            return "matrix" in file and "obs" not in file
+    except OSError as error:
+        raise SectionError(f"{path}: the HDF5 file is damaged ({error})") from error
 
 
 def _chosen(piece: str, there: Sequence[str]) -> Sequence[str]:

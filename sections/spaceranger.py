@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -69,20 +70,24 @@ def _matrix(folder: Path) -> Path | None:
     if tables:
         return tables[0]
     written = folder / MATRIX
-    return written if _one_of(written, "matrix.mtx", must=False) is not None else None
+    return written if _some_of(written, "matrix.mtx") else None
 
 
-def _one_of(folder: Path, *names: str, must: bool = True) -> Path | None:
+def _one_of(folder: Path, *names: str) -> Path:
     """Find the one file of a matrix folder that has one of these names, plain or .gz."""
-    found = [folder / f"{name}{suffix}" for name in names for suffix in ("", ".gz")]
-    found = [path for path in found if path.is_file()]
+    found = _some_of(folder, *names)
     if len(found) > 1:
         raise SectionError(f"{found[0]} and {found[1]} both are there; keep one")
-    if not found and must:
+    if not found:
         raise SectionError(
             f"{folder}: there is no {' or '.join(names)} (or .gz); the matrix folder is not whole"
         )
-    return found[0] if found else None
+    return found[0]
+
+
+def _some_of(folder: Path, *names: str) -> list[Path]:
+    written = [folder / f"{name}{suffix}" for name in names for suffix in ("", ".gz")]
+    return [path for path in written if path.is_file()]
 
 
 def _read_h5(path: Path) -> tuple[Any, NDArray[np.str_], NDArray[np.str_]]:
@@ -107,13 +112,8 @@ def _read_h5(path: Path) -> tuple[Any, NDArray[np.str_], NDArray[np.str_]]:
 
 
 def _read_folder(folder: Path) -> tuple[Any, NDArray[np.str_], NDArray[np.str_]]:
-    path = _one_of(folder, "matrix.mtx")
-    barcodes, features = _one_of(folder, "barcodes.tsv"), _one_of(folder, "features.tsv", "genes.tsv")
-    assert path is not None and barcodes is not None and features is not None
-    try:
-        matrix = sp.csr_matrix(scipy.io.mmread(path).T)
-    except (OSError, EOFError, ValueError, TypeError, OverflowError) as error:
-        raise SectionError(f"{path}: the matrix cannot be read ({error})") from error
+    path, barcodes = _one_of(folder, "matrix.mtx"), _one_of(folder, "barcodes.tsv")
+    features = _one_of(folder, "features.tsv", "genes.tsv")
     spot = np.array([cells[0] for cells in _lines(barcodes)], dtype=np.str_)
     rows = _lines(features)
     short = next((number for number, cells in enumerate(rows, start=1) if len(cells) < 2), None)
@@ -122,12 +122,29 @@ def _read_folder(folder: Path) -> tuple[Any, NDArray[np.str_], NDArray[np.str_]]
             f"{features}: line {short} has no gene name; give an id, a name and a type by tabs"
         )
     genes = np.array([cells[1] for cells in rows], dtype=np.str_)
-    kinds = (
-        np.array([cells[2] for cells in rows], dtype=np.str_)
-        if all(len(cells) > 2 for cells in rows)
-        else None
+    typed = all(len(cells) > 2 for cells in rows)  # genes.tsv of old has no types
+    kinds = np.array([cells[2] for cells in rows], dtype=np.str_) if typed else None
+    return _gene_expression(path, _read_mtx(path, len(genes), len(spot)), spot, genes, kinds)
+
+
+def _read_mtx(path: Path, features: int, barcodes: int) -> Any:
+    """Read features x barcodes and give barcodes x features; the size is checked before memory is taken for it."""
+    try:
+        said = scipy.io.mminfo(path)[:2]
+        if said != (features, barcodes):
+            raise SectionError(_apart(path, *said, features, barcodes))
+        return sp.csr_matrix(scipy.io.mmread(path).T)
+    except (OSError, EOFError, ValueError, TypeError, OverflowError, zlib.error) as error:
+        if isinstance(error, SectionError):
+            raise
+        raise SectionError(f"{path}: the matrix cannot be read ({error})") from error
+
+
+def _apart(path: Path, features: int, barcodes: int, listed_features: int, listed_barcodes: int) -> str:
+    return (
+        f"{path}: the matrix is {features} features x {barcodes} barcodes, and the lists hold "
+        f"{listed_features} and {listed_barcodes}; the files do not belong together"
     )
-    return _gene_expression(path, matrix, spot, genes, kinds)
 
 
 def _gene_expression(
@@ -135,10 +152,7 @@ def _gene_expression(
 ) -> tuple[Any, NDArray[np.str_], NDArray[np.str_]]:
     """Keep the features that are genes: antibodies and other captures are not expression."""
     if matrix.shape != (len(spot), len(genes)) or (kinds is not None and len(kinds) != len(genes)):
-        raise SectionError(
-            f"{path}: the matrix is {matrix.shape[1]} features x {matrix.shape[0]} barcodes, and the lists hold "
-            f"{len(genes)} and {len(spot)}; the files do not belong together"
-        )
+        raise SectionError(_apart(path, matrix.shape[1], matrix.shape[0], len(genes), len(spot)))
     if kinds is None or (kinds == GENE_EXPRESSION).all():
         return matrix, spot, genes
     keep = np.flatnonzero(kinds == GENE_EXPRESSION)

@@ -166,7 +166,7 @@ def _on_tissue(table: Table, names: tuple[str, ...], all_spots: bool) -> tuple[T
         raise SectionError(
             f"{table.path}: no spot is left where {' or '.join(said)} is dropped; ask for all spots"
         )
-    phrase = f"; {np.count_nonzero(~keep)} spots with {' or '.join(said)} left out" if said else ""
+    phrase = f"; {np.count_nonzero(~keep)} left out for {' or '.join(said)}" if said else ""
     return (table if keep.all() else table.take(keep)), phrase, keep
 
 

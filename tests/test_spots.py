@@ -54,10 +54,7 @@ def test_space_ranger_2_x_is_the_pixel_column(tmp_path: Path) -> None:
     assert spots.xy_px.tolist() == [[9811.0, 8513.0], [9250.0, 4205.5]]
     assert spots.array_xy is not None and spots.array_xy.tolist() == [[102, 50], [94, 14]]
     assert spots.row.tolist() == [2, 4]
-    assert (
-        "pxl_col_in_fullres" in spots.coordinates
-        and "1 spots with in_tissue = 0 left out" in spots.coordinates
-    )
+    assert "pxl_col_in_fullres" in spots.coordinates and "1 left out for in_tissue = 0" in spots.coordinates
     assert spots.table["array_row"].tolist() == [50, 14]
 
 
