@@ -98,8 +98,8 @@ def contact_sheet(
     genes: Sequence[str] | None = None,
     panels: int = PANELS,
     mpp: float | None = None,
-) -> Path:
-    """Draw a published map's contact sheet to the PNG `out`, whole or not at all; returns `out`.
+) -> tuple[tuple[str, float], ...]:
+    """Draw a published map's contact sheet to the PNG `out`, whole or not at all; (gene, Moran's I) as drawn.
 
     genes: these, in this order; None: the `panels` genes of largest Moran's I. mpp: µm per level-0 px, for a scale bar.
     Raises InputError where the map has no tissue image or lacks a named gene; OutputError where `out` cannot be written.
@@ -126,7 +126,9 @@ def contact_sheet(
     return draw_sheet(sheet, out, genes=genes, panels=panels)
 
 
-def draw_sheet(sheet: Sheet, out: Path, *, genes: Sequence[str] | None = None, panels: int = PANELS) -> Path:
+def draw_sheet(
+    sheet: Sheet, out: Path, *, genes: Sequence[str] | None = None, panels: int = PANELS
+) -> tuple[tuple[str, float], ...]:
     """Draw a contact sheet to the PNG `out`, as `contact_sheet` does, from arrays."""
     if missing := [gene for gene in genes or () if gene not in set(sheet.genes)]:
         raise InputError(f"{sheet.title} has no gene {missing[0]}; name genes of the map")
@@ -138,7 +140,7 @@ def draw_sheet(sheet: Sheet, out: Path, *, genes: Sequence[str] | None = None, p
         place = {gene: g for g, gene in enumerate(sheet.genes)}
         chosen = [place[gene] for gene in genes]
     write_whole(out, _draw(sheet, chosen, moran).png())
-    return out
+    return tuple((sheet.genes[g], float(moran[g])) for g in chosen)
 
 
 def _draw(sheet: Sheet, chosen: Sequence[int], moran: NDArray[np.float64]) -> Page:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -13,8 +12,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mclst.sections.section import Spots
-
-PLAIN_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?")
 
 
 def storable_text(value: object) -> str:
@@ -49,12 +46,9 @@ def storable_names(
     return list(result.values())
 
 
-def storable_column(column: pd.Series[Any], *, keep_text: bool = False) -> NDArray[Any]:
-    """A table's column [n] as numbers where it holds numbers, else as text.
-
-    Text whose every cell is a plainly written number (no leading zeros, no exponent) becomes int64, or float64 with
-    NaN for blank cells; `keep_text` prevents that. Missing text is "".
-    """
+def storable_column(column: pd.Series[Any]) -> NDArray[Any]:
+    """A table's column [n] as it is where it holds numbers, else as text; missing text is ""."""
+    column = column.infer_objects()
     missing = column.isna().to_numpy()
     if isinstance(column.dtype, np.dtype):
         if column.dtype.kind in "biu" or (column.dtype.kind == "f" and column.dtype.itemsize <= 8):
@@ -64,11 +58,6 @@ def storable_column(column: pd.Series[Any], *, keep_text: bool = False) -> NDArr
             return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan))
         return np.array(column.tolist())
     cells = [storable_text("" if gone else cell) for cell, gone in zip(column, missing, strict=True)]
-    filled = [cell for cell in cells if cell]
-    if filled and not keep_text and all(PLAIN_NUMBER.fullmatch(cell) for cell in filled):
-        if len(filled) == len(cells) and all("." not in cell and len(cell) < 19 for cell in cells):
-            return np.array([int(cell) for cell in cells], dtype=np.int64)
-        return np.array([float(cell or "nan") for cell in cells], dtype=np.float64)
     return np.array(cells, dtype=object)
 
 
@@ -84,12 +73,9 @@ def spots_table(spots: Spots, *, taken: Sequence[str]) -> pd.DataFrame:
     `array_row` and `array_col` are added where the table knows them under other names.
     """
     index = text_index(spots.id)
-    ids = index.to_numpy()
     columns: dict[str, NDArray[Any]] = {}
     for place, name in enumerate(storable_names(spots.table.columns, taken=taken)):
-        column = spots.table.iloc[:, place]
-        is_id = bool(np.array_equal(column.astype(str).to_numpy(dtype=object), ids))
-        columns[name] = storable_column(column, keep_text=is_id)
+        columns[name] = storable_column(spots.table.iloc[:, place])
     if spots.array_xy is not None:
         columns.setdefault("array_row", spots.array_xy[:, 1])
         columns.setdefault("array_col", spots.array_xy[:, 0])

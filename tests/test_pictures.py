@@ -163,10 +163,11 @@ def test_the_most_structured_genes_are_shown_or_those_asked_for(tmp_path, monkey
     moran = morans_i(sheet.expression, sheet.xy_px)
     draw_sheet(sheet, tmp_path / "a.png", panels=11)
     draw_sheet(sheet, tmp_path / "b.png", panels=20)
-    draw_sheet(sheet, tmp_path / "c.png", genes=["GENE7", "GENE5"])
+    found = draw_sheet(sheet, tmp_path / "c.png", genes=["GENE7", "GENE5"])
     assert np.all(np.diff(moran[shown[0]]) <= 0) and 5 not in shown[0] and len(shown[0]) == 11
     assert shown[1] == [*shown[0], 5]
     assert shown[2] == [7, 5]
+    assert found[0] == ("GENE7", moran[7]) and found[1][0] == "GENE5" and np.isnan(found[1][1])
 
 
 EMPTY = Page(1, 1.0)
@@ -250,7 +251,8 @@ def map_of(path, **uns):
 
 def test_a_published_map_is_drawn_and_what_is_none_is_refused(tmp_path):
     path = map_of(tmp_path / "m.h5ad")
-    assert contact_sheet(path, tmp_path / "m.png", mpp=0.5) == tmp_path / "m.png"
+    drawn_genes = contact_sheet(path, tmp_path / "m.png", mpp=0.5)
+    assert sorted(gene for gene, _ in drawn_genes) == ["GENE0", "GENE1", "GENE2", "GENE3"]
     content = (tmp_path / "m.png").read_bytes()
     assert Image.open(BytesIO(content)).format == "PNG"
     with pytest.raises(InputError, match="no gene NOPE"):
