@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from mclst.sections.delimited import Table
@@ -64,7 +65,11 @@ def flags(table: Table, column: int) -> NDArray[np.bool_]:
 
 def identifiers(table: Table, column: int) -> NDArray[np.str_]:
     """Give a column of names as text [n], untouched but for surrounding spaces; blank ones are refused."""
-    texts = [str(cell).strip() for cell in table.columns[column].tolist()]
+    cells = table.columns[column]
+    texts = [
+        str(cell).strip()
+        for cell in (cells if cells.dtype.kind == "U" else np.where(pd.isna(cells), "", cells)).tolist()
+    ]
     for index, text in enumerate(texts):
         if not text or len(text) > LONGEST_ID:
             what = f"has a name of {len(text)} characters" if text else "has no name"

@@ -121,7 +121,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
 
 
 def _places(path: Path, spatial: Any, spots: int) -> NDArray[np.float64]:
-    """Give obsm["spatial"] as float64 [n, 2]; a third column (z) is not a place on a slide."""
+    """Give obsm["spatial"] as float64 [n, 2], NaN where a spot has no place; a third column (z) is refused."""
     try:
         places = np.asarray(spatial, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -131,6 +131,10 @@ def _places(path: Path, spatial: Any, spots: int) -> NDArray[np.float64]:
     if places.shape != (spots, 2):
         raise SectionError(
             f"{path}: obsm['spatial'] has shape {places.shape}; give [{spots}, 2], level-0 pixels (x, y)"
+        )
+    if (wrong := np.isinf(places).any(axis=1)).any():
+        raise SectionError(
+            f"{path}: row {int(np.argmax(wrong)) + 1}: obsm['spatial'] is infinite; give level-0 pixels"
         )
     return places
 

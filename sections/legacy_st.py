@@ -36,7 +36,8 @@ def find(folder: Path) -> dict[str, SectionSource]:
     In one with a counts folder every table there is a section; in a flat one a table with a selection table beside.
     Raises SectionError where a section's counts are there twice.
     """
-    root = folder.parent if folder.name in COUNT_FOLDERS else folder
+    own = folder.absolute()  # a folder given as "." has a name too
+    root = own.parent if own.name in COUNT_FOLDERS else folder
     found: dict[str, SectionSource] = {}
     counts = [root / name for name in COUNT_FOLDERS if (root / name).is_dir()]
     if len(counts) > 1:
@@ -59,7 +60,8 @@ def source_of(path: Path) -> SectionSource | None:
     name = _section_name(path)
     if name is None:
         return None
-    return _source(name, path, path.parent.parent if path.parent.name in COUNT_FOLDERS else path.parent)
+    folder = path.absolute().parent
+    return _source(name, path, folder.parent if folder.name in COUNT_FOLDERS else folder)
 
 
 def read(source: SectionSource) -> Section:

@@ -47,7 +47,7 @@ def image_of(name: str, folders: Iterable[Path]) -> Path | None:
     """
     found = [
         entry
-        for folder in folders
+        for folder in dict.fromkeys(folder.absolute() for folder in folders)
         if folder.is_dir()
         for entry in entries(folder)
         if is_image(entry) and entry.name[: -len(entry.suffix)] in (name, f"{name}.ome")

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mclst.sections.cells import flags, identifiers, numbers, require_unique, typed, whole_numbers
+from mclst.sections.cells import LARGEST, flags, identifiers, numbers, require_unique, typed, whole_numbers
 from mclst.sections.delimited import Table, read_table
 from mclst.sections.h5ad import PlacedObs, placed_obs, read_placed_obs
 from mclst.sections.layouts import ID_COLUMNS, SPACE_RANGER, Layout, recognise, space_ranger_1
@@ -116,10 +116,11 @@ def _from_obs(path: Path, obs: PlacedObs, all_spots: bool) -> Spots:
     table = replace(_of_frame(path, obs.table), unit="row")
     table, left_out, kept = _on_tissue(table, FLAGS, all_spots)
     xy_px = obs.xy_px[kept]
-    wrong = ~np.isfinite(xy_px).all(axis=1)
+    wrong = ~(np.abs(xy_px) <= LARGEST).all(axis=1)
     if wrong.any():
+        place = int(np.argmax(wrong))
         raise SectionError(
-            f"{table.at(int(np.argmax(wrong)))}: obsm['spatial'] is not finite; give level-0 pixels"
+            f"{table.at(place)}: obsm['spatial'] is {xy_px[place].tolist()}; give level-0 pixels"
         )
     ids = obs.name[kept]
     require_unique(table, ids)
@@ -196,9 +197,13 @@ def _variant(table: Table, layout: Layout) -> str:
 
 
 def _frame(table: Table) -> pd.DataFrame:
-    """Give the table's own columns, names of spots as text, numbers as numbers; an unnamed first column is the ids."""
+    """Give the table's own columns without an unnamed first one, which is the ids.
+
+    From a text file numbers become numbers, names of spots stay text; columns that came with a type keep it.
+    """
+    is_text = table.unit == "line"
     named = {
-        name: column.astype(object) if name.casefold() in ID_COLUMNS else typed(column)
+        name: typed(column) if is_text and name.casefold() not in ID_COLUMNS else column
         for name, column in zip(table.names, table.columns, strict=True)
         if name
     }

@@ -124,6 +124,19 @@ def test_one_counts_file_or_its_folder_is_enough(tmp_path: Path) -> None:
         assert only(path).xy_px is not None
 
 
+def test_paths_relative_to_the_section_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (legacy(tmp_path) / "images" / "C4.jpg").write_bytes(b"a picture")
+    monkeypatch.chdir(tmp_path / "counts")
+    for path in (".", "C4.tsv", ".."):
+        (source,) = find_sections(path).values()
+        assert source.image is not None and read_section(source).xy_px is not None
+    outs = space_ranger(tmp_path, "h5")
+    (outs / "P7.tif").write_bytes(b"a picture")
+    monkeypatch.chdir(outs)
+    (source,) = find_sections(".").values()
+    assert (source.name, source.image) == ("P7", outs / "P7.tif")
+
+
 @pytest.mark.parametrize(
     ("counts", "said"),
     [

@@ -428,3 +428,17 @@ def test_real_legacy_tables_agree_with_pandas() -> None:
         spots, table = read_spots(path), pd.read_csv(path, sep="\t", float_precision="round_trip")
         assert np.array_equal(spots.xy_px, table[["pixel_x", "pixel_y"]].to_numpy())
         assert spots.id.tolist() == (table.x.astype(str) + "x" + table.y.astype(str)).tolist()
+
+
+def test_anndata_keeps_the_types_of_its_columns() -> None:
+    data = anndata_of()
+    data.obs["cluster"] = pd.Categorical(["0", "1", "0"])
+    data.obs["label"] = ["1", "2", "3"]
+    table = read_spots(data).table
+    assert table["cluster"].tolist() == ["0", "0"] and table["label"].tolist() == ["1", "3"]
+    assert table["array_row"].tolist() == [1, 3] and table["array_row"].dtype.kind == "i"
+
+
+def test_a_frame_without_a_name_for_a_spot_is_refused() -> None:
+    with pytest.raises(SectionError, match="row 2: the spot has no name"):
+        read_spots(pd.DataFrame({"barcode": ["a", None], "x_px": [1, 2], "y_px": [3, 4]}))
