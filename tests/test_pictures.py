@@ -96,14 +96,14 @@ def test_morans_i_is_bounded_or_nan_where_spots_coincide(rows):
 
 
 def sheet_of(n_side=6, genes=12, *, diameter=60.0, mpp=None, width=1000, height=800):
-    """Spots on a grid over a white image at a tenth; gene g falls with x, the more evenly the smaller g."""
+    """Spots on a grid over a white image at a tenth; gene g falls with x and y, the more evenly the smaller g."""
     x, y = np.meshgrid(np.linspace(100, width - 100, n_side), np.linspace(100, height - 100, n_side))
     xy = np.stack([x.ravel(), y.ravel()], axis=1)
     noise = np.random.default_rng(4).normal(size=(len(xy), genes)) * np.arange(genes) * 60
     return Sheet(
         title="made up",
         genes=[f"GENE{g}" for g in range(genes)],
-        expression=(-xy[:, :1] + noise).astype(np.float32),
+        expression=(-xy[:, :1] - 0.7 * xy[:, 1:] + noise).astype(np.float32),
         xy_px=xy,
         image=np.full((height // 10, width // 10, 3), 255, np.uint8),
         image_scale=0.1,
