@@ -21,16 +21,22 @@ def over_white(rgba: NDArray[np.uint8], alpha: int) -> NDArray[np.uint8]:
     return np.array(colour)
 
 
+CHROMA = np.arange(256) - 128.0
+FIXED = 1 << 16
+# ITU-T T.871 in 16-bit fixed point; the half that rounds is added once per colour.
+RED_CR = np.trunc(1.402 * FIXED * CHROMA + FIXED // 2).astype(np.int32)
+GREEN_CB = np.trunc(-0.34414 * FIXED * CHROMA).astype(np.int32)
+GREEN_CR = np.trunc(-0.71414 * FIXED * CHROMA + FIXED // 2).astype(np.int32)
+BLUE_CB = np.trunc(1.772 * FIXED * CHROMA + FIXED // 2).astype(np.int32)
+
+
 def ycbcr_to_rgb(ycc: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Convert full-range YCbCr uint8 [h, w, 3] to RGB (ITU-T T.871), in libjpeg's 16-bit fixed point."""
-    y, cb, cr = (ycc[..., i].astype(np.int32) for i in range(3))
-    cb, cr = cb - 128, cr - 128
-    half = 1 << 15
-    red = y + ((91881 * cr + half) >> 16)
-    green = y + ((-22554 * cb - 46802 * cr + half) >> 16)
-    blue = y + ((116130 * cb + half) >> 16)
-    rgb: NDArray[np.uint8] = np.clip(np.stack([red, green, blue], axis=-1), 0, 255).astype(np.uint8)
-    return rgb
+    """Convert full-range YCbCr uint8 [h, w, 3] to RGB (ITU-T T.871), with OpenSlide's rounding."""
+    y, cb, cr = (ycc[..., i] for i in range(3))
+    shifts = (RED_CR[cr], GREEN_CB[cb] + GREEN_CR[cr], BLUE_CB[cb])
+    rgb = np.stack([y + (shift >> 16) for shift in shifts], axis=-1)
+    clipped: NDArray[np.uint8] = np.clip(rgb, 0, 255).astype(np.uint8)
+    return clipped
 
 
 def ycbcr_of_jpeg2000(data: bytes) -> bool:

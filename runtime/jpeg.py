@@ -108,6 +108,8 @@ def _segments(data: bytes) -> list[tuple[int, int, int]]:
         if marker == 0xD9:
             break
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if end > len(data):
+            break
         found.append((marker, at, end))
         if marker == SOS:
             break

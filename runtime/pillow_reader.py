@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 
 from mclst.runtime import jpeg
-from mclst.runtime.errors import ResourceError, SlideError
+from mclst.runtime.errors import MclstError, ResourceError, SlideError
 from mclst.runtime.slide import MAX_DECODED_PX, Level, Slide
 
 ROWS_VISITED_TOGETHER = 256
@@ -46,12 +45,15 @@ def open_picture(path: Path, kind: str) -> PictureSlide:
     try:
         data = path.read_bytes()
         pixels = _decode_jpeg(path, data) if kind == "jpeg" else _decode_png(path, data)
-    except OSError as exc:
-        raise SlideError(f"{path} is a damaged or incomplete {kind.upper()} ({exc}); copy it again") from exc
-    except (ValueError, SyntaxError, zlib.error) as exc:
-        raise SlideError(f"{path} is a damaged or incomplete {kind.upper()} ({exc}); copy it again") from exc
+    except MclstError:
+        raise
     except MemoryError as exc:
         raise ResourceError(f"{path} does not fit in memory; save it as a tiled TIFF") from exc
+    except Exception as exc:  # the codecs raise ValueError, OSError, SyntaxError, zlib.error, struct.error, …
+        reason = " ".join(str(exc).split())[:200]
+        raise SlideError(
+            f"{path} is a damaged or incomplete {kind.upper()} ({reason}); copy it again"
+        ) from exc
     return PictureSlide(path, kind, pixels)
 
 
@@ -71,6 +73,8 @@ def _decode_png(path: Path, data: bytes) -> NDArray[np.uint8]:
     # The plugin itself, not Image.open: that one warns of large pictures by a limit of its own.
     image = PngImagePlugin.PngImageFile(io.BytesIO(data))
     _refuse_huge(path, *image.size)
+    if data[12:16] != b"IHDR":
+        raise ValueError("its header is not the first chunk")
     if data[24] == 16:
         raise SlideError(f"{path} has 16 bits per channel, where 8 are needed; save it as 8-bit RGB")
     image.load()
