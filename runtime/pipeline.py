@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from numpy.typing import NDArray
 from mclst.kernels.retriever import Retriever
 from mclst.kernels.spec import RetrievalSpec
 from mclst.runtime.bundle import Bundle, file_sha256
-from mclst.runtime.errors import BundleError, InputError, SlideError
+from mclst.runtime.errors import BundleError, InputError, OutputError, SlideError
 from mclst.runtime.expression import MapWriter
 from mclst.runtime.pictures import contact_sheet
 from mclst.runtime.placing import check_places
+from mclst.runtime.publish import check_writable
 from mclst.runtime.session import Session, open_session
 from mclst.runtime.slide import Slide
 from mclst.runtime.tiles import Tiles, TileShape
@@ -86,7 +88,10 @@ class Run:
             "retriever": self.retriever,
             "coordinates": self.coordinates,
             "tile": self.tile,
-            "structured_genes": [{"gene": gene, "morans_i": value} for gene, value in self.structured],
+            "structured_genes": [
+                {"gene": gene, "morans_i": value if isfinite(value) else None}
+                for gene, value in self.structured
+            ],
             "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
             "tiles_per_second": {stage: round(self.tiles_per_second(stage), 2) for stage in stages},
         }
@@ -123,7 +128,7 @@ def predict(
 
     spots: a table, or the path of one. retrieval: in place of the bundle's own. batch_size: tiles encoded at once.
     workers: reading threads. slide_mpp: µm/px of level 0, where the slide does not say or is wrong. picture: draw
-    `<out's stem>.png` beside the map. advance: called with the number of tiles done.
+    `<out's stem>.genes.png` beside the map. advance: called with the number of tiles done.
     Memory does not grow with the number of spots beyond their table.
     Raises InputError, OutputError or ResourceError; nothing is left behind then.
     """
@@ -131,6 +136,9 @@ def predict(
     clock = _Clock()
     spots = spots if isinstance(spots, Spots) else read_spots(Path(spots))
     out = Path(f"{slide.path.stem}.h5ad") if out is None else Path(out)
+    sheet = out.with_suffix(".genes.png") if picture else None
+    for path in (out, sheet) if sheet else (out,):
+        _check_output(path, slide, spots, overwrite=overwrite)
     check_places(spots, slide)
     spec = retrieval or bundle.manifest.retrieval.spec()
     with ThreadPoolExecutor(1, thread_name_prefix="mclst-hash") as hashing:
@@ -167,7 +175,6 @@ def predict(
             with clock.stage("write"):
                 _publish(writer, slide, spots, made_by)
     drawn: tuple[tuple[str, float], ...] = ()
-    sheet = out.with_suffix(".png") if picture else None
     if sheet is not None:
         with clock.stage("draw"):
             drawn = contact_sheet(out, sheet, mpp=slide_mpp or slide.mpp)
@@ -186,6 +193,14 @@ def predict(
         structured=drawn,
         seconds=dict(clock),
     )
+
+
+def _check_output(path: Path, slide: Slide, spots: Spots, *, overwrite: bool) -> None:
+    """Raise OutputError where `path` is in the way, or is an input, which even `overwrite` spares."""
+    check_writable(path, overwrite=overwrite)
+    for given in (slide.path, spots.path):
+        if path.exists() and given.exists() and path.samefile(given):
+            raise OutputError(f"{path} is an input of this run and would be lost; choose another --out")
 
 
 def _retriever(bundle: Bundle, spec: RetrievalSpec) -> Retriever:

@@ -1,0 +1,269 @@
+"""`mclst-infer` as a stranger uses it: what it writes, and what it says to bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+from small import Small
+
+from mclst.kernels import RetrievalSpec, Retriever
+from mclst.runtime.bundle import open_bundle
+from mclst.runtime.cli import main
+from mclst.runtime.session import open_session
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: Small, small_bundle: Path) -> Path:
+    """A working folder with slide.png, spots.tsv and mclst-bundle."""
+    shutil.copy(small.slide, tmp_path / "slide.png")
+    shutil.copy(small.spots, tmp_path / "spots.tsv")
+    shutil.copytree(small_bundle, tmp_path / "mclst-bundle")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def infer(*words: str) -> Result:
+    return CliRunner().invoke(main, list(words))
+
+
+def test_the_short_form_writes_map_and_picture(here: Path) -> None:
+    done = infer("slide.png", "--spots", "spots.tsv")
+    assert done.exit_code == 0, done.output
+    assert done.stdout == "slide.h5ad\n"
+    for word in ("24, pixel_x, pixel_y", "tiles/s", "cpu", "slide.h5ad", "slide.genes.png"):
+        assert word in done.stderr
+    assert Image.open(here / "slide.genes.png").size[0] > 1000
+
+
+def expected_map(here: Path, spec: RetrievalSpec) -> np.ndarray:
+    """Cut, encode and retrieve by hand: numpy slices, one tile at a time, the float64 definition."""
+    bundle = open_bundle(here / "mclst-bundle")
+    picture = np.asarray(Image.open(here / "slide.png").convert("RGB"))
+    padded = np.pad(picture, ((100, 100), (100, 100), (0, 0)))
+    rows = np.loadtxt(here / "spots.tsv", skiprows=1, delimiter="\t")
+    session = open_session(bundle.encoder_path, "cpu")
+    tiles = [padded[y + 84 : y + 116, x + 84 : x + 116] for x, y in np.floor(rows[:, 4:6]).astype(int)]
+    embeddings = np.concatenate([session.encode(np.ascontiguousarray(tile[None])) for tile in tiles])
+    return Retriever(bundle.bank, spec, provider="reference").aggregate(embeddings).expression
+
+
+@pytest.mark.parametrize(
+    ("options", "spec"),
+    [
+        ((), RetrievalSpec(10)),
+        (("--batch-size", "1", "--workers", "1"), RetrievalSpec(10)),
+        (("--k", "48", "--rank", "l1", "--distance", "l2", "--weighting", "softmax", "--temperature", "2.5"),
+         RetrievalSpec(48, "l1", "l2", "softmax", 2.5)),
+        (("--k", "1", "--weighting", "uniform"), RetrievalSpec(1, weighting="uniform")),
+    ],
+)  # fmt: skip
+def test_the_map_is_what_the_definition_gives(
+    here: Path, options: tuple[str, ...], spec: RetrievalSpec
+) -> None:
+    done = infer("slide.png", "--spots", "spots.tsv", "--out", "map.h5ad", "--no-picture", *options)
+    assert done.exit_code == 0, done.output
+    found = anndata.read_h5ad(here / "map.h5ad")
+    assert np.abs(found.X - expected_map(here, spec)).max() < 1e-4
+    first = (here / "spots.tsv").read_text().splitlines()[1].split("\t")
+    assert found.obs_names[0] == f"{first[0]}x{first[1]}"
+    assert np.allclose(found.obsm["spatial"][0], [float(first[4]), float(first[5])])
+    said = found.uns["mclst"]
+    assert said["settings"]["k"] == spec.k and said["bundle"]["sha256"] == open_bundle("mclst-bundle").sha256
+    assert said["slide"]["sha256"] and said["provider"] == "cpu" and said["versions"]["mclst"]
+    assert not (here / "map.genes.png").exists()
+
+
+def test_json_and_quiet(here: Path) -> None:
+    done = infer("slide.png", "--spots", "spots.tsv", "--json", "-", "-q", "--out", "a.h5ad", "--no-picture")
+    said = json.loads(done.stdout)
+    assert done.stderr == "" and said["spots"] == 24 and said["genes"] == 12 and said["map"] == "a.h5ad"
+    assert set(said["tiles_per_second"]) == {"read", "encode", "retrieve", "total"}
+
+
+def test_the_bundle_is_found_by_the_environment(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.move(here / "mclst-bundle", here / "elsewhere")
+    monkeypatch.setenv("MCLST_BUNDLE", str(here / "elsewhere"))
+    assert infer("slide.png", "--spots", "spots.tsv", "--no-picture").exit_code == 0
+
+
+def test_spots_marked_as_not_selected_are_left_out_unless_asked_for(here: Path) -> None:
+    lines = (here / "spots.tsv").read_text().splitlines()
+    lines[5] = lines[5].rsplit("\t", 1)[0] + "\t0"
+    (here / "spots.tsv").write_text("\n".join(lines) + "\n")
+    assert infer("slide.png", "--spots", "spots.tsv", "--no-picture").exit_code == 0
+    assert (
+        infer(
+            "slide.png", "--spots", "spots.tsv", "--all-spots", "--out", "all.h5ad", "--no-picture"
+        ).exit_code
+        == 0
+    )
+    assert anndata.read_h5ad("slide.h5ad").n_obs == 23 and anndata.read_h5ad("all.h5ad").n_obs == 24
+
+
+Change = Callable[[Path], None]
+
+
+def spots(text: str) -> Change:
+    return lambda here: (here / "spots.tsv").write_text(text) and None
+
+
+def slide(content: bytes) -> Change:
+    return lambda here: (here / "slide.png").write_bytes(content) and None
+
+
+def half_a_tiff(here: Path) -> None:
+    import tifffile
+
+    pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    tifffile.imwrite(here / "whole.tif", pixels, tile=(64, 64), photometric="rgb")
+    (here / "slide.png").write_bytes((here / "whole.tif").read_bytes()[:100_000])
+    (here / "whole.tif").unlink()
+
+
+def flip_a_byte(here: Path) -> None:
+    content = bytearray((here / "mclst-bundle" / "bank.h5").read_bytes())
+    content[2000] ^= 1
+    (here / "mclst-bundle" / "bank.h5").write_bytes(content)
+
+
+def newer(here: Path) -> None:
+    path = here / "mclst-bundle" / "manifest.json"
+    path.write_text(path.read_text().replace("mclst-bundle/1", "mclst-bundle/2"))
+
+
+BAD = [
+    ("no slide", lambda here: (here / "slide.png").unlink(), 4, ("slide.png",)),
+    ("no spots", lambda here: (here / "spots.tsv").unlink(), 4, ("spots.tsv",)),
+    ("no bundle", lambda here: shutil.rmtree(here / "mclst-bundle"), 4, ("mclst-bundle", "mclst-export")),
+    ("not an image", slide(b"once upon a time " * 40), 4, ("slide.png",)),
+    ("empty slide", slide(b""), 4, ("slide.png", "empty")),
+    ("truncated picture", lambda here: slide((here / "slide.png").read_bytes()[:-200])(here), 4, ("slide.png",)),
+    ("truncated TIFF", half_a_tiff, 4, ("slide.png",)),
+    ("empty table", spots(""), 4, ("spots.tsv", "empty")),
+    ("header only", spots("id,x,y\n"), 4, ("spots.tsv",)),
+    ("missing column", spots("id,x\na,3\n"), 4, ("spots.tsv", "x")),
+    ("unnamed columns", spots("1,20,30\n2,30,40\n"), 4, ("spots.tsv",)),
+    ("NaN", spots("id,x,y\na,20,30\nb,nan,30\n"), 4, ("spots.tsv", "line 3")),
+    ("blank", spots("id,x,y\na,20,30\nb,,30\n"), 4, ("spots.tsv", "line 3")),
+    ("negative", spots("id,x,y\na,20,30\nb,-5,30\n"), 4, ("spots.tsv", "line 3", "b")),
+    ("outside", spots("id,x,y\na,20,30\nb,20,300\n"), 4, ("spots.tsv", "line 3", "b", "240 x 200")),
+    ("exchanged", spots("id,x,y\na,20,230\nb,20,210\n"), 4, ("x and y exchanged",)),
+    ("duplicate barcodes", spots("barcode,x,y\nAAC,20,30\nAAG,30,30\nAAC,40,30\n"), 4, ("spots.tsv", "AAC", "4")),
+    ("changed byte", flip_a_byte, 4, ("bank.h5", "not the file that was exported")),
+    ("newer format", newer, 4, ("mclst-bundle/2", "upgrade")),
+    ("output exists", lambda here: (here / "slide.h5ad").write_text("precious"), 5, ("slide.h5ad", "--overwrite")),
+]  # fmt: skip
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def assert_refused(done: Result, code: int, words: tuple[str, ...]) -> None:
+    assert done.exit_code == code, done.output
+    assert done.stdout == "" and "Traceback" not in done.stderr
+    sentence = done.stderr.strip()
+    assert sentence.startswith("Error: ") and "\n" not in sentence
+    for word in words:
+        assert word in sentence
+
+
+@pytest.mark.parametrize(("change", "code", "words"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
+def test_bad_input_is_one_sentence_and_leaves_nothing(
+    here: Path, change: Change, code: int, words: tuple[str, ...]
+) -> None:
+    change(here)
+    before = tree(here)
+    assert_refused(infer("slide.png", "--spots", "spots.tsv"), code, words)
+    assert tree(here) == before
+
+
+def test_k_beyond_the_bank(here: Path) -> None:
+    before = tree(here)
+    assert_refused(infer("slide.png", "--spots", "spots.tsv", "--k", "49"), 4, ("49", "48 spots", "--k"))
+    assert tree(here) == before
+
+
+def test_a_missing_provider(here: Path) -> None:
+    before = tree(here)
+    assert_refused(
+        infer("slide.png", "--spots", "spots.tsv", "--provider", "cuda"), 6, ("CUDAExecutionProvider",)
+    )
+    assert tree(here) == before
+
+
+def test_an_output_in_no_folder(here: Path) -> None:
+    assert_refused(infer("slide.png", "--spots", "spots.tsv", "--out", "no/map.h5ad"), 5, ("no",))
+
+
+@pytest.mark.parametrize(
+    "words", [(), ("slide.png",), ("slide.png", "--spots", "spots.tsv", "--k", "0"), ("--nothing",)]
+)
+def test_wrong_usage_leaves_with_two(here: Path, words: tuple[str, ...]) -> None:
+    assert infer(*words).exit_code == 2
+
+
+def test_a_temperature_of_zero_is_wrong_usage(here: Path) -> None:
+    done = infer("slide.png", "--spots", "spots.tsv", "--temperature", "0")
+    assert done.exit_code == 2 and "temperature" in done.stderr
+
+
+def test_overwrite_replaces(here: Path) -> None:
+    (here / "slide.h5ad").write_text("old")
+    assert infer("slide.png", "--spots", "spots.tsv", "--overwrite", "--no-picture").exit_code == 0
+    assert anndata.read_h5ad("slide.h5ad").n_obs == 24
+
+
+@pytest.mark.parametrize("victim", ["slide.png", "spots.tsv"])
+def test_an_input_is_never_overwritten(here: Path, victim: str) -> None:
+    before = tree(here)
+    done = infer("slide.png", "--spots", "spots.tsv", "--out", victim, "--overwrite")
+    assert_refused(done, 5, (victim, "would be lost"))
+    (here / "link.genes.png").symlink_to(here / "slide.png")
+    done = infer("slide.png", "--spots", "spots.tsv", "--out", "link.h5ad", "--overwrite")
+    assert_refused(done, 5, ("would be lost",))
+    (here / "link.genes.png").unlink()
+    assert tree(here) == before
+
+
+def test_a_read_only_folder_is_refused_before_the_work(here: Path) -> None:
+    """As an ordinary user, for root may write everywhere; a first run loads what that user may not read."""
+    (here / "out").mkdir(mode=0o555)
+    script = (
+        "import os, sys; from mclst.runtime.cli import main\n"
+        "words = ['slide.png', '--spots', 'spots.tsv', '-q', '--no-picture', '--out']\n"
+        "main([*words, 'first.h5ad'], standalone_mode=False)\n"
+        "os.getuid() or (os.setgid(65534), os.setuid(65534))\n"
+        "main([*words, 'out/map.h5ad'])"
+    )
+    for folder in (here, here.parent, here.parent.parent):
+        folder.chmod(0o755)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 5 and "Traceback" not in done.stderr, done.stderr
+    assert "out" in done.stderr and not list((here / "out").iterdir())
+
+
+def test_help_speaks_of_what_it_does() -> None:
+    done = infer("--help")
+    assert done.exit_code == 0
+    for word in (
+        "SLIDE",
+        "--spots",
+        "--bundle",
+        "MCLST_BUNDLE",
+        "--out",
+        "--provider",
+        "--mpp",
+        "--overwrite",
+    ):
+        assert word in done.output
