@@ -1,0 +1,188 @@
+"""Measured sections as training pairs: a spot's expression and place on the array, and the tile under it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms import v2
+
+from mclst.runtime.errors import ReferenceDataError
+from mclst.runtime.manifest import Preprocessing, Settings, Tile
+from mclst.runtime.slide import open_slide
+from mclst.runtime.tiles import Tiles, TileShape
+from mclst.sections.genes import match_genes
+from mclst.sections.normalise import NORMALISATIONS
+from mclst.sections.section import Section
+from mclst.training.settings import Augmentation
+
+
+@dataclass(frozen=True)
+class TrainingSection:
+    """A measured section ready to train on; n spots.
+
+    genes: str [G], the model's genes in the model's order.
+    spot: str [n].
+    tiles: uint8 [n, S, S, 3] RGB, in memory or memory-mapped.
+    counts: float32 [n, G], raw.
+    array_xy: int64 [n, 2], ≥ 0: rows of the two position tables.
+    left_out: (spot, reason) of measured spots that have no tile.
+    """
+
+    name: str
+    genes: tuple[str, ...]
+    spot: tuple[str, ...]
+    tiles: NDArray[np.uint8]
+    counts: NDArray[np.float32]
+    array_xy: NDArray[np.int64]
+    left_out: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """All spots of all sections, N of them, in section order.
+
+    tiles: a tensor uint8 [n, S, S, 3] per section, sharing memory with it.
+    expression: float32 [N, G], normalised. position: int64 [N, 2].
+    """
+
+    genes: tuple[str, ...]
+    tiles: tuple[Tensor, ...]
+    expression: Tensor
+    position: Tensor
+
+    def __len__(self) -> int:
+        return len(self.expression)
+
+    def tiles_of(self, rows: Tensor) -> Tensor:
+        """The tiles of `rows` (int64 [b]) → uint8 [b, S, S, 3]."""
+        ends = np.cumsum([len(of_section) for of_section in self.tiles])
+        which = np.searchsorted(ends, rows.numpy(), side="right")
+        return torch.stack(
+            [
+                self.tiles[s][row - (ends[s - 1] if s else 0)]
+                for s, row in zip(which, rows.tolist(), strict=True)
+            ]
+        )
+
+
+def read_training_section(
+    section: Section, genes: Sequence[str], tile: Tile, *, workers: int = 2
+) -> TrainingSection:
+    """Read the tiles under a section's spots from its own image, and its counts in the model's gene order.
+
+    Spots without a place or with an unreadable tile are left out and listed in `left_out`.
+    Raises ReferenceDataError where the section lacks an image, places or array coordinates, or no spot is left;
+    SectionError where genes are missing; SlideError where the image cannot be opened.
+    """
+    for what, found in (
+        ("image", section.image),
+        ("pixel coordinates", section.xy_px),
+        ("array", section.array_xy),
+    ):
+        if found is None:
+            raise ReferenceDataError(
+                f"section {section.name} ({section.path}) has no {what}, which training needs; add it"
+            )
+    assert section.image is not None and section.xy_px is not None and section.array_xy is not None
+    counts = match_genes(section, genes)
+    placed = np.flatnonzero(np.isfinite(section.xy_px).all(axis=1))
+    reasons = dict.fromkeys(set(range(len(section))) - set(placed.tolist()), "has no place on the image")
+    stack = np.zeros((len(section), tile.size_px, tile.size_px, 3), dtype=np.uint8)
+    with open_slide(section.image) as slide:
+        shape = TileShape(tile.size_px, tile.mpp, tile.pad)
+        for batch in Tiles(slide, section.xy_px[placed], shape, batch_size=64, workers=workers):
+            stack[placed[batch.rows]] = batch.tiles
+            reasons.update((int(placed[row]), reason) for row, reason in batch.failed)
+    kept = np.array([row not in reasons for row in range(len(section))], dtype=bool)
+    if not kept.any():
+        raise ReferenceDataError(
+            f"section {section.name} ({section.path}) has no spot with a readable tile; check its image"
+        )
+    return TrainingSection(
+        name=section.name,
+        genes=tuple(str(gene) for gene in genes),
+        spot=tuple(str(spot) for spot in section.spot[kept]),
+        tiles=stack[kept],
+        counts=counts[kept],
+        array_xy=section.array_xy[kept],
+        left_out=tuple((str(section.spot[row]), reasons[row]) for row in sorted(reasons)),
+    )
+
+
+def pair_up(sections: Sequence[TrainingSection], settings: Settings) -> Pairs:
+    """Normalise each section's counts and line all sections up.
+
+    Raises ReferenceDataError where there are fewer than two spots or an array coordinate is negative; ValueError
+    where genes or numbers of rows differ, or tiles are not of the settings' size.
+    """
+    if sum(len(section.spot) for section in sections) < 2:
+        raise ReferenceDataError("the sections hold fewer than two spots; contrastive training needs more")
+    normalisation, side = settings.normalisation.input, settings.tile.size_px
+    if normalisation not in NORMALISATIONS:
+        raise ValueError(f"normalisation is {normalisation!r}; choose one of {', '.join(NORMALISATIONS)}")
+    first = sections[0]
+    for section in sections:
+        n = len(section.spot)
+        if section.genes != first.genes:
+            raise ValueError(
+                f"sections {first.name} and {section.name} have different genes; give all the same list"
+            )
+        if section.tiles.shape[1:] != (side, side, 3):
+            raise ValueError(
+                f"section {section.name} has tiles {section.tiles.shape[1:]} and the settings say {side} px; read them so"
+            )
+        if (
+            section.counts.shape != (n, len(first.genes))
+            or section.array_xy.shape != (n, 2)
+            or len(section.tiles) != n
+        ):
+            raise ValueError(
+                f"section {section.name} has {n} spots but tiles, counts or places of another number"
+            )
+        if section.array_xy.min() < 0:
+            raise ReferenceDataError(
+                f"section {section.name} has an array coordinate below 0; shift its array to start at 0"
+            )
+    normalise = NORMALISATIONS[normalisation]
+    expression = np.concatenate([normalise(section.counts) for section in sections])
+    return Pairs(
+        first.genes,
+        tuple(torch.from_numpy(np.ascontiguousarray(section.tiles)) for section in sections),
+        torch.from_numpy(expression.astype(np.float32, copy=False)),
+        torch.from_numpy(np.concatenate([section.array_xy for section in sections]).astype(np.int64)),
+    )
+
+
+def augment(tiles: Tensor, settings: Augmentation) -> Tensor:
+    """Change every tile in its own random way, from torch's global generator: uint8 [b, S, S, 3] → uint8 [b, 3, S, S]."""
+    jitter = settings.colour_jitter
+    steps: list[torch.nn.Module] = []
+    if jitter:
+        steps.append(v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter))
+    if settings.horizontal_flip:
+        steps.append(v2.RandomHorizontalFlip())
+    if settings.rotation_deg:
+        steps.append(v2.RandomRotation(settings.rotation_deg))
+    pixels = tiles.permute(0, 3, 1, 2)
+    if not steps:
+        return pixels
+    change = v2.Compose(steps)
+    return torch.stack([change(tile) for tile in pixels])
+
+
+def encoder_input(pixels: Tensor, settings: Preprocessing) -> Tensor:
+    """RGB uint8 [b, 3, S, S] → float32 [b, 3, S, S], channel order, range, mean and std as a bundle's graph has them."""
+    values = pixels.float()
+    if settings.channels == "bgr":
+        values = values.flip(1)
+    if settings.pixel_range == "0-1":
+        values = values / 255
+    mean, std = (
+        values.new_tensor(of_channel).view(1, 3, 1, 1) for of_channel in (settings.mean, settings.std)
+    )
+    return (values - mean) / std

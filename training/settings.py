@@ -1,0 +1,102 @@
+"""What a training run is told, and what a checkpoint will say of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from mclst.runtime.manifest import Settings
+
+Optimiser = Literal["adam", "adamw"]
+Schedule = Literal["constant", "cosine"]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to each training tile; the defaults are mclSTExp's.
+
+    colour_jitter: brightness, contrast and saturation each change by a factor within 1 ± this, in random order.
+    horizontal_flip: mirror every other tile, at random.
+    rotation_deg: turn by an angle within ± this; corners that come into view are black.
+    """
+
+    colour_jitter: float = 0.5
+    horizontal_flip: bool = True
+    rotation_deg: float = 180.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.colour_jitter < 1 or not 0 <= self.rotation_deg <= 180:
+            raise ValueError(
+                f"colour_jitter is {self.colour_jitter} and rotation_deg {self.rotation_deg}; "
+                "give 0 up to 1, and 0 to 180"
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. Defaults are the published mclSTExp settings for HER2+.
+
+    settings: what the model's bundle will say of it: tile and preprocessing (which training applies), normalisation,
+        retrieval, context, and the heads of the spot Transformer.
+    encoder: a name of mclst.models.encoders.WIDTHS.
+    projection_dim: D, of the shared embedding space.
+    head_dim, depth: of the spot Transformer.
+    dropout: of the projection heads.
+    temperature: τ, divides the similarities.
+    image_weight: λ, the share of the tile-picks-spot cross-entropy in the loss; the spot side has 1 - λ.
+    batch_size: pairs per step, which are also one Transformer sentence.
+    epochs, seconds: training ends with whichever is reached first; None for no such limit.
+    learning_rate, weight_decay, optimiser: `adam` couples the decay to the gradient (L2), `adamw` does not.
+    schedule: of the learning rate, `constant` or `cosine` from learning_rate to 0 at the end of the run.
+    position_std: standard deviation of the position tables before training; published 1, which drowns the
+        expression where little data can teach the network otherwise.
+    seed: the same seed, sections and settings give the same weights on one machine, unless `seconds` ends the run.
+    device: as torch spells it.
+    """
+
+    settings: Settings = field(default_factory=Settings)
+    encoder: str = "densenet121"
+    projection_dim: int = 256
+    head_dim: int = 64
+    depth: int = 2
+    dropout: float = 0.0
+    temperature: float = 1.0
+    image_weight: float = 0.5
+    batch_size: int = 128
+    epochs: int | None = 90
+    seconds: float | None = None
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-3
+    optimiser: Optimiser = "adam"
+    schedule: Schedule = "constant"
+    position_std: float = 1.0
+    seed: int = 0
+    device: str = "cpu"
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        if self.epochs is None and self.seconds is None:
+            raise ValueError("neither epochs nor seconds limits the training; give one of them")
+        if (self.epochs is not None and self.epochs < 1) or (
+            self.seconds is not None and not self.seconds > 0
+        ):
+            raise ValueError(f"epochs is {self.epochs} and seconds {self.seconds}; give numbers above 0")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size is {self.batch_size}; a contrastive loss needs 2 pairs or more")
+        if not self.temperature > 0 or not 0 <= self.image_weight <= 1:
+            raise ValueError(
+                f"temperature is {self.temperature} and image_weight {self.image_weight}; "
+                "give a temperature above 0 and a weight from 0 to 1"
+            )
+        if self.optimiser not in ("adam", "adamw"):
+            raise ValueError(f"optimiser is {self.optimiser!r}; choose adam or adamw")
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(f"schedule is {self.schedule!r}; choose constant or cosine")
+        if not self.position_std >= 0:
+            raise ValueError(f"position_std is {self.position_std}; give 0 or more")
+
+    def record(self) -> dict[str, Any]:
+        """How the model was trained, beside `settings`, as plain values: what a checkpoint keeps for people."""
+        plain = asdict(self)
+        del plain["settings"]
+        return plain
