@@ -95,7 +95,7 @@ def open_tiff(path: Path) -> TiffSlide:
     vendor places tiles in a way that only OpenSlide knows.
     """
     try:
-        with TiffFile(path) as tif:
+        with np.errstate(all="ignore"), TiffFile(path) as tif:
             return _open(path, tif)
     except (MclstError, NeedsOpenSlide):
         raise
