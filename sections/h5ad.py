@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from anndata.io import read_elem
 from numpy.typing import NDArray
 
 from mclst.sections.counts import counts_csr, require_unique_spots
+from mclst.sections.hdf5 import opened
 from mclst.sections.section import Section, SectionError
 from mclst.sections.source import SectionSource, entries, image_of
 
@@ -52,7 +51,8 @@ def read(source: SectionSource) -> Section:
 
     Raises SectionError where the file is damaged, a spot stands twice or a count is not finite and ≥ 0.
     """
-    with _opened(source.path) as file:
+    with opened(source.path, "AnnData") as file:
+        _require_anndata(file, source.path)
         obs, var = read_elem(file["obs"]), read_elem(file["var"])
         counts_from = "layers['counts']" if "counts" in file.get("layers", {}) else "X"
         if counts_from == "X" and "X" not in file:
@@ -82,7 +82,8 @@ def read(source: SectionSource) -> Section:
 
 def read_placed_obs(path: Path) -> PlacedObs:
     """Read obs and obsm["spatial"] of a .h5ad, and nothing else of it; SectionError where they are not there."""
-    with _opened(path) as file:
+    with opened(path, "AnnData") as file:
+        _require_anndata(file, path)
         if "obsm/spatial" not in file:
             raise SectionError(f"{path}: there is no obsm['spatial']; give the spots' level-0 pixels there")
         obs, spatial = read_elem(file["obs"]), read_elem(file["obsm/spatial"])
@@ -104,20 +105,10 @@ def placed_obs(data: ad.AnnData) -> PlacedObs:
     return PlacedObs(name, data.obs, _places(path, data.obsm["spatial"], data.n_obs), _positive(said))
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
-    """Open an AnnData file; whatever h5py and anndata raise on a damaged one becomes SectionError."""
-    try:
-        with h5py.File(path, "r") as file:
-            missing = [group for group in ("obs", "var") if group not in file]
-            if missing:
-                raise SectionError(f"{path}: there is no {missing[0]}; the file is not an AnnData")
-            yield file
-    except (SectionError, MemoryError):
-        raise
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SectionError(f"{path}: the file cannot be read as AnnData ({reason})") from error
+def _require_anndata(file: h5py.File, path: Path) -> None:
+    for group in ("obs", "var"):
+        if group not in file:
+            raise SectionError(f"{path}: there is no {group}; the file is not an AnnData")
 
 
 def _places(path: Path, spatial: Any, spots: int) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ import h5py
 
 from mclst.sections import h5ad, legacy_st, spaceranger
 from mclst.sections.genes import match_genes, read_gene_list
+from mclst.sections.hdf5 import opened
 from mclst.sections.section import Section, SectionError
 from mclst.sections.source import SectionSource
 
@@ -92,11 +93,8 @@ def _of_file(path: Path) -> SectionSource:
 
 
 def _is_10x_matrix(path: Path) -> bool:
-    try:
-        with h5py.File(path, "r") as file:
-            return "matrix" in file and "obs" not in file
-    except OSError as error:
-        raise SectionError(f"{path}: the HDF5 file is damaged ({error})") from error
+    with opened(path, "a measured section") as file:
+        return "matrix" in file and "obs" not in file
 
 
 def _chosen(piece: str, there: Sequence[str]) -> Sequence[str]:

@@ -6,7 +6,6 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 import scipy.io
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from mclst.sections.counts import counts_csr, require_unique_spots
 from mclst.sections.delimited import read_text
+from mclst.sections.hdf5 import opened
 from mclst.sections.section import Section, SectionError
 from mclst.sections.source import SectionSource, entries, image_of
 from mclst.sections.spots import POSITIONS, positions_file, read_spots
@@ -91,23 +91,18 @@ def _some_of(folder: Path, *names: str) -> list[Path]:
 
 
 def _read_h5(path: Path) -> tuple[Any, NDArray[np.str_], NDArray[np.str_]]:
-    try:
-        with h5py.File(path, "r") as file:
-            if "matrix/features/name" not in file:
-                raise SectionError(
-                    f"{path}: there is no matrix/features; the file is not a Space Ranger matrix"
-                )
-            group = file["matrix"]
-            features, barcodes = (int(size) for size in group["shape"][:])
-            parts = (group["data"][:], group["indices"][:], group["indptr"][:])
-            matrix = sp.csr_matrix(parts, shape=(barcodes, features))
-            matrix.check_format(full_check=True)
-            spot, genes = _text(group["barcodes"][:]), _text(group["features/name"][:])
-            kinds = _text(group["features/feature_type"][:]) if "feature_type" in group["features"] else None
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        if isinstance(error, SectionError):
-            raise
-        raise SectionError(f"{path}: the matrix cannot be read ({error})") from error
+    with opened(path, "a Space Ranger matrix") as file:
+        if "matrix/features/name" not in file:
+            raise SectionError(f"{path}: there is no matrix/features/name; give a matrix of Space Ranger")
+        group = file["matrix"]
+        features, barcodes = (int(size) for size in group["shape"][:])
+        spot, genes = _text(group["barcodes"][:]), _text(group["features/name"][:])
+        if (features, barcodes) != (len(genes), len(spot)):
+            raise SectionError(_apart(path, features, barcodes, len(genes), len(spot)))
+        kinds = _text(group["features/feature_type"][:]) if "feature_type" in group["features"] else None
+        parts = (group["data"][:], group["indices"][:], group["indptr"][:])
+        matrix = sp.csr_matrix(parts, shape=(barcodes, features))
+        matrix.check_format(full_check=True)
     return _gene_expression(path, matrix, spot, genes, kinds)
 
 
@@ -130,9 +125,13 @@ def _read_folder(folder: Path) -> tuple[Any, NDArray[np.str_], NDArray[np.str_]]
 def _read_mtx(path: Path, features: int, barcodes: int) -> Any:
     """Read features x barcodes and give barcodes x features; the size is checked before memory is taken for it."""
     try:
-        said = scipy.io.mminfo(path)[:2]
-        if said != (features, barcodes):
-            raise SectionError(_apart(path, *said, features, barcodes))
+        rows, columns, entries_said, *_ = scipy.io.mminfo(path)
+        if (rows, columns) != (features, barcodes):
+            raise SectionError(_apart(path, rows, columns, features, barcodes))
+        if entries_said > rows * columns:
+            raise SectionError(
+                f"{path}: the matrix claims {entries_said} entries for {rows} x {columns}; it is damaged"
+            )
         return sp.csr_matrix(scipy.io.mmread(path).T)
     except (OSError, EOFError, ValueError, TypeError, OverflowError, zlib.error) as error:
         if isinstance(error, SectionError):

@@ -24,6 +24,7 @@ from mclst.sections import (
     read_gene_list,
     read_section,
 )
+from mclst.sections.hdf5 import opened
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 COUNTS = "\tA1BG\tTP53\tMYC\n10x13\t1\t0\t3\n9x7\t0\t2.5\t0\n"
@@ -272,6 +273,16 @@ def test_a_damaged_10x_matrix_is_refused(tmp_path: Path, part: str) -> None:
         ("features.tsv", "ENSG1\n", "line 1 has no gene name"),
         ("features.tsv", "a\tb\tPeaks\nc\td\tPeaks\ne\tf\tPeaks\n", "no feature is of type"),
         ("matrix.mtx", "not a matrix\n", "cannot be read"),
+        (
+            "matrix.mtx",
+            "%%MatrixMarket matrix coordinate integer general\n3 2 999999999999\n1 1 1\n",
+            "claims",
+        ),
+        (
+            "matrix.mtx",
+            "%%MatrixMarket matrix coordinate integer general\n999999999 2 1\n1 1 1\n",
+            "do not belong together",
+        ),
         ("matrix.mtx", "%%MatrixMarket matrix coordinate integer general\n3 2 1\n9 9 1\n", "cannot be read"),
     ],
 )
@@ -365,6 +376,21 @@ def test_anndata_that_cannot_serve_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(SectionError, match=r"S1\.h5ad"):
         only(path)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("bad heap"), KeyError("x"), AttributeError("y"), OSError("z\nmore")]
+)
+def test_whatever_hdf5_raises_becomes_a_sentence(tmp_path: Path, error: Exception) -> None:
+    h5py.File(tmp_path / "a.h5", "w").close()
+    with (
+        pytest.raises(SectionError, match=r"a\.h5: the file cannot be read as AnnData") as caught,
+        opened(tmp_path / "a.h5", "AnnData"),
+    ):
+        raise error
+    assert "\n" not in str(caught.value)
+    with pytest.raises(MemoryError), opened(tmp_path / "a.h5", "AnnData"):
+        raise MemoryError
 
 
 # Finding and choosing
