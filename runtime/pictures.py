@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import anndata
+import h5py
 import matplotlib
 import numpy as np
 import scipy.sparse as sp
@@ -28,7 +29,8 @@ NEIGHBOURS = 6
 PANELS = 8
 COLOURS = ListedColormap(matplotlib.colormaps["magma_r"](np.linspace(0.04, 0.92, 256)))
 """Dark is more, as eyes expect on a pale ground; neither end is lost in the paper or in black."""
-GENE_BLOCK = 256
+BLOCK_BYTES = 128 << 20
+"""Expression held at a time: a map may be larger than memory."""
 Window = tuple[float, float, float, float]
 """Level-0 px: left, right, top, bottom."""
 LEAST_PX = 1.6
@@ -39,14 +41,15 @@ LEAST_PX = 1.6
 class Sheet:
     """What a contact sheet is drawn from.
 
-    title: the slide's name. genes: [G]. expression: float32 [n, G], NaN where a tile was unreadable.
+    title: the slide's name. genes: [G]. expression: float32 [n, G], an array or an HDF5 dataset, NaN where a tile was
+    unreadable.
     xy_px: float64 [n, 2] spot centres, level-0 px. spot_diameter_px: level-0 px, or None: half the usual distance.
     image: uint8 [h, w, 3]. image_scale: image px per level-0 px. mpp: µm per level-0 px, or None: no scale bar.
     """
 
     title: str
     genes: Sequence[str]
-    expression: NDArray[np.float32]
+    expression: NDArray[np.float32] | h5py.Dataset
     xy_px: NDArray[np.float64]
     image: NDArray[np.uint8]
     image_scale: float
@@ -55,30 +58,38 @@ class Sheet:
 
 
 def morans_i(
-    values: NDArray[Any], xy: NDArray[np.float64], neighbours: int = NEIGHBOURS
+    values: NDArray[Any] | h5py.Dataset, xy: NDArray[np.float64], neighbours: int = NEIGHBOURS
 ) -> NDArray[np.float64]:
     """Moran's I of each gene over the spots: float64 [G], NaN for a constant gene or fewer than three spots.
 
-    values: [n, G]; rows with a NaN are left out. xy: [n, 2], any unit. neighbours: nearest other spots, each of weight
-    1/neighbours (binary weights, row-standardised); all other spots where there are fewer.
+    values: [n, G], read some genes at a time; rows with a NaN are left out. xy: [n, 2], any unit. neighbours: nearest
+    other spots, each of weight 1/neighbours (binary weights, row-standardised); all other spots where there are fewer.
     I = Σᵢⱼ wᵢⱼ zᵢ zⱼ / Σᵢ zᵢ², z the deviations from the mean, weights summing to n. Source: Moran 1950;
     Cliff & Ord 1981.
     """
-    present = ~np.isnan(values).any(axis=1)
+    present = ~_blank(values)
     n = int(np.count_nonzero(present))
     result = np.full(values.shape[1], np.nan)
     if n < 3:
         return result
     weights = _neighbour_weights(xy[present], min(neighbours, n - 1))
-    for start in range(0, values.shape[1], GENE_BLOCK):
-        block = np.asarray(values[present, start : start + GENE_BLOCK], np.float64)
+    genes = max(1, BLOCK_BYTES // (8 * n))
+    for start in range(0, values.shape[1], genes):
+        block = np.asarray(values[:, start : start + genes], np.float64)[present]
         varies = (block != block[:1]).any(axis=0)
         z = block[:, varies] - block[:, varies].mean(axis=0)
         z /= np.abs(z).max(axis=0)
         moran = np.full(block.shape[1], np.nan)
         moran[varies] = (z * (weights @ z)).sum(axis=0) / np.square(z).sum(axis=0)
-        result[start : start + GENE_BLOCK] = moran
+        result[start : start + genes] = moran
     return result
+
+
+def _blank(values: NDArray[Any] | h5py.Dataset) -> NDArray[np.bool_]:
+    """Rows [n] that hold a NaN, read some rows at a time."""
+    rows = max(1, BLOCK_BYTES // (8 * values.shape[1]))
+    parts = [np.isnan(values[start : start + rows]).any(axis=1) for start in range(0, values.shape[0], rows)]
+    return np.concatenate(parts)
 
 
 def _neighbour_weights(xy: NDArray[np.float64], neighbours: int) -> sp.csr_matrix:
@@ -105,12 +116,14 @@ def contact_sheet(
     Raises InputError where the map has no tissue image or lacks a named gene; OutputError where `out` cannot be written.
     """
     try:
-        found = anndata.read_h5ad(map_path)
+        found = anndata.read_h5ad(map_path, backed="r")
         ((title, slide),) = found.uns["spatial"].items()
         sheet = Sheet(
             title=title,
             genes=list(found.var_names),
-            expression=found.to_df().to_numpy(),
+            expression=found.file["X"]
+            if isinstance(found.file["X"], h5py.Dataset)
+            else found.to_df().to_numpy(),
             xy_px=np.asarray(found.obsm["spatial"], np.float64),
             image=slide["images"]["hires"],
             image_scale=float(slide["scalefactors"]["tissue_hires_scalef"]),
@@ -123,7 +136,10 @@ def contact_sheet(
         ) from error
     except (OSError, ValueError) as error:
         raise InputError(f"{map_path} is not a map with one tissue image ({error}); give another") from error
-    return draw_sheet(sheet, out, genes=genes, panels=panels)
+    try:
+        return draw_sheet(sheet, out, genes=genes, panels=panels)
+    finally:
+        found.file.close()
 
 
 def draw_sheet(
@@ -148,7 +164,7 @@ def _draw(sheet: Sheet, chosen: Sequence[int], moran: NDArray[np.float64]) -> Pa
     window = _window(sheet, diameter)
     page = Page(len(chosen), (window[1] - window[0]) / (window[3] - window[2]))
     image, extent = _crop(sheet, window)
-    blank = np.isnan(sheet.expression).any(axis=1)
+    blank = _blank(sheet.expression)
     _draw_words(page, sheet, int(np.count_nonzero(blank)))
     _show(page.axes(*page.tissue), image, extent, window)
     page.text(page.margin, page.tissue[1] - 0.09, "Tissue", size=12, weight="bold")
@@ -161,7 +177,7 @@ def _draw(sheet: Sheet, chosen: Sequence[int], moran: NDArray[np.float64]) -> Pa
         axes = page.axes(*box)
         _show(axes, faded, extent, window)
         _add_spots(axes, sheet.xy_px[blank], shown, facecolors="none", edgecolors=QUIET, linewidths=0.5)
-        values = sheet.expression[~blank, gene]
+        values = np.asarray(sheet.expression[:, gene])[~blank]
         limits = _limits(values)
         spots = _add_spots(axes, sheet.xy_px[~blank], shown, cmap=COLOURS, linewidths=0, clim=limits)
         spots.set_array(values)

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.kernels.retriever import Retriever
-from mclst.kernels.spec import RetrievalSpec
+from mclst.kernels import ProviderError, RetrievalSpec, Retriever
 from mclst.runtime.bundle import Bundle, file_sha256
-from mclst.runtime.errors import BundleError, InputError, OutputError, SlideError
+from mclst.runtime.errors import BundleError, InputError, OutputError, ResourceError, SlideError
 from mclst.runtime.expression import MapWriter
 from mclst.runtime.pictures import contact_sheet
 from mclst.runtime.placing import check_places
@@ -211,6 +210,8 @@ def _retriever(bundle: Bundle, spec: RetrievalSpec) -> Retriever:
         )
     try:
         return Retriever(bundle.bank, spec)
+    except ProviderError as error:
+        raise ResourceError(str(error)) from error
     except ValueError as error:
         raise BundleError(f"{bundle.path / 'bank.h5'}: {error}") from error
 
