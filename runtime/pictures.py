@@ -88,8 +88,10 @@ def morans_i(
 def _blank(values: NDArray[Any] | h5py.Dataset) -> NDArray[np.bool_]:
     """Rows [n] that hold a NaN, read some rows at a time."""
     rows = max(1, BLOCK_BYTES // (8 * values.shape[1]))
-    parts = [np.isnan(values[start : start + rows]).any(axis=1) for start in range(0, values.shape[0], rows)]
-    return np.concatenate(parts)
+    blank = np.zeros(values.shape[0], np.bool_)
+    for start in range(0, len(blank), rows):
+        blank[start : start + rows] = np.isnan(values[start : start + rows]).any(axis=1)
+    return blank
 
 
 def _neighbour_weights(xy: NDArray[np.float64], neighbours: int) -> sp.csr_matrix:

@@ -53,8 +53,8 @@ class Run:
     """What a prediction did.
 
     failed: (spot id, reason) of tiles that could not be read; their rows are NaN. structured: genes drawn, most
-    spatially structured first, with Moran's I. seconds: wall time by stage; `read` is the readers' busy time, which
-    runs beside the others.
+    spatially structured first, with Moran's I. seconds: wall time by stage; `read` is the busy time of
+    opening the slide and of the reading threads, which run beside the others.
     """
 
     map_path: Path
@@ -153,7 +153,7 @@ def predict(
                 slide, spots.xy_px, shape, batch_size=batch_size, workers=workers, slide_mpp=slide_mpp
             )
             failed = _stream(tiles, session, retriever, writer, spots, clock, advance)
-            clock["read"] = tiles.seconds_reading
+            clock["read"] = slide.seconds_opening + tiles.seconds_reading
             if len(failed) == len(spots):
                 raise SlideError(f"{slide.path}: no tile could be read; the first says: {failed[0][1]}")
             made_by = {
@@ -177,7 +177,7 @@ def predict(
     if sheet is not None:
         with clock.stage("draw"):
             drawn = contact_sheet(out, sheet, mpp=slide_mpp or slide.mpp)
-    clock["total"] = time.perf_counter() - started
+    clock["total"] = slide.seconds_opening + time.perf_counter() - started
     return Run(
         map_path=out,
         picture_path=sheet,

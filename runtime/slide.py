@@ -8,6 +8,7 @@ Readers live in files of their own: `pillow_reader` (JPEG, PNG), `tiff` (every T
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ class Slide(ABC):
     mpp: µm per level-0 pixel, or None where the file does not say it believably.
     mpp_source: one phrase for people: where `mpp` comes from, or why there is none.
     levels: finest first; never empty.
+    seconds_opening: what opening took, which for JPEG and PNG includes decoding.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Slide(ABC):
         self.reader = reader
         self.vendor = vendor
         self.levels = levels
+        self.seconds_opening = 0.0
         self.mpp = mpp
         self.mpp_source = mpp_source
 
@@ -146,11 +149,17 @@ def open_slide(path: str | Path, *, reader: str = "auto") -> Slide:
     (16-bit, fluorescence planes, …); ResourceError where it would have to be decoded in one piece of more
     than `MAX_DECODED_PX` pixels.
     """
+    start = time.perf_counter()
+    slide = _open(Path(path), reader)
+    slide.seconds_opening = time.perf_counter() - start
+    return slide
+
+
+def _open(path: Path, reader: str) -> Slide:
     from mclst.runtime.recognise import recognise
 
     if reader not in READERS:
         raise SlideError(f"reader is {reader!r}; choose one of {', '.join(READERS)}")
-    path = Path(path)
     kind = recognise(path)
     natural = {"jpeg": "pillow", "png": "pillow", "tiff": "tifffile"}.get(kind, "openslide")
     if reader not in ("auto", natural, "openslide"):
