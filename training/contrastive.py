@@ -95,12 +95,17 @@ def build_network(config: TrainConfig, pairs: Pairs) -> MclSTExp:
     return network
 
 
+def batches_per_epoch(count: int, size: int) -> int:
+    """How many batches `batches` makes of `count` pairs."""
+    return -(-count // size)
+
+
 def batches(count: int, size: int) -> Iterator[Tensor]:
     """A random order of `count` pairs, int64, in batches that differ by one pair at most and hold `size` at most.
 
     Equal batches matter here: the loss of a short one is on another scale, and a batch of one teaches nothing.
     """
-    yield from torch.tensor_split(torch.randperm(count), -(-count // size))
+    yield from torch.tensor_split(torch.randperm(count), batches_per_epoch(count, size))
 
 
 def share_done(config: TrainConfig, steps: int, steps_per_epoch: int, elapsed: float) -> float:
