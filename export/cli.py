@@ -142,9 +142,7 @@ def _change(options: dict[str, Any]) -> dict[str, Any]:
     help="Tiles on which export and checkpoint are compared.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a bundle of that name.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print the bundle's manifest on stdout instead of its path."
-)
+@click.option("--json", "json_path", type=PATH, help="Write manifest and parity as JSON; - for stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 @click.version_option(package_name="mclst")
 @command
