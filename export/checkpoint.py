@@ -153,25 +153,16 @@ def _read_torch(path: Path) -> dict[str, Any]:
             f"{path} needs arbitrary unpickling, which could run any program, and is refused; "
             "save its state dict alone (torch.save(model.state_dict(), …)) or convert it to safetensors"
         ) from error
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        IndexError,
-        UnicodeDecodeError,
-    ) as error:
-        raise CheckpointError(f"{path} is not a whole checkpoint ({_short(error)}); copy it again") from error
+    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
+        what = "a whole checkpoint" if archive else "a checkpoint"
+        raise CheckpointError(
+            f"{path} is not {what}; copy the .pt, .ckpt or .safetensors file again"
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(
             f"{path} holds a {type(content).__name__}, not a state dict; save model.state_dict()"
         )
     return content
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def _unwrap(content: dict[str, Any], path: Path) -> State:

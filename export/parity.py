@@ -125,7 +125,10 @@ def prove(
     """
     tolerance = tolerance or Tolerance()
     expected = encode_with_checkpoint(network, tiles.pixels, settings)
-    found = compare(expected, encode_with_export(session, tiles.pixels), bank, settings)
+    exported = encode_with_export(session, tiles.pixels)
+    if not (np.isfinite(expected).all() and np.isfinite(exported).all()):
+        raise ParityError(f"an embedding is not finite on tiles of {tiles.source}; no bundle is written")
+    found = compare(expected, exported, bank, settings)
     e, x = found["embedding"], found["expression"]
     checks = {
         "embedding_max_abs": e["max_abs"] <= tolerance.embedding_max_abs * e["largest_value"],
