@@ -81,9 +81,10 @@ def _say_outcome(out: Path, outcome: Outcome, *, quiet: bool) -> None:
     tell("Tissue and counts are made up, and easier than real ones: this shows that every stage works, not")
     tell("how well a model predicts real tissue.")
     tell("")
+    assert outcome.run.picture_path is not None
     pictures = [
         ("comparison.png", "slide, predicted, measured"),
-        (f"{outcome.run.map_path.stem}.png", "the most spatially structured genes of the map"),
+        (outcome.run.picture_path.name, "the most spatially structured genes of the map"),
         (outcome.run.map_path.name, "the map, for scanpy and squidpy"),
         ("model.pt, bundle", "the checkpoint and what was exported from it"),
         ("sections", "the made-up slides, spots and counts"),

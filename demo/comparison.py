@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,8 +19,10 @@ from mclst.runtime.page import DPI, INK, QUIET
 from mclst.runtime.pictures import COLOURS
 from mclst.runtime.publish import write_whole
 
-WIDTH, MARGIN, GAP = 13.33, 0.45, 0.16
-HEAD, CAPTION, FOOT = 0.95, 0.3, 0.5
+WIDTH, MARGIN, GAP = 13.33, 0.45, 0.14
+HEAD, CAPTION, FOOT = 0.8, 0.34, 0.42
+ROW_NAME = 0.4
+"""Inches: the page, its margins, and the strip for the words "predicted" and "measured"."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,45 @@ class Panel:
     correlation: float
     predicted: NDArray[np.float32]
     measured: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of the slide that is shown, level-0 px."""
+
+    left: float
+    top: float
+    wide: float
+    high: float
+
+
+class _Page:
+    """A figure on which things are placed in inches from the top left corner."""
+
+    def __init__(self, height: float) -> None:
+        self.height = height
+        self.figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
+        FigureCanvasAgg(self.figure)
+
+    def axes(self, left: float, top: float, wide: float, high: float, shown: Window) -> Axes:
+        """Frameless axes in level-0 px of the window."""
+        place = (left / WIDTH, 1 - (top + high) / self.height, wide / WIDTH, high / self.height)
+        axes = self.figure.add_axes(place)
+        axes.set_axis_off()
+        axes.set_xlim(shown.left, shown.left + shown.wide)
+        axes.set_ylim(shown.top + shown.high, shown.top)
+        return axes
+
+    def text(self, left: float, top: float, words: str, **style: Any) -> None:
+        """Words with their baseline at (left, top)."""
+        place = (left / WIDTH, 1 - top / self.height)
+        self.figure.text(*place, words, **{"color": INK, "parse_math": False, **style})
+
+    def png(self) -> bytes:
+        """The page as a PNG file's content."""
+        content = BytesIO()
+        self.figure.savefig(content, format="png", metadata={"Software": "mclst"})
+        return content.getvalue()
 
 
 def draw_comparison(
@@ -50,49 +92,42 @@ def draw_comparison(
     diameter; level-0 px. Colours run from the 1st to the 99th percentile of each map by itself: a prediction, being
     an average of neighbours, spans less than the measurement.
     """
-    extent = (0.0, image.shape[1] / image_scale, image.shape[0] / image_scale, 0.0)
-    aspect = image.shape[1] / image.shape[0]
-    side = (WIDTH - 2 * MARGIN - GAP * (len(panels) + 1) - 0.25) / (len(panels) + 2 + 0.001)
-    tall = side / aspect
-    height = HEAD + 2 * (tall + CAPTION) + FOOT
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-
-    def place(left: float, top: float, wide: float, high: float) -> Axes:
-        axes = figure.add_axes((left / WIDTH, 1 - (top + high) / height, wide / WIDTH, high / height))
-        axes.set_axis_off()
-        axes.set_xlim(extent[0], extent[1])
-        axes.set_ylim(extent[2], extent[3])
-        return axes
-
-    def write(
-        left: float, top: float, words: str, size: float, color: str = INK, weight: str = "normal"
-    ) -> None:
-        figure.text(
-            left / WIDTH, 1 - top / height, words, size=size, color=color, weight=weight, parse_math=False
-        )
-
-    write(MARGIN, 0.55, title, 18, weight="bold")
+    shown = _window(xy_px, spot_px)
+    room = WIDTH - 2 * MARGIN - ROW_NAME - (len(panels) - 1) * GAP
+    side = (room - CAPTION * shown.wide / shown.high) / (len(panels) + 2)  # the slide is as high as both rows
+    tall = side * shown.high / shown.wide
+    first, second = HEAD + CAPTION, HEAD + 2 * CAPTION + tall
     large = 2 * tall + CAPTION
-    slide = place(MARGIN, HEAD + CAPTION, large * aspect, large)
-    slide.imshow(image, extent=extent, interpolation="antialiased")
-    write(MARGIN, HEAD + CAPTION - 0.09, "Slide", 12, weight="bold")
-    start = MARGIN + large * aspect + GAP + 0.25
+    page = _Page(second + tall + FOOT)
+    page.text(MARGIN, 0.5, title, size=18, weight="bold")
+    slide = page.axes(MARGIN, first, large * shown.wide / shown.high, large, shown)
+    edges = (0.0, image.shape[1] / image_scale, image.shape[0] / image_scale, 0.0)
+    slide.imshow(image, extent=edges, interpolation="antialiased", aspect="auto")
+    slide.set_xlim(shown.left, shown.left + shown.wide)
+    slide.set_ylim(shown.top + shown.high, shown.top)
+    start = MARGIN + large * shown.wide / shown.high + ROW_NAME
+    for top, name in ((first, "Predicted"), (second, "Measured")):
+        turned: dict[str, Any] = {"rotation": 90, "va": "center", "ha": "center", "weight": "bold"}
+        page.text(start - 0.14, top + tall / 2, name, size=11, **turned)
     for column, panel in enumerate(panels):
         left = start + column * (side + GAP)
-        for row, values in enumerate((panel.predicted, panel.measured)):
-            top = HEAD + CAPTION + row * (tall + CAPTION)
-            axes = place(left, top, side, tall)
-            _spots(axes, values, xy_px, spot_px)
-        write(left, HEAD + CAPTION - 0.09, f"{panel.gene}, predicted", 11, weight="bold")
-        write(left, HEAD + 2 * CAPTION + tall - 0.09, f"measured   r = {panel.correlation:.2f}", 11, QUIET)
+        page.text(left + side / 2, first - 0.08, panel.gene, size=11, weight="bold", ha="center")
+        told = f"r = {panel.correlation:.2f}"
+        page.text(left + side / 2, second - 0.08, told, size=10, color=QUIET, ha="center")
+        for top, values in ((first, panel.predicted), (second, panel.measured)):
+            _spots(page.axes(left, top, side, tall, shown), values, xy_px, spot_px)
     note = (
-        "Made-up tissue and counts. Dark is more; each map is coloured from its own 1st to 99th percentile."
+        "Made-up tissue and counts.   r: Pearson correlation over the spots.   "
+        "Dark is more; each map is coloured from its own 1st to 99th percentile."
     )
-    write(MARGIN, height - 0.22, note, 9, QUIET)
-    content = BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": "mclst"})
-    write_whole(out, content.getvalue())
+    page.text(MARGIN, page.height - 0.16, note, size=9, color=QUIET)
+    write_whole(out, page.png())
+
+
+def _window(xy_px: NDArray[np.float64], spot_px: float) -> Window:
+    left, top = xy_px.min(axis=0) - 1.5 * spot_px
+    right, bottom = xy_px.max(axis=0) + 1.5 * spot_px
+    return Window(float(left), float(top), float(right - left), float(bottom - top))
 
 
 def _spots(axes: Axes, values: NDArray[np.float32], xy_px: NDArray[np.float64], diameter: float) -> None:

@@ -64,17 +64,17 @@ def write_section(
     mpp: µm per level-0 px, written into the slide.
     pitch_um, spot_um: distance between spots on the square array, and a spot's diameter, µm.
     depth: transcripts of an average spot over all genes.
-    Raises ValueError where size_px does not divide by 8 or no spot falls on tissue.
+    Raises ValueError where size_px does not divide by 8, or a length or depth is not above 0.
     """
     if size_px < 8 * CELL_PX or size_px % CELL_PX:
         raise ValueError(f"size_px is {size_px}; give a multiple of {CELL_PX}, {8 * CELL_PX} or more")
+    if not min(mpp, pitch_um, spot_um, depth) > 0:
+        raise ValueError(
+            f"mpp, pitch, spot and depth are {mpp}, {pitch_um}, {spot_um}, {depth}; give numbers above 0"
+        )
     layout = lay_out(np.random.default_rng([seed, 0]), size_px, mpp)
     array_xy, xy_px = spot_array(np.random.default_rng([seed, 1]), size_px, pitch_um / mpp)
     on_tissue = layout.at(layout.tissue, xy_px) > 0.9
-    if not on_tissue.any():
-        raise ValueError(
-            f"no spot falls on tissue of section {name}; choose a smaller pitch than {pitch_um:g} µm"
-        )
     mean = expected(layout, xy_px[on_tissue], spot_um)
     counts = measure(np.random.default_rng([seed, 2]), mean, depth)
     picture = paint(np.random.default_rng([seed, 3]), layout)

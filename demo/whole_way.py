@@ -20,6 +20,7 @@ from mclst.demo.programmes import GENES, PLANTED, PROGRAMMES
 from mclst.demo.tissue import MadeUpSection, write_section
 from mclst.export.bundling import export_bundle
 from mclst.runtime.bundle import Bundle
+from mclst.runtime.expression import usual_spot_diameter
 from mclst.runtime.manifest import Context, Normalisation, Retrieval, Settings, Tile
 from mclst.runtime.pipeline import Run, predict
 from mclst.runtime.publish import WholeFolder, write_whole
@@ -36,8 +37,8 @@ Say = Callable[[str], None]
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 THUMBNAIL_PX = 1400
-SPOT_PX_OF_PITCH = 0.82
-"""Diameter of a drawn spot as a share of the distance between spots."""
+DRAWN_SPOT = 1.8
+"""Diameter of a drawn spot in usual spot diameters; 2 would touch."""
 CONTROL = tuple(gene for gene in GENES if gene not in PLANTED)
 
 
@@ -244,14 +245,13 @@ def _compare(
             panels.append(Panel(GENES[g], float(scored.pcc_per_gene[g]), predicted[:, g], measured[:, g]))
     with open_slide(held_out.image) as slide:
         image, image_scale = slide.thumbnail(THUMBNAIL_PX)
-    pitch_px = float(np.diff(np.unique(np.round(held_out.xy_px[:, 0] / 10))).max() * 10)
     draw_comparison(
         folder / "comparison.png",
         f"{held_out.name}: a made-up section the model has not seen",
         image,
         image_scale,
         held_out.xy_px,
-        SPOT_PX_OF_PITCH * pitch_px,
+        DRAWN_SPOT * usual_spot_diameter(held_out.xy_px),
         panels,
     )
     return outcome
