@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -267,3 +269,22 @@ def test_help_speaks_of_what_it_does() -> None:
         "--overwrite",
     ):
         assert word in done.output
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 143)])
+def test_a_stopped_run_leaves_nothing(here: Path, name: str, code: int) -> None:
+    (here / "spots.tsv").write_text(
+        "id\tx\ty\n" + "".join(f"s{i}\t{i % 200}\t{i % 180}\n" for i in range(60_000))
+    )
+    before = tree(here)
+    script = "import sys; from mclst.runtime.cli import main; main(sys.argv[1:])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, "slide.png", "--spots", "spots.tsv"], stderr=subprocess.PIPE, text=True
+    )
+    while not list(here.glob(".slide.h5ad*")) and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(getattr(signal, name))
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code and "Traceback" not in said, said
+    assert tree(here) == before
