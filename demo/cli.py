@@ -42,6 +42,7 @@ def main(out: Path, overwrite: bool, seed: int, quiet: bool, verbose: bool) -> N
         from mclst.demo.whole_way import go_the_whole_way
     except ImportError as error:
         raise ResourceError(f"{error.name} is not installed; install mclst[export,cpu]") from error
+    say("made-up tissue, from measuring to predicting: about two minutes on two CPU cores", quiet=quiet)
     outcome = go_the_whole_way(
         out,
         seed,

@@ -36,6 +36,7 @@ from mclst.training.settings import TrainConfig
 Say = Callable[[str], None]
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
+SUMMARY = "summary.json"
 THUMBNAIL_PX = 1400
 DRAWN_SPOT = 1.8
 """Diameter of a drawn spot in usual spot diameters; 2 would touch."""
@@ -53,7 +54,7 @@ class Scale:
     size_px: int = 4000
     pitch_um: float = 90.0
     sections: int = 3
-    epochs: int = 14
+    epochs: int = 24
     batch_size: int = 128
     k: int = 50
 
@@ -142,7 +143,7 @@ def go_the_whole_way(
     """
     scale = scale or Scale()
     seconds: dict[str, float] = {}
-    with WholeFolder(out, overwrite=overwrite) as folder:
+    with WholeFolder(out, mark=SUMMARY, overwrite=overwrite) as folder:
         with _stage("make", seconds):
             made = _make(folder.part / "sections", seed, scale, progress)
         *measured, held_out = made
@@ -169,7 +170,7 @@ def go_the_whole_way(
         say(f"predicted {run.spots} spots of {held_out.name}, a section the model has not seen")
         with _stage("compare", seconds):
             outcome = _compare(folder.part, held_out, run, bundle, trained, seconds)
-        write_whole(folder.part / "summary.json", (json.dumps(outcome.as_json(), indent=2) + "\n").encode())
+        write_whole(folder.part / SUMMARY, (json.dumps(outcome.as_json(), indent=2) + "\n").encode())
         folder.publish()
     return outcome
 
