@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from mclst.kernels.spec import DISTANCES, RANKS, WEIGHTINGS
-from mclst.runtime.command import command, publish_json, say, table
+from mclst.runtime.command import check_json, command, publish_json, say, table
 from mclst.runtime.errors import ResourceError
 from mclst.sections.normalise import NORMALISATIONS
 
@@ -166,6 +166,7 @@ def main(
 
     The defaults are those of the published mclSTExp HER2+ scripts; a checkpoint trained by mclst brings its own.
     """
+    check_json(json_path, overwrite=overwrite)
     try:
         from mclst.export.bundling import export_bundle
     except ImportError as error:
@@ -200,7 +201,7 @@ def main(
     table(rows, quiet=quiet)
     if json_path is not None:
         content = {"bundle": str(bundle.path), "manifest": m.model_dump(mode="json"), "parity": parity}
-        publish_json(json_path, content, overwrite=overwrite)
+        publish_json(json_path, content)
     if json_path is None or str(json_path) != "-":
         click.echo(str(bundle.path))
 

@@ -102,16 +102,7 @@ class BundleDraft(WholeFolder):
 
     def __init__(self, path: Path, *, overwrite: bool) -> None:
         """Raises OutputError where `path` is in the way and may not, or must not, be replaced."""
-        if (
-            path.exists()
-            and overwrite
-            and not (path / MANIFEST).is_file()
-            and (path.is_file() or any(path.iterdir()))
-        ):
-            raise OutputError(
-                f"{path} exists and is not a bundle, so it is not overwritten; choose another --out"
-            )
-        super().__init__(path, overwrite=overwrite)
+        super().__init__(path, mark=MANIFEST, overwrite=overwrite)
 
     def seal(self, **fields: Any) -> Bundle:
         """Hash what stands in the folder, write the manifest with `fields` (Manifest's, less format and files)."""

@@ -12,7 +12,7 @@ import click
 
 from mclst.kernels.spec import DISTANCES, RANKS, WEIGHTINGS, RetrievalSpec
 from mclst.runtime.bundle import Bundle, open_bundle
-from mclst.runtime.command import command, progress, publish_json, say, table
+from mclst.runtime.command import check_json, command, progress, publish_json, say, table
 from mclst.runtime.pipeline import Run, predict
 from mclst.runtime.session import PROVIDERS
 from mclst.runtime.slide import READERS, open_slide
@@ -98,6 +98,7 @@ def main(
     The .h5ad opens in scanpy and squidpy as it is; its path is printed on stdout. A picture of the most spatially
     structured genes stands beside it.
     """
+    check_json(json_path, overwrite=overwrite)
     bundle = open_bundle(bundle_path)
     spots = read_spots(spots_path, all_spots=all_spots)
     with (
@@ -121,7 +122,7 @@ def main(
     table(_summary(run, bundle), quiet=quiet)
     _say_failures(run, quiet=quiet, verbose=verbose)
     if json_path is not None:
-        publish_json(json_path, run.as_json(), overwrite=overwrite)
+        publish_json(json_path, run.as_json())
     if json_path is None or str(json_path) != "-":
         click.echo(str(run.map_path))
 

@@ -102,11 +102,16 @@ def table(rows: Iterable[tuple[str, Any]], *, quiet: bool = False) -> None:
         say(f"  {name:<{width}}  {value}", quiet=quiet)
 
 
-def publish_json(path: Path, content: dict[str, Any], *, overwrite: bool) -> None:
+def check_json(path: Path | None, *, overwrite: bool) -> None:
+    """Refuse a `--json` path before any work, as `check_writable` does; None and `-` are always right."""
+    if path is not None and str(path) != "-":
+        check_writable(path, overwrite=overwrite)
+
+
+def publish_json(path: Path, content: dict[str, Any]) -> None:
     """Write one JSON object to `path`, whole, or to stdout where `path` is `-`; raises OutputError."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     if str(path) == "-":
         click.echo(text, nl=False)
-        return
-    check_writable(path, overwrite=overwrite)
-    write_whole(path, text.encode())
+    else:
+        write_whole(path, text.encode())

@@ -83,8 +83,21 @@ def write_whole(path: Path, content: bytes) -> None:
 class WholeFolder:
     """A folder filled out of sight (`.part`) and renamed to `path` by `publish`; a context manager that leaves nothing."""
 
-    def __init__(self, path: Path, *, overwrite: bool) -> None:
-        """Make the hidden folder; raises OutputError as `check_writable` does."""
+    def __init__(self, path: Path, *, mark: str, overwrite: bool) -> None:
+        """Make the hidden folder.
+
+        mark: the file by which a folder of this kind is known; nothing else is ever overwritten.
+        Raises OutputError as `check_writable` does, and where `path` is there and is not such a folder.
+        """
+        if (
+            overwrite
+            and path.exists()
+            and not (path / mark).is_file()
+            and (path.is_file() or any(path.iterdir()))
+        ):
+            raise OutputError(
+                f"{path} exists and has no {mark}, so it is not overwritten; choose another --out"
+            )
         check_writable(path, overwrite=overwrite)
         self.path = path
         self.part = beside(path.absolute())

@@ -58,7 +58,9 @@ def test_places_that_cannot_be_written_are_refused_before_the_work(tmp_path: Pat
 def test_a_folder_replaces_another_in_one_step(tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "old").touch()
-    with WholeFolder(tmp_path / "f", overwrite=True) as folder:
+    with pytest.raises(OutputError, match="has no new"):
+        WholeFolder(tmp_path / "f", mark="new", overwrite=True)
+    with WholeFolder(tmp_path / "f", mark="old", overwrite=True) as folder:
         (folder.part / "new").touch()
         assert {p.name for p in (tmp_path / "f").iterdir()} == {"old"}
         folder.publish()
