@@ -117,7 +117,7 @@ def draw_comparison(
         for top, values in ((first, panel.predicted), (second, panel.measured)):
             _spots(page.axes(left, top, side, tall, shown), values, xy_px, spot_px)
     note = (
-        "Made-up tissue and counts.   r: Pearson correlation over the spots.   "
+        "Made-up tissue and counts.   Of each programme the gene with the highest r, Pearson correlation over the spots.   "
         "Dark is more; each map is coloured from its own 1st to 99th percentile."
     )
     page.text(MARGIN, page.height - 0.16, note, size=9, color=QUIET)
