@@ -157,7 +157,7 @@ def test_only_a_bundle_is_overwritten(bundle: Path, tmp_path: Path) -> None:
     other = tmp_path / "thesis"
     other.mkdir()
     (other / "chapter.txt").write_text("years of work")
-    with pytest.raises(OutputError, match="has no manifest.json"):
+    with pytest.raises(OutputError, match=r"has no manifest\.json"):
         BundleDraft(other, overwrite=True)
     assert (other / "chapter.txt").read_text() == "years of work"
     before = set(tmp_path.iterdir())
