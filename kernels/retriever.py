@@ -44,8 +44,8 @@ class Retriever:
     """A bank made ready for queries.
 
     bank: anything with `embedding` float32 [M, D] and `expression` float32 [M, G].
-    provider: "faiss" (exact, FAISS and scipy on the CPU), "reference" (float64, the definition, slow), or "auto":
-        the fastest installed, which is "faiss". `.provider` is the one in use.
+    provider: "cpu" (compiled loops), "faiss" (FAISS and scipy on the CPU), "reference" (float64, the definition, slow),
+        or "auto": "cpu" where it was compiled, else "faiss". `.provider` is the one in use.
 
     Every provider chooses the same rows, and the expression is within 1e-6·max|bank expression| of the reference's.
     Raises ValueError where the bank is not of that form, holds NaN, infinity or a value beyond 1e30, or has fewer than
@@ -66,7 +66,7 @@ class Retriever:
                 f"k is {spec.k} and the bank has {len(embedding)} rows; give k from 1 to {len(embedding)}"
             )
         self.spec = spec
-        self.provider = "faiss" if provider == "auto" else provider
+        self.provider = _fastest() if provider == "auto" else provider
         self._columns = embedding.shape[1]
         self._run = PROVIDERS[self.provider](embedding, expression, spec)
 
@@ -133,7 +133,27 @@ class _Faiss:
         return (slice(start, start + step) for start in range(0, n, step))
 
 
+def _cpu(embedding: NDArray[np.float32], expression: NDArray[np.float32], spec: RetrievalSpec) -> Provider:
+    from mclst.kernels.compiled import NotCompiled
+    from mclst.kernels.cpu import Cpu
+
+    try:
+        return Cpu(embedding, expression, spec)
+    except NotCompiled as error:
+        raise ProviderError(
+            f"retrieval with provider 'cpu' needs its compiled part, and {error}; "
+            "install a C++ compiler and mclst again, or choose provider 'faiss'"
+        ) from error
+
+
+def _fastest() -> str:
+    from mclst.kernels.compiled import built
+
+    return "cpu" if built() else "faiss"
+
+
 PROVIDERS: dict[str, Callable[[Any, Any, RetrievalSpec], Provider]] = {
+    "cpu": _cpu,
     "faiss": _Faiss,
     "reference": _Reference,
 }

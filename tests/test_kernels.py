@@ -20,10 +20,13 @@ from scipy.spatial.distance import cdist
 from scipy.special import softmax
 
 from mclst.kernels import RetrievalSpec, Retrieved, Retriever, nearest, reference, retriever
+from mclst.kernels.compiled import built
 from mclst.kernels.nearest import Nearest
 from mclst.kernels.spec import DISTANCES, RANKS, WEIGHTINGS, Distance, Rank, Weighting
 
 F32 = NDArray[np.float32]
+# What is held against the reference here; a test of its own says so where the compiled provider is missing.
+COMPARED = ["faiss", "cpu"] if built() else ["faiss"]
 METRIC: dict[str, Literal["cosine", "euclidean", "cityblock"]] = {
     "cosine": "cosine",
     "l2": "euclidean",
@@ -79,11 +82,12 @@ def assert_same(got: Retrieved, wanted: Retrieved, bank: Bank) -> None:
     assert got.expression.dtype == got.nearest.dtype == got.effective_k.dtype == np.float32
 
 
-def check(queries: F32, bank: Bank, spec: RetrievalSpec, provider: str = "faiss") -> Retrieved:
-    """`provider` against the reference; the provider's answer."""
-    got = Retriever(bank, spec, provider).aggregate(queries, neighbours=True)
-    assert_same(got, Retriever(bank, spec, "reference").aggregate(queries, neighbours=True), bank)
-    return got
+def check(queries: F32, bank: Bank, spec: RetrievalSpec) -> Retrieved:
+    """Every provider against the reference; the reference's answer."""
+    wanted = Retriever(bank, spec, "reference").aggregate(queries, neighbours=True)
+    for provider in COMPARED:
+        assert_same(Retriever(bank, spec, provider).aggregate(queries, neighbours=True), wanted, bank)
+    return wanted
 
 
 # --- the definition, against scipy and plain float64 --------------------------------------------------------------
@@ -142,7 +146,7 @@ def test_whole_multiples_of_a_row_are_at_one_cosine() -> None:
     np.testing.assert_array_equal(reference.distances("cosine", row, multiples), np.zeros(49))
 
 
-@pytest.mark.parametrize("provider", ["faiss", "reference"])
+@pytest.mark.parametrize("provider", [*COMPARED, "reference"])
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_zero_distance_takes_all_the_weight_shared_among_equals(provider: str, distance: Any) -> None:
     embedding = np.array([[1, 2], [3, 1], [1, 2], [1, 1]], dtype=np.float32)
@@ -408,7 +412,7 @@ def test_the_order_of_the_bank_matters_to_no_set_without_ties(rank: Any) -> None
     np.testing.assert_allclose(second.expression, first.expression, rtol=1e-6)
 
 
-@pytest.mark.parametrize("provider", ["faiss", "reference"])
+@pytest.mark.parametrize("provider", [*COMPARED, "reference"])
 @pytest.mark.parametrize("spec", [s for s in SPECS if not s.weighting.startswith("softmax")], ids=spec_name)
 def test_a_power_of_two_scales_the_distance_and_nothing_else(provider: str, spec: RetrievalSpec) -> None:
     queries, bank = clustered(20, 200, 10)
@@ -430,14 +434,14 @@ def test_a_query_has_the_same_bits_in_any_block(
 ) -> None:
     queries, bank = clustered(70, 300, 40, genes=50)
     spec = RetrievalSpec(k=25, rank=rank, distance=distance)
-    whole = Retriever(bank, spec).aggregate(queries, neighbours=True)
-    made = Retriever(bank, spec)
+    whole = Retriever(bank, spec, "faiss").aggregate(queries, neighbours=True)
+    made = Retriever(bank, spec, "faiss")
     parts = [
         made.aggregate(queries[start:stop], neighbours=True) for start, stop in ((0, 1), (1, 23), (23, 70))
     ]
     monkeypatch.setattr(retriever, "_BLOCK_BYTES", 16_000)
     monkeypatch.setattr(nearest, "_BLOCK_BYTES", 5_000)
-    blocked = Retriever(bank, spec).aggregate(queries, neighbours=True)
+    blocked = Retriever(bank, spec, "faiss").aggregate(queries, neighbours=True)
     for field in ("expression", "nearest", "effective_k", "neighbours"):
         np.testing.assert_array_equal(
             np.concatenate([getattr(part, field) for part in parts]), getattr(whole, field)
@@ -451,7 +455,7 @@ def test_a_query_has_the_same_bits_on_any_number_of_threads() -> None:
     try:
         for threads in (1, 3):
             faiss.omp_set_num_threads(threads)
-            got.append(Retriever(bank, RetrievalSpec(k=25)).aggregate(queries).expression)
+            got.append(Retriever(bank, RetrievalSpec(k=25), "faiss").aggregate(queries).expression)
     finally:
         faiss.omp_set_num_threads(before)
     np.testing.assert_array_equal(got[0], got[1])
@@ -470,7 +474,7 @@ def test_strided_inputs_are_read_as_they_stand() -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 2e30])
-@pytest.mark.parametrize("provider", ["faiss", "reference"])
+@pytest.mark.parametrize("provider", [*COMPARED, "reference"])
 def test_a_value_that_is_no_number_is_refused_by_row(provider: str, value: float) -> None:
     queries, bank = clustered(6, 50, 8)
     spec = RetrievalSpec(k=3)
@@ -510,22 +514,24 @@ def test_shapes_and_types_that_do_not_fit_are_refused() -> None:
 def test_the_provider_is_named_and_an_unknown_one_refused() -> None:
     _, bank = clustered(0, 20, 4)
     spec = RetrievalSpec(k=3)
-    assert Retriever(bank, spec).provider == "faiss"
+    assert Retriever(bank, spec).provider == ("cpu" if built() else "faiss")
+    assert Retriever(bank, spec, "faiss").provider == "faiss"
     assert Retriever(bank, spec, "reference").provider == "reference"
-    with pytest.raises(ValueError, match="provider is 'cudda'; choose one of auto, faiss, reference"):
+    with pytest.raises(ValueError, match=r"provider is 'cudda'; choose one of auto, .*faiss, reference"):
         Retriever(bank, spec, "cudda")
 
 
-def test_without_faiss_and_torch() -> None:
-    """Importing needs neither; the provider that needs FAISS says what to install, the reference runs."""
+def test_without_faiss_torch_and_the_compiled_part() -> None:
+    """Importing needs none; a provider that is missing says what to install, and the reference runs."""
     code = """
 import sys
 sys.modules.update(faiss=None, torch=None)
 import numpy as np
 from types import SimpleNamespace
-from mclst.kernels import ProviderError, RetrievalSpec, Retriever
+from mclst.kernels import ProviderError, RetrievalSpec, Retriever, compiled
+compiled.EXTENSION_SUFFIXES.clear()
 bank = SimpleNamespace(embedding=np.eye(4, dtype=np.float32), expression=np.eye(4, dtype=np.float32))
-for provider in ("auto", "faiss"):
+for provider in ("auto", "faiss", "cpu"):
     try:
         Retriever(bank, RetrievalSpec(k=2), provider)
     except ProviderError as error:
@@ -534,7 +540,8 @@ print(Retriever(bank, RetrievalSpec(k=1), "reference").aggregate(bank.embedding)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     *refusals, trace = done.stdout.splitlines()
-    assert len(refusals) == 2 and all("install mclst[cpu]" in line for line in refusals)
+    assert len(refusals) == 3 and all("install mclst[cpu]" in line for line in refusals[:2])
+    assert "install a C++ compiler" in refusals[2]
     assert float(trace) == 4
 
 

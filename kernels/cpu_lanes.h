@@ -1,0 +1,317 @@
+// The inner loops of the cpu provider, compiled once for each instruction set.
+//
+// No include guard: cpu_retrieve.cpp includes this file several times, each time inside a namespace of its own and under
+// that set's compiler options, with MCLST_VNNI, MCLST_AVX512 or MCLST_AVX2 saying which. Nothing of the standard library
+// is instantiated here, since the linker would keep one copy for all sets. Vectors are the compiler's own.
+//
+// Layouts: a panel is 32 bank rows side by side. Panels of integers hold pairs of columns, [columns/2][32][2] int16;
+// panels of floats hold [columns][32]. A slab is 16·S genes of all bank rows, [rows][16·S] float.
+
+// Floats to a vector, so that one fits a register; fd and dd are the halves of such a vector and that half as doubles.
+#if defined(MCLST_AVX512)
+constexpr int kWide = 16;
+#elif defined(MCLST_AVX2)
+constexpr int kWide = 8;
+#else
+constexpr int kWide = 4;
+#endif
+constexpr int kHalf = kWide / 2;
+typedef float fw __attribute__((vector_size(4 * kWide), aligned(4)));
+typedef float fh __attribute__((vector_size(4 * kHalf), aligned(4)));
+typedef int32_t iw __attribute__((vector_size(4 * kWide), aligned(4)));
+typedef double dh __attribute__((vector_size(8 * kHalf), aligned(8)));
+
+static inline fw load(const float *from) { return *reinterpret_cast<const fw *>(from); }
+static inline dh load(const double *from) { return *reinterpret_cast<const dh *>(from); }
+static inline void store(float *to, fw value) { *reinterpret_cast<fw *>(to) = value; }
+
+#if defined(MCLST_AVX512)
+static inline dh wide(const float *from) { return (dh)_mm512_maskz_cvtps_pd(255, _mm256_loadu_ps(from)); }
+static inline dh low(fw value) { return (dh)_mm512_maskz_cvtps_pd(255, _mm512_castps512_ps256((__m512)value)); }
+static inline dh high(fw value) { return (dh)_mm512_maskz_cvtps_pd(255, _mm512_extractf32x8_ps((__m512)value, 1)); }
+#elif defined(MCLST_AVX2)
+static inline dh wide(const float *from) { return (dh)_mm256_cvtps_pd(_mm_loadu_ps(from)); }
+static inline dh low(fw value) { return (dh)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)value)); }
+static inline dh high(fw value) { return (dh)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)value, 1)); }
+#else
+static inline dh wide(const float *from) { return dh{from[0], from[1]}; }
+static inline dh low(fw value) { return dh{value[0], value[1]}; }
+static inline dh high(fw value) { return dh{value[2], value[3]}; }
+#endif
+
+static inline double sum_of(dh value) {
+    double total = 0;
+    for (int lane = 0; lane < kHalf; ++lane) total += value[lane];
+    return total;
+}
+
+// ---- scores of a panel -------------------------------------------------------------------------------------------
+
+// Exact integer products of R queries, each `pairs` int32 of two columns, with one panel, into out [R][32].
+template <int R>
+static void products(const int32_t *queries, int64_t stride, const int16_t *panel, int64_t pairs, int32_t *out) {
+#if defined(MCLST_AVX512)
+    __m512i sum[R][2];
+    for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_si512();
+    for (int64_t p = 0; p < pairs; ++p, panel += 64) {
+        const __m512i left = _mm512_loadu_si512(panel), right = _mm512_loadu_si512(panel + 32);
+#pragma GCC unroll 12
+        for (int r = 0; r < R; ++r) {
+            const __m512i query = _mm512_set1_epi32(queries[r * stride + p]);
+#if defined(MCLST_VNNI)
+            sum[r][0] = _mm512_dpwssd_epi32(sum[r][0], left, query);
+            sum[r][1] = _mm512_dpwssd_epi32(sum[r][1], right, query);
+#else
+            sum[r][0] = _mm512_add_epi32(sum[r][0], _mm512_madd_epi16(left, query));
+            sum[r][1] = _mm512_add_epi32(sum[r][1], _mm512_madd_epi16(right, query));
+#endif
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        _mm512_storeu_si512(out + 32 * r, sum[r][0]);
+        _mm512_storeu_si512(out + 32 * r + 16, sum[r][1]);
+    }
+#elif defined(MCLST_AVX2)
+    __m256i sum[R][4];
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < 4; ++v) sum[r][v] = _mm256_setzero_si256();
+    for (int64_t p = 0; p < pairs; ++p, panel += 64) {
+#pragma GCC unroll 3
+        for (int r = 0; r < R; ++r) {
+            const __m256i query = _mm256_set1_epi32(queries[r * stride + p]);
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; ++v) {
+                const __m256i rows = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(panel + 16 * v));
+                sum[r][v] = _mm256_add_epi32(sum[r][v], _mm256_madd_epi16(rows, query));
+            }
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int v = 0; v < 4; ++v)
+            _mm256_storeu_si256(reinterpret_cast<__m256i *>(out + 32 * r + 8 * v), sum[r][v]);
+#else
+    for (int r = 0; r < R; ++r) {
+        int32_t sum[32] = {};
+        const int16_t *rows = panel;
+        for (int64_t p = 0; p < pairs; ++p, rows += 64) {
+            int16_t query[2];
+            std::memcpy(query, queries + r * stride + p, sizeof query);
+            for (int j = 0; j < 32; ++j) sum[j] += int32_t(rows[2 * j]) * query[0] + int32_t(rows[2 * j + 1]) * query[1];
+        }
+        std::memcpy(out + 32 * r, sum, sizeof sum);
+    }
+#endif
+}
+
+#if defined(MCLST_AVX512)
+constexpr int kTogether = 12;
+#elif defined(MCLST_AVX2)
+constexpr int kTogether = 3;
+#else
+constexpr int kTogether = 1;
+#endif
+
+template <int R>
+static void some_products(int count, const int32_t *queries, int64_t stride, const int16_t *panel, int64_t pairs,
+                          int32_t *out) {
+    if constexpr (R > 1) {
+        if (count < R) return some_products<R - 1>(count, queries, stride, panel, pairs, out);
+    }
+    products<R>(queries, stride, panel, pairs, out);
+}
+
+// s = |p|² - 2 x·p of `count` queries and one panel: score [count], `leap` floats from query to query.
+static void panel_scores(int64_t count, const int32_t *queries, const float *factor, const int16_t *panel, int64_t pairs,
+                         const float *row_scale, const float *row_norm2, float *score, int64_t leap) {
+    int32_t dot[kTogether * 32];
+    for (int64_t start = 0; start < count; start += kTogether) {
+        const int some = count - start < kTogether ? int(count - start) : kTogether;
+        some_products<kTogether>(some, queries + start * pairs, pairs, panel, pairs, dot);
+        for (int r = 0; r < some; ++r)
+            for (int j = 0; j < 32; j += kWide) {
+                const fw whole = __builtin_convertvector(*reinterpret_cast<const iw *>(dot + 32 * r + j), fw);
+                store(score + (start + r) * leap + j,
+                      load(row_norm2 + j) + factor[start + r] * (load(row_scale + j) * whole));
+            }
+    }
+}
+
+// Σ|x - p| of `count` queries [count][columns] and one panel of floats.
+static void panel_l1(int64_t count, const float *queries, const float *panel, int64_t columns, float *score,
+                     int64_t leap) {
+    const iw magnitude = iw{} + 0x7fffffff;
+    for (int64_t q = 0; q < count; ++q) {
+        fw sum[32 / kWide]{};
+        for (int64_t c = 0; c < columns; ++c)
+#pragma GCC unroll 8
+            for (int v = 0; v < 32 / kWide; ++v)
+                sum[v] += (fw)((iw)(load(panel + 32 * c + kWide * v) - queries[q * columns + c]) & magnitude);
+        for (int v = 0; v < 32 / kWide; ++v) store(score + q * leap + kWide * v, sum[v]);
+    }
+}
+
+// ---- selection ---------------------------------------------------------------------------------------------------
+
+// Append the places first + i and values of `scores` [n] that are <= limit; n is a multiple of 16. Room for n + 16 more.
+static int64_t keep_below(const float *scores, int64_t n, float limit, int32_t first, float *value, int32_t *place) {
+    int64_t kept = 0;
+#if defined(MCLST_AVX512)
+    const __m512 most = _mm512_set1_ps(limit);
+    __m512i at = _mm512_add_epi32(_mm512_set1_epi32(first),
+                                  _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    for (int64_t i = 0; i < n; i += 16, at = _mm512_add_epi32(at, _mm512_set1_epi32(16))) {
+        const __m512 some = _mm512_loadu_ps(scores + i);
+        const __mmask16 below = _mm512_cmp_ps_mask(some, most, _CMP_LE_OQ);
+        _mm512_storeu_ps(value + kept, _mm512_maskz_compress_ps(below, some));
+        _mm512_storeu_si512(place + kept, _mm512_maskz_compress_epi32(below, at));
+        kept += __builtin_popcount(below);
+    }
+#else
+    for (int64_t i = 0; i < n; i += 16) {
+        int any = 0;
+        for (int lane = 0; lane < 16; ++lane) any |= scores[i + lane] <= limit;
+        if (!any) continue;
+        for (int64_t j = i; j < i + 16; ++j) {
+            value[kept] = scores[j];
+            place[kept] = first + int32_t(j);
+            kept += scores[j] <= limit;
+        }
+    }
+#endif
+    return kept;
+}
+
+static int64_t count_below(const float *values, int64_t n, float limit) {
+    iw count{};
+    for (int64_t i = 0; i < n; i += kWide) count -= load(values + i) <= limit;
+    int64_t total = 0;
+    for (int lane = 0; lane < kWide; ++lane) total += count[lane];
+    return total;
+}
+
+static inline int32_t key_of(float value) {
+    int32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits ^ ((bits >> 31) & 0x7fffffff);
+}
+
+static inline float value_of(int32_t key) {
+    key ^= (key >> 31) & 0x7fffffff;
+    float value;
+    std::memcpy(&value, &key, sizeof value);
+    return value;
+}
+
+// The r-th smallest (1 … n) of `values` [n], by halving the interval of float bit patterns. values [n … n+15] is spoiled.
+static float ranked(float *values, int64_t n, int64_t r) {
+    const float nothing = __builtin_inff();
+    for (int64_t i = n; i < n + 15; ++i) values[i] = nothing;
+    float least = values[0], most = values[0];
+    for (int64_t i = 1; i < n; ++i) {
+        least = values[i] < least ? values[i] : least;
+        most = values[i] > most ? values[i] : most;
+    }
+    int32_t from = key_of(least), to = key_of(most);
+    while (from < to) {
+        const int32_t middle = int32_t((int64_t(from) + to) >> 1);
+        const float limit = value_of(middle);
+        const int64_t below = count_below(values, n, limit);
+        if (below == r) {
+            float answer = least;
+            for (int64_t i = 0; i < n; ++i) answer = values[i] <= limit && values[i] > answer ? values[i] : answer;
+            return answer;
+        }
+        if (below >= r) to = middle;
+        else from = middle + 1;
+    }
+    return value_of(from);
+}
+
+// ---- pairs in float64 --------------------------------------------------------------------------------------------
+
+enum Measure { kSquares, kAbsolutes, kDot, kUnitSquares };
+
+// Σ over D columns, of (q-b)², |q-b|, q·b or (q - by·b)², the query widened beforehand.
+template <Measure measure>
+static double pair_sum(const double *query, const float *row, int64_t columns, double by) {
+    dh sum[4]{};
+    int64_t c = 0;
+    for (; c + 4 * kHalf <= columns; c += 4 * kHalf)
+#pragma GCC unroll 4
+        for (int part = 0; part < 4; ++part) {
+            const dh q = load(query + c + kHalf * part), b = wide(row + c + kHalf * part);
+            if constexpr (measure == kDot) {
+                sum[part] += q * b;
+            } else {
+                const dh apart = measure == kUnitSquares ? q - by * b : q - b;
+                if constexpr (measure == kAbsolutes) sum[part] += apart < 0 ? -apart : apart;
+                else sum[part] += apart * apart;
+            }
+        }
+    double total = sum_of((sum[0] + sum[1]) + (sum[2] + sum[3]));
+    for (; c < columns; ++c) {
+        const double b = row[c];
+        if constexpr (measure == kDot) {
+            total += query[c] * b;
+        } else {
+            const double apart = measure == kUnitSquares ? query[c] - by * b : query[c] - b;
+            total += measure == kAbsolutes ? (apart < 0 ? -apart : apart) : apart * apart;
+        }
+    }
+    return total;
+}
+
+static double pair(int measure, const double *query, const float *row, int64_t columns, double by) {
+    switch (measure) {
+        case kSquares: return pair_sum<kSquares>(query, row, columns, by);
+        case kAbsolutes: return pair_sum<kAbsolutes>(query, row, columns, by);
+        case kDot: return pair_sum<kDot>(query, row, columns, by);
+        default: return pair_sum<kUnitSquares>(query, row, columns, by);
+    }
+}
+
+// ---- the weighted mean -------------------------------------------------------------------------------------------
+
+// a += Σ weight·slab over n rows of V vectors each.
+template <int V>
+static inline void add_rows(fw (&a)[V], const float *slab, const int32_t *rows, const float *weight, int64_t n) {
+    for (int64_t j = 0; j < n; ++j) {
+        const float *row = slab + kWide * V * int64_t(rows[j]);
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) a[v] += weight[j] * load(row + kWide * v);
+    }
+}
+
+// total [16·S] += Σ weight·slab over the neighbours from `j` on that lie below row `end`; gives the next j. At most eight
+// rows follow one another in float32 before float64 takes the sum: whatever k is, the error is under 10·2⁻²⁴ Σ|weight·slab|.
+template <int S>
+static int64_t slab_sum(const float *slab, const int32_t *rows, const float *weight, int64_t j, int64_t k, int64_t end,
+                        double *total) {
+    constexpr int V = 16 * S / kWide;
+    dh sum[2 * V];
+#pragma GCC unroll 32
+    for (int half = 0; half < 2 * V; ++half) sum[half] = load(total + kHalf * half);
+    const auto take = [&sum](const fw(&part)[V]) {
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) {
+            sum[2 * v] += low(part[v]);
+            sum[2 * v + 1] += high(part[v]);
+        }
+    };
+    for (; j + 8 <= k && rows[j + 7] < end; j += 8) {
+        fw part[V]{};
+        add_rows<V>(part, slab, rows + j, weight + j, 8);
+        take(part);
+    }
+    if (j < k && rows[j] < end) {
+        fw part[V]{};
+        for (; j < k && rows[j] < end; ++j) add_rows<V>(part, slab, rows + j, weight + j, 1);
+        take(part);
+    }
+#pragma GCC unroll 32
+    for (int half = 0; half < 2 * V; ++half) *reinterpret_cast<dh *>(total + kHalf * half) = sum[half];
+    return j;
+}
+
+static const Lanes lanes = {panel_scores, panel_l1, keep_below, ranked, pair,
+                            {slab_sum<1>, slab_sum<2>, slab_sum<3>, slab_sum<4>}};
