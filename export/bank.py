@@ -51,8 +51,10 @@ def positions(section: ReferenceSection, kind: str, rows: int) -> NDArray[np.int
     """Indices [n, 2] into the position tables of `rows` rows.
 
     "array": array coordinates (x, y), as for HER2+ and cSCC. "pixel": full-resolution pixels (row, column), truncated,
-    as the published Visium script has it. Raises ReferenceDataError where they are missing or beyond the tables.
+    as the published Visium script has it. "none": no positions, all indices 0 and no table asked. Raises ReferenceDataError where they are missing or beyond the tables.
     """
+    if kind == "none":
+        return np.zeros((len(section.spot), 2), np.int64)
     if kind == "array":
         found = section.array_xy
     elif section.xy_px is None or not np.isfinite(section.xy_px).all():
@@ -92,9 +94,10 @@ def encode_bank(
     )
     where = np.concatenate([positions(s, settings.context.positions, checkpoint.positions) for s in sections])
     rows = [np.unique(where[:, axis], return_inverse=True) for axis in (0, 1)]
-    network = checkpoint.network(
-        heads=settings.heads, x_rows=torch.from_numpy(rows[0][0]), y_rows=torch.from_numpy(rows[1][0])
-    )
+    x_rows, y_rows = (torch.from_numpy(used) for used, _ in rows)
+    if settings.context.positions == "none":
+        x_rows, y_rows = x_rows[:0], y_rows[:0]
+    network = checkpoint.network(heads=settings.heads, x_rows=x_rows, y_rows=y_rows)
     compact = torch.from_numpy(np.stack([rows[0][1], rows[1][1]], axis=1).astype(np.int64))
     embedding = np.empty((len(inputs), checkpoint.projection_dim), np.float32)
     with torch.inference_mode():

@@ -14,7 +14,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mclst.models.mclstexp import MclSTExp
+from mclst.models.encoders import known_encoder
+from mclst.models.mclstexp import MclSTExp, position_table
 from mclst.runtime.bundle import file_sha256
 from mclst.runtime.errors import CheckpointError
 
@@ -60,7 +61,7 @@ class Checkpoint:
         rows = {"x_embed.weight": x_rows, "y_embed.weight": y_rows}
         state = dict(self.state)
         for name, wanted in rows.items():
-            index = torch.zeros(1, dtype=torch.int64) if wanted is None else wanted
+            index = torch.zeros(min(1, self.positions), dtype=torch.int64) if wanted is None else wanted
             state[name] = self.state[name][index]
         network = self._empty(heads, len(state["x_embed.weight"]), len(state["y_embed.weight"]))
         for name, tensor in state.items():
@@ -82,7 +83,7 @@ class Checkpoint:
             positions=x_rows,
             vit_norm=self.vit_norm,
         )
-        network.y_embed = torch.nn.Embedding(y_rows, self.genes)
+        network.y_embed = position_table(y_rows, self.genes)
         return network
 
 
@@ -201,6 +202,28 @@ def _image_encoder(state: State) -> str | None:
     return by_depth.get(len(blocks)) if prefix + "0.weight" in state else None
 
 
+def _with_tables(state: State) -> State:
+    """A network trained without positions has no tables, which is the same as empty ones."""
+    projection = state.get("spot_projection.projection.weight")
+    if projection is None or projection.ndim != 2 or {"x_embed.weight", "y_embed.weight"} & set(state):
+        return state
+    empty = {name: torch.empty(0, projection.shape[1]) for name in ("x_embed.weight", "y_embed.weight")}
+    return {**state, **empty}
+
+
+def _carried_encoder(path: Path, carried: dict[str, Any]) -> str | None:
+    """The encoder a checkpoint of mclst names itself; None where it carries nothing."""
+    if not carried:
+        return None
+    training = carried.get("training")
+    name = training.get("encoder") if isinstance(training, dict) else None
+    if name is not None and not (isinstance(name, str) and known_encoder(name)):
+        raise CheckpointError(
+            f"{path} was trained with the image encoder {name!r}, which neither mclst nor this timm has; upgrade timm"
+        )
+    return name
+
+
 def _recognise(path: Path, state: State, carried: dict[str, Any]) -> Checkpoint:
     needed = (
         "spot_projection.projection.weight",
@@ -208,8 +231,9 @@ def _recognise(path: Path, state: State, carried: dict[str, Any]) -> Checkpoint:
         "x_embed.weight",
         "y_embed.weight",
     )
+    state = _with_tables(state)
     missing = [name for name in needed if name not in state or state[name].ndim != 2]
-    encoder = _image_encoder(state)
+    encoder = _carried_encoder(path, carried) or _image_encoder(state)
     if missing or encoder is None:
         lack = missing[0] if missing else "an image encoder under image_encoder.model"
         raise CheckpointError(

@@ -105,8 +105,8 @@ def _change(options: dict[str, Any]) -> dict[str, Any]:
 )
 @click.option(
     "--positions",
-    type=click.Choice(("array", "pixel")),
-    help="What indexes the position tables.  [default: array]",
+    type=click.Choice(("array", "pixel", "none")),
+    help="What indexes the position tables; none to leave positions out.  [default: array]",
 )
 @click.option(
     "--input-normalisation",

@@ -14,7 +14,12 @@ WIDTHS = {
     "resnet101": 2048,
     "vit_base_patch32_224": 768,
 }
-"""Features per tile of each encoder, by its torchvision or timm name."""
+"""Features per tile of each published encoder, by its torchvision or timm name."""
+
+
+def known_encoder(name: str) -> bool:
+    """Whether ImageEncoder can build `name`: one of WIDTHS, or an architecture of timm."""
+    return name in WIDTHS or timm.is_model(name)
 
 
 class ImageEncoder(nn.Module):
@@ -25,24 +30,26 @@ class ImageEncoder(nn.Module):
     """
 
     def __init__(self, name: str, *, vit_norm: str = "fc_norm") -> None:
-        """Build `name`, one of WIDTHS, with random weights.
+        """Build `name` with random weights: one of WIDTHS, or an architecture of timm with its own pooling.
 
-        vit_norm: "fc_norm" (normalised after pooling, today's timm) or "norm" (before pooling, older timm).
-        Raises ValueError for another name.
+        vit_norm: of the published ViT, "fc_norm" (normalised after pooling, today's timm) or "norm" (before pooling,
+        older timm). Raises ValueError for another name.
         """
         super().__init__()
-        if name not in WIDTHS:
-            raise ValueError(f"image encoder is {name!r}; choose one of {', '.join(WIDTHS)}")
+        if not known_encoder(name):
+            raise ValueError(f"image encoder is {name!r}; choose {', '.join(WIDTHS)} or a name of timm's")
         self.name = name
-        self.width = WIDTHS[name]
         self.model: nn.Module
-        if name.startswith("vit"):
+        if name not in WIDTHS:
+            self.model = timm.create_model(name, pretrained=False, num_classes=0)
+        elif name.startswith("vit"):
             self.model = timm.create_model(
                 name, pretrained=False, num_classes=0, global_pool="avg", fc_norm=vit_norm == "fc_norm"
             )
         else:
             network = torchvision.models.get_model(name, weights=None)
             self.model = nn.Sequential(*list(network.children())[:-1])
+        self.width = WIDTHS[name] if name in WIDTHS else _timm_width(self.model)
 
     def forward(self, tiles: Tensor) -> Tensor:
         """float32 [N, 3, H, W] → float32 [N, width]."""
@@ -50,3 +57,13 @@ class ImageEncoder(nn.Module):
         if self.name == "densenet121":
             features = nn.functional.adaptive_avg_pool2d(features, 1)
         return torch.flatten(features, 1)
+
+
+def _timm_width(network: nn.Module) -> int:
+    """Features per tile of a timm network without its classifier, which some widen once more before it."""
+    width = getattr(network, "head_hidden_size", None) or getattr(network, "num_features", None)
+    if width is None:
+        raise ValueError(
+            f"{type(network).__name__} of timm does not say how many features it gives; choose another"
+        )
+    return int(width)

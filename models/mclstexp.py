@@ -91,11 +91,19 @@ class ProjectionHead(nn.Module):
         return out
 
 
+def position_table(rows: int, genes: int) -> nn.Embedding:
+    """A table of `rows` positions; random as torch's Embedding is, and empty where `rows` is 0."""
+    if rows:
+        return nn.Embedding(rows, genes)
+    return nn.Embedding(0, genes, _weight=torch.empty(0, genes))
+
+
 class MclSTExp(nn.Module):
     """The two encoders and their projections.
 
     genes: width of the spot encoder. positions: rows of the two position tables (65,536 as published; fewer where
-    only some rows are needed). heads, head_dim, depth: of the spot Transformer.
+    only some rows are needed; 0 for a network that knows no positions). heads, head_dim, depth: of the spot
+    Transformer.
     """
 
     def __init__(
@@ -112,8 +120,7 @@ class MclSTExp(nn.Module):
         vit_norm: str = "fc_norm",
     ) -> None:
         super().__init__()
-        self.x_embed = nn.Embedding(positions, genes)
-        self.y_embed = nn.Embedding(positions, genes)
+        self.x_embed, self.y_embed = (position_table(positions, genes) for _ in range(2))
         self.image_encoder = ImageEncoder(encoder, vit_norm=vit_norm)
         self.spot_encoder = nn.Sequential(*[Block(genes, heads, head_dim) for _ in range(depth)])
         self.image_projection = ProjectionHead(self.image_encoder.width, projection_dim, dropout)
@@ -125,8 +132,13 @@ class MclSTExp(nn.Module):
         return out
 
     def encode_spots(self, expression: Tensor, position: Tensor) -> Tensor:
-        """One sentence: expression float32 [S, genes], position int64 [S, 2] (table rows) → float32 [S, projection_dim]."""
-        sentence = expression + self.x_embed(position[:, 0]) + self.y_embed(position[:, 1])
+        """One sentence: expression float32 [S, genes], position int64 [S, 2] (table rows) → float32 [S, projection_dim].
+
+        A network with empty position tables leaves `position` aside.
+        """
+        sentence = expression
+        if len(self.x_embed.weight):
+            sentence = sentence + self.x_embed(position[:, 0]) + self.y_embed(position[:, 1])
         out: Tensor = self.spot_projection(self.spot_encoder(sentence.unsqueeze(0)).squeeze(0))
         return out
 

@@ -75,12 +75,12 @@ class Context(Part):
     """How the bank's spots were put into Transformer sentences.
 
     spots: per sentence. sentences: "file" runs on over section borders, "section" starts anew at each.
-    positions: what indexed the position tables.
+    positions: what indexed the position tables, or "none" where there are none.
     """
 
     spots: int = Field(ge=1)
     sentences: Literal["file", "section"]
-    positions: Literal["array", "pixel"]
+    positions: Literal["array", "pixel", "none"]
 
 
 class Normalisation(Part):
