@@ -58,6 +58,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return open_checkpoint(path)
 
 
+def coordinates(section: ReferenceSection, kind: str) -> np.ndarray:
+    assert section.array_xy is not None and section.xy_px is not None
+    return section.array_xy if kind == "array" else section.xy_px[:, ::-1].astype(int)
+
+
 @pytest.mark.parametrize(("scope", "kind"), [("file", "array"), ("section", "array"), ("file", "pixel")])
 def test_bank_equals_the_published_procedure(checkpoint: Checkpoint, scope: str, kind: str) -> None:
     sections = [made_up("A", 11, 1), made_up("B", 6, 2)]
@@ -66,7 +71,7 @@ def test_bank_equals_the_published_procedure(checkpoint: Checkpoint, scope: str,
     bank = encode_bank(checkpoint, sections, genes, settings)
     network = tiny_network()
     inputs = torch.from_numpy(np.concatenate([spot_wise(s.counts) for s in sections]))
-    rows = np.concatenate([s.array_xy if kind == "array" else s.xy_px[:, ::-1].astype(int) for s in sections])
+    rows = np.concatenate([coordinates(s, kind) for s in sections])
     cuts = [0, 4, 8, 12, 16, 17] if scope == "file" else [0, 4, 8, 11, 15, 17]
     with torch.no_grad():
         expected = torch.cat(
@@ -83,6 +88,7 @@ def test_bank_equals_the_published_procedure(checkpoint: Checkpoint, scope: str,
 
 def test_positions_beyond_the_tables_are_named() -> None:
     section = made_up("A", 5, 1)
+    assert section.array_xy is not None
     section.array_xy[3] = (7, 25)
     with pytest.raises(ReferenceDataError, match=r"A-3 of section A stands at array position \(7, 25\)"):
         positions(section, "array", POSITIONS)

@@ -102,11 +102,11 @@ def test_a_reference_without_images_says_that_its_tiles_are_made_up(here: Path) 
     assert "made-up" in json.loads((here / "mclst-bundle" / "parity.json").read_text())["tiles"]["source"]
 
 
-Change = Callable[[Path], None]
+Change = Callable[[Path], object]
 
 
 def genes(names: list[str]) -> Change:
-    return lambda here: (here / "reference" / "genes.txt").write_text("\n".join(names)) and None
+    return lambda here: (here / "reference" / "genes.txt").write_text("\n".join(names))
 
 
 def other_genes(here: Path) -> None:
@@ -121,8 +121,8 @@ def empty_reference(here: Path) -> None:
 
 BAD = [
     ("no checkpoint", lambda here: (here / "model.pt").unlink(), ("model.pt", "not a file")),
-    ("not a checkpoint", lambda here: (here / "model.pt").write_bytes(b"hello" * 50) and None, ("model.pt", "not a checkpoint")),
-    ("half a checkpoint", lambda here: (here / "model.pt").write_bytes((here / "model.pt").read_bytes()[:90_000]) and None, ("model.pt",)),
+    ("not a checkpoint", lambda here: (here / "model.pt").write_bytes(b"hello" * 50), ("model.pt", "not a checkpoint")),
+    ("half a checkpoint", lambda here: (here / "model.pt").write_bytes((here / "model.pt").read_bytes()[:90_000]), ("model.pt",)),
     ("no reference", lambda here: shutil.rmtree(here / "reference"), ("reference",)),
     ("empty reference", empty_reference, ("reference",)),
     ("short gene list", genes([f"GENE{i}" for i in range(11)]), ("genes.txt", "11", "12")),

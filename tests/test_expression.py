@@ -282,7 +282,7 @@ def test_an_existing_map_is_kept_unless_told_otherwise(tmp_path):
         pytest.raises(ZeroDivisionError),
         MapWriter(path, genes=["A"], spots=spots_of(2), overwrite=True) as writer,
     ):
-        writer.write(np.array([0]), np.ones((1, 1), np.float32), np.ones(1), np.ones(1))
+        writer.write(np.array([0]), np.ones((1, 1), np.float32), *np.ones((2, 1), np.float32))
         raise ZeroDivisionError
     assert path.read_bytes() == b"older" and os.listdir(tmp_path) == ["m.h5ad"]
     write_all(path, np.ones((2, 1), np.float32), overwrite=True)
@@ -384,10 +384,10 @@ def test_two_runs_cannot_write_one_map(tmp_path):
 def test_bytes_that_changed_on_the_disk_are_noticed(tmp_path):
     path = tmp_path / "m.h5ad"
     with MapWriter(path, genes=genes_of(3), spots=spots_of(4), overwrite=False) as writer:
-        writer.write(np.arange(4), np.ones((4, 3), np.float32), np.ones(4), np.ones(4))
+        writer.write(np.arange(4), np.ones((4, 3), np.float32), *np.ones((2, 4), np.float32))
         (part,) = tmp_path.iterdir()
         with part.open("r+b") as file:
-            file.seek(writer._place(2))
+            file.seek(writer._open.place(2))
             file.write(b"\x01")
         with pytest.raises(OutputError, match="does not read back"):
             publish(writer)

@@ -112,15 +112,15 @@ def test_spots_marked_as_not_selected_are_left_out_unless_asked_for(here: Path) 
     assert anndata.read_h5ad("slide.h5ad").n_obs == 23 and anndata.read_h5ad("all.h5ad").n_obs == 24
 
 
-Change = Callable[[Path], None]
+Change = Callable[[Path], object]
 
 
 def spots(text: str) -> Change:
-    return lambda here: (here / "spots.tsv").write_text(text) and None
+    return lambda here: (here / "spots.tsv").write_text(text)
 
 
 def slide(content: bytes) -> Change:
-    return lambda here: (here / "slide.png").write_bytes(content) and None
+    return lambda here: (here / "slide.png").write_bytes(content)
 
 
 def half_a_tiff(here: Path) -> None:
