@@ -1,4 +1,4 @@
-"""One run per output: a hidden file beside it, locked while its run lives, swept away once that run is dead."""
+"""One run per output: hidden files beside it, locked while their run lives, found again once it is dead."""
 
 from __future__ import annotations
 
@@ -6,50 +6,77 @@ import fcntl
 import os
 import re
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from mclst.runtime.errors import OutputError
 from mclst.runtime.publish import beside
 
 
-def claim(path: Path) -> tuple[Path, int]:
-    """Open a hidden, locked, empty file beside `path`: (its path, its handle, to read and write).
+@dataclass(frozen=True)
+class Claim:
+    """A place that one run writes to.
 
-    Leftovers of dead runs on the same `path` are removed first. The lock ends with the handle, however the run ends.
-    Raises OutputError where a live run is writing `path`, OSError where the folder refuses.
+    rows: the hidden file that becomes the output; handle: it, open to read and write. journal: the hidden file that
+    says which of its rows are done. keeps: whether a later run finds both again; False where the file system has no
+    locks, so that nobody could tell a dead run's files from a live one's.
     """
-    _sweep(path)
-    part = beside(path.absolute())
-    handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    with suppress(OSError):  # a file system without locks; the hidden name is unique all the same
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return part, handle
+
+    rows: Path
+    handle: int
+    journal: Path
+    keeps: bool
+
+    def remove(self) -> None:
+        """Remove both files and let go of the lock."""
+        self.rows.unlink(missing_ok=True)
+        self.journal.unlink(missing_ok=True)
+        os.close(self.handle)
 
 
-def _sweep(path: Path) -> None:
-    """Remove what dead runs left beside `path`; raises OutputError where a live run is writing it."""
+def claim(path: Path) -> Claim:
+    """Open and lock the hidden files `.NAME.rows` and `.NAME.journal` beside `path`; a dead run's are found as left.
+
+    Other leftovers of dead runs on the same `path` are removed first. The lock ends with the handle, however the run
+    ends. Raises OutputError where a live run is writing `path`, OSError where the folder refuses.
+    """
+    sweep(path)
+    folder, name = path.absolute().parent, path.name
+    rows, journal = folder / f".{name}.rows", folder / f".{name}.journal"
+    while True:
+        handle = os.open(rows, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            raise OutputError(
+                f"{path} is being written by another run; wait for it or choose another --out"
+            ) from error
+        except OSError:
+            os.close(handle)
+            return _unlocked(path)
+        # A run that ended between opening and locking has renamed or removed what the handle holds.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(rows, follow_symlinks=False)):
+                return Claim(rows, handle, journal, keeps=True)
+        os.close(handle)
+
+
+def _unlocked(path: Path) -> Claim:
+    rows = beside(path.absolute())
+    handle = os.open(rows, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    return Claim(rows, handle, rows.with_name(f"{rows.name}.journal"), keeps=False)
+
+
+def sweep(path: Path) -> None:
+    """Remove what dead processes left beside `path` under names of their own (`.NAME.<pid>-<hex>.part`)."""
     pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)(?:-[0-9a-f]+)?\.part")
     folder = path.absolute().parent
     for found in os.listdir(folder):
-        if not (match := pattern.fullmatch(found)) or not (folder / found).is_file():
-            continue
-        try:
-            handle = os.open(folder / found, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:  # gone by now, or another user's
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            pid = int(match[1])
-            if pid == os.getpid() or not _alive(pid):
-                (folder / found).unlink(missing_ok=True)
-        except BlockingIOError as error:
-            raise OutputError(
-                f"{path} is being written by another run (process {match[1]}); wait for it or choose another --out"
-            ) from error
-        except OSError:  # no locks on this file system: whose it is cannot be told, so it stays
-            continue
-        finally:
-            os.close(handle)
+        match = pattern.fullmatch(found)
+        if match and (folder / found).is_file() and not _alive(int(match[1])):
+            with suppress(OSError):  # gone by now, or another user's
+                (folder / found).unlink()
 
 
 def _alive(pid: int) -> bool:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -18,10 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from mclst.runtime.claim import claim
+from mclst.runtime.claim import Claim, claim
 from mclst.runtime.errors import OutputError, SpotsError
 from mclst.runtime.h5ad import H5adImage
 from mclst.runtime.publish import check_writable, sync_folder
+from mclst.runtime.rows import Found, RowFile
 from mclst.runtime.storable import spots_table, storable_names, storable_tree, text_index
 from mclst.sections.section import Spots
 
@@ -29,15 +29,15 @@ HIRES_PX, LOWRES_PX = 2000, 600
 """Longest sides of the tissue images, as Space Ranger writes them."""
 MARGIN_BYTES = 16 << 20
 """Room kept beside X and the tables: both tissue images without compression, and change."""
-CHUNK_BYTES = 8 << 20
 OWN_COLUMNS = ("nearest_distance", "effective_k")
 
 
 class MapWriter:
-    """Writes one expression map; a context manager that leaves either the whole map or nothing new.
+    """Writes one expression map; a context manager that leaves the whole map, or what the next run carries on with.
 
     The rows go straight to the bytes of X in a hidden file beside `path`, whose space is taken at the start:
     memory does not grow with spots x genes, and a full disk is found before the work, not after it.
+    Before `begin` a failure leaves nothing; after it, what is written stays for the next run's `carry_on`.
     """
 
     def __init__(self, path: Path, *, genes: Sequence[str], spots: Spots, overwrite: bool) -> None:
@@ -59,18 +59,17 @@ class MapWriter:
         self._image = H5adImage(self.shape)
         self._image.put("var", pd.DataFrame(index=text_index(genes)))
         self._table, tables_bytes = _checked_table(spots)
-        self._row_bytes = 4 * self.shape[1]
-        self._checksum = np.zeros(self.shape[0], np.uint32)
-        self._written = np.zeros(self.shape[0], np.bool_)
-        self._sure = {name: np.full(self.shape[0], np.nan, np.float32) for name in OWN_COLUMNS}
         try:
-            self._part, self._handle = claim(path)
+            taken = claim(path)
         except OSError as error:
             raise _refusal(path, error) from error
+        self._rows: RowFile | None = RowFile(taken, self.shape, self._image.offset)
+        # A stopped run's rows are not this run's to lose, whatever goes wrong before it knows them.
+        self._keep = taken.keeps and taken.journal.exists()
         try:
-            self._take_space(
-                self._image.offset + self.shape[0] * self._row_bytes + tables_bytes + MARGIN_BYTES
-            )
+            size = self._rows.place(self.shape[0]) + tables_bytes + MARGIN_BYTES
+            self._check_space(taken, size)
+            self._rows.take_space(size)
         except OSError as error:
             self.close()
             raise _refusal(path, error) from error
@@ -78,20 +77,58 @@ class MapWriter:
             self.close()
             raise
 
-    def _take_space(self, size: int) -> None:
-        free = shutil.disk_usage(self._part.parent).free
-        if free < size:
+    def _check_space(self, taken: Claim, size: int) -> None:
+        held = os.fstat(taken.handle).st_blocks * 512
+        free = shutil.disk_usage(taken.rows.parent).free
+        if free + held < size:
             raise OutputError(
-                f"{self.path} needs {size / 1e6:,.0f} MB and {self._part.parent} has {free / 1e6:,.0f} MB free; "
+                f"{self.path} needs {size / 1e6:,.0f} MB and {taken.rows.parent} has {free / 1e6:,.0f} MB free; "
                 "free space or choose another --out"
             )
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(self._handle, 0, size)
+
+    @property
+    def done(self) -> NDArray[np.bool_]:
+        """Bool [n]: spots that have their row; the others are NaN in the map."""
+        return self._open.done
 
     @property
     def unwritten(self) -> int:
         """Spots without a row so far; they are NaN in the map."""
-        return int(self.shape[0] - np.count_nonzero(self._written))
+        return int(np.count_nonzero(~self.done))
+
+    @property
+    def _open(self) -> RowFile:
+        if self._rows is None:
+            raise ValueError(f"the writer of {self.path} is closed")
+        return self._rows
+
+    @property
+    def stopped_run(self) -> bool:
+        """Whether a stopped run of this output has left something; `carry_on` or `begin` decide what becomes of it."""
+        return self._open.claim.journal.exists()
+
+    @property
+    def keeps(self) -> bool:
+        """Whether a stopped run can be carried on here; not on a file system without locks."""
+        return self._open.claim.keeps
+
+    def carry_on(self, made_of: Mapping[str, str]) -> Found | None:
+        """Take over the rows of a stopped run of the same inputs, or say why not; None where there was none.
+
+        made_of: what the rows come from, by name: hashes, settings, versions. Raises OutputError.
+        """
+        try:
+            return self._open.carry_on(made_of)
+        except OSError as error:
+            raise _refusal(self.path, error) from error
+
+    def begin(self, made_of: Mapping[str, str]) -> None:
+        """From now on what is written outlives this process; earlier remains are given up. Raises OutputError."""
+        try:
+            self._keep = False
+            self._open.begin(made_of)
+        except OSError as error:
+            raise _refusal(self.path, error) from error
 
     def write(
         self,
@@ -117,13 +154,10 @@ class MapWriter:
             return
         if places[0] < 0 or places[-1] >= self.shape[0] or np.any(np.diff(places) == 0):
             raise ValueError(f"rows must be distinct and in 0 … {self.shape[0] - 1}")
-        starts = np.flatnonzero(np.diff(places, prepend=-2) != 1)
-        for start, stop in zip(starts, np.append(starts[1:], len(places)), strict=True):
-            self._pwrite(values[start:stop].data.cast("B"), self._place(int(places[start])))
-        self._checksum[places] = [zlib.crc32(row.data) for row in values]
-        for name, column in zip(OWN_COLUMNS, (nearest, effective_k), strict=True):
-            self._sure[name][places] = np.asarray(column)[order]
-        self._written[places] = True
+        try:
+            self._open.write(places, values, np.asarray(nearest)[order], np.asarray(effective_k)[order])
+        except OSError as error:
+            raise _refusal(self.path, error) from error
 
     def publish(
         self,
@@ -134,13 +168,15 @@ class MapWriter:
         library_id: str,
         run: Mapping[str, Any],
         metadata: Mapping[str, str] | None = None,
+        beside: Callable[[Path], None] = lambda path: None,
     ) -> Path:
         """Complete the map, prove that it reads back, and rename it to its place; returns that place.
 
         image: uint8 [h, w, 3], the tissue; shrunk to 2000 px where larger. image_scale: its px per level-0 px.
         spot_diameter_px: level-0 px, or None: half the usual distance between neighbouring spots.
         library_id: the slide's name in `uns["spatial"]`. run: what made the map, for `uns["mclst"]`.
-        metadata: more text for `uns["spatial"][library_id]["metadata"]`.
+        metadata: more text for `uns["spatial"][library_id]["metadata"]`. beside: called with the complete, still hidden
+        map, to make what belongs beside it: where the map stands, all else does.
         Raises OutputError where the file system refuses or the map does not read back as written.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image_scale > 0:
@@ -149,21 +185,24 @@ class MapWriter:
             )
         diameter = usual_spot_diameter(self.spots.xy_px) if spot_diameter_px is None else spot_diameter_px
         segments, size = self._surroundings(image, image_scale, diameter, library_id, run, metadata or {})
+        rows = self._open
         try:
-            self._blank_unwritten()
+            rows.blank_the_rest()
             for offset, content in segments:
-                self._pwrite(memoryview(content), offset)
-            os.ftruncate(self._handle, size)
-            os.fsync(self._handle)
-            self._verify(segments, size)
+                rows.put(memoryview(content), offset)
+            os.ftruncate(rows.claim.handle, size)
+            os.fsync(rows.claim.handle)
+            self._verify(rows, segments, size)
+            beside(rows.claim.rows)
             if not self._overwrite and os.path.lexists(self.path):
                 raise OutputError(f"{self.path} appeared meanwhile; choose another --out or add --overwrite")
-            os.replace(self._part, self.path)
-            sync_folder(self._part.parent)
+            os.replace(rows.claim.rows, self.path)
+            sync_folder(rows.claim.rows.parent)
         except OSError as error:
             raise _refusal(self.path, error) from error
-        finally:
-            self.close()
+        self._rows = None
+        rows.claim.journal.unlink(missing_ok=True)
+        rows.close(keep=True)
         return self.path
 
     def _surroundings(
@@ -180,7 +219,9 @@ class MapWriter:
         lowres, lowres_scale = shrink(hires, hires_scale, LOWRES_PX)
         for empty in ("layers", "varm", "obsp", "varp"):
             self._image.put(empty, {})
-        self._image.put("obs", self._table.assign(**self._sure))
+        self._image.put(
+            "obs", self._table.assign(nearest_distance=self._open.nearest, effective_k=self._open.effective_k)
+        )
         self._image.put("obsm", {"spatial": np.asarray(self.spots.xy_px, np.float64)})
         self._image.put("uns", {"mclst": storable_tree(run)})
         self._image.put("uns/spatial", {library: {}})
@@ -196,46 +237,29 @@ class MapWriter:
         self._image.put(f"{here}/metadata", storable_tree({key: str(value) for key, value in told.items()}))
         return self._image.close()
 
-    def _place(self, row: int) -> int:
-        return self._image.offset + row * self._row_bytes
-
-    def _pwrite(self, content: memoryview, offset: int) -> None:
-        done = 0
-        try:
-            while done < len(content):
-                done += os.pwrite(self._handle, content[done : done + (1 << 30)], offset + done)
-        except OSError as error:
-            raise _refusal(self.path, error) from error
-
-    def _blank_unwritten(self) -> None:
-        blank = np.full((1, self.shape[1]), np.nan, "<f4")
-        checksum = zlib.crc32(blank.data)
-        for row in np.flatnonzero(~self._written):
-            self._pwrite(blank.data.cast("B"), self._place(int(row)))
-            self._checksum[row] = checksum
-
-    def _verify(self, segments: list[tuple[int, bytes]], size: int) -> None:
+    def _verify(self, rows: RowFile, segments: list[tuple[int, bytes]], size: int) -> None:
+        handle = rows.claim.handle
         if hasattr(os, "posix_fadvise"):  # so that the disk is read, not the memory of it
-            os.posix_fadvise(self._handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        sound = os.fstat(self._handle).st_size == size
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        sound = os.fstat(handle).st_size == size
         for offset, content in segments:
-            sound &= os.pread(self._handle, len(content), offset) == content
-        step = max(1, CHUNK_BYTES // self._row_bytes)
-        with h5py.File(self._part, "r", locking=False) as file:
+            sound &= rows.read(offset, len(content)) == content
+        with h5py.File(rows.claim.rows, "r", locking=False) as file:
             matrix = file["X"]
             sound &= matrix.shape == self.shape and matrix.dtype == np.dtype("<f4")
-            for start in range(0, self.shape[0] if sound else 0, step):
-                found = [zlib.crc32(row.data) for row in matrix[start : start + step]]
-                sound &= np.array_equal(found, self._checksum[start : start + step])
+            sound = sound and rows.sound(matrix)
         if not sound:
+            self._keep = False
             raise OutputError(f"{self.path} does not read back as written; check the disk and run again")
 
-    def close(self) -> None:
-        """Remove the hidden file, if the map was not published; harmless when called again."""
-        if self._handle >= 0:
-            self._part.unlink(missing_ok=True)
-            os.close(self._handle)
-            self._handle = -1
+    def close(self) -> int:
+        """Let go of an unpublished map; how many rows stay for the next run. Harmless when called again."""
+        if self._rows is None:
+            return 0
+        rows, self._rows = self._rows, None
+        kept = rows.kept
+        rows.close(keep=kept > 0 or self._keep)
+        return kept
 
     def __enter__(self) -> Self:
         return self
@@ -243,7 +267,11 @@ class MapWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        kept = self.close()
+        if kept and error is not None:
+            error.add_note(
+                f"{kept:,} of {self.shape[0]:,} spots are kept beside {self.path}, and the same command carries on with them"
+            )
 
 
 def shrink(image: NDArray[np.uint8], scale: float, longest_px: int) -> tuple[NDArray[np.uint8], float]:
