@@ -1,0 +1,173 @@
+"""`mclst-bench`: options → measurements → table, JSON, picture."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+from mclst.benchmarks import machine
+from mclst.benchmarks.cases import CASES, KINDS
+from mclst.benchmarks.chart import retrieval_png
+from mclst.benchmarks.limits import Peaks, host_peaks
+from mclst.benchmarks.peers import PEERS
+from mclst.benchmarks.retrieval import NothingToMeasure, measure
+from mclst.kernels.retriever import PROVIDERS
+from mclst.runtime.command import check_json, command, console, progress, publish_json, say
+from mclst.runtime.errors import ResourceError
+from mclst.runtime.publish import check_writable, write_whole
+
+PATH = click.Path(path_type=Path)
+# A machine busier than this when a run begins gives figures to look at, not to quote.
+_QUIET = 0.5
+
+
+@click.group()
+@click.version_option(version("mclst"), prog_name="mclst-bench")
+def main() -> None:
+    """Measure mclst on this machine, with its peers in the same run."""
+
+
+def _providers(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
+    names = [name.strip() for name in value.split(",")]
+    for name in names:
+        if name not in PROVIDERS:
+            raise click.BadParameter(f"{name!r} is not one of {', '.join(PROVIDERS)}")
+    return list(dict.fromkeys(names))
+
+
+@main.command()
+@click.option("--case", "cases", type=click.Choice(list(CASES)), multiple=True, help="Default: all of them.")
+@click.option("--n", "sizes", type=click.IntRange(1), multiple=True, help="Queries; default 1000.")
+@click.option("--data", "kinds", type=click.Choice(KINDS), multiple=True, help="Default: both.")
+@click.option(
+    "--providers",
+    default=",".join(name for name in PROVIDERS if name != "reference"),
+    show_default=True,
+    callback=_providers,
+    help="Of mclst; the first that runs here is compared with.",
+)
+@click.option("--peers/--no-peers", default=True, show_default=True, help="Others' ways beside it.")
+@click.option("--repeats", type=click.IntRange(1), default=7, show_default=True, help="Rounds counted.")
+@click.option("--json", "json_path", type=PATH, help="Write everything, raw samples included; - is stdout.")
+@click.option("--plot", "plot_path", type=PATH, help="Write a picture (PNG).")
+@click.option("--overwrite", is_flag=True, help="Replace what the two options name.")
+@click.option("-q", "--quiet", is_flag=True, help="No table.")
+@command
+def retrieval(
+    cases: tuple[str, ...],
+    sizes: tuple[int, ...],
+    kinds: tuple[str, ...],
+    providers: list[str],
+    peers: bool,
+    repeats: int,
+    json_path: Path | None,
+    plot_path: Path | None,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Embeddings to expression: time, ratio, and the fraction of what this machine could do at best."""
+    check_json(json_path, overwrite=overwrite)
+    if plot_path is not None:
+        check_writable(plot_path, overwrite=overwrite)
+    started, where, threads = datetime.now(UTC), machine.describe(), machine.available_cores()
+    peaks, cuda = host_peaks(threads), _cuda_peaks()
+    chosen, results = PEERS if peers else (), []
+    for name in cases or tuple(CASES):
+        for kind in kinds or KINDS:
+            for n in sizes or (1000,):
+                turns = (repeats + 1) * (len(providers) + len(chosen))
+                with progress(f"{name}, {kind}, N = {n:,}", turns, quiet=quiet) as advance:
+                    try:
+                        found = measure(
+                            CASES[name],
+                            kind,
+                            n=n,
+                            providers=providers,
+                            rounds=repeats,
+                            threads=threads,
+                            peaks=peaks,
+                            cuda_peaks=cuda,
+                            peers=chosen,
+                            done=lambda _, advance=advance: advance(1),  # type: ignore[misc]
+                        )
+                    except NothingToMeasure as error:
+                        raise ResourceError(str(error)) from error
+                results.append(found)
+                if not quiet:
+                    _show(found)
+    content = {
+        "schema": "mclst-bench-retrieval/1",
+        "created": started.isoformat(timespec="seconds"),
+        "machine": where,
+        "peaks": {"host": vars(peaks), "cuda": cuda and vars(cuda)},
+        "settings": {"rounds": repeats, "warm_up_rounds": 1, "threads": threads, "interleaved": True},
+        "verdict": _verdict(where["load_at_start"], threads),
+        "results": results,
+    }
+    say(_stamp(content), quiet=quiet)
+    if json_path is not None:
+        publish_json(json_path, content)
+    if plot_path is not None:
+        write_whole(plot_path, retrieval_png(results, f"Retrieval on {where['cpu']}, {threads} cores"))
+
+
+def _cuda_peaks() -> Peaks | None:
+    try:
+        import torch
+    except ImportError:
+        return None
+    if not torch.cuda.is_available():
+        return None
+    from mclst.benchmarks.limits import cuda_peaks
+
+    return cuda_peaks()
+
+
+def _verdict(load: float | None, cores: int) -> str:
+    return "quiet" if load is not None and load <= _QUIET * cores else "busy"
+
+
+def _stamp(content: dict[str, Any]) -> str:
+    peaks, where = content["peaks"]["host"], content["machine"]
+    return (
+        f"{where['cpu']}, {where['cores']} cores ({where['lanes'] or 'nothing compiled'}), GPU: {where['gpu'] or 'none'}; "
+        f"peaks {peaks['flops_per_s'] / 1e9:.0f} GFLOP/s float32, {peaks['bytes_per_s'] / 1e9:.0f} GB/s; "
+        f"machine {content['verdict']} at the start (load {where['load_at_start']})"
+    )
+
+
+def _show(result: dict[str, Any]) -> None:
+    shape = result["shape"]
+    table = Table(
+        title=f"{result['case']}, {result['data']}: N = {shape['n']:,}, M = {shape['m']:,}, k = {shape['k']}, "
+        f"G = {shape['genes']}",
+        title_justify="left",
+    )
+    table.add_column("")
+    for heading in ("wall ms", "95 % of median", "CPU ms", "× ours", "× CPU", "of bound", "error"):
+        table.add_column(heading, justify="right")
+    for entry in sorted(result["contenders"], key=lambda entry: float(entry["wall_s"]["median"])):
+        wall = entry["wall_s"]
+        table.add_row(
+            entry["name"],
+            f"{1e3 * wall['median']:.1f}",
+            f"{1e3 * wall['median_low95']:.1f} - {1e3 * wall['median_high95']:.1f}",
+            f"{1e3 * entry['cpu_s']['median']:.1f}",
+            f"{entry['wall_to_ours']:.2f}",
+            f"{entry['cpu_to_ours']:.2f}",
+            f"{100 * entry['fraction_of_bound']:.0f} %",
+            f"{entry['error']:.0e}",
+            style="bold" if entry["ours"] else "",
+        )
+    console.print(table)
+    for missing in result["absent"]:
+        say(f"  not run here: {missing['name']} ({missing['why']})")
+
+
+if __name__ == "__main__":
+    main()
