@@ -155,9 +155,12 @@ def test_a_spot_without_a_prediction_is_a_ring(tmp_path):
 
 def test_the_most_structured_genes_are_shown_or_those_asked_for(tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr(
-        "mclst.runtime.pictures._draw", lambda sheet, chosen, moran: (shown.append(list(chosen)), EMPTY)[1]
-    )
+
+    def draw(sheet, chosen, moran):
+        shown.append(list(chosen))
+        return EMPTY
+
+    monkeypatch.setattr("mclst.runtime.pictures._draw", draw)
     sheet = sheet_of(genes=12)
     sheet.expression[:, 5] = 1.0
     moran = morans_i(sheet.expression, sheet.xy_px)
