@@ -14,7 +14,7 @@ import anndata
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.benchmarks.accuracy import pearson_per_gene, score
+from mclst.sections.accuracy import pearson_per_gene, score
 from mclst.demo.comparison import Panel, draw_comparison
 from mclst.demo.programmes import GENES, PLANTED, PROGRAMMES
 from mclst.demo.tissue import MadeUpSection, write_section

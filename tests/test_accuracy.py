@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import pearsonr
 
-from mclst.benchmarks.accuracy import score
+from mclst.sections.accuracy import score
 
 REFERENCE = Path(__file__).resolve().parents[1].parent / "shared" / "her2st" / "reference" / "C4.npz"
 

@@ -16,7 +16,7 @@ ALLOWED = {
     "models": set(),
     "runtime": {"kernels", "sections"},
     "export": {"models", "runtime", "kernels", "sections"},
-    "training": {"models", "runtime", "sections"},
+    "training": {"models", "runtime", "kernels", "sections"},
     "benchmarks": {"training", "export", "models", "runtime", "kernels", "sections"},
     "demo": {"benchmarks", "training", "export", "models", "runtime", "kernels", "sections"},
 }

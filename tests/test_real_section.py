@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from mclst.benchmarks.accuracy import score
+from mclst.sections.accuracy import score
 from mclst.export.cli import main as export
 from mclst.kernels import RetrievalSpec, Retriever
 from mclst.runtime.bundle import Bundle, open_bundle

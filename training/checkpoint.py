@@ -16,6 +16,8 @@ from mclst.training.contrastive import TrainedModel
 from mclst.training.data import TrainingSection
 
 FORMAT = "mclst-checkpoint/1"
+PUBLISHED_ROWS = 65_536
+"""Rows of the position tables in the published code."""
 PARITY_TILES = 64
 """Training tiles that travel along, for the export to prove parity on."""
 
@@ -55,10 +57,35 @@ def _sample(sections: Sequence[TrainingSection]) -> NDArray[np.uint8]:
 
 def write_checkpoint(path: Path, trained: TrainedModel) -> Path:
     """Write `path` whole or not at all, replacing what stood there; raises OutputError where that fails."""
-    path = Path(path)
+    return _save(Path(path), checkpoint_content(trained))
+
+
+def published_state(trained: TrainedModel) -> dict[str, torch.Tensor]:
+    """The plain state dict that the published code loads: its names, its shapes, position tables of 65,536 rows.
+
+    Rows that no training spot stood at are 0; without positions all are. Raises ValueError where the tables are longer.
+    """
+    state = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in trained.network.state_dict().items()
+    }
+    for name in ("x_embed.weight", "y_embed.weight"):
+        own = state[name]
+        if len(own) > PUBLISHED_ROWS:
+            raise ValueError(f"{name} has {len(own)} rows and the published code {PUBLISHED_ROWS}")
+        state[name] = torch.zeros(PUBLISHED_ROWS, own.shape[1])
+        state[name][: len(own)] = own
+    return state
+
+
+def write_published_state(path: Path, trained: TrainedModel) -> Path:
+    """Write `published_state` to `path`, whole or not at all; raises OutputError."""
+    return _save(Path(path), published_state(trained))
+
+
+def _save(path: Path, content: dict[str, Any]) -> Path:
     with whole_file(path) as part:
         try:
-            torch.save(checkpoint_content(trained), part)
+            torch.save(content, part)
         except RuntimeError as error:  # torch's archive writer hides the system's error
             reason = str(error).splitlines()[0]
             raise OutputError(

@@ -71,31 +71,44 @@ class Pairs:
 
 
 def read_training_section(
-    section: Section, genes: Sequence[str], tile: Tile, *, workers: int = 2
+    section: Section,
+    genes: Sequence[str],
+    tile: Tile,
+    *,
+    workers: int = 2,
+    slide_mpp: float | None = None,
+    placed_on_array: bool = True,
 ) -> TrainingSection:
     """Read the tiles under a section's spots from its own image, and its counts in the model's gene order.
 
+    slide_mpp: µm per level-0 pixel, where the image does not say. placed_on_array: array coordinates are wanted;
+    where not, and the section has none, they are 0.
     Spots without a place or with an unreadable tile are left out and listed in `left_out`.
     Raises ReferenceDataError where the section lacks an image, places or array coordinates, or no spot is left;
     SectionError where genes are missing; SlideError where the image cannot be opened.
     """
-    for what, found in (
-        ("image", section.image),
-        ("pixel coordinates", section.xy_px),
-        ("array", section.array_xy),
-    ):
+    array_xy = section.array_xy
+    if array_xy is None and not placed_on_array:
+        array_xy = np.zeros((len(section), 2), np.int64)
+    needed = {
+        "image": section.image,
+        "pixel coordinates": section.xy_px,
+        "array coordinates (only --positions none does without)": array_xy,
+    }
+    for what, found in needed.items():
         if found is None:
             raise ReferenceDataError(
                 f"section {section.name} ({section.path}) has no {what}, which training needs; add it"
             )
-    assert section.image is not None and section.xy_px is not None and section.array_xy is not None
+    assert section.image is not None and section.xy_px is not None and array_xy is not None
     counts = match_genes(section, genes)
     placed = np.flatnonzero(np.isfinite(section.xy_px).all(axis=1))
     reasons = dict.fromkeys(set(range(len(section))) - set(placed.tolist()), "has no place on the image")
     stack = np.zeros((len(section), tile.size_px, tile.size_px, 3), dtype=np.uint8)
     with open_slide(section.image) as slide:
         shape = TileShape(tile.size_px, tile.mpp, tile.pad)
-        for batch in Tiles(slide, section.xy_px[placed], shape, batch_size=64, workers=workers):
+        places = section.xy_px[placed]
+        for batch in Tiles(slide, places, shape, batch_size=64, workers=workers, slide_mpp=slide_mpp):
             stack[placed[batch.rows]] = batch.tiles
             reasons.update((int(placed[row]), reason) for row, reason in batch.failed)
     kept = np.array([row not in reasons for row in range(len(section))], dtype=bool)
@@ -109,7 +122,7 @@ def read_training_section(
         spot=tuple(str(spot) for spot in section.spot[kept]),
         tiles=stack[kept],
         counts=counts[kept],
-        array_xy=section.array_xy[kept],
+        array_xy=array_xy[kept],
         left_out=tuple((str(section.spot[row]), reasons[row]) for row in sorted(reasons)),
     )
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mclst.runtime.manifest import Settings
 
 Optimiser = Literal["adam", "adamw"]
 Schedule = Literal["constant", "cosine"]
+Positions = Literal["learnable", "sinusoidal", "naive", "none"]
+Precision = Literal["fp32", "fp16", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class TrainConfig:
 
     settings: what the model's bundle will say of it: tile and preprocessing (which training applies), normalisation,
         retrieval, context, and the heads of the spot Transformer.
-    encoder: a name of mclst.models.encoders.WIDTHS.
+    encoder: a name of mclst.models.encoders.WIDTHS, or of timm.
     projection_dim: D, of the shared embedding space.
     head_dim, depth: of the spot Transformer.
     dropout: of the projection heads.
@@ -48,9 +50,12 @@ class TrainConfig:
     epochs, seconds: training ends with whichever is reached first; None for no such limit.
     learning_rate, weight_decay, optimiser: `adam` couples the decay to the gradient (L2), `adamw` does not.
     schedule: of the learning rate, `constant` or `cosine` from learning_rate to 0 at the end of the run.
-    position_std: standard deviation of the position tables before training; published 1, which drowns the
-        expression where little data can teach the network otherwise.
+    positions: `learnable` tables as published, fixed `sinusoidal` ones, `naive` (proportional to the coordinate,
+        in a learned direction), or `none`.
+    position_std: standard deviation of learned positions before training; published 1, which drowns the expression
+        where little data can teach the network otherwise.
     seed: the same seed, sections and settings give the same weights on one machine, unless `seconds` ends the run.
+    precision: `fp16` and `bf16` are mixed precision: products in 16 bits, weights and sums in 32.
     device: as torch spells it.
     """
 
@@ -69,7 +74,9 @@ class TrainConfig:
     weight_decay: float = 1e-3
     optimiser: Optimiser = "adam"
     schedule: Schedule = "constant"
+    positions: Positions = "learnable"
     position_std: float = 1.0
+    precision: Precision = "fp32"
     seed: int = 0
     device: str = "cpu"
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -92,6 +99,21 @@ class TrainConfig:
             raise ValueError(f"optimiser is {self.optimiser!r}; choose adam or adamw")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule is {self.schedule!r}; choose constant or cosine")
+        if self.positions not in get_args(Positions):
+            raise ValueError(
+                f"positions is {self.positions!r}; choose one of {', '.join(get_args(Positions))}"
+            )
+        if (self.settings.context.positions == "none") != (self.positions == "none"):
+            raise ValueError(
+                f"positions is {self.positions!r} and the bundle's {self.settings.context.positions!r}; "
+                "give none to both or to neither"
+            )
+        if self.precision not in get_args(Precision):
+            raise ValueError(
+                f"precision is {self.precision!r}; choose one of {', '.join(get_args(Precision))}"
+            )
+        if self.precision == "fp16" and not self.device.startswith("cuda"):
+            raise ValueError("precision fp16 needs a CUDA device; choose fp32 or bf16")
         if not self.position_std >= 0:
             raise ValueError(f"position_std is {self.position_std}; give 0 or more")
 

@@ -1,0 +1,84 @@
+"""How a network in training does on sections it is not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mclst.kernels import Retriever
+from mclst.models.mclstexp import MclSTExp
+from mclst.runtime.manifest import Settings
+from mclst.sections.accuracy import Score, score
+from mclst.sections.normalise import NORMALISATIONS
+from mclst.training.contrastive import Training
+from mclst.training.data import TrainingSection, encoder_input
+
+TILES_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class TrainingBank:
+    """The training sections as the bundle's bank will have them: embedding float32 [M, D], expression [M, G]."""
+
+    embedding: NDArray[np.float32]
+    expression: NDArray[np.float32]
+
+
+def validate(training: Training, held_out: Sequence[TrainingSection]) -> list[Score]:
+    """Predict each held-out section from its tiles and the training sections, and score it; one Score per section.
+
+    Encoding, sentences and retrieval are as the settings say, so that the scores are those of the exported bundle.
+    The network is back in training mode afterwards. Raises ValueError where k exceeds the training spots.
+    """
+    settings = training.config.settings
+    network, device = training.network, torch.device(training.config.device)
+    network.eval()
+    try:
+        with torch.inference_mode():
+            retriever = Retriever(
+                _bank(network, training.sections, settings, device), settings.retrieval.spec()
+            )
+            normalise = NORMALISATIONS[settings.normalisation.expression]
+            return [
+                score(
+                    retriever.aggregate(_embeddings(network, section, settings, device)).expression,
+                    normalise(section.counts),
+                )
+                for section in held_out
+            ]
+    finally:
+        network.train()
+
+
+def _bank(
+    network: MclSTExp, sections: Sequence[TrainingSection], settings: Settings, device: torch.device
+) -> TrainingBank:
+    normalise = NORMALISATIONS[settings.normalisation.input]
+    inputs = [normalise(section.counts) for section in sections]
+    places = [section.array_xy for section in sections]
+    if settings.context.sentences == "file":
+        inputs, places = [np.concatenate(inputs)], [np.concatenate(places)]
+    found, run = [], settings.context.spots
+    for counts, where in zip(inputs, places, strict=True):
+        for start in range(0, len(counts), run):
+            words = torch.from_numpy(counts[start : start + run]).to(device)
+            position = torch.from_numpy(where[start : start + run]).to(device)
+            found.append(network.encode_spots(words, position).float().cpu().numpy())
+    of_section = NORMALISATIONS[settings.normalisation.expression]
+    expression = np.concatenate([of_section(section.counts) for section in sections])
+    return TrainingBank(np.concatenate(found), expression)
+
+
+def _embeddings(
+    network: MclSTExp, section: TrainingSection, settings: Settings, device: torch.device
+) -> NDArray[np.float32]:
+    found = []
+    for start in range(0, len(section.tiles), TILES_AT_ONCE):
+        pixels = torch.from_numpy(np.ascontiguousarray(section.tiles[start : start + TILES_AT_ONCE]))
+        tiles = encoder_input(pixels.to(device).permute(0, 3, 1, 2), settings.preprocessing)
+        found.append(network.encode_tiles(tiles).float().cpu().numpy())
+    return np.concatenate(found)
