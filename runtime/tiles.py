@@ -62,11 +62,13 @@ class TileBatch:
 
     rows: int64 [b], which rows of the positions they belong to. tiles: uint8 [b, H, W, 3], RGB; valid until the
     next batch is asked for. failed: (row, reason) of tiles that cannot be decoded; they are not among `rows`.
+    ends_group: whether it is the last of the batches that come together (see Tiles).
     """
 
     rows: NDArray[np.int64]
     tiles: NDArray[np.uint8]
     failed: tuple[tuple[int, str], ...]
+    ends_group: bool = True
 
 
 def plan_tiles(slide: Slide, shape: TileShape, slide_mpp: float | None = None) -> TilePlan:
@@ -97,6 +99,9 @@ class Tiles:
     downsample first. Batches hold `batch_size` tiles (the last fewer) and come in an order that decodes
     neighbouring tiles together; the order is the same in every run, whatever `workers`.
 
+    group: batches that come together or, where `done` (bool [n], settable) says that all their rows are there already,
+    not at all; so that what is computed together is the same in a run that carries on another.
+
     plan: the level and size read; choice: the same in words. seconds_reading: busy seconds of all reading threads
     so far. Memory: `BATCHES_AHEAD` batches and the slide's cache, however many positions there are.
     """
@@ -110,12 +115,13 @@ class Tiles:
         batch_size: int,
         workers: int,
         slide_mpp: float | None = None,
+        group: int = 1,
     ) -> None:
         xy_px = np.asarray(xy_px, np.float64)
         if xy_px.ndim != 2 or xy_px.shape[1] != 2:
             raise ValueError(f"positions have shape {xy_px.shape}, where [n, 2] is needed")
-        if min(batch_size, workers, shape.size_px) < 1:
-            raise ValueError("batch_size, workers and the tile's size must be 1 or more")
+        if min(batch_size, workers, shape.size_px, group) < 1:
+            raise ValueError("batch_size, workers, group and the tile's size must be 1 or more")
         wild = np.flatnonzero(~(np.abs(xy_px) < FARTHEST_PX).all(axis=1))
         if len(wild):
             x, y = xy_px[wild[0]]
@@ -128,6 +134,8 @@ class Tiles:
         self.choice = str(self.plan)
         self.batch_size = batch_size
         self.workers = workers
+        self.group = group
+        self.done = np.zeros(len(xy_px), np.bool_)
         self.seconds_reading = 0.0
         self._lock = Lock()
         downsample = slide.levels[self.plan.level].downsample
@@ -140,11 +148,20 @@ class Tiles:
         bands = (self._corners[:, 1] + self.plan.read_px - 1) // height
         return np.lexsort((self._corners[:, 1], self._corners[:, 0], bands)).astype(np.int64)
 
+    def _batches(self) -> tuple[list[NDArray[np.int64]], set[int]]:
+        """The rows of each batch still to be read, and which batches end a group."""
+        batches, ends = [], set()
+        size = self.batch_size * self.group
+        for first in range(0, len(self._order), size):
+            together = self._order[first : first + size]
+            if not self.done[together].all():
+                starts = range(0, len(together), self.batch_size)
+                batches += [together[start : start + self.batch_size] for start in starts]
+                ends.add(len(batches) - 1)
+        return batches, ends
+
     def __iter__(self) -> Iterator[TileBatch]:
-        batches = [
-            self._order[start : start + self.batch_size]
-            for start in range(0, len(self._order), self.batch_size)
-        ]
+        batches, ends = self._batches()
         side = self.shape.size_px
         buffers = [
             np.empty((min(self.batch_size, len(self._order)), side, side, 3), np.uint8)
@@ -159,7 +176,7 @@ class Tiles:
                     following = number + len(ahead)
                     ahead.append(self._submit(pool, batches[following], buffers[following % len(buffers)]))
                 failed = [failure for task in ahead.popleft() for failure in task.result()]
-                yield _batch(rows, buffers[number % len(buffers)], failed)
+                yield _batch(rows, buffers[number % len(buffers)], failed, number in ends)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -206,9 +223,11 @@ def resample(pixels: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
     return np.asarray(image.resize((size_px, size_px), kind))
 
 
-def _batch(rows: NDArray[np.int64], buffer: NDArray[np.uint8], failed: list[tuple[int, str]]) -> TileBatch:
+def _batch(
+    rows: NDArray[np.int64], buffer: NDArray[np.uint8], failed: list[tuple[int, str]], ends_group: bool
+) -> TileBatch:
     tiles = buffer[: len(rows)]
     if failed:
         good = ~np.isin(rows, [row for row, _ in failed])
         rows, tiles = rows[good], tiles[good]
-    return TileBatch(rows, tiles, tuple(failed))
+    return TileBatch(rows, tiles, tuple(failed), ends_group)
