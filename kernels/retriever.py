@@ -44,8 +44,8 @@ class Retriever:
     """A bank made ready for queries.
 
     bank: anything with `embedding` float32 [M, D] and `expression` float32 [M, G].
-    provider: "cpu" (compiled loops), "faiss" (FAISS and scipy on the CPU), "reference" (float64, the definition, slow),
-        or "auto": "cpu" where it was compiled, else "faiss". `.provider` is the one in use.
+    provider: "cpu" (compiled loops), "cuda" (a GPU), "faiss" (FAISS and scipy on the CPU), "reference" (float64, the
+        definition, slow), or "auto": "cpu" where it was compiled, else "faiss". `.provider` is the one in use.
 
     Every provider chooses the same rows, and the expression is within 1e-6·max|bank expression| of the reference's.
     Raises ValueError where the bank is not of that form, holds NaN, infinity or a value beyond 1e30, or has fewer than
@@ -146,6 +146,12 @@ def _cpu(embedding: NDArray[np.float32], expression: NDArray[np.float32], spec: 
         ) from error
 
 
+def _cuda(embedding: NDArray[np.float32], expression: NDArray[np.float32], spec: RetrievalSpec) -> Provider:
+    from mclst.kernels.cuda import Cuda
+
+    return Cuda(embedding, expression, spec)
+
+
 def _fastest() -> str:
     from mclst.kernels.compiled import built
 
@@ -154,6 +160,7 @@ def _fastest() -> str:
 
 PROVIDERS: dict[str, Callable[[Any, Any, RetrievalSpec], Provider]] = {
     "cpu": _cpu,
+    "cuda": _cuda,
     "faiss": _Faiss,
     "reference": _Reference,
 }

@@ -1,0 +1,72 @@
+"""What the host tells a kernel: `Placing` and `Job` of job.cuh, field for field, and the tables they point to.
+
+Pointers are device addresses. The test of the host emulation compares the sizes with the compiler's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_P, _D, _L, _I = ctypes.c_uint64, ctypes.c_double, ctypes.c_int64, ctypes.c_int32
+
+
+def _fields(*groups: tuple[Any, str]) -> list[tuple[str, Any]]:
+    return [(name, kind) for kind, names in groups for name in names.split()]
+
+
+class Placing(ctypes.Structure):
+    """Vectors to points: what `place` is told."""
+
+    _fields_ = _fields(
+        (_P, "source centre high low scale square norm apart bad exact_count"),
+        (_D, "size largest"),
+        (_I, "n d columns padded rank unused"),
+    )
+
+
+class Job(ctypes.Structure):
+    """Queries to expression: what every other kernel is told."""
+
+    _fields_ = _fields(
+        (_P, "query bank square_sum leaf query_high query_low query_scale query_norm apart"),
+        (_P, "bank_high bank_low bank_scale bank_square key row band count limit score chosen"),
+        (_P, "exact_list exact_count exact_score near_row weight share"),
+        (_P, "expression gene_high gene_low gene_scale out nearest effective_k"),
+        (_D, "rounding floor widest moved gap temperature"),
+        (_L, "bank_rows key_rows key_stride capacity"),
+        (_I, "n d padded k genes gene_stride bank_stride words leaves rank distance weighting"),
+        (_I, "wanted filter half_expression unused"),
+    )
+
+
+def copy_of(job: Job, **changes: int) -> Job:
+    """`job` with some fields changed."""
+    copied = Job.from_buffer_copy(job)
+    for name, value in changes.items():
+        setattr(copied, name, value)
+    return copied
+
+
+def leaves(columns: int) -> NDArray[np.int32]:
+    """How numpy adds a row of `columns` numbers: int32 [leaves, 3], each run's start, its length, and how many sums to
+    join, the last two each time, once it is added.
+
+    Up to 128 numbers are one run; more are halved, the first half rounded down to a multiple of 8.
+    """
+    runs: list[list[int]] = []
+
+    def split(start: int, length: int) -> None:
+        if length <= 128:
+            runs.append([start, length, 0])
+            return
+        half = length // 2 - length // 2 % 8
+        split(start, half)
+        split(start + half, length - half)
+        runs[-1][2] += 1
+
+    split(0, columns)
+    return np.array(runs, dtype=np.int32)
