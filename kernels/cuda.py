@@ -32,7 +32,7 @@ class Cuda:
     driver: the device; the first one by default.
     workspace_bytes: device memory for queries in flight, beside the bank's; taken once, here.
     half_expression: hold the expression as float16: half the traffic, values rounded to 11 bits.
-    dense_from: of k/M, from which the mean is a dense product on tensor cores, off by up to 3e-6·max|expression| at
+    dense_from: of k/M, from which the mean is a dense product on tensor cores, off by up to 4e-6·max|expression| at
         worst and by less than 1e-6 in practice; below it, gathered sums are within 1e-6·max|expression|.
     sample: rows sampled for the keys' limit; by default of the plan's choosing. It changes speed alone.
 

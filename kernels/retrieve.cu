@@ -58,8 +58,8 @@
 // --------------------
 // Distances are the reference's bits. Weights are rounded to float32 once. `gather` adds eight products at a time in float32
 // and carries the error of adding these sums: at most (8 + 6)u·Σ w|E| < 1e-6·max|E|. `multiply_dense` splits weights and
-// expression into halves (3·2⁻²² of a product) and lets tensor cores sum sixteen at a time: at most 50u·Σ w|E| < 3e-6·max|E| if
-// every error were the worst and of one sign; below 2e-7·max|E| in the tests, whose emulation truncates as hardware may.
+// expression into halves (12u of a product) and lets tensor cores sum sixteen at a time (48u): at most 64u·Σ w|E| <
+// 4e-6·max|E| if every error were the worst and of one sign; below 4e-7·max|E| in the tests, whose emulation truncates.
 
 #include "product.cuh"
 

@@ -14,10 +14,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[1]
-MAIN = ROOT / "tests" / "host_cuda" / "host_cuda.cpp"
 FLAGS = ("-std=c++17", "-fPIC", "-shared", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas")
 PLAIN = ("-O2",)
-SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZED = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 FORWARD, REVERSE, SHUFFLED = 0, 1, 2
 
 
@@ -25,12 +24,26 @@ def compiler() -> str | None:
     return shutil.which("g++")
 
 
+def sanitizer() -> str | None:
+    """AddressSanitizer's library, which must be loaded before anything else."""
+    gxx = compiler()
+    if gxx is None:
+        return None
+    said = subprocess.run([gxx, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    path = said.stdout.strip()
+    return path if Path(path).is_file() else None
+
+
 @cache
-def build(flags: tuple[str, ...] = PLAIN) -> Path:
-    """The shared library, compiled once per source and flags into build/host_cuda."""
+def build(flags: tuple[str, ...] = PLAIN, root: Path = ROOT) -> Path:
+    """The shared library, compiled once per source and flags into build/host_cuda.
+
+    root: where tests/host_cuda and kernels are.
+    """
     gxx = compiler()
     assert gxx is not None
-    sources = [*sorted(MAIN.parent.glob("*.h")), MAIN, *sorted((ROOT / "kernels").glob("*.cu*"))]
+    main = root / "tests" / "host_cuda" / "host_cuda.cpp"
+    sources = [*sorted(main.parent.glob("*.h")), main, *sorted((root / "kernels").glob("*.cu*"))]
     text = b"".join(path.read_bytes() for path in sources)
     name = hashlib.sha256(text + repr((FLAGS, flags)).encode()).hexdigest()[:16]
     out = ROOT / "build" / "host_cuda" / f"{name}.so"
@@ -38,7 +51,7 @@ def build(flags: tuple[str, ...] = PLAIN) -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
         half = out.with_suffix(f".{os.getpid()}")
         done = subprocess.run(
-            [gxx, *FLAGS, *flags, "-o", str(half), str(MAIN)], capture_output=True, text=True, check=False
+            [gxx, *FLAGS, *flags, "-o", str(half), str(main)], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0 and not done.stderr, done.stderr
         half.replace(out)

@@ -134,6 +134,8 @@ inline std::vector<char> launch_memory;
 inline std::function<void()> body;
 inline int alive, at_barrier;
 inline uint64_t barriers;
+inline const char* barrier_file;
+inline int barrier_line;
 inline std::string failure;
 
 #ifdef __x86_64__
@@ -363,8 +365,15 @@ template <class T> T shuffle(unsigned mask, const char* kind, T value, int from)
 #define blockDim (host::block_size)
 #define gridDim (host::grid_size)
 
-inline void __syncthreads()
+// A barrier is the line that calls it: threads that meet at different ones are an error.
+inline void __syncthreads(const char* file = __builtin_FILE(), int line = __builtin_LINE())
 {
+    if (host::at_barrier == 0) {
+        host::barrier_file = file;
+        host::barrier_line = line;
+    } else if (host::barrier_line != line || std::strcmp(host::barrier_file, file)) {
+        host::fail("the barrier of line " + std::to_string(line) + " meets that of line " + std::to_string(host::barrier_line));
+    }
     const uint64_t seen = host::barriers;
     ++host::at_barrier;
     host::leave_barrier();
@@ -442,7 +451,10 @@ namespace host {
 // Products summed at once by the tensor cores played: 4, 8 and 16 on the generations known.
 constexpr int SUMMED_AT_ONCE = 4;
 
-inline double cut(double value, int bits, int exponent) { return std::ldexp(std::trunc(std::ldexp(value, bits - exponent)), exponent - bits); }
+// 2 to a power within double's normal range.
+inline double power_of_two(int exponent) { return from_word<double>((uint64_t)(exponent + 1023) << 52); }
+
+inline int exponent_of(double value) { return (int)(to_word(value) >> 52 & 2047) - 1023; }
 
 // c + Σ products as hardware may: no bit below the 24 of the largest addend, nor of the sum, survives.
 inline float truncated_sum(float c, const double* products)
@@ -453,11 +465,13 @@ inline float truncated_sum(float c, const double* products)
             largest = std::max(largest, std::fabs(products[first + i]));
         if (largest == 0 || !std::isfinite(largest))
             continue;
-        const int exponent = std::ilogb(largest) + 1;
-        double sum = cut(c, 24, exponent);
+        const int place = exponent_of(largest) - 23;
+        const double up = power_of_two(-place);
+        int64_t sum = (int64_t)(c * up);
         for (int i = 0; i < SUMMED_AT_ONCE; ++i)
-            sum += cut(products[first + i], 24, exponent);
-        c = sum == 0 ? 0.0f : (float)cut(sum, 24, std::ilogb(sum) + 1);
+            sum += (int64_t)(products[first + i] * up);
+        const int longer = std::max(0, 40 - __builtin_clzll((uint64_t)std::abs(sum) | 1));
+        c = (float)((double)(sum / (1 << longer)) * power_of_two(place + longer));
     }
     return c;
 }
