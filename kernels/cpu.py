@@ -48,10 +48,10 @@ from mclst.kernels.retrieved import Retrieved
 from mclst.kernels.spec import DISTANCES, RANKS, WEIGHTINGS, RetrievalSpec
 
 _BLOCK_BYTES = 256 << 20
-# Ties that come back with a query, beyond k; `kTies` in cpu_retrieve.cpp.
+# Ties that come back with a query, beyond k; `kTies` in cpu_retrieve.cpp is the same.
 _TIES = 64
 # Queries that share a pass over the bank's embedding, and over a slab of its expression: enough to reuse what is in cache.
-_SEARCH_TASK, _SUM_TASK = 256, 512
+_SEARCH_TASK, _SUM_TASK = 256, 1024
 # Genes to a slab, four vectors of 16; and chosen rows of one query while a range of the slab stays in cache.
 _SLAB, _STRIP, _ROWS_IN_CACHE = 64, 16, 32
 
@@ -122,7 +122,8 @@ class Cpu:
             self._sum(slab, rows[some], weight[some], expression[some])
 
         list(pool.map(find, _shares(n, self._threads, _SEARCH_TASK)))
-        list(pool.map(add, product(range(len(self._slabs)), _shares(n, 1, _SUM_TASK))))
+        apiece = -(-2 * self._threads // len(self._slabs))
+        list(pool.map(add, product(range(len(self._slabs)), _shares(n, apiece, _SUM_TASK))))
 
     def _search(self, queries: NDArray[np.float32], rows: NDArray[np.int32]) -> None:
         """The k nearest bank rows of `queries` [n, D], ascending, into `rows` [n, k]."""

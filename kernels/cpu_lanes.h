@@ -40,9 +40,11 @@ static inline dh high(fw value) { return dh{value[2], value[3]}; }
 #endif
 
 static inline double sum_of(dh value) {
-    double total = 0;
-    for (int lane = 0; lane < kHalf; ++lane) total += value[lane];
-    return total;
+    double lane[kHalf];
+    *reinterpret_cast<dh *>(lane) = value;
+    for (int width = kHalf / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+    return lane[0];
 }
 
 // ---- scores of a panel -------------------------------------------------------------------------------------------
@@ -206,10 +208,16 @@ static inline float value_of(int32_t key) {
 static float ranked(float *values, int64_t n, int64_t r) {
     const float nothing = __builtin_inff();
     for (int64_t i = n; i < n + 15; ++i) values[i] = nothing;
-    float least = values[0], most = values[0];
-    for (int64_t i = 1; i < n; ++i) {
-        least = values[i] < least ? values[i] : least;
-        most = values[i] > most ? values[i] : most;
+    fw low_lanes = fw{} + values[0], high_lanes = low_lanes;
+    for (int64_t i = 0; i < n; i += kWide) {
+        const fw some = load(values + i), finite = some < nothing ? some : low_lanes;
+        low_lanes = some < low_lanes ? some : low_lanes;
+        high_lanes = finite > high_lanes ? finite : high_lanes;
+    }
+    float least = low_lanes[0], most = high_lanes[0];
+    for (int lane = 1; lane < kWide; ++lane) {
+        least = low_lanes[lane] < least ? low_lanes[lane] : least;
+        most = high_lanes[lane] > most ? high_lanes[lane] : most;
     }
     int32_t from = key_of(least), to = key_of(most);
     while (from < to) {
@@ -217,8 +225,13 @@ static float ranked(float *values, int64_t n, int64_t r) {
         const float limit = value_of(middle);
         const int64_t below = count_below(values, n, limit);
         if (below == r) {
-            float answer = least;
-            for (int64_t i = 0; i < n; ++i) answer = values[i] <= limit && values[i] > answer ? values[i] : answer;
+            fw last = fw{} + least;
+            for (int64_t i = 0; i < n; i += kWide) {
+                const fw some = load(values + i), kept = some <= limit ? some : last;
+                last = kept > last ? kept : last;
+            }
+            float answer = last[0];
+            for (int lane = 1; lane < kWide; ++lane) answer = last[lane] > answer ? last[lane] : answer;
             return answer;
         }
         if (below >= r) to = middle;
@@ -231,42 +244,62 @@ static float ranked(float *values, int64_t n, int64_t r) {
 
 enum Measure { kSquares, kAbsolutes, kDot, kUnitSquares };
 
-// Σ over D columns, of (q-b)², |q-b|, q·b or (q - by·b)², the query widened beforehand.
-template <Measure measure>
-static double pair_sum(const double *query, const float *row, int64_t columns, double by) {
-    dh sum[4]{};
+// Σ over D columns of (q-b)², |q-b|, q·b or (q - by·b)² for R rows at once, the query widened beforehand.
+template <Measure measure, int R>
+static inline void pair_sums(const double *query, const float *const *row, int64_t columns, const double *by, double *out) {
+    dh sum[R][2]{};
     int64_t c = 0;
-    for (; c + 4 * kHalf <= columns; c += 4 * kHalf)
-#pragma GCC unroll 4
-        for (int part = 0; part < 4; ++part) {
-            const dh q = load(query + c + kHalf * part), b = wide(row + c + kHalf * part);
-            if constexpr (measure == kDot) {
-                sum[part] += q * b;
-            } else {
-                const dh apart = measure == kUnitSquares ? q - by * b : q - b;
-                if constexpr (measure == kAbsolutes) sum[part] += apart < 0 ? -apart : apart;
-                else sum[part] += apart * apart;
-            }
-        }
-    double total = sum_of((sum[0] + sum[1]) + (sum[2] + sum[3]));
-    for (; c < columns; ++c) {
-        const double b = row[c];
+    const auto add = [by](dh &to, dh q, dh b, [[maybe_unused]] int r) {
         if constexpr (measure == kDot) {
-            total += query[c] * b;
+            to += q * b;
         } else {
-            const double apart = measure == kUnitSquares ? query[c] - by * b : query[c] - b;
-            total += measure == kAbsolutes ? (apart < 0 ? -apart : apart) : apart * apart;
+            const dh apart = measure == kUnitSquares ? q - by[r] * b : q - b;
+            if constexpr (measure == kAbsolutes) to += apart < 0 ? -apart : apart;
+            else to += apart * apart;
+        }
+    };
+    for (; c + 2 * kHalf <= columns; c += 2 * kHalf)
+#pragma GCC unroll 2
+        for (int part = 0; part < 2; ++part) {
+            const dh q = load(query + c + kHalf * part);
+#pragma GCC unroll 4
+            for (int r = 0; r < R; ++r) add(sum[r][part], q, wide(row[r] + c + kHalf * part), r);
+        }
+    for (int r = 0; r < R; ++r) {
+        out[r] = sum_of(sum[r][0] + sum[r][1]);
+        for (int64_t d = c; d < columns; ++d) {
+            const double b = row[r][d], apart = measure == kUnitSquares ? query[d] - by[r] * b : query[d] - b;
+            if constexpr (measure == kDot) out[r] += query[d] * b;
+            else out[r] += measure != kAbsolutes ? apart * apart : apart < 0 ? -apart : apart;
         }
     }
-    return total;
 }
 
-static double pair(int measure, const double *query, const float *row, int64_t columns, double by) {
+template <Measure measure>
+static void pairs_of(const double *query, const float *bank, const int32_t *rows, int64_t n, int64_t columns,
+                     const double *by, double *out) {
+    constexpr int R = 4;
+    for (int64_t j = 0; j < n; j += R) {
+        const float *row[R];
+        double scale[R], sums[R];
+        for (int r = 0; r < R; ++r) {
+            const int32_t at = rows[j + r < n ? j + r : n - 1];
+            row[r] = bank + at * columns;
+            scale[r] = by[at];
+        }
+        pair_sums<measure, R>(query, row, columns, scale, sums);
+        for (int r = 0; r < R && j + r < n; ++r) out[j + r] = sums[r];
+    }
+}
+
+// One of these sums for n rows of the bank, into out [n]. A pair's sum is the same bits whatever stands beside it.
+static void pairs(int measure, const double *query, const float *bank, const int32_t *rows, int64_t n, int64_t columns,
+                  const double *by, double *out) {
     switch (measure) {
-        case kSquares: return pair_sum<kSquares>(query, row, columns, by);
-        case kAbsolutes: return pair_sum<kAbsolutes>(query, row, columns, by);
-        case kDot: return pair_sum<kDot>(query, row, columns, by);
-        default: return pair_sum<kUnitSquares>(query, row, columns, by);
+        case kSquares: return pairs_of<kSquares>(query, bank, rows, n, columns, by, out);
+        case kAbsolutes: return pairs_of<kAbsolutes>(query, bank, rows, n, columns, by, out);
+        case kDot: return pairs_of<kDot>(query, bank, rows, n, columns, by, out);
+        default: return pairs_of<kUnitSquares>(query, bank, rows, n, columns, by, out);
     }
 }
 
@@ -313,5 +346,5 @@ static int64_t slab_sum(const float *slab, const int32_t *rows, const float *wei
     return j;
 }
 
-static const Lanes lanes = {panel_scores, panel_l1, keep_below, ranked, pair,
+static const Lanes lanes = {panel_scores, panel_l1, keep_below, ranked, pairs,
                             {slab_sum<1>, slab_sum<2>, slab_sum<3>, slab_sum<4>}};

@@ -37,7 +37,7 @@ struct Lanes {
     void (*panel_l1)(int64_t, const float *, const float *, int64_t, float *, int64_t);
     int64_t (*keep_below)(const float *, int64_t, float, int32_t, float *, int32_t *);
     float (*ranked)(float *, int64_t, int64_t);
-    double (*pair)(int, const double *, const float *, int64_t, double);
+    void (*pairs)(int, const double *, const float *, const int32_t *, int64_t, int64_t, const double *, double *);
     int64_t (*slab_sum[4])(const float *, const int32_t *, const float *, int64_t, int64_t, int64_t, double *);
 };
 
@@ -98,7 +98,7 @@ enum Rank { kCosine, kL2, kL1 };
 enum Distance { kByL2, kByL1, kByCosine };
 enum Weighting { kSoftmax, kSoftmaxSquared, kInverseSquare, kUniform };
 
-constexpr int64_t kPanel = 32, kChunk = 2048, kTile = 64, kSample = 1024;
+constexpr int64_t kPanel = 32, kChunk = 2048, kTile = 64, kSample = 1024, kTies = 64;
 constexpr double kFar = 1 << 20, kNothing = 0x1p-100, kRound = 0x1p-24, kSameDirection = 0x1p-48;
 
 struct Bank {
@@ -218,6 +218,7 @@ struct Query {
     bool open = true;  // still to be searched
     double norm = 0, lost = 0;
     float limit = 0;
+    double kth = 0;
     int64_t kept = 0;
 };
 
@@ -313,8 +314,7 @@ void Tile::first_limit(int64_t q, int64_t slot) {
 // Keep of the candidates those within 2e of the k-th so far; false where that leaves too many.
 bool Tile::compact(int64_t q) {
     Query &it = query[q];
-    std::copy_n(values(q), it.kept, sample.get());
-    const double kth = bank.lanes->ranked(sample.get(), it.kept, k);
+    const double kth = bank.lanes->ranked(values(q), it.kept, k);
     it.limit = std::min(it.limit, limit_of(kth, error(it, kth)));
     int64_t kept = 0;
     for (int64_t i = 0; i < it.kept; ++i) {
@@ -359,14 +359,15 @@ void Tile::scan(const std::vector<int64_t> &asked, bool sampled) {
     }
 }
 
-// The score of the definition, in float64 but summed in another order, and how far the two may lie apart.
-double fine_score(const Bank &bank, const double *query, int64_t row) {
-    const float *vector = bank.embedding + row * bank.columns;
-    if (bank.rank != kCosine)
-        return bank.lanes->pair(bank.rank == kL2 ? Measure::kSquares : Measure::kAbsolutes, query, vector, bank.columns, 1);
-    const double dot = bank.lanes->pair(Measure::kDot, query, vector, bank.columns, 1);
-    const double score = dot * dot / (bank.norm2[row] > 0 ? bank.norm2[row] : 1);
-    return dot > 0 ? -score : score;
+// Scores [n] of rows as the definition has them, in float64 but summed in another order.
+void fine_scores(const Bank &bank, const double *query, const int32_t *rows, int64_t n, double *score) {
+    const Measure measure = bank.rank == kCosine ? Measure::kDot : bank.rank == kL2 ? Measure::kSquares : Measure::kAbsolutes;
+    bank.lanes->pairs(measure, query, bank.embedding, rows, n, bank.columns, bank.inverse_norm.data(), score);
+    if (bank.rank != kCosine) return;
+    for (int64_t i = 0; i < n; ++i) {
+        const double norm2 = bank.norm2[rows[i]], square = score[i] * score[i] / (norm2 > 0 ? norm2 : 1);
+        score[i] = score[i] > 0 ? -square : square;
+    }
 }
 
 // Choose among the candidates of query q. Gives the number of rows that are certain, written to `rows` in any order; the
@@ -374,8 +375,7 @@ double fine_score(const Bank &bank, const double *query, int64_t row) {
 int64_t Tile::settle(int64_t q, const float *vector, int32_t *rows, int32_t *ties, int32_t *tied) {
     const Query &it = query[q];
     const float *s = values(q);
-    std::copy_n(s, it.kept, sample.get());
-    const double kth = bank.lanes->ranked(sample.get(), it.kept, k), band = 2 * error(it, kth);
+    const double kth = it.kth, band = 2 * error(it, kth);
     int64_t certain = 0;
     std::vector<int32_t> open;
     for (int64_t i = 0; i < it.kept; ++i) {
@@ -390,8 +390,10 @@ int64_t Tile::settle(int64_t q, const float *vector, int32_t *rows, int32_t *tie
             wide[c] = vector[c];
             norm2 += wide[c] * wide[c];
         }
+        std::vector<double> score(open.size());
+        fine_scores(bank, wide.data(), open.data(), int64_t(open.size()), score.data());
         std::vector<std::pair<double, int32_t>> fine(open.size());
-        for (size_t i = 0; i < open.size(); ++i) fine[i] = {fine_score(bank, wide.data(), open[i]), open[i]};
+        for (size_t i = 0; i < open.size(); ++i) fine[i] = {score[i], open[i]};
         std::nth_element(fine.begin(), fine.begin() + (wanted - 1), fine.end());
         const double last = fine[wanted - 1].first, gap = 2 * double(bank.columns + 8) * 0x1p-53;
         const double doubt = 2 * (bank.rank == kCosine ? 4 * gap * norm2 : 2 * gap * last);
@@ -406,7 +408,7 @@ int64_t Tile::settle(int64_t q, const float *vector, int32_t *rows, int32_t *tie
         std::copy(open.begin(), open.end(), rows + certain);
         return k;
     }
-    if (int64_t(open.size()) > k + 64) {
+    if (int64_t(open.size()) > k + kTies) {
         *tied = -1;
         return 0;
     }
@@ -434,9 +436,8 @@ void search_tile(const Bank &bank, const float *queries, int64_t count, int64_t 
                 again.push_back(q);
                 continue;
             }
-            std::copy_n(tile.values(q), it.kept, tile.sample.get());
-            const double kth = bank.lanes->ranked(tile.sample.get(), it.kept, k);
-            const float needed = limit_of(kth, tile.error(it, kth));
+            it.kth = bank.lanes->ranked(tile.values(q), it.kept, k);
+            const float needed = limit_of(it.kth, tile.error(it, it.kth));
             if (needed > it.limit) {
                 it.limit = needed;
                 again.push_back(q);
@@ -450,7 +451,7 @@ void search_tile(const Bank &bank, const float *queries, int64_t count, int64_t 
             certain[q] = 0, tied[q] = -1;
             continue;
         }
-        certain[q] = int32_t(tile.settle(q, queries + q * bank.columns, rows + q * k, ties + q * (k + 64), tied + q));
+        certain[q] = int32_t(tile.settle(q, queries + q * bank.columns, rows + q * k, ties + q * (k + kTies), tied + q));
         // In order of rows, by way of one bit a row.
         for (int64_t i = 0; i < certain[q]; ++i) chosen[rows[q * k + i] / 64] |= uint64_t(1) << (rows[q * k + i] % 64);
         int32_t *out = rows + q * k;
@@ -462,13 +463,19 @@ void search_tile(const Bank &bank, const float *queries, int64_t count, int64_t 
 
 // ---- distances and weights ---------------------------------------------------------------------------------------
 
-double apart(const Bank &bank, Distance distance, const double *query, double query_norm, int64_t row) {
-    const float *vector = bank.embedding + row * bank.columns;
-    if (distance == kByL2) return std::sqrt(bank.lanes->pair(Measure::kSquares, query, vector, bank.columns, 1));
-    if (distance == kByL1) return bank.lanes->pair(Measure::kAbsolutes, query, vector, bank.columns, 1);
-    if (query_norm == 0 || bank.inverse_norm[row] == 0) return 1;
-    const double chord2 = bank.lanes->pair(Measure::kUnitSquares, query, vector, bank.columns, bank.inverse_norm[row]);
-    return chord2 > kSameDirection * kSameDirection ? chord2 / 2 : 0;
+// Distances [n] of `query`, for cosine a unit vector, to rows of the bank.
+void distances(const Bank &bank, Distance distance, const double *query, double query_norm, const int32_t *rows, int64_t n,
+               double *out) {
+    const Measure measure = distance == kByL2   ? Measure::kSquares
+                            : distance == kByL1 ? Measure::kAbsolutes
+                                                : Measure::kUnitSquares;
+    bank.lanes->pairs(measure, query, bank.embedding, rows, n, bank.columns, bank.inverse_norm.data(), out);
+    for (int64_t j = 0; j < n; ++j) {
+        if (distance == kByL2) out[j] = std::sqrt(out[j]);
+        if (distance != kByCosine) continue;
+        if (query_norm == 0 || bank.inverse_norm[rows[j]] == 0) out[j] = 1;
+        else out[j] = out[j] > kSameDirection * kSameDirection ? out[j] / 2 : 0;
+    }
 }
 
 // Distances [k] into weights that sum to 1, as reference.weights; the nearest distance is found already.
@@ -506,9 +513,12 @@ void weigh_tile(const Bank &bank, const float *queries, int64_t count, int64_t k
     }
     const int64_t step = std::max<int64_t>(1, (512 << 10) / (4 * bank.columns));
     for (int64_t end = step; end - step < bank.rows; end += step)
-        for (int64_t q = 0; q < count; ++q)
-            for (int64_t &j = at[q]; j < k && rows[q * k + j] < end; ++j)
-                d[q * k + j] = apart(bank, distance, wide.data() + q * bank.columns, norm[q], rows[q * k + j]);
+        for (int64_t q = 0; q < count; ++q) {
+            const int64_t from = q * k + at[q];
+            while (at[q] < k && rows[q * k + at[q]] < end) ++at[q];
+            distances(bank, distance, wide.data() + q * bank.columns, norm[q], rows + from, q * k + at[q] - from,
+                      d.data() + from);
+        }
     for (int64_t q = 0; q < count; ++q) {
         double *of = d.data() + q * k, squares = 0;
         const double least = *std::min_element(of, of + k);
@@ -554,13 +564,13 @@ void *mclst_bank(const float *embedding, int64_t rows, int64_t columns, int rank
 void mclst_free(void *bank) { delete static_cast<Bank *>(bank); }
 
 // rows [count][k]: per query the `certain` chosen rows, ascending. Where that is fewer than k, the others are among the
-// `tied` rows in ties [count][k + 64], or, where tied is -1, the query has to be scored against every row.
+// `tied` rows in ties [count][k + kTies], or, where tied is -1, the query has to be scored against every row.
 int mclst_search(const void *bank, const float *queries, int64_t count, int64_t k, int32_t *rows, int32_t *certain,
                  int32_t *ties, int32_t *tied) try {
     const Bank &in = *static_cast<const Bank *>(bank);
     for (int64_t q = 0; q < count; q += kTile)
         search_tile(in, queries + q * in.columns, std::min(kTile, count - q), k, rows + q * k, certain + q,
-                    ties + q * (k + 64), tied + q);
+                    ties + q * (k + kTies), tied + q);
     return 0;
 } catch (const std::bad_alloc &) {
     return 1;
