@@ -13,9 +13,14 @@ import click
 from mclst.kernels.spec import DISTANCES, RANKS, WEIGHTINGS, RetrievalSpec
 from mclst.runtime.bundle import Bundle, open_bundle
 from mclst.runtime.command import check_json, command, progress, publish_json, say, table
-from mclst.runtime.pipeline import Run, predict
+from mclst.runtime.errors import SlideError
+from mclst.runtime.grid import Grid, lay_grid
+from mclst.runtime.pipeline import MAX_BAD_TILES, predict
+from mclst.runtime.run_report import Run
 from mclst.runtime.session import PROVIDERS
-from mclst.runtime.slide import READERS, open_slide
+from mclst.runtime.slide import READERS, Slide, open_slide
+from mclst.runtime.tissue import find_tissue, read_mask
+from mclst.runtime.work import most_bad_tiles
 from mclst.sections.spots import read_spots
 
 PATH = click.Path(path_type=Path)
@@ -27,9 +32,27 @@ NAMED_FAILURES = 5
 @click.option(
     "--spots",
     "spots_path",
-    required=True,
     type=PATH,
     help="Where to predict: a table of spots (Space Ranger, legacy ST, or id,x,y in level-0 pixels).",
+)
+@click.option(
+    "--grid",
+    "stride_um",
+    type=click.FloatRange(0.1),
+    metavar="STRIDE_UM",
+    help="Instead of --spots: a dense grid over the tissue, its places so many µm apart.",
+)
+@click.option(
+    "--tissue-mask",
+    "mask_path",
+    type=PATH,
+    help="Picture of the whole slide at any scale, black where --grid skips.  [default: tissue found by its colour]",
+)
+@click.option(
+    "--genes",
+    metavar="A,B,…",
+    callback=lambda ctx, param, value: _genes(value),
+    help="Genes of --grid to write as a pyramidal OME-TIFF beside the map.",
 )
 @click.option(
     "--bundle",
@@ -60,7 +83,9 @@ NAMED_FAILURES = 5
     "--workers", type=click.IntRange(1, 256), default=min(8, os.cpu_count() or 2), help="Reading threads."
 )
 @click.option(
-    "--mpp", type=click.FloatRange(0.05, 10), help="µm/px of level 0, where the slide does not say."
+    "--mpp",
+    type=click.FloatRange(0.05, 10),
+    help="µm/px of level 0, before what the slide and the spots' array say.",
 )
 @click.option("--reader", type=click.Choice(READERS), default="auto", help="What decodes the slide.")
 @click.option(
@@ -68,6 +93,23 @@ NAMED_FAILURES = 5
 )
 @click.option(
     "--picture/--no-picture", default=True, help="Draw the most spatially structured genes beside the map."
+)
+@click.option(
+    "--report/--no-report",
+    default=True,
+    help="Write a .run.json beside the map: what was done, and how fast.",
+)
+@click.option(
+    "--max-bad-tiles",
+    default=MAX_BAD_TILES,
+    metavar="N|N%",
+    callback=lambda ctx, param, value: _bad_tiles(value),
+    help="Tiles that may be unreadable (their rows are NaN) before the run fails; a share is rounded up.",
+)
+@click.option(
+    "--resume/--no-resume",
+    default=True,
+    help="Carry on where a stopped run of the same inputs and settings left off.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a map of that name.")
 @click.option("--json", "json_path", type=PATH, help="Write the summary as JSON; - for stdout.")
@@ -77,7 +119,10 @@ NAMED_FAILURES = 5
 @command
 def main(
     slide: Path,
-    spots_path: Path,
+    spots_path: Path | None,
+    stride_um: float | None,
+    mask_path: Path | None,
+    genes: tuple[str, ...],
     bundle_path: Path,
     out: Path | None,
     provider: str,
@@ -87,6 +132,9 @@ def main(
     reader: str,
     all_spots: bool,
     picture: bool,
+    report: bool,
+    max_bad_tiles: str,
+    resume: bool,
     overwrite: bool,
     json_path: Path | None,
     quiet: bool,
@@ -96,41 +144,73 @@ def main(
     """Predict gene expression at the spots of a SLIDE and write it as a map.
 
     The .h5ad opens in scanpy and squidpy as it is; its path is printed on stdout. A picture of the most spatially
-    structured genes stands beside it.
+    structured genes and a report stand beside it. A run that was stopped is carried on by the same command.
     """
+    if (spots_path is None) == (stride_um is None):
+        raise click.UsageError("give either --spots or --grid")
+    if stride_um is None and (mask_path is not None or genes):
+        raise click.UsageError("--tissue-mask and --genes belong to --grid")
     check_json(json_path, overwrite=overwrite)
     bundle = open_bundle(bundle_path)
-    spots = read_spots(spots_path, all_spots=all_spots)
-    with (
-        open_slide(slide, reader=reader) as opened,
-        progress("tiles", len(spots), quiet=quiet) as advance,
-    ):
-        run = predict(
-            bundle,
-            opened,
-            spots,
-            out,
-            provider=provider,
-            retrieval=_spec(bundle, retrieval),
-            batch_size=batch_size,
-            workers=workers,
-            slide_mpp=mpp,
-            overwrite=overwrite,
-            picture=picture,
-            advance=advance,
-        )
+    table_of_spots = None if spots_path is None else read_spots(spots_path, all_spots=all_spots)
+    with open_slide(slide, reader=reader) as opened:
+        places = table_of_spots or _grid(opened, stride_um or 0.0, mpp, mask_path)
+        count = len(places.spots if isinstance(places, Grid) else places)
+        with progress("tiles", count, quiet=quiet) as advance:
+            run = predict(
+                bundle,
+                opened,
+                places,
+                out,
+                provider=provider,
+                retrieval=_spec(bundle, retrieval),
+                batch_size=batch_size,
+                workers=workers,
+                slide_mpp=mpp,
+                max_bad_tiles=max_bad_tiles,
+                genes=genes,
+                overwrite=overwrite,
+                resume=resume,
+                picture=picture,
+                report=report,
+                advance=advance,
+                tell=lambda text: say(f"Note: {text}", quiet=quiet),
+            )
     table(_summary(run, bundle), quiet=quiet)
-    _say_failures(run, quiet=quiet, verbose=verbose)
+    _say_failures(run, verbose=verbose)
     if json_path is not None:
         publish_json(json_path, run.as_json())
     if json_path is None or str(json_path) != "-":
         click.echo(str(run.map_path))
 
 
+def _genes(value: str | None) -> tuple[str, ...]:
+    return tuple(gene.strip() for gene in (value or "").split(",") if gene.strip())
+
+
+def _bad_tiles(value: str) -> str:
+    try:
+        most_bad_tiles(value, 1)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return value
+
+
+def _grid(slide: Slide, stride_um: float, given_mpp: float | None, mask_path: Path | None) -> Grid:
+    mpp = slide.mpp if given_mpp is None else given_mpp
+    if mpp is None:
+        raise SlideError(
+            f"{slide.path} does not say how large its pixels are ({slide.mpp_source}), and --grid is in µm; "
+            "give --mpp, the µm per pixel of the slide"
+        )
+    tissue = find_tissue(slide, mpp) if mask_path is None else read_mask(mask_path, slide)
+    return lay_grid(slide, stride_um, mpp, tissue)
+
+
 def _spec(bundle: Bundle, given: dict[str, Any]) -> RetrievalSpec:
     changed = {name: value for name, value in given.items() if value is not None}
     try:
-        return dataclasses.replace(bundle.manifest.retrieval.spec(), **changed)
+        return dataclasses.replace(bundle.retrieval, **changed)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 
@@ -148,17 +228,19 @@ def _summary(run: Run, bundle: Bundle) -> list[tuple[str, Any]]:
         ),
         ("provider", f"{run.provider}, retrieval {run.retriever}"),
     ]
+    if run.mpp is not None:
+        rows.insert(2, ("mpp", f"{run.mpp:.4g} µm/px, {run.mpp_source}"))
     if genes:
         rows.append(("structured", f"{genes} (Moran's I)"))
     rows.append(("map", run.map_path))
     if run.picture_path is not None:
         rows.append(("picture", run.picture_path))
+    if run.dense_path is not None:
+        rows.append(("dense", run.dense_path))
     return rows
 
 
-def _say_failures(run: Run, *, quiet: bool, verbose: bool) -> None:
-    for note in run.notes:
-        say(f"Note: {note}", quiet=quiet)
+def _say_failures(run: Run, *, verbose: bool) -> None:
     if not run.failed:
         return
     say(f"Warning: {len(run.failed)} of {run.spots} tiles could not be read; their rows are NaN:")

@@ -6,15 +6,25 @@ import functools
 import json
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from mclst.runtime.errors import MclstError
@@ -26,6 +36,8 @@ T = TypeVar("T")
 
 console = Console(stderr=True, highlight=False)
 """People read stderr; stdout carries data alone."""
+
+LINE_SECONDS = 10.0
 
 
 class Terminated(BaseException):
@@ -62,15 +74,16 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
         try:
             return function(*args, **kwargs)
         except MclstError as error:
-            fail(str(error), error.exit_code)
+            fail(_with_notes(str(error), error), error.exit_code)
         except SectionError as error:
             fail(str(error), 4)
-        except MemoryError:
-            fail("this machine's memory is too small for the work; try a smaller --batch-size", 6)
-        except KeyboardInterrupt:
-            fail("interrupted; nothing half-written is left behind, run the command again", 130)
-        except Terminated:
-            fail("terminated; nothing half-written is left behind, run the command again", 143)
+        except MemoryError as error:
+            text = "this machine's memory is too small for the work; try a smaller --batch-size"
+            fail(_with_notes(text, error), 6)
+        except KeyboardInterrupt as error:
+            fail(_with_notes("interrupted", error, AGAIN), 130)
+        except Terminated as error:
+            fail(_with_notes("terminated", error, AGAIN), 143)
         except BrokenPipeError:
             sys.exit(141)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -82,16 +95,65 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
     return wrapped
 
 
+AGAIN = "nothing half-written is left behind, run the command again"
+
+
+def _with_notes(sentence: str, error: BaseException, otherwise: str = "") -> str:
+    """A sentence and what was noted on the error on its way up, such as what is kept for the next run."""
+    notes = getattr(error, "__notes__", []) or ([otherwise] if otherwise else [])
+    return "; ".join([sentence, *notes])
+
+
 @contextmanager
 def progress(title: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal, nothing elsewhere; hands out `advance(n)`."""
-    if quiet or not console.is_terminal:
+    """A progress bar on a terminal, a line every 10 s elsewhere; hands out `advance(n)`, n: how many more are done."""
+    if quiet:
         yield lambda n: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    if not console.is_terminal:
+        yield _Lines(title, total).advance
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _PerSecond(title),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(title, total=total)
         yield lambda n: bar.advance(task, n)
+
+
+class _PerSecond(ProgressColumn):
+    """How many a second, lately."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__()
+        self._title = title
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} {self._title}/s")
+
+
+class _Lines:
+    """Progress as plain lines, for a log."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self._title, self._total = title, total
+        self._done = self._said_done = 0
+        self._said_at = time.monotonic()
+
+    def advance(self, n: int) -> None:
+        self._done += n
+        now = time.monotonic()
+        if now - self._said_at < LINE_SECONDS or self._done >= self._total:
+            return
+        rate = (self._done - self._said_done) / (now - self._said_at)
+        left = f", {timedelta(seconds=round((self._total - self._done) / rate))} left" if rate > 0 else ""
+        say(f"  {self._done:,} of {self._total:,} {self._title}, {rate:,.1f}/s{left}")
+        self._said_done, self._said_at = self._done, now
 
 
 def table(rows: Iterable[tuple[str, Any]], *, quiet: bool = False) -> None:

@@ -108,6 +108,11 @@ class MapWriter:
         return self._open.claim.journal.exists()
 
     @property
+    def kept(self) -> int:
+        """Rows that stay for the next run if this one stops now."""
+        return 0 if self._rows is None else self._rows.kept
+
+    @property
     def keeps(self) -> bool:
         """Whether a stopped run can be carried on here; not on a file system without locks."""
         return self._open.claim.keeps

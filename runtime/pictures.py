@@ -31,6 +31,9 @@ COLOURS = ListedColormap(matplotlib.colormaps["magma_r"](np.linspace(0.04, 0.92,
 """Dark is more, as eyes expect on a pale ground; neither end is lost in the paper or in black."""
 BLOCK_BYTES = 128 << 20
 """Expression held at a time: a map may be larger than memory."""
+MOST_ELLIPSES = 20_000
+"""More spots than this are drawn as an image of squares: a million ellipses would take minutes and gigabytes."""
+MOST_CELLS = 16_000_000
 Window = tuple[float, float, float, float]
 """Level-0 px: left, right, top, bottom."""
 LEAST_PX = 1.6
@@ -118,15 +121,16 @@ def contact_sheet(
     Raises InputError where the map has no tissue image or lacks a named gene; OutputError where `out` cannot be written.
     """
     try:
-        found = anndata.read_h5ad(map_path, backed="r")
-        ((title, slide),) = found.uns["spatial"].items()
+        # Without HDF5's own lock: the map may be one that its writer, this process, still holds.
+        file = h5py.File(map_path, "r", locking=False)
+        ((title, slide),) = anndata.io.read_elem(file["uns/spatial"]).items()
         sheet = Sheet(
             title=title,
-            genes=list(found.var_names),
-            expression=found.file["X"]
-            if isinstance(found.file["X"], h5py.Dataset)
-            else found.to_df().to_numpy(),
-            xy_px=np.asarray(found.obsm["spatial"], np.float64),
+            genes=list(anndata.io.read_elem(file["var"]).index),
+            expression=file["X"]
+            if isinstance(file["X"], h5py.Dataset)
+            else anndata.io.read_elem(file["X"]).toarray(),
+            xy_px=np.asarray(anndata.io.read_elem(file["obsm/spatial"]), np.float64),
             image=slide["images"]["hires"],
             image_scale=float(slide["scalefactors"]["tissue_hires_scalef"]),
             spot_diameter_px=float(slide["scalefactors"]["spot_diameter_fullres"]),
@@ -141,7 +145,7 @@ def contact_sheet(
     try:
         return draw_sheet(sheet, out, genes=genes, panels=panels)
     finally:
-        found.file.close()
+        file.close()
 
 
 def draw_sheet(
@@ -178,11 +182,15 @@ def _draw(sheet: Sheet, chosen: Sequence[int], moran: NDArray[np.float64]) -> Pa
         box = page.box(place)
         axes = page.axes(*box)
         _show(axes, faded, extent, window)
-        _add_spots(axes, sheet.xy_px[blank], shown, facecolors="none", edgecolors=QUIET, linewidths=0.5)
         values = np.asarray(sheet.expression[:, gene])[~blank]
         limits = _limits(values)
-        spots = _add_spots(axes, sheet.xy_px[~blank], shown, cmap=COLOURS, linewidths=0, clim=limits)
-        spots.set_array(values)
+        if len(sheet.xy_px) > MOST_ELLIPSES:
+            pixel = (window[1] - window[0]) / (page.panel * DPI)
+            _add_cells(axes, sheet.xy_px[~blank], values, diameter, pixel, limits)
+        else:
+            _add_spots(axes, sheet.xy_px[blank], shown, facecolors="none", edgecolors=QUIET, linewidths=0.5)
+            spots = _add_spots(axes, sheet.xy_px[~blank], shown, cmap=COLOURS, linewidths=0, clim=limits)
+            spots.set_array(values)
         told = "constant" if np.isnan(moran[gene]) else f"I = {moran[gene]:.2f}"
         taken = page.text(box[0] + box[2], box[1] - 0.09, told, size=10, color=QUIET, ha="right")
         room = box[2] - taken - 0.1
@@ -245,6 +253,42 @@ def _add_spots(axes: Axes, xy_px: NDArray[np.float64], diameter: float, **style:
     )
     axes.add_collection(spots, autolim=False)
     return spots
+
+
+def _add_cells(
+    axes: Axes,
+    xy_px: NDArray[np.float64],
+    values: NDArray[np.float32],
+    side: float,
+    pixel: float,
+    limits: tuple[float, float],
+) -> None:
+    """Draw spots as squares of `side` px, or, where these are smaller than a pixel of the sheet, means over several."""
+    if not len(xy_px):
+        return
+    side *= max(1, math.ceil(pixel / side))
+    left, top = xy_px.min(axis=0) - side / 2
+    column, row = np.floor((xy_px - (left, top)) / side).astype(np.int64).T
+    columns, rows = int(column.max()) + 1, int(row.max()) + 1
+    if columns * rows > MOST_CELLS:  # spots far apart for their size: never more cells than can be seen
+        return _add_cells(axes, xy_px, values, 2 * side, pixel, limits)
+    counts = np.bincount(row * columns + column, minlength=columns * rows)
+    sums = np.bincount(row * columns + column, values, minlength=columns * rows)
+    with np.errstate(invalid="ignore"):
+        means = (sums / counts).reshape(rows, columns)
+    extent = (left, left + columns * side, top + rows * side, top)
+    box = axes.get_xlim(), axes.get_ylim()
+    axes.imshow(
+        means,
+        extent=extent,
+        cmap=COLOURS,
+        vmin=limits[0],
+        vmax=limits[1],
+        interpolation="nearest",
+        aspect="auto",
+    )
+    axes.set_xlim(box[0])
+    axes.set_ylim(box[1])
 
 
 def _window(sheet: Sheet, diameter: float) -> Window:

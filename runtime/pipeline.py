@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
-from math import isfinite
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mclst.kernels import ProviderError, RetrievalSpec, Retriever
-from mclst.runtime.bundle import Bundle, file_sha256
-from mclst.runtime.errors import BundleError, InputError, OutputError, ResourceError, SlideError
+from mclst.runtime.array_pitch import slide_resolution
+from mclst.runtime.bundle import Bundle
+from mclst.runtime.dense import check_genes, write_dense
+from mclst.runtime.errors import (
+    BundleError,
+    InputError,
+    MclstError,
+    OutputError,
+    ResourceError,
+    SlideError,
+)
 from mclst.runtime.expression import MapWriter
+from mclst.runtime.fingerprint import SlideHash
+from mclst.runtime.grid import Grid
+from mclst.runtime.outputs import Outputs
 from mclst.runtime.pictures import contact_sheet
 from mclst.runtime.placing import check_places
-from mclst.runtime.publish import check_writable
+from mclst.runtime.provenance import made_of, told
+from mclst.runtime.run_report import DONE, STOPPED, Run, write_report
 from mclst.runtime.session import Session, open_session
 from mclst.runtime.slide import Slide
 from mclst.runtime.tiles import Tiles, TileShape
+from mclst.runtime.work import Advance, Tell, Work, most_bad_tiles
 from mclst.sections.section import Spots
 from mclst.sections.spots import read_spots
+
+__all__ = ["Run", "predict"]
 
 RETRIEVE_ROWS = 512
 """Embeddings gathered before a retrieval: enough to fill a matrix product, 0.5 MB at 256 dimensions."""
@@ -34,84 +45,13 @@ RETRIEVE_ROWS = 512
 IMAGE_PX = 2000
 """Longest side of the tissue image in the map, as Space Ranger writes it."""
 
-PACKAGES = (
-    "mclst",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "faiss-cpu",
-    "numpy",
-    "tifffile",
-    "imagecodecs",
-    "pillow",
-)
-
-Advance = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a prediction did.
-
-    failed: (spot id, reason) of tiles that could not be read; their rows are NaN. structured: genes drawn, most
-    spatially structured first, with Moran's I. seconds: wall time by stage; `read` is the busy time of
-    opening the slide and of the reading threads, which run beside the others.
-    """
-
-    map_path: Path
-    picture_path: Path | None
-    spots: int
-    genes: int
-    failed: tuple[tuple[str, str], ...]
-    provider: str
-    retriever: str
-    notes: tuple[str, ...]
-    coordinates: str
-    tile: str
-    structured: tuple[tuple[str, float], ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def tiles_per_second(self, stage: str) -> float:
-        """Tiles a second of one stage of `seconds`, or of the whole with "total"."""
-        return (self.spots - len(self.failed)) / max(self.seconds[stage], 1e-9)
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values, for `--json`."""
-        stages = ("read", "encode", "retrieve", "total")
-        return {
-            "map": str(self.map_path),
-            "picture": None if self.picture_path is None else str(self.picture_path),
-            "spots": self.spots,
-            "genes": self.genes,
-            "failed": [{"spot": spot, "reason": reason} for spot, reason in self.failed],
-            "provider": self.provider,
-            "retriever": self.retriever,
-            "coordinates": self.coordinates,
-            "tile": self.tile,
-            "structured_genes": [
-                {"gene": gene, "morans_i": value if isfinite(value) else None}
-                for gene, value in self.structured
-            ],
-            "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
-            "tiles_per_second": {stage: round(self.tiles_per_second(stage), 2) for stage in stages},
-        }
-
-
-class _Clock(dict[str, float]):
-    """Seconds by stage."""
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self[name] = self.get(name, 0.0) + time.perf_counter() - start
+MAX_BAD_TILES = "1%"
 
 
 def predict(
     bundle: Bundle,
     slide: Slide,
-    spots: Spots | str | Path,
+    spots: Spots | Grid | str | Path,
     out: str | Path | None = None,
     *,
     provider: str = "auto",
@@ -119,87 +59,100 @@ def predict(
     batch_size: int = 16,
     workers: int = 2,
     slide_mpp: float | None = None,
+    max_bad_tiles: int | str = MAX_BAD_TILES,
+    genes: Sequence[str] = (),
     overwrite: bool = False,
+    resume: bool = True,
     picture: bool = True,
+    report: bool = True,
     advance: Advance = lambda n: None,
+    tell: Tell = lambda text: None,
 ) -> Run:
     """Predict the expression at each spot and write `out`, by default `<slide's stem>.h5ad` in the working folder.
 
-    spots: a table, or the path of one. retrieval: in place of the bundle's own. batch_size: tiles encoded at once.
-    workers: reading threads. slide_mpp: µm/px of level 0, where the slide does not say or is wrong. picture: draw
-    `<out's stem>.genes.png` beside the map. advance: called with the number of tiles done.
-    Memory does not grow with the number of spots beyond their table.
-    Raises InputError, OutputError or ResourceError; nothing is left behind then.
+    spots: a table, the path of one, or a grid. retrieval: in place of the bundle's own. batch_size: tiles encoded at
+    once. workers: reading threads. slide_mpp: µm/px of level 0, where the slide does not say or is wrong.
+    max_bad_tiles: how many tiles may be unreadable: a number, or a share as "1%", rounded up. genes: of a grid,
+    written to `<out's stem>.genes.ome.tif`. picture: draw `<out's stem>.genes.png`. report: write
+    `<out's stem>.run.json`. resume: carry on where a stopped run of the same inputs and settings left off.
+    advance: called with the number of tiles done. tell: called with what the user must know at once.
+
+    Memory does not grow with the number of spots beyond their table. The map appears last: where it stands, all is
+    there. A run that fails before it wrote anything leaves nothing; one that stops later leaves what it has, hidden
+    beside `out`, for the next run, and says so in a note on the exception.
+    Raises InputError, OutputError or ResourceError.
     """
     started = time.perf_counter()
-    clock = _Clock()
-    spots = spots if isinstance(spots, Spots) else read_spots(Path(spots))
-    out = Path(f"{slide.path.stem}.h5ad") if out is None else Path(out)
-    sheet = out.with_suffix(".genes.png") if picture else None
-    for path in (out, sheet) if sheet else (out,):
-        _check_output(path, slide, spots, overwrite=overwrite)
-    check_places(spots, slide)
-    spec = retrieval or bundle.manifest.retrieval.spec()
-    with ThreadPoolExecutor(1, thread_name_prefix="mclst-hash") as hashing:
-        slide_sha256 = hashing.submit(file_sha256, slide.path)
-        genes = [str(gene) for gene in bundle.bank.genes]
-        with MapWriter(out, genes=genes, spots=spots, overwrite=overwrite) as writer:
-            with clock.stage("open"):
-                session = open_session(bundle.encoder_path, provider)
-                retriever = _retriever(bundle, spec)
-            tile = bundle.manifest.tile
-            shape = TileShape(tile.size_px, tile.mpp, tile.pad)
-            tiles = Tiles(
-                slide, spots.xy_px, shape, batch_size=batch_size, workers=workers, slide_mpp=slide_mpp
-            )
-            failed = _stream(tiles, session, retriever, writer, spots, clock, advance)
-            clock["read"] = slide.seconds_opening + tiles.seconds_reading
-            if len(failed) == len(spots):
-                raise SlideError(f"{slide.path}: no tile could be read; the first says: {failed[0][1]}")
-            made_by = {
-                "bundle": _of_bundle(bundle),
-                "slide": _of_slide(slide, slide_sha256.result(), slide_mpp),
-                "spots": {
-                    "name": spots.path.name,
-                    "variant": spots.variant,
-                    "coordinates": spots.coordinates,
-                },
-                "settings": {**asdict(spec), "tile": tiles.choice, "pad": list(tile.pad)},
-                "provider": session.provider,
-                "retriever": retriever.provider,
-                "failed_spots": len(failed),
-                "seconds": dict(clock),
-                "versions": _versions(),
-            }
-            with clock.stage("write"):
-                _publish(writer, slide, spots, made_by)
-    drawn: tuple[tuple[str, float], ...] = ()
-    if sheet is not None:
-        with clock.stage("draw"):
-            drawn = contact_sheet(out, sheet, mpp=slide_mpp or slide.mpp)
-    clock["total"] = slide.seconds_opening + time.perf_counter() - started
-    return Run(
-        map_path=out,
-        picture_path=sheet,
-        spots=len(spots),
-        genes=len(genes),
-        failed=tuple(failed),
-        provider=session.provider,
-        retriever=retriever.provider,
-        notes=(session.note,) if session.note else (),
-        coordinates=spots.coordinates,
-        tile=tiles.choice,
-        structured=drawn,
-        seconds=dict(clock),
+    grid = spots if isinstance(spots, Grid) else None
+    table = (
+        spots.spots
+        if isinstance(spots, Grid)
+        else spots
+        if isinstance(spots, Spots)
+        else read_spots(Path(spots))
     )
-
-
-def _check_output(path: Path, slide: Slide, spots: Spots, *, overwrite: bool) -> None:
-    """Raise OutputError where `path` is in the way, or is an input, which even `overwrite` spares."""
-    check_writable(path, overwrite=overwrite)
-    for given in (slide.path, spots.path):
-        if path.exists() and given.exists() and path.samefile(given):
-            raise OutputError(f"{path} is an input of this run and would be lost; choose another --out")
+    out = Path(f"{slide.path.stem}.h5ad") if out is None else Path(out)
+    channels = check_genes(genes, [str(gene) for gene in bundle.bank.genes])
+    if genes and grid is None:
+        raise InputError("--genes makes a dense image, which needs --grid")
+    outputs = Outputs.beside(out, picture=picture, dense=bool(genes), report=report)
+    with SlideHash(slide.path) as slide_hash:
+        outputs.check_map(slide, table, overwrite=overwrite)
+        if not (resume and outputs.was_stopped):
+            outputs.check_beside(overwrite=overwrite)
+        check_places(table, slide)
+        resolution = slide_resolution(slide, table, slide_mpp)
+        spec = retrieval or bundle.retrieval
+        work = Work(
+            bundle,
+            slide,
+            table,
+            grid,
+            spec,
+            outputs,
+            resolution,
+            most_bad_tiles(max_bad_tiles, len(table)),
+            overwrite,
+            advance,
+            tell,
+        )
+        names = [str(gene) for gene in bundle.bank.genes]
+        with MapWriter(out, genes=names, spots=table, overwrite=overwrite) as writer:
+            try:
+                with work.clock.stage("open"):
+                    session = open_session(bundle.encoder_path, provider)
+                    retriever = _retriever(bundle, spec)
+                if session.note:
+                    work.note(session.note)
+                if resolution.note:
+                    work.note(resolution.note)
+                tile = bundle.manifest.tile
+                tiles = Tiles(
+                    slide,
+                    table.xy_px,
+                    TileShape(tile.size_px, tile.mpp, tile.pad),
+                    batch_size=batch_size,
+                    workers=workers,
+                    slide_mpp=resolution.mpp,
+                    group=-(-RETRIEVE_ROWS // batch_size),
+                )
+                work.told = told(bundle, slide, table, spec, resolution, tiles, session, retriever)
+                work.told["settings"]["max_bad_tiles"] = max_bad_tiles
+                if grid is not None:
+                    work.told["settings"]["grid_um"] = grid.stride_um
+                _stream(work, tiles, session, retriever, writer, slide_hash, resume=resume)
+                if not writer.done.any():
+                    raise SlideError(
+                        f"{slide.path}: no tile can be read; the first says: {work.failed[0][1]}"
+                    )
+                slide_hash.check_unchanged()
+                work.clock["read"] = slide.seconds_opening + tiles.seconds_reading
+                work.told["slide"]["sha256"] = slide_hash.result()
+                run = _publish(work, writer, session, retriever, tiles, genes, channels, started)
+            except BaseException as error:
+                _report_stop(work, writer, error)
+                raise
+    return run
 
 
 def _retriever(bundle: Bundle, spec: RetrievalSpec) -> Retriever:
@@ -217,90 +170,153 @@ def _retriever(bundle: Bundle, spec: RetrievalSpec) -> Retriever:
 
 
 def _stream(
+    work: Work,
     tiles: Tiles,
     session: Session,
     retriever: Retriever,
     writer: MapWriter,
-    spots: Spots,
-    clock: _Clock,
-    advance: Advance,
-) -> list[tuple[str, str]]:
-    """Encode each batch, retrieve every RETRIEVE_ROWS embeddings, write; returns the spots without a tile."""
-    failed: list[tuple[str, str]] = []
+    slide_hash: SlideHash,
+    *,
+    resume: bool,
+) -> None:
+    """Encode each batch, retrieve some hundred embeddings at once, write them and note them in the journal."""
+
+    def this_run() -> dict[str, str]:
+        return made_of(work.bundle, work.spots, work.spec, tiles, session, retriever, slide_hash.result())
+
+    begun = resume and writer.stopped_run and _carry_on(work, writer, tiles, this_run())
+    work.outputs.check_beside(overwrite=work.overwrite or begun)
     waiting: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
-
-    def flush() -> None:
-        if not waiting:
-            return
-        rows, embeddings = (np.concatenate(parts) for parts in zip(*waiting, strict=True))
-        waiting.clear()
-        with clock.stage("retrieve"):
-            found = retriever.aggregate(embeddings)
-        with clock.stage("write"):
-            writer.write(rows, found.expression, found.nearest, found.effective_k)
-
     for batch in tiles:
-        failed += [(str(spots.id[row]), reason) for row, reason in batch.failed]
+        work.fail_tiles(batch.failed)
         if len(batch.rows):
-            with clock.stage("encode"):
+            with work.clock.stage("encode"):
                 embedding = session.encode(batch.tiles)
             bad = np.flatnonzero(~np.isfinite(embedding).all(axis=1))
             if len(bad):
                 raise BundleError(
-                    f"the encoder gave an embedding that is not finite for spot {spots.id[batch.rows[bad[0]]]}; "
+                    f"the encoder gave an embedding that is not finite for spot {work.spots.id[batch.rows[bad[0]]]}; "
                     "export the bundle again"
                 )
             waiting.append((batch.rows, embedding))
-        if sum(len(rows) for rows, _ in waiting) >= RETRIEVE_ROWS:
-            flush()
-        advance(len(batch.rows) + len(batch.failed))
-    flush()
-    return failed
+        if batch.ends_group and waiting:
+            rows, embeddings = (np.concatenate(parts) for parts in zip(*waiting, strict=True))
+            waiting.clear()
+            with work.clock.stage("retrieve"):
+                found = retriever.aggregate(embeddings)
+            with work.clock.stage("write"):
+                writer.write(rows, found.expression, found.nearest, found.effective_k)
+                if not begun and slide_hash.ready:
+                    writer.begin(this_run())
+                    begun = True
+        work.advance(len(batch.rows) + len(batch.failed))
 
 
-def _publish(writer: MapWriter, slide: Slide, spots: Spots, made_by: dict[str, Any]) -> None:
-    image, scale = slide.thumbnail(IMAGE_PX)
-    writer.publish(
-        image=image,
-        image_scale=scale,
-        spot_diameter_px=spots.spot_diameter_px,
-        library_id=slide.path.stem,
-        run=made_by,
-        metadata={"source_image_path": slide.path.name},
-    )
+def _carry_on(work: Work, writer: MapWriter, tiles: Tiles, this_run: Mapping[str, str]) -> bool:
+    """Take over what a stopped run left, if it was the same run; says which. Whether its journal goes on."""
+    found = writer.carry_on(this_run)
+    if found is None:
+        return False
+    if found.changed:
+        work.note(
+            f"a stopped run of {work.outputs.map} with {found.rows:,} spots is not carried on, since another is: "
+            f"{found.changed}; starting anew"
+        )
+        return False
+    tiles.done = writer.done.copy()
+    work.carried_on = found.rows
+    work.note(f"carrying on a stopped run: {found.rows:,} of {len(work.spots):,} spots are done")
+    work.advance(found.rows)
+    return True
 
 
-def _of_bundle(bundle: Bundle) -> dict[str, Any]:
-    m = bundle.manifest
+def _publish(
+    work: Work,
+    writer: MapWriter,
+    session: Session,
+    retriever: Retriever,
+    tiles: Tiles,
+    genes: Sequence[str],
+    channels: Sequence[int],
+    started: float,
+) -> Run:
+    """Complete the map, make what belongs beside it, then let the map appear."""
+    outputs = work.outputs
+    runs: list[Run] = []
+
+    def beside(hidden_map: Path) -> None:
+        drawn: tuple[tuple[str, float], ...] = ()
+        if outputs.sheet is not None:
+            with work.clock.stage("draw"):
+                drawn = contact_sheet(hidden_map, outputs.sheet, mpp=work.resolution.mpp)
+        if outputs.dense is not None and work.grid is not None:
+            with work.clock.stage("dense"):
+                write_dense(hidden_map, outputs.dense, work.grid, genes, channels)
+        work.clock["total"] = work.slide.seconds_opening + time.perf_counter() - started
+        run = Run(
+            map_path=outputs.map,
+            picture_path=outputs.sheet,
+            dense_path=outputs.dense,
+            report_path=outputs.report,
+            spots=len(work.spots),
+            genes=writer.shape[1],
+            failed=tuple(work.failed),
+            provider=session.provider,
+            retriever=retriever.provider,
+            notes=tuple(work.notes),
+            coordinates=work.spots.coordinates,
+            tile=tiles.choice,
+            structured=drawn,
+            seconds=dict(work.clock),
+            mpp=work.resolution.mpp,
+            mpp_source=work.resolution.source,
+            carried_on=work.carried_on,
+            skipped=0 if work.grid is None else work.grid.skipped,
+        )
+        if outputs.report is not None:
+            write_report(outputs.report, DONE, {**_times(work), **work.told, "run": run.as_json()})
+        runs.append(run)
+
+    with work.clock.stage("write"):
+        image, scale = work.slide.thumbnail(IMAGE_PX)
+        writer.publish(
+            image=image,
+            image_scale=scale,
+            spot_diameter_px=work.spots.spot_diameter_px,
+            library_id=work.slide.path.stem,
+            run={
+                **work.told,
+                "failed_spots": len(work.failed),
+                "skipped_background": 0 if work.grid is None else work.grid.skipped,
+                "seconds": dict(work.clock),
+            },
+            metadata={"source_image_path": work.slide.path.name},
+            beside=beside,
+        )
+    return runs[0]
+
+
+def _times(work: Work) -> dict[str, str]:
     return {
-        "sha256": bundle.sha256,
-        "system": m.system,
-        "encoder": m.encoder.name,
-        "checkpoint_sha256": m.checkpoint.sha256,
-        "bank_spots": m.bank_rows,
-        "normalisation_expression": m.normalisation.expression,
-        "tile_px": m.tile.size_px,
-        "tile_mpp": m.tile.mpp,
+        "started": work.started.isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def _of_slide(slide: Slide, sha256: str, given_mpp: float | None) -> dict[str, Any]:
-    return {
-        "name": slide.path.name,
-        "sha256": sha256,
-        "width_px": slide.width_px,
-        "height_px": slide.height_px,
-        "mpp": slide.mpp if given_mpp is None else given_mpp,
-        "mpp_source": slide.mpp_source if given_mpp is None else "given",
-        "reader": slide.reader,
+def _report_stop(work: Work, writer: MapWriter, error: BaseException) -> None:
+    """Leave a report of a run that stops with something done; a report that cannot be written changes nothing."""
+    if work.outputs.report is None or not writer.kept:
+        return
+    content = {
+        **_times(work),
+        **work.told,
+        "spots_done": int(np.count_nonzero(writer.done)),
+        "spots_total": len(work.spots),
+        "failed": [{"spot": spot, "reason": reason} for spot, reason in work.failed],
+        "seconds": dict(work.clock),
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    reason = str(error) if isinstance(error, MclstError) else type(error).__name__
+    try:
+        write_report(work.outputs.report, STOPPED, content, reason=reason)
+    except OutputError as refused:
+        error.add_note(str(refused))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,3 +64,36 @@ def write_reference(folder: Path, names: tuple[str, ...] = ("A1", "A2", "B1"), s
             for a, b in zip(x, y, strict=True)
         ]
         (folder / "spots" / f"{name}_selection.tsv").write_text("\n".join(lines) + "\n")
+
+
+def fast_bundle(source: Path, folder: Path) -> Path:
+    """A copy of a bundle whose encoder is one matrix product, for tests of many thousand tiles."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    shutil.copytree(source, folder)
+    values = np.random.default_rng(5).normal(0, 1e-3, (TILE_PX * TILE_PX * 3, 16)).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", ["tiles"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["x", "shape"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["embedding"]),
+    ]
+    tiles = helper.make_tensor_value_info("tiles", TensorProto.UINT8, ["N", TILE_PX, TILE_PX, 3])
+    embedding = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["N", 16])
+    held = [
+        numpy_helper.from_array(values, "w"),
+        numpy_helper.from_array(np.array([-1, len(values)]), "shape"),
+    ]
+    model = helper.make_model(
+        helper.make_graph(nodes, "fast", [tiles], [embedding], held),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    save(model, folder / "encoder.onnx")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    content = (folder / "encoder.onnx").read_bytes()
+    manifest["files"]["encoder.onnx"] = {
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder

@@ -272,7 +272,7 @@ def test_help_speaks_of_what_it_does() -> None:
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 143)])
-def test_a_stopped_run_leaves_nothing(here: Path, name: str, code: int) -> None:
+def test_a_stopped_run_says_what_it_keeps(here: Path, name: str, code: int) -> None:
     (here / "spots.tsv").write_text(
         "id\tx\ty\n" + "".join(f"s{i}\t{i % 200}\t{i % 180}\n" for i in range(60_000))
     )
@@ -281,10 +281,28 @@ def test_a_stopped_run_leaves_nothing(here: Path, name: str, code: int) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", script, "slide.png", "--spots", "spots.tsv"], stderr=subprocess.PIPE, text=True
     )
-    while not list(here.glob(".slide.h5ad*")) and process.poll() is None:
+    journal = here / ".slide.h5ad.journal"
+    while not journal.exists() and process.poll() is None:
         time.sleep(0.05)
-    time.sleep(0.5)
     process.send_signal(getattr(signal, name))
+    asked = time.monotonic()
     _, said = process.communicate(timeout=60)
     assert process.returncode == code and "Traceback" not in said, said
+    assert time.monotonic() - asked < 30
+    assert "of 60,000 spots are kept" in said and "the same command carries on" in said
+    left = tree(here)
+    assert set(left) - set(before) == {".slide.h5ad.rows", ".slide.h5ad.journal", "slide.run.json"}
+    assert {name: left[name] for name in before} == before
+    report = json.loads(left["slide.run.json"])
+    assert report["status"] == "stopped" and 0 < report["spots_done"] < report["spots_total"] == 60_000
+
+
+def test_a_run_stopped_before_it_wrote_leaves_nothing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    before = tree(here)
+    monkeypatch.setattr("mclst.runtime.pipeline.Retriever.aggregate", interrupted)
+    done = infer("slide.png", "--spots", "spots.tsv")
+    assert done.exit_code == 130 and "nothing half-written is left behind" in done.stderr
     assert tree(here) == before

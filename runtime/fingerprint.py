@@ -1,0 +1,92 @@
+"""What a run is made of, as hashes and words: two runs with the same are the same run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import Future
+from pathlib import Path
+from threading import Event, Thread
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import pandas as pd
+
+from mclst.runtime.errors import SlideError
+from mclst.sections.section import Spots
+
+BLOCK_BYTES = 4 << 20
+
+
+class SlideHash:
+    """SHA-256 of a slide's file, in a thread beside the work; a context manager that does not wait for it.
+
+    Of a MIRAX slide, whose pixels lie in a folder of the same stem, that folder's files are hashed after it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seen = _stamp(path)
+        self._stop = Event()
+        self._found: Future[str] = Future()
+        self._thread = Thread(target=self._run, name="mclst-hash", daemon=True)
+
+    @property
+    def ready(self) -> bool:
+        """Whether `result` comes at once."""
+        return self._found.done()
+
+    def result(self) -> str:
+        """The hash, as hex; raises SlideError where the file cannot be read."""
+        try:
+            return self._found.result()
+        except OSError as error:
+            raise SlideError(f"{self.path} can no longer be read ({error.strerror or error})") from error
+
+    def check_unchanged(self) -> None:
+        """Raise SlideError where the file is not the one it was when this was made."""
+        if _stamp(self.path) != self._seen:
+            raise SlideError(f"{self.path} changed while it was being read; run again once it is complete")
+
+    def _run(self) -> None:
+        try:
+            digest = hashlib.sha256()
+            beside = self.path.with_suffix("")
+            parts = sorted(beside.glob("*.*")) if (beside / "Slidedat.ini").is_file() else []
+            for part in (self.path, *parts):
+                with part.open("rb") as file:
+                    while (block := file.read(BLOCK_BYTES)) and not self._stop.is_set():
+                        digest.update(block)
+            self._found.set_result(digest.hexdigest())
+        except BaseException as error:  # noqa: BLE001 - handed to whoever asks for the result
+            self._found.set_exception(error)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def spots_sha256(spots: Spots) -> str:
+    """SHA-256 over all that a table of spots brings into a map: ids, places and the table's own columns."""
+    digest = hashlib.sha256()
+    for values in (spots.xy_px, spots.array_xy):
+        digest.update(b"-" if values is None else np.ascontiguousarray(values).tobytes())
+    digest.update(pd.util.hash_array(np.asarray(spots.id, dtype=object)).tobytes())
+    digest.update(repr([str(name) for name in spots.table.columns]).encode())
+    if len(spots.table.columns):
+        digest.update(pd.util.hash_pandas_object(spots.table.astype(str), index=False).to_numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,57 @@
+"""Where a run writes, checked before it works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mclst.runtime.claim import sweep
+from mclst.runtime.errors import OutputError
+from mclst.runtime.publish import check_writable
+from mclst.runtime.run_report import check_report
+from mclst.runtime.slide import Slide
+from mclst.sections.section import Spots
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where a run writes: the map, and what belongs beside it (None: not written)."""
+
+    map: Path
+    sheet: Path | None = None
+    dense: Path | None = None
+    report: Path | None = None
+
+    @classmethod
+    def beside(cls, out: Path, *, picture: bool, dense: bool, report: bool) -> Outputs:
+        """Name what belongs beside the map `out` after it."""
+        return cls(
+            out,
+            out.with_suffix(".genes.png") if picture else None,
+            out.with_suffix(".genes.ome.tif") if dense else None,
+            out.with_suffix(".run.json") if report else None,
+        )
+
+    def check_map(self, slide: Slide, spots: Spots, *, overwrite: bool) -> None:
+        """Raise OutputError where the map is in the way, or any output is an input, which even `overwrite` spares."""
+        check_writable(self.map, overwrite=overwrite)
+        for path in filter(None, (self.map, self.sheet, self.dense, self.report)):
+            for given in (slide.path, spots.path):
+                if path.exists() and given.exists() and path.samefile(given):
+                    raise OutputError(
+                        f"{path} is an input of this run and would be lost; choose another --out"
+                    )
+
+    def check_beside(self, *, overwrite: bool) -> None:
+        """Raise OutputError where one of the others is in the way; remove what dead runs left half-written of them."""
+        for path in filter(None, (self.sheet, self.dense)):
+            check_writable(path, overwrite=overwrite)
+            sweep(path)
+        if self.report is not None:
+            check_report(self.report, overwrite=overwrite)
+            sweep(self.report)
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether a stopped run of this map is there, whose pictures may stand beside it already."""
+        return self.map.absolute().with_name(f".{self.map.name}.journal").exists()

@@ -1,0 +1,87 @@
+"""What a map comes from: told in the map and the report, and what decides whether two runs are the same run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from mclst.kernels import RetrievalSpec, Retriever
+from mclst.runtime.array_pitch import Resolution
+from mclst.runtime.bundle import Bundle
+from mclst.runtime.fingerprint import spots_sha256
+from mclst.runtime.run_report import installed
+from mclst.runtime.session import Session
+from mclst.runtime.slide import Slide
+from mclst.runtime.tiles import Tiles
+from mclst.sections.section import Spots
+
+
+def made_of(
+    bundle: Bundle,
+    spots: Spots,
+    spec: RetrievalSpec,
+    tiles: Tiles,
+    session: Session,
+    retriever: Retriever,
+    slide_sha256: str,
+) -> dict[str, str]:
+    """All that decides a row's values, by the names a user knows."""
+    settings = {name: str(value) for name, value in asdict(spec).items()}
+    versions = {f"version of {name}": value for name, value in installed().items()}
+    return {
+        "the slide": slide_sha256,
+        "the bundle": bundle.sha256,
+        "the table of spots": spots_sha256(spots),
+        "the slide's reader": tiles.slide.reader,
+        **settings,
+        "the tiles": tiles.choice,
+        "the batch size": str(tiles.batch_size),
+        "the provider": session.provider,
+        "the retrieval": retriever.provider,
+        **versions,
+    }
+
+
+def told(
+    bundle: Bundle,
+    slide: Slide,
+    spots: Spots,
+    spec: RetrievalSpec,
+    resolution: Resolution,
+    tiles: Tiles,
+    session: Session,
+    retriever: Retriever,
+) -> dict[str, Any]:
+    """What made the map, for `uns["mclst"]` and the report."""
+    m = bundle.manifest
+    return {
+        "bundle": {
+            "sha256": bundle.sha256,
+            "system": m.system,
+            "encoder": m.encoder.name,
+            "checkpoint_sha256": m.checkpoint.sha256,
+            "bank_spots": m.bank_rows,
+            "normalisation_expression": m.normalisation.expression,
+            "tile_px": m.tile.size_px,
+            "tile_mpp": m.tile.mpp,
+        },
+        "slide": {
+            "name": slide.path.name,
+            "width_px": slide.width_px,
+            "height_px": slide.height_px,
+            "mpp": resolution.mpp,
+            "mpp_source": resolution.source,
+            "reader": slide.reader,
+            "vendor": slide.vendor,
+        },
+        "spots": {"name": spots.path.name, "variant": spots.variant, "coordinates": spots.coordinates},
+        "settings": {
+            **asdict(spec),
+            "tile": tiles.choice,
+            "pad": list(m.tile.pad),
+            "batch_size": tiles.batch_size,
+        },
+        "provider": session.provider,
+        "retriever": retriever.provider,
+        "versions": installed(),
+    }

@@ -1,0 +1,139 @@
+"""What a run did: for its user, for `--json`, and as `NAME.run.json` beside the map."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from mclst.runtime.publish import check_writable, write_whole
+
+FORMAT = "mclst-run/1"
+DONE, STOPPED = "done", "stopped"
+PACKAGES = (
+    "mclst",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "faiss-cpu",
+    "numpy",
+    "tifffile",
+    "imagecodecs",
+    "pillow",
+    "simplejpeg",
+    "openslide-bin",
+)
+
+
+class Clock(dict[str, float]):
+    """Seconds by stage."""
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to stage `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self[name] = self.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a prediction did.
+
+    failed: (spot id, reason) of tiles that could not be read; their rows are NaN. carried_on: spots taken over from a
+    stopped run. skipped: places of a grid left out as background. structured: genes drawn, most spatially structured
+    first, with Moran's I. seconds: wall time by stage; `read` is the busy time of opening the slide and of the
+    reading threads, which run beside the others.
+    """
+
+    map_path: Path
+    picture_path: Path | None
+    spots: int
+    genes: int
+    failed: tuple[tuple[str, str], ...]
+    provider: str
+    retriever: str
+    notes: tuple[str, ...]
+    coordinates: str
+    tile: str
+    structured: tuple[tuple[str, float], ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    mpp: float | None = None
+    mpp_source: str = ""
+    carried_on: int = 0
+    skipped: int = 0
+    dense_path: Path | None = None
+    report_path: Path | None = None
+
+    def tiles_per_second(self, stage: str) -> float:
+        """Tiles a second, of this run alone, of one stage of `seconds`, or of the whole with "total"."""
+        tiles = max(0, self.spots - len(self.failed) - self.carried_on)
+        return tiles / max(self.seconds[stage], 1e-9)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, for `--json`."""
+        stages = [stage for stage in ("read", "encode", "retrieve", "total") if stage in self.seconds]
+        return {
+            "map": str(self.map_path),
+            "picture": None if self.picture_path is None else str(self.picture_path),
+            "dense": None if self.dense_path is None else str(self.dense_path),
+            "report": None if self.report_path is None else str(self.report_path),
+            "spots": self.spots,
+            "carried_on": self.carried_on,
+            "skipped_background": self.skipped,
+            "genes": self.genes,
+            "failed": [{"spot": spot, "reason": reason} for spot, reason in self.failed],
+            "provider": self.provider,
+            "retriever": self.retriever,
+            "coordinates": self.coordinates,
+            "tile": self.tile,
+            "mpp": self.mpp,
+            "mpp_source": self.mpp_source,
+            "notes": list(self.notes),
+            "structured_genes": [
+                {"gene": gene, "morans_i": value if isfinite(value) else None}
+                for gene, value in self.structured
+            ],
+            "seconds": {name: round(value, 4) for name, value in self.seconds.items()},
+            "tiles_per_second": {stage: round(self.tiles_per_second(stage), 2) for stage in stages},
+        }
+
+
+def write_report(path: Path, status: str, content: Mapping[str, Any], *, reason: str = "") -> None:
+    """Write a run's report, whole: `status` is DONE, or STOPPED with the reason. Raises OutputError."""
+    head: dict[str, Any] = {"format": FORMAT, "status": status}
+    if reason:
+        head["reason"] = reason
+    text = json.dumps({**head, **content}, indent=2, allow_nan=False, default=str) + "\n"
+    write_whole(path, text.encode())
+
+
+def check_report(path: Path, *, overwrite: bool) -> None:
+    """Refuse the place of a report as `check_writable` does, but for the report of a run that was stopped."""
+    check_writable(path, overwrite=overwrite or _is_of_a_stopped_run(path))
+
+
+def _is_of_a_stopped_run(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and (found.get("format"), found.get("status")) == (FORMAT, STOPPED)
+
+
+def installed() -> dict[str, str]:
+    """Versions of the packages that shape a map, by name."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
