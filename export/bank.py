@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from mclst.export.checkpoint import Checkpoint
+from mclst.models.mclstexp import MclSTExp
 from mclst.runtime.bank import Bank
 from mclst.runtime.errors import ReferenceDataError
 from mclst.runtime.manifest import Context, Settings
-from mclst.sections.normalise import NORMALISATIONS
+from mclst.sections.normalise import NORMALISATIONS, median_log1p
+
+SPOTS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,8 @@ class ReferenceSection:
     """A measured section, cut to the model's genes.
 
     counts: float32 [n, G], genes in the model's order. array_xy: int64 [n, 2]; xy_px: float64 [n, 2] level-0 px;
-    either may be None where the section does not tell. spot: str [n].
+    either may be None where the section does not tell. spot: str [n]. total: float64 [n], each spot's counts over all
+    measured genes, or None where only the model's are known.
     """
 
     name: str
@@ -29,6 +34,14 @@ class ReferenceSection:
     counts: NDArray[np.float32]
     array_xy: NDArray[np.int64] | None
     xy_px: NDArray[np.float64] | None
+    total: NDArray[np.float64] | None = None
+
+
+def normalised(section: ReferenceSection, kind: str) -> NDArray[np.float32]:
+    """The section's counts [n, G], normalised; totals are those over all measured genes where a formula has any."""
+    if kind == "median-log1p":
+        return median_log1p(section.counts, section.total)
+    return NORMALISATIONS[kind](section.counts)
 
 
 def sentences(lengths: Sequence[int], context: Context) -> list[slice]:
@@ -88,23 +101,14 @@ def encode_bank(
     Only the rows of the position tables that occur are read. Raises ReferenceDataError as `positions` does, and where
     an embedding is not finite; CheckpointError for weights that do not fit `settings.heads`.
     """
-    inputs = np.concatenate([NORMALISATIONS[settings.normalisation.input](s.counts) for s in sections])
-    expression = np.concatenate(
-        [NORMALISATIONS[settings.normalisation.expression](s.counts) for s in sections]
+    inputs = np.concatenate([normalised(s, settings.normalisation.input) for s in sections])
+    expression = np.concatenate([normalised(s, settings.normalisation.expression) for s in sections])
+    embed = (
+        _sentences(checkpoint, sections, inputs, settings, advance)
+        if "context" in checkpoint.system.applies
+        else _each(checkpoint, inputs, advance)
     )
-    where = np.concatenate([positions(s, settings.context.positions, checkpoint.positions) for s in sections])
-    rows = [np.unique(where[:, axis], return_inverse=True) for axis in (0, 1)]
-    x_rows, y_rows = (torch.from_numpy(used) for used, _ in rows)
-    if settings.context.positions == "none":
-        x_rows, y_rows = x_rows[:0], y_rows[:0]
-    network = checkpoint.network(heads=settings.heads, x_rows=x_rows, y_rows=y_rows)
-    compact = torch.from_numpy(np.stack([rows[0][1], rows[1][1]], axis=1).astype(np.int64))
-    embedding = np.empty((len(inputs), checkpoint.projection_dim), np.float32)
-    with torch.inference_mode():
-        for sentence in sentences([len(s.spot) for s in sections], settings.context):
-            found = network.encode_spots(torch.from_numpy(inputs[sentence]), compact[sentence])
-            embedding[sentence] = found.numpy()
-            advance(sentence.stop - sentence.start)
+    embedding = np.concatenate(list(embed))
     section_names = np.repeat([s.name for s in sections], [len(s.spot) for s in sections])
     spots = np.concatenate([s.spot for s in sections])
     bad = np.flatnonzero(~np.isfinite(embedding).all(axis=1))
@@ -114,3 +118,36 @@ def encode_bank(
             "check its counts and --input-normalisation"
         )
     return Bank(embedding, expression, genes, spots, section_names)
+
+
+def _sentences(
+    checkpoint: Checkpoint,
+    sections: Sequence[ReferenceSection],
+    inputs: NDArray[np.float32],
+    settings: Settings,
+    advance: Callable[[int], None],
+) -> Iterator[NDArray[np.float32]]:
+    """Embeddings of one sentence after another."""
+    where = np.concatenate([positions(s, settings.context.positions, checkpoint.positions) for s in sections])
+    rows = [np.unique(where[:, axis], return_inverse=True) for axis in (0, 1)]
+    x_rows, y_rows = (torch.from_numpy(used) for used, _ in rows)
+    if settings.context.positions == "none":
+        x_rows, y_rows = x_rows[:0], y_rows[:0]
+    network = cast(MclSTExp, checkpoint.network(heads=settings.heads, x_rows=x_rows, y_rows=y_rows))
+    compact = torch.from_numpy(np.stack([rows[0][1], rows[1][1]], axis=1).astype(np.int64))
+    for sentence in sentences([len(s.spot) for s in sections], settings.context):
+        with torch.inference_mode():
+            yield network.encode_spots(torch.from_numpy(inputs[sentence]), compact[sentence]).numpy()
+        advance(sentence.stop - sentence.start)
+
+
+def _each(
+    checkpoint: Checkpoint, inputs: NDArray[np.float32], advance: Callable[[int], None]
+) -> Iterator[NDArray[np.float32]]:
+    """Embeddings of spots that do not see each other, SPOTS_AT_ONCE at a time."""
+    network = checkpoint.network(heads=None)
+    for start in range(0, len(inputs), SPOTS_AT_ONCE):
+        some = torch.from_numpy(inputs[start : start + SPOTS_AT_ONCE])
+        with torch.inference_mode():
+            yield network.encode_spots(some).numpy()  # type: ignore[operator]
+        advance(len(some))

@@ -1,4 +1,4 @@
-"""Checkpoint and reference sections → bundle: the steps of `mclst-export`, in order."""
+"""Checkpoint and, for a retrieval system, reference sections → bundle: the steps of `mclst-export`, in order."""
 
 from __future__ import annotations
 
@@ -16,11 +16,18 @@ from pydantic import ValidationError
 
 from mclst.export.bank import ReferenceSection, encode_bank
 from mclst.export.checkpoint import Checkpoint, open_checkpoint
+from mclst.export.direct import write_direct
 from mclst.export.graph import write_graph
 from mclst.export.parity import Tiles, prove
 from mclst.export.parity_tiles import made_up_tiles, real_tiles
-from mclst.export.references import carried_sections, find_references, model_genes, read_references
-from mclst.runtime.bank import Bank, bank_bytes
+from mclst.export.references import (
+    carried_sections,
+    find_references,
+    listed_genes,
+    model_genes,
+    read_references,
+)
+from mclst.runtime.bank import bank_bytes
 from mclst.runtime.bundle import BANK, ENCODER, PARITY, Bundle, BundleDraft
 from mclst.runtime.errors import CheckpointError, ReferenceDataError
 from mclst.runtime.manifest import Settings
@@ -48,6 +55,7 @@ def export_bundle(
     ckpt: str | Path,
     out: str | Path = "mclst-bundle",
     *,
+    system: str | None = None,
     references: Sequence[str | Path] = (),
     sections: str | None = None,
     hold_out: Sequence[str] = (),
@@ -57,50 +65,97 @@ def export_bundle(
     parity_tiles: int = 64,
     say: Callable[[str], None] = lambda text: None,
 ) -> Bundle:
-    """Export `ckpt` with a bank of `references` to the folder `out`; nothing is left there when anything fails.
+    """Export `ckpt` to the folder `out`; nothing is left there when anything fails.
 
+    system: its name, in place of recognising it. references: of a retrieval system, what its bank is made of.
     sections: names and ranges ("A2-G3,H1") over the sorted names of what the references hold, None for all.
     hold_out: names left out of the bank. genes: file with the model's gene names in order.
-    change: overrides of the checkpoint's own settings, or of the published HER2+ defaults.
+    change: overrides of the checkpoint's own settings, or of its system's published defaults.
     Raises CheckpointError, ReferenceDataError, SectionError, ParityError, OutputError.
     """
     out = Path(out)
     with BundleDraft(out, overwrite=overwrite) as draft:
-        checkpoint = open_checkpoint(ckpt)
+        checkpoint = open_checkpoint(ckpt, system)
         settings = settle(checkpoint, change or {})
+        depth = f", depth {checkpoint.traits.depth}" if checkpoint.traits.depth else ""
         say(
-            f"{checkpoint.path.name}: {checkpoint.system}, {checkpoint.encoder}, {checkpoint.genes} genes, depth {checkpoint.depth}"
+            f"{checkpoint.path.name}: {checkpoint.system.title}, {checkpoint.encoder}, {checkpoint.genes} genes{depth}"
         )
-        reference = _reference(checkpoint, [Path(p) for p in references], sections, hold_out, genes)
-        rows = sum(len(s.spot) for s in reference.sections)
-        if settings.retrieval.k > rows:
-            raise ReferenceDataError(
-                f"k is {settings.retrieval.k} and the reference sections have {rows} spots together; "
-                f"give --k of at most {rows}, or more sections"
-            )
-        say(f"encoding {rows} reference spots of {len(reference.sections)} sections")
-        bank = encode_bank(checkpoint, reference.sections, reference.genes, settings)
-        write_whole(draft.part / BANK, bank_bytes(bank))
-        say(f"tracing {checkpoint.encoder} to ONNX")
-        network = checkpoint.network(heads=settings.heads)
-        write_graph(network, settings.tile, settings.preprocessing, draft.part / ENCODER)
-        tiles = _parity_tiles(checkpoint, reference, settings, parity_tiles)
-        say(f"proving parity on {len(tiles.pixels)} tiles of {tiles.source}")
-        parity = prove(network, open_session(draft.part / ENCODER, "cpu"), tiles, bank, settings)
-        write_whole(draft.part / PARITY, (json.dumps(parity, indent=2, allow_nan=False) + "\n").encode())
-        return draft.seal(**_fields(checkpoint, settings, bank, reference.sections))
+        if checkpoint.system.kind == "retrieval":
+            reference = _reference(checkpoint, [Path(p) for p in references], sections, hold_out, genes)
+            fields = _write_retrieval(draft.part, checkpoint, settings, reference, parity_tiles, say)
+        else:
+            if references or sections or hold_out:
+                raise ReferenceDataError(
+                    f"{checkpoint.path} is {checkpoint.system.title}, whose expression comes from the network and not "
+                    "from reference sections; leave --reference, --sections and --hold-out out"
+                )
+            names = listed_genes(checkpoint, None if genes is None else Path(genes))
+            fields = write_direct(draft.part, checkpoint, settings, names, parity_tiles, say)
+        return draft.seal(**_fields(checkpoint, settings), **fields)
+
+
+def _write_retrieval(
+    folder: Path,
+    checkpoint: Checkpoint,
+    settings: Settings,
+    reference: Reference,
+    parity_tiles: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Bank, graph and their proof; the manifest's fields for them."""
+    rows = sum(len(s.spot) for s in reference.sections)
+    if settings.retrieval.k > rows:
+        raise ReferenceDataError(
+            f"k is {settings.retrieval.k} and the reference sections have {rows} spots together; "
+            f"give --k of at most {rows}, or more sections"
+        )
+    say(f"encoding {rows} reference spots of {len(reference.sections)} sections")
+    bank = encode_bank(checkpoint, reference.sections, reference.genes, settings)
+    write_whole(folder / BANK, bank_bytes(bank))
+    say(f"tracing {checkpoint.encoder} to ONNX")
+    network = checkpoint.network(heads=settings.heads if "heads" in checkpoint.system.applies else None)
+    write_graph(network, settings.tile, settings.preprocessing, folder / ENCODER)
+    tiles = _parity_tiles(checkpoint, reference, settings, parity_tiles)
+    say(f"proving parity on {len(tiles.pixels)} tiles of {tiles.source}")
+    parity = prove(network, open_session(folder / ENCODER, "cpu"), tiles, bank, settings)
+    write_whole(folder / PARITY, (json.dumps(parity, indent=2, allow_nan=False) + "\n").encode())
+    parts = settings.model_dump(mode="json")
+    fields = {
+        "retrieval": parts["retrieval"],
+        "bank": [{"name": s.name, "spots": len(s.spot)} for s in reference.sections],
+    }
+    if "context" in checkpoint.system.applies:
+        fields["context"] = parts["context"]
+        fields["spot_encoder"] = {"heads": settings.heads, "depth": checkpoint.traits.depth}
+    return fields
 
 
 def settle(checkpoint: Checkpoint, change: Change) -> Settings:
-    """The checkpoint's own settings where it carries any, else the published ones, with `change` applied.
+    """The checkpoint's own settings where it carries any, else its system's, with `change` applied.
 
-    Raises CheckpointError where the carried settings, or the result, are out of range.
+    Raises CheckpointError where a change does not apply to the system, a setting no checkpoint holds is not given, or
+    the carried settings, or the result, are out of range.
     """
-    base = checkpoint.carried.get("config", {})
+    system = checkpoint.system
+    carried = checkpoint.carried.get("config", {})
+    _check_applies(checkpoint, change)
+    for required in system.required:
+        part, name = required.split(".")
+        if name not in change.get(part, {}) and name not in carried.get(part, {}):
+            raise CheckpointError(
+                f"{checkpoint.path} is {system.title}, whose checkpoints do not hold the {name} it was trained with; "
+                f"give it with --{name}"
+            )
     try:
-        merged = Settings.model_validate_json(json.dumps(base)).model_dump(mode="json")
-        for part, fields in change.items():
-            merged[part] = {**merged[part], **fields} if isinstance(fields, dict) else fields
+        merged = Settings().model_dump(mode="json")
+        for layer in (
+            system.settings,
+            json.loads(Settings.model_validate_json(json.dumps(carried)).model_dump_json(exclude_unset=True)),
+            change,
+        ):
+            for part, fields in layer.items():
+                merged[part] = {**merged[part], **fields} if isinstance(fields, dict) else fields
         return Settings.model_validate_json(json.dumps(merged))
     except (ValidationError, TypeError, KeyError) as error:
         where, what = "config", str(error)
@@ -108,6 +163,29 @@ def settle(checkpoint: Checkpoint, change: Change) -> Settings:
             first = error.errors()[0]
             where, what = ".".join(str(part) for part in first["loc"]), first["msg"].lower()
         raise CheckpointError(f"{checkpoint.path}: setting {where}: {what}; correct the option") from error
+
+
+def _check_applies(checkpoint: Checkpoint, change: Change) -> None:
+    system = checkpoint.system
+    named = [
+        (part, name)
+        for part, fields in change.items()
+        for name in (fields if isinstance(fields, dict) else [""])
+    ]
+    for part, name in named:
+        if part in ("heads", "context", "graph"):
+            fits = part in system.applies
+        elif name == "symmetries":
+            fits = name in system.applies
+        else:
+            fits = system.kind == "retrieval" or (
+                part != "retrieval" and (part, name) != ("normalisation", "input")
+            )
+        if not fits:
+            what = f"{part}.{name}" if name else part
+            raise CheckpointError(
+                f"{checkpoint.path} is {system.title}, to which the setting {what} does not apply; leave the option out"
+            )
 
 
 def _reference(
@@ -141,17 +219,14 @@ def _parity_tiles(checkpoint: Checkpoint, reference: Reference, settings: Settin
     return real_tiles(reference.pictured, settings.tile, count) or made_up_tiles(settings.tile, count)
 
 
-def _fields(
-    checkpoint: Checkpoint, settings: Settings, bank: Bank, sections: Sequence[ReferenceSection]
-) -> dict[str, Any]:
+def _fields(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
     parts = settings.model_dump(mode="json")
     return {
-        "system": checkpoint.system,
-        "encoder": {"name": checkpoint.encoder, "embedding_dim": checkpoint.projection_dim},
-        **{name: parts[name] for name in ("tile", "preprocessing", "retrieval", "context", "normalisation")},
-        "spot_encoder": {"heads": settings.heads, "depth": checkpoint.depth},
-        "genes": len(bank.genes),
-        "bank": [{"name": s.name, "spots": len(s.spot)} for s in sections],
+        "kind": checkpoint.system.kind,
+        "system": checkpoint.system.name,
+        "encoder": {"name": checkpoint.encoder, "embedding_dim": checkpoint.traits.width},
+        **{name: parts[name] for name in ("tile", "preprocessing", "normalisation")},
+        "genes": checkpoint.genes,
         "checkpoint": {"name": checkpoint.path.name, "sha256": checkpoint.sha256},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in SHAPED_BY}},
     }

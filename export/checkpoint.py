@@ -12,10 +12,11 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mclst.models.encoders import known_encoder
-from mclst.models.mclstexp import MclSTExp, position_table
+from mclst.models.mclstexp import position_table
+from mclst.models.system import System, Traits, systems
 from mclst.runtime.bundle import file_sha256
 from mclst.runtime.errors import CheckpointError
 
@@ -25,45 +26,61 @@ CARRIED_FORMAT = "mclst-checkpoint/1"
 State = dict[str, Tensor]
 
 
+TABLES = ("x_embed.weight", "y_embed.weight")
+"""The position tables of every system that has any."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """A recognised mclSTExp checkpoint; what key names and shapes tell.
+    """A recognised checkpoint: its system, and what key names and shapes tell.
 
-    genes: G. projection_dim: D. depth: Transformer blocks. attention_width: heads x head_dim, which shapes cannot
-    part. positions: rows of the two position tables. carried: `config`, `genes` and `sections` where the file is one
-    of mclst's own, else empty. state: tensors by published key name, memory-mapped where the format allows it.
+    carried: `config`, `genes`, `sections` and more where the file is one of mclst's own, else empty.
+    state: tensors by published key name, memory-mapped where the format allows it, without those only training needs.
     """
 
     path: Path
     sha256: str
-    system: str
-    encoder: str
-    genes: int
-    projection_dim: int
-    depth: int
-    attention_width: int
-    positions: int
-    vit_norm: str
+    system: System
+    traits: Traits
     state: State = field(repr=False)
     carried: dict[str, Any] = field(repr=False)
 
-    def network(self, *, heads: int, x_rows: Tensor | None = None, y_rows: Tensor | None = None) -> MclSTExp:
+    @property
+    def encoder(self) -> str:
+        """The image network."""
+        return self.traits.encoder
+
+    @property
+    def genes(self) -> int:
+        """G."""
+        return self.traits.genes
+
+    @property
+    def positions(self) -> int:
+        """Rows of the position tables."""
+        return self.traits.positions
+
+    def network(
+        self, *, heads: int | None, x_rows: Tensor | None = None, y_rows: Tensor | None = None
+    ) -> nn.Module:
         """The network in eval mode with this checkpoint's weights, float32.
 
-        Its position tables hold only the rows asked for (int64 1-D), in that order; none where None.
-        Raises CheckpointError where `heads` does not divide the attention width or a weight is not finite.
+        Where its position tables are cut they hold only the rows asked for (int64 1-D), in that order; the first where
+        None. Raises CheckpointError where `heads` does not divide the attention width or a weight is not finite.
         """
-        if heads < 1 or self.attention_width % heads:
+        heads, width = heads or 1, self.traits.attention_width
+        if width % heads:
             raise CheckpointError(
-                f"{self.path} has an attention width of {self.attention_width}, which {heads} heads do not divide; "
+                f"{self.path} has an attention width of {width}, which {heads} heads do not divide; "
                 "give --heads as it was trained"
             )
-        rows = {"x_embed.weight": x_rows, "y_embed.weight": y_rows}
+        network = self.system.build(self.traits, heads)
         state = dict(self.state)
-        for name, wanted in rows.items():
-            index = torch.zeros(min(1, self.positions), dtype=torch.int64) if wanted is None else wanted
-            state[name] = self.state[name][index]
-        network = self._empty(heads, len(state["x_embed.weight"]), len(state["y_embed.weight"]))
+        if self.system.cut_positions:
+            for name, wanted in zip(TABLES, (x_rows, y_rows), strict=True):
+                table = self.state.get(name, torch.empty(0, self.genes))
+                state[name] = table[:1] if wanted is None else table[wanted]
+                setattr(network, name.split(".")[0], position_table(len(state[name]), self.genes))
         for name, tensor in state.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise CheckpointError(
@@ -72,23 +89,9 @@ class Checkpoint:
         network.load_state_dict(state, strict=False)
         return network.eval().requires_grad_(False)
 
-    def _empty(self, heads: int, x_rows: int, y_rows: int) -> MclSTExp:
-        network = MclSTExp(
-            self.encoder,
-            self.genes,
-            projection_dim=self.projection_dim,
-            heads=heads,
-            head_dim=self.attention_width // heads,
-            depth=self.depth,
-            positions=x_rows,
-            vit_norm=self.vit_norm,
-        )
-        network.y_embed = position_table(y_rows, self.genes)
-        return network
 
-
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Read and recognise a checkpoint.
+def open_checkpoint(path: str | Path, system: str | None = None) -> Checkpoint:
+    """Read and recognise a checkpoint; system: the name of the one it is, in place of recognising it.
 
     Accepted: a plain state dict, `{"model": …}`, `{"state_dict": …}` (Lightning), mclst's own, and safetensors, with
     or without the `module.` prefix and with the old `well` names. Only tensors and plain values are unpickled.
@@ -104,7 +107,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             f"{path} has format {content['format']!r} and this mclst reads {CARRIED_FORMAT!r}; upgrade"
         )
     state = _published_names(_unwrap(content, path))
-    return _recognise(path, state, carried)
+    return _recognise(path, state, carried, system)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -190,31 +193,8 @@ def _published_names(state: State) -> State:
     return renamed
 
 
-def _image_encoder(state: State) -> str | None:
-    """The encoder's name by its key names and block counts, None where they are nobody's."""
-    prefix = "image_encoder.model."
-    if prefix + "0.conv0.weight" in state:
-        return "densenet121"
-    if prefix + "cls_token" in state:
-        return "vit_base_patch32_224"
-    blocks = {name.removeprefix(prefix).split(".")[1] for name in state if name.startswith(prefix + "6.")}
-    by_depth = {2: "resnet18", 6: "resnet50", 23: "resnet101"}
-    return by_depth.get(len(blocks)) if prefix + "0.weight" in state else None
-
-
-def _with_tables(state: State) -> State:
-    """A network trained without positions has no tables, which is the same as empty ones."""
-    projection = state.get("spot_projection.projection.weight")
-    if projection is None or projection.ndim != 2 or {"x_embed.weight", "y_embed.weight"} & set(state):
-        return state
-    empty = {name: torch.empty(0, projection.shape[1]) for name in ("x_embed.weight", "y_embed.weight")}
-    return {**state, **empty}
-
-
 def _carried_encoder(path: Path, carried: dict[str, Any]) -> str | None:
     """The encoder a checkpoint of mclst names itself; None where it carries nothing."""
-    if not carried:
-        return None
     training = carried.get("training")
     name = training.get("encoder") if isinstance(training, dict) else None
     if name is not None and not (isinstance(name, str) and known_encoder(name)):
@@ -224,47 +204,41 @@ def _carried_encoder(path: Path, carried: dict[str, Any]) -> str | None:
     return name
 
 
-def _recognise(path: Path, state: State, carried: dict[str, Any]) -> Checkpoint:
-    needed = (
-        "spot_projection.projection.weight",
-        "spot_encoder.0.attn.fn.to_qkv.weight",
-        "x_embed.weight",
-        "y_embed.weight",
-    )
-    state = _with_tables(state)
-    missing = [name for name in needed if name not in state or state[name].ndim != 2]
-    encoder = _carried_encoder(path, carried) or _image_encoder(state)
-    if missing or encoder is None:
-        lack = missing[0] if missing else "an image encoder under image_encoder.model"
+def _recognise(path: Path, state: State, carried: dict[str, Any], name: str | None) -> Checkpoint:
+    known = systems()
+    if name is not None and name not in known:
+        raise CheckpointError(f"there is no system {name!r}; choose one of {', '.join(sorted(known))}")
+    system = known[name] if name else next((s for s in known.values() if s.claims(state)), None)
+    if system is None:
+        titles = ", ".join(sorted((s.title for s in known.values()), key=str.casefold))
         raise CheckpointError(
-            f"{path} is not an mclSTExp checkpoint: it has no {lack} (its first tensor is {next(iter(state))}); "
-            "mclSTExp with DenseNet-121, ResNet-18/50/101 or ViT-B/32 is what can be exported"
+            f"{path} is a checkpoint of no system that can be exported, which are {titles} "
+            f"(its first tensor is {next(iter(state))}); name its system with --system where it is one"
         )
-    projection_dim, genes = state[needed[0]].shape
-    blocks = {name.split(".")[1] for name in state if name.startswith("spot_encoder.")}
-    found = Checkpoint(
-        path=path,
-        sha256=file_sha256(path),
-        system="mclstexp",
-        encoder=encoder,
-        genes=genes,
-        projection_dim=projection_dim,
-        depth=len(blocks),
-        attention_width=state[needed[1]].shape[0] // 3,
-        positions=min(len(state["x_embed.weight"]), len(state["y_embed.weight"])),
-        vit_norm="norm" if "image_encoder.model.norm.weight" in state else "fc_norm",
-        state=state,
-        carried=carried,
-    )
+    state = {key: t for key, t in state.items() if not key.startswith(system.training_only)}
+    try:
+        traits = system.traits(state, _carried_encoder(path, carried))
+    except KeyError as error:
+        raise CheckpointError(
+            f"{path} is no {system.title} checkpoint: it has no {error.args[0]}; name its system with --system"
+        ) from error
+    except (ValueError, IndexError) as error:
+        what = str(error) if type(error) is ValueError else "its tensors have other ranks"
+        raise CheckpointError(
+            f"{path} is no {system.title} checkpoint that can be exported: {what}"
+        ) from error
+    found = Checkpoint(path, file_sha256(path), system, traits, state, carried)
     _check_shapes(found)
     return found
 
 
 def _check_shapes(found: Checkpoint) -> None:
-    """Every tensor of the network is there with its shape, and none beside; position tables may be any length."""
+    """Every tensor of the network is there with its shape, and none beside; cut position tables may be any length."""
     with torch.device("meta"):
-        expected = found._empty(1, found.positions, found.positions).state_dict()
-    tables = {"x_embed.weight", "y_embed.weight"}
+        expected = found.system.build(found.traits, 1).state_dict()
+    tables = set(TABLES) if found.system.cut_positions else set()
+    if tables and not found.positions and not tables & set(found.state):
+        expected = {name: tensor for name, tensor in expected.items() if name not in tables}
     missing = [n for n in expected if n not in found.state and not n.endswith("num_batches_tracked")]
     extra = [n for n in found.state if n not in expected]
     other = [
@@ -279,6 +253,6 @@ def _check_shapes(found: Checkpoint) -> None:
     ]
     if parts:
         raise CheckpointError(
-            f"{found.path} looks like mclSTExp with {found.encoder} and {found.genes} genes but has "
+            f"{found.path} looks like {found.system.title} with {found.encoder} and {found.genes} genes but has "
             f"{' and '.join(parts)}; use a checkpoint in the published layout"
         )

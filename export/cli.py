@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from mclst.kernels.spec import DISTANCES, RANKS, WEIGHTINGS
+from mclst.runtime.bundle import Bundle
 from mclst.runtime.command import check_json, command, publish_json, say, table
 from mclst.runtime.errors import ResourceError
 from mclst.sections.normalise import NORMALISATIONS
@@ -55,6 +56,10 @@ def _change(options: dict[str, Any]) -> dict[str, Any]:
         "context": ("context", "spots"),
         "sentences": ("context", "sentences"),
         "positions": ("context", "positions"),
+        "axes": ("preprocessing", "axes"),
+        "symmetries": ("preprocessing", "symmetries"),
+        "neighbours": ("graph", "neighbours"),
+        "prune": ("graph", "prune"),
         "input_normalisation": ("normalisation", "input"),
         "expression_normalisation": ("normalisation", "expression"),
     }
@@ -71,6 +76,7 @@ def _change(options: dict[str, Any]) -> dict[str, Any]:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--ckpt", required=True, type=PATH, help="Trained checkpoint: .pt, .ckpt or .safetensors.")
+@click.option("--system", help="Which system the checkpoint is of, such as bleep.  [default: recognised]")
 @click.option("--out", type=PATH, default=Path("mclst-bundle"), help="Folder of the bundle.")
 @click.option(
     "--reference",
@@ -87,7 +93,8 @@ def _change(options: dict[str, Any]) -> dict[str, Any]:
 @click.option(
     "--genes",
     type=PATH,
-    help="The model's genes in order: .txt, .tsv or .npy.  [default: genes.txt beside the sections]",
+    help="The model's genes in order: .txt, .tsv or .npy; needed where there is no reference.  "
+    "[default: genes.txt beside the sections]",
 )
 @click.option("--k", type=click.IntRange(1), help="Neighbours averaged per tile.  [default: 200]")
 @click.option("--rank", type=click.Choice(RANKS), help="What chooses the neighbours.  [default: cosine]")
@@ -136,6 +143,28 @@ def _change(options: dict[str, Any]) -> dict[str, Any]:
 @click.option("--mean", type=Numbers(float), help="Subtracted after scaling, per channel.  [default: 0,0,0]")
 @click.option("--std", type=Numbers(float), help="Divided by after scaling, per channel.  [default: 1,1,1]")
 @click.option(
+    "--axes",
+    type=click.Choice(("row-major", "x-major")),
+    help="Axes of the tiles it was trained on.  [default: row-major; x-major for the 112 px systems]",
+)
+@click.option(
+    "--average",
+    "symmetries",
+    is_flag=True,
+    flag_value=8,
+    default=None,
+    type=int,
+    help="ST-Net: the mean over each tile's eight rotations and reflections, inside the graph.",
+)
+@click.option(
+    "--neighbours", type=click.IntRange(1, 64), help="Neighbours per spot in the slide's graph.  [default: 4]"
+)
+@click.option(
+    "--prune",
+    type=click.Choice(("none", "grid", "std")),
+    help="Which neighbours the graph drops for their distance.  [default: grid for Hist2ST, none for THItoGene]",
+)
+@click.option(
     "--parity-tiles",
     type=click.IntRange(4),
     default=64,
@@ -148,6 +177,7 @@ def _change(options: dict[str, Any]) -> dict[str, Any]:
 @command
 def main(
     ckpt: Path,
+    system: str | None,
     out: Path,
     references: tuple[Path, ...],
     sections: str | None,
@@ -164,7 +194,9 @@ def main(
     Traces the image encoder to ONNX with its preprocessing inside, encodes the reference sections into the bank,
     proves that the export gives what the checkpoint gives, and writes it all to one folder, or nothing.
 
-    The defaults are those of the published mclSTExp HER2+ scripts; a checkpoint trained by mclst brings its own.
+    The system is recognised: mclSTExp and BLEEP take a --reference, ST-Net, HisToGene, Hist2ST and THItoGene the names
+    of their --genes. The defaults shown are those of the published mclSTExp HER2+ scripts; another system has its own
+    published ones, and a checkpoint trained by mclst brings its own.
     """
     check_json(json_path, overwrite=overwrite)
     try:
@@ -174,6 +206,7 @@ def main(
     bundle = export_bundle(
         ckpt,
         out,
+        system=system,
         references=references,
         sections=sections,
         hold_out=hold_out,
@@ -185,25 +218,37 @@ def main(
     )
     parity = json.loads((bundle.path / "parity.json").read_text())
     m = bundle.manifest
-    r = m.retrieval
-    rows = [
-        ("bundle", bundle.path),
-        ("encoder", f"{m.encoder.name}, {m.tile.size_px} px tiles, {m.encoder.embedding_dim}-d embedding"),
-        ("bank", f"{m.bank_rows} spots of {len(m.bank)} sections, {m.genes} genes"),
-        ("retrieval", f"k {r.k}, rank {r.rank}, distance {r.distance}, weighting {r.weighting}"),
-        (
-            "parity",
-            f"embedding within {parity['embedding']['max_abs']:.1e}, expression within "
-            + f"{parity['expression']['max_abs']:.1e} of the checkpoint on {parity['tiles']['count']} tiles of "
-            + parity["tiles"]["source"],
-        ),
-    ]
-    table(rows, quiet=quiet)
+    table(_summary(bundle, parity), quiet=quiet)
     if json_path is not None:
         content = {"bundle": str(bundle.path), "manifest": m.model_dump(mode="json"), "parity": parity}
         publish_json(json_path, content)
     if json_path is None or str(json_path) != "-":
         click.echo(str(bundle.path))
+
+
+def _summary(bundle: Bundle, parity: dict[str, Any]) -> list[tuple[str, Any]]:
+    m, r = bundle.manifest, bundle.manifest.retrieval
+    given = f"{m.encoder.embedding_dim}-d embedding" if m.kind != "regression" else "expression"
+    rows: list[tuple[str, Any]] = [
+        ("bundle", bundle.path),
+        ("encoder", f"{m.encoder.name}, {m.tile.size_px} px tiles, {given}"),
+    ]
+    if r is not None:
+        rows += [
+            ("bank", f"{m.bank_rows} spots of {len(m.bank)} sections, {m.genes} genes"),
+            ("retrieval", f"k {r.k}, rank {r.rank}, distance {r.distance}, weighting {r.weighting}"),
+        ]
+    else:
+        rows.append(("genes", f"{m.genes}, straight from the network"))
+    if m.sequence is not None:
+        graph = m.sequence.graph
+        about = f", graph of {graph.neighbours} neighbours, prune {graph.prune}" if graph else ""
+        rows.append(("sequence", f"depth {m.sequence.depth}, {m.sequence.heads} heads{about}"))
+    embedding = f"embedding within {parity['embedding']['max_abs']:.1e}, " if "embedding" in parity else ""
+    tiles = f"{parity['tiles']['count']} tiles of {parity['tiles']['source']}"
+    apart = f"{embedding}expression within {parity['expression']['max_abs']:.1e}"
+    rows.append(("parity", f"{apart} of the checkpoint on {tiles}"))
+    return rows
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The encoder as an ONNX graph: uint8 tiles in, embeddings out, preprocessing inside."""
+"""The image part as an ONNX graph: uint8 tiles in; embeddings, features or expression out, preprocessing inside."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import onnx
@@ -15,7 +15,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from mclst.models.mclstexp import MclSTExp
+from mclst.models.encoders import ImageEncoder
+from mclst.models.mclstexp import ProjectionHead
 from mclst.runtime.errors import CheckpointError
 from mclst.runtime.manifest import Preprocessing, Tile
 
@@ -26,14 +27,43 @@ EXTERNAL_DATA_BYTES = 1_900_000_000
 """Above this the weights leave the file: protobuf ends at 2 GiB."""
 
 
+class TwoSided(Protocol):
+    """What mclSTExp and BLEEP have in common."""
+
+    image_encoder: ImageEncoder
+    image_projection: ProjectionHead
+
+
+class ImagePart(nn.Module):
+    """`encode_tiles` of a network as a module of its own, over the tile's eight symmetries where asked for."""
+
+    def __init__(self, network: nn.Module, symmetries: int = 1) -> None:
+        super().__init__()
+        two_sided = hasattr(network, "image_encoder") and hasattr(network, "image_projection")
+        self.network = FoldedEncoder(cast(TwoSided, network)) if two_sided else network
+        self.symmetries = symmetries
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """float32 [N, 3, S, S], preprocessed → float32 [N, D]."""
+        if self.symmetries == 1:
+            out: Tensor = self.network.encode_tiles(tiles)  # type: ignore[operator]
+            return out
+        turned = [tiles, torch.rot90(tiles, 1, (2, 3))]
+        turned = [
+            image.flip(axes) if axes else image for image in turned for axes in ((), (2,), (3,), (2, 3))
+        ]
+        found: Tensor = self.network.encode_tiles(torch.cat(turned))  # type: ignore[operator]
+        return torch.unflatten(found, 0, (8, -1)).mean(0)
+
+
 class FoldedEncoder(nn.Module):
     """Image encoder and projection as one module, DenseNet's last normalisation folded into the projection.
 
     `norm5` (affine per channel in eval mode), average pooling and the projection's first Linear are three linear maps
-    with nothing between them in mclSTExp, so γ/σ and β - μγ/σ move into that Linear; folded in float64.
+    with nothing between them in mclSTExp and BLEEP, so γ/σ and β - μγ/σ move into that Linear; folded in float64.
     """
 
-    def __init__(self, network: MclSTExp) -> None:
+    def __init__(self, network: TwoSided) -> None:
         super().__init__()
         encoder, head = network.image_encoder, network.image_projection
         self.trunk: nn.Module = encoder
@@ -55,7 +85,7 @@ class FoldedEncoder(nn.Module):
         self.trunk = nn.Sequential(*[child for name, child in features.named_children() if name != "norm5"])
         self.pooled = False
 
-    def forward(self, tiles: Tensor) -> Tensor:
+    def encode_tiles(self, tiles: Tensor) -> Tensor:
         """float32 [N, 3, H, W], preprocessed → embeddings float32 [N, D]."""
         features: Tensor = self.trunk(tiles)
         if not self.pooled:
@@ -66,8 +96,9 @@ class FoldedEncoder(nn.Module):
 
 
 def preprocess(tiles: np.ndarray, settings: Preprocessing) -> Tensor:
-    """What the graph's prologue does, in torch: RGB uint8 [N, H, W, 3] → float32 [N, 3, H, W]; the parity oracle."""
-    pixels = torch.from_numpy(np.ascontiguousarray(tiles)).permute(0, 3, 1, 2).float()
+    """What the graph's prologue does, in torch: RGB uint8 [N, H, W, 3] → float32 [N, 3, H, W] ([N, 3, W, H] for x-major axes); the parity oracle."""
+    axes = (0, 3, 1, 2) if settings.axes == "row-major" else (0, 3, 2, 1)
+    pixels = torch.from_numpy(np.ascontiguousarray(tiles)).permute(axes).float()
     if settings.channels == "bgr":
         pixels = pixels.flip(1)
     if settings.pixel_range == "0-1":
@@ -76,14 +107,28 @@ def preprocess(tiles: np.ndarray, settings: Preprocessing) -> Tensor:
     return (pixels - mean) / std
 
 
-def write_graph(network: MclSTExp, tile: Tile, settings: Preprocessing, path: Path) -> None:
-    """Trace the image side of `network` into `path`: uint8 `tiles` [N, S, S, 3] → float32 `embedding` [N, D].
+def write_graph(
+    network: nn.Module, tile: Tile, settings: Preprocessing, path: Path, *, output: str = "embedding"
+) -> None:
+    """Trace the image part of `network` into `path`: uint8 `tiles` [N, S, S, 3] → float32 `output` [N, D].
 
     The batch is dynamic. onnx's checker and shape inference run over the result.
     Raises CheckpointError where the network cannot be traced at this tile size.
     """
-    model = _trace(FoldedEncoder(network).eval(), tile.size_px)
+    part = ImagePart(network, settings.symmetries).eval()
+    example = {"pixels": torch.zeros(2, 3, tile.size_px, tile.size_px)}
+    model = trace(
+        part, example, output, f"the encoder cannot be traced at {tile.size_px} px tiles", "try --tile-px"
+    )
     _prepend_prologue(model, tile, settings)
+    save(model, path)
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write a traced graph without traces of the exporting machine, checked; weights beside it where they are too large.
+
+    Raises CheckpointError where its first axis is not dynamic.
+    """
     del model.graph.value_info[:]
     # The exporter writes the call stack, with paths of the exporting machine, into every node.
     for part in (*model.graph.node, *model.graph.input, *model.graph.output, model.graph, model):
@@ -96,31 +141,41 @@ def write_graph(network: MclSTExp, tile: Tile, settings: Preprocessing, path: Pa
     batch = inferred.graph.output[0].type.tensor_type.shape.dim[0]
     if not batch.dim_param:
         raise CheckpointError(
-            f"the traced encoder takes {batch.dim_value} tiles at a time only; report this network"
+            f"the traced {path.stem} takes {batch.dim_value} tiles at a time only; report this network"
         )
 
 
-def _trace(encoder: nn.Module, size_px: int) -> onnx.ModelProto:
-    example = torch.zeros(2, 3, size_px, size_px)
+def trace(
+    module: nn.Module,
+    inputs: dict[str, Tensor],
+    output: str,
+    refusal: str,
+    cure: str,
+    translations: dict[Any, Any] | None = None,
+) -> onnx.ModelProto:
+    """Trace `module` with examples of its inputs by name, the first axis of each dynamic.
+
+    translations: torch operators of our own → the ONNX nodes they become. Raises CheckpointError, `refusal` and `cure`.
+    """
+    rows = torch.export.Dim("N", min=1, max=4096 if translations is None else 1 << 20)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                encoder,
-                (example,),
+                module,
+                tuple(inputs.values()),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=["pixels"],
-                output_names=["embedding"],
-                dynamic_shapes=({0: torch.export.Dim("N", min=1, max=4096)},),
+                input_names=list(inputs),
+                output_names=[output],
+                dynamic_shapes=tuple({0: rows} for _ in inputs),
+                custom_translation_table=translations,
                 verbose=False,
             )
     except Exception as error:  # the exporter raises many private kinds
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"the encoder cannot be traced at {size_px} px tiles ({reason}); try --tile-px"
-        ) from error
+        raise CheckpointError(f"{refusal} ({reason}); {cure}") from error
     assert program is not None
     model: onnx.ModelProto = program.model_proto
     return model
@@ -138,7 +193,12 @@ def _prepend_prologue(model: onnx.ModelProto, tile: Tile, settings: Preprocessin
     shift = -np.asarray(settings.mean) / np.asarray(settings.std)
     nodes = [
         helper.make_node("Cast", ["tiles"], ["tiles_float"], to=TensorProto.FLOAT),
-        helper.make_node("Transpose", ["tiles_float"], ["tiles_nchw"], perm=[0, 3, 1, 2]),
+        helper.make_node(
+            "Transpose",
+            ["tiles_float"],
+            ["tiles_nchw"],
+            perm=[0, 3, 1, 2] if settings.axes == "row-major" else [0, 3, 2, 1],
+        ),
     ]
     steps: list[tuple[str, np.ndarray, dict[str, Any]]] = []
     if settings.channels == "bgr":

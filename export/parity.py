@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from mclst.export.graph import preprocess
 from mclst.kernels.retriever import Retriever
-from mclst.models.mclstexp import MclSTExp
 from mclst.runtime.bank import Bank
 from mclst.runtime.errors import ParityError
 from mclst.runtime.manifest import Settings
@@ -42,15 +43,29 @@ class Tiles:
     source: str
 
 
+_SYMMETRIES: list[Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = [
+    lambda tiles, turns=turns, mirror=mirror: np.rot90(tiles[:, :, ::mirror], turns, (1, 2))  # type: ignore[misc]
+    for mirror in (1, -1)
+    for turns in range(4)
+]
+
+
 def encode_with_checkpoint(
-    network: MclSTExp, tiles: NDArray[np.uint8], settings: Settings
+    network: nn.Module, tiles: NDArray[np.uint8], settings: Settings
 ) -> NDArray[np.float32]:
-    """The checkpoint's own embeddings float32 [n, D], preprocessed and run in torch, eight tiles at a time."""
+    """The checkpoint's own image part, float32 [n, D], preprocessed and run in torch, eight tiles at a time.
+
+    The eight symmetries are turned here in numpy, one after another, and not as the graph does it.
+    """
+    symmetries = _SYMMETRIES[: settings.preprocessing.symmetries]
+    parts = []
     with torch.inference_mode():
-        parts = [
-            network.encode_tiles(preprocess(tiles[i : i + 8], settings.preprocessing)).numpy()
-            for i in range(0, len(tiles), 8)
-        ]
+        for i in range(0, len(tiles), 8):
+            found = [
+                network.encode_tiles(preprocess(turn(tiles[i : i + 8]), settings.preprocessing))  # type: ignore[operator]
+                for turn in symmetries
+            ]
+            parts.append(torch.stack(found).double().mean(0).float().numpy())
     return np.concatenate(parts)
 
 
@@ -75,8 +90,6 @@ def compare(
     overlap = [
         len(np.intersect1d(p, q)) / len(p) for p, q in zip(one.neighbours, two.neighbours, strict=True)
     ]
-    x, y = one.expression.astype(np.float64), two.expression.astype(np.float64)
-    per_gene = pearson_per_gene(x, y)
     return {
         "embedding": {
             "max_abs": float(np.abs(a - b).max()),
@@ -89,16 +102,23 @@ def compare(
             "overlap_min": min(overlap),
             "overlap_mean": float(np.mean(overlap)),
         },
-        "expression": {
-            "max_abs": float(np.abs(x - y).max()),
-            "q999_abs": float(np.quantile(np.abs(x - y), 0.999)),
-            "pearson": float(pearson_per_gene(x.reshape(-1, 1), y.reshape(-1, 1))[0])
-            if np.ptp(x) and np.ptp(y)
-            else None,
-            "genes_compared": len(per_gene),
-            "pearson_per_gene_min": float(per_gene.min()) if len(per_gene) else None,
-            "pearson_per_gene_median": float(np.median(per_gene)) if len(per_gene) else None,
-        },
+        "expression": compare_expression(one.expression, two.expression),
+    }
+
+
+def compare_expression(expected: NDArray[np.float32], found: NDArray[np.float32]) -> dict[str, Any]:
+    """Error and Pearson r of expression [n, G], in float64; a gene constant over the tiles has no r."""
+    x, y = expected.astype(np.float64), found.astype(np.float64)
+    per_gene = pearson_per_gene(x, y)
+    return {
+        "max_abs": float(np.abs(x - y).max()),
+        "q999_abs": float(np.quantile(np.abs(x - y), 0.999)),
+        "pearson": float(pearson_per_gene(x.reshape(-1, 1), y.reshape(-1, 1))[0])
+        if np.ptp(x) and np.ptp(y)
+        else None,
+        "genes_compared": len(per_gene),
+        "pearson_per_gene_min": float(per_gene.min()) if len(per_gene) else None,
+        "pearson_per_gene_median": float(np.median(per_gene)) if len(per_gene) else None,
     }
 
 
@@ -112,7 +132,7 @@ def pearson_per_gene(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[
 
 
 def prove(
-    network: MclSTExp,
+    network: nn.Module,
     session: Session,
     tiles: Tiles,
     bank: Bank,
@@ -138,6 +158,35 @@ def prove(
         # Undefined where the expression is one number throughout; the quantile decides there.
         "expression_pearson": x["pearson"] is None or x["pearson"] >= tolerance.expression_pearson,
     }
+    return _verdict(checks, found, session.provider, tiles, tolerance)
+
+
+def prove_expression(
+    expected: NDArray[np.float32],
+    exported: NDArray[np.float32],
+    tiles: Tiles,
+    provider: str,
+    tolerance: Tolerance | None = None,
+) -> dict[str, Any]:
+    """Compare expression [n, G] of checkpoint and export where there is no bank; the content of parity.json.
+
+    Raises ParityError, naming the figure that is out of tolerance.
+    """
+    tolerance = tolerance or Tolerance()
+    if not (np.isfinite(expected).all() and np.isfinite(exported).all()):
+        raise ParityError(f"the expression is not finite on tiles of {tiles.source}; no bundle is written")
+    x = compare_expression(expected, exported)
+    largest = float(np.abs(expected).max())
+    checks = {
+        "expression_max_abs": x["max_abs"] <= tolerance.embedding_max_abs * largest,
+        "expression_pearson": x["pearson"] is None or x["pearson"] >= tolerance.expression_pearson,
+    }
+    return _verdict(checks, {"expression": {**x, "largest_value": largest}}, provider, tiles, tolerance)
+
+
+def _verdict(
+    checks: dict[str, bool], found: dict[str, Any], provider: str, tiles: Tiles, tolerance: Tolerance
+) -> dict[str, Any]:
     failed = [name for name, passed in checks.items() if not passed]
     if failed:
         raise ParityError(
@@ -146,7 +195,7 @@ def prove(
         )
     return {
         "reference": "checkpoint in torch, float32",
-        "provider": session.provider,
+        "provider": provider,
         "tiles": {"source": tiles.source, "count": len(tiles.pixels)},
         **found,
         "tolerance": asdict(tolerance),

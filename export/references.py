@@ -51,19 +51,29 @@ def model_genes(
     if gene_list is None:
         gene_list = next((p / "genes.txt" for p in paths if (p / "genes.txt").is_file()), None)
     if gene_list is not None:
-        genes = np.asarray(read_gene_list(gene_list), dtype=np.str_)
-        if len(genes) != checkpoint.genes:
-            raise ReferenceDataError(
-                f"{gene_list} lists {len(genes)} genes and {checkpoint.path} was trained on {checkpoint.genes}; "
-                "give the list it was trained on with --genes"
-            )
-        return genes
+        return listed_genes(checkpoint, gene_list)
     if len(first.genes) != checkpoint.genes:
         raise ReferenceDataError(
             f"section {first.name} has {len(first.genes)} genes and {checkpoint.path} was trained on "
             f"{checkpoint.genes}; give their list, in the model's order, with --genes"
         )
     return first.genes
+
+
+def listed_genes(checkpoint: Checkpoint, gene_list: Path | None) -> NDArray[np.str_]:
+    """The G gene names of a file; ReferenceDataError where there is none or the checkpoint has another number."""
+    if gene_list is None:
+        raise ReferenceDataError(
+            f"{checkpoint.path} does not hold the names of its {checkpoint.genes} genes; give them, in the model's "
+            "order, with --genes"
+        )
+    genes = np.asarray(read_gene_list(gene_list), dtype=np.str_)
+    if len(genes) != checkpoint.genes:
+        raise ReferenceDataError(
+            f"{gene_list} lists {len(genes)} genes and {checkpoint.path} was trained on {checkpoint.genes}; "
+            "give the list it was trained on with --genes"
+        )
+    return genes
 
 
 def read_references(
@@ -83,7 +93,10 @@ def read_references(
         section = read_section(source)
         genes = genes_of(section) if genes is None else genes
         counts = match_genes(section, list(genes))
-        cut.append(ReferenceSection(section.name, section.spot, counts, section.array_xy, section.xy_px))
+        total = np.asarray(section.counts.sum(axis=1, dtype=np.float64)).ravel()
+        cut.append(
+            ReferenceSection(section.name, section.spot, counts, section.array_xy, section.xy_px, total)
+        )
         if section.image is not None and section.xy_px is not None:
             pictured.append(section)
         advance(1)

@@ -9,68 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mclst.models.encoders import ImageEncoder
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention without qkv bias; heads x head_dim need not equal the width."""
-
-    def __init__(self, width: int, heads: int, head_dim: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.to_qkv = nn.Linear(width, 3 * heads * head_dim, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(heads * head_dim, width), nn.Dropout(0.0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """float32 [B, S, width] → the same shape; every spot of a sentence attends to all of it."""
-        batch, spots, _ = x.shape
-        q, k, v = self.to_qkv(x).view(batch, spots, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
-        out: Tensor = self.to_out(mixed.transpose(1, 2).reshape(batch, spots, -1))
-        return out
-
-
-class FeedForward(nn.Module):
-    """Linear, GELU, Linear at constant width."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(
-            nn.Linear(width, width), nn.GELU(), nn.Dropout(0.0), nn.Linear(width, width), nn.Dropout(0.0)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """float32 [..., width] → the same shape."""
-        out: Tensor = self.net(x)
-        return out
-
-
-class PreNorm(nn.Module):
-    """Layer normalisation, then `fn`."""
-
-    def __init__(self, width: int, fn: nn.Module) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.fn = fn
-
-    def forward(self, x: Tensor) -> Tensor:
-        """float32 [..., width] → the same shape."""
-        out: Tensor = self.fn(self.norm(x))
-        return out
-
-
-class Block(nn.Module):
-    """One Transformer block of the spot encoder, pre-norm with residuals."""
-
-    def __init__(self, width: int, heads: int, head_dim: int) -> None:
-        super().__init__()
-        self.attn = PreNorm(width, Attention(width, heads, head_dim))
-        self.ff = PreNorm(width, FeedForward(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """float32 [B, S, width] → the same shape."""
-        x = self.attn(x) + x
-        out: Tensor = self.ff(x) + x
-        return out
+from mclst.models.system import State, System, Traits, count_blocks
+from mclst.models.transformer import Attention, Block
 
 
 class ProjectionHead(nn.Module):
@@ -122,7 +62,9 @@ class MclSTExp(nn.Module):
         super().__init__()
         self.x_embed, self.y_embed = (position_table(positions, genes) for _ in range(2))
         self.image_encoder = ImageEncoder(encoder, vit_norm=vit_norm)
-        self.spot_encoder = nn.Sequential(*[Block(genes, heads, head_dim) for _ in range(depth)])
+        self.spot_encoder = nn.Sequential(
+            *[Block(genes, Attention(genes, heads, head_dim), genes) for _ in range(depth)]
+        )
         self.image_projection = ProjectionHead(self.image_encoder.width, projection_dim, dropout)
         self.spot_projection = ProjectionHead(genes, projection_dim, dropout)
 
@@ -148,3 +90,62 @@ class MclSTExp(nn.Module):
         """Spot x tile similarities [N, N] of N pairs, un-normalised dot products over `temperature`."""
         spots, images = self.encode_spots(expression, position), self.encode_tiles(tiles)
         return torch.matmul(spots, images.T) / temperature
+
+
+def _encoder(state: State) -> str:
+    """The encoder's name by its key names and block counts; ValueError where they are nobody's."""
+    prefix = "image_encoder.model."
+    if prefix + "0.conv0.weight" in state:
+        return "densenet121"
+    if prefix + "cls_token" in state:
+        return "vit_base_patch32_224"
+    by_depth = {2: "resnet18", 6: "resnet50", 23: "resnet101"}
+    name = by_depth.get(count_blocks(state, prefix + "6.")) if prefix + "0.weight" in state else None
+    if name is None:
+        raise ValueError(
+            "its image encoder is none of DenseNet-121, ResNet-18/50/101 and ViT-B/32, which can be exported"
+        )
+    return name
+
+
+def _traits(state: State, encoder: str | None) -> Traits:
+    width, genes = state["spot_projection.projection.weight"].shape
+    return Traits(
+        encoder=encoder or _encoder(state),
+        genes=genes,
+        width=width,
+        depth=count_blocks(state, "spot_encoder."),
+        attention_width=state["spot_encoder.0.attn.fn.to_qkv.weight"].shape[0] // 3,
+        positions=min(
+            len(state[name]) if name in state else 0 for name in ("x_embed.weight", "y_embed.weight")
+        ),
+        others={"vit_norm": "norm" if "image_encoder.model.norm.weight" in state else "fc_norm"},
+    )
+
+
+def _build(traits: Traits, heads: int) -> MclSTExp:
+    return MclSTExp(
+        traits.encoder,
+        traits.genes,
+        projection_dim=traits.width,
+        heads=heads,
+        head_dim=traits.attention_width // heads,
+        depth=traits.depth,
+        positions=1,
+        vit_norm=traits.others["vit_norm"],
+    )
+
+
+SYSTEM = System(
+    name="mclstexp",
+    title="mclSTExp",
+    kind="retrieval",
+    claims=lambda state: (
+        "spot_projection.projection.weight" in state
+        and any(name.startswith("spot_encoder.") for name in state)
+    ),
+    traits=_traits,
+    build=_build,
+    applies=frozenset({"heads", "context"}),
+    cut_positions=True,
+)

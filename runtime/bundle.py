@@ -10,12 +10,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mclst.kernels.spec import RetrievalSpec
 from mclst.runtime.bank import Bank, read_bank
 from mclst.runtime.errors import BundleError, OutputError
 from mclst.runtime.manifest import FORMAT, Manifest, read_manifest
 from mclst.runtime.publish import WholeFolder
 
 MANIFEST, ENCODER, BANK, PARITY = "manifest.json", "encoder.onnx", "bank.h5", "parity.json"
+SEQUENCE, GENES = "sequence.onnx", "genes.txt"
+NEEDED = {
+    "retrieval": (ENCODER, BANK),
+    "regression": (ENCODER, GENES),
+    "sequence": (ENCODER, SEQUENCE, GENES),
+}
+"""What a bundle of each kind is made of."""
 
 
 def file_sha256(path: Path) -> str:
@@ -35,8 +43,31 @@ class Bundle:
 
     @property
     def encoder_path(self) -> Path:
-        """The ONNX graph."""
+        """The ONNX graph from tiles to embeddings, features or expression."""
         return self.path / ENCODER
+
+    @property
+    def sequence_path(self) -> Path:
+        """The ONNX graph from all of a slide's features to expression; in a bundle of a sequence system alone."""
+        return self.path / SEQUENCE
+
+    @cached_property
+    def genes(self) -> list[str]:
+        """The G gene names, in the order of the expression; raises BundleError where they contradict the manifest."""
+        if self.manifest.kind == "retrieval":
+            return [str(gene) for gene in self.bank.genes]
+        try:
+            found = (self.path / GENES).read_text(encoding="utf-8").split("\n")[:-1]
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(
+                f"{self.path / GENES} cannot be read ({error}); export the bundle again"
+            ) from error
+        if len(found) != self.manifest.genes or len(set(found)) != len(found):
+            raise BundleError(
+                f"{self.path / GENES} names {len(set(found))} genes and the manifest says {self.manifest.genes}; "
+                "export the bundle again"
+            )
+        return found
 
     @cached_property
     def bank(self) -> Bank:
@@ -51,11 +82,23 @@ class Bundle:
             )
         return bank
 
+    @property
+    def retrieval(self) -> RetrievalSpec:
+        """How expression is made from the bank; raises BundleError where the network gives it without one."""
+        if self.manifest.retrieval is None:
+            raise BundleError(
+                f"{self.path} is a bundle of {self.manifest.system}, which gives expression without a bank; "
+                "leave the retrieval options out"
+            )
+        return self.manifest.retrieval.spec()
+
     def __repr__(self) -> str:
         m = self.manifest
         return (
             f"Bundle({str(self.path)!r}: {m.system} with {m.encoder.name}, {m.tile.size_px} px tiles, "
-            f"{m.bank_rows} reference spots, {m.genes} genes, k={m.retrieval.k})"
+            + (f"{m.bank_rows} reference spots, " if m.retrieval else "")
+            + f"{m.genes} genes"
+            + (f", k={m.retrieval.k})" if m.retrieval else ")")
         )
 
 
@@ -89,7 +132,7 @@ def open_bundle(path: str | Path) -> Bundle:
     if not (folder / MANIFEST).is_file():
         raise BundleError(f"{folder} has no {MANIFEST}, so it is not a whole bundle; export it again")
     manifest = read_manifest(folder / MANIFEST)
-    for needed in (ENCODER, BANK):
+    for needed in NEEDED[manifest.kind]:
         if needed not in manifest.files:
             raise BundleError(f"{folder / MANIFEST} does not list {needed}; export the bundle again")
     for name, record in manifest.files.items():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mclst.kernels.spec import Distance, Rank, RetrievalSpec, Weighting
 from mclst.runtime.errors import BundleError
@@ -35,16 +35,22 @@ class Tile(Part):
 
 
 class Preprocessing(Part):
-    """What the graph does to uint8 RGB pixels before the encoder; recorded, not applied again."""
+    """What the graph does to uint8 RGB pixels before the encoder; recorded, not applied again.
+
+    axes: "x-major" where the network was trained on transposed tiles. symmetries: 8 where the output is the mean over
+    the tile's rotations and reflections.
+    """
 
     channels: Literal["rgb", "bgr"] = "rgb"
     pixel_range: Literal["0-1", "0-255"] = "0-1"
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    axes: Literal["row-major", "x-major"] = "row-major"
+    symmetries: Literal[1, 8] = 1
 
 
 class Encoder(Part):
-    """The image encoder in `encoder.onnx`."""
+    """The image part in `encoder.onnx`; embedding_dim: what it gives per tile (genes for a regression)."""
 
     name: str
     embedding_dim: int = Field(ge=1)
@@ -84,17 +90,39 @@ class Context(Part):
 
 
 class Normalisation(Part):
-    """Of the spot encoder's input and of the expression that is averaged."""
+    """Of the spots' side's input ("none" where there is none) and of the expression: averaged, or trained on."""
 
     input: str
     expression: str
 
 
-class Settings(Part):
-    """What the weights alone do not tell of a retrieval model; the defaults are the published HER2+ scripts'.
+class Graph(Part):
+    """Who is whose neighbour on a slide: the `neighbours` nearest other spots in array coordinates.
 
-    A checkpoint of `mclst.training` carries these as its `config`; for others the export's options set them.
-    heads: of the spot Transformer.
+    prune: "grid" drops those farther than 2, "std" those farther than mean + standard deviation of a spot's distances.
+    """
+
+    neighbours: int = Field(ge=1, le=64)
+    prune: Literal["none", "grid", "std"]
+
+
+class Sequence(Part):
+    """The part that sees all spots of a slide, in `sequence.onnx`.
+
+    heads, depth: of its Transformer. positions: rows of its coordinate tables. graph: None where it has none.
+    """
+
+    heads: int = Field(ge=1)
+    depth: int = Field(ge=1)
+    positions: int = Field(ge=1)
+    graph: Graph | None = None
+
+
+class Settings(Part):
+    """What the weights alone do not tell; the defaults are the published mclSTExp HER2+ scripts'.
+
+    A checkpoint of `mclst.training` carries these as its `config`; for others the export's options set them. A system
+    uses the parts that apply to it. heads: of the Transformer.
     """
 
     heads: int = Field(default=8, ge=1)
@@ -105,6 +133,7 @@ class Settings(Part):
     )
     context: Context = Context(spots=32, sentences="file", positions="array")
     normalisation: Normalisation = Normalisation(input="spot-wise", expression="gene-wise")
+    graph: Graph = Graph(neighbours=4, prune="none")
 
 
 class SectionRows(Part):
@@ -129,22 +158,40 @@ class FileRecord(Part):
 
 
 class Manifest(Part):
-    """Everything `runtime` needs to know, and everything that shaped the bundle."""
+    """Everything `runtime` needs to know, and everything that shaped the bundle.
+
+    kind: "retrieval" has a bank and `retrieval`; "regression" gives expression per tile; "sequence" gives features
+    per tile, and `sequence` makes expression of all of a slide's. What does not apply is null.
+    """
 
     format: Literal["mclst-bundle/1"]
-    system: Literal["mclstexp"]
+    kind: Literal["retrieval", "regression", "sequence"]
+    system: str = Field(pattern="^[a-z0-9][a-z0-9-]*$")
     encoder: Encoder
     tile: Tile
     preprocessing: Preprocessing
-    retrieval: Retrieval
-    spot_encoder: SpotEncoder
-    context: Context
+    retrieval: Retrieval | None = None
+    spot_encoder: SpotEncoder | None = None
+    context: Context | None = None
+    sequence: Sequence | None = None
     normalisation: Normalisation
     genes: int = Field(ge=1)
-    bank: tuple[SectionRows, ...] = Field(min_length=1)
+    bank: tuple[SectionRows, ...] = ()
     checkpoint: Checkpoint
     versions: dict[str, str]
     files: dict[str, FileRecord]
+
+    @model_validator(mode="after")
+    def _parts_fit_the_kind(self) -> Self:
+        wanted = {"retrieval": ("retrieval", "bank"), "sequence": ("sequence",), "regression": ()}[self.kind]
+        for name in ("retrieval", "bank", "sequence"):
+            if bool(getattr(self, name)) != (name in wanted):
+                raise ValueError(
+                    f"{name} {'is missing' if name in wanted else 'does not belong'} in a {self.kind} bundle"
+                )
+        if self.kind == "regression" and self.encoder.embedding_dim != self.genes:
+            raise ValueError(f"the encoder gives {self.encoder.embedding_dim} values for {self.genes} genes")
+        return self
 
     @property
     def bank_rows(self) -> int:

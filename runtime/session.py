@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from mclst.runtime.errors import BundleError, ResourceError
 
 PROVIDERS = ("auto", "cuda", "cpu")
-INPUT, OUTPUT = "tiles", "embedding"
+INPUT = "tiles"
+OUTPUTS = ("embedding", "expression")
+"""What an encoder may give: embeddings or features, or the expression itself."""
 
 
 class Session(Protocol):
@@ -26,7 +28,7 @@ class Session(Protocol):
     """Why `auto` did not take a faster provider that is installed; empty where there is nothing to say."""
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """RGB uint8 [N, H, W, 3] as read from the slide → embeddings float32 [N, D]."""
+        """RGB uint8 [N, H, W, 3] as read from the slide → embeddings (or expression) float32 [N, D]."""
         ...
 
 
@@ -38,29 +40,7 @@ class OnnxSession:
 
         Raises ResourceError where the provider does not start, BundleError where the graph is not an encoder.
         """
-        ort = _onnxruntime()
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-        # Reading threads share the cores with the encoder; spinning would take them away.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        wanted = "CPUExecutionProvider" if provider == "cpu" else "CUDAExecutionProvider"
-        if provider != "cpu":
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        if wanted not in ort.get_available_providers():
-            raise ResourceError(
-                f"this ONNX Runtime has no {wanted}; install mclst[gpu] or use --provider cpu"
-            )
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=[wanted])
-        except Exception as error:  # ONNX Runtime's exceptions share no public base class
-            reason = " ".join(str(error).split())[:200]
-            kind = BundleError if provider == "cpu" else ResourceError
-            raise kind(f"{path} does not open on {provider} ({reason})") from error
-        if self._session.get_providers()[0] != wanted:
-            raise ResourceError(
-                f"ONNX Runtime could not start {wanted}; check the driver or use --provider cpu"
-            )
+        self._session = open_graph(path, provider, threads=threads)
         self.provider = provider
         self.note = ""
         self._check(path)
@@ -68,20 +48,45 @@ class OnnxSession:
     def _check(self, path: Path) -> None:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         found = [(i.name, i.type, len(i.shape)) for i in inputs]
-        if found != [(INPUT, "tensor(uint8)", 4)] or OUTPUT not in [o.name for o in outputs]:
+        if found != [(INPUT, "tensor(uint8)", 4)] or outputs[0].name not in OUTPUTS:
             raise BundleError(
-                f"{path} is not an encoder from uint8 {INPUT!r} to {OUTPUT!r}; export the bundle again"
+                f"{path} is not an encoder from uint8 {INPUT!r} to {' or '.join(OUTPUTS)}; export the bundle again"
             )
+        self._output = outputs[0].name
         if not isinstance(inputs[0].shape[0], str):
             raise BundleError(
                 f"{path} takes {inputs[0].shape[0]} tiles at a time only; export the bundle again"
             )
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """RGB uint8 [N, H, W, 3] → embeddings float32 [N, D]."""
-        found: list[Any] = self._session.run([OUTPUT], {INPUT: tiles})
+        """RGB uint8 [N, H, W, 3] → embeddings (or expression) float32 [N, D]."""
+        found: list[Any] = self._session.run([self._output], {INPUT: tiles})
         embedding: NDArray[np.float32] = found[0]
         return embedding
+
+
+def open_graph(path: Path, provider: str, *, threads: int | None = None) -> Any:
+    """ONNX Runtime's session of any graph on `provider`, "cpu" or "cuda"; raises as OnnxSession does."""
+    ort = _onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    # Reading threads share the cores with the encoder; spinning would take them away.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    wanted = "CPUExecutionProvider" if provider == "cpu" else "CUDAExecutionProvider"
+    if provider != "cpu":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if wanted not in ort.get_available_providers():
+        raise ResourceError(f"this ONNX Runtime has no {wanted}; install mclst[gpu] or use --provider cpu")
+    try:
+        session = ort.InferenceSession(str(path), options, providers=[wanted])
+    except Exception as error:  # ONNX Runtime's exceptions share no public base class
+        reason = " ".join(str(error).split())[:200]
+        kind = BundleError if provider == "cpu" else ResourceError
+        raise kind(f"{path} does not open on {provider} ({reason})") from error
+    if session.get_providers()[0] != wanted:
+        raise ResourceError(f"ONNX Runtime could not start {wanted}; check the driver or use --provider cpu")
+    return session
 
 
 def _onnxruntime() -> ModuleType:

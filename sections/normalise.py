@@ -1,6 +1,6 @@
 """Counts to the expression a model works with.
 
-Both formulas are the published mclSTExp preprocessing: scprep's `library_size_normalize` to 10,000, which divides
+The first two formulas are the published mclSTExp preprocessing: scprep's `library_size_normalize` to 10,000, which divides
 rows by their sums, followed by log10(x + 1). Its dataset hands over spots x genes, which normalises each spot; its
 scripts that write the averaged matrices hand over genes x spots, which normalises each gene over its section.
 """
@@ -35,6 +35,34 @@ def gene_wise(counts: ArrayLike) -> NDArray[np.float32]:
     return _normalised(counts, axis=0)
 
 
+def median_log1p(counts: ArrayLike, total: ArrayLike | None = None) -> NDArray[np.float32]:
+    """Give ln(median · c / (total of the spot) + 1): counts [n, G] to float32 [n, G].
+
+    total: [n] counts of each spot over all measured genes, by default over the G given; median: of the totals above 0.
+    A spot without counts stays 0. Source: scanpy's `normalize_total` and `log1p` as BLEEP's notebook applies them,
+    section by section and before it chooses genes. Raises ValueError as the others do.
+    """
+    values = _counts(counts)
+    totals = values.sum(axis=1) if total is None else np.asarray(total, np.float64)
+    some = totals > 0
+    scale = np.divide(
+        np.median(totals[some]) if some.any() else 0.0, totals, out=np.zeros_like(totals), where=some
+    )
+    logged: NDArray[np.float64] = np.log1p(values * scale[:, None])
+    return logged.astype(np.float32)
+
+
+def log_share(counts: ArrayLike) -> NDArray[np.float32]:
+    """Give ln((1 + c) / (number of genes + sum of the spot's counts)): counts [n, G] to float32 [n, G].
+
+    The G columns are all the genes measured. Source: ST-Net's `--norm`. Raises ValueError as the others do.
+    """
+    values = _counts(counts)
+    share = (1 + values) / (values.shape[1] + values.sum(axis=1, keepdims=True))
+    logged: NDArray[np.float64] = np.log(share)
+    return logged.astype(np.float32)
+
+
 def unchanged(counts: ArrayLike) -> NDArray[np.float32]:
     """Give the values as they are: [n, G] to float32 [n, G]; ValueError where one is not finite."""
     values = _matrix(counts)
@@ -45,17 +73,24 @@ def unchanged(counts: ArrayLike) -> NDArray[np.float32]:
 NORMALISATIONS: dict[str, Callable[[ArrayLike], NDArray[np.float32]]] = {
     "spot-wise": spot_wise,
     "gene-wise": gene_wise,
+    "median-log1p": median_log1p,
+    "log-share": log_share,
     "none": unchanged,
 }
 
 
 def _normalised(counts: ArrayLike, axis: int) -> NDArray[np.float32]:
-    values = _matrix(counts)
-    _require(values, np.isfinite(values) & (values >= 0), "is not a finite count, 0 or more")
+    values = _counts(counts)
     total = values.sum(axis=axis, keepdims=True)
     share = np.divide(values, total, out=np.zeros_like(values), where=total > 0)
     logged: NDArray[np.float64] = np.log10(RESCALE * share + 1)
     return logged.astype(np.float32)
+
+
+def _counts(counts: ArrayLike) -> NDArray[np.float64]:
+    values = _matrix(counts)
+    _require(values, np.isfinite(values) & (values >= 0), "is not a finite count, 0 or more")
+    return values
 
 
 def _matrix(counts: Any) -> NDArray[np.float64]:

@@ -48,10 +48,11 @@ def test_manifest_says_what_shaped_the_bundle(small_bundle: Path) -> None:
         16,
     )
     assert (m.tile.size_px, m.tile.mpp, m.tile.pad) == (32, None, (0, 0, 0))
+    assert m.kind == "retrieval" and m.sequence is None and m.spot_encoder and m.context
     assert (m.spot_encoder.heads, m.spot_encoder.depth) == (8, 2)
     assert (m.context.spots, m.context.sentences, m.context.positions) == (32, "file", "array")
     assert (m.normalisation.input, m.normalisation.expression) == ("spot-wise", "gene-wise")
-    spec = m.retrieval.spec()
+    spec = found.retrieval
     assert (spec.k, spec.rank, spec.distance, spec.weighting) == (10, "cosine", "l1", "inverse-square")
     assert [(s.name, s.spots) for s in m.bank] == [("A1", 24), ("A2", 24)]
     assert set(m.files) == {"encoder.onnx", "bank.h5", "parity.json"} and {"mclst", "torch", "onnx"} <= set(
@@ -112,6 +113,9 @@ def test_links_out_of_the_bundle_are_refused(bundle: Path, tmp_path: Path) -> No
         (lambda m: m.update(format="mclst-bundle/0"), ("mclst-bundle/0", "export the bundle again")),
         (lambda m: m.pop("format"), ("not a bundle's manifest",)),
         (lambda m: m["retrieval"].update(k=0), ("retrieval.k",)),
+        (lambda m: m.update(kind="regression"), ("retrieval does not belong in a regression bundle",)),
+        (lambda m: m.update(retrieval=None), ("retrieval is missing in a retrieval bundle",)),
+        (lambda m: m.update(kind="oracle"), ("kind",)),
         (lambda m: m["retrieval"].update(k="10"), ("retrieval.k",)),
         (lambda m: m["retrieval"].update(rank="chebyshev"), ("retrieval.rank",)),
         (lambda m: m["tile"].update(mpp=-1.0), ("tile.mpp",)),

@@ -53,9 +53,10 @@ def test_every_layout_gives_the_same_embeddings(tmp_path: Path, state: State, la
     else:
         torch.save(wrap(state, layout), path, _use_new_zipfile_serialization=layout != "legacy")
     checkpoint = open_checkpoint(path)
-    assert (checkpoint.system, checkpoint.encoder) == ("mclstexp", "resnet18")
-    assert (checkpoint.genes, checkpoint.projection_dim, checkpoint.depth) == (GENES, 16, 2)
-    assert (checkpoint.attention_width, checkpoint.positions) == (32, POSITIONS)
+    assert (checkpoint.system.name, checkpoint.encoder) == ("mclstexp", "resnet18")
+    traits = checkpoint.traits
+    assert (traits.genes, traits.width, traits.depth) == (GENES, 16, 2)
+    assert (traits.attention_width, traits.positions) == (32, POSITIONS)
     every = torch.arange(POSITIONS)
     network = checkpoint.network(heads=8, x_rows=every, y_rows=every)
     tiles = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -178,7 +179,7 @@ def test_other_contents_are_named(tmp_path: Path, state: State) -> None:
         ([1, 2], ("list",)),
         ({}, ("no tensors",)),
         ({"a": 1}, ("'a' is no tensor",)),
-        ({"conv.weight": torch.zeros(2)}, ("not an mclSTExp checkpoint", "conv.weight")),
+        ({"conv.weight": torch.zeros(2)}, ("no system", "BLEEP, ", "mclSTExp", "conv.weight", "--system")),
         (
             {k: v for k, v in state.items() if k != "image_projection.fc.bias"},
             ("1 tensors missing", "image_projection.fc.bias"),
@@ -258,6 +259,7 @@ def test_network_equals_plain_numpy(state: State) -> None:
 
 def test_the_real_checkpoint_is_recognised(her2st: Path) -> None:
     found = open_checkpoint(her2st / "model.pt")
-    assert (found.encoder, found.genes, found.projection_dim) == ("densenet121", 785, 256)
-    assert (found.depth, found.attention_width, found.positions) == (2, 512, 64)
+    assert (found.encoder, found.genes, found.traits.width) == ("densenet121", 785, 256)
+    traits = found.traits
+    assert (traits.depth, traits.attention_width, traits.positions) == (2, 512, 64)
     assert json.dumps(found.carried) == "{}"

@@ -50,7 +50,7 @@ def test_every_option_reaches_the_manifest(here: Path) -> None:
     words = (
         "--k 7 --rank l2 --distance cosine --weighting softmax --temperature 0.5 --heads 4 --context 5 --sentences section "
         "--positions pixel --input-normalisation none --expression-normalisation spot-wise --tile-px 40 --tile-mpp 0.5 "
-        "--pad 255,254,253 --channels bgr --pixel-range 0-255 --mean 1,2,3 --std 4,5,6 --parity-tiles 4"
+        "--pad 255,254,253 --channels bgr --pixel-range 0-255 --mean 1,2,3 --std 4,5,6 --axes x-major --parity-tiles 4"
     )
     # Pixel positions need tables that reach them.
     torch.save(tiny_network(positions=300).state_dict(), here / "model.pt")
@@ -84,6 +84,8 @@ def test_every_option_reaches_the_manifest(here: Path) -> None:
         "pixel_range": "0-255",
         "mean": [1, 2, 3],
         "std": [4, 5, 6],
+        "axes": "x-major",
+        "symmetries": 1,
     }
 
 
@@ -206,7 +208,7 @@ def test_a_checkpoint_that_carries_its_bank_needs_nothing_else(here: Path) -> No
     done = export("--ckpt", "model.pt", "--k", "6", "--parity-tiles", "4")
     assert done.exit_code == 0, done.output
     bundle = open_bundle("mclst-bundle")
-    assert bundle.manifest.retrieval.spec().k == 6 and bundle.manifest.retrieval.rank == "l2"
+    assert bundle.retrieval.k == 6 and bundle.retrieval.rank == "l2"
     assert bundle.manifest.tile.pad == (255, 255, 255)
     assert list(bundle.bank.genes[:2]) == ["G0", "G1"] and len(bundle.bank) == 18
     content["sections"][0]["counts"] = torch.zeros(8, GENES)  # type: ignore[index]
