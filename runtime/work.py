@@ -50,7 +50,7 @@ class Work:
     advance: Advance
     tell: Tell
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
-    clock: Clock = field(default_factory=Clock)
+    clock: Clock = field(default_factory=lambda: Clock(encode=0.0, retrieve=0.0, write=0.0))
     failed: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     carried_on: int = 0
