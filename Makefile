@@ -1,12 +1,14 @@
 # make demo   a virtual environment, then the whole way on a made-up slide
 # make test   the same environment, then the tests
 # make check  formatting, lint, types
+# make gpu-check   the tests that need a CUDA device; takes nothing but python3 with numpy, scipy, pytest, and
+#                  cuda-bindings or PyCUDA
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check gpu-check clean
 
 demo: $(VENV)/installed
 	$(BIN)/mclst-demo --out mclst-demo --overwrite
@@ -20,6 +22,9 @@ check: $(VENV)/installed build/as/mclst
 	$(BIN)/mypy
 	$(BIN)/mypy --allow-untyped-defs --allow-incomplete-defs --allow-untyped-calls --no-warn-return-any \
 		--no-warn-unused-ignores tests
+
+gpu-check: build/as/mclst
+	PYTHONPATH=build/as $(PYTHON) -m pytest --noconftest -m gpu tests/test_cuda_gpu.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,4 +1,8 @@
-"""The `cuda` provider: retrieve.cu on a device, block by block of queries, in a workspace of fixed size."""
+"""The `cuda` provider: retrieve.cu on a device, block by block of queries, in a workspace of fixed size.
+
+Its kernels are compiled for every architecture and tested under an emulation on the CPU. They have not yet run on a
+device, so `Retriever`'s "auto" does not choose it; `make gpu-check` is the test that will tell.
+"""
 
 from __future__ import annotations
 

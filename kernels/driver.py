@@ -29,7 +29,7 @@ class Driver(Protocol):
     multiprocessors: int
 
     def load(self) -> None:
-        """Make the kernels ready to launch, compiling them where they are not yet."""
+        """Make the kernels ready to launch, once, compiling them where they are not yet."""
 
     def allocate(self, nbytes: int) -> int:
         """Address of `nbytes` of device memory. Raises ProviderError where there is not so much."""
@@ -98,8 +98,9 @@ class CudaBindings:
 
     def load(self) -> None:
         """See `Driver`."""
-        with self._current():
-            self._module = self._call("cuModuleLoadData", cubin(self.architecture))
+        if self._module is None:
+            with self._current():
+                self._module = self._call("cuModuleLoadData", cubin(self.architecture))
 
     def allocate(self, nbytes: int) -> int:
         """See `Driver`."""
@@ -191,8 +192,9 @@ class PyCuda:
 
     def load(self) -> None:
         """See `Driver`."""
-        with self._current("load"):
-            self._module = self._cuda.module_from_buffer(cubin(self.architecture))
+        if self._module is None:
+            with self._current("load"):
+                self._module = self._cuda.module_from_buffer(cubin(self.architecture))
 
     def allocate(self, nbytes: int) -> int:
         """See `Driver`."""

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mclst.kernels import RetrievalSpec, Retrieved, reference
 from mclst.kernels.cuda import Cuda
 from mclst.kernels.job import Job, Placing, leaves
-from mclst.kernels.spec import DISTANCES, RANKS, WEIGHTINGS
+from mclst.kernels.spec import DISTANCES, RANKS, WEIGHTINGS, Weighting
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="g++ is not installed, and the emulation needs it")
 F32 = NDArray[np.float32]
@@ -291,7 +291,7 @@ def test_the_dense_mean_is_as_near_as_it_says() -> None:
     """Equal weights and equal values, the worst for tensor cores that truncate: far within the proven 4e-6."""
     queries, bank = clustered(5, 700, 6, genes=3)
     bank.expression[:] = 1 - 2.0**-20 * np.random.default_rng(1).random((700, 3))
-    for weighting in WEIGHTINGS:
+    for weighting in get_args(Weighting):
         spec = RetrievalSpec(k=600, rank="l2", weighting=weighting, temperature=20.0)
         assert_same(run(queries, bank, spec, dense_from=0), queries, bank, spec, tolerance=4e-7)
 
