@@ -48,6 +48,7 @@ class Retriever:
         definition, slow), or "auto": "cpu" where it was compiled, else "faiss". `.provider` is the one in use.
 
     Every provider chooses the same rows, and the expression is within 1e-6·max|bank expression| of the reference's.
+    (Of cuda's dense means, for large k/M, only 4e-6 is proven.)
     Raises ValueError where the bank is not of that form, holds NaN, infinity or a value beyond 1e30, or has fewer than
     spec.k rows, and where the provider is unknown; ProviderError where it is not installed.
     """
@@ -147,7 +148,7 @@ def _cpu(embedding: NDArray[np.float32], expression: NDArray[np.float32], spec: 
 
 
 def _cuda(embedding: NDArray[np.float32], expression: NDArray[np.float32], spec: RetrievalSpec) -> Provider:
-    from mclst.kernels.cuda import Cuda
+    from mclst.kernels.cuda_provider import Cuda
 
     return Cuda(embedding, expression, spec)
 

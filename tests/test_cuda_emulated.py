@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mclst.kernels import RetrievalSpec, Retrieved, reference
-from mclst.kernels.cuda import Cuda
+from mclst.kernels.cuda_provider import Cuda
 from mclst.kernels.job import Job, Placing, leaves
 from mclst.kernels.spec import DISTANCES, RANKS, WEIGHTINGS, Weighting
 
@@ -325,7 +325,7 @@ import numpy as np
 from cuda_cases import assert_same, clustered
 from host_driver import SANITIZED, HostDriver, build
 from mclst.kernels import RetrievalSpec
-from mclst.kernels.cuda import Cuda
+from mclst.kernels.cuda_provider import Cuda
 if len(sys.argv) > 2:
     driver = HostDriver(build(SANITIZED))
     driver.upload(driver.allocate(40), np.zeros(11, dtype=np.float32))

@@ -13,7 +13,7 @@ import pytest
 from cuda_cases import ADVERSARIES, SPECS, Bank, adversary, assert_same, clustered, spec_name
 
 from mclst.kernels import ProviderError, RetrievalSpec, Retriever, reference
-from mclst.kernels.cuda import Cuda
+from mclst.kernels.cuda_provider import Cuda
 from mclst.kernels.driver import CudaBindings, Driver, PyCuda, open_driver
 from mclst.kernels.spec import RANKS
 

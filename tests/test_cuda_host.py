@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mclst.kernels import ProviderError, RetrievalSpec, Retriever, cubin
-from mclst.kernels.cuda import Cuda
+from mclst.kernels.cuda_provider import Cuda
 from mclst.kernels.device_array import device_array, on_device
 from mclst.kernels.driver import CudaBindings, Driver, PyCuda, open_driver
 from mclst.kernels.plan import bytes_per_query, make_plan
