@@ -84,8 +84,8 @@ class Source:
     def _draw(self, rng: np.random.Generator, n: int, gap: float) -> F32:
         if self._kind == "clustered":
             points = self._centres[rng.integers(12, size=n)] + rng.normal(size=(n, self._case.d))
-            return points.astype(np.float32)
+            return np.asarray(points, dtype=np.float32)
         latent = self._domains[rng.integers(8, size=n)] + rng.normal(size=(n, self._domains.shape[1]))
         points = latent @ self._mixing + 0.3 * rng.normal(size=(n, self._case.d)) + gap * self._gap
         points -= points.mean(axis=1, keepdims=True)
-        return (points / points.std(axis=1, keepdims=True)).astype(np.float32)
+        return np.asarray(points / points.std(axis=1, keepdims=True), dtype=np.float32)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.box import SIMPLE
 from rich.table import Table
 
 from mclst.benchmarks import machine
@@ -24,6 +25,8 @@ from mclst.runtime.publish import check_writable, write_whole
 PATH = click.Path(path_type=Path)
 # A machine busier than this when a run begins gives figures to look at, not to quote.
 _QUIET = 0.5
+# The table in full, also where the output is no terminal.
+_TABLE_WIDTH = 118
 
 
 @click.group()
@@ -147,10 +150,11 @@ def _show(result: dict[str, Any]) -> None:
         title=f"{result['case']}, {result['data']}: N = {shape['n']:,}, M = {shape['m']:,}, k = {shape['k']}, "
         f"G = {shape['genes']}",
         title_justify="left",
+        box=SIMPLE,
     )
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for heading in ("wall ms", "95 % of median", "CPU ms", "× ours", "× CPU", "of bound", "error"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for entry in sorted(result["contenders"], key=lambda entry: float(entry["wall_s"]["median"])):
         wall = entry["wall_s"]
         table.add_row(
@@ -164,7 +168,7 @@ def _show(result: dict[str, Any]) -> None:
             f"{entry['error']:.0e}",
             style="bold" if entry["ours"] else "",
         )
-    console.print(table)
+    console.print(table, width=max(console.width, _TABLE_WIDTH), crop=False)
     for missing in result["absent"]:
         say(f"  not run here: {missing['name']} ({missing['why']})")
 

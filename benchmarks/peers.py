@@ -71,7 +71,8 @@ def faiss_embedding_bag(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
 
     def run(queries: F32) -> F32:
         cosine, rows = search(queries)
-        return side.mean(torch.from_numpy(queries), torch.from_numpy(rows), torch.from_numpy(cosine)).numpy()
+        q, r, c = (torch.from_numpy(x) for x in (queries, rows, cosine))
+        return np.asarray(side.mean(q, r, c).numpy())
 
     return run
 
@@ -185,7 +186,7 @@ def cuvs_brute_force(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
         raise Absent("cuvs is not installed")
     torch = _torch(threads)
     _cuda(torch)
-    from cuvs.neighbors import brute_force
+    from cuvs.neighbors import brute_force  # type: ignore[import-not-found]
 
     units = torch.from_numpy(_units(bank.embedding)).to("cuda")
     index = brute_force.build(units, metric="inner_product")

@@ -361,6 +361,9 @@ void Tile::scan(const std::vector<int64_t> &asked, bool sampled) {
 
 // Scores [n] of rows as the definition has them, in float64 but summed in another order.
 void fine_scores(const Bank &bank, const double *query, const int32_t *rows, int64_t n, double *score) {
+    // They lie anywhere in the bank: all are asked for before the first is waited for.
+    for (int64_t i = 0; i < std::min<int64_t>(n, 64); ++i)
+        for (int64_t c = 0; c < bank.columns; c += 16) __builtin_prefetch(bank.embedding + rows[i] * bank.columns + c);
     const Measure measure = bank.rank == kCosine ? Measure::kDot : bank.rank == kL2 ? Measure::kSquares : Measure::kAbsolutes;
     bank.lanes->pairs(measure, query, bank.embedding, rows, n, bank.columns, bank.inverse_norm.data(), score);
     if (bank.rank != kCosine) return;

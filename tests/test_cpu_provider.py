@@ -138,8 +138,8 @@ def test_the_longest_integer_vectors_do_not_overflow(d: int, lanes: int) -> None
 def test_sums_of_many_stay_within_the_stated_error() -> None:
     """Uniform weights over a whole bank of one sign, where float32 sums in a row would drift."""
     rng = np.random.default_rng(0)
-    bank, expression = rng.normal(size=(30_000, 2)), rng.uniform(0.5, 1, size=(30_000, 3))
-    bank, expression = bank.astype(np.float32), expression.astype(np.float32)
+    bank = rng.normal(size=(30_000, 2)).astype(np.float32)
+    expression = rng.uniform(0.5, 1, size=(30_000, 3)).astype(np.float32)
     spec = RetrievalSpec(k=30_000, weighting="uniform")
     got = Cpu(bank, expression, spec).aggregate(bank[:2], neighbours=False).expression
     wanted = expression.astype(np.float64).mean(axis=0)
