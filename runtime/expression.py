@@ -194,7 +194,7 @@ class MapWriter:
         try:
             rows.blank_the_rest()
             for offset, content in segments:
-                rows.put(memoryview(content), offset)
+                rows.put(content, offset)
             os.ftruncate(rows.claim.handle, size)
             os.fsync(rows.claim.handle)
             self._verify(rows, segments, size)
@@ -218,15 +218,13 @@ class MapWriter:
         library_id: str,
         run: Mapping[str, Any],
         metadata: Mapping[str, str],
-    ) -> tuple[list[tuple[int, bytes]], int]:
+    ) -> tuple[list[tuple[int, memoryview]], int]:
         library = storable_names([library_id], unnamed="slide")[0]
         hires, hires_scale = shrink(image, image_scale, HIRES_PX)
         lowres, lowres_scale = shrink(hires, hires_scale, LOWRES_PX)
         for empty in ("layers", "varm", "obsp", "varp"):
             self._image.put(empty, {})
-        self._image.put(
-            "obs", self._table.assign(nearest_distance=self._open.nearest, effective_k=self._open.effective_k)
-        )
+        self._image.put("obs", self._table.assign(**self._neighbours()))
         self._image.put("obsm", {"spatial": np.asarray(self.spots.xy_px, np.float64)})
         self._image.put("uns", {"mclst": storable_tree(run)})
         self._image.put("uns/spatial", {library: {}})
@@ -242,13 +240,20 @@ class MapWriter:
         self._image.put(f"{here}/metadata", storable_tree({key: str(value) for key, value in told.items()}))
         return self._image.close()
 
-    def _verify(self, rows: RowFile, segments: list[tuple[int, bytes]], size: int) -> None:
+    def _neighbours(self) -> dict[str, NDArray[np.float32]]:
+        """The map's own columns; none where no spot has neighbours, since the network gave the expression itself."""
+        rows = self._open
+        if np.isnan(rows.nearest).all():
+            return {}
+        return dict(zip(OWN_COLUMNS, (rows.nearest, rows.effective_k), strict=True))
+
+    def _verify(self, rows: RowFile, segments: list[tuple[int, memoryview]], size: int) -> None:
         handle = rows.claim.handle
         if hasattr(os, "posix_fadvise"):  # so that the disk is read, not the memory of it
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         sound = os.fstat(handle).st_size == size
         for offset, content in segments:
-            sound &= rows.read(offset, len(content)) == content
+            sound &= rows.holds(content, offset)
         with h5py.File(rows.claim.rows, "r", locking=False) as file:
             matrix = file["X"]
             sound &= matrix.shape == self.shape and matrix.dtype == np.dtype("<f4")

@@ -84,8 +84,9 @@ def spots_sha256(spots: Spots) -> str:
     """SHA-256 over all that a table of spots brings into a map: ids, places and the table's own columns."""
     digest = hashlib.sha256()
     for values in (spots.xy_px, spots.array_xy):
-        digest.update(b"-" if values is None else np.ascontiguousarray(values).tobytes())
-    digest.update(pd.util.hash_array(np.asarray(spots.id, dtype=object)).tobytes())
+        digest.update(b"-" if values is None else np.ascontiguousarray(values).view(np.uint8).data)
+    digest.update(str(spots.id.dtype).encode())
+    digest.update(np.ascontiguousarray(spots.id).view(np.uint8).data)
     digest.update(repr([str(name) for name in spots.table.columns]).encode())
     if len(spots.table.columns):
         digest.update(pd.util.hash_pandas_object(spots.table.astype(str), index=False).to_numpy().tobytes())

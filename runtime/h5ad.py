@@ -93,7 +93,7 @@ class H5adImage:
         options = {"compression": "gzip", "compression_opts": 4} if compress else {}
         anndata.io.write_elem(self._file, key, value, dataset_kwargs=options)
 
-    def close(self) -> tuple[list[tuple[int, bytes]], int]:
+    def close(self) -> tuple[list[tuple[int, memoryview]], int]:
         """Finish the file: ([(offset, bytes), …] of everything but X, size of the whole file in bytes).
 
         Raises RuntimeError where HDF5 reached into the place of X.
@@ -104,6 +104,6 @@ class H5adImage:
             raise RuntimeError(
                 "HDF5 reached into the place of X; this version of HDF5 lays files out differently"
             )
-        content = gapped.bytes.getvalue()
+        content = gapped.bytes.getbuffer()
         segments = [(0, content[: gapped.start]), (gapped.stop, content[gapped.start :])]
         return segments, max(gapped.stop, len(content) + gapped.stop - gapped.start)

@@ -147,6 +147,14 @@ class RowFile:
             offset, size = offset + len(part), size - len(part)
         return b"".join(parts)
 
+    def holds(self, content: memoryview, offset: int) -> bool:
+        """Whether the file holds `content` at `offset`; some of it is read at a time."""
+        return all(
+            self.read(offset + start, CHUNK_BYTES)[: len(content) - start]
+            == content[start : start + CHUNK_BYTES]
+            for start in range(0, len(content), CHUNK_BYTES)
+        )
+
     def sound(self, matrix: h5py.Dataset | NDArray[np.float32]) -> bool:
         """Whether the rows of a matrix [n, G], read some at a time, have the checksums they were written with."""
         step = max(1, CHUNK_BYTES // self._row_bytes)
