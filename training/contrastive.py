@@ -152,8 +152,9 @@ class Training:
 
     def trained(self) -> TrainedModel:
         """The model as it is now, on the CPU; training is over with it."""
-        network = self.network.to("cpu").eval().requires_grad_(False)
+        network = self.network.to("cpu").eval()
         tabulate_positions(network, table_rows(self.config, self.pairs))
+        network.requires_grad_(False)
         losses = tuple(self.losses)
         return TrainedModel(
             network, self.config, self.pairs.genes, self.sections, losses, self.steps, self.seconds
