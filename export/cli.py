@@ -198,7 +198,7 @@ def main(
     of their --genes. The defaults shown are those of the published mclSTExp HER2+ scripts; another system has its own
     published ones, and a checkpoint trained by mclst brings its own.
     """
-    check_json(json_path, overwrite=overwrite)
+    check_json(json_path, overwrite=overwrite, inputs=(ckpt, *references, genes), outputs=(out,))
     try:
         from mclst.export.bundling import export_bundle
     except ImportError as error:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mclst.runtime.errors import OutputError
-from mclst.runtime.publish import beside
+from mclst.runtime.publish import beside, sweep
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,8 @@ def claim(path: Path) -> Claim:
                 f"{path} is being written by another run; wait for it or choose another --out"
             ) from error
         except OSError:
+            if os.fstat(handle).st_size == 0:
+                rows.unlink(missing_ok=True)
             os.close(handle)
             return _unlocked(path)
         # A run that ended between opening and locking has renamed or removed what the handle holds.
@@ -66,24 +67,3 @@ def _unlocked(path: Path) -> Claim:
     rows = beside(path.absolute())
     handle = os.open(rows, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     return Claim(rows, handle, rows.with_name(f"{rows.name}.journal"), keeps=False)
-
-
-def sweep(path: Path) -> None:
-    """Remove what dead processes left beside `path` under names of their own (`.NAME.<pid>-<hex>.part`)."""
-    pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)(?:-[0-9a-f]+)?\.part")
-    folder = path.absolute().parent
-    for found in os.listdir(folder):
-        match = pattern.fullmatch(found)
-        if match and (folder / found).is_file() and not _alive(int(match[1])):
-            with suppress(OSError):  # gone by now, or another user's
-                (folder / found).unlink()
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 from pathlib import Path
@@ -12,9 +13,10 @@ import click
 
 from mclst.kernels.spec import DISTANCES, RANKS, WEIGHTINGS, RetrievalSpec
 from mclst.runtime.bundle import Bundle, open_bundle
-from mclst.runtime.command import check_json, command, progress, publish_json, say, table
+from mclst.runtime.command import Finite, check_json, command, progress, publish_json, say, table
 from mclst.runtime.errors import SlideError
 from mclst.runtime.grid import Grid, lay_grid
+from mclst.runtime.outputs import Outputs
 from mclst.runtime.pipeline import MAX_BAD_TILES, predict
 from mclst.runtime.run_report import Run
 from mclst.runtime.session import PROVIDERS
@@ -38,7 +40,7 @@ NAMED_FAILURES = 5
 @click.option(
     "--grid",
     "stride_um",
-    type=click.FloatRange(0.1),
+    type=Finite(0.1),
     metavar="STRIDE_UM",
     help="Instead of --spots: a dense grid over the tissue, its places so many µm apart.",
 )
@@ -77,14 +79,16 @@ NAMED_FAILURES = 5
 @click.option(
     "--weighting", type=click.Choice(WEIGHTINGS), help="Distance to weight.  [default: the bundle's]"
 )
-@click.option("--temperature", type=float, help="Of the softmax weightings.  [default: the bundle's]")
+@click.option(
+    "--temperature", type=Finite(0, min_open=True), help="Of the softmax weightings.  [default: the bundle's]"
+)
 @click.option("--batch-size", type=click.IntRange(1, 4096), default=16, help="Tiles encoded at once.")
 @click.option(
     "--workers", type=click.IntRange(1, 256), default=min(8, os.cpu_count() or 2), help="Reading threads."
 )
 @click.option(
     "--mpp",
-    type=click.FloatRange(0.05, 10),
+    type=Finite(0.05, 10),
     help="µm/px of level 0, before what the slide and the spots' array say.",
 )
 @click.option("--reader", type=click.Choice(READERS), default="auto", help="What decodes the slide.")
@@ -150,7 +154,15 @@ def main(
         raise click.UsageError("give either --spots or --grid")
     if stride_um is None and (mask_path is not None or genes):
         raise click.UsageError("--tissue-mask and --genes belong to --grid")
-    check_json(json_path, overwrite=overwrite)
+    outputs = Outputs.beside(
+        Path(f"{slide.stem}.h5ad") if out is None else out, picture=picture, dense=bool(genes), report=report
+    )
+    check_json(
+        json_path,
+        overwrite=overwrite,
+        inputs=(slide, spots_path, mask_path, bundle_path),
+        outputs=(outputs.map, outputs.sheet, outputs.dense, outputs.report),
+    )
     bundle = open_bundle(bundle_path)
     table_of_spots = None if spots_path is None else read_spots(spots_path, all_spots=all_spots)
     with open_slide(slide, reader=reader) as opened:
@@ -207,8 +219,10 @@ def _grid(slide: Slide, stride_um: float, given_mpp: float | None, mask_path: Pa
     return lay_grid(slide, stride_um, mpp, tissue)
 
 
-def _spec(bundle: Bundle, given: dict[str, Any]) -> RetrievalSpec:
+def _spec(bundle: Bundle, given: dict[str, Any]) -> RetrievalSpec | None:
     changed = {name: value for name, value in given.items() if value is not None}
+    if bundle.manifest.kind != "retrieval" and not changed:
+        return None
     try:
         return dataclasses.replace(bundle.retrieval, **changed)
     except ValueError as error:
@@ -217,16 +231,23 @@ def _spec(bundle: Bundle, given: dict[str, Any]) -> RetrievalSpec:
 
 def _summary(run: Run, bundle: Bundle) -> list[tuple[str, Any]]:
     rate = {stage: f"{run.tiles_per_second(stage):,.0f}" for stage in ("read", "encode", "retrieve", "total")}
-    genes = ", ".join(f"{gene} ({value:.2f})" for gene, value in run.structured[:5])
+    genes = ", ".join(f"{gene} ({value:.2f})" for gene, value in run.structured[:5] if math.isfinite(value))
+    retrieves = bundle.manifest.kind == "retrieval"
+    last = "retrieve" if retrieves else "express"
+    how = (
+        f"retrieval {run.retriever}"
+        if retrieves
+        else "expression straight from the network, without neighbours"
+    )
     rows: list[tuple[str, Any]] = [
         ("spots", f"{run.spots:,}, {run.coordinates}"),
         ("genes", f"{run.genes:,}, normalised {bundle.manifest.normalisation.expression}"),
         ("tiles", run.tile),
         (
             "tiles/s",
-            "read {read}, encode {encode}, retrieve {retrieve}; whole run {total}".format(**rate),
+            f"read {{read}}, encode {{encode}}, {last} {{retrieve}}; whole run {{total}}".format(**rate),
         ),
-        ("provider", f"{run.provider}, retrieval {run.retriever}"),
+        ("provider", f"{run.provider}, {how}"),
     ]
     if run.mpp is not None:
         rows.insert(2, ("mpp", f"{run.mpp:.4g} µm/px, {run.mpp_source}"))

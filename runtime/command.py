@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
+import math
 import signal
 import sys
 import time
@@ -28,7 +30,7 @@ from rich.progress import (
 from rich.text import Text
 
 from mclst.runtime.errors import MclstError
-from mclst.runtime.publish import check_writable, write_whole
+from mclst.runtime.publish import check_apart, check_writable, write_whole
 from mclst.sections.section import SectionError
 
 P = ParamSpec("P")
@@ -38,14 +40,19 @@ console = Console(stderr=True, highlight=False)
 """People read stderr; stdout carries data alone."""
 
 LINE_SECONDS = 10.0
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Terminated(BaseException):
     """SIGTERM or SIGHUP arrived: unwound like an interrupt, so that nothing half-written stays."""
 
 
-def _terminate(number: int, frame: object) -> NoReturn:
-    raise Terminated(number)
+def _stop(number: int, frame: object) -> NoReturn:
+    # Only the first signal counts: another would break into what the first one cleans up.
+    for other in STOPS:
+        signal.signal(other, signal.SIG_IGN)
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
 
 def say(text: str, *, quiet: bool = False) -> None:
@@ -64,13 +71,14 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
     """Wrap a click callback: every foreseeable failure becomes one sentence on stderr and its exit code.
 
     0 done, 1 internal error (with a traceback), 4 input refused, 5 output cannot be written, 6 resources missing,
-    130 interrupted, 143 terminated; click itself leaves with 2 on wrong usage.
+    130 interrupted, 141 nobody reads stdout or stderr any more, 143 terminated; click itself leaves with 2 on wrong
+    usage.
     """
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _terminate)
+        for number in STOPS:
+            signal.signal(number, _stop)
         try:
             return function(*args, **kwargs)
         except MclstError as error:
@@ -78,7 +86,7 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
         except SectionError as error:
             fail(str(error), 4)
         except MemoryError as error:
-            text = "this machine's memory is too small for the work; try a smaller --batch-size"
+            text = "this machine's memory is too small for the work; ask for less at once, such as a smaller batch"
             fail(_with_notes(text, error), 6)
         except KeyboardInterrupt as error:
             fail(_with_notes("interrupted", error, AGAIN), 130)
@@ -86,6 +94,11 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
             fail(_with_notes("terminated", error, AGAIN), 143)
         except BrokenPipeError:
             sys.exit(141)
+        except OSError as error:
+            if error.errno not in FULL:
+                traceback.print_exc()
+                fail("this is a defect in mclst; please report the lines above", 1)
+            fail(f"{error.filename or 'standard output'} cannot be written ({error.strerror}); free space", 5)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception:  # noqa: BLE001 - the border: nothing passes it as a bare traceback
@@ -164,10 +177,28 @@ def table(rows: Iterable[tuple[str, Any]], *, quiet: bool = False) -> None:
         say(f"  {name:<{width}}  {value}", quiet=quiet)
 
 
-def check_json(path: Path | None, *, overwrite: bool) -> None:
-    """Refuse a `--json` path before any work, as `check_writable` does; None and `-` are always right."""
+class Finite(click.FloatRange):
+    """A number within a range; `nan` and `inf`, which click's own range lets pass, are wrong usage."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text → a finite number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
+
+
+def check_json(
+    path: Path | None,
+    *,
+    overwrite: bool,
+    inputs: Iterable[Path | None] = (),
+    outputs: Iterable[Path | None] = (),
+) -> None:
+    """Refuse a `--json` path before any work, as `check_writable` and `check_apart` do; None and `-` are right."""
     if path is not None and str(path) != "-":
         check_writable(path, overwrite=overwrite)
+        check_apart((path, *outputs), inputs)
 
 
 def publish_json(path: Path, content: dict[str, Any]) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mclst.runtime.claim import sweep
 from mclst.runtime.errors import OutputError
-from mclst.runtime.publish import check_writable
+from mclst.runtime.publish import check_apart, check_writable, sweep
 from mclst.runtime.run_report import check_report
 from mclst.runtime.slide import Slide
 from mclst.sections.section import Spots
@@ -25,6 +24,8 @@ class Outputs:
     @classmethod
     def beside(cls, out: Path, *, picture: bool, dense: bool, report: bool) -> Outputs:
         """Name what belongs beside the map `out` after it."""
+        if not out.name:
+            raise OutputError(f"{str(out)!r} names no file to write; choose another --out")
         return cls(
             out,
             out.with_suffix(".genes.png") if picture else None,
@@ -32,15 +33,10 @@ class Outputs:
             out.with_suffix(".run.json") if report else None,
         )
 
-    def check_map(self, slide: Slide, spots: Spots, *, overwrite: bool) -> None:
+    def check_map(self, slide: Slide, spots: Spots, bundle: Path, *, overwrite: bool) -> None:
         """Raise OutputError where the map is in the way, or any output is an input, which even `overwrite` spares."""
         check_writable(self.map, overwrite=overwrite)
-        for path in filter(None, (self.map, self.sheet, self.dense, self.report)):
-            for given in (slide.path, spots.path):
-                if path.exists() and given.exists() and path.samefile(given):
-                    raise OutputError(
-                        f"{path} is an input of this run and would be lost; choose another --out"
-                    )
+        check_apart((self.map, self.sheet, self.dense, self.report), (slide.path, spots.path, bundle))
 
     def check_beside(self, *, overwrite: bool) -> None:
         """Raise OutputError where one of the others is in the way; remove what dead runs left half-written of them."""

@@ -23,10 +23,11 @@ def check_places(spots: Spots, slide: Slide) -> None:
         return
     first = int(np.flatnonzero(outside)[0])
     x, y = spots.xy_px[first]
+    others = int(outside.sum()) - 1
+    more = f", as are {others:,} more of {len(spots):,}" if others else ""
     raise SpotsError(
         f"{spots.path}, line {spots.row[first]}: spot {spots.id[first]} at x {x:g}, y {y:g} is outside "
-        f"{slide.path.name} ({slide.width_px} x {slide.height_px} px), as are {int(outside.sum()) - 1} more of "
-        f"{len(spots)}; {_hint(spots.xy_px, slide)}"
+        f"{slide.path.name} ({slide.width_px} x {slide.height_px} px){more}; {_hint(spots.xy_px, slide)}"
     )
 
 

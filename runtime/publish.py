@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -29,24 +30,74 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def check_writable(path: Path, *, overwrite: bool) -> None:
+def check_writable(path: Path, *, overwrite: bool, folder: bool = False) -> None:
     """Refuse an output before any work is done for it.
 
-    Raises OutputError where `path` exists and `overwrite` is False, or its folder is missing or cannot be written.
+    folder: whether the output is one; else it is a file. Raises OutputError where `path` exists and `overwrite` is
+    False, or is of another kind (a device, a folder where a file should be), or its folder is missing or cannot be
+    written.
     """
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise OutputError(f"{folder} is not a folder; make it first or choose another --out")
-    if os.path.lexists(path) and not overwrite:
-        raise OutputError(f"{path} exists; choose another --out or add --overwrite")
-    probe = beside(folder / path.name)
+    home = path.absolute().parent
+    if not path.name or path.name == "..":
+        raise OutputError(
+            f"{str(path)!r} names no {'folder' if folder else 'file'} to write; choose another --out"
+        )
+    probe = beside(home / path.name)
     try:
+        if not home.is_dir():
+            raise OutputError(f"{home} is not a folder; make it first or choose another --out")
+        if os.path.lexists(path) and not overwrite:
+            raise OutputError(f"{path} exists; choose another --out or add --overwrite")
+        if path.exists() and not (path.is_dir() if folder else path.is_file()):
+            raise OutputError(f"{path} is not a {'folder' if folder else 'plain file'}; choose another --out")
         probe.touch(exist_ok=False)
     except OSError as error:
         raise OutputError(
-            f"{folder} cannot be written ({error.strerror or error}); choose another --out"
+            f"{home} cannot be written ({error.strerror or error}); choose another --out"
         ) from error
     probe.unlink(missing_ok=True)
+
+
+def check_apart(outputs: Iterable[Path | None], inputs: Iterable[Path | None]) -> None:
+    """Refuse outputs that would destroy an input, or one another; asked before any work, whatever `--overwrite` says.
+
+    A file inside an input folder (a bundle) counts as an input once it exists. None stands for nothing.
+    Raises OutputError.
+    """
+    seen: set[Path] = set()
+    given = [path.resolve() for path in inputs if path is not None]
+    for output in filter(None, outputs):
+        place = output.resolve()
+        if any(place == path or (place.exists() and path in place.parents) for path in given):
+            raise OutputError(f"{output} is an input of this run and would be lost; choose another place")
+        if place in seen:
+            raise OutputError(f"{output} would be written twice; give each output a place of its own")
+        seen.add(place)
+
+
+def sweep(path: Path) -> None:
+    """Remove what dead processes left beside `path` under names of their own (`.NAME.<pid>-<hex>.part`)."""
+    pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)(?:-[0-9a-f]+)?\.part")
+    folder = path.absolute().parent
+    for found in os.listdir(folder):
+        match = pattern.fullmatch(found)
+        if match is None or _alive(int(match[1])):
+            continue
+        with suppress(OSError):  # gone by now, or another user's
+            if (folder / found).is_dir():
+                shutil.rmtree(folder / found)
+            else:
+                (folder / found).unlink()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 @contextmanager
@@ -89,16 +140,11 @@ class WholeFolder:
         mark: the file by which a folder of this kind is known; nothing else is ever overwritten.
         Raises OutputError as `check_writable` does, and where `path` is there and is not such a folder.
         """
-        if (
-            overwrite
-            and path.exists()
-            and not (path / mark).is_file()
-            and (path.is_file() or any(path.iterdir()))
-        ):
-            raise OutputError(
-                f"{path} exists and has no {mark}, so it is not overwritten; choose another --out"
-            )
-        check_writable(path, overwrite=overwrite)
+        check_writable(path, overwrite=overwrite, folder=True)
+        sweep(path)
+        self.mark = mark
+        self.overwrite = overwrite
+        self._check_mark(path)
         self.path = path
         self.part = beside(path.absolute())
         try:
@@ -108,12 +154,24 @@ class WholeFolder:
                 f"{path} cannot be written ({error.strerror or error}); choose another --out"
             ) from error
 
+    def _check_mark(self, path: Path) -> None:
+        if path.exists() and not (path / self.mark).is_file() and any(path.iterdir()):
+            raise OutputError(
+                f"{path} exists and has no {self.mark}, so it is not overwritten; choose another --out"
+            )
+
     def publish(self) -> Path:
-        """Rename the hidden folder to `path`, an older one of that name out of the way first; returns `path`."""
+        """Rename the hidden folder to `path`, an older one of that name out of the way first; returns `path`.
+
+        Raises OutputError where the file system refuses, or something that may not be overwritten came there meanwhile.
+        """
         aside = beside(self.path.absolute())
+        check_writable(self.path, overwrite=self.overwrite, folder=True)
+        self._check_mark(self.path)
         try:
-            if os.path.lexists(self.path):
+            if self.overwrite and os.path.lexists(self.path):
                 os.rename(self.path, aside)
+            # Without --overwrite, renaming onto a folder that came meanwhile fails unless that folder is empty.
             os.rename(self.part, self.path)
             sync_folder(self.path.absolute().parent)
         except OSError as error:

@@ -302,7 +302,7 @@ def test_places_that_cannot_be_written_are_refused_at_once(tmp_path):
     with pytest.raises(OutputError, match="not a folder"):
         MapWriter(tmp_path / "absent" / "m.h5ad", genes=["A"], spots=spots_of(2), overwrite=False)
     (tmp_path / "d.h5ad").mkdir()
-    with pytest.raises(OutputError, match="is a folder"):
+    with pytest.raises(OutputError, match="not a plain file"):
         MapWriter(tmp_path / "d.h5ad", genes=["A"], spots=spots_of(2), overwrite=True)
     with pytest.raises(OutputError, match="cannot be written"):
         MapWriter(tmp_path / ("m" * 250 + ".h5ad"), genes=["A"], spots=spots_of(2), overwrite=False)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -235,11 +238,49 @@ def test_an_input_is_never_overwritten(here: Path, victim: str) -> None:
     done = infer("slide.png", "--spots", "spots.tsv", "--out", "link.h5ad", "--overwrite")
     assert_refused(done, 5, ("would be lost",))
     (here / "link.genes.png").unlink()
+    done = infer("slide.png", "--spots", "spots.tsv", "--json", victim, "--overwrite")
+    assert_refused(done, 5, (victim, "would be lost"))
     assert tree(here) == before
 
 
-def test_a_read_only_folder_is_refused_before_the_work(here: Path) -> None:
+@pytest.mark.parametrize("victim", ["mclst-bundle/bank.h5", "mclst-bundle/manifest.json"])
+def test_the_bundle_is_never_overwritten(here: Path, victim: str) -> None:
+    before = tree(here)
+    for option in ("--out", "--json"):
+        done = infer("slide.png", "--spots", "spots.tsv", option, victim, "--overwrite")
+        assert_refused(done, 5, (victim, "would be lost"))
+    assert tree(here) == before
+
+
+@pytest.mark.parametrize("name", ["slide.h5ad", "slide.genes.png", "slide.run.json"])
+def test_the_summary_does_not_replace_another_output(here: Path, name: str) -> None:
+    assert_refused(infer("slide.png", "--spots", "spots.tsv", "--json", name), 5, (name, "written twice"))
+
+
+@pytest.mark.parametrize("out", [".", "/", "", "mclst-bundle", "fifo", "zero"])
+def test_what_is_no_plain_file_is_not_replaced(here: Path, out: str) -> None:
+    os.mkfifo(here / "fifo")
+    (here / "zero").symlink_to("/dev/zero")
+    done = infer("slide.png", "--spots", "spots.tsv", "--out", out, "--overwrite")
+    assert_refused(done, 5, ())
+    assert stat.S_ISFIFO((here / "fifo").stat().st_mode) and (here / "zero").is_symlink()
+
+
+@pytest.mark.parametrize("options", [("--mpp", "nan"), ("--temperature", "inf"), ("--temperature", "-1")])
+def test_numbers_out_of_range_are_wrong_usage(here: Path, options: tuple[str, ...]) -> None:
+    assert infer("slide.png", "--spots", "spots.tsv", *options).exit_code == 2
+
+
+def test_a_read_only_folder_is_refused_before_the_work(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As an ordinary user, for root may write everywhere; a first run loads what that user may not read."""
+    with tempfile.TemporaryDirectory() as folder:
+        open_to_all = Path(folder) / "run"
+        shutil.copytree(here, open_to_all)
+        monkeypatch.chdir(open_to_all)
+        refuse_a_read_only_folder(open_to_all)
+
+
+def refuse_a_read_only_folder(here: Path) -> None:
     (here / "out").mkdir(mode=0o555)
     script = (
         "import os, sys; from mclst.runtime.cli import main\n"
@@ -248,7 +289,7 @@ def test_a_read_only_folder_is_refused_before_the_work(here: Path) -> None:
         "os.getuid() or (os.setgid(65534), os.setuid(65534))\n"
         "main([*words, 'out/map.h5ad'])"
     )
-    for folder in (here, here.parent, here.parent.parent):
+    for folder in (here, here.parent):
         folder.chmod(0o755)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 5 and "Traceback" not in done.stderr, done.stderr

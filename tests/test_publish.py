@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +55,31 @@ def test_places_that_cannot_be_written_are_refused_before_the_work(tmp_path: Pat
     with pytest.raises(OutputError, match="exists"):
         check_writable(tmp_path / "gone", overwrite=False)
     assert {p.name for p in tmp_path.iterdir()} == {"a", "gone"}
+
+
+def test_what_came_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    for overwrite in (False, True):
+        with WholeFolder(tmp_path / "f", mark="mark", overwrite=overwrite) as folder:
+            (folder.part / "mark").touch()
+            (tmp_path / "f").mkdir()
+            (tmp_path / "f" / "precious").touch()
+            with pytest.raises(OutputError):
+                folder.publish()
+        assert [p.name for p in tmp_path.iterdir()] == ["f"] and (tmp_path / "f" / "precious").exists()
+        shutil.rmtree(tmp_path / "f")
+
+
+def test_leftovers_of_dead_runs_are_swept(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
+    )
+    dead = tmp_path / f".f.{int(done.stdout)}-0123abcd.part"
+    dead.mkdir()
+    (dead / "half").touch()
+    alive = tmp_path / f".f.{os.getpid()}-0123abcd.part"
+    alive.mkdir()
+    with WholeFolder(tmp_path / "f", mark="mark", overwrite=False):
+        assert not dead.exists() and alive.exists()
 
 
 def test_a_folder_replaces_another_in_one_step(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import anndata
@@ -10,7 +11,6 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from mclst.sections.accuracy import score
 from mclst.export.cli import main as export
 from mclst.kernels import RetrievalSpec, Retriever
 from mclst.runtime.bundle import Bundle, open_bundle
@@ -19,6 +19,7 @@ from mclst.runtime.session import open_session
 from mclst.runtime.slide import open_slide
 from mclst.runtime.tiles import Tiles, TileShape
 from mclst.sections import read_spots
+from mclst.sections.accuracy import score
 
 SETTINGS = {
     "expression_l1_k200": (RetrievalSpec(200, "cosine", "l1"), (0.2571, 0.3918, 0.9136, 0.7800)),
@@ -133,7 +134,8 @@ def test_scanpy_and_squidpy_open_the_map_unmodified(run: Path, monkeypatch: pyte
 
     monkeypatch.chdir(run)
     found = sc.read_h5ad("C4.h5ad")
-    with pytest.warns(FutureWarning):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of scanpy's plans for this function
         sc.pl.spatial(found, color="GNAS", show=False)
     plt.savefig("scanpy.png")
     sq.pl.spatial_scatter(found, color="GNAS")
