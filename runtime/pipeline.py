@@ -97,7 +97,7 @@ def predict(
         raise InputError("--genes makes a dense image, which needs --grid")
     outputs = Outputs.beside(out, picture=picture, dense=bool(genes), report=report)
     with SlideHash(slide.path) as slide_hash:
-        outputs.check_map(slide, table, overwrite=overwrite)
+        outputs.check_map(slide, table, bundle.path, overwrite=overwrite)
         if not (resume and outputs.was_stopped):
             outputs.check_beside(overwrite=overwrite)
         check_places(table, slide)
