@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from mclst.export.checkpoint import Checkpoint
+from mclst.models.bleep import Bleep
 from mclst.models.mclstexp import MclSTExp
 from mclst.runtime.bank import Bank
 from mclst.runtime.errors import ReferenceDataError
@@ -133,7 +133,7 @@ def _sentences(
     x_rows, y_rows = (torch.from_numpy(used) for used, _ in rows)
     if settings.context.positions == "none":
         x_rows, y_rows = x_rows[:0], y_rows[:0]
-    network = cast(MclSTExp, checkpoint.network(heads=settings.heads, x_rows=x_rows, y_rows=y_rows))
+    network: MclSTExp = checkpoint.network(heads=settings.heads, x_rows=x_rows, y_rows=y_rows)
     compact = torch.from_numpy(np.stack([rows[0][1], rows[1][1]], axis=1).astype(np.int64))
     for sentence in sentences([len(s.spot) for s in sections], settings.context):
         with torch.inference_mode():
@@ -145,9 +145,9 @@ def _each(
     checkpoint: Checkpoint, inputs: NDArray[np.float32], advance: Callable[[int], None]
 ) -> Iterator[NDArray[np.float32]]:
     """Embeddings of spots that do not see each other, SPOTS_AT_ONCE at a time."""
-    network = checkpoint.network(heads=None)
+    network: Bleep = checkpoint.network(heads=None)
     for start in range(0, len(inputs), SPOTS_AT_ONCE):
         some = torch.from_numpy(inputs[start : start + SPOTS_AT_ONCE])
         with torch.inference_mode():
-            yield network.encode_spots(some).numpy()  # type: ignore[operator]
+            yield network.encode_spots(some).numpy()
         advance(len(some))

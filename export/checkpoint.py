@@ -12,7 +12,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mclst.models.encoders import known_encoder
 from mclst.models.mclstexp import position_table
@@ -62,8 +62,8 @@ class Checkpoint:
 
     def network(
         self, *, heads: int | None, x_rows: Tensor | None = None, y_rows: Tensor | None = None
-    ) -> nn.Module:
-        """The network in eval mode with this checkpoint's weights, float32.
+    ) -> Any:
+        """The network, of its system's own class, in eval mode with this checkpoint's weights, float32.
 
         Where its position tables are cut they hold only the rows asked for (int64 1-D), in that order; the first where
         None. Raises CheckpointError where `heads` does not divide the attention width or a weight is not finite.

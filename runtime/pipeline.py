@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.kernels import ProviderError, RetrievalSpec, Retriever
+from mclst.kernels import RetrievalSpec
 from mclst.runtime.array_pitch import slide_resolution
 from mclst.runtime.bundle import Bundle
 from mclst.runtime.dense import check_genes, write_dense
@@ -19,7 +19,6 @@ from mclst.runtime.errors import (
     InputError,
     MclstError,
     OutputError,
-    ResourceError,
     SlideError,
 )
 from mclst.runtime.expression import MapWriter
@@ -29,6 +28,7 @@ from mclst.runtime.outputs import Outputs
 from mclst.runtime.pictures import contact_sheet
 from mclst.runtime.placing import check_places
 from mclst.runtime.provenance import made_of, told
+from mclst.runtime.readout import Readout, open_readout
 from mclst.runtime.run_report import DONE, STOPPED, Run, write_report
 from mclst.runtime.session import Session, open_session
 from mclst.runtime.slide import Slide
@@ -38,9 +38,6 @@ from mclst.sections.section import Spots
 from mclst.sections.spots import read_spots
 
 __all__ = ["Run", "predict"]
-
-RETRIEVE_ROWS = 512
-"""Embeddings gathered before a retrieval: enough to fill a matrix product, 0.5 MB at 256 dimensions."""
 
 IMAGE_PX = 2000
 """Longest side of the tissue image in the map, as Space Ranger writes it."""
@@ -92,7 +89,7 @@ def predict(
         else read_spots(Path(spots))
     )
     out = Path(f"{slide.path.stem}.h5ad") if out is None else Path(out)
-    channels = check_genes(genes, [str(gene) for gene in bundle.bank.genes])
+    channels = check_genes(genes, bundle.genes)
     if genes and grid is None:
         raise InputError("--genes makes a dense image, which needs --grid")
     outputs = Outputs.beside(out, picture=picture, dense=bool(genes), report=report)
@@ -102,7 +99,7 @@ def predict(
             outputs.check_beside(overwrite=overwrite)
         check_places(table, slide)
         resolution = slide_resolution(slide, table, slide_mpp)
-        spec = retrieval or bundle.retrieval
+        spec = _spec(bundle, retrieval)
         work = Work(
             bundle,
             slide,
@@ -116,12 +113,12 @@ def predict(
             advance,
             tell,
         )
-        names = [str(gene) for gene in bundle.bank.genes]
+        names = bundle.genes
         with MapWriter(out, genes=names, spots=table, overwrite=overwrite) as writer:
             try:
                 with work.clock.stage("open"):
                     session = open_session(bundle.encoder_path, provider)
-                    retriever = _retriever(bundle, spec)
+                    readout = open_readout(bundle, spec, table, session.provider)
                 if session.note:
                     work.note(session.note)
                 if resolution.note:
@@ -134,13 +131,13 @@ def predict(
                     batch_size=batch_size,
                     workers=workers,
                     slide_mpp=resolution.mpp,
-                    group=-(-RETRIEVE_ROWS // batch_size),
+                    group=-(-readout.rows_at_once // batch_size),
                 )
-                work.told = told(bundle, slide, table, spec, resolution, tiles, session, retriever)
+                work.told = told(bundle, slide, table, resolution, tiles, session, readout)
                 work.told["settings"]["max_bad_tiles"] = max_bad_tiles
                 if grid is not None:
                     work.told["settings"]["grid_um"] = grid.stride_um
-                _stream(work, tiles, session, retriever, writer, slide_hash, resume=resume)
+                _stream(work, tiles, session, readout, writer, slide_hash, resume=resume)
                 if not writer.done.any():
                     raise SlideError(
                         f"{slide.path}: no tile can be read; the first says: {work.failed[0][1]}"
@@ -148,32 +145,26 @@ def predict(
                 slide_hash.check_unchanged()
                 work.clock["read"] = slide.seconds_opening + tiles.seconds_reading
                 work.told["slide"]["sha256"] = slide_hash.result()
-                run = _publish(work, writer, session, retriever, tiles, genes, channels, started)
+                run = _publish(work, writer, session, readout, tiles, genes, channels, started)
             except BaseException as error:
                 _report_stop(work, writer, error)
                 raise
     return run
 
 
-def _retriever(bundle: Bundle, spec: RetrievalSpec) -> Retriever:
-    rows = len(bundle.bank)
-    if spec.k > rows:
-        raise InputError(
-            f"k is {spec.k} and the bank of {bundle.path} has {rows} spots; give --k of at most {rows}"
-        )
-    try:
-        return Retriever(bundle.bank, spec)
-    except ProviderError as error:
-        raise ResourceError(str(error)) from error
-    except ValueError as error:
-        raise BundleError(f"{bundle.path / 'bank.h5'}: {error}") from error
+def _spec(bundle: Bundle, given: RetrievalSpec | None) -> RetrievalSpec | None:
+    """The retrieval of this run; None where the network gives expression itself and none was asked for."""
+    if bundle.manifest.kind != "retrieval" and given is None:
+        return None
+    default = bundle.retrieval
+    return given or default
 
 
 def _stream(
     work: Work,
     tiles: Tiles,
     session: Session,
-    retriever: Retriever,
+    readout: Readout,
     writer: MapWriter,
     slide_hash: SlideHash,
     *,
@@ -182,9 +173,9 @@ def _stream(
     """Encode each batch, retrieve some hundred embeddings at once, write them and note them in the journal."""
 
     def this_run() -> dict[str, str]:
-        return made_of(work.bundle, work.spots, work.spec, tiles, session, retriever, slide_hash.result())
+        return made_of(work.bundle, work.spots, tiles, session, readout, slide_hash.result())
 
-    begun = resume and writer.stopped_run and _carry_on(work, writer, tiles, this_run())
+    begun = resume and readout.resumable and writer.stopped_run and _carry_on(work, writer, tiles, this_run())
     work.outputs.check_beside(overwrite=work.overwrite or begun)
     waiting: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
     for batch in tiles:
@@ -203,7 +194,7 @@ def _stream(
             rows, embeddings = (np.concatenate(parts) for parts in zip(*waiting, strict=True))
             waiting.clear()
             with work.clock.stage("retrieve"):
-                found = retriever.aggregate(embeddings)
+                found = readout.express(rows, embeddings)
             with work.clock.stage("write"):
                 writer.write(rows, found.expression, found.nearest, found.effective_k)
                 if not begun and slide_hash.ready:
@@ -234,7 +225,7 @@ def _publish(
     work: Work,
     writer: MapWriter,
     session: Session,
-    retriever: Retriever,
+    readout: Readout,
     tiles: Tiles,
     genes: Sequence[str],
     channels: Sequence[int],
@@ -262,7 +253,7 @@ def _publish(
             genes=writer.shape[1],
             failed=tuple(work.failed),
             provider=session.provider,
-            retriever=retriever.provider,
+            retriever=readout.provider,
             notes=tuple(work.notes),
             coordinates=work.spots.coordinates,
             tile=tiles.choice,

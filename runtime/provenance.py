@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
-from mclst.kernels import RetrievalSpec, Retriever
 from mclst.runtime.array_pitch import Resolution
 from mclst.runtime.bundle import Bundle
 from mclst.runtime.fingerprint import spots_sha256
+from mclst.runtime.readout import Readout
 from mclst.runtime.run_report import installed
 from mclst.runtime.session import Session
 from mclst.runtime.slide import Slide
@@ -19,14 +18,13 @@ from mclst.sections.section import Spots
 def made_of(
     bundle: Bundle,
     spots: Spots,
-    spec: RetrievalSpec,
     tiles: Tiles,
     session: Session,
-    retriever: Retriever,
+    readout: Readout,
     slide_sha256: str,
 ) -> dict[str, str]:
     """All that decides a row's values, by the names a user knows."""
-    settings = {name: str(value) for name, value in asdict(spec).items()}
+    settings = {name: str(value) for name, value in readout.settings.items()}
     versions = {f"version of {name}": value for name, value in installed().items()}
     return {
         "the slide": slide_sha256,
@@ -37,7 +35,7 @@ def made_of(
         "the tiles": tiles.choice,
         "the batch size": str(tiles.batch_size),
         "the provider": session.provider,
-        "the retrieval": retriever.provider,
+        "the retrieval": readout.provider,
         **versions,
     }
 
@@ -46,11 +44,10 @@ def told(
     bundle: Bundle,
     slide: Slide,
     spots: Spots,
-    spec: RetrievalSpec,
     resolution: Resolution,
     tiles: Tiles,
     session: Session,
-    retriever: Retriever,
+    readout: Readout,
 ) -> dict[str, Any]:
     """What made the map, for `uns["mclst"]` and the report."""
     m = bundle.manifest
@@ -58,6 +55,7 @@ def told(
         "bundle": {
             "sha256": bundle.sha256,
             "system": m.system,
+            "kind": m.kind,
             "encoder": m.encoder.name,
             "checkpoint_sha256": m.checkpoint.sha256,
             "bank_spots": m.bank_rows,
@@ -76,12 +74,12 @@ def told(
         },
         "spots": {"name": spots.path.name, "variant": spots.variant, "coordinates": spots.coordinates},
         "settings": {
-            **asdict(spec),
+            **readout.settings,
             "tile": tiles.choice,
             "pad": list(m.tile.pad),
             "batch_size": tiles.batch_size,
         },
         "provider": session.provider,
-        "retriever": retriever.provider,
+        "retriever": readout.provider,
         "versions": installed(),
     }

@@ -42,7 +42,7 @@ class Work:
     slide: Slide
     spots: Spots
     grid: Grid | None
-    spec: RetrievalSpec
+    spec: RetrievalSpec | None
     outputs: Outputs
     resolution: Resolution
     most_bad: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
@@ -150,7 +151,11 @@ def test_from_bundle_to_map(bundle: Path, small: Small, tmp_path: Path) -> None:
 
 
 def test_settings_of_a_spot_encoder_do_not_apply(ckpt: Path, small: Small, tmp_path: Path) -> None:
-    for change, word in [({"heads": 4}, "heads"), ({"context": {"spots": 8}}, "context.spots")]:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"heads": 4}, "heads"),
+        ({"context": {"spots": 8}}, "context.spots"),
+    ]
+    for change, word in cases:
         with pytest.raises(CheckpointError, match=f"is BLEEP, to which the setting {word} does not apply"):
             export_bundle(ckpt, tmp_path / "b", references=[small.folder], change=change)
     assert not (tmp_path / "b").exists()

@@ -1,0 +1,273 @@
+"""THItoGene (Jia et al. 2024): dynamic convolution and capsules per tile; Transformer and graph attention over the slide.
+
+State-dict compatible with the published class `THItoGene`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mclst.models.histogene import ViT
+from mclst.models.system import State, System, Traits, count_blocks
+
+CAPSULES, CAPSULE_DIM = 16, 8
+"""Of the primary capsules."""
+
+
+class KernelAttention(nn.Module):
+    """What the dynamic convolution multiplies its input, kernels and output by, from the tile's mean colour."""
+
+    def __init__(self, channels: int, filters: int, kernel: int, kernels: int, width: int) -> None:
+        super().__init__()
+        self.fc = nn.Conv2d(channels, width, 1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        self.channel_fc = nn.Conv2d(width, channels, 1)
+        self.filter_fc = nn.Conv2d(width, filters, 1)
+        self.spatial_fc = nn.Conv2d(width, kernel * kernel, 1)
+        self.kernel_fc = nn.Conv2d(width, kernels, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """float32 [N, C, H, W] → channel [N, C, 1, 1], filter [N, F, 1, 1], spatial [N, k², 1, 1], kernel [N, kernels, 1, 1]."""
+        mean = torch.relu(self.bn(self.fc(x.mean((2, 3), keepdim=True))))
+        return (
+            torch.sigmoid(self.channel_fc(mean)),
+            torch.sigmoid(self.filter_fc(mean)),
+            torch.sigmoid(self.spatial_fc(mean)),
+            torch.softmax(self.kernel_fc(mean), dim=1),
+        )
+
+
+class DynamicConv(nn.Module):
+    """Omni-dimensional dynamic convolution (ODConv) whose stride is its kernel's side.
+
+    Published as a convolution with one group per tile, which ONNX cannot say for a number of tiles that varies. As
+    stride and kernel are equal, cutting into patches is a mere reshape, and the convolution a matrix product per tile.
+    """
+
+    def __init__(
+        self, channels: int = 3, filters: int = 16, kernel: int = 4, kernels: int = 4, width: int = 16
+    ) -> None:
+        super().__init__()
+        self.attention = KernelAttention(channels, filters, kernel, kernels, width)
+        self.weight = nn.Parameter(torch.randn(kernels, filters, channels, kernel, kernel) * 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 [N, C, H, W], both sides multiples of the kernel's → float32 [N, F, H / kernel, W / kernel]."""
+        _, filters, channels, kernel, _ = self.weight.shape
+        rows, columns = x.shape[2] // kernel, x.shape[3] // kernel
+        by_channel, by_filter, by_place, by_kernel = self.attention(x)
+        patches = (x * by_channel).reshape(-1, channels, rows, kernel, columns, kernel)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(-1, rows * columns, channels * kernel * kernel)
+        mixed = (by_kernel.flatten(1) @ self.weight.flatten(1)).reshape(
+            -1, filters, channels, kernel * kernel
+        )
+        weight = (mixed * by_place.flatten(1)[:, None, None]).flatten(2)
+        out = (weight @ patches.transpose(1, 2)).reshape(-1, filters, rows, columns)
+        filtered: Tensor = out * by_filter
+        return filtered
+
+
+def squash(x: Tensor) -> Tensor:
+    """(1 − e^−|v|) · v / |v| along the last axis; written with a negative exponent it cannot overflow in half precision.
+
+    The published 1 − 1/(e^|v| + 1e-20) is the same number.
+    """
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return -torch.expm1(-norm) * (x / (norm + 1e-20))
+
+
+class PrimaryCapsules(nn.Module):
+    """A depthwise convolution over the whole map, cut into capsules."""
+
+    def __init__(self, channels: int, kernel: int) -> None:
+        super().__init__()
+        self.depthwise_conv = nn.Conv2d(channels, channels, kernel, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 [N, 128, 9, 9] → float32 [N, 16, 8]."""
+        return squash(self.depthwise_conv(x).reshape(-1, CAPSULES, CAPSULE_DIM))
+
+
+class Routing(nn.Module):
+    """Self-attention routing in one pass; the softmax runs over the capsules routed to."""
+
+    def __init__(self, capsules: int, dim: int) -> None:
+        super().__init__()
+        self.W = nn.Parameter(torch.randn(capsules, CAPSULES, CAPSULE_DIM, dim) * 0.3)
+        self.b = nn.Parameter(torch.zeros(capsules, CAPSULES, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 [N, 16, 8] → float32 [N, capsules, dim]."""
+        u = torch.einsum("nji,kjiz->nkjz", x, self.W)
+        # Σ_k Σ_z u_iz u_kz, without the table of all pairs.
+        agreement = (u * u.sum(2, keepdim=True)).sum(-1, keepdim=True)
+        share = torch.softmax(agreement / self.W.shape[-1] ** 0.5, dim=1) + self.b
+        return squash((u * share).sum(2))
+
+
+class CapsNet(nn.Module):
+    """Efficient-CapsNet: four convolutions, primary capsules, one routing."""
+
+    def __init__(self, capsules: int, dim: int) -> None:
+        super().__init__()
+        self.conv1, self.batch_norm1 = nn.Conv2d(16, 32, 5), nn.BatchNorm2d(32)
+        self.conv2, self.batch_norm2 = nn.Conv2d(32, 64, 3), nn.BatchNorm2d(64)
+        self.conv3, self.batch_norm3 = nn.Conv2d(64, 64, 3), nn.BatchNorm2d(64)
+        self.conv4, self.batch_norm4 = nn.Conv2d(64, 128, 3, stride=2), nn.BatchNorm2d(128)
+        self.primary_caps = PrimaryCapsules(128, 9)
+        self.digit_caps = Routing(capsules, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 [N, 16, 28, 28] → float32 [N, capsules, dim]."""
+        x = torch.relu(self.batch_norm1(self.conv1(x)))
+        x = torch.relu(self.batch_norm2(self.conv2(x)))
+        x = torch.relu(self.batch_norm3(self.conv3(x)))
+        x = torch.relu(self.batch_norm4(self.conv4(x)))
+        out: Tensor = self.digit_caps(self.primary_caps(x))
+        return out
+
+
+class GraphAttention(nn.Module):
+    """Graph attention over edges whose weights sum to 1 per neighbour, not per spot.
+
+    The published adjacency has a batch axis, so its softmax over axis 1 runs down each column: over all spots that
+    have this neighbour. A neighbour of nobody is masked everywhere there, which makes its column uniform: it gives
+    1/N of itself to every spot. Here no masked value exists, so none can overflow in half precision.
+    """
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.W = nn.Parameter(torch.randn(width, out) / width**0.5)
+        self.a = nn.Parameter(torch.randn(2 * out, 1) / out**0.5)
+
+    def forward(self, h: Tensor, neighbours: Tensor, linked: Tensor) -> Tensor:
+        """h float32 [N, width], neighbours int64 [N, K], linked float32 [N, K] → float32 [N, out]."""
+        wh = h @ self.W
+        of_spot, of_neighbour = (wh @ half for half in self.a.chunk(2))
+        score = nn.functional.leaky_relu(of_spot + of_neighbour[neighbours].squeeze(-1), 0.01)
+        where, least = neighbours.flatten(), score.amin((0, 1))
+        score = torch.where(linked > 0, score, least)
+        none = torch.zeros_like(of_spot).squeeze(-1)
+        highest = (none + least).scatter_reduce(0, where, score.flatten(), "amax")
+        share = torch.exp(score - highest[neighbours]) * linked
+        total = none.scatter_reduce(0, where, share.flatten(), "sum")
+        weight = share / torch.where(total > 0, total, 1.0)[neighbours]
+        asked = (total > 0).to(wh.dtype).unsqueeze(-1)
+        everywhere = (wh * (1 - asked)).mean(0, keepdim=True)
+        return (wh[neighbours] * weight.unsqueeze(-1)).sum(1) + everywhere
+
+
+class MultiHead(nn.Module):
+    """Graph attentions side by side, then one over what they give."""
+
+    def __init__(self, width: int, hidden: int, out: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        for head in range(heads):
+            self.add_module(f"attention_{head}", GraphAttention(width, hidden))
+        self.out_att = GraphAttention(hidden * heads, out)
+
+    def forward(self, h: Tensor, neighbours: Tensor, linked: Tensor) -> Tensor:
+        """h float32 [N, width] and the graph [N, K] → float32 [N, out]."""
+        heads = [getattr(self, f"attention_{head}") for head in range(self.heads)]
+        side = torch.cat([nn.functional.elu(head(h, neighbours, linked)) for head in heads], dim=1)
+        return nn.functional.elu(self.out_att(side, neighbours, linked))
+
+
+class ThitoGene(nn.Module):
+    """The published network for tiles of 112 px."""
+
+    def __init__(
+        self,
+        genes: int,
+        *,
+        depth: int = 4,
+        heads: int = 16,
+        head_dim: int = 64,
+        hidden: int = 2048,
+        capsules: int = 20,
+        route_dim: int = 64,
+        graph_hidden: int = 1024,
+        graph_out: int = 512,
+        graph_heads: int = 8,
+        head_hidden: int = 1024,
+        positions: int = 64,
+    ) -> None:
+        super().__init__()
+        width = (capsules + 2) * route_dim
+        self.odconv2d = DynamicConv()
+        self.caps_layer = CapsNet(capsules, route_dim)
+        self.x_embed = nn.Embedding(positions, route_dim)
+        self.y_embed = nn.Embedding(positions, route_dim)
+        self.vit = ViT(width, heads, head_dim, hidden, depth)
+        self.gat = MultiHead(width, graph_hidden, graph_out, graph_heads)
+        self.gene_head = nn.Sequential(
+            nn.Linear(graph_out, head_hidden),
+            nn.ReLU(),
+            nn.LayerNorm(head_hidden),
+            nn.Linear(head_hidden, genes),
+        )
+
+    def encode_tiles(self, tiles: Tensor) -> Tensor:
+        """float32 [N, 3, 112, 112], x-major, 0..255 → features float32 [N, capsules · route_dim]."""
+        out: Tensor = self.caps_layer(torch.relu(self.odconv2d(tiles))).flatten(1)
+        return out
+
+    def express(self, features: Tensor, position: Tensor, neighbours: Tensor, linked: Tensor) -> Tensor:
+        """All spots of a slide: features float32 [N, F], position int64 [N, 2], the graph [N, K] → [N, genes]."""
+        placed = [features, self.x_embed(position[:, 0]), self.y_embed(position[:, 1])]
+        h = self.vit(torch.cat(placed, dim=1))
+        out: Tensor = self.gene_head(self.gat(h, neighbours, linked))
+        return out
+
+
+def _traits(state: State, encoder: str | None) -> Traits:
+    capsules, _, _, route_dim = state["caps_layer.digit_caps.W"].shape
+    layers = "vit.transformer.layers."
+    return Traits(
+        encoder="ODConv and Efficient-CapsNet",
+        genes=len(state["gene_head.3.weight"]),
+        width=capsules * route_dim,
+        depth=count_blocks(state, layers),
+        attention_width=state[f"{layers}0.0.fn.to_qkv.weight"].shape[0] // 3,
+        positions=len(state["x_embed.weight"]),
+        others={
+            "hidden": len(state[f"{layers}0.1.fn.net.0.weight"]),
+            "capsules": capsules,
+            "route_dim": route_dim,
+            "graph_hidden": state["gat.attention_0.W"].shape[1],
+            "graph_out": state["gat.out_att.W"].shape[1],
+            "graph_heads": count_blocks(state, "gat.attention_"),
+            "head_hidden": len(state["gene_head.0.weight"]),
+        },
+    )
+
+
+def _build(traits: Traits, heads: int) -> ThitoGene:
+    return ThitoGene(
+        traits.genes,
+        depth=traits.depth,
+        heads=heads,
+        head_dim=traits.attention_width // heads,
+        positions=traits.positions,
+        **traits.others,
+    )
+
+
+SYSTEM = System(
+    name="thitogene",
+    title="THItoGene",
+    kind="sequence",
+    claims=lambda state: "odconv2d.weight" in state and "gat.out_att.W" in state,
+    traits=_traits,
+    build=_build,
+    settings={
+        "heads": 16,
+        "tile": {"size_px": 112},
+        "preprocessing": {"pixel_range": "0-255", "axes": "x-major"},
+        "normalisation": {"input": "none", "expression": "spot-wise"},
+        "graph": {"neighbours": 4, "prune": "none"},
+    },
+    applies=frozenset({"heads", "graph"}),
+)
