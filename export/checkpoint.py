@@ -23,6 +23,9 @@ from mclst.runtime.errors import CheckpointError
 CARRIED_FORMAT = "mclst-checkpoint/1"
 """`format` of a checkpoint that brings its configuration and reference sections along."""
 
+FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.")
+"""Packages whose classes HisToGene's and THItoGene's checkpoints name beside the weights."""
+
 State = dict[str, Tensor]
 
 
@@ -82,6 +85,10 @@ class Checkpoint:
                 state[name] = table[:1] if wanted is None else table[wanted]
                 setattr(network, name.split(".")[0], position_table(len(state[name]), self.genes))
         for name, tensor in state.items():
+            if not tensor.is_floating_point() and not name.endswith("num_batches_tracked"):
+                raise CheckpointError(
+                    f"{self.path}: {name} is {tensor.dtype}, not floating point; use another checkpoint"
+                )
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 raise CheckpointError(
                     f"{self.path}: {name} holds values that are not finite; use another checkpoint"
@@ -136,18 +143,27 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is a damaged safetensors file ({error}); copy it again") from error
 
 
-def _read_torch(path: Path) -> dict[str, Any]:
-    archive = zipfile.is_zipfile(path)
-    if archive:
+def _is_sound_archive(path: Path) -> bool:
+    """Whether it is torch's zip layout; CheckpointError where it is damaged or unpacks to more than it holds."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
         with zipfile.ZipFile(path) as members:
-            if sum(member.file_size for member in members.infolist()) > 1.1 * path.stat().st_size + (1 << 20):
-                raise CheckpointError(
-                    f"{path} would unpack to more than it holds, as no checkpoint does; refused"
-                )
+            unpacked = sum(member.file_size for member in members.infolist())
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise CheckpointError(f"{path} is not a whole checkpoint ({error}); copy it again") from error
+    if unpacked > 1.1 * path.stat().st_size + (1 << 20):
+        raise CheckpointError(f"{path} would unpack to more than it holds, as no checkpoint does; refused")
+    return True
+
+
+def _read_torch(path: Path) -> dict[str, Any]:
+    archive = _is_sound_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols: what cannot be read is refused below
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+            with torch.serialization.safe_globals(_inert(path) if archive else []):
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except pickle.UnpicklingError as error:
         if "GLOBAL" not in str(error) and "unsupported class" not in str(error).lower():
             raise CheckpointError(
@@ -167,6 +183,26 @@ def _read_torch(path: Path) -> dict[str, Any]:
             f"{path} holds a {type(content).__name__}, not a state dict; save model.state_dict()"
         )
     return content
+
+
+class Inert:
+    """Stands for a class of the training framework in a checkpoint; it holds nothing and does nothing."""
+
+    def __init__(self, *arguments: object) -> None:
+        """Whatever the file says of it is dropped."""
+
+    def __setstate__(self, state: object) -> None:
+        """As for the arguments."""
+
+
+def _inert(path: Path) -> list[Any]:
+    """Lightning's own classes in a checkpoint, such as the callbacks it names by class, each as Inert.
+
+    They stand beside the weights and are not needed. Nothing of Lightning is imported or run; any other class
+    stays refused.
+    """
+    asked = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    return [(Inert, name) for name in asked if name.startswith(FRAMEWORKS)]
 
 
 def _unwrap(content: dict[str, Any], path: Path) -> State:

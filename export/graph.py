@@ -158,7 +158,8 @@ def trace(
     translations: torch operators of our own → the ONNX nodes they become. Raises CheckpointError, `refusal` and `cure`.
     """
     rows = torch.export.Dim("N", min=1, max=4096 if translations is None else 1 << 20)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for chatty in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")

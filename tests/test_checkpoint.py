@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -148,6 +149,27 @@ def test_a_pickle_that_runs_a_program_is_refused_unexecuted(
     refuse(path, "arbitrary unpickling")
     (tmp_path / "evil.pkl").write_bytes(pickle.dumps(_Payload(canary)))
     refuse(tmp_path / "evil.pkl")
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_classes_of_lightning_are_neither_needed_nor_run(
+    tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch, called: bool
+) -> None:
+    """Lightning 1.4 names its callbacks by class, and keeps what they say of themselves."""
+    package, module = ModuleType("pytorch_lightning"), ModuleType("pytorch_lightning.callbacks")
+    callback = type("ModelCheckpoint", (), {"__module__": module.__name__})
+    module.ModelCheckpoint = callback  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    content = {"state_dict": state, "callbacks": {callback: {"best": callback() if called else 0.5}}}
+    torch.save(content, tmp_path / "last.ckpt")
+    monkeypatch.delitem(sys.modules, module.__name__)
+    monkeypatch.delitem(sys.modules, package.__name__)
+    assert open_checkpoint(tmp_path / "last.ckpt").genes == GENES
+    canary = tmp_path / "canary"
+    torch.save({**content, "callbacks": {}, "x": _Payload(canary)}, tmp_path / "evil.ckpt")
+    refuse(tmp_path / "evil.ckpt", "arbitrary unpickling")
     assert not canary.exists()
 
 
