@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mclst.runtime.command import check_json, command, publish_json, say, table
 from mclst.runtime.errors import ResourceError
-from mclst.runtime.publish import check_writable, write_whole
+from mclst.runtime.publish import check_apart, check_writable, write_whole
 from mclst.sections.genes import read_gene_list
 from mclst.sections.normalise import NORMALISATIONS
 
@@ -115,7 +115,9 @@ def main(
     places = _places(start, figures, methods, with_domains=with_domains)
     for place in places.values():
         check_writable(place, overwrite=overwrite)
-    check_json(json_path, overwrite=overwrite)
+    inputs = (truth, options["gene_set"], *(path for _, path in named))
+    check_apart(places.values(), inputs)
+    check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=places.values())
     pairs, regions = _read(named, truth, sections, options)
     gene_set = options["gene_set"]
     among = None if gene_set is None else read_gene_list(gene_set)

@@ -14,7 +14,7 @@ import click
 from mclst.kernels.spec import DISTANCES, RANKS, WEIGHTINGS
 from mclst.runtime.command import check_json, command, progress, publish_json, say, table
 from mclst.runtime.errors import ResourceError
-from mclst.runtime.publish import check_writable
+from mclst.runtime.publish import check_apart, check_writable
 from mclst.sections.normalise import NORMALISATIONS
 
 if TYPE_CHECKING:
@@ -125,16 +125,18 @@ def main(paths: tuple[Path, ...], out: Path, json_path: Path | None, quiet: bool
     """
     overwrite = options.pop("overwrite")
     check_writable(out, overwrite=overwrite)
-    check_json(json_path, overwrite=overwrite)
     published = out.with_suffix(".state_dict.pt") if options.pop("published_layout") else None
     if published is not None:
         check_writable(published, overwrite=overwrite)
+    inputs, outputs = (*paths, options["init"], options["genes"]), (out, published)
+    check_apart(outputs, inputs)
+    check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=outputs)
     try:
         from mclst.training.run import run
     except ImportError as error:
         raise ResourceError(f"{error.name} is not installed; install mclst[export,cpu]") from error
     tell = functools.partial(say, quiet=quiet)
-    config = _config(options)
+    config = config_of(options)
     sections, held_out = _read(paths, config, options, quiet=quiet)
     tell(
         f"{sum(len(s.spot) for s in sections):,} spots of {', '.join(s.name for s in sections)}; "
@@ -165,7 +167,8 @@ def main(paths: tuple[Path, ...], out: Path, json_path: Path | None, quiet: bool
         click.echo(str(outcome.checkpoint))
 
 
-def _config(options: dict[str, Any]) -> TrainConfig:
+def config_of(options: dict[str, Any]) -> TrainConfig:
+    """The run that the command's options describe; click.UsageError where they contradict one another."""
     from mclst.models.encoders import known_encoder
     from mclst.runtime.manifest import Context, Normalisation, Retrieval, Settings, Tile
     from mclst.training.settings import Augmentation, TrainConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch
 from mclst.runtime.errors import InputError, OutputError
 from mclst.runtime.publish import whole_file
 from mclst.training.contrastive import Training
+from mclst.training.data import TrainingSection
+from mclst.training.settings import TrainConfig
 
 FORMAT = "mclst-training/1"
 
@@ -27,7 +29,11 @@ def state_path(out: Path) -> Path:
 def write_state(out: Path, training: Training, told: Mapping[str, Any]) -> None:
     """Put the run away; `told` is what else shaped it (plain values). Raises OutputError."""
     path = state_path(out)
-    content = {"format": FORMAT, "run": _run(training, told), "state": training.state()}
+    content = {
+        "format": FORMAT,
+        "run": describe(training.config, training.sections, told),
+        "state": training.state(),
+    }
     with whole_file(path) as part:
         try:
             torch.save(content, part)
@@ -52,7 +58,7 @@ def take_up(out: Path, training: Training, told: Mapping[str, Any]) -> bool:
         known = content["format"] == FORMAT
     except (RuntimeError, EOFError, OSError, LookupError, TypeError, pickle.UnpicklingError) as error:
         raise InputError(f"{path} is not the state of a stopped run; delete it or add --restart") from error
-    own = _run(training, told)
+    own = describe(training.config, training.sections, told)
     other = sorted(key for key in own.keys() | found.keys() if own.get(key) != found.get(key))
     if other or not known:
         what = other[0] if other else "format"
@@ -69,20 +75,24 @@ def forget(out: Path) -> None:
     state_path(out).unlink(missing_ok=True)
 
 
-def _run(training: Training, told: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be the same for a run to go on; the device may change."""
-    config = training.config
+def describe(
+    config: TrainConfig, sections: Sequence[TrainingSection], told: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What must be the same for a run to go on, as plain values; the device may change.
+
+    told: what else shaped the run.
+    """
     plain = {**config.record(), **config.settings.model_dump(mode="json"), **told}
     del plain["device"]
-    plain["sections"] = [section.name for section in training.sections]
-    plain["data"] = _digest(training)
+    plain["sections"] = [section.name for section in sections]
+    plain["data"] = _digest(sections)
     # As JSON has it: tuples and lists are one.
     return dict(json.loads(json.dumps(plain)))
 
 
-def _digest(training: Training) -> str:
-    digest = hashlib.sha256("\n".join(training.pairs.genes).encode())
-    for section in training.sections:
+def _digest(sections: Sequence[TrainingSection]) -> str:
+    digest = hashlib.sha256("\n".join(sections[0].genes).encode())
+    for section in sections:
         digest.update("\n".join(section.spot).encode())
         for array in (section.tiles, section.counts, section.array_xy):
             digest.update(np.ascontiguousarray(array).data)

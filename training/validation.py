@@ -34,24 +34,38 @@ def validate(training: Training, held_out: Sequence[TrainingSection]) -> list[Sc
     Encoding, sentences and retrieval are as the settings say, so that the scores are those of the exported bundle.
     The network is back in training mode afterwards. Raises ValueError where k exceeds the training spots.
     """
-    settings = training.config.settings
+    return score_settings(training, held_out, [training.config.settings])[0]
+
+
+def score_settings(
+    training: Training, held_out: Sequence[TrainingSection], several: Sequence[Settings]
+) -> list[list[Score]]:
+    """The same for several settings of retrieval, context and normalisation with one network; a list for each."""
     network, device = training.network, torch.device(training.config.device)
     network.eval()
     try:
         with torch.inference_mode():
-            retriever = Retriever(
-                _bank(network, training.sections, settings, device), settings.retrieval.spec()
-            )
-            normalise = NORMALISATIONS[settings.normalisation.expression]
-            return [
-                score(
-                    retriever.aggregate(_embeddings(network, section, settings, device)).expression,
-                    normalise(section.counts),
-                )
-                for section in held_out
-            ]
+            return [_scores(network, training.sections, held_out, settings, device) for settings in several]
     finally:
         network.train()
+
+
+def _scores(
+    network: MclSTExp,
+    sections: Sequence[TrainingSection],
+    held_out: Sequence[TrainingSection],
+    settings: Settings,
+    device: torch.device,
+) -> list[Score]:
+    retriever = Retriever(_bank(network, sections, settings, device), settings.retrieval.spec())
+    normalise = NORMALISATIONS[settings.normalisation.expression]
+    return [
+        score(
+            retriever.aggregate(_embeddings(network, section, settings, device)).expression,
+            normalise(section.counts),
+        )
+        for section in held_out
+    ]
 
 
 def _bank(
