@@ -12,6 +12,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from mclst.benchmarks import machine
+from mclst.benchmarks.accuracy_command import accuracy
 from mclst.benchmarks.cases import CASES, KINDS
 from mclst.benchmarks.chart import retrieval_png
 from mclst.benchmarks.limits import Peaks, host_peaks
@@ -33,6 +34,9 @@ _TABLE_WIDTH = 118
 @click.version_option(version("mclst"), prog_name="mclst-bench")
 def main() -> None:
     """Measure mclst on this machine, with its peers in the same run."""
+
+
+main.add_command(accuracy)
 
 
 def _providers(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
