@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from mclst.benchmarks.chart import retrieval_png
 from mclst.benchmarks.limits import Peaks, host_peaks
 from mclst.benchmarks.peers import PEERS
 from mclst.benchmarks.retrieval import NothingToMeasure, measure
+from mclst.benchmarks.tiles import tiles
 from mclst.kernels.retriever import PROVIDERS
 from mclst.runtime.command import check_json, command, console, progress, publish_json, say
 from mclst.runtime.errors import ResourceError
@@ -37,6 +39,9 @@ def main() -> None:
 
 
 main.add_command(accuracy)
+
+
+main.add_command(tiles)
 
 
 def _providers(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
@@ -87,8 +92,7 @@ def retrieval(
     for name in cases or tuple(CASES):
         for kind in kinds or KINDS:
             for n in sizes or (1000,):
-                turns = (repeats + 1) * (len(providers) + len(chosen))
-                with progress(f"{name}, {kind}, N = {n:,}", turns, quiet=quiet) as advance:
+                with progress(f"{name}, {kind}, N = {n:,}", repeats + 1, quiet=quiet) as advance:
                     try:
                         found = measure(
                             CASES[name],
@@ -100,7 +104,7 @@ def retrieval(
                             peaks=peaks,
                             cuda_peaks=cuda,
                             peers=chosen,
-                            done=lambda _, advance=advance: advance(1),  # type: ignore[misc]
+                            done=partial(advance, 1),
                         )
                     except NothingToMeasure as error:
                         raise ResourceError(str(error)) from error

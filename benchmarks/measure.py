@@ -35,12 +35,12 @@ def in_turns(
     *,
     warm_up: int = 1,
     seed: int = 0,
-    done: Callable[[str], None] = lambda name: None,
+    done: Callable[[], object] = lambda: None,
 ) -> Rounds:
     """Run every contender once a round, in a new order each round; `warm_up` rounds before are not counted.
 
     A contender returns when its work is done: one that works on another device waits for it.
-    `done` is told the contender's name after each of its turns.
+    `done` is called after each round, the `warm_up` ones too.
     """
     samples = {name: Samples() for name in contenders}
     load: list[float | None] = []
@@ -54,9 +54,9 @@ def in_turns(
             if turn >= 0:
                 samples[name].wall_s.append(wall)
                 samples[name].cpu_s.append(cpu)
-            done(name)
         if turn >= 0:
             load.append(before)
+        done()
     return Rounds(samples, load)
 
 

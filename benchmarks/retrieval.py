@@ -36,7 +36,7 @@ def measure(
     peaks: Peaks,
     cuda_peaks: Peaks | None = None,
     peers: Sequence[Peer] = PEERS,
-    done: Callable[[str], None] = lambda name: None,
+    done: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Time `n` queries of `case` on data of `kind` by every contender, in turns: a JSON object, raw samples included.
 

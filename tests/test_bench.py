@@ -36,7 +36,10 @@ def test_contenders_take_turns_and_warm_up_is_not_counted() -> None:
         {name: lambda name=name: turns.append(name) for name in "abc"},  # type: ignore[misc]
         rounds=6,
         warm_up=2,
+        done=lambda: turns.append("."),
     )
+    assert turns[3::4] == ["."] * 8
+    turns = [name for name in turns if name != "."]
     rounds = [turns[i : i + 3] for i in range(0, len(turns), 3)]
     assert len(rounds) == 8 and all(sorted(names) == ["a", "b", "c"] for names in rounds)
     assert len({tuple(names) for names in rounds}) > 1
@@ -284,3 +287,36 @@ def test_no_provider_that_runs_leaves_with_6(bench: Any, monkeypatch: pytest.Mon
 
 def _nothing(*arguments: Any, **options: Any) -> Any:
     raise retrieval.NothingToMeasure("mclst cuda: no device")
+
+
+# --- what is committed --------------------------------------------------------------------------------------------
+
+RESULTS = sorted((Path(__file__).resolve().parents[1] / "benchmarks" / "results").glob("retrieval-*.json"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_committed_figures_follow_from_their_samples(path: Path) -> None:
+    content = json.loads(path.read_text())
+    assert content["schema"] == "mclst-bench-retrieval/1"
+    for result in content["results"]:
+        by_name = {entry["name"]: entry for entry in result["contenders"]}
+        ours = by_name[result["summary"]["ours"]]["samples"]["wall_s"]
+        for entry in by_name.values():
+            assert entry["wall_s"] == pytest.approx(measure.spread(entry["samples"]["wall_s"]))
+            assert entry["wall_to_ours"] == pytest.approx(measure.ratio(entry["samples"]["wall_s"], ours))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_the_documented_table_is_the_committed_run(path: Path) -> None:
+    text = (path.parents[2] / "docs" / "benchmarks.md").read_text()
+    assert path.name in text
+    for result in json.loads(path.read_text())["results"]:
+        mine = next(e for e in result["contenders"] if e["name"] == result["summary"]["ours"])
+        summary = result["summary"]
+        row = (
+            f"| `{result['case']}` | {result['data']} | {1e3 * mine['wall_s']['median']:.0f} "
+            f"| {1e3 * mine['cpu_s']['median']:.0f} | {summary['times_published_loop']:.1f} "
+            f"| {summary['times_published_loop_cpu']:.1f} | {summary['times_best_library']:.2f} "
+            f"| {summary['times_best_library_cpu']:.2f} | {summary['best_library']} |"
+        )
+        assert row in text
