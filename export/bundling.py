@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from mclst.export.bank import ReferenceSection, encode_bank
 from mclst.export.checkpoint import Checkpoint, open_checkpoint
@@ -21,6 +22,8 @@ from mclst.export.graph import write_graph
 from mclst.export.parity import Tiles, prove
 from mclst.export.parity_tiles import made_up_tiles, real_tiles
 from mclst.export.references import (
+    Genes,
+    Pictured,
     carried_sections,
     find_references,
     listed_genes,
@@ -33,7 +36,6 @@ from mclst.runtime.errors import CheckpointError, ReferenceDataError
 from mclst.runtime.manifest import Settings
 from mclst.runtime.publish import write_whole
 from mclst.runtime.session import open_session
-from mclst.sections.section import Section
 
 SHAPED_BY = ("mclst", "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "numpy")
 """Packages whose versions can change a bundle's content."""
@@ -47,8 +49,8 @@ class Reference:
     """What the bank is made of, before it is encoded."""
 
     sections: list[ReferenceSection]
-    genes: NDArray[np.str_]
-    pictured: list[Section]
+    genes: Genes
+    pictured: list[Pictured]
 
 
 def export_bundle(
@@ -82,7 +84,9 @@ def export_bundle(
             f"{checkpoint.path.name}: {checkpoint.system.title}, {checkpoint.encoder}, {checkpoint.genes} genes{depth}"
         )
         if checkpoint.system.kind == "retrieval":
-            reference = _reference(checkpoint, [Path(p) for p in references], sections, hold_out, genes)
+            reference = _reference(
+                checkpoint, [Path(p) for p in references], sections, hold_out, genes, settings, say
+            )
             fields = _write_retrieval(draft.part, checkpoint, settings, reference, parity_tiles, say)
         else:
             if references or sections or hold_out:
@@ -91,7 +95,8 @@ def export_bundle(
                     "from reference sections; leave --reference, --sections and --hold-out out"
                 )
             names = listed_genes(checkpoint, None if genes is None else Path(genes))
-            fields = write_direct(draft.part, checkpoint, settings, names, parity_tiles, say)
+            fields = write_direct(draft.part, checkpoint, settings, names.names, parity_tiles, say)
+            fields["genes_from"] = names.source
         return draft.seal(**_fields(checkpoint, settings), **fields)
 
 
@@ -111,17 +116,22 @@ def _write_retrieval(
             f"give --k of at most {rows}, or more sections"
         )
     say(f"encoding {rows} reference spots of {len(reference.sections)} sections")
-    bank = encode_bank(checkpoint, reference.sections, reference.genes, settings)
+    bank = encode_bank(checkpoint, reference.sections, reference.genes.names, settings)
+    if not np.ptp(bank.expression):
+        raise ReferenceDataError(
+            "the reference sections hold no expression of the model's genes; give others"
+        )
     write_whole(folder / BANK, bank_bytes(bank))
     say(f"tracing {checkpoint.encoder} to ONNX")
     network = checkpoint.network(heads=settings.heads if "heads" in checkpoint.system.applies else None)
     write_graph(network, settings.tile, settings.preprocessing, folder / ENCODER)
-    tiles = _parity_tiles(checkpoint, reference, settings, parity_tiles)
+    tiles = _parity_tiles(checkpoint, reference, settings, parity_tiles, say)
     say(f"proving parity on {len(tiles.pixels)} tiles of {tiles.source}")
     parity = prove(network, open_session(folder / ENCODER, "cpu"), tiles, bank, settings)
     write_whole(folder / PARITY, (json.dumps(parity, indent=2, allow_nan=False) + "\n").encode())
     parts = settings.model_dump(mode="json")
     fields = {
+        "genes_from": reference.genes.source,
         "retrieval": parts["retrieval"],
         "bank": [{"name": s.name, "spots": len(s.spot)} for s in reference.sections],
     }
@@ -194,12 +204,17 @@ def _reference(
     sections: str | None,
     hold_out: Sequence[str],
     genes: str | Path | None,
+    settings: Settings,
+    say: Callable[[str], None],
 ) -> Reference:
     if paths:
         sources = find_references(paths, sections, hold_out)
         gene_list = None if genes is None else Path(genes)
+        raw = {settings.normalisation.input, settings.normalisation.expression} == {"none"}
         cut, names, pictured = read_references(
-            sources, lambda first: model_genes(checkpoint, paths, gene_list, first)
+            sources,
+            lambda first: model_genes(checkpoint, paths, gene_list, first),
+            lambda text: None if raw else say(f"Warning: {text}"),
         )
         return Reference(cut, names, pictured)
     if not checkpoint.carried.get("sections"):
@@ -212,11 +227,18 @@ def _reference(
     return Reference(carried, names, [])
 
 
-def _parity_tiles(checkpoint: Checkpoint, reference: Reference, settings: Settings, count: int) -> Tiles:
-    carried = checkpoint.carried.get("tiles")
-    if carried is not None and tuple(carried.shape[1:]) == (settings.tile.size_px, settings.tile.size_px, 3):
+def _parity_tiles(
+    checkpoint: Checkpoint, reference: Reference, settings: Settings, count: int, say: Callable[[str], None]
+) -> Tiles:
+    carried, size = checkpoint.carried.get("tiles"), settings.tile.size_px
+    if (
+        isinstance(carried, Tensor)
+        and carried.dtype == torch.uint8
+        and len(carried)
+        and carried.shape[1:] == (size, size, 3)
+    ):
         return Tiles(carried[:count].numpy(), "the training sections, carried in the checkpoint")
-    return real_tiles(reference.pictured, settings.tile, count) or made_up_tiles(settings.tile, count)
+    return real_tiles(reference.pictured, settings.tile, count, say) or made_up_tiles(settings.tile, count)
 
 
 def _fields(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import click
 
 from mclst.kernels.spec import DISTANCES, RANKS, WEIGHTINGS
 from mclst.runtime.bundle import Bundle
-from mclst.runtime.command import check_json, command, publish_json, say, table
+from mclst.runtime.command import Finite, check_json, command, publish_json, say, table
 from mclst.runtime.errors import ResourceError
 from mclst.sections.normalise import NORMALISATIONS
 
@@ -23,8 +24,8 @@ class Numbers(click.ParamType[list[float]]):
 
     name = "a,b,c"
 
-    def __init__(self, kind: type[int | float]) -> None:
-        self.kind = kind
+    def __init__(self, kind: type[int | float], lowest: float = -math.inf, highest: float = math.inf) -> None:
+        self.kind, self.lowest, self.highest = kind, lowest, highest
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Text → list of three numbers; anything else is wrong usage."""
@@ -32,8 +33,9 @@ class Numbers(click.ParamType[list[float]]):
             found = [self.kind(part) for part in str(value).split(",")]
         except ValueError:
             found = []
-        if len(found) != 3:
-            self.fail(f"{value!r} is not three numbers with commas between", param, ctx)
+        if len(found) != 3 or not all(self.lowest <= n <= self.highest and math.isfinite(n) for n in found):
+            bounds = "" if math.isinf(self.highest) else f" from {self.lowest:g} to {self.highest:g}"
+            self.fail(f"{value!r} is not three numbers{bounds} with commas between", param, ctx)
         return found
 
 
@@ -102,7 +104,9 @@ def _change(options: dict[str, Any]) -> dict[str, Any]:
 @click.option(
     "--weighting", type=click.Choice(WEIGHTINGS), help="Distance to weight.  [default: inverse-square]"
 )
-@click.option("--temperature", type=float, help="Of the softmax weightings.  [default: 1.0]")
+@click.option(
+    "--temperature", type=Finite(0, min_open=True), help="Of the softmax weightings.  [default: 1.0]"
+)
 @click.option("--heads", type=click.IntRange(1), help="Attention heads of the spot encoder.  [default: 8]")
 @click.option("--context", type=click.IntRange(1), help="Spots per Transformer sentence.  [default: 32]")
 @click.option(
@@ -129,9 +133,11 @@ def _change(options: dict[str, Any]) -> dict[str, Any]:
     "--tile-px", type=click.IntRange(8, 4096), help="Tile side the encoder was trained on.  [default: 224]"
 )
 @click.option(
-    "--tile-mpp", type=float, help="µm/px it was trained at.  [default: level-0 pixels as they are]"
+    "--tile-mpp",
+    type=Finite(0.01, 100, min_open=True, max_open=True),
+    help="µm/px it was trained at.  [default: level-0 pixels as they are]",
 )
-@click.option("--pad", type=Numbers(int), help="RGB outside the slide.  [default: 0,0,0]")
+@click.option("--pad", type=Numbers(int, 0, 255), help="RGB outside the slide.  [default: 0,0,0]")
 @click.option(
     "--channels", type=click.Choice(("rgb", "bgr")), help="Channel order it was trained on.  [default: rgb]"
 )
@@ -141,7 +147,9 @@ def _change(options: dict[str, Any]) -> dict[str, Any]:
     help="Pixel values it was trained on.  [default: 0-1]",
 )
 @click.option("--mean", type=Numbers(float), help="Subtracted after scaling, per channel.  [default: 0,0,0]")
-@click.option("--std", type=Numbers(float), help="Divided by after scaling, per channel.  [default: 1,1,1]")
+@click.option(
+    "--std", type=Numbers(float, 1e-6, 1e6), help="Divided by after scaling, per channel.  [default: 1,1,1]"
+)
 @click.option(
     "--axes",
     type=click.Choice(("row-major", "x-major")),
@@ -166,7 +174,7 @@ def _change(options: dict[str, Any]) -> dict[str, Any]:
 )
 @click.option(
     "--parity-tiles",
-    type=click.IntRange(4),
+    type=click.IntRange(4, 4096),
     default=64,
     help="Tiles on which export and checkpoint are compared.",
 )
@@ -235,11 +243,14 @@ def _summary(bundle: Bundle, parity: dict[str, Any]) -> list[tuple[str, Any]]:
     ]
     if r is not None:
         rows += [
-            ("bank", f"{m.bank_rows} spots of {len(m.bank)} sections, {m.genes} genes"),
+            (
+                "bank",
+                f"{m.bank_rows} spots of {len(m.bank)} sections, {m.genes} genes in the order of {m.genes_from}",
+            ),
             ("retrieval", f"k {r.k}, rank {r.rank}, distance {r.distance}, weighting {r.weighting}"),
         ]
     else:
-        rows.append(("genes", f"{m.genes}, straight from the network"))
+        rows.append(("genes", f"{m.genes}, straight from the network, in the order of {m.genes_from}"))
     if m.sequence is not None:
         graph = m.sequence.graph
         about = f", graph of {graph.neighbours} neighbours, prune {graph.prune}" if graph else ""

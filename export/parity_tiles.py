@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from mclst.export.parity import Tiles
+from mclst.export.references import Pictured
+from mclst.runtime.errors import SlideError
 from mclst.runtime.manifest import Tile
 from mclst.runtime.slide import open_slide
 from mclst.runtime.tiles import Tiles as TileStream
 from mclst.runtime.tiles import TileShape
-from mclst.sections.section import Section
 
 MAX_IMAGES = 3
 """Sections read for parity: opening a large JPEG costs seconds, and three show three stainings."""
 
 
-def real_tiles(sections: Sequence[Section], tile: Tile, count: int) -> Tiles | None:
+def real_tiles(
+    sections: Sequence[Pictured], tile: Tile, count: int, say: Callable[[str], None]
+) -> Tiles | None:
     """`count` tiles spread evenly over up to three sections' spots; None where no section has image and pixels.
 
-    Tiles are taken at level 0 whatever their mpp: parity does not depend on scale. Raises SlideError.
+    Tiles are taken at level 0 whatever their mpp: parity does not depend on scale. A section whose image cannot
+    be read is passed over, and `say` is told.
     """
     chosen = (
         [sections[i] for i in np.unique(np.linspace(0, len(sections) - 1, MAX_IMAGES).round().astype(int))]
@@ -31,17 +35,21 @@ def real_tiles(sections: Sequence[Section], tile: Tile, count: int) -> Tiles | N
     )
     shape = TileShape(tile.size_px, None, tile.pad)
     found: list[NDArray[np.uint8]] = []
+    read: list[str] = []
     for i, section in enumerate(chosen):
-        assert section.image is not None and section.xy_px is not None
         share = count * (i + 1) // len(chosen) - count * i // len(chosen)
         placed = section.xy_px[np.isfinite(section.xy_px).all(axis=1)]
         some = placed[np.unique(np.linspace(0, len(placed) - 1, share).round().astype(int))]
-        with open_slide(section.image) as slide:
-            stream = TileStream(slide, some, shape, batch_size=max(1, share), workers=1)
-            found += [batch.tiles.copy() for batch in stream]
+        try:
+            with open_slide(section.image) as slide:
+                stream = TileStream(slide, some, shape, batch_size=max(1, share), workers=1)
+                found += [batch.tiles.copy() for batch in stream if len(batch.rows)]
+            read.append(section.name)
+        except SlideError as error:
+            say(f"Warning: parity is not proved on section {section.name}: {error}")
     if not found:
         return None
-    return Tiles(np.concatenate(found), "section " + ", ".join(s.name for s in chosen))
+    return Tiles(np.concatenate(found), "section " + ", ".join(read))
 
 
 def made_up_tiles(tile: Tile, count: int) -> Tiles:
@@ -54,4 +62,4 @@ def made_up_tiles(tile: Tile, count: int) -> Tiles:
         noise = sum(gaussian_filter(rng.normal(size=(size, size)), s) * s for s in (1.5, 6.0, 20.0))
         share = 1 / (1 + np.exp(-2 * np.asarray(noise)))[..., None]
         pixels[i] = np.clip(dark * share + pink * (1 - share) + rng.normal(0, 4, (size, size, 3)), 0, 255)
-    return Tiles(pixels, "made-up tissue (the references have no images)")
+    return Tiles(pixels, "made-up tissue (no image of a reference section to read)")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mclst.export.bank import ReferenceSection
@@ -40,27 +43,57 @@ def find_references(
     return {name: found[name] for name in choose_sections(sorted(found), sections, hold_out=tuple(hold_out))}
 
 
+@dataclass(frozen=True)
+class Genes:
+    """The model's gene names in its order, str [G], and where that order is from."""
+
+    names: NDArray[np.str_]
+    source: str
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """A section whose image lies beside it: xy_px float64 [n, 2], level-0 px (x, y) of its spots, NaN where unknown."""
+
+    name: str
+    image: Path
+    xy_px: NDArray[np.float64]
+
+
 def model_genes(
     checkpoint: Checkpoint, paths: Sequence[Path], gene_list: Path | None, first: Section
-) -> NDArray[np.str_]:
+) -> Genes:
     """The G gene names in the model's order, which no published checkpoint records.
 
-    Taken from `gene_list`, else from a `genes.txt` in a reference folder, else from the sections themselves where they
-    hold exactly G genes. Raises ReferenceDataError where the number differs from the checkpoint's.
+    Taken from the checkpoint where it is one of mclst's own, else from `gene_list`, else from `genes.txt` in the
+    reference folders, else from the first section where it holds exactly G genes. Raises ReferenceDataError where the
+    number differs from the checkpoint's, or two lists contradict each other.
     """
-    if gene_list is None:
-        gene_list = next((p / "genes.txt" for p in paths if (p / "genes.txt").is_file()), None)
-    if gene_list is not None:
-        return listed_genes(checkpoint, gene_list)
+    lists = [gene_list] if gene_list else [p / "genes.txt" for p in paths if (p / "genes.txt").is_file()]
+    listed = (
+        [listed_genes(checkpoint, path) for path in lists]
+        if gene_list or "genes" not in checkpoint.carried
+        else []
+    )
+    if "genes" in checkpoint.carried:
+        listed.insert(0, Genes(_carried_genes(checkpoint), "the checkpoint"))
+    for other in listed[1:]:
+        if not np.array_equal(other.names, listed[0].names):
+            raise ReferenceDataError(
+                f"the genes of {other.source} differ from those of {listed[0].source}; give the list the model was "
+                "trained on with --genes"
+            )
+    if listed:
+        return listed[0]
     if len(first.genes) != checkpoint.genes:
         raise ReferenceDataError(
             f"section {first.name} has {len(first.genes)} genes and {checkpoint.path} was trained on "
             f"{checkpoint.genes}; give their list, in the model's order, with --genes"
         )
-    return first.genes
+    return Genes(first.genes, f"section {first.name}, since nothing else tells the model's order")
 
 
-def listed_genes(checkpoint: Checkpoint, gene_list: Path | None) -> NDArray[np.str_]:
+def listed_genes(checkpoint: Checkpoint, gene_list: Path | None) -> Genes:
     """The G gene names of a file; ReferenceDataError where there is none or the checkpoint has another number."""
     if gene_list is None:
         raise ReferenceDataError(
@@ -73,59 +106,78 @@ def listed_genes(checkpoint: Checkpoint, gene_list: Path | None) -> NDArray[np.s
             f"{gene_list} lists {len(genes)} genes and {checkpoint.path} was trained on {checkpoint.genes}; "
             "give the list it was trained on with --genes"
         )
-    return genes
+    return Genes(genes, str(gene_list))
 
 
 def read_references(
     sources: dict[str, SectionSource],
-    genes_of: Callable[[Section], NDArray[np.str_]],
-    advance: Callable[[int], None] = lambda n: None,
-) -> tuple[list[ReferenceSection], NDArray[np.str_], list[Section]]:
+    genes_of: Callable[[Section], Genes],
+    warn: Callable[[str], None],
+) -> tuple[list[ReferenceSection], Genes, list[Pictured]]:
     """Read each section and cut it to the model's genes, which `genes_of` tells from the first.
 
-    Returns the cut sections, the genes, and the sections that have an image and pixel coordinates (for parity), their
-    counts left out of memory as soon as they are cut. Raises SectionError as the readers do.
+    Returns the cut sections, the genes, and where sections have an image and pixel coordinates (for parity); `warn` is
+    told of values that are no counts. Raises SectionError as the readers do.
     """
     cut: list[ReferenceSection] = []
-    pictured: list[Section] = []
-    genes: NDArray[np.str_] | None = None
+    pictured: list[Pictured] = []
+    genes: Genes | None = None
     for source in sources.values():
         section = read_section(source)
         genes = genes_of(section) if genes is None else genes
-        counts = match_genes(section, list(genes))
+        counts = match_genes(section, list(genes.names))
         total = np.asarray(section.counts.sum(axis=1, dtype=np.float64)).ravel()
         cut.append(
             ReferenceSection(section.name, section.spot, counts, section.array_xy, section.xy_px, total)
         )
+        if np.any(counts != np.rint(counts)):
+            warn(
+                f"section {section.name} ({section.path.name}, {section.counts_from}) holds values that are not whole "
+                "counts; where they are normalised already, add --input-normalisation none --expression-normalisation none"
+            )
         if section.image is not None and section.xy_px is not None:
-            pictured.append(section)
-        advance(1)
+            pictured.append(Pictured(section.name, section.image, section.xy_px))
     assert genes is not None, "choose_sections refuses an empty choice"
     return cut, genes, pictured
 
 
-def carried_sections(checkpoint: Checkpoint) -> tuple[list[ReferenceSection], NDArray[np.str_]]:
+def _carried_genes(checkpoint: Checkpoint) -> NDArray[np.str_]:
+    genes = np.asarray([str(gene) for gene in checkpoint.carried["genes"]], dtype=np.str_)
+    if len(genes) != checkpoint.genes or len(np.unique(genes)) != len(genes):
+        raise CheckpointError(f"{checkpoint.path} carries genes that do not fit its weights; train it again")
+    return genes
+
+
+def carried_sections(checkpoint: Checkpoint) -> tuple[list[ReferenceSection], Genes]:
     """The sections and genes a checkpoint of `mclst.training` brings along.
 
-    Raises CheckpointError where they contradict the weights.
+    Raises CheckpointError where they contradict the weights or are no counts.
     """
     try:
-        genes = np.asarray(checkpoint.carried["genes"], dtype=np.str_)
-        found = [
-            ReferenceSection(
-                name=str(section["name"]),
-                spot=np.asarray(section["spot"], dtype=np.str_),
-                counts=section["counts"].float().numpy(),
-                array_xy=None if section.get("array_xy") is None else section["array_xy"].long().numpy(),
-                xy_px=None if section.get("xy_px") is None else section["xy_px"].double().numpy(),
-            )
-            for section in checkpoint.carried["sections"]
-        ]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        genes = _carried_genes(checkpoint)
+        found = [_carried_section(section) for section in checkpoint.carried["sections"]]
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{checkpoint.path} lacks its sections ({error!r}); train it again") from error
-    sizes = {section.counts.shape[1] for section in found} | {len(genes)}
-    if sizes != {checkpoint.genes} or any(len(s.spot) != len(s.counts) for s in found):
-        raise CheckpointError(
-            f"{checkpoint.path} carries sections that do not fit its weights; train it again"
+    for section in found:
+        spots = len(section.spot)
+        fits = section.counts.shape == (spots, checkpoint.genes) and all(
+            places is None or places.shape == (spots, 2) for places in (section.array_xy, section.xy_px)
         )
-    return found, genes
+        if not fits or not np.isfinite(section.counts).all() or np.any(section.counts < 0):
+            raise CheckpointError(
+                f"{checkpoint.path} carries sections that do not fit its weights, such as {section.name}; train it again"
+            )
+    return found, Genes(genes, "the checkpoint")
+
+
+def _carried_section(section: dict[str, Any]) -> ReferenceSection:
+    places = {
+        name: None if section.get(name) is None else section[name].to(kind).numpy()
+        for name, kind in (("array_xy", torch.int64), ("xy_px", torch.float64))
+    }
+    return ReferenceSection(
+        name=str(section["name"]),
+        spot=np.asarray([str(spot) for spot in section["spot"]], dtype=np.str_),
+        counts=section["counts"].float().numpy(),
+        **places,
+    )

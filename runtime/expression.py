@@ -53,8 +53,6 @@ class MapWriter:
         if min(self.shape) < 1 or len(set(genes)) != len(genes):
             raise ValueError(f"a map needs spots and distinct genes, not {self.shape[0]} x {self.shape[1]}")
         check_writable(path, overwrite=overwrite)
-        if path.is_dir():
-            raise OutputError(f"{path} is a folder; choose another --out")
         self._overwrite = overwrite
         self._image = H5adImage(self.shape)
         self._image.put("var", pd.DataFrame(index=text_index(genes)))

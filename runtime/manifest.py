@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -16,10 +16,14 @@ MAX_BYTES = 4 << 20
 """A manifest is a few kilobytes; anything near this is not one."""
 
 
-class Part(BaseModel):
-    """Base: unknown fields are refused, values never coerced, nothing changes after loading."""
+Colour = Annotated[int, Field(ge=0, le=255)]
+Spread = Annotated[float, Field(gt=0)]
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+class Part(BaseModel):
+    """Base: unknown fields are refused, values never coerced and finite, nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Tile(Part):
@@ -31,7 +35,7 @@ class Tile(Part):
 
     size_px: int = Field(ge=8, le=4096)
     mpp: float | None = Field(default=None, gt=0.01, lt=100)
-    pad: tuple[int, int, int] = (0, 0, 0)
+    pad: tuple[Colour, Colour, Colour] = (0, 0, 0)
 
 
 class Preprocessing(Part):
@@ -44,7 +48,7 @@ class Preprocessing(Part):
     channels: Literal["rgb", "bgr"] = "rgb"
     pixel_range: Literal["0-1", "0-255"] = "0-1"
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    std: tuple[Spread, Spread, Spread] = (1.0, 1.0, 1.0)
     axes: Literal["row-major", "x-major"] = "row-major"
     symmetries: Literal[1, 8] = 1
 
@@ -176,6 +180,7 @@ class Manifest(Part):
     sequence: Sequence | None = None
     normalisation: Normalisation
     genes: int = Field(ge=1)
+    genes_from: str
     bank: tuple[SectionRows, ...] = ()
     checkpoint: Checkpoint
     versions: dict[str, str]

@@ -53,6 +53,7 @@ class OnnxSession:
                 f"{path} is not an encoder from uint8 {INPUT!r} to {' or '.join(OUTPUTS)}; export the bundle again"
             )
         self._output = outputs[0].name
+        self._tile = tuple(inputs[0].shape[1:])
         if not isinstance(inputs[0].shape[0], str):
             raise BundleError(
                 f"{path} takes {inputs[0].shape[0]} tiles at a time only; export the bundle again"
@@ -60,6 +61,11 @@ class OnnxSession:
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """RGB uint8 [N, H, W, 3] → embeddings (or expression) float32 [N, D]."""
+        if tiles.shape[1:] != self._tile:
+            raise BundleError(
+                f"the encoder takes tiles of {self._tile}, not {tiles.shape[1:]}; the bundle's parts do not belong "
+                "together, so export it again"
+            )
         found: list[Any] = self._session.run([self._output], {INPUT: tiles})
         embedding: NDArray[np.float32] = found[0]
         return embedding
@@ -70,7 +76,7 @@ def open_graph(path: Path, provider: str, *, threads: int | None = None) -> Any:
     ort = _onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = threads or _cores()
     # Reading threads share the cores with the encoder; spinning would take them away.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     wanted = "CPUExecutionProvider" if provider == "cpu" else "CUDAExecutionProvider"
@@ -87,6 +93,11 @@ def open_graph(path: Path, provider: str, *, threads: int | None = None) -> Any:
     if session.get_providers()[0] != wanted:
         raise ResourceError(f"ONNX Runtime could not start {wanted}; check the driver or use --provider cpu")
     return session
+
+
+def _cores() -> int:
+    """Cores this process may use; macOS does not tell them from all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _onnxruntime() -> ModuleType:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,7 +152,6 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
         (("--heads", "5"), ("5 heads",)),
         (("--sections", "Z9"), ("Z9",)),
         (("--hold-out", "Q1"), ("Q1",)),
-        (("--temperature", "0"), ("temperature",)),
         (("--positions", "pixel"), ("position tables have 20 rows",)),
         (("--genes", "missing.txt"), ("missing.txt",)),
     ],
@@ -181,7 +181,7 @@ def test_no_bundle_without_parity(here: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(parity, "encode_with_export", lambda *words: right(*words) * np.float32(1.01))
     before = tree(here)
     done = export("-q", "--ckpt", "model.pt", "--reference", "reference", *TINY)
-    assert_refused(done, 4, ("does not give what the checkpoint gives", "embedding_max_abs"))
+    assert_refused(done, 4, ("does not give what the checkpoint gives", "largest difference of an embedding"))
     assert tree(here) == before
 
 
@@ -217,6 +217,125 @@ def test_a_checkpoint_that_carries_its_bank_needs_nothing_else(here: Path) -> No
         export("-q", "--ckpt", "model.pt", "--k", "6", "--overwrite"), 4, ("do not fit its weights",)
     )
     assert open_bundle("mclst-bundle").manifest.bank_rows == 18
+
+
+@pytest.fixture
+def carried() -> dict[str, Any]:
+    """A checkpoint that brings genes and one section."""
+    counts = torch.from_numpy(np.random.default_rng(0).poisson(3, (9, GENES)).astype(np.float32))
+    section = {"name": "S", "spot": [f"{i}x{i}" for i in range(9)], "counts": counts}
+    return {
+        "format": "mclst-checkpoint/1",
+        "model": tiny_network().state_dict(),
+        "config": {"tile": {"size_px": 32}},
+        "genes": [f"GENE{i}" for i in range(GENES)],
+        "sections": [{**section, "array_xy": torch.arange(18).reshape(9, 2)}],
+    }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"counts": torch.full((9, GENES), -1.0)},
+        {"counts": torch.full((9, GENES), torch.nan)},
+        {"counts": torch.ones(9)},
+        {"counts": "none"},
+        {"array_xy": torch.zeros(8, 2)},
+        {"spot": ["a"]},
+    ],
+)
+def test_what_a_checkpoint_carries_is_checked(
+    here: Path, carried: dict[str, Any], change: dict[str, Any]
+) -> None:
+    carried["sections"][0].update(change)
+    torch.save(carried, here / "model.pt")
+    assert_refused(export("-q", "--ckpt", "model.pt", "--k", "5"), 4, ("model.pt",))
+
+
+@pytest.mark.parametrize(
+    "tiles", ["none", 1.5, torch.zeros(0, 32, 32, 3, dtype=torch.uint8), torch.zeros(2, 32, 32, 3)]
+)
+def test_tiles_that_are_none_are_not_used(here: Path, carried: dict[str, Any], tiles: object) -> None:
+    torch.save({**carried, "tiles": tiles}, here / "model.pt")
+    done = export("--ckpt", "model.pt", "--k", "5", "--parity-tiles", "4")
+    assert done.exit_code == 0 and "made-up tissue" in done.stderr, done.output
+
+
+def test_the_checkpoint_s_own_gene_order_comes_first(here: Path, carried: dict[str, Any]) -> None:
+    carried["genes"] = carried["genes"][::-1]
+    torch.save(carried, here / "model.pt")
+    done = export("--ckpt", "model.pt", "--reference", "reference", *TINY)
+    assert done.exit_code == 0 and "in the order of the checkpoint" in done.stderr, done.output
+    assert list(open_bundle("mclst-bundle").bank.genes) == carried["genes"]
+
+
+def test_where_the_gene_order_is_from_is_said(here: Path) -> None:
+    done = export("--ckpt", "model.pt", "--reference", "reference", *TINY)
+    assert "in the order of reference/genes.txt" in done.stderr
+    assert open_bundle("mclst-bundle").manifest.genes_from == "reference/genes.txt"
+    (here / "reference" / "genes.txt").unlink()
+    done = export("--ckpt", "model.pt", "--reference", "reference", *TINY, "--overwrite")
+    assert "section A1, since nothing else tells the model's order" in done.stderr
+
+
+def test_gene_lists_that_contradict_each_other_are_refused(here: Path) -> None:
+    write_reference(here / "more", names=("C1",))
+    genes = [f"GENE{i}" for i in range(GENES)]
+    (here / "more" / "genes.txt").write_text("\n".join(genes[::-1]))
+    done = export("-q", "--ckpt", "model.pt", "--reference", "reference", "--reference", "more", *TINY)
+    assert_refused(done, 4, ("more/genes.txt", "differ", "--genes"))
+
+
+def test_values_that_are_no_counts_are_said(here: Path) -> None:
+    path = here / "reference" / "counts" / "A1.tsv"
+    path.write_text(path.read_text().replace("\t5\t", "\t5.5\t"))
+    done = export("--ckpt", "model.pt", "--reference", "reference", *TINY)
+    assert done.exit_code == 0 and "section A1" in done.stderr and "not whole counts" in done.stderr
+    raw = ("--input-normalisation", "none", "--expression-normalisation", "none", "--overwrite")
+    assert (
+        "not whole counts" not in export("--ckpt", "model.pt", "--reference", "reference", *TINY, *raw).stderr
+    )
+
+
+def test_a_reference_without_expression_is_refused(here: Path) -> None:
+    for path in (here / "reference" / "counts").iterdir():
+        lines = [line.split("\t") for line in path.read_text().splitlines()]
+        path.write_text(
+            "\n".join(
+                "\t".join([line[0], *(["0"] * GENES)]) if i else "\t".join(line)
+                for i, line in enumerate(lines)
+            )
+        )
+    assert_refused(
+        export("-q", "--ckpt", "model.pt", "--reference", "reference", *TINY), 4, ("no expression",)
+    )
+
+
+def test_an_image_that_cannot_be_read_is_passed_over(here: Path) -> None:
+    (here / "reference" / "images" / "A1.png").write_bytes(b"not an image")
+    done = export("--ckpt", "model.pt", "--reference", "reference", *TINY)
+    assert (
+        done.exit_code == 0 and "not proved on section A1" in done.stderr and "section A2, B1" in done.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--temperature", "inf"), ("--temperature", "0"), ("--tile-mpp", "nan"), ("--std", "0,1,1"), ("--mean", "nan,0,0"),
+     ("--pad", "300,0,-4"), ("--pad", "1,2"), ("--parity-tiles", "1000000000")],
+)  # fmt: skip
+def test_numbers_out_of_range_are_wrong_usage(here: Path, words: tuple[str, ...]) -> None:
+    assert export("--ckpt", "model.pt", "--reference", "reference", *words).exit_code == 2
+
+
+@pytest.mark.parametrize("victim", ["model.pt", "reference/genes.txt"])
+def test_an_input_is_never_overwritten(here: Path, victim: str) -> None:
+    before = tree(here)
+    done = export(
+        "-q", "--ckpt", "model.pt", "--reference", "reference", "--json", victim, "--overwrite", *TINY
+    )
+    assert_refused(done, 5, (victim, "would be lost"))
+    assert tree(here) == before
 
 
 def test_help_speaks_of_what_it_does() -> None:
