@@ -58,9 +58,7 @@ def test_a_grid_over_a_real_slide(
     session = open_session(bundle.encoder_path, "cpu")
     some = np.linspace(0, len(places) - 1, 25).astype(int)
     tiles = np.stack([openslide_tile(slides / name, *places[i]) for i in some])
-    expected = Retriever(bundle.bank, bundle.retrieval, "reference").aggregate(
-        session.encode(tiles)
-    )
+    expected = Retriever(bundle.bank, bundle.retrieval, "reference").aggregate(session.encode(tiles))
     assert np.abs(found.X[some] - expected.expression).max() < 1e-4
 
 
