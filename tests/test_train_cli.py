@@ -19,10 +19,7 @@ from scipy.special import erf
 from small import Small
 from test_training import TINY, made_up
 
-from mclst.export.bank import encode_bank
-from mclst.export.bundling import export_bundle, settle
-from mclst.export.checkpoint import open_checkpoint
-from mclst.export.references import carried_sections
+from mclst.export.bundling import export_bundle
 from mclst.models.mclstexp import MclSTExp
 from mclst.runtime.errors import CheckpointError, InputError, ReferenceDataError
 from mclst.runtime.manifest import Context
@@ -182,9 +179,7 @@ def test_sinusoids_tell_x_from_y() -> None:
 def test_every_position_encoding_exports_alone(tmp_path: Path, positions: Any) -> None:
     trained = train(SECTIONS, config(positions=positions))
     ckpt = write_checkpoint(tmp_path / "model.pt", trained)
-    checkpoint = open_checkpoint(ckpt)
-    carried, genes = carried_sections(checkpoint)
-    bank = encode_bank(checkpoint, carried, genes, settle(checkpoint, {}))
+    bank = export_bundle(ckpt, tmp_path / "bundle", parity_tiles=4).bank
     normalised = np.concatenate([s.counts for s in SECTIONS]).astype(np.float64)
     normalised = np.log10(1e4 * normalised / normalised.sum(axis=1, keepdims=True) + 1)
     where = np.concatenate([s.array_xy for s in SECTIONS])
