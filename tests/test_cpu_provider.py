@@ -106,14 +106,17 @@ def test_more_equal_rows_than_there_is_room_for(rank: Any, copies: int) -> None:
 
 
 @pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("m", [6000, 10_000])
 @pytest.mark.parametrize("lanes", LANES)
-def test_rows_that_int16_cannot_tell_apart(rank: Any, lanes: int) -> None:
-    """Two tight clusters far apart: every row of one lies within the error band of the k-th."""
+def test_rows_that_int16_cannot_tell_apart(rank: Any, m: int, lanes: int) -> None:
+    """Two tight clusters far apart: every row of one lies within the error band of the k-th; in the larger bank, more of
+    them than there is room for.
+    """
     rng = np.random.default_rng(4)
     way = rng.normal(size=40)
-    side = np.where(rng.random(6030) < 0.5, 60.0, -60.0)[:, None]
-    points = (side * way + 1e-4 * rng.normal(size=(6030, 40))).astype(np.float32)
-    queries, bank, expression = points[:30], points[30:], rng.random((6000, 3), dtype=np.float32)
+    side = np.where(rng.random(m + 6) < 0.5, 60.0, -60.0)[:, None]
+    points = (side * way + 1e-4 * rng.normal(size=(m + 6, 40))).astype(np.float32)
+    queries, bank, expression = points[:6], points[6:], rng.random((m, 3), dtype=np.float32)
     spec = RetrievalSpec(k=25, rank=rank, distance="l2")
     got = Cpu(bank, expression, spec, lanes=lanes).aggregate(queries, neighbours=True)
     np.testing.assert_array_equal(
