@@ -1,4 +1,8 @@
-"""Decoded segments, kept a while and shared between threads, each decoded once however many ask."""
+"""Decoded segments, shared between threads: each decoded once, and let go when no tile to come needs it.
+
+Letting go at once is not for the sake of memory alone: what is freed is used again for the next segment, while it is
+still in the processor's cache.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +25,20 @@ class SegmentCache:
     def __init__(self, limit: int = CACHE_BYTES) -> None:
         self.limit = limit
         self.decoded = 0
+        self.most_bytes = 0
+        self._wanted: dict[Hashable, int] = {}
         self._held: OrderedDict[Hashable, NDArray[np.uint8]] = OrderedDict()
         self._bytes = 0
         self._under_way: dict[Hashable, Future[NDArray[np.uint8]]] = {}
         self._lock = Lock()
+
+    def expect(self, wanted: dict[Hashable, int]) -> None:
+        """Say how often each segment will be asked for from now on; after that many times it is let go.
+
+        One that is not among them stays until the limit pushes it out.
+        """
+        with self._lock:
+            self._wanted = wanted
 
     def get(self, key: Hashable, decode: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         """Give the segment `key`, read-only; where it is not held, one thread decodes and the others wait.
@@ -34,13 +48,18 @@ class SegmentCache:
         with self._lock:
             if key in self._held:
                 self._held.move_to_end(key)
-                return self._held[key]
+                held = self._held[key]
+                self._use(key)
+                return held
             future = self._under_way.get(key)
             mine = future is None
             if future is None:
                 future = self._under_way[key] = Future()
         if not mine:
-            return future.result()
+            shared = future.result()
+            with self._lock:
+                self._use(key)
+            return shared
         try:
             segment = decode()
             segment.flags.writeable = False
@@ -51,6 +70,7 @@ class SegmentCache:
             raise
         with self._lock:
             self._keep(key, segment)
+            self._use(key)
             del self._under_way[key]
         future.set_result(segment)
         return segment
@@ -59,8 +79,20 @@ class SegmentCache:
         self.decoded += 1
         self._held[key] = segment
         self._bytes += segment.nbytes
+        self.most_bytes = max(self.most_bytes, self._bytes)
         while self._bytes > self.limit and len(self._held) > 1:
             self._bytes -= self._held.popitem(last=False)[1].nbytes
+
+    def _use(self, key: Hashable) -> None:
+        left = self._wanted.get(key)
+        if left is None:
+            return
+        if left > 1:
+            self._wanted[key] = left - 1
+            return
+        del self._wanted[key]
+        if key in self._held:
+            self._bytes -= self._held.pop(key).nbytes
 
     def clear(self) -> None:
         """Forget every held segment."""

@@ -113,6 +113,12 @@ class Slide(ABC):
             pixels[top - y : bottom - y, left - x : right - x] = inside
         return pixels
 
+    def expect(self, corners: NDArray[np.int64], side: int, level: int) -> None:  # noqa: B027 - a hint
+        """Say which squares of a level are going to be read, once each, so that what they share is decoded once.
+
+        corners: int64 [n, 2], (x, y) of their upper left corners, px of the level; side: px. Only a hint.
+        """
+
     def thumbnail(self, max_px: int) -> tuple[NDArray[np.uint8], float]:
         """Picture the whole slide: (uint8 [h, w, 3], scale), the longer side at most `max_px`.
 

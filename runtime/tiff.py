@@ -67,6 +67,30 @@ class TiffSlide(Slide):
                 pixels[y0 - y : y1 - y, x0 - x : x1 - x] = segment[y0 - top : y1 - top, x0 - left : x1 - left]
         return pixels
 
+    def expect(self, corners: NDArray[np.int64], side: int, level: int) -> None:
+        """Count how many of the squares each segment serves, so that it is let go after the last."""
+        part = self._parts[level]
+        first, last = [], []
+        for axis, (size_px, segment_px) in enumerate(
+            ((part.width, part.segment_width), (part.height, part.segment_height))
+        ):
+            start = np.clip(corners[:, axis], 0, size_px)
+            stop = np.clip(corners[:, axis] + side, 0, size_px)
+            first.append(start // segment_px)
+            last.append(np.where(stop > start, -(-stop // segment_px), start // segment_px))
+        inside = (last[0] > first[0]) & (last[1] > first[1])
+        columns, rows = part.columns + 1, part.rows + 1
+        # Each square adds 1 to a rectangle of segments: its four corners in a table of differences.
+        differences = np.zeros(rows * columns, np.int64)
+        for sign, row, column in (
+            (1, first[1], first[0]), (-1, first[1], last[0]), (-1, last[1], first[0]), (1, last[1], last[0]),
+        ):  # fmt: skip
+            differences += sign * np.bincount((row * columns + column)[inside], minlength=rows * columns)
+        counts = differences.reshape(rows, columns).cumsum(axis=0).cumsum(axis=1)
+        row, column = np.nonzero(counts)
+        keys = zip([level] * len(row), column.tolist(), row.tolist(), strict=True)
+        self.cache.expect(dict(zip(keys, counts[row, column].tolist(), strict=True)))
+
     def _segment(self, file: SharedFile, level: int, column: int, row: int) -> NDArray[np.uint8]:
         decode = partial(self._parts[level].decode, file, column, row)
         try:

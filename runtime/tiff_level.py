@@ -137,7 +137,7 @@ class TiffLevel:
             return ycbcr_to_rgb(pixels)
         if pixels.shape[2] == 4:
             return over_white(pixels, self.alpha)
-        return np.array(pixels)
+        return np.ascontiguousarray(pixels)
 
 
 def read_level(

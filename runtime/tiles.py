@@ -162,6 +162,8 @@ class Tiles:
 
     def __iter__(self) -> Iterator[TileBatch]:
         batches, ends = self._batches()
+        if batches:
+            self.slide.expect(self._corners[np.concatenate(batches)], self.plan.read_px, self.plan.level)
         side = self.shape.size_px
         buffers = [
             np.empty((min(self.batch_size, len(self._order)), side, side, 3), np.uint8)

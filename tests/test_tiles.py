@@ -18,6 +18,7 @@ from PIL import Image
 
 from mclst.runtime.errors import SlideError, SpotsError
 from mclst.runtime.slide import Level, Slide, TileReadError, open_slide
+from mclst.runtime.tiff import TiffSlide
 from mclst.runtime.tiles import BATCHES_AHEAD, TileBatch, TilePlan, Tiles, TileShape, plan_tiles, resample
 
 
@@ -334,3 +335,29 @@ def test_places_that_are_none_are_refused() -> None:
         Tiles(MadeUpSlide(), np.zeros((3, 3)), TileShape(8), batch_size=1, workers=1)
     with pytest.raises(ValueError, match="1 or more"):
         Tiles(MadeUpSlide(), np.zeros((3, 2)), TileShape(8), batch_size=0, workers=1)
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("name", ["tiled jpeg", "deflate strips"])
+def test_each_segment_is_decoded_once_and_let_go_after_its_last_tile(
+    tmp_path: Path, name: str, workers: int
+) -> None:
+    path, (image, *_) = write_layout(tmp_path, name)
+    places = np.random.default_rng(1).uniform((-30, -30), (450, 330), (400, 2))
+    with open_slide(path) as slide:
+        assert isinstance(slide, TiffSlide)
+        tiles = Tiles(slide, places, TileShape(50, pad=PAD), batch_size=8, workers=workers)
+        rows, pixels = all_tiles(tiles)
+        level = slide.levels[0]
+        needed = {
+            (x // level.segment_px[0], y // level.segment_px[1])
+            for left, top in np.floor(places).astype(int) - 25
+            for x in range(max(left, 0), min(left + 50, level.width_px))
+            for y in range(max(top, 0), min(top + 50, level.height_px))
+        }
+        assert slide.cache.decoded == len(needed)
+        assert slide.cache._held == {} and slide.cache._wanted == {}
+        assert slide.cache.most_bytes < image.nbytes
+    for row, tile in zip(rows, pixels, strict=True):
+        x, y = np.floor(places[row]).astype(int) - 25
+        assert np.array_equal(tile, cut(image, int(x), int(y), 50, 50))
