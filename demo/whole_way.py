@@ -14,7 +14,6 @@ import anndata
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.sections.accuracy import pearson_per_gene, score
 from mclst.demo.comparison import Panel, draw_comparison
 from mclst.demo.programmes import GENES, PLANTED, PROGRAMMES
 from mclst.demo.tissue import MadeUpSection, write_section
@@ -25,6 +24,7 @@ from mclst.runtime.manifest import Context, Normalisation, Retrieval, Settings, 
 from mclst.runtime.pipeline import Run, predict
 from mclst.runtime.publish import WholeFolder, write_whole
 from mclst.runtime.slide import open_slide
+from mclst.sections.accuracy import pearson_per_gene, score
 from mclst.sections.normalise import NORMALISATIONS
 from mclst.sections.reference import find_sections, match_genes, read_section
 from mclst.sections.spots import read_spots
