@@ -33,6 +33,8 @@ from mclst.runtime.manifest import Graph, Preprocessing, Settings, Tile
 from mclst.runtime.neighbours import nearest_spots
 from mclst.runtime.sequence import check_positions
 from mclst.runtime.session import open_session
+from mclst.runtime.slide import TileReadError
+from mclst.runtime.tiles import Tiles
 from mclst.sections.spots import read_spots
 
 MEAN, STD = (0.7, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -130,22 +132,17 @@ def export(folder: Path, name: str, small: Small, *options: str, genes: bool = T
     return CliRunner().invoke(export_main, [*words, *listed, *options])
 
 
-def infer(folder: Path, small: Small, *options: str) -> Result:
-    words = [str(small.slide), "--spots", str(small.spots), "--bundle", str(folder / "mclst-bundle")]
+def infer(folder: Path, slide: Path, spots: Path, *options: str) -> Result:
+    words = [str(slide), "--spots", str(spots), "--bundle", str(folder / "mclst-bundle")]
     return CliRunner().invoke(
         infer_main, [*words, "--out", str(folder / "map.h5ad"), "--no-picture", *options]
     )
 
 
-def test_from_checkpoint_to_map(bundled: tuple[str, Any, Path], small: Small) -> None:
+def expected_map(name: str, network: Any, slide: Path, table: Path) -> np.ndarray:
     """Tiles cut by hand, the network in torch over all spots at once."""
-    name, network, folder = bundled
-    done = infer(folder, small, "--overwrite", "--batch-size", "5")
-    assert done.exit_code == 0, done.output
-    assert "straight from the network" in done.stderr
     tile_px = MADE[name][1]
-    picture = np.asarray(Image.open(small.slide).convert("RGB"))
-    spots = read_spots(small.spots)
+    picture, spots = np.asarray(Image.open(slide).convert("RGB")), read_spots(table)
     assert spots.array_xy is not None
     padded, half = np.pad(picture, ((100, 100), (100, 100), (0, 0))), tile_px // 2
     corners = np.floor(spots.xy_px).astype(int) + 100 - half
@@ -157,17 +154,62 @@ def test_from_checkpoint_to_map(bundled: tuple[str, Any, Path], small: Small) ->
     with torch.no_grad():
         expected = network.encode_tiles(torch.from_numpy(pixels).float())
         if name != "stnet":
-            place = torch.from_numpy(spots.array_xy)
             prune = "grid" if name == "hist2st" else "none"
             graph = nearest_spots(spots.array_xy, Graph(neighbours=4, prune=prune))  # type: ignore[arg-type]
             edges = () if name == "histogene" else tuple(map(torch.from_numpy, graph))
-            expected = network.express(expected, place, *edges)
+            expected = network.express(expected, torch.from_numpy(spots.array_xy), *edges)
+    found: np.ndarray = expected.numpy()
+    return found
+
+
+def test_from_checkpoint_to_map(bundled: tuple[str, Any, Path], small: Small) -> None:
+    name, network, folder = bundled
+    done = infer(folder, small.slide, small.spots, "--overwrite", "--batch-size", "5")
+    assert done.exit_code == 0, done.output
+    assert "straight from the network" in done.stderr
+    expected = expected_map(name, network, small.slide, small.spots)
     found = anndata.read_h5ad(folder / "map.h5ad")
-    assert np.abs(found.X - expected.numpy()).max() < 1e-4 * max(1, float(expected.abs().max()))
+    assert np.abs(found.X - expected).max() < 1e-4 * max(1, float(np.abs(expected).max()))
     assert list(found.var_names) == [f"GENE{i}" for i in range(GENES)]
     assert not {"nearest_distance", "effective_k"} & set(found.obs)
     said = found.uns["mclst"]["bundle"]
     assert said["system"] == name and said["kind"] == ("regression" if name == "stnet" else "sequence")
+
+
+def test_a_real_section(bundled: tuple[str, Any, Path], her2st: Path) -> None:
+    """Section C4 of 92 megapixels, all its 187 spots."""
+    name, network, folder = bundled
+    slide, spots = her2st / "images" / "C4.jpg", her2st / "spots" / "C4_selection.tsv"
+    done = infer(folder, slide, spots, "-q", "--overwrite", "--max-bad-tiles", "0")
+    assert done.exit_code == 0, done.output
+    found = anndata.read_h5ad(folder / "map.h5ad")
+    expected = expected_map(name, network, slide, spots)
+    assert found.shape == (187, GENES)
+    assert np.abs(found.X - expected).max() < 1e-4 * max(1, float(np.abs(expected).max()))
+
+
+def test_an_unreadable_tile_is_left_out_of_the_sequence(
+    bundled: tuple[str, Any, Path], small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row is NaN; the others are what the network gives without it."""
+    name, network, folder = bundled
+    right = Tiles.read_tile
+
+    def read(tiles: Tiles, row: int) -> Any:
+        if row == 5:
+            raise TileReadError("broken on purpose")
+        return right(tiles, row)
+
+    monkeypatch.setattr(Tiles, "read_tile", read)
+    done = infer(folder, small.slide, small.spots, "-q", "--overwrite", "--max-bad-tiles", "1")
+    assert done.exit_code == 0, done.output
+    found = anndata.read_h5ad(folder / "map.h5ad").X
+    kept = np.arange(24) != 5
+    lines = small.spots.read_text().splitlines()
+    (folder / "without.tsv").write_text("\n".join(lines[:6] + lines[7:]) + "\n")
+    expected = expected_map(name, network, small.slide, folder / "without.tsv")
+    assert np.isnan(found[5]).all()
+    assert np.abs(found[kept] - expected).max() < 1e-4 * max(1, float(np.abs(expected).max()))
 
 
 def test_the_manifest_records_what_the_checkpoint_does_not_hold(bundled: tuple[str, Any, Path]) -> None:
@@ -205,7 +247,9 @@ def test_options_that_do_not_apply_are_refused(bundled: tuple[str, Any, Path], s
     assert_refused(
         export(folder, name, small, "-q", "--overwrite", *given, genes=False), 4, ("--genes", "12 genes")
     )
-    assert_refused(infer(folder, small, "-q", "--overwrite", "--k", "3"), 4, ("without a bank",))
+    assert_refused(
+        infer(folder, small.slide, small.spots, "-q", "--overwrite", "--k", "3"), 4, ("without a bank",)
+    )
 
 
 def test_stnet_needs_the_mean_and_std_of_its_training(tmp_path: Path, small: Small) -> None:
