@@ -62,6 +62,20 @@ def test_every_weight_on_every_instruction_set(lanes: int, distance: Any, weight
     assert_right(got, queries, bank, expression, spec)
 
 
+@pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_rows_of_one_direction_are_at_cosine_distance_0(lanes: int, weighting: Any) -> None:
+    queries, bank, expression = blobs(4, 300, 37)
+    scale = np.random.default_rng(2).uniform(0.1, 9, size=(40, 1)).astype(np.float32)
+    # Powers of two besides: exactly one direction, and directions that rounding to float32 has moved.
+    bank[100:140] = queries[1] * scale
+    bank[120:140] = queries[1] * np.exp2(np.rint(scale[20:]))
+    for k in (60, 300):
+        spec = RetrievalSpec(k=k, rank="l2", distance="cosine", weighting=weighting)
+        got = Cpu(bank, expression, spec, lanes=lanes).aggregate(queries, neighbours=True)
+        assert_right(got, queries, bank, expression, spec)
+
+
 @pytest.mark.parametrize(
     ("m", "k", "genes", "distance"),
     [(11_372, 200, 785, "l1"), (11_372, 200, 785, "l2"), (8_209, 600, 171, "l2"), (24_787, 2400, 685, "l2")],
