@@ -290,7 +290,7 @@ def test_export_takes_the_bank_a_checkpoint_carries(trained: TrainedModel, tmp_p
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "model.pt", trained))
     carried, genes = carried_sections(checkpoint)
     settings_ = TINY.settings
-    bank = encode_bank(checkpoint, carried, genes, settings_)
+    bank = encode_bank(checkpoint, carried, genes.names, settings_)
     pairs = pair_up(trained.sections, settings_)
     with torch.inference_mode():
         expected = trained.network.encode_spots(pairs.expression, pairs.position).numpy()
