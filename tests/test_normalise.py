@@ -22,6 +22,7 @@ from mclst.sections import (
     read_section,
     spot_wise,
 )
+from mclst.sections.normalise import log_share, median_log1p
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 Matrix = NDArray[np.float32]
@@ -74,11 +75,34 @@ def test_zero_sums_stay_zero() -> None:
 def test_none_changes_nothing() -> None:
     matrix = np.array([[0.25, -1.5]], dtype=np.float32)
     assert NORMALISATIONS["none"](matrix).tolist() == matrix.tolist()
-    assert set(NORMALISATIONS) == {"spot-wise", "gene-wise", "none"}
+    assert set(NORMALISATIONS) == {"spot-wise", "gene-wise", "median-log1p", "log-share", "none"}
     assert NORMALISATIONS["spot-wise"] is spot_wise and NORMALISATIONS["gene-wise"] is gene_wise
 
 
-@pytest.mark.parametrize("normalise", [spot_wise, gene_wise])
+def test_median_log1p_is_scanpys() -> None:
+    """normalize_total and log1p over all genes, then the model's genes are taken."""
+    import anndata
+    import scanpy
+
+    counts = np.random.default_rng(0).poisson(2.0, (9, 14)).astype(np.float32)
+    data = anndata.AnnData(counts.copy())
+    scanpy.pp.normalize_total(data)
+    scanpy.pp.log1p(data)
+    expected = np.asarray(data.X)[:, :5]
+    assert np.abs(median_log1p(counts[:, :5], counts.sum(1)) - expected).max() < 1e-6
+    assert np.abs(median_log1p(counts)[:, :5] - expected).max() < 1e-6
+    counts[3] = 0
+    assert median_log1p(counts)[3].tolist() == [0] * 14 and np.isfinite(median_log1p(counts)).all()
+    assert median_log1p(np.zeros((2, 3))).tolist() == [[0, 0, 0]] * 2
+
+
+def test_log_share_is_st_nets() -> None:
+    found = log_share(np.array([[3, 0, 1], [0, 0, 0]]))
+    expected = [[math.log(4 / 7), math.log(1 / 7), math.log(2 / 7)], [math.log(1 / 3)] * 3]
+    assert np.abs(found - expected).max() < 1e-7
+
+
+@pytest.mark.parametrize("normalise", [spot_wise, gene_wise, median_log1p, log_share])
 @pytest.mark.parametrize("wrong", [-1.0, np.nan, np.inf])
 def test_what_is_no_count_is_refused(normalise: Callable[[Matrix], Matrix], wrong: float) -> None:
     with pytest.raises(ValueError, match="row 2, column 1"):
