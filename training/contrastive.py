@@ -208,7 +208,7 @@ class Training:
                 "lower it or raise the temperature"
             )
         self._optimiser.zero_grad(set_to_none=True)
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(self._scaler.scale(loss))
         self._scaler.step(self._optimiser)
         self._scaler.update()
         return value
