@@ -20,14 +20,6 @@ def test_a_line_every_ten_seconds(
             now[0] += 1.0
             advance(10)
     assert len(said) == 9 and " ".join(said[0].split()) == "100 of 1,000 tiles, 10.0/s, 0:01:30 left"
-        "100",
-        "of",
-        "1,000",
-        "tiles,",
-        "10.0/s,",
-        "0:01:30",
-        "left",
-    ]
     said.clear()
     with progress("tiles", 1000, quiet=True) as advance:
         now[0] += 100
