@@ -343,7 +343,7 @@ def test_a_run_stopped_before_it_wrote_leaves_nothing(here: Path, monkeypatch: p
         raise KeyboardInterrupt
 
     before = tree(here)
-    monkeypatch.setattr("mclst.runtime.pipeline.Retriever.aggregate", interrupted)
+    monkeypatch.setattr("mclst.kernels.Retriever.aggregate", interrupted)
     done = infer("slide.png", "--spots", "spots.tsv")
     assert done.exit_code == 130 and "nothing half-written is left behind" in done.stderr
     assert tree(here) == before
