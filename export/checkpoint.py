@@ -19,9 +19,7 @@ from mclst.models.mclstexp import position_table
 from mclst.models.system import System, Traits, systems
 from mclst.runtime.bundle import file_sha256
 from mclst.runtime.errors import CheckpointError
-
-CARRIED_FORMAT = "mclst-checkpoint/1"
-"""`format` of a checkpoint that brings its configuration and reference sections along."""
+from mclst.runtime.manifest import CHECKPOINT_FORMAT
 
 FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.")
 """Packages whose classes HisToGene's and THItoGene's checkpoints name beside the weights."""
@@ -107,11 +105,11 @@ def open_checkpoint(path: str | Path, system: str | None = None) -> Checkpoint:
     path = Path(path)
     content = _read(path)
     carried: dict[str, Any] = {}
-    if content.get("format") == CARRIED_FORMAT:
+    if content.get("format") == CHECKPOINT_FORMAT:
         carried = {key: value for key, value in content.items() if key != "model"}
     elif isinstance(content.get("format"), str) and str(content["format"]).startswith("mclst-checkpoint/"):
         raise CheckpointError(
-            f"{path} has format {content['format']!r} and this mclst reads {CARRIED_FORMAT!r}; upgrade"
+            f"{path} has format {content['format']!r} and this mclst reads {CHECKPOINT_FORMAT!r}; upgrade"
         )
     state = _published_names(_unwrap(content, path))
     return _recognise(path, state, carried, system)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mclst.models.encoders import ImageEncoder
 from mclst.models.mclstexp import ProjectionHead
+from mclst.models.pixels import prepare
 from mclst.runtime.errors import CheckpointError
 from mclst.runtime.manifest import Preprocessing, Tile
 
@@ -96,15 +97,19 @@ class FoldedEncoder(nn.Module):
 
 
 def preprocess(tiles: np.ndarray, settings: Preprocessing) -> Tensor:
-    """What the graph's prologue does, in torch: RGB uint8 [N, H, W, 3] → float32 [N, 3, H, W] ([N, 3, W, H] for x-major axes); the parity oracle."""
+    """What the graph's prologue does, in torch; the parity oracle.
+
+    RGB uint8 [N, H, W, 3] → float32 [N, 3, H, W], or [N, 3, W, H] for x-major axes.
+    """
     axes = (0, 3, 1, 2) if settings.axes == "row-major" else (0, 3, 2, 1)
-    pixels = torch.from_numpy(np.ascontiguousarray(tiles)).permute(axes).float()
-    if settings.channels == "bgr":
-        pixels = pixels.flip(1)
-    if settings.pixel_range == "0-1":
-        pixels = pixels / 255
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (settings.mean, settings.std))
-    return (pixels - mean) / std
+    pixels = torch.from_numpy(np.ascontiguousarray(tiles)).permute(axes)
+    return prepare(
+        pixels,
+        channels=settings.channels,
+        pixel_range=settings.pixel_range,
+        mean=settings.mean,
+        std=settings.std,
+    )
 
 
 def write_graph(

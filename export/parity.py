@@ -17,6 +17,7 @@ from mclst.runtime.bank import Bank
 from mclst.runtime.errors import ParityError
 from mclst.runtime.manifest import Settings
 from mclst.runtime.session import Session
+from mclst.sections.accuracy import pearson_per_gene
 
 
 @dataclass(frozen=True)
@@ -110,25 +111,16 @@ def compare_expression(expected: NDArray[np.float32], found: NDArray[np.float32]
     """Error and Pearson r of expression [n, G], in float64; a gene constant over the tiles has no r."""
     x, y = expected.astype(np.float64), found.astype(np.float64)
     per_gene = pearson_per_gene(x, y)
+    per_gene = per_gene[np.isfinite(per_gene)]
+    whole = pearson_per_gene(x.reshape(-1, 1), y.reshape(-1, 1))[0]
     return {
         "max_abs": float(np.abs(x - y).max()),
         "q999_abs": float(np.quantile(np.abs(x - y), 0.999)),
-        "pearson": float(pearson_per_gene(x.reshape(-1, 1), y.reshape(-1, 1))[0])
-        if np.ptp(x) and np.ptp(y)
-        else None,
+        "pearson": float(whole) if np.isfinite(whole) else None,
         "genes_compared": len(per_gene),
         "pearson_per_gene_min": float(per_gene.min()) if len(per_gene) else None,
         "pearson_per_gene_median": float(np.median(per_gene)) if len(per_gene) else None,
     }
-
-
-def pearson_per_gene(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """r of each column that varies in both, [≤ G]."""
-    x, y = x - x.mean(0), y - y.mean(0)
-    scale = np.sqrt((x**2).sum(0) * (y**2).sum(0))
-    varies = scale > 1e-12
-    found: NDArray[np.float64] = (x * y).sum(0)[varies] / scale[varies]
-    return found
 
 
 def prove(

@@ -12,6 +12,9 @@ from mclst.kernels.spec import Distance, Rank, RetrievalSpec, Weighting
 from mclst.runtime.errors import BundleError
 
 FORMAT = "mclst-bundle/1"
+CHECKPOINT_FORMAT = "mclst-checkpoint/1"
+"""`format` of a checkpoint that brings its Settings and its reference sections along."""
+
 MAX_BYTES = 4 << 20
 """A manifest is a few kilobytes; anything near this is not one."""
 

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from mclst.runtime.errors import OutputError
+from mclst.runtime.manifest import CHECKPOINT_FORMAT
 from mclst.runtime.publish import whole_file
 from mclst.training.contrastive import TrainedModel
 from mclst.training.data import TrainingSection
 
-FORMAT = "mclst-checkpoint/1"
 PUBLISHED_ROWS = 65_536
 """Rows of the position tables in the published code."""
 PARITY_TILES = 64
@@ -25,13 +25,13 @@ PARITY_TILES = 64
 def checkpoint_content(trained: TrainedModel) -> dict[str, Any]:
     """The file's content: tensors and plain values alone, so that torch reads it with weights_only=True.
 
-    format: FORMAT. model: the state dict, published key names. config: the bundle's Settings. training: how it was
+    format: CHECKPOINT_FORMAT. model: the state dict, published key names. config: the bundle's Settings. training: how it was
     trained. genes: [str], G. sections: in training order, each {name, spot: [str], counts: float32 [n, G],
     array_xy: int64 [n, 2]}. tiles: uint8 [t, S, S, 3], at most PARITY_TILES spread evenly over all spots.
     """
     state = trained.network.state_dict()
     return {
-        "format": FORMAT,
+        "format": CHECKPOINT_FORMAT,
         "model": {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()},
         "config": trained.config.settings.model_dump(mode="json"),
         "training": {**trained.config.record(), "steps": trained.steps, "losses": list(trained.losses)},

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
 
+from mclst.models.pixels import prepare
 from mclst.runtime.errors import ReferenceDataError
 from mclst.runtime.manifest import Preprocessing, Settings, Tile
 from mclst.runtime.slide import open_slide
@@ -190,12 +191,10 @@ def augment(tiles: Tensor, settings: Augmentation) -> Tensor:
 
 def encoder_input(pixels: Tensor, settings: Preprocessing) -> Tensor:
     """RGB uint8 [b, 3, S, S] → float32 [b, 3, S, S], channel order, range, mean and std as a bundle's graph has them."""
-    values = pixels.float()
-    if settings.channels == "bgr":
-        values = values.flip(1)
-    if settings.pixel_range == "0-1":
-        values = values / 255
-    mean, std = (
-        values.new_tensor(of_channel).view(1, 3, 1, 1) for of_channel in (settings.mean, settings.std)
+    return prepare(
+        pixels,
+        channels=settings.channels,
+        pixel_range=settings.pixel_range,
+        mean=settings.mean,
+        std=settings.std,
     )
-    return (values - mean) / std
