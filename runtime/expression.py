@@ -55,16 +55,15 @@ class MapWriter:
         check_writable(path, overwrite=overwrite)
         self._overwrite = overwrite
         self._image = H5adImage(self.shape)
-        self._image.put("var", pd.DataFrame(index=text_index(genes)))
-        self._table, tables_bytes = _checked_table(spots)
+        self._rows: RowFile | None = None
+        self._keep = False
         try:
+            self._image.put("var", pd.DataFrame(index=text_index(genes)))
+            self._table, tables_bytes = _checked_table(spots)
             taken = claim(path)
-        except OSError as error:
-            raise _refusal(path, error) from error
-        self._rows: RowFile | None = RowFile(taken, self.shape, self._image.offset)
-        # A stopped run's rows are not this run's to lose, whatever goes wrong before it knows them.
-        self._keep = taken.keeps and taken.journal.exists()
-        try:
+            # A stopped run's rows are not this run's to lose, whatever goes wrong before it knows them.
+            self._keep = taken.keeps and taken.journal.exists()
+            self._rows = RowFile(taken, self.shape, self._image.offset)
             size = self._rows.place(self.shape[0]) + tables_bytes + MARGIN_BYTES
             self._check_space(taken, size)
             self._rows.take_space(size)
@@ -262,6 +261,7 @@ class MapWriter:
 
     def close(self) -> int:
         """Let go of an unpublished map; how many rows stay for the next run. Harmless when called again."""
+        self._image.abandon()
         if self._rows is None:
             return 0
         rows, self._rows = self._rows, None

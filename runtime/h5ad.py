@@ -93,6 +93,13 @@ class H5adImage:
         options = {"compression": "gzip", "compression_opts": 4} if compress else {}
         anndata.io.write_elem(self._file, key, value, dataset_kwargs=options)
 
+    def abandon(self) -> None:
+        """Let go of the file; harmless when called again, or after `close`.
+
+        HDF5 would otherwise close it as the process ends, through Python that has ended already: a crash.
+        """
+        self._file.close()
+
     def close(self) -> tuple[list[tuple[int, memoryview]], int]:
         """Finish the file: ([(offset, bytes), …] of everything but X, size of the whole file in bytes).
 

@@ -347,3 +347,17 @@ def test_a_run_stopped_before_it_wrote_leaves_nothing(here: Path, monkeypatch: p
     done = infer("slide.png", "--spots", "spots.tsv")
     assert done.exit_code == 130 and "nothing half-written is left behind" in done.stderr
     assert tree(here) == before
+
+
+def test_a_full_disk_ends_the_process_with_its_exit_code(here: Path) -> None:
+    """HDF5 crashes a process that ends with a file of its own left open, which would hide the exit code."""
+    script = (
+        "import errno, os, sys; from mclst.runtime.cli import main; real = os.pwrite\n"
+        "def full(handle, *rest):\n"
+        "    if '.slide.' in os.readlink(f'/proc/self/fd/{handle}'): raise OSError(errno.ENOSPC, 'No space left')\n"
+        "    return real(handle, *rest)\n"
+        "os.pwrite = full\n"
+        "main(['slide.png', '--spots', 'spots.tsv'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 5 and "Traceback" not in done.stderr, done.stderr
