@@ -57,7 +57,7 @@ def _sample(sections: Sequence[TrainingSection]) -> NDArray[np.uint8]:
 
 def write_checkpoint(path: Path, trained: TrainedModel) -> Path:
     """Write `path` whole or not at all, replacing what stood there; raises OutputError where that fails."""
-    return _save(Path(path), checkpoint_content(trained))
+    return save_whole(Path(path), checkpoint_content(trained))
 
 
 def published_state(trained: TrainedModel) -> dict[str, torch.Tensor]:
@@ -79,10 +79,11 @@ def published_state(trained: TrainedModel) -> dict[str, torch.Tensor]:
 
 def write_published_state(path: Path, trained: TrainedModel) -> Path:
     """Write `published_state` to `path`, whole or not at all; raises OutputError."""
-    return _save(Path(path), published_state(trained))
+    return save_whole(Path(path), published_state(trained))
 
 
-def _save(path: Path, content: dict[str, Any]) -> Path:
+def save_whole(path: Path, content: dict[str, Any]) -> Path:
+    """Save `content` as torch does to `path`, whole or not at all; returns `path`. Raises OutputError."""
     with whole_file(path) as part:
         try:
             torch.save(content, part)

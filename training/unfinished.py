@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mclst.runtime.errors import InputError, OutputError
-from mclst.runtime.publish import whole_file
+from mclst.runtime.errors import InputError
+from mclst.training.checkpoint import save_whole
 from mclst.training.contrastive import Training
 from mclst.training.data import TrainingSection
 from mclst.training.settings import TrainConfig
@@ -34,14 +34,7 @@ def write_state(out: Path, training: Training, told: Mapping[str, Any]) -> None:
         "run": describe(training.config, training.sections, told),
         "state": training.state(),
     }
-    with whole_file(path) as part:
-        try:
-            torch.save(content, part)
-        except RuntimeError as error:  # torch's archive writer hides the system's error
-            reason = str(error).splitlines()[0]
-            raise OutputError(
-                f"{path} cannot be written ({reason}); free space or choose another --out"
-            ) from error
+    save_whole(path, content)
 
 
 def take_up(out: Path, training: Training, told: Mapping[str, Any]) -> bool:
