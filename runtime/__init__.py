@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from mclst.runtime.bundle import Bundle, open_bundle
-from mclst.runtime.errors import InputError, MclstError, OutputError, ResourceError
-from mclst.runtime.pipeline import Run, predict
-from mclst.runtime.slide import Slide, open_slide
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mclst.runtime.bundle import Bundle, open_bundle
+    from mclst.runtime.errors import InputError, MclstError, OutputError, ResourceError
+    from mclst.runtime.pipeline import Run, predict
+    from mclst.runtime.slide import Slide, open_slide
 
 __all__ = [
     "Bundle",
@@ -19,3 +23,14 @@ __all__ = [
     "open_slide",
     "predict",
 ]
+
+_HOMES = {"bundle": ("Bundle", "open_bundle"), "pipeline": ("Run", "predict"), "slide": ("Slide", "open_slide"),
+          "errors": ("InputError", "MclstError", "OutputError", "ResourceError")}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for and no more: `mclst.runtime.start` must be there before numpy is."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"mclst.runtime.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -59,13 +59,15 @@ def _dataset(file: h5py.File, name: str, rank: int, path: Path) -> h5py.Dataset:
     data = file[name]
     if data.external or data.is_virtual or data.chunks is not None or data.ndim != rank:
         raise BundleError(f"{path}: /{name} is not a plain array of rank {rank}; export the bundle again")
+    if data.nbytes > path.stat().st_size:
+        raise BundleError(f"{path}: /{name} declares more than the file holds; export the bundle again")
     return data
 
 
 def _floats(file: h5py.File, name: str, path: Path) -> NDArray[np.float32]:
     data = _dataset(file, name, 2, path)
-    if data.dtype != np.float32 or data.nbytes > path.stat().st_size:
-        raise BundleError(f"{path}: /{name} is not float32 of its stated size; export the bundle again")
+    if data.dtype != np.float32:
+        raise BundleError(f"{path}: /{name} is {data.dtype}, not float32; export the bundle again")
     values: NDArray[np.float32] = data[:]
     bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(bad):
@@ -88,8 +90,11 @@ def read_bank(path: Path) -> Bank:
                 _texts(file, "spot", path),
                 _texts(file, "section", path),
             )
-    except (OSError, KeyError, UnicodeDecodeError, TypeError) as error:
-        raise BundleError(f"{path} is not a readable bank ({error}); export the bundle again") from error
+    except (BundleError, MemoryError):
+        raise
+    except Exception as error:  # on damaged bytes h5py raises nearly every kind there is
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BundleError(f"{path} is not a readable bank ({reason}); export the bundle again") from error
     rows = {len(bank.embedding), len(bank.expression), len(bank.spot), len(bank.section)}
     if len(rows) != 1 or not len(bank) or bank.expression.shape[1] != len(bank.genes):
         raise BundleError(f"{path}: the parts of the bank have different lengths; export the bundle again")

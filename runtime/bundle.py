@@ -13,6 +13,7 @@ from typing import Any
 from mclst.kernels.spec import RetrievalSpec
 from mclst.runtime.bank import Bank, read_bank
 from mclst.runtime.errors import BundleError, OutputError
+from mclst.runtime.graph_file import check_graph
 from mclst.runtime.manifest import FORMAT, Manifest, read_manifest
 from mclst.runtime.publish import WholeFolder
 
@@ -124,7 +125,7 @@ def open_bundle(path: str | Path) -> Bundle:
     """Open a bundle and verify the size and SHA-256 of each of its files.
 
     Raises BundleError, naming the file, where the folder is no bundle, a file is missing or a byte has changed,
-    or the format is another version's.
+    a graph reads a file that is not among them, or the format is another version's.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -137,6 +138,9 @@ def open_bundle(path: str | Path) -> Bundle:
             raise BundleError(f"{folder / MANIFEST} does not list {needed}; export the bundle again")
     for name, record in manifest.files.items():
         _verify(folder, name, record.bytes, record.sha256)
+    for name in (ENCODER, SEQUENCE):
+        if name in manifest.files:
+            check_graph(folder / name, manifest.files.keys())
     return Bundle(folder, manifest, file_sha256(folder / MANIFEST))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 PREMULTIPLIED, STRAIGHT = 1, 2
 """TIFF ExtraSamples: what the fourth channel is; any other value is not transparency."""
@@ -19,6 +20,14 @@ def over_white(rgba: NDArray[np.uint8], alpha: int) -> NDArray[np.uint8]:
         summed: NDArray[np.uint8] = np.minimum(colour + (255 - opacity), 255).astype(np.uint8)
         return summed
     return np.array(colour)
+
+
+def cmyk_to_rgb(cmyk: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Convert uint8 [h, w, 4], 255 full ink, to RGB uint8 [h, w, 3]: (1 - ink)(1 - black), without a profile."""
+    height, width, _ = cmyk.shape
+    return np.array(
+        Image.frombytes("CMYK", (width, height), np.ascontiguousarray(cmyk).tobytes()).convert("RGB")
+    )
 
 
 CHROMA = np.arange(256) - 128.0

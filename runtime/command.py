@@ -31,6 +31,7 @@ from rich.text import Text
 
 from mclst.runtime.errors import MclstError
 from mclst.runtime.publish import check_apart, check_writable, write_whole
+from mclst.runtime.start import AGAIN, INTERRUPTED, STOPS, TERMINATED, heed
 from mclst.sections.section import SectionError
 
 P = ParamSpec("P")
@@ -41,7 +42,6 @@ console = Console(stderr=True, highlight=False)
 
 LINE_SECONDS = 10.0
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Terminated(BaseException):
@@ -77,8 +77,7 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        for number in STOPS:
-            signal.signal(number, _stop)
+        heed(_stop)
         try:
             return function(*args, **kwargs)
         except MclstError as error:
@@ -89,9 +88,9 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
             text = "this machine's memory is too small for the work; ask for less at once, such as a smaller batch"
             fail(_with_notes(text, error), 6)
         except KeyboardInterrupt as error:
-            fail(_with_notes("interrupted", error, AGAIN), 130)
+            fail(_with_notes("interrupted", error, AGAIN), INTERRUPTED)
         except Terminated as error:
-            fail(_with_notes("terminated", error, AGAIN), 143)
+            fail(_with_notes("terminated", error, AGAIN), TERMINATED)
         except BrokenPipeError:
             sys.exit(141)
         except OSError as error:
@@ -106,9 +105,6 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
             fail("this is a defect in mclst; please report the lines above", 1)
 
     return wrapped
-
-
-AGAIN = "nothing half-written is left behind, run the command again"
 
 
 def _with_notes(sentence: str, error: BaseException, otherwise: str = "") -> str:

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import ImageCms
 
 from mclst.runtime.errors import SlideError
+from mclst.runtime.icc import UNREADABLE, profile_name
 from mclst.runtime.resolution import believe
 from mclst.runtime.slide import Level, Slide, TileReadError
 
@@ -57,6 +59,7 @@ class OpenSlideSlide(Slide):
             levels=tuple(levels),
             mpp=mpp,
             mpp_source=source,
+            icc=_icc(handle),
         )
         background = int(properties.get("openslide.background-color", "FFFFFF"), 16)
         self._background = np.array([background >> 16, background >> 8 & 255, background & 255], np.uint16)
@@ -107,6 +110,14 @@ class OpenSlideSlide(Slide):
     def close(self) -> None:
         """Let go of the handle; it closes once no other thread reads through it."""
         self._handle = None
+
+
+def _icc(handle: Any) -> str:
+    try:
+        profile = getattr(handle, "color_profile", None)
+    except ImageCms.PyCMSError:
+        return UNREADABLE
+    return "" if profile is None else profile_name(profile.tobytes())
 
 
 def _mpp(properties: dict[str, str]) -> tuple[float | None, str]:

@@ -11,6 +11,7 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin
 
 from mclst.runtime import jpeg
 from mclst.runtime.errors import MclstError, ResourceError, SlideError
+from mclst.runtime.icc import profile_name
 from mclst.runtime.slide import MAX_DECODED_PX, Level, Slide
 
 ROWS_VISITED_TOGETHER = 256
@@ -19,10 +20,10 @@ ROWS_VISITED_TOGETHER = 256
 class PictureSlide(Slide):
     """A picture of one level, uint8 [height, width, 3], held in memory."""
 
-    def __init__(self, path: Path, kind: str, pixels: NDArray[np.uint8]) -> None:
+    def __init__(self, path: Path, kind: str, pixels: NDArray[np.uint8], icc: str) -> None:
         height, width, _ = pixels.shape
         level = Level(width, height, 1.0, (width, min(height, ROWS_VISITED_TOGETHER)))
-        super().__init__(path, reader="pillow", vendor=kind, levels=(level,))
+        super().__init__(path, reader="pillow", vendor=kind, levels=(level,), icc=icc)
         self._pixels: NDArray[np.uint8] | None = pixels
 
     def _read_inside(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
@@ -44,7 +45,7 @@ def open_picture(path: Path, kind: str) -> PictureSlide:
     """
     try:
         data = path.read_bytes()
-        pixels = _decode_jpeg(path, data) if kind == "jpeg" else _decode_png(path, data)
+        pixels, profile = _decode_jpeg(path, data) if kind == "jpeg" else _decode_png(path, data)
     except MclstError:
         raise
     except MemoryError as exc:
@@ -54,22 +55,28 @@ def open_picture(path: Path, kind: str) -> PictureSlide:
         raise SlideError(
             f"{path} is a damaged or incomplete {kind.upper()} ({reason}); copy it again"
         ) from exc
-    return PictureSlide(path, kind, pixels)
+    return PictureSlide(path, kind, pixels, profile_name(profile))
 
 
-def _decode_jpeg(path: Path, data: bytes) -> NDArray[np.uint8]:
+Decoded = tuple[NDArray[np.uint8], bytes | None]
+"""Pixels, and the colour profile that stands beside them."""
+
+
+def _decode_jpeg(path: Path, data: bytes) -> Decoded:
     frame = jpeg.read_frame(data)
     _refuse_huge(path, frame.width, frame.height)
     pixels = jpeg.decode_jpeg(data)
+    image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+    profile = image.info.get("icc_profile")
     if frame.components == 1:
-        return np.repeat(pixels, 3, axis=2)
-    if frame.components == 4:
+        pixels = np.repeat(pixels, 3, axis=2)
+    elif frame.components == 4:
         # Decoded strictly above; Pillow knows the inverted CMYK that Adobe writes.
-        return np.array(JpegImagePlugin.JpegImageFile(io.BytesIO(data)).convert("RGB"))
-    return pixels
+        pixels = np.array(image.convert("RGB"))
+    return pixels, profile
 
 
-def _decode_png(path: Path, data: bytes) -> NDArray[np.uint8]:
+def _decode_png(path: Path, data: bytes) -> Decoded:
     # The plugin itself, not Image.open: that one warns of large pictures by a limit of its own.
     image = PngImagePlugin.PngImageFile(io.BytesIO(data))
     _refuse_huge(path, *image.size)
@@ -78,11 +85,12 @@ def _decode_png(path: Path, data: bytes) -> NDArray[np.uint8]:
     if data[24] == 16:
         raise SlideError(f"{path} has 16 bits per channel, where 8 are needed; save it as 8-bit RGB")
     image.load()
+    profile = image.info.get("icc_profile")
     if image.has_transparency_data:
         seen = image.convert("RGBA")
         white = Image.new("RGBA", seen.size, (255, 255, 255, 255))
-        return np.array(Image.alpha_composite(white, seen).convert("RGB"))
-    return np.array(image.convert("RGB"))
+        return np.array(Image.alpha_composite(white, seen).convert("RGB")), profile
+    return np.array(image.convert("RGB")), profile
 
 
 def _refuse_huge(path: Path, width: int, height: int) -> None:

@@ -183,12 +183,7 @@ def _stream(
         if len(batch.rows):
             with work.clock.stage("encode"):
                 embedding = session.encode(batch.tiles)
-            bad = np.flatnonzero(~np.isfinite(embedding).all(axis=1))
-            if len(bad):
-                raise BundleError(
-                    f"the encoder gave an embedding that is not finite for spot {work.spots.id[batch.rows[bad[0]]]}; "
-                    "export the bundle again"
-                )
+            _check_embedding(work, batch.rows, embedding)
             waiting.append((batch.rows, embedding))
         if batch.ends_group and waiting:
             rows, embeddings = (np.concatenate(parts) for parts in zip(*waiting, strict=True))
@@ -201,6 +196,21 @@ def _stream(
                     writer.begin(this_run())
                     begun = True
         work.advance(len(batch.rows) + len(batch.failed))
+
+
+def _check_embedding(work: Work, rows: NDArray[np.int64], embedding: NDArray[np.float32]) -> None:
+    expected = (len(rows), work.bundle.manifest.encoder.embedding_dim)
+    if embedding.shape != expected:
+        raise BundleError(
+            f"{work.bundle.encoder_path} gives {embedding.shape} where the manifest says {expected}; "
+            "the bundle's parts do not belong together, so export it again"
+        )
+    bad = np.flatnonzero(~np.isfinite(embedding).all(axis=1))
+    if len(bad):
+        raise BundleError(
+            f"the encoder gave an embedding that is not finite for spot {work.spots.id[rows[bad[0]]]}; "
+            "export the bundle again"
+        )
 
 
 def _carry_on(work: Work, writer: MapWriter, tiles: Tiles, this_run: Mapping[str, str]) -> bool:

@@ -71,6 +71,7 @@ def told(
             "mpp_source": resolution.source,
             "reader": slide.reader,
             "vendor": slide.vendor,
+            "icc_profile": f"{slide.icc}, not applied" if slide.icc else "none",
         },
         "spots": {"name": spots.path.name, "variant": spots.variant, "coordinates": spots.coordinates},
         "settings": {

@@ -54,6 +54,7 @@ class Slide(ABC):
     vendor: who wrote it, as far as the file tells: "aperio", "hamamatsu", "jpeg", "generic-tiff", …
     mpp: µm per level-0 pixel, or None where the file does not say it believably.
     mpp_source: one phrase for people: where `mpp` comes from, or why there is none.
+    icc: name of the colour profile the file carries, "" where none; pixels are given as stored, without it.
     levels: finest first; never empty.
     seconds_opening: what opening took, which for JPEG and PNG includes decoding.
     """
@@ -67,6 +68,7 @@ class Slide(ABC):
         levels: tuple[Level, ...],
         mpp: float | None = None,
         mpp_source: str = "the file says none",
+        icc: str = "",
     ) -> None:
         self.path = path
         self.reader = reader
@@ -75,6 +77,7 @@ class Slide(ABC):
         self.seconds_opening = 0.0
         self.mpp = mpp
         self.mpp_source = mpp_source
+        self.icc = icc
 
     @property
     def width_px(self) -> int:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tifffile import TiffFile, TiffPageSeries
 
 from mclst.runtime.errors import MclstError, ResourceError, SlideError
+from mclst.runtime.icc import profile_name
 from mclst.runtime.resolution import tiff_mpp
 from mclst.runtime.segments import SegmentCache, SharedFile
 from mclst.runtime.slide import Level, Slide, TileReadError
@@ -37,7 +38,13 @@ class TiffSlide(Slide):
     """A TIFF slide; decoded tiles are held in a bounded cache that all threads share."""
 
     def __init__(
-        self, path: Path, vendor: str, parts: list[TiffLevel], mpp: float | None, mpp_source: str
+        self,
+        path: Path,
+        vendor: str,
+        parts: list[TiffLevel],
+        mpp: float | None,
+        mpp_source: str,
+        icc: str,
     ) -> None:
         levels = []
         for part in parts:
@@ -46,7 +53,13 @@ class TiffSlide(Slide):
                 Level(part.width, part.height, downsample, (part.segment_width, part.segment_height))
             )
         super().__init__(
-            path, reader="tifffile", vendor=vendor, levels=tuple(levels), mpp=mpp, mpp_source=mpp_source
+            path,
+            reader="tifffile",
+            vendor=vendor,
+            levels=tuple(levels),
+            mpp=mpp,
+            mpp_source=mpp_source,
+            icc=icc,
         )
         self._parts = parts
         self._file: SharedFile | None = SharedFile(path)
@@ -149,7 +162,7 @@ def _open(path: Path, tif: TiffFile) -> TiffSlide:
     vendor = VENDORS.get(series.kind, series.kind)
     parts = _levels(path, size, series, vendor)
     mpp, source = tiff_mpp(tif, series.keyframe, series.kind)
-    return TiffSlide(path, vendor, parts, mpp, source)
+    return TiffSlide(path, vendor, parts, mpp, source, profile_name(series.keyframe.iccprofile))
 
 
 def _chain_ends(tif: TiffFile) -> bool:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tifffile import COMPRESSION, PHOTOMETRIC, TIFF, TiffFrame, TiffPage
 
 from mclst.runtime import jpeg
-from mclst.runtime.colour import over_white, ycbcr_of_jpeg2000, ycbcr_to_rgb
+from mclst.runtime.colour import cmyk_to_rgb, over_white, ycbcr_of_jpeg2000, ycbcr_to_rgb
 from mclst.runtime.errors import MclstError, ResourceError, SlideError
 from mclst.runtime.segments import SharedFile
 from mclst.runtime.slide import MAX_DECODED_PX
@@ -20,7 +20,8 @@ NONE, OLD_JPEG, APERIO_J2K_YCBCR = 1, 6, 33003
 JPEG = {7, 33007, 34892}
 JPEG2000 = {33003, 33004, 33005, 34712}
 DECODES_TO_RGB = {50001, 34927, 50002, 52546}
-MIN_IS_WHITE, MIN_IS_BLACK, RGB, YCBCR = 0, 1, 2, 6
+MIN_IS_WHITE, MIN_IS_BLACK, RGB, SEPARATED, YCBCR = 0, 1, 2, 5, 6
+CMYK_INKS = 1
 ROW_BLOCK_BYTES = 1 << 20
 
 
@@ -135,6 +136,8 @@ class TiffLevel:
             and ycbcr_of_jpeg2000(data)
         ):
             return ycbcr_to_rgb(pixels)
+        if self.photometric == SEPARATED:
+            return cmyk_to_rgb(pixels)
         if pixels.shape[2] == 4:
             return over_white(pixels, self.alpha)
         return np.ascontiguousarray(pixels)
@@ -215,17 +218,23 @@ def _unsupported(page: TiffPage) -> str | None:
         return f"has {page.bitspersample}-bit {kinds.get(page.sampleformat, 'unknown')} samples"
     if page.imagedepth > 1:
         return f"is a volume of {page.imagedepth} planes"
+    if photometric == SEPARATED and samples == 4 and page.tags.valueof("InkSet", CMYK_INKS) == CMYK_INKS:
+        return _undecodable(compression)
     if photometric not in (MIN_IS_WHITE, MIN_IS_BLACK, RGB, YCBCR):
         return f"has {_name(PHOTOMETRIC, photometric)} colours"
     colour = photometric in (RGB, YCBCR)
     if samples not in ((3, 4) if colour else (1,)):
         return f"has {samples} samples per pixel ({_name(PHOTOMETRIC, photometric)})"
-    if samples == 4 and (compression in JPEG or page.planarconfig == 2 or photometric == YCBCR):
+    if samples == 4 and (compression in JPEG or photometric == YCBCR):
         return "has a fourth channel beside RGB"
-    if compression == OLD_JPEG or (compression != NONE and compression not in TIFF.DECOMPRESSORS):
-        return f"is compressed with {_name(COMPRESSION, compression)}"
     if photometric == YCBCR and compression not in JPEG | JPEG2000 | DECODES_TO_RGB:
         return f"has YCbCr colours under {_name(COMPRESSION, compression)} compression"
+    return _undecodable(compression)
+
+
+def _undecodable(compression: int) -> str | None:
+    if compression == OLD_JPEG or (compression != NONE and compression not in TIFF.DECOMPRESSORS):
+        return f"is compressed with {_name(COMPRESSION, compression)}"
     return None
 
 

@@ -148,7 +148,7 @@ def test_imagej_scale(tmp_path: Path) -> None:
         (np.zeros((40, 40), bool), {}, "1-bit"),
         (np.zeros((4, 40, 40), np.uint8), {"photometric": "minisblack"}, "several planes"),
         (np.zeros((2, 40, 40, 3), np.uint8), {"photometric": "rgb"}, "several planes"),
-        (np.zeros((40, 40, 4), np.uint8), {"photometric": "separated"}, "SEPARATED"),
+        (np.zeros((40, 40, 5), np.uint8), {"photometric": "separated"}, "SEPARATED"),
         (np.zeros((40, 40, 3), np.uint8), {"photometric": "cielab"}, "CIELAB"),
         (np.zeros((40, 40), np.uint8), {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)}, "PALETTE"),
     ],
