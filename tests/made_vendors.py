@@ -272,7 +272,12 @@ def _dicom_level(folder: Path, pixels: Pixels, number: int, compressed: bool) ->
     """Write one level in tiles of 64 px; its pixels as Pillow decodes them again."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.encaps import encapsulate
-    from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit, generate_uid
+    from pydicom.uid import (
+        ExplicitVRLittleEndian,
+        JPEGBaseline8Bit,
+        VLWholeSlideMicroscopyImageStorage,
+        generate_uid,
+    )
 
     side, (height, width) = 64, pixels.shape[:2]
     rows, columns = -(-height // side), -(-width // side)
@@ -290,7 +295,7 @@ def _dicom_level(folder: Path, pixels: Pixels, number: int, compressed: bool) ->
                 seen[box] = np.asarray(Image.open(jpeg))
             frames.append(frame)
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.6"
+    meta.MediaStorageSOPClassUID = VLWholeSlideMicroscopyImageStorage
     meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["instance", str(number)])
     meta.TransferSyntaxUID = JPEGBaseline8Bit if compressed else ExplicitVRLittleEndian
     data = Dataset()
