@@ -13,7 +13,7 @@ from mclst.benchmarks.measure import load_average
 from mclst.kernels import compiled
 
 _LIBRARIES = ("mclst", "numpy", "scipy", "faiss-cpu", "faiss-gpu", "torch", "cuvs", "pycuda", "cuda-core")
-_LANES = ("plain", "AVX2", "AVX-512", "AVX-512 VNNI")
+_LANES = ("plain", "AVX2", "AVX-512", "AVX-512 VNNI", "AMX")
 
 
 def available_cores() -> int:

@@ -6,7 +6,8 @@ why the chosen set is the reference's.
 The bank's rows and a query are placed as in `nearest`: centred, scaled by a power of two, and rounded to float32 (x, p;
 |x - X| and |p - P| within 2⁻²⁴ of |X| and |P|), cosine among unit vectors. Each is then rounded once more, to a scale of
 its own times int16: x̂ = x - δx, p̂ = p - δp, with |δx| and |δp| measured. x̂·p̂ is exact up to its scales, as integers of
-length under 46340 have products, and partial sums of products, within int32 (Cauchy-Schwarz). So
+length under 46340 have products, and partial sums of products, within int32 (Cauchy-Schwarz); AMX multiplies their bytes
+apart and adds modulo 2³², which comes to the same. So
 
     s = |p|² - 2 x̂·p̂   against   t - |x|² = |P|² - 2 X·P + …
     |x·p - x̂·p̂| <= (|x| + |δx|)|δp| + |δx||p| <= ((|x| + |δx|)·h + |δx|)·ρ,   h the largest |δp|/|p| of the bank,
@@ -61,7 +62,7 @@ class Cpu:
 
     embedding: float32 [M, D], expression: float32 [M, G], both finite and in C order. spec.k: 1 … M.
     threads: of a call; by default OMP_NUM_THREADS, or else the cores this process may use.
-    lanes: the instruction set, 0 plain, 1 AVX2, 2 AVX-512, 3 with VNNI; by default the best this machine has.
+    lanes: the instruction set, 0 plain, 1 AVX2, 2 AVX-512, 3 with VNNI, 4 with AMX; by default the best this machine has.
     Holds the embedding, half as much again, and a copy of the expression. Raises NotCompiled, MemoryError.
     """
 

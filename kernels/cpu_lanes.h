@@ -1,11 +1,13 @@
 // The inner loops of the cpu provider, compiled once for each instruction set.
 //
 // No include guard: cpu_retrieve.cpp includes this file several times, each time inside a namespace of its own and under
-// that set's compiler options, with MCLST_VNNI, MCLST_AVX512 or MCLST_AVX2 saying which. Nothing of the standard library
+// that set's compiler options, with MCLST_AMX, MCLST_VNNI, MCLST_AVX512 or MCLST_AVX2 saying which. Nothing of the standard library
 // is instantiated here, since the linker would keep one copy for all sets. Vectors are the compiler's own.
 //
 // Layouts: a panel is 32 bank rows side by side. Panels of integers hold pairs of columns, [columns/2][32][2] int16;
 // panels of floats hold [columns][32]. A slab is 16·S genes of all bank rows, [rows][16·S] float.
+// For AMX the same int16 are taken apart into bytes, v = 256·high + low with low unsigned: a panel then holds
+// [columns/64][half of 16 rows][high, low][16 fours of columns][16 rows][4], a query [columns/64][high, low][64].
 
 // Floats to a vector, so that one fits a register; fd and dd are the halves of such a vector and that half as doubles.
 #if defined(MCLST_AVX512)
@@ -49,6 +51,7 @@ static inline double sum_of(dh value) {
 
 // ---- scores of a panel -------------------------------------------------------------------------------------------
 
+#if !defined(MCLST_AMX)
 // Exact integer products of R queries, each `pairs` int32 of two columns, with one panel, into out [R][32].
 template <int R>
 static void products(const int32_t *queries, int64_t stride, const int16_t *panel, int64_t pairs, int32_t *out) {
@@ -121,22 +124,79 @@ static void some_products(int count, const int32_t *queries, int64_t stride, con
     }
     products<R>(queries, stride, panel, pairs, out);
 }
+#endif
 
-// s = |p|² - 2 x·p of `count` queries and one panel: score [count], `leap` floats from query to query.
-static void panel_scores(int64_t count, const int32_t *queries, const float *factor, const int16_t *panel, int64_t pairs,
-                         const float *row_scale, const float *row_norm2, float *score, int64_t leap) {
-    int32_t dot[kTogether * 32];
-    for (int64_t start = 0; start < count; start += kTogether) {
-        const int some = count - start < kTogether ? int(count - start) : kTogether;
-        some_products<kTogether>(some, queries + start * pairs, pairs, panel, pairs, dot);
-        for (int r = 0; r < some; ++r)
-            for (int j = 0; j < 32; j += kWide) {
-                const fw whole = __builtin_convertvector(*reinterpret_cast<const iw *>(dot + 32 * r + j), fw);
-                store(score + (start + r) * leap + j,
-                      load(row_norm2 + j) + factor[start + r] * (load(row_scale + j) * whole));
-            }
+// s = |p|² - 2 x·p of `count` queries and `panels` panels that follow one another: score [count][32·panels], `leap` floats
+// from query to query. Queries hold `pairs` int32 each; with AMX there are some for a multiple of 16 queries.
+#if defined(MCLST_AMX)
+struct __attribute__((packed)) TileShapes {
+    uint8_t palette = 1, start = 0, none[14] = {};
+    uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// Exact integer products of 16 queries and 16 rows, into out [4][16][16]: high·high, high·low, low·high, low·low.
+static inline void byte_products(const int8_t *query, int64_t stride, const int8_t *rows, int64_t blocks, int32_t *out) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t b = 0; b < blocks; ++b, query += 128, rows += 4096) {
+        _tile_loadd(4, query, stride);
+        _tile_loadd(5, query + 64, stride);
+        _tile_loadd(6, rows, 64);
+        _tile_loadd(7, rows + 1024, 64);
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbsud(1, 4, 7);
+        _tile_dpbusd(2, 5, 6);
+        _tile_dpbuud(3, 5, 7);
     }
+    _tile_stored(0, out, 64);
+    _tile_stored(1, out + 256, 64);
+    _tile_stored(2, out + 512, 64);
+    _tile_stored(3, out + 768, 64);
 }
+
+static void panel_scores(int64_t count, const int32_t *queries, const float *factor, const int16_t *panel, int64_t panels,
+                         int64_t pairs, const float *row_scale, const float *row_norm2, float *score, int64_t leap) {
+    const TileShapes shapes;
+    _tile_loadconfig(&shapes);
+    alignas(64) int32_t part[4 * 256];
+    for (int64_t first = 0; first < 32 * panels; first += 16) {
+        const int8_t *rows = reinterpret_cast<const int8_t *>(panel + first / 32 * 64 * pairs) + first % 32 * 128;
+        const __m512 scale = _mm512_loadu_ps(row_scale + first), norm2 = _mm512_loadu_ps(row_norm2 + first);
+        for (int64_t start = 0; start < count; start += 16) {
+            byte_products(reinterpret_cast<const int8_t *>(queries + start * pairs), 4 * pairs, rows, pairs / 32, part);
+            for (int64_t q = start; q < count && q < start + 16; ++q) {
+                const int32_t *of = part + 16 * (q - start);
+                const __m512i middle = _mm512_add_epi32(_mm512_load_si512(of + 256), _mm512_load_si512(of + 512));
+                const __m512i outer =
+                    _mm512_add_epi32(_mm512_slli_epi32(_mm512_load_si512(of), 16), _mm512_load_si512(of + 768));
+                const __m512i dot = _mm512_add_epi32(outer, _mm512_slli_epi32(middle, 8));
+                const __m512 scaled = _mm512_mul_ps(scale, _mm512_cvtepi32_ps(dot));
+                store(score + q * leap + first, (fw)norm2 + factor[q] * (fw)scaled);
+            }
+        }
+    }
+    _tile_release();
+}
+#else
+static void panel_scores(int64_t count, const int32_t *queries, const float *factor, const int16_t *panel, int64_t panels,
+                         int64_t pairs, const float *row_scale, const float *row_norm2, float *score, int64_t leap) {
+    int32_t dot[kTogether * 32];
+    for (int64_t first = 0; first < 32 * panels; first += 32, panel += 64 * pairs)
+        for (int64_t start = 0; start < count; start += kTogether) {
+            const int some = count - start < kTogether ? int(count - start) : kTogether;
+            some_products<kTogether>(some, queries + start * pairs, pairs, panel, pairs, dot);
+            for (int r = 0; r < some; ++r)
+                for (int j = 0; j < 32; j += kWide) {
+                    const fw whole = __builtin_convertvector(*reinterpret_cast<const iw *>(dot + 32 * r + j), fw);
+                    store(score + (start + r) * leap + first + j,
+                          load(row_norm2 + first + j) + factor[start + r] * (load(row_scale + first + j) * whole));
+                }
+        }
+}
+#endif
 
 // Σ|x - p| of `count` queries [count][columns] and one panel of floats.
 static void panel_l1(int64_t count, const float *queries, const float *panel, int64_t columns, float *score,
@@ -346,5 +406,11 @@ static int64_t slab_sum(const float *slab, const int32_t *rows, const float *wei
     return j;
 }
 
-static const Lanes lanes = {panel_scores, panel_l1, keep_below, ranked, pairs,
+#if defined(MCLST_AMX)
+constexpr bool kBytes = true;
+#else
+constexpr bool kBytes = false;
+#endif
+
+static const Lanes lanes = {kBytes, panel_scores, panel_l1, keep_below, ranked, pairs,
                             {slab_sum<1>, slab_sum<2>, slab_sum<3>, slab_sum<4>}};
