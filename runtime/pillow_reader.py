@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,19 @@ ROWS_VISITED_TOGETHER = 256
 class PictureSlide(Slide):
     """A picture of one level, uint8 [height, width, 3], held in memory."""
 
-    def __init__(self, path: Path, kind: str, pixels: NDArray[np.uint8], icc: str) -> None:
+    def __init__(
+        self, path: Path, kind: str, pixels: NDArray[np.uint8], icc: str, seconds_file: float
+    ) -> None:
         height, width, _ = pixels.shape
         level = Level(width, height, 1.0, (width, min(height, ROWS_VISITED_TOGETHER)))
         super().__init__(path, reader="pillow", vendor=kind, levels=(level,), icc=icc)
         self._pixels: NDArray[np.uint8] | None = pixels
+        self._seconds_file = seconds_file
+
+    @property
+    def seconds_file(self) -> float:
+        """What reading the whole file took."""
+        return self._seconds_file
 
     def _read_inside(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
         pixels = self._pixels
@@ -43,8 +52,10 @@ def open_picture(path: Path, kind: str) -> PictureSlide:
     Gray becomes RGB, CMYK is converted, transparency is laid over white. Raises SlideError where the picture
     is damaged, cut short or has 16 bits per channel; ResourceError beyond `MAX_DECODED_PX`.
     """
+    start = time.perf_counter()
     try:
         data = path.read_bytes()
+        seconds_file = time.perf_counter() - start
         pixels, profile = _decode_jpeg(path, data) if kind == "jpeg" else _decode_png(path, data)
     except MclstError:
         raise
@@ -55,7 +66,7 @@ def open_picture(path: Path, kind: str) -> PictureSlide:
         raise SlideError(
             f"{path} is a damaged or incomplete {kind.upper()} ({reason}); copy it again"
         ) from exc
-    return PictureSlide(path, kind, pixels, profile_name(profile))
+    return PictureSlide(path, kind, pixels, profile_name(profile), seconds_file)
 
 
 Decoded = tuple[NDArray[np.uint8], bytes | None]

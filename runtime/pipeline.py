@@ -117,7 +117,7 @@ def predict(
         with MapWriter(out, genes=names, spots=table, overwrite=overwrite) as writer:
             try:
                 with work.clock.stage("open"):
-                    session = open_session(bundle.encoder_path, provider)
+                    session = open_session(bundle.encoder_path, provider, at_once=batch_size)
                     readout = open_readout(bundle, spec, table, session.provider)
                 if session.note:
                     work.note(session.note)
@@ -137,13 +137,17 @@ def predict(
                 work.told["settings"]["max_bad_tiles"] = max_bad_tiles
                 if grid is not None:
                     work.told["settings"]["grid_um"] = grid.stride_um
+                streaming = time.perf_counter()
                 _stream(work, tiles, session, readout, writer, slide_hash, resume=resume)
+                work.clock["stream"] = time.perf_counter() - streaming
                 if not writer.done.any():
                     raise SlideError(
                         f"{slide.path}: no tile can be read; the first says: {work.failed[0][1]}"
                     )
                 slide_hash.check_unchanged()
                 work.clock["read"] = slide.seconds_opening + tiles.seconds_reading
+                if slide.seconds_file is not None:
+                    work.clock["file"] = slide.seconds_file
                 work.told["slide"]["sha256"] = slide_hash.result()
                 run = _publish(work, writer, session, readout, tiles, genes, channels, started)
             except BaseException as error:
@@ -268,7 +272,7 @@ def _publish(
             coordinates=work.spots.coordinates,
             tile=tiles.choice,
             structured=drawn,
-            seconds=dict(work.clock),
+            seconds=work.clock.so_far(),
             mpp=work.resolution.mpp,
             mpp_source=work.resolution.source,
             carried_on=work.carried_on,

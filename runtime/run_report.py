@@ -31,16 +31,37 @@ PACKAGES = (
 
 
 class Clock(dict[str, float]):
-    """Seconds by stage."""
+    """Seconds by stage, of one thread; the time of a stage inside another counts for the inner one alone."""
+
+    def __init__(self, **seconds: float) -> None:
+        super().__init__(seconds)
+        self._running: list[tuple[str, float]] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the time spent inside to stage `name`."""
-        start = time.perf_counter()
+        self._count()
+        self._running.append((name, time.perf_counter()))
         try:
             yield
         finally:
-            self[name] = self.get(name, 0.0) + time.perf_counter() - start
+            self._count()
+            self._running.pop()
+            if self._running:
+                self._running[-1] = (self._running[-1][0], time.perf_counter())
+
+    def so_far(self) -> dict[str, float]:
+        """Seconds by stage up to now, those of a stage under way included."""
+        self._count()
+        return dict(self)
+
+    def _count(self) -> None:
+        """Add to the innermost running stage what it took since it was counted last."""
+        if self._running:
+            name, since = self._running[-1]
+            now = time.perf_counter()
+            self[name] = self.get(name, 0.0) + now - since
+            self._running[-1] = (name, now)
 
 
 @dataclass(frozen=True)
@@ -50,7 +71,8 @@ class Run:
     failed: (spot id, reason) of tiles that could not be read; their rows are NaN. carried_on: spots taken over from a
     stopped run. skipped: places of a grid left out as background. structured: genes drawn, most spatially structured
     first, with Moran's I. seconds: wall time by stage; `read` is the busy time of opening the slide and of the
-    reading threads, which run beside the others.
+    reading threads, which run beside the others, `file` of it the reading of the file's bytes (absent where a library
+    does not tell), `stream` all from the first tile to the last expression.
     """
 
     map_path: Path

@@ -7,6 +7,7 @@ still in the processor's cache.
 from __future__ import annotations
 
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
@@ -102,14 +103,27 @@ class SegmentCache:
 
 
 class SharedFile:
-    """A file read at offsets by many threads; its descriptor closes when the last of them lets go."""
+    """A file read at offsets by many threads; its descriptor closes when the last of them lets go.
+
+    seconds: busy seconds of all of them reading so far.
+    """
 
     def __init__(self, path: Path) -> None:
         self._fd = -1
+        self.seconds = 0.0
+        self._lock = Lock()
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self, offset: int, count: int) -> bytes:
         """Read `count` bytes from `offset`; fewer where the file ends before."""
+        start = time.perf_counter()
+        try:
+            return self._read(offset, count)
+        finally:
+            with self._lock:
+                self.seconds += time.perf_counter() - start
+
+    def _read(self, offset: int, count: int) -> bytes:
         data = os.pread(self._fd, count, offset)
         if len(data) == count or not data:
             return data

@@ -11,11 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.errors import BundleError, ResourceError
+from mclst.runtime.lanes import HEAVY_BYTES, Lanes
 
 PROVIDERS = ("auto", "cuda", "cpu")
 INPUT = "tiles"
 OUTPUTS = ("embedding", "expression")
 """What an encoder may give: embeddings or features, or the expression itself."""
+
+AT_ONCE = 16
+"""Tiles handed to an encoder at once, where nothing else is asked for."""
 
 
 class Session(Protocol):
@@ -35,15 +39,22 @@ class Session(Protocol):
 class OnnxSession:
     """ONNX Runtime on the CPU or on CUDA; no operator ever falls back in silence."""
 
-    def __init__(self, path: Path, provider: str, *, threads: int | None = None) -> None:
-        """Open `path` on `provider`, "cpu" or "cuda"; threads: CPU threads inside an operator, None for all cores.
+    def __init__(
+        self, path: Path, provider: str, *, threads: int | None = None, at_once: int = AT_ONCE
+    ) -> None:
+        """Open `path` on `provider`, "cpu" or "cuda"; threads: of the CPU, None for all cores.
 
+        at_once: tiles that `encode` is going to be given. On the CPU as many of the threads as there are tiles each
+        take some through the whole network; where threads are left, they help inside the operators.
         Raises ResourceError where the provider does not start, BundleError where the graph is not an encoder.
         """
-        self._session = open_graph(path, provider, threads=threads)
+        threads = threads or _cores()
+        lanes = min(threads, at_once) if provider == "cpu" else 1
+        self._session = open_graph(path, provider, threads=threads - lanes + 1)
         self.provider = provider
         self.note = ""
         self._check(path)
+        self._run = Lanes(self._encode, lanes, heavy=_weight_bytes(path) > HEAVY_BYTES)
 
     def _check(self, path: Path) -> None:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
@@ -66,6 +77,9 @@ class OnnxSession:
                 f"the encoder takes tiles of {self._tile}, not {tiles.shape[1:]}; the bundle's parts do not belong "
                 "together, so export it again"
             )
+        return self._run(tiles)
+
+    def _encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         found: list[Any] = self._session.run([self._output], {INPUT: tiles})
         embedding: NDArray[np.float32] = found[0]
         return embedding
@@ -95,6 +109,12 @@ def open_graph(path: Path, provider: str, *, threads: int | None = None) -> Any:
     return session
 
 
+def _weight_bytes(path: Path) -> int:
+    """Of a graph's file, and of the file beside it that holds the weights of a large one."""
+    beside = path.with_name(f"{path.name}.data")
+    return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
+
+
 def _cores() -> int:
     """Cores this process may use; macOS does not tell them from all."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -109,8 +129,10 @@ def _onnxruntime() -> ModuleType:
     return module
 
 
-def open_session(path: Path, provider: str = "auto", *, threads: int | None = None) -> Session:
-    """Open the encoder at `path`.
+def open_session(
+    path: Path, provider: str = "auto", *, threads: int | None = None, at_once: int = AT_ONCE
+) -> Session:
+    """Open the encoder at `path`; threads, at_once: see OnnxSession.
 
     `auto` takes CUDA where ONNX Runtime has it and it starts, else the CPU, and says so in the session's `note`.
     Raises ResourceError where the provider asked for is missing, BundleError where the graph is not an encoder.
@@ -118,12 +140,12 @@ def open_session(path: Path, provider: str = "auto", *, threads: int | None = No
     if provider not in PROVIDERS:
         raise ResourceError(f"there is no provider {provider!r}; choose one of {', '.join(PROVIDERS)}")
     if provider != "auto":
-        return OnnxSession(path, provider, threads=threads)
+        return OnnxSession(path, provider, threads=threads, at_once=at_once)
     if "CUDAExecutionProvider" not in _onnxruntime().get_available_providers():
-        return OnnxSession(path, "cpu", threads=threads)
+        return OnnxSession(path, "cpu", threads=threads, at_once=at_once)
     try:
         return OnnxSession(path, "cuda", threads=threads)
     except ResourceError as error:
-        session = OnnxSession(path, "cpu", threads=threads)
+        session = OnnxSession(path, "cpu", threads=threads, at_once=at_once)
         session.note = f"CUDA is installed but did not start: {error}"
         return session

@@ -89,6 +89,11 @@ class Slide(ABC):
         """Height of level 0."""
         return self.levels[0].height_px
 
+    @property
+    def seconds_file(self) -> float | None:
+        """Busy seconds so far of all threads that read the file's bytes; None where a library reads them unseen."""
+        return None
+
     def read(
         self, x: int, y: int, width: int, height: int, *, level: int = 0, pad: RGB = (0, 0, 0)
     ) -> NDArray[np.uint8]:

@@ -63,7 +63,13 @@ class TiffSlide(Slide):
         )
         self._parts = parts
         self._file: SharedFile | None = SharedFile(path)
+        self._seconds_file = 0.0
         self.cache = SegmentCache()
+
+    @property
+    def seconds_file(self) -> float:
+        """Busy seconds of all threads reading segments' bytes so far."""
+        return self._seconds_file if self._file is None else self._file.seconds
 
     def _read_inside(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
         file = self._file
@@ -121,7 +127,7 @@ class TiffSlide(Slide):
 
     def close(self) -> None:
         """Let go of the file; it closes once no other thread reads from it."""
-        self._file = None
+        self._seconds_file, self._file = self.seconds_file, None
         self.cache.clear()
 
 
