@@ -28,7 +28,7 @@ gpu-check: build/as/mclst
 
 $(VENV)/installed: pyproject.toml constraints.txt kernels/cpu_retrieve.cpp $(wildcard kernels/cpu_*.h)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,export,openslide,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,rtx,export,openslide,dev]"
 	touch $@
 
 # Type checkers resolve `mclst.<folder>` through this link.
