@@ -29,6 +29,17 @@ _NO_ROW = 0xFFFFFFFF
 _ORDER_BYTES = 64 << 20
 
 
+class BadQuery(ValueError):
+    """Query number `row` is no finite number."""
+
+    def __init__(self, row: int) -> None:
+        self.row = row
+        super().__init__(
+            f"row {row} of the embeddings holds NaN, infinity or a value beyond {LARGEST:g}; "
+            "leave that row out or make it again"
+        )
+
+
 class Cuda:
     """A bank on a device, made ready for queries.
 
@@ -96,8 +107,7 @@ class Cuda:
             block = slice(start, min(n, start + self.plan.queries))
             self._driver.upload(self._memory["query"], queries[block])
             self._run(block.stop - start, {})
-            for name in ("expression", "nearest", "effective_k"):
-                self._driver.download(getattr(whole, name)[block], self._memory[name])
+            self._bring(whole, block)
             if whole.neighbours is not None:
                 rows = np.empty((block.stop - start, k), dtype=np.uint32)
                 self._driver.download(rows, self._memory["near_row"])
@@ -136,6 +146,27 @@ class Cuda:
                     places[name] = array.pointer + 4 * start * width
             self._run(count, places)
             self._refuse_bad(start)
+
+    def aggregate_from(self, queries: Any) -> Retrieved:
+        """Retrieve for queries float32 [N, D] that lie on the device; what is found comes to the host.
+
+        Raises as `aggregate_into` does; of a query that is no number, BadQuery.
+        """
+        source = device_array("the embeddings", queries)
+        n = source.shape[0] if len(source.shape) == 2 else 0
+        _expect("the embeddings", source, (n, self._job.d))
+        if source.stream not in (None, 0, 1):
+            self._driver.wait(source.stream)
+        found = Retrieved(
+            np.empty((n, self._job.genes), np.float32), np.empty(n, np.float32), np.empty(n, np.float32)
+        )
+        self._driver.upload(self._memory["bad"], np.array([_NO_ROW], dtype=np.uint32))
+        for start in range(0, n, self.plan.queries):
+            block = slice(start, min(n, start + self.plan.queries))
+            self._run(block.stop - start, {"query": source.pointer + 4 * start * self._job.d})
+            self._refuse_bad(start)
+            self._bring(found, block)
+        return found
 
     def release(self) -> None:
         """Give the device's memory back; this object is of no use afterwards."""
@@ -206,6 +237,11 @@ class Cuda:
             grid = (_parts(n, _GATHER_QUERIES), _parts(job.genes, _GATHER_GENES))
             self._launch("gather", grid, job, block=_GATHER_BLOCK)
 
+    def _bring(self, whole: Retrieved, block: slice) -> None:
+        """Results of a block from the workspace to the host."""
+        for name in ("expression", "nearest", "effective_k"):
+            self._driver.download(getattr(whole, name)[block], self._memory[name])
+
     def _keys(self, which: str, job: Job) -> None:
         kernel, tile = ("city_block", _SQUARE) if self._spec.rank == "l1" else ("product", _TILE)
         self._launch(f"{kernel}_{which}", (_parts(job.key_rows, tile), _parts(job.n, tile)), job)
@@ -225,10 +261,7 @@ class Cuda:
         bad = np.empty(1, dtype=np.uint32)
         self._driver.download(bad, self._memory["bad"])
         if bad[0] != _NO_ROW:
-            raise ValueError(
-                f"row {start + int(bad[0])} of the embeddings holds NaN, infinity or a value beyond {LARGEST:g}; "
-                "leave that row out or make it again"
-            )
+            raise BadQuery(start + int(bad[0]))
 
     def _by_rank(self, queries: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Ascending `rows` [n, k] ordered by rank score and then by row."""

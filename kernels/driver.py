@@ -80,12 +80,12 @@ class CudaBindings:
             status = driver.cuInit(0)[0]
         except RuntimeError as error:
             # cuda-bindings raises this, in a line of its own, where libcuda is missing.
-            raise _no_device("its driver library cannot be loaded") from error
+            raise NoDevice("its driver library cannot be loaded") from error
         if int(status) != 0:
-            raise _no_device(f"its driver answers {status.name}")
+            raise NoDevice(f"its driver answers {status.name}")
         count = int(self._call("cuDeviceGetCount"))
         if not 0 <= device < count:
-            raise _no_device(f"it has {count}")
+            raise NoDevice(f"it has {count}")
         self._device = self._call("cuDeviceGet", device)
         self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
         attribute = driver.CUdevice_attribute
@@ -171,16 +171,16 @@ class PyCuda:
         try:
             import pycuda.driver as cuda
         except ImportError as error:
-            raise _no_device("PyCUDA cannot load its driver library") from error
+            raise NoDevice("PyCUDA cannot load its driver library") from error
         # The class of PyCUDA's errors is known only once it is loaded.
         try:
             cuda.init()
         except cuda.Error as error:
-            raise _no_device(f"its driver answers {error}") from error
+            raise NoDevice(f"its driver answers {error}") from error
         self._cuda = cuda
         self.name = "PyCUDA"
         if not 0 <= device < cuda.Device.count():
-            raise _no_device(f"it has {cuda.Device.count()}")
+            raise NoDevice(f"it has {cuda.Device.count()}")
         found = cuda.Device(device)
         self._context = found.retain_primary_context()
         major, minor = found.compute_capability()
@@ -276,11 +276,15 @@ class Memory:
             self._driver.free(self._address.popitem()[1])
 
 
-def _no_device(why: str) -> ProviderError:
-    return ProviderError(
-        f"retrieval with provider 'cuda' finds no such CUDA device on this machine ({why.strip().splitlines()[0]}); "
-        "choose provider 'auto', or install the NVIDIA driver"
-    )
+class NoDevice(ProviderError):
+    """There is no such CUDA device; why: as the driver has it."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why.strip().splitlines()[0]
+        super().__init__(
+            f"retrieval with provider 'cuda' finds no such CUDA device on this machine ({self.why}); "
+            "choose provider 'auto', or install the NVIDIA driver"
+        )
 
 
 def _full(nbytes: int) -> ProviderError:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mclst.kernels import reference
+from mclst.kernels.device_array import on_device
 from mclst.kernels.retrieved import Retrieved
 from mclst.kernels.spec import RetrievalSpec
 
@@ -38,6 +39,14 @@ class Provider(Protocol):
 
     def aggregate(self, queries: NDArray[np.float32], *, neighbours: bool) -> Retrieved:
         """Retrieve for `queries` float32 [N, D]."""
+
+
+@runtime_checkable
+class OnDevice(Protocol):
+    """A provider that takes queries where they lie on the device."""
+
+    def aggregate_from(self, queries: Any) -> Retrieved:
+        """Retrieve for `queries` float32 [N, D] on the device."""
 
 
 class Retriever:
@@ -75,8 +84,16 @@ class Retriever:
         """Expression for `embeddings` float32 [N, D]; N may be 0.
 
         neighbours: give the chosen bank rows as well, at some cost.
+        With provider "cuda" they may lie on the device: with `__cuda_array_interface__` or DLPack, without `neighbours`.
         Raises ValueError where the embeddings are not float32 [N, D] or hold NaN, infinity or a value beyond 1e30.
         """
+        if on_device(embeddings):
+            if not isinstance(self._run, OnDevice) or neighbours:
+                raise ValueError(
+                    f"the embeddings lie on a device, where provider {self.provider!r} does not retrieve"
+                    f"{' neighbours' if neighbours else ''}; bring them to the host"
+                )
+            return self._run.aggregate_from(embeddings)
         queries = _checked("the embeddings", embeddings)
         if queries.shape[1] != self._columns:
             raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from mclst.kernels.retriever import PROVIDERS as RETRIEVERS
 from mclst.kernels.spec import DISTANCES, RANKS, WEIGHTINGS, RetrievalSpec
 from mclst.runtime.bundle import Bundle, open_bundle
 from mclst.runtime.command import Finite, check_json, command, progress, publish_json, say, table
@@ -18,8 +19,8 @@ from mclst.runtime.errors import SlideError
 from mclst.runtime.grid import Grid, lay_grid
 from mclst.runtime.outputs import Outputs
 from mclst.runtime.pipeline import MAX_BAD_TILES, predict
+from mclst.runtime.providers import PROVIDERS, list_providers
 from mclst.runtime.run_report import Run
-from mclst.runtime.session import PROVIDERS
 from mclst.runtime.slide import READERS, Slide, open_slide
 from mclst.runtime.tissue import find_tissue, read_mask
 from mclst.runtime.work import most_bad_tiles
@@ -68,7 +69,31 @@ NAMED_FAILURES = 5
 @click.option(
     "--out", type=PATH, help="The map to write.  [default: SLIDE's name with .h5ad, in the working folder]"
 )
-@click.option("--provider", type=click.Choice(PROVIDERS), default="auto", help="What runs the encoder.")
+@click.option(
+    "--provider",
+    type=click.Choice(PROVIDERS),
+    default="auto",
+    help="What runs the encoder; auto takes the first of these that is here.",
+)
+@click.option(
+    "--list-providers",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda ctx, param, value: _list_providers(ctx, value),
+    help="Print what can run an encoder here, and why the others cannot.",
+)
+@click.option(
+    "--build/--no-build",
+    default=True,
+    help="Build a missing TensorRT engine for the GPU at hand and keep it in the bundle.",
+)
+@click.option(
+    "--retriever",
+    type=click.Choice(("auto", *RETRIEVERS)),
+    default="auto",
+    help="What computes the retrieval; cuda takes embeddings where a GPU made them.",
+)
 @click.option("--k", type=click.IntRange(1), help="Neighbours averaged per tile.  [default: the bundle's]")
 @click.option(
     "--rank", type=click.Choice(RANKS), help="What chooses the neighbours.  [default: the bundle's]"
@@ -130,6 +155,8 @@ def main(
     bundle_path: Path,
     out: Path | None,
     provider: str,
+    build: bool,
+    retriever: str,
     batch_size: int,
     workers: int,
     mpp: float | None,
@@ -175,7 +202,9 @@ def main(
                 places,
                 out,
                 provider=provider,
+                build=build,
                 retrieval=_spec(bundle, retrieval),
+                retriever=retriever,
                 batch_size=batch_size,
                 workers=workers,
                 slide_mpp=mpp,
@@ -194,6 +223,14 @@ def main(
         publish_json(json_path, run.as_json())
     if json_path is None or str(json_path) != "-":
         click.echo(str(run.map_path))
+
+
+def _list_providers(ctx: click.Context, wanted: bool) -> None:
+    if not wanted or ctx.resilient_parsing:
+        return
+    for name, here, what in list_providers():
+        click.echo(f"{name:<12}  {here:<3}  {what}")
+    ctx.exit()
 
 
 def _genes(value: str | None) -> tuple[str, ...]:

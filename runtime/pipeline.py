@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mclst.kernels import RetrievalSpec
+from mclst.kernels.retrieved import Retrieved
 from mclst.runtime.array_pitch import slide_resolution
 from mclst.runtime.bundle import Bundle
 from mclst.runtime.dense import check_genes, write_dense
@@ -28,9 +29,11 @@ from mclst.runtime.outputs import Outputs
 from mclst.runtime.pictures import contact_sheet
 from mclst.runtime.placing import check_places
 from mclst.runtime.provenance import made_of, told
-from mclst.runtime.readout import Readout, open_readout
+from mclst.runtime.providers import Request, open_encoder
+from mclst.runtime.readout import NotFinite, Readout, open_readout
+from mclst.runtime.ring import Group, Ring
 from mclst.runtime.run_report import DONE, STOPPED, Run, write_report
-from mclst.runtime.session import Session, open_session
+from mclst.runtime.session import Session
 from mclst.runtime.slide import Slide
 from mclst.runtime.tiles import Tiles, TileShape
 from mclst.runtime.work import Advance, Tell, Work, most_bad_tiles
@@ -52,7 +55,9 @@ def predict(
     out: str | Path | None = None,
     *,
     provider: str = "auto",
+    build: bool = True,
     retrieval: RetrievalSpec | None = None,
+    retriever: str = "auto",
     batch_size: int = 16,
     workers: int = 2,
     slide_mpp: float | None = None,
@@ -117,10 +122,20 @@ def predict(
         with MapWriter(out, genes=names, spots=table, overwrite=overwrite) as writer:
             try:
                 with work.clock.stage("open"):
-                    session = open_session(bundle.encoder_path, provider, at_once=batch_size)
-                    readout = open_readout(bundle, spec, table, session.provider)
-                if session.note:
-                    work.note(session.note)
+                    session, passed = open_encoder(
+                        provider,
+                        Request(
+                            bundle.path,
+                            bundle.encoder_path,
+                            "fp32",
+                            batch_size,
+                            build=build,
+                            tell=work.note,
+                        ),
+                    )
+                    readout = open_readout(bundle, spec, table, session.provider, retriever)
+                if passed:
+                    work.note(f"provider {session.provider}; passed over: {passed}")
                 if resolution.note:
                     work.note(resolution.note)
                 tile = bundle.manifest.tile
@@ -181,40 +196,40 @@ def _stream(
 
     begun = resume and readout.resumable and writer.stopped_run and _carry_on(work, writer, tiles, this_run())
     work.outputs.check_beside(overwrite=work.overwrite or begun)
-    waiting: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
-    for batch in tiles:
-        work.fail_tiles(batch.failed)
-        if len(batch.rows):
-            with work.clock.stage("encode"):
-                embedding = session.encode(batch.tiles)
-            _check_embedding(work, batch.rows, embedding)
-            waiting.append((batch.rows, embedding))
-        if batch.ends_group and waiting:
-            rows, embeddings = (np.concatenate(parts) for parts in zip(*waiting, strict=True))
-            waiting.clear()
-            with work.clock.stage("retrieve"):
-                found = readout.express(rows, embeddings)
-            with work.clock.stage("write"):
-                writer.write(rows, found.expression, found.nearest, found.effective_k)
-                if not begun and slide_hash.ready:
-                    writer.begin(this_run())
-                    begun = True
-        work.advance(len(batch.rows) + len(batch.failed))
+    stages = session.stages(
+        min(tiles.batch_size, len(work.spots)),
+        group_rows=min(tiles.batch_size * tiles.group, len(work.spots)),
+        on_device=readout.on_device and session.provider != "cpu",
+        clock=work.clock,
+    )
+    with closing(Ring(stages).run(tiles)) as steps:
+        for step in steps:
+            work.fail_tiles(step.failed)
+            if step.group is not None:
+                found = _express(work, readout, step.group)
+                with work.clock.stage("write"):
+                    writer.write(step.group.rows, found.expression, found.nearest, found.effective_k)
+                    if not begun and slide_hash.ready:
+                        writer.begin(this_run())
+                        begun = True
+            work.advance(step.count)
 
 
-def _check_embedding(work: Work, rows: NDArray[np.int64], embedding: NDArray[np.float32]) -> None:
-    expected = (len(rows), work.bundle.manifest.encoder.embedding_dim)
-    if embedding.shape != expected:
+def _express(work: Work, readout: Readout, group: Group) -> Retrieved:
+    expected = (len(group.rows), work.bundle.manifest.encoder.embedding_dim)
+    if group.given.shape != expected:
         raise BundleError(
-            f"{work.bundle.encoder_path} gives {embedding.shape} where the manifest says {expected}; "
+            f"{work.bundle.encoder_path} gives {group.given.shape} where the manifest says {expected}; "
             "the bundle's parts do not belong together, so export it again"
         )
-    bad = np.flatnonzero(~np.isfinite(embedding).all(axis=1))
-    if len(bad):
+    try:
+        with work.clock.stage("retrieve"):
+            return readout.express(group.rows, group.given)
+    except NotFinite as error:
         raise BundleError(
-            f"the encoder gave an embedding that is not finite for spot {work.spots.id[rows[bad[0]]]}; "
+            f"the encoder gave an embedding that is not finite for spot {work.spots.id[group.rows[error.row]]}; "
             "export the bundle again"
-        )
+        ) from error
 
 
 def _carry_on(work: Work, writer: MapWriter, tiles: Tiles, this_run: Mapping[str, str]) -> bool:

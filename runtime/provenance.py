@@ -34,7 +34,7 @@ def made_of(
         **settings,
         "the tiles": tiles.choice,
         "the batch size": str(tiles.batch_size),
-        "the provider": session.provider,
+        "the provider": f"{session.provider}, {session.engine}",
         "the retrieval": readout.provider,
         **versions,
     }
@@ -81,6 +81,7 @@ def told(
             "batch_size": tiles.batch_size,
         },
         "provider": session.provider,
+        "engine": session.engine,
         "retriever": readout.provider,
         "versions": installed(),
     }

@@ -9,9 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.kernels import ProviderError, RetrievalSpec, Retriever
+from mclst.kernels.cuda_provider import BadQuery
+from mclst.kernels.device_array import on_device
 from mclst.kernels.retrieved import Retrieved
 from mclst.runtime.bundle import Bundle
 from mclst.runtime.errors import BundleError, InputError, ResourceError
+from mclst.runtime.providers import onnxruntime_beside
 from mclst.runtime.sequence import SequenceSession, check_positions
 from mclst.sections.section import Spots
 
@@ -23,17 +26,35 @@ class Readout(Protocol):
     """The step behind the encoder.
 
     provider: what does it, for people. settings: what decides its values, by the names a user knows.
-    rows_at_once: spots wanted together. resumable: whether rows do not depend on which others are computed with them.
+    on_device: whether it takes what the encoder gave on the device. rows_at_once: spots wanted together. resumable: whether rows do not depend on which others are computed with them.
     """
 
     provider: str
     settings: dict[str, Any]
+    on_device: bool
     rows_at_once: int
     resumable: bool
 
-    def express(self, rows: NDArray[np.int64], given: NDArray[np.float32]) -> Retrieved:
-        """Expression of the spots `rows` int64 [b] from what the encoder gave for them, float32 [b, D]."""
+    def express(self, rows: NDArray[np.int64], given: Any) -> Retrieved:
+        """Expression of the spots `rows` int64 [b] from what the encoder gave for them, float32 [b, D].
+
+        Raises NotFinite where one of these is no number.
+        """
         ...
+
+
+class NotFinite(BundleError):
+    """What the encoder gave for the spot of number `row` among the given is not finite."""
+
+    def __init__(self, row: int) -> None:
+        self.row = row
+        super().__init__("the encoder gave an embedding that is not finite; export the bundle again")
+
+
+def _check_finite(given: NDArray[np.float32]) -> None:
+    bad = np.flatnonzero(~np.isfinite(given).all(axis=1))
+    if len(bad):
+        raise NotFinite(int(bad[0]))
 
 
 class FromBank:
@@ -42,31 +63,43 @@ class FromBank:
     rows_at_once = RETRIEVE_ROWS
     resumable = True
 
-    def __init__(self, bundle: Bundle, spec: RetrievalSpec) -> None:
-        """Raises InputError where k is beyond the bank, ResourceError or BundleError as retrieval does."""
+    def __init__(self, bundle: Bundle, spec: RetrievalSpec, retriever: str = "auto") -> None:
+        """retriever: a provider of `Retriever`.
+
+        Raises InputError where k is beyond the bank, ResourceError or BundleError as retrieval does.
+        """
         rows = len(bundle.bank)
         if spec.k > rows:
             raise InputError(
                 f"k is {spec.k} and the bank of {bundle.path} has {rows} spots; give --k of at most {rows}"
             )
         try:
-            self._retriever = Retriever(bundle.bank, spec)
+            self._retriever = Retriever(bundle.bank, spec, retriever)
         except ProviderError as error:
             raise ResourceError(str(error)) from error
         except ValueError as error:
             raise BundleError(f"{bundle.path / 'bank.h5'}: {error}") from error
         self.provider = self._retriever.provider
+        self.on_device = self.provider == "cuda"
         self.settings: dict[str, Any] = asdict(spec)
 
-    def express(self, rows: NDArray[np.int64], given: NDArray[np.float32]) -> Retrieved:
-        """Retrieve for embeddings [b, D]."""
-        return self._retriever.aggregate(given)
+    def express(self, rows: NDArray[np.int64], given: Any) -> Retrieved:
+        """Retrieve for embeddings [b, D], on the host or on the device."""
+        if not on_device(given):
+            _check_finite(given)
+        try:
+            return self._retriever.aggregate(given)
+        except BadQuery as error:
+            raise NotFinite(error.row) from error
+        except ProviderError as error:
+            raise ResourceError(str(error)) from error
 
 
 class Direct:
     """The encoder gives expression itself; there is no neighbour to be near or far."""
 
     provider = "none"
+    on_device = False
     rows_at_once = RETRIEVE_ROWS
     resumable = True
 
@@ -75,6 +108,7 @@ class Direct:
 
     def express(self, rows: NDArray[np.int64], given: NDArray[np.float32]) -> Retrieved:
         """Expression [b, G], unchanged."""
+        _check_finite(given)
         return _without_neighbours(given)
 
 
@@ -82,6 +116,7 @@ class OverSlide:
     """The part of the network that sees all spots of a slide together."""
 
     provider = "none"
+    on_device = False
     resumable = False
 
     def __init__(self, bundle: Bundle, spots: Spots, provider: str) -> None:
@@ -96,6 +131,7 @@ class OverSlide:
 
     def express(self, rows: NDArray[np.int64], given: NDArray[np.float32]) -> Retrieved:
         """Expression of all spots whose tile could be read, from their features [b, F]; rows in any order."""
+        _check_finite(given)
         order = np.argsort(rows)
         found = self._session.express(given[order], self._array_xy[rows[order]])
         if not np.isfinite(found).all():
@@ -110,13 +146,19 @@ def _without_neighbours(expression: NDArray[np.float32]) -> Retrieved:
     return Retrieved(expression, unknown, unknown)
 
 
-def open_readout(bundle: Bundle, spec: RetrievalSpec | None, spots: Spots, provider: str) -> Readout:
-    """What follows the encoder of `bundle`; spec: of a retrieval. provider: "cpu" or "cuda", as the encoder's.
+def open_readout(
+    bundle: Bundle, spec: RetrievalSpec | None, spots: Spots, provider: str, retriever: str = "auto"
+) -> Readout:
+    """What follows the encoder of `bundle`; spec, retriever: of a retrieval. provider: the encoder's.
 
-    Raises what the three raise.
+    Raises what the three raise; InputError where a retriever is named and there is no retrieval.
     """
+    if retriever != "auto" and bundle.manifest.kind != "retrieval":
+        raise InputError(
+            f"{bundle.path} is a bundle of {bundle.manifest.system}, which retrieves nothing; leave --retriever out"
+        )
     if bundle.manifest.kind == "regression":
         return Direct()
     if bundle.manifest.kind == "sequence":
-        return OverSlide(bundle, spots, provider)
-    return FromBank(bundle, spec or bundle.retrieval)
+        return OverSlide(bundle, spots, onnxruntime_beside(provider))
+    return FromBank(bundle, spec or bundle.retrieval, retriever)

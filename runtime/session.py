@@ -1,4 +1,4 @@
-"""A session: the encoder open on a provider. uint8 tiles in, embeddings out."""
+"""A session: the encoder open on a provider, uint8 tiles in, embeddings out; ONNX Runtime's on the CPU."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.errors import BundleError, ResourceError
+from mclst.runtime.host_stages import HostStages
 from mclst.runtime.lanes import HEAVY_BYTES, Lanes
+from mclst.runtime.ring import Stages
+from mclst.runtime.run_report import Clock
 
-PROVIDERS = ("auto", "cuda", "cpu")
 INPUT = "tiles"
 OUTPUTS = ("embedding", "expression")
 """What an encoder may give: embeddings or features, or the expression itself."""
@@ -23,60 +25,49 @@ AT_ONCE = 16
 
 
 class Session(Protocol):
-    """The one swap point between the pipeline and what executes the encoder."""
+    """The one swap point between the pipeline and what executes the encoder.
+
+    provider: what executes. engine: what decides its values beside the graph: the version, or the hash of an engine.
+    """
 
     provider: str
-    """What executes: `cpu` or `cuda`."""
-
-    note: str
-    """Why `auto` did not take a faster provider that is installed; empty where there is nothing to say."""
+    engine: str
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """RGB uint8 [N, H, W, 3] as read from the slide → embeddings (or expression) float32 [N, D]."""
         ...
 
+    def stages(self, batch: int, *, group_rows: int, on_device: bool, clock: Clock) -> Stages:
+        """The same as stages of a ring, for batches of up to `batch` tiles.
+
+        group_rows: the most rows retrieved together. on_device: leave groups on the device, where there is one.
+        clock: told of the seconds of each stage. Raises ResourceError where there is no room.
+        """
+        ...
+
 
 class OnnxSession:
-    """ONNX Runtime on the CPU or on CUDA; no operator ever falls back in silence."""
+    """ONNX Runtime on the CPU."""
 
-    def __init__(
-        self, path: Path, provider: str, *, threads: int | None = None, at_once: int = AT_ONCE
-    ) -> None:
-        """Open `path` on `provider`, "cpu" or "cuda"; threads: of the CPU, None for all cores.
+    provider = "cpu"
 
-        at_once: tiles that `encode` is going to be given. On the CPU as many of the threads as there are tiles each
-        take some through the whole network; where threads are left, they help inside the operators.
-        Raises ResourceError where the provider does not start, BundleError where the graph is not an encoder.
+    def __init__(self, path: Path, *, threads: int | None = None, at_once: int = AT_ONCE) -> None:
+        """Open `path`; threads: None for all cores.
+
+        at_once: tiles that `encode` is going to be given. As many of the threads as there are tiles each take some
+        through the whole network; where threads are left, they help inside the operators.
+        Raises BundleError where the graph is not an encoder.
         """
         threads = threads or _cores()
-        lanes = min(threads, at_once) if provider == "cpu" else 1
-        self._session = open_graph(path, provider, threads=threads - lanes + 1)
-        self.provider = provider
-        self.note = ""
-        self._check(path)
+        lanes = min(threads, at_once)
+        self._session = open_graph(path, "cpu", threads=threads - lanes + 1)
+        self.engine = f"onnxruntime {_onnxruntime().__version__}"
+        self._output, self._tile, _ = check_encoder(self._session, path)
         self._run = Lanes(self._encode, lanes, heavy=_weight_bytes(path) > HEAVY_BYTES)
-
-    def _check(self, path: Path) -> None:
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        found = [(i.name, i.type, len(i.shape)) for i in inputs]
-        if found != [(INPUT, "tensor(uint8)", 4)] or outputs[0].name not in OUTPUTS:
-            raise BundleError(
-                f"{path} is not an encoder from uint8 {INPUT!r} to {' or '.join(OUTPUTS)}; export the bundle again"
-            )
-        self._output = outputs[0].name
-        self._tile = tuple(inputs[0].shape[1:])
-        if not isinstance(inputs[0].shape[0], str):
-            raise BundleError(
-                f"{path} takes {inputs[0].shape[0]} tiles at a time only; export the bundle again"
-            )
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """RGB uint8 [N, H, W, 3] → embeddings (or expression) float32 [N, D]."""
-        if tiles.shape[1:] != self._tile:
-            raise BundleError(
-                f"the encoder takes tiles of {self._tile}, not {tiles.shape[1:]}; the bundle's parts do not belong "
-                "together, so export it again"
-            )
+        check_tiles(tiles, self._tile)
         return self._run(tiles)
 
     def _encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -84,22 +75,53 @@ class OnnxSession:
         embedding: NDArray[np.float32] = found[0]
         return embedding
 
+    def stages(self, batch: int, *, group_rows: int, on_device: bool, clock: Clock) -> Stages:
+        """See `Session`."""
+        return HostStages(self.encode, batch=(batch, *self._tile), group_rows=group_rows, clock=clock)
 
-def open_graph(path: Path, provider: str, *, threads: int | None = None) -> Any:
-    """ONNX Runtime's session of any graph on `provider`, "cpu" or "cuda"; raises as OnnxSession does."""
+
+def check_encoder(session: Any, path: Path) -> tuple[str, tuple[int, ...], int]:
+    """Name of the output, [H, W, 3] of a tile and D of ONNX Runtime's session; BundleError where it is no encoder."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    found = [(i.name, i.type, len(i.shape)) for i in inputs]
+    if found != [(INPUT, "tensor(uint8)", 4)] or outputs[0].name not in OUTPUTS:
+        raise BundleError(
+            f"{path} is not an encoder from uint8 {INPUT!r} to {' or '.join(OUTPUTS)}; export the bundle again"
+        )
+    if not isinstance(inputs[0].shape[0], str):
+        raise BundleError(f"{path} takes {inputs[0].shape[0]} tiles at a time only; export the bundle again")
+    return outputs[0].name, tuple(inputs[0].shape[1:]), outputs[0].shape[-1]
+
+
+def check_tiles(tiles: NDArray[np.uint8], tile: tuple[int, ...]) -> None:
+    """Raise BundleError where tiles [N, H, W, 3] are not of the encoder's [H, W, 3]."""
+    if tiles.shape[1:] != tile:
+        raise BundleError(
+            f"the encoder takes tiles of {tile}, not {tiles.shape[1:]}; the bundle's parts do not belong "
+            "together, so export it again"
+        )
+
+
+def open_graph(
+    path: Path, provider: str, *, threads: int | None = None, options_of_cuda: dict[str, str] | None = None
+) -> Any:
+    """ONNX Runtime's session of any graph on `provider`, "cpu" or "cuda"; no operator falls back in silence.
+
+    options_of_cuda: of ONNX Runtime's CUDA provider. Raises ResourceError where the provider is missing or does not
+    start, BundleError where the graph does not open.
+    """
     ort = _onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or _cores()
     # Reading threads share the cores with the encoder; spinning would take them away.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    wanted = "CPUExecutionProvider" if provider == "cpu" else "CUDAExecutionProvider"
+    wanted = check_onnxruntime(provider)
     if provider != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    if wanted not in ort.get_available_providers():
-        raise ResourceError(f"this ONNX Runtime has no {wanted}; install mclst[gpu] or use --provider cpu")
+    given = {} if provider == "cpu" else options_of_cuda or {}
     try:
-        session = ort.InferenceSession(str(path), options, providers=[wanted])
+        session = ort.InferenceSession(str(path), options, providers=[(wanted, given)])
     except Exception as error:  # ONNX Runtime's exceptions share no public base class
         reason = " ".join(str(error).split())[:200]
         kind = BundleError if provider == "cpu" else ResourceError
@@ -107,6 +129,14 @@ def open_graph(path: Path, provider: str, *, threads: int | None = None) -> Any:
     if session.get_providers()[0] != wanted:
         raise ResourceError(f"ONNX Runtime could not start {wanted}; check the driver or use --provider cpu")
     return session
+
+
+def check_onnxruntime(provider: str) -> str:
+    """ONNX Runtime's name of `provider`, "cpu" or "cuda"; raises ResourceError where it is not there."""
+    wanted = "CPUExecutionProvider" if provider == "cpu" else "CUDAExecutionProvider"
+    if wanted not in _onnxruntime().get_available_providers():
+        raise ResourceError(f"this ONNX Runtime has no {wanted}; install mclst[gpu] or use --provider cpu")
+    return wanted
 
 
 def _weight_bytes(path: Path) -> int:
@@ -130,22 +160,20 @@ def _onnxruntime() -> ModuleType:
 
 
 def open_session(
-    path: Path, provider: str = "auto", *, threads: int | None = None, at_once: int = AT_ONCE
+    path: Path, provider: str = "cpu", *, threads: int | None = None, at_once: int = AT_ONCE
 ) -> Session:
-    """Open the encoder at `path`; threads, at_once: see OnnxSession.
+    """Open the graph of an encoder on ONNX Runtime, "cpu" or "cuda", without a bundle around it.
 
-    `auto` takes CUDA where ONNX Runtime has it and it starts, else the CPU, and says so in the session's `note`.
-    Raises ResourceError where the provider asked for is missing, BundleError where the graph is not an encoder.
+    threads, at_once: see OnnxSession.
+
+    Raises ResourceError where the provider is missing, BundleError where the graph is not an encoder.
     """
-    if provider not in PROVIDERS:
-        raise ResourceError(f"there is no provider {provider!r}; choose one of {', '.join(PROVIDERS)}")
-    if provider != "auto":
-        return OnnxSession(path, provider, threads=threads, at_once=at_once)
-    if "CUDAExecutionProvider" not in _onnxruntime().get_available_providers():
-        return OnnxSession(path, "cpu", threads=threads, at_once=at_once)
-    try:
-        return OnnxSession(path, "cuda", threads=threads)
-    except ResourceError as error:
-        session = OnnxSession(path, "cpu", threads=threads, at_once=at_once)
-        session.note = f"CUDA is installed but did not start: {error}"
-        return session
+    if provider == "cpu":
+        return OnnxSession(path, threads=threads, at_once=at_once)
+    if provider != "cuda":
+        raise ResourceError(
+            f"ONNX Runtime's providers are cpu and cuda, not {provider!r}; choose one of them"
+        )
+    from mclst.runtime.onnx_cuda import open_onnx_cuda
+
+    return open_onnx_cuda(path)

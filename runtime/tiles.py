@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,15 +61,27 @@ class TilePlan:
 class TileBatch:
     """Some of the tiles.
 
-    rows: int64 [b], which rows of the positions they belong to. tiles: uint8 [b, H, W, 3], RGB; valid until the
-    next batch is asked for. failed: (row, reason) of tiles that cannot be decoded; they are not among `rows`.
-    ends_group: whether it is the last of the batches that come together (see Tiles).
+    rows: int64 [b], which rows of the positions they belong to. tiles: uint8 [b, H, W, 3], RGB, the first of a buffer;
+    valid until that is given back, and in plain iteration until the next batch is asked for. failed: (row, reason) of
+    tiles that cannot be decoded; they are not among `rows`. ends_group: whether it is the last of the batches that come
+    together (see Tiles). slot: the buffer's number.
     """
 
     rows: NDArray[np.int64]
     tiles: NDArray[np.uint8]
     failed: tuple[tuple[int, str], ...]
     ends_group: bool = True
+    slot: int = 0
+
+
+class Buffers(Protocol):
+    """Where batches are read into."""
+
+    def take(self, *, wait: bool) -> int | None:
+        """The number of a buffer that is free; None where none is yet, and `wait` is False."""
+
+    def buffer(self, slot: int) -> NDArray[np.uint8]:
+        """The buffer of that number: uint8 [batch_size or more, H, W, 3]."""
 
 
 def plan_tiles(slide: Slide, shape: TileShape, slide_mpp: float | None = None) -> TilePlan:
@@ -161,24 +174,32 @@ class Tiles:
         return batches, ends
 
     def __iter__(self) -> Iterator[TileBatch]:
+        buffers = _InTurn(min(self.batch_size, len(self._order)), self.shape.size_px)
+        for batch in self.stream(buffers):
+            yield batch
+            buffers.free.append(batch.slot)
+
+    def stream(self, buffers: Buffers) -> Generator[TileBatch]:
+        """The batches, read into `buffers`, as far ahead as these are free.
+
+        Whoever iterates gives a batch's buffer back when it is no longer looked at. Closing the iterator ends the
+        reading threads.
+        """
         batches, ends = self._batches()
         if batches:
             self.slide.expect(self._corners[np.concatenate(batches)], self.plan.read_px, self.plan.level)
-        side = self.shape.size_px
-        buffers = [
-            np.empty((min(self.batch_size, len(self._order)), side, side, 3), np.uint8)
-            for _ in range(min(BATCHES_AHEAD, len(batches)))
-        ]
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="mclst-tiles")
-        ahead: deque[list[Future[list[tuple[int, str]]]]] = deque()
+        ahead: deque[tuple[int, list[Future[list[tuple[int, str]]]]]] = deque()
         try:
             for number, rows in enumerate(batches):
-                # The buffer of the batch handed over last is free again, and refilled first.
-                while len(ahead) < len(buffers) and number + len(ahead) < len(batches):
-                    following = number + len(ahead)
-                    ahead.append(self._submit(pool, batches[following], buffers[following % len(buffers)]))
-                failed = [failure for task in ahead.popleft() for failure in task.result()]
-                yield _batch(rows, buffers[number % len(buffers)], failed, number in ends)
+                while (following := number + len(ahead)) < len(batches):
+                    slot = buffers.take(wait=not ahead)
+                    if slot is None:
+                        break
+                    ahead.append((slot, self._submit(pool, batches[following], buffers.buffer(slot))))
+                slot, tasks = ahead.popleft()
+                failed = [failure for task in tasks for failure in task.result()]
+                yield _batch(rows, slot, buffers.buffer(slot), failed, number in ends)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -226,10 +247,33 @@ def resample(pixels: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
 
 
 def _batch(
-    rows: NDArray[np.int64], buffer: NDArray[np.uint8], failed: list[tuple[int, str]], ends_group: bool
+    rows: NDArray[np.int64],
+    slot: int,
+    buffer: NDArray[np.uint8],
+    failed: list[tuple[int, str]],
+    ends_group: bool,
 ) -> TileBatch:
-    tiles = buffer[: len(rows)]
     if failed:
-        good = ~np.isin(rows, [row for row, _ in failed])
-        rows, tiles = rows[good], tiles[good]
-    return TileBatch(rows, tiles, tuple(failed), ends_group)
+        good = np.flatnonzero(~np.isin(rows, [row for row, _ in failed]))
+        for to, source in enumerate(good.tolist()):
+            if to != source:
+                buffer[to] = buffer[source]
+        rows = rows[good]
+    return TileBatch(rows, buffer[: len(rows)], tuple(failed), ends_group, slot)
+
+
+class _InTurn:
+    """Plain buffers, made when first needed."""
+
+    def __init__(self, batch: int, side: int) -> None:
+        self.free = deque(range(BATCHES_AHEAD))
+        self._shape = (batch, side, side, 3)
+        self._buffers: dict[int, NDArray[np.uint8]] = {}
+
+    def take(self, *, wait: bool) -> int | None:
+        return self.free.popleft() if self.free else None
+
+    def buffer(self, slot: int) -> NDArray[np.uint8]:
+        if slot not in self._buffers:
+            self._buffers[slot] = np.empty(self._shape, np.uint8)
+        return self._buffers[slot]

@@ -1,0 +1,68 @@
+"""The TensorRT that is installed: two flavours with one Python interface."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from mclst.runtime.errors import ResourceError
+
+FLAVOURS = ("tensorrt", "tensorrt-rtx")
+MAJORS = {"tensorrt": (10, 11), "tensorrt-rtx": (1,)}
+"""Major versions whose interface these files know."""
+
+_MODULES = {
+    "tensorrt": ("tensorrt", "tensorrt_bindings"),
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+}
+_INSTALL = {
+    "tensorrt": "install mclst[tensorrt]; on a Jetson use the python3-libnvinfer package of its JetPack",
+    "tensorrt-rtx": "install mclst[rtx]",
+}
+
+
+@dataclass(frozen=True)
+class Library:
+    """A loaded flavour: its module and its version of three or four numbers."""
+
+    flavour: str
+    trt: Any
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.flavour} {self.version}"
+
+
+def load_library(flavour: str) -> Library:
+    """Import the flavour, "tensorrt" or "tensorrt-rtx".
+
+    Needs no GPU. Raises ResourceError, saying what to install, where it is missing, does not load or is of a major
+    version that is not known.
+    """
+    reason = ""
+    for name in _MODULES[flavour]:
+        try:
+            found = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                reason = f"{name} does not load: {error}"
+            continue
+        except (ImportError, OSError, RuntimeError) as error:
+            reason = f"{name} does not load: {' '.join(str(error).split())[:120]}"
+            continue
+        return _checked(flavour, found)
+    raise ResourceError(f"{flavour} is not installed{f' ({reason})' if reason else ''}; {_INSTALL[flavour]}")
+
+
+def _checked(flavour: str, module: Any) -> Library:
+    version = str(getattr(module, "__version__", ""))
+    if not hasattr(module, "Builder"):
+        raise ResourceError(
+            f"the module {module.__name__} that is installed is not {flavour}; {_INSTALL[flavour]}"
+        )
+    major = version.split(".")[0]
+    if not major.isdigit() or int(major) not in MAJORS[flavour]:
+        known = " or ".join(f"{number}.x" for number in MAJORS[flavour])
+        raise ResourceError(f"{flavour} {version} is installed and mclst knows {known}; {_INSTALL[flavour]}")
+    return Library(flavour, module, version)
