@@ -62,7 +62,7 @@ def test_an_encoder_gives_the_same_however_its_threads_are_shared_out(
     small_bundle: Path, threads: int, at_once: int
 ) -> None:
     path = open_bundle(small_bundle).encoder_path
-    side = OnnxSession(path, "cpu")._tile[0]
+    side = OnnxSession(path)._tile[0]
     tiles = np.random.default_rng(2).integers(0, 256, (13, side, side, 3), dtype=np.uint8)
     one_by_one = open_session(path, "cpu", threads=1, at_once=1)
     wanted = np.concatenate([one_by_one.encode(tiles[i : i + 1]) for i in range(len(tiles))])
