@@ -50,13 +50,15 @@ _UNDERFLOW = 2.0**-120
 _FAR = 2.0**20
 _BLOCK_BYTES = 64 << 20
 _FAISS_SETTING = Lock()
+MOST_ON_GPU = 2048
+"""Neighbours that FAISS finds at most on a GPU; a search for more goes to the CPU."""
 
 
 class Nearest:
-    """Exact k nearest rows of a bank, by FAISS.
+    """Exact k nearest rows of a bank, by FAISS: on a GPU where it can, else on the CPU.
 
     embedding: float32 [M, D], finite. rank: see `RetrievalSpec`. k: 1 … M.
-    Holds one float32 copy of the embedding. Raises ImportError where FAISS is not installed.
+    Holds one float32 copy of the embedding, and one on the GPU. Raises ImportError where FAISS is not installed.
     """
 
     def __init__(self, embedding: NDArray[np.float32], rank: Rank, k: int) -> None:
@@ -73,6 +75,7 @@ class Nearest:
             points = self._place(embedding[block])
             self._index.add(points)
             self._widest = max(self._widest, float(_norms(points).max()))
+        self._on_gpu = _copy_on_gpu(self._index)
 
     def rows(self, queries: NDArray[np.float32]) -> NDArray[np.int64]:
         """The k nearest bank rows of `queries` [N, D], ascending by row: int64 [N, k]."""
@@ -151,8 +154,9 @@ class Nearest:
         self, queries: NDArray[np.float32], points: NDArray[np.float32], fetch: int
     ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
         """Which queries [n] `fetch` candidates suffice for, and the rows [settled, k] of those."""
+        index = self._index if self._on_gpu is None or fetch > MOST_ON_GPU else self._on_gpu
         with _by_matrix_product():
-            scores, candidates = self._index.search(points, fetch)
+            scores, candidates = index.search(points, fetch)
         scores = scores.astype(np.float64)
         kth = scores[:, self._k - 1]
         band = (2 * self._error(points, kth))[:, None]
@@ -184,6 +188,20 @@ class Nearest:
         for block in _blocks(len(of), 40 * queries.shape[1]):
             scores[block] = rank_scores(self._rank, queries[of[block]], self._embedding[rows[block]])
         return scores
+
+
+def _copy_on_gpu(index: Any) -> Any | None:
+    """The index on the first GPU, or None where FAISS was built without, finds none, or has no such metric there.
+
+    FAISS forbids cuBLAS the reduced precisions, so the bound above holds there as well.
+    """
+    import faiss
+
+    if not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() == 0:
+        return None
+    if index.metric_type != faiss.METRIC_L2:
+        return None
+    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
 
 
 @contextmanager

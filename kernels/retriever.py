@@ -18,6 +18,9 @@ LARGEST = 1e30
 _BLOCK_BYTES = 256 << 20
 
 
+Expression = NDArray[np.float32] | NDArray[np.float16]
+
+
 class ProviderError(ValueError):
     """A provider is known but cannot run here; the message says what to install."""
 
@@ -30,8 +33,8 @@ class BankRows(Protocol):
         """Float32 [M, D]."""
 
     @property
-    def expression(self) -> NDArray[np.float32]:
-        """Float32 [M, G]."""
+    def expression(self) -> Expression:
+        """Float32 or float16 [M, G]."""
 
 
 class Provider(Protocol):
@@ -52,9 +55,10 @@ class OnDevice(Protocol):
 class Retriever:
     """A bank made ready for queries.
 
-    bank: anything with `embedding` float32 [M, D] and `expression` float32 [M, G].
-    provider: "cpu" (compiled loops), "cuda" (a GPU), "faiss" (FAISS and scipy on the CPU), "reference" (float64, the
-        definition, slow), or "auto": "cpu" where it was compiled, else "faiss". `.provider` is the one in use.
+    bank: anything with `embedding` float32 [M, D] and `expression` float32 or float16 [M, G]. Answers are float32 either
+        way; "cuda" keeps float16 as it is, in half the memory, and the others widen it, which changes no value.
+    provider: "cpu" (compiled loops), "cuda" (a GPU), "faiss" (FAISS, on a GPU where it can, and scipy), "reference"
+        (float64, the definition, slow), or "auto": "cpu" where it was compiled, else "faiss". `.provider` is the one in use.
 
     Every provider chooses the same rows, and the expression is within 1e-6·max|bank expression| of the reference's.
     (Of cuda's dense means, for large k/M, only 4e-6 is proven.)
@@ -66,7 +70,10 @@ class Retriever:
         if provider != "auto" and provider not in PROVIDERS:
             raise ValueError(f"provider is {provider!r}; choose one of auto, {', '.join(PROVIDERS)}")
         embedding = _checked("the bank's embedding", bank.embedding)
-        expression = _checked("the bank's expression", bank.expression)
+        half = getattr(bank.expression, "dtype", None) == np.float16
+        expression = _checked(
+            "the bank's expression", bank.expression.astype(np.float32) if half else bank.expression
+        )
         if len(embedding) != len(expression):
             raise ValueError(
                 f"the bank has {len(embedding)} rows of embedding and {len(expression)} of expression; give one of each per spot"
@@ -78,7 +85,8 @@ class Retriever:
         self.spec = spec
         self.provider = _fastest() if provider == "auto" else provider
         self._columns = embedding.shape[1]
-        self._run = PROVIDERS[self.provider](embedding, expression, spec)
+        kept = bank.expression if half and self.provider == "cuda" else expression
+        self._run = PROVIDERS[self.provider](embedding, kept, spec)
 
     def aggregate(self, embeddings: NDArray[np.float32], *, neighbours: bool = False) -> Retrieved:
         """Expression for `embeddings` float32 [N, D]; N may be 0.
@@ -164,10 +172,11 @@ def _cpu(embedding: NDArray[np.float32], expression: NDArray[np.float32], spec: 
         ) from error
 
 
-def _cuda(embedding: NDArray[np.float32], expression: NDArray[np.float32], spec: RetrievalSpec) -> Provider:
+def _cuda(embedding: NDArray[np.float32], expression: Expression, spec: RetrievalSpec) -> Provider:
     from mclst.kernels.cuda_provider import Cuda
 
-    return Cuda(embedding, expression, spec)
+    half = expression.dtype == np.float16
+    return Cuda(embedding, expression.astype(np.float32), spec, half_expression=half)
 
 
 def _fastest() -> str:
@@ -184,7 +193,7 @@ PROVIDERS: dict[str, Callable[[Any, Any, RetrievalSpec], Provider]] = {
 }
 
 
-def _checked(name: str, array: NDArray[np.float32]) -> NDArray[np.float32]:
+def _checked(name: str, array: Any) -> NDArray[np.float32]:
     """`array` in C order, if it is finite float32 of two axes, the second not empty."""
     if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.ndim != 2:
         form = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
