@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from mclst.runtime.errors import BundleError
 
+LONGEST_NAME = 1000
+"""Letters: an array of names is as wide as its longest in every row."""
+
 
 @dataclass(frozen=True)
 class Bank:
@@ -76,7 +79,11 @@ def _floats(file: h5py.File, name: str, path: Path) -> NDArray[np.float32]:
 
 
 def _texts(file: h5py.File, name: str, path: Path) -> NDArray[np.str_]:
-    return np.asarray(_dataset(file, name, 1, path).asstr()[:], dtype=np.str_)
+    texts = _dataset(file, name, 1, path).asstr()[:]
+    longest = max(map(len, texts), default=0)
+    if longest > LONGEST_NAME:
+        raise BundleError(f"{path}: /{name} holds a name of {longest:,} letters; export the bundle again")
+    return np.asarray(texts, dtype=np.str_)
 
 
 def read_bank(path: Path) -> Bank:

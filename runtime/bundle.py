@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from mclst.kernels.spec import RetrievalSpec
 from mclst.runtime.bank import Bank, read_bank
 from mclst.runtime.errors import BundleError, OutputError
+from mclst.runtime.fingerprint import Stamp, stamp
 from mclst.runtime.graph_file import check_graph
 from mclst.runtime.manifest import FORMAT, Manifest, read_manifest
 from mclst.runtime.publish import WholeFolder
@@ -41,6 +43,8 @@ class Bundle:
     manifest: Manifest
     sha256: str
     """Of manifest.json, which holds the hashes of all other files."""
+    stamps: Mapping[str, Stamp] = field(default_factory=dict, repr=False, compare=False)
+    """Of each file as it was when its hash was taken."""
 
     @property
     def encoder_path(self) -> Path:
@@ -93,6 +97,12 @@ class Bundle:
             )
         return self.manifest.retrieval.spec()
 
+    def check_unchanged(self) -> None:
+        """Raise BundleError where a file is no longer the one that was verified; asked once all of them are read."""
+        for name, seen in self.stamps.items():
+            if stamp(self.path / name) != seen:
+                raise BundleError(f"{self.path / name} changed while it was being read; run again")
+
     def __repr__(self) -> str:
         m = self.manifest
         return (
@@ -136,12 +146,13 @@ def open_bundle(path: str | Path) -> Bundle:
     for needed in NEEDED[manifest.kind]:
         if needed not in manifest.files:
             raise BundleError(f"{folder / MANIFEST} does not list {needed}; export the bundle again")
+    stamps = {name: stamp(folder / name) for name in manifest.files}
     for name, record in manifest.files.items():
         _verify(folder, name, record.bytes, record.sha256)
     for name in (ENCODER, SEQUENCE):
         if name in manifest.files:
             check_graph(folder / name, manifest.files.keys())
-    return Bundle(folder, manifest, file_sha256(folder / MANIFEST))
+    return Bundle(folder, manifest, file_sha256(folder / MANIFEST), stamps)
 
 
 class BundleDraft(WholeFolder):

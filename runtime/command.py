@@ -42,6 +42,7 @@ console = Console(stderr=True, highlight=False)
 
 LINE_SECONDS = 10.0
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TOO_FEW = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 
 
 class Terminated(BaseException):
@@ -94,17 +95,29 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
         except BrokenPipeError:
             sys.exit(141)
         except OSError as error:
+            if error.errno in TOO_FEW:
+                fail(
+                    _with_notes(
+                        f"this machine lets the process have no more ({error.strerror}); {RAISE}", error
+                    ),
+                    6,
+                )
             if error.errno not in FULL:
                 traceback.print_exc()
                 fail("this is a defect in mclst; please report the lines above", 1)
             fail(f"{error.filename or 'standard output'} cannot be written ({error.strerror}); free space", 5)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except Exception:  # noqa: BLE001 - the border: nothing passes it as a bare traceback
+        except Exception as error:  # noqa: BLE001 - the border: nothing passes it as a bare traceback
+            if isinstance(error, RuntimeError) and "start new thread" in str(error):
+                fail(_with_notes(f"this machine lets the process have no more threads; {RAISE}", error), 6)
             traceback.print_exc()
             fail("this is a defect in mclst; please report the lines above", 1)
 
     return wrapped
+
+
+RAISE = "raise its limits (ulimit -a), or ask for fewer --workers"
 
 
 def _with_notes(sentence: str, error: BaseException, otherwise: str = "") -> str:

@@ -27,7 +27,7 @@ class SlideHash:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._seen = _stamp(path)
+        self._seen = stamp(path)
         self._stop = Event()
         self._found: Future[str] = Future()
         self._thread = Thread(target=self._run, name="mclst-hash", daemon=True)
@@ -46,7 +46,7 @@ class SlideHash:
 
     def check_unchanged(self) -> None:
         """Raise SlideError where the file is not the one it was when this was made."""
-        if _stamp(self.path) != self._seen:
+        if stamp(self.path) != self._seen:
             raise SlideError(f"{self.path} changed while it was being read; run again once it is complete")
 
     def _run(self) -> None:
@@ -72,7 +72,11 @@ class SlideHash:
         self._stop.set()
 
 
-def _stamp(path: Path) -> tuple[int, ...] | None:
+Stamp = tuple[int, ...] | None
+
+
+def stamp(path: Path) -> Stamp:
+    """Which file stands at `path`, and when it was last written; None where there is none."""
     try:
         found = os.stat(path)
     except OSError:

@@ -13,7 +13,7 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin
 from mclst.runtime import jpeg
 from mclst.runtime.errors import MclstError, ResourceError, SlideError
 from mclst.runtime.icc import profile_name
-from mclst.runtime.slide import MAX_DECODED_PX, Level, Slide
+from mclst.runtime.slide import MAX_DECODED_PX, Level, Slide, is_bomb
 
 ROWS_VISITED_TOGETHER = 256
 
@@ -75,7 +75,7 @@ Decoded = tuple[NDArray[np.uint8], bytes | None]
 
 def _decode_jpeg(path: Path, data: bytes) -> Decoded:
     frame = jpeg.read_frame(data)
-    _refuse_huge(path, frame.width, frame.height)
+    _refuse_huge(path, frame.width, frame.height, len(data))
     pixels = jpeg.decode_jpeg(data)
     image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
     profile = image.info.get("icc_profile")
@@ -90,7 +90,7 @@ def _decode_jpeg(path: Path, data: bytes) -> Decoded:
 def _decode_png(path: Path, data: bytes) -> Decoded:
     # The plugin itself, not Image.open: that one warns of large pictures by a limit of its own.
     image = PngImagePlugin.PngImageFile(io.BytesIO(data))
-    _refuse_huge(path, *image.size)
+    _refuse_huge(path, *image.size, len(data))
     if data[12:16] != b"IHDR":
         raise ValueError("its header is not the first chunk")
     if data[24] == 16:
@@ -104,7 +104,11 @@ def _decode_png(path: Path, data: bytes) -> Decoded:
     return np.array(image.convert("RGB")), profile
 
 
-def _refuse_huge(path: Path, width: int, height: int) -> None:
+def _refuse_huge(path: Path, width: int, height: int, held_bytes: int) -> None:
+    if is_bomb(width * height, 3, held_bytes):
+        raise SlideError(
+            f"{path} would unpack from {held_bytes:,} bytes to {width} x {height} px, as no picture of tissue does; refused"
+        )
     if width * height > MAX_DECODED_PX:
         raise ResourceError(
             f"{path} has {width} x {height} px, more than the {MAX_DECODED_PX:,} that are decoded in one piece; "

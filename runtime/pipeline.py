@@ -134,6 +134,7 @@ def predict(
                         ),
                     )
                     readout = open_readout(bundle, spec, table, session.provider, retriever)
+                    bundle.check_unchanged()
                 if passed:
                     work.note(f"provider {session.provider}; passed over: {passed}")
                 if resolution.note:

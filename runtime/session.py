@@ -112,7 +112,7 @@ def open_graph(
     """
     ort = _onnxruntime()
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong comes as an exception, and is said once
     options.intra_op_num_threads = threads or _cores()
     # Reading threads share the cores with the encoder; spinning would take them away.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

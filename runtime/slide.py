@@ -23,8 +23,17 @@ from mclst.runtime.errors import SlideError
 READERS = ("auto", "pillow", "tifffile", "openslide")
 MAX_DECODED_PX = 1_000_000_000
 """Most pixels that are ever decoded in one piece: 3 GB of RGB."""
+BOMB_PX, BOMB_RATIO = 89_000_000, 300
 
 RGB = tuple[int, int, int]
+
+
+def is_bomb(pixels: int, samples: int, held_bytes: int) -> bool:
+    """Whether `held_bytes` would become a piece that is large, and larger than tissue ever packs, white glass included.
+
+    A baseline JPEG of one colour packs some 170-fold, deflate of zeros a thousandfold.
+    """
+    return pixels > BOMB_PX and pixels * samples > BOMB_RATIO * held_bytes
 
 
 class TileReadError(SlideError):

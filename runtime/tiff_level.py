@@ -14,7 +14,7 @@ from mclst.runtime import jpeg
 from mclst.runtime.colour import cmyk_to_rgb, over_white, ycbcr_of_jpeg2000, ycbcr_to_rgb
 from mclst.runtime.errors import MclstError, ResourceError, SlideError
 from mclst.runtime.segments import SharedFile
-from mclst.runtime.slide import MAX_DECODED_PX
+from mclst.runtime.slide import MAX_DECODED_PX, is_bomb
 
 NONE, OLD_JPEG, APERIO_J2K_YCBCR = 1, 6, 33003
 JPEG = {7, 33007, 34892}
@@ -182,6 +182,14 @@ def read_level(
             f"must be decoded in one piece of {segment_width} x {segment_height} px, more than {MAX_DECODED_PX:,}; "
             "save it as a tiled TIFF",
             ResourceError,
+        )
+    smallest = int(counts[counts > 0].min(initial=np.iinfo(np.int64).max))
+    if keyframe.compression != NONE and is_bomb(
+        segment_width * segment_height, keyframe.samplesperpixel, smallest
+    ):
+        raise RefusedLevel(
+            f"would unpack {segment_width} x {segment_height} px from {smallest:,} bytes, as no picture of tissue does; "
+            "refused"
         )
     keyframe.init_decode()
     return TiffLevel(

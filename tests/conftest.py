@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked, write_sound
 from small import TILE_PX, Small, tiny_network, write_reference
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
@@ -48,3 +50,23 @@ def small_bundle(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path
     change = {"tile": {"size_px": TILE_PX}, "retrieval": {"k": 10}}
     export_bundle(small.ckpt, out, references=[small.folder], hold_out=["B1"], change=change, parity_tiles=8)
     return out
+
+
+@pytest.fixture(scope="session")
+def forked() -> Iterator[Forked]:
+    """Runs of mclst-infer in processes of their own."""
+    with Forked() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory: pytest.TempPathFactory, small_bundle: Path) -> Path:
+    """slide.tif, spots.csv and mclst-bundle, all as they should be; copy it before changing anything."""
+    return write_sound(tmp_path_factory.mktemp("sound"), small_bundle)
+
+
+@pytest.fixture
+def said(tmp_path: Path) -> Path:
+    """An empty folder for what a run says."""
+    (tmp_path / "said").mkdir()
+    return tmp_path / "said"
