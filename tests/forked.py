@@ -137,7 +137,7 @@ class Forked:
         )
 
 
-WORDS = ("slide.tif", "--spots", "spots.csv", "--no-picture", "--workers", "2")
+WORDS = ("slide.tif", "--spots", "spots.csv", "--no-picture", "--workers", "2", "-q")
 """The short form over the folder that `write_sound` makes."""
 
 

@@ -185,7 +185,7 @@ def test_the_future_makes_no_difference(forked: Forked, here: Path, said: Path, 
 def test_odd_names_of_files_work(forked: Forked, here: Path, said: Path, whole: bytes, name: str) -> None:
     (here / "slide.tif").rename(here / f"{name}.tif")
     (here / "spots.csv").rename(here / f"{name}.csv")
-    words = ("--spots", f"./{name}.csv", "--no-picture", "--workers", "2", "--", f"{name}.tif")
+    words = ("--spots", f"./{name}.csv", "--no-picture", "-q", "--", f"{name}.tif")
     ended = forked.run(here, *words, said=said)
     assert ended.code == 0, ended.stderr
     assert ended.stdout == f"{name}.h5ad\n" and x_of(here / f"{name}.h5ad") == whole
