@@ -111,12 +111,12 @@ def _read(
     quiet: bool,
 ) -> tuple[TrainConfig, list[TrainingSection]]:
     from mclst.benchmarks.cross_validation import changed
-    from mclst.training.cli import config_of
     from mclst.training.cli import main as train_command
+    from mclst.training.options import config_of, settled
     from mclst.training.sources import find_all, part, read_all, read_genes
 
     context = train_command.make_context("mclst-train", [*map(str, paths), *shlex.split(train_options)])
-    given = context.params
+    given = settled(context)
     config = config_of(given)
     if sweep is not None:
         for value in sweep[1]:
@@ -125,7 +125,7 @@ def _read(
             except ValueError as error:
                 raise click.UsageError(f"--sweep {sweep[0]}={value}: {str(error).splitlines()[0]}") from error
     sources, _ = part(find_all(paths), chosen or given["sections"], given["hold_out"], ())
-    without = config.positions == "none" and sweep is None
+    by_array = config.settings.context.positions == "array" or (sweep is not None and sweep[0] == "positions")
     with progress("sections", len(sources), quiet=quiet) as advance:
         sections = read_all(
             sources,
@@ -133,7 +133,7 @@ def _read(
             config.settings.tile,
             workers=given["workers"],
             slide_mpp=given["mpp"],
-            placed_on_array=not without,
+            placed_on_array=by_array,
             advance=advance,
         )
     return config, sections

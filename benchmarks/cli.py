@@ -19,6 +19,7 @@ from mclst.benchmarks.chart import retrieval_png
 from mclst.benchmarks.limits import Peaks, host_peaks
 from mclst.benchmarks.peers import PEERS
 from mclst.benchmarks.retrieval import NothingToMeasure, measure
+from mclst.benchmarks.systems import systems
 from mclst.benchmarks.tiles import tiles
 from mclst.kernels.retriever import PROVIDERS
 from mclst.runtime.command import check_json, command, console, progress, publish_json, say
@@ -42,6 +43,7 @@ main.add_command(accuracy)
 
 
 main.add_command(tiles)
+main.add_command(systems)
 
 
 def _providers(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:

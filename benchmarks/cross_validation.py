@@ -98,7 +98,8 @@ def changed(config: TrainConfig, name: str, value: Any) -> TrainConfig:
         return dataclasses.replace(config, image_weight=value)
     if name == "encoder":
         return dataclasses.replace(config, encoder=value)
-    settings["context"]["positions"] = "none" if value == "none" else "array"
+    unit = config.settings.context.positions
+    settings["context"]["positions"] = "none" if value == "none" else "pixel" if unit == "pixel" else "array"
     of_positions = Settings.model_validate_json(json.dumps(settings))
     return dataclasses.replace(config, positions=value, settings=of_positions)
 

@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from mclst.benchmarks.overlap import VENN_SETS
 from mclst.runtime.command import check_json, command, publish_json, say, table
 from mclst.runtime.errors import ResourceError
 from mclst.runtime.publish import check_apart, check_writable, write_whole
@@ -157,7 +158,9 @@ def _places(start: Path, figures: str, methods: list[str], *, with_domains: bool
             if with_domains:
                 endings["domains", method] = f"{tag}.domains.{figures}"
         if len(methods) > 1:
-            endings["overlap", ""] = f".overlap.{figures}"
+            endings["upset", ""] = f".overlap.{figures}"
+        if len(methods) in VENN_SETS:
+            endings["venn", ""] = f".venn.{figures}"
     return {key: start.with_name(start.name + ending) for key, ending in endings.items()}
 
 
@@ -197,6 +200,7 @@ def _annotation(text: str) -> tuple[str, str]:
 def _contents(found: Evaluation, places: Places, figures: str) -> Iterator[tuple[Path, bytes]]:
     """Every file and what goes into it, one at a time."""
     from mclst.benchmarks import eval_figures as draw
+    from mclst.benchmarks import overlap_figures
     from mclst.benchmarks.overlap import membership
 
     of = {method.name: method for method in found.methods}
@@ -208,7 +212,8 @@ def _contents(found: Evaluation, places: Places, figures: str) -> Iterator[tuple
         "genes": lambda name: draw.draw_genes(of[name]),
         "coexpression": lambda name: draw.draw_coexpression(of[name]),
         "domains": lambda name: draw.draw_domains(of[name].sections),
-        "overlap": lambda name: draw.draw_overlap(found.overlap, list(sets)),
+        "upset": lambda name: overlap_figures.draw_upset(found.overlap, list(sets)),
+        "venn": lambda name: overlap_figures.draw_venn(found.overlap, list(sets)),
     }
     for (what, method), place in places.items():
         made = makers[what](method)

@@ -1,8 +1,8 @@
-"""Figures of an evaluation: the surest genes on the tissue, co-expression, domains, overlap of gene sets."""
+"""Figures of an evaluation: the surest genes on the tissue, co-expression, domains."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 from typing import Any
 
@@ -42,7 +42,7 @@ def draw_genes(method: MethodResult) -> Figure:
     """
     placed = [found for found in method.sections if found.pair.xy_px is not None]
     genes = method.ranked["gene"].head(TOP_GENES).tolist() if placed else []
-    figure = _figure((len(genes) + 1.6) * PANEL + 0.6, 2 * PANEL + 1.0, method.name)
+    figure = new_figure((len(genes) + 1.6) * PANEL + 0.6, 2 * PANEL + 1.0, method.name)
     grid = figure.add_gridspec(2, len(genes) + 1, width_ratios=[1.0] * len(genes) + [1.3])
     for column, gene in enumerate(genes):
         found, place, r = _surest(placed, gene)
@@ -93,7 +93,7 @@ def draw_coexpression(method: MethodResult) -> Figure:
     predicted = mean_of([found.coexpression.predicted[window] for found in method.sections])
     order = order_genes(measured)
     names = [pairs[0].genes[highest[i]] for i in order]
-    figure = _figure(13.0, 6.6, method.name)
+    figure = new_figure(13.0, 6.6, method.name)
     picture: Any = None
     for place, (title, values) in enumerate((("measured", measured), ("predicted", predicted)), start=1):
         axes = figure.add_subplot(1, 2, place)
@@ -111,7 +111,7 @@ def draw_domains(sections: Sequence[SectionResult]) -> Figure:
     """Annotation, where there is one, measured and predicted domains of every section that has domains."""
     rows = [(s, s.domains) for s in sections if s.domains is not None and s.pair.xy_px is not None]
     columns = 3 if any(domains.region is not None for _, domains in rows) else 2
-    figure = _figure(columns * PANEL * 1.4 + 0.4, len(rows) * (PANEL * 1.4 + 0.4) + 0.5, "")
+    figure = new_figure(columns * PANEL * 1.4 + 0.4, len(rows) * (PANEL * 1.4 + 0.4) + 0.5, "")
     for row, (found, domains) in enumerate(rows):
         for column, (title, values) in enumerate(_domain_panels(domains)[-columns:]):
             axes = figure.add_subplot(len(rows), columns, row * columns + column + 1)
@@ -137,42 +137,8 @@ def _domain_panels(domains: Domains) -> list[tuple[str, NDArray[np.int64]]]:
     return [*panels, (measured, domains.measured), (told, domains.predicted)]
 
 
-def draw_overlap(parts: Mapping[tuple[str, ...], frozenset[str]], names: Sequence[str]) -> Figure:
-    """An UpSet plot: how many genes stand in just these sets (columns), and how many in each set (left)."""
-    columns = list(parts)
-    figure = _figure(
-        max(4.0, 2.6 + 0.45 * len(columns)), 2.6 + 0.34 * len(names), "Predicted genes in common"
-    )
-    grid = figure.add_gridspec(
-        2, 2, width_ratios=[1, max(1.0, 0.35 * len(columns))], height_ratios=[2, max(1.0, 0.3 * len(names))]
-    )
-    above, below, left = (figure.add_subplot(grid[place]) for place in ((0, 1), (1, 1), (1, 0)))
-    sizes = [len(parts[column]) for column in columns]
-    bars = above.bar(range(len(columns)), sizes, color=INK, width=0.6)
-    above.bar_label(bars, fontsize=8)
-    for column, members in enumerate(columns):
-        rows = [names.index(name) for name in members]
-        below.scatter([column] * len(names), range(len(names)), s=40, color="#dddddd")
-        below.plot([column] * len(rows), rows, "o-", color=INK, markersize=6, linewidth=2)
-    totals = [sum(len(genes) for part, genes in parts.items() if name in part) for name in names]
-    left.barh(range(len(names)), totals, color="#8c6bb1", height=0.6)
-    left.invert_xaxis()
-    left.set_yticks(range(len(names)), names, parse_math=False)
-    left.set_xlabel("genes", fontsize=8)
-    for axes in (above, below):
-        axes.set_xlim(-0.6, max(len(columns), 1) - 0.4)
-        axes.set_xticks([])
-    for axes in (below, left):
-        axes.set_ylim(len(names) - 0.5, -0.5)
-    below.set_yticks([])
-    above.set_ylabel("genes in just these", fontsize=8)
-    for axes in (above, below, left):
-        axes.spines[["top", "right", "bottom", "left"]].set_visible(False)
-        axes.tick_params(labelsize=8)
-    return figure
-
-
-def _figure(width: float, height: float, title: str) -> Figure:
+def new_figure(width: float, height: float, title: str) -> Figure:
+    """An empty figure of so many inches, with a title where there is one."""
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     if title:

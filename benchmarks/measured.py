@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mclst.runtime.errors import InputError
 from mclst.sections.genes import match_genes
-from mclst.sections.normalise import NORMALISATIONS
+from mclst.sections.normalise import NORMALISATIONS, normalise
 from mclst.sections.reference import find_sections, read_section
 from mclst.sections.section import Section
 from mclst.sections.source import SectionSource
@@ -139,7 +139,8 @@ def pair_with_truth(
         genes = genes[np.isin(genes, section.genes)]
         if not len(genes):
             raise InputError(f"{predicted.path} and section {section.name} have no gene in common")
-    truth = np.asarray(NORMALISATIONS[unit](match_genes(section, genes.tolist())), np.float64)
+    counts = match_genes(section, genes.tolist())
+    truth = np.asarray(normalise(unit, counts, section.total, len(section.genes)), np.float64)
     columns = np.flatnonzero(np.isin(predicted.genes, genes))
     rows, of_truth = _shared_spots(predicted, section)
     expression = predicted.expression[np.ix_(rows, columns)]

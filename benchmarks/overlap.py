@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 
 LEVEL = 0.05
+VENN_SETS = (2, 3)
+"""Numbers of sets that a Venn diagram shows."""
 
 
 def threshold(genes: int) -> float:

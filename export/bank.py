@@ -15,7 +15,8 @@ from mclst.models.mclstexp import MclSTExp
 from mclst.runtime.bank import Bank
 from mclst.runtime.errors import ReferenceDataError
 from mclst.runtime.manifest import Context, Settings
-from mclst.sections.normalise import NORMALISATIONS, median_log1p
+from mclst.sections.normalise import normalise
+from mclst.sections.positions import table_positions
 
 SPOTS_AT_ONCE = 1024
 
@@ -37,13 +38,6 @@ class ReferenceSection:
     total: NDArray[np.float64] | None = None
 
 
-def normalised(section: ReferenceSection, kind: str) -> NDArray[np.float32]:
-    """The section's counts [n, G], normalised; totals are those over all measured genes where a formula has any."""
-    if kind == "median-log1p":
-        return median_log1p(section.counts, section.total)
-    return NORMALISATIONS[kind](section.counts)
-
-
 def sentences(lengths: Sequence[int], context: Context) -> list[slice]:
     """Rows of each Transformer sentence over concatenated sections of these lengths, in file order.
 
@@ -63,22 +57,17 @@ def sentences(lengths: Sequence[int], context: Context) -> list[slice]:
 def positions(section: ReferenceSection, kind: str, rows: int) -> NDArray[np.int64]:
     """Indices [n, 2] into the position tables of `rows` rows.
 
-    "array": array coordinates (x, y), as for HER2+ and cSCC. "pixel": full-resolution pixels (row, column), truncated,
-    as the published Visium script has it. "none": no positions, all indices 0 and no table asked. Raises ReferenceDataError where they are missing or beyond the tables.
+    kind: as `table_positions` has it; for "none" no table is asked. Raises ReferenceDataError where positions are
+    missing or beyond the tables.
     """
-    if kind == "none":
-        return np.zeros((len(section.spot), 2), np.int64)
-    if kind == "array":
-        found = section.array_xy
-    elif section.xy_px is None or not np.isfinite(section.xy_px).all():
-        found = None
-    else:
-        found = section.xy_px[:, ::-1].astype(np.int64)
+    found = table_positions(kind, section.array_xy, section.xy_px, len(section.spot))
     if found is None:
         raise ReferenceDataError(
             f"section {section.name} has no {kind} coordinates for all its spots, which --positions {kind} needs; "
             f"add its spots table or choose the other"
         )
+    if kind == "none":
+        return found
     bad = np.flatnonzero((found < 0).any(1) | (found >= rows).any(1))
     if len(bad):
         x, y = found[bad[0]]
@@ -101,8 +90,10 @@ def encode_bank(
     Only the rows of the position tables that occur are read. Raises ReferenceDataError as `positions` does, and where
     an embedding is not finite; CheckpointError for weights that do not fit `settings.heads`.
     """
-    inputs = np.concatenate([normalised(s, settings.normalisation.input) for s in sections])
-    expression = np.concatenate([normalised(s, settings.normalisation.expression) for s in sections])
+    inputs = np.concatenate([normalise(settings.normalisation.input, s.counts, s.total) for s in sections])
+    expression = np.concatenate(
+        [normalise(settings.normalisation.expression, s.counts, s.total) for s in sections]
+    )
     embed = (
         _sentences(checkpoint, sections, inputs, settings, advance)
         if "context" in checkpoint.system.applies

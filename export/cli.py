@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,31 +11,11 @@ import click
 
 from mclst.kernels.spec import DISTANCES, RANKS, WEIGHTINGS
 from mclst.runtime.bundle import Bundle
-from mclst.runtime.command import Finite, check_json, command, publish_json, say, table
+from mclst.runtime.command import Finite, Numbers, check_json, command, publish_json, say, table
 from mclst.runtime.errors import ResourceError
 from mclst.sections.normalise import NORMALISATIONS
 
 PATH = click.Path(path_type=Path)
-
-
-class Numbers(click.ParamType[list[float]]):
-    """Three comma-separated numbers."""
-
-    name = "a,b,c"
-
-    def __init__(self, kind: type[int | float], lowest: float = -math.inf, highest: float = math.inf) -> None:
-        self.kind, self.lowest, self.highest = kind, lowest, highest
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Text → list of three numbers; anything else is wrong usage."""
-        try:
-            found = [self.kind(part) for part in str(value).split(",")]
-        except ValueError:
-            found = []
-        if len(found) != 3 or not all(self.lowest <= n <= self.highest and math.isfinite(n) for n in found):
-            bounds = "" if math.isinf(self.highest) else f" from {self.lowest:g} to {self.highest:g}"
-            self.fail(f"{value!r} is not three numbers{bounds} with commas between", param, ctx)
-        return found
 
 
 def _change(options: dict[str, Any]) -> dict[str, Any]:

@@ -126,10 +126,8 @@ def read_references(
         section = read_section(source)
         genes = genes_of(section) if genes is None else genes
         counts = match_genes(section, list(genes.names))
-        total = np.asarray(section.counts.sum(axis=1, dtype=np.float64)).ravel()
-        cut.append(
-            ReferenceSection(section.name, section.spot, counts, section.array_xy, section.xy_px, total)
-        )
+        places = section.array_xy, section.xy_px
+        cut.append(ReferenceSection(section.name, section.spot, counts, *places, section.total))
         if np.any(counts != np.rint(counts)):
             warn(
                 f"section {section.name} ({section.path.name}, {section.counts_from}) holds values that are not whole "
@@ -161,7 +159,12 @@ def carried_sections(checkpoint: Checkpoint) -> tuple[list[ReferenceSection], Ge
     for section in found:
         spots = len(section.spot)
         fits = section.counts.shape == (spots, checkpoint.genes) and all(
-            places is None or places.shape == (spots, 2) for places in (section.array_xy, section.xy_px)
+            of_spots is None or of_spots.shape == shape
+            for of_spots, shape in (
+                (section.array_xy, (spots, 2)),
+                (section.xy_px, (spots, 2)),
+                (section.total, (spots,)),
+            )
         )
         if not fits or not np.isfinite(section.counts).all() or np.any(section.counts < 0):
             raise CheckpointError(
@@ -171,13 +174,13 @@ def carried_sections(checkpoint: Checkpoint) -> tuple[list[ReferenceSection], Ge
 
 
 def _carried_section(section: dict[str, Any]) -> ReferenceSection:
-    places = {
+    of_spots = {
         name: None if section.get(name) is None else section[name].to(kind).numpy()
-        for name, kind in (("array_xy", torch.int64), ("xy_px", torch.float64))
+        for name, kind in (("array_xy", torch.int64), ("xy_px", torch.float64), ("total", torch.float64))
     }
     return ReferenceSection(
         name=str(section["name"]),
         spot=np.asarray([str(spot) for spot in section["spot"]], dtype=np.str_),
         counts=section["counts"].float().numpy(),
-        **places,
+        **of_spots,
     )

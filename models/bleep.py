@@ -38,20 +38,26 @@ class Bleep(nn.Module):
     """The image encoder and the two projections; spots are projected as they are, each on its own."""
 
     def __init__(
-        self, encoder: str, genes: int, *, projection_dim: int = 256, vit_norm: str = "fc_norm"
+        self,
+        encoder: str,
+        genes: int,
+        *,
+        projection_dim: int = 256,
+        dropout: float = 0.0,
+        vit_norm: str = "fc_norm",
     ) -> None:
         super().__init__()
         self.image_encoder = ImageEncoder(encoder, vit_norm=vit_norm)
-        self.image_projection = ProjectionHead(self.image_encoder.width, projection_dim)
-        self.spot_projection = ProjectionHead(genes, projection_dim)
+        self.image_projection = ProjectionHead(self.image_encoder.width, projection_dim, dropout)
+        self.spot_projection = ProjectionHead(genes, projection_dim, dropout)
 
     def encode_tiles(self, tiles: Tensor) -> Tensor:
         """float32 [N, 3, H, W], preprocessed → embeddings float32 [N, projection_dim]."""
         out: Tensor = self.image_projection(self.image_encoder(tiles))
         return out
 
-    def encode_spots(self, expression: Tensor) -> Tensor:
-        """float32 [S, genes] → float32 [S, projection_dim]; no spot depends on another."""
+    def encode_spots(self, expression: Tensor, position: Tensor | None = None) -> Tensor:
+        """float32 [S, genes] → float32 [S, projection_dim]; no spot depends on another, nor on its position."""
         out: Tensor = self.spot_projection(expression)
         return out
 

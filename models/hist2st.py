@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mclst.models.over_slide import PUBLISHED, OverSlide, ViT, attention_of, read_traits
 from mclst.models.system import State, System, Traits, count_blocks
 from mclst.models.transformer import Block, SlideAttention
 
@@ -97,15 +98,7 @@ class Mixer(nn.Module):
         self.down = nn.Sequential(nn.Conv2d(channels, channels // 8, 1), nn.Flatten())
 
 
-class ViT(nn.Module):
-    """The layers under the name `transformer`."""
-
-    def __init__(self, transformer: Mixer) -> None:
-        super().__init__()
-        self.transformer = transformer
-
-
-class Hist2St(nn.Module):
+class Hist2St(OverSlide):
     """The published network; `channels` of the patches, `kernel` of the ConvMixers, depths of the three kinds of layer."""
 
     def __init__(
@@ -121,11 +114,9 @@ class Hist2St(nn.Module):
         depths: tuple[int, int, int] = (2, 8, 4),
         positions: int = 64,
     ) -> None:
-        super().__init__()
         width = (tile_px // patch) ** 2 * (channels // 8)
+        super().__init__(positions, width)
         self.patch_embedding = nn.Conv2d(3, channels, patch, patch)
-        self.x_embed = nn.Embedding(positions, width)
-        self.y_embed = nn.Embedding(positions, width)
         self.vit = ViT(Mixer(channels, kernel, width, width, heads, head_dim, depths))
         self.gene_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, genes))
 
@@ -138,7 +129,8 @@ class Hist2St(nn.Module):
     def express(self, features: Tensor, position: Tensor, neighbours: Tensor, linked: Tensor) -> Tensor:
         """All spots of a slide: features float32 [N, width], position int64 [N, 2], the graph [N, K] → [N, genes]."""
         mixer = self.vit.transformer
-        h = mixer.layer2(features + (self.x_embed(position[:, 0]) + self.y_embed(position[:, 1])))
+        x, y = self.places(position)
+        h = mixer.layer2(features + (x + y))
         steps = []
         for layer in mixer.layer3:
             h = layer(h, neighbours, linked)
@@ -160,32 +152,23 @@ def _traits(state: State, encoder: str | None) -> Traits:
             f"its {width} features per tile are no square of patches of {channels // 8} channels"
         )
     depths = tuple(count_blocks(state, f"{inside}layer{i}.") for i in (1, 2, 3))
-    return Traits(
+    return read_traits(
+        state,
         encoder="ConvMixer",
-        genes=len(state["gene_head.1.weight"]),
+        genes="gene_head.1.weight",
         width=width,
+        qkv=f"{inside}layer2.0.attn.fn.to_qkv.weight",
         depth=depths[1],
-        attention_width=state[f"{inside}layer2.0.attn.fn.to_qkv.weight"].shape[0] // 3,
-        positions=len(state["x_embed.weight"]),
-        others={
-            "tile_px": side * patch,
-            "patch": patch,
-            "channels": channels,
-            "kernel": state[f"{inside}layer1.0.dw.0.weight"].shape[-1],
-            "depths": depths,
-        },
+        tile_px=side * patch,
+        patch=patch,
+        channels=channels,
+        kernel=state[f"{inside}layer1.0.dw.0.weight"].shape[-1],
+        depths=depths,
     )
 
 
 def _build(traits: Traits, heads: int) -> Hist2St:
-    others = dict(traits.others)
-    return Hist2St(
-        traits.genes,
-        heads=heads,
-        head_dim=traits.attention_width // heads,
-        positions=traits.positions,
-        **others,
-    )
+    return Hist2St(traits.genes, **traits.others, **attention_of(traits, heads))
 
 
 SYSTEM = System(
@@ -195,13 +178,7 @@ SYSTEM = System(
     claims=lambda state: "vit.transformer.jknet.0.weight_ih_l0" in state,
     traits=_traits,
     build=_build,
-    settings={
-        "heads": 16,
-        "tile": {"size_px": 112},
-        "preprocessing": {"pixel_range": "0-255", "axes": "x-major"},
-        "normalisation": {"input": "none", "expression": "spot-wise"},
-        "graph": {"neighbours": 4, "prune": "grid"},
-    },
+    settings={**PUBLISHED, "graph": {"neighbours": 4, "prune": "grid"}},
     applies=frozenset({"heads", "graph"}),
     training_only=("mean.", "disp.", "pi.", "coef.", "hr.", "hp."),
 )

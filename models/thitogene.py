@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mclst.models.histogene import ViT
+from mclst.models.over_slide import PUBLISHED, OverSlide, ViT, attention_of, read_traits
 from mclst.models.system import State, System, Traits, count_blocks
+from mclst.models.transformer import Layers
 
 CAPSULES, CAPSULE_DIM = 16, 8
 """Of the primary capsules."""
@@ -175,7 +176,7 @@ class MultiHead(nn.Module):
         return nn.functional.elu(self.out_att(side, neighbours, linked))
 
 
-class ThitoGene(nn.Module):
+class ThitoGene(OverSlide):
     """The published network for tiles of 112 px."""
 
     def __init__(
@@ -194,13 +195,11 @@ class ThitoGene(nn.Module):
         head_hidden: int = 1024,
         positions: int = 64,
     ) -> None:
-        super().__init__()
+        super().__init__(positions, route_dim)
         width = (capsules + 2) * route_dim
         self.odconv2d = DynamicConv()
         self.caps_layer = CapsNet(capsules, route_dim)
-        self.x_embed = nn.Embedding(positions, route_dim)
-        self.y_embed = nn.Embedding(positions, route_dim)
-        self.vit = ViT(width, heads, head_dim, hidden, depth)
+        self.vit = ViT(Layers(width, heads, head_dim, hidden, depth))
         self.gat = MultiHead(width, graph_hidden, graph_out, graph_heads)
         self.gene_head = nn.Sequential(
             nn.Linear(graph_out, head_hidden),
@@ -216,8 +215,7 @@ class ThitoGene(nn.Module):
 
     def express(self, features: Tensor, position: Tensor, neighbours: Tensor, linked: Tensor) -> Tensor:
         """All spots of a slide: features float32 [N, F], position int64 [N, 2], the graph [N, K] → [N, genes]."""
-        placed = [features, self.x_embed(position[:, 0]), self.y_embed(position[:, 1])]
-        h = self.vit(torch.cat(placed, dim=1))
+        h = self.vit(torch.cat([features, *self.places(position)], dim=1))
         out: Tensor = self.gene_head(self.gat(h, neighbours, linked))
         return out
 
@@ -225,34 +223,25 @@ class ThitoGene(nn.Module):
 def _traits(state: State, encoder: str | None) -> Traits:
     capsules, _, _, route_dim = state["caps_layer.digit_caps.W"].shape
     layers = "vit.transformer.layers."
-    return Traits(
+    return read_traits(
+        state,
         encoder="ODConv and Efficient-CapsNet",
-        genes=len(state["gene_head.3.weight"]),
+        genes="gene_head.3.weight",
         width=capsules * route_dim,
+        qkv=f"{layers}0.0.fn.to_qkv.weight",
         depth=count_blocks(state, layers),
-        attention_width=state[f"{layers}0.0.fn.to_qkv.weight"].shape[0] // 3,
-        positions=len(state["x_embed.weight"]),
-        others={
-            "hidden": len(state[f"{layers}0.1.fn.net.0.weight"]),
-            "capsules": capsules,
-            "route_dim": route_dim,
-            "graph_hidden": state["gat.attention_0.W"].shape[1],
-            "graph_out": state["gat.out_att.W"].shape[1],
-            "graph_heads": count_blocks(state, "gat.attention_"),
-            "head_hidden": len(state["gene_head.0.weight"]),
-        },
+        hidden=len(state[f"{layers}0.1.fn.net.0.weight"]),
+        capsules=capsules,
+        route_dim=route_dim,
+        graph_hidden=state["gat.attention_0.W"].shape[1],
+        graph_out=state["gat.out_att.W"].shape[1],
+        graph_heads=count_blocks(state, "gat.attention_"),
+        head_hidden=len(state["gene_head.0.weight"]),
     )
 
 
 def _build(traits: Traits, heads: int) -> ThitoGene:
-    return ThitoGene(
-        traits.genes,
-        depth=traits.depth,
-        heads=heads,
-        head_dim=traits.attention_width // heads,
-        positions=traits.positions,
-        **traits.others,
-    )
+    return ThitoGene(traits.genes, depth=traits.depth, **traits.others, **attention_of(traits, heads))
 
 
 SYSTEM = System(
@@ -262,12 +251,6 @@ SYSTEM = System(
     claims=lambda state: "odconv2d.weight" in state and "gat.out_att.W" in state,
     traits=_traits,
     build=_build,
-    settings={
-        "heads": 16,
-        "tile": {"size_px": 112},
-        "preprocessing": {"pixel_range": "0-255", "axes": "x-major"},
-        "normalisation": {"input": "none", "expression": "spot-wise"},
-        "graph": {"neighbours": 4, "prune": "none"},
-    },
+    settings={**PUBLISHED, "graph": {"neighbours": 4, "prune": "none"}},
     applies=frozenset({"heads", "graph"}),
 )

@@ -52,13 +52,17 @@ def median_log1p(counts: ArrayLike, total: ArrayLike | None = None) -> NDArray[n
     return logged.astype(np.float32)
 
 
-def log_share(counts: ArrayLike) -> NDArray[np.float32]:
-    """Give ln((1 + c) / (number of genes + sum of the spot's counts)): counts [n, G] to float32 [n, G].
+def log_share(
+    counts: ArrayLike, total: ArrayLike | None = None, measured: int | None = None
+) -> NDArray[np.float32]:
+    """Give ln((1 + c) / (measured genes + total of the spot)): counts [n, G] to float32 [n, G].
 
-    The G columns are all the genes measured. Source: ST-Net's `--norm`. Raises ValueError as the others do.
+    total: [n] counts of each spot over all measured genes, and measured: their number; by default those of the G given.
+    Source: ST-Net's `--norm`, which counts all genes and predicts some. Raises ValueError as the others do.
     """
     values = _counts(counts)
-    share = (1 + values) / (values.shape[1] + values.sum(axis=1, keepdims=True))
+    totals = values.sum(axis=1) if total is None else np.asarray(total, np.float64)
+    share = (1 + values) / ((measured or values.shape[1]) + totals[:, None])
     logged: NDArray[np.float64] = np.log(share)
     return logged.astype(np.float32)
 
@@ -77,6 +81,21 @@ NORMALISATIONS: dict[str, Callable[[ArrayLike], NDArray[np.float32]]] = {
     "log-share": log_share,
     "none": unchanged,
 }
+
+
+def normalise(
+    kind: str, counts: ArrayLike, total: ArrayLike | None = None, measured: int | None = None
+) -> NDArray[np.float32]:
+    """Normalise a section's counts [n, G] by the formula `kind` of NORMALISATIONS: float32 [n, G].
+
+    total, measured: [n] counts over all measured genes and their number, for a formula that asks for them.
+    Raises ValueError as the formula does.
+    """
+    if kind == "median-log1p":
+        return median_log1p(counts, total)
+    if kind == "log-share":
+        return log_share(counts, total, measured)
+    return NORMALISATIONS[kind](counts)
 
 
 def _normalised(counts: ArrayLike, axis: int) -> NDArray[np.float32]:

@@ -71,3 +71,8 @@ class Section:
 
     def __len__(self) -> int:
         return len(self.spot)
+
+    @property
+    def total(self) -> NDArray[np.float64]:
+        """Counts of each spot over all measured genes, float64 [n]."""
+        return np.asarray(self.counts.sum(axis=1, dtype=np.float64)).ravel()

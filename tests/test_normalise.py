@@ -100,6 +100,9 @@ def test_log_share_is_st_nets() -> None:
     found = log_share(np.array([[3, 0, 1], [0, 0, 0]]))
     expected = [[math.log(4 / 7), math.log(1 / 7), math.log(2 / 7)], [math.log(1 / 3)] * 3]
     assert np.abs(found - expected).max() < 1e-7
+    whole = np.random.default_rng(0).poisson(2.0, (9, 14))
+    some = log_share(whole[:, :5], whole.sum(1), 14)
+    assert np.abs(some - log_share(whole)[:, :5]).max() < 1e-7, "all genes count, some are predicted"
 
 
 @pytest.mark.parametrize("normalise", [spot_wise, gene_wise, median_log1p, log_share])

@@ -28,8 +28,9 @@ from mclst.sections.accuracy import score
 from mclst.sections.reference import find_sections, read_section
 from mclst.training.checkpoint import PUBLISHED_ROWS, published_state, write_checkpoint
 from mclst.training.cli import main
-from mclst.training.contrastive import Training, contrastive_loss, train
+from mclst.training.contrastive import Training, train
 from mclst.training.data import encoder_input, read_training_section
+from mclst.training.losses import contrastive_loss
 from mclst.training.positions import sinusoids
 from mclst.training.settings import TrainConfig
 from mclst.training.start import load_weights

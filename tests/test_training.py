@@ -30,7 +30,6 @@ from mclst.training.contrastive import (
     Step,
     TrainedModel,
     batches,
-    contrastive_loss,
     learning_rate,
     share_done,
     train,
@@ -42,6 +41,7 @@ from mclst.training.data import (
     pair_up,
     read_training_section,
 )
+from mclst.training.losses import contrastive_loss
 from mclst.training.settings import Augmentation, TrainConfig
 
 GENES = tuple(f"GENE{i}" for i in range(6))

@@ -27,7 +27,7 @@ def checkpoint_content(trained: TrainedModel) -> dict[str, Any]:
 
     format: CHECKPOINT_FORMAT. model: the state dict, published key names. config: the bundle's Settings. training: how it was
     trained. genes: [str], G. sections: in training order, each {name, spot: [str], counts: float32 [n, G],
-    array_xy: int64 [n, 2]}. tiles: uint8 [t, S, S, 3], at most PARITY_TILES spread evenly over all spots.
+    array_xy: int64 [n, 2]} and, where known, xy_px and total as TrainingSection has them. tiles: uint8 [t, S, S, 3], at most PARITY_TILES spread evenly over all spots.
     """
     state = trained.network.state_dict()
     return {
@@ -37,15 +37,18 @@ def checkpoint_content(trained: TrainedModel) -> dict[str, Any]:
         "training": {**trained.config.record(), "steps": trained.steps, "losses": list(trained.losses)},
         "tiles": torch.from_numpy(_sample(trained.sections)),
         "genes": [str(gene) for gene in trained.genes],
-        "sections": [
-            {
-                "name": section.name,
-                "spot": [str(spot) for spot in section.spot],
-                "counts": torch.from_numpy(np.array(section.counts, dtype=np.float32)),
-                "array_xy": torch.from_numpy(np.array(section.array_xy, dtype=np.int64)),
-            }
-            for section in trained.sections
-        ],
+        "sections": [_section(section) for section in trained.sections],
+    }
+
+
+def _section(section: TrainingSection) -> dict[str, Any]:
+    known = {"xy_px": section.xy_px, "total": section.total}
+    return {
+        "name": section.name,
+        "spot": [str(spot) for spot in section.spot],
+        "counts": torch.from_numpy(np.array(section.counts, dtype=np.float32)),
+        "array_xy": torch.from_numpy(np.array(section.array_xy, dtype=np.int64)),
+        **{name: torch.from_numpy(np.array(v)) for name, v in known.items() if v is not None},
     }
 
 
@@ -63,12 +66,12 @@ def write_checkpoint(path: Path, trained: TrainedModel) -> Path:
 def published_state(trained: TrainedModel) -> dict[str, torch.Tensor]:
     """The plain state dict that the published code loads: its names, its shapes, position tables of 65,536 rows.
 
-    Rows that no training spot stood at are 0; without positions all are. Raises ValueError where the tables are longer.
+    BLEEP has no such tables. Rows that no training spot stood at are 0; without positions all are. Raises ValueError where the tables are longer.
     """
     state = {
         name: tensor.detach().cpu().contiguous() for name, tensor in trained.network.state_dict().items()
     }
-    for name in ("x_embed.weight", "y_embed.weight"):
+    for name in {"x_embed.weight", "y_embed.weight"} & state.keys():
         own = state[name]
         if len(own) > PUBLISHED_ROWS:
             raise ValueError(f"{name} has {len(own)} rows and the published code {PUBLISHED_ROWS}")

@@ -12,15 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mclst.models.bleep import Bleep
 from mclst.models.mclstexp import MclSTExp
 from mclst.runtime.errors import InputError, ResourceError
 from mclst.training.data import Pairs, TrainingSection, augment, encoder_input, pair_up
+from mclst.training.losses import LOSSES
 from mclst.training.positions import prepare_positions, tabulate_positions
 from mclst.training.settings import TrainConfig
 
 SMALLEST_TABLE = 128
 """Rows of a position table at least: a Visium array is 128 columns wide."""
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
+Network = MclSTExp | Bleep
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class TrainedModel:
     network: on the CPU, in eval mode. losses: mean loss of every epoch begun. steps, seconds: the work done.
     """
 
-    network: MclSTExp
+    network: Network
     config: TrainConfig
     genes: tuple[str, ...]
     sections: tuple[TrainingSection, ...]
@@ -52,25 +55,12 @@ class TrainedModel:
 Watch = Callable[[Step], None]
 
 
-def contrastive_loss(spots: Tensor, tiles: Tensor, *, temperature: float, image_weight: float) -> Tensor:
-    """The loss of N pairs: λ·CE(tile picks its spot) + (1 - λ)·CE(spot picks its tile), a scalar.
-
-    spots, tiles: embeddings float32 [N, D], row i of one belonging to row i of the other; compared as they are, by
-    spots·tilesᵀ / temperature, without normalisation (Min et al. 2024, as the published code computes it).
-    """
-    logits = spots @ tiles.T / temperature
-    own = torch.arange(len(logits), device=logits.device)
-    by_spot = torch.nn.functional.cross_entropy(logits, own)
-    by_tile = torch.nn.functional.cross_entropy(logits.T, own)
-    return image_weight * by_tile + (1 - image_weight) * by_spot
-
-
 def train(
     sections: Sequence[TrainingSection],
     config: TrainConfig,
     progress: Watch | None = None,
 ) -> TrainedModel:
-    """Train mclSTExp from random weights on measured sections; `progress` hears of every step.
+    """Train from random weights on measured sections; `progress` hears of every step.
 
     Raises what Training raises.
     """
@@ -91,7 +81,7 @@ class Training:
         self,
         sections: Sequence[TrainingSection],
         config: TrainConfig,
-        initialise: Callable[[MclSTExp], None] | None = None,
+        initialise: Callable[[Network], None] | None = None,
     ) -> None:
         """Line the sections up and make the network, which `initialise` may change before anything is learned.
 
@@ -153,7 +143,8 @@ class Training:
     def trained(self) -> TrainedModel:
         """The model as it is now, on the CPU; training is over with it."""
         network = self.network.to("cpu").eval()
-        tabulate_positions(network, table_rows(self.config, self.pairs))
+        if isinstance(network, MclSTExp):
+            tabulate_positions(network, table_rows(self.config, self.pairs))
         network.requires_grad_(False)
         losses = tuple(self.losses)
         return TrainedModel(
@@ -222,7 +213,7 @@ class Training:
         with torch.autocast(torch.device(config.device).type, dtype=half, enabled=half is not None):
             spots = self.network.encode_spots(expression, position)
             images = self.network.encode_tiles(tiles)
-        return contrastive_loss(
+        return LOSSES[config.system](
             spots.float(), images.float(), temperature=config.temperature, image_weight=config.image_weight
         )
 
@@ -234,8 +225,11 @@ def table_rows(config: TrainConfig, pairs: Pairs) -> int:
     return max(SMALLEST_TABLE, 1 << int(pairs.position.max()).bit_length())
 
 
-def build_network(config: TrainConfig, pairs: Pairs) -> MclSTExp:
+def build_network(config: TrainConfig, pairs: Pairs) -> Network:
     """The network `config` describes, with random weights and positions for `pairs`."""
+    if config.system == "bleep":
+        width, dropout = config.projection_dim, config.dropout
+        return Bleep(config.encoder, len(pairs.genes), projection_dim=width, dropout=dropout)
     network = MclSTExp(
         config.encoder,
         len(pairs.genes),
@@ -250,7 +244,7 @@ def build_network(config: TrainConfig, pairs: Pairs) -> MclSTExp:
     return network
 
 
-def _check_tile(network: MclSTExp, config: TrainConfig) -> None:
+def _check_tile(network: Network, config: TrainConfig) -> None:
     side = config.settings.tile.size_px
     try:
         with torch.inference_mode():

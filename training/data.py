@@ -17,7 +17,8 @@ from mclst.runtime.manifest import Preprocessing, Settings, Tile
 from mclst.runtime.slide import open_slide
 from mclst.runtime.tiles import Tiles, TileShape
 from mclst.sections.genes import match_genes
-from mclst.sections.normalise import NORMALISATIONS
+from mclst.sections.normalise import NORMALISATIONS, normalise
+from mclst.sections.positions import table_positions
 from mclst.sections.section import Section
 from mclst.training.settings import Augmentation
 
@@ -30,8 +31,9 @@ class TrainingSection:
     spot: str [n].
     tiles: uint8 [n, S, S, 3] RGB, in memory or memory-mapped.
     counts: float32 [n, G], raw.
-    array_xy: int64 [n, 2], ≥ 0: rows of the two position tables.
+    array_xy: int64 [n, 2] array coordinates, 0 where the section has none and none are wanted.
     left_out: (spot, reason) of measured spots that have no tile.
+    xy_px: float64 [n, 2] level-0 px. total: float64 [n], counts over all measured genes. None: not known.
     """
 
     name: str
@@ -41,6 +43,30 @@ class TrainingSection:
     counts: NDArray[np.float32]
     array_xy: NDArray[np.int64]
     left_out: tuple[tuple[str, str], ...] = ()
+    xy_px: NDArray[np.float64] | None = None
+    total: NDArray[np.float64] | None = None
+
+    def positions(self, kind: str) -> NDArray[np.int64]:
+        """Rows int64 [n, 2] of the two position tables; kind as `table_positions` has it.
+
+        Raises ReferenceDataError where a spot has no such place or one below 0.
+        """
+        found = table_positions(kind, self.array_xy, self.xy_px, len(self.spot))
+        if found is None:
+            raise ReferenceDataError(
+                f"section {self.name} has no {kind} coordinates for all its spots; choose other --coordinates"
+            )
+        if len(found) and found.min() < 0:
+            raise ReferenceDataError(
+                f"section {self.name} has an {kind} coordinate below 0; shift its array to start at 0"
+                if kind == "array"
+                else f"section {self.name} has a {kind} coordinate below 0; correct its places"
+            )
+        return found
+
+    def normalised(self, kind: str) -> NDArray[np.float32]:
+        """Its counts by a formula of NORMALISATIONS, float32 [n, G]."""
+        return normalise(kind, self.counts, self.total)
 
 
 @dataclass(frozen=True)
@@ -125,14 +151,15 @@ def read_training_section(
         counts=counts[kept],
         array_xy=array_xy[kept],
         left_out=tuple((str(section.spot[row]), reasons[row]) for row in sorted(reasons)),
+        xy_px=section.xy_px[kept],
+        total=section.total[kept],
     )
 
 
 def pair_up(sections: Sequence[TrainingSection], settings: Settings) -> Pairs:
     """Normalise each section's counts and line all sections up.
 
-    Raises ReferenceDataError where there are fewer than two spots or an array coordinate is negative; ValueError
-    where genes or numbers of rows differ, or tiles are not of the settings' size.
+    Raises ReferenceDataError where there are fewer than two spots, or as `positions` does; ValueError where genes or numbers of rows differ, or tiles are not of the settings' size.
     """
     if sum(len(section.spot) for section in sections) < 2:
         raise ReferenceDataError("the sections hold fewer than two spots; contrastive training needs more")
@@ -158,18 +185,22 @@ def pair_up(sections: Sequence[TrainingSection], settings: Settings) -> Pairs:
             raise ValueError(
                 f"section {section.name} has {n} spots but tiles, counts or places of another number"
             )
-        if section.array_xy.min() < 0:
-            raise ReferenceDataError(
-                f"section {section.name} has an array coordinate below 0; shift its array to start at 0"
-            )
-    normalise = NORMALISATIONS[normalisation]
-    expression = np.concatenate([normalise(section.counts) for section in sections])
+    expression = np.concatenate([section.normalised(normalisation) for section in sections])
+    position = np.concatenate([section.positions(settings.context.positions) for section in sections])
     return Pairs(
         first.genes,
         tuple(torch.from_numpy(np.ascontiguousarray(section.tiles)) for section in sections),
         torch.from_numpy(expression.astype(np.float32, copy=False)),
-        torch.from_numpy(np.concatenate([section.array_xy for section in sections]).astype(np.int64)),
+        torch.from_numpy(position.astype(np.int64)),
     )
+
+
+class QuarterTurn(torch.nn.Module):
+    """Turn by 0, 90, 180 or 270 degrees, each as likely."""
+
+    def forward(self, tile: Tensor) -> Tensor:
+        """uint8 [3, S, S] → the same shape."""
+        return torch.rot90(tile, int(torch.randint(4, ())), (1, 2))
 
 
 def augment(tiles: Tensor, settings: Augmentation) -> Tensor:
@@ -180,6 +211,10 @@ def augment(tiles: Tensor, settings: Augmentation) -> Tensor:
         steps.append(v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter))
     if settings.horizontal_flip:
         steps.append(v2.RandomHorizontalFlip())
+    if settings.vertical_flip:
+        steps.append(v2.RandomVerticalFlip())
+    if settings.quarter_turns:
+        steps.append(QuarterTurn())
     if settings.rotation_deg:
         steps.append(v2.RandomRotation(settings.rotation_deg))
     pixels = tiles.permute(0, 3, 1, 2)

@@ -13,20 +13,22 @@ from mclst.models.mclstexp import MclSTExp
 from mclst.training.settings import TrainConfig
 
 WAVELENGTH = 10_000.0
-NAIVE_UNIT = 64.0
-"""Array steps in which a naive position counts: a legacy ST array is 33 to 35 spots wide, a Visium one 128 columns."""
+NAIVE_UNIT = {"array": 64.0, "pixel": 16_384.0}
+"""What a naive position counts in: array steps (a legacy ST array is 33 to 35 spots wide, a Visium one 128 columns), or
+level-0 pixels."""
 
 
 class LinearPosition(nn.Module):
     """A learned direction of the expression space, along which a spot moves in proportion to its coordinate."""
 
-    def __init__(self, width: int, std: float) -> None:
+    def __init__(self, width: int, std: float, unit: float) -> None:
         super().__init__()
+        self.unit = unit
         self.weight = nn.Parameter(torch.randn(1, width) * std)
 
     def forward(self, coordinate: Tensor) -> Tensor:
         """int64 [S] → float32 [S, width]."""
-        return coordinate.to(self.weight.dtype)[:, None] / NAIVE_UNIT * self.weight
+        return coordinate.to(self.weight.dtype)[:, None] / self.unit * self.weight
 
 
 def prepare_positions(network: MclSTExp, config: TrainConfig) -> None:
@@ -41,8 +43,9 @@ def prepare_positions(network: MclSTExp, config: TrainConfig) -> None:
             table.weight.data.copy_(values)
             table.weight.requires_grad_(False)
     elif config.positions == "naive":
+        unit = NAIVE_UNIT[config.settings.context.positions]
         for name, table in zip(("x_embed", "y_embed"), tables, strict=True):
-            network.add_module(name, LinearPosition(table.weight.shape[1], config.position_std))
+            network.add_module(name, LinearPosition(table.weight.shape[1], config.position_std, unit))
 
 
 def tabulate_positions(network: MclSTExp, rows: int) -> None:

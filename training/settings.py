@@ -11,20 +11,25 @@ Optimiser = Literal["adam", "adamw"]
 Schedule = Literal["constant", "cosine"]
 Positions = Literal["learnable", "sinusoidal", "naive", "none"]
 Precision = Literal["fp32", "fp16", "bf16"]
+SystemName = Literal["mclstexp", "bleep"]
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to each training tile; the defaults are mclSTExp's.
+    """What is done to each training tile; the defaults are those of mclSTExp's HER2+ script.
 
     colour_jitter: brightness, contrast and saturation each change by a factor within 1 ± this, in random order.
     horizontal_flip: mirror every other tile, at random.
+    vertical_flip: the same upside down. quarter_turns: turn by 0, 90, 180 or 270 degrees.
     rotation_deg: turn by an angle within ± this; corners that come into view are black.
+    BLEEP and mclSTExp's Visium script flip both ways and take quarter turns, and leave colours and angles alone.
     """
 
     colour_jitter: float = 0.5
     horizontal_flip: bool = True
     rotation_deg: float = 180.0
+    vertical_flip: bool = False
+    quarter_turns: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.colour_jitter < 1 or not 0 <= self.rotation_deg <= 180:
@@ -38,6 +43,7 @@ class Augmentation:
 class TrainConfig:
     """A training run. Defaults are the published mclSTExp settings for HER2+.
 
+    system: whose network and loss: mclSTExp's, or BLEEP's, which has no spot encoder and knows no positions.
     settings: what the model's bundle will say of it: tile and preprocessing (which training applies), normalisation,
         retrieval, context, and the heads of the spot Transformer.
     encoder: a name of mclst.models.encoders.WIDTHS, or of timm.
@@ -79,6 +85,7 @@ class TrainConfig:
     precision: Precision = "fp32"
     seed: int = 0
     device: str = "cpu"
+    system: SystemName = "mclstexp"
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
@@ -103,6 +110,10 @@ class TrainConfig:
             raise ValueError(
                 f"positions is {self.positions!r}; choose one of {', '.join(get_args(Positions))}"
             )
+        if self.system not in get_args(SystemName):
+            raise ValueError(f"system is {self.system!r}; choose one of {', '.join(get_args(SystemName))}")
+        if self.system == "bleep" and self.positions != "none":
+            raise ValueError(f"positions is {self.positions!r}, and BLEEP knows none; give none")
         if (self.settings.context.positions == "none") != (self.positions == "none"):
             raise ValueError(
                 f"positions is {self.positions!r} and the bundle's {self.settings.context.positions!r}; "

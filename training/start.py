@@ -13,6 +13,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from mclst.models.bleep import Bleep
 from mclst.models.encoders import WIDTHS
 from mclst.models.mclstexp import MclSTExp
 from mclst.runtime.errors import CheckpointError
@@ -52,7 +53,7 @@ def read_weights(path: Path) -> State:
     return {re.sub(r"^(module\.|backbone\.)+", "", name): value for name, value in tensors.items()}
 
 
-def load_weights(network: MclSTExp, path: Path, encoder: str) -> str:
+def load_weights(network: MclSTExp | Bleep, path: Path, encoder: str) -> str:
     """Load what `path` holds into `network`; says in words what that was.
 
     Raises CheckpointError unless the whole image encoder is there with its shapes: a part of it left at random would
@@ -62,7 +63,9 @@ def load_weights(network: MclSTExp, path: Path, encoder: str) -> str:
     state = network.state_dict()
     whole_model = any(name.startswith(PREFIX) for name in found)
     if not whole_model:
-        found = {PREFIX + name: tensor for name, tensor in _as_published(found, encoder).items()}
+        # BLEEP's image networks keep timm's names, which for ResNets are torchvision's own.
+        found = found if isinstance(network, Bleep) else _as_published(found, encoder)
+        found = {PREFIX + name: tensor for name, tensor in found.items()}
     encoder_part = [name for name in state if name.startswith(PREFIX) and "num_batches" not in name]
     lacking = [n for n in encoder_part if n not in found or found[n].shape != state[n].shape]
     if lacking:

@@ -89,6 +89,8 @@ def _digest(sections: Sequence[TrainingSection]) -> str:
         digest.update("\n".join(section.spot).encode())
         for array in (section.tiles, section.counts, section.array_xy):
             digest.update(np.ascontiguousarray(array).data)
+        for known in (section.xy_px, section.total):
+            digest.update(b"-" if known is None else np.ascontiguousarray(known).data)
     return digest.hexdigest()
 
 

@@ -10,11 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from mclst.kernels import Retriever
-from mclst.models.mclstexp import MclSTExp
 from mclst.runtime.manifest import Settings
 from mclst.sections.accuracy import Score, score
-from mclst.sections.normalise import NORMALISATIONS
-from mclst.training.contrastive import Training
+from mclst.training.contrastive import Network, Training
 from mclst.training.data import TrainingSection, encoder_input
 
 TILES_AT_ONCE = 64
@@ -51,29 +49,27 @@ def score_settings(
 
 
 def _scores(
-    network: MclSTExp,
+    network: Network,
     sections: Sequence[TrainingSection],
     held_out: Sequence[TrainingSection],
     settings: Settings,
     device: torch.device,
 ) -> list[Score]:
     retriever = Retriever(_bank(network, sections, settings, device), settings.retrieval.spec())
-    normalise = NORMALISATIONS[settings.normalisation.expression]
     return [
         score(
             retriever.aggregate(_embeddings(network, section, settings, device)).expression,
-            normalise(section.counts),
+            section.normalised(settings.normalisation.expression),
         )
         for section in held_out
     ]
 
 
 def _bank(
-    network: MclSTExp, sections: Sequence[TrainingSection], settings: Settings, device: torch.device
+    network: Network, sections: Sequence[TrainingSection], settings: Settings, device: torch.device
 ) -> TrainingBank:
-    normalise = NORMALISATIONS[settings.normalisation.input]
-    inputs = [normalise(section.counts) for section in sections]
-    places = [section.array_xy for section in sections]
+    inputs = [section.normalised(settings.normalisation.input) for section in sections]
+    places = [section.positions(settings.context.positions) for section in sections]
     if settings.context.sentences == "file":
         inputs, places = [np.concatenate(inputs)], [np.concatenate(places)]
     found, run = [], settings.context.spots
@@ -82,13 +78,13 @@ def _bank(
             words = torch.from_numpy(counts[start : start + run]).to(device)
             position = torch.from_numpy(where[start : start + run]).to(device)
             found.append(network.encode_spots(words, position).float().cpu().numpy())
-    of_section = NORMALISATIONS[settings.normalisation.expression]
-    expression = np.concatenate([of_section(section.counts) for section in sections])
+    unit = settings.normalisation.expression
+    expression = np.concatenate([section.normalised(unit) for section in sections])
     return TrainingBank(np.concatenate(found), expression)
 
 
 def _embeddings(
-    network: MclSTExp, section: TrainingSection, settings: Settings, device: torch.device
+    network: Network, section: TrainingSection, settings: Settings, device: torch.device
 ) -> NDArray[np.float32]:
     found = []
     for start in range(0, len(section.tiles), TILES_AT_ONCE):

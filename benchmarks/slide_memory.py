@@ -1,0 +1,59 @@
+"""Peak memory of the part that sees a whole slide, measured in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mclst.benchmarks.deployed import places
+from mclst.runtime.errors import ResourceError
+from mclst.runtime.manifest import Sequence
+from mclst.runtime.sequence import SequenceSession
+from mclst.runtime.session import open_graph
+
+
+def measure_apart(path: Path, settings: Sequence, spots: int) -> dict[str, Any]:
+    """Run `path` once over `spots` random spots in a fresh process.
+
+    Gives spots, peak_mib (resident, of the whole process), open_mib (before the run: libraries and weights), seconds.
+    Raises ResourceError where the process is killed or fails, as it is without enough memory.
+    """
+    words = [sys.executable, "-m", __spec__.name, str(path), settings.model_dump_json(), str(spots)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ResourceError(
+            f"{path.name} over {spots:,} spots failed with status {done.returncode} "
+            f"({(done.stderr.strip().splitlines() or ['killed'])[-1]}); give fewer spots"
+        )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def _peak_mib() -> int:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak >> 20 if sys.platform == "darwin" else peak >> 10
+
+
+def _main(path: str, settings: str, spots: str) -> None:
+    sequence, n = Sequence.model_validate_json(settings), int(spots)
+    width = open_graph(Path(path), "cpu").get_inputs()[0].shape[1]
+    session = SequenceSession(Path(path), sequence, "cpu")
+    features = np.random.default_rng(0).normal(size=(n, width)).astype(np.float32)
+    opened, started = _peak_mib(), time.monotonic()
+    found = session.express(features, places(n, sequence.positions))
+    seconds = time.monotonic() - started
+    if not np.isfinite(found).all():
+        raise SystemExit("the expression is not finite")
+    print(json.dumps({"spots": n, "peak_mib": _peak_mib(), "open_mib": opened, "seconds": round(seconds, 1)}))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
