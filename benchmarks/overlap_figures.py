@@ -27,7 +27,7 @@ def draw_venn(parts: Parts, names: Sequence[str]) -> Figure:
     """
     if len(names) not in VENN_SETS:
         raise ValueError(f"{len(names)} sets; a Venn diagram has two or three")
-    figure = new_figure(4.6, 4.4, "Predicted genes in common")
+    figure = new_figure(4.0, 4.8, "Predicted genes in common")
     axes = figure.add_subplot()
     angles = np.pi / 2 + np.pi / 2 * (len(names) == 2) - 2 * np.pi * np.arange(len(names)) / len(names)
     centres = CENTRE * np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -35,14 +35,14 @@ def draw_venn(parts: Parts, names: Sequence[str]) -> Figure:
         colour = SET_COLOURS(i)
         axes.add_patch(Circle(tuple(centre), RADIUS, facecolor=(*colour[:3], 0.25), edgecolor=colour))
         total = sum(len(genes) for part, genes in parts.items() if name in part)
-        x, y = centre * (CENTRE + RADIUS + 0.22) / CENTRE
+        x, y = centre + (0, (RADIUS + 0.25) * (1 if centre[1] > -1e-9 else -1))
         axes.text(x, y, f"{name}\n{total}", ha="center", va="center", size=10, parse_math=False)
     for members in _regions(names):
         x, y = region_place(centres, [names.index(name) for name in members])
         axes.text(x, y, str(len(parts.get(members, ()))), ha="center", va="center", size=12, color=INK)
-    axes.text(0, -1.95, "circles not to scale", ha="center", size=8, color=QUIET)
-    axes.set_xlim(-2.1, 2.1)
-    axes.set_ylim(-2.05, 1.95)
+    axes.text(0, -1.9, "circles not to scale", ha="center", size=8, color=QUIET)
+    axes.set_xlim(-1.6, 1.6)
+    axes.set_ylim(-2.0, 1.95)
     axes.set_aspect("equal")
     axes.set_axis_off()
     return figure

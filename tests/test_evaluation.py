@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.patches import Circle
 from PIL import Image
 from scipy.stats import pearsonr
 from small import Small
@@ -28,6 +29,7 @@ from mclst.benchmarks.eval_cli import main
 from mclst.benchmarks.evaluation import evaluate
 from mclst.benchmarks.measured import Pair, choose_section, pair_with_truth, read_map
 from mclst.benchmarks.overlap import intersections, membership, predicted_genes, threshold
+from mclst.benchmarks.overlap_figures import draw_venn
 from mclst.benchmarks.significance import minus_log10_p, rank_genes
 from mclst.runtime.errors import InputError
 from mclst.sections.normalise import gene_wise
@@ -169,6 +171,25 @@ def test_intersections_part_the_genes(sets: dict[str, frozenset[str]]) -> None:
     table = membership(sets).set_index("gene")
     assert table.index.tolist() == sorted(union)
     assert {name: int(table[name].sum()) for name in sets} == {name: len(sets[name]) for name in sets}
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_every_number_of_a_venn_diagram_stands_in_its_region(count: int) -> None:
+    names = ["one", "two", "three"][:count]
+    sets = {name: frozenset(f"{name}{i}" for i in range(3 + i)) | {"all"} for i, name in enumerate(names)}
+    (axes,) = draw_venn(intersections(sets), names).axes
+    circles = [(np.array(p.get_center()), p.get_radius()) for p in axes.patches if isinstance(p, Circle)]
+    found = {}
+    for text in axes.texts:
+        if text.get_text().isdigit():
+            inside = [np.linalg.norm(text.get_position() - centre) < r for centre, r in circles]
+            found[tuple(n for n, within in zip(names, inside, strict=True) if within)] = int(text.get_text())
+    alone = {(name,): 3 + i for i, name in enumerate(names)}
+    pairs = dict.fromkeys(itertools.combinations(names, 2), 0) if count == 3 else {}
+    assert found == {**alone, **pairs, tuple(names): 1}
+    assert {text.get_text() for text in axes.texts} >= {f"{n}\n{4 + i}" for i, n in enumerate(names)}
+    with pytest.raises(ValueError, match="two or three"):
+        draw_venn({}, ["a", "b", "c", "d"])
 
 
 def test_a_predicted_gene_is_sure_and_of_the_right_sign() -> None:
@@ -320,7 +341,8 @@ def test_eval_compares_methods(small: Small, maps: dict[str, Path]) -> None:
     assert list(found["methods"]) == ["one", "other"]
     (part,) = found["predicted_genes"]["parts"]
     assert part["in"] == ["one", "other"] and part["genes"] == found["methods"]["one"]["predicted_genes"]
-    assert (folder / "two.overlap.svg").read_text().lstrip().startswith("<?xml")
+    for figure in ("overlap", "venn"):
+        assert (folder / f"two.{figure}.svg").read_text().lstrip().startswith("<?xml")
     assert set(pd.read_csv(folder / "two.overlap.csv").columns) == {"gene", "one", "other"}
     listed = folder / "immune.txt"
     listed.write_text("GENE1\nGENE5\nABSENT\n")
@@ -355,6 +377,29 @@ def test_eval_refuses_in_one_sentence(
     assert done.exit_code == code and told in done.stderr, done.output
     assert "Traceback" not in done.output
     assert not list(maps["A1"].parent.glob("*.csv"))
+
+
+@pytest.mark.parametrize("unit", ["median-log1p", "log-share"])
+def test_truth_counts_all_measured_genes_where_the_formula_does(
+    small: Small, maps: dict[str, Path], unit: str
+) -> None:
+    """Maps of BLEEP and ST-Net are of some genes, in units made of all."""
+    found = anndata.read_h5ad(maps["A1"])[:, ["GENE3", "GENE1"]].copy()
+    found.uns["mclst"] = {"bundle": {"normalisation_expression": unit}}
+    where = maps["A1"].parent / "few.h5ad"
+    found.write_h5ad(where)
+    pair = pair_with_truth(read_map(where), find_sections(small.folder)["A1"])
+    section = read_section(find_sections(small.folder)["A1"])
+    counts = section.counts.toarray().astype(np.float64)
+    total = counts.sum(1, keepdims=True)
+    whole = (
+        np.log1p(counts / total * np.median(total))
+        if unit == "median-log1p"
+        else np.log((1 + counts) / (counts.shape[1] + total))
+    )
+    place = {spot: i for i, spot in enumerate(section.spot.tolist())}
+    expected = whole[[place[spot] for spot in pair.spot.tolist()]][:, [3, 1]]
+    np.testing.assert_allclose(pair.truth, expected, atol=1e-6)
 
 
 def test_a_map_in_unknown_units_or_of_other_spots_is_refused(small: Small, maps: dict[str, Path]) -> None:
