@@ -35,8 +35,10 @@ def draw_venn(parts: Parts, names: Sequence[str]) -> Figure:
         colour = SET_COLOURS(i)
         axes.add_patch(Circle(tuple(centre), RADIUS, facecolor=(*colour[:3], 0.25), edgecolor=colour))
         total = sum(len(genes) for part, genes in parts.items() if name in part)
-        x, y = centre + (0, (RADIUS + 0.25) * (1 if centre[1] > -1e-9 else -1))
-        axes.text(x, y, f"{name}\n{total}", ha="center", va="center", size=10, parse_math=False)
+        x, beyond = centre[0], (RADIUS + 0.25) * (1 if centre[1] > -1e-9 else -1)
+        axes.text(
+            x, centre[1] + beyond, f"{name}\n{total}", ha="center", va="center", size=10, parse_math=False
+        )
     for members in _regions(names):
         x, y = region_place(centres, [names.index(name) for name in members])
         axes.text(x, y, str(len(parts.get(members, ()))), ha="center", va="center", size=12, color=INK)

@@ -65,7 +65,7 @@ def densenet() -> torch.nn.Module:
 
 
 def mclstexp(genes: int = 785) -> Layout:
-    found = {"x_embed.weight": (65536, genes), "y_embed.weight": (65536, genes)}
+    found: Layout = {"x_embed.weight": (65536, genes), "y_embed.weight": (65536, genes)}
     found |= of_library("image_encoder.model.0.", densenet)
     for block in range(2):
         found |= attention(f"spot_encoder.{block}.attn", genes, 512)
@@ -83,7 +83,7 @@ def stnet(genes: int = 250) -> Layout:
 
 
 def histogene(genes: int = 785, depth: int = 8) -> Layout:
-    found = {"x_embed.weight": (64, 1024), "y_embed.weight": (64, 1024)}
+    found: Layout = {"x_embed.weight": (64, 1024), "y_embed.weight": (64, 1024)}
     found |= linear("patch_embedding", 1024, 37632)
     for i in range(depth):
         found |= attention(f"vit.transformer.layers.{i}.0", 1024, 1024)
@@ -93,7 +93,7 @@ def histogene(genes: int = 785, depth: int = 8) -> Layout:
 
 def hist2st(genes: int = 785) -> Layout:
     """With the heads that only training has: mean, disp, pi of the ZINB loss, and coef."""
-    found = {"x_embed.weight": (64, 1024), "y_embed.weight": (64, 1024)}
+    found: Layout = {"x_embed.weight": (64, 1024), "y_embed.weight": (64, 1024)}
     found |= conv("patch_embedding", 32, 3, 7, 7)
     at = "vit.transformer"
     for i in range(2):

@@ -179,13 +179,14 @@ def test_every_number_of_a_venn_diagram_stands_in_its_region(count: int) -> None
     sets = {name: frozenset(f"{name}{i}" for i in range(3 + i)) | {"all"} for i, name in enumerate(names)}
     (axes,) = draw_venn(intersections(sets), names).axes
     circles = [(np.array(p.get_center()), p.get_radius()) for p in axes.patches if isinstance(p, Circle)]
-    found = {}
+    found: dict[tuple[str, ...], int] = {}
     for text in axes.texts:
         if text.get_text().isdigit():
             inside = [np.linalg.norm(text.get_position() - centre) < r for centre, r in circles]
             found[tuple(n for n, within in zip(names, inside, strict=True) if within)] = int(text.get_text())
-    alone = {(name,): 3 + i for i, name in enumerate(names)}
-    pairs = dict.fromkeys(itertools.combinations(names, 2), 0) if count == 3 else {}
+    alone: dict[tuple[str, ...], int] = {(name,): 3 + i for i, name in enumerate(names)}
+    of_two: list[tuple[str, ...]] = list(itertools.combinations(names, 2)) if count == 3 else []
+    pairs = dict.fromkeys(of_two, 0)
     assert found == {**alone, **pairs, tuple(names): 1}
     assert {text.get_text() for text in axes.texts} >= {f"{n}\n{4 + i}" for i, n in enumerate(names)}
     with pytest.raises(ValueError, match="two or three"):

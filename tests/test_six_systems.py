@@ -32,7 +32,7 @@ PUBLISHED: dict[str, tuple[int, int]] = {
     "stnet": (727, 7_210_106),
     "histogene": (96, 106_648_337),
     "hist2st": (162, 75_789_833),
-    "thitogene": (163, 63_586_712),
+    "thitogene": (117, 63_586_712),
 }
 MEAN, STD = (0.7, 0.5, 0.6), (0.2, 0.25, 0.3)
 OPTIONS: dict[str, list[str]] = {

@@ -64,7 +64,7 @@ def config(**change: Any) -> TrainConfig:
     return dataclasses.replace(TINY, settings=settings, **{"epochs": 1, **change})
 
 
-def in_float64(network: MclSTExp, expression: Any, position: Any) -> Any:
+def in_float64(network: Any, expression: Any, position: Any) -> Any:
     """The spot encoder and its projection, written out in numpy."""
     w = {name: tensor.detach().double().numpy() for name, tensor in network.state_dict().items()}
 
@@ -151,17 +151,17 @@ def test_lambda_weighs_the_two_sides() -> None:
 def test_positions_are_what_they_are_called() -> None:
     found = {kind: train(SECTIONS, config(positions=kind, epochs=2)).network for kind in
              ("learnable", "sinusoidal", "naive", "none")}  # fmt: skip
-    assert len(found["none"].x_embed.weight) == 0
+    assert len(found["none"].get_parameter("x_embed.weight")) == 0
     x, y = sinusoids(128, 6)
-    assert torch.equal(found["sinusoidal"].x_embed.weight, x), "a fixed table does not learn"
-    assert torch.equal(found["sinusoidal"].y_embed.weight, y)
-    slope = found["naive"].x_embed.weight
+    assert torch.equal(found["sinusoidal"].get_parameter("x_embed.weight"), x), "a fixed table does not learn"
+    assert torch.equal(found["sinusoidal"].get_parameter("y_embed.weight"), y)
+    slope = found["naive"].get_parameter("x_embed.weight")
     np.testing.assert_allclose(
         slope.numpy(), np.arange(128)[:, None] * slope[1].numpy(), rtol=1e-5, atol=1e-7
     )
     assert float(slope[1].abs().max()) > 0
-    learned = found["learnable"].x_embed.weight
-    before = Training(SECTIONS, config()).network.x_embed.weight
+    learned = found["learnable"].get_parameter("x_embed.weight")
+    before = Training(SECTIONS, config()).network.get_parameter("x_embed.weight")
     changed = (learned != before).any(dim=1)
     assert changed[: int(max(s.array_xy.max() for s in SECTIONS))].any()
 
@@ -383,7 +383,7 @@ def test_starting_weights_of_a_model_and_of_something_else(tmp_path: Path) -> No
 def test_published_state_keeps_the_trained_rows() -> None:
     trained = train(SECTIONS, config())
     state = published_state(trained)
-    own = trained.network.x_embed.weight
+    own = trained.network.get_parameter("x_embed.weight")
     assert torch.equal(state["x_embed.weight"][: len(own)], own)
     assert not state["x_embed.weight"][len(own) :].any()
     network = MclSTExp(

@@ -169,7 +169,7 @@ def test_places_may_be_pixels(tmp_path: Path, positions: Any) -> None:
     ).bank
     counts = np.concatenate([s.counts for s in SECTIONS]).astype(np.float64)
     where = np.concatenate([np.floor(s.xy_px).astype(int)[:, ::-1] for s in placed()])  # row, column
-    assert len(trained.network.x_embed.weight) > where.max() > 128
+    assert len(trained.network.get_parameter("x_embed.weight")) > where.max() > 128
     expected = in_float64(
         trained.network, np.log10(1e4 * counts / counts.sum(axis=1, keepdims=True) + 1), where
     )
