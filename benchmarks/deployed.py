@@ -23,9 +23,10 @@ from mclst.models.mclstexp import MclSTExp
 from mclst.models.stnet import StNet
 from mclst.models.system import systems
 from mclst.models.thitogene import ThitoGene
+from mclst.runtime.bundle import ENCODER, SEQUENCE
 from mclst.runtime.manifest import Sequence, Settings
+from mclst.runtime.providers import Request, onnxruntime_beside, open_encoder
 from mclst.runtime.sequence import SequenceSession
-from mclst.runtime.session import Session, open_session
 
 F32 = NDArray[np.float32]
 
@@ -64,17 +65,21 @@ PUBLISHED: dict[str, Published] = {
 class Deployed:
     """A system's graphs in a folder, open: its part per tile, and what comes after."""
 
-    def __init__(self, name: str, published: Published, folder: Path, provider: str) -> None:
-        """Export to `folder` and open on `provider`, "auto", "cuda" or "cpu"; raises as exporting and opening do."""
+    def __init__(self, name: str, published: Published, folder: Path, provider: str, batch: int) -> None:
+        """Export to `folder`, which is made, and open on `provider` for `batch` tiles at once.
+
+        Raises as exporting and opening do.
+        """
+        folder.mkdir()
         self.system = systems()[name]
         settings = _settings({**self.system.settings, **published.given})
         self.tile_px = settings.tile.size_px
         network = published.make().eval().requires_grad_(False)
         self.parameters = sum(weight.numel() for weight in network.parameters())
-        encoder = folder / f"{name}.onnx"
-        write_graph(network, settings.tile, settings.preprocessing, encoder)
-        self.session: Session = open_session(encoder, provider)
+        write_graph(network, settings.tile, settings.preprocessing, folder / ENCODER)
+        self.session, _ = open_encoder(provider, Request(folder, folder / ENCODER, "fp32", batch))
         self.sequence_path: Path | None = None
+        self._beside = ""
         self._sequence: SequenceSession | None = None
         self._retriever: Retriever | None = None
         if self.system.kind == "sequence":
@@ -83,9 +88,10 @@ class Deployed:
             self.settings = Sequence(
                 heads=settings.heads, depth=traits.depth, positions=traits.positions, graph=graph
             )
-            self.sequence_path = folder / f"{name}.sequence.onnx"
+            self.sequence_path = folder / SEQUENCE
             write_sequence(network, traits, graph, self.sequence_path)
-            self._sequence = SequenceSession(self.sequence_path, self.settings, self.session.provider)
+            self._beside = onnxruntime_beside(self.session.provider)
+            self._sequence = SequenceSession(self.sequence_path, self.settings, self._beside)
         if published.bank is not None:
             self._retriever = Retriever(Source("contrastive", published.bank).bank(), published.bank.spec)
 
@@ -94,7 +100,7 @@ class Deployed:
         """What runs after the tiles, and on what."""
         if self._retriever is not None:
             return f"retrieval on {self._retriever.provider}"
-        return f"whole slide on {self.session.provider}" if self._sequence is not None else ""
+        return f"whole slide on {self._beside}" if self._sequence is not None else ""
 
     def encode(self, tiles: NDArray[np.uint8], batch: int) -> F32:
         """Tiles uint8 [N, S, S, 3], a batch at a time → what the graph gives, float32 [N, D]."""

@@ -17,7 +17,7 @@ from mclst.benchmarks import machine
 from mclst.benchmarks.measure import Samples, in_turns, spread
 from mclst.runtime.command import check_json, command, progress, publish_json, say
 from mclst.runtime.errors import ResourceError
-from mclst.runtime.session import PROVIDERS
+from mclst.runtime.providers import PROVIDERS
 
 if TYPE_CHECKING:
     from mclst.benchmarks.deployed import Deployed
@@ -109,7 +109,7 @@ def systems(
         deployed = {}
         with progress("exporting", len(names), quiet=quiet) as advance:
             for name in names:
-                deployed[name] = Deployed(name, PUBLISHED[name], Path(folder), provider)
+                deployed[name] = Deployed(name, PUBLISHED[name], Path(folder) / name, provider, batch_size)
                 advance(1)
         with progress("rounds", repeats, quiet=quiet) as advance:
             found = measure(deployed, spots=spots, batch=batch_size, rounds=repeats, done=partial(advance, 1))
