@@ -18,6 +18,7 @@ from torch import Tensor
 from mclst.export.bank import ReferenceSection, encode_bank
 from mclst.export.checkpoint import Checkpoint, open_checkpoint
 from mclst.export.direct import write_direct
+from mclst.export.engines import EngineBuilder, EngineWishes
 from mclst.export.graph import write_graph
 from mclst.export.parity import Tiles, prove
 from mclst.export.parity_tiles import made_up_tiles, real_tiles
@@ -65,6 +66,7 @@ def export_bundle(
     change: Change | None = None,
     overwrite: bool = False,
     parity_tiles: int = 64,
+    engines: EngineWishes | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Bundle:
     """Export `ckpt` to the folder `out`; nothing is left there when anything fails.
@@ -72,10 +74,13 @@ def export_bundle(
     system: its name, in place of recognising it. references: of a retrieval system, what its bank is made of.
     sections: names and ranges ("A2-G3,H1") over the sorted names of what the references hold, None for all.
     hold_out: names left out of the bank. genes: file with the model's gene names in order.
-    change: overrides of the checkpoint's own settings, or of its system's published defaults.
-    Raises CheckpointError, ReferenceDataError, SectionError, ParityError, OutputError.
+    change: overrides of the checkpoint's own settings, or of its system's published defaults. engines: which to build;
+    None for none.
+    Raises CheckpointError, ReferenceDataError, SectionError, ParityError, OutputError; ResourceError where what builds
+    engines is missing.
     """
     out = Path(out)
+    builder = None if engines is None else EngineBuilder(engines)
     with BundleDraft(out, overwrite=overwrite) as draft:
         checkpoint = open_checkpoint(ckpt, system)
         settings = settle(checkpoint, change or {})
@@ -97,6 +102,8 @@ def export_bundle(
             names = listed_genes(checkpoint, None if genes is None else Path(genes))
             fields = write_direct(draft.part, checkpoint, settings, names.names, parity_tiles, say)
             fields["genes_from"] = names.source
+        if builder is not None:
+            builder.build(draft.part, say)
         return draft.seal(**_fields(checkpoint, settings), **fields)
 
 

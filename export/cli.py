@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+<X>>>>>>>> 5d9332e (mclst-export --engine: engines in the bundle, and what cannot be built is said)
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ import click
 
 from mclst.kernels.spec import DISTANCES, RANKS, WEIGHTINGS
 from mclst.runtime.bundle import Bundle
-from mclst.runtime.command import Finite, Numbers, check_json, command, publish_json, say, table
+from mclst.runtime.command import Bytes, Finite, Numbers, check_json, command, publish_json, say, table
 from mclst.runtime.errors import ResourceError
+from mclst.runtime.tensorrt_library import FLAVOURS
 from mclst.sections.normalise import NORMALISATIONS
 
 PATH = click.Path(path_type=Path)
@@ -157,6 +160,42 @@ def _change(options: dict[str, Any]) -> dict[str, Any]:
     default=64,
     help="Tiles on which export and checkpoint are compared.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(("none", *FLAVOURS)),
+    default="none",
+    help="Engines to put into the bundle: of tensorrt for the GPU of this machine, of tensorrt-rtx for --target, "
+    "without a GPU. mclst-infer builds one that is missing.",
+)
+@click.option(
+    "--max-batch",
+    type=click.IntRange(1, 4096),
+    default=64,
+    help="Tiles an engine takes at once, at most.",
+)
+@click.option(
+    "--target",
+    "targets",
+    metavar="sm_86,…",
+    callback=lambda ctx, param, value: _targets(value),
+    help="Compute capabilities of --engine tensorrt-rtx.  [default: sm_80,sm_86,sm_89,sm_120]",
+)
+@click.option(
+    "--workspace",
+    type=Bytes(),
+    help="Memory that building and running an engine may use beside its weights, such as 2GB.  [default: all]",
+)
+@click.option("--timing-cache", type=PATH, help="File in which --engine tensorrt keeps what it timed.")
+@click.option(
+    "--version-compatible",
+    is_flag=True,
+    help="Engines of tensorrt that later versions run, with the lean runtime of this one installed there.",
+)
+@click.option(
+    "--hardware-compatible",
+    is_flag=True,
+    help="Engines of tensorrt that any GPU from Ampere on runs; may be slower.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle of that name.")
 @click.option("--json", "json_path", type=PATH, help="Write manifest and parity as JSON; - for stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
@@ -171,6 +210,13 @@ def main(
     hold_out: tuple[str, ...],
     genes: Path | None,
     parity_tiles: int,
+    engine: str,
+    max_batch: int,
+    targets: tuple[str, ...],
+    workspace: int | None,
+    timing_cache: Path | None,
+    version_compatible: bool,
+    hardware_compatible: bool,
     overwrite: bool,
     json_path: Path | None,
     quiet: bool,
@@ -186,10 +232,21 @@ def main(
     published ones, and a checkpoint trained by mclst brings its own.
     """
     check_json(json_path, overwrite=overwrite, inputs=(ckpt, *references, genes), outputs=(out,))
+    _check_engine_options(engine, targets, timing_cache, version_compatible or hardware_compatible)
     try:
         from mclst.export.bundling import export_bundle
+        from mclst.export.engines import EngineWishes
     except ImportError as error:
         raise ResourceError(f"{error.name} is not installed; install mclst[export,cpu]") from error
+    wishes = EngineWishes(
+        "tensorrt" if engine == "tensorrt" else "tensorrt-rtx",
+        max_batch,
+        targets,
+        workspace,
+        timing_cache,
+        version_compatible,
+        hardware_compatible,
+    )
     bundle = export_bundle(
         ckpt,
         out,
@@ -201,6 +258,7 @@ def main(
         change=_change(options),
         overwrite=overwrite,
         parity_tiles=parity_tiles,
+        engines=None if engine == "none" else wishes,
         say=lambda text: say(text, quiet=quiet),
     )
     parity = json.loads((bundle.path / "parity.json").read_text())
@@ -211,6 +269,27 @@ def main(
         publish_json(json_path, content)
     if json_path is None or str(json_path) != "-":
         click.echo(str(bundle.path))
+
+
+def _targets(value: str | None) -> tuple[str, ...]:
+    found = tuple(target.strip().lower() for target in (value or "").split(",") if target.strip())
+    for target in found:
+        if not re.fullmatch(r"sm_\d{2,3}", target):
+            raise click.BadParameter(f"{target!r} is no compute capability such as sm_86")
+    return tuple(dict.fromkeys(found))
+
+
+def _check_engine_options(
+    engine: str, targets: tuple[str, ...], timing_cache: Path | None, compatible: bool
+) -> None:
+    if targets and engine != "tensorrt-rtx":
+        raise click.UsageError(
+            "--target belongs to --engine tensorrt-rtx; tensorrt builds for the GPU it finds"
+        )
+    if (timing_cache is not None or compatible) and engine != "tensorrt":
+        raise click.UsageError(
+            "--timing-cache, --version-compatible and --hardware-compatible belong to --engine tensorrt"
+        )
 
 
 def _summary(bundle: Bundle, parity: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -21,6 +21,7 @@ from mclst.runtime.publish import WholeFolder
 
 MANIFEST, ENCODER, BANK, PARITY = "manifest.json", "encoder.onnx", "bank.h5", "parity.json"
 SEQUENCE, GENES = "sequence.onnx", "genes.txt"
+ENGINES = "engines"
 NEEDED = {
     "retrieval": (ENCODER, BANK),
     "regression": (ENCODER, GENES),
@@ -171,7 +172,8 @@ class BundleDraft(WholeFolder):
                     "sha256": file_sha256(entry),
                 }
                 for entry in sorted(self.part.rglob("*"))
-                if entry.is_file()
+                # Engines have manifests of their own: one that is spoilt is built again.
+                if entry.is_file() and entry.relative_to(self.part).parts[0] != ENGINES
             }
             manifest = Manifest.model_validate_json(json.dumps({"format": FORMAT, **fields, "files": files}))
             with (self.part / MANIFEST).open("w", encoding="utf-8") as file:

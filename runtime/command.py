@@ -6,6 +6,7 @@ import errno
 import functools
 import json
 import math
+import re
 import signal
 import sys
 import time
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, ClassVar, NoReturn, ParamSpec, TypeVar
 
 import click
 from rich.console import Console
@@ -215,6 +216,24 @@ class Numbers(click.ParamType[list[float]]):
             bounds = "" if math.isinf(self.highest) else f" from {self.lowest:g} to {self.highest:g}"
             self.fail(f"{value!r} is not three numbers{bounds} with commas between", param, ctx)
         return found
+
+
+class Bytes(click.ParamType[int]):
+    """An amount of memory: 4GB, 512MiB, 1.5G; decimal units unless they end in iB."""
+
+    name = "size"
+    _UNITS: ClassVar[dict[str, int]] = {
+        **{f"{letter}{end}": 1000 ** (i + 1) for i, letter in enumerate("KMGT") for end in ("", "B")},
+        **{f"{letter}iB": 1024 ** (i + 1) for i, letter in enumerate("KMGT")},
+    }
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text → bytes; anything else, and nothing at all, is wrong usage."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", str(value).strip())
+        units = {unit.lower(): size for unit, size in self._UNITS.items()}
+        if match is None or match[2].lower() not in units or not float(match[1]):
+            self.fail(f"{value!r} is not an amount of memory such as 4GB or 512MiB", param, ctx)
+        return int(float(match[1]) * units[match[2].lower()])
 
 
 def check_json(

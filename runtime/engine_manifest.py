@@ -10,11 +10,11 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from mclst.runtime.manifest import FileRecord, Part
+from mclst.runtime.tensorrt_library import Flavour
 
 ENGINE_MANIFEST, PLAN = "engine.json", "engine.plan"
 MAX_BYTES = 1 << 20
 
-Flavour = Literal["tensorrt", "tensorrt-rtx"]
 Target = str
 """A compute capability as `sm_86`."""
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mclst.runtime.bundle import ENGINES
 from mclst.runtime.engine_build import build_engine, covered
 from mclst.runtime.engine_manifest import (
     ENGINE_MANIFEST,
@@ -26,7 +27,6 @@ from mclst.runtime.manifest import FileRecord
 from mclst.runtime.publish import WholeFolder
 from mclst.runtime.tensorrt_library import Library
 
-ENGINES = "engines"
 Tell = Callable[[str], None]
 
 
@@ -55,7 +55,7 @@ class Wanted:
         return EngineKey(
             onnx_sha256=graph_sha256(self.onnx),
             precision=self.precision,
-            flavour=self.library.flavour,  # type: ignore[arg-type]
+            flavour=self.library.flavour,
             version=self.library.version,
             max_batch=self.batch,
             targets=(self.gpu.target,) if rtx else (),
@@ -126,9 +126,14 @@ def make_engine(
     library: Library,
     *,
     timing_cache: Path | None = None,
+    kept: bool = False,
     tell: Tell = lambda text: None,
 ) -> Engine:
-    """Build the engine of `key` and keep it in `bundle`; `tell` is given a line where it cannot be kept."""
+    """Build the engine of `key` and keep it in `bundle`.
+
+    Where it cannot be kept `tell` is given a line or, where `kept` asks for it, OutputError is raised.
+    Raises EngineError and OutputError as `build_engine` does.
+    """
     built = build_engine(library, onnx, key, timing_cache=timing_cache)
     manifest = EngineManifest(
         format="mclst-engine/1",
@@ -143,6 +148,8 @@ def make_engine(
     try:
         _keep(folder, manifest, built.plan)
     except OutputError as error:
+        if kept:
+            raise
         tell(f"the engine is used but not kept: {error}")
     return Engine(folder, manifest, built.plan)
 

@@ -11,7 +11,7 @@ from mclst.runtime.engines import Wanted, check_target, open_engine
 from mclst.runtime.errors import ResourceError
 from mclst.runtime.onnx_cuda import open_onnx_cuda
 from mclst.runtime.session import OnnxSession, Session, check_onnxruntime
-from mclst.runtime.tensorrt_library import load_library
+from mclst.runtime.tensorrt_library import Flavour, load_library
 from mclst.runtime.trt import open_tensorrt
 
 FASTEST_FIRST = ("tensorrt", "tensorrt-rtx", "cuda", "cpu")
@@ -81,12 +81,16 @@ def _open(name: str, request: Request) -> Session:
         return OnnxSession(request.onnx, threads=request.threads, at_once=request.batch)
     if name == "cuda":
         return open_onnx_cuda(request.onnx)
-    library = load_library(name)
+    library = load_library(_flavour(name))
     device = CudaDevice()
     check_target(library, device.gpu)
     wanted = Wanted(request.onnx, request.precision, library, device.gpu, request.batch)
     engine = open_engine(request.bundle, wanted, build=request.build, tell=request.tell)
     return open_tensorrt(library, device, engine)
+
+
+def _flavour(name: str) -> Flavour:
+    return "tensorrt" if name == "tensorrt" else "tensorrt-rtx"
 
 
 def _present(name: str) -> str:
@@ -96,7 +100,7 @@ def _present(name: str) -> str:
 
         at = "" if name == "cpu" else f" on {CudaDevice().gpu.name}"
         return f"ONNX Runtime {onnxruntime.__version__}, {import_name}{at}"
-    library = load_library(name)
+    library = load_library(_flavour(name))
     gpu = CudaDevice().gpu
     check_target(library, gpu)
     return f"{library} on {gpu.name} ({gpu.target}, driver {gpu.driver})"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from mclst.runtime.errors import ResourceError
 
-FLAVOURS = ("tensorrt", "tensorrt-rtx")
+Flavour = Literal["tensorrt", "tensorrt-rtx"]
+FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
 MAJORS = {"tensorrt": (10, 11), "tensorrt-rtx": (1,)}
 """Major versions whose interface these files know."""
 
@@ -26,7 +27,7 @@ _INSTALL = {
 class Library:
     """A loaded flavour: its module and its version of three or four numbers."""
 
-    flavour: str
+    flavour: Flavour
     trt: Any
     version: str
 
@@ -34,7 +35,7 @@ class Library:
         return f"{self.flavour} {self.version}"
 
 
-def load_library(flavour: str) -> Library:
+def load_library(flavour: Flavour) -> Library:
     """Import the flavour, "tensorrt" or "tensorrt-rtx".
 
     Needs no GPU. Raises ResourceError, saying what to install, where it is missing, does not load or is of a major
@@ -55,7 +56,7 @@ def load_library(flavour: str) -> Library:
     raise ResourceError(f"{flavour} is not installed{f' ({reason})' if reason else ''}; {_INSTALL[flavour]}")
 
 
-def _checked(flavour: str, module: Any) -> Library:
+def _checked(flavour: Flavour, module: Any) -> Library:
     version = str(getattr(module, "__version__", ""))
     if not hasattr(module, "Builder"):
         raise ResourceError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import nn
 
 from mclst.export.checkpoint import open_checkpoint
 from mclst.export.direct import express_with_checkpoint
+from mclst.export.engines import EngineBuilder, EngineWishes
 from mclst.export.graph import preprocess, write_graph
 from mclst.export.sequence import write_sequence
 from mclst.models.hist2st import Hist2St
@@ -300,3 +302,18 @@ def test_neighbours_equal_the_published_graph(prune: str, n: int) -> None:
         limit = {"none": np.inf, "grid": 2.0, "std": boundary}[prune]
         assert neighbours[i][linked[i] > 0].tolist() == [j for j in order if distance[j] <= limit]
         assert (neighbours[i][linked[i] == 0] == i).all()
+
+
+def test_tensorrt_rtx_builds_the_image_part_and_says_what_serves_the_other(
+    exported: tuple[str, Any, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
+    folder = exported[2]
+    for graph in ("encoder.onnx", "sequence.onnx"):
+        shutil.copy(folder / graph, tmp_path / graph)
+    said: list[str] = []
+    EngineBuilder(EngineWishes("tensorrt-rtx", max_batch=4, targets=("sm_86",))).build(tmp_path, said.append)
+    (engine,) = (tmp_path / "engines").iterdir()
+    assert (engine / "engine.plan").stat().st_size > 0
+    (about,) = [line for line in said if "sequence.onnx" in line]
+    assert "ONNX Runtime serves it, on cuda where it is and else on cpu" in about
