@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-<X>>>>>>>> 5d9332e (mclst-export --engine: engines in the bundle, and what cannot be built is said)
 import sys
 from pathlib import Path
 from typing import Any
