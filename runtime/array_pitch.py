@@ -22,7 +22,7 @@ LARGEST_RESIDUAL = 0.15
 """Of the pitch, root mean square: legacy ST spots were printed by hand and lie 7-9 % off, Visium's under 1 %."""
 LARGEST_SKEW = 0.05
 AGREES = 0.03
-"""Two figures closer than this are the same: the file's is kept, which is not measured on some hundred spots."""
+"""Two figures closer than this are the same."""
 
 
 @dataclass(frozen=True)
@@ -93,25 +93,34 @@ def _layout(spots: Spots) -> tuple[NDArray[np.float64], float] | None:
 
 
 def slide_resolution(slide: Slide, spots: Spots, given: float | None = None) -> Resolution:
-    """Whose µm/px counts: `given` before what the spots' array says before what the file says.
+    """Whose µm/px counts: `given` before what the file says before what the spots' array says.
 
-    The file's word stands where the array's agrees within 3 %. The note says where two of them disagree, or that
-    the array's word alone is there.
+    The note says where another of them differs by more than 3 %, or that the array's word alone is there.
     """
     fit = fit_array(spots)
+    said = [(slide.mpp, slide.mpp_source), (None if fit is None else fit.mpp, str(fit))]
+
+    def against(taken: float) -> str:
+        return " and ".join(source for mpp, source in said if mpp is not None and _differ(mpp, taken))
+
     if given is not None:
-        said = [(slide.mpp, slide.mpp_source), (None if fit is None else fit.mpp, str(fit))]
-        against = [source for mpp, source in said if mpp is not None and _differ(mpp, given)]
-        note = f"--mpp says {given:g} µm/px and is taken, against {' and '.join(against)}" if against else ""
-        return Resolution(given, "given", note)
-    if fit is None or (slide.mpp is not None and not _differ(slide.mpp, fit.mpp)):
-        return Resolution(slide.mpp, slide.mpp_source)
-    why = (
-        f"{slide.path.name} does not say how large its pixels are"
-        if slide.mpp is None
-        else f"{slide.path.name} says {slide.mpp:.4g} µm/px ({slide.mpp_source}), the array of spots another"
+        others = against(given)
+        return Resolution(
+            given, "given", f"--mpp says {given:g} µm/px and is taken, against {others}" if others else ""
+        )
+    if slide.mpp is not None:
+        other = against(slide.mpp)
+        says = f"{slide.path.name} says {slide.mpp:.4g} µm/px ({slide.mpp_source}) and is taken"
+        return Resolution(
+            slide.mpp, slide.mpp_source, f"{says}, against {other}; --mpp overrides both" if other else ""
+        )
+    if fit is None:
+        return Resolution(None, slide.mpp_source)
+    return Resolution(
+        fit.mpp,
+        "fitted to the array of spots",
+        f"{slide.path.name} does not say how large its pixels are; taken: {fit}; --mpp overrides it",
     )
-    return Resolution(fit.mpp, "fitted to the array of spots", f"{why}; taken: {fit}; --mpp overrides it")
 
 
 def _differ(one: float, other: float) -> bool:

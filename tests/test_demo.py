@@ -209,6 +209,8 @@ def test_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     planted = [g for g, gene in enumerate(GENES) if gene in PLANTED]
     assert summary["pcc_planted"] == pytest.approx(np.nanmean(np.array(r)[planted]), abs=1e-5)
+    # The scale it was trained at: a pitch of its own must not be taken for that of a known array.
+    assert json.loads((out / "S2.run.json").read_text())["slide"]["mpp"] == pytest.approx(0.5)
     assert summary["mse"] == pytest.approx(np.square(values - truth).mean(), rel=1e-5)
     assert summary["pcc_planted_attainable"] > summary["pcc_planted"]
     assert f"{summary['pcc_planted']:.2f}" in done.stderr
