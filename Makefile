@@ -26,7 +26,7 @@ check: $(VENV)/installed build/as/mclst
 gpu-check: build/as/mclst
 	PYTHONPATH=build/as $(PYTHON) -m pytest --noconftest -m gpu tests/test_cuda_gpu.py
 
-$(VENV)/installed: pyproject.toml constraints.txt kernels/cpu_retrieve.cpp $(wildcard kernels/cpu_*.h)
+$(VENV)/installed: pyproject.toml constraints.txt setup.py runtime/report/viewer.py kernels/cpu_retrieve.cpp $(wildcard kernels/cpu_*.h)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,rtx,export,openslide,dev]"
 	touch $@

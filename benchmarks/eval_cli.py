@@ -23,7 +23,7 @@ from mclst.sections.normalise import NORMALISATIONS
 
 if TYPE_CHECKING:
     from mclst.benchmarks.evaluation import Evaluation, SectionResult
-    from mclst.benchmarks.measured import Pair
+    from mclst.runtime.measured import Pair
 
 Places = dict[tuple[str, str], Path]
 """What a file holds and of which method ("" for all) → its path."""
@@ -168,7 +168,7 @@ def _read(
     named: list[tuple[str, Path]], truth: Path, sections: tuple[str, ...], options: dict[str, Any]
 ) -> tuple[list[Pair], dict[tuple[str, str], NDArray[np.str_]]]:
     from mclst.benchmarks.annotation import read_annotation
-    from mclst.benchmarks.measured import choose_section, pair_with_truth, read_map
+    from mclst.runtime.measured import choose_section, pair_with_truth, read_map
 
     of_section = dict(_annotation(text) for text in options["annotations"])
     pairs, regions = [], {}

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from mclst.benchmarks.coexpression import Coexpression, compare_coexpression
 from mclst.benchmarks.domains import Agreement, agree, find_domains
-from mclst.benchmarks.measured import Pair, check_same
 from mclst.benchmarks.overlap import intersections, predicted_genes, threshold
 from mclst.benchmarks.significance import rank_genes
+from mclst.runtime.measured import Pair, check_same
 from mclst.sections.accuracy import Score, score
 
 MEASURES = ("pcc_acg", "pcc_heg", "mse", "mae")

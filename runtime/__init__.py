@@ -9,10 +9,12 @@ if TYPE_CHECKING:
     from mclst.runtime.bundle import Bundle, open_bundle
     from mclst.runtime.errors import InputError, MclstError, OutputError, ResourceError
     from mclst.runtime.pipeline import Run, predict
+    from mclst.runtime.report.files import Files
     from mclst.runtime.slide import Slide, open_slide
 
 __all__ = [
     "Bundle",
+    "Files",
     "InputError",
     "MclstError",
     "OutputError",
@@ -24,7 +26,7 @@ __all__ = [
     "predict",
 ]
 
-_HOMES = {"bundle": ("Bundle", "open_bundle"), "pipeline": ("Run", "predict"), "slide": ("Slide", "open_slide"),
+_HOMES = {"bundle": ("Bundle", "open_bundle"), "pipeline": ("Run", "predict"), "report.files": ("Files",), "slide": ("Slide", "open_slide"),
           "errors": ("InputError", "MclstError", "OutputError", "ResourceError")}  # fmt: skip
 
 

@@ -20,6 +20,8 @@ from mclst.runtime.grid import Grid, lay_grid
 from mclst.runtime.outputs import Outputs
 from mclst.runtime.pipeline import MAX_BAD_TILES, predict
 from mclst.runtime.providers import PROVIDERS, list_providers
+from mclst.runtime.report.files import Files
+from mclst.runtime.report.options import file_options, names
 from mclst.runtime.run_report import Run
 from mclst.runtime.slide import READERS, Slide, open_slide
 from mclst.runtime.tissue import find_tissue, read_mask
@@ -54,7 +56,7 @@ NAMED_FAILURES = 5
 @click.option(
     "--genes",
     metavar="A,B,…",
-    callback=lambda ctx, param, value: _genes(value),
+    callback=lambda ctx, param, value: names(value),
     help="Genes of --grid to write as a pyramidal OME-TIFF beside the map.",
 )
 @click.option(
@@ -123,6 +125,7 @@ NAMED_FAILURES = 5
 @click.option(
     "--picture/--no-picture", default=True, help="Draw the most spatially structured genes beside the map."
 )
+@file_options
 @click.option(
     "--report/--no-report",
     default=True,
@@ -164,6 +167,7 @@ def main(
     all_spots: bool,
     picture: bool,
     report: bool,
+    files: Files,
     max_bad_tiles: str,
     resume: bool,
     overwrite: bool,
@@ -174,21 +178,25 @@ def main(
 ) -> None:
     """Predict gene expression at the spots of a SLIDE and write it as a map.
 
-    The .h5ad opens in scanpy and squidpy as it is; its path is printed on stdout. A picture of the most spatially
-    structured genes and a report stand beside it. A run that was stopped is carried on by the same command.
+    The .h5ad opens in scanpy and squidpy as it is; its path is printed on stdout. Beside it stand a picture of the
+    most spatially structured genes, a page to look at in a browser, and a report of the run. A run that was stopped is carried on by the same command.
     """
     if (spots_path is None) == (stride_um is None):
         raise click.UsageError("give either --spots or --grid")
     if stride_um is None and (mask_path is not None or genes):
         raise click.UsageError("--tissue-mask and --genes belong to --grid")
     outputs = Outputs.beside(
-        Path(f"{slide.stem}.h5ad") if out is None else out, picture=picture, dense=bool(genes), report=report
+        Path(f"{slide.stem}.h5ad") if out is None else out,
+        picture=picture,
+        dense=bool(genes),
+        report=report,
+        files=files,
     )
     check_json(
         json_path,
         overwrite=overwrite,
         inputs=(slide, spots_path, mask_path, bundle_path),
-        outputs=(outputs.map, outputs.sheet, outputs.dense, outputs.report),
+        outputs=outputs.all,
     )
     bundle = open_bundle(bundle_path)
     table_of_spots = None if spots_path is None else read_spots(spots_path, all_spots=all_spots)
@@ -214,6 +222,7 @@ def main(
                 resume=resume,
                 picture=picture,
                 report=report,
+                files=files,
                 advance=advance,
                 tell=lambda text: say(f"Note: {text}", quiet=quiet),
             )
@@ -231,10 +240,6 @@ def _list_providers(ctx: click.Context, wanted: bool) -> None:
     for name, here, what in list_providers():
         click.echo(f"{name:<12}  {here:<3}  {what}")
     ctx.exit()
-
-
-def _genes(value: str | None) -> tuple[str, ...]:
-    return tuple(gene.strip() for gene in (value or "").split(",") if gene.strip())
 
 
 def _bad_tiles(value: str) -> str:
@@ -295,6 +300,7 @@ def _summary(run: Run, bundle: Bundle) -> list[tuple[str, Any]]:
         rows.append(("picture", run.picture_path))
     if run.dense_path is not None:
         rows.append(("dense", run.dense_path))
+    rows += run.files.items()
     return rows
 
 

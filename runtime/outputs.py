@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mclst.runtime.errors import OutputError
 from mclst.runtime.publish import check_apart, check_writable, sweep
+from mclst.runtime.report.files import Files, check_places
 from mclst.runtime.run_report import check_report
 from mclst.runtime.slide import Slide
 from mclst.sections.section import Spots
@@ -14,15 +16,16 @@ from mclst.sections.section import Spots
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where a run writes: the map, and what belongs beside it (None: not written)."""
+    """Where a run writes: the map, and what belongs beside it (None: not written); files: by kind, see Files."""
 
     map: Path
     sheet: Path | None = None
     dense: Path | None = None
     report: Path | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
 
     @classmethod
-    def beside(cls, out: Path, *, picture: bool, dense: bool, report: bool) -> Outputs:
+    def beside(cls, out: Path, *, picture: bool, dense: bool, report: bool, files: Files) -> Outputs:
         """Name what belongs beside the map `out` after it."""
         if not out.name:
             raise OutputError(f"{str(out)!r} names no file to write; choose another --out")
@@ -31,18 +34,25 @@ class Outputs:
             out.with_suffix(".genes.png") if picture else None,
             out.with_suffix(".genes.ome.tif") if dense else None,
             out.with_suffix(".run.json") if report else None,
+            files.beside(out),
         )
+
+    @property
+    def all(self) -> tuple[Path | None, ...]:
+        """Every place that is written to."""
+        return (self.map, self.sheet, self.dense, self.report, *self.files.values())
 
     def check_map(self, slide: Slide, spots: Spots, bundle: Path, *, overwrite: bool) -> None:
         """Raise OutputError where the map is in the way, or any output is an input, which even `overwrite` spares."""
         check_writable(self.map, overwrite=overwrite)
-        check_apart((self.map, self.sheet, self.dense, self.report), (slide.path, spots.path, bundle))
+        check_apart(self.all, (slide.path, spots.path, bundle))
 
     def check_beside(self, *, overwrite: bool) -> None:
         """Raise OutputError where one of the others is in the way; remove what dead runs left half-written of them."""
         for path in filter(None, (self.sheet, self.dense)):
             check_writable(path, overwrite=overwrite)
             sweep(path)
+        check_places(self.files, overwrite=overwrite)
         if self.report is not None:
             check_report(self.report, overwrite=overwrite)
             sweep(self.report)

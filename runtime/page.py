@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from io import BytesIO
 from typing import Any, cast
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 INK, QUIET = "#1c1c1e", "#6e6e73"
 DPI = 200
+KINDS = ("png", "pdf", "svg")
 Box = tuple[float, float, float, float]
 """Inches: left, top, width, height."""
 
@@ -78,11 +80,16 @@ class Page:
                 text.set_text(words + "…")
         return float(wide)
 
-    def png(self) -> bytes:
-        """The page as a PNG file's content."""
+    def content(self, kind: str = "png", dpi: int = DPI) -> bytes:
+        """The page as a file's content; kind: one of KINDS. Letters stay letters in a PDF or SVG."""
         content = BytesIO()
-        with _any_script():
-            self.figure.savefig(content, format="png", metadata={"Software": "mclst"})
+        metadata = {
+            "png": {"Software": "mclst"},
+            "pdf": {"Creator": "mclst", "CreationDate": None},
+            "svg": {"Creator": "mclst", "Date": None},
+        }[kind]
+        with _any_script(), rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):
+            self.figure.savefig(content, format=kind, dpi=dpi, metadata=metadata)
         return content.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""Pictures of an expression map: which genes are spatially structured, and a contact sheet of them over the tissue."""
+"""A contact sheet of an expression map: genes over the tissue, the most spatially structured ones or those asked for."""
 
 from __future__ import annotations
 
@@ -8,29 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import anndata
 import h5py
 import matplotlib
 import numpy as np
-import scipy.sparse as sp
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from mclst.runtime.errors import InputError
 from mclst.runtime.expression import shrink, usual_spot_diameter
-from mclst.runtime.page import DPI, INK, QUIET, Box, Page
+from mclst.runtime.map_file import Map, open_map
+from mclst.runtime.page import DPI, INK, KINDS, QUIET, Box, Page
 from mclst.runtime.publish import write_whole
+from mclst.runtime.structure import NEIGHBOURS, blank_rows, morans_i, most_structured_first
 
-NEIGHBOURS = 6
 PANELS = 8
 COLOURS = ListedColormap(matplotlib.colormaps["magma_r"](np.linspace(0.04, 0.92, 256)))
 """Dark is more, as eyes expect on a pale ground; neither end is lost in the paper or in black."""
-BLOCK_BYTES = 128 << 20
-"""Expression held at a time: a map may be larger than memory."""
 MOST_ELLIPSES = 20_000
 """More spots than this are drawn as an image of squares: a million ellipses would take minutes and gigabytes."""
 MOST_CELLS = 16_000_000
@@ -60,53 +56,6 @@ class Sheet:
     mpp: float | None = None
 
 
-def morans_i(
-    values: NDArray[Any] | h5py.Dataset, xy: NDArray[np.float64], neighbours: int = NEIGHBOURS
-) -> NDArray[np.float64]:
-    """Moran's I of each gene over the spots: float64 [G], NaN for a constant gene or fewer than three spots.
-
-    values: [n, G], read some genes at a time; rows with a NaN are left out. xy: [n, 2], any unit. neighbours: nearest
-    other spots, each of weight 1/neighbours (binary weights, row-standardised); all other spots where there are fewer.
-    I = Σᵢⱼ wᵢⱼ zᵢ zⱼ / Σᵢ zᵢ², z the deviations from the mean, weights summing to n. Source: Moran 1950;
-    Cliff & Ord 1981.
-    """
-    present = ~_blank(values)
-    n = int(np.count_nonzero(present))
-    result = np.full(values.shape[1], np.nan)
-    if n < 3:
-        return result
-    weights = _neighbour_weights(xy[present], min(neighbours, n - 1))
-    genes = max(1, BLOCK_BYTES // (8 * n))
-    for start in range(0, values.shape[1], genes):
-        block = np.asarray(values[:, start : start + genes], np.float64)[present]
-        varies = (block != block[:1]).any(axis=0)
-        z = block[:, varies] - block[:, varies].mean(axis=0)
-        z /= np.abs(z).max(axis=0)
-        moran = np.full(block.shape[1], np.nan)
-        moran[varies] = (z * (weights @ z)).sum(axis=0) / np.square(z).sum(axis=0)
-        result[start : start + genes] = moran
-    return result
-
-
-def _blank(values: NDArray[Any] | h5py.Dataset) -> NDArray[np.bool_]:
-    """Rows [n] that hold a NaN, read some rows at a time."""
-    rows = max(1, BLOCK_BYTES // (8 * values.shape[1]))
-    blank = np.zeros(values.shape[0], np.bool_)
-    for start in range(0, len(blank), rows):
-        blank[start : start + rows] = np.isnan(values[start : start + rows]).any(axis=1)
-    return blank
-
-
-def _neighbour_weights(xy: NDArray[np.float64], neighbours: int) -> sp.csr_matrix:
-    n = len(xy)
-    found = np.asarray(cKDTree(xy).query(xy, k=neighbours + 1)[1])
-    # Spots in one place may find each other before themselves, or not find themselves at all.
-    others = found != np.arange(n)[:, None]
-    others[others.all(axis=1), -1] = False
-    rows = np.repeat(np.arange(n), neighbours)
-    return sp.csr_matrix((np.full(len(rows), 1 / neighbours), (rows, found[others])), shape=(n, n))
-
-
 def contact_sheet(
     map_path: Path,
     out: Path,
@@ -115,53 +64,59 @@ def contact_sheet(
     panels: int = PANELS,
     mpp: float | None = None,
 ) -> tuple[tuple[str, float], ...]:
-    """Draw a published map's contact sheet to the PNG `out`, whole or not at all; (gene, Moran's I) as drawn.
+    """Draw a map's contact sheet to `out`, whole or not at all; (gene, Moran's I) as drawn.
 
-    genes: these, in this order; None: the `panels` genes of largest Moran's I. mpp: µm per level-0 px, for a scale bar.
+    out: a PNG, PDF or SVG by its ending. genes: these, in this order; None: the `panels` genes of largest Moran's I.
+    mpp: µm per level-0 px, for a scale bar; None: what the map says.
     Raises InputError where the map has no tissue image or lacks a named gene; OutputError where `out` cannot be written.
     """
-    try:
-        # Without HDF5's own lock: the map may be one that its writer, this process, still holds.
-        file = h5py.File(map_path, "r", locking=False)
-        ((title, slide),) = anndata.io.read_elem(file["uns/spatial"]).items()
-        sheet = Sheet(
-            title=title,
-            genes=list(anndata.io.read_elem(file["var"]).index),
-            expression=file["X"]
-            if isinstance(file["X"], h5py.Dataset)
-            else anndata.io.read_elem(file["X"]).toarray(),
-            xy_px=np.asarray(anndata.io.read_elem(file["obsm/spatial"]), np.float64),
-            image=slide["images"]["hires"],
-            image_scale=float(slide["scalefactors"]["tissue_hires_scalef"]),
-            spot_diameter_px=float(slide["scalefactors"]["spot_diameter_fullres"]),
-            mpp=mpp,
-        )
-    except KeyError as error:
-        raise InputError(
-            f"{map_path} has no {error}; give a map with its spots and one tissue image"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{map_path} is not a map with one tissue image ({error}); give another") from error
-    try:
-        return draw_sheet(sheet, out, genes=genes, panels=panels)
-    finally:
-        file.close()
+    with open_map(map_path) as found:
+        return picture_map(found, out, genes=genes, panels=panels, mpp=mpp)
+
+
+def picture_map(
+    found: Map,
+    out: Path,
+    *,
+    genes: Sequence[str] | None = None,
+    panels: int = PANELS,
+    mpp: float | None = None,
+    dpi: int = DPI,
+) -> tuple[tuple[str, float], ...]:
+    """Draw an open map as `contact_sheet` does; dpi: dots per inch of a PNG, and of the tissue in a PDF or SVG."""
+    sheet = Sheet(
+        title=found.title,
+        genes=found.genes,
+        expression=found.expression,
+        xy_px=found.xy_px,
+        image=found.image,
+        image_scale=found.image_scale,
+        spot_diameter_px=found.spot_diameter_px,
+        mpp=found.mpp if mpp is None else mpp,
+    )
+    return draw_sheet(sheet, out, genes=genes, panels=panels, moran=found.morans_i, dpi=dpi)
 
 
 def draw_sheet(
-    sheet: Sheet, out: Path, *, genes: Sequence[str] | None = None, panels: int = PANELS
+    sheet: Sheet,
+    out: Path,
+    *,
+    genes: Sequence[str] | None = None,
+    panels: int = PANELS,
+    moran: NDArray[np.float64] | None = None,
+    dpi: int = DPI,
 ) -> tuple[tuple[str, float], ...]:
-    """Draw a contact sheet to the PNG `out`, as `contact_sheet` does, from arrays."""
+    """Draw a contact sheet as `contact_sheet` does, from arrays; moran: Moran's I of the genes [G], where known."""
     if missing := [gene for gene in genes or () if gene not in set(sheet.genes)]:
         raise InputError(f"{sheet.title} has no gene {missing[0]}; name genes of the map")
-    moran = morans_i(sheet.expression, sheet.xy_px)
+    moran = morans_i(sheet.expression, sheet.xy_px) if moran is None else moran
     if genes is None:
-        order = np.argsort(-np.where(np.isnan(moran), -np.inf, moran), kind="stable")
-        chosen = [int(g) for g in order[:panels]]
+        chosen = [int(g) for g in most_structured_first(moran)[:panels]]
     else:
         place = {gene: g for g, gene in enumerate(sheet.genes)}
         chosen = [place[gene] for gene in genes]
-    write_whole(out, _draw(sheet, chosen, moran).png())
+    kind = out.suffix.lstrip(".").lower()
+    write_whole(out, _draw(sheet, chosen, moran).content(kind if kind in KINDS else "png", dpi))
     return tuple((sheet.genes[g], float(moran[g])) for g in chosen)
 
 
@@ -170,7 +125,7 @@ def _draw(sheet: Sheet, chosen: Sequence[int], moran: NDArray[np.float64]) -> Pa
     window = _window(sheet, diameter)
     page = Page(len(chosen), (window[1] - window[0]) / (window[3] - window[2]))
     image, extent = _crop(sheet, window)
-    blank = _blank(sheet.expression)
+    blank = blank_rows(sheet.expression)
     _draw_words(page, sheet, int(np.count_nonzero(blank)))
     _show(page.axes(*page.tissue), image, extent, window)
     page.text(page.margin, page.tissue[1] - 0.09, "Tissue", size=12, weight="bold")

@@ -25,12 +25,14 @@ from mclst.runtime.errors import (
 from mclst.runtime.expression import MapWriter
 from mclst.runtime.fingerprint import SlideHash
 from mclst.runtime.grid import Grid
+from mclst.runtime.map_file import open_map
 from mclst.runtime.outputs import Outputs
-from mclst.runtime.pictures import contact_sheet
+from mclst.runtime.pictures import picture_map
 from mclst.runtime.placing import check_places
 from mclst.runtime.provenance import made_of, told
 from mclst.runtime.providers import Request, open_encoder
 from mclst.runtime.readout import NotFinite, Readout, open_readout
+from mclst.runtime.report.files import Files, write_files
 from mclst.runtime.ring import Group, Ring
 from mclst.runtime.run_report import DONE, STOPPED, Run, write_report
 from mclst.runtime.session import Session
@@ -67,6 +69,7 @@ def predict(
     resume: bool = True,
     picture: bool = True,
     report: bool = True,
+    files: Files | None = None,
     advance: Advance = lambda n: None,
     tell: Tell = lambda text: None,
 ) -> Run:
@@ -76,8 +79,9 @@ def predict(
     once. workers: reading threads. slide_mpp: µm/px of level 0, where the slide does not say or is wrong.
     max_bad_tiles: how many tiles may be unreadable: a number, or a share as "1%", rounded up. genes: of a grid,
     written to `<out's stem>.genes.ome.tif`. picture: draw `<out's stem>.genes.png`. report: write
-    `<out's stem>.run.json`. resume: carry on where a stopped run of the same inputs and settings left off.
-    advance: called with the number of tiles done. tell: called with what the user must know at once.
+    `<out's stem>.run.json`. files: what else to make of the map; by default the page `<out's stem>.html`. resume: carry
+    on where a stopped run of the same inputs and settings left off. advance: called with the number of tiles
+    done. tell: called with what the user must know at once.
 
     Memory does not grow with the number of spots beyond their table. The map appears last: where it stands, all is
     there. A run that fails before it wrote anything leaves nothing; one that stops later leaves what it has, hidden
@@ -97,7 +101,9 @@ def predict(
     channels = check_genes(genes, bundle.genes)
     if genes and grid is None:
         raise InputError("--genes makes a dense image, which needs --grid")
-    outputs = Outputs.beside(out, picture=picture, dense=bool(genes), report=report)
+    files, without = (files or Files()).ready()
+    files.check_genes(bundle.genes)
+    outputs = Outputs.beside(out, picture=picture, dense=bool(genes), report=report, files=files)
     with SlideHash(slide.path) as slide_hash:
         outputs.check_map(slide, table, bundle.path, overwrite=overwrite)
         if not (resume and outputs.was_stopped):
@@ -137,6 +143,8 @@ def predict(
                     bundle.check_unchanged()
                 if passed:
                     work.note(f"provider {session.provider}; passed over: {passed}")
+                if without:
+                    work.note(without)
                 if resolution.note:
                     work.note(resolution.note)
                 tile = bundle.manifest.tile
@@ -165,7 +173,7 @@ def predict(
                 if slide.seconds_file is not None:
                     work.clock["file"] = slide.seconds_file
                 work.told["slide"]["sha256"] = slide_hash.result()
-                run = _publish(work, writer, session, readout, tiles, genes, channels, started)
+                run = _publish(work, writer, session, readout, tiles, genes, channels, files, started)
             except BaseException as error:
                 _report_stop(work, writer, error)
                 raise
@@ -259,6 +267,7 @@ def _publish(
     tiles: Tiles,
     genes: Sequence[str],
     channels: Sequence[int],
+    files: Files,
     started: float,
 ) -> Run:
     """Complete the map, make what belongs beside it, then let the map appear."""
@@ -267,9 +276,10 @@ def _publish(
 
     def beside(hidden_map: Path) -> None:
         drawn: tuple[tuple[str, float], ...] = ()
-        if outputs.sheet is not None:
-            with work.clock.stage("draw"):
-                drawn = contact_sheet(hidden_map, outputs.sheet, mpp=work.resolution.mpp)
+        with work.clock.stage("draw"), open_map(hidden_map) as found:
+            if outputs.sheet is not None:
+                drawn = picture_map(found, outputs.sheet)
+            write_files(found, files, outputs.files, overwrite=True)
         if outputs.dense is not None and work.grid is not None:
             with work.clock.stage("dense"):
                 write_dense(hidden_map, outputs.dense, work.grid, genes, channels)
@@ -279,6 +289,7 @@ def _publish(
             picture_path=outputs.sheet,
             dense_path=outputs.dense,
             report_path=outputs.report,
+            files=outputs.files,
             spots=len(work.spots),
             genes=writer.shape[1],
             failed=tuple(work.failed),

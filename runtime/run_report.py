@@ -70,9 +70,9 @@ class Run:
 
     failed: (spot id, reason) of tiles that could not be read; their rows are NaN. carried_on: spots taken over from a
     stopped run. skipped: places of a grid left out as background. structured: genes drawn, most spatially structured
-    first, with Moran's I. seconds: wall time by stage; `read` is the busy time of opening the slide and of the
-    reading threads, which run beside the others, `file` of it the reading of the file's bytes (absent where a library
-    does not tell), `stream` all from the first tile to the last expression.
+    first, with Moran's I. files: what else stands beside the map, by kind. seconds: wall time by stage; `read` is the busy
+    time of opening the slide and of the reading threads, which run beside the others, `file` of it the reading of the
+    file's bytes (absent where a library does not tell), `stream` all from the first tile to the last expression.
     """
 
     map_path: Path
@@ -93,6 +93,7 @@ class Run:
     skipped: int = 0
     dense_path: Path | None = None
     report_path: Path | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
 
     def tiles_per_second(self, stage: str) -> float:
         """Tiles a second, of this run alone, of one stage of `seconds`, or of the whole with "total"."""
@@ -107,6 +108,7 @@ class Run:
             "picture": None if self.picture_path is None else str(self.picture_path),
             "dense": None if self.dense_path is None else str(self.dense_path),
             "report": None if self.report_path is None else str(self.report_path),
+            "files": {kind: str(path) for kind, path in self.files.items()},
             "spots": self.spots,
             "carried_on": self.carried_on,
             "skipped_background": self.skipped,

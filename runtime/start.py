@@ -45,6 +45,7 @@ def _command(module: str) -> Callable[[], None]:
 
 export = _command("mclst.export.cli")
 infer = _command("mclst.runtime.cli")
+report = _command("mclst.runtime.report.cli")
 train = _command("mclst.training.cli")
 evaluate = _command("mclst.benchmarks.eval_cli")
 bench = _command("mclst.benchmarks.cli")

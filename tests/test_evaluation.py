@@ -27,11 +27,11 @@ from mclst.benchmarks.coexpression import compare_coexpression, correlate_genes,
 from mclst.benchmarks.domains import agree, find_domains
 from mclst.benchmarks.eval_cli import main
 from mclst.benchmarks.evaluation import evaluate
-from mclst.benchmarks.measured import Pair, choose_section, pair_with_truth, read_map
 from mclst.benchmarks.overlap import intersections, membership, predicted_genes, threshold
 from mclst.benchmarks.overlap_figures import draw_venn
 from mclst.benchmarks.significance import minus_log10_p, rank_genes
 from mclst.runtime.errors import InputError
+from mclst.runtime.measured import Pair, choose_section, pair_with_truth, read_map
 from mclst.sections.normalise import gene_wise
 from mclst.sections.reference import find_sections, match_genes, read_section
 

@@ -29,7 +29,18 @@ from mclst.runtime.cli import main
 from mclst.runtime.errors import MclstError, OutputError
 from mclst.runtime.journal import RECORD, Journal, read_journal, what_changed
 
-WORDS = ["slide.tif", "--grid", "12", "--genes", "GENE2,GENE0", "--no-picture", "--workers", "2", "-q"]
+WORDS = [
+    "slide.tif",
+    "--grid",
+    "12",
+    "--genes",
+    "GENE2,GENE0",
+    "--no-picture",
+    "--no-html",
+    "--workers",
+    "2",
+    "-q",
+]
 
 
 @pytest.fixture(scope="module")

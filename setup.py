@@ -1,0 +1,28 @@
+"""What pyproject.toml cannot say: a build also fetches the viewer that `slide.html` carries, where npm is at hand."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+sys.path.insert(0, str(Path(__file__).parent / "runtime" / "report"))
+from viewer import PLACE, fetch_viewer
+
+
+class BuildWithViewer(build_py):
+    """Collect the packages once OpenSeadragon lies among them; without npm it is left out, and no page can be made."""
+
+    def run(self) -> None:
+        """Fetch, then collect."""
+        if not PLACE.is_file():
+            try:
+                fetch_viewer()
+            except (RuntimeError, OSError) as error:
+                self.warn(f"{error}; mclst is installed without its pages' viewer")
+        super().run()
+
+
+setup(cmdclass={"build_py": BuildWithViewer})

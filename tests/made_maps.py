@@ -1,0 +1,79 @@
+"""Made-up expression maps, as mclst-infer writes them, to draw and to convert."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+SCALE = 0.1
+DIAMETER = 60.0
+HOSTILE = "</script><img src=x onerror=alert(1)>&<b>"
+
+
+@dataclass(frozen=True)
+class Made:
+    """A map on disk and what it was made of."""
+
+    path: Path
+    expression: NDArray[np.float32]
+    xy_px: NDArray[np.float64]
+    genes: list[str]
+    spots: list[str]
+    nearest: NDArray[np.float32]
+
+    def value(self, gene: str) -> NDArray[np.float32]:
+        """Of one gene at every spot."""
+        return self.expression[:, self.genes.index(gene)]
+
+
+def made_map(
+    path: Path,
+    *,
+    side: int = 9,
+    genes: int = 12,
+    mpp: float | None = 0.5,
+    grid: bool = False,
+    title: str = "made",
+) -> Made:
+    """Spots in `side` rows and columns over pale tissue; gene g is a slope with more noise the larger g. One is unread."""
+    rng = np.random.default_rng(11)
+    pitch = DIAMETER if grid else 2 * DIAMETER
+    x, y = np.meshgrid(np.arange(side) * pitch + 200.0, np.arange(side) * pitch + 150.0)
+    xy = np.stack([x.ravel(), y.ravel()], axis=1)
+    n = len(xy)
+    slope = (xy[:, :1] + 0.6 * xy[:, 1:]) / 1000
+    expression = (slope + rng.normal(size=(n, genes)) * np.arange(genes) * 0.12 + 0.3).astype(np.float32)
+    expression[n // 2] = np.nan
+    nearest = rng.uniform(1, 9, n).astype(np.float32)
+    spots = [f"{i % side}x{i // side}" for i in range(n)]
+    image = np.full(
+        (int((side + 2) * pitch * SCALE) + 40, int((side + 2) * pitch * SCALE) + 60, 3), 240, np.uint8
+    )
+    image[::7] -= 20
+    table = pd.DataFrame({"nearest_distance": nearest, "effective_k": rng.uniform(5, 90, n)}, index=spots)
+    settings: dict[str, object] = {"k": 10}
+    if grid:
+        settings["grid_um"] = DIAMETER * (mpp or 1.0)
+    told: dict[str, object] = {
+        "bundle": {"system": "mclstexp", "normalisation_expression": "gene-wise"},
+        "slide": {"name": f"{title}.svs"} | ({} if mpp is None else {"mpp": mpp}),
+        "settings": settings,
+        "versions": {"mclst": "0"},
+    }
+    library = title.replace("/", "_")
+    slide = {
+        "images": {"hires": image},
+        "scalefactors": {"tissue_hires_scalef": SCALE, "spot_diameter_fullres": DIAMETER},
+    }
+    names = [f"GENE{g}" for g in range(genes)]
+    data = anndata.AnnData(
+        expression, obs=table, obsm={"spatial": xy}, uns={"spatial": {library: slide}, "mclst": told}
+    )
+    data.var_names = names
+    data.write_h5ad(path)
+    return Made(path, expression, xy, names, spots, nearest)
