@@ -1,6 +1,7 @@
 # make demo   a virtual environment, then the whole way on a made-up slide
 # make test   the same environment, then the tests
 # make check  formatting, lint, types
+# make browser     Chromium, by which the tests open the pages, on Debian; without it they skip
 # make gpu-check   the tests that need a CUDA device; takes nothing but python3 with numpy, scipy, pytest, and
 #                  cuda-bindings or PyCUDA
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check gpu-check clean
+.PHONY: demo test check browser gpu-check clean
 
 demo: $(VENV)/installed
 	$(BIN)/mclst-demo --out mclst-demo --overwrite
@@ -22,6 +23,10 @@ check: $(VENV)/installed build/as/mclst
 	$(BIN)/mypy
 	$(BIN)/mypy --allow-untyped-defs --allow-incomplete-defs --allow-untyped-calls --no-warn-return-any \
 		--no-warn-unused-ignores --implicit-reexport --disable-error-code func-returns-value tests
+
+browser:
+	command -v chromium > /dev/null || { apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium > /dev/null; }
 
 gpu-check: build/as/mclst
 	PYTHONPATH=build/as $(PYTHON) -m pytest --noconftest -m gpu tests/test_cuda_gpu.py

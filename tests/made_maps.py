@@ -46,6 +46,8 @@ def made_map(
     x, y = np.meshgrid(np.arange(side) * pitch + 200.0, np.arange(side) * pitch + 150.0)
     xy = np.stack([x.ravel(), y.ravel()], axis=1)
     n = len(xy)
+    if not grid:  # as spots printed by hand lie
+        xy += np.random.default_rng(12).integers(-25, 26, xy.shape)
     slope = (xy[:, :1] + 0.6 * xy[:, 1:]) / 1000
     expression = (slope + rng.normal(size=(n, genes)) * np.arange(genes) * 0.12 + 0.3).astype(np.float32)
     expression[n // 2] = np.nan
