@@ -113,6 +113,22 @@ class Bundle:
             + (f", k={m.retrieval.k})" if m.retrieval else ")")
         )
 
+    def _repr_html_(self) -> str:
+        from mclst.runtime.notebook import as_html
+
+        m = self.manifest
+        rows = [
+            ("folder", self.path),
+            ("system", f"{m.system}, {m.encoder.name}"),
+            ("tile", f"{m.tile.size_px} px" + (f" of {m.tile.mpp:g} µm" if m.tile.mpp else " of level 0")),
+            ("genes", m.genes),
+            ("reference spots", m.bank_rows if m.retrieval else None),
+            ("neighbours averaged", m.retrieval.k if m.retrieval else None),
+            ("expression", m.normalisation.expression),
+            ("SHA-256", self.sha256),
+        ]
+        return as_html("Bundle", rows)
+
 
 def _verify(folder: Path, name: str, size: int, sha256: str) -> None:
     path = folder / name

@@ -100,6 +100,26 @@ class Run:
         tiles = max(0, self.spots - len(self.failed) - self.carried_on)
         return tiles / max(self.seconds[stage], 1e-9)
 
+    def _repr_html_(self) -> str:
+        from mclst.runtime.notebook import as_html
+
+        rows = [
+            ("map", self.map_path),
+            ("spots", self.spots),
+            ("without a prediction", len(self.failed) or None),
+            ("genes", self.genes),
+            ("µm per px", self.mpp),
+            ("provider", f"{self.provider}, retrieval {self.retriever}"),
+            ("seconds", self.seconds.get("total")),
+            (
+                "most structured",
+                ", ".join(gene for gene, value in self.structured if isfinite(value)) or None,
+            ),
+            *self.files.items(),
+            ("notes", "; ".join(self.notes) or None),
+        ]
+        return as_html("Run", rows, self.picture_path)
+
     def as_json(self) -> dict[str, Any]:
         """Plain values, for `--json`."""
         stages = [stage for stage in ("read", "encode", "retrieve", "total") if stage in self.seconds]

@@ -154,6 +154,23 @@ class Slide(ABC):
     def close(self) -> None:
         """Let go of the file; reads under way in other threads finish first or are unharmed."""
 
+    def __repr__(self) -> str:
+        scale = "µm/px unknown" if self.mpp is None else f"{self.mpp:.4g} µm/px"
+        return f"Slide({str(self.path)!r}: {self.width_px} x {self.height_px} px, {scale}, {self.vendor} by {self.reader})"
+
+    def _repr_html_(self) -> str:
+        from mclst.runtime.notebook import as_html
+
+        rows = [
+            ("file", self.path),
+            ("kind", f"{self.vendor}, read by {self.reader}"),
+            ("level 0", f"{self.width_px:,} x {self.height_px:,} px"),
+            ("µm per px", self.mpp),
+            ("said by", self.mpp_source),
+            ("levels", len(self.levels)),
+        ]
+        return as_html("Slide", rows)
+
     def __enter__(self) -> Self:
         return self
 
