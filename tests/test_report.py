@@ -11,6 +11,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
@@ -108,7 +109,7 @@ def test_the_page_of_a_large_map_stays_small_and_says_how_finely_it_tells(tmp_pa
     assert "255 steps" in page and len(page) < 2 * made.expression.size
 
 
-def square_of(feature: dict) -> tuple[float, float, float, float]:
+def square_of(feature: dict[str, Any]) -> tuple[float, float, float, float]:
     (ring,) = feature["geometry"]["coordinates"]
     assert ring[0] == ring[-1] and len(ring) == 5
     x, y = np.array(ring).T
