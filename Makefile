@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/mclst-demo --out mclst-demo --overwrite
 
-test: $(VENV)/installed
+test: $(VENV)/installed build/tensorrt/installed
 	$(BIN)/pytest
 
 check: $(VENV)/installed build/as/mclst
@@ -34,6 +34,12 @@ gpu-check: build/as/mclst
 $(VENV)/installed: pyproject.toml constraints.txt setup.py runtime/report/viewer.py kernels/cpu_retrieve.cpp $(wildcard kernels/cpu_*.h)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,rtx,export,openslide,dev]"
+	touch $@
+
+# Bindings whose names a test looks at; where there is no wheel for this Python, that test skips.
+build/tensorrt/installed: tests/tensorrt-bindings.txt $(VENV)/installed
+	while read -r package; do $(BIN)/pip install --quiet --no-deps --upgrade \
+		--target build/tensorrt/$${package##*=} $$package || echo "without $$package"; done < $<
 	touch $@
 
 # Type checkers resolve `mclst.<folder>` through this link.

@@ -94,7 +94,7 @@ def _log(trt: Any) -> Any:
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
-            trt.ILogger.__init__(self)
+            super().__init__()
             self.errors: list[str] = []
 
         def log(self, severity: Any, msg: str) -> None:
@@ -162,10 +162,10 @@ def _set_compatibility(trt: Any, config: Any, key: EngineKey) -> None:
 def _timing_cache(config: Any, path: Path) -> Any:
     try:
         content = path.read_bytes() if path.is_file() else b""
-    except OSError as error:
+    except OSError as refused:
         raise OutputError(
-            f"{path} cannot be read ({error.strerror}); choose another --timing-cache"
-        ) from error
+            f"{path} cannot be read ({refused.strerror}); choose another --timing-cache"
+        ) from refused
     cache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, False):
         raise EngineError(
