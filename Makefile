@@ -33,7 +33,7 @@ gpu-check: build/as/mclst
 
 $(VENV)/installed: pyproject.toml constraints.txt setup.py runtime/report/viewer.py kernels/cpu_retrieve.cpp $(wildcard kernels/cpu_*.h)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,rtx,export,openslide,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,openvino,rtx,export,openslide,dev]"
 	touch $@
 
 # Bindings whose names a test looks at; where there is no wheel for this Python, that test skips.

@@ -9,28 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.box import SIMPLE
-from rich.table import Table
 
 from mclst.benchmarks import machine
 from mclst.benchmarks.accuracy_command import accuracy
 from mclst.benchmarks.cases import CASES, KINDS
 from mclst.benchmarks.chart import retrieval_png
+from mclst.benchmarks.end_to_end_command import end_to_end
 from mclst.benchmarks.limits import Peaks, host_peaks
 from mclst.benchmarks.peers import PEERS
 from mclst.benchmarks.retrieval import NothingToMeasure, measure
 from mclst.benchmarks.systems import systems
+from mclst.benchmarks.tables import show_table, stamp, verdict
 from mclst.benchmarks.tiles import tiles
 from mclst.kernels.retriever import PROVIDERS
-from mclst.runtime.command import check_json, command, console, progress, publish_json, say
+from mclst.runtime.command import check_json, command, progress, publish_json, say
 from mclst.runtime.errors import ResourceError
 from mclst.runtime.publish import check_writable, write_whole
 
 PATH = click.Path(path_type=Path)
-# A machine busier than this when a run begins gives figures to look at, not to quote.
-_QUIET = 0.5
-# The table in full, also where the output is no terminal.
-_TABLE_WIDTH = 118
 
 
 @click.group()
@@ -39,11 +35,8 @@ def main() -> None:
     """Measure mclst on this machine, with its peers in the same run."""
 
 
-main.add_command(accuracy)
-
-
-main.add_command(tiles)
-main.add_command(systems)
+for subcommand in (accuracy, end_to_end, systems, tiles):
+    main.add_command(subcommand)
 
 
 def _providers(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
@@ -119,10 +112,10 @@ def retrieval(
         "machine": where,
         "peaks": {"host": vars(peaks), "cuda": cuda and vars(cuda)},
         "settings": {"rounds": repeats, "warm_up_rounds": 1, "threads": threads, "interleaved": True},
-        "verdict": _verdict(where["load_at_start"], threads),
+        "verdict": verdict(where["load_at_start"], threads),
         "results": results,
     }
-    say(_stamp(content), quiet=quiet)
+    say(stamp(content), quiet=quiet)
     if json_path is not None:
         publish_json(json_path, content)
     if plot_path is not None:
@@ -141,44 +134,30 @@ def _cuda_peaks() -> Peaks | None:
     return cuda_peaks()
 
 
-def _verdict(load: float | None, cores: int) -> str:
-    return "quiet" if load is not None and load <= _QUIET * cores else "busy"
-
-
-def _stamp(content: dict[str, Any]) -> str:
-    peaks, where = content["peaks"]["host"], content["machine"]
-    return (
-        f"{where['cpu']}, {where['cores']} cores ({where['lanes'] or 'nothing compiled'}), GPU: {where['gpu'] or 'none'}; "
-        f"peaks {peaks['flops_per_s'] / 1e9:.0f} GFLOP/s float32, {peaks['bytes_per_s'] / 1e9:.0f} GB/s; "
-        f"machine {content['verdict']} at the start (load {where['load_at_start']})"
-    )
-
-
 def _show(result: dict[str, Any]) -> None:
     shape = result["shape"]
-    table = Table(
-        title=f"{result['case']}, {result['data']}: N = {shape['n']:,}, M = {shape['m']:,}, k = {shape['k']}, "
-        f"G = {shape['genes']}",
-        title_justify="left",
-        box=SIMPLE,
-    )
-    table.add_column("", no_wrap=True)
-    for heading in ("wall ms", "95 % of median", "CPU ms", "× ours", "× CPU", "of bound", "error"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    rows = []
     for entry in sorted(result["contenders"], key=lambda entry: float(entry["wall_s"]["median"])):
         wall = entry["wall_s"]
-        table.add_row(
-            entry["name"],
-            f"{1e3 * wall['median']:.1f}",
-            f"{1e3 * wall['median_low95']:.1f} - {1e3 * wall['median_high95']:.1f}",
-            f"{1e3 * entry['cpu_s']['median']:.1f}",
-            f"{entry['wall_to_ours']:.2f}",
-            f"{entry['cpu_to_ours']:.2f}",
-            f"{100 * entry['fraction_of_bound']:.0f} %",
-            f"{entry['error']:.0e}",
-            style="bold" if entry["ours"] else "",
+        rows.append(
+            (
+                entry["name"],
+                f"{1e3 * wall['median']:.1f}",
+                f"{1e3 * wall['median_low95']:.1f} - {1e3 * wall['median_high95']:.1f}",
+                f"{1e3 * entry['cpu_s']['median']:.1f}",
+                f"{entry['wall_to_ours']:.2f}",
+                f"{entry['cpu_to_ours']:.2f}",
+                f"{100 * entry['fraction_of_bound']:.0f} %",
+                f"{entry['error']:.0e}",
+            )
         )
-    console.print(table, width=max(console.width, _TABLE_WIDTH), crop=False)
+    show_table(
+        f"{result['case']}, {result['data']}: N = {shape['n']:,}, M = {shape['m']:,}, k = {shape['k']}, "
+        f"G = {shape['genes']}",
+        ("", "wall ms", "95 % of median", "CPU ms", "× ours", "× CPU", "of bound", "error"),
+        rows,
+        bold={entry["name"] for entry in result["contenders"] if entry["ours"]},
+    )
     for missing in result["absent"]:
         say(f"  not run here: {missing['name']} ({missing['why']})")
 

@@ -30,7 +30,7 @@ from mclst.runtime.outputs import Outputs
 from mclst.runtime.pictures import picture_map
 from mclst.runtime.placing import check_places
 from mclst.runtime.provenance import made_of, told
-from mclst.runtime.providers import Request, open_encoder
+from mclst.runtime.providers import ON_CPU, Request, open_encoder
 from mclst.runtime.readout import NotFinite, Readout, open_readout
 from mclst.runtime.report.files import Files, write_files
 from mclst.runtime.ring import Group, Ring
@@ -208,7 +208,7 @@ def _stream(
     stages = session.stages(
         min(tiles.batch_size, len(work.spots)),
         group_rows=min(tiles.batch_size * tiles.group, len(work.spots)),
-        on_device=readout.on_device and session.provider != "cpu",
+        on_device=readout.on_device and session.provider not in ON_CPU,
         clock=work.clock,
     )
     with closing(Ring(stages).run(tiles)) as steps:

@@ -10,12 +10,15 @@ from mclst.runtime.cuda_device import CudaDevice
 from mclst.runtime.engines import Wanted, check_target, open_engine
 from mclst.runtime.errors import ResourceError
 from mclst.runtime.onnx_cuda import open_onnx_cuda
+from mclst.runtime.openvino_session import OpenVinoSession, openvino
 from mclst.runtime.session import OnnxSession, Session, check_onnxruntime
 from mclst.runtime.tensorrt_library import Flavour, load_library
 from mclst.runtime.trt import open_tensorrt
 
-FASTEST_FIRST = ("tensorrt", "tensorrt-rtx", "cuda", "cpu")
+FASTEST_FIRST = ("tensorrt", "tensorrt-rtx", "cuda", "cpu", "openvino")
+"""In fp32 the last two are about as fast as each other; only the last runs bf16."""
 PROVIDERS = ("auto", *FASTEST_FIRST)
+ON_CPU = ("cpu", "openvino")
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def list_providers() -> list[tuple[str, str, str]]:
 
 def onnxruntime_beside(provider: str) -> str:
     """ONNX Runtime's provider, "cuda" or "cpu", of a graph that stands beside an encoder on `provider`."""
-    if provider == "cpu":
+    if provider in ON_CPU:
         return "cpu"
     try:
         check_onnxruntime("cuda")
@@ -79,6 +82,10 @@ def onnxruntime_beside(provider: str) -> str:
 def _open(name: str, request: Request) -> Session:
     if name == "cpu":
         return OnnxSession(request.onnx, threads=request.threads, at_once=request.batch)
+    if name == "openvino":
+        return OpenVinoSession(
+            request.onnx, request.precision, threads=request.threads, at_once=request.batch
+        )
     if name == "cuda":
         return open_onnx_cuda(request.onnx)
     library = load_library(_flavour(name))
@@ -94,6 +101,8 @@ def _flavour(name: str) -> Flavour:
 
 
 def _present(name: str) -> str:
+    if name == "openvino":
+        return f"OpenVINO {openvino().__version__.split('-')[0]}"
     if name in ("cpu", "cuda"):
         import_name = check_onnxruntime(name)
         import onnxruntime

@@ -58,12 +58,12 @@ class OnnxSession:
         through the whole network; where threads are left, they help inside the operators.
         Raises BundleError where the graph is not an encoder.
         """
-        threads = threads or _cores()
+        threads = threads or available_cores()
         lanes = min(threads, at_once)
         self._session = open_graph(path, "cpu", threads=threads - lanes + 1)
         self.engine = f"onnxruntime {_onnxruntime().__version__}"
         self._output, self._tile, _ = check_encoder(self._session, path)
-        self._run = Lanes(self._encode, lanes, heavy=_weight_bytes(path) > HEAVY_BYTES)
+        self._run = Lanes(self._encode, lanes, heavy=is_heavy(path))
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """RGB uint8 [N, H, W, 3] → embeddings (or expression) float32 [N, D]."""
@@ -113,7 +113,7 @@ def open_graph(
     ort = _onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what goes wrong comes as an exception, and is said once
-    options.intra_op_num_threads = threads or _cores()
+    options.intra_op_num_threads = threads or available_cores()
     # Reading threads share the cores with the encoder; spinning would take them away.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     wanted = check_onnxruntime(provider)
@@ -139,13 +139,13 @@ def check_onnxruntime(provider: str) -> str:
     return wanted
 
 
-def _weight_bytes(path: Path) -> int:
-    """Of a graph's file, and of the file beside it that holds the weights of a large one."""
+def is_heavy(path: Path) -> bool:
+    """Whether a graph, with the file beside it that holds the weights of a large one, is over HEAVY_BYTES."""
     beside = path.with_name(f"{path.name}.data")
-    return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0)
+    return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0) > HEAVY_BYTES
 
 
-def _cores() -> int:
+def available_cores() -> int:
     """Cores this process may use; macOS does not tell them from all."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

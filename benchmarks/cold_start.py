@@ -1,0 +1,158 @@
+"""From the start of a fresh process to its first expression, step by step; and the memory such a process needs.
+
+Run as a program it is that process: it does the work of `mclst-infer` up to the first spot's expression, then more
+batches, and prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mclst.runtime.errors import ResourceError
+
+
+def cold_start(
+    graph: Path, provider: str, precision: str = "fp32", *, batch: int = 16, slide: Path | None = None, spots: Path | None = None,
+    bundle: Path | None = None, more: int = 4, timeout: float = 300.0,
+) -> dict[str, Any]:  # fmt: skip
+    """Seconds from the start of a process to its first result, by step, and its peak memory.
+
+    graph: the encoder. slide, spots, bundle: with all three the first result is the expression of the first batch of
+    spots read from the slide; without, the embedding of a blank tile. more: batches encoded after the first, so that the peak memory is
+    that of work. Raises ResourceError where the process fails.
+    """
+    words = [
+        "--graph",
+        str(graph),
+        "--provider",
+        provider,
+        "--precision",
+        precision,
+        "--batch",
+        str(batch),
+        "--more",
+        str(more),
+    ]
+    if slide is not None and spots is not None and bundle is not None:
+        words += ["--slide", str(slide), "--spots", str(spots), "--bundle", str(bundle)]
+    started = time.time()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "mclst.benchmarks.cold_start", *words],
+            capture_output=True, text=True, check=False, timeout=timeout,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise ResourceError(f"a fresh process took more than {timeout:.0f} s for its first tiles") from error
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise ResourceError(f"a fresh process did not get to its first tile ({last[:200]})")
+    told: dict[str, Any] = json.loads(done.stdout)
+    moments = told.pop("moments")
+    steps, before = {}, started
+    for name, at in moments.items():
+        steps[name] = max(0.0, at - before)
+        before = at
+    return {
+        "provider": provider,
+        "precision": precision,
+        "steps_s": steps,
+        "first_result_s": before - started,
+        **told,
+    }
+
+
+def _work(given: argparse.Namespace, moments: dict[str, float]) -> None:
+    """As `mclst-infer`: import, open, first result; each step's end in `moments`."""
+    moments["python"] = time.time()
+    import numpy as np
+
+    from mclst.runtime.bundle import open_bundle
+    from mclst.runtime.providers import Request, open_encoder
+    from mclst.runtime.readout import open_readout
+    from mclst.runtime.slide import open_slide
+    from mclst.runtime.tiles import Tiles, TileShape
+    from mclst.sections.spots import read_spots
+
+    moments["imports"] = time.time()
+    request = Request(given.bundle or given.graph.parent, given.graph, given.precision, given.batch)
+    if given.slide is None:
+        session, _ = open_encoder(given.provider, request)
+        moments["session"] = time.time()
+        side = _side(given.graph)
+        tiles = np.zeros((given.batch, side, side, 3), np.uint8)
+        session.encode(tiles[:1])
+        moments["first tile"] = time.time()
+    else:
+        bundle = open_bundle(given.bundle)
+        moments["bundle"] = time.time()
+        slide, places = open_slide(given.slide), read_spots(given.spots)
+        moments["slide"] = time.time()
+        session, _ = open_encoder(given.provider, request)
+        readout = open_readout(bundle, None, places, session.provider)
+        moments["session"] = time.time()
+        tile = bundle.manifest.tile
+        shape = TileShape(tile.size_px, tile.mpp, tile.pad)
+        first = next(
+            iter(Tiles(slide, places.xy_px[: given.batch], shape, batch_size=given.batch, workers=2))
+        )
+        tiles, rows = first.tiles.copy(), first.rows
+        moments["first tiles read"] = time.time()
+        found = session.encode(tiles)
+        moments["first tiles encoded"] = time.time()
+        if readout.resumable:
+            readout.express(rows, found)
+            moments["first expression"] = time.time()
+    for _ in range(given.more):
+        session.encode(tiles)
+
+
+def _side(graph: Path) -> int:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    side: int = (
+        onnxruntime.InferenceSession(str(graph), options, ["CPUExecutionProvider"]).get_inputs()[0].shape[1]
+    )
+    return side
+
+
+def peak_bytes() -> int:
+    """The most memory that this process held at once.
+
+    By the kernel's own mark of it where there is one: `getrusage` of a process that was started by a larger one begins
+    with that one's.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most << 10
+
+
+def main() -> None:
+    """Be the fresh process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--graph", type=Path, required=True)
+    parser.add_argument("--provider", required=True)
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--more", type=int, default=0)
+    for name in ("--slide", "--spots", "--bundle"):
+        parser.add_argument(name, type=Path)
+    given = parser.parse_args()
+    moments: dict[str, float] = {}
+    _work(given, moments)
+    print(json.dumps({"moments": moments, "peak_rss_bytes": peak_bytes()}))
+
+
+if __name__ == "__main__":
+    main()

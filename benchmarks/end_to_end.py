@@ -1,0 +1,146 @@
+"""A slide and its spots to a map, beside the published way, in turns: stages, overlap, what bounds it, cold start."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+from numpy.typing import NDArray
+
+from mclst.benchmarks.measure import in_turns, ratio, spread
+from mclst.benchmarks.notebook import Notebook
+from mclst.benchmarks.stages import NAMES, Stages, of_run
+from mclst.export.parity import compare_expression
+from mclst.runtime.bundle import Bundle
+from mclst.runtime.pipeline import predict
+from mclst.runtime.slide import open_slide
+from mclst.sections.section import Spots
+
+F32 = NDArray[np.float32]
+PUBLISHED = "published notebook"
+
+
+class Ours:
+    """`mclst-infer` on one setting, from the slide's path to the map on disk; no picture, no report."""
+
+    def __init__(self, bundle: Bundle, slide: Path, spots: Spots, folder: Path, **how: Any) -> None:
+        """how: options of `predict`; `workers` and `batch_size` must be among them."""
+        self._given = (bundle, slide, spots)
+        self._out, self.how = folder / f"{len(list(folder.iterdir()))}.h5ad", how
+        self._out.touch()
+        self.stages: list[Stages] = []
+        self.streams: list[float] = []
+
+    def __call__(self) -> None:
+        """Run once, and keep its times."""
+        bundle, path, spots = self._given
+        with open_slide(path) as slide:
+            run = predict(
+                bundle, slide, spots, self._out, overwrite=True, picture=False, report=False, **self.how
+            )
+        self.stages.append(of_run(run.seconds, workers=self.how["workers"]))
+        self.streams.append(run.seconds["stream"])
+
+    def expression(self) -> F32:
+        """float32 [n, G] of the run before, in the order of the spots."""
+        return np.asarray(anndata.read_h5ad(self._out).X, dtype=np.float32)
+
+
+class Theirs:
+    """The published notebook, from the slide's path to the expression in memory."""
+
+    def __init__(self, notebook: Notebook, slide: Path, spots: Spots) -> None:
+        self._given = (notebook, slide, spots)
+        self.stages: list[Stages] = []
+        self.streams: list[float] = []
+        self._found: F32 | None = None
+
+    def __call__(self) -> None:
+        """Run once, and keep its times."""
+        notebook, slide, spots = self._given
+        self._found, clock = notebook.run(slide, spots.xy_px)
+        total = clock.pop("total")
+        self.stages.append(
+            Stages(
+                {"decode": clock["decode"] + clock["read"], **{n: clock[n] for n in ("encode", "retrieve")}},
+                total,
+                {},
+            )
+        )
+        self.streams.append(total - clock["decode"])
+
+    def expression(self) -> F32:
+        """float32 [n, G] of the run before."""
+        assert self._found is not None, "it has run"
+        return self._found
+
+
+def measure(
+    bundle: Bundle,
+    slide: Path,
+    spots: Spots,
+    *,
+    settings: Sequence[dict[str, Any]],
+    notebook: Notebook | None,
+    rounds: int,
+    done: Callable[[], object] = lambda: None,
+) -> tuple[dict[str, Any], dict[str, F32]]:
+    """Run every setting of `predict`, and the notebook, `rounds` times in turns after one round that is not counted.
+
+    The first setting is the one the others are compared with; "name" among a setting's fields is its name. Of each
+    contender: wall and CPU seconds of whole runs, tiles a second of them and of the stream alone (tiles to expression,
+    with slide and encoder open), its stages, and how far its expression is from the first's. Beside it, by name, the
+    expression float32 [n, G] itself.
+    """
+    tiles = len(spots)
+    with tempfile.TemporaryDirectory(prefix="mclst-bench-") as temporary:
+        runs: dict[str, Ours | Theirs] = {}
+        for setting in settings:
+            how = {key: value for key, value in setting.items() if key != "name"}
+            runs[setting["name"]] = Ours(bundle, slide, spots, Path(temporary), **how)
+        if notebook is not None:
+            runs[PUBLISHED] = Theirs(notebook, slide, spots)
+        took = in_turns(runs, rounds, done=done)
+        expression = {name: run.expression() for name, run in runs.items()}
+    first = settings[0]["name"]
+    contenders = []
+    for name, run in runs.items():
+        samples = took.samples[name]
+        streams = run.streams[-rounds:]
+        entry = {
+            "name": name,
+            "ours": isinstance(run, Ours),
+            "wall_s": spread(samples.wall_s),
+            "cpu_s": spread(samples.cpu_s),
+            "tiles_per_s": spread([tiles / s for s in samples.wall_s]),
+            "stream_tiles_per_s": spread([tiles / s for s in streams]),
+            "wall_to_first": ratio(samples.wall_s, took.samples[first].wall_s),
+            "cpu_to_first": ratio(samples.cpu_s, took.samples[first].cpu_s),
+            "stream_to_first": ratio(streams, runs[first].streams[-rounds:]),
+            "stages": _middle(run.stages[-rounds:]).described(),
+            "equal_to_first": _compared(expression[first], expression[name]),
+            "samples": {"wall_s": samples.wall_s, "cpu_s": samples.cpu_s, "stream_s": streams},
+        }
+        contenders.append(entry)
+    return {"tiles": tiles, "first": first, "contenders": contenders, "load": took.load}, expression
+
+
+def _compared(first: F32, found: F32) -> dict[str, Any]:
+    """How far expression is from the first's, over spots whose tile both could read."""
+    both = np.isfinite(first).all(axis=1) & np.isfinite(found).all(axis=1)
+    return {"spots": int(both.sum()), **compare_expression(first[both], found[both])}
+
+
+def _middle(stages: Sequence[Stages]) -> Stages:
+    """Of several runs, the median of each time."""
+
+    def median(values: list[float | None]) -> float | None:
+        held = [value for value in values if value is not None]
+        return float(np.median(held)) if held else None
+
+    busy = {name: median([run.busy_s.get(name) for run in stages]) for name in NAMES}
+    return Stages(busy, float(np.median([run.wall_s for run in stages])), stages[0].lanes)

@@ -1,0 +1,303 @@
+"""`mclst-bench end-to-end`: options → runs in turns → table, JSON, picture."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from mclst.benchmarks import machine
+from mclst.benchmarks.peers import Absent
+from mclst.benchmarks.tables import show_table, stamp, verdict
+from mclst.runtime.command import check_json, command, progress, publish_json, say
+from mclst.runtime.publish import check_writable, write_whole
+
+if TYPE_CHECKING:
+    from mclst.benchmarks.end_to_end import F32
+    from mclst.benchmarks.notebook import Notebook
+    from mclst.runtime.bundle import Bundle
+    from mclst.sections.section import Spots
+
+PATH = click.Path(path_type=Path)
+SCHEMA = "mclst-bench-end-to-end/1"
+
+
+def settings_of(context: click.Context, parameter: click.Parameter, value: str) -> list[tuple[str, str]]:
+    """Text as cpu:fp32,openvino:bf16 → (provider, precision), each once."""
+    found = []
+    for part in value.split(","):
+        provider, _, precision = part.strip().partition(":")
+        if not provider:
+            raise click.BadParameter(f"{value!r} is not a list such as cpu:fp32,cpu:int8")
+        found.append((provider, precision or "fp32"))
+    return list(dict.fromkeys(found))
+
+
+@click.command(name="end-to-end", context_settings={"show_default": True})
+@click.argument("slide", type=PATH)
+@click.option("--spots", "spots_path", type=PATH, required=True, help="Table of spots, as for mclst-infer.")
+@click.option(
+    "--bundle",
+    "bundle_path",
+    type=PATH,
+    default=Path("mclst-bundle"),
+    envvar="MCLST_BUNDLE",
+    show_envvar=True,
+    help="Bundle of mclst-export.",
+)
+@click.option(
+    "--ckpt",
+    type=PATH,
+    help="The checkpoint the bundle is of; with it the published notebook runs beside mclst.",
+)
+@click.option("--truth", type=PATH, help="Measured sections: says what each way's map is worth.")
+@click.option("--section", help="The slide's section in --truth.  [default: by the slide's name]")
+@click.option(
+    "--settings",
+    default="auto:fp32",
+    callback=settings_of,
+    metavar="PROVIDER:PRECISION,…",
+    help="Of mclst; the first is what the others are compared with.",
+)
+@click.option("--batch-size", type=click.IntRange(1, 4096), default=16, help="Tiles encoded at once.")
+@click.option("--workers", type=click.IntRange(1, 256), default=2, help="Reading threads.")
+@click.option(
+    "--repeats", type=click.IntRange(1), default=5, help="Rounds counted; one more goes before them."
+)
+@click.option(
+    "--cold/--no-cold", default=True, help="Measure a fresh process up to its first expression too."
+)
+@click.option("--json", "json_path", type=PATH, help="Write everything, raw samples included; - is stdout.")
+@click.option("--plot", "plot_path", type=PATH, help="Write a picture of the stages (PNG).")
+@click.option("--overwrite", is_flag=True, help="Replace what the two options name.")
+@click.option("-q", "--quiet", is_flag=True, help="No table.")
+@command
+def end_to_end(
+    slide: Path,
+    spots_path: Path,
+    bundle_path: Path,
+    ckpt: Path | None,
+    truth: Path | None,
+    section: str | None,
+    settings: list[tuple[str, str]],
+    batch_size: int,
+    workers: int,
+    repeats: int,
+    cold: bool,
+    json_path: Path | None,
+    plot_path: Path | None,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """From SLIDE and its spots to a map on disk: stages, overlap, what bounds the run; the published way beside it.
+
+    Each way runs from the slide's file, in turns, with bundle or network in memory. mclst writes its .h5ad; the
+    notebook stops at an array.
+    """
+    check_json(json_path, overwrite=overwrite, inputs=(slide, spots_path, bundle_path, ckpt, truth))
+    if plot_path is not None:
+        check_writable(plot_path, overwrite=overwrite)
+    from mclst.benchmarks.cold_start import cold_start
+    from mclst.benchmarks.end_to_end import PUBLISHED, measure
+    from mclst.benchmarks.loaded import graph_of
+    from mclst.benchmarks.peaks import measure_peaks
+    from mclst.runtime.bundle import open_bundle
+    from mclst.sections.spots import read_spots
+
+    started, where, threads = datetime.now(UTC), machine.describe(), machine.available_cores()
+    bundle, spots = open_bundle(bundle_path), read_spots(spots_path)
+    ways = [
+        {
+            "name": f"mclst {provider} {precision}",
+            "provider": provider,
+            "batch_size": batch_size,
+            "workers": workers,
+            **({} if precision == "fp32" else {"precision": precision}),
+        }
+        for provider, precision in settings
+    ]
+    absent = []
+    try:
+        notebook = _notebook(bundle, ckpt, slide, threads)
+    except Absent as why:
+        notebook = None
+        absent.append({"name": PUBLISHED, "why": str(why)})
+    graphs = [graph_of(bundle, precision) for _, precision in settings]
+    # A fresh process first: what cannot open says so before the rounds.
+    fresh = [
+        cold_start(
+            graph, provider, precision, batch=batch_size, slide=slide, spots=spots_path, bundle=bundle_path
+        )
+        for graph, (provider, precision) in zip(graphs, settings, strict=True)
+        if cold
+    ]
+    with progress("rounds", repeats + 1, quiet=quiet) as advance:
+        found, expression = measure(
+            bundle, slide, spots,
+            settings=ways, notebook=notebook, rounds=repeats, done=partial(advance, 1),
+        )  # fmt: skip
+    if truth is not None:
+        worth = _worth(expression, spots, bundle, slide, truth, section)
+        for entry in found["contenders"]:
+            entry["against_truth"] = worth[entry["name"]]
+    peaks = measure_peaks(threads, gpu=False)
+    _hold_against_peak(found, bundle, peaks, batch_size)
+    content = {
+        "schema": SCHEMA,
+        "created": started.isoformat(timespec="seconds"),
+        "machine": where,
+        "peaks": peaks,
+        "settings": {
+            "rounds": repeats,
+            "warm_up_rounds": 1,
+            "interleaved": True,
+            "threads": threads,
+            "batch_size": batch_size,
+            "workers": workers,
+        },
+        "verdict": verdict(where["load_at_start"], threads),
+        "bundle": {
+            "sha256": bundle.sha256,
+            "system": bundle.manifest.system,
+            "encoder": bundle.manifest.encoder.name,
+            "tile_px": bundle.manifest.tile.size_px,
+        },
+        "slide": {"name": slide.name, "bytes": slide.stat().st_size},
+        "result": found,
+        "absent": absent,
+        "cold_start": fresh,
+    }
+    if not quiet:
+        _show(content)
+    if json_path is not None:
+        publish_json(json_path, content)
+    if plot_path is not None:
+        from mclst.benchmarks.stage_chart import stages_png
+
+        write_whole(plot_path, stages_png(content))
+
+
+def _notebook(bundle: Bundle, ckpt: Path | None, slide: Path, threads: int) -> Notebook:
+    """The published way with this bundle's reference spots; Absent where it would not do the same work."""
+    from mclst.benchmarks.cases import Bank
+    from mclst.benchmarks.loaded import open_published
+    from mclst.benchmarks.notebook import Notebook
+    from mclst.runtime.recognise import recognise
+
+    if ckpt is None:
+        raise Absent("needs the checkpoint; give --ckpt")
+    if bundle.manifest.kind != "retrieval":
+        raise Absent("it is of the systems with a bank")
+    spec = bundle.retrieval
+    if spec.rank != "cosine" or spec.distance not in ("l1", "l2") or spec.weighting != "inverse-square":
+        raise Absent("the published loop knows rank by cosine and d⁻² weights of L1 or L2 alone")
+    if bundle.manifest.tile.mpp is not None:
+        raise Absent("it does not resample tiles, and this bundle's are of a given mpp")
+    if recognise(slide) not in ("jpeg", "png"):
+        raise Absent("it reads pictures alone, not slide files")
+    published = open_published(ckpt, bundle)
+    bank = Bank(bundle.bank.embedding, bundle.bank.expression)
+    return Notebook(published.network, published.prepare, bank, spec, bundle.manifest.tile.size_px, threads)
+
+
+def _worth(
+    expression: dict[str, F32], spots: Spots, bundle: Bundle, slide: Path, truth: Path, section: str | None
+) -> dict[str, dict[str, float | None]]:
+    """Scores of each way's expression against the measured section."""
+    from mclst.benchmarks.measured import Predicted, choose_section, pair_with_truth
+    from mclst.sections.accuracy import score
+
+    predicted = Predicted(
+        path=slide,
+        spot=spots.id,
+        genes=np.asarray(bundle.genes, np.str_),
+        expression=np.empty(0),
+        xy_px=spots.xy_px,
+        slide=(slide.stem,),
+        normalisation=bundle.manifest.normalisation.expression,
+    )
+    source = choose_section(predicted, truth, section)
+    found = {}
+    for name, values in expression.items():
+        pair = pair_with_truth(dataclasses.replace(predicted, expression=values.astype(np.float64)), source)
+        scored = score(pair.predicted, pair.truth)
+        held = {measure: float(getattr(scored, measure)) for measure in ("pcc_acg", "pcc_heg", "mse", "mae")}
+        found[name] = {"spots": len(pair.spot), **{m: v if np.isfinite(v) else None for m, v in held.items()}}
+    return found
+
+
+def _hold_against_peak(found: dict[str, Any], bundle: Bundle, peaks: dict[str, Any], batch: int) -> None:
+    """To each contender the share of the machine's measured peak, in its precision, that its encoder kept busy."""
+    from mclst.benchmarks.graph_work import Uncounted, count
+
+    try:
+        work = count(bundle.encoder_path, batch)
+    except Uncounted as why:
+        found["encoder_operations_per_tile"] = None
+        say(f"Note: the encoder's operations are not counted: {why}")
+        return
+    found["encoder_operations_per_tile"] = work.products / batch
+    for entry in found["contenders"]:
+        precision = entry["name"].split()[-1] if entry["ours"] else "fp32"
+        peak = peaks["host"]["operations_per_s"].get(precision)
+        busy = entry["stages"]["stages"]["encode"]["busy_s"]
+        rate = found["tiles"] * work.products / batch / busy
+        entry["encoder_operations_per_s"] = rate
+        entry["encoder_of_peak"] = None if peak is None else rate / peak
+
+
+def _show(content: dict[str, Any]) -> None:
+    found = content["result"]
+    say(stamp(content))
+    rows = []
+    for entry in found["contenders"]:
+        worth, of_peak = entry.get("against_truth"), entry.get("encoder_of_peak")
+        same = entry["equal_to_first"]
+        rows.append(
+            (
+                entry["name"],
+                f"{entry['wall_s']['median']:.2f}",
+                f"{entry['wall_s']['median_low95']:.2f} - {entry['wall_s']['median_high95']:.2f}",
+                f"{entry['cpu_s']['median']:.2f}",
+                f"{entry['tiles_per_s']['median']:.1f}",
+                f"{entry['stream_tiles_per_s']['median']:.1f}",
+                f"{entry['wall_to_first']:.2f}",
+                f"{entry['cpu_to_first']:.2f}",
+                "-" if of_peak is None else f"{100 * of_peak:.0f} %",
+                f"{same['pearson']:.7f}" if same["pearson"] is not None else "-",
+                "-" if worth is None or worth["pcc_acg"] is None else f"{worth['pcc_acg']:.4f}",
+            )
+        )
+    show_table(
+        f"{found['tiles']:,} tiles of {content['slide']['name']}, slide to map",
+        ("", "wall s", "95 % of median", "CPU s", "tiles/s", "in stream", "× first", "× CPU", "of peak", "r to first", "PCC"),
+        rows,
+        bold={entry["name"] for entry in found["contenders"] if entry["ours"]},
+    )  # fmt: skip
+    for entry in found["contenders"]:
+        say(f"{entry['name']}: {_in_words(entry['stages'])}")
+    for run in content["cold_start"]:
+        steps = ", ".join(f"{name} {seconds:.2f}" for name, seconds in run["steps_s"].items())
+        say(
+            f"cold start, {run['provider']}: {run['first_result_s']:.2f} s ({steps}); "
+            f"peak memory {run['peak_rss_bytes'] / 2**20:,.0f} MiB"
+        )
+    for missing in content["absent"]:
+        say(f"not run here: {missing['name']} ({missing['why']})")
+
+
+def _in_words(stages: dict[str, Any]) -> str:
+    held = [(name, stage) for name, stage in stages["stages"].items() if stage is not None]
+    parts: Sequence[str] = [
+        f"{name} {stage['busy_s']:.2f} s ({100 * stage['share']:.0f} %)" for name, stage in held
+    ]
+    return (
+        f"{', '.join(parts)}; busy {stages['overlap']:.2f} times the wall time; bound by {stages['bound']} "
+        f"({100 * stages['bound_share']:.0f} % of the run)"
+    )

@@ -1,0 +1,70 @@
+"""What the encoder benchmarks are given: bundle, checkpoint, slide and spots, checked against each other and opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mclst.runtime.array_pitch import slide_resolution
+from mclst.runtime.bundle import ENCODER, Bundle
+from mclst.runtime.errors import BundleError, CheckpointError, SlideError
+from mclst.runtime.slide import open_slide
+from mclst.runtime.tiles import Tiles, TileShape
+from mclst.sections.section import Spots
+
+U8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A checkpoint's network in torch, and the preprocessing it was trained with: tiles uint8 [b, S, S, 3] → tensor."""
+
+    network: Any
+    prepare: Callable[[U8], Any]
+
+
+def open_published(ckpt: Path, bundle: Bundle) -> Published:
+    """The network of the checkpoint that `bundle` was made from; raises CheckpointError where it is another one."""
+    from mclst.export.checkpoint import open_checkpoint
+    from mclst.export.graph import preprocess
+
+    checkpoint = open_checkpoint(ckpt)
+    said = bundle.manifest.checkpoint
+    if checkpoint.sha256 != said.sha256:
+        raise CheckpointError(
+            f"{ckpt} is not the checkpoint that {bundle.path} was made from ({said.name}); give that one, or export again"
+        )
+    encoder = bundle.manifest.spot_encoder
+    network = checkpoint.network(heads=None if encoder is None else encoder.heads)
+    settings = bundle.manifest.preprocessing
+    return Published(network, lambda tiles: preprocess(tiles, settings))
+
+
+def graph_of(bundle: Bundle, precision: str) -> Path:
+    """The bundle's encoder in a precision; raises BundleError where it has none."""
+    name = ENCODER if precision == "fp32" else ENCODER.replace(".onnx", f".{precision}.onnx")
+    if name not in bundle.manifest.files:
+        raise BundleError(f"{bundle.path} has no {name}; export it with --precision {precision}")
+    return bundle.path / name
+
+
+def real_tiles(bundle: Bundle, slide: Path, spots: Spots, most: int) -> U8:
+    """Up to `most` tiles of a slide as the bundle's encoder takes them, uint8 [n, S, S, 3], in the order of the spots.
+
+    Those that cannot be read are left out; raises SlideError where none can be.
+    """
+    tile = bundle.manifest.tile
+    with open_slide(slide) as opened:
+        mpp = slide_resolution(opened, spots, None).mpp
+        shape = TileShape(tile.size_px, tile.mpp, tile.pad)
+        batches = Tiles(opened, spots.xy_px[:most], shape, batch_size=64, workers=2, slide_mpp=mpp)
+        found = [(batch.rows, batch.tiles.copy()) for batch in batches if len(batch.rows)]
+    if not found:
+        raise SlideError(f"{slide}: no tile of the spots can be read; give another slide")
+    order = np.argsort(np.concatenate([rows for rows, _ in found]))
+    return np.ascontiguousarray(np.concatenate([pixels for _, pixels in found])[order])

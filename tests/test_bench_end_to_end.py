@@ -1,0 +1,174 @@
+"""`mclst-bench end-to-end`: the published way gives the same map, and what is told of a run follows from its times."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from small import Small
+
+from mclst.benchmarks import end_to_end_command, peaks, stages
+from mclst.benchmarks.cli import main
+from mclst.benchmarks.end_to_end_command import _notebook
+from mclst.benchmarks.peers import Absent
+from mclst.benchmarks.stage_chart import stages_png
+from mclst.runtime.bundle import open_bundle
+from mclst.runtime.cli import main as infer
+from mclst.sections.spots import read_spots
+
+
+@pytest.fixture(autouse=True)
+def quick_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        peaks,
+        "measure_peaks",
+        lambda threads, gpu: {
+            "host": {"operations_per_s": {"fp32": 1e12, "bf16": None, "int8": None}, "bytes_per_s": 1e10},
+            "cuda": None,
+        },
+    )
+
+
+def bench(small: Small, bundle: Path, *words: str) -> Result:
+    given = ["end-to-end", str(small.slide), "--spots", str(small.spots), "--bundle", str(bundle)]
+    return CliRunner().invoke(main, [*given, *words])
+
+
+def test_the_notebook_gives_the_map_of_mclst_infer(small: Small, small_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "map.h5ad"
+    words = [small.slide, "--spots", small.spots, "--bundle", small_bundle, "--out", out, "--no-picture"]
+    assert CliRunner().invoke(infer, list(map(str, words))).exit_code == 0
+    spots = read_spots(small.spots)
+    notebook = _notebook(open_bundle(small_bundle), small.ckpt, small.slide, threads=1)
+    expression, clock = notebook.run(small.slide, spots.xy_px)
+    np.testing.assert_allclose(expression, anndata.read_h5ad(out).X, atol=1e-4)
+    assert clock["total"] >= clock["decode"] + clock["encode"] + clock["retrieve"]
+
+
+def test_a_run_is_told_with_its_samples(small: Small, small_bundle: Path, tmp_path: Path) -> None:
+    saved, picture = tmp_path / "e.json", tmp_path / "e.png"
+    words = ["--ckpt", str(small.ckpt), "--truth", str(small.folder), "--section", "B1", "--repeats", "2"]
+    done = bench(
+        small, small_bundle, *words, "--settings", "cpu:fp32", "--json", str(saved), "--plot", str(picture)
+    )
+    assert done.exit_code == 0, done.output
+    told = json.loads(saved.read_text())
+    ours, theirs = told["result"]["contenders"]
+    assert (ours["name"], theirs["name"]) == ("mclst cpu fp32", "published notebook")
+    assert ours["wall_to_first"] == 1 and ours["equal_to_first"]["max_abs"] == 0
+    assert theirs["equal_to_first"]["max_abs"] < 1e-4 and theirs["equal_to_first"]["spots"] == 24
+    assert theirs["against_truth"]["mse"] == pytest.approx(ours["against_truth"]["mse"], abs=1e-4)
+    for entry in (ours, theirs):
+        walls = entry["samples"]["wall_s"]
+        assert len(walls) == len(entry["samples"]["stream_s"]) == 2
+        assert entry["tiles_per_s"]["median"] == pytest.approx(np.median([24 / s for s in walls]))
+        encode = entry["stages"]["stages"]["encode"]
+        assert encode["share"] == pytest.approx(encode["busy_s"] / entry["stages"]["wall_s"])
+        rate = 24 * told["result"]["encoder_operations_per_tile"] / encode["busy_s"]
+        assert entry["encoder_of_peak"] == pytest.approx(rate / 1e12)
+    assert ours["stages"]["stages"]["read"]["busy_s"] > 0 and theirs["stages"]["stages"]["write"] is None
+    (fresh,) = told["cold_start"]
+    assert next(iter(fresh["steps_s"])) == "python" and list(fresh["steps_s"])[-1] == "first expression"
+    assert fresh["first_result_s"] == pytest.approx(sum(fresh["steps_s"].values()), abs=0.05)
+    assert fresh["peak_rss_bytes"] > 50e6
+    assert picture.read_bytes().startswith(b"\x89PNG") and len(stages_png(told)) > 10_000
+    for word in ("published notebook", "bound by", "cold start", "peak memory", "PCC"):
+        assert word in done.stderr
+
+
+def test_without_a_checkpoint_the_notebook_is_said_to_be_absent(small: Small, small_bundle: Path) -> None:
+    done = bench(small, small_bundle, "--repeats", "1", "--no-cold", "--json", "-", "-q")
+    assert done.exit_code == 0 and done.stderr == ""
+    told = json.loads(done.stdout)
+    assert told["absent"] == [{"name": "published notebook", "why": "needs the checkpoint; give --ckpt"}]
+    assert told["cold_start"] == [] and [c["name"] for c in told["result"]["contenders"]] == [
+        "mclst auto fp32"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("--settings", "cpu:int8"), 4, "has no encoder.int8.onnx"),
+        (("--settings", "tpu"), 6, "no provider 'tpu'"),
+        (("--settings", ":"), 2, "is not a list"),
+        (("--repeats", "0"), 2, "repeats"),
+        (("--ckpt", "CKPT"), 4, "is not the checkpoint"),
+        (("--json", "SLIDE"), 5, "SLIDE"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    small: Small, small_bundle: Path, tmp_path: Path, words: tuple[str, ...], code: int, says: str
+) -> None:
+    import torch
+
+    other = tmp_path / "other.pt"
+    state = torch.load(small.ckpt, weights_only=True)
+    state["image_projection.fc.bias"] += 1
+    torch.save(state, other)
+    names = {"CKPT": str(other), "SLIDE": str(small.slide)}
+    done = bench(small, small_bundle, *(names.get(word, word) for word in words))
+    assert done.exit_code == code and "Traceback" not in done.output
+    assert names.get(says, says) in " ".join(done.output.split())
+
+
+def test_the_published_way_is_left_out_where_it_would_do_other_work(
+    small: Small, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = open_bundle(small_bundle)
+    uniform = bundle.manifest.model_copy(
+        update={"retrieval": bundle.manifest.retrieval.model_copy(update={"weighting": "uniform"})}  # type: ignore[union-attr]
+    )
+    with pytest.raises(Absent, match="d⁻² weights"):
+        _notebook(type(bundle)(bundle.path, uniform, bundle.sha256), small.ckpt, small.slide, 1)
+    with pytest.raises(Absent, match="pictures alone"):
+        monkeypatch.setattr("mclst.runtime.recognise.recognise", lambda path: "tiff")
+        _notebook(bundle, small.ckpt, small.slide, 1)
+
+
+# --- stages -------------------------------------------------------------------------------------------------------
+
+
+def described(wall: float, lanes: dict[str, int] | None = None, **busy: float) -> dict[str, Any]:
+    return stages.Stages(
+        {name.replace("_", " "): s for name, s in busy.items()}, wall, lanes or {}
+    ).described()
+
+
+def test_shares_overlap_and_the_bound_by_hand() -> None:
+    told = described(10.0, {"decode": 2}, read=1.0, decode=12.0, encode=7.0, retrieve=0.5, write=0.5)
+    assert told["overlap"] == pytest.approx(2.1)
+    assert told["bound"] == "encode" and told["bound_share"] == pytest.approx(0.7)
+    assert told["stages"]["decode"] == {"busy_s": 12.0, "share": 1.2, "lanes": 2}
+    assert told["stages"]["copy up"] is None
+    assert told["elsewhere_s"] == pytest.approx(2.0)
+    assert described(10.0, {"decode": 1}, decode=9.0, encode=7.0)["bound"] == "decode"
+
+
+def test_stages_of_a_run_part_the_file_from_its_decoding() -> None:
+    seconds = {
+        "read": 3.0,
+        "file": 0.5,
+        "encode": 4.0,
+        "retrieve": 1.0,
+        "write": 0.25,
+        "total": 6.0,
+        "stream": 5.0,
+    }
+    told = stages.of_run(seconds, workers=2)
+    assert told.busy_s["read"] == 0.5 and told.busy_s["decode"] == 2.5 and told.lanes["decode"] == 2
+    del seconds["file"]
+    unseen = stages.of_run(seconds, workers=2)
+    assert unseen.busy_s["read"] is None and unseen.busy_s["decode"] == 3.0
+    on_device = stages.of_run(seconds | {"upload": 0.1}, workers=2)
+    assert on_device.busy_s["copy up"] == 0.1
+
+
+def test_settings_are_pairs() -> None:
+    settings: Any = end_to_end_command.settings_of
+    assert settings(None, None, "cpu, cpu:int8,cpu:fp32") == [("cpu", "fp32"), ("cpu", "int8")]
