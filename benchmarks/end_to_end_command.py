@@ -210,7 +210,7 @@ def _worth(
     expression: dict[str, F32], spots: Spots, bundle: Bundle, slide: Path, truth: Path, section: str | None
 ) -> dict[str, dict[str, float | None]]:
     """Scores of each way's expression against the measured section."""
-    from mclst.benchmarks.measured import Predicted, choose_section, pair_with_truth
+    from mclst.runtime.measured import Predicted, choose_section, pair_with_truth
     from mclst.sections.accuracy import score
 
     predicted = Predicted(
