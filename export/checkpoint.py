@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,11 +149,20 @@ def _is_sound_archive(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as members:
             unpacked = sum(member.file_size for member in members.infolist())
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+            if unpacked <= _most_bytes(path) and (changed := members.testzip()):
+                raise CheckpointError(
+                    f"{path} is damaged: {changed} does not have its checksum; copy the checkpoint again"
+                )
+    except (zipfile.BadZipFile, NotImplementedError, zlib.error, EOFError) as error:
         raise CheckpointError(f"{path} is not a whole checkpoint ({error}); copy it again") from error
-    if unpacked > 1.1 * path.stat().st_size + (1 << 20):
+    if unpacked > _most_bytes(path):
         raise CheckpointError(f"{path} would unpack to more than it holds, as no checkpoint does; refused")
     return True
+
+
+def _most_bytes(path: Path) -> float:
+    """What an archive of tensors, which are not compressed, may unpack to."""
+    return 1.1 * path.stat().st_size + (1 << 20)
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
@@ -171,7 +181,15 @@ def _read_torch(path: Path) -> dict[str, Any]:
             f"{path} needs arbitrary unpickling, which could run any program, and is refused; "
             "save its state dict alone (torch.save(model.state_dict(), …)) or convert it to safetensors"
         ) from error
-    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        safetensors.SafetensorError,  # torch hands a file of that name on
+    ) as error:
         what = "a whole checkpoint" if archive else "a checkpoint"
         raise CheckpointError(
             f"{path} is not {what}; copy the .pt, .ckpt or .safetensors file again"

@@ -22,7 +22,8 @@ BLOCK_BYTES = 4 << 20
 class SlideHash:
     """SHA-256 of a slide's file, in a thread beside the work; a context manager that does not wait for it.
 
-    Of a MIRAX slide, whose pixels lie in a folder of the same stem, that folder's files are hashed after it.
+    Of a MIRAX slide, whose pixels lie in a folder of the same stem, that folder's files are hashed after it; of a DICOM
+    slide, whose levels are files of their own, all DICOM files of its folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,9 +53,7 @@ class SlideHash:
     def _run(self) -> None:
         try:
             digest = hashlib.sha256()
-            beside = self.path.with_suffix("")
-            parts = sorted(beside.glob("*.*")) if (beside / "Slidedat.ini").is_file() else []
-            for part in (self.path, *parts):
+            for part in (self.path, *_parts(self.path)):
                 with part.open("rb") as file:
                     while (block := file.read(BLOCK_BYTES)) and not self._stop.is_set():
                         digest.update(block)
@@ -70,6 +69,23 @@ class SlideHash:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
+
+
+def _parts(path: Path) -> list[Path]:
+    """Other files that a slide consists of."""
+    inside = path.with_suffix("")
+    if (inside / "Slidedat.ini").is_file():
+        return sorted(inside.glob("*.*"))
+    if not _is_dicom(path):
+        return []
+    return [other for other in sorted(path.parent.iterdir()) if other != path and _is_dicom(other)]
+
+
+def _is_dicom(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 Stamp = tuple[int, ...] | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,16 @@ def test_a_visium_array_tells_its_resolution(
     assert fit is not None and fit.pitch_um == 100
     assert fit.mpp == pytest.approx(mpp, rel=1e-6 + noise / 1000)
     assert fit.residual_px * mpp == pytest.approx(noise * 2**0.5, rel=0.25, abs=1e-6)
+
+
+@pytest.mark.parametrize("diameter_um", [55, 60, 65, 70])
+def test_a_spot_diameter_is_never_used(diameter_um: float) -> None:
+    """Space Ranger's is 60 to 70 µm where the spot is 55: µm/px made of it would be a fifth too small."""
+    array, um = visium()
+    spots = dataclasses.replace(placed(array, um, 0.5), spot_diameter_px=diameter_um / 0.5)
+    assert slide_resolution(Sized(None), spots).mpp == pytest.approx(0.5)
+    bare = dataclasses.replace(spots, array_xy=None)
+    assert slide_resolution(Sized(None), bare).mpp is None
 
 
 def test_other_arrays() -> None:

@@ -230,6 +230,36 @@ def test_a_zip_bomb_is_refused_before_it_unpacks(tmp_path: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000
 
 
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_changed_weight_is_refused(tmp_path: Path, state: State, share: float) -> None:
+    """torch itself loads it: the archive's checksums are there, and it does not look."""
+    path = tmp_path / "model.pt"
+    torch.save(state, path)
+    content = bytearray(path.read_bytes())
+    content[int(share * len(content))] ^= 4
+    path.write_bytes(content)
+    torch.load(path, weights_only=True)
+    refuse(path, "does not have its checksum")
+
+
+def test_damaged_safetensors_are_refused(tmp_path: Path, state: State) -> None:
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file({name: t.contiguous() for name, t in state.items()}, path)
+    whole = path.read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    twice = (
+        whole[8 : 8 + size].rstrip()[:-1]
+        + b',"spot_projection.fc.bias":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    )
+    for content in (
+        whole[:-100],
+        (2**60).to_bytes(8, "little") + whole[8:],
+        len(twice).to_bytes(8, "little") + twice + whole[8 + size :],
+    ):
+        path.write_bytes(content)
+        refuse(path)
+
+
 def test_heads_must_divide_the_width(tmp_path: Path, state: State) -> None:
     torch.save(state, tmp_path / "model.pt")
     with pytest.raises(CheckpointError, match="5 heads do not divide"):

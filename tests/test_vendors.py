@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import openslide
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from made_slides import PAD, cut, quick
 from made_vendors import VENDORS, Made
 
+from mclst.runtime.fingerprint import SlideHash
 from mclst.runtime.slide import Slide, open_slide
 
 
@@ -42,6 +44,20 @@ def test_any_rectangle_is_what_was_written(made: tuple[Made, Slide], data: st.Da
     width, height = data.draw(st.integers(1, 250)), data.draw(st.integers(1, 250))
     found = slide.read(x, y, width, height, level=number, pad=PAD)
     np.testing.assert_array_equal(found, cut(pixels, x, y, width, height))
+
+
+def test_every_file_of_a_slide_counts_for_its_hash(tmp_path: Path) -> None:
+    """A level of a DICOM slide, the photographs of a MIRAX: another file than the one that is named."""
+    for name, part in (("DICOM, uncompressed", "level1.dcm"), ("MIRAX", "Data0000.dat")):
+        (tmp_path / name).mkdir()
+        found = VENDORS[name](tmp_path / name)
+        hashes = []
+        for end in (b"", b"more"):
+            with next((tmp_path / name).rglob(part)).open("ab") as file:
+                file.write(end)
+            with SlideHash(found.path) as hashed:
+                hashes.append(hashed.result())
+        assert hashes[0] != hashes[1]
 
 
 def test_every_pixel_equals_openslides(made: tuple[Made, Slide]) -> None:
