@@ -16,11 +16,13 @@ from mclst.benchmarks.cases import CASES, KINDS
 from mclst.benchmarks.chart import retrieval_png
 from mclst.benchmarks.end_to_end_command import end_to_end
 from mclst.benchmarks.limits import Peaks, host_peaks
+from mclst.benchmarks.page_command import page
 from mclst.benchmarks.peers import PEERS
 from mclst.benchmarks.retrieval import NothingToMeasure, measure
 from mclst.benchmarks.systems import systems
 from mclst.benchmarks.tables import show_table, stamp, verdict
 from mclst.benchmarks.tiles import tiles
+from mclst.benchmarks.viewing import viewing
 from mclst.kernels.retriever import PROVIDERS
 from mclst.runtime.command import check_json, command, progress, publish_json, say
 from mclst.runtime.errors import ResourceError
@@ -35,7 +37,7 @@ def main() -> None:
     """Measure mclst on this machine, with its peers in the same run."""
 
 
-for subcommand in (accuracy, end_to_end, systems, tiles):
+for subcommand in (accuracy, end_to_end, page, systems, tiles, viewing):
     main.add_command(subcommand)
 
 

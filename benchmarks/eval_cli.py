@@ -97,10 +97,11 @@ def main(
     """Say what predicted MAPs are worth against measured sections, by the figures of merit of the mclSTExp paper.
 
     Several maps are averaged where they are of different sections, and compared where they are named METHOD=MAP.
-    Writes the table (.csv), the ranking of the genes (.genes.csv) and figures beside the map; the table's path is
-    printed on stdout. The truth is normalised as the map says its expression is.
+    Writes the table (.csv), the ranking of the genes (.genes.csv), figures, and a page of all of it (.html) beside the
+    map; the table's path is printed on stdout. The truth is normalised as the map says its expression is.
     """
     try:
+        from mclst.benchmarks.eval_page import MEANING, eval_page
         from mclst.benchmarks.evaluation import DEFINITIONS, evaluate
     except ImportError as error:
         raise ResourceError(f"{error.name} is not installed; install mclst[eval]") from error
@@ -125,8 +126,12 @@ def main(
     if options["domains"] and options["domains"] > min(len(pair.spot) for pair in pairs):
         raise click.UsageError(f"--domains {options['domains']} is more than a section has spots")
     found = evaluate(pairs, domains=options["domains"], regions=regions, among=among, least=options["least"])
-    for place, content in _contents(found, places, figures):
-        write_whole(place, content)
+    drawn: list[tuple[str, str, bytes]] = []
+    for what, method, content in _contents(found, places, figures):
+        write_whole(places[what, method], content)
+        if what in MEANING:
+            drawn.append((what, method, content))
+    write_whole(places["page", ""], eval_page(found, COLUMNS, drawn, figures))
     _say_found(found, quiet=quiet)
     for line in DEFINITIONS:
         say(f"  {line}", quiet=quiet)
@@ -147,7 +152,7 @@ def _named(text: str) -> tuple[str, Path]:
 
 
 def _places(start: Path, figures: str, methods: list[str], *, with_domains: bool) -> Places:
-    endings = {("table", ""): ".csv", ("ranking", ""): ".genes.csv"}
+    endings = {("table", ""): ".csv", ("ranking", ""): ".genes.csv", ("page", ""): ".html"}
     if len(methods) > 1:
         endings["membership", ""] = ".overlap.csv"
     if figures != "none":
@@ -197,8 +202,8 @@ def _annotation(text: str) -> tuple[str, str]:
     return (section, what) if equals and not Path(text).exists() else ("", text)
 
 
-def _contents(found: Evaluation, places: Places, figures: str) -> Iterator[tuple[Path, bytes]]:
-    """Every file and what goes into it, one at a time."""
+def _contents(found: Evaluation, places: Places, figures: str) -> Iterator[tuple[str, str, bytes]]:
+    """What every file but the page holds, of which method, and its content, one at a time."""
     from mclst.benchmarks import eval_figures as draw
     from mclst.benchmarks import overlap_figures
     from mclst.benchmarks.overlap import membership
@@ -215,12 +220,14 @@ def _contents(found: Evaluation, places: Places, figures: str) -> Iterator[tuple
         "upset": lambda name: overlap_figures.draw_upset(found.overlap, list(sets)),
         "venn": lambda name: overlap_figures.draw_venn(found.overlap, list(sets)),
     }
-    for (what, method), place in places.items():
+    for what, method in places:
+        if what == "page":
+            continue
         made = makers[what](method)
         if isinstance(made, Figure):
-            yield place, draw.content(made, figures)
+            yield what, method, draw.content(made, figures)
         else:
-            yield place, made.to_csv(index=False, float_format="%.6g").encode()
+            yield what, method, made.to_csv(index=False, float_format="%.6g").encode()
 
 
 def _say_found(found: Evaluation, *, quiet: bool) -> None:

@@ -311,6 +311,9 @@ def test_eval_writes_tables_json_and_figures(small: Small, maps: dict[str, Path]
         folder / "e.json",
     )
     assert done.exit_code == 0, done.output
+    page = (folder / "A1.eval.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == page.count("<figure>") > 1
+    assert "Predicted beside measured" in page and "Pearson r per gene" in page
     assert done.stdout == f"{folder / 'A1.eval.csv'}\n"
     found = json.loads((folder / "e.json").read_text())
     table = pd.read_csv(folder / "A1.eval.csv").set_index("section")

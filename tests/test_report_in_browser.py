@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,37 +12,26 @@ import numpy as np
 import pytest
 from made_maps import DIAMETER, HOSTILE, SCALE, Made, made_map
 
+from mclst.benchmarks.browser import find_chromium, open_browser, wait_for_picture
 from mclst.runtime.map_file import open_map
 from mclst.runtime.pictures import COLOURS
 from mclst.runtime.report.slide_page import write_slide_page
 from mclst.runtime.report.viewer import PLACE
 from mclst.runtime.structure import morans_i
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-ARGUMENTS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+pytest.importorskip("playwright", reason="playwright is not installed")
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed; `make browser` does, on Debian"),
+    pytest.mark.skipif(
+        find_chromium() is None, reason="no Chromium is installed; `make browser` does, on Debian"
+    ),
     pytest.mark.skipif(not PLACE.is_file(), reason="OpenSeadragon was not fetched when mclst was installed"),
 ]
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        context = driver.chromium.launch_persistent_context(
-            tmp_path_factory.mktemp("profile"),
-            executable_path=CHROMIUM,
-            args=ARGUMENTS,
-            viewport={"width": 1400, "height": 900},
-            offline=True,
-            accept_downloads=True,
-        )
+def browser() -> Iterator[Any]:
+    with open_browser() as context:
         yield context
-        context.close()
 
 
 class Opened:
@@ -102,11 +89,7 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Any]:
             lambda asked: asked.url.startswith(("file:", "data:", "blob:")) or complaints.append(asked.url),
         )
         page.goto(out.as_uri())
-        # Asked from outside: the page's own policy forbids eval, with which wait_for_function works.
-        for _ in range(200):
-            if page.evaluate("performance.getEntriesByName('first-picture').length") == 1:
-                break
-            page.wait_for_timeout(50)
+        wait_for_picture(page)
         found_page = Opened(page, made)
         found_page.settle()
         return found_page

@@ -74,20 +74,34 @@ def paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>\n"
 
 
-def table(rows: Iterable[Mapping[str, Any]], *, label: str, sortable: bool = False) -> str:
-    """A table of rows with the same keys, its first row's; numbers are set flush right, None and NaN as a dash."""
+def table(
+    rows: Iterable[Mapping[str, Any]], *, label: str, sortable: bool = False, bars: str | None = None
+) -> str:
+    """A table of rows with the same keys, its first row's; numbers are set flush right, None and NaN as a dash.
+
+    bars: a column of numbers from 0 on, each with a bar behind it, the largest as long as its cell.
+    """
     rows = list(rows)
     names = list(rows[0]) if rows else []
     numeric = {
         name for name in names if all(_is_number(row.get(name)) or _is_missing(row.get(name)) for row in rows)
     }
+    longest = max((row[bars] for row in rows if bars in numeric and _is_number(row.get(bars))), default=0)
 
-    def cell(tag: str, name: str, inner: str) -> str:
-        return f"<{tag}{' class=number' if name in numeric else ''}>{inner}</{tag}>"
+    def cell(tag: str, name: str, inner: str, style: str = "") -> str:
+        return f"<{tag}{' class=number' if name in numeric else ''}{style}>{inner}</{tag}>"
+
+    def bar(row: Mapping[str, Any], name: str) -> str:
+        if name != bars or not longest or not _is_number(row.get(name)):
+            return ""
+        share = 100 * row[name] / longest
+        return f' style="background:linear-gradient(90deg,#ded3f3 {share:.1f}%,transparent 0)"'
 
     head = "".join(cell("th", name, escape(name)) for name in names)
     body = "".join(
-        "<tr>" + "".join(cell("td", name, escape(shown(row.get(name)))) for name in names) + "</tr>\n"
+        "<tr>"
+        + "".join(cell("td", name, escape(shown(row.get(name))), bar(row, name)) for name in names)
+        + "</tr>\n"
         for row in rows
     )
     mark = " data-sortable" if sortable else ""
@@ -97,11 +111,12 @@ def table(rows: Iterable[Mapping[str, Any]], *, label: str, sortable: bool = Fal
     )
 
 
-def figure(png: bytes, caption: str) -> str:
-    """A PNG with what it shows."""
-    source = base64.b64encode(png).decode("ascii")
+def figure(content: bytes, caption: str, *, kind: str = "png") -> str:
+    """A picture with what it shows; kind: `png` or `svg`."""
+    source = base64.b64encode(content).decode("ascii")
+    mime = "image/svg+xml" if kind == "svg" else "image/png"
     return (
-        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{source}">'
+        f'<figure><img alt="{escape(caption)}" src="data:{mime};base64,{source}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>\n"
     )
 

@@ -1,0 +1,43 @@
+"""Photographs a report for the README: `python docs/images/report.py C4.html [GENE] [OUT.jpg]`.
+
+The page is one of mclst-report with --truth; it is opened in a Chromium without a window.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from mclst.benchmarks.browser import open_browser, wait_for_picture
+
+WIDTH, HEIGHT, SCALE = 1480, 880, 1.5
+
+
+def photograph(report: Path, gene: str, out: Path) -> None:
+    """Open the page, choose a gene by typing, point at a spot, and save what is seen as a JPEG."""
+    with open_browser(WIDTH, HEIGHT, scale=SCALE) as browser:
+        page = browser.new_page()
+        page.goto(report.absolute().as_uri())
+        wait_for_picture(page)
+        page.get_by_role("combobox", name="Gene").first.fill(gene)
+        page.keyboard.press("Enter")
+        page.get_by_label("Name of a spot").focus()  # so that no list and no frame is in the picture
+        page.wait_for_timeout(800)
+        surface = page.locator("[data-part=surface]").first.bounding_box()
+        page.mouse.move(surface["x"] + 0.6 * surface["width"], surface["y"] + 0.5 * surface["height"])
+        page.evaluate("document.activeElement.blur()")
+        page.wait_for_timeout(300)
+        picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    picture.save(out, "JPEG", quality=82, optimize=True)
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    photograph(
+        Path(given[0]),
+        given[1] if len(given) > 1 else "FASN",
+        Path(given[2] if len(given) > 2 else "report.jpg"),
+    )
