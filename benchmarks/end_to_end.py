@@ -17,6 +17,7 @@ from mclst.benchmarks.stages import NAMES, Stages, of_run
 from mclst.export.parity import compare_expression
 from mclst.runtime.bundle import Bundle
 from mclst.runtime.pipeline import predict
+from mclst.runtime.report.files import Files
 from mclst.runtime.slide import open_slide
 from mclst.sections.section import Spots
 
@@ -25,7 +26,7 @@ PUBLISHED = "published notebook"
 
 
 class Ours:
-    """`mclst-infer` on one setting, from the slide's path to the map on disk; no picture, no report."""
+    """`mclst-infer` on one setting, from the slide's path to the map on disk; no picture, no page, no report."""
 
     def __init__(self, bundle: Bundle, slide: Path, spots: Spots, folder: Path, **how: Any) -> None:
         """how: options of `predict`; `workers` and `batch_size` must be among them."""
@@ -40,7 +41,15 @@ class Ours:
         bundle, path, spots = self._given
         with open_slide(path) as slide:
             run = predict(
-                bundle, slide, spots, self._out, overwrite=True, picture=False, report=False, **self.how
+                bundle,
+                slide,
+                spots,
+                self._out,
+                overwrite=True,
+                picture=False,
+                report=False,
+                files=Files(html=False),
+                **self.how,
             )
         self.stages.append(of_run(run.seconds, workers=self.how["workers"]))
         self.streams.append(run.seconds["stream"])
