@@ -108,7 +108,9 @@ class DeviceStages:
         self._outputs = [self._reserve(batch * self._row_bytes) for _ in range(slots)]
         for address in self._inputs:
             device.zero(address, batch * self._tile_bytes, self._up)
-        device.reach(self._recorded(self._up))
+        zeroed = self._recorded(self._up)
+        device.reach(zeroed)
+        self._spare.append(zeroed)
         size = group_rows * self._row_bytes
         if self._on_device:
             self._groups = [self._reserve(size) for _ in range(self.groups)]

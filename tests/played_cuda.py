@@ -1,0 +1,349 @@
+"""A CUDA driver and a TensorRT played on the host: streams that run late and beside each other, events, graphs.
+
+Device memory is host memory. A stream does its work in order, and only when somebody asks for something; which stream goes
+on next is up to chance. Every call must be one of the real cuda-bindings, with as many values, under the device's context.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+from cuda.bindings import driver as real
+from numpy.typing import NDArray
+
+WEIGHTS = np.random.default_rng(7).integers(-5, 6, (4 * 4 * 3, 3)).astype(np.float32)
+"""Of the played encoder, from tiles of 4 px; whole numbers, so that sums are exact."""
+
+
+def encoded(tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return (tiles.reshape(len(tiles), -1).astype(np.float32) @ WEIGHTS).astype(np.float32)
+
+
+class Status(int):
+    name = "CUDA_SUCCESS"
+
+
+def status(name: str, number: int) -> Status:
+    made = Status(number)
+    made.name = name
+    return made
+
+
+OK, NOT_READY = status("CUDA_SUCCESS", 0), status("CUDA_ERROR_NOT_READY", 600)
+NO_MEMORY = status("CUDA_ERROR_OUT_OF_MEMORY", 2)
+
+
+@dataclass(eq=False)
+class Record:
+    """An event as it was recorded once."""
+
+    at: float = -1.0
+
+
+@dataclass(eq=False)
+class Event:
+    record: Record | None = None
+
+
+@dataclass
+class Stream:
+    work: deque[Callable[[], bool]] = field(default_factory=deque)
+    captured: list[Callable[[], bool]] | None = None
+
+
+class PlayedDriver(ModuleType):
+    """`cuda.bindings.driver`."""
+
+    def __init__(self, seed: int = 0, fails: dict[str, str] | None = None) -> None:
+        super().__init__("cuda.bindings.driver")
+        self.chance, self.fails, self.time = np.random.default_rng(seed), fails or {}, 0.0
+        self.depth = 0
+        self.room = 1 << 40
+        self.held: dict[int, Any] = {}
+        self.streams: dict[int, Stream] = {}
+        self.events: set[Event] = set()
+        self.graphs = 0
+        self.launched = 0
+        self.most_waiting = 0
+        self.CUresult = SimpleNamespace(CUDA_ERROR_OUT_OF_MEMORY=NO_MEMORY, CUDA_ERROR_NOT_READY=NOT_READY)
+        self.CUdevice_attribute = real.CUdevice_attribute
+        self.CUstreamCaptureMode = real.CUstreamCaptureMode
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("cu"):
+            raise AttributeError(name)
+        return lambda *arguments: self.answer(name, *arguments)
+
+    def answer(self, name: str, *arguments: Any) -> tuple[Any, ...]:
+        doc = getattr(real, name).__doc__.split("\n")[0]
+        inside = doc[doc.index("(") + 1 : doc.rindex(")")]
+        assert len(arguments) == (inside.count(",") + 1 if inside else 0), f"{name} takes ({inside})"
+        if name.startswith(("cuMem", "cuStream", "cuEvent", "cuGraph")):
+            assert self.depth == 1, f"{name} without the context"
+        if name in self.fails:
+            return (status(self.fails[name], 700),)
+        found = getattr(self, f"play_{name}")(*arguments)
+        return found if isinstance(found, tuple) else (OK,) if found is None else (OK, found)
+
+    # --- the device ---
+
+    def play_cuInit(self, flags: int) -> None: ...
+
+    def play_cuDeviceGetCount(self) -> int:
+        return 1
+
+    def play_cuDeviceGet(self, number: int) -> int:
+        return number
+
+    def play_cuDevicePrimaryCtxRetain(self, device: int) -> int:
+        return 1
+
+    def play_cuDeviceGetAttribute(self, attribute: Any, device: int) -> int:
+        names = {"COMPUTE_CAPABILITY_MAJOR": 8, "COMPUTE_CAPABILITY_MINOR": 6, "MULTIPROCESSOR_COUNT": 3}
+        return names[attribute.name.removeprefix("CU_DEVICE_ATTRIBUTE_")]
+
+    def play_cuDeviceGetName(self, length: int, device: int) -> bytes:
+        return b"Made-up RTX".ljust(length, b"\0")
+
+    def play_cuDriverGetVersion(self) -> int:
+        return 13000
+
+    def play_cuCtxPushCurrent(self, context: int) -> None:
+        self.depth += 1
+
+    def play_cuCtxPopCurrent(self) -> int:
+        self.depth -= 1
+        return 1
+
+    # --- memory ---
+
+    def take(self, nbytes: int) -> Any:
+        if nbytes > self.room:
+            return (NO_MEMORY,)
+        memory = ctypes.create_string_buffer(b"\x99" * nbytes, nbytes)
+        self.held[ctypes.addressof(memory)] = memory
+        self.room -= nbytes
+        return ctypes.addressof(memory)
+
+    def give(self, address: int) -> None:
+        self.room += len(self.held.pop(address))
+
+    play_cuMemAlloc, play_cuMemFree, play_cuMemFreeHost = take, give, give
+
+    def play_cuMemHostAlloc(self, nbytes: int, flags: int) -> Any:
+        return self.take(nbytes)
+
+    def play_cuMemGetInfo(self) -> tuple[Any, ...]:
+        return OK, self.room, 1 << 40
+
+    def move(self, to: int, source: int, nbytes: int, stream: int) -> None:
+        self.put(stream, lambda: ctypes.memmove(to, source, nbytes))
+
+    play_cuMemcpyHtoDAsync = play_cuMemcpyDtoHAsync = play_cuMemcpyDtoDAsync = move
+
+    def play_cuMemsetD8Async(self, to: int, value: int, nbytes: int, stream: int) -> None:
+        self.put(stream, lambda: ctypes.memset(to, value, nbytes))
+
+    # --- streams, events, graphs ---
+
+    def put(self, stream: int, run: Callable[[], Any], ready: Callable[[], bool] = lambda: True) -> None:
+        def work() -> bool:
+            if not ready():
+                return False
+            self.time += 1
+            run()
+            return True
+
+        there = self.streams[stream]
+        if there.captured is not None:
+            there.captured.append(work)
+        else:
+            there.work.append(work)
+            self.most_waiting = max(self.most_waiting, sum(len(s.work) for s in self.streams.values()))
+
+    def go_on(self, steps: int) -> None:
+        for _ in range(steps):
+            busy = [stream for stream in self.streams.values() if stream.work]
+            if not busy:
+                return
+            stream = busy[self.chance.integers(len(busy))]
+            if stream.work[0]():
+                stream.work.popleft()
+
+    def play_cuStreamCreate(self, flags: int) -> int:
+        assert flags == 1, "a stream that waits for the default one"
+        number = 1000 + len(self.streams)
+        self.streams[number] = Stream()
+        return number
+
+    def play_cuStreamDestroy(self, stream: int) -> None:
+        assert not self.streams.pop(stream).work
+
+    def play_cuStreamSynchronize(self, stream: int) -> None:
+        self.until(lambda: not self.streams[stream].work)
+
+    def until(self, reached: Callable[[], bool]) -> None:
+        for _ in range(100_000):
+            if reached():
+                return
+            self.go_on(1)
+        raise AssertionError("the device hangs")
+
+    def play_cuEventCreate(self, flags: int) -> Event:
+        assert flags == 0, "an event without its time"
+        event = Event()
+        self.events.add(event)
+        return event
+
+    def play_cuEventDestroy(self, event: Event) -> None:
+        self.events.remove(event)
+
+    def play_cuEventRecord(self, event: Event, stream: int) -> None:
+        record = event.record = Record()
+
+        def reach() -> None:
+            record.at = self.time
+
+        self.put(stream, reach)
+
+    def play_cuStreamWaitEvent(self, stream: int, event: Event, flags: int) -> None:
+        record = event.record
+        assert record is not None
+        self.put(stream, lambda: None, lambda: record.at >= 0)
+
+    def play_cuEventQuery(self, event: Event) -> Any:
+        self.go_on(int(self.chance.integers(3)))
+        assert event.record is not None
+        return None if event.record.at >= 0 else (NOT_READY,)
+
+    def play_cuEventSynchronize(self, event: Event) -> None:
+        record = event.record
+        assert record is not None
+        self.until(lambda: record.at >= 0)
+
+    def play_cuEventElapsedTime(self, start: Event, end: Event) -> float:
+        assert start.record is not None and end.record is not None
+        assert 0 <= start.record.at <= end.record.at
+        return end.record.at - start.record.at
+
+    def play_cuStreamBeginCapture(self, stream: int, mode: Any) -> None:
+        self.streams[stream].captured = []
+
+    def play_cuStreamEndCapture(self, stream: int) -> Any:
+        captured, self.streams[stream].captured = self.streams[stream].captured, None
+        return (captured,) if captured is None else (OK, captured)
+
+    def play_cuGraphInstantiate(self, graph: list[Any], flags: int) -> list[Any]:
+        self.graphs += 1
+        return list(graph)
+
+    def play_cuGraphDestroy(self, graph: list[Any]) -> None:
+        graph.clear()
+
+    def play_cuGraphExecDestroy(self, graph: list[Any]) -> None:
+        self.graphs -= 1
+        graph.clear()
+
+    def play_cuGraphLaunch(self, graph: list[Any], stream: int) -> None:
+        self.launched += 1
+        assert graph, "a graph that was given back"
+        for work in list(graph):
+            self.streams[stream].work.append(work)
+
+
+class PlayedTensorRT(ModuleType):
+    """`tensorrt`, or `tensorrt_rtx_bindings`, with an engine of the played encoder for up to 8 tiles."""
+
+    __version__ = "10.3.0"
+
+    def __init__(self, driver: PlayedDriver, fails: str = "") -> None:
+        super().__init__("tensorrt")
+        self.driver, self.fails = driver, fails
+        self.deserialized: list[bytes] = []
+        self.executed = 0
+        self.DataType = SimpleNamespace(UINT8="uint8", FLOAT="float")
+        self.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
+        self.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
+        played = self
+
+        class Logger:
+            ERROR = 2
+
+            def __init__(self, severity: int) -> None: ...
+
+        class Runtime:
+            def __init__(self, log: Logger) -> None:
+                assert driver.depth == 1
+
+            def deserialize_cuda_engine(self, plan: bytes) -> Any:
+                played.deserialized.append(plan)
+                return None if played.fails == "deserialize" else PlayedEngine(played)
+
+        self.Logger, self.Runtime = Logger, Runtime
+
+
+class PlayedEngine:
+    num_io_tensors = 2
+
+    def __init__(self, trt: PlayedTensorRT) -> None:
+        self.trt = trt
+
+    def get_tensor_name(self, index: int) -> str:
+        return ("tiles", "embedding")[index]
+
+    def get_tensor_dtype(self, name: str) -> str:
+        return {"tiles": "uint8", "embedding": "float"}[name]
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return {"tiles": (-1, 4, 4, 3), "embedding": (-1, 3)}[name]
+
+    def create_runtime_config(self) -> Any:
+        return SimpleNamespace(
+            cuda_graph_strategy="none", dynamic_shapes_kernel_specialization_strategy="lazy"
+        )
+
+    def create_execution_context(self, config: Any = None) -> Any:
+        if config is not None:
+            assert config.cuda_graph_strategy == "whole"
+            assert config.dynamic_shapes_kernel_specialization_strategy == "eager"
+        return PlayedContext(self.trt)
+
+
+class PlayedContext:
+    def __init__(self, trt: PlayedTensorRT) -> None:
+        self.trt, self.batch, self.address = trt, 0, dict[str, int]()
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert name == "tiles" and shape[1:] == (4, 4, 3)
+        self.batch = shape[0]
+        return self.batch <= 8
+
+    def infer_shapes(self) -> list[str]:
+        return []
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return {"embedding": (self.batch, 3)}[name]
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.address[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        self.trt.executed += 1
+        if self.trt.fails == "execute":
+            return False
+        source, to, n = self.address["tiles"], self.address["embedding"], self.batch
+
+        def run() -> None:
+            tiles = np.ctypeslib.as_array((ctypes.c_uint8 * (n * 48)).from_address(source))
+            found = encoded(tiles.reshape(n, 4, 4, 3).copy())
+            ctypes.memmove(to, found.ctypes.data, found.nbytes)
+
+        self.trt.driver.put(stream, run)
+        return True
