@@ -267,6 +267,7 @@ class PlayedTensorRT(ModuleType):
         self.driver, self.fails = driver, fails
         self.deserialized: list[bytes] = []
         self.executed = 0
+        self.ComputeCapability = SimpleNamespace(__members__={"SM89": 0})
         self.DataType = SimpleNamespace(UINT8="uint8", FLOAT="float")
         self.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
         self.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
