@@ -11,7 +11,6 @@ import pytest
 import scipy.special
 import torch
 from click.testing import CliRunner
-from PIL import Image
 from small import GENES, Small
 from systems_small import set_apart
 
@@ -23,7 +22,6 @@ from mclst.runtime.bundle import open_bundle
 from mclst.runtime.cli import main
 from mclst.runtime.errors import CheckpointError
 from mclst.runtime.session import open_session
-from mclst.sections.spots import read_spots
 
 TILE_PX = 32
 
@@ -108,17 +106,6 @@ def test_the_bank_is_each_spot_on_its_own(network: Bleep, bundle: Path, small: S
     assert np.abs(bank.embedding - embedding).max() < 1e-4
 
 
-@pytest.mark.parametrize("n", [1, 7, 184])
-def test_graph_equals_network(network: Bleep, bundle: Path, n: int) -> None:
-    tiles = np.random.default_rng(n).integers(0, 256, (n, TILE_PX, TILE_PX, 3), dtype=np.uint8)
-    with torch.no_grad():
-        # By hand: OpenCV's channel order, no scaling.
-        pixels = torch.from_numpy(tiles[..., ::-1].copy()).permute(0, 3, 1, 2).float()
-        expected = network.encode_tiles(pixels).numpy()
-    found = open_session(bundle / "encoder.onnx", "cpu").encode(tiles)
-    assert np.abs(found - expected).max() < 1e-4 * max(1, np.abs(expected).max())
-
-
 def test_the_later_preprocessing_is_an_option(
     network: Bleep, ckpt: Path, small: Small, tmp_path: Path
 ) -> None:
@@ -150,31 +137,6 @@ def test_from_bundle_to_map(bundle: Path, small: Small, tmp_path: Path) -> None:
     assert (found.obs["effective_k"] == 9).all()  # a plain mean of nine
     assert found.X.min() >= bank.expression.min() and found.X.max() <= bank.expression.max()
     assert found.uns["mclst"]["bundle"]["system"] == "bleep"
-
-
-def test_a_real_section(network: Bleep, bundle: Path, her2st: Path, tmp_path: Path) -> None:
-    """Section C4 of 92 megapixels: tiles cut by hand, torch, and the nine nearest by cosine in float64."""
-    slide, spots = her2st / "images" / "C4.jpg", her2st / "spots" / "C4_selection.tsv"
-    words = [str(slide), "--spots", str(spots), "--bundle", str(bundle), "--out", str(tmp_path / "map.h5ad")]
-    done = CliRunner().invoke(main, [*words, "--no-picture", "-q", "--max-bad-tiles", "0"])
-    assert done.exit_code == 0, done.output
-    found = anndata.read_h5ad(tmp_path / "map.h5ad").X
-    picture, half = np.asarray(Image.open(slide).convert("RGB")), TILE_PX // 2
-    corners = np.floor(read_spots(spots).xy_px).astype(int) - half
-    tiles = np.stack([picture[y : y + TILE_PX, x : x + TILE_PX, ::-1] for x, y in corners])
-    with torch.no_grad():
-        query = network.encode_tiles(torch.from_numpy(tiles).permute(0, 3, 1, 2).float()).double().numpy()
-    bank = open_bundle(bundle).bank
-    keys = bank.embedding.astype(np.float64)
-    cosine = (query / np.linalg.norm(query, axis=1)[:, None]) @ (
-        keys / np.linalg.norm(keys, axis=1)[:, None]
-    ).T
-    nearest = np.argsort(-cosine, axis=1)
-    ninth, tenth = (np.take_along_axis(cosine, nearest[:, i : i + 1], 1)[:, 0] for i in (8, 9))
-    clear = ninth - tenth > 1e-5
-    expected = bank.expression[nearest[:, :9]].mean(1)
-    assert found.shape == (187, GENES) and clear.mean() > 0.9
-    assert np.abs(found[clear] - expected[clear]).max() < 1e-5
 
 
 def test_settings_of_a_spot_encoder_do_not_apply(ckpt: Path, small: Small, tmp_path: Path) -> None:

@@ -176,18 +176,6 @@ def test_from_checkpoint_to_map(bundled: tuple[str, Any, Path], small: Small) ->
     assert said["system"] == name and said["kind"] == ("regression" if name == "stnet" else "sequence")
 
 
-def test_a_real_section(bundled: tuple[str, Any, Path], her2st: Path) -> None:
-    """Section C4 of 92 megapixels, all its 187 spots."""
-    name, network, folder = bundled
-    slide, spots = her2st / "images" / "C4.jpg", her2st / "spots" / "C4_selection.tsv"
-    done = infer(folder, slide, spots, "-q", "--overwrite", "--max-bad-tiles", "0")
-    assert done.exit_code == 0, done.output
-    found = anndata.read_h5ad(folder / "map.h5ad")
-    expected = expected_map(name, network, slide, spots)
-    assert found.shape == (187, GENES)
-    assert np.abs(found.X - expected).max() < 1e-4 * max(1, float(np.abs(expected).max()))
-
-
 def test_an_unreadable_tile_is_left_out_of_the_sequence(
     bundled: tuple[str, Any, Path], small: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
