@@ -48,7 +48,7 @@ OPTIONS = (
         "--system",
         type=click.Choice(("mclstexp", "bleep")),
         default="mclstexp",
-        help="What to train; bleep has its own published defaults (below).",
+        help="What to train; bleep has its own published defaults (above).",
     ),
     click.option(
         "--encoder",
