@@ -18,6 +18,7 @@ from mclst.benchmarks.end_to_end_command import end_to_end
 from mclst.benchmarks.limits import Peaks, host_peaks
 from mclst.benchmarks.page_command import page
 from mclst.benchmarks.peers import PEERS
+from mclst.benchmarks.precision import precision
 from mclst.benchmarks.retrieval import NothingToMeasure, measure
 from mclst.benchmarks.systems import systems
 from mclst.benchmarks.tables import show_table, stamp, verdict
@@ -37,7 +38,7 @@ def main() -> None:
     """Measure mclst on this machine, with its peers in the same run."""
 
 
-for subcommand in (accuracy, end_to_end, page, systems, tiles, viewing):
+for subcommand in (accuracy, end_to_end, page, precision, systems, tiles, viewing):
     main.add_command(subcommand)
 
 

@@ -20,8 +20,9 @@ from mclst.export.checkpoint import Checkpoint, open_checkpoint
 from mclst.export.direct import write_direct
 from mclst.export.engines import EngineBuilder, EngineWishes
 from mclst.export.graph import write_graph
-from mclst.export.parity import Tiles, prove
-from mclst.export.parity_tiles import made_up_tiles, real_tiles
+from mclst.export.parity import Tiles, compare_export, encode_with_checkpoint, prove
+from mclst.export.parity_tiles import made_up_tiles, real_tiles, slide_tiles
+from mclst.export.precisions import FP32_ALONE, Precisions, add_precisions, judge_fp32
 from mclst.export.references import (
     Genes,
     Pictured,
@@ -33,7 +34,7 @@ from mclst.export.references import (
 )
 from mclst.runtime.bank import bank_bytes
 from mclst.runtime.bundle import BANK, ENCODER, PARITY, Bundle, BundleDraft
-from mclst.runtime.errors import CheckpointError, ReferenceDataError
+from mclst.runtime.errors import CheckpointError, ReferenceDataError, SlideError
 from mclst.runtime.manifest import Settings
 from mclst.runtime.publish import write_whole
 from mclst.runtime.session import open_session
@@ -67,6 +68,7 @@ def export_bundle(
     overwrite: bool = False,
     parity_tiles: int = 64,
     engines: EngineWishes | None = None,
+    precisions: Precisions = FP32_ALONE,
     say: Callable[[str], None] = lambda text: None,
 ) -> Bundle:
     """Export `ckpt` to the folder `out`; nothing is left there when anything fails.
@@ -74,12 +76,15 @@ def export_bundle(
     system: its name, in place of recognising it. references: of a retrieval system, what its bank is made of.
     sections: names and ranges ("A2-G3,H1") over the sorted names of what the references hold, None for all.
     hold_out: names left out of the bank. genes: file with the model's gene names in order.
-    change: overrides of the checkpoint's own settings, or of its system's published defaults. engines: which to build;
-    None for none.
-    Raises CheckpointError, ReferenceDataError, SectionError, ParityError, OutputError; ResourceError where what builds
-    engines is missing.
+    change: overrides of the checkpoint's own settings, or of its system's published defaults. precisions: graphs to
+    write beside the fp32 one. engines: which to build of all of them; None for none.
+    Raises CheckpointError, ReferenceDataError, SectionError, SlideError, ParityError, OutputError; ResourceError where
+    what builds engines is missing.
     """
     out = Path(out)
+    for path in precisions.calibration:
+        if not path.is_file():
+            raise SlideError(f"{path} is not a file; give a slide with --calibration")
     builder = None if engines is None else EngineBuilder(engines)
     with BundleDraft(out, overwrite=overwrite) as draft:
         checkpoint = open_checkpoint(ckpt, system)
@@ -92,15 +97,24 @@ def export_bundle(
             reference = _reference(
                 checkpoint, [Path(p) for p in references], sections, hold_out, genes, settings, say
             )
-            fields = _write_retrieval(draft.part, checkpoint, settings, reference, parity_tiles, say)
+            fields = _write_retrieval(
+                draft.part, checkpoint, settings, reference, parity_tiles, precisions, say
+            )
         else:
             if references or sections or hold_out:
                 raise ReferenceDataError(
                     f"{checkpoint.path} is {checkpoint.system.title}, whose expression comes from the network and not "
                     "from reference sections; leave --reference, --sections and --hold-out out"
                 )
+            if precisions.limits.overlap is not None or precisions.limits.cosine is not None:
+                raise CheckpointError(
+                    f"{checkpoint.path} is {checkpoint.system.title}, which has no bank whose neighbours could overlap; "
+                    "leave --min-overlap and --min-cosine out, --min-pearson judges it"
+                )
             names = listed_genes(checkpoint, None if genes is None else Path(genes))
-            fields = write_direct(draft.part, checkpoint, settings, names.names, parity_tiles, say)
+            fields = write_direct(
+                draft.part, checkpoint, settings, names.names, parity_tiles, precisions, say
+            )
             fields["genes_from"] = names.source
         if builder is not None:
             builder.build(draft.part, say)
@@ -113,6 +127,7 @@ def _write_retrieval(
     settings: Settings,
     reference: Reference,
     parity_tiles: int,
+    precisions: Precisions,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Bank, graph and their proof; the manifest's fields for them."""
@@ -132,9 +147,19 @@ def _write_retrieval(
     say(f"tracing {checkpoint.encoder} to ONNX")
     network = checkpoint.network(heads=settings.heads if "heads" in checkpoint.system.applies else None)
     write_graph(network, settings.tile, settings.preprocessing, folder / ENCODER)
-    tiles = _parity_tiles(checkpoint, reference, settings, parity_tiles, say)
-    say(f"proving parity on {len(tiles.pixels)} tiles of {tiles.source}")
-    parity = prove(network, open_session(folder / ENCODER, "cpu"), tiles, bank, settings)
+    tiles, calibration = _parity_tiles(checkpoint, reference, settings, parity_tiles, precisions, say)
+    say(f"proving parity on {tiles}")
+    expected = encode_with_checkpoint(network, tiles.pixels, settings)
+    parity = prove(expected, open_session(folder / ENCODER, "cpu"), tiles, bank, settings)
+    parity = judge_fp32(parity, precisions, tiles)
+    parity["precisions"] = add_precisions(
+        folder,
+        precisions,
+        calibration,
+        tiles,
+        lambda encoder, _: compare_export(expected, open_session(encoder, "cpu"), tiles, bank, settings),
+        say,
+    )
     write_whole(folder / PARITY, (json.dumps(parity, indent=2, allow_nan=False) + "\n").encode())
     parts = settings.model_dump(mode="json")
     fields = {
@@ -235,8 +260,21 @@ def _reference(
 
 
 def _parity_tiles(
-    checkpoint: Checkpoint, reference: Reference, settings: Settings, count: int, say: Callable[[str], None]
-) -> Tiles:
+    checkpoint: Checkpoint,
+    reference: Reference,
+    settings: Settings,
+    count: int,
+    precisions: Precisions,
+    say: Callable[[str], None],
+) -> tuple[Tiles, Tiles | None]:
+    """Tiles to prove parity on and, where int8 is asked for and there are any, others to calibrate on."""
+    more = precisions.calibration_tiles
+    slides = (
+        slide_tiles(precisions.calibration, settings.tile, more)
+        if precisions.calibrated and precisions.calibration
+        else None
+    )
+    share = 2 if precisions.calibrated and slides is None else 1
     carried, size = checkpoint.carried.get("tiles"), settings.tile.size_px
     if (
         isinstance(carried, Tensor)
@@ -244,8 +282,14 @@ def _parity_tiles(
         and len(carried)
         and carried.shape[1:] == (size, size, 3)
     ):
-        return Tiles(carried[:count].numpy(), "the training sections, carried in the checkpoint")
-    return real_tiles(reference.pictured, settings.tile, count, say) or made_up_tiles(settings.tile, count)
+        source = "the training sections, carried in the checkpoint"
+        tiles = Tiles(carried[::share][:count].numpy(), source)
+        rest = Tiles(carried[1::2][:more].numpy(), source) if len(carried) > 1 else None
+        return tiles, slides or rest
+    found = real_tiles(reference.pictured, settings.tile, count, say)
+    if found and precisions.calibrated and slides is None:
+        slides = real_tiles(reference.pictured, settings.tile, more, lambda text: None, without=found)
+    return found or made_up_tiles(settings.tile, count), slides
 
 
 def _fields(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:

@@ -11,13 +11,27 @@ from typing import Any
 import click
 
 from mclst.kernels.spec import DISTANCES, RANKS, WEIGHTINGS
-from mclst.runtime.bundle import Bundle
+from mclst.runtime.bundle import PRECISIONS, Bundle
 from mclst.runtime.command import Bytes, Finite, Numbers, check_json, command, publish_json, say, table
 from mclst.runtime.errors import ResourceError
 from mclst.runtime.tensorrt_library import FLAVOURS
 from mclst.sections.normalise import NORMALISATIONS
 
 PATH = click.Path(path_type=Path)
+
+
+class PrecisionList(click.ParamType[tuple[str, ...]]):
+    """Precisions with commas between."""
+
+    name = "|".join(PRECISIONS)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text → tuple of precisions; anything else is wrong usage."""
+        found = tuple(part.strip() for part in str(value).split(","))
+        for part in found:
+            if part not in PRECISIONS:
+                self.fail(f"{part!r} is none of {', '.join(PRECISIONS)}", param, ctx)
+        return found
 
 
 def _change(options: dict[str, Any]) -> dict[str, Any]:
@@ -154,6 +168,46 @@ def _change(options: dict[str, Any]) -> dict[str, Any]:
     help="Which neighbours the graph drops for their distance.  [default: grid for Hist2ST, none for THItoGene]",
 )
 @click.option(
+    "--precision",
+    "wanted",
+    type=PrecisionList(),
+    multiple=True,
+    help="Graphs to write beside the fp32 one, such as fp16,int8; repeatable.  [default: fp32 alone]",
+)
+@click.option(
+    "--calibration",
+    type=PATH,
+    multiple=True,
+    metavar="SLIDE",
+    help="Slide whose tissue calibrates int8; repeatable.  [default: the reference's own tiles]",
+)
+@click.option(
+    "--calibration-tiles", type=click.IntRange(2, 4096), default=64, help="Tiles that int8 is calibrated on."
+)
+@click.option(
+    "--calibration-method",
+    "method",
+    type=click.Choice(("percentile", "entropy")),
+    default="percentile",
+    help="How int8 cuts an activation's range: at 99.99 % of its values, or by least KL divergence.",
+)
+@click.option(
+    "--min-pearson",
+    type=Finite(-1, 1),
+    help="Least mean Pearson r per gene between export and checkpoint.  "
+    "[default: fp16 0.998, bf16 0.995, int8 0.985]",
+)
+@click.option(
+    "--min-overlap",
+    type=Finite(0, 1),
+    help="Least mean overlap of the 50 nearest reference spots.  [default: fp16 0.98, bf16 0.93, int8 0.85]",
+)
+@click.option(
+    "--min-cosine",
+    type=Finite(-1, 1),
+    help="Least cosine between the embeddings of a tile.  [default: fp16 0.999, bf16 0.99, int8 0.98]",
+)
+@click.option(
     "--parity-tiles",
     type=click.IntRange(4, 4096),
     default=64,
@@ -208,6 +262,13 @@ def main(
     sections: str | None,
     hold_out: tuple[str, ...],
     genes: Path | None,
+    wanted: tuple[tuple[str, ...], ...],
+    calibration: tuple[Path, ...],
+    calibration_tiles: int,
+    method: Any,
+    min_pearson: float | None,
+    min_overlap: float | None,
+    min_cosine: float | None,
     parity_tiles: int,
     engine: str,
     max_batch: int,
@@ -224,17 +285,25 @@ def main(
     """Turn a trained checkpoint into a bundle that mclst-infer runs.
 
     Traces the image encoder to ONNX with its preprocessing inside, encodes the reference sections into the bank,
-    proves that the export gives what the checkpoint gives, and writes it all to one folder, or nothing.
+    proves that the export gives what the checkpoint gives, and writes it all to one folder, or nothing. With
+    --precision the graph is also written in half precision or int8, each held to what it must keep of the expression.
 
     The system is recognised: mclSTExp and BLEEP take a --reference, ST-Net, HisToGene, Hist2ST and THItoGene the names
     of their --genes. The defaults shown are those of the published mclSTExp HER2+ scripts; another system has its own
     published ones, and a checkpoint trained by mclst brings its own.
     """
-    check_json(json_path, overwrite=overwrite, inputs=(ckpt, *references, genes), outputs=(out,))
+    check_json(
+        json_path, overwrite=overwrite, inputs=(ckpt, *references, *calibration, genes), outputs=(out,)
+    )
+    asked = tuple(precision for some in wanted for precision in some)
+    if calibration and "int8" not in asked:
+        raise click.UsageError("--calibration belongs to --precision int8")
     _check_engine_options(engine, targets, timing_cache, version_compatible or hardware_compatible)
     try:
         from mclst.export.bundling import export_bundle
         from mclst.export.engines import EngineWishes
+        from mclst.export.gate import Gate
+        from mclst.export.precisions import Precisions
     except ImportError as error:
         raise ResourceError(f"{error.name} is not installed; install mclst[export,cpu]") from error
     wishes = EngineWishes(
@@ -257,6 +326,9 @@ def main(
         change=_change(options),
         overwrite=overwrite,
         parity_tiles=parity_tiles,
+        precisions=Precisions(
+            asked, calibration, calibration_tiles, method, Gate(min_cosine, min_overlap, min_pearson)
+        ),
         engines=None if engine == "none" else wishes,
         say=lambda text: say(text, quiet=quiet),
     )
@@ -316,7 +388,20 @@ def _summary(bundle: Bundle, parity: dict[str, Any]) -> list[tuple[str, Any]]:
     tiles = f"{parity['tiles']['count']} tiles of {parity['tiles']['source']}"
     apart = f"{embedding}expression within {parity['expression']['max_abs']:.1e}"
     rows.append(("parity", f"{apart} of the checkpoint on {tiles}"))
+    rows += [(name, _kept(found)) for name, found in parity["precisions"].items()]
     return rows
+
+
+def _kept(found: dict[str, Any]) -> str:
+    """What a precision kept of the checkpoint, in a line."""
+    r = found["expression"]["pearson_per_gene_mean"]
+    parts = ["Pearson r per gene " + ("undefined" if r is None else f"{r:.5f}")]
+    if "neighbours" in found:
+        overlap, cosine = found["neighbours"]["overlap_at_50"], found["embedding"]["cosine_min"]
+        parts += [f"overlap of the 50 nearest {overlap:.3f}", f"cosine at least {cosine:.5f}"]
+    if "measured" in found:
+        parts.append(f"r against the measured {found['measured']['change']:+.5f}")
+    return ", ".join(parts)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,16 @@ from torch import nn
 
 from mclst.export.checkpoint import Checkpoint
 from mclst.export.graph import write_graph
-from mclst.export.parity import encode_with_checkpoint, encode_with_export, prove_expression
-from mclst.export.parity_tiles import made_up_tiles
+from mclst.export.parity import (
+    Tiles,
+    check_finite,
+    compare_expression,
+    encode_with_checkpoint,
+    encode_with_export,
+    prove_expression,
+)
+from mclst.export.parity_tiles import made_up_tiles, slide_tiles
+from mclst.export.precisions import Precisions, add_precisions, judge_fp32
 from mclst.export.sequence import write_sequence
 from mclst.runtime.bundle import ENCODER, GENES, PARITY, SEQUENCE
 from mclst.runtime.manifest import Sequence, Settings
@@ -31,9 +39,12 @@ def write_direct(
     settings: Settings,
     genes: NDArray[np.str_],
     parity_tiles: int,
+    precisions: Precisions,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Write the files of a regression or sequence bundle into `folder`; the manifest's fields for them.
+
+    Parity is proved on tiles of the slides that calibrate int8 where any are given, else on made-up ones.
 
     Raises CheckpointError where a part cannot be traced, ParityError where graph and checkpoint differ.
     """
@@ -47,19 +58,41 @@ def write_direct(
     if sequence:
         say("tracing the part that sees the whole slide")
         write_sequence(network, checkpoint.traits, sequence.graph, folder / SEQUENCE)
-    tiles = made_up_tiles(settings.tile, parity_tiles)
-    say(f"proving parity on {len(tiles.pixels)} tiles of {tiles.source}")
+    tiles, calibration = _tiles(settings, parity_tiles, precisions)
+    say(f"proving parity on {tiles}")
     expected = encode_with_checkpoint(network, tiles.pixels, settings)
-    session = open_session(folder / ENCODER, "cpu")
-    exported = encode_with_export(session, tiles.pixels)
+    side = int(np.ceil(np.sqrt(len(expected))))
+    array_xy = np.stack([np.arange(len(expected)) % side, np.arange(len(expected)) // side], 1)
     if sequence:
-        side = int(np.ceil(np.sqrt(len(expected))))
-        array_xy = np.stack([np.arange(len(expected)) % side, np.arange(len(expected)) // side], 1)
         expected = express_with_checkpoint(network, expected, array_xy, sequence)
-        exported = SequenceSession(folder / SEQUENCE, sequence, "cpu").express(exported, array_xy)
-    parity = prove_expression(expected, exported, tiles, session.provider)
+
+    def express(encoder: Path, part: Path | None) -> NDArray[np.float32]:
+        found = encode_with_export(open_session(encoder, "cpu"), tiles.pixels)
+        if part is None or sequence is None:
+            return found
+        return SequenceSession(part, sequence, "cpu").express(found, array_xy)
+
+    def compare(encoder: Path, part: Path | None) -> dict[str, Any]:
+        found = express(encoder, part)
+        check_finite(tiles, expected, found)
+        return {"expression": compare_expression(expected, found)}
+
+    found = express(folder / ENCODER, folder / SEQUENCE if sequence else None)
+    parity = judge_fp32(prove_expression(expected, found, tiles, "cpu"), precisions, tiles)
+    parity["precisions"] = add_precisions(folder, precisions, calibration, tiles, compare, say)
     write_whole(folder / PARITY, (json.dumps(parity, indent=2, allow_nan=False) + "\n").encode())
     return {"sequence": sequence.model_dump(mode="json")} if sequence else {}
+
+
+def _tiles(settings: Settings, count: int, precisions: Precisions) -> tuple[Tiles, Tiles | None]:
+    """Tiles to prove parity on, and others to calibrate on where int8 is asked for and a slide is given."""
+    if not precisions.calibration:
+        return made_up_tiles(settings.tile, count), None
+    found = slide_tiles(precisions.calibration, settings.tile, count + precisions.calibration_tiles)
+    order = np.random.default_rng(0).permutation(len(found.pixels))
+    cut = max(1, len(order) * count // (count + precisions.calibration_tiles))
+    tiles, rest = (Tiles(found.pixels[np.sort(part)], found.source) for part in np.split(order, [cut]))
+    return tiles, rest if len(rest.pixels) else None
 
 
 def express_with_checkpoint(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mclst.export.graph import preprocess
+from mclst.kernels.retrieved import Retrieved
 from mclst.kernels.retriever import Retriever
+from mclst.kernels.spec import RetrievalSpec
 from mclst.runtime.bank import Bank
 from mclst.runtime.errors import ParityError
-from mclst.runtime.manifest import Settings
+from mclst.runtime.manifest import Retrieval, Settings
 from mclst.runtime.session import Session
 from mclst.sections.accuracy import pearson_per_gene
+
+NEAREST = 50
+"""Neighbours whose overlap is told beside that of the k averaged: k is up to a fifth of a bank, and hides more."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,17 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Tiles to compare on: RGB uint8 [n, S, S, 3], and where they are from."""
+    """Tiles to compare on: RGB uint8 [n, S, S, 3], and where they are from.
+
+    rows: int64 [n], the bank's rows of the spots they were cut around, None where they were cut around none.
+    """
 
     pixels: NDArray[np.uint8]
     source: str
+    rows: NDArray[np.int64] | None = None
+
+    def __str__(self) -> str:
+        return f"{len(self.pixels)} tiles of {self.source}"
 
 
 _SYMMETRIES: list[Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = [
@@ -77,21 +89,25 @@ def encode_with_export(session: Session, tiles: NDArray[np.uint8]) -> NDArray[np
 
 
 def compare(
-    expected: NDArray[np.float32], found: NDArray[np.float32], bank: Bank, settings: Settings
+    expected: NDArray[np.float32],
+    found: NDArray[np.float32],
+    bank: Bank,
+    retrieval: Retrieval,
+    rows: NDArray[np.int64] | None = None,
 ) -> dict[str, Any]:
     """Embedding error, top-k overlap and per-gene Pearson r of the expression, in float64.
 
+    rows: the bank's rows of the tiles' own spots; then also how well either predicts what was measured there (each
+    spot being one of its own reference spots, which flatters both alike).
     Genes whose expected expression is constant over the tiles have no r and are left out of it.
     """
     a, b = expected.astype(np.float64), found.astype(np.float64)
     cosine = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-300)
-    retriever = Retriever(bank, settings.retrieval.spec(), provider="reference")
-    one, two = (retriever.aggregate(e, neighbours=True) for e in (expected, found))
-    assert one.neighbours is not None and two.neighbours is not None
-    overlap = [
-        len(np.intersect1d(p, q)) / len(p) for p, q in zip(one.neighbours, two.neighbours, strict=True)
-    ]
-    return {
+    spec = retrieval.spec()
+    one, two = _retrieve(bank, spec, expected, found)
+    overlap = _overlap(one, two)
+    nearest = replace(spec, k=min(NEAREST, len(bank)))
+    compared = {
         "embedding": {
             "max_abs": float(np.abs(a - b).max()),
             "largest_value": float(np.abs(a).max()),
@@ -99,12 +115,37 @@ def compare(
             "cosine_mean": float(cosine.mean()),
         },
         "neighbours": {
-            "k": settings.retrieval.k,
-            "overlap_min": min(overlap),
-            "overlap_mean": float(np.mean(overlap)),
+            "k": retrieval.k,
+            "overlap_min": float(overlap.min()),
+            "overlap_mean": float(overlap.mean()),
+            f"overlap_at_{NEAREST}": float(_overlap(*_retrieve(bank, nearest, expected, found)).mean()),
         },
         "expression": compare_expression(one.expression, two.expression),
     }
+    if rows is not None:
+        truth = bank.expression[rows].astype(np.float64)
+        r = [np.nanmean(pearson_per_gene(e.expression.astype(np.float64), truth)) for e in (one, two)]
+        if np.isfinite(r).all():
+            compared["measured"] = {
+                "pearson_checkpoint": float(r[0]),
+                "pearson_export": float(r[1]),
+                "change": float(r[1] - r[0]),
+            }
+    return compared
+
+
+def _retrieve(
+    bank: Bank, spec: RetrievalSpec, expected: NDArray[np.float32], found: NDArray[np.float32]
+) -> tuple[Retrieved, Retrieved]:
+    retriever = Retriever(bank, spec, provider="reference")
+    return retriever.aggregate(expected, neighbours=True), retriever.aggregate(found, neighbours=True)
+
+
+def _overlap(one: Retrieved, two: Retrieved) -> NDArray[np.float64]:
+    """Share of the neighbours in common, float64 [n]."""
+    assert one.neighbours is not None and two.neighbours is not None
+    pairs = zip(one.neighbours, two.neighbours, strict=True)
+    return np.array([len(np.intersect1d(p, q)) / len(p) for p, q in pairs])
 
 
 def compare_expression(expected: NDArray[np.float32], found: NDArray[np.float32]) -> dict[str, Any]:
@@ -118,29 +159,41 @@ def compare_expression(expected: NDArray[np.float32], found: NDArray[np.float32]
         "q999_abs": float(np.quantile(np.abs(x - y), 0.999)),
         "pearson": float(whole) if np.isfinite(whole) else None,
         "genes_compared": len(per_gene),
+        "pearson_per_gene_mean": float(per_gene.mean()) if len(per_gene) else None,
         "pearson_per_gene_min": float(per_gene.min()) if len(per_gene) else None,
         "pearson_per_gene_median": float(np.median(per_gene)) if len(per_gene) else None,
     }
 
 
+def compare_export(
+    expected: NDArray[np.float32], session: Session, tiles: Tiles, bank: Bank, settings: Settings
+) -> dict[str, Any]:
+    """`compare` the checkpoint's embeddings of `tiles` with the graph's; ParityError where one is not finite."""
+    exported = encode_with_export(session, tiles.pixels)
+    check_finite(tiles, expected, exported)
+    return compare(expected, exported, bank, settings.retrieval, tiles.rows)
+
+
+def check_finite(tiles: Tiles, *found: NDArray[np.float32]) -> None:
+    """Raise ParityError where checkpoint or export gives a value that is not finite."""
+    if not all(np.isfinite(values).all() for values in found):
+        raise ParityError(f"a value is not finite on tiles of {tiles.source}; no bundle is written")
+
+
 def prove(
-    network: nn.Module,
+    expected: NDArray[np.float32],
     session: Session,
     tiles: Tiles,
     bank: Bank,
     settings: Settings,
     tolerance: Tolerance | None = None,
 ) -> dict[str, Any]:
-    """Compare checkpoint and export on `tiles`; the content of parity.json.
+    """Compare the checkpoint's embeddings [n, D] of `tiles` with the fp32 export's; the content of parity.json.
 
     Raises ParityError, naming the figure that is out of tolerance.
     """
     tolerance = tolerance or Tolerance()
-    expected = encode_with_checkpoint(network, tiles.pixels, settings)
-    exported = encode_with_export(session, tiles.pixels)
-    if not (np.isfinite(expected).all() and np.isfinite(exported).all()):
-        raise ParityError(f"an embedding is not finite on tiles of {tiles.source}; no bundle is written")
-    found = compare(expected, exported, bank, settings)
+    found = compare_export(expected, session, tiles, bank, settings)
     e, x = found["embedding"], found["expression"]
     checks = {
         "the largest difference of an embedding": _at_most(
@@ -170,8 +223,7 @@ def prove_expression(
     Raises ParityError, naming the figure that is out of tolerance.
     """
     tolerance = tolerance or Tolerance()
-    if not (np.isfinite(expected).all() and np.isfinite(exported).all()):
-        raise ParityError(f"the expression is not finite on tiles of {tiles.source}; no bundle is written")
+    check_finite(tiles, expected, exported)
     x = compare_expression(expected, exported)
     largest = float(np.abs(expected).max())
     checks = {
@@ -199,8 +251,7 @@ def _verdict(
     for name, complaint in checks.items():
         if complaint:
             raise ParityError(
-                f"the exported graph does not give what the checkpoint gives: on {len(tiles.pixels)} tiles of "
-                f"{tiles.source}, {name} is {complaint}; no bundle is written"
+                f"the exported graph does not give what the checkpoint gives: on {tiles}, {name} is {complaint}; no bundle is written"
             )
     return {
         "reference": "checkpoint in torch, float32",

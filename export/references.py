@@ -53,11 +53,15 @@ class Genes:
 
 @dataclass(frozen=True)
 class Pictured:
-    """A section whose image lies beside it: xy_px float64 [n, 2], level-0 px (x, y) of its spots, NaN where unknown."""
+    """A section whose image lies beside it: xy_px float64 [n, 2], level-0 px (x, y) of its spots, NaN where unknown.
+
+    first_row: the bank's row of its first spot.
+    """
 
     name: str
     image: Path
     xy_px: NDArray[np.float64]
+    first_row: int
 
 
 def model_genes(
@@ -134,7 +138,8 @@ def read_references(
                 "counts; where they are normalised already, add --input-normalisation none --expression-normalisation none"
             )
         if section.image is not None and section.xy_px is not None:
-            pictured.append(Pictured(section.name, section.image, section.xy_px))
+            first_row = sum(len(before.spot) for before in cut[:-1])
+            pictured.append(Pictured(section.name, section.image, section.xy_px, first_row))
     assert genes is not None, "choose_sections refuses an empty choice"
     return cut, genes, pictured
 

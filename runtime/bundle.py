@@ -22,12 +22,19 @@ from mclst.runtime.publish import WholeFolder
 MANIFEST, ENCODER, BANK, PARITY = "manifest.json", "encoder.onnx", "bank.h5", "parity.json"
 SEQUENCE, GENES = "sequence.onnx", "genes.txt"
 ENGINES = "engines"
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+"""What a bundle's graphs may compute in; fp32 is always there."""
 NEEDED = {
     "retrieval": (ENCODER, BANK),
     "regression": (ENCODER, GENES),
     "sequence": (ENCODER, SEQUENCE, GENES),
 }
 """What a bundle of each kind is made of."""
+
+
+def graph_name(graph: str, precision: str) -> str:
+    """The file of `graph` (ENCODER or SEQUENCE) in a precision: `encoder.onnx` is fp32, `encoder.fp16.onnx` beside it."""
+    return graph if precision == "fp32" else graph.replace(".onnx", f".{precision}.onnx")
 
 
 def file_sha256(path: Path) -> str:
@@ -49,13 +56,27 @@ class Bundle:
 
     @property
     def encoder_path(self) -> Path:
-        """The ONNX graph from tiles to embeddings, features or expression."""
-        return self.path / ENCODER
+        """The fp32 ONNX graph from tiles to embeddings, features or expression."""
+        return self.encoder()
 
     @property
-    def sequence_path(self) -> Path:
-        """The ONNX graph from all of a slide's features to expression; in a bundle of a sequence system alone."""
-        return self.path / SEQUENCE
+    def precisions(self) -> tuple[str, ...]:
+        """Those the bundle has an encoder in, fp32 first."""
+        return tuple(p for p in PRECISIONS if graph_name(ENCODER, p) in self.manifest.files)
+
+    def encoder(self, precision: str = "fp32") -> Path:
+        """The encoder's graph in a precision; raises BundleError, naming those there are, where it has none."""
+        if precision not in self.precisions:
+            raise BundleError(
+                f"{self.path} has no encoder in {precision} but in {', '.join(self.precisions)}; choose one of these, "
+                f"or export with --precision {precision}"
+            )
+        return self.path / graph_name(ENCODER, precision)
+
+    def sequence(self, precision: str = "fp32") -> Path:
+        """The graph from all of a slide's features to expression beside the encoder in a precision; fp32 beside int8."""
+        name = graph_name(SEQUENCE, precision)
+        return self.path / (name if name in self.manifest.files else SEQUENCE)
 
     @cached_property
     def genes(self) -> list[str]:

@@ -13,7 +13,7 @@ import click
 
 from mclst.kernels.retriever import PROVIDERS as RETRIEVERS
 from mclst.kernels.spec import DISTANCES, RANKS, WEIGHTINGS, RetrievalSpec
-from mclst.runtime.bundle import Bundle, open_bundle
+from mclst.runtime.bundle import PRECISIONS, Bundle, open_bundle
 from mclst.runtime.command import Finite, check_json, command, progress, publish_json, say, table
 from mclst.runtime.errors import SlideError
 from mclst.runtime.grid import Grid, lay_grid
@@ -96,6 +96,12 @@ NAMED_FAILURES = 5
     default="auto",
     help="What computes the retrieval; cuda takes embeddings where a GPU made them.",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="fp32",
+    help="Precision of the encoder, one the bundle was exported in.",
+)
 @click.option("--k", type=click.IntRange(1), help="Neighbours averaged per tile.  [default: the bundle's]")
 @click.option(
     "--rank", type=click.Choice(RANKS), help="What chooses the neighbours.  [default: the bundle's]"
@@ -160,6 +166,7 @@ def main(
     provider: str,
     build: bool,
     retriever: str,
+    precision: str,
     batch_size: int,
     workers: int,
     mpp: float | None,
@@ -211,6 +218,7 @@ def main(
                 out,
                 provider=provider,
                 build=build,
+                precision=precision,
                 retrieval=_spec(bundle, retrieval),
                 retriever=retriever,
                 batch_size=batch_size,
@@ -289,7 +297,7 @@ def _summary(run: Run, bundle: Bundle) -> list[tuple[str, Any]]:
             "tiles/s",
             f"read {{read}}, encode {{encode}}, {last} {{retrieve}}; whole run {{total}}".format(**rate),
         ),
-        ("provider", f"{run.provider}, {how}"),
+        ("provider", f"{run.provider}, encoder in {run.precision}, {how}"),
     ]
     if run.mpp is not None:
         rows.insert(2, ("mpp", f"{run.mpp:.4g} µm/px, {run.mpp_source}"))

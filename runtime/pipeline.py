@@ -58,6 +58,7 @@ def predict(
     *,
     provider: str = "auto",
     build: bool = True,
+    precision: str = "fp32",
     retrieval: RetrievalSpec | None = None,
     retriever: str = "auto",
     batch_size: int = 16,
@@ -75,7 +76,8 @@ def predict(
 ) -> Run:
     """Predict the expression at each spot and write `out`, by default `<slide's stem>.h5ad` in the working folder.
 
-    spots: a table, the path of one, or a grid. retrieval: in place of the bundle's own. batch_size: tiles encoded at
+    spots: a table, the path of one, or a grid. precision: of the encoder, one of the bundle's. retrieval: in place of
+    the bundle's own. batch_size: tiles encoded at
     once. workers: reading threads. slide_mpp: µm/px of level 0, where the slide does not say or is wrong.
     max_bad_tiles: how many tiles may be unreadable: a number, or a share as "1%", rounded up. genes: of a grid,
     written to `<out's stem>.genes.ome.tif`. picture: draw `<out's stem>.genes.png`. report: write
@@ -99,6 +101,7 @@ def predict(
     )
     out = Path(f"{slide.path.stem}.h5ad") if out is None else Path(out)
     channels = check_genes(genes, bundle.genes)
+    encoder = bundle.encoder(precision)
     if genes and grid is None:
         raise InputError("--genes makes a dense image, which needs --grid")
     files, without = (files or Files()).ready()
@@ -132,14 +135,14 @@ def predict(
                         provider,
                         Request(
                             bundle.path,
-                            bundle.encoder_path,
-                            "fp32",
+                            encoder,
+                            precision,
                             batch_size,
                             build=build,
                             tell=work.note,
                         ),
                     )
-                    readout = open_readout(bundle, spec, table, session.provider, retriever)
+                    readout = open_readout(bundle, spec, table, session.provider, retriever, precision)
                     bundle.check_unchanged()
                 if passed:
                     work.note(f"provider {session.provider}; passed over: {passed}")
@@ -158,6 +161,7 @@ def predict(
                     group=-(-readout.rows_at_once // batch_size),
                 )
                 work.told = told(bundle, slide, table, resolution, tiles, session, readout)
+                work.told["settings"]["precision"] = precision
                 work.told["settings"]["max_bad_tiles"] = max_bad_tiles
                 if grid is not None:
                     work.told["settings"]["grid_um"] = grid.stride_um
@@ -201,7 +205,8 @@ def _stream(
     """Encode each batch, retrieve some hundred embeddings at once, write them and note them in the journal."""
 
     def this_run() -> dict[str, str]:
-        return made_of(work.bundle, work.spots, tiles, session, readout, slide_hash.result())
+        precision = work.told["settings"]["precision"]
+        return made_of(work.bundle, work.spots, tiles, session, precision, readout, slide_hash.result())
 
     begun = resume and readout.resumable and writer.stopped_run and _carry_on(work, writer, tiles, this_run())
     work.outputs.check_beside(overwrite=work.overwrite or begun)
@@ -228,7 +233,7 @@ def _express(work: Work, readout: Readout, group: Group) -> Retrieved:
     expected = (len(group.rows), work.bundle.manifest.encoder.embedding_dim)
     if group.given.shape != expected:
         raise BundleError(
-            f"{work.bundle.encoder_path} gives {group.given.shape} where the manifest says {expected}; "
+            f"{work.bundle.path} gives {group.given.shape} where the manifest says {expected}; "
             "the bundle's parts do not belong together, so export it again"
         )
     try:
@@ -294,6 +299,7 @@ def _publish(
             genes=writer.shape[1],
             failed=tuple(work.failed),
             provider=session.provider,
+            precision=work.told["settings"]["precision"],
             retriever=readout.provider,
             notes=tuple(work.notes),
             coordinates=work.spots.coordinates,

@@ -20,6 +20,7 @@ def made_of(
     spots: Spots,
     tiles: Tiles,
     session: Session,
+    precision: str,
     readout: Readout,
     slide_sha256: str,
 ) -> dict[str, str]:
@@ -35,6 +36,7 @@ def made_of(
         "the tiles": tiles.choice,
         "the batch size": str(tiles.batch_size),
         "the provider": f"{session.provider}, {session.engine}",
+        "the precision": precision,
         "the retrieval": readout.provider,
         **versions,
     }

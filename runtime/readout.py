@@ -119,13 +119,13 @@ class OverSlide:
     on_device = False
     resumable = False
 
-    def __init__(self, bundle: Bundle, spots: Spots, provider: str) -> None:
+    def __init__(self, bundle: Bundle, spots: Spots, provider: str, precision: str) -> None:
         """Open it on "cpu" or "cuda"; raises SpotsError where a spot lacks coordinates the network knows."""
         settings = bundle.manifest.sequence
         assert settings is not None, "the manifest is validated"
         self._array_xy = check_positions(spots, settings.positions)
-        self._session = SequenceSession(bundle.sequence_path, settings, provider)
-        self._path = bundle.sequence_path
+        self._path = bundle.sequence(precision)
+        self._session = SequenceSession(self._path, settings, provider)
         self.rows_at_once = len(spots)
         self.settings: dict[str, Any] = {} if settings.graph is None else settings.graph.model_dump()
 
@@ -147,9 +147,14 @@ def _without_neighbours(expression: NDArray[np.float32]) -> Retrieved:
 
 
 def open_readout(
-    bundle: Bundle, spec: RetrievalSpec | None, spots: Spots, provider: str, retriever: str = "auto"
+    bundle: Bundle,
+    spec: RetrievalSpec | None,
+    spots: Spots,
+    provider: str,
+    retriever: str = "auto",
+    precision: str = "fp32",
 ) -> Readout:
-    """What follows the encoder of `bundle`; spec, retriever: of a retrieval. provider: the encoder's.
+    """What follows the encoder of `bundle`; spec, retriever: of a retrieval. provider, precision: the encoder's.
 
     Raises what the three raise; InputError where a retriever is named and there is no retrieval.
     """
@@ -160,5 +165,5 @@ def open_readout(
     if bundle.manifest.kind == "regression":
         return Direct()
     if bundle.manifest.kind == "sequence":
-        return OverSlide(bundle, spots, onnxruntime_beside(provider))
+        return OverSlide(bundle, spots, onnxruntime_beside(provider), precision)
     return FromBank(bundle, spec or bundle.retrieval, retriever)

@@ -85,6 +85,7 @@ class Run:
     notes: tuple[str, ...]
     coordinates: str
     tile: str
+    precision: str = "fp32"
     structured: tuple[tuple[str, float], ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     mpp: float | None = None
@@ -135,6 +136,7 @@ class Run:
             "genes": self.genes,
             "failed": [{"spot": spot, "reason": reason} for spot, reason in self.failed],
             "provider": self.provider,
+            "precision": self.precision,
             "retriever": self.retriever,
             "coordinates": self.coordinates,
             "tile": self.tile,

@@ -124,6 +124,11 @@ def open_graph(
         session = ort.InferenceSession(str(path), options, providers=[(wanted, given)])
     except Exception as error:  # ONNX Runtime's exceptions share no public base class
         reason = " ".join(str(error).split())[:200]
+        if "NOT_IMPLEMENTED" in reason:
+            raise ResourceError(
+                f"ONNX Runtime has no operator on {provider} for what {path} computes in ({reason}); choose another "
+                "--precision or --provider"
+            ) from error
         kind = BundleError if provider == "cpu" else ResourceError
         raise kind(f"{path} does not open on {provider} ({reason})") from error
     if session.get_providers()[0] != wanted:
