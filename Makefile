@@ -29,7 +29,7 @@ browser:
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium > /dev/null; }
 
 gpu-check: build/as/mclst
-	PYTHONPATH=build/as $(PYTHON) -m pytest --noconftest -m gpu tests/test_cuda_gpu.py tests/test_training_gpu.py
+	PYTHONPATH=build/as $(PYTHON) -m pytest --noconftest -m gpu tests/test_*_gpu.py
 
 $(VENV)/installed: pyproject.toml constraints.txt setup.py runtime/report/viewer.py kernels/cpu_retrieve.cpp $(wildcard kernels/cpu_*.h)
 	$(PYTHON) -m venv $(VENV)

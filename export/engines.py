@@ -9,9 +9,10 @@ from pathlib import Path
 from mclst.runtime.bundle import ENCODER, SEQUENCE
 from mclst.runtime.cuda_device import CudaDevice
 from mclst.runtime.engine_build import EngineError, check_parses, covered
-from mclst.runtime.engine_manifest import EngineKey, Gpu
+from mclst.runtime.engine_manifest import EngineKey
 from mclst.runtime.engines import graph_sha256, make_engine, this_platform
 from mclst.runtime.errors import ResourceError
+from mclst.runtime.gpu import Gpu
 from mclst.runtime.tensorrt_library import Flavour, Library, load_library
 
 DEFAULT_TARGETS = ("sm_80", "sm_86", "sm_89", "sm_120")

@@ -13,6 +13,7 @@ from typing import Any
 
 from mclst.kernels.spec import RetrievalSpec
 from mclst.runtime.bank import Bank, read_bank
+from mclst.runtime.engine_manifest import ENGINES
 from mclst.runtime.errors import BundleError, OutputError
 from mclst.runtime.fingerprint import Stamp, stamp
 from mclst.runtime.graph_file import check_graph
@@ -21,7 +22,6 @@ from mclst.runtime.publish import WholeFolder
 
 MANIFEST, ENCODER, BANK, PARITY = "manifest.json", "encoder.onnx", "bank.h5", "parity.json"
 SEQUENCE, GENES = "sequence.onnx", "genes.txt"
-ENGINES = "engines"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 """What a bundle's graphs may compute in; fp32 is always there."""
 NEEDED = {

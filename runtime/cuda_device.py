@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from mclst.kernels.driver import CudaBindings, NoDevice
 from mclst.kernels.retriever import ProviderError
-from mclst.runtime.engine_manifest import Gpu
 from mclst.runtime.errors import ResourceError
+from mclst.runtime.gpu import Gpu
 
 DRIVER_VERSION = Path("/sys/module/nvidia/version")
 _PORTABLE = 1

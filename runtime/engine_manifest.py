@@ -9,27 +9,18 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from mclst.runtime.gpu import Gpu
 from mclst.runtime.manifest import FileRecord, Part
 from mclst.runtime.tensorrt_library import Flavour
+
+ENGINES = "engines"
+"""The folder of a bundle that engines lie in, each in one of its own."""
 
 ENGINE_MANIFEST, PLAN = "engine.json", "engine.plan"
 MAX_BYTES = 1 << 20
 
 Target = str
 """A compute capability as `sm_86`."""
-
-
-class Gpu(Part):
-    """A device: its name, its compute capability as "8.6", and the driver's version."""
-
-    name: str
-    compute_capability: str = Field(pattern=r"^\d+\.\d$")
-    driver: str
-
-    @property
-    def target(self) -> Target:
-        """The compute capability as "sm_86"."""
-        return f"sm_{self.compute_capability.replace('.', '')}"
 
 
 class EngineKey(Part):

@@ -11,17 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mclst.runtime.bundle import ENGINES
 from mclst.runtime.engine_build import build_engine, covered
 from mclst.runtime.engine_manifest import (
     ENGINE_MANIFEST,
+    ENGINES,
     PLAN,
     EngineKey,
     EngineManifest,
-    Gpu,
     read_engine_manifest,
 )
 from mclst.runtime.errors import OutputError, ResourceError
+from mclst.runtime.gpu import Gpu
 from mclst.runtime.lean_runtime import lean_library
 from mclst.runtime.manifest import FileRecord
 from mclst.runtime.publish import WholeFolder

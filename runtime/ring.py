@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.runtime.tiles import TileBatch, Tiles
+from mclst.runtime.tiles import Buffers, TileBatch
 
 GROUPS = 2
 """Groups of embeddings held at once: one is retrieved while the next is gathered."""
@@ -57,6 +57,13 @@ class Stages(Protocol):
 
     def close(self) -> None:
         """Wait for or give up what is under way, and give all memory back."""
+
+
+class Source(Protocol):
+    """Where the tiles come from: `Tiles`."""
+
+    def stream(self, buffers: Buffers) -> Generator[TileBatch]:
+        """The batches, read into `buffers`."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ class Ring:
         """The buffer of a slot: uint8 [batch, H, W, 3]."""
         return self._stages.tiles(slot)
 
-    def run(self, tiles: Tiles) -> Generator[Step]:
+    def run(self, tiles: Source) -> Generator[Step]:
         """Every batch of `tiles`, and every group as it is complete, in order.
 
         A group's `given` is valid until the next step is asked for. Close the iterator to stop before its end: the

@@ -23,7 +23,7 @@ from mclst.export.cli import main as export_main
 from mclst.export.graph import write_graph
 from mclst.runtime import open_bundle
 from mclst.runtime.engine_build import EngineError, build_engine, check_parses, covered
-from mclst.runtime.engine_manifest import EngineKey, Gpu, read_engine_manifest
+from mclst.runtime.engine_manifest import EngineKey, read_engine_manifest
 from mclst.runtime.engines import (
     Engine,
     Wanted,
@@ -35,6 +35,7 @@ from mclst.runtime.engines import (
     this_platform,
 )
 from mclst.runtime.errors import ResourceError
+from mclst.runtime.gpu import Gpu
 from mclst.runtime.manifest import Preprocessing, Tile
 from mclst.runtime.tensorrt_library import Library, load_library
 
@@ -386,7 +387,7 @@ def test_an_engine_of_tensorrt_belongs_to_its_gpu_driver_and_version(
     shutil.rmtree(bundle / "engines")
     keep_as(bundle, library, tensorrt_key(library, bundle, **changed))
     other = replace(library, flavour="tensorrt", version="10.3.0")
-    gpu = Gpu.model_validate(GPU.model_dump() | here)
+    gpu = replace(GPU, **here)
     found, why = find_engine(bundle, wanted(bundle, other, gpu=gpu))
     if reason is None:
         assert found is not None and not why
