@@ -13,7 +13,16 @@ from PIL import Image
 
 from mclst.benchmarks.browser import open_browser, wait_for_picture
 
-WIDTH, HEIGHT, SCALE = 1480, 880, 1.5
+WIDTH, HEIGHT, SCALE = 1480, 880, 1.25
+MIDDLE = """() => {
+    const [pane] = report.panes;
+    const box = pane.canvas.getBoundingClientRect();
+    const { left, top, right, bottom } = report.bounds;
+    const spot = report.nearest.find((left + right) / 2, (top + bottom) / 2);
+    const { left: x, top: y, scale } = pane.place();
+    return [box.left + x + scale * report.xy[2 * spot], box.top + y + scale * report.xy[2 * spot + 1]];
+}"""
+"""Where on the screen the spot in the middle is."""
 
 
 def photograph(report: Path, gene: str, out: Path) -> None:
@@ -24,11 +33,9 @@ def photograph(report: Path, gene: str, out: Path) -> None:
         wait_for_picture(page)
         page.get_by_role("combobox", name="Gene").first.fill(gene)
         page.keyboard.press("Enter")
-        page.get_by_label("Name of a spot").focus()  # so that no list and no frame is in the picture
         page.wait_for_timeout(800)
-        surface = page.locator("[data-part=surface]").first.bounding_box()
-        page.mouse.move(surface["x"] + 0.6 * surface["width"], surface["y"] + 0.5 * surface["height"])
         page.evaluate("document.activeElement.blur()")
+        page.mouse.move(*page.evaluate(MIDDLE))
         page.wait_for_timeout(300)
         picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     picture.save(out, "JPEG", quality=82, optimize=True)

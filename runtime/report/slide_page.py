@@ -25,7 +25,7 @@ from mclst.runtime.report.viewer import PLACE
 
 SCRIPTS = ("tables.js", "packed.js", "painting.js", "picker.js", "pane.js", "report.js")
 MAPS = {
-    "Magma, dark is more": COLOURS,
+    "Magma": COLOURS,
     "Viridis": matplotlib.colormaps["viridis"],
     "Cividis": matplotlib.colormaps["cividis"],
     "Grey": matplotlib.colormaps["gray_r"],

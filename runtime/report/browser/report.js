@@ -260,6 +260,6 @@ window.addEventListener("DOMContentLoaded", async () => {
   const told = JSON.parse(text("told"));
   const report = new Report(told, new Packed(text("packed"), told.blocks), document.getElementById("picture-of-tissue"));
   window.report = report;
-  window.addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => (one.open = true)));
+  window.addEventListener("beforeprint", () => document.querySelectorAll("details:not(:has(table))").forEach((one) => (one.open = true)));
   await report.start();
 });
