@@ -86,6 +86,10 @@ def _say_outcome(out: Path, outcome: Outcome, *, quiet: bool) -> None:
     pictures = [
         ("comparison.png", "slide, predicted, measured"),
         (outcome.run.picture_path.name, "the most spatially structured genes of the map"),
+        *(
+            (path.name, "the map to look at, predicted beside measured")
+            for path in outcome.run.files.values()
+        ),
         (outcome.run.map_path.name, "the map, for scanpy and squidpy"),
         ("model.pt, bundle", "the checkpoint and what was exported from it"),
         ("sections", "the made-up slides, spots and counts"),

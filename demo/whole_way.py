@@ -21,8 +21,11 @@ from mclst.export.bundling import export_bundle
 from mclst.runtime.bundle import Bundle
 from mclst.runtime.expression import usual_spot_diameter
 from mclst.runtime.manifest import Context, Normalisation, Retrieval, Settings, Tile
+from mclst.runtime.map_file import open_map
+from mclst.runtime.measured import measured_for
 from mclst.runtime.pipeline import Run, predict
 from mclst.runtime.publish import WholeFolder, write_whole
+from mclst.runtime.report.slide_page import write_slide_page
 from mclst.runtime.slide import open_slide
 from mclst.sections.accuracy import pearson_per_gene, score
 from mclst.sections.normalise import NORMALISATIONS
@@ -255,4 +258,8 @@ def _compare(
         DRAWN_SPOT * usual_spot_diameter(held_out.xy_px),
         panels,
     )
+    if "html" in run.files:
+        with open_map(run.map_path) as opened:
+            truth = measured_for(opened, folder / "sections", held_out.name)
+            write_slide_page(opened, run.files["html"], measured=truth)
     return outcome

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.errors import InputError
+from mclst.runtime.map_file import Map
 from mclst.sections.genes import match_genes
 from mclst.sections.normalise import NORMALISATIONS, normalise
 from mclst.sections.reference import find_sections, read_section
@@ -219,3 +220,30 @@ def check_same(pairs: Sequence[Pair]) -> None:
                 raise InputError(
                     f"the maps of {pairs[0].section} and {pair.section} differ in {name}; evaluate them apart"
                 )
+
+
+def measured_for(
+    found: Map, truth: Path, section: str | None = None, normalisation: str | None = None
+) -> NDArray[np.float32]:
+    """What was measured of a map's section, float32 [n, G] in the map's order of spots and genes, NaN where it was not.
+
+    truth, section: as in choose_section; normalisation: as in pair_with_truth, whose errors are raised too.
+    """
+    predicted = Predicted(
+        path=found.path,
+        spot=np.array(found.spots),
+        genes=np.array(found.genes),
+        expression=np.asarray(found.expression[:], np.float64),
+        xy_px=found.xy_px,
+        slide=(found.title,),
+        normalisation=found.told.get("bundle", {}).get("normalisation_expression"),
+    )
+    source = choose_section(predicted, truth, section)
+    pair = pair_with_truth(predicted, source, normalisation=normalisation, common_genes=True)
+    row = {name: i for i, name in enumerate(found.spots)}
+    column = {gene: i for i, gene in enumerate(found.genes)}
+    measured = np.full((len(row), len(column)), np.nan, np.float32)
+    measured[np.ix_([row[str(name)] for name in pair.spot], [column[gene] for gene in pair.genes])] = (
+        pair.truth
+    )
+    return measured

@@ -22,7 +22,7 @@ from mclst.runtime.errors import (
     OutputError,
     SlideError,
 )
-from mclst.runtime.expression import MapWriter
+from mclst.runtime.expression import MapWriter, shrink
 from mclst.runtime.fingerprint import SlideHash
 from mclst.runtime.grid import Grid
 from mclst.runtime.map_file import open_map
@@ -284,7 +284,8 @@ def _publish(
         with work.clock.stage("draw"), open_map(hidden_map) as found:
             if outputs.sheet is not None:
                 drawn = picture_map(found, outputs.sheet)
-            write_files(found, files, outputs.files, overwrite=True)
+            picture = shrink(image, scale, files.html_px)
+            write_files(found, files, outputs.files, overwrite=True, picture=picture)
         if outputs.dense is not None and work.grid is not None:
             with work.clock.stage("dense"):
                 write_dense(hidden_map, outputs.dense, work.grid, genes, channels)
@@ -316,7 +317,7 @@ def _publish(
         runs.append(run)
 
     with work.clock.stage("write"):
-        image, scale = work.slide.thumbnail(IMAGE_PX)
+        image, scale = work.slide.thumbnail(max(IMAGE_PX, files.html_px) if files.html else IMAGE_PX)
         writer.publish(
             image=image,
             image_scale=scale,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,6 @@ def test_a_value_in_a_page_is_off_by_half_a_step_at_most(values: np.ndarray, lev
 
 
 def test_genes_are_packed_in_the_order_asked_for(made: Made) -> None:
-    import base64
     import zlib
 
     packed = Packed()
@@ -273,7 +274,8 @@ def test_what_was_measured_is_taken_as_evaluation_takes_it(
     assert {"B1.h5ad", "B1.html", "B1.geojson", "B1.genes.png", "B1.run.json"} == set(os.listdir())
     seen: list[np.ndarray] = []
     monkeypatch.setattr(
-        "mclst.runtime.report.files.write_slide_page", lambda found, place, measured: seen.append(measured)
+        "mclst.runtime.report.files.write_slide_page",
+        lambda found, place, measured, picture: seen.append(measured),
     )
     done = CliRunner().invoke(main, ["B1.h5ad", "--truth", str(small.folder), "--overwrite"])
     assert done.exit_code == 0, done.output
@@ -314,6 +316,46 @@ def test_infer_writes_what_report_writes(
     assert not Path("other.h5ad").exists()
 
 
+@with_viewer
+def test_the_slide_gives_the_page_a_finer_picture(
+    small: Small, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    big = Image.open(small.slide).resize((2400, 2000), Image.Resampling.NEAREST)
+    big.save("big.png")
+    Path("spots.csv").write_text(
+        "id,x,y\n" + "".join(f"s{i},{200 * i + 100},{150 * i + 100}\n" for i in range(11))
+    )
+
+    def tissue(page: str) -> tuple[Image.Image, float]:
+        text = Path(page).read_text()
+        content = base64.b64decode(re.search('src="data:image/jpeg;base64,([^"]*)"', text)[1])  # type: ignore[index]
+        said = json.loads(re.search(r'id="told">(.*?)</script>', text)[1])["image"]  # type: ignore[index]
+        image = Image.open(BytesIO(content))
+        assert image.size == (said["width"], said["height"])
+        return image, said["scale"]
+
+    words = ["big.png", "--spots", "spots.csv", "--bundle", str(small_bundle), "-q"]
+    assert CliRunner().invoke(infer, words).exit_code == 0
+    image, scale = tissue("big.html")
+    assert image.size == (2400, 2000) and scale == 1.0
+    assert np.abs(np.asarray(image).astype(int) - np.asarray(big.convert("RGB")).astype(int)).mean() < 4
+    with open_map(Path("big.h5ad")) as found:
+        assert max(found.image.shape) == 2000
+    assert CliRunner().invoke(infer, [*words, "--html-px", "600", "--overwrite"]).exit_code == 0
+    assert tissue("big.html")[0].size == (600, 500)
+    words = ["big.h5ad", "--overwrite", "-q"]
+    assert CliRunner().invoke(main, words).exit_code == 0
+    assert tissue("big.html")[0].size == (2000, 1667)
+    assert CliRunner().invoke(main, [*words, "--slide", "big.png", "--html-px", "2200"]).exit_code == 0
+    image, scale = tissue("big.html")
+    assert image.size == (2200, 1833) and scale == pytest.approx(2200 / 2400)
+    before = Path("big.html").read_bytes()
+    done = CliRunner().invoke(main, [*words, "--slide", str(small.slide)])
+    assert done.exit_code == 4 and "240 x 200 px" in done.stderr
+    assert Path("big.html").read_bytes() == before
+
+
 def test_moran_over_squidpys_own_graph_of_a_map(made: Made) -> None:
     """The map as squidpy opens it: its own neighbours, its own Moran's I, the page's order."""
     with warnings.catch_warnings():
@@ -335,6 +377,7 @@ BAD = [
     (("--section", "A"), 2, "belong to --truth"),
     (("--no-html",), 2, "nothing is asked for"),
     (("--no-html", "--truth", "x"), 2, "leaves out"),
+    (("--no-html", "--slide", "x"), 2, "leaves out"),
     (("--no-html", "--plot", " , "), 2, "name one gene"),
     (("--no-html", "--plot", "gene1"), 4, "it has GENE1"),
     (("--no-html", "--geojson", "--geojson-genes", "NOPE"), 4, "--geojson-genes names NOPE"),

@@ -7,15 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
-import numpy as np
-from numpy.typing import NDArray
 
 from mclst.runtime.command import check_json, command, publish_json, table
+from mclst.runtime.errors import InputError
 from mclst.runtime.map_file import Map, open_map
-from mclst.runtime.measured import Predicted, choose_section, pair_with_truth
+from mclst.runtime.measured import measured_for
 from mclst.runtime.publish import check_apart
 from mclst.runtime.report.files import Files, check_places, write_files
 from mclst.runtime.report.options import file_options
+from mclst.runtime.report.slide_page import Picture
+from mclst.runtime.slide import open_slide
 from mclst.sections.normalise import NORMALISATIONS
 
 PATH = click.Path(path_type=Path)
@@ -31,6 +32,7 @@ PATH = click.Path(path_type=Path)
     type=click.Choice(tuple(NORMALISATIONS)),
     help="Of the truth, where the map does not say how its own expression is normalised.",
 )
+@click.option("--slide", "slide_path", type=PATH, help="The map's slide, for a finer picture of the tissue.")
 @click.option("--out", type=PATH, help="Start of the files' names.  [default: MAP's, beside it]")
 @click.option("--overwrite", is_flag=True, help="Replace files of those names.")
 @click.option("--json", "json_path", type=PATH, help="Write what was written as JSON; - for stdout.")
@@ -43,6 +45,7 @@ def main(
     truth: Path | None,
     section: str | None,
     normalisation: str | None,
+    slide_path: Path | None,
     out: Path | None,
     overwrite: bool,
     json_path: Path | None,
@@ -54,19 +57,21 @@ def main(
     """
     if truth is None and (section is not None or normalisation is not None):
         raise click.UsageError("--section and --normalisation belong to --truth")
-    if truth is not None and files.html is False:
-        raise click.UsageError("--truth is for the page, which --no-html leaves out")
+    for option, given in (("--truth", truth), ("--slide", slide_path)):
+        if given is not None and files.html is False:
+            raise click.UsageError(f"{option} is for the page, which --no-html leaves out")
     files, _ = replace(files, html=files.html is not False).ready()
     places = files.beside(map_path if out is None else out.with_name(f"{out.name}.h5ad"))
     if not places:
         raise click.UsageError("nothing is asked for; leave --no-html out, or ask for another file")
-    check_json(json_path, overwrite=overwrite, inputs=(map_path, truth), outputs=places.values())
-    check_apart(places.values(), (map_path, truth))
+    check_json(json_path, overwrite=overwrite, inputs=(map_path, truth, slide_path), outputs=places.values())
+    check_apart(places.values(), (map_path, truth, slide_path))
     with open_map(map_path) as found:
         files.check_genes(found.genes)
         check_places(places, overwrite=overwrite)
-        measured = None if truth is None else _measured(found, truth, section, normalisation)
-        write_files(found, files, places, overwrite=overwrite, measured=measured)
+        measured = None if truth is None else measured_for(found, truth, section, normalisation)
+        picture = None if slide_path is None else _picture(found, slide_path, files.html_px)
+        write_files(found, files, places, overwrite=overwrite, measured=measured, picture=picture)
         genes = ", ".join(f"{found.genes[g]} ({found.morans_i[g]:.2f})" for g in found.order[:5])
         rows = [("spots", f"{len(found.xy_px):,}"), ("structured", f"{genes} (Moran's I)")]
     table([*rows, *((kind, place) for kind, place in places.items())], quiet=quiet)
@@ -79,26 +84,21 @@ def main(
             click.echo(str(place))
 
 
-def _measured(found: Map, truth: Path, section: str | None, normalisation: str | None) -> NDArray[np.float32]:
-    """What was measured of a map's section, float32 [n, G] in the map's order, NaN where it was not."""
-    predicted = Predicted(
-        path=found.path,
-        spot=np.array(found.spots),
-        genes=np.array(found.genes),
-        expression=np.asarray(found.expression[:], np.float64),
-        xy_px=found.xy_px,
-        slide=(found.title,),
-        normalisation=found.told.get("bundle", {}).get("normalisation_expression"),
-    )
-    source = choose_section(predicted, truth, section)
-    pair = pair_with_truth(predicted, source, normalisation=normalisation, common_genes=True)
-    row = {name: i for i, name in enumerate(found.spots)}
-    column = {gene: i for i, gene in enumerate(found.genes)}
-    measured = np.full((len(row), len(column)), np.nan, np.float32)
-    measured[np.ix_([row[str(name)] for name in pair.spot], [column[gene] for gene in pair.genes])] = (
-        pair.truth
-    )
-    return measured
+def _picture(found: Map, slide_path: Path, longest_px: int) -> Picture:
+    """The slide as a whole, if it is the map's; InputError where its size or shape is another's."""
+    with open_slide(slide_path) as slide:
+        size = (slide.width_px, slide.height_px)
+        told = found.told.get("slide", {})
+        height, width = (side / found.image_scale for side in found.image.shape[:2])
+        # The map's own image may be a pixel off its slide's shape.
+        room = 2 / found.image_scale
+        fits = abs(size[0] - width) <= room and abs(size[1] - height) <= room
+        if not fits or size != (told.get("width_px", size[0]), told.get("height_px", size[1])):
+            raise InputError(
+                f"{slide_path} is {size[0]} x {size[1]} px, and the map is of a slide of about {width:.0f} x {height:.0f} px; "
+                "give the slide it was made from"
+            )
+        return slide.thumbnail(longest_px)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from mclst.runtime.page import KINDS
 from mclst.runtime.pictures import picture_map
 from mclst.runtime.publish import check_writable, sweep
 from mclst.runtime.report.geojson import write_geojson
-from mclst.runtime.report.slide_page import check_viewer, write_slide_page
+from mclst.runtime.report.slide_page import Picture, check_viewer, write_slide_page
 from mclst.runtime.report.store import write_store
 from mclst.runtime.report.tables import write_csv, write_parquet
 
@@ -36,12 +36,14 @@ PLOT_DPI = 300
 class Files:
     """What to write from a map.
 
-    html: the page; None: where this installation can make one. geojson: detections for QuPath, measuring
+    html: the page; None: where this installation can make one. html_px: the longest side of its picture of the tissue, where
+    the slide is at hand. geojson: detections for QuPath, measuring
     `geojson_genes`, by default the 50 most structured. spatialdata: a zarr store. plot: genes to draw in one figure of
     kind `plot_format`. csv, parquet: all values as a table.
     """
 
     html: bool | None = None
+    html_px: int = 4000
     geojson: bool = False
     geojson_genes: tuple[str, ...] = ()
     spatialdata: bool = False
@@ -106,14 +108,15 @@ def write_files(
     *,
     overwrite: bool,
     measured: NDArray[np.floating] | None = None,
+    picture: Picture | None = None,
 ) -> None:
-    """Write every file of `places`, each whole or not at all; measured: for the page, see write_slide_page.
+    """Write every file of `places`, each whole or not at all; measured, picture: for the page, see write_slide_page.
 
     Raises InputError, OutputError or ResourceError.
     """
     for kind, place in places.items():
         if kind == "html":
-            write_slide_page(found, place, measured=measured)
+            write_slide_page(found, place, measured=measured, picture=picture)
         elif kind == "geojson":
             write_geojson(found, place, files.geojson_genes)
         elif kind == "spatialdata":

@@ -26,6 +26,12 @@ def _genes(context: click.Context, parameter: click.Parameter, value: str | None
 
 OPTIONS = (
     click.option("--html/--no-html", default=None, help="A page to look at in any browser.  [default: on]"),
+    click.option(
+        "--html-px",
+        type=click.IntRange(100, 16_000),
+        default=4000,
+        help="Longest side of the tissue there, where the slide is at hand.",
+    ),
     click.option("--geojson", is_flag=True, help="Spots for QuPath, as detections with measurements."),
     click.option(
         "--geojson-genes",

@@ -33,7 +33,9 @@ MAPS = {
 """All of them change in lightness alone in one direction, so that they can be told apart without seeing colours."""
 MOST_VALUES = 40_000_000
 """Spots x genes in a page; of a larger map, the most structured genes are taken."""
-JPEG_QUALITY = 85
+JPEG_QUALITY = 80
+Picture = tuple[NDArray[np.uint8], float]
+"""Of the whole slide: uint8 [h, w, 3], px per level-0 px."""
 CONFIDENCE = {"nearest_distance": "Nearest distance", "effective_k": "Effective k"}
 
 
@@ -65,11 +67,13 @@ def check_viewer() -> None:
         )
 
 
-def write_slide_page(found: Map, out: Path, *, measured: NDArray[np.floating] | None = None) -> Path:
+def write_slide_page(
+    found: Map, out: Path, *, measured: NDArray[np.floating] | None = None, picture: Picture | None = None
+) -> Path:
     """Write the page of a map to `out`, whole or not at all; returns `out`.
 
     measured: expression as it was measured, float [n, G] in the map's order of spots and genes, NaN where it was not.
-    Values are rounded to one of 65,535, 255 or 31 steps of their gene's range, the fewer the larger the map; the page says so.
+    picture: the tissue, finer than the map's own image. Values are rounded to one of 65,535, 255 or 31 steps of their gene's range, the fewer the larger the map; the page says so.
     Raises ResourceError where the viewer is missing, OutputError where `out` cannot be written.
     """
     check_viewer()
@@ -78,11 +82,13 @@ def write_slide_page(found: Map, out: Path, *, measured: NDArray[np.floating] | 
     packed = Packed()
     layers, blocks = _pack(found, genes, levels, measured, packed)
     scripts = [PLACE.read_text(encoding="utf-8"), *(shell.script(name) for name in SCRIPTS)]
+    image, scale = picture or (found.image, found.image_scale)
     told = _told(found, genes, layers, blocks, wide=levels > MIDDLE)
+    told["image"] = {"width": image.shape[1], "height": image.shape[0], "scale": scale}
     main = [
         shell.script("report.html"),
         _words(found, len(genes), measured is not None, levels),
-        f'<img id="picture-of-tissue" alt="" hidden src="data:image/jpeg;base64,{_jpeg(found.image)}">\n',
+        f'<img id="picture-of-tissue" alt="" hidden src="data:image/jpeg;base64,{_jpeg(image)}">\n',
         shell.data("told", json.dumps(told, allow_nan=False, separators=(",", ":")), "application/json"),
         shell.data("packed", "".join(packed.text)),
     ]
@@ -124,11 +130,9 @@ def _table(colours: Any) -> bytes:
 def _told(
     found: Map, genes: list[int], layers: list[Layer], blocks: Mapping[str, Any], *, wide: bool
 ) -> dict[str, Any]:
-    height, width = found.image.shape[:2]
     moran = found.morans_i[genes]
     return {
         "title": found.title,
-        "image": {"width": width, "height": height, "scale": found.image_scale},
         "mpp": found.mpp,
         "diameter": found.spot_diameter_px,
         "square": found.on_grid,
@@ -143,7 +147,7 @@ def _told(
 
 def _jpeg(image: NDArray[np.uint8]) -> str:
     content = BytesIO()
-    Image.fromarray(image).save(content, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    Image.fromarray(image).save(content, "JPEG", quality=JPEG_QUALITY)
     return base64.b64encode(content.getvalue()).decode("ascii")
 
 
