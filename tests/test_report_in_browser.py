@@ -404,3 +404,13 @@ def test_names_are_text_whatever_they_hold(show: Any, tmp_path: Path) -> None:
     assert page.page.locator("h2").first.inner_text().startswith(HOSTILE)
     assert page.page.locator("img:not(#picture-of-tissue)").count() == 0
     assert json.loads(page.page.evaluate("JSON.stringify(report.names[0])")) == HOSTILE
+
+
+def test_a_browser_that_cannot_unpack_says_so(browser: Any, made: Made, tmp_path: Path) -> None:
+    with open_map(made.path) as found:
+        write_slide_page(found, tmp_path / "slide.html")
+    page = browser.new_page()
+    page.add_init_script("delete window.DecompressionStream")
+    page.goto((tmp_path / "slide.html").as_uri())
+    assert "too old to unpack" in page.locator("#maps").inner_text()
+    page.close()

@@ -257,9 +257,18 @@ function boundsOf(xy) {
 
 window.addEventListener("DOMContentLoaded", async () => {
   const text = (id) => document.getElementById(id).textContent;
+  if (typeof DecompressionStream === "undefined") {
+    document.getElementById("maps").textContent =
+      "This browser is too old to unpack the maps; Chrome or Edge from 80, Firefox from 113 and Safari from 16.4 on do.";
+    return;
+  }
   const told = JSON.parse(text("told"));
   const report = new Report(told, new Packed(text("packed"), told.blocks), document.getElementById("picture-of-tissue"));
   window.report = report;
-  window.addEventListener("beforeprint", () => document.querySelectorAll("details:not(:has(table))").forEach((one) => (one.open = true)));
+  window.addEventListener("beforeprint", () => {
+    for (const one of document.querySelectorAll("details")) {
+      one.open ||= one.querySelector("table") === null;
+    }
+  });
   await report.start();
 });
