@@ -14,7 +14,9 @@ from mclst.benchmarks import machine
 from mclst.benchmarks.accuracy_command import accuracy
 from mclst.benchmarks.cases import CASES, KINDS
 from mclst.benchmarks.chart import retrieval_png
+from mclst.benchmarks.compare_command import compare
 from mclst.benchmarks.end_to_end_command import end_to_end
+from mclst.benchmarks.latency_command import latency
 from mclst.benchmarks.limits import Peaks, host_peaks
 from mclst.benchmarks.page_command import page
 from mclst.benchmarks.peers import PEERS
@@ -38,7 +40,7 @@ def main() -> None:
     """Measure mclst on this machine, with its peers in the same run."""
 
 
-for subcommand in (accuracy, end_to_end, page, precision, systems, tiles, viewing):
+for subcommand in (accuracy, compare, end_to_end, latency, page, precision, systems, tiles, viewing):
     main.add_command(subcommand)
 
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from mclst.benchmarks.peers import Absent
 from mclst.runtime.errors import MclstError
-from mclst.runtime.session import INPUT, open_session
+from mclst.runtime.providers import ON_CPU, Request, open_encoder
+from mclst.runtime.session import INPUT
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -47,12 +48,15 @@ class Encoder:
 class Given:
     """What contenders are made from.
 
-    graphs: by precision, the ONNX graphs of a bundle. network: uint8 tiles [b, H, W, 3] as a torch module's work, with
-    its preprocessing, or None where no checkpoint was given. threads: of the processor, for each contender.
+    bundle: its folder. graphs: by precision, its ONNX graphs, "fp32" among them. threads: of the processor, for each
+    contender. tile_px: side of a tile. network: the checkpoint's, a torch module, or None where none was given;
+    prepare: its preprocessing, tiles uint8 [b, S, S, 3] → tensor.
     """
 
+    bundle: Path
     graphs: dict[str, Path]
     threads: int
+    tile_px: int
     network: Any = None
     prepare: Callable[[U8], Any] | None = None
 
@@ -65,16 +69,17 @@ def ours(given: Given, provider: str, precision: str, batch: int) -> Encoder:
     if precision not in given.graphs:
         raise Absent(f"the bundle has no {precision} graph")
     try:
-        session = open_session(given.graphs[precision], provider, threads=given.threads)
+        request = Request(given.bundle, given.graphs[precision], precision, batch, threads=given.threads)
+        session, _ = open_encoder(provider, request)
     except MclstError as error:
         raise Absent(str(error)) from error
     return Encoder(
-        f"mclst {session.provider} {precision}",
+        f"mclst {provider} {precision}",
         True,
         precision,
         session.encode,
-        gpu=session.provider != "cpu",
-        versions=_versions("mclst", "onnxruntime", "onnxruntime-gpu", "tensorrt"),
+        gpu=session.provider not in ON_CPU,
+        versions={**_versions("mclst"), "engine": session.engine},
     )
 
 
@@ -147,8 +152,7 @@ def torch_compiled(given: Given, device: str = "cpu") -> Encoder:
     try:
         compiled = torch.compile(network.encode_tiles)
         encode = _through(torch, given, compiled, device, torch.contiguous_format)
-        side = next(iter(_tile_side(given)))
-        encode(np.zeros((2, side, side, 3), np.uint8))
+        encode(np.zeros((2, given.tile_px, given.tile_px, 3), np.uint8))
     except Exception as error:  # it needs a C++ compiler, and fails in its own ways without
         raise Absent(f"torch.compile fails here ({' '.join(str(error).split())[:120]})") from error
     name = f"torch.compile{'' if device == 'cpu' else f' {device}'}"
@@ -162,7 +166,7 @@ def trtexec(given: Given, precision: str = "fp32") -> Encoder:
         raise Absent("there is no trtexec")
     if precision not in given.graphs:
         raise Absent(f"the bundle has no {precision} graph")
-    side = next(iter(_tile_side(given)))
+    side = given.tile_px
     engines: dict[int, Path] = {}
     folder = tempfile.TemporaryDirectory(prefix="mclst-trtexec-")
 
@@ -199,7 +203,7 @@ def peers(given: Given, *, gpu: bool) -> tuple[list[Encoder], list[dict[str, str
         ("OpenVINO bf16", lambda g: openvino(g, "bf16")),
         ("torch eager", torch_eager),
         ("torch eager channels-last", lambda g: torch_eager(g, channels_last=True)),
-        ("torch.compile", torch_compiled),
+        ("torch.compile", lambda g: torch_compiled(g)),
     ]
     if "int8" in given.graphs:
         wanted.append(("ONNX Runtime int8", lambda g: plain_onnxruntime(g, "int8")))
@@ -245,13 +249,6 @@ def _through(torch: Any, given: Given, encode_tiles: Any, device: str, layout: A
             return np.asarray(encode_tiles(pixels).float().cpu().numpy())
 
     return encode
-
-
-def _tile_side(given: Given) -> tuple[int, ...]:
-    import onnx
-
-    graph = onnx.load(next(iter(given.graphs.values())), load_external_data=False).graph
-    return tuple(dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim[1:3])
 
 
 def _versions(*names: str) -> dict[str, str]:

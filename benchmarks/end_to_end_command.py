@@ -13,6 +13,7 @@ import click
 import numpy as np
 
 from mclst.benchmarks import machine
+from mclst.benchmarks.documents import checked
 from mclst.benchmarks.peers import Absent
 from mclst.benchmarks.tables import show_table, stamp, verdict
 from mclst.runtime.command import check_json, command, progress, publish_json, say
@@ -176,7 +177,7 @@ def end_to_end(
     if not quiet:
         _show(content)
     if json_path is not None:
-        publish_json(json_path, content)
+        publish_json(json_path, checked("end-to-end", content))
     if plot_path is not None:
         from mclst.benchmarks.stage_chart import stages_png
 

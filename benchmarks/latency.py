@@ -102,6 +102,7 @@ def measure(
             {
                 "name": encoder.name,
                 "ours": encoder.ours,
+                "gpu": encoder.gpu,
                 "precision": encoder.precision,
                 "latency_s": told,
                 "tiles_per_s": batch / told["mean"],

@@ -117,7 +117,8 @@ def _into_a_batch(size: int) -> Callable[[int, NDArray[np.uint8]], None]:
     return keep
 
 
-def _whole_numbers(context: click.Context, parameter: click.Parameter, value: str) -> list[int]:
+def whole_numbers(context: click.Context, parameter: click.Parameter, value: str) -> list[int]:
+    """Text as 1,2,8 → the numbers, each once."""
     try:
         numbers = [int(part) for part in value.split(",")]
     except ValueError as error:
@@ -132,7 +133,7 @@ def _whole_numbers(context: click.Context, parameter: click.Parameter, value: st
 @click.option("--n", type=click.IntRange(1), default=2000, show_default=True, help="Tiles.")
 @click.option("--size", type=click.IntRange(1, 4096), default=224, show_default=True, help="Their side, px.")
 @click.option("--order", "orders", type=click.Choice(ORDERS), multiple=True, help="Default: both.")
-@click.option("--workers", default="1,2", show_default=True, callback=_whole_numbers, help="Threads.")
+@click.option("--workers", default="1,2", show_default=True, callback=whole_numbers, help="Threads.")
 @click.option("--peers/--no-peers", default=True, show_default=True, help="Others' readers beside it.")
 @click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Rounds.")
 @click.option("--json", "json_path", type=PATH, help="Write everything; - is stdout.")
