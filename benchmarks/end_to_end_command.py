@@ -106,7 +106,6 @@ def end_to_end(
         check_writable(plot_path, overwrite=overwrite)
     from mclst.benchmarks.cold_start import cold_start
     from mclst.benchmarks.end_to_end import PUBLISHED, measure
-    from mclst.benchmarks.loaded import graph_of
     from mclst.benchmarks.peaks import measure_peaks
     from mclst.runtime.bundle import open_bundle
     from mclst.sections.spots import read_spots
@@ -119,7 +118,7 @@ def end_to_end(
             "provider": provider,
             "batch_size": batch_size,
             "workers": workers,
-            **({} if precision == "fp32" else {"precision": precision}),
+            "precision": precision,
         }
         for provider, precision in settings
     ]
@@ -129,7 +128,7 @@ def end_to_end(
     except Absent as why:
         notebook = None
         absent.append({"name": PUBLISHED, "why": str(why)})
-    graphs = [graph_of(bundle, precision) for _, precision in settings]
+    graphs = [bundle.encoder(precision) for _, precision in settings]
     # A fresh process first: what cannot open says so before the rounds.
     fresh = [
         cold_start(

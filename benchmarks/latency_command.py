@@ -205,10 +205,10 @@ def latency(
 
 def _given(bundle: Bundle, ckpt: Path | None, settings: list[tuple[str, str]], threads: int) -> Given:
     from mclst.benchmarks.encoders import Given
-    from mclst.benchmarks.loaded import graph_of, open_published
+    from mclst.benchmarks.loaded import open_published
 
     graphs = {"fp32": bundle.encoder_path}
-    graphs |= {precision: graph_of(bundle, precision) for _, precision in settings}
+    graphs |= {precision: bundle.encoder(precision) for _, precision in settings}
     published = None if ckpt is None else open_published(ckpt, bundle)
     return Given(
         bundle.path,

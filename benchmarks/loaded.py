@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.array_pitch import slide_resolution
-from mclst.runtime.bundle import ENCODER, Bundle
-from mclst.runtime.errors import BundleError, CheckpointError, SlideError
+from mclst.runtime.bundle import Bundle
+from mclst.runtime.errors import CheckpointError, SlideError
 from mclst.runtime.slide import open_slide
 from mclst.runtime.tiles import Tiles, TileShape
 from mclst.sections.section import Spots
@@ -43,14 +43,6 @@ def open_published(ckpt: Path, bundle: Bundle) -> Published:
     network = checkpoint.network(heads=None if encoder is None else encoder.heads)
     settings = bundle.manifest.preprocessing
     return Published(network, lambda tiles: preprocess(tiles, settings))
-
-
-def graph_of(bundle: Bundle, precision: str) -> Path:
-    """The bundle's encoder in a precision; raises BundleError where it has none."""
-    name = ENCODER if precision == "fp32" else ENCODER.replace(".onnx", f".{precision}.onnx")
-    if name not in bundle.manifest.files:
-        raise BundleError(f"{bundle.path} has no {name}; export it with --precision {precision}")
-    return bundle.path / name
 
 
 def real_tiles(bundle: Bundle, slide: Path, spots: Spots, most: int) -> U8:

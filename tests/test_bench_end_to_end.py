@@ -94,7 +94,7 @@ def test_without_a_checkpoint_the_notebook_is_said_to_be_absent(small: Small, sm
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (("--settings", "cpu:int8"), 4, "has no encoder.int8.onnx"),
+        (("--settings", "cpu:int8"), 4, "has no encoder in int8"),
         (("--settings", "tpu"), 6, "no provider 'tpu'"),
         (("--settings", ":"), 2, "is not a list"),
         (("--repeats", "0"), 2, "repeats"),

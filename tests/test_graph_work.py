@@ -6,6 +6,7 @@ import contextlib
 import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,13 +82,13 @@ def test_a_bundles_encoder_against_torchs_counter(small: Small, small_bundle: Pa
 
 
 def graph(
-    tmp_path: Path, nodes: list[object], inputs: dict[str, list[object]], constants: dict[str, np.ndarray]
+    tmp_path: Path, nodes: list[Any], inputs: dict[str, list[Any]], constants: dict[str, np.ndarray]
 ) -> Path:
     made = helper.make_graph(
         nodes,
         "small",
         [helper.make_tensor_value_info(name, FLOAT, shape) for name, shape in inputs.items()],
-        [helper.make_tensor_value_info(nodes[-1].output[0], FLOAT, None)],  # type: ignore[attr-defined]
+        [helper.make_tensor_value_info(nodes[-1].output[0], FLOAT, None)],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     path = tmp_path / "small.onnx"
