@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import sys
@@ -12,28 +11,25 @@ from typing import Any
 import click
 
 from mclst.kernels.retriever import PROVIDERS as RETRIEVERS
-from mclst.kernels.spec import DISTANCES, RANKS, WEIGHTINGS, RetrievalSpec
+from mclst.kernels.spec import DISTANCES, RANKS, WEIGHTINGS
 from mclst.runtime.bundle import PRECISIONS, Bundle, open_bundle
+from mclst.runtime.cohort_command import CohortOptions, cohort_options, run_cohort
 from mclst.runtime.command import Finite, check_json, command, progress, publish_json, say, table
-from mclst.runtime.errors import SlideError
-from mclst.runtime.grid import Grid, lay_grid
-from mclst.runtime.outputs import Outputs
-from mclst.runtime.pipeline import MAX_BAD_TILES, predict
+from mclst.runtime.pipeline import MAX_BAD_TILES
 from mclst.runtime.providers import PROVIDERS, list_providers
 from mclst.runtime.report.files import Files
 from mclst.runtime.report.options import file_options, names
 from mclst.runtime.run_report import Run
-from mclst.runtime.slide import READERS, Slide, open_slide
-from mclst.runtime.tissue import find_tissue, read_mask
+from mclst.runtime.slide import READERS
+from mclst.runtime.slide_job import Job, run_job, spec_of
 from mclst.runtime.work import most_bad_tiles
-from mclst.sections.spots import read_spots
 
 PATH = click.Path(path_type=Path)
 NAMED_FAILURES = 5
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.argument("slide", type=PATH)
+@click.argument("slide", type=PATH, required=False)
 @click.option(
     "--spots",
     "spots_path",
@@ -132,6 +128,7 @@ NAMED_FAILURES = 5
     "--picture/--no-picture", default=True, help="Draw the most spatially structured genes beside the map."
 )
 @file_options
+@cohort_options
 @click.option(
     "--report/--no-report",
     default=True,
@@ -156,7 +153,7 @@ NAMED_FAILURES = 5
 @click.version_option(package_name="mclst")
 @command
 def main(
-    slide: Path,
+    slide: Path | None,
     spots_path: Path | None,
     stride_um: float | None,
     mask_path: Path | None,
@@ -175,6 +172,7 @@ def main(
     picture: bool,
     report: bool,
     files: Files,
+    cohort: CohortOptions,
     max_bad_tiles: str,
     resume: bool,
     overwrite: bool,
@@ -183,57 +181,70 @@ def main(
     verbose: bool,
     **retrieval: Any,
 ) -> None:
-    """Predict gene expression at the spots of a SLIDE and write it as a map.
+    """Predict gene expression at the spots of a SLIDE, or of many, and write it as a map.
 
     The .h5ad opens in scanpy and squidpy as it is; its path is printed on stdout. Beside it stand a picture of the
     most spatially structured genes, a page to look at in a browser, and a report of the run. A run that was stopped is carried on by the same command.
+
+    --slides takes a table, a slide per row: slide, spots (or grid), if wished name, and any of tissue-mask, genes, mpp,
+    reader, all-spots, max-bad-tiles, k, rank, distance, weighting and temperature, where a cell has it, before the
+    option here. Finished slides are left as they are; one that fails is recorded, the others go on, and the exit code
+    is 3.
     """
-    if (spots_path is None) == (stride_um is None):
+    if (slide is None) == (cohort.slides is None):
+        raise click.UsageError("give either a SLIDE or a table of them with --slides")
+    if slide is not None and (spots_path is None) == (stride_um is None):
         raise click.UsageError("give either --spots or --grid")
-    if stride_um is None and (mask_path is not None or genes):
+    if slide is None and spots_path is not None:
+        raise click.UsageError("with --slides the spots stand in the table")
+    if stride_um is None and slide is not None and (mask_path is not None or genes):
         raise click.UsageError("--tissue-mask and --genes belong to --grid")
-    outputs = Outputs.beside(
-        Path(f"{slide.stem}.h5ad") if out is None else out,
-        picture=picture,
-        dense=bool(genes),
-        report=report,
-        files=files,
+    job = Job(
+        slide=slide or Path(),
+        out=out,
+        spots=spots_path,
+        grid=stride_um,
+        mask=mask_path,
+        reader=reader,
+        mpp=mpp,
+        all_spots=all_spots,
+        genes=genes,
+        max_bad_tiles=max_bad_tiles,
+        retrieval={name: value for name, value in retrieval.items() if value is not None},
     )
+    settings = {
+        "provider": provider,
+        "build": build,
+        "precision": precision,
+        "retriever": retriever,
+        "batch_size": batch_size,
+        "workers": workers,
+        "overwrite": overwrite,
+        "resume": resume,
+        "picture": picture,
+        "report": report,
+        "files": files,
+    }
+    if cohort.slides is not None:
+        sys.exit(run_cohort(cohort, job, settings, bundle_path=bundle_path, json_path=json_path, quiet=quiet))
     check_json(
         json_path,
         overwrite=overwrite,
         inputs=(slide, spots_path, mask_path, bundle_path),
-        outputs=outputs.all,
+        outputs=job.outputs(picture=picture, report=report, files=files).all,
     )
     bundle = open_bundle(bundle_path)
-    table_of_spots = None if spots_path is None else read_spots(spots_path, all_spots=all_spots)
-    with open_slide(slide, reader=reader) as opened:
-        places = table_of_spots or _grid(opened, stride_um or 0.0, mpp, mask_path)
-        count = len(places.spots if isinstance(places, Grid) else places)
-        with progress("tiles", count, quiet=quiet) as advance:
-            run = predict(
-                bundle,
-                opened,
-                places,
-                out,
-                provider=provider,
-                build=build,
-                precision=precision,
-                retrieval=_spec(bundle, retrieval),
-                retriever=retriever,
-                batch_size=batch_size,
-                workers=workers,
-                slide_mpp=mpp,
-                max_bad_tiles=max_bad_tiles,
-                genes=genes,
-                overwrite=overwrite,
-                resume=resume,
-                picture=picture,
-                report=report,
-                files=files,
-                advance=advance,
-                tell=lambda text: say(f"Note: {text}", quiet=quiet),
-            )
+    try:
+        spec_of(bundle, job.retrieval)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    run = run_job(
+        bundle,
+        job,
+        settings,
+        watch=lambda count: progress("tiles", count, quiet=quiet),
+        tell=lambda text: say(f"Note: {text}", quiet=quiet),
+    )
     table(_summary(run, bundle), quiet=quiet)
     _say_failures(run, verbose=verbose)
     if json_path is not None:
@@ -256,27 +267,6 @@ def _bad_tiles(value: str) -> str:
     except ValueError as error:
         raise click.BadParameter(str(error)) from error
     return value
-
-
-def _grid(slide: Slide, stride_um: float, given_mpp: float | None, mask_path: Path | None) -> Grid:
-    mpp = slide.mpp if given_mpp is None else given_mpp
-    if mpp is None:
-        raise SlideError(
-            f"{slide.path} does not say how large its pixels are ({slide.mpp_source}), and --grid is in µm; "
-            "give --mpp, the µm per pixel of the slide"
-        )
-    tissue = find_tissue(slide, mpp) if mask_path is None else read_mask(mask_path, slide)
-    return lay_grid(slide, stride_um, mpp, tissue)
-
-
-def _spec(bundle: Bundle, given: dict[str, Any]) -> RetrievalSpec | None:
-    changed = {name: value for name, value in given.items() if value is not None}
-    if bundle.manifest.kind != "retrieval" and not changed:
-        return None
-    try:
-        return dataclasses.replace(bundle.retrieval, **changed)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
 
 
 def _summary(run: Run, bundle: Bundle) -> list[tuple[str, Any]]:

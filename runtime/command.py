@@ -82,42 +82,45 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
         heed(_stop)
         try:
             return function(*args, **kwargs)
-        except MclstError as error:
-            fail(_with_notes(str(error), error), error.exit_code)
-        except SectionError as error:
-            fail(str(error), 4)
-        except MemoryError as error:
-            text = "this machine's memory is too small for the work; ask for less at once, such as a smaller batch"
-            fail(_with_notes(text, error), 6)
-        except KeyboardInterrupt as error:
-            fail(_with_notes("interrupted", error, AGAIN), INTERRUPTED)
-        except Terminated as error:
-            fail(_with_notes("terminated", error, AGAIN), TERMINATED)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, SystemExit, GeneratorExit):
+            raise
         except BrokenPipeError:
             sys.exit(141)
-        except OSError as error:
-            if error.errno in TOO_FEW:
-                fail(
-                    _with_notes(
-                        f"this machine lets the process have no more ({error.strerror}); {RAISE}", error
-                    ),
-                    6,
-                )
-            if error.errno not in FULL:
+        except BaseException as error:  # noqa: BLE001 - the border: nothing passes it as a bare traceback
+            sentence, code = verdict(error)
+            if code == DEFECT:
                 traceback.print_exc()
-                fail("this is a defect in mclst; please report the lines above", 1)
-            fail(f"{error.filename or 'standard output'} cannot be written ({error.strerror}); free space", 5)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except Exception as error:  # noqa: BLE001 - the border: nothing passes it as a bare traceback
-            if isinstance(error, RuntimeError) and "start new thread" in str(error):
-                fail(_with_notes(f"this machine lets the process have no more threads; {RAISE}", error), 6)
-            traceback.print_exc()
-            fail("this is a defect in mclst; please report the lines above", 1)
+            fail(sentence, code)
 
     return wrapped
 
 
+def verdict(error: BaseException) -> tuple[str, int]:
+    """What went wrong, in a sentence for people, and its exit code; DEFECT where it is none that was foreseen."""
+    if isinstance(error, MclstError):
+        return _with_notes(str(error), error), error.exit_code
+    if isinstance(error, SectionError):
+        return str(error), 4
+    if isinstance(error, MemoryError):
+        text = (
+            "this machine's memory is too small for the work; ask for less at once, such as a smaller batch"
+        )
+        return _with_notes(text, error), 6
+    if isinstance(error, KeyboardInterrupt):
+        return _with_notes("interrupted", error, AGAIN), INTERRUPTED
+    if isinstance(error, Terminated):
+        return _with_notes("terminated", error, AGAIN), TERMINATED
+    if isinstance(error, OSError) and error.errno in TOO_FEW:
+        text = f"this machine lets the process have no more ({error.strerror}); {RAISE}"
+        return _with_notes(text, error), 6
+    if isinstance(error, OSError) and error.errno in FULL:
+        return f"{error.filename or 'standard output'} cannot be written ({error.strerror}); free space", 5
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return _with_notes(f"this machine lets the process have no more threads; {RAISE}", error), 6
+    return "this is a defect in mclst; please report the lines above", DEFECT
+
+
+DEFECT = 1
 RAISE = "raise its limits (ulimit -a), or ask for fewer --workers"
 
 

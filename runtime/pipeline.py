@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,12 +27,13 @@ from mclst.runtime.expression import MapWriter, shrink
 from mclst.runtime.fingerprint import SlideHash
 from mclst.runtime.grid import Grid
 from mclst.runtime.map_file import open_map
+from mclst.runtime.opened import Opened
 from mclst.runtime.outputs import Outputs
 from mclst.runtime.pictures import picture_map
 from mclst.runtime.placing import check_places
 from mclst.runtime.provenance import made_of, told
-from mclst.runtime.providers import ON_CPU, Request, open_encoder
-from mclst.runtime.readout import NotFinite, Readout, open_readout
+from mclst.runtime.providers import ON_CPU, Request
+from mclst.runtime.readout import NotFinite, Readout
 from mclst.runtime.report.files import Files, write_files
 from mclst.runtime.ring import Group, Ring
 from mclst.runtime.run_report import DONE, STOPPED, Run, write_report
@@ -71,6 +73,8 @@ def predict(
     picture: bool = True,
     report: bool = True,
     files: Files | None = None,
+    opened: Opened | None = None,
+    record: Mapping[str, Any] | None = None,
     advance: Advance = lambda n: None,
     tell: Tell = lambda text: None,
 ) -> Run:
@@ -82,7 +86,8 @@ def predict(
     max_bad_tiles: how many tiles may be unreadable: a number, or a share as "1%", rounded up. genes: of a grid,
     written to `<out's stem>.genes.ome.tif`. picture: draw `<out's stem>.genes.png`. report: write
     `<out's stem>.run.json`. files: what else to make of the map; by default the page `<out's stem>.html`. resume: carry
-    on where a stopped run of the same inputs and settings left off. advance: called with the number of tiles
+    on where a stopped run of the same inputs and settings left off. opened: encoder and bank kept open between runs.
+    record: the caller's own words on this run, for its report. advance: called with the number of tiles
     done. tell: called with what the user must know at once.
 
     Memory does not grow with the number of spots beyond their table. The map appears last: where it stands, all is
@@ -91,6 +96,7 @@ def predict(
     Raises InputError, OutputError or ResourceError.
     """
     started = time.perf_counter()
+    opened = opened or Opened()
     grid = spots if isinstance(spots, Grid) else None
     table = (
         spots.spots
@@ -126,12 +132,13 @@ def predict(
             overwrite,
             advance,
             tell,
+            record=record,
         )
         names = bundle.genes
         with MapWriter(out, genes=names, spots=table, overwrite=overwrite) as writer:
             try:
                 with work.clock.stage("open"):
-                    session, passed = open_encoder(
+                    session, passed = opened.encoder(
                         provider,
                         Request(
                             bundle.path,
@@ -142,7 +149,7 @@ def predict(
                             tell=work.note,
                         ),
                     )
-                    readout = open_readout(bundle, spec, table, session.provider, retriever, precision)
+                    readout = opened.readout(bundle, spec, table, session.provider, retriever, precision)
                     bundle.check_unchanged()
                 if passed:
                     work.note(f"provider {session.provider}; passed over: {passed}")
@@ -313,7 +320,11 @@ def _publish(
             skipped=0 if work.grid is None else work.grid.skipped,
         )
         if outputs.report is not None:
-            write_report(outputs.report, DONE, {**_times(work), **work.told, "run": run.as_json()})
+            own = {} if work.record is None else {"record": work.record}
+            size = {"map_bytes": hidden_map.stat().st_size}
+            write_report(
+                outputs.report, DONE, {**_times(work), **work.told, "run": run.as_json(), **size, **own}
+            )
         runs.append(run)
 
     with work.clock.stage("write"):

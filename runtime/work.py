@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -55,6 +55,7 @@ class Work:
     notes: list[str] = field(default_factory=list)
     carried_on: int = 0
     told: dict[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Any] | None = None
 
     def note(self, text: str) -> None:
         """Something the user must know, now and in the report."""

@@ -285,7 +285,7 @@ def test_a_map_by_a_late_device_is_the_map(
 
     wanted = run(tmp_path / "a.h5ad")
     session = LateSession(small_bundle / "encoder.onnx")
-    monkeypatch.setattr("mclst.runtime.pipeline.open_encoder", lambda provider, request: (session, ""))
+    monkeypatch.setattr("mclst.runtime.opened.open_encoder", lambda provider, request: (session, ""))
     np.testing.assert_allclose(run(tmp_path / "b.h5ad"), wanted, rtol=0, atol=1e-5)
     assert session.devices[0].closed == 1
 
@@ -295,7 +295,7 @@ def test_a_device_that_fails_leaves_no_file(
     small: Small, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     session = LateSession(small_bundle / "encoder.onnx", fails_at=at)
-    monkeypatch.setattr("mclst.runtime.pipeline.open_encoder", lambda provider, request: (session, ""))
+    monkeypatch.setattr("mclst.runtime.opened.open_encoder", lambda provider, request: (session, ""))
     with open_slide(small.slide) as slide, pytest.raises(ResourceError, match="the device failed"):
         predict(open_bundle(small_bundle), slide, small.spots, tmp_path / "map.h5ad", batch_size=5)
     assert list(tmp_path.iterdir()) == []

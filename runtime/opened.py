@@ -1,0 +1,63 @@
+"""A bundle's encoder and bank, opened once for one slide after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from mclst.kernels import RetrievalSpec
+from mclst.runtime.bundle import Bundle
+from mclst.runtime.providers import Request, open_encoder
+from mclst.runtime.readout import Readout, open_readout
+from mclst.runtime.session import Session
+from mclst.sections.section import Spots
+
+T = TypeVar("T")
+
+
+class Opened:
+    """Opens what a run asks for, and hands the same to the next run that asks for the same; for one run at a time.
+
+    threads: CPU threads of the encoder in place of what a request says; None leaves it.
+    """
+
+    def __init__(self, *, threads: int | None = None) -> None:
+        self._threads = threads
+        self._encoder: tuple[object, tuple[Session, str]] | None = None
+        self._readout: tuple[object, Readout] | None = None
+
+    @property
+    def encoder_is_open(self) -> bool:
+        """Whether an encoder was opened."""
+        return self._encoder is not None
+
+    def encoder(self, provider: str, request: Request) -> tuple[Session, str]:
+        """See `open_encoder`; the last one that was opened is kept."""
+        if self._threads is not None:
+            request = replace(request, threads=self._threads)
+        key = (provider, replace(request, tell=print))
+        self._encoder = _kept(self._encoder, key, lambda: open_encoder(provider, request))
+        return self._encoder[1]
+
+    def readout(
+        self,
+        bundle: Bundle,
+        spec: RetrievalSpec | None,
+        spots: Spots,
+        provider: str,
+        retriever: str,
+        precision: str,
+    ) -> Readout:
+        """See `open_readout`; the last one of a bank is kept, what sees a whole slide is opened for each."""
+        if bundle.manifest.kind == "sequence":
+            return open_readout(bundle, spec, spots, provider, retriever, precision)
+        key = (bundle.sha256, spec, provider, retriever, precision)
+        self._readout = _kept(
+            self._readout, key, lambda: open_readout(bundle, spec, spots, provider, retriever, precision)
+        )
+        return self._readout[1]
+
+
+def _kept(kept: tuple[object, T] | None, key: object, open_it: Callable[[], T]) -> tuple[object, T]:
+    return kept if kept is not None and kept[0] == key else (key, open_it())
