@@ -268,7 +268,7 @@ home.{method} = full
     [
         ("expression", "MapWriter", "write"),
         ("expression", "MapWriter", "begin"),
-        ("pipeline", "", "contact_sheet"),
+        ("pipeline", "", "picture_map"),
         ("pipeline", "", "write_report"),
     ],
     ids=["rows", "journal", "picture", "report"],
