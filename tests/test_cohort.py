@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
@@ -51,7 +52,7 @@ def cohort(*words: str) -> Result:
     return infer("--slides", "cohort.csv", "--out", "maps", *QUICK, *words)
 
 
-def report(name: str = "cohort.run.json") -> dict:
+def report(name: str = "cohort.run.json") -> dict[str, Any]:
     return json.loads((Path("maps") / name).read_text())
 
 

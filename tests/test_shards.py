@@ -56,6 +56,7 @@ def test_shards_choose_what_the_whole_bank_chooses(provider: str, data: st.DataO
     queries = rng.integers(-1, 2, (9, columns)).astype(np.float32)
     expected = whole_bank(queries, bank.embedding, bank.expression, spec, neighbours=True)
     found = aggregate(queries, in_shards(bank, cuts, spec, provider), spec, neighbours=True)
+    assert found.neighbours is not None and expected.neighbours is not None
     assert np.array_equal(found.neighbours, expected.neighbours)
     assert found.expression.dtype == np.float32
     assert np.abs(found.expression - expected.expression).max() <= 1e-6 * np.abs(bank.expression).max()
@@ -74,6 +75,7 @@ def test_a_bank_of_a_real_shape(provider: str) -> None:
     spec = RetrievalSpec(600, "cosine", "l1", "inverse-square")
     expected = whole_bank(queries, bank.embedding, bank.expression, spec, neighbours=True)
     found = aggregate(queries, in_shards(bank, [400, 1000, 2250], spec, provider), spec, neighbours=True)
+    assert found.neighbours is not None and expected.neighbours is not None
     assert np.array_equal(found.neighbours, expected.neighbours)
     assert np.abs(found.expression - expected.expression).max() <= 1e-6 * np.abs(bank.expression).max()
 
@@ -85,6 +87,7 @@ def test_the_order_of_shards_does_not_matter() -> None:
     spec = RetrievalSpec(13, "l2", "l2", "softmax")
     shards = in_shards(bank, [9, 20, 33], spec, "reference")
     there, back = (aggregate(queries, some, spec, neighbours=True) for some in (shards, shards[::-1]))
+    assert there.neighbours is not None and back.neighbours is not None
     assert np.array_equal(there.neighbours, back.neighbours)
     np.testing.assert_allclose(there.expression, back.expression, rtol=1e-6)
 
