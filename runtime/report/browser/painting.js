@@ -32,6 +32,7 @@ class Painter {
     this.context.clearRect(0, 0, width, height);
     const rings = [];
     const large = radius > LARGE_RADIUS;
+    const stamps = large ? [] : this.stampsOf(radius);
     const buffer = new Uint32Array(this.pixels.data.buffer);
     if (!large) {
       buffer.fill(0);
@@ -47,7 +48,7 @@ class Painter {
       } else if (large) {
         this.shape(x, y, radius, colours[place[spot]]);
       } else {
-        this.stamp(buffer, x, y, radius, colours[place[spot]]);
+        this.stamp(buffer, x, y, stamps, colours[place[spot]]);
       }
     }
     if (!large) {
@@ -80,13 +81,12 @@ class Painter {
   }
 
   /* Copy a small spot into the pixels; where two overlap, the one that covers more of a pixel has it. */
-  stamp(buffer, x, y, radius, colour) {
+  stamp(buffer, x, y, stamps, colour) {
     const { width, height } = this.canvas;
     const column = Math.floor(x);
     const row = Math.floor(y);
-    const { reach, coverage } = this.coverage(
-      radius, Math.floor((x - column) * PHASES), Math.floor((y - row) * PHASES),
-    );
+    const phase = Math.floor((y - row) * PHASES) * PHASES + Math.floor((x - column) * PHASES);
+    const { reach, coverage } = stamps[phase];
     const side = 2 * reach + 1;
     const opaque = colour & 0xffffff;
     for (let v = Math.max(0, reach - row); v < side && row - reach + v < height; v++) {
@@ -100,29 +100,35 @@ class Painter {
     }
   }
 
-  /* How much of each pixel around it a spot covers, 0 … 255, its centre at quarters of a pixel. */
-  coverage(radius, phaseX, phaseY) {
-    const key = `${radius.toFixed(2)} ${phaseX} ${phaseY}`;
+  /* The stamps of a radius, one for each quarter of a pixel that a centre can lie at. */
+  stampsOf(radius) {
+    const key = Math.round(100 * radius);
     let found = this.stamps.get(key);
     if (found === undefined) {
-      if (this.stamps.size > 256) {
+      if (this.stamps.size > 32) {
         this.stamps.clear();
       }
-      const reach = Math.ceil(radius + 0.5);
-      const side = 2 * reach + 1;
-      const coverage = new Uint8Array(side * side);
-      for (let i = 0; i < coverage.length; i++) {
-        const dx = Math.abs((i % side) + 0.5 - reach - (phaseX + 0.5) / PHASES);
-        const dy = Math.abs(Math.floor(i / side) + 0.5 - reach - (phaseY + 0.5) / PHASES);
-        const within = (distance) => Math.min(1, Math.max(0, radius + 0.5 - distance));
-        // A square has all of a pixel it touches, lest seams show between neighbours.
-        const part = this.square ? Math.ceil(within(dx) * within(dy)) : within(Math.hypot(dx, dy));
-        coverage[i] = Math.round(255 * part);
-      }
-      found = { reach, coverage };
+      const phases = Array.from({ length: PHASES * PHASES }, (_, phase) => phase);
+      found = phases.map((phase) => this.coverage(radius, phase % PHASES, Math.floor(phase / PHASES)));
       this.stamps.set(key, found);
     }
     return found;
+  }
+
+  /* How much of each pixel around it a spot covers, 0 … 255. */
+  coverage(radius, phaseX, phaseY) {
+    const reach = Math.ceil(radius + 0.5);
+    const side = 2 * reach + 1;
+    const coverage = new Uint8Array(side * side);
+    const within = (distance) => Math.min(1, Math.max(0, radius + 0.5 - distance));
+    for (let i = 0; i < coverage.length; i++) {
+      const dx = Math.abs((i % side) + 0.5 - reach - (phaseX + 0.5) / PHASES);
+      const dy = Math.abs(Math.floor(i / side) + 0.5 - reach - (phaseY + 0.5) / PHASES);
+      // A square has all of a pixel it touches, lest seams show between neighbours.
+      const part = this.square ? Math.ceil(within(dx) * within(dy)) : within(Math.hypot(dx, dy));
+      coverage[i] = Math.round(255 * part);
+    }
+    return { reach, coverage };
   }
 }
 
