@@ -35,8 +35,8 @@ HEAD = ("PCC (ACG)", "PCC (HEG)", "MSE", "MAE")
 @click.option("--fold", "chosen", multiple=True, help="Only this fold; repeatable.  [default: all]")
 @click.option(
     "--sweep",
-    help="One setting and its values, such as k=50,200,800: k, distance, rank, weighting, normalisation, context "
-    "(one training for all), positions, encoder, lambda (one each).",
+    help="One setting and its values, such as k=50,200,800: k, distance, rank, weighting, normalisation, context, "
+    "precision of the export (one training for all), positions, encoder, lambda (one each).",
 )
 @click.option("--train", "train_options", default="", help='Options of mclst-train, such as "--epochs 20".')
 @click.option(
@@ -61,7 +61,8 @@ def accuracy(
 ) -> None:
     """Cross-validate: train without a section, or a patient, score what was left out, and vary one setting.
 
-    Scores are those of `mclst-eval`, from the network itself rather than an exported bundle. The same command goes on
+    Scores are those of `mclst-eval`, from the network itself rather than an exported bundle, but for a sweep over the
+    export's precision. The same command goes on
     where it was stopped.
     """
     check_json(json_path, overwrite=overwrite, inputs=paths, outputs=())

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mclst.benchmarks.exported import score_precisions
+from mclst.runtime.bundle import PRECISIONS
 from mclst.runtime.errors import InputError
 from mclst.runtime.manifest import Settings
 from mclst.runtime.publish import write_whole
@@ -26,6 +28,8 @@ from mclst.training.validation import score_settings
 MEASURES = ("pcc_acg", "pcc_heg", "mse", "mae")
 TRAINED = {"positions": str, "encoder": str, "lambda": float}
 """What a network is trained anew for."""
+EXPORTED = {"precision": str}
+"""What the graph is exported in that one trained network is scored by."""
 RETRIEVED = {"k": int, "distance": str, "rank": str, "weighting": str, "normalisation": str, "context": int}
 """What one trained network is scored under; `normalisation` is that of the averaged expression and of the truth."""
 Say = Callable[[str], None]
@@ -70,7 +74,7 @@ def patient_of(name: str, patient: str) -> str:
 def parse_sweep(text: str) -> tuple[str, list[Any]]:
     """`k=50,100,200` → its name and values; ValueError in a sentence."""
     name, _, values = text.partition("=")
-    kinds = {**TRAINED, **RETRIEVED}
+    kinds = {**TRAINED, **RETRIEVED, **EXPORTED}
     if name not in kinds or not values:
         raise ValueError(f"--sweep {text!r}: give NAME=VALUE,VALUE,… with one of {', '.join(kinds)}")
     try:
@@ -98,6 +102,10 @@ def changed(config: TrainConfig, name: str, value: Any) -> TrainConfig:
         return dataclasses.replace(config, image_weight=value)
     if name == "encoder":
         return dataclasses.replace(config, encoder=value)
+    if name == "precision":
+        if value not in PRECISIONS:
+            raise ValueError(f"{value} is none of {', '.join(PRECISIONS)}")
+        return config
     unit = config.settings.context.positions
     settings["context"]["positions"] = "none" if value == "none" else "pixel" if unit == "pixel" else "array"
     of_positions = Settings.model_validate_json(json.dumps(settings))
@@ -126,20 +134,27 @@ def cross_validate(
         for fold in folds:
             label = f"{name}-{values[group[0]]}" if name in TRAINED else "all"
             file = work / f"{re.sub(r'[^A-Za-z0-9.-]', '_', label)}.{fold.name}.json"
-            found = _fold(sections, fold, [configs[i] for i in group], file, say)
+            precisions = values if name in EXPORTED else None
+            found = _fold(sections, fold, [configs[i] for i in group], precisions, file, say)
             for i, scores in zip(group, found, strict=True):
                 rows += [{"value": str(values[i]), "fold": fold.name, **score} for score in scores]
     return pd.DataFrame(rows)
 
 
 def _fold(
-    sections: Sequence[TrainingSection], fold: Fold, configs: Sequence[TrainConfig], file: Path, say: Say
+    sections: Sequence[TrainingSection],
+    fold: Fold,
+    configs: Sequence[TrainConfig],
+    precisions: Sequence[str] | None,
+    file: Path,
+    say: Say,
 ) -> list[list[dict[str, Any]]]:
     kept = [section for section in sections if section.name not in fold.left_out]
     held = [section for section in sections if section.name in fold.left_out]
     told = {
         "held_out": describe(configs[0], held, {})["data"],
         "scored": [config.settings.model_dump(mode="json") for config in configs],
+        **({} if precisions is None else {"precisions": list(precisions)}),
     }
     run = describe(configs[0], kept, told)
     if file.exists():
@@ -153,7 +168,10 @@ def _fold(
     while not training.finished:
         training.epoch()
         write_state(file, training, told)
-    scored = score_settings(training, held, [config.settings for config in configs])
+    if precisions is None:
+        scored = score_settings(training, held, [config.settings for config in configs])
+    else:
+        scored = score_precisions(training, held, precisions)
     scores = [
         [
             {"section": section.name, **{m: _number(getattr(of, m)) for m in MEASURES}}

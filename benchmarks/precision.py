@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mclst.benchmarks import machine
 from mclst.benchmarks.measure import in_turns, ratio, spread
+from mclst.benchmarks.tables import verdict
 from mclst.runtime.bundle import Bundle, open_bundle
 from mclst.runtime.command import check_json, command, progress, publish_json, say
 from mclst.runtime.errors import InputError, ResourceError, SlideError
@@ -230,6 +231,7 @@ def precision(
             "schema": "mclst-bench-precision/1",
             "created": started.isoformat(timespec="seconds"),
             "machine": where,
+            "verdict": verdict(where["load_at_start"], where["cores"]),
             "slide": slide.name,
             "bundle": {**about, "checkpoint_sha256": m.checkpoint.sha256},
             "results": found,

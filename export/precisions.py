@@ -69,16 +69,30 @@ def add_precisions(
             + (f", calibrated on {calibration}" if precision == "int8" else "")
         )
         with TemporaryDirectory() as spare:
-            if precision == "int8":
-                record = _write_int8(folder, calibration, asked.method)
-                graphs = {name: folder / graph_name(name, precision) for name in (ENCODER,)}
-                graphs |= {SEQUENCE: folder / SEQUENCE}
-            else:
-                record, graphs = _write_half(folder, cast(Half, precision), Path(spare))
-            sequence = graphs[SEQUENCE] if (folder / SEQUENCE).exists() else None
-            found = compare(graphs[ENCODER], sequence)
+            record, graphs = derive(folder, precision, calibration, asked.method, spare=Path(spare))
+            found = compare(graphs[ENCODER], graphs.get(SEQUENCE))
         done[precision] = {**record, **judge(precision, found, gate_for(precision, asked.limits), str(tiles))}
     return done
+
+
+def derive(
+    folder: Path, precision: str, calibration: Tiles | None, method: Method = "percentile", *, spare: Path
+) -> tuple[dict[str, Any], dict[str, Path]]:
+    """Write the graphs of `folder` in `precision` beside the fp32 ones.
+
+    Returns the record for parity.json, and the graphs by their fp32 file's name as a CPU runs them: in bf16, rounded
+    fp32 ones in the folder `spare`. Raises as `add_precisions` does.
+    """
+    exact = {name: folder / name for name in (ENCODER, SEQUENCE) if (folder / name).exists()}
+    if precision == "fp32":
+        return {}, exact
+    if precision == "int8":
+        return _write_int8(folder, calibration, method), {
+            **exact,
+            ENCODER: folder / graph_name(ENCODER, "int8"),
+        }
+    spare.mkdir(exist_ok=True)
+    return _write_half(folder, cast(Half, precision), spare)
 
 
 def judge_fp32(parity: dict[str, Any], asked: Precisions, tiles: Tiles) -> dict[str, Any]:

@@ -97,6 +97,22 @@ def test_a_sweep_over_k_trains_once_and_scores_as_mclst_train_does(small: Small,
     assert other.exit_code == 4 and "is of other settings or sections" in other.stderr
 
 
+def test_a_sweep_over_precisions_scores_the_exported_graphs(small: Small, tmp_path: Path) -> None:
+    words = ("--sweep", "precision=fp32,fp16,bf16,int8", "--fold", "B1")
+    done = run(small, tmp_path / "work", *words)
+    assert done.exit_code == 0, done.output
+    at = {row["value"]: row for row in json.loads(done.stdout)["folds"]}
+    assert list(at) == ["fp32", "fp16", "bf16", "int8"] and done.stderr.count("fold B1: loss") == 1
+    alone = run(small, tmp_path / "other", "--fold", "B1")
+    network = json.loads(alone.stdout)["folds"][0]
+    for measure in MEASURES:
+        assert at["fp32"][measure] == pytest.approx(network[measure], rel=1e-4), measure
+    apart = {value: abs(at[value]["mse"] - at["fp32"]["mse"]) for value in at}
+    assert all(apart[value] > 0 for value in ("fp16", "bf16", "int8"))
+    assert max(apart.values()) < 0.2 * at["fp32"]["mse"]
+    assert run(small, tmp_path / "work", *words).stderr.count("done before") == 1
+
+
 def test_leaving_a_patient_out_scores_all_its_sections(small: Small, tmp_path: Path) -> None:
     done = run(small, tmp_path / "work", "--leave-out", "patient", "--sweep", "lambda=0,1")
     assert done.exit_code == 0, done.output
@@ -110,6 +126,7 @@ def test_leaving_a_patient_out_scores_all_its_sections(small: Small, tmp_path: P
     ("words", "code", "told"),
     [
         (["--sweep", "k=0"], 2, "--sweep k=0"),
+        (["--sweep", "precision=fp8"], 2, "fp8 is none of fp32, fp16, bf16, int8"),
         (["--sweep", "positions=left"], 2, "--sweep positions=left"),
         (["--fold", "Z"], 2, "--fold Z is none of A1, A2, B1"),
         (["--train", "--epochs nine"], 2, "nine"),

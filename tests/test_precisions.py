@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from test_infer import assert_refused, tree
 from test_systems import MADE
 
 from mclst.benchmarks.cli import main as bench_main
+from mclst.benchmarks.precision import rows
 from mclst.export.calibrate import BINS, PERCENTILE, Magnitudes, calibrate
 from mclst.export.cli import main as export_main
 from mclst.export.gate import GATES, Gate, gate_for, judge
@@ -635,3 +637,17 @@ def test_the_small_bundle_opens_as_before(small_bundle: Path) -> None:
     assert json.loads((small_bundle / "parity.json").read_text())["precisions"] == {}
     tiles = np.zeros((1, TILE_PX, TILE_PX, 3), np.uint8)
     assert open_session(bundle.encoder(), "cpu").encode(tiles).shape == (1, 16)
+
+
+def test_the_docs_say_what_was_measured() -> None:
+    """Every line of the committed measurements stands in docs/precision.md as it is, and so does the gate."""
+    home = Path(__file__).resolve().parents[1]
+    said = [re.sub(r" +", " ", line) for line in (home / "docs" / "precision.md").read_text().splitlines()]
+    measured = sorted((home / "benchmarks" / "results").glob("precision-*.json"))
+    assert measured
+    for path in measured:
+        for line in rows(json.loads(path.read_text())["results"])[1:]:
+            assert f"| {' | '.join(line)} |" in said, (path.name, line)
+    for precision, gate in GATES.items():
+        limits = (gate.cosine, gate.overlap, gate.pearson, gate.change)
+        assert f"| {precision} | {' | '.join(f'{limit:g}' for limit in limits if limit)} |" in said

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,9 @@ from mclst.training.contrastive import Network, Training
 from mclst.training.data import TrainingSection, encoder_input
 
 TILES_AT_ONCE = 64
+
+Encode = Callable[[TrainingSection], NDArray[np.float32]]
+"""A section's tiles → embeddings float32 [n, D]."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +51,32 @@ def score_settings(
         network.train()
 
 
+def score_encoded(
+    training: Training, held_out: Sequence[TrainingSection], settings: Settings, encode: Encode
+) -> list[Score]:
+    """The same where `encode` gives the sections' embeddings in place of the network; one Score per section."""
+    network, device = training.network, torch.device(training.config.device)
+    network.eval()
+    try:
+        with torch.inference_mode():
+            return _scores(network, training.sections, held_out, settings, device, encode)
+    finally:
+        network.train()
+
+
 def _scores(
     network: Network,
     sections: Sequence[TrainingSection],
     held_out: Sequence[TrainingSection],
     settings: Settings,
     device: torch.device,
+    encode: Encode | None = None,
 ) -> list[Score]:
     retriever = Retriever(_bank(network, sections, settings, device), settings.retrieval.spec())
+    given = encode or (lambda section: _embeddings(network, section, settings, device))
     return [
         score(
-            retriever.aggregate(_embeddings(network, section, settings, device)).expression,
+            retriever.aggregate(given(section)).expression,
             section.normalised(settings.normalisation.expression),
         )
         for section in held_out
