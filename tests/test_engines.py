@@ -21,6 +21,7 @@ from small import TILE_PX, Small, fast_bundle, tiny_network
 
 from mclst.export.cli import main as export_main
 from mclst.export.graph import write_graph
+from mclst.export.half import to_half
 from mclst.runtime import open_bundle
 from mclst.runtime.engine_build import EngineError, build_engine, check_parses, covered
 from mclst.runtime.engine_manifest import EngineKey, read_engine_manifest
@@ -101,10 +102,17 @@ class Watched:
         self.config: Any = None
 
 
-def test_an_engine_of_every_encoder_for_two_targets(graph: tuple[str, Path], library: Library) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_engine_of_every_encoder_for_two_targets(
+    graph: tuple[str, Path], precision: str, library: Library
+) -> None:
     name, path = graph
+    model = onnx.load(path)
+    if precision == "fp16":
+        model, path = to_half(model, "fp16").model, path.with_name("encoder.fp16.onnx")
+        onnx.save(model, path)
     trt, watched = library.trt, Watched(library)
-    built = build_engine(watched.library, path, key_of(path, library))
+    built = build_engine(watched.library, path, key_of(path, library, precision=precision))
     side = NETWORKS[name]
     assert (built.output, built.tile_px) == ("embedding", side)
     # TensorRT's own header: a mark, and the size at byte 16.
@@ -124,12 +132,15 @@ def test_an_engine_of_every_encoder_for_two_targets(graph: tuple[str, Path], lib
     ]
     assert config.num_compute_capabilities == 2
     assert [str(config.get_compute_capability(i)).rsplit(".", 1)[-1] for i in (0, 1)] == ["SM86", "SM89"]
-    assert sum(built.layers.values()) == network.num_layers and "HALF" not in built.layers
-    graph_weights = sum(
-        t.data_type == TensorProto.FLOAT and numpy_helper.to_array(t).nbytes
-        for t in onnx.load(path).graph.initializer
-    )
-    assert len(built.plan) > 0.9 * graph_weights
+    assert sum(built.layers.values()) == network.num_layers
+    # A product's type is the graph's: nothing is rounded that the graph does not round, nothing is left that it does.
+    products = [network.get_layer(i) for i in range(network.num_layers)]
+    kinds = (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
+    types = {layer.get_output(0).dtype for layer in products if layer.type in kinds}
+    assert types == {trt.DataType.FLOAT if precision == "fp32" else trt.DataType.HALF}
+    assert ("HALF" in built.layers) == (precision == "fp16")
+    weights = sum(numpy_helper.to_array(tensor).nbytes for tensor in model.graph.initializer)
+    assert len(built.plan) > 0.9 * weights
 
 
 def test_a_workspace_is_the_builders_limit(library: Library, tmp_path: Path) -> None:
