@@ -128,6 +128,7 @@ class Equality(Part):
     q999_abs: float
     pearson: float | None
     genes_compared: Count
+    pearson_per_gene_mean: float | None
     pearson_per_gene_min: float | None
     pearson_per_gene_median: float | None
 

@@ -83,7 +83,7 @@ def test_a_run_is_told_with_its_samples(small: Small, small_bundle: Path, tmp_pa
 
 def test_without_a_checkpoint_the_notebook_is_said_to_be_absent(small: Small, small_bundle: Path) -> None:
     done = bench(small, small_bundle, "--repeats", "1", "--no-cold", "--json", "-", "-q")
-    assert done.exit_code == 0 and done.stderr == ""
+    assert done.exit_code == 0 and done.stderr == "", done.output
     told = json.loads(done.stdout)
     assert told["absent"] == [{"name": "published notebook", "why": "needs the checkpoint; give --ckpt"}]
     assert told["cold_start"] == [] and [c["name"] for c in told["result"]["contenders"]] == [
