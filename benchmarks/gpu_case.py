@@ -62,17 +62,25 @@ def make_case(
     )
     measured.obsm["spatial"] = rng.uniform(0, slide_px, (reference, 2))
     measured.write_h5ad(folder / "made.h5ad")
-    change = {"tile": {"size_px": tile_px}}
     told: dict[str, object] = {"encoder": encoder, "precisions": ["fp32"], "fp16_refused": None}
-    given = {"references": [folder / "made.h5ad"], "change": change, "parity_tiles": 8, "overwrite": True}
-    try:
+
+    def export(precisions: Precisions) -> None:
         export_bundle(
-            folder / "model.pt", folder / "mclst-bundle", precisions=Precisions(wanted=("fp16",)), **given
-        )  # type: ignore[arg-type]
+            folder / "model.pt",
+            folder / "mclst-bundle",
+            references=[folder / "made.h5ad"],
+            change={"tile": {"size_px": tile_px}},
+            parity_tiles=8,
+            overwrite=True,
+            precisions=precisions,
+        )
+
+    try:
+        export(Precisions(wanted=("fp16",)))
         told["precisions"] = ["fp32", "fp16"]
     except MclstError as refusal:
         told["fp16_refused"] = str(refusal)
-        export_bundle(folder / "model.pt", folder / "mclst-bundle", **given)  # type: ignore[arg-type]
+        export(Precisions())
     return told | {"seconds": time.monotonic() - started}
 
 
