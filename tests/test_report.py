@@ -165,6 +165,24 @@ def test_geojson_is_read_by_gdal(made: Made) -> None:
     assert list(measured)[:12] == [made.genes[g] for g in np.argsort(-moran)]
 
 
+def drawn_by_spatialdata_plot(found: Any) -> float:
+    """The part of its picture of tissue and spots that has colour, as only the spots have."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import spatialdata_plot  # noqa: F401 - adds `pl`
+
+    layers = found.pl.render_images("tissue").pl.render_shapes(
+        "spots", color="GENE0", table_name="expression"
+    )
+    layers.pl.show(coordinate_systems="global", colorbar=False)
+    plt.savefig("drawn.png")
+    plt.close("all")
+    pixels = np.asarray(Image.open("drawn.png").convert("RGB")).astype(int)
+    return float((pixels.max(axis=2) - pixels.min(axis=2) > 60).mean())
+
+
 @pytest.mark.parametrize("grid", [False, True])
 def test_the_store_is_read_back_by_spatialdata(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grid: bool
@@ -193,6 +211,8 @@ def test_the_store_is_read_back_by_spatialdata(
             assert image["x"][1] == pytest.approx(opened.image.shape[1] / SCALE)
             pixels = np.moveaxis(np.asarray(found.images["tissue"].data), 0, 2)
             np.testing.assert_array_equal(pixels, opened.image)
+        if not grid:
+            assert drawn_by_spatialdata_plot(found) > 0.03
         shapes, joined = join_spatialelement_table(found, "spots", table_name="expression")
         assert len(shapes["spots"]) == joined.n_obs == len(made.spots)
     assert report("--no-html", "--spatialdata").exit_code == 5

@@ -414,3 +414,24 @@ def test_a_browser_that_cannot_unpack_says_so(browser: Any, made: Made, tmp_path
     page.goto((tmp_path / "slide.html").as_uri())
     assert "too old to unpack" in page.locator("#maps").inner_text()
     page.close()
+
+
+def test_a_map_of_one_spot_and_one_constant_gene_opens(show: Any, tmp_path: Path) -> None:
+    made = made_map(tmp_path / "one.h5ad", side=3, genes=1)
+    data = anndata.read_h5ad(made.path)[:1].copy()
+    data.X[:] = 0.7
+    data.write_h5ad(made.path)
+    page = show(made)
+    np.testing.assert_allclose(page.colours([0])[0], np.array(COLOURS(0.0)) * 255, atol=3)
+    page.page.get_by_label("Two maps side by side").check()
+    page.page.wait_for_timeout(300)
+    assert page.page.locator("h2").nth(1).inner_text().startswith("GENE0")
+
+
+def test_a_map_without_any_value_opens(show: Any, tmp_path: Path) -> None:
+    made = made_map(tmp_path / "none.h5ad", side=3, genes=2)
+    data = anndata.read_h5ad(made.path)
+    data.X[:] = np.nan
+    data.write_h5ad(made.path)
+    page = show(made)
+    assert (page.colours(list(range(9)))[:, 3] == 0).all()

@@ -39,7 +39,7 @@ OPTIONS = (
         callback=_genes,
         help="Measured there.  [default: the 50 most structured]",
     ),
-    click.option("--spatialdata", is_flag=True, help="A SpatialData zarr store, as napari shows it."),
+    click.option("--spatialdata", is_flag=True, help="A SpatialData zarr store."),
     click.option("--plot", metavar="A,B,…", callback=_genes, help="A figure of these genes, for print."),
     click.option(
         "--plot-format", type=click.Choice(KINDS), default="png", help="Of that figure; a PNG has 300 dpi."
