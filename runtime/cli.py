@@ -14,7 +14,7 @@ from mclst.kernels.retriever import PROVIDERS as RETRIEVERS
 from mclst.kernels.spec import DISTANCES, RANKS, WEIGHTINGS
 from mclst.runtime.bundle import PRECISIONS, Bundle, open_bundle
 from mclst.runtime.cohort_command import CohortOptions, cohort_options, run_cohort
-from mclst.runtime.command import Finite, check_json, command, progress, publish_json, say, table
+from mclst.runtime.command import Bytes, Finite, check_json, command, progress, publish_json, say, table
 from mclst.runtime.pipeline import MAX_BAD_TILES
 from mclst.runtime.providers import PROVIDERS, list_providers
 from mclst.runtime.report.files import Files
@@ -113,6 +113,11 @@ NAMED_FAILURES = 5
 )
 @click.option("--batch-size", type=click.IntRange(1, 4096), default=16, help="Tiles encoded at once.")
 @click.option(
+    "--memory-budget",
+    type=Bytes(),
+    help="Memory to stay within, such as 4GB: picks batch (up to --batch-size), ring and bank precision, and says how.",
+)
+@click.option(
     "--workers", type=click.IntRange(1, 256), default=min(8, os.cpu_count() or 2), help="Reading threads."
 )
 @click.option(
@@ -165,6 +170,7 @@ def main(
     retriever: str,
     precision: str,
     batch_size: int,
+    memory_budget: int | None,
     workers: int,
     mpp: float | None,
     reader: str,
@@ -218,6 +224,7 @@ def main(
         "precision": precision,
         "retriever": retriever,
         "batch_size": batch_size,
+        "memory_budget": memory_budget,
         "workers": workers,
         "overwrite": overwrite,
         "resume": resume,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.cuda_device import CudaDevice
-from mclst.runtime.device_stages import DeviceStages, Runner
+from mclst.runtime.device_stages import SLOTS, DeviceStages, Runner
 from mclst.runtime.ring import Stages, encode_now
 from mclst.runtime.run_report import Clock
 from mclst.runtime.session import check_tiles
@@ -33,11 +33,15 @@ class DeviceSession:
         self._tile, self._width = tile, width
         self._alone: tuple[int, DeviceStages] | None = None
 
-    def stages(self, batch: int, *, group_rows: int, on_device: bool, clock: Clock) -> Stages:
+    def stages(
+        self, batch: int, *, group_rows: int, on_device: bool, clock: Clock, slots: int | None = None
+    ) -> Stages:
         """See `Session`."""
-        return self._stages(batch, group_rows, on_device, clock)
+        return self._stages(batch, group_rows, on_device, clock, slots or SLOTS)
 
-    def _stages(self, batch: int, group_rows: int, on_device: bool, clock: Clock) -> DeviceStages:
+    def _stages(
+        self, batch: int, group_rows: int, on_device: bool, clock: Clock, slots: int = SLOTS
+    ) -> DeviceStages:
         return DeviceStages(
             self._device,
             self._make_runner(batch),
@@ -46,6 +50,7 @@ class DeviceSession:
             group_rows=group_rows,
             on_device=on_device,
             clock=clock,
+            slots=slots,
         )
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from mclst.kernels import RetrievalSpec
 from mclst.runtime.bundle import Bundle
+from mclst.runtime.memory_budget import Fit, device_free_bytes, fit_run
 from mclst.runtime.providers import Request, open_encoder
 from mclst.runtime.readout import Readout, open_readout
 from mclst.runtime.session import Session
@@ -26,6 +27,8 @@ class Opened:
         self._threads = threads
         self._encoder: tuple[object, tuple[Session, str]] | None = None
         self._readout: tuple[object, Readout] | None = None
+        self._fit: tuple[object, Fit] | None = None
+        self._device_free: int | None = None
 
     @property
     def encoder_is_open(self) -> bool:
@@ -48,15 +51,32 @@ class Opened:
         provider: str,
         retriever: str,
         precision: str,
+        *,
+        half: bool = False,
     ) -> Readout:
         """See `open_readout`; the last one of a bank is kept, what sees a whole slide is opened for each."""
+
+        def open_it() -> Readout:
+            return open_readout(bundle, spec, spots, provider, retriever, precision, half=half)
+
         if bundle.manifest.kind == "sequence":
-            return open_readout(bundle, spec, spots, provider, retriever, precision)
-        key = (bundle.sha256, spec, provider, retriever, precision)
-        self._readout = _kept(
-            self._readout, key, lambda: open_readout(bundle, spec, spots, provider, retriever, precision)
-        )
+            return open_it()
+        key = (bundle.sha256, spec, provider, retriever, precision, half)
+        self._readout = _kept(self._readout, key, open_it)
         return self._readout[1]
+
+    def before_anything(self) -> None:
+        """Look how much of a GPU is free, once, so that `fit` knows what was taken."""
+        if self._device_free is None:
+            self._device_free = device_free_bytes()
+
+    def fit(self, session: Session, readout: Readout, budget: int, most: int) -> Fit:
+        """See `fit_run`; tried once for an encoder and a budget. After `before_anything`."""
+        key = (id(session), budget, most)
+        self._fit = _kept(
+            self._fit, key, lambda: fit_run(session, readout, budget, most, self._device_free or 0)
+        )
+        return self._fit[1]
 
 
 def _kept(kept: tuple[object, T] | None, key: object, open_it: Callable[[], T]) -> tuple[object, T]:

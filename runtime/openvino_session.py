@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.errors import BundleError, ResourceError
-from mclst.runtime.host_stages import HostStages
+from mclst.runtime.host_stages import SLOTS, HostStages
 from mclst.runtime.lanes import Lanes
 from mclst.runtime.ring import Stages
 from mclst.runtime.run_report import Clock
@@ -73,9 +73,13 @@ class OpenVinoSession:
         found: NDArray[np.float32] = request.infer({INPUT: tiles}, share_inputs=True)[0]
         return found
 
-    def stages(self, batch: int, *, group_rows: int, on_device: bool, clock: Clock) -> Stages:
+    def stages(
+        self, batch: int, *, group_rows: int, on_device: bool, clock: Clock, slots: int | None = None
+    ) -> Stages:
         """See `Session`."""
-        return HostStages(self.encode, batch=(batch, *self._tile), group_rows=group_rows, clock=clock)
+        return HostStages(
+            self.encode, batch=(batch, *self._tile), group_rows=group_rows, clock=clock, slots=slots or SLOTS
+        )
 
 
 def openvino() -> ModuleType:

@@ -27,6 +27,7 @@ from mclst.runtime.expression import MapWriter, shrink
 from mclst.runtime.fingerprint import SlideHash
 from mclst.runtime.grid import Grid
 from mclst.runtime.map_file import open_map
+from mclst.runtime.memory_budget import half_bank
 from mclst.runtime.opened import Opened
 from mclst.runtime.outputs import Outputs
 from mclst.runtime.pictures import picture_map
@@ -64,6 +65,7 @@ def predict(
     retrieval: RetrievalSpec | None = None,
     retriever: str = "auto",
     batch_size: int = 16,
+    memory_budget: int | None = None,
     workers: int = 2,
     slide_mpp: float | None = None,
     max_bad_tiles: int | str = MAX_BAD_TILES,
@@ -81,8 +83,8 @@ def predict(
     """Predict the expression at each spot and write `out`, by default `<slide's stem>.h5ad` in the working folder.
 
     spots: a table, the path of one, or a grid. precision: of the encoder, one of the bundle's. retrieval: in place of
-    the bundle's own. batch_size: tiles encoded at
-    once. workers: reading threads. slide_mpp: µm/px of level 0, where the slide does not say or is wrong.
+    the bundle's own. batch_size: tiles encoded at once, with a
+    memory_budget (bytes) at most: then batch and ring are as large as fit. workers: reading threads. slide_mpp: µm/px of level 0, where the slide does not say or is wrong.
     max_bad_tiles: how many tiles may be unreadable: a number, or a share as "1%", rounded up. genes: of a grid,
     written to `<out's stem>.genes.ome.tif`. picture: draw `<out's stem>.genes.png`. report: write
     `<out's stem>.run.json`. files: what else to make of the map; by default the page `<out's stem>.html`. resume: carry
@@ -138,6 +140,8 @@ def predict(
         with MapWriter(out, genes=names, spots=table, overwrite=overwrite) as writer:
             try:
                 with work.clock.stage("open"):
+                    if memory_budget is not None:
+                        opened.before_anything()
                     session, passed = opened.encoder(
                         provider,
                         Request(
@@ -149,7 +153,15 @@ def predict(
                             tell=work.note,
                         ),
                     )
-                    readout = opened.readout(bundle, spec, table, session.provider, retriever, precision)
+                    half = half_bank(bundle.manifest.bank_rows, bundle.manifest.genes, memory_budget)
+                    readout = opened.readout(
+                        bundle, spec, table, session.provider, retriever, precision, half=half
+                    )
+                    slots = None
+                    if memory_budget is not None:
+                        fit = opened.fit(session, readout, memory_budget, batch_size)
+                        batch_size, slots = fit.batch, fit.slots
+                        work.note(fit.text)
                     bundle.check_unchanged()
                 if passed:
                     work.note(f"provider {session.provider}; passed over: {passed}")
@@ -173,7 +185,7 @@ def predict(
                 if grid is not None:
                     work.told["settings"]["grid_um"] = grid.stride_um
                 streaming = time.perf_counter()
-                _stream(work, tiles, session, readout, writer, slide_hash, resume=resume)
+                _stream(work, tiles, session, readout, writer, slide_hash, resume=resume, slots=slots)
                 work.clock["stream"] = time.perf_counter() - streaming
                 if not writer.done.any():
                     raise SlideError(
@@ -208,6 +220,7 @@ def _stream(
     slide_hash: SlideHash,
     *,
     resume: bool,
+    slots: int | None,
 ) -> None:
     """Encode each batch, retrieve some hundred embeddings at once, write them and note them in the journal."""
 
@@ -222,6 +235,7 @@ def _stream(
         group_rows=min(tiles.batch_size * tiles.group, len(work.spots)),
         on_device=readout.on_device and session.provider not in ON_CPU,
         clock=work.clock,
+        slots=slots,
     )
     with closing(Ring(stages).run(tiles)) as steps:
         for step in steps:

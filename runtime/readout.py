@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -63,8 +63,10 @@ class FromBank:
     rows_at_once = RETRIEVE_ROWS
     resumable = True
 
-    def __init__(self, bundle: Bundle, spec: RetrievalSpec, retriever: str = "auto") -> None:
-        """retriever: a provider of `Retriever`.
+    def __init__(
+        self, bundle: Bundle, spec: RetrievalSpec, retriever: str = "auto", *, half: bool = False
+    ) -> None:
+        """retriever: a provider of `Retriever`. half: with "cuda", hold the expression in float16.
 
         Raises InputError where k is beyond the bank, ResourceError or BundleError as retrieval does.
         """
@@ -74,7 +76,10 @@ class FromBank:
                 f"k is {spec.k} and the bank of {bundle.path} has {rows} spots; give --k of at most {rows}"
             )
         try:
-            self._retriever = Retriever(bundle.bank, spec, retriever)
+            bank = bundle.bank
+            if half and retriever == "cuda":
+                bank = replace(bank, expression=bank.expression.astype(np.float16))
+            self._retriever = Retriever(bank, spec, retriever)
         except ProviderError as error:
             raise ResourceError(str(error)) from error
         except ValueError as error:
@@ -82,6 +87,8 @@ class FromBank:
         self.provider = self._retriever.provider
         self.on_device = self.provider == "cuda"
         self.settings: dict[str, Any] = asdict(spec)
+        if half and retriever == "cuda":
+            self.settings["bank_precision"] = "float16"
 
     def express(self, rows: NDArray[np.int64], given: Any) -> Retrieved:
         """Retrieve for embeddings [b, D], on the host or on the device."""
@@ -153,8 +160,10 @@ def open_readout(
     provider: str,
     retriever: str = "auto",
     precision: str = "fp32",
+    *,
+    half: bool = False,
 ) -> Readout:
-    """What follows the encoder of `bundle`; spec, retriever: of a retrieval. provider, precision: the encoder's.
+    """What follows the encoder of `bundle`; spec, retriever, half: of a retrieval. provider, precision: the encoder's.
 
     Raises what the three raise; InputError where a retriever is named and there is no retrieval.
     """
@@ -166,4 +175,4 @@ def open_readout(
         return Direct()
     if bundle.manifest.kind == "sequence":
         return OverSlide(bundle, spots, onnxruntime_beside(provider), precision)
-    return FromBank(bundle, spec or bundle.retrieval, retriever)
+    return FromBank(bundle, spec or bundle.retrieval, retriever, half=half)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.errors import BundleError, ResourceError
-from mclst.runtime.host_stages import HostStages
+from mclst.runtime.host_stages import SLOTS, HostStages
 from mclst.runtime.lanes import HEAVY_BYTES, Lanes
 from mclst.runtime.ring import Stages
 from mclst.runtime.run_report import Clock
@@ -37,11 +37,13 @@ class Session(Protocol):
         """RGB uint8 [N, H, W, 3] as read from the slide → embeddings (or expression) float32 [N, D]."""
         ...
 
-    def stages(self, batch: int, *, group_rows: int, on_device: bool, clock: Clock) -> Stages:
+    def stages(
+        self, batch: int, *, group_rows: int, on_device: bool, clock: Clock, slots: int | None = None
+    ) -> Stages:
         """The same as stages of a ring, for batches of up to `batch` tiles.
 
         group_rows: the most rows retrieved together. on_device: leave groups on the device, where there is one.
-        clock: told of the seconds of each stage. Raises ResourceError where there is no room.
+        clock: told of the seconds of each stage. slots: batches in the ring, by default as many as serve. Raises ResourceError where there is no room.
         """
         ...
 
@@ -75,9 +77,13 @@ class OnnxSession:
         embedding: NDArray[np.float32] = found[0]
         return embedding
 
-    def stages(self, batch: int, *, group_rows: int, on_device: bool, clock: Clock) -> Stages:
+    def stages(
+        self, batch: int, *, group_rows: int, on_device: bool, clock: Clock, slots: int | None = None
+    ) -> Stages:
         """See `Session`."""
-        return HostStages(self.encode, batch=(batch, *self._tile), group_rows=group_rows, clock=clock)
+        return HostStages(
+            self.encode, batch=(batch, *self._tile), group_rows=group_rows, clock=clock, slots=slots or SLOTS
+        )
 
 
 def check_encoder(session: Any, path: Path) -> tuple[str, tuple[int, ...], int]:

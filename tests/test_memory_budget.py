@@ -1,0 +1,121 @@
+"""Batch and ring within a memory budget: found by trying, against a device whose memory is a formula; and for real."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small import Small
+
+from mclst.runtime.errors import ResourceError
+from mclst.runtime.host_stages import HostStages
+from mclst.runtime.memory_budget import FEWEST_SLOTS, KEPT_BYTES, MOST_SLOTS, fit, half_bank
+from mclst.runtime.run_report import Clock
+
+SIDE = 8
+TILE = SIDE * SIDE * 3
+
+
+class Machine:
+    """Memory in use: `base`, and the most of `each` per tile and of the ring that was ever there."""
+
+    def __init__(self, base: int, each: int) -> None:
+        self.base, self.each, self.most, self.tried = base, each, 0, list[int]()
+
+    def open_stages(self, batch: int, slots: int) -> Any:
+        def encode(tiles: Any) -> Any:
+            self.tried.append(len(tiles))
+            self.most = max(self.most, len(tiles) * (self.each + slots * TILE))
+            return np.zeros((len(tiles), 2), np.float32)
+
+        return HostStages(encode, batch=(batch, SIDE, SIDE, 3), group_rows=batch, clock=Clock(), slots=slots)
+
+    def in_use(self) -> int:
+        return self.base + self.most
+
+
+@given(
+    base=st.integers(0, 10**9),
+    each=st.integers(1, 10**8),
+    most=st.integers(1, 100),
+    room=st.integers(0, 10**10),
+    on_device=st.booleans(),
+)
+def test_what_is_chosen_fits_and_what_is_refused_does_not(
+    base: int, each: int, most: int, room: int, on_device: bool
+) -> None:
+    machine, budget = Machine(base, each), room + KEPT_BYTES
+    one = base + each + FEWEST_SLOTS * TILE
+    if one > room:
+        with pytest.raises(ResourceError, match="is too small: one tile at a time takes"):
+            fit(machine.open_stages, budget, most=most, in_use=machine.in_use, on_device=on_device)
+        return
+    found = fit(machine.open_stages, budget, most=most, in_use=machine.in_use, on_device=on_device)
+    assert 1 <= found.batch <= most and FEWEST_SLOTS <= found.slots <= MOST_SLOTS
+    sides = 2 if on_device else 1
+    ring = found.batch * (found.slots - FEWEST_SLOTS) * TILE * sides
+    assert base + found.batch * (each + FEWEST_SLOTS * TILE) + ring <= room
+    # It stopped at the limit, or where doubling might not fit.
+    following = base + min(most, 2 * found.batch) * (each + FEWEST_SLOTS * TILE)
+    assert found.batch == most or following + found.batch * (each + FEWEST_SLOTS * TILE) > room
+    assert machine.tried == sorted(machine.tried) and max(machine.tried) == found.batch
+
+
+def test_the_text_says_how() -> None:
+    machine = Machine(10**9, 10**7)
+    found = fit(machine.open_stages, 4 * 10**9, most=64, in_use=machine.in_use, on_device=False)
+    assert (found.batch, found.slots) == (64, 6)
+    assert found.text.startswith(
+        "memory budget 4.00 GB: batches of 64, a ring of 6; 1.64 GB in use when tried"
+    )
+
+
+def test_a_bank_is_halved_where_it_is_large_against_the_budget() -> None:
+    assert not half_bank(11_000, 785, 4 * 10**9) and not half_bank(10**6, 10**4, None)
+    assert half_bank(10**6, 1000, 4 * 10**9)
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="the memory of a child is not known here")
+def test_a_run_stays_within_its_budget(small: Small, small_bundle: Path, tmp_path: Path) -> None:
+    """The most memory the process ever held, as the kernel has it."""
+
+    def run(budget: str) -> tuple[int, str, int]:
+        options = ["--spots", str(small.spots), "--bundle", str(small_bundle), "--overwrite"]
+        options += ["--out", str(tmp_path / "map.h5ad"), "--memory-budget", budget, "--provider", "cpu"]
+        code = "import sys; from mclst.runtime.cli import main; main(sys.argv[1:])"
+        command = [
+            sys.executable,
+            "-c",
+            code,
+            str(small.slide),
+            *options,
+            "--json",
+            str(tmp_path / "run.json"),
+        ]
+        with (tmp_path / "said").open("w") as said:
+            child = subprocess.Popen(command, stdout=said, stderr=said)
+            _, status, usage = os.wait4(child.pid, 0)
+        return os.waitstatus_to_exitcode(status), (tmp_path / "said").read_text(), 1024 * usage.ru_maxrss
+
+    code, said, most = run("3GB")
+    assert code == 0, said
+    (note,) = [n for n in json.loads((tmp_path / "run.json").read_text())["notes"] if "memory budget" in n]
+    assert (
+        "batches of 16, a ring of 6" in note
+        and "the bank in float32" in note
+        and note in " ".join(said.split())
+    )
+    assert most <= 3 * 10**9
+    (tmp_path / "run.json").unlink()
+    (tmp_path / "map.h5ad").unlink()
+    code, said, _ = run("400MB")
+    assert code == 6 and "is too small: one tile at a time takes" in " ".join(said.split())
+    assert not (tmp_path / "map.h5ad").exists()
