@@ -252,7 +252,9 @@ class LateSession:
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         return self.inner.encode(tiles)
 
-    def stages(self, batch: int, *, group_rows: int, on_device: bool, clock: Clock) -> Any:
+    def stages(
+        self, batch: int, *, group_rows: int, on_device: bool, clock: Clock, slots: int | None = None
+    ) -> Any:
         session = self
 
         class Device(LateDevice):
