@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mclst.benchmarks.cases import Case, Source
+from mclst.benchmarks.slide_memory import places
 from mclst.export.graph import write_graph
 from mclst.export.sequence import write_sequence
 from mclst.kernels import RetrievalSpec, Retriever
@@ -114,12 +115,6 @@ class Deployed:
         if self._sequence is not None:
             return self._sequence.express(given, places(len(given), self.settings.positions))
         return given
-
-
-def places(spots: int, side: int) -> NDArray[np.int64]:
-    """Array coordinates int64 [n, 2] below `side`, row by row; beyond side² spots they begin anew."""
-    number = np.arange(spots)
-    return np.stack([number % side, number // side % side], axis=1)
 
 
 def _settings(change: Mapping[str, Any]) -> Settings:

@@ -1,4 +1,4 @@
-"""Peak memory of the part that sees a whole slide, measured in a process of its own."""
+"""Peak memory of the part that sees a whole slide, measured in a process of its own, which has no torch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mclst.benchmarks.deployed import places
 from mclst.runtime.errors import ResourceError
 from mclst.runtime.manifest import Sequence
 from mclst.runtime.sequence import SequenceSession
-from mclst.runtime.session import open_graph
+
+
+def places(spots: int, side: int) -> NDArray[np.int64]:
+    """Array coordinates int64 [n, 2] below `side`, row by row; beyond side² spots they begin anew."""
+    number = np.arange(spots)
+    return np.stack([number % side, number // side % side], axis=1)
 
 
 def measure_apart(path: Path, settings: Sequence, spots: int) -> dict[str, Any]:
@@ -44,8 +49,8 @@ def _peak_mib() -> int:
 
 def _main(path: str, settings: str, spots: str) -> None:
     sequence, n = Sequence.model_validate_json(settings), int(spots)
-    width = open_graph(Path(path), "cpu").get_inputs()[0].shape[1]
     session = SequenceSession(Path(path), sequence, "cpu")
+    width = session.features
     features = np.random.default_rng(0).normal(size=(n, width)).astype(np.float32)
     opened, started = _peak_mib(), time.monotonic()
     found = session.express(features, places(n, sequence.positions))

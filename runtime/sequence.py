@@ -18,6 +18,7 @@ class SequenceSession:
     """The part of a network that runs once per slide, open on a provider.
 
     Its attention runs over blocks of queries, so memory grows with the number of spots, not with its square.
+    features: F, per spot, that it takes.
     """
 
     def __init__(self, path: Path, settings: Sequence, provider: str, *, threads: int | None = None) -> None:
@@ -30,6 +31,7 @@ class SequenceSession:
             raise BundleError(
                 f"{path} takes {found} and the manifest asks for {wanted}; export the bundle again"
             )
+        self.features = int(self._session.get_inputs()[0].shape[1])
 
     def express(self, features: NDArray[np.float32], array_xy: NDArray[np.int64]) -> NDArray[np.float32]:
         """Features float32 [N, F] and array coordinates int64 [N, 2] of a slide's spots → expression float32 [N, G]."""

@@ -13,7 +13,8 @@ from click.testing import CliRunner, Result
 from mclst.benchmarks import deployed
 from mclst.benchmarks.cases import Case
 from mclst.benchmarks.cli import main
-from mclst.benchmarks.deployed import PUBLISHED, Published, places
+from mclst.benchmarks.deployed import PUBLISHED, Published
+from mclst.benchmarks.slide_memory import places
 from mclst.benchmarks.systems import NAMES
 from mclst.kernels import RetrievalSpec
 from mclst.models.bleep import Bleep

@@ -113,6 +113,25 @@ def test_a_sweep_over_precisions_scores_the_exported_graphs(small: Small, tmp_pa
     assert run(small, tmp_path / "work", *words).stderr.count("done before") == 1
 
 
+@pytest.mark.parametrize(
+    ("axis", "trainings"),
+    [
+        ("distance=l1,l2,cosine", 1),
+        ("normalisation=gene-wise,spot-wise", 1),
+        ("context=1,32", 1),
+        ("positions=none,sinusoidal,naive", 3),
+        ("encoder=resnet18,mobilenetv3_small_050", 2),
+    ],
+)
+def test_every_axis_changes_the_scores(small: Small, tmp_path: Path, axis: str, trainings: int) -> None:
+    done = run(small, tmp_path / "work", "--sweep", axis, "--fold", "B1")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["table"]
+    name, _, values = axis.partition("=")
+    assert [line["value"] for line in found] == values.split(",") and done.stderr.count("loss") == trainings
+    assert len({line["mse"] for line in found}) == len(found), name
+
+
 def test_leaving_a_patient_out_scores_all_its_sections(small: Small, tmp_path: Path) -> None:
     done = run(small, tmp_path / "work", "--leave-out", "patient", "--sweep", "lambda=0,1")
     assert done.exit_code == 0, done.output
