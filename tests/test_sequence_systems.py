@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -205,16 +206,21 @@ def test_the_image_graph_equals_the_published_order_of_pixels(
         assert np.abs(found - by_hand).max() < 1e-4 * np.abs(by_hand).max()
 
 
-def test_streamed_features_are_those_of_all_tiles_at_once(exported: tuple[str, Any, Path]) -> None:
+@pytest.mark.parametrize("n", [1, 7, 184, 3000])
+def test_the_streamed_run_of_two_parts_is_the_networks(exported: tuple[str, Any, Path], n: int) -> None:
+    """Tiles through the first graph in uneven batches, all features through the second."""
     name, network, folder = exported
-    batch, session = tiles(9, MADE[name][1]), open_session(folder / "encoder.onnx", "cpu")
-    streamed = np.concatenate([session.encode(batch[a:b]) for a, b in ((0, 1), (1, 5), (5, 9))])
+    batch = tiles(n, MADE[name][1])
+    session = open_session(folder / "encoder.onnx", "cpu", threads=1)
+    cuts = [0, 1, 5, *range(53, n, 48), n] if n > 5 else [0, n]
+    streamed = np.concatenate([session.encode(batch[a:b]) for a, b in itertools.pairwise(cuts)])
     settings = Sequence(heads=MADE[name][2], depth=1, positions=64, graph=MADE[name][3])
-    found = SequenceSession(folder / "sequence.onnx", settings, "cpu").express(streamed, places(9))
+    found = SequenceSession(folder / "sequence.onnx", settings, "cpu").express(streamed, places(n))
     with torch.no_grad():
-        whole = network.encode_tiles(preprocess(batch, X_MAJOR)).numpy()
-    expected = express_with_checkpoint(network, whole, places(9), settings)
-    assert np.abs(found - expected).max() < 1e-4
+        parts = np.array_split(batch, -(-n // 100))
+        whole = torch.cat([network.encode_tiles(preprocess(part, X_MAJOR)) for part in parts]).numpy()
+    expected = express_with_checkpoint(network, whole, places(n), settings)
+    assert found.shape == (n, GENES) and np.abs(found - expected).max() < 1e-4
 
 
 def test_graphs_are_of_standard_operators_without_a_table_of_all_pairs(
