@@ -172,6 +172,7 @@ def _change(options: dict[str, Any]) -> dict[str, Any]:
     "wanted",
     type=PrecisionList(),
     multiple=True,
+    metavar=",".join(PRECISIONS),
     help="Graphs to write beside the fp32 one, such as fp16,int8; repeatable.  [default: fp32 alone]",
 )
 @click.option(

@@ -582,6 +582,16 @@ def test_tensorrt_rtx_builds_every_precision(precise: Path) -> None:
     assert layers["int8"]["INT8"] >= 19
 
 
+def test_tensorrt_rtx_parses_every_system_s_encoder(direct: tuple[str, Path]) -> None:
+    pytest.importorskip("tensorrt_rtx_libs", reason="the rtx extra is not installed")
+    from mclst.runtime.engine_build import check_parses
+    from mclst.runtime.tensorrt_library import load_library
+
+    bundle = open_bundle(direct[1] / "bundle")
+    for precision in bundle.precisions:
+        check_parses(load_library("tensorrt-rtx"), bundle.encoder(precision))
+
+
 # ---------------------------------------------------------------------------------------------- measured
 
 
