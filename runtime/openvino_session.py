@@ -59,6 +59,9 @@ class OpenVinoSession:
             raise BundleError(f"{path} does not open on openvino ({reason})") from error
         self.engine = f"openvino {ov.__version__.split('-')[0]}"
         self._of_thread = threading.local()
+        # OpenVINO makes its tables of types at their first use. Two threads that come to that together wait for each
+        # other for ever, one holding the table and one Python's lock; so the first tile goes through before any thread.
+        self._encode(np.zeros((1, *self._tile), np.uint8))
         self._run = Lanes(self._encode, lanes, heavy=is_heavy(path))
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
