@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ Reader = Callable[[Path, Corners, int, int, Keep], None]
 """(slide, corners, size, workers, keep)."""
 
 _BATCH = 64
+CUCIM_CACHE_MIB = 256
+"""As much as mclst's own cache may hold."""
 
 
 def _mclst(path: Path, corners: Corners, size: int, workers: int, keep: Keep) -> None:
@@ -105,11 +107,24 @@ def _pyvips(path: Path, corners: Corners, size: int, workers: int, keep: Keep) -
     _in_threads(Opened, read, corners, workers, keep)
 
 
+def _cucim(path: Path, corners: Corners, size: int, workers: int, keep: Keep) -> None:
+    cucim = import_module("cucim")
+    # Its cache is the process's: emptied, so that no reading finds the one before.
+    cucim.CuImage.cache("nocache")
+    cucim.CuImage.cache("per_process", memory_capacity=CUCIM_CACHE_MIB)
+
+    def read(handle: Any, x: int, y: int) -> NDArray[np.uint8]:
+        return np.asarray(handle.read_region((x, y), (size, size), 0))[..., :3]
+
+    _in_threads(lambda: nullcontext(cucim.CuImage(str(path))), read, corners, workers, keep)
+
+
 READERS: dict[str, tuple[str, Reader]] = {
     "mclst": ("numpy", _mclst),
     "OpenSlide": ("openslide", _openslide),
     "tifffile + zarr": ("zarr", _tifffile_zarr),
     "tiffslide": ("tiffslide", _tiffslide),
     "pyvips": ("pyvips", _pyvips),
+    "cuCIM": ("cucim", _cucim),
 }
 """By name: the module that must be installed, and the reader. mclst first."""

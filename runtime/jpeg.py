@@ -17,6 +17,7 @@ SOI = b"\xff\xd8"
 EOI = b"\xff\xd9"
 APP0, APP14, SOS = 0xE0, 0xEE, 0xDA
 NOT_A_FRAME = {0xC4, 0xC8, 0xCC}
+COLOURS = {1: "GRAY", 3: "RGB", 4: "CMYK"}
 
 AS_IS, YCBCR = 0, 1
 """Adobe's colour transform: samples are RGB (or gray) already; samples are YCbCr."""
@@ -33,7 +34,11 @@ class Frame(NamedTuple):
 
 def read_frame(data: bytes) -> Frame:
     """Read size, number of components and bits per sample; ValueError where there is no frame header."""
-    for marker, start, end in _segments(data):
+    return _frame_of(data, _segments(data))
+
+
+def _frame_of(data: bytes, segments: list[tuple[int, int, int]]) -> Frame:
+    for marker, start, end in segments:
         if 0xC0 <= marker <= 0xCF and marker not in NOT_A_FRAME:
             if end - start < 10:
                 break
@@ -47,53 +52,69 @@ def decode_jpeg(data: bytes) -> NDArray[np.uint8]:
 
     Raises ValueError where it is damaged, cut short, or has other than 8 bits per sample.
     """
-    frame = read_frame(data)
+    return _decode(data, read_frame(data))
+
+
+def _decode(data: bytes, frame: Frame) -> NDArray[np.uint8]:
     if frame.bits != 8:
         raise ValueError(f"it has {frame.bits} bits per sample, where 8 are needed")
-    colours = {1: "GRAY", 3: "RGB", 4: "CMYK"}
-    if frame.components not in colours:
+    if frame.components not in COLOURS:
         raise ValueError(f"it has {frame.components} colour components")
     pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
-        data, colorspace=colours[frame.components], strict=True
+        data, colorspace=COLOURS[frame.components], strict=True
     )
     return pixels
 
 
-def decode_segment(
-    data: bytes, *, transform: int, tables: bytes | None = None, header: bytes | None = None
-) -> NDArray[np.uint8]:
-    """Decode one tile or strip of a TIFF to uint8 [h, w, 3] or [h, w, 1].
+class Streams:
+    """The streams of one level, a tile or strip each, as slides hold them: without their tables, or their header.
 
-    transform: `YCBCR` or `AS_IS`, as the TIFF's photometric tag says; it outweighs what the stream says.
-    tables: the JPEGTables tag, where quantization and Huffman tables are kept apart.
-    header: NDPI: the header that belongs before each restart interval.
-
-    Raises ValueError where the stream is damaged.
+    Most writers begin every stream of a level with the same bytes; what was found in them is kept for the next.
     """
-    if header is not None:
-        if len(data) >= 2 and data[-2] == 0xFF and 0xD0 <= data[-1] <= 0xD7:
-            data = data[:-2]
-        data = header + data if data.endswith(EOI) else header + data + EOI
-    return decode_jpeg(_whole(data, transform, tables))
 
+    def __init__(
+        self, *, transform: int, tables: bytes | None, header: bytes | None, largest: tuple[int, int]
+    ) -> None:
+        """Take what the level says once.
 
-def _whole(data: bytes, transform: int, tables: bytes | None) -> bytes:
-    """Join tables and stream into one file, with the colour transform said once, by an Adobe marker."""
-    if not data.startswith(SOI):
-        raise ValueError("it does not start as a JPEG stream does")
-    adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([transform])
-    parts = [SOI, adobe]
-    if tables is not None:
-        parts += [tables[a:b] for marker, a, b in _segments(tables) if marker not in (APP0, APP14)]
-    end = 2
-    for marker, a, b in _segments(data):
-        if marker == SOS:
-            break
-        if marker not in (APP0, APP14):
-            parts.append(data[a:b])
-        end = b
-    parts.append(data[end:])
-    return b"".join(parts)
+        transform: `YCBCR` or `AS_IS`, as the TIFF's photometric tag says; it outweighs what a stream says.
+        tables: the JPEGTables tag, where quantization and Huffman tables are kept apart.
+        header: NDPI: the header that belongs before each restart interval.
+        largest: (width, height) that a stream may have, px.
+        """
+        adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([transform])
+        kept = _segments(tables) if tables is not None else []
+        parts = [(tables or b"")[a:b] for marker, a, b in kept if marker not in (APP0, APP14)]
+        self._prefix = b"".join([SOI, adobe, *parts])
+        self._header = header
+        self._largest = largest
+        self._known: tuple[bytes, bytes, Frame] | None = None
+
+    def decode(self, data: bytes) -> NDArray[np.uint8]:
+        """Decode a stream to uint8 [h, w, 3], [h, w, 1] where gray, [h, w, 4] where CMYK.
+
+        Raises ValueError where it is damaged, or declares a picture larger than it may be.
+        """
+        if self._header is not None:
+            if len(data) >= 2 and data[-2] == 0xFF and 0xD0 <= data[-1] <= 0xD7:
+                data = data[:-2]
+            data = self._header + (data if data.endswith(EOI) else data + EOI)
+        known = self._known
+        if known is None or not data.startswith(known[0]):
+            known = self._known = self._understand(data)
+        head, joined, frame = known
+        return _decode(joined + data[len(head) :], frame)
+
+    def _understand(self, data: bytes) -> tuple[bytes, bytes, Frame]:
+        """A stream's bytes up to its pixels; the same with tables and one colour transform; what its frame says."""
+        if not data.startswith(SOI):
+            raise ValueError("it does not start as a JPEG stream does")
+        segments = _segments(data)
+        frame = _frame_of(data, segments)
+        if frame.width > self._largest[0] or frame.height > self._largest[1]:
+            raise ValueError(f"its JPEG stream declares {frame.width} x {frame.height} px")
+        kept = [data[a:b] for marker, a, b in segments if marker not in (APP0, APP14)]
+        return data[: segments[-1][2]], b"".join([self._prefix, *kept]), frame
 
 
 def _segments(data: bytes) -> list[tuple[int, int, int]]:

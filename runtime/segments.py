@@ -30,7 +30,8 @@ class SegmentCache:
         self._wanted: dict[Hashable, int] = {}
         self._held: OrderedDict[Hashable, NDArray[np.uint8]] = OrderedDict()
         self._bytes = 0
-        self._under_way: dict[Hashable, Future[NDArray[np.uint8]]] = {}
+        # What others wait on is made by the first of them: most segments are decoded unasked.
+        self._under_way: dict[Hashable, Future[NDArray[np.uint8]] | None] = {}
         self._lock = Lock()
 
     def expect(self, wanted: dict[Hashable, int]) -> None:
@@ -46,18 +47,19 @@ class SegmentCache:
 
         What `decode` raises goes to everyone who waits; a failure is not remembered.
         """
+        waiting: Future[NDArray[np.uint8]] | None = None
         with self._lock:
-            if key in self._held:
+            held = self._held.get(key)
+            if held is not None:
                 self._held.move_to_end(key)
-                held = self._held[key]
                 self._use(key)
                 return held
-            future = self._under_way.get(key)
-            mine = future is None
-            if future is None:
-                future = self._under_way[key] = Future()
-        if not mine:
-            shared = future.result()
+            if key in self._under_way:
+                waiting = self._under_way[key] = self._under_way[key] or Future()
+            else:
+                self._under_way[key] = None
+        if waiting is not None:
+            shared = waiting.result()
             with self._lock:
                 self._use(key)
             return shared
@@ -66,14 +68,16 @@ class SegmentCache:
             segment.flags.writeable = False
         except BaseException as exc:
             with self._lock:
-                del self._under_way[key]
-            future.set_exception(exc)
+                waiting = self._under_way.pop(key)
+            if waiting is not None:
+                waiting.set_exception(exc)
             raise
         with self._lock:
             self._keep(key, segment)
             self._use(key)
-            del self._under_way[key]
-        future.set_result(segment)
+            waiting = self._under_way.pop(key)
+        if waiting is not None:
+            waiting.set_result(segment)
         return segment
 
     def _keep(self, key: Hashable, segment: NDArray[np.uint8]) -> None:

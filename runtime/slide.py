@@ -116,19 +116,26 @@ class Slide(ABC):
         """
         if width < 1 or height < 1:
             raise ValueError(f"a rectangle of {width} x {height} px cannot be read")
+        pixels = np.empty((height, width, 3), np.uint8)
+        self.read_into(pixels, x, y, level=level, pad=pad)
+        return pixels
+
+    def read_into(
+        self, pixels: NDArray[np.uint8], x: int, y: int, *, level: int = 0, pad: RGB = (0, 0, 0)
+    ) -> None:
+        """Read a rectangle as `read` does into an array of the caller's, uint8 [height, width, 3]."""
         if not 0 <= level < len(self.levels):
             raise ValueError(f"level {level} does not exist; {self.path} has {len(self.levels)}")
+        height, width, _ = pixels.shape
         size = self.levels[level]
+        if x >= 0 and y >= 0 and x + width <= size.width_px and y + height <= size.height_px:
+            self._fill(pixels, x, y, level)
+            return
         left, right = max(x, 0), min(x + width, size.width_px)
         top, bottom = max(y, 0), min(y + height, size.height_px)
-        if (left, top, right, bottom) == (x, y, x + width, y + height):
-            return self._read_inside(x, y, width, height, level)
-        pixels = np.empty((height, width, 3), np.uint8)
         pixels[:] = pad
         if left < right and top < bottom:
-            inside = self._read_inside(left, top, right - left, bottom - top, level)
-            pixels[top - y : bottom - y, left - x : right - x] = inside
-        return pixels
+            self._fill(pixels[top - y : bottom - y, left - x : right - x], left, top, level)
 
     def expect(self, corners: NDArray[np.int64], side: int, level: int) -> None:  # noqa: B027 - a hint
         """Say which squares of a level are going to be read, once each, so that what they share is decoded once.
@@ -145,6 +152,11 @@ class Slide(ABC):
         from mclst.runtime.thumbnail import thumbnail
 
         return thumbnail(self, max_px)
+
+    def _fill(self, pixels: NDArray[np.uint8], x: int, y: int, level: int) -> None:
+        """Fill uint8 [h, w, 3] with a rectangle that lies wholly inside the level."""
+        height, width, _ = pixels.shape
+        pixels[:] = self._read_inside(x, y, width, height, level)
 
     @abstractmethod
     def _read_inside(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:

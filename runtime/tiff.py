@@ -72,19 +72,26 @@ class TiffSlide(Slide):
         return self._seconds_file if self._file is None else self._file.seconds
 
     def _read_inside(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
+        pixels = np.empty((height, width, 3), np.uint8)
+        self._fill(pixels, x, y, level)
+        return pixels
+
+    def _fill(self, pixels: NDArray[np.uint8], x: int, y: int, level: int) -> None:
+        """Straight from the decoded segments, each of its pixels copied once."""
         file = self._file
         if file is None:
             raise SlideError(f"{self.path} is closed; open it again to read from it")
         part = self._parts[level]
-        pixels = np.empty((height, width, 3), np.uint8)
-        for row in range(y // part.segment_height, (y + height - 1) // part.segment_height + 1):
-            for column in range(x // part.segment_width, (x + width - 1) // part.segment_width + 1):
+        wide, high = part.segment_width, part.segment_height
+        height, width, _ = pixels.shape
+        for row in range(y // high, (y + height - 1) // high + 1):
+            top = row * high - y
+            y0, y1 = max(0, top), min(height, top + high)
+            for column in range(x // wide, (x + width - 1) // wide + 1):
                 segment = self._segment(file, level, column, row)
-                left, top = column * part.segment_width, row * part.segment_height
-                x0, x1 = max(x, left), min(x + width, left + segment.shape[1])
-                y0, y1 = max(y, top), min(y + height, top + segment.shape[0])
-                pixels[y0 - y : y1 - y, x0 - x : x1 - x] = segment[y0 - top : y1 - top, x0 - left : x1 - left]
-        return pixels
+                left = column * wide - x
+                x0, x1 = max(0, left), min(width, left + wide)
+                pixels[y0:y1, x0:x1] = segment[y0 - top : y1 - top, x0 - left : x1 - left]
 
     def expect(self, corners: NDArray[np.int64], side: int, level: int) -> None:
         """Count how many of the squares each segment serves, so that it is let go after the last."""

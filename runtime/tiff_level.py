@@ -57,8 +57,7 @@ class TiffLevel:
     compression: int
     photometric: int
     alpha: int
-    tables: bytes | None
-    header: bytes | None
+    streams: jpeg.Streams
     tiff_decode: Callable[..., Any]
 
     @property
@@ -104,11 +103,7 @@ class TiffLevel:
 
     def _decode(self, data: bytes, index: int, width: int, height: int) -> NDArray[np.uint8]:
         if self.compression in JPEG:
-            head = jpeg.read_frame(self.header or data)
-            if head.width > max(width, self.segment_width) or head.height > max(height, self.segment_height):
-                raise ValueError(f"its JPEG stream declares {head.width} x {head.height} px")
-            transform = jpeg.YCBCR if self.photometric == YCBCR else jpeg.AS_IS
-            pixels = jpeg.decode_segment(data, transform=transform, tables=self.tables, header=self.header)
+            pixels = self.streams.decode(data)
         else:
             decoded = self.tiff_decode(data, index)[0]
             if decoded is None or decoded.dtype != np.uint8:
@@ -197,7 +192,11 @@ def read_level(
         planes=planes, samples=keyframe.samplesperpixel, offsets=offsets, counts=counts, row_bytes=row_bytes,
         blank_is_white=blank_is_white, compression=int(keyframe.compression),
         photometric=int(keyframe.photometric), alpha=int((*keyframe.extrasamples, 0)[0]),
-        tables=page.jpegtables, header=keyframe.jpegheader, tiff_decode=keyframe.decode,
+        streams=jpeg.Streams(
+            transform=jpeg.YCBCR if keyframe.photometric == YCBCR else jpeg.AS_IS, tables=page.jpegtables,
+            header=keyframe.jpegheader, largest=(segment_width, segment_height),
+        ),
+        tiff_decode=keyframe.decode,
     )  # fmt: skip
 
 

@@ -217,19 +217,24 @@ class Tiles:
         failed = []
         for row, tile in zip(rows.tolist(), into, strict=False):
             try:
-                tile[:] = self.read_tile(row)
+                self.read_tile(row, tile)
             except TileReadError as exc:
                 failed.append((row, str(exc)))
         with self._lock:
             self.seconds_reading += time.perf_counter() - start
         return failed
 
-    def read_tile(self, row: int) -> NDArray[np.uint8]:
-        """Read the tile of one position: uint8 [H, W, 3]; TileReadError where it cannot be decoded."""
+    def read_tile(self, row: int, into: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """Read the tile of one position: uint8 [H, W, 3], `into` where given; TileReadError where it is broken."""
         x, y = self._corners[row].tolist()
-        plan = self.plan
-        pixels = self.slide.read(x, y, plan.read_px, plan.read_px, level=plan.level, pad=self.shape.pad)
-        return pixels if plan.read_px == plan.size_px else resample(pixels, plan.size_px)
+        plan, side = self.plan, self.plan.size_px
+        tile = np.empty((side, side, 3), np.uint8) if into is None else into
+        if plan.read_px == side:
+            self.slide.read_into(tile, x, y, level=plan.level, pad=self.shape.pad)
+        else:
+            pixels = self.slide.read(x, y, plan.read_px, plan.read_px, level=plan.level, pad=self.shape.pad)
+            tile[:] = resample(pixels, side)
+        return tile
 
 
 def resample(pixels: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:

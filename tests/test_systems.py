@@ -183,10 +183,10 @@ def test_an_unreadable_tile_is_left_out_of_the_sequence(
     name, network, folder = bundled
     right = Tiles.read_tile
 
-    def read(tiles: Tiles, row: int) -> Any:
+    def read(tiles: Tiles, row: int, into: Any = None) -> Any:
         if row == 5:
             raise TileReadError("broken on purpose")
-        return right(tiles, row)
+        return right(tiles, row, into)
 
     monkeypatch.setattr(Tiles, "read_tile", read)
     done = infer(folder, small.slide, small.spots, "-q", "--overwrite", "--max-bad-tiles", "1")
