@@ -15,6 +15,7 @@ from mclst.benchmarks.accuracy_command import accuracy
 from mclst.benchmarks.cases import CASES, KINDS
 from mclst.benchmarks.chart import retrieval_png
 from mclst.benchmarks.compare_command import compare
+from mclst.benchmarks.dense_memory_command import memory
 from mclst.benchmarks.end_to_end_command import end_to_end
 from mclst.benchmarks.latency_command import latency
 from mclst.benchmarks.limits import Peaks, host_peaks
@@ -40,7 +41,7 @@ def main() -> None:
     """Measure mclst on this machine, with its peers in the same run."""
 
 
-for subcommand in (accuracy, compare, end_to_end, latency, page, precision, systems, tiles, viewing):
+for subcommand in (accuracy, compare, end_to_end, latency, memory, page, precision, systems, tiles, viewing):
     main.add_command(subcommand)
 
 

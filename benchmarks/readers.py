@@ -6,6 +6,8 @@ workers a reader uses threads, each with a handle of its own where its library a
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -128,3 +130,16 @@ READERS: dict[str, tuple[str, Reader]] = {
     "cuCIM": ("cucim", _cucim),
 }
 """By name: the module that must be installed, and the reader. mclst first."""
+
+MAY_DIE = {"cuCIM"}
+"""Readers that end the process on some slides (deflate tiles): these are asked in a process of their own first."""
+
+
+def survives(name: str, path: Path, size: int) -> bool:
+    """Whether a reader reads the first tile of a slide and lives."""
+    source = (
+        "import sys; from pathlib import Path; import numpy as np; from mclst.benchmarks.readers import READERS\n"
+        "READERS[sys.argv[1]][1](Path(sys.argv[2]), np.zeros((1, 2), np.int64), int(sys.argv[3]), 1, lambda *tile: None)"
+    )
+    words = [sys.executable, "-c", source, name, str(path), str(size)]
+    return subprocess.run(words, capture_output=True, check=False).returncode == 0

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mclst.benchmarks import machine
 from mclst.benchmarks.measure import in_turns, spread
-from mclst.benchmarks.readers import READERS, Corners
+from mclst.benchmarks.readers import MAY_DIE, READERS, Corners, survives
 from mclst.runtime.command import check_json, command, progress, publish_json, say
 from mclst.runtime.errors import SlideError
 from mclst.runtime.slide import open_slide
@@ -68,6 +68,9 @@ def measure(
         module, read = READERS[name]
         if importlib.util.find_spec(module) is None:
             skipped[name] = "not installed"
+            continue
+        if name in MAY_DIE and not survives(name, path, size):
+            skipped[name] = "does not survive this slide"
             continue
         found = np.zeros(len(corners), np.uint32)
 

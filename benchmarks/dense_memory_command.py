@@ -1,0 +1,110 @@
+"""`mclst-bench memory`: options → dense maps of growing size → table, JSON, picture."""
+
+from __future__ import annotations
+
+import tempfile
+from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mclst.benchmarks import machine
+from mclst.benchmarks.dense_memory import made_up_bundle, measure_apart
+from mclst.runtime.command import check_json, command, publish_json, say
+from mclst.runtime.publish import check_writable, write_whole
+from mclst.runtime.slide import open_slide
+
+PATH = click.Path(path_type=Path)
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
+LIMIT_MIB = 2048
+
+
+@click.command()
+@click.argument("slide", type=PATH)
+@click.option(
+    "--n", "sizes", type=click.IntRange(1), multiple=True, help="Tiles; default 10³, 10⁴, 10⁵ and 10⁶."
+)
+@click.option(
+    "--bundle", type=PATH, help="Default: a made-up encoder of one matrix product, 2,000 spots in its bank."
+)
+@click.option(
+    "--genes", type=click.IntRange(1), default=100, show_default=True, help="Of the made-up bundle."
+)
+@click.option("--workers", type=click.IntRange(1, 256), default=2, show_default=True, help="Reading threads.")
+@click.option("--json", "json_path", type=PATH, help="Write everything; - is stdout.")
+@click.option("--plot", "plot_path", type=PATH, help="Write a picture (PNG).")
+@click.option("--overwrite", is_flag=True, help="Replace what the two options name.")
+@click.option("-q", "--quiet", is_flag=True, help="No table.")
+@command
+def memory(
+    slide: Path,
+    sizes: tuple[int, ...],
+    bundle: Path | None,
+    genes: int,
+    workers: int,
+    json_path: Path | None,
+    plot_path: Path | None,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Peak memory of dense maps over SLIDE, each a whole run in a process of its own: map, picture, page and report."""
+    check_json(json_path, overwrite=overwrite)
+    if plot_path is not None:
+        check_writable(plot_path, overwrite=overwrite)
+    started, where, results = datetime.now(UTC), machine.describe(), []
+    with open_slide(slide) as opened:
+        about = {"name": slide.name, "width_px": opened.width_px, "height_px": opened.height_px}
+    with tempfile.TemporaryDirectory(prefix="mclst-bench-") as made:
+        used = made_up_bundle(Path(made) / "bundle", genes) if bundle is None else bundle
+        say(f"{'tiles':>12} {'peak MiB':>10} {'before':>8} {'seconds':>9}", quiet=quiet)
+        for n in sorted(sizes or SIZES):
+            with tempfile.TemporaryDirectory(prefix="run-", dir=made) as folder:
+                found = measure_apart(slide, used, n, workers, Path(folder))
+            results.append(found)
+            line = f"{found['tiles']:>12,} {found['peak_mib']:>10,} {found['open_mib']:>8,} {found['seconds']:>9,.0f}"
+            say(line, quiet=quiet)
+    content = {
+        "schema": "mclst-bench-memory/1",
+        "created": started.isoformat(timespec="seconds"),
+        "machine": where,
+        "slide": about,
+        "settings": {"workers": workers, "bundle": "made up" if bundle is None else bundle.name},
+        "results": results,
+    }
+    if json_path is not None:
+        publish_json(json_path, content)
+    if plot_path is not None:
+        write_whole(plot_path, memory_png(results))
+
+
+def memory_png(results: list[dict[str, Any]]) -> bytes:
+    """PNG: peak memory against the number of tiles, and what the process had before the run."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    tiles = [found["tiles"] for found in results]
+    axes.plot(
+        tiles, [found["peak_mib"] for found in results], "o-", color="#1b6ca8", label="peak of the whole run"
+    )
+    axes.plot(
+        tiles,
+        [found["open_mib"] for found in results],
+        "o:",
+        color="#8a8a8a",
+        label="libraries, bundle, slide",
+    )
+    axes.axhline(LIMIT_MIB, color="#b04a3a", linewidth=0.8, linestyle="--")
+    axes.annotate("2 GiB", (tiles[0], LIMIT_MIB), va="bottom", fontsize=8, color="#b04a3a")
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.15 * max(LIMIT_MIB, *(found["peak_mib"] for found in results)))
+    axes.set_xlabel("tiles")
+    axes.set_ylabel("resident memory, MiB")
+    axes.set_title(f"Dense maps of {results[0]['genes']} genes, a process each", fontsize=10)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 0.85))
+    axes.spines[["top", "right"]].set_visible(False)
+    png = BytesIO()
+    figure.savefig(png, format="png", dpi=150)
+    return png.getvalue()
