@@ -16,6 +16,7 @@ from mclst.runtime.bundle import BANK, ENCODER, BundleDraft, open_bundle
 from mclst.runtime.errors import ResourceError, SlideError
 from mclst.runtime.grid import Grid, lay_grid
 from mclst.runtime.pipeline import predict
+from mclst.runtime.report.files import Files
 from mclst.runtime.slide import Slide, open_slide
 from mclst.runtime.tissue import TissueMask
 
@@ -112,7 +113,14 @@ def _main(slide_path: str, bundle_path: str, n: str, workers: str, folder: str) 
         placed, started = peak_mib(), time.monotonic()
         out = Path(folder) / "map.h5ad"
         run = predict(
-            bundle, slide, grid, out, provider="cpu", workers=int(workers), slide_mpp=slide.mpp or 1.0
+            bundle,
+            slide,
+            grid,
+            out,
+            provider="cpu",
+            workers=int(workers),
+            slide_mpp=slide.mpp or 1.0,
+            files=Files(html=False),
         )
         seconds = time.monotonic() - started
     found = {

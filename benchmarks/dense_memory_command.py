@@ -49,7 +49,7 @@ def memory(
     overwrite: bool,
     quiet: bool,
 ) -> None:
-    """Peak memory of dense maps over SLIDE, each a whole run in a process of its own: map, picture, page and report."""
+    """Peak memory of dense maps over SLIDE: a whole run each, with picture and report, in a process of its own."""
     check_json(json_path, overwrite=overwrite)
     if plot_path is not None:
         check_writable(plot_path, overwrite=overwrite)

@@ -33,12 +33,20 @@ def morans_i(
     weights = _neighbour_weights(xy[present], min(neighbours, n - 1))
     genes = max(1, BLOCK_BYTES // (8 * n))
     for start in range(0, values.shape[1], genes):
-        block = np.asarray(values[:, start : start + genes], np.float64)[present]
+        block = np.asarray(values[:, start : start + genes])
+        if n < len(present):
+            block = block[present]
         varies = (block != block[:1]).any(axis=0)
-        z = block[:, varies] - block[:, varies].mean(axis=0)
-        z /= np.abs(z).max(axis=0)
+        # In place: a block of a large map is most of the memory that a run takes.
+        z = block[:, varies].astype(np.float64)
         moran = np.full(block.shape[1], np.nan)
-        moran[varies] = (z * (weights @ z)).sum(axis=0) / np.square(z).sum(axis=0)
+        del block
+        z -= z.mean(axis=0)
+        z /= np.maximum(z.max(axis=0), -z.min(axis=0))
+        around = np.asarray(weights @ z)
+        around *= z
+        z *= z
+        moran[varies] = around.sum(axis=0) / z.sum(axis=0)
         result[start : start + genes] = moran
     return result
 
