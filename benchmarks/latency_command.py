@@ -131,7 +131,8 @@ def latency(
             lanes[batch] = [*mine, *others]
             measured.append(
                 measuring.measure(
-                    lanes[batch], tiles, batch=batch, rounds=repeats, block_s=block_s, meters=meters,
+                    lanes[batch], tiles, batch=batch, rounds=repeats, block_s=block_s,
+                    warm_s=(min(0.5, block_s), min(5.0, 10 * block_s)), meters=meters,
                     done=partial(advance, 1),
                 )
             )  # fmt: skip
