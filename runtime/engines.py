@@ -231,12 +231,12 @@ def _plan(folder: Path, record: FileRecord) -> bytes:
 def _keep(folder: Path, manifest: EngineManifest, plan: bytes) -> None:
     """Write an engine's folder, whole; a damaged one of that name is replaced."""
     try:
-        folder.parent.mkdir(mode=0o700, exist_ok=True)
+        folder.parent.mkdir(mode=0o755, exist_ok=True)
         if folder.is_symlink() or (folder.exists() and not (folder / ENGINE_MANIFEST).is_file()):
             folder.unlink() if not folder.is_dir() or folder.is_symlink() else shutil.rmtree(folder)
         with WholeFolder(folder, mark=ENGINE_MANIFEST, overwrite=True) as draft:
             for name, content in ((PLAN, plan), (ENGINE_MANIFEST, _text(manifest))):
-                handle = os.open(draft.part / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                handle = os.open(draft.part / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
                 with os.fdopen(handle, "wb") as file:
                     file.write(content)
                     file.flush()
