@@ -220,7 +220,7 @@ BUNDLES: list[tuple[str, Change, str]] = [
     ("a web page for an encoder", encoder(b"<!doctype html><html></html>"), "encoder.onnx"),
     ("operators of a later ONNX", encoder(linear(opset=99)), "encoder.onnx"),
     ("an operator nobody knows", encoder(graph(helper.make_node("Teleport", ["tiles"], ["embedding"], domain="own"))), "encoder.onnx"),
-    ("an embedding of another width", encoder(linear(8)), "encoder.onnx"),
+    ("an embedding of another width", encoder(linear(8)), "do not belong together"),
     ("an embedding that is not finite", encoder(linear(scale=float("nan"))), "not finite"),
     ("weights above the bundle", encoder(outside("../spots.csv")), "../spots.csv"),
     ("weights at an absolute path", encoder(outside("/etc/passwd")), "/etc/passwd"),
