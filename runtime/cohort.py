@@ -105,6 +105,9 @@ def run_slide(
 
     try:
         record = identity(bundle, job, settings)
+        if not settings["report"]:  # a part of a slide
+            run_job(bundle, job, settings, opened=opened, tell=note)
+            return outcome(DONE)
         files = settings.get("files") or Files()
         outputs = job.outputs(picture=settings["picture"], report=True, files=files.ready()[0])
         before, why = finished(job, outputs, record)

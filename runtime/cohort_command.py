@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import click
 
 from mclst.runtime.bundle import Bundle, open_bundle
+from mclst.runtime.cluster import cluster, run_on_cluster
 from mclst.runtime.cohort import DONE, FAILED, Outcome, run_in_turn
-from mclst.runtime.cohort_report import STOPPED, CohortReport, board
+from mclst.runtime.cohort_report import STOPPED, Board, CohortReport, board
 from mclst.runtime.cohort_table import read_cohort, shard_of
 from mclst.runtime.command import check_json, publish_json, say, verdict
 from mclst.runtime.errors import InputError, OutputError
@@ -25,10 +27,17 @@ NOTHING_LOST = "finished slides are kept, and the same command goes on with the 
 
 @dataclass(frozen=True)
 class CohortOptions:
-    """What the command line says of a cohort: its table, and which part of it, (i, n), this run does."""
+    """What the command line says of a cohort: its table, and which part of it, (i, n), this run does.
+
+    cluster: "auto" or a Ray cluster's address, None: this process. cores: of a worker there. shard_tiles: slides of more
+    tiles are split there.
+    """
 
     slides: Path | None = None
     shard: tuple[int, int] = (1, 1)
+    cluster: str | None = None
+    cores: int | None = None
+    shard_tiles: int | None = None
 
 
 def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int]:
@@ -52,6 +61,21 @@ OPTIONS = (
         callback=_shard,
         help="Of --slides, every N-th from the I-th on.  [default: all]",
     ),
+    click.option(
+        "--cluster",
+        metavar="auto|ADDRESS",
+        help="Run --slides on Ray workers: of the cluster at ADDRESS, or with auto of this machine.",
+    ),
+    click.option(
+        "--cores",
+        type=click.IntRange(1),
+        help="CPU cores of each worker of --cluster, where it has no GPU.  [default: 4, or what a machine has]",
+    ),
+    click.option(
+        "--shard-tiles",
+        type=click.IntRange(1),
+        help="Of --cluster: slides of more tiles are shared by workers and merged.  [default: never]",
+    ),
 )
 
 
@@ -63,6 +87,10 @@ def cohort_options(function: Callable[..., Any]) -> Callable[..., Any]:
         own = {name: given.pop(name) for name in CohortOptions.__dataclass_fields__}
         if own["slides"] is None and own["shard"] != (1, 1):
             raise click.UsageError("--shard belongs to --slides")
+        if own["cluster"] is not None and own["slides"] is None:
+            raise click.UsageError("--cluster belongs to --slides")
+        if own["cluster"] is None and (own["cores"] or own["shard_tiles"]):
+            raise click.UsageError("--cores and --shard-tiles belong to --cluster")
         return function(cohort=CohortOptions(**own), **given)
 
     for option in reversed(OPTIONS):
@@ -105,7 +133,7 @@ def run_cohort(
     )
     try:
         with board(jobs, quiet=quiet) as shown:
-            for outcome in run_in_turn(bundle, jobs, settings, watch=shown.watch, tell=shown.tell):
+            for outcome in _outcomes(cohort, bundle, jobs, settings, shown):
                 report.add(outcome)
                 shown.end(outcome)
     except BaseException as error:
@@ -113,6 +141,22 @@ def run_cohort(
         error.add_note(NOTHING_LOST)
         raise
     return _conclude(report, json_path, quiet=quiet)
+
+
+def _outcomes(
+    cohort: CohortOptions, bundle: Bundle, jobs: Mapping[str, Job], settings: Mapping[str, Any], shown: Board
+) -> Iterator[Outcome]:
+    if cohort.cluster is None:
+        yield from run_in_turn(bundle, jobs, settings, watch=shown.watch, tell=shown.tell)
+        return
+    with cluster(cohort.cluster) as ray:
+        cores = cohort.cores or min(4, len(os.sched_getaffinity(0)))
+        for outcome in run_on_cluster(
+            ray, bundle, jobs, settings, cores=cores, shard_tiles=cohort.shard_tiles
+        ):
+            for note in outcome.notes:
+                shown.tell(note)
+            yield outcome
 
 
 def _conclude(report: CohortReport, json_path: Path | None, *, quiet: bool) -> int:

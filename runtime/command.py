@@ -57,6 +57,11 @@ def _stop(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
 
+def heed_signals() -> None:
+    """Have SIGINT, SIGTERM and SIGHUP unwind the command, as they do from its start."""
+    heed(_stop)
+
+
 def say(text: str, *, quiet: bool = False) -> None:
     """One line for people, on stderr, without markup."""
     if not quiet:
@@ -79,7 +84,7 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        heed(_stop)
+        heed_signals()
         try:
             return function(*args, **kwargs)
         except (click.ClickException, click.exceptions.Exit, click.Abort, SystemExit, GeneratorExit):

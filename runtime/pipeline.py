@@ -30,6 +30,7 @@ from mclst.runtime.map_file import open_map
 from mclst.runtime.memory_budget import half_bank
 from mclst.runtime.opened import Opened
 from mclst.runtime.outputs import Outputs
+from mclst.runtime.parts import PartWriter, RowSink, Share, remove_parts, take_parts
 from mclst.runtime.pictures import picture_map
 from mclst.runtime.placing import check_places
 from mclst.runtime.provenance import made_of, told
@@ -77,6 +78,7 @@ def predict(
     files: Files | None = None,
     opened: Opened | None = None,
     record: Mapping[str, Any] | None = None,
+    share: Share | None = None,
     advance: Advance = lambda n: None,
     tell: Tell = lambda text: None,
 ) -> Run:
@@ -89,7 +91,8 @@ def predict(
     written to `<out's stem>.genes.ome.tif`. picture: draw `<out's stem>.genes.png`. report: write
     `<out's stem>.run.json`. files: what else to make of the map; by default the page `<out's stem>.html`. resume: carry
     on where a stopped run of the same inputs and settings left off. opened: encoder and bank kept open between runs.
-    record: the caller's own words on this run, for its report. advance: called with the number of tiles
+    record: the caller's own words on this run, for its report. share: of a slide whose tiles several runs share, what
+    this one does; a run of a part publishes nothing. advance: called with the number of tiles
     done. tell: called with what the user must know at once.
 
     Memory does not grow with the number of spots beyond their table. The map appears last: where it stands, all is
@@ -137,7 +140,7 @@ def predict(
             record=record,
         )
         names = bundle.genes
-        with MapWriter(out, genes=names, spots=table, overwrite=overwrite) as writer:
+        with _sink(out, names, table, share, overwrite=overwrite) as writer:
             try:
                 with work.clock.stage("open"):
                     if memory_budget is not None:
@@ -185,9 +188,9 @@ def predict(
                 if grid is not None:
                     work.told["settings"]["grid_um"] = grid.stride_um
                 streaming = time.perf_counter()
-                _stream(work, tiles, session, readout, writer, slide_hash, resume=resume, slots=slots)
+                _stream(work, tiles, session, readout, writer, slide_hash, share, resume=resume, slots=slots)
                 work.clock["stream"] = time.perf_counter() - streaming
-                if not writer.done.any():
+                if not writer.done.any() and not isinstance(writer, PartWriter):
                     raise SlideError(
                         f"{slide.path}: no tile can be read; the first says: {work.failed[0][1]}"
                     )
@@ -196,11 +199,23 @@ def predict(
                 if slide.seconds_file is not None:
                     work.clock["file"] = slide.seconds_file
                 work.told["slide"]["sha256"] = slide_hash.result()
+                if isinstance(writer, PartWriter):
+                    return _run_of(work, writer, session, readout, tiles)
                 run = _publish(work, writer, session, readout, tiles, genes, channels, files, started)
             except BaseException as error:
                 _report_stop(work, writer, error)
                 raise
+    if share is not None:
+        remove_parts(out, share)
     return run
+
+
+def _sink(
+    out: Path, genes: Sequence[str], spots: Spots, share: Share | None, *, overwrite: bool
+) -> MapWriter | PartWriter:
+    if share is None or share.part is None:
+        return MapWriter(out, genes=genes, spots=spots, overwrite=overwrite)
+    return PartWriter(out, share, (len(spots), len(genes)))
 
 
 def _spec(bundle: Bundle, given: RetrievalSpec | None) -> RetrievalSpec | None:
@@ -216,8 +231,9 @@ def _stream(
     tiles: Tiles,
     session: Session,
     readout: Readout,
-    writer: MapWriter,
+    writer: RowSink,
     slide_hash: SlideHash,
+    share: Share | None,
     *,
     resume: bool,
     slots: int | None,
@@ -230,6 +246,15 @@ def _stream(
 
     begun = resume and readout.resumable and writer.stopped_run and _carry_on(work, writer, tiles, this_run())
     work.outputs.check_beside(overwrite=work.overwrite or begun)
+    if share is not None and share.part is not None:
+        tiles.done |= ~tiles.in_part(share.part, share.parts)
+    elif share is not None:
+        if not begun:
+            writer.begin(this_run())
+            begun = True
+        came = take_parts(work.outputs.map, share, writer, len(work.bundle.genes), this_run())
+        tiles.done |= writer.done
+        work.advance(came)
     stages = session.stages(
         min(tiles.batch_size, len(work.spots)),
         group_rows=min(tiles.batch_size * tiles.group, len(work.spots)),
@@ -248,6 +273,8 @@ def _stream(
                         writer.begin(this_run())
                         begun = True
             work.advance(step.count)
+    if share is not None and not begun:
+        writer.begin(this_run())
 
 
 def _express(work: Work, readout: Readout, group: Group) -> Retrieved:
@@ -267,7 +294,7 @@ def _express(work: Work, readout: Readout, group: Group) -> Retrieved:
         ) from error
 
 
-def _carry_on(work: Work, writer: MapWriter, tiles: Tiles, this_run: Mapping[str, str]) -> bool:
+def _carry_on(work: Work, writer: RowSink, tiles: Tiles, this_run: Mapping[str, str]) -> bool:
     """Take over what a stopped run left, if it was the same run; says which. Whether its journal goes on."""
     found = writer.carry_on(this_run)
     if found is None:
@@ -278,7 +305,7 @@ def _carry_on(work: Work, writer: MapWriter, tiles: Tiles, this_run: Mapping[str
             f"{found.changed}; starting anew"
         )
         return False
-    tiles.done = writer.done.copy()
+    tiles.done |= writer.done
     work.carried_on = found.rows
     work.note(f"carrying on a stopped run: {found.rows:,} of {len(work.spots):,} spots are done")
     work.advance(found.rows)
@@ -311,28 +338,7 @@ def _publish(
             with work.clock.stage("dense"):
                 write_dense(hidden_map, outputs.dense, work.grid, genes, channels)
         work.clock["total"] = work.slide.seconds_opening + time.perf_counter() - started
-        run = Run(
-            map_path=outputs.map,
-            picture_path=outputs.sheet,
-            dense_path=outputs.dense,
-            report_path=outputs.report,
-            files=outputs.files,
-            spots=len(work.spots),
-            genes=writer.shape[1],
-            failed=tuple(work.failed),
-            provider=session.provider,
-            precision=work.told["settings"]["precision"],
-            retriever=readout.provider,
-            notes=tuple(work.notes),
-            coordinates=work.spots.coordinates,
-            tile=tiles.choice,
-            structured=drawn,
-            seconds=work.clock.so_far(),
-            mpp=work.resolution.mpp,
-            mpp_source=work.resolution.source,
-            carried_on=work.carried_on,
-            skipped=0 if work.grid is None else work.grid.skipped,
-        )
+        run = _run_of(work, writer, session, readout, tiles, drawn)
         if outputs.report is not None:
             own = {} if work.record is None else {"record": work.record}
             size = {"map_bytes": hidden_map.stat().st_size}
@@ -360,6 +366,39 @@ def _publish(
     return runs[0]
 
 
+def _run_of(
+    work: Work,
+    writer: MapWriter | PartWriter,
+    session: Session,
+    readout: Readout,
+    tiles: Tiles,
+    drawn: tuple[tuple[str, float], ...] = (),
+) -> Run:
+    outputs = work.outputs
+    return Run(
+        map_path=outputs.map,
+        picture_path=outputs.sheet,
+        dense_path=outputs.dense,
+        report_path=outputs.report,
+        files=outputs.files,
+        spots=len(work.spots),
+        genes=writer.shape[1],
+        failed=tuple(work.failed),
+        provider=session.provider,
+        precision=work.told["settings"]["precision"],
+        retriever=readout.provider,
+        notes=tuple(work.notes),
+        coordinates=work.spots.coordinates,
+        tile=tiles.choice,
+        structured=drawn,
+        seconds=work.clock.so_far(),
+        mpp=work.resolution.mpp,
+        mpp_source=work.resolution.source,
+        carried_on=work.carried_on,
+        skipped=0 if work.grid is None else work.grid.skipped,
+    )
+
+
 def _times(work: Work) -> dict[str, str]:
     return {
         "started": work.started.isoformat(timespec="seconds"),
@@ -367,7 +406,7 @@ def _times(work: Work) -> dict[str, str]:
     }
 
 
-def _report_stop(work: Work, writer: MapWriter, error: BaseException) -> None:
+def _report_stop(work: Work, writer: RowSink, error: BaseException) -> None:
     """Leave a report of a run that stops with something done; a report that cannot be written changes nothing."""
     if work.outputs.report is None or not writer.kept:
         return

@@ -35,7 +35,7 @@ def unwatched(count: int) -> AbstractContextManager[Advance]:
 
 
 SLIDE = "the slide"
-SHAPES_NO_VALUE = ("build", "workers", "overwrite", "resume", "picture", "report", "files")
+SHAPES_NO_VALUE = ("build", "workers", "overwrite", "resume", "picture", "report", "files", "share")
 """Settings of `predict` under which a finished map stays what it is."""
 
 
@@ -184,6 +184,13 @@ def finished(job: Job, outputs: Outputs, now: Mapping[str, str]) -> tuple[dict[s
     if missing:
         return None, f"{', '.join(missing)} is missing beside it (mclst-report makes such files from a map)"
     return report, ""
+
+
+def is_finished(bundle: Bundle, job: Job, settings: Mapping[str, Any]) -> bool:
+    """Whether the map of a job stands, made of the same; see `finished`."""
+    files = (settings.get("files") or Files()).ready()[0]
+    outputs = job.outputs(picture=settings["picture"], report=True, files=files)
+    return finished(job, outputs, identity(bundle, job, settings))[0] is not None
 
 
 def _sha256(slide: Path) -> str:

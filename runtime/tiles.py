@@ -173,6 +173,14 @@ class Tiles:
                 ends.add(len(batches) - 1)
         return batches, ends
 
+    def in_part(self, part: int, parts: int) -> NDArray[np.bool_]:
+        """Bool [n]: the rows of a part of all groups, counted from 0; parts are whole groups, as equal as these allow."""
+        size = self.batch_size * self.group
+        group = np.arange(len(self._order)) // size
+        here = np.zeros(len(self._order), np.bool_)
+        here[self._order[group * parts // -(-len(self._order) // size) == part]] = True
+        return here
+
     def __iter__(self) -> Iterator[TileBatch]:
         buffers = _InTurn(min(self.batch_size, len(self._order)), self.shape.size_px)
         for batch in self.stream(buffers):
