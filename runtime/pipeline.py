@@ -5,40 +5,34 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from mclst.kernels import RetrievalSpec
 from mclst.kernels.retrieved import Retrieved
 from mclst.runtime.array_pitch import slide_resolution
 from mclst.runtime.bundle import Bundle
-from mclst.runtime.dense import check_genes, write_dense
+from mclst.runtime.completion import publish, report_stop, run_of
+from mclst.runtime.dense import check_genes
 from mclst.runtime.errors import (
     BundleError,
     InputError,
-    MclstError,
-    OutputError,
     SlideError,
 )
-from mclst.runtime.expression import MapWriter, shrink
+from mclst.runtime.expression import MapWriter
 from mclst.runtime.fingerprint import SlideHash
 from mclst.runtime.grid import Grid
-from mclst.runtime.map_file import open_map
 from mclst.runtime.memory_budget import half_bank
 from mclst.runtime.opened import Opened
 from mclst.runtime.outputs import Outputs
 from mclst.runtime.parts import PartWriter, RowSink, Share, remove_parts, take_parts
-from mclst.runtime.pictures import picture_map
 from mclst.runtime.placing import check_places
 from mclst.runtime.provenance import made_of, told
 from mclst.runtime.providers import ON_CPU, Request
 from mclst.runtime.readout import NotFinite, Readout
-from mclst.runtime.report.files import Files, write_files
+from mclst.runtime.report.files import Files
 from mclst.runtime.ring import Group, Ring
-from mclst.runtime.run_report import DONE, STOPPED, Run, write_report
+from mclst.runtime.run_report import Run
 from mclst.runtime.session import Session
 from mclst.runtime.slide import Slide
 from mclst.runtime.tiles import Tiles, TileShape
@@ -47,9 +41,6 @@ from mclst.sections.section import Spots
 from mclst.sections.spots import read_spots
 
 __all__ = ["Run", "predict"]
-
-IMAGE_PX = 2000
-"""Longest side of the tissue image in the map, as Space Ranger writes it."""
 
 MAX_BAD_TILES = "1%"
 
@@ -200,10 +191,10 @@ def predict(
                     work.clock["file"] = slide.seconds_file
                 work.told["slide"]["sha256"] = slide_hash.result()
                 if isinstance(writer, PartWriter):
-                    return _run_of(work, writer, session, readout, tiles)
-                run = _publish(work, writer, session, readout, tiles, genes, channels, files, started)
+                    return run_of(work, writer, session, readout, tiles)
+                run = publish(work, writer, session, readout, tiles, genes, channels, files, started)
             except BaseException as error:
-                _report_stop(work, writer, error)
+                report_stop(work, writer, error)
                 raise
     if share is not None:
         remove_parts(out, share)
@@ -310,116 +301,3 @@ def _carry_on(work: Work, writer: RowSink, tiles: Tiles, this_run: Mapping[str, 
     work.note(f"carrying on a stopped run: {found.rows:,} of {len(work.spots):,} spots are done")
     work.advance(found.rows)
     return True
-
-
-def _publish(
-    work: Work,
-    writer: MapWriter,
-    session: Session,
-    readout: Readout,
-    tiles: Tiles,
-    genes: Sequence[str],
-    channels: Sequence[int],
-    files: Files,
-    started: float,
-) -> Run:
-    """Complete the map, make what belongs beside it, then let the map appear."""
-    outputs = work.outputs
-    runs: list[Run] = []
-
-    def beside(hidden_map: Path) -> None:
-        drawn: tuple[tuple[str, float], ...] = ()
-        with work.clock.stage("draw"), open_map(hidden_map) as found:
-            if outputs.sheet is not None:
-                drawn = picture_map(found, outputs.sheet)
-            picture = shrink(image, scale, files.html_px)
-            write_files(found, files, outputs.files, overwrite=True, picture=picture)
-        if outputs.dense is not None and work.grid is not None:
-            with work.clock.stage("dense"):
-                write_dense(hidden_map, outputs.dense, work.grid, genes, channels)
-        work.clock["total"] = work.slide.seconds_opening + time.perf_counter() - started
-        run = _run_of(work, writer, session, readout, tiles, drawn)
-        if outputs.report is not None:
-            own = {} if work.record is None else {"record": work.record}
-            size = {"map_bytes": hidden_map.stat().st_size}
-            write_report(
-                outputs.report, DONE, {**_times(work), **work.told, "run": run.as_json(), **size, **own}
-            )
-        runs.append(run)
-
-    with work.clock.stage("write"):
-        image, scale = work.slide.thumbnail(max(IMAGE_PX, files.html_px) if files.html else IMAGE_PX)
-        writer.publish(
-            image=image,
-            image_scale=scale,
-            spot_diameter_px=work.spots.spot_diameter_px,
-            library_id=work.slide.path.stem,
-            run={
-                **work.told,
-                "failed_spots": len(work.failed),
-                "skipped_background": 0 if work.grid is None else work.grid.skipped,
-                "seconds": dict(work.clock),
-            },
-            metadata={"source_image_path": work.slide.path.name},
-            beside=beside,
-        )
-    return runs[0]
-
-
-def _run_of(
-    work: Work,
-    writer: MapWriter | PartWriter,
-    session: Session,
-    readout: Readout,
-    tiles: Tiles,
-    drawn: tuple[tuple[str, float], ...] = (),
-) -> Run:
-    outputs = work.outputs
-    return Run(
-        map_path=outputs.map,
-        picture_path=outputs.sheet,
-        dense_path=outputs.dense,
-        report_path=outputs.report,
-        files=outputs.files,
-        spots=len(work.spots),
-        genes=writer.shape[1],
-        failed=tuple(work.failed),
-        provider=session.provider,
-        precision=work.told["settings"]["precision"],
-        retriever=readout.provider,
-        notes=tuple(work.notes),
-        coordinates=work.spots.coordinates,
-        tile=tiles.choice,
-        structured=drawn,
-        seconds=work.clock.so_far(),
-        mpp=work.resolution.mpp,
-        mpp_source=work.resolution.source,
-        carried_on=work.carried_on,
-        skipped=0 if work.grid is None else work.grid.skipped,
-    )
-
-
-def _times(work: Work) -> dict[str, str]:
-    return {
-        "started": work.started.isoformat(timespec="seconds"),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _report_stop(work: Work, writer: RowSink, error: BaseException) -> None:
-    """Leave a report of a run that stops with something done; a report that cannot be written changes nothing."""
-    if work.outputs.report is None or not writer.kept:
-        return
-    content = {
-        **_times(work),
-        **work.told,
-        "spots_done": int(np.count_nonzero(writer.done)),
-        "spots_total": len(work.spots),
-        "failed": [{"spot": spot, "reason": reason} for spot, reason in work.failed],
-        "seconds": dict(work.clock),
-    }
-    reason = str(error) if isinstance(error, MclstError) else type(error).__name__
-    try:
-        write_report(work.outputs.report, STOPPED, content, reason=reason)
-    except OutputError as refused:
-        error.add_note(str(refused))

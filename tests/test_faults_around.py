@@ -112,7 +112,7 @@ def test_a_second_signal_does_not_break_into_the_first(
         """
         from mclst.runtime import pipeline
         from mclst.runtime.expression import MapWriter
-        real, report = MapWriter.write, pipeline._report_stop
+        real, report = MapWriter.write, pipeline.report_stop
         def write(writer, *args):
             if writer.kept:
                 os.kill(os.getpid(), signal.SIGINT)
@@ -121,7 +121,7 @@ def test_a_second_signal_does_not_break_into_the_first(
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGTERM)
             report(*args)
-        MapWriter.write, pipeline._report_stop = write, stop
+        MapWriter.write, pipeline.report_stop = write, stop
         """
     )
     assert_one_sentence(forked.run(here, *WORDS, "-q", said=said, before=before), 130, "interrupted")
@@ -268,8 +268,8 @@ home.{method} = full
     [
         ("expression", "MapWriter", "write"),
         ("expression", "MapWriter", "begin"),
-        ("pipeline", "", "picture_map"),
-        ("pipeline", "", "write_report"),
+        ("completion", "", "picture_map"),
+        ("completion", "", "write_report"),
     ],
     ids=["rows", "journal", "picture", "report"],
 )
