@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,23 @@ class BuiltEngine:
     seconds: float
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage is collected meanwhile.
+
+    TensorRT calls the logger while it holds a lock of its own. A builder of earlier on that were freed there, its turn
+    come by chance, would wait for that lock for ever.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+@_uncollected()
 def build_engine(
     library: Library, onnx: Path, key: EngineKey, *, timing_cache: Path | None = None
 ) -> BuiltEngine:
@@ -74,6 +94,7 @@ def build_engine(
     return BuiltEngine(bytes(plan), output, tile_px, dict(layers), time.perf_counter() - started)
 
 
+@_uncollected()
 def check_parses(library: Library, onnx: Path) -> None:
     """Raise EngineError where the library's parser does not take the graph; builds nothing."""
     trt = library.trt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from small import TILE_PX, Small, fast_bundle, tiny_network
 from mclst.export.cli import main as export_main
 from mclst.export.graph import write_graph
 from mclst.export.half import to_half
-from mclst.runtime import open_bundle
+from mclst.runtime import engine_build, open_bundle
 from mclst.runtime.engine_build import EngineError, build_engine, check_parses, covered
 from mclst.runtime.engine_manifest import EngineKey, read_engine_manifest
 from mclst.runtime.engines import (
@@ -561,3 +562,18 @@ def test_an_engine_of_tensorrt_says_what_to_install(small: Small, tmp_path: Path
         assert done.exit_code == 6 and "tensorrt is not installed; install mclst[tensorrt]" in done.output
     else:
         pytest.skip("TensorRT is installed")
+
+
+def test_no_garbage_is_collected_while_tensorrt_logs(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A builder freed from within the logger waits for a lock that TensorRT holds while it logs."""
+    collecting: list[bool] = []
+
+    class Log(library.trt.ILogger):  # type: ignore[name-defined,misc]
+        def log(self, severity: Any, msg: str) -> None:
+            collecting.append(gc.isenabled())
+
+    monkeypatch.setattr(engine_build, "_log", lambda trt: Log())
+    check_parses(library, made_graph(tmp_path))
+    assert collecting and not any(collecting) and gc.isenabled()
