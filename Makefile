@@ -31,7 +31,7 @@ browser:
 gpu-check: build/as/mclst
 	PYTHONPATH=build/as $(PYTHON) -m mclst.benchmarks.gpu_check
 
-$(VENV)/installed: pyproject.toml constraints.txt setup.py runtime/report/viewer.py kernels/cpu_retrieve.cpp $(wildcard kernels/cpu_*.h)
+$(VENV)/installed: pyproject.toml constraints.txt setup.py runtime/report/viewer.py $(wildcard kernels/cpu_*.cpp kernels/cpu_*.h)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,openvino,rtx,export,openslide,dev]"
 	touch $@
