@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -276,7 +277,9 @@ def test_a_killed_command_goes_on_where_it_was(small: Small, tmp_path: Path) -> 
     done = run(*words, "--out", whole)
     assert done.exit_code == 0, done.output
     command = [sys.executable, "-c", KILLED, *words, "--out", str(killed)]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    # To the last bit only with as many threads as the run that was not killed.
+    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.run(command, capture_output=True, text=True, check=False, env=threads)
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert state_path(killed).exists() and not killed.exists()
     again = run(*words, "--out", killed)
