@@ -34,6 +34,7 @@ gpu-check: build/as/mclst
 $(VENV)/installed: pyproject.toml constraints.txt setup.py runtime/report/viewer.py $(wildcard kernels/cpu_*.cpp kernels/cpu_*.h)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,openvino,rtx,export,openslide,dev]"
+	$(BIN)/python -m mclst.runtime.report.viewer || echo "without the pages' viewer: their tests will skip"
 	touch $@
 
 # Bindings whose names a test looks at; where there is no wheel for this Python, that test skips.
