@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mclst.runtime.errors import ResourceError
+from mclst.runtime.resident import peak_bytes
 
 
 def cold_start(
@@ -122,20 +122,6 @@ def _side(graph: Path) -> int:
         onnxruntime.InferenceSession(str(graph), options, ["CPUExecutionProvider"]).get_inputs()[0].shape[1]
     )
     return side
-
-
-def peak_bytes() -> int:
-    """The most memory that this process held at once.
-
-    By the kernel's own mark of it where there is one: `getrusage` of a process that was started by a larger one begins
-    with that one's.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most << 10
 
 
 def main() -> None:

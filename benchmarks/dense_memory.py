@@ -17,6 +17,7 @@ from mclst.runtime.errors import ResourceError, SlideError
 from mclst.runtime.grid import Grid, lay_grid
 from mclst.runtime.pipeline import predict
 from mclst.runtime.report.files import Files
+from mclst.runtime.resident import peak_bytes
 from mclst.runtime.slide import Slide, open_slide
 from mclst.runtime.tissue import TissueMask
 
@@ -96,21 +97,13 @@ def measure_apart(slide: Path, bundle: Path, n: int, workers: int, folder: Path)
     return found
 
 
-def peak_mib() -> int:
-    """Most memory this process has had resident so far."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak >> 20 if sys.platform == "darwin" else peak >> 10
-
-
 def _main(slide_path: str, bundle_path: str, n: str, workers: str, folder: str) -> None:
     bundle = open_bundle(bundle_path)
     genes = len(bundle.genes)
     with open_slide(slide_path) as slide:
-        opened = peak_mib()
+        opened = peak_bytes() >> 20
         grid = grid_of(slide, int(n))
-        placed, started = peak_mib(), time.monotonic()
+        placed, started = peak_bytes() >> 20, time.monotonic()
         out = Path(folder) / "map.h5ad"
         run = predict(
             bundle,
@@ -126,7 +119,7 @@ def _main(slide_path: str, bundle_path: str, n: str, workers: str, folder: str) 
     found = {
         "tiles": run.spots,
         "genes": genes,
-        "peak_mib": peak_mib(),
+        "peak_mib": peak_bytes() >> 20,
         "open_mib": opened,
         "spots_mib": placed,
     }

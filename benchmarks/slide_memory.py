@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mclst.runtime.errors import ResourceError
 from mclst.runtime.manifest import Sequence
+from mclst.runtime.resident import peak_bytes
 from mclst.runtime.sequence import SequenceSession
 
 
@@ -40,29 +41,21 @@ def measure_apart(path: Path, settings: Sequence, spots: int) -> dict[str, Any]:
     return found
 
 
-def _peak_mib() -> int:
-    """Of this process alone: what getrusage tells on Linux begins at the size of the process that started it."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak >> 20 if sys.platform == "darwin" else peak >> 10
-    return int(status.split("VmHWM:")[1].split()[0]) >> 10
-
-
 def _main(path: str, settings: str, spots: str) -> None:
     sequence, n = Sequence.model_validate_json(settings), int(spots)
     session = SequenceSession(Path(path), sequence, "cpu")
     width = session.features
     features = np.random.default_rng(0).normal(size=(n, width)).astype(np.float32)
-    opened, started = _peak_mib(), time.monotonic()
+    opened, started = peak_bytes() >> 20, time.monotonic()
     found = session.express(features, places(n, sequence.positions))
     seconds = time.monotonic() - started
     if not np.isfinite(found).all():
         raise SystemExit("the expression is not finite")
-    print(json.dumps({"spots": n, "peak_mib": _peak_mib(), "open_mib": opened, "seconds": round(seconds, 1)}))
+    print(
+        json.dumps(
+            {"spots": n, "peak_mib": peak_bytes() >> 20, "open_mib": opened, "seconds": round(seconds, 1)}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +11,7 @@ from mclst.runtime.cuda_device import CudaDevice
 from mclst.runtime.errors import ResourceError
 from mclst.runtime.providers import ON_CPU
 from mclst.runtime.readout import Readout
+from mclst.runtime.resident import peak_bytes
 from mclst.runtime.ring import Stages, encode_now
 from mclst.runtime.run_report import Clock
 from mclst.runtime.segments import CACHE_BYTES
@@ -47,7 +45,7 @@ def fit_run(session: Session, readout: Readout, budget: int, most: int, free: in
     device = None if session.provider in ON_CPU else CudaDevice()
 
     def in_use() -> int:
-        return process_bytes() + (0 if device is None else max(0, free - device.free_bytes()))
+        return peak_bytes() + (0 if device is None else max(0, free - device.free_bytes()))
 
     def open_stages(batch: int, slots: int) -> Stages:
         rows = max(readout.rows_at_once, batch)
@@ -109,17 +107,6 @@ def fit(
 def half_bank(rows: int, genes: int, budget: int | None) -> bool:
     """Whether a bank's expression [rows, genes] is large enough against a budget to be held in float16."""
     return budget is not None and 4 * rows * genes * BANK_SHARE > budget
-
-
-def process_bytes() -> int:
-    """The most memory this process has held so far."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        pass  # no Linux; there, ru_maxrss would begin with what the parent process held
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most
 
 
 def _try(open_stages: OpenStages, size: int) -> int:
