@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mclst.runtime.objective import contradiction
 from mclst.runtime.resolution import MAX_MPP, MIN_MPP
 from mclst.runtime.slide import Slide
 from mclst.sections.section import Spots
@@ -47,11 +48,11 @@ class ArrayFit:
 
 @dataclass(frozen=True)
 class Resolution:
-    """The µm per level-0 px that a run takes: None where nobody knows; source: whose word it is; note: "" or why."""
+    """The µm per level-0 px that a run takes: None where nobody knows; source: whose word it is; notes: what to know."""
 
     mpp: float | None
     source: str
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def fit_array(spots: Spots) -> ArrayFit | None:
@@ -95,8 +96,16 @@ def _layout(spots: Spots) -> tuple[NDArray[np.float64], float] | None:
 def slide_resolution(slide: Slide, spots: Spots, given: float | None = None) -> Resolution:
     """Whose µm/px counts: `given` before what the file says before what the spots' array says.
 
-    The note says where another of them differs by more than 3 %, or that the array's word alone is there.
+    The notes say where another of them differs by more than 3 %, or that the array's word alone is there; and where the
+    slide's objective contradicts it.
     """
+    mpp, source, note = _taken(slide, spots, given)
+    doubt = contradiction(slide.objective, slide.vendor, mpp)
+    return Resolution(mpp, source, tuple(text for text in (note, doubt) if text))
+
+
+def _taken(slide: Slide, spots: Spots, given: float | None) -> tuple[float | None, str, str]:
+    """(mpp, whose word it is, "" or what to know of it)."""
     fit = fit_array(spots)
     said = [(slide.mpp, slide.mpp_source), (None if fit is None else fit.mpp, str(fit))]
 
@@ -105,22 +114,15 @@ def slide_resolution(slide: Slide, spots: Spots, given: float | None = None) -> 
 
     if given is not None:
         others = against(given)
-        return Resolution(
-            given, "given", f"--mpp says {given:g} µm/px and is taken, against {others}" if others else ""
-        )
+        return given, "given", f"--mpp says {given:g} µm/px and is taken, against {others}" if others else ""
     if slide.mpp is not None:
         other = against(slide.mpp)
         says = f"{slide.path.name} says {slide.mpp:.4g} µm/px ({slide.mpp_source}) and is taken"
-        return Resolution(
-            slide.mpp, slide.mpp_source, f"{says}, against {other}; --mpp overrides both" if other else ""
-        )
+        return slide.mpp, slide.mpp_source, f"{says}, against {other}; --mpp overrides both" if other else ""
     if fit is None:
-        return Resolution(None, slide.mpp_source)
-    return Resolution(
-        fit.mpp,
-        "fitted to the array of spots",
-        f"{slide.path.name} does not say how large its pixels are; taken: {fit}; --mpp overrides it",
-    )
+        return None, slide.mpp_source, ""
+    note = f"{slide.path.name} does not say how large its pixels are; taken: {fit}; --mpp overrides it"
+    return fit.mpp, "fitted to the array of spots", note
 
 
 def _differ(one: float, other: float) -> bool:

@@ -12,6 +12,7 @@ from PIL import ImageCms
 
 from mclst.runtime.errors import SlideError
 from mclst.runtime.icc import UNREADABLE, profile_name
+from mclst.runtime.objective import believe_power
 from mclst.runtime.resolution import believe
 from mclst.runtime.slide import Level, Slide, TileReadError
 
@@ -60,6 +61,7 @@ class OpenSlideSlide(Slide):
             mpp=mpp,
             mpp_source=source,
             icc=_icc(handle),
+            objective=believe_power(properties.get("openslide.objective-power"), "OpenSlide objective power"),
         )
         background = int(properties.get("openslide.background-color", "FFFFFF"), 16)
         self._background = np.array([background >> 16, background >> 8 & 255, background & 255], np.uint16)

@@ -161,8 +161,8 @@ def predict(
                     work.note(f"provider {session.provider}; passed over: {passed}")
                 if without:
                     work.note(without)
-                if resolution.note:
-                    work.note(resolution.note)
+                for note in resolution.notes:
+                    work.note(note)
                 tile = bundle.manifest.tile
                 tiles = Tiles(
                     slide,

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.errors import SlideError
+from mclst.runtime.objective import Objective
 
 READERS = ("auto", "pillow", "tifffile", "openslide")
 MAX_DECODED_PX = 1_000_000_000
@@ -63,6 +64,7 @@ class Slide(ABC):
     vendor: who wrote it, as far as the file tells: "aperio", "hamamatsu", "jpeg", "generic-tiff", …
     mpp: µm per level-0 pixel, or None where the file does not say it believably.
     mpp_source: one phrase for people: where `mpp` comes from, or why there is none.
+    objective: (power, where the file names it), or None; it decides nothing.
     icc: name of the colour profile the file carries, "" where none; pixels are given as stored, without it.
     levels: finest first; never empty.
     seconds_opening: what opening took, which for JPEG and PNG includes decoding.
@@ -78,6 +80,7 @@ class Slide(ABC):
         mpp: float | None = None,
         mpp_source: str = "the file says none",
         icc: str = "",
+        objective: Objective | None = None,
     ) -> None:
         self.path = path
         self.reader = reader
@@ -87,6 +90,7 @@ class Slide(ABC):
         self.mpp = mpp
         self.mpp_source = mpp_source
         self.icc = icc
+        self.objective = objective
 
     @property
     def width_px(self) -> int:

@@ -17,6 +17,7 @@ from tifffile import TiffFile, TiffPageSeries
 
 from mclst.runtime.errors import MclstError, ResourceError, SlideError
 from mclst.runtime.icc import profile_name
+from mclst.runtime.objective import Objective, tiff_objective
 from mclst.runtime.resolution import tiff_mpp
 from mclst.runtime.segments import SegmentCache, SharedFile
 from mclst.runtime.slide import Level, Slide, TileReadError
@@ -45,6 +46,7 @@ class TiffSlide(Slide):
         mpp: float | None,
         mpp_source: str,
         icc: str,
+        objective: Objective | None,
     ) -> None:
         levels = []
         for part in parts:
@@ -60,6 +62,7 @@ class TiffSlide(Slide):
             mpp=mpp,
             mpp_source=mpp_source,
             icc=icc,
+            objective=objective,
         )
         self._parts = parts
         self._file: SharedFile | None = SharedFile(path)
@@ -175,7 +178,8 @@ def _open(path: Path, tif: TiffFile) -> TiffSlide:
     vendor = VENDORS.get(series.kind, series.kind)
     parts = _levels(path, size, series, vendor)
     mpp, source = tiff_mpp(tif, series.keyframe, series.kind)
-    return TiffSlide(path, vendor, parts, mpp, source, profile_name(series.keyframe.iccprofile))
+    objective = tiff_objective(tif, series.keyframe, series.kind)
+    return TiffSlide(path, vendor, parts, mpp, source, profile_name(series.keyframe.iccprofile), objective)
 
 
 def _chain_ends(tif: TiffFile) -> bool:

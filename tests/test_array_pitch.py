@@ -22,10 +22,12 @@ from mclst.sections.spots import read_spots
 class Sized(Slide):
     """A slide that says `mpp`, never read."""
 
-    def __init__(self, mpp: float | None) -> None:
+    def __init__(
+        self, mpp: float | None, *, objective: tuple[float, str] | None = None, vendor: str = "none"
+    ) -> None:
         super().__init__(
-            Path("slide.svs"), reader="none", vendor="none", levels=(Level(9, 9, 1.0, (9, 9)),), mpp=mpp,
-            mpp_source="Aperio MPP",
+            Path("slide.svs"), reader="none", vendor=vendor, levels=(Level(9, 9, 1.0, (9, 9)),), mpp=mpp,
+            mpp_source="Aperio MPP", objective=objective,
         )  # fmt: skip
 
     def _read_inside(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
@@ -142,4 +144,32 @@ def test_whose_word_counts(
     spots = placed(places, um, array or 1.0, noise=0.1, variant="Space Ranger 2" if array else "id, x, y")
     found = slide_resolution(Sized(slide), spots, given_mpp)
     assert found.mpp == (None if mpp is None else pytest.approx(mpp, rel=1e-3)) and found.source == source
-    assert bool(found.note) == bool(words) and all(word in found.note for word in words), found.note
+    note = " ".join(found.notes)
+    assert bool(note) == bool(words) and all(word in note for word in words), note
+
+
+@pytest.mark.parametrize(
+    ("power", "mpp", "vendor", "doubted"),
+    [
+        (20, 0.499, "aperio", False),
+        (20, 0.46, "hamamatsu", False),
+        (40, 0.2282, "hamamatsu", False),
+        (40, 0.172, "zeiss", False),
+        (20, 0.25, "aperio", True),
+        (40, 0.46, "hamamatsu", True),
+        (40, 0.5, "aperio", True),
+        (1.25, 0.5, "aperio", True),
+        (20, 0.23, "mirax", False),
+        (20, None, "aperio", False),
+    ],
+)
+def test_an_objective_that_contradicts_is_told_and_changes_nothing(
+    power: float, mpp: float | None, vendor: str, doubted: bool
+) -> None:
+    places, um = visium()
+    spots = placed(places, um, 1.0, variant="id, x, y")
+    found = slide_resolution(Sized(mpp, objective=(power, "AppMag"), vendor=vendor), spots)
+    assert found.mpp == mpp and len(found.notes) == doubted
+    assert all(f"{power:g}x objective (AppMag)" in note and "--mpp" in note for note in found.notes)
+    given = slide_resolution(Sized(mpp, objective=(20.0, "AppMag"), vendor=vendor), spots, 0.5)
+    assert given.mpp == 0.5 and not any("objective" in note for note in given.notes)

@@ -17,6 +17,7 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pytest
+import tifffile
 from click.testing import CliRunner, Result
 from PIL import Image
 from small import Small
@@ -48,6 +49,20 @@ def test_the_short_form_writes_map_and_picture(here: Path) -> None:
     for word in ("24, pixel_x, pixel_y", "tiles/s", "cpu", "slide.h5ad", "slide.genes.png"):
         assert word in done.stderr
     assert Image.open(here / "slide.genes.png").size[0] > 1000
+
+
+def test_an_objective_that_contradicts_is_one_line(here: Path) -> None:
+    picture = np.asarray(Image.open("slide.png").convert("RGB"))
+    tifffile.imwrite(
+        "slide.svs", picture, photometric="rgb", tile=(64, 64), metadata=None,
+        description="Aperio Image Library v11|AppMag = 40|MPP = 0.5",
+    )  # fmt: skip
+    done = infer("slide.svs", "--spots", "spots.tsv", "--no-picture", "--no-html")
+    assert done.exit_code == 0, done.output
+    (line,) = [line for line in done.stderr.splitlines() if "objective" in line]
+    assert line.startswith("Note: 0.5 µm/px is taken") and "40x objective (AppMag)" in line
+    assert "0.25 is usual" in line and "2.0 times" in line and "--mpp" in line
+    assert line.removeprefix("Note: ") in json.loads(Path("slide.run.json").read_text())["notes"]
 
 
 def expected_map(here: Path, spec: RetrievalSpec) -> np.ndarray:

@@ -31,6 +31,8 @@ def against_openslide(path: Path, boxes: int) -> None:
             : len(slide.levels)
         ]
         assert slide.mpp == pytest.approx(float(oracle.properties["openslide.mpp-x"]), rel=1e-6)
+        assert slide.objective is not None
+        assert slide.objective[0] == float(oracle.properties["openslide.objective-power"])
         for number, level in enumerate(slide.levels):
             for _ in range(boxes):
                 width, height = (int(v) for v in rng.integers(1, 400, 2))

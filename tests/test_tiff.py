@@ -107,6 +107,26 @@ def test_gray_and_transparent_tiffs_become_rgb(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "power"),
+    [
+        ("AppMag = 20", 20.0), ("AppMag = 40.000000", 40.0), ("AppMag = 40x", 40.0), ("AppMag = nan", None),
+        ("AppMag = high", None), ("AppMag = -20", None), ("MPP = 0.5", None), ("OriginalAppMag = 20", None),
+    ],
+)  # fmt: skip
+def test_the_objective_is_read_from_what_aperio_writes(
+    tmp_path: Path, said: str, power: float | None
+) -> None:
+    path = tmp_path / "slide.svs"
+    tifffile.imwrite(
+        path, tissue(), photometric="rgb", tile=(64, 64), metadata=None,
+        description=f"Aperio Image Library v11|Quality = 70|{said}",
+    )  # fmt: skip
+    with open_slide(path) as slide:
+        assert slide.vendor == "aperio"
+        assert slide.objective == (None if power is None else (power, "AppMag"))
+
+
+@pytest.mark.parametrize(
     ("options", "mpp", "source"),
     [
         ({"resolution": (20000, 20000), "resolutionunit": "CENTIMETER"}, 0.5, "TIFF resolution tags"),
