@@ -10,7 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mclst.runtime.errors import InputError
-from mclst.sections.delimited import read_text, separator
+from mclst.sections.delimited import separator
+from mclst.sections.text_file import read_text
 from mclst.sections.source import SectionSource
 
 UNLABELLED = frozenset({"", "nan", "none", "na", "undetermined", "unlabelled", "unlabeled"})

@@ -53,7 +53,8 @@ def read_cohort(path: Path, folder: Path, otherwise: Job, convert: Convert) -> d
     jobs: dict[str, Job] = {}
     lines: dict[str, str] = {}
     for row in range(len(table)):
-        cells = {name: str(column[row]).strip() for name, column in zip(names, table.columns, strict=True)}
+        here = slice(row, row + 1)
+        cells = {name: table.texts(column, here)[0].strip() for column, name in enumerate(names)}
         given = {name: text for name, text in cells.items() if text}
         name, job = _job(table, row, given, folder, otherwise, convert)
         key = name.casefold()

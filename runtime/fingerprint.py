@@ -17,6 +17,7 @@ from mclst.runtime.errors import SlideError
 from mclst.sections.section import Spots
 
 BLOCK_BYTES = 4 << 20
+ROWS_AT_ONCE = 65_536
 
 
 class SlideHash:
@@ -108,6 +109,7 @@ def spots_sha256(spots: Spots) -> str:
     digest.update(str(spots.id.dtype).encode())
     digest.update(np.ascontiguousarray(spots.id).view(np.uint8).data)
     digest.update(repr([str(name) for name in spots.table.columns]).encode())
-    if len(spots.table.columns):
-        digest.update(pd.util.hash_pandas_object(spots.table.astype(str), index=False).to_numpy().tobytes())
+    for start in range(0, len(spots) if len(spots.table.columns) else 0, ROWS_AT_ONCE):
+        some = spots.table.iloc[start : start + ROWS_AT_ONCE].astype(str)
+        digest.update(pd.util.hash_pandas_object(some, index=False).to_numpy().tobytes())
     return digest.hexdigest()

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mclst.sections.delimited import Table
+from mclst.sections.delimited import Table, joined, text_array
 from mclst.sections.section import SectionError
 
-NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
+NUMBER = re.compile(r"[ \t]*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?[ \t]*", re.ASCII)
 PLAIN_NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][-+]?\d+)?", re.ASCII)
 NUMBER_CHARACTERS = frozenset("0123456789+-.eE \t")
 WHOLE_CHARACTERS = frozenset("0123456789-")
@@ -56,33 +56,45 @@ def whole_numbers(table: Table, column: int, unit: str) -> NDArray[np.int64]:
 
 def flags(table: Table, column: int) -> NDArray[np.bool_]:
     """Give a column of 0 and 1 (or true and false) as bool [n]; SectionError with the line of anything else."""
-    texts = [str(cell).strip().casefold() for cell in table.columns[column].tolist()]
-    for index, text in enumerate(texts):
-        if text not in FLAGS:
-            raise _bad_cell(table, column, index, "0 or 1")
-    return np.fromiter((FLAGS[text] for text in texts), dtype=np.bool_, count=len(texts))
+    found = np.empty(len(table), np.bool_)
+    for rows in table.pieces():
+        texts = [text.strip().casefold() for text in table.texts(column, rows)]
+        for index, text in enumerate(texts):
+            if text not in FLAGS:
+                raise _bad_cell(table, column, rows.start + index, "0 or 1")
+        found[rows] = [FLAGS[text] for text in texts]
+    return found
 
 
 def identifiers(table: Table, column: int) -> NDArray[np.str_]:
     """Give a column of names as text [n], untouched but for surrounding spaces; blank ones are refused."""
-    cells = table.columns[column]
-    texts = [
-        str(cell).strip()
-        for cell in (cells if cells.dtype.kind == "U" else np.where(pd.isna(cells), "", cells)).tolist()
-    ]
-    for index, text in enumerate(texts):
-        if not text or len(text) > LONGEST_ID:
-            what = f"has a name of {len(text)} characters" if text else "has no name"
-            raise SectionError(f"{table.at(index)}: the spot {what}; give each spot a short name of its own")
-    return np.array(texts, dtype=np.str_)
+    parts = []
+    for rows in table.pieces():
+        texts = [text.strip() for text in table.texts(column, rows)]
+        if table.columns[column].dtype.kind not in "SU":
+            missing = pd.isna(table.columns[column][rows])
+            texts = ["" if gone else text for text, gone in zip(texts, missing, strict=True)]
+        for index, text in enumerate(texts):
+            if not text or len(text) > LONGEST_ID:
+                what = f"has a name of {len(text)} characters" if text else "has no name"
+                raise SectionError(
+                    f"{table.at(rows.start + index)}: the spot {what}; give each spot a short name of its own"
+                )
+        parts.append(text_array(texts))
+    return joined(parts).astype(np.str_)
 
 
 def require_unique(table: Table, ids: NDArray[np.str_]) -> None:
     """Raise SectionError naming both lines where an id stands twice."""
-    if len(set(ids.tolist())) == len(ids):
-        return
-    order = np.argsort(ids, kind="stable")
+    hashes = np.empty(len(ids), np.uint64)
+    for rows in table.pieces():
+        hashes[rows] = pd.util.hash_array(ids[rows].astype(object), categorize=False)
+    ordered = np.sort(hashes)
+    twice = np.flatnonzero(np.isin(hashes, ordered[1:][ordered[1:] == ordered[:-1]]))
+    order = twice[np.argsort(ids[twice], kind="stable")]
     same = ids[order[1:]] == ids[order[:-1]]
+    if not same.any():
+        return
     first, second = (int(index) for index in order[np.argmax(same) :][:2])
     raise SectionError(
         f"{table.at(second)}: spot {str(ids[first])!r} stands in {table.unit} {table.row[first]} already; "
@@ -90,38 +102,64 @@ def require_unique(table: Table, ids: NDArray[np.str_]) -> None:
     )
 
 
-def typed(cells: NDArray[Any]) -> NDArray[Any]:
-    """Give a column its natural type: int64 or float64 where every cell is a plainly written number, else text.
+def typed(table: Table, column: int) -> NDArray[Any]:
+    """Give a column of text its natural type [n]: int64 or float64 where every cell is a plainly written number, else text.
 
     007 and blank cells keep a column text.
     """
-    if cells.dtype.kind not in "UO":
-        return cells
-    texts = cells.tolist()
-    if cells.dtype.kind == "O" and not all(isinstance(text, str) for text in texts):
-        return cells
-    used = set("".join(texts))
-    if used <= WHOLE_CHARACTERS and all(texts) and max(map(len, texts)) <= LONGEST_WHOLE:
-        with contextlib.suppress(ValueError):
-            whole = cells.astype(np.int64)
-            return whole if (whole.astype(np.str_) == cells).all() else cells.astype(object)
-    if used <= NUMBER_CHARACTERS and all(map(PLAIN_NUMBER.fullmatch, texts)):
-        return cells.astype(np.float64)
-    return cells.astype(object)
+    for dtype, of in ((np.int64, _whole), (np.float64, _plain)):
+        found = np.empty(len(table), dtype)
+        for rows in table.pieces():
+            values = of(table.texts(column, rows))
+            if values is None:
+                break
+            found[rows] = values
+        else:
+            return found
+    return as_objects(table, column)
+
+
+def as_objects(table: Table, column: int) -> NDArray[np.object_]:
+    """Give a column of text as Python strings [n]."""
+    found = np.empty(len(table), dtype=object)
+    for rows in table.pieces():
+        found[rows] = table.texts(column, rows)
+    return found
+
+
+def _whole(texts: list[str]) -> list[int] | None:
+    """Whole numbers that are written as they would be again; None where one is not."""
+    if max(map(len, texts)) > LONGEST_WHOLE or not set("".join(texts)) <= WHOLE_CHARACTERS:
+        return None
+    try:
+        values = [int(text) for text in texts]
+    except ValueError:
+        return None
+    return values if list(map(str, values)) == texts else None
+
+
+def _plain(texts: list[str]) -> list[float] | None:
+    if not set("".join(texts)) <= NUMBER_CHARACTERS or not all(map(PLAIN_NUMBER.fullmatch, texts)):
+        return None
+    return [float(text) for text in texts]
 
 
 def _parsed(table: Table, column: int, unit: str) -> NDArray[np.float64]:
-    texts = [str(cell) for cell in table.columns[column].tolist()]
-    # float() also reads 1_000, １２ and nan; these characters leave plain numbers alone
-    if set("".join(texts)) <= NUMBER_CHARACTERS:
-        with contextlib.suppress(ValueError):
-            return np.fromiter(map(float, texts), dtype=np.float64, count=len(texts))
-    wrong = next(index for index, text in enumerate(texts) if not NUMBER.fullmatch(text))
-    raise _bad_cell(table, column, wrong, unit)
+    values = np.empty(len(table), np.float64)
+    for rows in table.pieces():
+        texts = table.texts(column, rows)
+        # float() also reads 1_000, １２ and nan; these characters leave plain numbers alone
+        if set("".join(texts)) <= NUMBER_CHARACTERS:
+            with contextlib.suppress(ValueError):
+                values[rows] = [float(text) for text in texts]
+                continue
+        wrong = next(index for index, text in enumerate(texts) if not NUMBER.fullmatch(text))
+        raise _bad_cell(table, column, rows.start + wrong, unit)
+    return values
 
 
 def _bad_cell(table: Table, column: int, index: int, unit: str) -> SectionError:
-    text = str(table.columns[column][index]).strip()
+    text = table.texts(column, slice(index, index + 1))[0].strip()
     shown = text if len(text) <= 40 else f"{text[:40]}…"
     what = f"is {shown!r}" if text else "is blank"
     hint = ", decimals with a point" if re.fullmatch(r"[-+]?[\d.]+,\d+", text) else ""

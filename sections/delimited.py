@@ -7,13 +7,13 @@ every row has a cell too many. Here a table either is a rectangle of text or is 
 from __future__ import annotations
 
 import csv
-import gzip
 import io
-import zlib
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.sections.section import SectionError
+from mclst.sections.text_file import read_lines
 
 ROWS_AT_ONCE = 8_192
 WIDEST_FIXED = 64  # characters; wider columns stay Python strings, lest one long cell widen a million others
-MAGIC = {
-    b"\x1f\x8b": "gzip-compressed; unpack it first",
-    b"PK\x03\x04": "a zip archive or an Excel workbook; save the table as .csv",
-    b"\xd0\xcf\x11\xe0": "an old Excel workbook; save the table as .csv",
-    b"\xff\xfe": "UTF-16 text; save it as UTF-8",
-    b"\xfe\xff": "UTF-16 text; save it as UTF-8",
-}
+MEMORY_PER_BYTE = 5
+"""Of a table's file, at the least: what 10⁷ rows were seen to take is more."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +34,7 @@ class Table:
     """A rectangle of cells.
 
     names: one per column, as in the file, without surrounding spaces.
-    columns: one array [n] per column: text from a text file, any dtype from elsewhere.
+    columns: one array [n] per column: text from a text file (`texts` gives it), any dtype from elsewhere.
     row: int64 [n], where each row stands, counted in `unit`s from 1.
     unit: "line" of a text file, or "row" of anything else.
     has_header: False where the names were given by the reader, not by the file.
@@ -58,38 +54,19 @@ class Table:
         """Give the rows where `keep` [n] is True."""
         return replace(self, columns=[column[keep] for column in self.columns], row=self.row[keep])
 
+    def pieces(self) -> Iterator[slice]:
+        """All rows, ROWS_AT_ONCE of them at a time: as Python strings a whole column would take ten times its size."""
+        return (slice(at, at + ROWS_AT_ONCE) for at in range(0, len(self), ROWS_AT_ONCE))
+
+    def texts(self, column: int, rows: slice) -> list[str]:
+        """Give cells of a column as text."""
+        cells = self.columns[column][rows]
+        found: list[Any] = (cells.astype(np.str_) if cells.dtype.kind == "S" else cells).tolist()
+        return [str(cell) for cell in found] if cells.dtype.kind not in "SU" else found
+
     def at(self, index: int) -> str:
         """Name a row for a message: the file and its line."""
         return f"{self.path}: {self.unit} {self.row[index]}"
-
-
-def read_text(path: Path, *, may_be_gzip: bool = False) -> str:
-    """Read a UTF-8 file whole, a byte-order mark dropped.
-
-    Raises SectionError where it cannot be read, is empty, holds NUL or is not UTF-8 (the line is named).
-    """
-    try:
-        raw = path.read_bytes()
-        if may_be_gzip and raw[:2] == b"\x1f\x8b":
-            raw = gzip.decompress(raw)
-    except (OSError, EOFError, zlib.error) as error:
-        raise SectionError(f"{path}: the file cannot be read ({_reason(error)})") from error
-    for magic, what in MAGIC.items():
-        if raw.startswith(magic):
-            raise SectionError(f"{path}: the file is {what}")
-    if (nul := raw.find(b"\0")) >= 0:
-        raise SectionError(
-            f"{path}: line {_line(raw, nul)} holds a NUL byte; the file is damaged or not text"
-        )
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SectionError(
-            f"{path}: line {_line(raw, error.start)} is not UTF-8; save the file as UTF-8"
-        ) from error
-    if not text.strip():
-        raise SectionError(f"{path}: the file is empty")
-    return text
 
 
 def read_table(path: Path, names_without_header: Callable[[list[str]], list[str] | None]) -> Table:
@@ -101,8 +78,14 @@ def read_table(path: Path, names_without_header: Callable[[list[str]], list[str]
     Raises SectionError naming the line where the table is not a rectangle, a quote is not closed, a column has no
     name or a name stands twice, or there are no rows.
     """
-    text = read_text(path)
-    rows = _rows(path, text, separator(text))
+    _check_size(path)
+    lines = read_lines(path)
+    blank = []
+    for line in lines:
+        blank.append(line)
+        if line.strip():
+            break
+    rows = _rows(path, chain(blank, lines), separator(blank[-1] if blank else ""))
     first_line, first = next(rows, (0, []))
     if not first:
         raise SectionError(f"{path}: the file is empty")
@@ -113,10 +96,24 @@ def read_table(path: Path, names_without_header: Callable[[list[str]], list[str]
         start: list[tuple[int, list[str]]] = []
     else:
         start = [(first_line, first)]
-    columns, line = _columns(path, len(names), start, rows)
-    if not len(line):
+    columns, number = _columns(path, len(names), start, rows)
+    if not len(number):
         raise SectionError(f"{path}: the file has a header and no rows")
-    return Table(path, names, columns, line, has_header=has_header)
+    return Table(path, names, columns, number, has_header=has_header)
+
+
+def _check_size(path: Path) -> None:
+    """Raise MemoryError where a file is larger than this machine could ever hold as a table."""
+    needed = 0
+    with suppress(OSError):  # reading it will tell
+        needed = path.stat().st_size * MEMORY_PER_BYTE
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        error = MemoryError()
+        error.add_note(
+            f"the table {path} would take {needed / 1e9:,.0f} GB or more of its {there / 1e9:,.0f}; give it in pieces"
+        )
+        raise error
 
 
 def separator(text: str) -> str:
@@ -132,9 +129,9 @@ def separator(text: str) -> str:
     return max(("\t", ";", ","), key=cells)  # the first of equals
 
 
-def _rows(path: Path, text: str, mark: str) -> Iterator[tuple[int, list[str]]]:
+def _rows(path: Path, lines: Iterator[str], mark: str) -> Iterator[tuple[int, list[str]]]:
     """Give (line, cells) of every line that is not blank."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
+    reader = csv.reader(lines, delimiter=mark, strict=True)
     line = 0
     try:
         for cells in reader:
@@ -167,7 +164,7 @@ def _columns(
     path: Path, width: int, start: list[tuple[int, list[str]]], rows: Iterator[tuple[int, list[str]]]
 ) -> tuple[list[NDArray[Any]], NDArray[np.int64]]:
     parts: list[list[NDArray[Any]]] = [[] for _ in range(width)]
-    lines: list[int] = []
+    numbers: list[NDArray[np.int64]] = []
     while chunk := [*start, *islice(rows, ROWS_AT_ONCE)]:
         start = []
         for line, cells in chunk:
@@ -175,28 +172,33 @@ def _columns(
                 raise SectionError(
                     f"{path}: line {line} has {len(cells)} cells where the first line has {width}"
                 )
-        lines += [line for line, _ in chunk]
+        numbers.append(np.array([line for line, _ in chunk], dtype=np.int64))
         for part, cells_of_column in zip(
             parts, zip(*(cells for _, cells in chunk), strict=True), strict=True
         ):
             part.append(text_array(cells_of_column))
+    if not numbers:
+        return [], np.empty(0, np.int64)
     columns = []
     for part in parts:
-        columns.append(np.concatenate(part) if part else np.empty(0, dtype=np.str_))
+        columns.append(joined(part))
         part.clear()
-    return columns, np.array(lines, dtype=np.int64)
+    return columns, np.concatenate(numbers)
 
 
-def text_array(cells: tuple[str, ...]) -> NDArray[Any]:
-    """Pack strings into an array [n]: of fixed width where all are short, of Python strings else."""
-    if max(map(len, cells)) <= WIDEST_FIXED:
+def text_array(cells: Sequence[str]) -> NDArray[Any]:
+    """Pack strings into an array [n]: of fixed width where all are short, a byte a letter where all are ASCII; of Python
+    strings else."""
+    if max(map(len, cells)) > WIDEST_FIXED:
+        return np.array(cells, dtype=object)
+    try:
+        return np.array(cells, dtype=np.bytes_)
+    except UnicodeEncodeError:
         return np.array(cells, dtype=np.str_)
-    return np.array(cells, dtype=object)
 
 
-def _line(raw: bytes, position: int) -> int:
-    return raw.count(b"\n", 0, position) + 1
-
-
-def _reason(error: BaseException) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+def joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """One array of several from `text_array`."""
+    if len({part.dtype.kind for part in parts}) > 1:
+        parts = [part.astype(np.str_) if part.dtype.kind == "S" else part for part in parts]
+    return np.concatenate(parts)

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.sections.delimited import read_text, separator
+from mclst.sections.delimited import separator
+from mclst.sections.text_file import read_text
 from mclst.sections.section import Section, SectionError
 
 HEADERS = frozenset({"", "gene", "genes", "gene_name", "gene_names", "gene_symbol", "symbol", "name"})

@@ -18,7 +18,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mclst.sections.cells import LARGEST, flags, identifiers, numbers, require_unique, typed, whole_numbers
+from mclst.sections.cells import (
+    LARGEST,
+    as_objects,
+    flags,
+    identifiers,
+    numbers,
+    require_unique,
+    typed,
+    whole_numbers,
+)
 from mclst.sections.delimited import Table, read_table
 from mclst.sections.h5ad import PlacedObs, placed_obs, read_placed_obs
 from mclst.sections.layouts import ID_COLUMNS, SPACE_RANGER, Layout, recognise, space_ranger_1
@@ -201,12 +210,12 @@ def _frame(table: Table) -> pd.DataFrame:
 
     From a text file numbers become numbers, names of spots stay text; columns that came with a type keep it.
     """
-    is_text = table.unit == "line"
-    named = {
-        name: typed(column) if is_text and name.casefold() not in ID_COLUMNS else column
-        for name, column in zip(table.names, table.columns, strict=True)
-        if name
-    }
+    named = {}
+    for column, name in enumerate(table.names):
+        if name and table.unit != "line":
+            named[name] = table.columns[column]
+        elif name:
+            named[name] = (as_objects if name.casefold() in ID_COLUMNS else typed)(table, column)
     return pd.DataFrame(named, index=pd.RangeIndex(len(table)))
 
 
