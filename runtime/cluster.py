@@ -7,6 +7,7 @@ where a node is gone for good it never will.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import deque
@@ -29,6 +30,8 @@ ATTEMPTS = 3
 PATIENCE_SECONDS = 120.0
 """How long no worker at all may be alive before the cohort is given up."""
 HEARTBEAT_SECONDS = 5.0
+DYING_SECONDS = 5.0
+"""How long the files of a worker that was ended may stay locked."""
 KINDS: dict[int, type[MclstError]] = {4: BundleError, 5: OutputError, 6: ResourceError}
 
 
@@ -68,13 +71,24 @@ def cluster(address: str) -> Iterator[Any]:
 class Pool:
     """Workers of a cluster: those that were asked for, those that are idle, and those at work."""
 
-    def __init__(self, ray: Any, size: int, options: Mapping[str, Any], arguments: tuple[Any, ...]) -> None:
+    def __init__(
+        self,
+        ray: Any,
+        size: int,
+        options: Mapping[str, Any],
+        arguments: tuple[Any, ...],
+        deadline: float | None = None,
+    ) -> None:
+        """options: of a Ray actor. arguments: of a Worker. deadline: seconds after which one at work is ended."""
         self._ray = ray
         self._make = ray.remote(Worker).options(max_restarts=0, max_task_retries=0, **options)
         self._arguments = arguments
         self._starting: dict[Any, Any] = {}
         self._idle: list[Any] = []
         self._busy: dict[Any, tuple[Any, Task]] = {}
+        self._deadline = math.inf if deadline is None else deadline
+        self._due: dict[Any, float] = {}
+        self._overdue: dict[Any, float] = {}
         self._alive_at = time.monotonic()
         for _ in range(size):
             self._ask_for_one()
@@ -91,9 +105,10 @@ class Pool:
         while tasks or self._busy:
             while tasks and self._idle:
                 worker, task = self._idle.pop(), tasks.popleft()
-                self._busy[worker.run.remote(task)] = worker, task
-            waiting = [*self._starting, *self._busy]
-            ready, _ = self._ray.wait(waiting, timeout=HEARTBEAT_SECONDS)
+                ref = worker.run.remote(task)
+                self._busy[ref] = worker, task
+                self._due[ref] = time.monotonic() + self._deadline
+            ready = self._wait()
             if self._busy or self._idle:
                 self._alive_at = time.monotonic()
             elif time.monotonic() - self._alive_at > PATIENCE_SECONDS:
@@ -106,6 +121,26 @@ class Pool:
                     self._welcome(ref)
                 else:
                     yield self._finish(ref)
+
+    def _wait(self) -> list[Any]:
+        """What is ready, within a heartbeat; workers past the deadline are ended, and ready once their files are free."""
+        now = time.monotonic()
+        for ref in [ref for ref, due in self._due.items() if due <= now]:
+            if self._ray.wait([ref], timeout=0)[0]:  # it has ended while nobody looked
+                return [ref]
+            del self._due[ref]
+            self._overdue[ref] = now + DYING_SECONDS
+            self._replace(self._busy[ref][0])
+        ended = [ref for ref, free in self._overdue.items() if free <= now]
+        if ended:
+            return ended
+        until = min([now + HEARTBEAT_SECONDS, *self._due.values(), *self._overdue.values()])
+        asked = [ref for ref in (*self._starting, *self._busy) if ref not in self._overdue]
+        if not asked:
+            time.sleep(until - now)
+            return []
+        ready, _ = self._ray.wait(asked, timeout=until - now)
+        return list(ready)
 
     def _welcome(self, ref: Any) -> None:
         worker = self._starting.pop(ref)
@@ -121,6 +156,9 @@ class Pool:
 
     def _finish(self, ref: Any) -> tuple[Task, Outcome | int | None, str]:
         worker, task = self._busy.pop(ref)
+        self._due.pop(ref, None)
+        if self._overdue.pop(ref, None) is not None:
+            return task, None, f"longer at it than --deadline {self._deadline:g} s"
         try:
             found: Outcome | int = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
@@ -149,10 +187,12 @@ def run_on_cluster(
     *,
     cores: int,
     shard_tiles: int | None,
+    deadline: float | None,
 ) -> Iterator[Outcome]:
     """Each job on a worker of the cluster, in the order they end; a worker per GPU, or per `cores` CPU cores.
 
-    shard_tiles: slides of more tiles are split into parts, which are merged when all of them are there.
+    shard_tiles: slides of more tiles are split into parts, which are merged when all of them are there. deadline: s that
+    an attempt at a slide or part may take.
     Raises ResourceError where the cluster has room for no worker, and as `Pool.run` does.
     """
     size, options = _room(ray, str(settings["provider"]), cores)
@@ -162,7 +202,7 @@ def run_on_cluster(
     parts_left: dict[str, int] = {}
     failed: set[str] = set()
     attempts: dict[str, int] = dict.fromkeys(jobs, 1)
-    for task, found, why in Pool(ray, size, options, arguments).run(tasks):
+    for task, found, why in Pool(ray, size, options, arguments, deadline).run(tasks):
         attempts[task.name] = max(attempts[task.name], task.attempt)
         if found is None and task.attempt < ATTEMPTS:
             tasks.append(task.again)

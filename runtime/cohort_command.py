@@ -17,7 +17,7 @@ from mclst.runtime.cluster import cluster, run_on_cluster
 from mclst.runtime.cohort import DONE, FAILED, Outcome, run_in_turn
 from mclst.runtime.cohort_report import STOPPED, Board, CohortReport, board
 from mclst.runtime.cohort_table import read_cohort, shard_of
-from mclst.runtime.command import check_json, publish_json, say, verdict
+from mclst.runtime.command import Finite, check_json, publish_json, say, verdict
 from mclst.runtime.errors import InputError, OutputError
 from mclst.runtime.slide_job import Job, spec_of
 
@@ -30,7 +30,7 @@ class CohortOptions:
     """What the command line says of a cohort: its table, and which part of it, (i, n), this run does.
 
     cluster: "auto" or a Ray cluster's address, None: this process. cores: of a worker there. shard_tiles: slides of more
-    tiles are split there.
+    tiles are split there. deadline: seconds that an attempt at a slide, or at a part of one, may take there.
     """
 
     slides: Path | None = None
@@ -38,6 +38,7 @@ class CohortOptions:
     cluster: str | None = None
     cores: int | None = None
     shard_tiles: int | None = None
+    deadline: float | None = None
 
 
 def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int]:
@@ -76,6 +77,13 @@ OPTIONS = (
         type=click.IntRange(1),
         help="Of --cluster: slides of more tiles are shared by workers and merged.  [default: never]",
     ),
+    click.option(
+        "--deadline",
+        type=Finite(0, min_open=True),
+        metavar="SECONDS",
+        help="Of --cluster: a worker that is longer at a slide, or at a part of one, is ended, which counts as one of three "
+        "attempts. Without --cluster nothing could end it, so the option is refused.  [default: none]",
+    ),
 )
 
 
@@ -91,6 +99,10 @@ def cohort_options(function: Callable[..., Any]) -> Callable[..., Any]:
             raise click.UsageError("--cluster belongs to --slides")
         if own["cluster"] is None and (own["cores"] or own["shard_tiles"]):
             raise click.UsageError("--cores and --shard-tiles belong to --cluster")
+        if own["cluster"] is None and own["deadline"]:
+            raise click.UsageError(
+                "--deadline belongs to --cluster, whose workers can be ended; --cluster auto runs them on this machine"
+            )
         return function(cohort=CohortOptions(**own), **given)
 
     for option in reversed(OPTIONS):
@@ -152,7 +164,7 @@ def _outcomes(
     with cluster(cohort.cluster) as ray:
         cores = cohort.cores or min(4, len(os.sched_getaffinity(0)))
         for outcome in run_on_cluster(
-            ray, bundle, jobs, settings, cores=cores, shard_tiles=cohort.shard_tiles
+            ray, bundle, jobs, settings, cores=cores, shard_tiles=cohort.shard_tiles, deadline=cohort.deadline
         ):
             for note in outcome.notes:
                 shown.tell(note)

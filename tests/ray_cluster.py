@@ -66,6 +66,7 @@ def main() -> None:
     from ray.cluster_utils import Cluster
 
     import mclst.runtime.cluster as module
+    from mclst.runtime.claim import claim
     from mclst.runtime.cli import main as infer
     from mclst.runtime.cluster_worker import Task, Worker
 
@@ -77,13 +78,22 @@ def main() -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().run(task)
 
+    class Hanging(Worker):
+        """Never comes back from slide s1; its map is being written meanwhile."""
+
+        def run(self, task: Task) -> Any:
+            if task.name == "s1":
+                claim(task.job.map_path)
+                time.sleep(600)
+            return super().run(task)
+
     node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
     found: dict[str, Any] = {"interfaces": [name for _, name in socket.if_nameindex()]}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
 
-    def cohort(name: str, *words: str, table: str = "cohort.csv") -> None:
+    def cohort(name: str, *words: str, table: str = "cohort.csv", out: str = "") -> None:
         began = time.monotonic()
-        words = ("--slides", table, "--out", name, "--cluster", cluster.address, "--cores", "1", *words)
+        words = ("--slides", table, "--out", out or name, "--cluster", cluster.address, "--cores", "1", *words)
         done = CliRunner().invoke(infer, [*words, "--no-picture", "--no-html", "--workers", "1"])
         found[name] = {
             "code": done.exit_code,
@@ -104,7 +114,11 @@ def main() -> None:
         cohort("parts", "--shard-tiles", "200", "--batch-size", "4", table="few.csv")
         module.Worker = Poisoned  # type: ignore[misc]
         cohort("poison", table="few.csv")
-        module.Worker = Worker  # type: ignore[misc]
+        module.Worker, module.ATTEMPTS = Hanging, 2  # type: ignore[misc]
+        cohort("hung", "--deadline", "6", table="few.csv")
+        module.Worker, module.ATTEMPTS = Worker, 3  # type: ignore[misc]
+        shutil.copy("hung/cohort.run.json", "hung.json")
+        cohort("hung again", "--deadline", "600", table="few.csv", out="hung")
         watching = after(4, Path("node"), lambda: cluster.remove_node(second, allow_graceful=False))
         cohort("node")
         found["node killed"] = len(watching.done)  # type: ignore[attr-defined]

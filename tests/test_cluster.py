@@ -107,6 +107,29 @@ def test_a_slide_that_kills_its_worker_is_tried_three_times(
     assert np.array_equal(anndata.read_h5ad(folder / "poison" / "s2.h5ad").X, expected[16])
 
 
+def test_a_slide_that_hangs_costs_an_attempt_at_each_deadline(
+    ran: tuple[Path, dict[str, Any]], expected: dict[int, np.ndarray]
+) -> None:
+    folder, told = ran
+    assert told["hung"]["code"] == 3, told["hung"]["stderr"]
+    found = {slide["name"]: slide for slide in json.loads((folder / "hung.json").read_text())["slides"]}
+    assert {name: slide["status"] for name, slide in found.items()} == {
+        "s0": "done",
+        "s1": "failed",
+        "s2": "done",
+    }
+    error = found["s1"]["error"]["message"]
+    assert found["s1"]["attempts"] == 2 and "longer at it than --deadline 6 s" in error
+    assert told["hung"]["seconds"] >= 2 * 6
+    # The workers that were ended hold nothing back: the same command does what is left.
+    assert told["hung again"]["code"] == 0, told["hung again"]["stderr"]
+    statuses = {slide["name"]: slide["status"] for slide in report(folder, "hung")["slides"]}
+    assert statuses == {"s0": "skipped", "s1": "done", "s2": "skipped"}
+    for slide in statuses:
+        assert np.array_equal(anndata.read_h5ad(folder / "hung" / f"{slide}.h5ad").X, expected[16])
+    assert not list((folder / "hung").glob(".*"))
+
+
 def test_slides_in_parts_are_merged_to_the_same_map(
     ran: tuple[Path, dict[str, Any]], expected: dict[int, np.ndarray]
 ) -> None:
@@ -123,6 +146,8 @@ def test_slides_in_parts_are_merged_to_the_same_map(
         ("a.tif", "--spots", "s.csv", "--cluster", "auto"),
         ("--slides", "c.csv", "--cores", "2"),
         ("--slides", "c.csv", "--shard-tiles", "100"),
+        ("--slides", "c.csv", "--deadline", "100"),
+        ("--slides", "c.csv", "--cluster", "auto", "--deadline", "0"),
     ],
 )
 def test_wrong_usage(words: tuple[str, ...]) -> None:
