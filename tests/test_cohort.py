@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -285,6 +286,37 @@ module.run_job = stopping
     assert [slide["status"] for slide in found["slides"]] == ["skipped", "done", "done"]
     maps = [anndata.read_h5ad(tmp_path / "cohort" / f"s{i}.h5ad").X for i in range(3)]
     assert np.array_equal(maps[0], maps[1]) and np.array_equal(maps[0], maps[2])
+
+
+def task_of_nextflow(shard: int, **given: object) -> str:
+    """The shell script of a task of docs/cohort.nf, as Groovy makes it of the string there."""
+    source = (Path(__file__).parents[1] / "docs" / "cohort.nf").read_text()
+    (script,) = re.findall(r'script:\n\s+"""\n(.*?)"""', source, re.DOTALL)
+    known = {"shard": shard, "task.cpus": 2, **{f"params.{name}": value for name, value in given.items()}}
+    script = re.sub(r"(?<!\\)\$\{([\w.]+)\}", lambda found: str(known[found[1]]), script.replace("\\\n", ""))
+    return script.replace("\\$", "$")
+
+
+def test_the_script_of_the_documented_nextflow_process(sound: Path, tmp_path: Path) -> None:
+    """As Nextflow runs it, `bash -ue` in a folder of the task's own: a slide that fails is no failure of the task."""
+    here = tmp_path / "a cohort"
+    (here / "work").mkdir(parents=True)
+    write_table(here, "name,slide,spots", *(f"{n},{sound}/{n}.tif,{sound}/spots.csv" for n in ("slide", "no")))
+    places = {"slides": here / "cohort.csv", "out": here / "maps", "shards": 2}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+    def run(shard: int, bundle: Path) -> int:
+        script = task_of_nextflow(shard, bundle=bundle, **places)
+        told = {**os.environ, "PATH": path}
+        return subprocess.run(
+            ["bash", "-ue", "-c", script], cwd=here / "work", env=told, capture_output=True, timeout=200, check=False
+        ).returncode  # fmt: skip
+
+    assert [run(shard, sound / "mclst-bundle") for shard in (1, 2)] == [0, 0]
+    assert run(1, here / "no bundle") == 4
+    assert [path.stem for path in (here / "maps").glob("*.h5ad")] == ["slide"]
+    failed = json.loads((here / "maps" / "cohort.2-of-2.run.json").read_text())
+    assert failed["counts"] == {"done": 0, "skipped": 0, "failed": 1, "left": 0}
 
 
 def test_the_documented_slurm_array_does_all_slides(sound: Path, tmp_path: Path) -> None:
