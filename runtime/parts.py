@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mclst.runtime.claim import claim
 from mclst.runtime.errors import OutputError
 from mclst.runtime.rows import Found, RowFile
+from mclst.runtime.work import Tell
 
 ROWS_AT_ONCE = 512
 
@@ -136,10 +137,13 @@ class PartWriter:
         self._rows.close(keep=self._rows.kept > 0)
 
 
-def take_parts(out: Path, share: Share, into: RowSink, genes: int, made_of: Mapping[str, str]) -> int:
+def take_parts(
+    out: Path, share: Share, into: RowSink, genes: int, made_of: Mapping[str, str], tell: Tell
+) -> int:
     """Write the parts' rows that `into` lacks into it; how many came. Only rows of the same run, whole ones, come.
 
-    Raises OutputError where a part is still being written.
+    tell: told of a part that was made otherwise, such as in batches of another size. Raises OutputError where a part is
+    still being written.
     """
     came = 0
     for part in range(share.parts):
@@ -147,6 +151,11 @@ def take_parts(out: Path, share: Share, into: RowSink, genes: int, made_of: Mapp
         rows = RowFile(taken, (len(into.done), genes), 0)
         try:
             found = rows.carry_on(made_of)
+            if found is not None and found.changed:
+                tell(
+                    f"part {part + 1} of {share.parts} was made with another: {found.changed}; its {found.rows:,} tiles "
+                    "are done again"
+                )
             wanted = np.flatnonzero(rows.done & ~into.done) if found is not None else np.empty(0, np.int64)
             for start in range(0, len(wanted), ROWS_AT_ONCE):
                 some = wanted[start : start + ROWS_AT_ONCE]

@@ -243,7 +243,7 @@ def _stream(
         if not begun:
             writer.begin(this_run())
             begun = True
-        came = take_parts(work.outputs.map, share, writer, len(work.bundle.genes), this_run())
+        came = take_parts(work.outputs.map, share, writer, len(work.bundle.genes), this_run(), work.note)
         tiles.done |= writer.done
         work.advance(came)
     stages = session.stages(

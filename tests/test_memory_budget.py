@@ -8,16 +8,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small import Small
 
+from mclst.runtime import opened
+from mclst.runtime.bundle import open_bundle
 from mclst.runtime.errors import ResourceError
 from mclst.runtime.host_stages import HostStages
-from mclst.runtime.memory_budget import FEWEST_SLOTS, KEPT_BYTES, MOST_SLOTS, fit, half_bank
+from mclst.runtime.memory_budget import FEWEST_SLOTS, KEPT_BYTES, MOST_SLOTS, Fit, fit, half_bank
+from mclst.runtime.parts import Share
+from mclst.runtime.pipeline import predict
+from mclst.runtime.report.files import Files
 from mclst.runtime.run_report import Clock
+from mclst.runtime.slide import open_slide
 
 SIDE = 8
 TILE = SIDE * SIDE * 3
@@ -80,6 +87,57 @@ def test_the_text_says_how() -> None:
 def test_a_bank_is_halved_where_it_is_large_against_the_budget() -> None:
     assert not half_bank(11_000, 785, 4 * 10**9) and not half_bank(10**6, 10**4, None)
     assert half_bank(10**6, 1000, 4 * 10**9)
+
+
+def assert_same_map(found: Path, wanted: Path) -> None:
+    one, other = anndata.read_h5ad(found), anndata.read_h5ad(wanted)
+    assert np.array_equal(one.X, other.X) and np.isfinite(one.X).all()
+    for column in ("nearest_distance", "effective_k"):
+        assert np.array_equal(one.obs[column], other.obs[column])
+
+
+def fitting(monkeypatch: pytest.MonkeyPatch, batch: int, slots: int) -> None:
+    """As on a machine where so much fits into the budget."""
+    monkeypatch.setattr(opened, "fit_run", lambda *given: Fit(batch, slots, f"batches of {batch}"))
+
+
+def test_the_map_does_not_depend_on_what_fits(
+    small: Small, small_bundle: Path, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers of a cluster whose memories differ choose other batches and rings for one budget."""
+    bare: dict[str, Any] = {"picture": False, "report": False, "files": Files(html=False), "provider": "cpu"}
+    for folder, slide, spots in (
+        (small_bundle, small.slide, small.spots),
+        (sound / "mclst-bundle", sound / "slide.tif", sound / "spots.csv"),
+    ):
+        bundle, wanted = open_bundle(folder), tmp_path / f"{slide.stem}.h5ad"
+        with open_slide(slide) as opened_slide:
+            predict(bundle, opened_slide, spots, wanted, **bare)
+            for batch, slots in ((1, 2), (3, 6), (16, 4), (100, 3)):
+                fitting(monkeypatch, batch, slots)
+                out = tmp_path / f"{slide.stem}-{batch}.h5ad"
+                run = predict(bundle, opened_slide, spots, out, memory_budget=10**9, batch_size=100, **bare)
+                assert f"batches of {batch}" in run.notes
+                assert_same_map(out, wanted)
+
+
+def test_a_part_from_where_less_fits_is_not_mixed_in(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = open_bundle(sound / "mclst-bundle")
+    bare: dict[str, Any] = {"picture": False, "report": False, "files": Files(html=False), "provider": "cpu"}
+    wanted, out = tmp_path / "wanted.h5ad", tmp_path / "map.h5ad"
+    with open_slide(sound / "slide.tif") as slide:
+        predict(bundle, slide, sound / "spots.csv", wanted, **bare)
+        for share, batch in ((Share(2, 0), 16), (Share(2, 1), 4), (Share(2), 16)):
+            fitting(monkeypatch, batch, 2)
+            run = predict(
+                bundle, slide, sound / "spots.csv", out, memory_budget=10**9, share=share, overwrite=True, **bare
+            )  # fmt: skip
+    (note,) = [note for note in run.notes if "part" in note]
+    assert note == "part 2 of 2 was made with another: the batch size (4 → 16); its 88 tiles are done again"
+    assert_same_map(out, wanted)
+    assert {path.name for path in tmp_path.iterdir()} == {"map.h5ad", "wanted.h5ad"}
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel does not tell the memory held")
