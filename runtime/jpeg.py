@@ -13,6 +13,8 @@ import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from mclst.runtime.slabs import Slabs
+
 SOI = b"\xff\xd8"
 EOI = b"\xff\xd9"
 APP0, APP14, SOS = 0xE0, 0xEE, 0xDA
@@ -55,13 +57,14 @@ def decode_jpeg(data: bytes) -> NDArray[np.uint8]:
     return _decode(data, read_frame(data))
 
 
-def _decode(data: bytes, frame: Frame) -> NDArray[np.uint8]:
+def _decode(data: bytes, frame: Frame, into: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+    """into: where the pixels go, uint8 [h * w * components]; a new array if None."""
     if frame.bits != 8:
         raise ValueError(f"it has {frame.bits} bits per sample, where 8 are needed")
     if frame.components not in COLOURS:
         raise ValueError(f"it has {frame.components} colour components")
     pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
-        data, colorspace=COLOURS[frame.components], strict=True
+        data, colorspace=COLOURS[frame.components], strict=True, buffer=into
     )
     return pixels
 
@@ -88,7 +91,7 @@ class Streams:
         self._prefix = b"".join([SOI, adobe, *parts])
         self._header = header
         self._largest = largest
-        self._known: tuple[bytes, bytes, Frame] | None = None
+        self._known: tuple[bytes, bytes, Frame, Slabs] | None = None
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
         """Decode a stream to uint8 [h, w, 3], [h, w, 1] where gray, [h, w, 4] where CMYK.
@@ -102,10 +105,10 @@ class Streams:
         known = self._known
         if known is None or not data.startswith(known[0]):
             known = self._known = self._understand(data)
-        head, joined, frame = known
-        return _decode(joined + data[len(head) :], frame)
+        head, joined, frame, slabs = known
+        return _decode(joined + data[len(head) :], frame, slabs.lend())
 
-    def _understand(self, data: bytes) -> tuple[bytes, bytes, Frame]:
+    def _understand(self, data: bytes) -> tuple[bytes, bytes, Frame, Slabs]:
         """A stream's bytes up to its pixels; the same with tables and one colour transform; what its frame says."""
         if not data.startswith(SOI):
             raise ValueError("it does not start as a JPEG stream does")
@@ -114,7 +117,8 @@ class Streams:
         if frame.width > self._largest[0] or frame.height > self._largest[1]:
             raise ValueError(f"its JPEG stream declares {frame.width} x {frame.height} px")
         kept = [data[a:b] for marker, a, b in segments if marker not in (APP0, APP14)]
-        return data[: segments[-1][2]], b"".join([self._prefix, *kept]), frame
+        slabs = Slabs(frame.width * frame.height * frame.components)
+        return data[: segments[-1][2]], b"".join([self._prefix, *kept]), frame, slabs
 
 
 def _segments(data: bytes) -> list[tuple[int, int, int]]:
