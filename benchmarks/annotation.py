@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from mclst.runtime.errors import InputError
 from mclst.sections.delimited import separator
-from mclst.sections.text_file import read_text
 from mclst.sections.source import SectionSource
+from mclst.sections.text_file import read_text
 
 UNLABELLED = frozenset({"", "nan", "none", "na", "undetermined", "unlabelled", "unlabeled"})
 ID_COLUMNS = ("id", "barcode", "spot", "spot_id")

@@ -22,20 +22,19 @@ from mclst.runtime.errors import (
 from mclst.runtime.expression import MapWriter
 from mclst.runtime.fingerprint import SlideHash
 from mclst.runtime.grid import Grid
-from mclst.runtime.memory_budget import half_bank
+from mclst.runtime.machinery import Asked, Machinery, open_machinery
 from mclst.runtime.opened import Opened
 from mclst.runtime.outputs import Outputs
 from mclst.runtime.parts import PartWriter, RowSink, Share, remove_parts, take_parts
 from mclst.runtime.placing import check_places
-from mclst.runtime.provenance import made_of, told
-from mclst.runtime.providers import ON_CPU, Request
+from mclst.runtime.provenance import made_of
+from mclst.runtime.providers import ON_CPU
 from mclst.runtime.readout import NotFinite, Readout
 from mclst.runtime.report.files import Files
 from mclst.runtime.ring import Group, Ring
 from mclst.runtime.run_report import Run
-from mclst.runtime.session import Session
 from mclst.runtime.slide import Slide
-from mclst.runtime.tiles import Tiles, TileShape
+from mclst.runtime.tiles import Tiles
 from mclst.runtime.work import Advance, Tell, Work, most_bad_tiles
 from mclst.sections.section import Spots
 from mclst.sections.spots import read_spots
@@ -76,8 +75,8 @@ def predict(
     """Predict the expression at each spot and write `out`, by default `<slide's stem>.h5ad` in the working folder.
 
     spots: a table, the path of one, or a grid. precision: of the encoder, one of the bundle's. retrieval: in place of
-    the bundle's own. batch_size: tiles encoded at once, with a
-    memory_budget (bytes) at most: then batch and ring are as large as fit. workers: reading threads. slide_mpp: µm/px of level 0, where the slide does not say or is wrong.
+    the bundle's own. batch_size: tiles encoded at once, with a memory_budget (bytes) at most: then batch and ring are as
+    large as fit. workers: reading threads. slide_mpp: µm/px of level 0, where the slide does not say or is wrong.
     max_bad_tiles: how many tiles may be unreadable: a number, or a share as "1%", rounded up. genes: of a grid,
     written to `<out's stem>.genes.ome.tif`. picture: draw `<out's stem>.genes.png`. report: write
     `<out's stem>.run.json`. files: what else to make of the map; by default the page `<out's stem>.html`. resume: carry
@@ -92,104 +91,33 @@ def predict(
     Raises InputError, OutputError or ResourceError.
     """
     started = time.perf_counter()
-    opened = opened or Opened()
     grid = spots if isinstance(spots, Grid) else None
-    table = (
-        spots.spots
-        if isinstance(spots, Grid)
-        else spots
-        if isinstance(spots, Spots)
-        else read_spots(Path(spots))
-    )
+    table = _table(spots)
     out = Path(f"{slide.path.stem}.h5ad") if out is None else Path(out)
     channels = check_genes(genes, bundle.genes)
-    encoder = bundle.encoder(precision)
+    bundle.encoder(precision)
     if genes and grid is None:
         raise InputError("--genes makes a dense image, which needs --grid")
     files, without = (files or Files()).ready()
     files.check_genes(bundle.genes)
     outputs = Outputs.beside(out, picture=picture, dense=bool(genes), report=report, files=files)
+    asked = Asked(provider, build, precision, retriever, batch_size, memory_budget, workers, max_bad_tiles)
     with SlideHash(slide.path) as slide_hash:
         outputs.check_map(slide, table, bundle.path, overwrite=overwrite)
         if not (resume and outputs.was_stopped):
             outputs.check_beside(overwrite=overwrite)
         check_places(table, slide)
-        resolution = slide_resolution(slide, table, slide_mpp)
-        spec = _spec(bundle, retrieval)
+        resolution, spec = slide_resolution(slide, table, slide_mpp), _spec(bundle, retrieval)
+        most_bad = most_bad_tiles(max_bad_tiles, len(table))
         work = Work(
-            bundle,
-            slide,
-            table,
-            grid,
-            spec,
-            outputs,
-            resolution,
-            most_bad_tiles(max_bad_tiles, len(table)),
-            overwrite,
-            advance,
-            tell,
-            record=record,
-        )
-        names = bundle.genes
-        with _sink(out, names, table, share, overwrite=overwrite) as writer:
+            bundle, slide, table, grid, spec, outputs, resolution, most_bad, overwrite, advance, tell, record=record
+        )  # fmt: skip
+        with _sink(out, bundle.genes, table, share, overwrite=overwrite) as writer:
             try:
-                with work.clock.stage("open"):
-                    if memory_budget is not None:
-                        opened.before_anything()
-                    session, passed = opened.encoder(
-                        provider,
-                        Request(
-                            bundle.path,
-                            encoder,
-                            precision,
-                            batch_size,
-                            build=build,
-                            tell=work.note,
-                        ),
-                    )
-                    half = half_bank(bundle.manifest.bank_rows, bundle.manifest.genes, memory_budget)
-                    readout = opened.readout(
-                        bundle, spec, table, session.provider, retriever, precision, half=half
-                    )
-                    slots = None
-                    if memory_budget is not None:
-                        fit = opened.fit(session, readout, memory_budget, batch_size)
-                        batch_size, slots = fit.batch, fit.slots
-                        work.note(fit.text)
-                    bundle.check_unchanged()
-                if passed:
-                    work.note(f"provider {session.provider}; passed over: {passed}")
-                if without:
-                    work.note(without)
-                for note in resolution.notes:
-                    work.note(note)
-                tile = bundle.manifest.tile
-                tiles = Tiles(
-                    slide,
-                    table.xy_px,
-                    TileShape(tile.size_px, tile.mpp, tile.pad),
-                    batch_size=batch_size,
-                    workers=workers,
-                    slide_mpp=resolution.mpp,
-                    group=-(-readout.rows_at_once // batch_size),
-                )
-                work.told = told(bundle, slide, table, resolution, tiles, session, readout)
-                work.told["settings"]["precision"] = precision
-                work.told["settings"]["max_bad_tiles"] = max_bad_tiles
-                if grid is not None:
-                    work.told["settings"]["grid_um"] = grid.stride_um
-                streaming = time.perf_counter()
-                _stream(work, tiles, session, readout, writer, slide_hash, share, resume=resume, slots=slots)
-                work.clock["stream"] = time.perf_counter() - streaming
-                if not writer.done.any() and not isinstance(writer, PartWriter):
-                    raise SlideError(
-                        f"{slide.path}: no tile can be read; the first says: {work.failed[0][1]}"
-                    )
-                slide_hash.check_unchanged()
-                work.clock["read"] = slide.seconds_opening + tiles.seconds_reading
-                if slide.seconds_file is not None:
-                    work.clock["file"] = slide.seconds_file
-                work.told["slide"]["sha256"] = slide_hash.result()
+                notes = [*([without] if without else []), *resolution.notes]
+                machinery = open_machinery(work, asked, opened or Opened(), notes)
+                _run_through(work, machinery, writer, slide_hash, share, resume=resume)
+                session, readout, tiles = machinery.session, machinery.readout, machinery.tiles
                 if isinstance(writer, PartWriter):
                     return run_of(work, writer, session, readout, tiles)
                 run = publish(work, writer, session, readout, tiles, genes, channels, files, started)
@@ -199,6 +127,12 @@ def predict(
     if share is not None:
         remove_parts(out, share)
     return run
+
+
+def _table(spots: Spots | Grid | str | Path) -> Spots:
+    if isinstance(spots, Grid):
+        return spots.spots
+    return spots if isinstance(spots, Spots) else read_spots(Path(spots))
 
 
 def _sink(
@@ -217,19 +151,39 @@ def _spec(bundle: Bundle, given: RetrievalSpec | None) -> RetrievalSpec | None:
     return given or default
 
 
+def _run_through(
+    work: Work,
+    machinery: Machinery,
+    writer: MapWriter | PartWriter,
+    slide_hash: SlideHash,
+    share: Share | None,
+    *,
+    resume: bool,
+) -> None:
+    """Every tile to its row, and what that took noted; SlideError where no tile could be read, or the slide changed."""
+    streaming = time.perf_counter()
+    _stream(work, machinery, writer, slide_hash, share, resume=resume)
+    work.clock["stream"] = time.perf_counter() - streaming
+    if not writer.done.any() and not isinstance(writer, PartWriter):
+        raise SlideError(f"{work.slide.path}: no tile can be read; the first says: {work.failed[0][1]}")
+    slide_hash.check_unchanged()
+    work.clock["read"] = work.slide.seconds_opening + machinery.tiles.seconds_reading
+    if work.slide.seconds_file is not None:
+        work.clock["file"] = work.slide.seconds_file
+    work.told["slide"]["sha256"] = slide_hash.result()
+
+
 def _stream(
     work: Work,
-    tiles: Tiles,
-    session: Session,
-    readout: Readout,
+    machinery: Machinery,
     writer: RowSink,
     slide_hash: SlideHash,
     share: Share | None,
     *,
     resume: bool,
-    slots: int | None,
 ) -> None:
     """Encode each batch, retrieve some hundred embeddings at once, write them and note them in the journal."""
+    session, readout, tiles = machinery.session, machinery.readout, machinery.tiles
 
     def this_run() -> dict[str, str]:
         precision = work.told["settings"]["precision"]
@@ -251,7 +205,7 @@ def _stream(
         group_rows=min(tiles.batch_size * tiles.group, len(work.spots)),
         on_device=readout.on_device and session.provider not in ON_CPU,
         clock=work.clock,
-        slots=slots,
+        slots=machinery.slots,
     )
     with closing(Ring(stages).run(tiles)) as steps:
         for step in steps:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.sections.delimited import separator
-from mclst.sections.text_file import read_text
 from mclst.sections.section import Section, SectionError
+from mclst.sections.text_file import read_text
 
 HEADERS = frozenset({"", "gene", "genes", "gene_name", "gene_names", "gene_symbol", "symbol", "name"})
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from mclst.sections.cells import NUMBER
 from mclst.sections.counts import counts_csr, require_unique_spots
-from mclst.sections.text_file import read_text
 from mclst.sections.section import Section, SectionError
 from mclst.sections.source import SectionSource, entries, image_of, is_image
 from mclst.sections.spots import read_spots
+from mclst.sections.text_file import read_text
 
 COUNT_FOLDERS = ("counts", "ST-cnts")
 SPOT_FOLDERS = ("spots", "ST-spotfiles")

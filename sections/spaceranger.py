@@ -13,11 +13,11 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from mclst.sections.counts import counts_csr, require_unique_spots
-from mclst.sections.text_file import read_text
 from mclst.sections.hdf5 import opened
 from mclst.sections.section import Section, SectionError
 from mclst.sections.source import SectionSource, entries, image_of
 from mclst.sections.spots import POSITIONS, positions_file, read_spots
+from mclst.sections.text_file import read_text
 
 MATRIX = "filtered_feature_bc_matrix"
 GENE_EXPRESSION = "Gene Expression"

@@ -47,7 +47,9 @@ def read_lines(path: Path) -> Iterator[str]:
         with path.open(encoding=ENCODING, newline="") as lines:
             yield from lines
     except UnicodeDecodeError as error:
-        raise SectionError(f"{path} changed while it was being read; run again once it is complete") from error
+        raise SectionError(
+            f"{path} changed while it was being read; run again once it is complete"
+        ) from error
     except OSError as error:
         raise _unreadable(path, error) from error
 

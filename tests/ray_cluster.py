@@ -93,7 +93,17 @@ def main() -> None:
 
     def cohort(name: str, *words: str, table: str = "cohort.csv", out: str = "") -> None:
         began = time.monotonic()
-        words = ("--slides", table, "--out", out or name, "--cluster", cluster.address, "--cores", "1", *words)
+        words = (
+            "--slides",
+            table,
+            "--out",
+            out or name,
+            "--cluster",
+            cluster.address,
+            "--cores",
+            "1",
+            *words,
+        )
         done = CliRunner().invoke(infer, [*words, "--no-picture", "--no-html", "--workers", "1"])
         found[name] = {
             "code": done.exit_code,

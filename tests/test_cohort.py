@@ -301,7 +301,9 @@ def test_the_script_of_the_documented_nextflow_process(sound: Path, tmp_path: Pa
     """As Nextflow runs it, `bash -ue` in a folder of the task's own: a slide that fails is no failure of the task."""
     here = tmp_path / "a cohort"
     (here / "work").mkdir(parents=True)
-    write_table(here, "name,slide,spots", *(f"{n},{sound}/{n}.tif,{sound}/spots.csv" for n in ("slide", "no")))
+    write_table(
+        here, "name,slide,spots", *(f"{n},{sound}/{n}.tif,{sound}/spots.csv" for n in ("slide", "no"))
+    )
     places = {"slides": here / "cohort.csv", "out": here / "maps", "shards": 2}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 

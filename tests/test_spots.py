@@ -6,8 +6,11 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -16,8 +19,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mclst.runtime.command import verdict
 from mclst.sections import SectionError, Spots, read_spots
-from mclst.sections.delimited import read_table
+from mclst.sections.delimited import ROWS_AT_ONCE, read_table
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 IN_TMP = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -294,6 +298,80 @@ def test_a_hundred_thousand_rows_agree_with_pandas(tmp_path: Path) -> None:
     spots = read_spots(tmp_path / "spots.csv")
     assert np.array_equal(spots.xy_px, xy)
     assert spots.row[-1] == n + 1
+
+
+def test_a_table_is_read_in_pieces_as_if_it_were_one(tmp_path: Path) -> None:
+    """Every kind of column changes its mind after the first pieces: to decimals, to text, to other letters, to long cells."""
+    n = 3 * ROWS_AT_ONCE + 5
+    number = np.arange(n)
+    last = n - 2
+    cells = {
+        "id": [f"s{i}" for i in number],
+        "x_px": [str(i) for i in number],
+        "y_px": [str(i) for i in number],
+        "whole": [str(i) for i in number],
+        "decimal": [str(i) for i in number],
+        "name": [str(i) for i in number],
+        "tissue": ["tumour"] * n,
+        "note": ["short"] * n,
+    }
+    cells["id"][last], cells["x_px"][last], cells["decimal"][last] = "β", "0.25", "-1.5e2"
+    cells["name"][last], cells["tissue"][last], cells["note"][last] = "007", "Gewebe ü", "z" * 300
+    rows = zip(*cells.values(), strict=True)
+    text = "\n".join([",".join(cells), *map(",".join, rows)])
+    spots = spots_of(tmp_path, text)
+    assert spots.id.tolist() == cells["id"] and spots.id.dtype.kind == "U"
+    assert spots.xy_px[:, 0].tolist() == [float(cell) for cell in cells["x_px"]]
+    assert spots.row.tolist() == list(range(2, n + 2))
+    table = spots.table
+    assert table["whole"].dtype == np.int64 and table["whole"].tolist() == number.tolist()
+    assert table["decimal"].dtype == np.float64
+    assert table["decimal"].tolist() == [float(cell) for cell in cells["decimal"]]
+    for column in ("id", "name", "tissue", "note"):
+        assert table[column].tolist() == cells[column]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda lines: lines.__setitem__(-1, lines[-1] + ",9"), "has 4 cells"),
+        (lambda lines: lines.__setitem__(-1, "last,4,five"), "column 'y_px' is 'five'"),
+        (lambda lines: lines.__setitem__(-1, lines[9]), "stands in line 10 already"),
+        (lambda lines: lines.__setitem__(-1, ",4,5"), "the spot has no name"),
+        (lambda lines: lines.__setitem__(-1, "l\0st,4,5"), "holds a NUL byte"),
+        (lambda lines: lines.__setitem__(-1, "l\udcffst,4,5"), "is not UTF-8"),
+    ],
+)
+def test_what_is_wrong_far_below_is_told_by_its_line(tmp_path: Path, spoil: Any, words: str) -> None:
+    n = 70_000  # more than a block of the file
+    lines = ["id,x_px,y_px", *(f"a rather long name of spot {i},{i},{i}" for i in range(n))]
+    spoil(lines)
+    message = refused(tmp_path, "\n".join(lines).encode("utf-8", "surrogateescape"))
+    assert f"line {n + 1}" in message and words in message
+
+
+def test_reading_takes_little_more_memory_than_what_is_kept(tmp_path: Path) -> None:
+    n = 20_000
+    rows = "".join(f"s_002um_{i // 150:05d}_{i % 150:05d}-1,{i % 977 + 0.25},{i / 7:.2f}\n" for i in range(n))
+    (tmp_path / "spots.csv").write_text(f"barcode,x_px,y_px\n{rows}")
+    del rows
+    tracemalloc.start()
+    try:
+        spots = read_spots(tmp_path / "spots.csv")
+        kept, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(spots) == n and kept < 250 * n
+    assert most < 1.6 * kept
+
+
+def test_a_table_beyond_all_memory_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "spots.csv").write_text("id,x_px,y_px\na,1,2\n")
+    monkeypatch.setattr(os, "sysconf", lambda name: 1)
+    with pytest.raises(MemoryError) as caught:
+        read_spots(tmp_path / "spots.csv")
+    sentence, code = verdict(caught.value)
+    assert code == 6 and "spots.csv would take" in sentence and "in pieces" in sentence
 
 
 def test_a_long_cell_does_not_widen_its_column(tmp_path: Path) -> None:
