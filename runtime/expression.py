@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial import cKDTree
 
+from mclst.kernels.retrieved import Retrieved
 from mclst.runtime.claim import Claim, claim
 from mclst.runtime.errors import OutputError, SpotsError
 from mclst.runtime.h5ad import H5adImage
@@ -132,32 +133,23 @@ class MapWriter:
         except OSError as error:
             raise _refusal(self.path, error) from error
 
-    def write(
-        self,
-        rows: NDArray[np.integer[Any]],
-        expression: NDArray[np.float32],
-        nearest: NDArray[np.float32],
-        effective_k: NDArray[np.float32],
-    ) -> None:
+    def write(self, rows: NDArray[np.integer[Any]], found: Retrieved) -> None:
         """Write some rows; a row written again is replaced.
 
-        rows: int [b], distinct, 0 … n-1, places in the spots table. expression: float32 [b, G].
-        nearest: [b], distance to the nearest spot of the bank. effective_k: [b].
+        rows: int [b], distinct, 0 … n-1, places in the spots table. found: of these b spots.
         Raises OutputError where the file system refuses; ValueError where the arrays do not fit.
         """
-        order = np.argsort(rows, kind="stable")
-        places = np.asarray(rows, np.int64)[order]
-        values = np.ascontiguousarray(np.asarray(expression)[order], "<f4")
-        if values.shape != (len(places), self.shape[1]) or not len(places) == len(nearest) == len(
-            effective_k
+        given = np.shape(found.expression)
+        if given != (len(rows), self.shape[1]) or not len(rows) == len(found.nearest) == len(
+            found.effective_k
         ):
-            raise ValueError(f"{len(places)} rows of {self.shape[1]} genes cannot take {values.shape} values")
-        if not len(places):
+            raise ValueError(f"{len(rows)} rows of {self.shape[1]} genes cannot take {given} values")
+        if not len(rows):
             return
-        if places[0] < 0 or places[-1] >= self.shape[0] or np.any(np.diff(places) == 0):
+        if np.min(rows) < 0 or np.max(rows) >= self.shape[0] or len(np.unique(rows)) < len(rows):
             raise ValueError(f"rows must be distinct and in 0 … {self.shape[0] - 1}")
         try:
-            self._open.write(places, values, np.asarray(nearest)[order], np.asarray(effective_k)[order])
+            self._open.write(rows, found)
         except OSError as error:
             raise _refusal(self.path, error) from error
 

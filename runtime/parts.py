@@ -12,6 +12,7 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mclst.kernels.retrieved import Retrieved
 from mclst.runtime.claim import claim
 from mclst.runtime.errors import OutputError
 from mclst.runtime.rows import Found, RowFile
@@ -56,14 +57,8 @@ class RowSink(Protocol):
     def begin(self, made_of: Mapping[str, str]) -> None:
         """From now on what is written outlives this process."""
 
-    def write(
-        self,
-        rows: NDArray[np.int64],
-        expression: NDArray[np.float32],
-        nearest: NDArray[np.float32],
-        effective_k: NDArray[np.float32],
-    ) -> None:
-        """Write some rows."""
+    def write(self, rows: NDArray[np.int64], found: Retrieved) -> None:
+        """Write some rows [b]; found: of b spots."""
 
 
 class PartWriter:
@@ -111,18 +106,10 @@ class PartWriter:
         except OSError as error:
             raise _refusal(self.path, error) from error
 
-    def write(
-        self,
-        rows: NDArray[np.int64],
-        expression: NDArray[np.float32],
-        nearest: NDArray[np.float32],
-        effective_k: NDArray[np.float32],
-    ) -> None:
+    def write(self, rows: NDArray[np.int64], found: Retrieved) -> None:
         """See RowSink."""
-        order = np.argsort(rows, kind="stable")
-        values = np.ascontiguousarray(expression[order], "<f4")
         try:
-            self._rows.write(rows[order], values, nearest[order], effective_k[order])
+            self._rows.write(rows, found)
         except OSError as error:
             raise _refusal(self.path, error) from error
 
@@ -161,7 +148,7 @@ def take_parts(
                 some = wanted[start : start + ROWS_AT_ONCE]
                 values = [rows.read(rows.place(row), 4 * genes) for row in some.tolist()]
                 expression = np.frombuffer(b"".join(values), "<f4").reshape(len(some), genes)
-                into.write(some, expression, rows.nearest[some], rows.effective_k[some])
+                into.write(some, Retrieved(expression, rows.nearest[some], rows.effective_k[some]))
             came += len(wanted)
         finally:
             rows.close(keep=taken.journal.exists())

@@ -213,7 +213,7 @@ def _stream(
             if step.group is not None:
                 found = _express(work, readout, step.group)
                 with work.clock.stage("write"):
-                    writer.write(step.group.rows, found.expression, found.nearest, found.effective_k)
+                    writer.write(step.group.rows, found)
                     if not begun and slide_hash.ready:
                         writer.begin(this_run())
                         begun = True

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from mclst.kernels.retrieved import Retrieved
 from mclst.runtime.claim import Claim
 from mclst.runtime.journal import RECORD, Journal, read_journal, what_changed
 
@@ -100,14 +101,12 @@ class RowFile:
                 self.done[row] = len(values) == self._row_bytes and zlib.crc32(values) == self._checksum[row]
         self.nearest[~self.done] = self.effective_k[~self.done] = np.nan
 
-    def write(
-        self,
-        rows: NDArray[np.int64],
-        values: NDArray[np.float32],
-        nearest: NDArray[np.float32],
-        effective_k: NDArray[np.float32],
-    ) -> None:
-        """Write rows, ascending and distinct, and what the journal says of them; a row written again is replaced."""
+    def write(self, rows: NDArray[np.integer[Any]], found: Retrieved) -> None:
+        """Write distinct rows and what the journal says of them; a row written again is replaced."""
+        order = np.argsort(rows, kind="stable")
+        rows = np.asarray(rows, np.int64)[order]
+        values = np.ascontiguousarray(np.asarray(found.expression)[order], "<f4")
+        nearest, effective_k = np.asarray(found.nearest)[order], np.asarray(found.effective_k)[order]
         starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
         for start, stop in zip(starts, np.append(starts[1:], len(rows)), strict=True):
             self.put(values[start:stop].data.cast("B"), self.place(int(rows[start])))
