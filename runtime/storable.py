@@ -16,7 +16,10 @@ from mclst.sections.section import Spots
 
 def storable_text(value: object) -> str:
     """`value` as text HDF5 can hold: NUL and undecodable bytes become the replacement character."""
-    return str(value).replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+    text = str(value)
+    if text.isascii() and "\0" not in text:
+        return text  # the very object: ten million copies of names would be a gigabyte
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
 def storable_names(
@@ -72,7 +75,7 @@ def spots_table(spots: Spots, *, taken: Sequence[str]) -> pd.DataFrame:
 
     `array_row` and `array_col` are added where the table knows them under other names.
     """
-    index = text_index(spots.id)
+    index = text_index(spots.id.tolist())
     columns: dict[str, NDArray[Any]] = {}
     for place, name in enumerate(storable_names(spots.table.columns, taken=taken)):
         columns[name] = storable_column(spots.table.iloc[:, place])
