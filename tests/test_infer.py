@@ -62,7 +62,7 @@ def test_an_objective_that_contradicts_is_one_line(here: Path) -> None:
     (line,) = [line for line in done.stderr.splitlines() if "objective" in line]
     assert line.startswith("Note: 0.5 µm/px is taken") and "40x objective (AppMag)" in line
     assert "0.25 is usual" in line and "2.0 times" in line and "--mpp" in line
-    assert line.removeprefix("Note: ") in json.loads(Path("slide.run.json").read_text())["notes"]
+    assert line.removeprefix("Note: ") in json.loads(Path("slide.run.json").read_text())["run"]["notes"]
 
 
 def expected_map(here: Path, spec: RetrievalSpec) -> np.ndarray:
