@@ -19,12 +19,12 @@ from mclst.runtime.resident import peak_bytes
 
 
 def cold_start(
-    graph: Path, provider: str, precision: str = "fp32", *, batch: int = 16, slide: Path | None = None, spots: Path | None = None,
-    bundle: Path | None = None, more: int = 4, timeout: float = 300.0,
+    graph: Path, provider: str, precision: str = "fp32", *, tile_px: int, batch: int = 16, slide: Path | None = None,
+    spots: Path | None = None, bundle: Path | None = None, more: int = 4, timeout: float = 300.0,
 ) -> dict[str, Any]:  # fmt: skip
     """Seconds from the start of a process to its first result, by step, and its peak memory.
 
-    graph: the encoder. slide, spots, bundle: with all three the first result is the expression of the first batch of
+    graph: the encoder, of tiles of `tile_px`. slide, spots, bundle: with all three the first result is the expression of the first batch of
     spots read from the slide; without, the embedding of a blank tile. more: batches encoded after the first, so that the peak memory is
     that of work. Raises ResourceError where the process fails.
     """
@@ -35,6 +35,8 @@ def cold_start(
         provider,
         "--precision",
         precision,
+        "--tile",
+        str(tile_px),
         "--batch",
         str(batch),
         "--more",
@@ -85,8 +87,7 @@ def _work(given: argparse.Namespace, moments: dict[str, float]) -> None:
     if given.slide is None:
         session, _ = open_encoder(given.provider, request)
         moments["session"] = time.time()
-        side = _side(given.graph)
-        tiles = np.zeros((given.batch, side, side, 3), np.uint8)
+        tiles = np.zeros((given.batch, given.tile, given.tile, 3), np.uint8)
         session.encode(tiles[:1])
         moments["first tile"] = time.time()
     else:
@@ -113,23 +114,13 @@ def _work(given: argparse.Namespace, moments: dict[str, float]) -> None:
         session.encode(tiles)
 
 
-def _side(graph: Path) -> int:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    side: int = (
-        onnxruntime.InferenceSession(str(graph), options, ["CPUExecutionProvider"]).get_inputs()[0].shape[1]
-    )
-    return side
-
-
 def main() -> None:
     """Be the fresh process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--graph", type=Path, required=True)
     parser.add_argument("--provider", required=True)
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--tile", type=int, required=True)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--more", type=int, default=0)
     for name in ("--slide", "--spots", "--bundle"):

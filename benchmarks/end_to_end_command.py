@@ -132,7 +132,14 @@ def end_to_end(
     # A fresh process first: what cannot open says so before the rounds.
     fresh = [
         cold_start(
-            graph, provider, precision, batch=batch_size, slide=slide, spots=spots_path, bundle=bundle_path
+            graph,
+            provider,
+            precision,
+            tile_px=bundle.manifest.tile.size_px,
+            batch=batch_size,
+            slide=slide,
+            spots=spots_path,
+            bundle=bundle_path,
         )
         for graph, (provider, precision) in zip(graphs, settings, strict=True)
         if cold

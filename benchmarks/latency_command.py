@@ -120,6 +120,10 @@ def latency(
     tiles, source = _tiles(bundle, slide, spots_path, most)
     gpu = _has_cuda()
     others, absent = _peers(given, peers, gpu)
+    begun: list[dict[str, Any]] = []
+    if fresh:
+        begun, missing = _fresh(given, settings, max(batches), bundle.manifest.tile.size_px)
+        absent += missing
     meters, unmetered = open_meters(gpu=gpu)
     before = condition(gpu=gpu)
     measured = []
@@ -186,7 +190,7 @@ def latency(
             "contenders": measuring.agreement(widest, tiles[:CHECKED_TILES], reference),
         },
         "versions": {encoder.name: encoder.versions for encoder in widest},
-        "fresh": _fresh(given, settings, max(batches), absent) if fresh else [],
+        "fresh": begun,
         "energy": {
             "meters": [{"name": meter.name, "covers": meter.covers} for meter in meters],
             "not_available": unmetered,
@@ -318,16 +322,20 @@ def _best_batches(measured: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _fresh(
-    given: Given, settings: list[tuple[str, str]], batch: int, absent: list[dict[str, str]]
-) -> list[dict[str, Any]]:
+    given: Given, settings: list[tuple[str, str]], batch: int, tile_px: int
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Cold starts, and which process did not get to its first tile, with its words."""
     from mclst.benchmarks.cold_start import cold_start
 
-    missing = {entry["name"] for entry in absent}
-    return [
-        cold_start(given.graphs[precision], provider, precision, batch=batch, more=2)
-        for provider, precision in settings
-        if f"mclst {provider} {precision}" not in missing
-    ]
+    found, absent = [], []
+    for provider, precision in settings:
+        try:
+            found.append(
+                cold_start(given.graphs[precision], provider, precision, tile_px=tile_px, batch=batch, more=2)
+            )
+        except ResourceError as error:
+            absent.append({"name": f"mclst {provider} {precision}, fresh process", "why": str(error)})
+    return found, absent
 
 
 def _predictions(

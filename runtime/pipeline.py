@@ -31,6 +31,7 @@ from mclst.runtime.provenance import made_of
 from mclst.runtime.providers import ON_CPU
 from mclst.runtime.readout import NotFinite, Readout
 from mclst.runtime.report.files import Files
+from mclst.runtime.resident import check_limit
 from mclst.runtime.ring import Group, Ring
 from mclst.runtime.run_report import Run
 from mclst.runtime.slide import Slide
@@ -90,6 +91,7 @@ def predict(
     beside `out`, for the next run, and says so in a note on the exception.
     Raises InputError, OutputError or ResourceError.
     """
+    check_limit()
     started = time.perf_counter()
     grid = spots if isinstance(spots, Grid) else None
     table = _table(spots)

@@ -82,3 +82,12 @@ def test_it_measures_all_systems_in_their_published_sizes() -> None:
 def test_places_stay_in_the_tables() -> None:
     found = places(200, 8)
     assert found.min() == 0 and found.max() == 7 and len(np.unique(found, axis=0)) == 64
+
+
+def test_the_readme_tells_the_committed_run() -> None:
+    root = Path(__file__).resolve().parents[1]
+    run = json.loads((root / "benchmarks" / "results" / "systems-cpu.json").read_text())
+    rows = [line.split(" | ") for line in (root / "README.md").read_text().splitlines() if " px" in line]
+    told = {row[0].strip("| ").lstrip("[").split("]")[0]: row[-1].strip(" |") for row in rows if len(row) == 7}
+    measured = {name: f"{of['tiles_per_second']['all']['median']:,.0f}" for name, of in run["systems"].items()}
+    assert {name.lower().replace("-", ""): rate for name, rate in told.items()} == measured

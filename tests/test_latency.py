@@ -248,6 +248,21 @@ def test_made_up_tiles_and_no_peers(small_bundle: Path) -> None:
     assert told["settings"]["tiles"] == "made up" and told["offline"] is None and told["fresh"] == []
 
 
+def test_a_fresh_process_that_fails_loses_no_measurement(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mclst.benchmarks.cold_start.sys.executable", "/bin/false")
+    done = bench(
+        small_bundle, "--batch-sizes", "2", "--repeats", "1", "--block", "0.01", "--no-peers", "--no-offline",
+        "--tiles", "4", "--settings", "cpu:fp32", "--json", "-", "-q",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["fresh"] == [] and [batch["batch"] for batch in told["batches"]] == [2]
+    (why,) = [one["why"] for one in told["absent"] if one["name"] == "mclst cpu fp32, fresh process"]
+    assert "did not get to its first tile" in why
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
