@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mclst.runtime.command import check_json, command, progress, publish_json, say
+from mclst.benchmarks.result_files import ResultFiles, result_options
+from mclst.runtime.command import command, progress, say
 from mclst.runtime.errors import OutputError, ResourceError
 
 if TYPE_CHECKING:
@@ -42,9 +43,7 @@ HEAD = ("PCC (ACG)", "PCC (HEG)", "MSE", "MAE")
 @click.option(
     "--work", type=PATH, default=Path("mclst-accuracy"), help="Folder of finished folds, to go on from."
 )
-@click.option("--overwrite", is_flag=True, help="Replace the JSON file.")
-@click.option("--json", "json_path", type=PATH, help="Write table and folds as JSON; - for stdout.")
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@result_options(json="Write table and folds; - for stdout.")
 @command
 def accuracy(
     paths: tuple[Path, ...],
@@ -54,8 +53,7 @@ def accuracy(
     sweep: str | None,
     train_options: str,
     work: Path,
-    overwrite: bool,
-    json_path: Path | None,
+    result_files: ResultFiles,
     quiet: bool,
     **options: Any,
 ) -> None:
@@ -65,7 +63,7 @@ def accuracy(
     export's precision. The same command goes on
     where it was stopped.
     """
-    check_json(json_path, overwrite=overwrite, inputs=paths, outputs=())
+    result_files.check(paths)
     try:
         from mclst.benchmarks import cross_validation as cv
     except ImportError as error:
@@ -92,15 +90,15 @@ def accuracy(
             "  Note: other sections of the same patient were trained on; --leave-out patient keeps them out",
             quiet=quiet,
         )
-    if json_path is not None:
-        content: dict[str, Any] = {
-            "leave_out": leave_out,
-            "sweep": label or None,
-            "training": config.record(),
-        }
-        content |= {"settings": config.settings.model_dump(mode="json")}
-        content |= {"table": _records(table), "folds": _records(rows)}
-        publish_json(json_path, content)
+    content: dict[str, Any] = {
+        "leave_out": leave_out,
+        "sweep": label or None,
+        "training": config.record(),
+        "settings": config.settings.model_dump(mode="json"),
+        "table": _records(table),
+        "folds": _records(rows),
+    }
+    result_files.publish(lambda: content)
 
 
 def _read(

@@ -22,20 +22,20 @@ from mclst.benchmarks.limits import Peaks, host_peaks
 from mclst.benchmarks.page_command import page
 from mclst.benchmarks.peers import PEERS
 from mclst.benchmarks.precision import precision
+from mclst.benchmarks.result_files import ResultFiles, result_options
 from mclst.benchmarks.retrieval import NothingToMeasure, measure
 from mclst.benchmarks.systems import systems
 from mclst.benchmarks.tables import show_table, stamp, verdict
 from mclst.benchmarks.tiles import tiles
 from mclst.benchmarks.viewing import viewing
 from mclst.kernels.retriever import PROVIDERS
-from mclst.runtime.command import check_json, command, progress, publish_json, say
+from mclst.runtime.command import command, progress, say
 from mclst.runtime.errors import ResourceError
-from mclst.runtime.publish import check_writable, write_whole
 
 PATH = click.Path(path_type=Path)
 
 
-@click.group()
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(version("mclst"), prog_name="mclst-bench")
 def main() -> None:
     """Measure mclst on this machine, with its peers in the same run."""
@@ -60,16 +60,12 @@ def _providers(context: click.Context, parameter: click.Parameter, value: str) -
 @click.option(
     "--providers",
     default=",".join(name for name in PROVIDERS if name != "reference"),
-    show_default=True,
     callback=_providers,
     help="Of mclst; the first that runs here is compared with.",
 )
-@click.option("--peers/--no-peers", default=True, show_default=True, help="Others' ways beside it.")
-@click.option("--repeats", type=click.IntRange(1), default=7, show_default=True, help="Rounds counted.")
-@click.option("--json", "json_path", type=PATH, help="Write everything, raw samples included; - is stdout.")
-@click.option("--plot", "plot_path", type=PATH, help="Write a picture (PNG).")
-@click.option("--overwrite", is_flag=True, help="Replace what the two options name.")
-@click.option("-q", "--quiet", is_flag=True, help="No table.")
+@click.option("--peers/--no-peers", default=True, help="Others' ways beside it.")
+@click.option("--repeats", type=click.IntRange(1), default=7, help="Rounds counted.")
+@result_options(plot="Draw the times (PNG).")
 @command
 def retrieval(
     cases: tuple[str, ...],
@@ -78,15 +74,11 @@ def retrieval(
     providers: list[str],
     peers: bool,
     repeats: int,
-    json_path: Path | None,
-    plot_path: Path | None,
-    overwrite: bool,
+    result_files: ResultFiles,
     quiet: bool,
 ) -> None:
     """Embeddings to expression: time, ratio, and the fraction of what this machine could do at best."""
-    check_json(json_path, overwrite=overwrite)
-    if plot_path is not None:
-        check_writable(plot_path, overwrite=overwrite)
+    result_files.check()
     started, where, threads = datetime.now(UTC), machine.describe(), machine.available_cores()
     peaks, cuda = host_peaks(threads), _cuda_peaks()
     chosen, results = PEERS if peers else (), []
@@ -122,10 +114,9 @@ def retrieval(
         "results": results,
     }
     say(stamp(content), quiet=quiet)
-    if json_path is not None:
-        publish_json(json_path, content)
-    if plot_path is not None:
-        write_whole(plot_path, retrieval_png(results, f"Retrieval on {where['cpu']}, {threads} cores"))
+    result_files.publish(
+        lambda: content, lambda: retrieval_png(results, f"Retrieval on {where['cpu']}, {threads} cores")
+    )
 
 
 def _cuda_peaks() -> Peaks | None:

@@ -12,8 +12,9 @@ import click
 
 from mclst.benchmarks.compare import NotComparable, different_ground
 from mclst.benchmarks.compare import compare as changes_between
+from mclst.benchmarks.result_files import ResultFiles, result_options
 from mclst.benchmarks.tables import show_table
-from mclst.runtime.command import Finite, check_json, command, publish_json, say
+from mclst.runtime.command import Finite, command, say
 from mclst.runtime.errors import InputError
 
 PATH = click.Path(path_type=Path)
@@ -26,17 +27,14 @@ PATH = click.Path(path_type=Path)
     "--tolerance", type=Finite(0, 10), default=0.05, help="A regression is slower by more than this share."
 )
 @click.option("--only", help="Contenders whose name holds this text.")
-@click.option("--json", "json_path", type=PATH, help="Write the ratios as JSON; - is stdout.")
-@click.option("--overwrite", is_flag=True, help="Replace what --json names.")
-@click.option("-q", "--quiet", is_flag=True, help="No table.")
+@result_options(json="Write the ratios; - for stdout.")
 @command
 def compare(
     before: Path,
     after: Path,
     tolerance: float,
     only: str | None,
-    json_path: Path | None,
-    overwrite: bool,
+    result_files: ResultFiles,
     quiet: bool,
 ) -> None:
     """Hold the run AFTER against the run BEFORE, two documents of the same benchmark's --json.
@@ -44,7 +42,7 @@ def compare(
     Tells how many times longer each contender takes, with a 95 % interval. Exit status 1 where one is more than
     --tolerance slower and its interval lies above 1.
     """
-    check_json(json_path, overwrite=overwrite, inputs=(before, after))
+    result_files.check((before, after))
     documents = [_read(path) for path in (before, after)]
     try:
         changes, alone = changes_between(*documents)
@@ -75,19 +73,17 @@ def compare(
             say(f"differs: {line}")
         if alone:
             say(f"in one of them alone: {', '.join(alone)}")
-    if json_path is not None:
-        publish_json(
-            json_path,
-            {
-                "schema": "mclst-bench-compare/1",
-                "before": before.name,
-                "after": after.name,
-                "tolerance": tolerance,
-                "changes": [asdict(change) | {"slower": change in slower} for change in changes],
-                "different_ground": ground,
-                "in_one_alone": alone,
-            },
-        )
+    result_files.publish(
+        lambda: {
+            "schema": "mclst-bench-compare/1",
+            "before": before.name,
+            "after": after.name,
+            "tolerance": tolerance,
+            "changes": [asdict(change) | {"slower": change in slower} for change in changes],
+            "different_ground": ground,
+            "in_one_alone": alone,
+        }
+    )
     if slower:
         say(f"{len(slower)} of {len(changes)} are more than {100 * tolerance:g} % slower")
         sys.exit(1)

@@ -12,8 +12,8 @@ import click
 
 from mclst.benchmarks import machine
 from mclst.benchmarks.dense_memory import made_up_bundle, measure_apart
-from mclst.runtime.command import check_json, command, publish_json, say
-from mclst.runtime.publish import check_writable, write_whole
+from mclst.benchmarks.result_files import ResultFiles, result_options
+from mclst.runtime.command import command, say
 from mclst.runtime.slide import open_slide
 
 PATH = click.Path(path_type=Path)
@@ -29,14 +29,9 @@ LIMIT_MIB = 2048
 @click.option(
     "--bundle", type=PATH, help="Default: a made-up encoder of one matrix product, 2,000 spots in its bank."
 )
-@click.option(
-    "--genes", type=click.IntRange(1), default=100, show_default=True, help="Of the made-up bundle."
-)
-@click.option("--workers", type=click.IntRange(1, 256), default=2, show_default=True, help="Reading threads.")
-@click.option("--json", "json_path", type=PATH, help="Write everything; - is stdout.")
-@click.option("--plot", "plot_path", type=PATH, help="Write a picture (PNG).")
-@click.option("--overwrite", is_flag=True, help="Replace what the two options name.")
-@click.option("-q", "--quiet", is_flag=True, help="No table.")
+@click.option("--genes", type=click.IntRange(1), default=100, help="Of the made-up bundle.")
+@click.option("--workers", type=click.IntRange(1, 256), default=2, help="Reading threads.")
+@result_options(plot="Draw memory against the number of tiles (PNG).", json="Write everything; - for stdout.")
 @command
 def memory(
     slide: Path,
@@ -44,15 +39,11 @@ def memory(
     bundle: Path | None,
     genes: int,
     workers: int,
-    json_path: Path | None,
-    plot_path: Path | None,
-    overwrite: bool,
+    result_files: ResultFiles,
     quiet: bool,
 ) -> None:
     """Peak memory of dense maps over SLIDE: a whole run each, with picture and report, in a process of its own."""
-    check_json(json_path, overwrite=overwrite)
-    if plot_path is not None:
-        check_writable(plot_path, overwrite=overwrite)
+    result_files.check((slide, bundle))
     started, where, results = datetime.now(UTC), machine.describe(), []
     with open_slide(slide) as opened:
         about = {"name": slide.name, "width_px": opened.width_px, "height_px": opened.height_px}
@@ -73,10 +64,7 @@ def memory(
         "settings": {"workers": workers, "bundle": "made up" if bundle is None else bundle.name},
         "results": results,
     }
-    if json_path is not None:
-        publish_json(json_path, content)
-    if plot_path is not None:
-        write_whole(plot_path, memory_png(results))
+    result_files.publish(lambda: content, lambda: memory_png(results))
 
 
 def memory_png(results: list[dict[str, Any]]) -> bytes:

@@ -15,9 +15,10 @@ import numpy as np
 from mclst.benchmarks import machine
 from mclst.benchmarks.documents import checked
 from mclst.benchmarks.peers import Absent
+from mclst.benchmarks.result_files import ResultFiles, result_options
 from mclst.benchmarks.tables import show_table, stamp, verdict
-from mclst.runtime.command import check_json, command, progress, publish_json, say
-from mclst.runtime.publish import check_writable, write_whole
+from mclst.runtime.bundle_options import bundle_option
+from mclst.runtime.command import command, progress, say
 
 if TYPE_CHECKING:
     from mclst.benchmarks.end_to_end import F32
@@ -43,15 +44,7 @@ def settings_of(context: click.Context, parameter: click.Parameter, value: str) 
 @click.command(name="end-to-end", context_settings={"show_default": True})
 @click.argument("slide", type=PATH)
 @click.option("--spots", "spots_path", type=PATH, required=True, help="Table of spots, as for mclst-infer.")
-@click.option(
-    "--bundle",
-    "bundle_path",
-    type=PATH,
-    default=Path("mclst-bundle"),
-    envvar="MCLST_BUNDLE",
-    show_envvar=True,
-    help="Bundle of mclst-export.",
-)
+@bundle_option
 @click.option(
     "--ckpt",
     type=PATH,
@@ -74,10 +67,7 @@ def settings_of(context: click.Context, parameter: click.Parameter, value: str) 
 @click.option(
     "--cold/--no-cold", default=True, help="Measure a fresh process up to its first expression too."
 )
-@click.option("--json", "json_path", type=PATH, help="Write everything, raw samples included; - is stdout.")
-@click.option("--plot", "plot_path", type=PATH, help="Write a picture of the stages (PNG).")
-@click.option("--overwrite", is_flag=True, help="Replace what the two options name.")
-@click.option("-q", "--quiet", is_flag=True, help="No table.")
+@result_options(plot="Draw the stages (PNG).")
 @command
 def end_to_end(
     slide: Path,
@@ -91,9 +81,7 @@ def end_to_end(
     workers: int,
     repeats: int,
     cold: bool,
-    json_path: Path | None,
-    plot_path: Path | None,
-    overwrite: bool,
+    result_files: ResultFiles,
     quiet: bool,
 ) -> None:
     """From SLIDE and its spots to a map on disk: stages, overlap, what bounds the run; the published way beside it.
@@ -101,9 +89,7 @@ def end_to_end(
     Each way runs from the slide's file, in turns, with bundle or network in memory. mclst writes its .h5ad; the
     notebook stops at an array.
     """
-    check_json(json_path, overwrite=overwrite, inputs=(slide, spots_path, bundle_path, ckpt, truth))
-    if plot_path is not None:
-        check_writable(plot_path, overwrite=overwrite)
+    result_files.check((slide, spots_path, bundle_path, ckpt, truth))
     from mclst.benchmarks.cold_start import cold_start
     from mclst.benchmarks.end_to_end import PUBLISHED, measure
     from mclst.benchmarks.peaks import measure_peaks
@@ -182,12 +168,13 @@ def end_to_end(
     }
     if not quiet:
         _show(content)
-    if json_path is not None:
-        publish_json(json_path, checked("end-to-end", content))
-    if plot_path is not None:
-        from mclst.benchmarks.stage_chart import stages_png
+    result_files.publish(lambda: checked("end-to-end", content), lambda: _picture(content))
 
-        write_whole(plot_path, stages_png(content))
+
+def _picture(content: dict[str, Any]) -> bytes:
+    from mclst.benchmarks.stage_chart import stages_png
+
+    return stages_png(content)
 
 
 def _notebook(bundle: Bundle, ckpt: Path | None, slide: Path, threads: int) -> Notebook:

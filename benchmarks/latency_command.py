@@ -14,11 +14,12 @@ from mclst.benchmarks.devices import DEVICES
 from mclst.benchmarks.documents import checked
 from mclst.benchmarks.end_to_end_command import settings_of
 from mclst.benchmarks.latency_table import show_latency
+from mclst.benchmarks.result_files import ResultFiles, result_options
 from mclst.benchmarks.tables import verdict
 from mclst.benchmarks.tiles import whole_numbers
-from mclst.runtime.command import Finite, check_json, command, progress, publish_json, say
+from mclst.runtime.bundle_options import bundle_option
+from mclst.runtime.command import Finite, command, progress, say
 from mclst.runtime.errors import ResourceError
-from mclst.runtime.publish import check_writable, write_whole
 
 if TYPE_CHECKING:
     from mclst.benchmarks.encoders import U8, Encoder, Given
@@ -31,15 +32,7 @@ CHECKED_TILES = 16
 
 
 @click.command(context_settings={"show_default": True})
-@click.option(
-    "--bundle",
-    "bundle_path",
-    type=PATH,
-    default=Path("mclst-bundle"),
-    envvar="MCLST_BUNDLE",
-    show_envvar=True,
-    help="Bundle of mclst-export.",
-)
+@bundle_option
 @click.option("--ckpt", type=PATH, help="The checkpoint the bundle is of; with it torch runs beside mclst.")
 @click.option("--slide", type=PATH, help="Take real tiles from this slide.  [default: made-up tiles]")
 @click.option("--spots", "spots_path", type=PATH, help="Table of spots of --slide.")
@@ -71,10 +64,7 @@ CHECKED_TILES = 16
     help="Bound for a device by its data sheet, not a measurement; repeatable.",
 )  # fmt: skip
 @click.option("--fresh/--no-fresh", default=True, help="Cold start and memory in fresh processes.")
-@click.option("--json", "json_path", type=PATH, help="Write everything, raw samples included; - is stdout.")
-@click.option("--plot", "plot_path", type=PATH, help="Write a picture (PNG).")
-@click.option("--overwrite", is_flag=True, help="Replace what the two options name.")
-@click.option("-q", "--quiet", is_flag=True, help="No table.")
+@result_options(plot="Draw latency and throughput against the batch, and the roofline (PNG).")
 @command
 def latency(
     bundle_path: Path,
@@ -92,9 +82,7 @@ def latency(
     minutes: float,
     wanted: tuple[str, ...],
     fresh: bool,
-    json_path: Path | None,
-    plot_path: Path | None,
-    overwrite: bool,
+    result_files: ResultFiles,
     quiet: bool,
 ) -> None:
     """Tiles to embeddings: latency by batch, throughput, energy and distance to the machine's limit, beside every peer.
@@ -104,9 +92,7 @@ def latency(
     """
     if (slide is None) != (spots_path is None):
         raise click.UsageError("--slide and --spots belong together")
-    check_json(json_path, overwrite=overwrite, inputs=(bundle_path, ckpt, slide, spots_path))
-    if plot_path is not None:
-        check_writable(plot_path, overwrite=overwrite)
+    result_files.check((bundle_path, ckpt, slide, spots_path))
     from mclst.benchmarks import latency as measuring
     from mclst.benchmarks.condition import condition, throttled
     from mclst.benchmarks.peaks import measure_peaks
@@ -200,12 +186,13 @@ def latency(
     }
     if not quiet:
         show_latency(content)
-    if json_path is not None:
-        publish_json(json_path, checked("latency", content))
-    if plot_path is not None:
-        from mclst.benchmarks.latency_chart import latency_png
+    result_files.publish(lambda: checked("latency", content), lambda: _picture(content))
 
-        write_whole(plot_path, latency_png(content))
+
+def _picture(content: dict[str, Any]) -> bytes:
+    from mclst.benchmarks.latency_chart import latency_png
+
+    return latency_png(content)
 
 
 def _given(bundle: Bundle, ckpt: Path | None, settings: list[tuple[str, str]], threads: int) -> Given:

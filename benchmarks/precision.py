@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from mclst.benchmarks import machine
 from mclst.benchmarks.measure import in_turns, ratio, spread
+from mclst.benchmarks.result_files import ResultFiles, result_options
 from mclst.benchmarks.tables import verdict
 from mclst.runtime.bundle import Bundle, open_bundle
-from mclst.runtime.command import check_json, command, progress, publish_json, say
+from mclst.runtime.bundle_options import bundle_option
+from mclst.runtime.command import command, progress, say
 from mclst.runtime.errors import InputError, ResourceError, SlideError
 from mclst.runtime.measured import Predicted, choose_section, pair_with_truth
 from mclst.runtime.providers import PROVIDERS, Request, open_encoder
@@ -175,17 +177,13 @@ def _score(
 @click.option(
     "--spots", "spots_path", type=PATH, required=True, help="Table of spots, as mclst-infer takes it."
 )
-@click.option(
-    "--bundle", "bundle_path", type=PATH, default=Path("mclst-bundle"), help="Exported with --precision."
-)
+@bundle_option
 @click.option("--truth", type=PATH, help="Measured sections: how well each precision predicts them.")
 @click.option("--section", help="Section of --truth the slide is of.  [default: told by name]")
 @click.option("--provider", type=click.Choice(PROVIDERS), default="auto", help="What runs the encoders.")
 @click.option("--timed-tiles", type=click.IntRange(1), default=64, help="Tiles whose encoding is timed.")
 @click.option("--repeats", type=click.IntRange(1), default=5, help="Rounds.")
-@click.option("--json", "json_path", type=PATH, help="Write everything; - is stdout.")
-@click.option("--overwrite", is_flag=True, help="Replace what --json names.")
-@click.option("-q", "--quiet", is_flag=True, help="No table.")
+@result_options()
 @command
 def precision(
     slide: Path,
@@ -196,12 +194,11 @@ def precision(
     provider: str,
     timed_tiles: int,
     repeats: int,
-    json_path: Path | None,
-    overwrite: bool,
+    result_files: ResultFiles,
     quiet: bool,
 ) -> None:
     """What a bundle's fp16, bf16 and int8 encoders keep of its fp32 one at the spots of SLIDE, and what they cost."""
-    check_json(json_path, overwrite=overwrite, inputs=(slide, spots_path, bundle_path, truth))
+    result_files.check((slide, spots_path, bundle_path, truth))
     started, where = datetime.now(UTC), machine.describe()
     bundle = open_bundle(bundle_path)
     if len(bundle.precisions) == 1:
@@ -226,17 +223,16 @@ def precision(
         "bank_spots": m.bank_rows,
     }
     _show(found, quiet=quiet)
-    if json_path is not None:
-        content = {
-            "schema": "mclst-bench-precision/1",
-            "created": started.isoformat(timespec="seconds"),
-            "machine": where,
-            "verdict": verdict(where["load_at_start"], where["cores"]),
-            "slide": slide.name,
-            "bundle": {**about, "checkpoint_sha256": m.checkpoint.sha256},
-            "results": found,
-        }
-        publish_json(json_path, content)
+    content = {
+        "schema": "mclst-bench-precision/1",
+        "created": started.isoformat(timespec="seconds"),
+        "machine": where,
+        "verdict": verdict(where["load_at_start"], where["cores"]),
+        "slide": slide.name,
+        "bundle": {**about, "checkpoint_sha256": m.checkpoint.sha256},
+        "results": found,
+    }
+    result_files.publish(lambda: content)
 
 
 def _show(found: dict[str, Any], *, quiet: bool) -> None:

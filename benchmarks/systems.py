@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from mclst.benchmarks import machine
 from mclst.benchmarks.measure import Samples, in_turns, spread
-from mclst.runtime.command import check_json, command, progress, publish_json, say
+from mclst.benchmarks.result_files import ResultFiles, result_options
+from mclst.runtime.command import command, progress, say
 from mclst.runtime.errors import ResourceError
 from mclst.runtime.providers import PROVIDERS
 
@@ -79,9 +80,7 @@ def _result(system: Deployed, spots: int, tiles: Samples, rest: Samples) -> dict
 @click.option(
     "--memory", type=click.IntRange(1), help="Also the peak memory over a whole slide of so many spots."
 )
-@click.option("--json", "json_path", type=PATH, help="Write everything; - is stdout.")
-@click.option("--overwrite", is_flag=True, help="Replace what --json names.")
-@click.option("-q", "--quiet", is_flag=True, help="No table.")
+@result_options()
 @command
 def systems(
     chosen: tuple[str, ...],
@@ -90,15 +89,14 @@ def systems(
     provider: str,
     repeats: int,
     memory: int | None,
-    json_path: Path | None,
-    overwrite: bool,
+    result_files: ResultFiles,
     quiet: bool,
 ) -> None:
     """The six systems in their published sizes, with random weights: tiles a second from pixels to expression.
 
     The tiles are in memory; reading them is what `mclst-bench tiles` measures.
     """
-    check_json(json_path, overwrite=overwrite)
+    result_files.check()
     try:
         from mclst.benchmarks.deployed import PUBLISHED, Deployed
         from mclst.benchmarks.slide_memory import measure_apart
@@ -126,8 +124,7 @@ def systems(
         "settings": {"spots": spots, "batch_size": batch_size, "rounds": repeats, "weights": "random"},
         **found,
     }
-    if json_path is not None:
-        publish_json(json_path, content)
+    result_files.publish(lambda: content)
 
 
 def _show(found: dict[str, Any], *, quiet: bool) -> None:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from mclst.benchmarks import machine
 from mclst.benchmarks.measure import in_turns, spread
 from mclst.benchmarks.readers import MAY_DIE, READERS, Corners, survives
-from mclst.runtime.command import check_json, command, progress, publish_json, say
+from mclst.benchmarks.result_files import ResultFiles, result_options
+from mclst.runtime.command import command, progress, say
 from mclst.runtime.errors import SlideError
 from mclst.runtime.slide import open_slide
 
@@ -145,15 +146,13 @@ def whole_numbers(context: click.Context, parameter: click.Parameter, value: str
 
 @click.command()
 @click.argument("slide", type=PATH)
-@click.option("--n", type=click.IntRange(1), default=2000, show_default=True, help="Tiles.")
-@click.option("--size", type=click.IntRange(1, 4096), default=224, show_default=True, help="Their side, px.")
+@click.option("--n", type=click.IntRange(1), default=2000, help="Tiles.")
+@click.option("--size", type=click.IntRange(1, 4096), default=224, help="Their side, px.")
 @click.option("--order", "orders", type=click.Choice(ORDERS), multiple=True, help="Default: both.")
-@click.option("--workers", default="1,2", show_default=True, callback=whole_numbers, help="Threads.")
-@click.option("--peers/--no-peers", default=True, show_default=True, help="Others' readers beside it.")
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Rounds.")
-@click.option("--json", "json_path", type=PATH, help="Write everything; - is stdout.")
-@click.option("--overwrite", is_flag=True, help="Replace what --json names.")
-@click.option("-q", "--quiet", is_flag=True, help="No table.")
+@click.option("--workers", default="1,2", callback=whole_numbers, help="Threads.")
+@click.option("--peers/--no-peers", default=True, help="Others' readers beside it.")
+@click.option("--repeats", type=click.IntRange(1), default=5, help="Rounds.")
+@result_options()
 @command
 def tiles(
     slide: Path,
@@ -163,12 +162,11 @@ def tiles(
     workers: list[int],
     peers: bool,
     repeats: int,
-    json_path: Path | None,
-    overwrite: bool,
+    result_files: ResultFiles,
     quiet: bool,
 ) -> None:
     """Tiles a second from SLIDE: mclst's reader beside OpenSlide, tifffile, tiffslide, pyvips and cuCIM."""
-    check_json(json_path, overwrite=overwrite)
+    result_files.check((slide,))
     started, where, results = datetime.now(UTC), machine.describe(), []
     with open_slide(slide) as opened:
         about = {
@@ -195,8 +193,7 @@ def tiles(
         "slide": about,
         "results": results,
     }
-    if json_path is not None:
-        publish_json(json_path, content)
+    result_files.publish(lambda: content)
 
 
 def _show(found: dict[str, Any], *, quiet: bool) -> None:

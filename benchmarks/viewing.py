@@ -16,7 +16,8 @@ from scipy.ndimage import gaussian_filter
 from mclst.benchmarks import machine
 from mclst.benchmarks.browser import open_browser, wait_for_picture
 from mclst.benchmarks.measure import spread
-from mclst.runtime.command import check_json, command, progress, publish_json, say
+from mclst.benchmarks.result_files import ResultFiles, result_options
+from mclst.runtime.command import command, progress, say
 from mclst.runtime.map_file import Map
 from mclst.runtime.report.slide_page import check_viewer, write_slide_page
 
@@ -98,24 +99,19 @@ def measure(page_path: Path, rounds: int, done: Any) -> dict[str, Any]:
 @click.option("--spots", type=click.IntRange(4, 1_000_000), default=30_000, help="Of the made-up map.")
 @click.option("--genes", type=click.IntRange(2, 20_000), default=1_000, help="Of the made-up map.")
 @click.option("--repeats", type=click.IntRange(1), default=5, help="How often the page is opened.")
-@click.option("--json", "json_path", type=PATH, help="Write everything; - is stdout.")
 @click.option("--keep", type=PATH, help="Keep the page under this name.")
-@click.option("--overwrite", is_flag=True, help="Replace what --json and --keep name.")
-@click.option("-q", "--quiet", is_flag=True, help="No table.")
+@result_options()
 @command
 def viewing(
     spots: int,
     genes: int,
     repeats: int,
-    json_path: Path | None,
     keep: Path | None,
-    overwrite: bool,
+    result_files: ResultFiles,
     quiet: bool,
 ) -> None:
     """The page of a large map in a browser without a window or a GPU: size, first picture, change of gene, frames."""
-    check_json(json_path, overwrite=overwrite)
-    if keep is not None:
-        check_json(keep, overwrite=overwrite)
+    result_files.check(others=(keep,))
     check_viewer()
     started, where = datetime.now(UTC), machine.describe()
     with tempfile.TemporaryDirectory() as folder:
@@ -138,8 +134,7 @@ def viewing(
         "machine": where,
         "results": [{"spots": spots, "genes": genes, "page_bytes": size, "write_s": seconds, **taken}],
     }
-    if json_path is not None:
-        publish_json(json_path, content)
+    result_files.publish(lambda: content)
 
 
 if __name__ == "__main__":

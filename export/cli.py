@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from mclst.kernels.spec import DISTANCES, RANKS, WEIGHTINGS
+from mclst.kernels.spec import RetrievalSpec
 from mclst.runtime.bundle import PRECISIONS, Bundle
+from mclst.runtime.bundle_options import retrieval_options
 from mclst.runtime.command import Bytes, Finite, Numbers, check_json, command, publish_json, say, table
 from mclst.runtime.errors import ResourceError
 from mclst.runtime.tensorrt_library import FLAVOURS
@@ -93,15 +94,7 @@ def _change(options: dict[str, Any]) -> dict[str, Any]:
     help="The model's genes in order: .txt, .tsv or .npy; needed where there is no reference.  "
     "[default: genes.txt beside the sections]",
 )
-@click.option("--k", type=click.IntRange(1), help="Neighbours averaged per tile.  [default: 200]")
-@click.option("--rank", type=click.Choice(RANKS), help="What chooses the neighbours.  [default: cosine]")
-@click.option("--distance", type=click.Choice(DISTANCES), help="What the weights are made of.  [default: l1]")
-@click.option(
-    "--weighting", type=click.Choice(WEIGHTINGS), help="Distance to weight.  [default: inverse-square]"
-)
-@click.option(
-    "--temperature", type=Finite(0, min_open=True), help="Of the softmax weightings.  [default: 1.0]"
-)
+@retrieval_options(RetrievalSpec())
 @click.option("--heads", type=click.IntRange(1), help="Attention heads of the spot encoder.  [default: 8]")
 @click.option("--context", type=click.IntRange(1), help="Spots per Transformer sentence.  [default: 32]")
 @click.option(

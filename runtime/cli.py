@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from mclst.kernels.retriever import PROVIDERS as RETRIEVERS
-from mclst.kernels.spec import DISTANCES, RANKS, WEIGHTINGS
 from mclst.runtime.bundle import PRECISIONS, Bundle, open_bundle
+from mclst.runtime.bundle_options import bundle_option, retrieval_options
 from mclst.runtime.cohort_command import CohortOptions, cohort_options, run_cohort
 from mclst.runtime.command import Bytes, Finite, check_json, command, progress, publish_json, say, table
 from mclst.runtime.pipeline import MAX_BAD_TILES
@@ -55,15 +55,7 @@ NAMED_FAILURES = 5
     callback=lambda ctx, param, value: names(value),
     help="Genes of --grid to write as a pyramidal OME-TIFF beside the map.",
 )
-@click.option(
-    "--bundle",
-    "bundle_path",
-    type=PATH,
-    default=Path("mclst-bundle"),
-    envvar="MCLST_BUNDLE",
-    show_envvar=True,
-    help="Bundle of mclst-export.",
-)
+@bundle_option
 @click.option(
     "--out", type=PATH, help="The map to write.  [default: SLIDE's name with .h5ad, in the working folder]"
 )
@@ -98,19 +90,7 @@ NAMED_FAILURES = 5
     default="fp32",
     help="Precision of the encoder, one the bundle was exported in.",
 )
-@click.option("--k", type=click.IntRange(1), help="Neighbours averaged per tile.  [default: the bundle's]")
-@click.option(
-    "--rank", type=click.Choice(RANKS), help="What chooses the neighbours.  [default: the bundle's]"
-)
-@click.option(
-    "--distance", type=click.Choice(DISTANCES), help="What the weights are made of.  [default: the bundle's]"
-)
-@click.option(
-    "--weighting", type=click.Choice(WEIGHTINGS), help="Distance to weight.  [default: the bundle's]"
-)
-@click.option(
-    "--temperature", type=Finite(0, min_open=True), help="Of the softmax weightings.  [default: the bundle's]"
-)
+@retrieval_options()
 @click.option("--batch-size", type=click.IntRange(1, 4096), default=16, help="Tiles encoded at once.")
 @click.option(
     "--memory-budget",
