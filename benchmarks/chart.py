@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from typing import Any
 
 import numpy as np
+
+from mclst.benchmarks.figure_file import content
 
 _OURS, _THEIRS = "#1b6ca8", "#b8b8b8"
 
@@ -16,16 +17,14 @@ def retrieval_png(results: list[dict[str, Any]], title: str) -> bytes:
 
     columns = min(3, len(results))
     rows = -(-len(results) // columns)
-    figure = Figure(figsize=(5.2 * columns, 3.1 * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(5.2 * columns, 3.1 * rows + 0.5), layout="constrained", dpi=130)
     panels = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for panel, result in zip(panels, results, strict=False):
         _bars(panel, result)
     for panel in panels[len(results) :]:
         panel.set_visible(False)
     figure.suptitle(title)
-    png = BytesIO()
-    figure.savefig(png, format="png", dpi=130)
-    return png.getvalue()
+    return content(figure)
 
 
 def _bars(panel: Any, result: dict[str, Any]) -> None:

@@ -16,16 +16,18 @@ from mclst.benchmarks.cases import CASES, KINDS
 from mclst.benchmarks.chart import retrieval_png
 from mclst.benchmarks.compare_command import compare
 from mclst.benchmarks.dense_memory_command import memory
+from mclst.benchmarks.document_parts import begun
 from mclst.benchmarks.end_to_end_command import end_to_end
 from mclst.benchmarks.latency_command import latency
-from mclst.benchmarks.limits import Peaks, host_peaks
+from mclst.benchmarks.limits import Peaks, cuda_peaks, host_peaks
 from mclst.benchmarks.page_command import page
+from mclst.benchmarks.peaks import has_cuda
 from mclst.benchmarks.peers import PEERS
 from mclst.benchmarks.precision import precision
 from mclst.benchmarks.result_files import ResultFiles, result_options
 from mclst.benchmarks.retrieval import NothingToMeasure, measure
 from mclst.benchmarks.systems import systems
-from mclst.benchmarks.tables import show_table, stamp, verdict
+from mclst.benchmarks.tables import show_table, stamp
 from mclst.benchmarks.tiles import tiles
 from mclst.benchmarks.viewing import viewing
 from mclst.kernels.retriever import PROVIDERS
@@ -105,12 +107,9 @@ def retrieval(
                 if not quiet:
                     _show(found)
     content = {
-        "schema": "mclst-bench-retrieval/1",
-        "created": started.isoformat(timespec="seconds"),
-        "machine": where,
+        **begun("mclst-bench-retrieval/1", started, where, threads),
         "peaks": {"host": vars(peaks), "cuda": cuda and vars(cuda)},
         "settings": {"rounds": repeats, "warm_up_rounds": 1, "threads": threads, "interleaved": True},
-        "verdict": verdict(where["load_at_start"], threads),
         "results": results,
     }
     say(stamp(content), quiet=quiet)
@@ -120,15 +119,7 @@ def retrieval(
 
 
 def _cuda_peaks() -> Peaks | None:
-    try:
-        import torch
-    except ImportError:
-        return None
-    if not torch.cuda.is_available():
-        return None
-    from mclst.benchmarks.limits import cuda_peaks
-
-    return cuda_peaks()
+    return cuda_peaks() if has_cuda() else None
 
 
 def _show(result: dict[str, Any]) -> None:

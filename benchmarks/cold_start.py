@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from mclst.runtime.errors import ResourceError
+from mclst.benchmarks.apart import run_apart
 from mclst.runtime.resident import peak_bytes
 
 
@@ -45,17 +43,13 @@ def cold_start(
     if slide is not None and spots is not None and bundle is not None:
         words += ["--slide", str(slide), "--spots", str(spots), "--bundle", str(bundle)]
     started = time.time()
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "mclst.benchmarks.cold_start", *words],
-            capture_output=True, text=True, check=False, timeout=timeout,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        raise ResourceError(f"a fresh process took more than {timeout:.0f} s for its first tiles") from error
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise ResourceError(f"a fresh process did not get to its first tile ({last[:200]})")
-    told: dict[str, Any] = json.loads(done.stdout)
+    told = run_apart(
+        "mclst.benchmarks.cold_start",
+        words,
+        what=f"a fresh process of {provider} {precision}",
+        advice="leave it out, or choose another provider",
+        timeout=timeout,
+    )
     moments = told.pop("moments")
     steps, before = {}, started
     for name, at in moments.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mclst.benchmarks.apart import run_apart
 from mclst.runtime.bank import Bank, bank_bytes
 from mclst.runtime.bundle import BANK, ENCODER, BundleDraft, open_bundle
 from mclst.runtime.errors import ResourceError, SlideError
@@ -86,15 +86,8 @@ def measure_apart(slide: Path, bundle: Path, n: int, workers: int, folder: Path)
     Gives tiles, genes, peak_mib (resident, of the whole process), open_mib (before the run: libraries, bundle, slide),
     spots_mib (once the table of spots is there), seconds. Raises ResourceError where the process is killed or fails.
     """
-    words = [sys.executable, "-m", __spec__.name, str(slide), str(bundle), str(n), str(workers), str(folder)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ResourceError(
-            f"a run over {n:,} tiles failed with status {done.returncode} "
-            f"({(done.stderr.strip().splitlines() or ['killed'])[-1]}); give fewer tiles"
-        )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    words = (str(slide), str(bundle), str(n), str(workers), str(folder))
+    return run_apart(__spec__.name, words, what=f"a run over {n:,} tiles", advice="give fewer tiles")
 
 
 def _main(slide_path: str, bundle_path: str, n: str, workers: str, folder: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from datetime import UTC, datetime
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ import click
 
 from mclst.benchmarks import machine
 from mclst.benchmarks.dense_memory import made_up_bundle, measure_apart
+from mclst.benchmarks.document_parts import begun
+from mclst.benchmarks.figure_file import content
 from mclst.benchmarks.result_files import ResultFiles, result_options
 from mclst.runtime.command import command, say
 from mclst.runtime.slide import open_slide
@@ -57,9 +58,7 @@ def memory(
             line = f"{found['tiles']:>12,} {found['peak_mib']:>10,} {found['open_mib']:>8,} {found['seconds']:>9,.0f}"
             say(line, quiet=quiet)
     content = {
-        "schema": "mclst-bench-memory/1",
-        "created": started.isoformat(timespec="seconds"),
-        "machine": where,
+        **begun("mclst-bench-memory/1", started, where, where["cores"]),
         "slide": about,
         "settings": {"workers": workers, "bundle": "made up" if bundle is None else bundle.name},
         "results": results,
@@ -71,7 +70,7 @@ def memory_png(results: list[dict[str, Any]]) -> bytes:
     """PNG: peak memory against the number of tiles, and what the process had before the run."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained", dpi=150)
     axes = figure.subplots()
     tiles = [found["tiles"] for found in results]
     axes.plot(
@@ -93,6 +92,4 @@ def memory_png(results: list[dict[str, Any]]) -> bytes:
     axes.set_title(f"Dense maps of {results[0]['genes']} genes, a process each", fontsize=10)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 0.85))
     axes.spines[["top", "right"]].set_visible(False)
-    png = BytesIO()
-    figure.savefig(png, format="png", dpi=150)
-    return png.getvalue()
+    return content(figure)

@@ -2,64 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mclst.benchmarks.contender import F32, U8, Encode, Encoder, Given, versions
 from mclst.benchmarks.peers import Absent
+from mclst.benchmarks.tensorrt_peers import polygraphy, trtexec
+from mclst.runtime.device_session import DeviceSession
 from mclst.runtime.errors import MclstError
 from mclst.runtime.providers import ON_CPU, Request, open_encoder
 from mclst.runtime.session import INPUT
-
-U8 = NDArray[np.uint8]
-F32 = NDArray[np.float32]
-Encode = Callable[[U8], F32]
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """A contender, opened.
-
-    encode: uint8 tiles [b, H, W, 3] → float32 [b, D], done when it returns. gpu: whether it works on one.
-    precision: of its arithmetic. versions: of what executes it. threads: of the processor it may use.
-    times: in place of timing `encode`, one that times itself: (batch, seconds) → seconds of each query.
-    """
-
-    name: str
-    ours: bool
-    precision: str
-    encode: Encode
-    gpu: bool = False
-    versions: dict[str, str] = field(default_factory=dict)
-    times: Callable[[int, float], list[float]] | None = None
-
-
-@dataclass(frozen=True)
-class Given:
-    """What contenders are made from.
-
-    bundle: its folder. graphs: by precision, its ONNX graphs, "fp32" among them. threads: of the processor, for each
-    contender. tile_px: side of a tile. network: the checkpoint's, a torch module, or None where none was given;
-    prepare: its preprocessing, tiles uint8 [b, S, S, 3] → tensor.
-    """
-
-    bundle: Path
-    graphs: dict[str, Path]
-    threads: int
-    tile_px: int
-    network: Any = None
-    prepare: Callable[[U8], Any] | None = None
-
 
 Open = Callable[[Given], Encoder]
 
@@ -79,7 +35,8 @@ def ours(given: Given, provider: str, precision: str, batch: int) -> Encoder:
         precision,
         session.encode,
         gpu=session.provider not in ON_CPU,
-        versions={**_versions("mclst"), "engine": session.engine},
+        versions={**versions("mclst"), "engine": session.engine},
+        device_seconds=session.device_seconds if isinstance(session, DeviceSession) else None,
     )
 
 
@@ -105,7 +62,7 @@ def plain_onnxruntime(given: Given, precision: str = "fp32") -> Encoder:
         False,
         precision,
         encode,
-        versions=_versions("onnxruntime", "onnxruntime-gpu"),
+        versions=versions("onnxruntime", "onnxruntime-gpu"),
     )
 
 
@@ -131,7 +88,7 @@ def openvino(given: Given, precision: str = "fp32") -> Encoder:
     def encode(tiles: U8) -> F32:
         return np.array(compiled(tiles)[0])
 
-    return Encoder(f"OpenVINO {precision}", False, precision, encode, versions=_versions("openvino"))
+    return Encoder(f"OpenVINO {precision}", False, precision, encode, versions=versions("openvino"))
 
 
 def torch_eager(given: Given, device: str = "cpu", *, channels_last: bool = False) -> Encoder:
@@ -142,7 +99,7 @@ def torch_eager(given: Given, device: str = "cpu", *, channels_last: bool = Fals
     name = f"torch eager{' channels-last' if channels_last else ''}{'' if device == 'cpu' else f' {device}'}"
     return Encoder(
         name, False, "fp32", _through(torch, given, network.encode_tiles, device, layout), gpu=device != "cpu",
-        versions=_versions("torch"),
+        versions=versions("torch"),
     )  # fmt: skip
 
 
@@ -156,71 +113,41 @@ def torch_compiled(given: Given, device: str = "cpu") -> Encoder:
     except Exception as error:  # it needs a C++ compiler, and fails in its own ways without
         raise Absent(f"torch.compile fails here ({' '.join(str(error).split())[:120]})") from error
     name = f"torch.compile{'' if device == 'cpu' else f' {device}'}"
-    return Encoder(name, False, "fp32", encode, gpu=device != "cpu", versions=_versions("torch"))
+    return Encoder(name, False, "fp32", encode, gpu=device != "cpu", versions=versions("torch"))
 
 
-def trtexec(given: Given, precision: str = "fp32") -> Encoder:
-    """TensorRT's own benchmark program, transfers counted in; it builds its engine outside the timing."""
-    program = shutil.which("trtexec")
-    if program is None:
-        raise Absent("there is no trtexec")
-    if precision not in given.graphs:
-        raise Absent(f"the bundle has no {precision} graph")
-    side = given.tile_px
-    engines: dict[int, Path] = {}
-    folder = tempfile.TemporaryDirectory(prefix="mclst-trtexec-")
+def ways(given: Given) -> dict[str, Open]:
+    """How each peer is opened, by its name."""
+    return {
+        "ONNX Runtime fp32": plain_onnxruntime,
+        **({"ONNX Runtime int8": lambda g: plain_onnxruntime(g, "int8")} if "int8" in given.graphs else {}),
+        "OpenVINO fp32": openvino,
+        "OpenVINO bf16": lambda g: openvino(g, "bf16"),
+        "torch eager": torch_eager,
+        "torch eager channels-last": lambda g: torch_eager(g, channels_last=True),
+        "torch.compile": lambda g: torch_compiled(g),
+        "torch eager cuda": lambda g: torch_eager(g, "cuda"),
+        "torch.compile cuda": lambda g: torch_compiled(g, "cuda"),
+        **{f"trtexec {p}": partial(trtexec, precision=p) for p in given.graphs},
+        **{f"Polygraphy {p}": partial(polygraphy, precision=p) for p in given.graphs},
+    }
 
-    def run(*words: str) -> None:
-        done = subprocess.run([program, *words], capture_output=True, text=True, check=False, timeout=900)
-        if done.returncode:
-            lines = (done.stdout + done.stderr).strip().splitlines()
-            raise Absent(f"trtexec fails: {lines[-1][:160] if lines else done.returncode}")
 
-    def times(batch: int, seconds: float) -> list[float]:
-        shape = f"--shapes={INPUT}:{batch}x{side}x{side}x3"
-        if batch not in engines:
-            path = Path(folder.name) / f"{batch}.engine"
-            run(f"--onnx={given.graphs[precision]}", shape, f"--saveEngine={path}", "--skipInference")
-            engines[batch] = path
-        told = Path(folder.name) / "times.json"
-        run(
-            f"--loadEngine={engines[batch]}", shape, f"--exportTimes={told}", f"--duration={max(1, round(seconds))}",
-            "--useSpinWait",
-        )  # fmt: skip
-        return [entry["latencyMs"] / 1e3 for entry in json.loads(told.read_text())]
-
-    def encode(tiles: U8) -> F32:
-        raise Absent("trtexec gives no embeddings")
-
-    return Encoder(f"trtexec {precision}", False, precision, encode, gpu=True, times=times)
+def _on_gpu(name: str) -> bool:
+    return name.endswith(" cuda") or name.startswith(("trtexec ", "Polygraphy "))
 
 
 def peers(given: Given, *, gpu: bool) -> tuple[list[Encoder], list[dict[str, str]]]:
     """Every peer that runs here, opened, and why the others do not."""
-    wanted: list[tuple[str, Open]] = [
-        ("ONNX Runtime fp32", plain_onnxruntime),
-        ("OpenVINO fp32", openvino),
-        ("OpenVINO bf16", lambda g: openvino(g, "bf16")),
-        ("torch eager", torch_eager),
-        ("torch eager channels-last", lambda g: torch_eager(g, channels_last=True)),
-        ("torch.compile", lambda g: torch_compiled(g)),
-    ]
-    if "int8" in given.graphs:
-        wanted.append(("ONNX Runtime int8", lambda g: plain_onnxruntime(g, "int8")))
-    on_gpu: list[tuple[str, Open]] = [
-        ("torch eager cuda", lambda g: torch_eager(g, "cuda")),
-        ("torch.compile cuda", lambda g: torch_compiled(g, "cuda")),
-        *((f"trtexec {p}", lambda g, p=p: trtexec(g, p)) for p in given.graphs),
-    ]
     opened: list[Encoder] = []
     absent = []
-    for name, ready in wanted + (on_gpu if gpu else []):
+    for name, ready in ways(given).items():
         try:
+            if not gpu and _on_gpu(name):
+                raise Absent("no CUDA device")
             opened.append(ready(given))
         except Absent as why:
             absent.append({"name": name, "why": str(why)})
-    if not gpu:
-        absent += [{"name": name, "why": "no CUDA device"} for name, _ in on_gpu]
     return opened, absent
 
 
@@ -249,13 +176,3 @@ def _through(torch: Any, given: Given, encode_tiles: Any, device: str, layout: A
             return np.asarray(encode_tiles(pixels).float().cpu().numpy())
 
     return encode
-
-
-def _versions(*names: str) -> dict[str, str]:
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -4,88 +4,19 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import anndata
 import numpy as np
-from numpy.typing import NDArray
 
 from mclst.benchmarks.measure import in_turns, ratio, spread
 from mclst.benchmarks.notebook import Notebook
-from mclst.benchmarks.stages import NAMES, Stages, of_run
+from mclst.benchmarks.stages import NAMES, Stages
+from mclst.benchmarks.whole_runs import F32, PUBLISHED, Ours, Theirs
 from mclst.export.parity import compare_expression
 from mclst.runtime.bundle import Bundle
-from mclst.runtime.pipeline import predict
-from mclst.runtime.report.files import Files
-from mclst.runtime.slide import open_slide
 from mclst.sections.section import Spots
-
-F32 = NDArray[np.float32]
-PUBLISHED = "published notebook"
-
-
-class Ours:
-    """`mclst-infer` on one setting, from the slide's path to the map on disk; no picture, no page, no report."""
-
-    def __init__(self, bundle: Bundle, slide: Path, spots: Spots, folder: Path, **how: Any) -> None:
-        """how: options of `predict`; `workers` and `batch_size` must be among them."""
-        self._given = (bundle, slide, spots)
-        self._out, self.how = folder / f"{len(list(folder.iterdir()))}.h5ad", how
-        self._out.touch()
-        self.stages: list[Stages] = []
-        self.streams: list[float] = []
-
-    def __call__(self) -> None:
-        """Run once, and keep its times."""
-        bundle, path, spots = self._given
-        with open_slide(path) as slide:
-            run = predict(
-                bundle,
-                slide,
-                spots,
-                self._out,
-                overwrite=True,
-                picture=False,
-                report=False,
-                files=Files(html=False),
-                **self.how,
-            )
-        self.stages.append(of_run(run.seconds, workers=self.how["workers"]))
-        self.streams.append(run.seconds["stream"])
-
-    def expression(self) -> F32:
-        """float32 [n, G] of the run before, in the order of the spots."""
-        return np.asarray(anndata.read_h5ad(self._out).X, dtype=np.float32)
-
-
-class Theirs:
-    """The published notebook, from the slide's path to the expression in memory."""
-
-    def __init__(self, notebook: Notebook, slide: Path, spots: Spots) -> None:
-        self._given = (notebook, slide, spots)
-        self.stages: list[Stages] = []
-        self.streams: list[float] = []
-        self._found: F32 | None = None
-
-    def __call__(self) -> None:
-        """Run once, and keep its times."""
-        notebook, slide, spots = self._given
-        self._found, clock = notebook.run(slide, spots.xy_px)
-        total = clock.pop("total")
-        self.stages.append(
-            Stages(
-                {"decode": clock["decode"] + clock["read"], **{n: clock[n] for n in ("encode", "retrieve")}},
-                total,
-                {},
-            )
-        )
-        self.streams.append(total - clock["decode"])
-
-    def expression(self) -> F32:
-        """float32 [n, G] of the run before."""
-        assert self._found is not None, "it has run"
-        return self._found
 
 
 def measure(
@@ -123,6 +54,7 @@ def measure(
         entry = {
             "name": name,
             "ours": isinstance(run, Ours),
+            "provider": run.provider,
             "wall_s": spread(samples.wall_s),
             "cpu_s": spread(samples.cpu_s),
             "tiles_per_s": spread([tiles / s for s in samples.wall_s]),
@@ -152,4 +84,4 @@ def _middle(stages: Sequence[Stages]) -> Stages:
         return float(np.median(held)) if held else None
 
     busy = {name: median([run.busy_s.get(name) for run in stages]) for name in NAMES}
-    return Stages(busy, float(np.median([run.wall_s for run in stages])), stages[0].lanes)
+    return replace(stages[0], busy_s=busy, wall_s=float(np.median([run.wall_s for run in stages])))

@@ -13,16 +13,16 @@ import click
 import numpy as np
 
 from mclst.benchmarks import machine
+from mclst.benchmarks.document_parts import begun
 from mclst.benchmarks.documents import checked
 from mclst.benchmarks.peers import Absent
 from mclst.benchmarks.result_files import ResultFiles, result_options
-from mclst.benchmarks.tables import show_table, stamp, verdict
+from mclst.benchmarks.tables import show_memory, show_table, stamp
 from mclst.runtime.bundle_options import bundle_option
 from mclst.runtime.command import command, progress, say
 
 if TYPE_CHECKING:
-    from mclst.benchmarks.end_to_end import F32
-    from mclst.benchmarks.notebook import Notebook
+    from mclst.benchmarks.whole_runs import F32
     from mclst.runtime.bundle import Bundle
     from mclst.sections.section import Spots
 
@@ -65,7 +65,9 @@ def settings_of(context: click.Context, parameter: click.Parameter, value: str) 
     "--repeats", type=click.IntRange(1), default=5, help="Rounds counted; one more goes before them."
 )
 @click.option(
-    "--cold/--no-cold", default=True, help="Measure a fresh process up to its first expression too."
+    "--cold/--no-cold",
+    default=True,
+    help="Fresh processes too: mclst up to its first expression, and everyone's memory over a whole run.",
 )
 @result_options(plot="Draw the stages (PNG).")
 @command
@@ -90,15 +92,21 @@ def end_to_end(
     notebook stops at an array.
     """
     result_files.check((slide, spots_path, bundle_path, ckpt, truth))
+    from mclst.benchmarks import peaks as peaks_of
     from mclst.benchmarks.cold_start import cold_start
-    from mclst.benchmarks.end_to_end import PUBLISHED, measure
-    from mclst.benchmarks.peaks import measure_peaks
+    from mclst.benchmarks.condition import condition
+    from mclst.benchmarks.contender_memory import measure_alone
+    from mclst.benchmarks.end_to_end import measure
+    from mclst.benchmarks.loaded import open_notebook
+    from mclst.benchmarks.whole_runs import PUBLISHED
     from mclst.runtime.bundle import open_bundle
     from mclst.sections.spots import read_spots
 
     started, where, threads = datetime.now(UTC), machine.describe(), machine.available_cores()
     bundle, spots = open_bundle(bundle_path), read_spots(spots_path)
-    ways = [
+    board = where["gpu"] is not None
+    before = condition(gpu=board)
+    ways: list[dict[str, Any]] = [
         {
             "name": f"mclst {provider} {precision}",
             "provider": provider,
@@ -110,7 +118,7 @@ def end_to_end(
     ]
     absent = []
     try:
-        notebook = _notebook(bundle, ckpt, slide, threads)
+        notebook = open_notebook(bundle, ckpt, slide, threads)
     except Absent as why:
         notebook = None
         absent.append({"name": PUBLISHED, "why": str(why)})
@@ -118,18 +126,12 @@ def end_to_end(
     # A fresh process first: what cannot open says so before the rounds.
     fresh = [
         cold_start(
-            graph,
-            provider,
-            precision,
-            tile_px=bundle.manifest.tile.size_px,
-            batch=batch_size,
-            slide=slide,
-            spots=spots_path,
-            bundle=bundle_path,
+            graph, provider, precision, tile_px=bundle.manifest.tile.size_px, batch=batch_size, slide=slide,
+            spots=spots_path, bundle=bundle_path,
         )
         for graph, (provider, precision) in zip(graphs, settings, strict=True)
         if cold
-    ]
+    ]  # fmt: skip
     with progress("rounds", repeats + 1, quiet=quiet) as advance:
         found, expression = measure(
             bundle, slide, spots,
@@ -139,12 +141,20 @@ def end_to_end(
         worth = _worth(expression, spots, bundle, slide, truth, section)
         for entry in found["contenders"]:
             entry["against_truth"] = worth[entry["name"]]
-    peaks = measure_peaks(threads, gpu=False)
+    peaks = peaks_of.measure_peaks(threads, gpu=peaks_of.has_cuda())
     _hold_against_peak(found, bundle, peaks, batch_size)
+    how = {way["name"]: {key: value for key, value in way.items() if key != "name"} for way in ways}
+    held = [
+        measure_alone(
+            entry["name"], "run", bundle=bundle_path, ckpt=ckpt, slide=slide, spots=spots_path, threads=threads,
+            how=how.get(entry["name"], {}),
+        )
+        for entry in found["contenders"]
+        if cold
+    ]  # fmt: skip
     content = {
-        "schema": SCHEMA,
-        "created": started.isoformat(timespec="seconds"),
-        "machine": where,
+        **begun(SCHEMA, started, where, threads, bundle),
+        "condition": {"before": before, "after": condition(gpu=board)},
         "peaks": peaks,
         "settings": {
             "rounds": repeats,
@@ -154,17 +164,11 @@ def end_to_end(
             "batch_size": batch_size,
             "workers": workers,
         },
-        "verdict": verdict(where["load_at_start"], threads),
-        "bundle": {
-            "sha256": bundle.sha256,
-            "system": bundle.manifest.system,
-            "encoder": bundle.manifest.encoder.name,
-            "tile_px": bundle.manifest.tile.size_px,
-        },
         "slide": {"name": slide.name, "bytes": slide.stat().st_size},
         "result": found,
         "absent": absent,
         "cold_start": fresh,
+        "memory": held,
     }
     if not quiet:
         _show(content)
@@ -175,29 +179,6 @@ def _picture(content: dict[str, Any]) -> bytes:
     from mclst.benchmarks.stage_chart import stages_png
 
     return stages_png(content)
-
-
-def _notebook(bundle: Bundle, ckpt: Path | None, slide: Path, threads: int) -> Notebook:
-    """The published way with this bundle's reference spots; Absent where it would not do the same work."""
-    from mclst.benchmarks.cases import Bank
-    from mclst.benchmarks.loaded import open_published
-    from mclst.benchmarks.notebook import Notebook
-    from mclst.runtime.recognise import recognise
-
-    if ckpt is None:
-        raise Absent("needs the checkpoint; give --ckpt")
-    if bundle.manifest.kind != "retrieval":
-        raise Absent("it is of the systems with a bank")
-    spec = bundle.retrieval
-    if spec.rank != "cosine" or spec.distance not in ("l1", "l2") or spec.weighting != "inverse-square":
-        raise Absent("the published loop knows rank by cosine and d⁻² weights of L1 or L2 alone")
-    if bundle.manifest.tile.mpp is not None:
-        raise Absent("it does not resample tiles, and this bundle's are of a given mpp")
-    if recognise(slide) not in ("jpeg", "png"):
-        raise Absent("it reads pictures alone, not slide files")
-    published = open_published(ckpt, bundle)
-    bank = Bank(bundle.bank.embedding, bundle.bank.expression)
-    return Notebook(published.network, published.prepare, bank, spec, bundle.manifest.tile.size_px, threads)
 
 
 def _worth(
@@ -227,8 +208,9 @@ def _worth(
 
 
 def _hold_against_peak(found: dict[str, Any], bundle: Bundle, peaks: dict[str, Any], batch: int) -> None:
-    """To each contender the share of the machine's measured peak, in its precision, that its encoder kept busy."""
+    """To each contender the share of its processor's or device's measured peak, in its precision, that its encoder reached."""
     from mclst.benchmarks.graph_work import Uncounted, count
+    from mclst.runtime.providers import ON_CPU
 
     try:
         work = count(bundle.encoder_path, batch)
@@ -239,7 +221,8 @@ def _hold_against_peak(found: dict[str, Any], bundle: Bundle, peaks: dict[str, A
     found["encoder_operations_per_tile"] = work.products / batch
     for entry in found["contenders"]:
         precision = entry["name"].split()[-1] if entry["ours"] else "fp32"
-        peak = peaks["host"]["operations_per_s"].get(precision)
+        side = peaks["host" if entry["provider"] in ON_CPU else "cuda"]
+        peak = None if side is None else side["operations_per_s"].get(precision)
         busy = entry["stages"]["stages"]["encode"]["busy_s"]
         rate = found["tiles"] * work.products / batch / busy
         entry["encoder_operations_per_s"] = rate
@@ -279,9 +262,10 @@ def _show(content: dict[str, Any]) -> None:
     for run in content["cold_start"]:
         steps = ", ".join(f"{name} {seconds:.2f}" for name, seconds in run["steps_s"].items())
         say(
-            f"cold start, {run['provider']}: {run['first_result_s']:.2f} s ({steps}); "
+            f"cold start, {run['provider']} {run['precision']}: {run['first_result_s']:.2f} s ({steps}); "
             f"peak memory {run['peak_rss_bytes'] / 2**20:,.0f} MiB"
         )
+    show_memory(content["memory"])
     for missing in content["absent"]:
         say(f"not run here: {missing['name']} ({missing['why']})")
 

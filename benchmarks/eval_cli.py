@@ -206,6 +206,7 @@ def _contents(found: Evaluation, places: Places, figures: str) -> Iterator[tuple
     """What every file but the page holds, of which method, and its content, one at a time."""
     from mclst.benchmarks import eval_figures as draw
     from mclst.benchmarks import overlap_figures
+    from mclst.benchmarks.figure_file import content as file_of
     from mclst.benchmarks.overlap import membership
 
     of = {method.name: method for method in found.methods}
@@ -225,7 +226,7 @@ def _contents(found: Evaluation, places: Places, figures: str) -> Iterator[tuple
             continue
         made = makers[what](method)
         if isinstance(made, Figure):
-            yield what, method, draw.content(made, figures)
+            yield what, method, file_of(made, figures)
         else:
             yield what, method, made.to_csv(index=False, float_format="%.6g").encode()
 

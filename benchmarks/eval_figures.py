@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import BytesIO
 from typing import Any
 
 import matplotlib
@@ -24,14 +23,6 @@ HEAT_GENES = 50
 PANEL = 2.1
 """Inches, of one picture of a section."""
 REGION_COLOURS = matplotlib.colormaps["tab10"]
-
-
-def content(figure: Figure, kind: str) -> bytes:
-    """A figure as a file's content; kind: `png` or `svg`."""
-    file = BytesIO()
-    metadata = {"Software": "mclst"} if kind == "png" else {"Creator": "mclst", "Date": None}
-    figure.savefig(file, format=kind, metadata=metadata)
-    return file.getvalue()
 
 
 def draw_genes(method: MethodResult) -> Figure:

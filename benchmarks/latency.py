@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mclst.benchmarks.encoders import Encoder
+from mclst.benchmarks.contender import F32, U8, Encoder
 from mclst.benchmarks.measure import in_turns, ratio, spread
 from mclst.benchmarks.percentiles import latency
 from mclst.benchmarks.power import Meter
+from mclst.benchmarks.stages import ON_DEVICE
 
-U8 = NDArray[np.uint8]
-F32 = NDArray[np.float32]
 Clock = Callable[[], float]
 
 _WINDOWS, _WITHIN = 3, 0.03
@@ -39,6 +37,13 @@ class _Block:
     queries: list[float] = field(default_factory=list)
     means: list[float] = field(default_factory=list)
     joules: list[dict[str, float]] = field(default_factory=list)
+    device_s: dict[str, list[float]] = field(default_factory=dict)
+
+    def add_device(self, seconds: Mapping[str, Sequence[float]]) -> None:
+        """Keep each query's seconds of its stages on the device, by their names in ON_DEVICE."""
+        for name, stage in ON_DEVICE.items():
+            if name in seconds:
+                self.device_s.setdefault(stage, []).extend(seconds[name])
 
 
 def warm_up(
@@ -81,7 +86,8 @@ def measure(
 
     Queries follow each other without a pause (MLPerf's single stream where batch is 1) and walk through `tiles` uint8
     [n, H, W, 3] over and over. No query is left out. The first encoder is the one others are compared with: by the
-    median over rounds of the ratio of their mean latencies in the round.
+    median over rounds of the ratio of their mean latencies in the round. On a device its own events time what is copied
+    up, encoded and copied down in each query, beside the host's clock.
     """
     at_once = _batches(tiles, batch)
     warm = {}
@@ -109,10 +115,12 @@ def measure(
                 "latency_to_first": ratio(block.means, blocks[first].means),
                 "cpu_s_per_tile": sum(took.samples[encoder.name].cpu_s) / (batch * told["n"]),
                 "joules_per_tile": _joules(block, batch),
+                "device_s": {stage: latency(s) for stage, s in block.device_s.items()} or None,
                 "warm_up": vars(warm[encoder.name]) if encoder.name in warm else None,
                 "samples": {
                     "query_s": [round(s, 7) for s in block.queries],
                     "round_mean_s": block.means,
+                    **{f"{stage}_s": [round(s, 7) for s in taken] for stage, taken in block.device_s.items()},
                 },
             }
         )
@@ -265,13 +273,20 @@ def _turn(
     def turn() -> None:
         joules = [meter.joules() for meter in meters]
         if encoder.times is not None:
-            taken = encoder.times(batch, block_s)
+            timed = encoder.times(batch, block_s)
+            taken = timed.query_s
+            block.add_device(timed.device_s)
         else:
             taken, until = [], clock() + block_s
+            before = encoder.device_seconds() if encoder.device_seconds else {}
             while not taken or clock() < until:
                 start = clock()
                 walk.query()
                 taken.append(clock() - start)
+                if encoder.device_seconds:
+                    now = encoder.device_seconds()
+                    block.add_device({name: [s - before.get(name, 0.0)] for name, s in now.items()})
+                    before = now
             block.joules.append({m.name: m.joules() - was for m, was in zip(meters, joules, strict=True)})
         block.queries += taken
         block.means.append(float(np.mean(taken)))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from typing import Any
 
 import numpy as np
+
+from mclst.benchmarks.figure_file import content as file_of
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; others repeat them with another mark.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
@@ -25,7 +26,7 @@ def latency_png(content: dict[str, Any]) -> bytes:
         }
         for at, name in enumerate(names)
     }
-    figure = Figure(figsize=(15, 5), layout="constrained")
+    figure = Figure(figsize=(15, 5), layout="constrained", dpi=120)
     times, rates, roof = figure.subplots(1, 3)
     for name in names:
         held = [
@@ -51,9 +52,7 @@ def latency_png(content: dict[str, Any]) -> bytes:
         f"{'' if not where['gpu'] else ', ' + where['gpu']}; machine {content['verdict']}",
         fontsize=10,
     )
-    png = BytesIO()
-    figure.savefig(png, format="png", dpi=120)
-    return png.getvalue()
+    return file_of(figure)
 
 
 def _axes(panel: Any, title: str, *, log: bool) -> None:

@@ -11,18 +11,18 @@ import click
 
 from mclst.benchmarks import machine
 from mclst.benchmarks.devices import DEVICES
+from mclst.benchmarks.document_parts import begun
 from mclst.benchmarks.documents import checked
 from mclst.benchmarks.end_to_end_command import settings_of
 from mclst.benchmarks.latency_table import show_latency
 from mclst.benchmarks.result_files import ResultFiles, result_options
-from mclst.benchmarks.tables import verdict
 from mclst.benchmarks.tiles import whole_numbers
 from mclst.runtime.bundle_options import bundle_option
 from mclst.runtime.command import Finite, command, progress, say
 from mclst.runtime.errors import ResourceError
 
 if TYPE_CHECKING:
-    from mclst.benchmarks.encoders import U8, Encoder, Given
+    from mclst.benchmarks.contender import U8, Encoder, Given
     from mclst.benchmarks.graph_work import GraphWork
     from mclst.runtime.bundle import Bundle
 
@@ -63,7 +63,9 @@ CHECKED_TILES = 16
     "--predict", "wanted", type=click.Choice(list(DEVICES)), multiple=True,
     help="Bound for a device by its data sheet, not a measurement; repeatable.",
 )  # fmt: skip
-@click.option("--fresh/--no-fresh", default=True, help="Cold start and memory in fresh processes.")
+@click.option(
+    "--fresh/--no-fresh", default=True, help="Cold start, and everyone's memory, in fresh processes."
+)
 @result_options(plot="Draw latency and throughput against the batch, and the roofline (PNG).")
 @command
 def latency(
@@ -94,24 +96,26 @@ def latency(
         raise click.UsageError("--slide and --spots belong together")
     result_files.check((bundle_path, ckpt, slide, spots_path))
     from mclst.benchmarks import latency as measuring
+    from mclst.benchmarks import peaks as peaks_of
     from mclst.benchmarks.condition import condition, throttled
-    from mclst.benchmarks.peaks import measure_peaks
+    from mclst.benchmarks.loaded import given_of
     from mclst.benchmarks.power import open_meters
     from mclst.runtime.bundle import open_bundle
 
     started, where = datetime.now(UTC), machine.describe()
     threads = threads or machine.available_cores()
     bundle = open_bundle(bundle_path)
-    given = _given(bundle, ckpt, settings, threads)
+    given = given_of(bundle, ckpt, settings, threads)
     tiles, source = _tiles(bundle, slide, spots_path, most)
-    gpu = _has_cuda()
+    gpu = peaks_of.has_cuda()
     others, absent = _peers(given, peers, gpu)
-    begun: list[dict[str, Any]] = []
-    if fresh:
-        begun, missing = _fresh(given, settings, max(batches), bundle.manifest.tile.size_px)
-        absent += missing
-    meters, unmetered = open_meters(gpu=gpu)
-    before = condition(gpu=gpu)
+    # Before the rounds: what does not start says so early, and costs no measurement.
+    cold, missing = _fresh(given, settings, max(batches)) if fresh else ([], [])
+    absent += missing
+    # NVML answers where torch is not installed too.
+    board = gpu or where["gpu"] is not None
+    meters, unmetered = open_meters(gpu=board)
+    before = condition(gpu=board)
     measured = []
     lanes: dict[int, list[Encoder]] = {}
     with progress("rounds", repeats * len(batches), quiet=quiet) as advance:
@@ -126,7 +130,7 @@ def latency(
                     done=partial(advance, 1),
                 )
             )  # fmt: skip
-    peaks = measure_peaks(threads, gpu=gpu)
+    peaks = peaks_of.measure_peaks(threads, gpu=gpu)
     works = _hold_against_roofline(measured, given, peaks)
     best = _best_batches(measured)
     widest = lanes[max(batches)]
@@ -136,7 +140,7 @@ def latency(
         first = widest[0]
         sustained = measuring.sustained(
             first, tiles, batch=best[first.name], seconds=60 * minutes, window_s=min(5.0, 60 * minutes / 8),
-            condition=partial(condition, gpu=gpu), meters=meters,
+            condition=partial(condition, gpu=board), meters=meters,
         )  # fmt: skip
         sustained["throttled"] = throttled([window["condition"] for window in sustained["windows"]])
     for meter in meters:
@@ -145,10 +149,8 @@ def latency(
         widest[0].encode(tiles[:CHECKED_TILES]) if given.network is None else _by_network(given, tiles)
     )
     content = {
-        "schema": SCHEMA,
-        "created": started.isoformat(timespec="seconds"),
-        "machine": where,
-        "condition": {"before": before, "after": condition(gpu=gpu)},
+        **begun(SCHEMA, started, where, threads, bundle),
+        "condition": {"before": before, "after": condition(gpu=board)},
         "settings": {
             "rounds": repeats,
             "block_s": block_s,
@@ -158,13 +160,6 @@ def latency(
             "percentiles": "linear; intervals by order statistics",
             "tiles": source,
             "different_tiles": len(tiles),
-        },
-        "verdict": verdict(where["load_at_start"], threads),
-        "bundle": {
-            "sha256": bundle.sha256,
-            "system": bundle.manifest.system,
-            "encoder": bundle.manifest.encoder.name,
-            "tile_px": bundle.manifest.tile.size_px,
         },
         "peaks": peaks,
         "work": works,
@@ -176,7 +171,8 @@ def latency(
             "contenders": measuring.agreement(widest, tiles[:CHECKED_TILES], reference),
         },
         "versions": {encoder.name: encoder.versions for encoder in widest},
-        "fresh": begun,
+        "fresh": cold,
+        "memory": _memory(widest, given, ckpt, settings, max(batches)) if fresh else [],
         "energy": {
             "meters": [{"name": meter.name, "covers": meter.covers} for meter in meters],
             "not_available": unmetered,
@@ -195,23 +191,6 @@ def _picture(content: dict[str, Any]) -> bytes:
     return latency_png(content)
 
 
-def _given(bundle: Bundle, ckpt: Path | None, settings: list[tuple[str, str]], threads: int) -> Given:
-    from mclst.benchmarks.encoders import Given
-    from mclst.benchmarks.loaded import open_published
-
-    graphs = {"fp32": bundle.encoder_path}
-    graphs |= {precision: bundle.encoder(precision) for _, precision in settings}
-    published = None if ckpt is None else open_published(ckpt, bundle)
-    return Given(
-        bundle.path,
-        graphs,
-        threads,
-        bundle.manifest.tile.size_px,
-        None if published is None else published.network,
-        None if published is None else published.prepare,
-    )
-
-
 def _tiles(bundle: Bundle, slide: Path | None, spots: Path | None, most: int) -> tuple[U8, str]:
     """Tiles uint8 [n, S, S, 3], and where they are from."""
     if slide is not None and spots is not None:
@@ -222,14 +201,6 @@ def _tiles(bundle: Bundle, slide: Path | None, spots: Path | None, most: int) ->
     from mclst.export.parity_tiles import made_up_tiles
 
     return made_up_tiles(bundle.manifest.tile, most).pixels, "made up"
-
-
-def _has_cuda() -> bool:
-    try:
-        import torch
-    except ImportError:
-        return False
-    return bool(torch.cuda.is_available())
 
 
 def _peers(given: Given, wanted: bool, gpu: bool) -> tuple[list[Encoder], list[dict[str, str]]]:
@@ -309,20 +280,36 @@ def _best_batches(measured: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _fresh(
-    given: Given, settings: list[tuple[str, str]], batch: int, tile_px: int
+    given: Given, settings: list[tuple[str, str]], batch: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Cold starts, and which process did not get to its first tile, with its words."""
+    """Cold starts, and which process did not get to its first tile, in its own words."""
     from mclst.benchmarks.cold_start import cold_start
 
     found, absent = [], []
     for provider, precision in settings:
         try:
             found.append(
-                cold_start(given.graphs[precision], provider, precision, tile_px=tile_px, batch=batch, more=2)
+                cold_start(
+                    given.graphs[precision], provider, precision, tile_px=given.tile_px, batch=batch, more=2
+                )
             )
         except ResourceError as error:
             absent.append({"name": f"mclst {provider} {precision}, fresh process", "why": str(error)})
     return found, absent
+
+
+def _memory(
+    encoders: list[Encoder], given: Given, ckpt: Path | None, settings: list[tuple[str, str]], batch: int
+) -> list[dict[str, Any]]:
+    from mclst.benchmarks.contender_memory import measure_alone
+
+    return [
+        measure_alone(
+            encoder.name, "encoder", bundle=given.bundle, ckpt=ckpt, settings=settings, threads=given.threads, batch=batch
+        )
+        for encoder in encoders
+        if encoder.times is None
+    ]  # fmt: skip
 
 
 def _predictions(

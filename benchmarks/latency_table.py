@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mclst.benchmarks.tables import show_table, stamp
+from mclst.benchmarks.tables import show_memory, show_table, stamp
 from mclst.runtime.command import say
 
 
@@ -39,6 +39,13 @@ def show_latency(content: dict[str, Any]) -> None:
             rows,
             bold={result["name"] for result in of_batch["results"] if result["ours"]},
         )  # fmt: skip
+        for result in of_batch["results"]:
+            if result["device_s"]:
+                parts = ", ".join(
+                    f"{stage} {1e3 * told['percentiles']['p50']['s']:.3f} (mean {1e3 * told['mean']:.3f})"
+                    for stage, told in result["device_s"].items()
+                )
+                say(f"batch {of_batch['batch']}, {result['name']}, on the device, median ms: {parts}")
     if content["offline"] is not None:
         for result in content["offline"]["results"]:
             rate = result["tiles_per_s"]
@@ -55,19 +62,32 @@ def _percentile(told: dict[str, Any], level: str) -> str:
     return "-" if found is None else f"{'' if found['mlperf'] else '~'}{1e3 * found['s']:.2f}"
 
 
+def _heat(windows: list[dict[str, Any]]) -> str:
+    """How hot it was after the first window and after the last, the hottest zone each."""
+    told = []
+    for window in (windows[0], windows[-1]):
+        gpu = (window["condition"]["gpu"] or {}).get("temperature_c")
+        zones = {**(window["condition"]["temperature_c"] or {}), **({} if gpu is None else {"GPU": gpu})}
+        told.append(max(zones.items(), key=lambda zone: float(zone[1]), default=None))
+    if told[0] is None or told[1] is None:
+        return "no temperature can be read"
+    return f"{told[0][1]:.0f} °C ({told[0][0]}) at first, {told[1][1]:.0f} °C ({told[1][0]}) at last"
+
+
 def _show_rest(content: dict[str, Any]) -> None:
     sustained = content["sustained"]
     if sustained is not None:
         signs = "; ".join(sustained["throttled"]) or "no sign of throttling in the clocks that can be read"
         say(
             f"sustained, {sustained['name']}: {sustained['tiles_per_s']['median']:.1f} tiles/s, the last quarter "
-            f"{100 * sustained['last_to_first']:.0f} % of the first; {signs}"
+            f"{100 * sustained['last_to_first']:.0f} % of the first; {signs}; {_heat(sustained['windows'])}"
         )
     for run in content["fresh"]:
         say(
             f"fresh process, mclst {run['provider']} {run['precision']}: first tile after {run['first_result_s']:.2f} s, "
             f"peak memory {run['peak_rss_bytes'] / 2**20:,.0f} MiB"
         )
+    show_memory(content["memory"])
     for name, why in content["energy"]["not_available"].items():
         say(f"energy by {name}: not available ({why})")
     for bound in content["predictions"]:
@@ -76,5 +96,9 @@ def _show_rest(content: dict[str, Any]) -> None:
             f"{bound['at_most_tiles_per_s']:,.0f} tiles/s, at least {1e3 * bound['at_least_s']:.2f} ms "
             f"({bound['limited_by']})"
         )
+    for source in dict.fromkeys(
+        f"{bound['device_name']}: {bound['source']}" for bound in content["predictions"]
+    ):
+        say(f"by {source}")
     for missing in content["absent"]:
         say(f"not run here: {missing['name']} ({missing['why']})")

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mclst.benchmarks.cases import Bank
+from mclst.benchmarks.contender import U8, Given
+from mclst.benchmarks.notebook import Notebook
+from mclst.benchmarks.peers import Absent
 from mclst.runtime.array_pitch import slide_resolution
 from mclst.runtime.bundle import Bundle
 from mclst.runtime.errors import CheckpointError, SlideError
+from mclst.runtime.recognise import recognise
 from mclst.runtime.slide import open_slide
 from mclst.runtime.tiles import Tiles, TileShape
 from mclst.sections.section import Spots
-
-U8 = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,42 @@ def open_published(ckpt: Path, bundle: Bundle) -> Published:
     network = checkpoint.network(heads=None if encoder is None else encoder.heads)
     settings = bundle.manifest.preprocessing
     return Published(network, lambda tiles: preprocess(tiles, settings))
+
+
+def given_of(bundle: Bundle, ckpt: Path | None, settings: Sequence[tuple[str, str]], threads: int) -> Given:
+    """What encoders are made from: the graphs of `settings`, (provider, precision) each, and with `ckpt` the network.
+
+    Raises BundleError where a precision is not in the bundle, CheckpointError as `open_published` does.
+    """
+    graphs = {"fp32": bundle.encoder_path}
+    graphs |= {precision: bundle.encoder(precision) for _, precision in settings}
+    published = None if ckpt is None else open_published(ckpt, bundle)
+    return Given(
+        bundle.path,
+        graphs,
+        threads,
+        bundle.manifest.tile.size_px,
+        None if published is None else published.network,
+        None if published is None else published.prepare,
+    )
+
+
+def open_notebook(bundle: Bundle, ckpt: Path | None, slide: Path, threads: int) -> Notebook:
+    """The published way with this bundle's reference spots; Absent where it would not do the same work."""
+    if ckpt is None:
+        raise Absent("needs the checkpoint; give --ckpt")
+    if bundle.manifest.kind != "retrieval":
+        raise Absent("it is of the systems with a bank")
+    spec = bundle.retrieval
+    if spec.rank != "cosine" or spec.distance not in ("l1", "l2") or spec.weighting != "inverse-square":
+        raise Absent("the published loop knows rank by cosine and d⁻² weights of L1 or L2 alone")
+    if bundle.manifest.tile.mpp is not None:
+        raise Absent("it does not resample tiles, and this bundle's are of a given mpp")
+    if recognise(slide) not in ("jpeg", "png"):
+        raise Absent("it reads pictures alone, not slide files")
+    published = open_published(ckpt, bundle)
+    bank = Bank(bundle.bank.embedding, bundle.bank.expression)
+    return Notebook(published.network, published.prepare, bank, spec, bundle.manifest.tile.size_px, threads)
 
 
 def real_tiles(bundle: Bundle, slide: Path, spots: Spots, most: int) -> U8:

@@ -12,7 +12,10 @@ from typing import Any
 from mclst.benchmarks.measure import load_average
 from mclst.kernels import compiled
 
-_LIBRARIES = ("mclst", "numpy", "scipy", "faiss-cpu", "faiss-gpu", "torch", "cuvs", "pycuda", "cuda-core")
+_LIBRARIES = (
+    "mclst", "numpy", "scipy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "faiss-cpu", "faiss-gpu", "torch",
+    "pillow",    "cuvs", "pycuda", "cuda-core",
+)  # fmt: skip
 _LANES = ("plain", "AVX2", "AVX-512", "AVX-512 VNNI", "AMX")
 
 

@@ -15,6 +15,15 @@ _SIDE = 2048
 _TRIES = 5
 
 
+def has_cuda() -> bool:
+    """Whether there is a CUDA device that torch, which measures its peaks, can use."""
+    try:
+        import torch
+    except ImportError:
+        return False
+    return bool(torch.cuda.is_available())
+
+
 def measure_peaks(threads: int, *, gpu: bool) -> dict[str, Any]:
     """Operations a second of a large matrix product by precision, and bytes a second of a large copy.
 

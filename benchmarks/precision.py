@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.benchmarks import machine
+from mclst.benchmarks.document_parts import begun
 from mclst.benchmarks.measure import in_turns, ratio, spread
 from mclst.benchmarks.result_files import ResultFiles, result_options
-from mclst.benchmarks.tables import verdict
 from mclst.runtime.bundle import Bundle, open_bundle
 from mclst.runtime.bundle_options import bundle_option
 from mclst.runtime.command import command, progress, say
@@ -224,10 +224,7 @@ def precision(
     }
     _show(found, quiet=quiet)
     content = {
-        "schema": "mclst-bench-precision/1",
-        "created": started.isoformat(timespec="seconds"),
-        "machine": where,
-        "verdict": verdict(where["load_at_start"], where["cores"]),
+        **begun("mclst-bench-precision/1", started, where, where["cores"]),
         "slide": slide.name,
         "bundle": {**about, "checkpoint_sha256": m.checkpoint.sha256},
         "results": found,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.runtime.errors import ResourceError
+from mclst.benchmarks.apart import run_apart
 from mclst.runtime.manifest import Sequence
 from mclst.runtime.resident import peak_bytes
 from mclst.runtime.sequence import SequenceSession
@@ -30,15 +29,10 @@ def measure_apart(path: Path, settings: Sequence, spots: int) -> dict[str, Any]:
     Gives spots, peak_mib (resident, of the whole process), open_mib (before the run: libraries and weights), seconds.
     Raises ResourceError where the process is killed or fails, as it is without enough memory.
     """
-    words = [sys.executable, "-m", __spec__.name, str(path), settings.model_dump_json(), str(spots)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ResourceError(
-            f"{path.name} over {spots:,} spots failed with status {done.returncode} "
-            f"({(done.stderr.strip().splitlines() or ['killed'])[-1]}); give fewer spots"
-        )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    words = (str(path), settings.model_dump_json(), str(spots))
+    return run_apart(
+        __spec__.name, words, what=f"{path.name} over {spots:,} spots", advice="give fewer spots"
+    )
 
 
 def _main(path: str, settings: str, spots: str) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from typing import Any
 
+from mclst.benchmarks.figure_file import content as file_of
 from mclst.benchmarks.stages import NAMES
 
 COLOURS = dict(
@@ -18,7 +18,7 @@ def stages_png(content: dict[str, Any]) -> bytes:
     from matplotlib.figure import Figure
 
     entries = content["result"]["contenders"]
-    figure = Figure(figsize=(11, 1.6 + 1.15 * len(entries)), layout="constrained")
+    figure = Figure(figsize=(11, 1.6 + 1.15 * len(entries)), layout="constrained", dpi=130)
     falls, rates = figure.subplots(1, 2, width_ratios=(2, 1))
     for place, entry in enumerate(reversed(entries)):
         at = 0.0
@@ -55,6 +55,4 @@ def stages_png(content: dict[str, Any]) -> bytes:
         f"machine {content['verdict']}",
         fontsize=10,
     )
-    png = BytesIO()
-    figure.savefig(png, format="png", dpi=130)
-    return png.getvalue()
+    return file_of(figure)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.benchmarks import machine
+from mclst.benchmarks.document_parts import begun
 from mclst.benchmarks.measure import Samples, in_turns, spread
 from mclst.benchmarks.result_files import ResultFiles, result_options
 from mclst.runtime.command import command, progress, say
@@ -118,9 +119,7 @@ def systems(
             found["systems"][name]["memory"] = measure_apart(system.sequence_path, system.settings, memory)
     _show(found, quiet=quiet)
     content = {
-        "schema": "mclst-bench-systems/1",
-        "created": started.isoformat(timespec="seconds"),
-        "machine": where,
+        **begun("mclst-bench-systems/1", started, where, where["cores"]),
         "settings": {"spots": spots, "batch_size": batch_size, "rounds": repeats, "weights": "random"},
         **found,
     }

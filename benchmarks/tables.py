@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from mclst.runtime.command import console
+from mclst.runtime.command import console, say
 
 _QUIET = 0.5
 """A machine busier than this share of its cores when a run begins gives figures to look at, not to quote."""
@@ -53,3 +53,13 @@ def show_table(
     # rich never prints wider than it takes the console to be, and takes a file to be 80 columns.
     needed = Measurement.get(console, console.options.update(width=10_000), table).maximum
     Console(stderr=True, highlight=False, width=needed).print(table)
+
+
+def show_memory(memory: Sequence[Mapping[str, Any]]) -> None:
+    """A line per contender that was measured in a process of its own: resident memory at the peak, and what it added."""
+    for entry in memory:
+        if entry["peak_rss_bytes"] is None:
+            say(f"memory of {entry['name']}: not measured ({entry['why']})")
+        else:
+            peak, before = (entry[name] / 2**20 for name in ("peak_rss_bytes", "before_bytes"))
+            say(f"memory of {entry['name']}: {peak:,.0f} MiB at the peak, {peak - before:,.0f} of it its own")

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.benchmarks import machine
+from mclst.benchmarks.document_parts import begun
 from mclst.benchmarks.measure import in_turns, spread
 from mclst.benchmarks.readers import MAY_DIE, READERS, Corners, survives
 from mclst.benchmarks.result_files import ResultFiles, result_options
@@ -187,9 +188,7 @@ def tiles(
             results.append(found)
             _show(found, quiet=quiet)
     content = {
-        "schema": "mclst-bench-tiles/1",
-        "created": started.isoformat(timespec="seconds"),
-        "machine": where,
+        **begun("mclst-bench-tiles/1", started, where, where["cores"]),
         "slide": about,
         "results": results,
     }

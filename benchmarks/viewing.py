@@ -15,6 +15,7 @@ from scipy.ndimage import gaussian_filter
 
 from mclst.benchmarks import machine
 from mclst.benchmarks.browser import open_browser, wait_for_picture
+from mclst.benchmarks.document_parts import begun
 from mclst.benchmarks.measure import spread
 from mclst.benchmarks.result_files import ResultFiles, result_options
 from mclst.runtime.command import command, progress, say
@@ -129,9 +130,7 @@ def viewing(
             median, least, most = value["median"], value["min"], value["max"]
             say(f"  {name.removesuffix('_ms'):<14} {median:8.1f} ms  ({least:.1f} - {most:.1f})", quiet=quiet)
     content = {
-        "schema": "mclst-bench-viewing/1",
-        "created": started.isoformat(timespec="seconds"),
-        "machine": where,
+        **begun("mclst-bench-viewing/1", started, where, where["cores"]),
         "results": [{"spots": spots, "genes": genes, "page_bytes": size, "write_s": seconds, **taken}],
     }
     result_files.publish(lambda: content)

@@ -32,6 +32,7 @@ class DeviceSession:
         self._device, self._make_runner = device, make_runner
         self._tile, self._width = tile, width
         self._alone: tuple[int, DeviceStages] | None = None
+        self._clock = Clock()
 
     def stages(
         self, batch: int, *, group_rows: int, on_device: bool, clock: Clock, slots: int | None = None
@@ -61,5 +62,11 @@ class DeviceSession:
         if self._alone is None or self._alone[0] != len(tiles):
             if self._alone is not None:
                 self._alone[1].close()
-            self._alone = (len(tiles), self._stages(len(tiles), len(tiles), False, Clock()))
+            self._alone = (len(tiles), self._stages(len(tiles), len(tiles), False, self._clock))
         return encode_now(self._alone[1], tiles)
+
+    def device_seconds(self) -> dict[str, float]:
+        """Seconds between events on the device in all calls of `encode`: "upload", "encode" and "download"."""
+        if self._alone is not None:
+            self._alone[1].settle()
+        return dict(self._clock)

@@ -60,7 +60,11 @@ class _Ticket:
 
 
 class DeviceStages:
-    """Stages on a CUDA device. Times on the device go to the clock as "upload", "encode" and "gather"."""
+    """Stages on a CUDA device.
+
+    Times between events on the device go to the clock as "upload", "encode", and of embeddings "download" to the host
+    or "gather" on the device.
+    """
 
     groups = GROUPS
 
@@ -125,7 +129,7 @@ class DeviceStages:
 
     def upload(self, slot: int, n: int, after: Sequence[Any]) -> _Ticket:
         """See `Stages`."""
-        self._sweep()
+        self.settle()
         ticket = self._begin("upload", self._up, after)
         self._device.copy_up(self._inputs[slot], self._tiles[slot][:n], self._up)
         return self._end(ticket, self._up)
@@ -138,7 +142,7 @@ class DeviceStages:
 
     def gather(self, slot: int, n: int, group: int, at: int, after: Sequence[Any]) -> _Ticket:
         """See `Stages`."""
-        ticket = self._begin("gather", self._down, after)
+        ticket = self._begin("gather" if self._on_device else "download", self._down, after)
         source = self._outputs[slot]
         if self._on_device:
             to = self._groups[group] + at * self._row_bytes
@@ -171,6 +175,11 @@ class DeviceStages:
         if ticket.end is not None:
             self._device.reach(ticket.end)
             self.done(ticket)
+
+    def settle(self) -> None:
+        """Tell the clock of all that is done, oldest first."""
+        while self._under_way and self.done(self._under_way[0]):
+            self._under_way.popleft()
 
     def close(self) -> None:
         """See `Stages`. Where the device failed, it has said so already, and its memory ends with the process."""
@@ -206,11 +215,6 @@ class DeviceStages:
         event = self._spare.pop() if self._spare else self._device.event()
         self._device.record(event, stream)
         return event
-
-    def _sweep(self) -> None:
-        """Let go of the tickets that are done, oldest first."""
-        while self._under_way and self.done(self._under_way[0]):
-            self._under_way.popleft()
 
     def _pin(self, nbytes: int) -> NDArray[np.uint8]:
         self._pinned.append(self._device.pinned(nbytes))

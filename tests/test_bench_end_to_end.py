@@ -14,7 +14,8 @@ from small import Small
 
 from mclst.benchmarks import end_to_end_command, peaks, stages
 from mclst.benchmarks.cli import main
-from mclst.benchmarks.end_to_end_command import _notebook
+from mclst.benchmarks.end_to_end_command import _hold_against_peak
+from mclst.benchmarks.loaded import open_notebook
 from mclst.benchmarks.peers import Absent
 from mclst.benchmarks.stage_chart import stages_png
 from mclst.runtime.bundle import open_bundle
@@ -44,7 +45,7 @@ def test_the_notebook_gives_the_map_of_mclst_infer(small: Small, small_bundle: P
     words = [small.slide, "--spots", small.spots, "--bundle", small_bundle, "--out", out, "--no-picture"]
     assert CliRunner().invoke(infer, list(map(str, words))).exit_code == 0
     spots = read_spots(small.spots)
-    notebook = _notebook(open_bundle(small_bundle), small.ckpt, small.slide, threads=1)
+    notebook = open_notebook(open_bundle(small_bundle), small.ckpt, small.slide, threads=1)
     expression, clock = notebook.run(small.slide, spots.xy_px)
     np.testing.assert_allclose(expression, anndata.read_h5ad(out).X, atol=1e-4)
     assert clock["total"] >= clock["decode"] + clock["encode"] + clock["retrieve"]
@@ -76,8 +77,13 @@ def test_a_run_is_told_with_its_samples(small: Small, small_bundle: Path, tmp_pa
     assert next(iter(fresh["steps_s"])) == "python" and list(fresh["steps_s"])[-1] == "first expression"
     assert fresh["first_result_s"] == pytest.approx(sum(fresh["steps_s"].values()), abs=0.05)
     assert fresh["peak_rss_bytes"] > 50e6
+    held = {entry["name"]: entry for entry in told["memory"]}
+    assert list(held) == ["mclst cpu fp32", "published notebook"]
+    own = {name: entry["peak_rss_bytes"] - entry["before_bytes"] for name, entry in held.items()}
+    # The notebook brings torch with it, which mclst does without.
+    assert 0 < own["mclst cpu fp32"] < own["published notebook"] > 100e6
     assert picture.read_bytes().startswith(b"\x89PNG") and len(stages_png(told)) > 10_000
-    for word in ("published notebook", "bound by", "cold start", "peak memory", "PCC"):
+    for word in ("published notebook", "bound by", "cold start", "memory of published", "PCC"):
         assert word in done.stderr
 
 
@@ -86,9 +92,9 @@ def test_without_a_checkpoint_the_notebook_is_said_to_be_absent(small: Small, sm
     assert done.exit_code == 0 and done.stderr == "", done.output
     told = json.loads(done.stdout)
     assert told["absent"] == [{"name": "published notebook", "why": "needs the checkpoint; give --ckpt"}]
-    assert told["cold_start"] == [] and [c["name"] for c in told["result"]["contenders"]] == [
-        "mclst auto fp32"
-    ]
+    assert told["cold_start"] == told["memory"] == [] and [
+        c["name"] for c in told["result"]["contenders"]
+    ] == ["mclst auto fp32"]
 
 
 @pytest.mark.parametrize(
@@ -125,10 +131,10 @@ def test_the_published_way_is_left_out_where_it_would_do_other_work(
         update={"retrieval": bundle.manifest.retrieval.model_copy(update={"weighting": "uniform"})}  # type: ignore[union-attr]
     )
     with pytest.raises(Absent, match="d⁻² weights"):
-        _notebook(type(bundle)(bundle.path, uniform, bundle.sha256), small.ckpt, small.slide, 1)
+        open_notebook(type(bundle)(bundle.path, uniform, bundle.sha256), small.ckpt, small.slide, 1)
     with pytest.raises(Absent, match="pictures alone"):
-        monkeypatch.setattr("mclst.runtime.recognise.recognise", lambda path: "tiff")
-        _notebook(bundle, small.ckpt, small.slide, 1)
+        monkeypatch.setattr("mclst.benchmarks.loaded.recognise", lambda path: "tiff")
+        open_notebook(bundle, small.ckpt, small.slide, 1)
 
 
 # --- stages -------------------------------------------------------------------------------------------------------
@@ -165,8 +171,41 @@ def test_stages_of_a_run_part_the_file_from_its_decoding() -> None:
     del seconds["file"]
     unseen = stages.of_run(seconds, workers=2)
     assert unseen.busy_s["read"] is None and unseen.busy_s["decode"] == 3.0
-    on_device = stages.of_run(seconds | {"upload": 0.1}, workers=2)
-    assert on_device.busy_s["copy up"] == 0.1
+    assert unseen.described()["elsewhere_s"] == pytest.approx(6.0 - 5.25)
+    on_device = stages.of_run(seconds | {"upload": 0.1, "download": 0.02, "gather": 9.0}, workers=2)
+    assert (on_device.busy_s["copy up"], on_device.busy_s["copy down"]) == (0.1, 0.02)
+    # There the host does not wait while a batch is encoded.
+    assert on_device.described()["elsewhere_s"] == pytest.approx(6.0 - 1.25)
+
+
+def test_an_encoder_is_held_against_the_peak_of_what_ran_it(small_bundle: Path) -> None:
+    bundle = open_bundle(small_bundle)
+    rates = {"host": {"fp32": 1e12}, "cuda": {"fp32": 1e13, "fp16": 1e14}}
+    sides = {side: {"operations_per_s": found, "bytes_per_s": 1e10} for side, found in rates.items()}
+    ways = [
+        ("mclst auto fp16", "tensorrt", 1e14),
+        ("mclst cpu fp32", "cpu", 1e12),
+        ("mclst cuda fp32", "cuda", 1e13),
+    ]
+    found: dict[str, Any] = {
+        "tiles": 10,
+        "contenders": [
+            {
+                "name": name,
+                "ours": True,
+                "provider": provider,
+                "stages": {"stages": {"encode": {"busy_s": 0.5}}},
+            }
+            for name, provider, _ in ways
+        ],
+    }
+    _hold_against_peak(found, bundle, sides, 4)
+    for entry, (_, _, peak) in zip(found["contenders"], ways, strict=True):
+        assert entry["encoder_of_peak"] == pytest.approx(
+            10 * found["encoder_operations_per_tile"] / 0.5 / peak
+        )
+    _hold_against_peak(found, bundle, {**sides, "cuda": None}, 4)
+    assert [entry["encoder_of_peak"] is None for entry in found["contenders"]] == [True, False, True]
 
 
 def test_settings_are_pairs() -> None:

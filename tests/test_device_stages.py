@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from played_cuda import PlayedDriver, PlayedTensorRT, encoded
 
+from mclst.benchmarks import latency
+from mclst.benchmarks.contender import Encoder
+from mclst.benchmarks.latency_document import QueryResult
 from mclst.runtime import open_slide
 from mclst.runtime.cuda_device import CudaDevice
 from mclst.runtime.device_session import DeviceSession
@@ -144,7 +147,11 @@ def test_a_run_through_tensorrt(
     batches = -(-len(slide.xy) // 5)
     expected = (2, batches) if flavour == "tensorrt" else (1 + batches, 0)
     assert (trt.executed, driver.launched) == expected
-    assert driver.most_waiting > 10 and set(clock) >= {"upload", "encode", "gather"}
+    assert driver.most_waiting > 10 and set(clock) == {
+        "upload",
+        "encode",
+        "gather" if on_device else "download",
+    }
     assert not driver.held and not driver.streams and not driver.graphs and driver.depth == 0
     assert not driver.events
 
@@ -171,6 +178,42 @@ def test_tiles_at_hand(played: Played, n: int) -> None:
         np.testing.assert_array_equal(session.encode(tiles), encoded(tiles))
     assert driver.launched == 3
     assert session.encode(tiles[:0]).shape == (0, 3)
+
+
+def test_the_device_times_each_query_by_its_events(played: Played) -> None:
+    device, driver = played()
+    session, _ = a_session(device, driver)
+    rng = np.random.default_rng(0)
+    tiles = rng.integers(0, 256, (16, 4, 4, 3), dtype=np.uint8)
+    assert session.device_seconds() == {}
+    before: dict[str, float] = {}
+    for n in (3, 3, 8, 3):
+        session.encode(tiles[:n])
+        now = session.device_seconds()
+        # The played clock moves by 1 ms with each thing the device does: one copy, or copy, graph and copy.
+        took = {name: round(1e3 * (now[name] - before.get(name, 0.0))) for name in now}
+        assert took.keys() == {"upload", "encode", "download"} and min(took.values()) >= 1
+        assert took["encode"] > took["upload"]
+        before = now
+
+
+def test_a_benchmark_tells_copies_and_work_on_the_device_apart(played: Played) -> None:
+    device, driver = played()
+    session, _ = a_session(device, driver)
+    tiles = np.random.default_rng(0).integers(0, 256, (16, 4, 4, 3), dtype=np.uint8)
+    ours = Encoder(
+        "mclst tensorrt fp32", True, "fp32", session.encode, gpu=True, device_seconds=session.device_seconds
+    )
+    host = Encoder("host", False, "fp32", encoded)
+    for batch in (1, 8):
+        told = latency.measure([ours, host], tiles, batch=batch, rounds=2, block_s=0.02, warm_s=(0.001, 0.01))
+        mine, theirs = told["results"]
+        assert theirs["device_s"] is None and mine["device_s"].keys() == {"copy up", "encode", "copy down"}
+        for stage, of in mine["device_s"].items():
+            seconds = mine["samples"][f"{stage}_s"]
+            assert of["n"] == len(seconds) == mine["latency_s"]["n"] and min(seconds) >= 0.001
+            assert of["mean"] == pytest.approx(np.mean(seconds))
+        QueryResult.model_validate({**mine, "roofline_s": None, "of_roofline": None})
 
 
 def test_more_tiles_than_the_engine_takes_are_refused(played: Played) -> None:

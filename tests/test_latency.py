@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -14,12 +15,14 @@ import pytest
 from click.testing import CliRunner, Result
 from small import Small
 
-from mclst.benchmarks import documents, encoders, peaks
+from mclst.benchmarks import devices, document_parts, documents, encoders, peaks
 from mclst.benchmarks.cli import main
-from mclst.benchmarks.encoders import Encoder, Given, trtexec
+from mclst.benchmarks.contender import Encoder, Given
+from mclst.benchmarks.contender_memory import measure_alone
 from mclst.benchmarks.latency import agreement, measure, offline, sustained, warm_up
 from mclst.benchmarks.latency_chart import latency_png
 from mclst.benchmarks.peers import Absent
+from mclst.benchmarks.tensorrt_peers import polygraphy, trtexec
 
 SCHEMAS = Path(__file__).resolve().parents[1] / "docs" / "schemas"
 TILES = np.zeros((24, 4, 4, 3), np.uint8)
@@ -156,27 +159,119 @@ def test_trtexec_builds_once_per_batch_and_tells_its_latencies(
     program = tmp_path / "trtexec"
     program.write_text(
         f"""#!/bin/sh
+case "$1" in --help) echo "&&&& RUNNING TensorRT.trtexec [TensorRT v110100] [b9]"; echo "--useSpinWait --useCudaGraph --includeDataTransfers"; exit;; esac
 echo "$@" >> {log}
 for word in "$@"; do case $word in
-  --exportTimes=*) echo '[{{"latencyMs": 2.5, "computeMs": 2}}, {{"latencyMs": 3.5, "computeMs": 3}}]' > "${{word#--exportTimes=}}" ;;
+  --exportTimes=*) cat {tmp_path}/trace > "${{word#--exportTimes=}}" ;;
   --saveEngine=*) : > "${{word#--saveEngine=}}" ;;
 esac; done
 """
     )
     program.chmod(0o755)
+    trace = [
+        {"h2dMs": 0.25, "computeMs": compute, "d2hMs": 0.125, "latencyMs": compute + 0.375}
+        for compute in (2, 3)
+    ]
+    (tmp_path / "trace").write_text(json.dumps(trace))
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     encoder = trtexec(Given(tmp_path, {"fp32": tmp_path / "e.onnx"}, 1, 224))
     assert encoder.times is not None
-    assert encoder.times(8, 0.5) == [0.0025, 0.0035] == encoder.times(8, 0.5)
-    lines = log.read_text().splitlines()
+    assert encoder.versions == {"trtexec": "110100"}
+    told = encoder.times(8, 0.5)
+    assert told == encoder.times(8, 0.5) and told.query_s == pytest.approx([0.002375, 0.003375])
+    assert told.device_s == {"upload": [0.00025] * 2, "encode": [0.002, 0.003], "download": [0.000125] * 2}
+    result = measure([encoder], TILES, batch=8, rounds=2, block_s=0.5)["results"][0]
+    assert result["device_s"]["encode"]["mean"] == pytest.approx(0.0025)
+    assert result["samples"]["copy down_s"] == [0.000125] * 4
+    lines = log.read_text().splitlines()[:3]
     assert [("--saveEngine" in line, "--loadEngine" in line) for line in lines] == [(True, False), (False, True), (False, True)]  # fmt: skip
     assert "--shapes=tiles:8x224x224x3" in lines[0] and "--duration=1" in lines[1]
+    # Since version 11 copies are left out unless it is told otherwise; before, the word is unknown.
+    assert lines[1].endswith("--useSpinWait --useCudaGraph --includeDataTransfers")
+    program.write_text(program.read_text().replace(" --includeDataTransfers", ""))
+    older = trtexec(Given(tmp_path, {"fp32": tmp_path / "e.onnx"}, 1, 224))
+    assert older.times is not None and older.times(8, 0.5) == told
+    assert log.read_text().splitlines()[-1].endswith("--useSpinWait --useCudaGraph")
     program.write_text("#!/bin/sh\necho 'Unknown option'; exit 1\n")
     with pytest.raises(Absent, match="trtexec fails: Unknown option"):
         encoder.times(16, 1.0)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(Absent, match="no trtexec"):
         trtexec(Given(tmp_path, {"fp32": tmp_path / "e.onnx"}, 1, 224))
+
+
+def test_polygraphy_has_an_engine_for_each_batch_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from polygraphy.backend import trt
+
+    given, opened = Given(tmp_path, {"fp32": tmp_path / "e.onnx"}, 1, 4), []
+
+    class Runner:
+        """In place of what needs a GPU; engine, network and profile are Polygraphy's own."""
+
+        def __init__(self, engine: Any) -> None:
+            assert isinstance(engine, trt.EngineFromNetwork)
+            (self.profile,), self.active = engine._config.profiles, False
+            assert engine._network.path == str(tmp_path / "e.onnx") and engine._network.strongly_typed
+            opened.append(self)
+
+        def activate(self) -> None:
+            self.active = True
+
+        def deactivate(self) -> None:
+            self.active = False
+
+        def infer(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            assert (
+                self.active and self.profile["tiles"].min == self.profile["tiles"].max == feed["tiles"].shape
+            )
+            return {"embedding": feed["tiles"].reshape(len(feed["tiles"]), -1)[:, :3].astype(np.float32)}
+
+    with pytest.raises(Absent, match="tensorrt is not installed"):
+        polygraphy(given)
+    monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
+    monkeypatch.setattr(trt, "TrtRunner", Runner)
+    with pytest.raises(Absent, match="no fp16 graph"):
+        polygraphy(given, "fp16")
+    peer = polygraphy(given)
+    assert peer.gpu and "polygraphy" in peer.versions
+    for batch in (2, 2, 5):
+        tiles = np.random.default_rng(batch).integers(0, 256, (batch, 4, 4, 3), dtype=np.uint8)
+        np.testing.assert_array_equal(peer.encode(tiles), tiles[:, 0, 0])
+    assert [runner.active for runner in opened] == [False, True]
+
+
+# --- memory, and the data sheets ------------------------------------------------------------------------------------
+
+
+def test_a_peer_alone_in_a_process_tells_its_memory(small_bundle: Path) -> None:
+    given = {"bundle": small_bundle, "ckpt": None, "settings": [("cpu", "fp32")], "threads": 1}
+    found = measure_alone("ONNX Runtime fp32", "encoder", **given, batch=4)
+    assert 20e6 < found["before_bytes"] < found["peak_rss_bytes"] < 1e9 and found["why"] == ""
+    failed = measure_alone("torch eager", "encoder", **given, batch=4)
+    assert failed["peak_rss_bytes"] is None and "give --ckpt" in failed["why"]
+    for entry in (found, failed):
+        document_parts.Memory.model_validate(entry)
+
+
+@pytest.mark.parametrize(
+    ("name", "fp16", "int8"),
+    [("orin", 42.5, 85), ("thor", 258.75, 517.5), ("l4", 121, 242.5), ("h200", 989.5, 1979)],
+)
+def test_a_bound_is_the_slowest_of_arithmetic_memory_and_bus(name: str, fp16: float, int8: float) -> None:
+    device = devices.DEVICES[name]
+    assert device.operations["fp16"] == pytest.approx(fp16 * 1e12, rel=1e-3)
+    assert device.operations["int8"] == pytest.approx(int8 * 1e12, rel=1e-3)
+    work = SimpleNamespace(products=3e12, least_bytes=2e9)
+    told = devices.predict(name, "fp16", work, 150_528, 64)  # type: ignore[arg-type]
+    parts = {"arithmetic": 3 / fp16, "memory": 2e9 / device.memory}
+    if device.link is not None:
+        parts["link"] = 64 * 150_528 / device.link
+    assert told["seconds"] == pytest.approx(parts, rel=1e-3)
+    assert told["at_least_s"] == pytest.approx(max(parts.values()), rel=1e-3)
+    assert told["at_most_tiles_per_s"] * told["at_least_s"] == pytest.approx(64)
+    assert all(part in told["source"].split("not confirmed: ")[-1] for part in device.unconfirmed)
 
 
 # --- the command and its documents --------------------------------------------------------------------------------
@@ -199,7 +294,12 @@ def test_a_document_of_real_encoders(
     def too_slow(given: Given, device: str = "cpu") -> Encoder:
         raise Absent("compiling takes a minute")
 
+    def alone(name: str, work: str, **given: Any) -> dict[str, Any]:
+        return {"name": name, "before_bytes": 1 << 20, "peak_rss_bytes": 3 << 20, "why": ""}
+
     monkeypatch.setattr(encoders, "torch_compiled", too_slow)
+    # Each takes a process of its own; one of them is asked above.
+    monkeypatch.setattr("mclst.benchmarks.contender_memory.measure_alone", alone)
     saved, picture = tmp_path / "l.json", tmp_path / "l.png"
     done = bench(
         small_bundle, "--ckpt", str(small.ckpt), "--slide", str(small.slide), "--spots", str(small.spots),
@@ -230,8 +330,17 @@ def test_a_document_of_real_encoders(
     assert "bound, not measured: Jetson AGX Orin" in done.stderr
     ran = {name.split()[1] for name in names if name.startswith("mclst ")}
     assert {run["provider"] for run in told["fresh"]} == ran >= {"cpu"}
+    assert {entry["name"] for entry in told["memory"]} == names
     assert picture.read_bytes().startswith(b"\x89PNG") and len(latency_png(told)) > 20_000
-    for word in ("least cosine", "offline", "sustained", "fresh process", "energy by", "not run here"):
+    for word in (
+        "least cosine",
+        "offline",
+        "sustained",
+        "fresh process",
+        "energy by",
+        "2 of it its own",
+        "not run here",
+    ):
         assert word in done.stderr
     compared = CliRunner().invoke(main, ["compare", str(saved), str(saved)])
     assert compared.exit_code == 0 and "batch 4: torch eager" in compared.stderr
