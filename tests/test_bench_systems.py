@@ -88,6 +88,10 @@ def test_the_readme_tells_the_committed_run() -> None:
     root = Path(__file__).resolve().parents[1]
     run = json.loads((root / "benchmarks" / "results" / "systems-cpu.json").read_text())
     rows = [line.split(" | ") for line in (root / "README.md").read_text().splitlines() if " px" in line]
-    told = {row[0].strip("| ").lstrip("[").split("]")[0]: row[-1].strip(" |") for row in rows if len(row) == 7}
-    measured = {name: f"{of['tiles_per_second']['all']['median']:,.0f}" for name, of in run["systems"].items()}
+    told = {
+        row[0].strip("| ").lstrip("[").split("]")[0]: row[-1].strip(" |") for row in rows if len(row) == 7
+    }
+    measured = {
+        name: f"{of['tiles_per_second']['all']['median']:,.0f}" for name, of in run["systems"].items()
+    }
     assert {name.lower().replace("-", ""): rate for name, rate in told.items()} == measured

@@ -97,3 +97,41 @@ def test_only_what_stands_between_the_marks_is_made_anew(tmp_path: Path) -> None
     assert written(found, tmp_path) == found
     with pytest.raises(ValueError, match="needs one"):
         written("no marks", tmp_path)
+
+
+def test_what_the_docs_say_of_section_c4_is_what_was_measured() -> None:
+    told = {
+        name: json.loads((ROOT / "benchmarks" / "results" / f"{name}-c4-cpu.json").read_text())
+        for name in ("end-to-end", "latency")
+    }
+    text = " ".join((ROOT / "docs" / "benchmarks.md").read_text().split())
+    runs = {entry["name"]: entry for entry in told["end-to-end"]["result"]["contenders"]}
+    ours, fast = runs["mclst cpu fp32"], runs["mclst openvino bf16"]
+    times = {
+        (name, what): np.median(
+            np.divide(runs["published notebook"]["samples"][what], runs[name]["samples"][what])
+        )
+        for name in (ours["name"], fast["name"])
+        for what in ("wall_s", "stream_s")
+    }
+    assert f"`openvino bf16` takes it, {times[fast['name'], 'wall_s']:.2f} times" in text
+    assert f"PCC {fast['against_truth']['pcc_acg']:.4f} where" in text
+    assert f"r {fast['equal_to_first']['pearson']:.5f} to fp32" in text
+    assert f"`cpu` is {times[ours['name'], 'wall_s']:.2f} times as fast" in text
+    assert f"not met**: {times[ours['name'], 'stream_s']:.2f} from the first tile" in text
+    assert f"{ours['encoder_of_peak']:.0%}".replace("%", " % of this machine's") in text
+    ratios = {
+        (of_batch["batch"], r["name"]): r["latency_to_first"]
+        for of_batch in told["latency"]["batches"]
+        for r in of_batch["results"]
+    }
+    for name, how in (
+        ("ONNX Runtime fp32", "takes {:.2f}, {:.2f} and {:.2f} times"),
+        ("torch.compile", "{:.2f}, {:.2f} and {:.2f}"),
+    ):
+        assert how.format(*(ratios[batch, name] for batch in (8, 16, 64))) in text
+    assert f"ONNX Runtime takes {ratios[1, 'ONNX Runtime fp32']:.2f} of its time" in text
+    fp32 = [name for _, name in ratios if name.endswith("fp32") or name.startswith("torch")]
+    assert all(ratios[batch, name] >= 1 for batch in (8, 16, 64) for name in fp32)
+    cosine = told["latency"]["agreement"]["contenders"]["mclst openvino bf16"]["cosine_min"]
+    assert f"least cosine to the checkpoint is {cosine:.5f}" in text
