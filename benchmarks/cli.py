@@ -20,6 +20,7 @@ from mclst.benchmarks.document_parts import begun
 from mclst.benchmarks.end_to_end_command import end_to_end
 from mclst.benchmarks.latency_command import latency
 from mclst.benchmarks.limits import Peaks, cuda_peaks, host_peaks
+from mclst.benchmarks.load_command import load
 from mclst.benchmarks.page_command import page
 from mclst.benchmarks.peaks import has_cuda
 from mclst.benchmarks.peers import PEERS
@@ -43,7 +44,19 @@ def main() -> None:
     """Measure mclst on this machine, with its peers in the same run."""
 
 
-for subcommand in (accuracy, compare, end_to_end, latency, memory, page, precision, systems, tiles, viewing):
+for subcommand in (
+    accuracy,
+    compare,
+    end_to_end,
+    latency,
+    load,
+    memory,
+    page,
+    precision,
+    systems,
+    tiles,
+    viewing,
+):
     main.add_command(subcommand)
 
 

@@ -55,6 +55,16 @@ class Bundle:
     """Of each file as it was when its hash was taken."""
 
     @property
+    def server(self) -> str:
+        """URL of the server that holds it; "" where its files are here."""
+        return ""
+
+    @property
+    def encoder_gives(self) -> int:
+        """Numbers per tile that a session gives."""
+        return self.manifest.encoder.embedding_dim
+
+    @property
     def encoder_path(self) -> Path:
         """The fp32 ONNX graph from tiles to embeddings, features or expression."""
         return self.encoder()
@@ -68,7 +78,7 @@ class Bundle:
         """The encoder's graph in a precision; raises BundleError, naming those there are, where it has none."""
         if precision not in self.precisions:
             raise BundleError(
-                f"{self.path} has no encoder in {precision} but in {', '.join(self.precisions)}; choose one of these, "
+                f"{self.server or self.path} has no encoder in {precision} but in {', '.join(self.precisions)}; choose one of these, "
                 f"or export with --precision {precision}"
             )
         return self.path / graph_name(ENCODER, precision)
@@ -128,7 +138,7 @@ class Bundle:
     def __repr__(self) -> str:
         m = self.manifest
         return (
-            f"Bundle({str(self.path)!r}: {m.system} with {m.encoder.name}, {m.tile.size_px} px tiles, "
+            f"Bundle({self.server or str(self.path)!r}: {m.system} with {m.encoder.name}, {m.tile.size_px} px tiles, "
             + (f"{m.bank_rows} reference spots, " if m.retrieval else "")
             + f"{m.genes} genes"
             + (f", k={m.retrieval.k})" if m.retrieval else ")")
@@ -139,7 +149,7 @@ class Bundle:
 
         m = self.manifest
         rows = [
-            ("folder", self.path),
+            ("server" if self.server else "folder", self.server or self.path),
             ("system", f"{m.system}, {m.encoder.name}"),
             ("tile", f"{m.tile.size_px} px" + (f" of {m.tile.mpp:g} µm" if m.tile.mpp else " of level 0")),
             ("genes", m.genes),

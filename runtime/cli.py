@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from mclst.kernels.retriever import PROVIDERS as RETRIEVERS
-from mclst.runtime.bundle import PRECISIONS, Bundle, open_bundle
+from mclst.runtime.bundle import PRECISIONS, Bundle
 from mclst.runtime.bundle_options import bundle_option, retrieval_options
 from mclst.runtime.cohort_command import CohortOptions, cohort_options, run_cohort
 from mclst.runtime.command import Bytes, Finite, check_json, command, progress, publish_json, say, table
@@ -20,6 +20,7 @@ from mclst.runtime.providers import PROVIDERS, list_providers
 from mclst.runtime.report.files import Files
 from mclst.runtime.report.options import file_options, names
 from mclst.runtime.run_report import Run
+from mclst.runtime.server.options import ServerOptions, ready, server_options
 from mclst.runtime.slide import READERS
 from mclst.runtime.slide_job import Job, run_job, spec_of
 from mclst.runtime.work import most_bad_tiles
@@ -114,6 +115,7 @@ NAMED_FAILURES = 5
 )
 @file_options
 @cohort_options
+@server_options
 @click.option(
     "--report/--no-report",
     default=True,
@@ -159,6 +161,7 @@ def main(
     report: bool,
     files: Files,
     cohort: CohortOptions,
+    server: ServerOptions,
     max_bad_tiles: str,
     resume: bool,
     overwrite: bool,
@@ -213,26 +216,41 @@ def main(
         "files": files,
     }
     if cohort.slides is not None:
-        sys.exit(run_cohort(cohort, job, settings, bundle_path=bundle_path, json_path=json_path, quiet=quiet))
+        sys.exit(
+            run_cohort(
+                cohort,
+                job,
+                settings,
+                server=server,
+                bundle_path=bundle_path,
+                json_path=json_path,
+                quiet=quiet,
+            )
+        )
     check_json(
         json_path,
         overwrite=overwrite,
         inputs=(slide, spots_path, mask_path, bundle_path),
         outputs=job.outputs(picture=picture, report=report, files=files).all,
     )
-    bundle = open_bundle(bundle_path)
-    try:
-        spec_of(bundle, job.retrieval)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-    run = run_job(
-        bundle,
-        job,
-        settings,
-        watch=lambda count: progress("tiles", count, quiet=quiet),
-        tell=lambda text: say(f"Note: {text}", quiet=quiet),
-    )
-    table(_summary(run, bundle), quiet=quiet)
+
+    def tell(text: str) -> None:
+        say(f"Note: {text}", quiet=quiet)
+
+    with ready(server, bundle_path, tell) as here:
+        try:
+            spec_of(here.bundle, job.retrieval)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        run = run_job(
+            here.bundle,
+            job,
+            settings | here.settings,
+            opened=here.opened,
+            watch=lambda count: progress("tiles", count, quiet=quiet),
+            tell=tell,
+        )
+    table(_summary(run, here.bundle), quiet=quiet)
     _say_failures(run, verbose=verbose)
     if json_path is not None:
         publish_json(json_path, run.as_json())
@@ -274,7 +292,7 @@ def _summary(run: Run, bundle: Bundle) -> list[tuple[str, Any]]:
             "tiles/s",
             f"read {{read}}, encode {{encode}}, {last} {{retrieve}}; whole run {{total}}".format(**rate),
         ),
-        ("provider", f"{run.provider}, encoder in {run.precision}, {how}"),
+        ("provider", f"{bundle.server or run.provider}, encoder in {run.precision}, {how}"),
     ]
     if run.mpp is not None:
         rows.insert(2, ("mpp", f"{run.mpp:.4g} µm/px, {run.mpp_source}"))

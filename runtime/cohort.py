@@ -134,11 +134,11 @@ def run_in_turn(
     bundle: Bundle,
     jobs: Mapping[str, Job],
     settings: Mapping[str, Any],
+    opened: Opened,
     *,
     watch: Callable[[str], Watch],
     tell: Tell,
 ) -> Iterator[Outcome]:
-    """Each job in this process, the bundle open once; watch: of each slide by its name, see `run_job`."""
-    opened = Opened()
+    """Each job in this process; opened: kept from one to the next. watch: of each slide by its name, see `run_job`."""
     for name, job in jobs.items():
         yield run_slide(bundle, name, job, settings, opened, watch=watch(name), tell=tell)

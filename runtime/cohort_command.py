@@ -12,13 +12,14 @@ from typing import Any
 
 import click
 
-from mclst.runtime.bundle import Bundle, open_bundle
+from mclst.runtime.bundle import Bundle
 from mclst.runtime.cluster import cluster, run_on_cluster
 from mclst.runtime.cohort import DONE, FAILED, Outcome, run_in_turn
 from mclst.runtime.cohort_report import STOPPED, Board, CohortReport, board
 from mclst.runtime.cohort_table import read_cohort, shard_of
 from mclst.runtime.command import Finite, check_json, publish_json, say, verdict
 from mclst.runtime.errors import InputError, OutputError
+from mclst.runtime.server.options import Ready, ServerOptions, ready
 from mclst.runtime.slide_job import Job, spec_of
 
 SOME_FAILED = 3
@@ -115,6 +116,7 @@ def run_cohort(
     otherwise: Job,
     settings: Mapping[str, Any],
     *,
+    server: ServerOptions,
     bundle_path: Path,
     json_path: Path | None,
     quiet: bool,
@@ -122,49 +124,70 @@ def run_cohort(
     """Run the slides of a table; the exit code: 0, or SOME_FAILED.
 
     otherwise: options of a slide that its row does not give; its `out` is the folder. settings: arguments of `predict`
-    that all slides share.
+    that all slides share. server, bundle_path: where the bundle is.
     """
     assert cohort.slides is not None, "asked for with --slides alone"
     if not settings["report"]:
         raise click.UsageError(
             "--no-report does not go with --slides: a finished slide is known by its report"
         )
+    if server.url is not None and cohort.cluster is not None:
+        raise click.UsageError("--server and --cluster do not go together: give one of them")
     folder = otherwise.out or Path(cohort.slides.stem)
     jobs = shard_of(
         read_cohort(cohort.slides, folder, otherwise, _convert(click.get_current_context())), *cohort.shard
     )
     _check_places(folder, jobs, cohort)
     check_json(json_path, overwrite=bool(settings["overwrite"]), inputs=(cohort.slides, bundle_path))
-    bundle = open_bundle(bundle_path)
-    _check_retrieval(bundle, jobs)
+    with ready(server, bundle_path, lambda text: say(f"Note: {text}", quiet=quiet)) as here:
+        _check_retrieval(here.bundle, jobs)
+        report = _run(cohort, here, jobs, {**settings, **here.settings}, folder, quiet=quiet)
+    return _conclude(report, json_path, quiet=quiet)
+
+
+def _run(
+    cohort: CohortOptions,
+    here: Ready,
+    jobs: Mapping[str, Job],
+    settings: Mapping[str, Any],
+    folder: Path,
+    *,
+    quiet: bool,
+) -> CohortReport:
     part = "" if cohort.shard == (1, 1) else ".{}-of-{}".format(*cohort.shard)
     report = CohortReport(
         folder / f"cohort{part}.run.json",
-        {"bundle_sha256": bundle.sha256, "table": str(cohort.slides), "shard": list(cohort.shard)},
+        {"bundle_sha256": here.bundle.sha256, "table": str(cohort.slides), "shard": list(cohort.shard)},
         len(jobs),
     )
     try:
         with board(jobs, quiet=quiet) as shown:
-            for outcome in _outcomes(cohort, bundle, jobs, settings, shown):
+            for outcome in _outcomes(cohort, here, jobs, settings, shown):
                 report.add(outcome)
                 shown.end(outcome)
     except BaseException as error:
         report.write(STOPPED, verdict(error)[0])
         error.add_note(NOTHING_LOST)
         raise
-    return _conclude(report, json_path, quiet=quiet)
+    return report
 
 
 def _outcomes(
-    cohort: CohortOptions, bundle: Bundle, jobs: Mapping[str, Job], settings: Mapping[str, Any], shown: Board
+    cohort: CohortOptions, here: Ready, jobs: Mapping[str, Job], settings: Mapping[str, Any], shown: Board
 ) -> Iterator[Outcome]:
     if cohort.cluster is None:
-        yield from run_in_turn(bundle, jobs, settings, watch=shown.watch, tell=shown.tell)
+        yield from run_in_turn(here.bundle, jobs, settings, here.opened, watch=shown.watch, tell=shown.tell)
         return
     with cluster(cohort.cluster) as ray:
         cores = cohort.cores or min(4, len(os.sched_getaffinity(0)))
         for outcome in run_on_cluster(
-            ray, bundle, jobs, settings, cores=cores, shard_tiles=cohort.shard_tiles, deadline=cohort.deadline
+            ray,
+            here.bundle,
+            jobs,
+            settings,
+            cores=cores,
+            shard_tiles=cohort.shard_tiles,
+            deadline=cohort.deadline,
         ):
             for note in outcome.notes:
                 shown.tell(note)

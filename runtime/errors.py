@@ -7,7 +7,8 @@
     │   ├── BundleError           the bundle
     │   ├── CheckpointError       the checkpoint
     │   ├── ReferenceDataError    the measured sections
-    │   └── ParityError           the export does not equal the checkpoint
+    │   ├── ParityError           the export does not equal the checkpoint
+    │   └── ServerError           what a server answers is refused
     ├── OutputError           5   an output cannot be written
     └── ResourceError         6   memory, device or provider missing
 
@@ -52,6 +53,10 @@ class ReferenceDataError(InputError):
 
 class ParityError(InputError):
     """The exported graph does not give what the checkpoint gives."""
+
+
+class ServerError(InputError):
+    """A server answers, but not with what a bundle's server would."""
 
 
 class OutputError(MclstError):

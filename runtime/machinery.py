@@ -31,8 +31,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Machinery:
-    """Encoder, readout and tiles of a run. slots: batches in the ring; None: as many as the encoder has by itself."""
+    """Encoder, readout and tiles of a run.
 
+    opened: where the first two come from. slots: batches in the ring; None: as many as the encoder has by itself.
+    """
+
+    opened: Opened
     session: Session
     readout: Readout
     tiles: Tiles
@@ -75,9 +79,10 @@ def open_machinery(work: Work, asked: Asked, opened: Opened, notes: Sequence[str
         slide_mpp=work.resolution.mpp,
         group=-(-readout.rows_at_once // batch),
     )
-    work.told = told(bundle, work.slide, work.spots, work.resolution, tiles, session, readout)
+    about = told(bundle, work.slide, work.spots, work.resolution, tiles, session, readout)
+    work.told = {**about, **opened.told}
     settings = work.told["settings"]
     settings["precision"], settings["max_bad_tiles"] = asked.precision, asked.max_bad_tiles
     if work.grid is not None:
         settings["grid_um"] = work.grid.stride_um
-    return Machinery(session, readout, tiles, slots)
+    return Machinery(opened, session, readout, tiles, slots)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mclst.kernels import RetrievalSpec
 from mclst.runtime.bundle import Bundle
@@ -29,6 +29,11 @@ class Opened:
         self._readout: tuple[object, Readout] | None = None
         self._fit: tuple[object, Fit] | None = None
         self._device_free: int | None = None
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a map says of who computed it, beside the provider and its engine."""
+        return {}
 
     @property
     def encoder_is_open(self) -> bool:

@@ -27,7 +27,7 @@ from mclst.runtime.opened import Opened
 from mclst.runtime.outputs import Outputs
 from mclst.runtime.parts import PartWriter, RowSink, Share, remove_parts, take_parts
 from mclst.runtime.placing import check_places
-from mclst.runtime.provenance import made_of
+from mclst.runtime.provenance import BUNDLE, made_of
 from mclst.runtime.providers import ON_CPU
 from mclst.runtime.readout import NotFinite, Readout
 from mclst.runtime.report.files import Files
@@ -173,6 +173,7 @@ def _run_through(
     if work.slide.seconds_file is not None:
         work.clock["file"] = work.slide.seconds_file
     work.told["slide"]["sha256"] = slide_hash.result()
+    work.told |= machinery.opened.told
 
 
 def _stream(
@@ -225,10 +226,10 @@ def _stream(
 
 
 def _express(work: Work, readout: Readout, group: Group) -> Retrieved:
-    expected = (len(group.rows), work.bundle.manifest.encoder.embedding_dim)
+    expected = (len(group.rows), work.bundle.encoder_gives)
     if group.given.shape != expected:
         raise BundleError(
-            f"{work.bundle.path} gives {group.given.shape} where the manifest says {expected}; "
+            f"{work.bundle.server or work.bundle.path} gives {group.given.shape} where the manifest says {expected}; "
             "the bundle's parts do not belong together, so export it again"
         )
     try:
@@ -247,6 +248,11 @@ def _carry_on(work: Work, writer: RowSink, tiles: Tiles, this_run: Mapping[str, 
     if found is None:
         return False
     if found.changed:
+        if work.bundle.server and BUNDLE in found.changed.split(", "):
+            raise BundleError(
+                f"a stopped run of {work.outputs.map} has {found.rows:,} spots of another bundle than the one that "
+                f"{work.bundle.server} serves now; serve that one again, or give --no-resume to start anew"
+            )
         work.note(
             f"a stopped run of {work.outputs.map} with {found.rows:,} spots is not carried on, since another is: "
             f"{found.changed}; starting anew"

@@ -14,6 +14,8 @@ from mclst.runtime.slide import Slide
 from mclst.runtime.tiles import Tiles
 from mclst.sections.section import Spots
 
+BUNDLE = "the bundle"
+
 
 def made_of(
     bundle: Bundle,
@@ -29,7 +31,7 @@ def made_of(
     versions = {f"version of {name}": value for name, value in installed().items()}
     return {
         "the slide": slide_sha256,
-        "the bundle": bundle.sha256,
+        BUNDLE: bundle.sha256,
         "the table of spots": spots_sha256(spots),
         "the slide's reader": tiles.slide.reader,
         **settings,

@@ -116,7 +116,7 @@ class Direct:
     def express(self, rows: NDArray[np.int64], given: NDArray[np.float32]) -> Retrieved:
         """Expression [b, G], unchanged."""
         _check_finite(given)
-        return _without_neighbours(given)
+        return without_neighbours(given)
 
 
 class OverSlide:
@@ -145,10 +145,11 @@ class OverSlide:
             raise BundleError(f"{self._path} gives expression that is not finite; export the bundle again")
         expression = np.empty_like(found)
         expression[order] = found
-        return _without_neighbours(expression)
+        return without_neighbours(expression)
 
 
-def _without_neighbours(expression: NDArray[np.float32]) -> Retrieved:
+def without_neighbours(expression: NDArray[np.float32]) -> Retrieved:
+    """Expression [b, G] that no reference spot stands behind: nearest and effective_k are NaN."""
     unknown = np.full(len(expression), np.nan, np.float32)
     return Retrieved(expression, unknown, unknown)
 
