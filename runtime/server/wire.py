@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -91,6 +92,8 @@ class Wire:
 
     def __init__(self, address: Address) -> None:
         """Raises ResourceError where the client library is not installed. Connects with the first request."""
+        # gRPC writes to stderr by itself; what goes wrong comes as an exception, and is said once.
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         try:
             self._kit: Any = import_module(f"tritonclient.{address.protocol}")
             aio: Any = import_module(f"tritonclient.{address.protocol}.aio")
