@@ -46,11 +46,12 @@ def publish(
 
     def beside(hidden_map: Path) -> None:
         drawn: tuple[tuple[str, float], ...] = ()
-        with work.clock.stage("draw"), open_map(hidden_map) as found:
-            if outputs.sheet is not None:
-                drawn = picture_map(found, outputs.sheet)
-            picture = shrink(image, scale, files.html_px)
-            write_files(found, files, outputs.files, overwrite=True, picture=picture)
+        if outputs.sheet is not None or outputs.files:
+            with work.clock.stage("draw"), open_map(hidden_map) as found:
+                if outputs.sheet is not None:
+                    drawn = picture_map(found, outputs.sheet)
+                picture = shrink(image, scale, files.html_px)
+                write_files(found, files, outputs.files, overwrite=True, picture=picture)
         if outputs.dense is not None and work.grid is not None:
             with work.clock.stage("dense"):
                 write_dense(hidden_map, outputs.dense, work.grid, genes, channels)

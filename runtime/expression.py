@@ -187,6 +187,8 @@ class MapWriter:
             os.ftruncate(rows.claim.handle, size)
             os.fsync(rows.claim.handle)
             self._verify(rows, segments, size)
+            segments.clear()
+            self._image.forget()
             beside(rows.claim.rows)
             if not self._overwrite and os.path.lexists(self.path):
                 raise OutputError(f"{self.path} appeared meanwhile; choose another --out or add --overwrite")
@@ -213,7 +215,9 @@ class MapWriter:
         lowres, lowres_scale = shrink(hires, hires_scale, LOWRES_PX)
         for empty in ("layers", "varm", "obsp", "varp"):
             self._image.put(empty, {})
-        self._image.put("obs", self._table.assign(**self._neighbours()))
+        table, self._table = self._table, pd.DataFrame()
+        self._image.put("obs", table.assign(**self._neighbours()))
+        del table
         self._image.put("obsm", {"spatial": np.asarray(self.spots.xy_px, np.float64)})
         self._image.put("uns", {"mclst": storable_tree(run)})
         self._image.put("uns/spatial", {library: {}})

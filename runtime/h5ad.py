@@ -100,6 +100,10 @@ class H5adImage:
         """
         self._file.close()
 
+    def forget(self) -> None:
+        """Let go of the bytes that `close` gave, once nobody looks at them."""
+        self._gapped = _Gapped()
+
     def close(self) -> tuple[list[tuple[int, memoryview]], int]:
         """Finish the file: ([(offset, bytes), …] of everything but X, size of the whole file in bytes).
 

@@ -99,8 +99,8 @@ def _read(path: Path, file: h5py.File) -> Map:
             raise ValueError(f"X is {matrix.shape} for {len(table)} spots and {len(genes)} genes")
         if not len(table) or not len(genes):
             raise ValueError("it has no spots or no genes")
-        for what, names in (("spot", table.index), ("gene", genes)):
-            if len(set(names)) < len(names):
+        for what, names in (("spot", table.index), ("gene", pd.Index(genes))):
+            if not names.is_unique:
                 raise ValueError(f"a {what} stands there twice")
         if not np.isfinite(xy_px).all():
             raise ValueError("a spot has no place")

@@ -26,7 +26,7 @@ from mclst.sections.text_file import read_lines
 ROWS_AT_ONCE = 8_192
 WIDEST_FIXED = 64  # characters; wider columns stay Python strings, lest one long cell widen a million others
 MEMORY_PER_BYTE = 5
-"""Of a table's file, at the least: what 10⁷ rows were seen to take is more."""
+"""Of a table's file: 10⁶ rows of 40 bytes were seen to take 6.5."""
 
 
 @dataclass(frozen=True)
