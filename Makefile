@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/mclst-demo --out mclst-demo --overwrite
 
-test: $(VENV)/installed build/tensorrt/installed
+test: $(VENV)/installed build/tensorrt/installed build/tritonserver/installed
 	$(BIN)/pytest
 
 check: $(VENV)/installed build/as/mclst
@@ -42,6 +42,11 @@ build/tensorrt/installed: tests/tensorrt-bindings.txt $(VENV)/installed
 	while read -r package; do $(BIN)/pip install --quiet --no-deps --upgrade \
 		--target build/tensorrt/$${package##*=} $$package || echo "without $$package"; done < $<
 	touch $@
+
+# A tritonserver for tests on loopback, without what its package wants beside it; where there is no wheel, they skip.
+build/tritonserver/installed: tests/tritonserver.txt $(VENV)/installed
+	$(BIN)/pip install --quiet --no-deps --upgrade --target build/tritonserver -r $< || echo "without tritonserver"
+	mkdir -p $(@D) && touch $@
 
 # Type checkers resolve `mclst.<folder>` through this link.
 build/as/mclst:

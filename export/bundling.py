@@ -37,6 +37,7 @@ from mclst.runtime.bundle import BANK, ENCODER, PARITY, Bundle, BundleDraft
 from mclst.runtime.errors import CheckpointError, ReferenceDataError, SlideError
 from mclst.runtime.manifest import Settings
 from mclst.runtime.publish import write_whole
+from mclst.runtime.served import check_servable
 from mclst.runtime.session import open_session
 
 SHAPED_BY = ("mclst", "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -69,6 +70,7 @@ def export_bundle(
     parity_tiles: int = 64,
     engines: EngineWishes | None = None,
     precisions: Precisions = FP32_ALONE,
+    by_tiles: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Bundle:
     """Export `ckpt` to the folder `out`; nothing is left there when anything fails.
@@ -77,7 +79,8 @@ def export_bundle(
     sections: names and ranges ("A2-G3,H1") over the sorted names of what the references hold, None for all.
     hold_out: names left out of the bank. genes: file with the model's gene names in order.
     change: overrides of the checkpoint's own settings, or of its system's published defaults. precisions: graphs to
-    write beside the fp32 one. engines: which to build of all of them; None for none.
+    write beside the fp32 one. engines: which to build of all of them; None for none. by_tiles: refuse a system whose
+    expression comes from a whole slide, by InputError.
     Raises CheckpointError, ReferenceDataError, SectionError, SlideError, ParityError, OutputError; ResourceError where
     what builds engines is missing.
     """
@@ -88,6 +91,8 @@ def export_bundle(
     builder = None if engines is None else EngineBuilder(engines)
     with BundleDraft(out, overwrite=overwrite) as draft:
         checkpoint = open_checkpoint(ckpt, system)
+        if by_tiles:
+            check_servable(checkpoint.system.kind, f"{checkpoint.path} is {checkpoint.system.title}")
         settings = settle(checkpoint, change or {})
         depth = f", depth {checkpoint.traits.depth}" if checkpoint.traits.depth else ""
         say(

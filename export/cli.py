@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from mclst.export.serving_options import check_repository, serve, serve_bundle, serving, serving_options
 from mclst.kernels.spec import RetrievalSpec
 from mclst.runtime.bundle import PRECISIONS, Bundle
 from mclst.runtime.bundle_options import retrieval_options
@@ -73,7 +74,7 @@ def _change(options: dict[str, Any]) -> dict[str, Any]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--ckpt", required=True, type=PATH, help="Trained checkpoint: .pt, .ckpt or .safetensors.")
+@click.option("--ckpt", type=PATH, help="Trained checkpoint: .pt, .ckpt or .safetensors.  [required]")
 @click.option("--system", help="Which system the checkpoint is of, such as bleep.  [default: recognised]")
 @click.option("--out", type=PATH, default=Path("mclst-bundle"), help="Folder of the bundle.")
 @click.option(
@@ -243,13 +244,14 @@ def _change(options: dict[str, Any]) -> dict[str, Any]:
     is_flag=True,
     help="Engines of tensorrt that any GPU from Ampere on runs; may be slower.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace a bundle of that name.")
+@serving_options
+@click.option("--overwrite", is_flag=True, help="Replace a bundle, or a repository, of that name.")
 @click.option("--json", "json_path", type=PATH, help="Write manifest and parity as JSON; - for stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 @click.version_option(package_name="mclst")
 @command
 def main(
-    ckpt: Path,
+    ckpt: Path | None,
     system: str | None,
     out: Path,
     references: tuple[Path, ...],
@@ -271,6 +273,8 @@ def main(
     timing_cache: Path | None,
     version_compatible: bool,
     hardware_compatible: bool,
+    bundle_path: Path | None,
+    triton: Path | None,
     overwrite: bool,
     json_path: Path | None,
     quiet: bool,
@@ -285,11 +289,22 @@ def main(
     The system is recognised: mclSTExp and BLEEP take a --reference, ST-Net, HisToGene, Hist2ST and THItoGene the names
     of their --genes. The defaults shown are those of the published mclSTExp HER2+ scripts; another system has its own
     published ones, and a checkpoint trained by mclst brings its own.
+
+    With --triton it also writes a model repository for NVIDIA Triton, of this bundle or of a --bundle that is there.
     """
+    how = serving(triton, options, max_batch, engine)
+    if triton is not None and bundle_path is not None:
+        serve_bundle(bundle_path, triton, how, overwrite=overwrite, json_path=json_path, quiet=quiet)
+        return
+    if ckpt is None:
+        raise click.UsageError("Missing option '--ckpt'.")
     check_json(
-        json_path, overwrite=overwrite, inputs=(ckpt, *references, *calibration, genes), outputs=(out,)
+        json_path, overwrite=overwrite, inputs=(ckpt, *references, *calibration, genes), outputs=(out, triton)
     )
+    check_repository(triton, overwrite, (ckpt, *references, *calibration, genes), out)
     asked = tuple(precision for some in wanted for precision in some)
+    if triton is not None and how.precision not in ("fp32", *asked):
+        raise click.UsageError(f"--triton-precision {how.precision} wants --precision {how.precision}")
     if calibration and "int8" not in asked:
         raise click.UsageError("--calibration belongs to --precision int8")
     _check_engine_options(engine, targets, timing_cache, version_compatible or hardware_compatible)
@@ -324,13 +339,18 @@ def main(
             asked, calibration, calibration_tiles, method, Gate(min_cosine, min_overlap, min_pearson)
         ),
         engines=None if engine == "none" else wishes,
+        by_tiles=triton is not None,
         say=lambda text: say(text, quiet=quiet),
     )
     parity = json.loads((bundle.path / "parity.json").read_text())
     m = bundle.manifest
     table(_summary(bundle, parity), quiet=quiet)
+    if triton is not None:
+        serve(bundle, triton, how, overwrite=overwrite, quiet=quiet)
     if json_path is not None:
         content = {"bundle": str(bundle.path), "manifest": m.model_dump(mode="json"), "parity": parity}
+        if triton is not None:
+            content["triton"] = str(triton)
         publish_json(json_path, content)
     if json_path is None or str(json_path) != "-":
         click.echo(str(bundle.path))

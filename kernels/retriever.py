@@ -83,7 +83,7 @@ class Retriever:
                 f"k is {spec.k} and the bank has {len(embedding)} rows; give k from 1 to {len(embedding)}"
             )
         self.spec = spec
-        self.provider = _fastest() if provider == "auto" else provider
+        self.provider = fastest() if provider == "auto" else provider
         self._columns = embedding.shape[1]
         kept = bank.expression if half and self.provider == "cuda" else expression
         self._run = PROVIDERS[self.provider](embedding, kept, spec)
@@ -179,7 +179,8 @@ def _cuda(embedding: NDArray[np.float32], expression: Expression, spec: Retrieva
     return Cuda(embedding, expression.astype(np.float32), spec, half_expression=half)
 
 
-def _fastest() -> str:
+def fastest() -> str:
+    """What "auto" stands for here: "cpu" where it was compiled, else "faiss"."""
     from mclst.kernels.compiled import built
 
     return "cpu" if built() else "faiss"

@@ -77,3 +77,12 @@ def read_served(content: bytes, where: str) -> Served:
             f"{where}: {field}: {first['msg'].lower()}; give the server a repository that this version's "
             "mclst-export --triton wrote"
         ) from error
+
+
+def check_servable(kind: str, what: str) -> None:
+    """Raise InputError where a system of `kind`, called `what`, has no expression tile by tile."""
+    if kind not in SERVABLE:
+        raise InputError(
+            f"{what}, whose expression comes from all spots of a slide together and not tile by tile, so a server of "
+            "tiles cannot give it; leave --triton out and run mclst-infer where the bundle is"
+        )

@@ -68,27 +68,8 @@ def write_reference(folder: Path, names: tuple[str, ...] = ("A1", "A2", "B1"), s
 
 def fast_bundle(source: Path, folder: Path) -> Path:
     """A copy of a bundle whose encoder is one matrix product, for tests of many thousand tiles."""
-    from onnx import TensorProto, helper, numpy_helper, save
-
     shutil.copytree(source, folder)
-    values = np.random.default_rng(5).normal(0, 1e-3, (TILE_PX * TILE_PX * 3, 16)).astype(np.float32)
-    nodes = [
-        helper.make_node("Cast", ["tiles"], ["x"], to=TensorProto.FLOAT),
-        helper.make_node("Reshape", ["x", "shape"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "w"], ["embedding"]),
-    ]
-    tiles = helper.make_tensor_value_info("tiles", TensorProto.UINT8, ["N", TILE_PX, TILE_PX, 3])
-    embedding = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["N", 16])
-    held = [
-        numpy_helper.from_array(values, "w"),
-        numpy_helper.from_array(np.array([-1, len(values)]), "shape"),
-    ]
-    model = helper.make_model(
-        helper.make_graph(nodes, "fast", [tiles], [embedding], held),
-        opset_imports=[helper.make_opsetid("", 17)],
-        ir_version=8,
-    )
-    save(model, folder / "encoder.onnx")
+    fast_graph(folder / "encoder.onnx", "embedding", 16)
     manifest = json.loads((folder / "manifest.json").read_text())
     content = (folder / "encoder.onnx").read_bytes()
     manifest["files"]["encoder.onnx"] = {
@@ -97,3 +78,50 @@ def fast_bundle(source: Path, folder: Path) -> Path:
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
+
+
+def fast_regression(folder: Path, genes: int) -> Path:
+    """A bundle of a regression whose network is one matrix product."""
+    from mclst.runtime.bundle import BundleDraft
+    from mclst.runtime.manifest import Normalisation, Preprocessing, Tile
+
+    with BundleDraft(folder, overwrite=False) as draft:
+        fast_graph(draft.part / "encoder.onnx", "expression", genes)
+        (draft.part / "genes.txt").write_text("".join(f"GENE{i}\n" for i in range(genes)))
+        draft.seal(
+            kind="regression",
+            system="stnet",
+            encoder={"name": "one-product", "embedding_dim": genes},
+            tile=Tile(size_px=TILE_PX).model_dump(mode="json"),
+            preprocessing=Preprocessing().model_dump(mode="json"),
+            normalisation=Normalisation(input="none", expression="log-share").model_dump(),
+            genes=genes,
+            genes_from="the test",
+            checkpoint={"name": "none", "sha256": "0" * 64},
+            versions={},
+        )
+    return folder
+
+
+def fast_graph(path: Path, output: str, width: int) -> None:
+    """Tiles of TILE_PX → float32 [N, width] under the name `output`, by one matrix product."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    values = np.random.default_rng(5).normal(0, 1e-3, (TILE_PX * TILE_PX * 3, width)).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", ["tiles"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["x", "shape"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], [output]),
+    ]
+    tiles = helper.make_tensor_value_info("tiles", TensorProto.UINT8, ["N", TILE_PX, TILE_PX, 3])
+    given = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N", width])
+    held = [
+        numpy_helper.from_array(values, "w"),
+        numpy_helper.from_array(np.array([-1, len(values)]), "shape"),
+    ]
+    model = helper.make_model(
+        helper.make_graph(nodes, "fast", [tiles], [given], held),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    save(model, path)

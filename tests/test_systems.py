@@ -176,6 +176,26 @@ def test_from_checkpoint_to_map(bundled: tuple[str, Any, Path], small: Small) ->
     assert said["system"] == name and said["kind"] == ("regression" if name == "stnet" else "sequence")
 
 
+def test_what_needs_the_whole_slide_is_not_served(bundled: tuple[str, Any, Path], small: Small) -> None:
+    name, _, folder = bundled
+    of_a_bundle = (
+        "--bundle",
+        str(folder / "mclst-bundle"),
+        "--triton",
+        str(folder / "models"),
+        "--overwrite",
+    )
+    done = CliRunner().invoke(export_main, of_a_bundle)
+    assert done.exit_code == (0 if name == "stnet" else 4), done.output
+    if name != "stnet":
+        of_a_checkpoint = ("--ckpt", str(folder / "model.ckpt"), "--out", str(folder / "again"))
+        again = CliRunner().invoke(export_main, [*of_a_checkpoint, "--triton", str(folder / "models")])
+        assert again.exit_code == 4
+        for sentence in (done.stderr, again.stderr):
+            assert "comes from all spots of a slide together" in " ".join(sentence.split())
+        assert not (folder / "models").exists() and not (folder / "again").exists()
+
+
 def test_an_unreadable_tile_is_left_out_of_the_sequence(
     bundled: tuple[str, Any, Path], small: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
