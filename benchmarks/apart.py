@@ -25,7 +25,7 @@ def run_apart(
     except subprocess.TimeoutExpired as error:
         raise ResourceError(f"{what} took more than {timeout:.0f} s; {advice}") from error
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["killed"])[-1]
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise ResourceError(f"{what} failed with status {done.returncode} ({last[:200]}); {advice}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

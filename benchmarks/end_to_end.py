@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from mclst.benchmarks.measure import in_turns, ratio, spread
 from mclst.benchmarks.notebook import Notebook
-from mclst.benchmarks.stages import NAMES, Stages
+from mclst.benchmarks.stages import Stages
 from mclst.benchmarks.whole_runs import F32, PUBLISHED, Ours, Theirs
 from mclst.export.parity import compare_expression
 from mclst.runtime.bundle import Bundle
@@ -77,11 +76,5 @@ def _compared(first: F32, found: F32) -> dict[str, Any]:
 
 
 def _middle(stages: Sequence[Stages]) -> Stages:
-    """Of several runs, the median of each time."""
-
-    def median(values: list[float | None]) -> float | None:
-        held = [value for value in values if value is not None]
-        return float(np.median(held)) if held else None
-
-    busy = {name: median([run.busy_s.get(name) for run in stages]) for name in NAMES}
-    return replace(stages[0], busy_s=busy, wall_s=float(np.median([run.wall_s for run in stages])))
+    """Of several runs the one whose wall time is the (lower) median: its stages belong together, as medians of each do not."""
+    return sorted(stages, key=lambda run: run.wall_s)[(len(stages) - 1) // 2]

@@ -258,7 +258,7 @@ def _show(content: dict[str, Any]) -> None:
         bold={entry["name"] for entry in found["contenders"] if entry["ours"]},
     )  # fmt: skip
     for entry in found["contenders"]:
-        say(f"{entry['name']}: {_in_words(entry['stages'])}")
+        say(f"{entry['name']}, on {entry['provider']}: {_in_words(entry['stages'])}")
     for run in content["cold_start"]:
         steps = ", ".join(f"{name} {seconds:.2f}" for name, seconds in run["steps_s"].items())
         say(

@@ -87,21 +87,31 @@ def measure(
     Queries follow each other without a pause (MLPerf's single stream where batch is 1) and walk through `tiles` uint8
     [n, H, W, 3] over and over. No query is left out. The first encoder is the one others are compared with: by the
     median over rounds of the ratio of their mean latencies in the round. On a device its own events time what is copied
-    up, encoded and copied down in each query, beside the host's clock.
+    up, encoded and copied down in each query, beside the host's clock. A peer that fails while it is warmed up is left
+    out, and `failed` says why.
     """
     at_once = _batches(tiles, batch)
     warm = {}
     blocks = {encoder.name: _Block() for encoder in encoders}
     turns: dict[str, Callable[[], object]] = {}
+    failed = []
     for encoder in encoders:
         walk = _Walk(encoder, at_once)
-        if encoder.times is None:
-            warm[encoder.name] = warm_up(walk.query, least_s=warm_s[0], most_s=warm_s[1], clock=clock)
+        try:
+            if encoder.times is None:
+                warm[encoder.name] = warm_up(walk.query, least_s=warm_s[0], most_s=warm_s[1], clock=clock)
+            else:
+                encoder.times(batch, 0.0)
+        except Exception as error:  # another's runtime may fail in any way; that is a result
+            if encoder.ours:
+                raise
+            failed.append({"name": encoder.name, "why": " ".join(str(error).split())[:200]})
+            continue
         turns[encoder.name] = _turn(encoder, walk, blocks[encoder.name], batch, block_s, meters, clock)
     took = in_turns(turns, rounds, warm_up=0, done=done)
     first = encoders[0].name
     results = []
-    for encoder in encoders:
+    for encoder in (encoder for encoder in encoders if encoder.name in turns):
         block = blocks[encoder.name]
         told = latency(block.queries)
         results.append(
@@ -129,6 +139,7 @@ def measure(
         "scenario": "single-stream" if batch == 1 else "batch",
         "first": first,
         "results": results,
+        "failed": failed,
         "load": took.load,
     }
 

@@ -122,14 +122,13 @@ def latency(
         for batch in batches:
             mine, missing = _ours(given, settings, batch)
             absent += [entry for entry in missing if entry not in absent]
-            lanes[batch] = [*mine, *others]
-            measured.append(
-                measuring.measure(
-                    lanes[batch], tiles, batch=batch, rounds=repeats, block_s=block_s,
-                    warm_s=(min(0.5, block_s), min(5.0, 10 * block_s)), meters=meters,
-                    done=partial(advance, 1),
-                )
+            found = measuring.measure(
+                [*mine, *others], tiles, batch=batch, rounds=repeats, block_s=block_s,
+                warm_s=(min(0.5, block_s), min(5.0, 10 * block_s)), meters=meters, done=partial(advance, 1),
             )  # fmt: skip
+            measured.append(found)
+            ran = {result["name"] for result in found["results"]}
+            lanes[batch] = [encoder for encoder in (*mine, *others) if encoder.name in ran]
     peaks = peaks_of.measure_peaks(threads, gpu=gpu)
     works = _hold_against_roofline(measured, given, peaks)
     best = _best_batches(measured)

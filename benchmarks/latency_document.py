@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from mclst.benchmarks.document_parts import Count, Document, Fresh, Part, Rate, Seconds, Share, Spread
+from mclst.benchmarks.document_parts import Absent, Count, Document, Fresh, Part, Rate, Seconds, Share, Spread
 
 DeviceStage = Literal["copy up", "encode", "copy down"]
 
@@ -70,6 +70,7 @@ class OfBatch(Part):
     scenario: Literal["single-stream", "batch"]
     first: str
     results: list[QueryResult]
+    failed: Annotated[list[Absent], Field(default_factory=list)]
     load: list[float | None]
 
 

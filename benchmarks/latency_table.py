@@ -39,6 +39,8 @@ def show_latency(content: dict[str, Any]) -> None:
             rows,
             bold={result["name"] for result in of_batch["results"] if result["ours"]},
         )  # fmt: skip
+        for missing in of_batch["failed"]:
+            say(f"batch {of_batch['batch']}, {missing['name']} failed: {missing['why']}")
         for result in of_batch["results"]:
             if result["device_s"]:
                 parts = ", ".join(

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from small import Small
 
-from mclst.benchmarks import end_to_end_command, peaks, stages
+from mclst.benchmarks import end_to_end, end_to_end_command, peaks, stages
 from mclst.benchmarks.cli import main
 from mclst.benchmarks.end_to_end_command import _hold_against_peak
 from mclst.benchmarks.loaded import open_notebook
@@ -154,6 +154,14 @@ def test_shares_overlap_and_the_bound_by_hand() -> None:
     assert told["stages"]["copy up"] is None
     assert told["elsewhere_s"] == pytest.approx(2.0)
     assert described(10.0, {"decode": 1}, decode=9.0, encode=7.0)["bound"] == "decode"
+
+
+def test_stages_are_told_of_one_run_the_middle_one() -> None:
+    runs = [
+        stages.Stages({"encode": busy}, wall, {})
+        for wall, busy in ((9.0, 1.0), (3.0, 2.0), (5.0, 4.5), (4.0, 3.5))
+    ]
+    assert end_to_end._middle(runs) is runs[3] and end_to_end._middle(runs[:3]) is runs[2]
 
 
 def test_stages_of_a_run_part_the_file_from_its_decoding() -> None:

@@ -72,6 +72,21 @@ def test_known_latencies_in_known_percentiles_out() -> None:
     assert exponential["latency_s"]["mean"] == pytest.approx(np.mean(samples["query_s"]), rel=1e-4)
 
 
+def test_a_peer_that_fails_is_left_out_and_the_others_go_on() -> None:
+    clock = Clock()
+
+    def fails(*given: Any) -> Any:
+        raise RuntimeError("no  kernel\nimage")
+
+    steady = clock.encoder("steady", lambda n: 0.02, ours=True)
+    peers = [Encoder("broken", False, "fp32", fails), Encoder("late", False, "fp32", fails, times=fails)]
+    told = measure([steady, *peers], TILES, batch=2, rounds=2, block_s=0.1, warm_s=(0.01, 0.01), clock=clock)
+    assert [result["name"] for result in told["results"]] == ["steady"]
+    assert told["failed"] == [{"name": peer.name, "why": "no kernel image"} for peer in peers]
+    with pytest.raises(RuntimeError):
+        measure([Encoder("ours", True, "fp32", fails)], TILES, batch=2, rounds=1, block_s=0.1, clock=clock)
+
+
 def test_blocks_take_turns_and_ratios_do_not_see_drift() -> None:
     clock, order = Clock(), []
 
@@ -360,7 +375,7 @@ def test_made_up_tiles_and_no_peers(small_bundle: Path) -> None:
 def test_a_fresh_process_that_fails_loses_no_measurement(
     small_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mclst.benchmarks.cold_start.sys.executable", "/bin/false")
+    monkeypatch.setattr("mclst.benchmarks.apart.sys.executable", "/bin/false")
     done = bench(
         small_bundle, "--batch-sizes", "2", "--repeats", "1", "--block", "0.01", "--no-peers", "--no-offline",
         "--tiles", "4", "--settings", "cpu:fp32", "--json", "-", "-q",
@@ -369,7 +384,9 @@ def test_a_fresh_process_that_fails_loses_no_measurement(
     told = json.loads(done.stdout)
     assert told["fresh"] == [] and [batch["batch"] for batch in told["batches"]] == [2]
     (why,) = [one["why"] for one in told["absent"] if one["name"] == "mclst cpu fp32, fresh process"]
-    assert "did not get to its first tile" in why
+    assert "fresh process of cpu fp32 failed with status 1 (it said nothing)" in why
+    (held,) = told["memory"]
+    assert held["peak_rss_bytes"] is None and "failed with status 1" in held["why"]
 
 
 @pytest.mark.parametrize(
