@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mclst.runtime.bundle import open_bundle
-from mclst.runtime.cohort import FAILED, Outcome, run_slide
+from mclst.runtime.cohort import DONE, FAILED, SKIPPED, Outcome, run_slide
 from mclst.runtime.command import verdict
 from mclst.runtime.errors import BundleError
 from mclst.runtime.grid import Grid
 from mclst.runtime.opened import Opened
-from mclst.runtime.parts import Share
+from mclst.runtime.parts import Share, remove_parts
 from mclst.runtime.report.files import Files
 from mclst.runtime.slide import open_slide
 from mclst.runtime.slide_job import Job, is_finished, places_of
@@ -76,6 +76,8 @@ class Worker:
         if task.share is not None and task.share.part is not None:
             settings |= NOTHING_BESIDE
         outcome = run_slide(self._bundle, task.name, task.job, settings, self._opened)
+        if outcome.status == SKIPPED and task.attempt > 1:
+            outcome = _done_before(task, outcome)
         return replace(outcome, attempts=task.attempt)
 
     def _parts(self, task: Task) -> int:
@@ -91,6 +93,14 @@ class Worker:
             return 1
         tiles = len(places.spots if isinstance(places, Grid) else places)
         return -(-tiles // self._shard_tiles)
+
+
+def _done_before(task: Task, outcome: Outcome) -> Outcome:
+    """A map that the attempt before had finished, whose worker ended before it could say so, or tidy up."""
+    if task.share is not None:
+        remove_parts(task.job.map_path, task.share)
+    note = "its map was found finished after a worker had ended"
+    return replace(outcome, status=DONE, notes=(*outcome.notes, note))
 
 
 def lost(task: Task, why: str) -> Outcome:
