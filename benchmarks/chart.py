@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from mclst.benchmarks.figure_file import content
-
-_OURS, _THEIRS = "#1b6ca8", "#b8b8b8"
+from mclst.benchmarks.figure_style import OURS, THEIRS
 
 
 def retrieval_png(results: list[dict[str, Any]], title: str) -> bytes:
@@ -33,7 +32,7 @@ def _bars(panel: Any, result: dict[str, Any]) -> None:
     panel.barh(
         [entry["name"] for entry in entries],
         times,
-        color=[_OURS if entry["ours"] else _THEIRS for entry in entries],
+        color=[OURS if entry["ours"] else THEIRS for entry in entries],
     )
     for place, (entry, seconds) in enumerate(zip(entries, times, strict=True)):
         panel.annotate(

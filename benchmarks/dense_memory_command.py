@@ -13,6 +13,7 @@ from mclst.benchmarks import machine
 from mclst.benchmarks.dense_memory import made_up_bundle, measure_apart
 from mclst.benchmarks.document_parts import begun
 from mclst.benchmarks.figure_file import content
+from mclst.benchmarks.figure_style import OURS, PALETTE, open_frame
 from mclst.benchmarks.result_files import ResultFiles, result_options
 from mclst.runtime.command import command, say
 from mclst.runtime.slide import open_slide
@@ -74,22 +75,22 @@ def memory_png(results: list[dict[str, Any]]) -> bytes:
     axes = figure.subplots()
     tiles = [found["tiles"] for found in results]
     axes.plot(
-        tiles, [found["peak_mib"] for found in results], "o-", color="#1b6ca8", label="peak of the whole run"
+        tiles, [found["peak_mib"] for found in results], "o-", color=OURS, label="peak of the whole run"
     )
     axes.plot(
         tiles,
         [found["open_mib"] for found in results],
         "o:",
-        color="#8a8a8a",
+        color=PALETTE["grey"],
         label="libraries, bundle, slide",
     )
-    axes.axhline(LIMIT_MIB, color="#b04a3a", linewidth=0.8, linestyle="--")
-    axes.annotate("2 GiB", (tiles[0], LIMIT_MIB), va="bottom", fontsize=8, color="#b04a3a")
+    axes.axhline(LIMIT_MIB, color=PALETTE["vermillion"], linewidth=0.8, linestyle="--")
+    axes.annotate("2 GiB", (tiles[0], LIMIT_MIB), va="bottom", fontsize=8, color=PALETTE["vermillion"])
     axes.set_xscale("log")
     axes.set_ylim(0, 1.15 * max(LIMIT_MIB, *(found["peak_mib"] for found in results)))
     axes.set_xlabel("tiles")
     axes.set_ylabel("resident memory, MiB")
     axes.set_title(f"Dense maps of {results[0]['genes']} genes, a process each", fontsize=10)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 0.85))
-    axes.spines[["top", "right"]].set_visible(False)
+    open_frame(axes)
     return content(figure)

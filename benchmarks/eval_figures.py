@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mclst.benchmarks.coexpression import mean_of, order_genes
 from mclst.benchmarks.evaluation import Domains, MethodResult, SectionResult
+from mclst.benchmarks.figure_style import open_frame
 from mclst.benchmarks.significance import minus_log10_p
 from mclst.runtime.page import DPI, INK, QUIET
 from mclst.runtime.pictures import COLOURS
@@ -71,7 +72,7 @@ def _draw_correlations(axes: Axes, method: MethodResult) -> None:
     axes.set_title(f"r of all genes, mean {method.mean('pcc_acg'):.3f}", fontsize=9)
     axes.set_xlabel("Pearson r over the spots", fontsize=9)
     axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+    open_frame(axes)
 
 
 def draw_coexpression(method: MethodResult) -> Figure:

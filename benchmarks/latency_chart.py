@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 
 from mclst.benchmarks.figure_file import content as file_of
+from mclst.benchmarks.figure_style import PALETTE, open_frame
 
-# Okabe and Ito's colours, which people with any colour vision tell apart; others repeat them with another mark.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+_COLOURS = tuple(
+    PALETTE[name] for name in ("blue", "vermillion", "green", "purple", "sky", "orange", "black")
+)
+"""More contenders than these repeat them with another mark."""
 _MARKS = "osD^vP*X"
 
 
@@ -62,7 +65,7 @@ def _axes(panel: Any, title: str, *, log: bool) -> None:
         panel.set_yscale("log")
     panel.set_xlabel("tiles per query")
     panel.set_title(title, fontsize=10)
-    panel.spines[["top", "right"]].set_visible(False)
+    open_frame(panel)
 
 
 def _roofline(panel: Any, content: dict[str, Any], style: dict[str, dict[str, Any]]) -> None:
@@ -95,4 +98,4 @@ def _roofline(panel: Any, content: dict[str, Any], style: dict[str, dict[str, An
     panel.set_yscale("log")
     panel.set_xlabel("operations per byte")
     panel.set_title("GFLOP/s; dashed: peaks measured in the same run", fontsize=10)
-    panel.spines[["top", "right"]].set_visible(False)
+    open_frame(panel)

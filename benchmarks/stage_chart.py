@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from mclst.benchmarks.figure_file import content as file_of
+from mclst.benchmarks.figure_style import OURS, PALETTE, THEIRS, open_frame
 from mclst.benchmarks.stages import NAMES
 
 COLOURS = dict(
-    zip(NAMES, ("#999999", "#56b4e9", "#e69f00", "#0072b2", "#009e73", "#f0e442", "#cc79a7"), strict=True)
+    zip(
+        NAMES,
+        (PALETTE[name] for name in ("grey", "sky", "orange", "blue", "green", "yellow", "purple")),
+        strict=True,
+    )
 )
-"""Of the palette that people with any colour vision tell apart (Okabe and Ito 2008)."""
 
 
 def stages_png(content: dict[str, Any]) -> bytes:
@@ -35,14 +39,14 @@ def stages_png(content: dict[str, Any]) -> bytes:
             place,
             rate["median"],
             xerr=[[rate["median"] - rate["median_low95"]], [rate["median_high95"] - rate["median"]]],
-            color="#0072b2" if entry["ours"] else "#b8b8b8",
+            color=OURS if entry["ours"] else THEIRS,
             height=0.55,
         )
         rates.annotate(f"  {rate['median']:.1f}", (rate["median_high95"], place), va="center", fontsize=9)
     labels = [entry["name"] for entry in reversed(entries)]
     for panel in (falls, rates):
         panel.set_yticks(range(len(labels)), labels if panel is falls else [""] * len(labels))
-        panel.spines[["top", "right"]].set_visible(False)
+        open_frame(panel)
     used = [n for n in NAMES if any(entry["stages"]["stages"][n] for entry in entries)]
     handles = [falls.barh(0, 0, color=COLOURS[name])[0] for name in used]
     figure.legend(handles, used, ncols=len(used), loc="outside lower center", frameon=False, fontsize=9)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from mclst.runtime.errors import InputError
 from mclst.runtime.expression import shrink, usual_spot_diameter
 from mclst.runtime.map_file import Map, open_map
-from mclst.runtime.page import DPI, INK, KINDS, QUIET, Box, Page
+from mclst.runtime.page import DPI, INK, KINDS, QUIET, Box, GenesPage, Page
 from mclst.runtime.publish import write_whole
 from mclst.runtime.structure import NEIGHBOURS, blank_rows, morans_i, most_structured_first
 
@@ -120,14 +120,14 @@ def draw_sheet(
     return tuple((sheet.genes[g], float(moran[g])) for g in chosen)
 
 
-def _draw(sheet: Sheet, chosen: Sequence[int], moran: NDArray[np.float64]) -> Page:
+def _draw(sheet: Sheet, chosen: Sequence[int], moran: NDArray[np.float64]) -> GenesPage:
     diameter = sheet.spot_diameter_px or usual_spot_diameter(sheet.xy_px)
     window = _window(sheet, diameter)
-    page = Page(len(chosen), (window[1] - window[0]) / (window[3] - window[2]))
+    page = GenesPage(len(chosen), (window[1] - window[0]) / (window[3] - window[2]))
     image, extent = _crop(sheet, window)
     blank = blank_rows(sheet.expression)
     _draw_words(page, sheet, int(np.count_nonzero(blank)))
-    _show(page.axes(*page.tissue), image, extent, window)
+    show_tissue(page.axes(*page.tissue), image, extent, window)
     page.text(page.margin, page.tissue[1] - 0.09, "Tissue", size=12, weight="bold")
     if sheet.mpp is not None:
         _draw_scale(page, page.tissue, (window[1] - window[0]) * sheet.mpp)
@@ -136,15 +136,15 @@ def _draw(sheet: Sheet, chosen: Sequence[int], moran: NDArray[np.float64]) -> Pa
     for place, gene in enumerate(chosen):
         box = page.box(place)
         axes = page.axes(*box)
-        _show(axes, faded, extent, window)
+        show_tissue(axes, faded, extent, window)
         values = np.asarray(sheet.expression[:, gene])[~blank]
-        limits = _limits(values)
+        limits = usual_limits(values)
         if len(sheet.xy_px) > MOST_ELLIPSES:
             pixel = (window[1] - window[0]) / (page.panel * DPI)
             _add_cells(axes, sheet.xy_px[~blank], values, diameter, pixel, limits)
         else:
-            _add_spots(axes, sheet.xy_px[blank], shown, facecolors="none", edgecolors=QUIET, linewidths=0.5)
-            spots = _add_spots(axes, sheet.xy_px[~blank], shown, cmap=COLOURS, linewidths=0, clim=limits)
+            add_spots(axes, sheet.xy_px[blank], shown, facecolors="none", edgecolors=QUIET, linewidths=0.5)
+            spots = add_spots(axes, sheet.xy_px[~blank], shown, cmap=COLOURS, linewidths=0, clim=limits)
             spots.set_array(values)
         told = "constant" if np.isnan(moran[gene]) else f"I = {moran[gene]:.2f}"
         taken = page.text(box[0] + box[2], box[1] - 0.09, told, size=10, color=QUIET, ha="right")
@@ -154,7 +154,7 @@ def _draw(sheet: Sheet, chosen: Sequence[int], moran: NDArray[np.float64]) -> Pa
     return page
 
 
-def _draw_words(page: Page, sheet: Sheet, blank: int) -> None:
+def _draw_words(page: GenesPage, sheet: Sheet, blank: int) -> None:
     room = page.width - 2 * page.margin
     page.text(page.margin, 0.58, sheet.title, room, size=20, weight="bold")
     told = [f"{len(sheet.xy_px):,} spots", f"{len(sheet.genes):,} genes"]
@@ -188,14 +188,16 @@ def _draw_bar(page: Page, box: Box, limits: tuple[float, float]) -> None:
     bar.imshow(np.linspace(0, 1, 256)[None], cmap=COLOURS, aspect="auto")
 
 
-def _show(axes: Axes, image: NDArray[np.uint8], extent: Window, window: Window) -> None:
+def show_tissue(axes: Axes, image: NDArray[np.uint8], extent: Window, window: Window) -> None:
+    """Draw an image [h, w, 3] that lies at `extent`, as far as `window` shows it; level-0 px."""
     left, right, top, bottom = extent
     axes.imshow(image, extent=(left, right, bottom, top), interpolation="antialiased", aspect="auto")
     axes.set_xlim(window[0], window[1])
     axes.set_ylim(window[3], window[2])
 
 
-def _add_spots(axes: Axes, xy_px: NDArray[np.float64], diameter: float, **style: Any) -> EllipseCollection:
+def add_spots(axes: Axes, xy_px: NDArray[np.float64], diameter: float, **style: Any) -> EllipseCollection:
+    """Draw spots as discs of `diameter` around xy_px [n, 2], level-0 px; `style`: as of an EllipseCollection."""
     sizes = np.full(len(xy_px), diameter)
     spots = EllipseCollection(
         sizes,
@@ -281,7 +283,8 @@ def _fade(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(255 - (255 - mixed) * 0.4, np.uint8)
 
 
-def _limits(values: NDArray[np.float32]) -> tuple[float, float]:
+def usual_limits(values: NDArray[np.float32]) -> tuple[float, float]:
+    """1st and 99th percentile of values [n] without NaN; 0 and 1 of none."""
     if not len(values):
         return 0.0, 1.0
     low, high = np.percentile(values.astype(np.float64), [1, 99])

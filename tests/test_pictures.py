@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mclst.runtime.errors import InputError, OutputError
-from mclst.runtime.page import DPI, Page
+from mclst.runtime.page import DPI, GenesPage
 from mclst.runtime.pictures import (
     COLOURS,
     Sheet,
@@ -115,7 +115,7 @@ def sheet_of(n_side=6, genes=12, *, diameter=60.0, mpp=None, width=1000, height=
 def drawn(sheet, path, genes):
     """The PNG's pixels, and a function from a gene's place and level-0 px to pixel row and column."""
     window = _window(sheet, sheet.spot_diameter_px)
-    page = Page(genes, (window[1] - window[0]) / (window[3] - window[2]))
+    page = GenesPage(genes, (window[1] - window[0]) / (window[3] - window[2]))
 
     def pixel(place, x, y):
         left, top, across, down = page.box(place)
@@ -173,7 +173,7 @@ def test_the_most_structured_genes_are_shown_or_those_asked_for(tmp_path, monkey
     assert found[0] == ("GENE7", moran[7]) and found[1][0] == "GENE5" and np.isnan(found[1][1])
 
 
-EMPTY = Page(1, 1.0)
+EMPTY = GenesPage(1, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_any_shape_of_tissue_and_number_of_spots_gives_a_page(tmp_path, n_side, 
 def test_no_panel_leaves_the_page_or_covers_another():
     for genes in range(1, 26):
         for aspect in (1 / 3, 0.7, 1.0, 1.4, 3.0):
-            page = Page(genes, aspect)
+            page = GenesPage(genes, aspect)
             boxes = [page.tissue, *(page.box(place) for place in range(genes))]
             for i, (left, top, width, height) in enumerate(boxes):
                 assert left >= page.margin - 1e-9 and left + width <= page.width - page.margin + 1e-9
@@ -216,7 +216,7 @@ def test_the_scale_bar_has_its_length(tmp_path):
     draw_sheet(sheet, tmp_path / "with.png")
     draw_sheet(sheet_of(), tmp_path / "without.png")
     window = _window(sheet, 60.0)
-    page = Page(8, (window[1] - window[0]) / (window[3] - window[2]))
+    page = GenesPage(8, (window[1] - window[0]) / (window[3] - window[2]))
     left, top, width, height = page.tissue
     row = round((top + height + 0.148) * DPI)
     strips = [
@@ -286,7 +286,7 @@ def test_spots_beside_the_image_are_refused(tmp_path):
 
 
 def test_a_long_name_is_cut_and_no_name_is_read_as_mathematics(tmp_path):
-    page = Page(8, 1.0)
+    page = GenesPage(8, 1.0)
     whole = page.text(0.5, 1.0, "a" * 30)
     cut = page.text(0.5, 1.0, "a" * 300, room=2.0)
     assert whole > 2.0 >= cut > 1.7
