@@ -9,24 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-import pandas as pd
-from scipy.ndimage import gaussian_filter
 
 from mclst.benchmarks import machine
 from mclst.benchmarks.browser import open_browser, wait_for_picture
 from mclst.benchmarks.document_parts import begun
+from mclst.benchmarks.made_up_maps import MADE
 from mclst.benchmarks.measure import spread
 from mclst.benchmarks.result_files import ResultFiles, result_options
 from mclst.runtime.command import command, progress, say
-from mclst.runtime.map_file import Map
+from mclst.runtime.map_file import Map, open_map
 from mclst.runtime.report.slide_page import check_viewer, write_slide_page
 
 PATH = click.Path(path_type=Path)
-PITCH_PX = 100.0
-PROGRAMMES = 12
-NOISE = 0.05
-"""Of a gene's range, what its neighbours do not explain: as of predictions with k = 200 (see packing.py)."""
 SCRIPT = """async () => {
     const [pane] = report.panes;
     const { viewport } = pane.viewer;
@@ -49,37 +43,6 @@ SCRIPT = """async () => {
 }"""
 
 
-def made_up_map(spots: int, genes: int, seed: int = 0) -> Map:
-    """A dense map: each gene a mixture of smooth programmes with noise of 5 % of its range, over pale tissue."""
-    rng = np.random.default_rng(seed)
-    side = int(np.ceil(np.sqrt(spots)))
-    fields = np.stack(
-        [gaussian_filter(rng.normal(size=(side, side)), side / 12) for _ in range(PROGRAMMES)], axis=-1
-    )
-    fields /= fields.std(axis=(0, 1))
-    row, column = np.divmod(np.arange(spots), side)
-    expression = fields[row, column] @ rng.gamma(0.5, size=(PROGRAMMES, genes))
-    expression += rng.normal(size=expression.shape) * NOISE * np.ptp(expression, axis=0)
-    size = int(side * PITCH_PX * 0.1)
-    tissue = np.clip(225 + gaussian_filter(rng.normal(size=(size, size, 3)), (2, 2, 0)) * 60, 0, 255)
-    return Map(
-        path=Path("made-up.h5ad"),
-        title=f"{spots:,} spots, {genes:,} genes, made up",
-        genes=tuple(f"GENE{gene}" for gene in range(genes)),
-        expression=expression.astype(np.float32),
-        table=pd.DataFrame(
-            {"nearest_distance": rng.uniform(1, 9, spots)},
-            index=[f"{x}x{y}" for x, y in zip(column, row, strict=True)],
-        ),
-        xy_px=np.stack([column + 0.5, row + 0.5], axis=1) * PITCH_PX,
-        image=tissue.astype(np.uint8),
-        image_scale=0.1,
-        spot_diameter_px=PITCH_PX,
-        mpp=0.5,
-        told={"settings": {"grid_um": PITCH_PX * 0.5}},
-    )
-
-
 def measure(page_path: Path, rounds: int, done: Any) -> dict[str, Any]:
     """Open a page `rounds` times: ms to the first picture, to another gene, to paint the spots, from frame to frame."""
     taken: dict[str, list[float]] = {"first_picture_ms": [], "gene_ms": [], "paint_ms": [], "frame_ms": []}
@@ -97,13 +60,15 @@ def measure(page_path: Path, rounds: int, done: Any) -> dict[str, Any]:
 
 
 @click.command("viewing", context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--spots", type=click.IntRange(4, 1_000_000), default=30_000, help="Of the made-up map.")
-@click.option("--genes", type=click.IntRange(2, 20_000), default=1_000, help="Of the made-up map.")
+@click.argument("map_path", metavar="[MAP]", required=False, type=PATH)
+@click.option("--spots", type=click.IntRange(4, 1_000_000), default=30_000, help="Of the made-up maps.")
+@click.option("--genes", type=click.IntRange(2, 20_000), default=1_000, help="Of the made-up maps.")
 @click.option("--repeats", type=click.IntRange(1), default=5, help="How often the page is opened.")
-@click.option("--keep", type=PATH, help="Keep the page under this name.")
+@click.option("--keep", type=PATH, help="Keep the first page under this name.")
 @result_options()
 @command
 def viewing(
+    map_path: Path | None,
     spots: int,
     genes: int,
     repeats: int,
@@ -111,29 +76,45 @@ def viewing(
     result_files: ResultFiles,
     quiet: bool,
 ) -> None:
-    """The page of a large map in a browser without a window or a GPU: size, first picture, change of gene, frames."""
-    result_files.check(others=(keep,))
+    """The page of a large map in a browser without a window or a GPU: size, first picture, change of gene, frames.
+
+    MAP: of mclst-infer; by default two are made up, one as retrieval makes them and one whose noise is each spot's own.
+    """
+    result_files.check(inputs=(map_path,), others=(keep,))
     check_viewer()
-    started, where = datetime.now(UTC), machine.describe()
+    started, where, results = datetime.now(UTC), machine.describe(), []
     with tempfile.TemporaryDirectory() as folder:
-        path = (Path(folder) / "page.html") if keep is None else keep.absolute()
-        found = made_up_map(spots, genes)
-        clock = time.perf_counter()
-        write_slide_page(found, path)
-        seconds = time.perf_counter() - clock
-        size = path.stat().st_size
-        with progress("openings", repeats, quiet=quiet) as advance:
-            taken = measure(path, repeats, advance)
-    say(f"  {spots:,} spots, {genes:,} genes: {size / 1e6:.1f} MB, written in {seconds:.1f} s", quiet=quiet)
+        if map_path is not None:
+            with open_map(map_path) as found:
+                path = Path(folder) / "map.html" if keep is None else keep.absolute()
+                results.append({"map": map_path.name, **view(found, path, repeats, quiet=quiet)})
+        else:
+            for kind, make in MADE.items():
+                path = keep.absolute() if keep is not None and not results else Path(folder) / f"{kind}.html"
+                made = make(spots, genes)
+                results.append({"map": f"made up: {kind}", **view(made, path, repeats, quiet=quiet)})
+    content = {
+        **begun("mclst-bench-viewing/2", started, where, where["cores"]),
+        "results": results,
+    }
+    result_files.publish(lambda: content)
+
+
+def view(found: Map, path: Path, repeats: int, *, quiet: bool = False) -> dict[str, Any]:
+    """Write the page of a map to `path`, open it `repeats` times, and tell what was measured."""
+    clock = time.perf_counter()
+    write_slide_page(found, path)
+    seconds = time.perf_counter() - clock
+    size = path.stat().st_size
+    with progress("openings", repeats, quiet=quiet) as advance:
+        taken = measure(path, repeats, advance)
+    spots, genes = found.expression.shape
+    say(f"{found.title}: {size / 1e6:.1f} MB, written in {seconds:.1f} s", quiet=quiet)
     for name, value in taken.items():
         if isinstance(value, dict):
             median, least, most = value["median"], value["min"], value["max"]
             say(f"  {name.removesuffix('_ms'):<14} {median:8.1f} ms  ({least:.1f} - {most:.1f})", quiet=quiet)
-    content = {
-        **begun("mclst-bench-viewing/1", started, where, where["cores"]),
-        "results": [{"spots": spots, "genes": genes, "page_bytes": size, "write_s": seconds, **taken}],
-    }
-    result_files.publish(lambda: content)
+    return {"spots": spots, "genes": genes, "page_bytes": size, "write_s": seconds, **taken}
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from made_maps import DIAMETER, HOSTILE, SCALE, Made, made_map
 from mclst.benchmarks.browser import find_chromium, open_browser, wait_for_picture
 from mclst.runtime.map_file import open_map
 from mclst.runtime.pictures import COLOURS
+from mclst.runtime.report import layers
 from mclst.runtime.report.slide_page import write_slide_page
 from mclst.runtime.report.viewer import PLACE
 from mclst.runtime.structure import morans_i
@@ -302,6 +303,38 @@ def test_the_nearest_distance_is_a_map_too(show: Any, made: Made) -> None:
     page.settle()
     np.testing.assert_allclose(page.colours(SPOTS), expected(made.nearest, SPOTS), atol=3)
     assert page.page.get_by_role("combobox", name="Gene").first.is_disabled()
+
+
+@pytest.mark.parametrize("budget", [0, 10**9])
+def test_the_values_of_a_large_map_are_told_as_exactly_as_the_page_says(
+    show: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int
+) -> None:
+    monkeypatch.setattr(layers, "MOST_FINE", 1000)
+    monkeypatch.setattr("mclst.runtime.report.slide_page.MAPS_BYTES", budget)
+    made = made_map(tmp_path / "grid.h5ad", grid=True, side=22, genes=30)
+    page = show(made)
+    layer = page.page.evaluate("report.told.layers[0]")
+    assert layer["compact"] is not None and layer["steps"] == (14 if budget == 0 else 254)
+    for gene in (0, 7, 29):
+        name = page.page.evaluate("(gene) => report.told.genes[gene]", gene)
+        told = page.page.evaluate(
+            """async (gene) => { const { found } = await report.library.values(report.told.layers[0], gene);
+            return Array.from(found, (value) => (Number.isNaN(value) ? null : value)); }""",
+            gene,
+        )
+        told, values = np.array(told, float), made.value(name)
+        np.testing.assert_array_equal(np.isnan(told), np.isnan(values))
+        span = float(np.nanmax(values)) - float(np.nanmin(values))
+        assert np.nanmax(np.abs(told - values)) <= span / layer["steps"] / 2 + 1e-5 * span
+    page.pick("GENE4")
+    values = made.value("GENE4")
+    said = page.page.evaluate("report.panes[0].values.text(100)")
+    value, _, off = said.partition(" ± ")
+    span = float(np.nanmax(values)) - float(np.nanmin(values))
+    assert float(off) == pytest.approx(span / layer["steps"] / 2, rel=0.06)
+    assert abs(float(value) - values[100]) <= 1.1 * float(off)
+    if budget:
+        np.testing.assert_allclose(page.colours([3, 100, 321]), expected(values, [3, 100, 321]), atol=8)
 
 
 def test_places_of_a_grid_close_up(show: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from click.testing import CliRunner, Result
 
 from mclst.benchmarks.browser import find_chromium, open_browser
 from mclst.benchmarks.cli import main
-from mclst.benchmarks.viewing import made_up_map
+from mclst.benchmarks.made_up_maps import noisy, retrieved
+from mclst.runtime.map_file import Map
 from mclst.runtime.report.viewer import PLACE
 
 RESULTS = sorted((Path(__file__).resolve().parents[1] / "benchmarks" / "results").glob("*.json"))
@@ -98,7 +100,7 @@ def test_every_result_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert found.tables[1][1] == ["a", "7", "3.5 – 14"] and found.tables[1][2][0] == "b"
     text = Path("mclst-bench.html").read_text()
     assert "<script>x" not in text and "&lt;script&gt;x" in text and "2026-01-02" in text
-    assert "#ded3f3 100.0%" in text and "#ded3f3 16.7%" in text
+    assert "var(--bar) 100.0%" in text and "var(--bar) 16.7%" in text
 
 
 def test_published_results_make_a_page(tmp_path: Path) -> None:
@@ -131,8 +133,9 @@ def test_bad_results_are_one_sentence(
     assert not list(Path().glob("*.html")) and json.loads(Path("r.json").read_text()) == MADE
 
 
-def test_the_made_up_map_has_what_it_says() -> None:
-    found = made_up_map(500, 40)
+@pytest.mark.parametrize("make", [retrieved, noisy])
+def test_made_up_maps_have_what_they_say(make: Callable[[int, int], Map]) -> None:
+    found = make(500, 40)
     assert found.expression.shape == (500, 40) and len(found.spots) == len(set(found.spots)) == 500
     assert found.on_grid and found.mpp == 0.5 and found.morans_i.min() > 0.3
 
@@ -159,9 +162,12 @@ def test_viewing_is_measured_and_its_page_sorts(tmp_path: Path, monkeypatch: pyt
     ]
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output
-    (result,) = json.loads(Path("v.json").read_text())["results"]
-    assert result["page_bytes"] == os.path.getsize("p.html") and result["first_picture_ms"]["n"] == 1
-    assert result["frame_ms"]["n"] == 90 and result["paint_ms"]["n"] == 20
+    results = json.loads(Path("v.json").read_text())["results"]
+    assert results[0]["page_bytes"] == os.path.getsize("p.html")
+    assert [result["map"] for result in results] == ["made up: as retrieved", "made up: noise of its own"]
+    for result in results:
+        assert result["first_picture_ms"]["n"] == 1 and result["spots"] == 900 and result["genes"] == 40
+        assert result["frame_ms"]["n"] == 90 and result["paint_ms"]["n"] == 20
     assert page("v.json", "--out", "v.html").exit_code == 0
     with open_browser() as browser:
         opened, complaints = browser.new_page(), []

@@ -95,7 +95,7 @@ def table(
         if name != bars or not longest or not _is_number(row.get(name)):
             return ""
         share = 100 * row[name] / longest
-        return f' style="background:linear-gradient(90deg,#ded3f3 {share:.1f}%,transparent 0)"'
+        return f' style="background:linear-gradient(90deg,var(--bar) {share:.1f}%,transparent 0)"'
 
     head = "".join(cell("th", name, escape(name)) for name in names)
     body = "".join(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,12 @@ from mclst.runtime.map_file import Map
 from mclst.runtime.pictures import COLOURS
 from mclst.runtime.publish import write_whole
 from mclst.runtime.report import shell
-from mclst.runtime.report.packing import MIDDLE, Codes, Packed, encode, encode_genes, steps_for
+from mclst.runtime.report.layers import MAPS_BYTES, Layer, pack_genes, pack_single, read_values
+from mclst.runtime.report.packing import FINE, Packed
+from mclst.runtime.report.thinning import Shown, thin
 from mclst.runtime.report.viewer import PLACE
 
-SCRIPTS = ("tables.js", "packed.js", "painting.js", "picker.js", "pane.js", "report.js")
+SCRIPTS = ("tables.js", "packed.js", "compact.js", "painting.js", "picker.js", "pane.js", "report.js")
 MAPS = {
     "Magma": COLOURS,
     "Viridis": matplotlib.colormaps["viridis"],
@@ -37,25 +38,6 @@ JPEG_QUALITY = 80
 Picture = tuple[NDArray[np.uint8], float]
 """Of the whole slide: uint8 [h, w, 3], px per level-0 px."""
 CONFIDENCE = {"nearest_distance": "Nearest distance", "effective_k": "Effective k"}
-
-
-@dataclass
-class Layer:
-    """Something that colours spots. genes: whether there is one for each gene, or a single one."""
-
-    name: str
-    label: str
-    genes: bool
-    low: list[float] = field(default_factory=list)
-    step: list[float] = field(default_factory=list)
-    limits: list[tuple[float, float]] = field(default_factory=list)
-
-    def take(self, codes: Codes) -> bytes:
-        """Remember what the codes of the next gene mean; their bytes."""
-        self.low.append(codes.low)
-        self.step.append(codes.step)
-        self.limits.append(codes.limits)
-        return codes.codes.astype(codes.codes.dtype.newbyteorder("<")).tobytes()
 
 
 def check_viewer() -> None:
@@ -73,21 +55,22 @@ def write_slide_page(
     """Write the page of a map to `out`, whole or not at all; returns `out`.
 
     measured: expression as it was measured, float [n, G] in the map's order of spots and genes, NaN where it was not.
-    picture: the tissue, finer than the map's own image. Values are rounded to one of 65,535, 255 or 31 steps of their gene's range, the fewer the larger the map; the page says so.
+    picture: the tissue, finer than the map's own image. Values are rounded the more the larger the map (`layers.py`), and of
+    very large ones some spots and genes are shown (`thinning.py`, MOST_VALUES); the page says so.
     Raises ResourceError where the viewer is missing, OutputError where `out` cannot be written.
     """
     check_viewer()
-    genes = found.order[: max(1, MOST_VALUES // len(found.xy_px))]
-    levels = steps_for(len(found.xy_px) * len(genes))
+    shown = thin(found.xy_px, found.spot_diameter_px)
+    genes = found.order[: max(1, MOST_VALUES // len(shown.places))]
     packed = Packed()
-    layers, blocks = _pack(found, genes, levels, measured, packed)
+    layers, blocks = _pack(found, shown.places, genes, measured, packed)
     scripts = [PLACE.read_text(encoding="utf-8"), *(shell.script(name) for name in SCRIPTS)]
     image, scale = picture or (found.image, found.image_scale)
-    told = _told(found, genes, layers, blocks, wide=levels > MIDDLE)
+    told = _told(found, shown, genes, layers, blocks)
     told["image"] = {"width": image.shape[1], "height": image.shape[0], "scale": scale}
     main = [
         shell.script("report.html"),
-        _words(found, len(genes), measured is not None, levels),
+        _words(found, shown, genes, layers),
         f'<img id="picture-of-tissue" alt="" hidden src="data:image/jpeg;base64,{_jpeg(image)}">\n',
         shell.data("told", json.dumps(told, allow_nan=False, separators=(",", ":")), "application/json"),
         shell.data("packed", "".join(packed.text)),
@@ -97,27 +80,30 @@ def write_slide_page(
 
 
 def _pack(
-    found: Map, genes: list[int], levels: int, measured: NDArray[np.floating] | None, packed: Packed
+    found: Map,
+    spots: NDArray[np.intp],
+    genes: list[int],
+    measured: NDArray[np.floating] | None,
+    packed: Packed,
 ) -> tuple[list[Layer], dict[str, Any]]:
+    xy_px = found.xy_px[spots]
+    names = found.table.index[spots]
     blocks: dict[str, Any] = {
-        "xy": packed.add(found.xy_px.astype("<f4").tobytes()),
-        "spots": packed.add("\n".join(name.replace("\n", " ") for name in found.spots).encode()),
+        "xy": packed.add(xy_px.astype("<f4").tobytes()),
+        "spots": packed.add("\n".join(str(name).replace("\n", " ") for name in names).encode()),
         "colours": packed.add(b"".join(_table(colours) for colours in MAPS.values())),
     }
     layers = []
-    for name, label, matrix in (
-        ("predicted", "Predicted expression", found.expression),
-        ("measured", "Measured expression", measured),
-    ):
-        if matrix is not None:
-            layer = Layer(name, label, genes=True)
-            blocks[name] = [packed.add(layer.take(codes)) for codes in encode_genes(matrix, genes, levels)]
-            layers.append(layer)
+    matrices = {"predicted": found.expression} | ({} if measured is None else {"measured": measured})
+    for name, matrix in matrices.items():
+        layer = Layer(name, f"{name.capitalize()} expression", genes=True)
+        values = read_values(matrix, spots, genes)
+        blocks |= pack_genes(layer, values, xy_px, packed, MAPS_BYTES / len(matrices))
+        layers.append(layer)
     for name, label in CONFIDENCE.items():
         if name in found.table:
             layer = Layer(name, label, genes=False)
-            codes = encode(found.table[name].to_numpy(dtype=np.float64), levels)
-            blocks[name] = [packed.add(layer.take(codes))]
+            blocks |= pack_single(layer, found.table[name].to_numpy(dtype=np.float64)[spots], packed)
             layers.append(layer)
     return layers, blocks
 
@@ -128,18 +114,17 @@ def _table(colours: Any) -> bytes:
 
 
 def _told(
-    found: Map, genes: list[int], layers: list[Layer], blocks: Mapping[str, Any], *, wide: bool
+    found: Map, shown: Shown, genes: list[int], layers: list[Layer], blocks: Mapping[str, Any]
 ) -> dict[str, Any]:
     moran = found.morans_i[genes]
     return {
         "title": found.title,
         "mpp": found.mpp,
-        "diameter": found.spot_diameter_px,
+        "diameter": found.spot_diameter_px * shown.every,
         "square": found.on_grid,
         "genes": [found.genes[place] for place in genes],
         "moran": [None if np.isnan(value) else round(float(value), 4) for value in moran],
         "layers": [vars(layer) for layer in layers],
-        "wide": wide,
         "colours": list(MAPS),
         "blocks": blocks,
     }
@@ -161,30 +146,45 @@ def _subtitle(found: Map) -> str:
     return "  ·  ".join(told)
 
 
-def _words(found: Map, genes: int, measured: bool, levels: int) -> str:
+def _words(found: Map, shown: Shown, genes: list[int], layers: list[Layer]) -> str:
     """What the page says in words: how to read it, the values of each gene, what the map was made of."""
-    rounded = f"Values are rounded to one of {levels:,} steps of their gene's range; the map itself holds them in full."
     usual = "Colours run from the 1st to the 99th percentile of each map unless set otherwise."
-    notes = [f"{usual} A ring is a spot without a value. {rounded}"]
-    if genes < len(found.genes):
+    notes = [f"{usual} A ring is a spot without a value. {_rounded(layers)}"]
+    if len(genes) < len(found.genes):
         notes.append(
-            f"The {genes:,} most spatially structured of {len(found.genes):,} genes are in this page."
+            f"The {len(genes):,} most spatially structured of {len(found.genes):,} genes are in this page."
+        )
+    if shown.every > 1:
+        side = found.spot_diameter_px * shown.every
+        told = f"{side:.4g} px" if found.mpp is None else f"{side * found.mpp:.4g} µm"
+        notes.append(
+            f"This page shows {len(shown.places):,} of the map's {len(found.xy_px):,} spots: of each square of {told} the one "
+            f"nearest its middle, with its own values, as large as the square. Moran's I is over all spots."
         )
     if "nearest_distance" in found.table:
         notes.append(
             "Nearest distance: from the spot's embedding to the nearest of the reference spots it was made of; where it is "
             "large, the tissue looks like nothing in the reference. Effective k: how many reference spots speak."
         )
-    if measured:
+    if any(layer.name == "measured" for layer in layers):
         notes.append("Measured values are normalised as the predicted ones are.")
     unknown = int(np.count_nonzero(np.isnan(found.expression[:, 0])))
     if unknown:
         notes.append(f"{unknown:,} spots have no prediction, for their tile could not be read.")
     reading = shell.details("How to read this page", *map(shell.paragraph, notes))
     run = shell.details("Run summary and versions", shell.facts(found.told)) if found.told else ""
-    rows = [
-        {"Gene": found.genes[place], "Moran's I": float(found.morans_i[place])}
-        for place in found.order[:genes]
-    ]
+    rows = [{"Gene": found.genes[place], "Moran's I": float(found.morans_i[place])} for place in genes]
     table = shell.details("All genes by spatial structure", shell.table(rows, label="Genes", sortable=True))
     return reading + table + run
+
+
+def _rounded(layers: list[Layer]) -> str:
+    """How exact the expression in the page is."""
+    steps = {layer.name: layer.steps for layer in layers if layer.genes}
+    if min(steps.values()) == FINE - 1:
+        exact = f"to one of {FINE:,} steps of their gene's range"
+    else:
+        told = {f"{50 / count:.2g} %": name for name, count in steps.items()}
+        each = [percent if len(told) == 1 else f"{percent} ({name})" for percent, name in told.items()]
+        exact = f"and off by {' and '.join(each)} of their gene's range at the most"
+    return f"Values are rounded here {exact}; the map itself holds them in full."

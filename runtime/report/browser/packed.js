@@ -29,40 +29,50 @@ class Packed {
   }
 }
 
-/* The values of one map at every spot: whole numbers, 0 where nothing is known, with their place on a line. */
+/* The values of one map at every spot, NaN where nothing is known, each off by half a step at the most. */
 class Values {
-  constructor(codes, low, step) {
-    this.codes = codes;
-    this.low = low;
+  constructor(found, step, steps) {
+    this.found = found;
     this.step = step;
+    this.coarse = steps < 1000;
   }
 
   at(spot) {
-    const code = this.codes[spot];
-    return code === 0 ? NaN : this.low + (code - 1) * this.step;
+    return this.found[spot];
   }
 
-  /* The value as text, with no more digits than its steps can tell, and four at most. */
+  /* The value as text, with no more digits than are known, four at most; where they are fewer, by how much it may be off. */
   text(spot) {
     const value = this.at(spot);
     if (Number.isNaN(value)) {
       return "unknown";
+    }
+    const off = this.step / 2;
+    if (this.coarse && off > 0) {
+      const digits = Math.max(0, Math.min(12, 1 - Math.floor(Math.log10(off))));
+      return `${value.toFixed(digits)} ± ${off.toFixed(digits)}`;
     }
     const told = this.step > 0 ? Math.ceil(-Math.log10(this.step)) : 6;
     const most = value === 0 ? 0 : 3 - Math.floor(Math.log10(Math.abs(value)));
     return value.toFixed(Math.max(0, Math.min(told, most, 12)));
   }
 
-  /* Place 0 … 255 on a colour map that runs over `limits`, for every code; 256 stands for a code without a value. */
+  /* Place 0 … 255 of every spot on a colour map that runs over `limits`; 256 for a spot without a value. */
   places(limits) {
-    const places = new Uint16Array(this.codes.BYTES_PER_ELEMENT === 1 ? 256 : 65536);
-    const span = limits[1] - limits[0];
-    for (let code = 1; code < places.length; code++) {
-      const value = this.low + (code - 1) * this.step;
-      const share = span > 0 ? (value - limits[0]) / span : value > limits[0] ? 1 : 0;
-      places[code] = Math.min(255, Math.max(0, Math.floor(share * 256)));
+    const [low, high] = limits;
+    const scale = high > low ? 256 / (high - low) : 0;
+    const { found } = this;
+    const places = new Uint16Array(found.length);
+    for (let spot = 0; spot < found.length; spot++) {
+      const value = found[spot];
+      if (Number.isNaN(value)) {
+        places[spot] = 256;
+      } else if (scale > 0) {
+        places[spot] = Math.min(255, Math.max(0, Math.floor((value - low) * scale)));
+      } else {
+        places[spot] = value > low ? 255 : 0;
+      }
     }
-    places[0] = 256;
     return places;
   }
 }
@@ -73,6 +83,7 @@ class Library {
     this.told = told;
     this.packed = packed;
     this.kept = new Map();
+    this.compact = new Map();
   }
 
   /* layer: an entry of `told.layers`; gene: its place in `told.genes`, of no meaning for a layer without genes. */
@@ -80,13 +91,26 @@ class Library {
     const part = layer.genes ? gene : 0;
     const key = `${layer.name} ${part}`;
     if (!this.kept.has(key)) {
-      const bytes = await this.packed.bytes(layer.name, part);
-      const codes = this.told.wide ? new Uint16Array(bytes.buffer) : bytes;
-      this.kept.set(key, new Values(codes, layer.low[part], layer.step[part]));
+      this.kept.set(key, await this.unpacked(layer, part));
       if (this.kept.size > 32) {
         this.kept.delete(this.kept.keys().next().value);
       }
     }
     return this.kept.get(key);
+  }
+
+  async unpacked(layer, part) {
+    const [low, step] = [layer.low[part], layer.step[part]];
+    if (layer.compact !== null) {
+      if (!this.compact.has(layer.name)) {
+        this.compact.set(layer.name, CompactMap.open(this.packed, layer));
+      }
+      const map = await this.compact.get(layer.name);
+      return new Values(await map.values(part, low, step), step, layer.steps);
+    }
+    const bytes = await this.packed.bytes(layer.name, part);
+    const codes = layer.steps > 254 ? new Uint16Array(bytes.buffer) : bytes;
+    const found = Float32Array.from(codes, (code) => (code === 0 ? NaN : low + (code - 1) * step));
+    return new Values(found, step, layer.steps);
   }
 }

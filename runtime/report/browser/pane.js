@@ -172,11 +172,13 @@ class Pane {
       return;
     }
     const { certain, hidden } = this.report;
-    const places = this.values.places(this.limits);
-    const { codes } = this.values;
-    this.spotPlaces = new Uint16Array(codes.length);
-    for (let spot = 0; spot < codes.length; spot++) {
-      this.spotPlaces[spot] = certain !== null && certain.at(spot) > hidden ? 257 : places[codes[spot]];
+    this.spotPlaces = this.values.places(this.limits);
+    if (certain !== null && hidden < Infinity) {
+      for (let spot = 0; spot < this.spotPlaces.length; spot++) {
+        if (certain.at(spot) > hidden) {
+          this.spotPlaces[spot] = 257;
+        }
+      }
     }
     this.scale();
     this.words();

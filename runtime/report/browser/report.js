@@ -110,7 +110,7 @@ class Report {
       return;
     }
     const values = await this.library.values(layer, 0);
-    const known = Float64Array.from(values.codes, (_, spot) => values.at(spot)).filter((value) => !Number.isNaN(value)).sort();
+    const known = values.found.filter((value) => !Number.isNaN(value)).sort();
     const apply = () => {
       const left = Math.round(known.length * (1 - Number(input.value) / 100));
       this.certain = values;
