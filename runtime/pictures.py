@@ -283,7 +283,7 @@ def _fade(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(255 - (255 - mixed) * 0.4, np.uint8)
 
 
-def usual_limits(values: NDArray[np.float32]) -> tuple[float, float]:
+def usual_limits(values: NDArray[np.floating]) -> tuple[float, float]:
     """1st and 99th percentile of values [n] without NaN; 0 and 1 of none."""
     if not len(values):
         return 0.0, 1.0

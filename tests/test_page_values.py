@@ -85,13 +85,12 @@ def test_every_value_is_within_half_a_step(
     kind: str, budget: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layers, "MOST_FINE", 1000)
-    monkeypatch.setattr("mclst.runtime.report.slide_page.MAPS_BYTES", budget)
     made = made_map(tmp_path / "made.h5ad", side=24, genes=40)
     with open_map(made.path) as found:
         if kind != "holes":  # the made-up map has a spot without values
             object.__setattr__(found, "expression", field(kind, 24, 40))
         expression = np.asarray(found.expression)[:, found.order]
-        write_slide_page(found, tmp_path / "slide.html")
+        write_slide_page(found, tmp_path / "slide.html", most_bytes=budget)
     page = PageReader(tmp_path / "slide.html")
     layer, told = page.layer("predicted"), page.values("predicted")
     assert layer["compact"] is not None and layer["steps"] == (14 if budget == 0 else 254)
@@ -122,7 +121,7 @@ def test_a_map_with_single_values_missing_is_told_too() -> None:
     values = field("noise", 40, 700)
     values[5, 7] = np.nan
     packed, layer = Packed(), Layer("measured", "", genes=True)
-    blocks = pack_genes(layer, values.copy(), np.random.default_rng(0).uniform(size=(1600, 2)), packed)
+    blocks = pack_genes(layer, values.copy(), np.random.default_rng(0).uniform(size=(1600, 2)), packed, 1e6)
     assert layer.compact is None and layer.steps == 254 and list(blocks) == ["measured"]
 
 

@@ -32,7 +32,8 @@ from mclst.runtime.map_file import open_map
 from mclst.runtime.measured import choose_section, pair_with_truth, read_map
 from mclst.runtime.report import shell
 from mclst.runtime.report.cli import main
-from mclst.runtime.report.packing import FINE, MIDDLE, Packed, encode, encode_genes
+from mclst.runtime.report.layers import read_values
+from mclst.runtime.report.packing import FINE, MIDDLE, encode
 from mclst.runtime.report.viewer import PLACE
 from mclst.runtime.structure import morans_i
 
@@ -72,17 +73,14 @@ def test_a_value_in_a_page_is_off_by_half_a_step_at_most(values: np.ndarray, lev
         assert codes.limits == pytest.approx(tuple(np.percentile(values[known].astype(float), [1, 99])))
 
 
-def test_genes_are_packed_in_the_order_asked_for(made: Made) -> None:
-    import zlib
-
-    packed = Packed()
-    order = [7, 0, 11, 3]
-    places = [packed.add(codes.codes.tobytes()) for codes in encode_genes(made.expression, order, MIDDLE)]
-    text = "".join(packed.text)
-    assert len(text) == packed.length == sum(length for _, length in places)
-    for gene, (start, length) in zip(order, places, strict=True):
-        codes = np.frombuffer(zlib.decompress(base64.b64decode(text[start : start + length])), np.uint8)
-        np.testing.assert_array_equal(codes, encode(made.expression[:, gene], MIDDLE).codes)
+def test_values_are_read_in_parts_as_they_stand(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    spots, genes = np.array([0, 3, 4, 40, 79, 80]), [7, 0, 11, 3]
+    for part in (1, 8 * 12 * 5, 1 << 20):
+        monkeypatch.setattr("mclst.runtime.report.layers.BLOCK_BYTES", part)
+        with open_map(made.path) as found:
+            np.testing.assert_array_equal(
+                read_values(found.expression, spots, genes), made.expression[spots][:, genes]
+            )
 
 
 @with_viewer
@@ -99,7 +97,7 @@ def test_the_short_form_writes_one_page_that_needs_nothing_else(made: Made) -> N
     moran = morans_i(made.expression, made.xy_px)
     assert said["genes"] == [made.genes[g] for g in np.argsort(-moran)]
     assert said["moran"] == pytest.approx(sorted(moran, reverse=True), abs=1e-4)
-    assert said["mpp"] == 0.5 and said["diameter"] == DIAMETER and said["wide"] and not said["square"]
+    assert said["mpp"] == 0.5 and said["diameter"] == DIAMETER and not said["square"]
 
 
 @with_viewer
@@ -107,7 +105,7 @@ def test_the_page_of_a_large_map_stays_small_and_says_how_finely_it_tells(tmp_pa
     made = made_map(tmp_path / "made.h5ad", side=100, genes=120)
     assert CliRunner().invoke(main, [str(made.path), "-q"]).exit_code == 0
     page = (tmp_path / "made.html").read_text()
-    assert "255 steps" in page and len(page) < 2 * made.expression.size
+    assert "off by 0.2 % of their gene" in page and len(page) < 2 * made.expression.size
 
 
 def square_of(feature: dict[str, Any]) -> tuple[float, float, float, float]:
@@ -295,7 +293,7 @@ def test_what_was_measured_is_taken_as_evaluation_takes_it(
     seen: list[np.ndarray] = []
     monkeypatch.setattr(
         "mclst.runtime.report.files.write_slide_page",
-        lambda found, place, measured, picture: seen.append(measured),
+        lambda found, place, *, measured, **how: seen.append(measured),
     )
     done = CliRunner().invoke(main, ["B1.h5ad", "--truth", str(small.folder), "--overwrite"])
     assert done.exit_code == 0, done.output

@@ -77,10 +77,10 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Any]:
     complaints: list[str] = []
     pages = []
 
-    def opened(made: Made, measured: np.ndarray | None = None) -> Opened:
+    def opened(made: Made, measured: np.ndarray | None = None, **how: Any) -> Opened:
         out = tmp_path / "slide.html"
         with open_map(made.path) as found:
-            write_slide_page(found, out, measured=measured)
+            write_slide_page(found, out, measured=measured, **how)
         page = browser.new_page()
         pages.append(page)
         page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
@@ -310,9 +310,8 @@ def test_the_values_of_a_large_map_are_told_as_exactly_as_the_page_says(
     show: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int
 ) -> None:
     monkeypatch.setattr(layers, "MOST_FINE", 1000)
-    monkeypatch.setattr("mclst.runtime.report.slide_page.MAPS_BYTES", budget)
     made = made_map(tmp_path / "grid.h5ad", grid=True, side=22, genes=30)
-    page = show(made)
+    page = show(made, most_bytes=budget)
     layer = page.page.evaluate("report.told.layers[0]")
     assert layer["compact"] is not None and layer["steps"] == (14 if budget == 0 else 254)
     for gene in (0, 7, 29):

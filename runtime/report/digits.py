@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 KINDS = {1: 5, 2: 3, 7: 2, 127: 1}
 """Largest number that a digit says itself → digits in a byte."""
-STRATEGIES = (zlib.Z_FILTERED, zlib.Z_HUFFMAN_ONLY)
+STRATEGIES = {1: zlib.Z_FILTERED, 2: zlib.Z_HUFFMAN_ONLY, 7: zlib.Z_HUFFMAN_ONLY, 127: zlib.Z_HUFFMAN_ONLY}
+"""Where nearly all are 0 zlib finds runs; elsewhere it would take for a pattern what is likely by chance."""
 
 
 def squeeze(numbers: NDArray[np.integer]) -> bytes:
@@ -20,7 +21,7 @@ def squeeze(numbers: NDArray[np.integer]) -> bytes:
     eighth set where more follow.
     """
     found = np.asarray(numbers, np.int64)
-    return min((_packed(_written(found, most), how) for most in KINDS for how in STRATEGIES), key=len)
+    return min((_packed(_written(found, most), how) for most, how in STRATEGIES.items()), key=len)
 
 
 def _written(numbers: NDArray[np.int64], most: int) -> bytes:
@@ -28,11 +29,8 @@ def _written(numbers: NDArray[np.int64], most: int) -> bytes:
     digits = np.clip(numbers, -most, most) + most
     digits = np.concatenate([digits, np.zeros(-len(digits) % each, np.int64)]).reshape(-1, each)
     large = np.abs(numbers)
-    return (
-        bytes([most])
-        + (digits @ base ** np.arange(each)).astype(np.uint8).tobytes()
-        + _sevens(large[large >= most] - most)
-    )
+    packed = (digits @ base ** np.arange(each)).astype(np.uint8)
+    return bytes([most]) + bytes(packed) + _sevens(large[large >= most] - most)
 
 
 def _sevens(numbers: NDArray[np.int64]) -> bytes:
@@ -43,7 +41,7 @@ def _sevens(numbers: NDArray[np.int64]) -> bytes:
     parts = numbers[:, None] >> (7 * np.arange(width))
     used = np.concatenate([np.ones((len(numbers), 1), bool), parts[:, 1:] > 0], axis=1)
     follows = np.concatenate([used[:, 1:], np.zeros((len(numbers), 1), bool)], axis=1)
-    return ((parts & 127) | (follows << 7)).astype(np.uint8)[used].tobytes()
+    return bytes(((parts & 127) | (follows << 7)).astype(np.uint8)[used])
 
 
 def _packed(content: bytes, strategy: int) -> bytes:

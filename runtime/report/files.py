@@ -37,13 +37,14 @@ class Files:
     """What to write from a map.
 
     html: the page; None: where this installation can make one. html_px: the longest side of its picture of the tissue, where
-    the slide is at hand. geojson: detections for QuPath, measuring
+    the slide is at hand; html_mb: expression in it, about, in MB. geojson: detections for QuPath, measuring
     `geojson_genes`, by default the 50 most structured. spatialdata: a zarr store. plot: genes to draw in one figure of
     kind `plot_format`. csv, parquet: all values as a table.
     """
 
     html: bool | None = None
     html_px: int = 4000
+    html_mb: float = 3.5
     geojson: bool = False
     geojson_genes: tuple[str, ...] = ()
     spatialdata: bool = False
@@ -116,7 +117,7 @@ def write_files(
     """
     for kind, place in places.items():
         if kind == "html":
-            write_slide_page(found, place, measured=measured, picture=picture)
+            write_slide_page(found, place, measured=measured, picture=picture, most_bytes=files.html_mb * 1e6)
         elif kind == "geojson":
             write_geojson(found, place, files.geojson_genes)
         elif kind == "spatialdata":

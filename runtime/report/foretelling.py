@@ -41,7 +41,7 @@ def fit_weights(
         for b in range(BEFORE):
             sums[a, b] += np.vdot(known[a], known[b])
     weights = np.linalg.lstsq(sums, along, rcond=1e-9)[0]
-    return np.round(np.asarray(weights), 6)
+    return np.asarray(np.round(weights, 6), np.float64)
 
 
 def foretold(

@@ -18,10 +18,8 @@ from mclst.runtime.structure import BLOCK_BYTES
 
 MOST_FINE = 1_000_000
 """Values (spots x genes) up to which each is told to one of FINE steps of its gene's range."""
-LADDER = (254, 126, 62, 30, 14)
-"""Steps of a gene's range in a larger map: the most of which about `MAPS_BYTES` are enough, else the fewest."""
-MAPS_BYTES = 4_000_000
-"""Of expression in a page, in base64."""
+LADDER = (254, 180, 126, 90, 62, 44, 30, 22, 18, 14)
+"""Steps of a gene's range in a larger map: the most that fit into the bytes it may take, else the fewest."""
 
 
 @dataclass
@@ -76,14 +74,14 @@ def pack_genes(
     values: NDArray[np.float32],
     xy_px: NDArray[np.float64],
     packed: Packed,
-    most_bytes: float = MAPS_BYTES,
+    most_bytes: float,
 ) -> dict[str, Any]:
     """Pack values [n, g], NaN where unknown, of spots at xy_px [n, 2]; their blocks. `values` is used up.
 
     Maps of more than MOST_FINE values are told compactly, in as many steps of LADDER as fit into `most_bytes` of base64,
     unless single values are missing in them, as they are in no prediction.
     """
-    known = ~np.isnan(values).all(axis=1)
+    known = np.asarray(~np.isnan(values).all(axis=1), np.bool_)
     if values.size > MOST_FINE and not np.isnan(values[known]).any():
         return _pack_compact(layer, values, known, xy_px, packed, most_bytes)
     layer.steps = (FINE if values.size <= MOST_FINE else MIDDLE) - 1
@@ -127,10 +125,16 @@ def _pack_compact(
 
 def _choose(found: CompactMap, most_bytes: float) -> Plan:
     """The finest plan of LADDER that takes `most_bytes` at the most, or the coarsest."""
-    for plan in found.plans(LADDER):
-        if plan.bytes <= most_bytes:
-            break
-    return plan
+    first, last = 0, len(LADDER) - 1
+    plan = None
+    while first < last:
+        middle = (first + last) // 2
+        tried = found.plan(LADDER[middle])
+        if tried.bytes <= most_bytes:
+            plan, last = tried, middle
+        else:
+            first = middle + 1
+    return plan if plan is not None and plan.steps == LADDER[first] else found.plan(LADDER[first])
 
 
 def _to_unit(values: NDArray[np.float32], layer: Layer) -> tuple[list[float], list[float]]:

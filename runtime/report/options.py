@@ -32,6 +32,12 @@ OPTIONS = (
         default=4000,
         help="Longest side of the tissue there, where the slide is at hand.",
     ),
+    click.option(
+        "--html-mb",
+        type=click.FloatRange(0, 1000),
+        default=3.5,
+        help="MB of expression there, about: the more, the less the values of a large map are rounded.",
+    ),
     click.option("--geojson", is_flag=True, help="Spots for QuPath, as detections with measurements."),
     click.option(
         "--geojson-genes",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_MAPS, MOST_VALUES = 256, 8_000_000
-"""Shared maps, and their values."""
+MOST_MAPS = 32
+"""More would take about as many bytes as they save, and a reader longer to add up."""
 FIT_VALUES = 8_000_000
 """The maps are found on so many values at the most: evenly spaced spots, all genes."""
 LOADING = 32767
@@ -35,7 +35,7 @@ def find_mixture(values: NDArray[np.float32]) -> Mixture:
     m, g = values.shape
     part = values[:: max(1, -(-values.size // FIT_VALUES))]
     mean = part.mean(axis=0, dtype=np.float64).astype(np.float32)
-    rank = min(MOST_MAPS, MOST_VALUES // m, len(part) // 8, g // 2)
+    rank = min(MOST_MAPS, len(part) // 8, g // 2)
     if rank == 0:
         return Mixture(mean, np.zeros((m, 0)), np.zeros((g, 0)))
     centred = part - mean

@@ -19,7 +19,7 @@ from mclst.runtime.map_file import Map
 from mclst.runtime.pictures import COLOURS
 from mclst.runtime.publish import write_whole
 from mclst.runtime.report import shell
-from mclst.runtime.report.layers import MAPS_BYTES, Layer, pack_genes, pack_single, read_values
+from mclst.runtime.report.layers import Layer, pack_genes, pack_single, read_values
 from mclst.runtime.report.packing import FINE, Packed
 from mclst.runtime.report.thinning import Shown, thin
 from mclst.runtime.report.viewer import PLACE
@@ -35,6 +35,7 @@ MAPS = {
 MOST_VALUES = 40_000_000
 """Spots x genes in a page; of a larger map, the most structured genes are taken."""
 JPEG_QUALITY = 80
+MAPS_BYTES = 3_500_000
 Picture = tuple[NDArray[np.uint8], float]
 """Of the whole slide: uint8 [h, w, 3], px per level-0 px."""
 CONFIDENCE = {"nearest_distance": "Nearest distance", "effective_k": "Effective k"}
@@ -50,20 +51,25 @@ def check_viewer() -> None:
 
 
 def write_slide_page(
-    found: Map, out: Path, *, measured: NDArray[np.floating] | None = None, picture: Picture | None = None
+    found: Map,
+    out: Path,
+    *,
+    measured: NDArray[np.floating] | None = None,
+    picture: Picture | None = None,
+    most_bytes: float = MAPS_BYTES,
 ) -> Path:
     """Write the page of a map to `out`, whole or not at all; returns `out`.
 
     measured: expression as it was measured, float [n, G] in the map's order of spots and genes, NaN where it was not.
-    picture: the tissue, finer than the map's own image. Values are rounded the more the larger the map (`layers.py`), and of
-    very large ones some spots and genes are shown (`thinning.py`, MOST_VALUES); the page says so.
+    picture: the tissue, finer than the map's own image. most_bytes: of expression in the page, about, in base64: values are
+    rounded as far as that calls for and `layers.py` says, and of very large maps some spots and genes are shown (`thinning.py`, MOST_VALUES); the page says so.
     Raises ResourceError where the viewer is missing, OutputError where `out` cannot be written.
     """
     check_viewer()
     shown = thin(found.xy_px, found.spot_diameter_px)
     genes = found.order[: max(1, MOST_VALUES // len(shown.places))]
     packed = Packed()
-    layers, blocks = _pack(found, shown.places, genes, measured, packed)
+    layers, blocks = _pack(found, shown.places, genes, measured, packed, most_bytes)
     scripts = [PLACE.read_text(encoding="utf-8"), *(shell.script(name) for name in SCRIPTS)]
     image, scale = picture or (found.image, found.image_scale)
     told = _told(found, shown, genes, layers, blocks)
@@ -85,6 +91,7 @@ def _pack(
     genes: list[int],
     measured: NDArray[np.floating] | None,
     packed: Packed,
+    most_bytes: float,
 ) -> tuple[list[Layer], dict[str, Any]]:
     xy_px = found.xy_px[spots]
     names = found.table.index[spots]
@@ -98,7 +105,7 @@ def _pack(
     for name, matrix in matrices.items():
         layer = Layer(name, f"{name.capitalize()} expression", genes=True)
         values = read_values(matrix, spots, genes)
-        blocks |= pack_genes(layer, values, xy_px, packed, MAPS_BYTES / len(matrices))
+        blocks |= pack_genes(layer, values, xy_px, packed, most_bytes / len(matrices))
         layers.append(layer)
     for name, label in CONFIDENCE.items():
         if name in found.table:
@@ -132,7 +139,7 @@ def _told(
 
 def _jpeg(image: NDArray[np.uint8]) -> str:
     content = BytesIO()
-    Image.fromarray(image).save(content, "JPEG", quality=JPEG_QUALITY)
+    Image.fromarray(image).save(content, "JPEG", quality=JPEG_QUALITY, optimize=True, progressive=True)
     return base64.b64encode(content.getvalue()).decode("ascii")
 
 
