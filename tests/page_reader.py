@@ -15,7 +15,8 @@ import numpy as np
 
 def whole_numbers(content: bytes, n: int) -> list[int]:
     """The numbers of a block of digits."""
-    most, at, found = content[0], 1, []
+    most, at = content[0], 1
+    found: list[int] = []
     each, base = {1: 5, 2: 3, 7: 2, 127: 1}[most], 2 * most + 1
     while len(found) < n:
         byte = content[at]
