@@ -158,8 +158,8 @@ def load_png(document: dict[str, Any]) -> bytes:
                 axes.annotate(
                     f"{count}", (x, y), (0, -11), textcoords="offset points", ha="center", fontsize=7
                 )
-    axes.set_yscale("log")
     axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
     axes.set_xlabel("tiles a second, all clients together (numbers: clients)")
     axes.set_ylabel("ms until answered")
     axes.set_title(f"{document['server']['program']} by {document['server']['protocol']}", fontsize=10)

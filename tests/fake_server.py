@@ -167,6 +167,7 @@ class _Http:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = 1 << 16  # head and body leave together, or the second waits for an acknowledgement
 
             def setup(self) -> None:
                 outer._open.add(self.request)

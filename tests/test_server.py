@@ -357,6 +357,12 @@ def test_what_a_server_says_of_itself_is_checked(here: Path, sound: Path) -> Non
     assert sorted(path.name for path in here.iterdir()) == ["slide.tif", "spots.csv"]
 
 
+def test_http_to_the_port_of_grpc(here: Path, sound: Path) -> None:
+    with FakeServer(sound / "mclst-bundle", "grpc") as fake:
+        found = infer(*WORDS, "--server", fake.url.replace("grpc", "http"))
+    assert_one_sentence(found, 4, "does not answer by HTTP", "grpc://")
+
+
 @pytest.mark.parametrize(
     "words",
     [

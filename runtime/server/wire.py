@@ -105,12 +105,13 @@ class Wire:
         if self._http:
             # Each request has a time limit of its own, see Flow.
             self._client = aio.InferenceServerClient(address.place, conn_limit=0, conn_timeout=None)
-            from aiohttp import ClientError
+            from aiohttp import ClientError, ClientResponseError
 
             self._broken: tuple[type[Exception], ...] = (ClientError, OSError)
+            self._foreign: tuple[type[Exception], ...] = (ClientResponseError,)
         else:
             self._client = aio.InferenceServerClient(address.place, channel_args=GRPC_OPTIONS)
-            self._broken = (OSError,)
+            self._broken, self._foreign = (OSError,), ()
         self._sent = 0
 
     async def infer(self, model: str, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]) -> Answer:
@@ -180,8 +181,11 @@ class Wire:
         """What to make of a failure: Busy, Lost or ServerError."""
         if isinstance(error, self._error):
             return _of_status(str(error.status() or ""), _line(error.message()), f"{self.address}", model)
+        if isinstance(error, self._foreign):
+            return ServerError(f"{self.address} does not answer by HTTP; look at the port, or try grpc://")
         if isinstance(error, self._broken):
-            return Lost(_line(str(error)) or type(error).__name__)
+            cause = getattr(error, "os_error", error)  # of a connection that aiohttp could not make
+            return Lost(_line(cause) or type(error).__name__)
         reason = _line(f"{type(error).__name__}: {error}")
         return ServerError(
             f"{self.address} gives an answer that cannot be understood ({reason}); {EXPORT_AGAIN}"
