@@ -23,7 +23,7 @@ from forked import Forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from small import Small, fast_bundle
+from small import Small, fast_bundle, fast_regression
 
 from mclst.runtime.cli import main
 from mclst.runtime.errors import InputError
@@ -129,7 +129,8 @@ def test_a_real_network_and_a_grid(protocol: str, here: Path, small: Small, smal
     assert_the_local_map(values("local.h5ad"), "served.h5ad")
 
 
-def test_a_system_without_a_bank(here: Path, regression: Path) -> None:
+def test_a_system_without_a_bank(here: Path) -> None:
+    regression = fast_regression(here / "bundle", 5)
     local = infer(*WORDS, "--bundle", str(regression), "--out", "local.h5ad", "--provider", "cpu")
     assert local.exit_code == 0, local.stderr
     with FakeServer(regression) as fake:
@@ -138,34 +139,6 @@ def test_a_system_without_a_bank(here: Path, regression: Path) -> None:
     with h5py.File("local.h5ad") as ours, h5py.File("slide.h5ad") as theirs:
         np.testing.assert_allclose(theirs["X"][:], ours["X"][:], rtol=1e-6, atol=1e-6)
         assert "nearest_distance" not in theirs["obs"]
-
-
-@pytest.fixture(scope="module")
-def regression(tmp_path_factory: pytest.TempPathFactory, sound: Path) -> Path:
-    """A bundle whose encoder gives expression: one matrix product."""
-    import hashlib
-
-    import onnx
-
-    folder = tmp_path_factory.mktemp("regression") / "bundle"
-    shutil.copytree(sound / "mclst-bundle", folder)
-    graph = onnx.load(folder / "encoder.onnx")
-    graph.graph.node[-1].output[0] = graph.graph.output[0].name = "expression"
-    onnx.save(graph, folder / "encoder.onnx")
-    (folder / "genes.txt").write_text("".join(f"G{i}\n" for i in range(16)))
-    (folder / "bank.h5").unlink()
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest |= {"kind": "regression", "system": "stnet", "retrieval": None, "bank": [], "genes": 16}
-    manifest |= {"spot_encoder": None, "context": None}
-    manifest["files"] = {
-        name: {
-            "bytes": (folder / name).stat().st_size,
-            "sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest(),
-        }
-        for name in ("encoder.onnx", "genes.txt", "parity.json")
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
 
 
 TROUBLES: dict[str, Callable[[int], str]] = {
