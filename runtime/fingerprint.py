@@ -8,13 +8,14 @@ from concurrent.futures import Future
 from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-import pandas as pd
 
 from mclst.runtime.errors import SlideError
-from mclst.sections.section import Spots
+
+if TYPE_CHECKING:
+    from mclst.sections.section import Spots
 
 BLOCK_BYTES = 4 << 20
 ROWS_AT_ONCE = 65_536
@@ -103,6 +104,8 @@ def stamp(path: Path) -> Stamp:
 
 def spots_sha256(spots: Spots) -> str:
     """SHA-256 over all that a table of spots brings into a map: ids, places and the table's own columns."""
+    import pandas as pd  # a server hashes bundles alone, and starts without what reads tables
+
     digest = hashlib.sha256()
     for values in (spots.xy_px, spots.array_xy):
         digest.update(b"-" if values is None else np.ascontiguousarray(values).view(np.uint8).data)
