@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import anndata
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from small import Small
+from played_cuda import PlayedDriver
+from small import TILE_PX, Small
 
 from mclst.benchmarks import end_to_end, end_to_end_command, peaks, stages
 from mclst.benchmarks.cli import main
@@ -18,8 +23,12 @@ from mclst.benchmarks.end_to_end_command import _hold_against_peak
 from mclst.benchmarks.loaded import open_notebook
 from mclst.benchmarks.peers import Absent
 from mclst.benchmarks.stage_chart import stages_png
+from mclst.runtime import opened as opened_module
 from mclst.runtime.bundle import open_bundle
 from mclst.runtime.cli import main as infer
+from mclst.runtime.cuda_device import CudaDevice
+from mclst.runtime.device_session import DeviceSession
+from mclst.runtime.session import OnnxSession
 from mclst.sections.spots import read_spots
 
 
@@ -214,6 +223,65 @@ def test_an_encoder_is_held_against_the_peak_of_what_ran_it(small_bundle: Path) 
         )
     _hold_against_peak(found, bundle, {**sides, "cuda": None}, 4)
     assert [entry["encoder_of_peak"] is None for entry in found["contenders"]] == [True, False, True]
+
+
+class OnPlayedDevice:
+    """An encoder on a played device: its work stands in a stream until somebody asks for something."""
+
+    def __init__(self, driver: PlayedDriver, session: OnnxSession, batch: int) -> None:
+        self.batch, self._driver, self._session = batch, driver, session
+
+    def prepare(self, stream: int, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        self._stream, self._places = stream, list(zip(inputs, outputs, strict=True))
+
+    def enqueue(self, slot: int) -> None:
+        source, to = self._places[slot]
+
+        def run() -> None:
+            shape = (self.batch, TILE_PX, TILE_PX, 3)
+            tiles = np.frombuffer(ctypes.string_at(source, int(np.prod(shape))), np.uint8).reshape(shape)
+            found = self._session.encode(tiles).tobytes()
+            ctypes.memmove(to, found, len(found))
+
+        self._driver.put(self._stream, run)
+
+    def close(self) -> None: ...
+
+
+def test_a_run_on_a_device_tells_its_copies(
+    small: Small, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = PlayedDriver()
+    package = ModuleType("cuda.bindings")
+    package.driver = driver  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cuda.bindings", package)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", driver)
+    bundle, spots = open_bundle(small_bundle), read_spots(small.spots)
+    on_host = OnnxSession(bundle.encoder_path, threads=1)
+    width = bundle.manifest.encoder.embedding_dim
+    assert width is not None
+    session = DeviceSession(
+        CudaDevice(), lambda batch: OnPlayedDevice(driver, on_host, batch), provider="tensorrt", engine="played",
+        tile=(TILE_PX, TILE_PX, 3), width=width,
+    )  # fmt: skip
+    ways = [
+        {"name": f"mclst {name} fp32", "provider": name, "workers": 1, "batch_size": 4}
+        for name in ("tensorrt", "cpu")
+    ]
+    opened = opened_module.open_encoder
+    monkeypatch.setattr(
+        opened_module,
+        "open_encoder",
+        lambda name, request: (session, "") if name == "tensorrt" else opened(name, request),
+    )
+    told, expression = end_to_end.measure(bundle, small.slide, spots, settings=ways, notebook=None, rounds=1)
+    device, host = told["contenders"]
+    assert (device["provider"], host["provider"]) == ("tensorrt", "cpu")
+    np.testing.assert_allclose(expression[device["name"]], expression[host["name"]], atol=1e-5)
+    # The played clock moves by a millisecond with each thing the device does, on any stream; 24 tiles are six batches.
+    for name in ("copy up", "encode", "copy down"):
+        assert device["stages"]["stages"][name]["busy_s"] >= 6e-3
+    assert host["stages"]["stages"]["copy up"] is host["stages"]["stages"]["copy down"] is None
 
 
 def test_settings_are_pairs() -> None:
