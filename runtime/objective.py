@@ -56,5 +56,5 @@ def contradiction(objective: Objective | None, vendor: str, mpp: float | None) -
         return ""
     return (
         f"{mpp:.4g} µm/px is taken, though the slide names a {power:g}x objective ({source}), for which some "
-        f"{usual:.3g} is usual: {times:.1f} times apart, so check it and give --mpp"
+        f"{usual:.3g} is usual: {times:.1f} times apart; check it (--mpp sets it)"
     )
