@@ -45,7 +45,7 @@ build/tensorrt/installed: tests/tensorrt-bindings.txt $(VENV)/installed
 
 # A tritonserver for tests on loopback, without what its package wants beside it; where there is no wheel, they skip.
 build/tritonserver/installed: tests/tritonserver.txt $(VENV)/installed
-	$(BIN)/pip install --quiet --no-deps --upgrade --target build/tritonserver -r $< || echo "without tritonserver"
+	$(BIN)/pip install --quiet --no-deps --only-binary :all: --upgrade --target build/tritonserver -r $< || echo "without tritonserver"
 	mkdir -p $(@D) && touch $@
 
 # Type checkers resolve `mclst.<folder>` through this link.

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from mclst.runtime.bundle import PRECISIONS, Bundle, open_bundle
 from mclst.runtime.command import check_json, publish_json, say, table
+from mclst.runtime.errors import OutputError
 from mclst.runtime.publish import check_apart, check_writable
 
 if TYPE_CHECKING:
@@ -102,12 +103,16 @@ def _spelling(context: click.Context, name: str) -> str:
 
 
 def check_repository(
-    triton: Path | None, overwrite: bool, inputs: tuple[Path | None, ...], out: Path | None
+    triton: Path | None, overwrite: bool, inputs: tuple[Path | None, ...], bundle: Path
 ) -> None:
-    """Refuse the place of a repository before any work; raises OutputError."""
-    if triton is not None:
-        check_writable(triton, overwrite=overwrite, folder=True)
-        check_apart((triton, out), inputs)
+    """Refuse the place of a repository before any work: an output's usual faults, an input, the bundle."""
+    if triton is None:
+        return
+    place = triton.resolve()
+    if bundle.resolve() in (place, *place.parents):
+        raise OutputError(f"{triton} is, or lies in, the bundle {bundle}; choose another --triton")
+    check_writable(triton, overwrite=overwrite, folder=True, option="--triton")
+    check_apart((triton,), inputs)
 
 
 def serve(bundle: Bundle, triton: Path, how: Serving, *, overwrite: bool, quiet: bool) -> None:
@@ -130,7 +135,7 @@ def serve_bundle(
 ) -> None:
     """`mclst-export --bundle DIR --triton REPO`; raises BundleError and as `serve` does."""
     check_json(json_path, overwrite=overwrite, inputs=(path,), outputs=(triton,))
-    check_repository(triton, overwrite, (path,), None)
+    check_repository(triton, overwrite, (), path)
     bundle = open_bundle(path)
     serve(bundle, triton, how, overwrite=overwrite, quiet=quiet)
     if json_path is not None:

@@ -64,7 +64,7 @@ def write_repository(
     check_servable(manifest.kind, f"{bundle.path} is a bundle of {manifest.system}")
     output = _encoder_output(bundle, how.precision)
     engine = _engine(bundle, how) if how.tensorrt else None
-    with WholeFolder(path, mark=_mark(how.name), overwrite=overwrite) as draft:
+    with WholeFolder(path, mark=_mark(how.name), overwrite=overwrite, option="--triton") as draft:
         try:
             say(f"writing the models of {how.name}")
             copies = _copy(draft.part, bundle, how, engine)

@@ -30,30 +30,32 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def check_writable(path: Path, *, overwrite: bool, folder: bool = False) -> None:
+def check_writable(path: Path, *, overwrite: bool, folder: bool = False, option: str = "--out") -> None:
     """Refuse an output before any work is done for it.
 
-    folder: whether the output is one; else it is a file. Raises OutputError where `path` exists and `overwrite` is
-    False, or is of another kind (a device, a folder where a file should be), or its folder is missing or cannot be
-    written.
+    folder: whether the output is one; else it is a file. option: by which its user names it. Raises OutputError where
+    `path` exists and `overwrite` is False, or is of another kind (a device, a folder where a file should be), or its
+    folder is missing or cannot be written.
     """
     home = path.absolute().parent
     if not path.name or path.name == "..":
         raise OutputError(
-            f"{str(path)!r} names no {'folder' if folder else 'file'} to write; choose another --out"
+            f"{str(path)!r} names no {'folder' if folder else 'file'} to write; choose another {option}"
         )
     probe = beside(home / path.name)
     try:
         if not home.is_dir():
-            raise OutputError(f"{home} is not a folder; make it first or choose another --out")
+            raise OutputError(f"{home} is not a folder; make it first or choose another {option}")
         if os.path.lexists(path) and not overwrite:
-            raise OutputError(f"{path} exists; choose another --out or add --overwrite")
+            raise OutputError(f"{path} exists; choose another {option} or add --overwrite")
         if path.exists() and not (path.is_dir() if folder else path.is_file()):
-            raise OutputError(f"{path} is not a {'folder' if folder else 'plain file'}; choose another --out")
+            raise OutputError(
+                f"{path} is not a {'folder' if folder else 'plain file'}; choose another {option}"
+            )
         probe.touch(exist_ok=False)
     except OSError as error:
         raise OutputError(
-            f"{home} cannot be written ({error.strerror or error}); choose another --out"
+            f"{home} cannot be written ({error.strerror or error}); choose another {option}"
         ) from error
     probe.unlink(missing_ok=True)
 
@@ -134,15 +136,17 @@ def write_whole(path: Path, content: bytes) -> None:
 class WholeFolder:
     """A folder filled out of sight (`.part`) and renamed to `path` by `publish`; a context manager that leaves nothing."""
 
-    def __init__(self, path: Path, *, mark: str, overwrite: bool) -> None:
+    def __init__(self, path: Path, *, mark: str, overwrite: bool, option: str = "--out") -> None:
         """Make the hidden folder.
 
-        mark: the file by which a folder of this kind is known; nothing else is ever overwritten.
+        mark: the file by which a folder of this kind is known; nothing else is ever overwritten. option: by which its
+        user names it.
         Raises OutputError as `check_writable` does, and where `path` is there and is not such a folder.
         """
-        check_writable(path, overwrite=overwrite, folder=True)
+        check_writable(path, overwrite=overwrite, folder=True, option=option)
         sweep(path)
         self.mark = mark
+        self._option = option
         self.overwrite = overwrite
         self._check_mark(path)
         self.path = path
@@ -151,13 +155,13 @@ class WholeFolder:
             self.part.mkdir()
         except OSError as error:
             raise OutputError(
-                f"{path} cannot be written ({error.strerror or error}); choose another --out"
+                f"{path} cannot be written ({error.strerror or error}); choose another {self._option}"
             ) from error
 
     def _check_mark(self, path: Path) -> None:
         if path.exists() and not (path / self.mark).is_file() and any(path.iterdir()):
             raise OutputError(
-                f"{path} exists and has no {self.mark}, so it is not overwritten; choose another --out"
+                f"{path} exists and has no {self.mark}, so it is not overwritten; choose another {self._option}"
             )
 
     def publish(self) -> Path:
@@ -166,7 +170,7 @@ class WholeFolder:
         Raises OutputError where the file system refuses, or something that may not be overwritten came there meanwhile.
         """
         aside = beside(self.path.absolute())
-        check_writable(self.path, overwrite=self.overwrite, folder=True)
+        check_writable(self.path, overwrite=self.overwrite, folder=True, option=self._option)
         self._check_mark(self.path)
         try:
             if self.overwrite and os.path.lexists(self.path):
@@ -178,7 +182,7 @@ class WholeFolder:
             if aside.exists() and not self.path.exists():
                 os.rename(aside, self.path)
             raise OutputError(
-                f"{self.path} cannot be replaced ({error.strerror or error}); choose another --out"
+                f"{self.path} cannot be replaced ({error.strerror or error}); choose another {self._option}"
             ) from error
         if aside.is_dir() and not aside.is_symlink():
             shutil.rmtree(aside, ignore_errors=True)

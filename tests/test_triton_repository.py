@@ -177,7 +177,7 @@ def test_a_checkpoint_becomes_bundle_and_repository(small: Small, tmp_path: Path
     served = read_served((tmp_path / "repo" / "her2_manifest" / "1" / "server.json").read_bytes(), "here")
     assert served.bundle.sha256 == open_bundle(tmp_path / "bundle").sha256
     again = run(*words, "--triton", tmp_path / "repo")
-    assert again.exit_code == 5 and "exists" in again.stderr
+    assert again.exit_code == 5 and "exists; choose another --triton" in again.stderr
 
 
 @pytest.mark.parametrize(
@@ -208,8 +208,9 @@ def test_what_cannot_be_served_leaves_nothing(
     assert done.exit_code == 4 and "has no encoder in int8 but in fp32" in done.stderr
     done = run("--bundle", bundle, "--triton", tmp_path / "no" / "repo")
     assert done.exit_code == 5 and "make it first" in done.stderr
-    done = run("--bundle", bundle, "--triton", bundle)
-    assert done.exit_code == 5 and open_bundle(bundle)
+    for words in ((bundle,), (bundle, "--overwrite"), (bundle / "models",)):
+        done = run("--bundle", bundle, "--triton", *words)
+        assert done.exit_code == 5 and "choose another" in done.stderr and open_bundle(bundle)
     (sequence / "bank.h5").write_bytes(b"spoilt")
     done = run("--bundle", sequence, "--triton", repo)
     assert done.exit_code == 4 and "bank.h5" in done.stderr
