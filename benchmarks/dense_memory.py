@@ -16,7 +16,6 @@ from mclst.runtime.bundle import BANK, ENCODER, BundleDraft, open_bundle
 from mclst.runtime.errors import ResourceError, SlideError
 from mclst.runtime.grid import Grid, lay_grid
 from mclst.runtime.pipeline import predict
-from mclst.runtime.report.files import Files
 from mclst.runtime.resident import peak_bytes
 from mclst.runtime.slide import Slide, open_slide
 from mclst.runtime.tissue import TissueMask
@@ -106,7 +105,6 @@ def _main(slide_path: str, bundle_path: str, n: str, workers: str, folder: str) 
             provider="cpu",
             workers=int(workers),
             slide_mpp=slide.mpp or 1.0,
-            files=Files(html=False),
         )
         seconds = time.monotonic() - started
     found = {

@@ -93,14 +93,17 @@ class Pane {
     for (const kind of ["pointerdown", "wheel", "keydown"]) {
       surface.addEventListener(kind, () => this.report.lead(this), { capture: true, passive: true });
     }
-    surface.addEventListener("pointermove", (event) => {
+    const point = (event) => {
       const box = surface.getBoundingClientRect();
       const place = this.place();
       const x = (event.clientX - box.left - place.left) / place.scale;
       const y = (event.clientY - box.top - place.top) / place.scale;
       this.report.point(this.report.nearest.find(x, y));
-    });
-    surface.addEventListener("pointerleave", () => this.report.point(-1));
+    };
+    surface.addEventListener("pointermove", point);
+    // A finger that was lifted has left, yet what it touched is to be read; and it moves only after it has touched.
+    surface.addEventListener("pointerdown", point, { capture: true });
+    surface.addEventListener("pointerleave", (event) => event.pointerType === "touch" || this.report.point(-1));
   }
 
   /* Show all spots. */
