@@ -102,7 +102,7 @@ def test_every_value_is_within_half_a_step(
         off <= 0.5 * span / layer["steps"] + 1e-5 * span + 1e-6 * np.abs(np.nanmax(expression, axis=0))
     ).all()
     text = (tmp_path / "slide.html").read_text()
-    assert f"off by {50 / layer['steps']:.2g} % of their gene" in text
+    assert f"by at most {50 / layer['steps']:.2g} % of their gene" in text
 
 
 def test_a_smooth_map_takes_a_fraction_of_what_noise_takes() -> None:
@@ -159,4 +159,5 @@ def test_a_page_of_more_spots_than_it_shows_says_so(tmp_path: Path, monkeypatch:
     np.testing.assert_allclose(page.values("nearest_distance")[:, 0], made.nearest[places], atol=1e-3)
     text = html.unescape((tmp_path / "slide.html").read_text())
     assert "100 of the map's 900 spots: of each square of 90 µm" in text
+    assert "900 places, every 30 µm, 100 of them in this page" in text
     assert thinning.MOST_SPOTS == 100_000

@@ -105,7 +105,7 @@ def test_the_page_of_a_large_map_stays_small_and_says_how_finely_it_tells(tmp_pa
     made = made_map(tmp_path / "made.h5ad", side=100, genes=120)
     assert CliRunner().invoke(main, [str(made.path), "-q"]).exit_code == 0
     page = (tmp_path / "made.html").read_text()
-    assert "off by 0.2 % of their gene" in page and len(page) < 2 * made.expression.size
+    assert "by at most 0.2 % of their gene" in page and len(page) < 2 * made.expression.size
 
 
 def square_of(feature: dict[str, Any]) -> tuple[float, float, float, float]:

@@ -297,6 +297,35 @@ def test_a_spot_is_told_under_the_pointer_and_by_name(show: Any, made: Made) -> 
     np.testing.assert_allclose(centre, made.xy_px[40] * SCALE / width, rtol=1e-4)
 
 
+def test_a_spot_that_a_finger_touched_stays_told(show: Any, made: Made) -> None:
+    page = show(made)
+    page.page.evaluate(
+        """([x, y]) => {
+            const pane = report.panes[0];
+            const surface = pane.find("surface");
+            const box = surface.getBoundingClientRect();
+            const at = pane.viewer.viewport.imageToViewerElementCoordinates(new OpenSeadragon.Point(x, y));
+            const touch = { pointerType: "touch", bubbles: true, clientX: box.left + at.x, clientY: box.top + at.y };
+            for (const kind of ["pointerdown", "pointerup", "pointerleave"]) {
+                surface.dispatchEvent(new PointerEvent(kind, touch));
+            }
+        }""",
+        (made.xy_px[17] * SCALE).tolist(),
+    )
+    assert page.page.locator("[data-part=told]").first.inner_text().startswith(made.spots[17])
+
+
+def test_the_map_under_the_keyboard_is_framed(show: Any, made: Made) -> None:
+    page = show(made)
+    surface = page.page.locator("[data-part=surface]").first
+    frame = "(one) => getComputedStyle(one).outlineStyle"
+    assert surface.evaluate(frame) == "none"
+    page.page.get_by_label("What is shown").first.focus()
+    page.page.keyboard.press("Tab")
+    assert page.page.evaluate("document.activeElement.getAttribute('role')") == "application"
+    assert surface.evaluate(frame) == "solid"
+
+
 def test_the_nearest_distance_is_a_map_too(show: Any, made: Made) -> None:
     page = show(made)
     page.page.get_by_label("What is shown").first.select_option("Nearest distance")

@@ -81,7 +81,7 @@ def write_slide_page(
         shell.data("told", json.dumps(told, allow_nan=False, separators=(",", ":")), "application/json"),
         shell.data("packed", "".join(packed.text)),
     ]
-    write_whole(out, shell.page(found.title, _subtitle(found), "".join(main), scripts=scripts))
+    write_whole(out, shell.page(found.title, _subtitle(found, shown), "".join(main), scripts=scripts))
     return out
 
 
@@ -143,10 +143,12 @@ def _jpeg(image: NDArray[np.uint8]) -> str:
     return base64.b64encode(content.getvalue()).decode("ascii")
 
 
-def _subtitle(found: Map) -> str:
+def _subtitle(found: Map, shown: Shown) -> str:
     told = [f"{len(found.xy_px):,} spots", f"{len(found.genes):,} genes"]
     if found.on_grid:
         told[0] = f"{len(found.xy_px):,} places, every {shell.shown(found.told['settings']['grid_um'])} µm"
+    if shown.every > 1:
+        told[0] += f", {len(shown.places):,} of them in this page"
     system = found.told.get("bundle", {}).get("system")
     if system is not None:
         told.append(f"predicted by {system} from the H&E picture alone")
@@ -193,5 +195,5 @@ def _rounded(layers: list[Layer]) -> str:
     else:
         told = {f"{50 / count:.2g} %": name for name, count in steps.items()}
         each = [percent if len(told) == 1 else f"{percent} ({name})" for percent, name in told.items()]
-        exact = f"and off by {' and '.join(each)} of their gene's range at the most"
+        exact = f"by at most {' and '.join(each)} of their gene's range"
     return f"Values are rounded here {exact}; the map itself holds them in full."
