@@ -24,7 +24,7 @@ CLIENTS = (1, 2, 4, 8, 16, 32)
 
 @click.command()
 @click.option("--server", "url", required=True, metavar="URL", help="http://HOST:PORT or grpc://HOST:PORT.")
-@click.option("--server-model", "model", default="mclst", show_default=True, help="Its model.")
+@click.option("--server-model", "model", default="mclst", help="Its model.")
 @click.option(
     "--clients",
     type=click.IntRange(1, 1024),
@@ -35,19 +35,15 @@ CLIENTS = (1, 2, 4, 8, 16, 32)
     "--requests",
     type=click.IntRange(1),
     default=1000,
-    show_default=True,
     help="Of all clients together, each time; p99 takes 1000.",
 )
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Tiles in a request.")
-@click.option(
-    "--warm-up", type=click.IntRange(1), default=2, show_default=True, help="Requests of each client before."
-)
+@click.option("--batch", type=click.IntRange(1), default=1, help="Tiles in a request.")
+@click.option("--warm-up", type=click.IntRange(1), default=2, help="Requests of each client before.")
 @click.option(
     "--server-patience",
     "patience",
     type=Finite(1, 86_400),
     default=120.0,
-    show_default=True,
     help="Seconds that a client goes on without an answer.",
 )
 @result_options(plot="Draw latency against tiles a second (PNG).")
