@@ -105,6 +105,29 @@ def test_every_value_is_within_half_a_step(
     assert f"by at most {50 / layer['steps']:.2g} % of their gene" in text
 
 
+@with_viewer
+def test_measured_and_predicted_are_each_told_as_exactly_as_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "MOST_FINE", 1000)
+    made = made_map(tmp_path / "made.h5ad", side=24, genes=40)
+    measured = field("noise", 24, 40)
+    measured[[3, 99]] = np.nan
+    with open_map(made.path) as found:
+        object.__setattr__(found, "expression", field("smooth", 24, 40))
+        expression, order = np.asarray(found.expression), found.order
+        write_slide_page(found, tmp_path / "slide.html", measured=measured, most_bytes=40_000)
+    page, words = PageReader(tmp_path / "slide.html"), []
+    for name, true in (("predicted", expression), ("measured", measured)):
+        told, true, steps = page.values(name), true[:, order], page.layer(name)["steps"]
+        span = np.nanmax(true, axis=0) - np.nanmin(true, axis=0)
+        np.testing.assert_array_equal(np.isnan(told), np.isnan(true))
+        assert (np.nanmax(np.abs(told - true), axis=0) <= (0.5 / steps + 1e-5) * span).all()
+        words.append(f"{50 / steps:.2g} % ({name})")
+    assert page.layer("predicted")["steps"] > page.layer("measured")["steps"]
+    assert f"by at most {' and '.join(words)} of their gene" in (tmp_path / "slide.html").read_text()
+
+
 def test_a_smooth_map_takes_a_fraction_of_what_noise_takes() -> None:
     y, x = np.divmod(np.arange(60 * 60), 60)
     xy = np.stack([x, y], axis=1).astype(float)
@@ -117,9 +140,10 @@ def test_a_smooth_map_takes_a_fraction_of_what_noise_takes() -> None:
     assert sizes["smooth"][0] <= 600_000
 
 
-def test_a_map_with_single_values_missing_is_told_too() -> None:
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_a_map_with_single_values_missing_is_told_too(odd: float) -> None:
     values = field("noise", 40, 700)
-    values[5, 7] = np.nan
+    values[5, 7] = odd
     packed, layer = Packed(), Layer("measured", "", genes=True)
     blocks = pack_genes(layer, values.copy(), np.random.default_rng(0).uniform(size=(1600, 2)), packed, 1e6)
     assert layer.compact is None and layer.steps == 254 and list(blocks) == ["measured"]

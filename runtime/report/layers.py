@@ -81,8 +81,9 @@ def pack_genes(
     Maps of more than MOST_FINE values are told compactly, in as many steps of LADDER as fit into `most_bytes` of base64,
     unless single values are missing in them, as they are in no prediction.
     """
-    known = np.asarray(~np.isnan(values).all(axis=1), np.bool_)
-    if values.size > MOST_FINE and not np.isnan(values[known]).any():
+    finite = np.isfinite(values)
+    known = np.asarray(finite.any(axis=1), np.bool_)
+    if values.size > MOST_FINE and finite[known].all():
         return _pack_compact(layer, values, known, xy_px, packed, most_bytes)
     layer.steps = (FINE if values.size <= MOST_FINE else MIDDLE) - 1
     places = []
