@@ -1,5 +1,6 @@
 # make demo   a virtual environment, then the whole way on a made-up slide
 # make test   the same environment, then the tests
+# make bindings   what only tests look at: TensorRT's Python bindings, a tritonserver
 # make check  formatting, lint, types
 # make browser     Chromium, by which the tests open the pages, on Debian; without it they skip
 # make gpu-check   the tests that need a CUDA device, and the benchmarks there: one JSON within eight minutes, from
@@ -9,13 +10,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check browser gpu-check clean
+.PHONY: demo test bindings check browser gpu-check clean
 
 demo: $(VENV)/installed
 	$(BIN)/mclst-demo --out mclst-demo --overwrite
 
-test: $(VENV)/installed build/tensorrt/installed build/tritonserver/installed
+test: $(VENV)/installed bindings
 	$(BIN)/pytest
+
+bindings: build/tensorrt/installed build/tritonserver/installed
 
 check: $(VENV)/installed build/as/mclst
 	$(BIN)/ruff format --check .

@@ -95,3 +95,13 @@ def test_the_readme_tells_the_committed_run() -> None:
         name: f"{of['tiles_per_second']['all']['median']:,.0f}" for name, of in run["systems"].items()
     }
     assert {name.lower().replace("-", ""): rate for name, rate in told.items()} == measured
+
+
+def test_the_documented_memory_is_the_committed_run() -> None:
+    root = Path(__file__).resolve().parents[1]
+    run = json.loads((root / "benchmarks" / "results" / "systems-memory-cpu.json").read_text())
+    text = (root / "docs" / "benchmarks.md").read_text()
+    told = {name: run["systems"][name.lower()]["memory"] for name in ("HisToGene", "Hist2ST", "THItoGene")}
+    for name, memory in told.items():
+        assert memory["spots"] == 30000
+        assert f"| {name} | {memory['peak_mib']:,} | {memory['open_mib']:,} |" in text
