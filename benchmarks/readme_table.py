@@ -13,7 +13,7 @@ from mclst.runtime.publish import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- measured: by python -m mclst.benchmarks.readme_table -->", "<!-- end of measured -->"
-NOT_MEASURED = "**not measured**"
+NOT_MEASURED = "**not run yet**"
 ON_CPU = "processor"
 ON_GPU = "NVIDIA GPU (`make gpu-check`)"
 
