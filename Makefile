@@ -7,6 +7,8 @@
 #                  whatever PYTHON has; what is missing is said, and nothing is fetched
 
 PYTHON ?= python3
+# Files of tests at once; each takes a core, and some of them all.
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -16,7 +18,7 @@ demo: $(VENV)/installed
 	$(BIN)/mclst-demo --out mclst-demo --overwrite
 
 test: $(VENV)/installed bindings
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 bindings: build/tensorrt/installed build/tritonserver/installed
 

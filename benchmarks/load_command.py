@@ -22,7 +22,7 @@ LEVELS = ("p50", "p90", "p99")
 CLIENTS = (1, 2, 4, 8, 16, 32)
 
 
-@click.command()
+@click.command("load", context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--server", "url", required=True, metavar="URL", help="http://HOST:PORT or grpc://HOST:PORT.")
 @click.option("--server-model", "model", default="mclst", help="Its model.")
 @click.option(

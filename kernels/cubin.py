@@ -113,7 +113,7 @@ def find_nvrtc() -> Any:
         from cuda.bindings import nvrtc
 
         nvrtc.nvrtcVersion()
-    except (ImportError, RuntimeError):
+    except (ImportError, RuntimeError, OSError):
         return None
     return nvrtc
 

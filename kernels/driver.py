@@ -72,15 +72,18 @@ class CudaBindings:
     """A device by cuda-bindings."""
 
     def __init__(self, device: int) -> None:
-        from cuda.bindings import driver
-
-        self._cuda = driver
-        self.name = "cuda-bindings"
         try:
+            from cuda.bindings import driver
+
             status = driver.cuInit(0)[0]
+        except OSError as error:
+            # What looks for libcuda opens files, of which the process may have too many.
+            raise NoDevice(f"its driver library cannot be looked for: {error}") from error
         except RuntimeError as error:
             # cuda-bindings raises this, in a line of its own, where libcuda is missing.
             raise NoDevice("its driver library cannot be loaded") from error
+        self._cuda = driver
+        self.name = "cuda-bindings"
         if int(status) != 0:
             raise NoDevice(f"its driver answers {status.name}")
         count = int(self._call("cuDeviceGetCount"))

@@ -99,7 +99,7 @@ def test_a_reader_that_went_away_costs_no_map(forked: Forked, here: Path, said: 
 
 
 def test_few_open_files_are_enough_or_said(forked: Forked, here: Path, said: Path) -> None:
-    for most in (6, 9, 12, 16):
+    for most in (6, 9, 11, 12, 13, 16):
         ended = forked.run(
             here, *WORDS, said=said, before=f"resource.setrlimit(resource.RLIMIT_NOFILE, ({most}, {most}))"
         )

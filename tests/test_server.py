@@ -257,6 +257,7 @@ def test_a_killed_client_is_carried_on(
         assert ended.code == -signal.SIGKILL, ended.stderr
         assert not Path("slide.h5ad").exists()
         fake.trouble = lambda number: ""
+        time.sleep(0.5)  # for what the killed client had sent
         fake.tiles.clear()
         found = infer(*words)
     assert found.exit_code == 0, found.stderr
