@@ -83,3 +83,14 @@ def test_a_reader_that_would_end_the_process_is_passed_over(
     (tmp_path / "cucim.py").write_text("import ctypes; ctypes.string_at(0)")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     assert not survives("cuCIM", path, 40) and survives("mclst", path, 40)
+
+
+def test_the_documented_table_is_the_committed_run() -> None:
+    root = Path(__file__).resolve().parents[1]
+    run = json.loads((root / "benchmarks" / "results" / "tiles-cpu.json").read_text())
+    text = (root / "docs" / "benchmarks.md").read_text()
+    told = [found["readers"] for found in run["results"]]
+    for name in told[0]:
+        rates = [readers[name]["tiles_per_second"] for readers in told]
+        cells = [f"{rate['wall']['median']:,.0f} ({rate['cpu']['median']:,.0f})" for rate in rates]
+        assert f"| {name} | {' | '.join(cells)} |" in text
