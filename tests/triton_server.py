@@ -19,6 +19,7 @@ import urllib.request
 import uuid
 import venv
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -144,7 +145,10 @@ class TritonServer:
         self.process.wait(30)
         until = time.monotonic() + 10
         while any(_alive(pid) for pid in self.stubs()) and time.monotonic() < until:
-            time.sleep(0.05)  # they follow their server within a second
+            time.sleep(0.05)  # they follow their server within a second, or never
+        for pid in self.stubs():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         for segment in self.segments():
             segment.unlink(missing_ok=True)
 
