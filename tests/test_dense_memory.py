@@ -72,3 +72,11 @@ def test_what_cannot_be_measured_is_refused(
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ResourceError, match=r"mclst\[export\]"):
         made_up_bundle(tmp_path / "bundle", 5)
+
+
+def test_the_documented_table_is_the_committed_run() -> None:
+    root = Path(__file__).resolve().parents[1]
+    run = json.loads((root / "benchmarks" / "results" / "memory-cpu.json").read_text())
+    text = (root / "docs" / "benchmarks.md").read_text()
+    peaks = " | ".join(f"{found['peak_mib']:,.0f}" for found in run["results"])
+    assert f"| peak of the whole run, MiB | {peaks} |" in text
