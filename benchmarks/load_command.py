@@ -10,6 +10,7 @@ import click
 from mclst.benchmarks import machine
 from mclst.benchmarks.document_parts import begun
 from mclst.benchmarks.figure_file import content
+from mclst.benchmarks.figure_style import open_frame
 from mclst.benchmarks.load import measure
 from mclst.benchmarks.result_files import ResultFiles, result_options
 from mclst.benchmarks.tables import show_table
@@ -160,5 +161,5 @@ def load_png(document: dict[str, Any]) -> bytes:
     axes.set_ylabel("ms until answered")
     axes.set_title(f"{document['server']['program']} by {document['server']['protocol']}", fontsize=10)
     axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+    open_frame(axes)
     return content(figure)

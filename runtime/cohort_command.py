@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from mclst.runtime.cohort_table import read_cohort, shard_of
 from mclst.runtime.command import Finite, check_json, publish_json, say, verdict
 from mclst.runtime.errors import InputError, OutputError
 from mclst.runtime.server.options import Ready, ServerOptions, ready
+from mclst.runtime.session import available_cores
 from mclst.runtime.slide_job import Job, spec_of
 
 SOME_FAILED = 3
@@ -179,7 +179,7 @@ def _outcomes(
         yield from run_in_turn(here.bundle, jobs, settings, here.opened, watch=shown.watch, tell=shown.tell)
         return
     with cluster(cohort.cluster) as ray:
-        cores = cohort.cores or min(4, len(os.sched_getaffinity(0)))
+        cores = cohort.cores or min(4, available_cores())
         for outcome in run_on_cluster(
             ray,
             here.bundle,
