@@ -34,12 +34,12 @@ browser:
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium > /dev/null; }
 
 gpu-check: build/as/mclst
-	PYTHONPATH=build/as $(PYTHON) -m mclst.benchmarks.gpu_check
+	PYTHONPATH=build/as $(PYTHON) -m mclst.benchmarks.gpu_check.run
 
-$(VENV)/installed: pyproject.toml constraints.txt setup.py runtime/report/viewer.py $(wildcard kernels/cpu_*.cpp kernels/cpu_*.h)
+$(VENV)/installed: pyproject.toml constraints.txt setup.py runtime/report/page/openseadragon.py $(wildcard kernels/cpu/src/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,openvino,rtx,export,openslide,dev]"
-	$(BIN)/python -m mclst.runtime.report.viewer || echo "without the pages' viewer: their tests will skip"
+	$(BIN)/python -m mclst.runtime.report.page.openseadragon || echo "without the pages' viewer: their tests will skip"
 	touch $@
 
 # Bindings whose names a test looks at; where there is no wheel for this Python, that test skips.

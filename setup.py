@@ -8,8 +8,8 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-sys.path.insert(0, str(Path(__file__).parent / "runtime" / "report"))
-from viewer import PLACE, fetch_viewer
+sys.path.insert(0, str(Path(__file__).parent / "runtime" / "report" / "page"))
+from openseadragon import PLACE, fetch_viewer
 
 
 class BuildWithViewer(build_py):

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mclst.runtime.command import command, progress, say, table
+from mclst.runtime.atomic import check_writable
+from mclst.runtime.console import command, progress, say, table
 from mclst.runtime.errors import ResourceError
-from mclst.runtime.publish import check_writable
 
 if TYPE_CHECKING:
-    from mclst.demo.whole_way import Outcome
+    from mclst.demo.end_to_end import Outcome
 
 OWN_DATA = """The same on your own data, with a checkpoint and measured sections:
   mclst-export --ckpt model.pt --reference SECTIONS
@@ -39,7 +39,7 @@ def main(out: Path, overwrite: bool, seed: int, quiet: bool, verbose: bool) -> N
     """
     check_writable(out, overwrite=overwrite)
     try:
-        from mclst.demo.whole_way import go_the_whole_way
+        from mclst.demo.end_to_end import go_the_whole_way
     except ImportError as error:
         raise ResourceError(f"{error.name} is not installed; install mclst[export,cpu]") from error
     say("made-up tissue, from measuring to predicting: about two minutes on two CPU cores", quiet=quiet)
@@ -59,8 +59,8 @@ def main(out: Path, overwrite: bool, seed: int, quiet: bool, verbose: bool) -> N
 
 
 def _say_outcome(out: Path, outcome: Outcome, *, quiet: bool) -> None:
-    from mclst.demo.programmes import PLANTED, PROGRAMMES
-    from mclst.demo.whole_way import CONTROL, of_programme
+    from mclst.demo.end_to_end import CONTROL, of_programme
+    from mclst.demo.gene_programs import PLANTED, PROGRAMMES
 
     tell = functools.partial(say, quiet=quiet)
     r, best = outcome.correlation, outcome.attainable

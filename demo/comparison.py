@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.runtime.page import QUIET, WIDTH, Page
-from mclst.runtime.pictures import COLOURS, Window, add_spots, show_tissue, usual_limits
-from mclst.runtime.publish import write_whole
+from mclst.runtime.atomic import write_whole
+from mclst.runtime.report.figures.colors import COLOURS, usual_limits
+from mclst.runtime.report.figures.contact_sheet import Window, add_spots, show_tissue
+from mclst.runtime.report.figures.layout import QUIET, WIDTH, Page
 
 MARGIN, GAP = 0.45, 0.14
 HEAD, CAPTION, FOOT = 0.8, 0.34, 0.42

@@ -15,7 +15,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from mclst.demo.domains import CELL_PX, lay_out
-from mclst.demo.programmes import GENES, expected, measure
+from mclst.demo.gene_programs import GENES, expected, measure
 from mclst.demo.staining import paint
 
 TILE_PX = 256

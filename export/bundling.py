@@ -15,15 +15,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from mclst.export.bank import ReferenceSection, encode_bank
-from mclst.export.checkpoint import Checkpoint, open_checkpoint
-from mclst.export.direct import write_direct
 from mclst.export.engines import EngineBuilder, EngineWishes
-from mclst.export.graph import write_graph
-from mclst.export.parity import Tiles, compare_export, encode_with_checkpoint, prove
-from mclst.export.parity_tiles import made_up_tiles, real_tiles, slide_tiles
-from mclst.export.precisions import FP32_ALONE, Precisions, add_precisions, judge_fp32
-from mclst.export.references import (
+from mclst.export.inputs.bank import ReferenceSection, encode_bank
+from mclst.export.inputs.checkpoint import Checkpoint, open_checkpoint
+from mclst.export.inputs.references import (
     Genes,
     Pictured,
     carried_sections,
@@ -32,13 +27,18 @@ from mclst.export.references import (
     model_genes,
     read_references,
 )
-from mclst.runtime.bank import bank_bytes
-from mclst.runtime.bundle import BANK, ENCODER, PARITY, Bundle, BundleDraft
+from mclst.export.no_bank_bundle import write_direct
+from mclst.export.onnx.graph import write_graph
+from mclst.export.parity.compare import Tiles, compare_export, encode_with_checkpoint, prove
+from mclst.export.parity.precisions import FP32_ALONE, Precisions, add_precisions, judge_fp32
+from mclst.export.parity.tiles import made_up_tiles, real_tiles, slide_tiles
+from mclst.runtime.atomic import write_whole
+from mclst.runtime.bundle.bank import bank_bytes
+from mclst.runtime.bundle.bundle import BANK, ENCODER, PARITY, Bundle, BundleDraft
+from mclst.runtime.bundle.manifest import Settings
 from mclst.runtime.errors import CheckpointError, ReferenceDataError, SlideError
-from mclst.runtime.manifest import Settings
-from mclst.runtime.publish import write_whole
-from mclst.runtime.served import check_servable
-from mclst.runtime.session import open_session
+from mclst.runtime.inference.providers import open_session
+from mclst.runtime.serving.server_manifest import check_servable
 
 SHAPED_BY = ("mclst", "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "numpy")
 """Packages whose versions can change a bundle's content."""

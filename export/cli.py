@@ -10,14 +10,29 @@ from typing import Any
 
 import click
 
-from mclst.export.serving_options import check_repository, serve, serve_bundle, serving, serving_options
-from mclst.kernels.spec import RetrievalSpec
-from mclst.runtime.bundle import PRECISIONS, Bundle
-from mclst.runtime.bundle_options import retrieval_options
-from mclst.runtime.command import Bytes, Finite, Numbers, check_json, command, publish_json, say, table
+from mclst.export.triton.options import (
+    check_repository,
+    serve,
+    serve_bundle,
+    serving,
+    serving_options,
+)
+from mclst.kernels.definition.spec import RetrievalSpec
+from mclst.runtime.bundle.bundle import PRECISIONS, Bundle
+from mclst.runtime.cli.bundle_options import retrieval_options
+from mclst.runtime.console import (
+    Bytes,
+    Finite,
+    Numbers,
+    check_json,
+    command,
+    publish_json,
+    say,
+    table,
+)
+from mclst.runtime.encoder.tensorrt.library import FLAVOURS
 from mclst.runtime.errors import ResourceError
-from mclst.runtime.tensorrt_library import FLAVOURS
-from mclst.sections.normalise import NORMALISATIONS
+from mclst.sections.normalize import NORMALISATIONS
 
 PATH = click.Path(path_type=Path)
 
@@ -311,8 +326,8 @@ def main(
     try:
         from mclst.export.bundling import export_bundle
         from mclst.export.engines import EngineWishes
-        from mclst.export.gate import Gate
-        from mclst.export.precisions import Precisions
+        from mclst.export.parity.precisions import Precisions
+        from mclst.export.parity.tolerances import Gate
     except ImportError as error:
         raise ResourceError(f"{error.name} is not installed; install mclst[export,cpu]") from error
     wishes = EngineWishes(

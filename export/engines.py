@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mclst.runtime.bundle import ENCODER, SEQUENCE
-from mclst.runtime.cuda_device import CudaDevice
-from mclst.runtime.engine_build import EngineError, check_parses, covered
-from mclst.runtime.engine_manifest import EngineKey
-from mclst.runtime.engines import graph_sha256, make_engine, this_platform
+from mclst.runtime.bundle.bundle import ENCODER, SEQUENCE
+from mclst.runtime.encoder.cuda.device import CudaDevice
+from mclst.runtime.encoder.cuda.gpu import Gpu
+from mclst.runtime.encoder.tensorrt.build import EngineError, check_parses, covered
+from mclst.runtime.encoder.tensorrt.engine_cache import graph_sha256, make_engine, this_platform
+from mclst.runtime.encoder.tensorrt.library import Flavour, Library, load_library
+from mclst.runtime.encoder.tensorrt.manifest import EngineKey
 from mclst.runtime.errors import ResourceError
-from mclst.runtime.gpu import Gpu
-from mclst.runtime.tensorrt_library import Flavour, Library, load_library
 
 DEFAULT_TARGETS = ("sm_80", "sm_86", "sm_89", "sm_120")
 """Of tensorrt-rtx: what it covers but Turing, whose cards take no float32 matrix product in it."""

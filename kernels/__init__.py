@@ -2,8 +2,36 @@
 
 from __future__ import annotations
 
-from mclst.kernels.retrieved import Retrieved
-from mclst.kernels.retriever import ProviderError, Retriever
-from mclst.kernels.spec import RetrievalSpec
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["ProviderError", "RetrievalSpec", "Retrieved", "Retriever"]
+if TYPE_CHECKING:
+    from mclst.kernels.definition.contract import ProviderError
+    from mclst.kernels.definition.result import Retrieved
+    from mclst.kernels.definition.spec import RetrievalSpec
+    from mclst.kernels.retriever import Retriever
+
+__all__ = [
+    "ProviderError",
+    "RetrievalSpec",
+    "Retrieved",
+    "Retriever",
+]
+
+# Resolved on first use, so that importing the package stays cheap.
+_MODULES = {
+    "ProviderError": "mclst.kernels.definition.contract",
+    "RetrievalSpec": "mclst.kernels.definition.spec",
+    "Retrieved": "mclst.kernels.definition.result",
+    "Retriever": "mclst.kernels.retriever",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,54 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.kernels import reference
-from mclst.kernels.device_array import on_device
-from mclst.kernels.retrieved import Retrieved
-from mclst.kernels.spec import RetrievalSpec
-
-# No encoder's embedding is near it, and below it every distance fits float32.
-LARGEST = 1e30
-_BLOCK_BYTES = 256 << 20
-
-
-Expression = NDArray[np.float32] | NDArray[np.float16]
-
-
-class ProviderError(ValueError):
-    """A provider is known but cannot run here; the message says what to install."""
-
-
-class BankRows(Protocol):
-    """What retrieval needs of a bank: one row per reference spot."""
-
-    @property
-    def embedding(self) -> NDArray[np.float32]:
-        """Float32 [M, D]."""
-
-    @property
-    def expression(self) -> Expression:
-        """Float32 or float16 [M, G]."""
-
-
-class Provider(Protocol):
-    """One way of computing a retrieval over checked inputs."""
-
-    def aggregate(self, queries: NDArray[np.float32], *, neighbours: bool) -> Retrieved:
-        """Retrieve for `queries` float32 [N, D]."""
-
-
-@runtime_checkable
-class OnDevice(Protocol):
-    """A provider that takes queries where they lie on the device."""
-
-    def aggregate_from(self, queries: Any) -> Retrieved:
-        """Retrieve for `queries` float32 [N, D] on the device."""
+from mclst.kernels.cuda.device_array import on_device
+from mclst.kernels.definition import reference
+from mclst.kernels.definition.contract import (
+    _BLOCK_BYTES,
+    LARGEST,
+    BankRows,
+    Expression,
+    OnDevice,
+    Provider,
+    ProviderError,
+)
+from mclst.kernels.definition.result import Retrieved
+from mclst.kernels.definition.spec import RetrievalSpec
+from mclst.kernels.faiss.provider import _Faiss
 
 
 class Retriever:
@@ -121,47 +93,9 @@ class _Reference:
         return reference.aggregate(queries, *self._bank, self._spec, neighbours=neighbours)
 
 
-class _Faiss:
-    def __init__(
-        self, embedding: NDArray[np.float32], expression: NDArray[np.float32], spec: RetrievalSpec
-    ) -> None:
-        try:
-            import faiss
-        except ImportError as error:
-            raise ProviderError(
-                "retrieval with provider 'faiss' needs FAISS, which is not installed; install mclst[cpu] or mclst[gpu]"
-            ) from error
-        from mclst.kernels.nearest import Nearest
-
-        self._bank, self._spec = (embedding, expression), spec
-        self._threads: int = faiss.omp_get_max_threads()
-        self._nearest = Nearest(embedding, spec.rank, spec.k)
-
-    def aggregate(self, queries: NDArray[np.float32], *, neighbours: bool) -> Retrieved:
-        from mclst.kernels.mean import weighted_mean
-
-        n, genes = len(queries), self._bank[1].shape[1]
-        chosen = np.empty((n, self._spec.k), dtype=np.int64) if neighbours else None
-        whole = Retrieved(
-            np.empty((n, genes), np.float32), np.empty(n, np.float32), np.empty(n, np.float32), chosen
-        )
-        for block in self._blocks(n, genes):
-            rows = self._nearest.rows(queries[block])
-            part = weighted_mean(queries[block], rows, *self._bank, self._spec, self._threads)
-            whole.expression[block], whole.nearest[block] = part.expression, part.nearest
-            whole.effective_k[block] = part.effective_k
-            if chosen is not None:
-                chosen[block] = self._nearest.by_rank(queries[block], rows)
-        return whole
-
-    def _blocks(self, n: int, genes: int) -> Iterator[slice]:
-        step = max(1, _BLOCK_BYTES // (48 * self._spec.k + 8 * genes))
-        return (slice(start, start + step) for start in range(0, n, step))
-
-
 def _cpu(embedding: NDArray[np.float32], expression: NDArray[np.float32], spec: RetrievalSpec) -> Provider:
-    from mclst.kernels.compiled import NotCompiled
-    from mclst.kernels.cpu import Cpu
+    from mclst.kernels.cpu.compiled import NotCompiled
+    from mclst.kernels.cpu.provider import Cpu
 
     try:
         return Cpu(embedding, expression, spec)
@@ -173,7 +107,7 @@ def _cpu(embedding: NDArray[np.float32], expression: NDArray[np.float32], spec: 
 
 
 def _cuda(embedding: NDArray[np.float32], expression: Expression, spec: RetrievalSpec) -> Provider:
-    from mclst.kernels.cuda_provider import Cuda
+    from mclst.kernels.cuda.provider import Cuda
 
     half = expression.dtype == np.float16
     return Cuda(embedding, expression.astype(np.float32), spec, half_expression=half)
@@ -181,7 +115,7 @@ def _cuda(embedding: NDArray[np.float32], expression: Expression, spec: Retrieva
 
 def fastest() -> str:
     """What "auto" stands for here: "cpu" where it was compiled, else "faiss"."""
-    from mclst.kernels.compiled import built
+    from mclst.kernels.cpu.compiled import built
 
     return "cpu" if built() else "faiss"
 

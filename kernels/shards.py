@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.kernels.reference import distances, rank_scores, weights
-from mclst.kernels.retrieved import Retrieved
-from mclst.kernels.retriever import BankRows, Retriever
-from mclst.kernels.spec import RetrievalSpec
+from mclst.kernels.definition.contract import BankRows
+from mclst.kernels.definition.reference import distances, rank_scores, weights
+from mclst.kernels.definition.result import Retrieved
+from mclst.kernels.definition.spec import RetrievalSpec
+from mclst.kernels.retriever import Retriever
 
 AT_ONCE_BYTES = 64 << 20
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mclst.models.over_slide import PUBLISHED, OverSlide, ViT, attention_of, read_traits
+from mclst.models.slide_transformer import PUBLISHED, OverSlide, ViT, attention_of, read_traits
 from mclst.models.system import State, System, Traits, count_blocks
 from mclst.models.transformer import Block, SlideAttention
 

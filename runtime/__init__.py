@@ -6,11 +6,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mclst.runtime.bundle import Bundle, open_bundle
+    from mclst.runtime.bundle.bundle import Bundle, open_bundle
     from mclst.runtime.errors import InputError, MclstError, OutputError, ResourceError
-    from mclst.runtime.pipeline import Run, predict
     from mclst.runtime.report.files import Files
-    from mclst.runtime.slide import Slide, open_slide
+    from mclst.runtime.run.predict import predict
+    from mclst.runtime.run.report import Run
+    from mclst.runtime.slide.base import Slide
+    from mclst.runtime.slide.open import open_slide
 
 __all__ = [
     "Bundle",
@@ -26,13 +28,27 @@ __all__ = [
     "predict",
 ]
 
-_HOMES = {"bundle": ("Bundle", "open_bundle"), "pipeline": ("Run", "predict"), "report.files": ("Files",), "slide": ("Slide", "open_slide"),
-          "errors": ("InputError", "MclstError", "OutputError", "ResourceError")}  # fmt: skip
+# Resolved on first use, so that importing the package stays cheap.
+_MODULES = {
+    "Bundle": "mclst.runtime.bundle.bundle",
+    "Files": "mclst.runtime.report.files",
+    "InputError": "mclst.runtime.errors",
+    "MclstError": "mclst.runtime.errors",
+    "OutputError": "mclst.runtime.errors",
+    "ResourceError": "mclst.runtime.errors",
+    "Run": "mclst.runtime.run.report",
+    "Slide": "mclst.runtime.slide.base",
+    "open_bundle": "mclst.runtime.bundle.bundle",
+    "open_slide": "mclst.runtime.slide.open",
+    "predict": "mclst.runtime.run.predict",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for and no more: `mclst.runtime.start` must be there before numpy is."""
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"mclst.runtime.{home}"), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

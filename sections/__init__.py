@@ -1,18 +1,18 @@
-"""Measured tissue sections and spot tables, read and normalised."""
+"""Measured tissue sections and spot tables, read and normalized."""
 
 from __future__ import annotations
 
-from mclst.sections.normalise import NORMALISATIONS, gene_wise, spot_wise
-from mclst.sections.reference import (
-    choose_sections,
-    find_sections,
-    match_genes,
-    read_gene_list,
-    read_section,
-)
-from mclst.sections.section import Section, SectionError, Spots
-from mclst.sections.source import SectionSource
-from mclst.sections.spots import read_spots
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mclst.sections.errors import SectionError
+    from mclst.sections.formats.reference import choose_sections, find_sections, read_section
+    from mclst.sections.formats.source import SectionSource
+    from mclst.sections.normalize import NORMALISATIONS, gene_wise, spot_wise
+    from mclst.sections.section import Section, Spots
+    from mclst.sections.tables.genes import match_genes, read_gene_list
+    from mclst.sections.tables.spots import read_spots
 
 __all__ = [
     "NORMALISATIONS",
@@ -29,3 +29,30 @@ __all__ = [
     "read_spots",
     "spot_wise",
 ]
+
+# Resolved on first use, so that importing the package stays cheap.
+_MODULES = {
+    "NORMALISATIONS": "mclst.sections.normalize",
+    "Section": "mclst.sections.section",
+    "SectionError": "mclst.sections.errors",
+    "SectionSource": "mclst.sections.formats.source",
+    "Spots": "mclst.sections.section",
+    "choose_sections": "mclst.sections.formats.reference",
+    "find_sections": "mclst.sections.formats.reference",
+    "gene_wise": "mclst.sections.normalize",
+    "match_genes": "mclst.sections.tables.genes",
+    "read_gene_list": "mclst.sections.tables.genes",
+    "read_section": "mclst.sections.formats.reference",
+    "read_spots": "mclst.sections.tables.spots",
+    "spot_wise": "mclst.sections.normalize",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import h5py
 
-from mclst.sections.section import SectionError
+from mclst.sections.errors import SectionError
 
 
 @contextmanager

@@ -11,10 +11,6 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 
-class SectionError(ValueError):
-    """A section or a spot table cannot be used; the message is one sentence naming the file and the row."""
-
-
 @dataclass(frozen=True)
 class Spots:
     """The places of a spots table, in the table's order.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked import Forked, write_sound
-from small import TILE_PX, Small, tiny_network, write_reference
+from forked_runs import Forked, write_sound
+from small_model import TILE_PX, Small, tiny_network, write_reference
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from small import GENES, Small
-from systems_small import set_apart
+from small_model import GENES, Small
+from small_systems import set_apart
 
 import mclst.models
 from mclst.export.cli import main as export_main
-from mclst.runtime.cli import main as infer_main
-from mclst.sections.spots import read_spots
+from mclst.runtime.cli.infer import main as infer_main
+from mclst.sections.tables.spots import read_spots
 
 GUIDE = Path(__file__).resolve().parents[1] / "docs" / "add-a-system.md"
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mclst.runtime.atomic import whole_file
+from mclst.runtime.bundle.manifest import CHECKPOINT_FORMAT
 from mclst.runtime.errors import OutputError
-from mclst.runtime.manifest import CHECKPOINT_FORMAT
-from mclst.runtime.publish import whole_file
 from mclst.training.contrastive import TrainedModel
 from mclst.training.data import TrainingSection
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mclst.runtime.command import check_json, command, progress, publish_json, say, table
+from mclst.runtime.atomic import check_apart, check_writable
+from mclst.runtime.console import check_json, command, progress, publish_json, say, table
 from mclst.runtime.errors import ResourceError
-from mclst.runtime.publish import check_apart, check_writable
 from mclst.training.options import config_of, model_options, settled
 
 if TYPE_CHECKING:

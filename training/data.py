@@ -12,14 +12,14 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from mclst.models.pixels import prepare
+from mclst.runtime.bundle.manifest import Preprocessing, Settings, Tile
 from mclst.runtime.errors import ReferenceDataError
-from mclst.runtime.manifest import Preprocessing, Settings, Tile
-from mclst.runtime.slide import open_slide
-from mclst.runtime.tiles import Tiles, TileShape
-from mclst.sections.genes import match_genes
-from mclst.sections.normalise import NORMALISATIONS, normalise
+from mclst.runtime.slide.open import open_slide
+from mclst.runtime.tiling.tiles import Tiles, TileShape
+from mclst.sections.normalize import NORMALISATIONS, normalise
 from mclst.sections.positions import table_positions
 from mclst.sections.section import Section
+from mclst.sections.tables.genes import match_genes
 from mclst.training.settings import Augmentation
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from mclst.kernels.spec import DISTANCES, RANKS, WEIGHTINGS
-from mclst.runtime.command import Numbers
-from mclst.sections.normalise import NORMALISATIONS
+from mclst.kernels.definition.spec import DISTANCES, RANKS, WEIGHTINGS
+from mclst.runtime.console import Numbers
+from mclst.sections.normalize import NORMALISATIONS
 
 if TYPE_CHECKING:
     from mclst.training.settings import TrainConfig
@@ -176,7 +176,14 @@ def settled(context: click.Context) -> dict[str, Any]:
 def config_of(options: dict[str, Any]) -> TrainConfig:
     """The run that the command's options describe; click.UsageError where they contradict one another."""
     from mclst.models.encoders import known_encoder
-    from mclst.runtime.manifest import Context, Normalisation, Preprocessing, Retrieval, Settings, Tile
+    from mclst.runtime.bundle.manifest import (
+        Context,
+        Normalisation,
+        Preprocessing,
+        Retrieval,
+        Settings,
+        Tile,
+    )
     from mclst.training.settings import Augmentation, TrainConfig
 
     if not known_encoder(options["encoder"]):

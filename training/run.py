@@ -15,9 +15,9 @@ from mclst.sections.accuracy import Score
 from mclst.training.checkpoint import write_checkpoint, write_published_state
 from mclst.training.contrastive import Step, TrainedModel, Training
 from mclst.training.data import TrainingSection
+from mclst.training.pretrained_weights import load_weights
 from mclst.training.settings import TrainConfig
-from mclst.training.start import load_weights
-from mclst.training.unfinished import forget, take_up, write_state
+from mclst.training.training_state import forget, take_up, write_state
 from mclst.training.validation import validate
 
 Say = Callable[[str], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from mclst.runtime.manifest import Settings
+from mclst.runtime.bundle.manifest import Settings
 
 Optimiser = Literal["adam", "adamw"]
 Schedule = Literal["constant", "cosine"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from mclst.runtime.bundle.manifest import Tile
 from mclst.runtime.errors import ReferenceDataError
-from mclst.runtime.manifest import Tile
-from mclst.sections.reference import (
+from mclst.sections.formats.reference import (
     SectionSource,
     choose_sections,
     find_sections,

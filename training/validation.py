@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mclst.kernels import Retriever
-from mclst.runtime.manifest import Settings
+from mclst.kernels.retriever import Retriever
+from mclst.runtime.bundle.manifest import Settings
 from mclst.sections.accuracy import Score, score
 from mclst.training.contrastive import Network, Training
 from mclst.training.data import TrainingSection, encoder_input

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from mclst.benchmarks.browser import open_browser, wait_for_picture
+from mclst.benchmarks.page.browser import open_browser, wait_for_picture
 
 WIDTH, HEIGHT, SCALE = 1480, 880, 1.25
 MIDDLE = """() => {

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mclst.runtime.atomic import check_writable, sweep
 from mclst.runtime.errors import InputError, ResourceError
-from mclst.runtime.map_file import Map
-from mclst.runtime.page import KINDS
-from mclst.runtime.pictures import picture_map
-from mclst.runtime.publish import check_writable, sweep
-from mclst.runtime.report.geojson import write_geojson
-from mclst.runtime.report.slide_page import Picture, check_viewer, write_slide_page
-from mclst.runtime.report.store import write_store
-from mclst.runtime.report.tables import write_csv, write_parquet
+from mclst.runtime.expression_map.reader import Map
+from mclst.runtime.report.export.geojson import write_geojson
+from mclst.runtime.report.export.spatialdata_store import write_store
+from mclst.runtime.report.export.tables import write_csv, write_parquet
+from mclst.runtime.report.figures.contact_sheet import picture_map
+from mclst.runtime.report.figures.layout import KINDS
+from mclst.runtime.report.page.slide_page import Picture, check_viewer, write_slide_page
 
 ENDINGS = {
     "html": ".html",

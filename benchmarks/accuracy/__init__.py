@@ -1,0 +1,1 @@
+"""mclst-bench accuracy: cross-validation."""

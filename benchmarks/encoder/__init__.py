@@ -1,0 +1,1 @@
+"""mclst-bench latency: the encoder alone."""

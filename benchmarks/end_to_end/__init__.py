@@ -1,0 +1,1 @@
+"""mclst-bench end-to-end: from slide to map."""

@@ -1,0 +1,1 @@
+"""Tests and benchmarks of a GPU in one run: make gpu-check."""

@@ -1,0 +1,90 @@
+"""A full-size case without any data: a DenseNet-121 with random weights, a made-up slide, spots and a bank, as a bundle.
+
+Speed does not depend on what the weights are. What the bundle predicts means nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from mclst.export.bundling import export_bundle
+from mclst.export.parity.precisions import Precisions
+from mclst.models.mclstexp import MclSTExp
+from mclst.runtime.errors import MclstError
+
+GENES, REFERENCE_SPOTS, SPOTS_ACROSS, TILE_PX, SLIDE_PX = 785, 1600, 32, 224, 4096
+
+
+def make_case(
+    folder: Path,
+    *,
+    encoder: str = "densenet121",
+    genes: int = GENES,
+    slide_px: int = SLIDE_PX,
+    across: int = SPOTS_ACROSS,
+    reference: int = REFERENCE_SPOTS,
+    tile_px: int = TILE_PX,
+) -> dict[str, object]:
+    """Make `model.pt`, `slide.png`, `spots.csv` and `mclst-bundle` in `folder`; tells what the bundle holds.
+
+    An fp16 graph is made where the export's gate lets it pass. Raises MclstError where the export fails.
+    """  # fmt: skip
+    started = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    torch.save(MclSTExp(encoder, genes, positions=64).eval().state_dict(), folder / "model.pt")
+    cells = rng.integers(90, 250, (slide_px // 16, slide_px // 16, 3), dtype=np.uint8)
+    Image.fromarray(np.kron(cells, np.ones((16, 16, 1), np.uint8))).save(
+        folder / "slide.png", compress_level=1
+    )
+    at = np.linspace(tile_px, slide_px - tile_px, across)
+    x, y = (axis.ravel() for axis in np.meshgrid(at, at))
+    pd.DataFrame({"id": [f"s{i}" for i in range(len(x))], "x": x, "y": y}).to_csv(
+        folder / "spots.csv", index=False
+    )
+    measured = anndata.AnnData(
+        rng.poisson(2.0, (reference, genes)).astype(np.float32),
+        obs=pd.DataFrame(
+            {"array_row": np.arange(reference) // 40 % 64, "array_col": np.arange(reference) % 40},
+            index=[f"r{i}" for i in range(reference)],
+        ),
+        var=pd.DataFrame(index=[f"G{i}" for i in range(genes)]),
+    )
+    measured.obsm["spatial"] = rng.uniform(0, slide_px, (reference, 2))
+    measured.write_h5ad(folder / "made.h5ad")
+    told: dict[str, object] = {"encoder": encoder, "precisions": ["fp32"], "fp16_refused": None}
+
+    def export(precisions: Precisions) -> None:
+        export_bundle(
+            folder / "model.pt",
+            folder / "mclst-bundle",
+            references=[folder / "made.h5ad"],
+            change={"tile": {"size_px": tile_px}},
+            parity_tiles=8,
+            overwrite=True,
+            precisions=precisions,
+        )
+
+    try:
+        export(Precisions(wanted=("fp16",)))
+        told["precisions"] = ["fp32", "fp16"]
+    except MclstError as refusal:
+        told["fp16_refused"] = str(refusal)
+        export(Precisions())
+    return told | {"seconds": time.monotonic() - started}
+
+
+if __name__ == "__main__":
+    where = Path(sys.argv[1])
+    found = make_case(where)
+    (where / "case.json").write_text(json.dumps(found) + "\n")

@@ -1,0 +1,1 @@
+"""How measurements are taken, and what is recorded with them."""

@@ -1,0 +1,7 @@
+"""What keeps a peer from being measured here."""
+
+from __future__ import annotations
+
+
+class Absent(Exception):
+    """A peer that cannot run here; the message says why."""

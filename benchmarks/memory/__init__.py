@@ -1,0 +1,1 @@
+"""mclst-bench memory: peak memory of dense maps."""

@@ -1,0 +1,122 @@
+"""Peak memory of a dense map against its number of tiles: a whole run each, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mclst.benchmarks.harness.subprocess_json import run_apart
+from mclst.runtime.bundle.bank import Bank, bank_bytes
+from mclst.runtime.bundle.bundle import BANK, ENCODER, BundleDraft, open_bundle
+from mclst.runtime.errors import ResourceError, SlideError
+from mclst.runtime.resources import peak_bytes
+from mclst.runtime.run.predict import predict
+from mclst.runtime.slide.base import Slide
+from mclst.runtime.slide.open import open_slide
+from mclst.runtime.tiling.grid import Grid, lay_grid
+from mclst.runtime.tiling.tissue import TissueMask
+
+TILE_PX, WIDTH, BANK_ROWS = 224, 16, 2000
+
+
+def made_up_bundle(folder: Path, genes: int) -> Path:
+    """Write a bundle whose encoder is one matrix product, so that a million tiles take minutes; returns `folder`.
+
+    What grows with the number of tiles does not depend on the encoder; its own memory comes on top.
+    """
+    try:
+        from onnx import TensorProto, helper, numpy_helper, save
+    except ImportError as error:
+        raise ResourceError("onnx is not installed; install mclst[export], or give --bundle") from error
+
+    rng = np.random.default_rng(0)
+    values = rng.normal(0, 1e-3, (TILE_PX * TILE_PX * 3, WIDTH)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["tiles"], ["x"], to=TensorProto.FLOAT),
+            helper.make_node("Reshape", ["x", "shape"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "weights"], ["embedding"]),
+        ],
+        "projection",
+        [helper.make_tensor_value_info("tiles", TensorProto.UINT8, ["N", TILE_PX, TILE_PX, 3])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["N", WIDTH])],
+        [
+            numpy_helper.from_array(values, "weights"),
+            numpy_helper.from_array(np.array([-1, len(values)]), "shape"),
+        ],
+    )
+    names = np.array([f"GENE{i}" for i in range(genes)])
+    bank = Bank(
+        rng.normal(size=(BANK_ROWS, WIDTH)).astype(np.float32), rng.random((BANK_ROWS, genes), np.float32), names,
+        np.array([f"s{i}" for i in range(BANK_ROWS)]), np.array(["made up"] * BANK_ROWS),
+    )  # fmt: skip
+    with BundleDraft(folder, overwrite=False) as draft:
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        save(model, draft.part / ENCODER)
+        (draft.part / BANK).write_bytes(bank_bytes(bank))
+        draft.seal(
+            kind="retrieval", system="mclstexp", encoder={"name": "projection", "embedding_dim": WIDTH},
+            tile={"size_px": TILE_PX}, preprocessing={}, genes=genes, genes_from="made up",
+            retrieval={"k": 200, "rank": "cosine", "distance": "l2", "weighting": "inverse-square", "temperature": 1.0},
+            normalisation={"input": "none", "expression": "none"}, bank=[{"name": "made up", "spots": BANK_ROWS}],
+            checkpoint={"name": "none", "sha256": "0" * 64}, versions={},
+        )  # fmt: skip
+    return folder
+
+
+def grid_of(slide: Slide, n: int) -> Grid:
+    """A grid over the whole slide, background too, of about `n` places; SlideError where it has no such number."""
+    mpp = slide.mpp or 1.0
+    stride_px = float(np.sqrt(slide.width_px * slide.height_px / n))
+    everywhere = TissueMask(np.ones((1, 1), np.bool_), "everywhere")
+    grid = lay_grid(slide, stride_px * mpp, mpp, everywhere)
+    if not 0.8 * n <= len(grid.spots) <= 1.25 * n:
+        raise SlideError(f"{slide.path} is too small for about {n:,} places; give fewer")
+    return grid
+
+
+def measure_apart(slide: Path, bundle: Path, n: int, workers: int, folder: Path) -> dict[str, Any]:
+    """Predict about `n` tiles of a slide in a fresh process, outputs in `folder`.
+
+    Gives tiles, genes, peak_mib (resident, of the whole process), open_mib (before the run: libraries, bundle, slide),
+    spots_mib (once the table of spots is there), seconds. Raises ResourceError where the process is killed or fails.
+    """
+    words = (str(slide), str(bundle), str(n), str(workers), str(folder))
+    return run_apart(__spec__.name, words, what=f"a run over {n:,} tiles", advice="give fewer tiles")
+
+
+def _main(slide_path: str, bundle_path: str, n: str, workers: str, folder: str) -> None:
+    bundle = open_bundle(bundle_path)
+    genes = len(bundle.genes)
+    with open_slide(slide_path) as slide:
+        opened = peak_bytes() >> 20
+        grid = grid_of(slide, int(n))
+        placed, started = peak_bytes() >> 20, time.monotonic()
+        out = Path(folder) / "map.h5ad"
+        run = predict(
+            bundle,
+            slide,
+            grid,
+            out,
+            provider="cpu",
+            workers=int(workers),
+            slide_mpp=slide.mpp or 1.0,
+        )
+        seconds = time.monotonic() - started
+    found = {
+        "tiles": run.spots,
+        "genes": genes,
+        "peak_mib": peak_bytes() >> 20,
+        "open_mib": opened,
+        "spots_mib": placed,
+    }
+    print(json.dumps({**found, "seconds": round(seconds, 1), "map_mib": out.stat().st_size >> 20}))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

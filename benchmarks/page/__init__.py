@@ -1,0 +1,1 @@
+"""How fast the HTML page draws."""

@@ -1,0 +1,294 @@
+"""The same retrieval by others' means: cosine rank, d⁻² weights of L2 or L1, in the fastest way each library offers.
+
+Every peer is made ready with the bank outside the timing, takes queries float32 [N, D] and gives expression
+float32 [N, G]. Those with a matrix of scores take the queries in blocks, so that it stays small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mclst.benchmarks.harness.errors import Absent
+from mclst.benchmarks.retrieval.cases import Bank
+from mclst.kernels.definition.spec import RetrievalSpec
+
+F32 = NDArray[np.float32]
+Run = Callable[[F32], F32]
+_BLOCK, _L1_BLOCK = 512, 32
+_FAISS_GPU_MOST = 2048
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A contender: its name, what makes it ready, and the most queries it is timed with (the rest scaled)."""
+
+    name: str
+    ready: Callable[[Bank, RetrievalSpec, int], Run]
+    most_queries: int | None = None
+
+
+def published_loop(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
+    """As the published evaluation scripts do it: one topk, then a Python loop over the spots with `np.average`.
+
+    It averages the embeddings beside the expression, as they do.
+    """
+    torch = _torch(threads)
+    order = {"l1": 1, "l2": 2}[spec.distance]
+
+    def run(queries: F32) -> F32:
+        bank_units = torch.nn.functional.normalize(torch.tensor(bank.embedding), p=2, dim=-1)
+        query_units = torch.nn.functional.normalize(torch.tensor(queries), p=2, dim=-1)
+        _, found = torch.topk(query_units @ bank_units.T, k=spec.k)
+        indices = found.numpy()
+        embedding = np.zeros((len(queries), bank.embedding.shape[1]))
+        expression = np.zeros((len(queries), bank.expression.shape[1]))
+        for i in range(len(queries)):
+            near = bank.embedding[indices[i]]
+            distance = np.linalg.norm(near - queries[i], axis=1, ord=order)
+            weight = np.reciprocal(distance**2)
+            weight /= weight.sum()
+            embedding[i] = np.average(near, axis=0, weights=weight)
+            expression[i] = np.average(bank.expression[indices[i]], axis=0, weights=weight)
+        return expression.astype(np.float32)
+
+    return run
+
+
+def faiss_embedding_bag(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
+    """FAISS's exact inner-product search, weights and `embedding_bag` by torch."""
+    torch, search = _torch(threads), _faiss_search(bank, spec.k, threads)
+    side = _TorchBank(torch, bank, spec, "cpu")
+
+    def run(queries: F32) -> F32:
+        cosine, rows = search(queries)
+        q, r, c = (torch.from_numpy(x) for x in (queries, rows, cosine))
+        return np.asarray(side.mean(q, r, c).numpy())
+
+    return run
+
+
+def faiss_csr(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
+    """FAISS's exact inner-product search, weights by numpy, sums by a scipy sparse product."""
+    import scipy.sparse as sp
+
+    search, norms = _faiss_search(bank, spec.k, threads), np.linalg.norm(bank.embedding, axis=1)
+
+    def run(queries: F32) -> F32:
+        cosine, rows = search(queries)
+        weight = _numpy_weights(bank.embedding, norms, spec, queries, rows, cosine)
+        n, k = rows.shape
+        matrix = sp.csr_matrix(
+            (weight.ravel(), rows.ravel(), np.arange(0, n * k + 1, k)), shape=(n, len(bank.embedding))
+        )
+        return np.asarray(matrix @ bank.expression)
+
+    return run
+
+
+def torch_embedding_bag(bank: Bank, spec: RetrievalSpec, threads: int, device: str = "cpu") -> Run:
+    """torch: matrix product, `topk`, `embedding_bag`."""
+    torch = _torch(threads)
+    side = _TorchBank(torch, bank, spec, device)
+
+    def run(queries: F32) -> F32:
+        parts = []
+        for block in _blocks(len(queries), _BLOCK):
+            q = torch.from_numpy(queries[block]).to(device)
+            cosine, rows = torch.topk(side.cosines(q), spec.k, dim=1, sorted=False)
+            parts.append(side.mean(q, rows, cosine))
+        return np.asarray(torch.cat(parts).cpu().numpy())
+
+    return run
+
+
+def torch_masked_dense(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
+    """torch: matrix product, `topk`, the weights scattered into a dense matrix, a second matrix product."""
+    torch = _torch(threads)
+    side = _TorchBank(torch, bank, spec, "cpu")
+
+    def run(queries: F32) -> F32:
+        parts = []
+        for block in _blocks(len(queries), _BLOCK):
+            q = torch.from_numpy(queries[block])
+            cosine, rows = torch.topk(side.cosines(q), spec.k, dim=1, sorted=False)
+            dense = torch.zeros(len(q), len(bank.embedding)).scatter_(1, rows, side.weights(q, rows, cosine))
+            parts.append(dense @ side.expression)
+        return np.asarray(torch.cat(parts).numpy())
+
+    return run
+
+
+def numpy_argpartition(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
+    """numpy: matrix product, then on every thread `argpartition`, a gather and a product per query."""
+    units, norms = _units(bank.embedding), np.linalg.norm(bank.embedding, axis=1)
+
+    def finish(queries: F32, cosines: F32, out: F32) -> None:
+        rows = np.argpartition(cosines, -spec.k, axis=1)[:, -spec.k :]
+        cosine = np.take_along_axis(cosines, rows, axis=1)
+        weight = _numpy_weights(bank.embedding, norms, spec, queries, rows, cosine)
+        for i in range(len(queries)):
+            out[i] = weight[i] @ bank.expression[rows[i]]
+
+    def run(queries: F32) -> F32:
+        out = np.empty((len(queries), bank.expression.shape[1]), np.float32)
+        with ThreadPoolExecutor(threads) as pool:
+            for block in _blocks(len(queries), _BLOCK):
+                q, to = queries[block], out[block]
+                cosines = _units(q) @ units.T
+                shares = list(_blocks(len(q), max(1, -(-len(q) // (2 * threads)))))
+                list(pool.map(lambda s: finish(q[s], cosines[s], to[s]), shares))  # noqa: B023 - done before the next
+        return out
+
+    return run
+
+
+def torch_cuda(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
+    """torch on the CUDA device: matrix product, `topk`, `embedding_bag`; queries and result cross the bus."""
+    _cuda(_torch(threads))
+    return torch_embedding_bag(bank, spec, threads, "cuda")
+
+
+def faiss_gpu(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
+    """FAISS's search on the GPU, `embedding_bag` by torch on the same device."""
+    import faiss
+
+    torch = _torch(threads)
+    _cuda(torch)
+    if not hasattr(faiss, "StandardGpuResources"):
+        raise Absent("this FAISS is built without GPUs")
+    if spec.k > _FAISS_GPU_MOST:
+        raise Absent(f"its kernels stop at k = {_FAISS_GPU_MOST}")
+    index = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), bank.embedding.shape[1])
+    index.add(_units(bank.embedding))
+    side = _TorchBank(torch, bank, spec, "cuda")
+
+    def run(queries: F32) -> F32:
+        cosine, rows = index.search(_units(queries), spec.k)
+        q, r, c = (torch.from_numpy(x).to("cuda") for x in (queries, rows, cosine))
+        return np.asarray(side.mean(q, r, c).cpu().numpy())
+
+    return run
+
+
+def cuvs_brute_force(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
+    """cuVS's brute force, `embedding_bag` by torch on the same device."""
+    if find_spec("cuvs") is None:
+        raise Absent("cuvs is not installed")
+    torch = _torch(threads)
+    _cuda(torch)
+    from cuvs.neighbors import brute_force  # type: ignore[import-not-found]
+
+    units = torch.from_numpy(_units(bank.embedding)).to("cuda")
+    index = brute_force.build(units, metric="inner_product")
+    side = _TorchBank(torch, bank, spec, "cuda")
+
+    def run(queries: F32) -> F32:
+        q = torch.from_numpy(queries).to("cuda")
+        found = brute_force.search(index, torch.nn.functional.normalize(q, dim=1), spec.k)
+        cosine, rows = (torch.as_tensor(x, device="cuda") for x in found)
+        return np.asarray(side.mean(q, rows, cosine).cpu().numpy())
+
+    return run
+
+
+MOST_ON_CPU = 16_384
+"""Queries that the CPU's libraries are timed with; they go block by block, so a million take so many times longer."""
+PEERS = (
+    Peer("published loop", published_loop, most_queries=1000),
+    Peer("faiss + embedding_bag", faiss_embedding_bag, MOST_ON_CPU),
+    Peer("faiss + scipy csr", faiss_csr, MOST_ON_CPU),
+    Peer("torch topk + embedding_bag", torch_embedding_bag, MOST_ON_CPU),
+    Peer("torch topk + masked dense", torch_masked_dense, MOST_ON_CPU),
+    Peer("numpy argpartition + gather", numpy_argpartition, MOST_ON_CPU),
+    Peer("torch-cuda topk + embedding_bag", torch_cuda),
+    Peer("faiss-gpu + embedding_bag", faiss_gpu),
+    Peer("cuvs + embedding_bag", cuvs_brute_force),
+)
+
+
+class _TorchBank:
+    """The bank as torch tensors, and the second half of the retrieval: weights and their sum."""
+
+    def __init__(self, torch: Any, bank: Bank, spec: RetrievalSpec, device: str) -> None:
+        self._torch, self._distance = torch, spec.distance
+        self.embedding = torch.from_numpy(bank.embedding).to(device)
+        self.expression = torch.from_numpy(bank.expression).to(device)
+        self._norm = self.embedding.norm(dim=1)
+        self._units_t = (self.embedding / self._norm[:, None]).T.contiguous()
+
+    def cosines(self, queries: Any) -> Any:
+        return self._torch.nn.functional.normalize(queries, dim=1) @ self._units_t
+
+    def weights(self, queries: Any, rows: Any, cosine: Any) -> Any:
+        if self._distance == "l2":
+            q, b = queries.norm(dim=1, keepdim=True), self._norm[rows]
+            squared = (q * q + b * b - 2 * q * b * cosine).clamp_min(1e-12)
+        else:
+            parts = [
+                (self.embedding[rows[s]] - queries[s, None]).abs_().sum(dim=-1)
+                for s in _blocks(len(queries), _L1_BLOCK if queries.device.type == "cpu" else _BLOCK)
+            ]
+            squared = self._torch.cat(parts).square_()
+        inverse = squared.reciprocal_()
+        return inverse / inverse.sum(dim=1, keepdim=True)
+
+    def mean(self, queries: Any, rows: Any, cosine: Any) -> Any:
+        weight = self.weights(queries, rows, cosine)
+        return self._torch.nn.functional.embedding_bag(
+            rows, self.expression, per_sample_weights=weight, mode="sum"
+        )
+
+
+def _numpy_weights(
+    embedding: F32, norms: F32, spec: RetrievalSpec, queries: F32, rows: NDArray[np.int64], cosine: F32
+) -> F32:
+    if spec.distance == "l2":
+        q, b = np.linalg.norm(queries, axis=1)[:, None], norms[rows]
+        squared = np.maximum(q * q + b * b - 2 * q * b * cosine, np.float32(1e-12))
+    else:
+        squared = np.empty(rows.shape, np.float32)
+        for s in _blocks(len(queries), _L1_BLOCK):
+            apart = embedding[rows[s]] - queries[s, None]
+            squared[s] = np.square(np.abs(apart, out=apart).sum(axis=-1))
+    inverse = 1 / squared
+    return np.asarray(inverse / inverse.sum(axis=1, keepdims=True))
+
+
+def _faiss_search(bank: Bank, k: int, threads: int) -> Callable[[F32], tuple[F32, NDArray[np.int64]]]:
+    if find_spec("faiss") is None:
+        raise Absent("faiss is not installed")
+    import faiss
+
+    faiss.omp_set_num_threads(threads)
+    index = faiss.IndexFlatIP(bank.embedding.shape[1])
+    index.add(_units(bank.embedding))
+    return lambda queries: index.search(_units(queries), k)
+
+
+def _torch(threads: int) -> Any:
+    if find_spec("torch") is None:
+        raise Absent("torch is not installed")
+    import torch
+
+    torch.set_num_threads(threads)
+    return torch
+
+
+def _cuda(torch: Any) -> None:
+    if not torch.cuda.is_available():
+        raise Absent("no CUDA device")
+
+
+def _units(vectors: F32) -> F32:
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype=np.float32)
+
+
+def _blocks(count: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))

@@ -1,0 +1,1 @@
+"""Upper bounds of speed: peaks of a machine, work of a graph."""

@@ -1,0 +1,185 @@
+"""The document of `mclst-bench latency`, field by field."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from mclst.benchmarks.schemas.common import (
+    Absent,
+    Count,
+    Document,
+    Fresh,
+    Part,
+    Rate,
+    Seconds,
+    Share,
+    Spread,
+)
+
+DeviceStage = Literal["copy up", "encode", "copy down"]
+
+
+class Percentile(Part):
+    """With its 95 % interval by order statistics, and whether n is what MLPerf asks for at this percentile."""
+
+    s: Seconds
+    low95: Seconds
+    high95: Seconds
+    mlperf: bool
+
+
+class LatencyTold(Part):
+    """Of all queries, none left out; not_told: percentiles that need more queries, and how many."""
+
+    n: Annotated[int, Field(ge=1)]
+    mean: Seconds
+    std: Share
+    cv: Share
+    min: Seconds
+    max: Seconds
+    percentiles: dict[Literal["p50", "p90", "p95", "p99"], Percentile]
+    not_told: dict[Literal["p50", "p90", "p95", "p99"], Count]
+
+
+class WarmUpTold(Part):
+    """How a contender was warmed up, and whether its times had settled."""
+
+    queries: Count
+    seconds: Seconds
+    settled: bool
+
+
+class QueryResult(Part):
+    """A contender at one batch size. of_roofline: the least time at measured peaks over the mean latency.
+
+    device_s: of each query, its stages between events on the device; null where it has none, or they are not told.
+    """
+
+    name: str
+    ours: bool
+    gpu: bool
+    precision: str
+    latency_s: LatencyTold
+    tiles_per_s: Rate
+    latency_to_first: Rate
+    cpu_s_per_tile: Seconds
+    joules_per_tile: dict[str, float] | None
+    warm_up: WarmUpTold | None
+    roofline_s: Seconds | None
+    of_roofline: Share | None
+    device_s: dict[DeviceStage, LatencyTold] | None = None
+    samples: dict[Literal["query_s", "round_mean_s", "copy up_s", "encode_s", "copy down_s"], list[Seconds]]
+
+
+class OfBatch(Part):
+    """All contenders at one batch size."""
+
+    batch: Annotated[int, Field(ge=1)]
+    scenario: Literal["single-stream", "batch"]
+    first: str
+    results: list[QueryResult]
+    failed: Annotated[list[Absent], Field(default_factory=list)]
+    load: list[float | None]
+
+
+class OfflineResult(Part):
+    """A contender in MLPerf's offline scenario, at its best batch."""
+
+    name: str
+    ours: bool
+    batch: Annotated[int, Field(ge=1)]
+    tiles_per_s: Spread
+    wall_to_first: Rate
+    cpu_to_first: Rate
+    samples: dict[Literal["wall_s", "cpu_s"], list[Seconds]]
+
+
+class Offline(Part):
+    """MLPerf's offline scenario: all tiles at once."""
+
+    tiles: Count
+    first: str
+    load: list[float | None]
+    results: list[OfflineResult]
+
+
+class Work(Part):
+    """What a graph asks for at one batch size, counted from the graph."""
+
+    precision: str
+    batch: Annotated[int, Field(ge=1)]
+    products: Count
+    other: Count
+    weight_bytes: Count
+    tile_bytes: Count
+    between_bytes: Count
+    least_bytes: Count
+    by_operator: dict[str, Count]
+
+
+class Prediction(Part):
+    """A bound for a device by its data sheet; nothing was measured there."""
+
+    kind: Literal["bound"]
+    device: str
+    device_name: str
+    precision: str
+    batch: Annotated[int, Field(ge=1)]
+    at_least_s: Seconds
+    at_most_tiles_per_s: Rate
+    limited_by: Literal["arithmetic", "memory", "link"]
+    seconds: dict[Literal["arithmetic", "memory", "link"], Seconds]
+    source: str
+
+
+class Window(Part):
+    """Some seconds of a sustained run."""
+
+    at_s: Seconds
+    tiles_per_s: Rate
+    watts: dict[str, float] | None
+    condition: dict[str, Any]
+
+
+class Sustained(Part):
+    """Work without a pause; throttled: signs that clocks fell or a GPU was held back."""
+
+    name: str
+    batch: Annotated[int, Field(ge=1)]
+    windows: list[Window]
+    tiles_per_s: Spread
+    last_to_first: Rate
+    throttled: list[str]
+
+
+class Agreement(Part):
+    """How far each contender's embeddings are from the reference's."""
+
+    reference: str
+    contenders: dict[str, dict[Literal["cosine_min", "max_abs_share"], float]]
+
+
+class Energy(Part):
+    """The meters that were read, and why the others were not."""
+
+    meters: list[dict[Literal["name", "covers"], str]]
+    not_available: dict[str, str]
+
+
+class Latency(Document):
+    """A document of `mclst-bench latency`."""
+
+    schema_: Literal["mclst-bench-latency/1"] = Field(alias="schema")
+    condition: dict[Literal["before", "after"], dict[str, Any]]
+    settings: dict[str, Any]
+    work: list[Work]
+    batches: list[OfBatch]
+    offline: Offline | None
+    sustained: Sustained | None
+    agreement: Agreement
+    versions: dict[str, dict[str, str]]
+    fresh: list[Fresh]
+    energy: Energy
+    predictions: list[Prediction]

@@ -1,0 +1,1 @@
+"""mclst-bench load: a model server under load."""

@@ -1,0 +1,1 @@
+"""mclst-bench systems and precision: the six systems, and reduced precisions."""

@@ -1,0 +1,125 @@
+"""The six systems in their published sizes, with random weights, exported and open on a provider."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from mclst.benchmarks.retrieval.cases import Case, Source
+from mclst.benchmarks.systems.slide_memory import places
+from mclst.export.onnx.graph import write_graph
+from mclst.export.onnx.slide_graph import write_sequence
+from mclst.kernels.definition.spec import RetrievalSpec
+from mclst.kernels.retriever import Retriever
+from mclst.models.bleep import Bleep
+from mclst.models.hist2st import Hist2St
+from mclst.models.histogene import HisToGene
+from mclst.models.mclstexp import MclSTExp
+from mclst.models.stnet import StNet
+from mclst.models.system import systems
+from mclst.models.thitogene import ThitoGene
+from mclst.runtime.bundle.bundle import ENCODER, SEQUENCE
+from mclst.runtime.bundle.manifest import Sequence, Settings
+from mclst.runtime.inference.providers import Request, onnxruntime_beside, open_encoder
+from mclst.runtime.inference.sequence import SequenceSession
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Published:
+    """make: the network in its published size. bank: what it retrieves from, where it does.
+
+    given: settings that no checkpoint holds; any value takes as long.
+    """
+
+    make: Callable[[], nn.Module]
+    bank: Case | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+
+# Banks as published: HER2+ less its smallest section, and the three liver slides; genes as trained.
+PUBLISHED: dict[str, Published] = {
+    "mclstexp": Published(
+        lambda: MclSTExp("densenet121", 785, positions=1),
+        Case("mclstexp", 11_372, 785, RetrievalSpec(k=200, rank="cosine", distance="l1")),
+    ),
+    "bleep": Published(
+        lambda: Bleep("resnet50", 3467),
+        Case("bleep", 6_992, 3467, RetrievalSpec(k=50, rank="cosine", distance="l2", weighting="uniform")),
+    ),
+    "stnet": Published(
+        lambda: StNet(250), given={"preprocessing": {"mean": [0.7, 0.5, 0.6], "std": [0.2, 0.2, 0.2]}}
+    ),
+    "histogene": Published(lambda: HisToGene(785)),
+    "hist2st": Published(lambda: Hist2St(785)),
+    "thitogene": Published(lambda: ThitoGene(785)),
+}
+
+
+class Deployed:
+    """A system's graphs in a folder, open: its part per tile, and what comes after."""
+
+    def __init__(self, name: str, published: Published, folder: Path, provider: str, batch: int) -> None:
+        """Export to `folder`, which is made, and open on `provider` for `batch` tiles at once.
+
+        Raises as exporting and opening do.
+        """
+        folder.mkdir()
+        self.system = systems()[name]
+        settings = _settings({**self.system.settings, **published.given})
+        self.tile_px = settings.tile.size_px
+        network = published.make().eval().requires_grad_(False)
+        self.parameters = sum(weight.numel() for weight in network.parameters())
+        write_graph(network, settings.tile, settings.preprocessing, folder / ENCODER)
+        self.session, _ = open_encoder(provider, Request(folder, folder / ENCODER, "fp32", batch))
+        self.sequence_path: Path | None = None
+        self._beside = ""
+        self._sequence: SequenceSession | None = None
+        self._retriever: Retriever | None = None
+        if self.system.kind == "sequence":
+            traits = self.system.traits(network.state_dict(), None)
+            graph = settings.graph if "graph" in self.system.applies else None
+            self.settings = Sequence(
+                heads=settings.heads, depth=traits.depth, positions=traits.positions, graph=graph
+            )
+            self.sequence_path = folder / SEQUENCE
+            write_sequence(network, traits, graph, self.sequence_path)
+            self._beside = onnxruntime_beside(self.session.provider)
+            self._sequence = SequenceSession(self.sequence_path, self.settings, self._beside)
+        if published.bank is not None:
+            self._retriever = Retriever(Source("contrastive", published.bank).bank(), published.bank.spec)
+
+    @property
+    def after(self) -> str:
+        """What runs after the tiles, and on what."""
+        if self._retriever is not None:
+            return f"retrieval on {self._retriever.provider}"
+        return f"whole slide on {self._beside}" if self._sequence is not None else ""
+
+    def encode(self, tiles: NDArray[np.uint8], batch: int) -> F32:
+        """Tiles uint8 [N, S, S, 3], a batch at a time → what the graph gives, float32 [N, D]."""
+        parts = [self.session.encode(tiles[i : i + batch]) for i in range(0, len(tiles), batch)]
+        return np.concatenate(parts)
+
+    def express(self, given: F32) -> F32:
+        """Expression float32 [N, G] of a slide's spots from what the tiles gave, [N, D]."""
+        if self._retriever is not None:
+            return self._retriever.aggregate(given).expression
+        if self._sequence is not None:
+            return self._sequence.express(given, places(len(given), self.settings.positions))
+        return given
+
+
+def _settings(change: Mapping[str, Any]) -> Settings:
+    merged = Settings().model_dump(mode="json")
+    for part, fields in change.items():
+        merged[part] = {**merged[part], **fields} if isinstance(fields, Mapping) else fields
+    return Settings.model_validate_json(json.dumps(merged))

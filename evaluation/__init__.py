@@ -1,0 +1,1 @@
+"""What a map is worth against measured expression: mclst-eval."""

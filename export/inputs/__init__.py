@@ -1,0 +1,1 @@
+"""What an export starts from: checkpoint, reference sections, bank."""

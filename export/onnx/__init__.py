@@ -1,0 +1,1 @@
+"""PyTorch networks as ONNX graphs, in every precision."""

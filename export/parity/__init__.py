@@ -1,0 +1,1 @@
+"""Proof that the exported graph equals the checkpoint."""

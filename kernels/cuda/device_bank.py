@@ -1,0 +1,206 @@
+"""A bank made ready on a device: its points, the sample's, what exact scores need, and the expression."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mclst.kernels.cuda.driver import Driver, Memory
+from mclst.kernels.cuda.job import Job, Placing, leaves
+from mclst.kernels.cuda.plan import Plan
+from mclst.kernels.definition.reference import SAME_DIRECTION, directions
+from mclst.kernels.definition.spec import DISTANCES, RANKS, WEIGHTINGS, RetrievalSpec
+
+_BLOCK_BYTES = 64 << 20
+_ROUND = 2.0**-24
+_FLOOR = 2.0**-90
+_COSINE_SCORE_ERROR = 2.0**-46
+# Shared memory for one query in float64; the kernels' table of sums is made for as many columns.
+MOST_COLUMNS = 4096
+# Vectors of a block of `place`.
+PLACED_PER_BLOCK = 8
+BLOCK = 256
+
+
+class DeviceBank:
+    """The bank's part of a retrieval on `driver`'s device.
+
+    job: everything of a `Job` that does not depend on the queries. sample_job: the same, with the sample as the bank of
+    keys. placing: everything of a `Placing` that does not depend on the vectors.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        embedding: NDArray[np.float32],
+        expression: NDArray[np.float32],
+        spec: RetrievalSpec,
+        plan: Plan,
+        *,
+        half_expression: bool,
+    ) -> None:
+        self._driver, self._memory = driver, Memory(driver)
+        self._embedding, self._spec, self._plan = embedding, spec, plan
+        self._zero_axis = spec.rank == "cosine" and not embedding.any(axis=1).all()
+        self.columns = embedding.shape[1] + self._zero_axis
+        self.padded = padded_columns(self.columns)
+        self.placing = self._placing()
+        self.job = self._job(expression.shape[1])
+        self.sample_job = self.job
+        self._put_bank()
+        if spec.rank != "l1" and spec.k < len(embedding):
+            self._put_points()
+        if plan.sample:
+            self._put_sample()
+        self._put_expression(expression, half_expression)
+
+    def release(self) -> None:
+        """Give the device's memory back."""
+        self._memory.release()
+
+    def _placing(self) -> Placing:
+        rank = self._spec.rank
+        centre, size = (np.zeros(self.columns), 1.0) if rank == "l1" else self._frame()
+        self._memory.put("centre", centre)
+        placing = Placing(centre=self._memory["centre"], size=size, largest=np.inf, rank=RANKS.index(rank))
+        placing.d, placing.columns, placing.padded = self._embedding.shape[1], self.columns, self.padded
+        return placing
+
+    def _frame(self) -> tuple[NDArray[np.float64], float]:
+        """μ [columns] and σ of the module's text in retrieve.cu, from the bank."""
+        centre = np.zeros(self.columns)
+        for block in self._blocks():
+            centre += self._vectors(block).sum(axis=0)
+        centre /= len(self._embedding)
+        size = max(float(np.abs(self._vectors(block) - centre).max()) for block in self._blocks())
+        return centre, float(np.ldexp(1.0, -int(np.frexp(size)[1])))
+
+    def _vectors(self, block: slice) -> NDArray[np.float64]:
+        rows = self._embedding[block]
+        if self._spec.rank != "cosine":
+            return rows.astype(np.float64)
+        units = directions(rows)
+        return np.column_stack([units, ~rows.any(axis=1)]) if self._zero_axis else units
+
+    def _blocks(self) -> Iterator[slice]:
+        step = max(1, _BLOCK_BYTES // (32 * self.columns))
+        return (slice(start, start + step) for start in range(0, len(self._embedding), step))
+
+    def _job(self, genes: int) -> Job:
+        spec, rows = self._spec, len(self._embedding)
+        moved = 2 * SAME_DIRECTION * self.placing.size if spec.rank == "cosine" else 0.0
+        terms = self._embedding.shape[1] + 8 if spec.rank == "l1" else 10 * self.padded + 64
+        return Job(
+            rounding=terms * _ROUND * 1.01,
+            floor=self.columns * _FLOOR,
+            moved=moved,
+            gap=_COSINE_SCORE_ERROR * self.placing.size**2 if spec.rank == "cosine" else 0.0,
+            temperature=spec.temperature,
+            bank_rows=rows,
+            key_rows=rows,
+            key_stride=self._plan.key_stride,
+            capacity=self._plan.capacity,
+            d=self._embedding.shape[1],
+            padded=self.padded,
+            k=spec.k,
+            genes=genes,
+            words=-(-rows // 32),
+            rank=RANKS.index(spec.rank),
+            distance=DISTANCES.index(spec.distance),
+            weighting=WEIGHTINGS.index(spec.weighting),
+            wanted=self._plan.wanted,
+            filter=int(self._plan.sample > 0),
+        )
+
+    def _put_bank(self) -> None:
+        memory, d = self._memory, self._embedding.shape[1]
+        memory.put("bank", self._embedding)
+        memory.put("leaf", leaves(d))
+        self.job.bank, self.job.leaf, self.job.leaves = memory["bank"], memory["leaf"], len(leaves(d))
+        if "cosine" in (self._spec.rank, self._spec.distance):
+            wide = (self._embedding[block].astype(np.float64) for block in self._blocks())
+            memory.put("square_sum", np.concatenate([np.multiply(b, b).sum(axis=-1) for b in wide]))
+            self.job.square_sum = memory["square_sum"]
+
+    def _put_points(self) -> None:
+        """The bank's points, and the length of the longest."""
+        self._place("bank", self._memory["bank"], len(self._embedding))
+        self._point_to("bank", self.job)
+        square = np.empty(len(self._embedding), dtype=np.float32)
+        self._driver.download(square, self._memory["bank_square"])
+        self.job.widest = math.sqrt(float(square.max())) * (1 + 2.0**-20)
+
+    def _put_sample(self) -> None:
+        """A copy of rows chosen by chance, always the same ones."""
+        chosen = np.random.default_rng(0).choice(len(self._embedding), self._plan.sample, replace=False)
+        self._memory.put("sample", self._embedding[np.sort(chosen)])
+        self.sample_job = Job.from_buffer_copy(self.job)
+        self.sample_job.bank, self.sample_job.key_rows = self._memory["sample"], self._plan.sample
+        if self._spec.rank != "l1":
+            self._place("sample", self._memory["sample"], self._plan.sample)
+            self._point_to("sample", self.sample_job)
+
+    def _place(self, name: str, source: int, rows: int) -> None:
+        memory, placing = self._memory, Placing.from_buffer_copy(self.placing)
+        placing.source, placing.n = source, rows
+        for part, width in (("high", 2 * self.padded), ("low", 2 * self.padded), ("scale", 4), ("square", 4)):
+            memory.reserve(f"{name}_{part}", rows * width)
+            setattr(placing, part, memory[f"{name}_{part}"])
+        self._driver.launch("place", (-(-rows // PLACED_PER_BLOCK), 1), BLOCK, 0, placing)
+
+    def _point_to(self, name: str, job: Job) -> None:
+        for part in ("high", "low", "scale", "square"):
+            setattr(job, f"bank_{part}", self._memory[f"{name}_{part}"])
+
+    def _put_expression(self, expression: NDArray[np.float32], half: bool) -> None:
+        if half:
+            with np.errstate(over="ignore"):
+                rounded = expression.astype(np.float16)
+            if not np.isfinite(rounded).all():
+                raise ValueError(
+                    "the bank's expression exceeds 65504, the largest float16; keep it in float32"
+                )
+            expression = rounded.astype(np.float32)
+        self.job.half_expression = int(half)
+        if self._plan.dense:
+            high, low, scale = gene_halves(expression)
+            self._memory.put("gene_high", high)
+            self._memory.put("gene_low", low)
+            self._memory.put("gene_scale", scale)
+            self.job.bank_stride = high.shape[1]
+            self.job.gene_high, self.job.gene_low = self._memory["gene_high"], self._memory["gene_low"]
+            self.job.gene_scale = self._memory["gene_scale"]
+            return
+        stride = -(-expression.shape[1] // 4) * 4
+        padded = np.zeros((len(expression), stride), dtype=np.float16 if half else np.float32)
+        padded[:, : expression.shape[1]] = expression
+        self._memory.put("expression", padded)
+        self.job.expression, self.job.gene_stride = self._memory["expression"], stride
+
+
+def padded_columns(columns: int) -> int:
+    """Columns of a point as the tensor cores take them."""
+    return -(-columns // 16) * 16
+
+
+def gene_halves(
+    expression: NDArray[np.float32],
+) -> tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.float32]]:
+    """Expression [M, G] by gene, as the sum of two halves times a power of two: [G, M padded to 32] twice, and [G].
+
+    A gene's largest value comes to 128 … 256, so that a value is off by at most 2⁻²² of itself and 2⁻³² of the largest.
+    """
+    rows, genes = expression.shape
+    exponent = np.frexp(np.abs(expression).max(axis=0, initial=0).astype(np.float64))[1] - 8
+    high = np.zeros((genes, -(-rows // 32) * 32), dtype=np.float16)
+    low = np.zeros_like(high)
+    step = max(1, _BLOCK_BYTES // (24 * genes))
+    for start in range(0, rows, step):
+        scaled = np.ldexp(expression[start : start + step].astype(np.float64), -exponent).T
+        part = scaled.astype(np.float16)
+        high[:, start : start + scaled.shape[1]] = part
+        low[:, start : start + scaled.shape[1]] = scaled - part.astype(np.float64)
+    return high, low, np.ldexp(1.0, exponent).astype(np.float32)

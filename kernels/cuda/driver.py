@@ -1,0 +1,303 @@
+"""The device, through PyCUDA or through the driver calls of cuda-bindings, which cuda-core brings along.
+
+Both work on the device's primary context, the one that torch, ONNX Runtime and TensorRT of the same process use, and
+on its default stream. Neither is imported before a device is asked for. Whatever the driver answers becomes one sentence.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mclst.kernels.cuda.cubin import cubin
+from mclst.kernels.definition.contract import ProviderError
+
+Grid = tuple[int, int]
+
+
+class Driver(Protocol):
+    """What retrieval asks of a device. Addresses are plain numbers."""
+
+    name: str
+    architecture: int
+    multiprocessors: int
+
+    def load(self) -> None:
+        """Make the kernels ready to launch, once, compiling them where they are not yet."""
+
+    def allocate(self, nbytes: int) -> int:
+        """Address of `nbytes` of device memory. Raises ProviderError where there is not so much."""
+
+    def free(self, address: int) -> None:
+        """Give memory back."""
+
+    def upload(self, address: int, array: NDArray[Any]) -> None:
+        """Copy a C-ordered array to the device."""
+
+    def download(self, array: NDArray[Any], address: int) -> None:
+        """Copy from the device into a C-ordered array, after all launches so far."""
+
+    def launch(self, kernel: str, grid: Grid, block: int, shared: int, passed: ctypes.Structure) -> None:
+        """Run a kernel that takes one structure, after all launches so far."""
+
+    def wait(self, stream: int) -> None:
+        """Until the work of another's stream is done."""
+
+
+def open_driver(device: int = 0) -> Driver:
+    """The device numbered `device`, by PyCUDA where it is installed, else by cuda-bindings.
+
+    Raises ProviderError where neither is installed, or where there is no such device.
+    """
+    if find_spec("pycuda") is not None:
+        return PyCuda(device)
+    try:
+        found = find_spec("cuda.bindings.driver")
+    except ModuleNotFoundError:
+        found = None
+    if found is not None:
+        return CudaBindings(device)
+    raise ProviderError(
+        "retrieval with provider 'cuda' needs PyCUDA or cuda-core, and neither is installed; install mclst[gpu]"
+    )
+
+
+class CudaBindings:
+    """A device by cuda-bindings."""
+
+    def __init__(self, device: int) -> None:
+        try:
+            from cuda.bindings import driver
+
+            status = driver.cuInit(0)[0]
+        except OSError as error:
+            # What looks for libcuda opens files, of which the process may have too many.
+            raise NoDevice(f"its driver library cannot be looked for: {error}") from error
+        except RuntimeError as error:
+            # cuda-bindings raises this, in a line of its own, where libcuda is missing.
+            raise NoDevice("its driver library cannot be loaded") from error
+        self._cuda = driver
+        self.name = "cuda-bindings"
+        if int(status) != 0:
+            raise NoDevice(f"its driver answers {status.name}")
+        count = int(self._call("cuDeviceGetCount"))
+        if not 0 <= device < count:
+            raise NoDevice(f"it has {count}")
+        self._device = self._call("cuDeviceGet", device)
+        self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
+        attribute = driver.CUdevice_attribute
+        self.architecture = 10 * self._attribute(
+            attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+        ) + self._attribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
+        self.multiprocessors = self._attribute(attribute.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+        self._module: Any = None
+        self._kernels: dict[str, Any] = {}
+
+    def load(self) -> None:
+        """See `Driver`."""
+        if self._module is None:
+            with self._current():
+                self._module = self._call("cuModuleLoadData", cubin(self.architecture))
+
+    def allocate(self, nbytes: int) -> int:
+        """See `Driver`."""
+        with self._current():
+            return int(self._call("cuMemAlloc", nbytes))
+
+    def free(self, address: int) -> None:
+        """See `Driver`."""
+        with self._current():
+            self._call("cuMemFree", address)
+
+    def upload(self, address: int, array: NDArray[Any]) -> None:
+        """See `Driver`."""
+        with self._current():
+            self._call("cuMemcpyHtoD", address, array.ctypes.data, array.nbytes)
+
+    def download(self, array: NDArray[Any], address: int) -> None:
+        """See `Driver`."""
+        with self._current():
+            self._call("cuMemcpyDtoH", array.ctypes.data, address, array.nbytes)
+
+    def launch(self, kernel: str, grid: Grid, block: int, shared: int, passed: ctypes.Structure) -> None:
+        """See `Driver`."""
+        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(passed))
+        with self._current():
+            if kernel not in self._kernels:
+                self._kernels[kernel] = self._call("cuModuleGetFunction", self._module, kernel.encode())
+            self._call(
+                "cuLaunchKernel",
+                self._kernels[kernel],
+                *(*grid, 1),
+                *(block, 1, 1),
+                shared,
+                0,
+                ctypes.addressof(pointers),
+                0,
+            )
+
+    def wait(self, stream: int) -> None:
+        """See `Driver`."""
+        with self._current():
+            self._call("cuStreamSynchronize", stream)
+
+    def _attribute(self, attribute: Any) -> int:
+        return int(self._call("cuDeviceGetAttribute", attribute, self._device))
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        self._call("cuCtxPushCurrent", self._context)
+        try:
+            yield
+        finally:
+            self._call("cuCtxPopCurrent")
+
+    def _call(self, function: str, *arguments: Any) -> Any:
+        status, *values = getattr(self._cuda, function)(*arguments)
+        if int(status) != 0:
+            if status == self._cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+                raise _full(arguments[0] if function == "cuMemAlloc" else 0)
+            raise _failed(function, status.name)
+        return values[0] if values else None
+
+
+class PyCuda:
+    """A device by PyCUDA."""
+
+    def __init__(self, device: int) -> None:
+        try:
+            import pycuda.driver as cuda
+        except ImportError as error:
+            raise NoDevice("PyCUDA cannot load its driver library") from error
+        # The class of PyCUDA's errors is known only once it is loaded.
+        try:
+            cuda.init()
+        except cuda.Error as error:
+            raise NoDevice(f"its driver answers {error}") from error
+        self._cuda = cuda
+        self.name = "PyCUDA"
+        if not 0 <= device < cuda.Device.count():
+            raise NoDevice(f"it has {cuda.Device.count()}")
+        found = cuda.Device(device)
+        self._context = found.retain_primary_context()
+        major, minor = found.compute_capability()
+        self.architecture = 10 * major + minor
+        self.multiprocessors = found.get_attribute(cuda.device_attribute.MULTIPROCESSOR_COUNT)
+        self._module: Any = None
+        self._kernels: dict[str, Any] = {}
+        self._owned: dict[int, Any] = {}
+
+    def load(self) -> None:
+        """See `Driver`."""
+        if self._module is None:
+            with self._current("load"):
+                self._module = self._cuda.module_from_buffer(cubin(self.architecture))
+
+    def allocate(self, nbytes: int) -> int:
+        """See `Driver`."""
+        with self._current("mem_alloc", nbytes):
+            memory = self._cuda.mem_alloc(nbytes)
+        self._owned[int(memory)] = memory
+        return int(memory)
+
+    def free(self, address: int) -> None:
+        """See `Driver`."""
+        with self._current("free"):
+            self._owned.pop(address).free()
+
+    def upload(self, address: int, array: NDArray[Any]) -> None:
+        """See `Driver`."""
+        with self._current("memcpy_htod"):
+            self._cuda.memcpy_htod(address, array)
+
+    def download(self, array: NDArray[Any], address: int) -> None:
+        """See `Driver`."""
+        with self._current("memcpy_dtoh"):
+            self._cuda.memcpy_dtoh(array, address)
+
+    def launch(self, kernel: str, grid: Grid, block: int, shared: int, passed: ctypes.Structure) -> None:
+        """See `Driver`."""
+        with self._current(kernel):
+            if kernel not in self._kernels:
+                function = self._module.get_function(kernel)
+                self._kernels[kernel] = function.prepare([f"{ctypes.sizeof(passed)}s"])
+            self._kernels[kernel].prepared_async_call(
+                (*grid, 1), (block, 1, 1), None, bytes(passed), shared_size=shared
+            )
+
+    def wait(self, stream: int) -> None:
+        """See `Driver`: PyCUDA knows no streams but its own, so this waits for all work of the context."""
+        with self._current("synchronize"):
+            self._cuda.Context.synchronize()
+
+    @contextmanager
+    def _current(self, doing: str, nbytes: int = 0) -> Iterator[None]:
+        self._context.push()
+        try:
+            yield
+        except self._cuda.MemoryError as error:
+            raise _full(nbytes) from error
+        except self._cuda.Error as error:
+            raise _failed(doing, str(error).strip().splitlines()[0]) from error
+        finally:
+            self._cuda.Context.pop()
+
+
+class Memory:
+    """Arrays on a device by name, given back together.
+
+    `address[name]` is 0 where nothing of that name was asked for.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._address: dict[str, int] = {}
+
+    def __getitem__(self, name: str) -> int:
+        return self._address.get(name, 0)
+
+    def reserve(self, name: str, nbytes: int) -> None:
+        """Room for `nbytes`, at least one."""
+        self._address[name] = self._driver.allocate(max(1, nbytes))
+
+    def put(self, name: str, array: NDArray[Any]) -> None:
+        """A copy of `array`."""
+        array = np.ascontiguousarray(array)
+        self.reserve(name, array.nbytes)
+        if array.nbytes:
+            self._driver.upload(self._address[name], array)
+
+    def release(self) -> None:
+        """Give everything back."""
+        while self._address:
+            self._driver.free(self._address.popitem()[1])
+
+
+class NoDevice(ProviderError):
+    """There is no such CUDA device; why: as the driver has it."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why.strip().splitlines()[0]
+        super().__init__(
+            f"retrieval with provider 'cuda' finds no such CUDA device on this machine ({self.why}); "
+            "choose provider 'auto', or install the NVIDIA driver"
+        )
+
+
+def _full(nbytes: int) -> ProviderError:
+    return ProviderError(
+        f"the CUDA device has no room for {nbytes / 2**20:.0f} MiB more; "
+        "end what else uses it, give a smaller workspace, or choose provider 'auto'"
+    )
+
+
+def _failed(doing: str, status: str) -> ProviderError:
+    return ProviderError(
+        f"the CUDA device answers {status} to {doing}; run again, and if it stays choose another provider"
+    )

@@ -1,0 +1,68 @@
+// What the host tells a kernel. `kernels/cuda/job.py` has the same two lists, field for field.
+#pragma once
+
+#include "device.cuh"
+
+enum Rank { RANK_COSINE, RANK_L2, RANK_L1 };
+enum Distance { DISTANCE_L2, DISTANCE_L1, DISTANCE_COSINE };
+enum Weighting { SOFTMAX, SOFTMAX_SQUARED, INVERSE_SQUARE, UNIFORM };
+
+// Vectors to points.
+struct Placing {
+    const float* from;        // [n, d]
+    const double* centre;     // [columns], in units of the (unit) vectors
+    u16 *high, *low;          // [n, padded]: the point, times 256 / scale, as the sum of two halves
+    float* scale;             // [n], a power of two
+    float* square;            // [n] |point|²
+    float* norm;              // [n] |point|, not less; null for the bank
+    u32* apart;               // [n] 1 where the query is too far out, or has no direction; null for the bank
+    u32* bad;                 // smallest row that holds NaN, infinity or more than `largest`; null for the bank
+    u32* exact_count;         // set to 0; null for the bank
+    double size;              // σ
+    double largest;
+    int n, d, columns, padded;
+    int rank;
+    int unused;
+};
+
+// Queries to expression. n queries, M = bank_rows; strides count elements.
+struct Job {
+    const float* query;           // [n, d]
+    const float* bank;            // [M, d], or the sample's rows while keys of the sample are made under `l1`
+    const double* square_sum;     // [M] Σb² as numpy adds it, where rank or distance is cosine
+    const int* leaf;              // [leaves, 3] start, length, sums to join after it
+    const u16 *query_high, *query_low;   // [n, padded]
+    const float *query_scale, *query_norm;
+    const u32* apart;
+    const u16 *bank_high, *bank_low;     // [key_rows, padded]
+    const float *bank_scale, *bank_square;
+    float* key;                   // [n, key_stride]
+    u32* row;                     // [n, capacity] bank row of each key, where only some are kept
+    u32* band;                    // [n, capacity] rows that the keys leave undecided
+    u32* count;                   // [n] keys kept, were there room
+    float* limit;                 // [n] keys above it are not kept
+    double* score;                // [n, capacity]
+    u32* chosen;                  // [n, words] one bit per bank row
+    u32* exact_list;              // [n] queries that the keys cannot serve
+    u32* exact_count;
+    double* exact_score;          // [blocks, M]
+    u32* near_row;                // [n, k] ascending
+    float* weight;                // [n, k] relative to the largest
+    float* share;                 // [n] 1 / Σ weight
+    const void* expression;       // [M, gene_stride] float or half
+    const u16 *gene_high, *gene_low;     // [genes, bank_stride] expression·256/scale as the sum of two halves, or one
+    const float* gene_scale;      // [genes]
+    float* out;                   // [n, genes]
+    float* nearest;               // [n]
+    float* effective_k;           // [n]
+    double rounding, floor, widest, moved, gap;   // of the error bound
+    double temperature;
+    i64 bank_rows, key_rows, key_stride, capacity;
+    int n, d, padded, k;
+    int genes, gene_stride, bank_stride, words;
+    int leaves, rank, distance, weighting;
+    int wanted;                   // of a query's keys with the sample, the one that sets its limit
+    int filter;                   // 1 where only keys within the limit are kept
+    int half_expression;
+    int unused;
+};

@@ -1,0 +1,1 @@
+"""Retrieval defined in float64, and the contract of its providers."""

@@ -1,0 +1,1 @@
+"""The commands mclst-infer and mclst-report, and their options."""

@@ -1,0 +1,141 @@
+"""What became of a cohort: `cohort.run.json`, whole after every slide, and the table that people watch."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from mclst.runtime.atomic import check_writable, sweep, write_whole
+from mclst.runtime.cohort.run import DONE, FAILED, SKIPPED, Outcome
+from mclst.runtime.console import console, say
+from mclst.runtime.progress import Advance
+from mclst.runtime.run.job import Watch
+from mclst.runtime.versions import installed
+
+FORMAT = "mclst-cohort/1"
+RUNNING, STOPPED = "running", "stopped"
+WRITE_SECONDS = 2.0
+"""At most so often is the report written anew: it grows with the cohort."""
+LONGEST_SHOWN = 32
+
+
+class CohortReport:
+    """The outcomes so far, on disk as `path`; raises OutputError where that cannot be written."""
+
+    def __init__(self, path: Path, head: Mapping[str, Any], planned: int) -> None:
+        """head: what the report says of the whole run. planned: slides of this run."""
+        check_writable(path, overwrite=True)
+        sweep(path)
+        self.path = path
+        self.outcomes: list[Outcome] = []
+        self._head = dict(head)
+        self._planned = planned
+        self._started = datetime.now(UTC).isoformat(timespec="seconds")
+        self._written = -WRITE_SECONDS
+        self.write(RUNNING)
+
+    def add(self, outcome: Outcome) -> None:
+        """Note what became of a slide."""
+        self.outcomes.append(outcome)
+        if time.monotonic() - self._written > WRITE_SECONDS:
+            self.write(RUNNING)
+
+    def of(self, status: str) -> list[Outcome]:
+        """The outcomes of a status."""
+        return [outcome for outcome in self.outcomes if outcome.status == status]
+
+    def as_json(self, status: str, reason: str = "") -> dict[str, Any]:
+        """The report: status RUNNING, STOPPED with the reason, FAILED (some slides) or DONE."""
+        counts: dict[str, int] = {name: len(self.of(name)) for name in (DONE, SKIPPED, FAILED)}
+        return {
+            "format": FORMAT,
+            "status": status,
+            **({"reason": reason} if reason else {}),
+            "started": self._started,
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+            **self._head,
+            "versions": installed(),
+            "slides_planned": self._planned,
+            "counts": {**counts, "left": self._planned - len(self.outcomes)},
+            "slides": [outcome.as_json() for outcome in self.outcomes],
+        }
+
+    def write(self, status: str, reason: str = "") -> None:
+        """Put the report in its place."""
+        text = json.dumps(self.as_json(status, reason), indent=2, allow_nan=False) + "\n"
+        write_whole(self.path, text.encode())
+        self._written = time.monotonic()
+
+
+class Board:
+    """A row per slide as it ends; on a terminal also what is under way, below them."""
+
+    def __init__(self, names: Iterable[str], *, quiet: bool, running: Progress | None) -> None:
+        names = list(names)
+        self._width = min(LONGEST_SHOWN, max(map(len, names), default=5))
+        self._quiet = quiet
+        self._running = running
+        self._count, self._total = 0, len(names)
+        self._said: set[str] = set()
+        self._all = None if running is None else running.add_task("slides", total=len(names))
+        digits = 2 * len(str(self._total)) + 4
+        say(
+            f"{'':>{digits}}  {'slide':<{self._width}}  status   {'spots':>9}  {'seconds':>8}  try",
+            quiet=quiet,
+        )
+
+    def watch(self, name: str) -> Watch:
+        """What shows the tiles of a slide under way."""
+
+        @contextmanager
+        def watching(count: int) -> Iterator[Advance]:
+            if self._running is None:
+                yield lambda n: None
+                return
+            running, task = self._running, self._running.add_task(name, total=count)
+            try:
+                yield lambda n: running.advance(task, n)
+            finally:
+                running.remove_task(task)
+
+        return watching
+
+    def tell(self, text: str) -> None:
+        """A note; what many slides share is said once."""
+        if text not in self._said:
+            self._said.add(text)
+            say(f"Note: {text}", quiet=self._quiet)
+
+    def end(self, outcome: Outcome) -> None:
+        """A slide has ended."""
+        self._count += 1
+        if self._running is not None and self._all is not None:
+            self._running.advance(self._all, 1)
+        of = f"{self._count:>{len(str(self._total))}} of {self._total}"
+        row = f"{of}  {outcome.name:<{self._width}}  {outcome.status:<7}  "
+        if outcome.status == FAILED:
+            say(f"{row}{outcome.error}", quiet=self._quiet)
+            return
+        lost = f"  {outcome.unreadable} unreadable, their rows are NaN" if outcome.unreadable else ""
+        say(
+            f"{row}{outcome.spots:>9,}  {outcome.seconds:>8,.1f}  {outcome.attempts:>3}{lost}",
+            quiet=self._quiet,
+        )
+
+
+@contextmanager
+def board(names: Iterable[str], *, quiet: bool) -> Iterator[Board]:
+    """A board for these slides, on stderr; quiet: it says nothing."""
+    if quiet or not console.is_terminal:
+        yield Board(names, quiet=quiet, running=None)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as running:
+        yield Board(names, quiet=quiet, running=running)

@@ -1,0 +1,1 @@
+"""Tiles to embeddings on an NVIDIA GPU."""

@@ -1,0 +1,72 @@
+"""A session whose encoder runs on a CUDA device, whatever runs it there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mclst.runtime.encoder.cuda.device import CudaDevice
+from mclst.runtime.encoder.cuda.stages import SLOTS, DeviceStages, Runner
+from mclst.runtime.encoder.ring import Stages, encode_now
+from mclst.runtime.encoder.session import check_tiles
+from mclst.runtime.progress import Clock
+
+
+class DeviceSession:
+    """Stages on a device, around a runner made for a batch."""
+
+    def __init__(
+        self,
+        device: CudaDevice,
+        make_runner: Callable[[int], Runner],
+        *,
+        provider: str,
+        engine: str,
+        tile: tuple[int, ...],
+        width: int,
+    ) -> None:
+        """make_runner: from the tiles of a batch. tile: [H, W, 3]. width: D. provider, engine: see `Session`."""
+        self.provider, self.engine = provider, engine
+        self._device, self._make_runner = device, make_runner
+        self._tile, self._width = tile, width
+        self._alone: tuple[int, DeviceStages] | None = None
+        self._clock = Clock()
+
+    def stages(
+        self, batch: int, *, group_rows: int, on_device: bool, clock: Clock, slots: int | None = None
+    ) -> Stages:
+        """See `Session`."""
+        return self._stages(batch, group_rows, on_device, clock, slots or SLOTS)
+
+    def _stages(
+        self, batch: int, group_rows: int, on_device: bool, clock: Clock, slots: int = SLOTS
+    ) -> DeviceStages:
+        return DeviceStages(
+            self._device,
+            self._make_runner(batch),
+            tile=self._tile,
+            width=self._width,
+            group_rows=group_rows,
+            on_device=on_device,
+            clock=clock,
+            slots=slots,
+        )
+
+    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """RGB uint8 [N, H, W, 3] → embeddings (or expression) float32 [N, D], all N as one batch."""
+        check_tiles(tiles, self._tile)
+        if not len(tiles):
+            return np.empty((0, self._width), np.float32)
+        if self._alone is None or self._alone[0] != len(tiles):
+            if self._alone is not None:
+                self._alone[1].close()
+            self._alone = (len(tiles), self._stages(len(tiles), len(tiles), False, self._clock))
+        return encode_now(self._alone[1], tiles)
+
+    def device_seconds(self) -> dict[str, float]:
+        """Seconds between events on the device in all calls of `encode`: "upload", "encode" and "download"."""
+        if self._alone is not None:
+            self._alone[1].settle()
+        return dict(self._clock)

@@ -1,0 +1,132 @@
+"""TensorRT in the ring: an engine that was checked, one execution context, its work replayed as a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mclst.runtime.encoder.cuda.device import CudaDevice
+from mclst.runtime.encoder.cuda.session import DeviceSession
+from mclst.runtime.encoder.session import INPUT
+from mclst.runtime.encoder.tensorrt.engine_cache import Engine
+from mclst.runtime.encoder.tensorrt.library import Library, lean_library
+from mclst.runtime.encoder.tensorrt.manifest import EngineManifest
+from mclst.runtime.errors import ResourceError
+
+
+class TensorRTRunner:
+    """An engine with an execution context for one number of tiles.
+
+    Tiles are copied on the device into the context's own input, so that neither shape nor address ever changes under a
+    captured graph. TensorRT-RTX captures by itself.
+    """
+
+    def __init__(
+        self, library: Library, device: CudaDevice, engine: Any, manifest: EngineManifest, batch: int
+    ) -> None:
+        """Raises ResourceError where the engine does not take `batch` tiles."""
+        self.batch = batch
+        self._library, self._device, self._manifest = library, device, manifest
+        self._graph: Any = None
+        self._memory: list[int] = []
+        with device.current():
+            self._context = _context(library, engine)
+            tile_px = manifest.tile_px
+            if (
+                self._context is None
+                or not self._context.set_input_shape(INPUT, (batch, tile_px, tile_px, 3))
+                or self._context.infer_shapes()
+            ):
+                raise ResourceError(
+                    f"the engine of {library} does not take {batch} tiles of {tile_px} px at once; give a smaller --batch-size"
+                )
+        self._tile_bytes = batch * tile_px * tile_px * 3
+
+    def prepare(self, stream: int, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        """See `Runner`. Runs once, then captures what ran."""
+        device, context = self._device, self._context
+        self._stream, self._inputs, self._outputs = stream, inputs, outputs
+        width = tuple(context.get_tensor_shape(self._manifest.output))[-1]
+        self._row_bytes = self.batch * 4 * int(width)
+        for nbytes in (self._tile_bytes, self._row_bytes):
+            self._memory.append(device.allocate(nbytes))
+        self._input, self._output = self._memory
+        device.zero(self._input, self._tile_bytes, stream)
+        context.set_tensor_address(INPUT, self._input)
+        context.set_tensor_address(self._manifest.output, self._output)
+        self._execute()
+        if self._library.flavour == "tensorrt":
+            self._graph = device.capture(stream, self._execute)
+
+    def enqueue(self, slot: int) -> None:
+        """See `Runner`."""
+        device, stream = self._device, self._stream
+        device.copy_across(self._input, self._inputs[slot], self._tile_bytes, stream)
+        if self._graph is None:
+            self._execute()
+        else:
+            device.replay(self._graph, stream)
+        device.copy_across(self._outputs[slot], self._output, self._row_bytes, stream)
+
+    def close(self) -> None:
+        """See `Runner`."""
+        if self._graph is not None:
+            self._device.end_graph(self._graph)
+        self._context = None
+        for address in self._memory:
+            self._device.free(address)
+
+    def _execute(self) -> None:
+        with self._device.current():
+            if not self._context.execute_async_v3(self._stream):
+                raise ResourceError(
+                    f"{self._library} could not run its engine; give a smaller --batch-size or use --provider cuda"
+                )
+
+
+def open_tensorrt(library: Library, device: CudaDevice, found: Engine) -> DeviceSession:
+    """The engine `found`, whose hash was checked, on `device`; raises ResourceError where TensorRT refuses it."""
+    runtime, engine = _deserialized(library, device, found)
+    manifest = found.manifest
+    width = tuple(engine.get_tensor_shape(manifest.output))[-1]
+    tile_px = manifest.tile_px
+    return DeviceSession(
+        device,
+        # The runtime is kept as long as the engine is.
+        lambda batch, runtime=runtime: TensorRTRunner(library, device, engine, manifest, batch),  # type: ignore[misc]
+        provider=library.flavour,
+        engine=f"{library}, engine {manifest.plan.sha256[:16]}",
+        tile=(tile_px, tile_px, 3),
+        width=int(width),
+    )
+
+
+def _deserialized(library: Library, device: CudaDevice, found: Engine) -> tuple[Any, Any]:
+    trt = library.trt
+    with device.current():
+        # Made only where there is a device: without one it ends the process.
+        runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        key = found.manifest.key
+        if key.version_compatible and key.version != library.version:
+            runtime = runtime.load_runtime(str(lean_library(key.version)))
+        engine = None if runtime is None else runtime.deserialize_cuda_engine(found.plan)
+    if engine is None:
+        raise ResourceError(f"{library} refuses {found.path}, whose bytes are right; remove it and run again")
+    names = {
+        engine.get_tensor_name(i): engine.get_tensor_dtype(engine.get_tensor_name(i))
+        for i in range(engine.num_io_tensors)
+    }
+    if names != {INPUT: trt.DataType.UINT8, found.manifest.output: trt.DataType.FLOAT}:
+        raise ResourceError(f"{found.path} is not an encoder's engine; remove it and run again")
+    return runtime, engine
+
+
+def _context(library: Library, engine: Any) -> Any:
+    if library.flavour == "tensorrt":
+        return engine.create_execution_context()
+    trt = library.trt
+    config = engine.create_runtime_config()
+    config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    # Its default compiles beside the work and changes kernels, and so last digits, when it is done.
+    config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    return engine.create_execution_context(config)

@@ -1,0 +1,1 @@
+"""The expression map (.h5ad): written, resumed, read, compared."""

@@ -1,0 +1,60 @@
+"""Features of all of a slide's tiles → expression, for systems that see the slide as a whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mclst.runtime.bundle.manifest import Sequence
+from mclst.runtime.encoder.onnxruntime_cpu import open_graph
+from mclst.runtime.errors import BundleError, SpotsError
+from mclst.runtime.inference.spot_graph import nearest_spots
+from mclst.sections.section import Spots
+
+
+class SequenceSession:
+    """The part of a network that runs once per slide, open on a provider.
+
+    Its attention runs over blocks of queries, so memory grows with the number of spots, not with its square.
+    features: F, per spot, that it takes.
+    """
+
+    def __init__(self, path: Path, settings: Sequence, provider: str, *, threads: int | None = None) -> None:
+        """Open `path` on "cpu" or "cuda"; raises ResourceError or BundleError as the encoder's session does."""
+        self._session = open_graph(path, provider, threads=threads)
+        self._settings = settings
+        wanted = ["embedding", "position", *(("neighbours", "linked") if settings.graph else ())]
+        found = [i.name for i in self._session.get_inputs()]
+        if found != wanted or self._session.get_outputs()[0].name != "expression":
+            raise BundleError(
+                f"{path} takes {found} and the manifest asks for {wanted}; export the bundle again"
+            )
+        self.features = int(self._session.get_inputs()[0].shape[1])
+
+    def express(self, features: NDArray[np.float32], array_xy: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Features float32 [N, F] and array coordinates int64 [N, 2] of a slide's spots → expression float32 [N, G]."""
+        inputs = {"embedding": features, "position": array_xy}
+        if self._settings.graph is not None:
+            inputs["neighbours"], inputs["linked"] = nearest_spots(array_xy, self._settings.graph)
+        found: NDArray[np.float32] = self._session.run(["expression"], inputs)[0]
+        return found
+
+
+def check_positions(spots: Spots, rows: int) -> NDArray[np.int64]:
+    """Array coordinates int64 [n, 2] of spots; SpotsError, naming the first, where the tables of `rows` rows lack one."""
+    if spots.array_xy is None:
+        raise SpotsError(
+            f"{spots.path} has no array coordinates, which this system needs of every spot; "
+            "give a legacy ST or Space Ranger table"
+        )
+    beyond = (spots.array_xy < 0).any(1) | (spots.array_xy >= rows).any(1)
+    if beyond.any():
+        first = int(np.argmax(beyond))
+        x, y = spots.array_xy[first]
+        raise SpotsError(
+            f"{spots.path}, line {spots.row[first]}: spot {spots.id[first]} stands at array position ({x}, {y}), as "
+            f"{int(beyond.sum()) - 1} more beyond the model's 0 … {rows - 1}; use a model trained on this array"
+        )
+    return spots.array_xy

@@ -1,0 +1,1 @@
+"""A map in other formats: GeoJSON, SpatialData, tables, OME-TIFF."""

@@ -1,0 +1,1 @@
+"""One slide, from options to files."""

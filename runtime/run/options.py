@@ -1,0 +1,5 @@
+"""What a run may be told."""
+
+from __future__ import annotations
+
+MAX_BAD_TILES = "1%"

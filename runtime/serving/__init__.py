@@ -1,0 +1,1 @@
+"""A model server in place of a local bundle."""

@@ -1,0 +1,229 @@
+"""A server opened and looked at: what it serves, and tiles sent to it from any thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from threading import Thread
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mclst.runtime.errors import InputError, ServerError
+from mclst.runtime.serving.client import EXPORT_AGAIN, Address, Answer, Tensors, Wire
+from mclst.runtime.serving.flow_control import Flow
+from mclst.runtime.serving.server_manifest import (
+    ASK,
+    EFFECTIVE_K,
+    EXPRESSION,
+    MANIFEST,
+    NEAREST,
+    TILES,
+    inner_model,
+    read_served,
+)
+
+T = TypeVar("T")
+
+REQUEST_BYTES = 4_000_000
+"""No request is longer, nor its answer, where more than one tile goes: a gRPC server takes 4 MiB unless told otherwise."""
+
+END_S = 5.0
+
+
+class Server:
+    """A server of the Open Inference Protocol with a bundle behind it; a context manager.
+
+    served: what it says of itself. program: its name and version. outputs: what it gives for tiles, in the order of the
+    columns of `submit`. batch: the most tiles of a request. at_once: the most requests under way. flow: what becomes of
+    them.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str = "mclst",
+        *,
+        patience_s: float = 120.0,
+        at_once: int = 8,
+        batch: int | None = None,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Connect and see what is served.
+
+        url: `http://host:port` or `grpc://host:port`. model: what takes tiles there. patience_s: how long the server may
+        give no answer. at_once: the most requests under way. batch: the most tiles of a request, which is never longer
+        than REQUEST_BYTES. tell: given what the user should know of the connection.
+        Raises ServerError where this is no server of an mclst bundle, ResourceError where there is no answer or no
+        client library, InputError where the URL is none.
+        """
+        try:
+            self.address = Address.of(url)
+        except ValueError as error:
+            raise InputError(f"{error}; give --server as one of these") from error
+        self.model = model
+        self.version = ""
+        self.flow = Flow(at_once, patience_s, str(self.address))
+        self.flow.tell = tell
+        self.at_once = at_once
+        self._thread = _LoopThread()
+        try:
+            self._wire = self._thread.run(self._connect())
+            self._document = self._ask_document()
+            self.served = read_served(self._document, f"{self.address}, model {inner_model(model, MANIFEST)}")
+            if self.served.name != model:
+                raise ServerError(
+                    f"{self.address}: model {model!r} comes with the document of {self.served.name!r}; {EXPORT_AGAIN}"
+                )
+            self.program: str = self._call(self._wire.server)
+            retrieves = self.served.bundle.manifest.kind == "retrieval"
+            self.outputs = (EXPRESSION, NEAREST, EFFECTIVE_K) if retrieves else (EXPRESSION,)
+            self._check_tensors(self._call(lambda: self._wire.tensors(model)))
+        except BaseException:
+            self.close()
+            raise
+        tile_px = self.served.bundle.manifest.tile.size_px
+        most = min(self.served.max_batch, batch or self.served.max_batch)
+        self.batch = batch_of(most, tile_bytes=3 * tile_px**2, row_bytes=4 * self.width)
+
+    @property
+    def width(self) -> int:
+        """Values per tile: expression, and what belongs to it."""
+        return len(self.served.genes) + len(self.outputs) - 1
+
+    def submit(self, tiles: NDArray[np.uint8]) -> Future[NDArray[np.float32]]:
+        """Send uint8 [n, S, S, 3], n up to `batch`, which must stay as it is until then; → float32 [n, width].
+
+        The future holds ServerError where an answer is not what it should be, ResourceError where none came.
+        """
+        return self._thread.start(self.express(tiles, self.flow))
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do work on the event loop of this connection, such as calls of `express`, and wait for it."""
+        return self._thread.run(work)
+
+    def check_same(self) -> None:
+        """Raise ServerError where what is served is no longer what it was when this was opened."""
+        document = self._ask_document()
+        if document != self._document:
+            now = read_served(document, str(self.address))
+            what = "another bundle" if now.bundle.sha256 != self.served.bundle.sha256 else "in another way"
+            raise ServerError(
+                f"{self.address} serves {what} than when this run began; once it serves bundle "
+                f"{self.served.bundle.sha256[:12]} as before, the same command carries on, and with --no-resume it starts anew"
+            )
+
+    def close(self) -> None:
+        """Give up what is under way and close the connections."""
+        self._thread.close(self._wire.close if hasattr(self, "_wire") else None)
+
+    def _call(self, request: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        return self._thread.run(self.flow.send(request))
+
+    async def _connect(self) -> Wire:
+        return Wire(self.address)
+
+    def _ask_document(self) -> bytes:
+        model = inner_model(self.model, MANIFEST)
+        ask = {ASK: np.zeros(1, np.int32)}
+        found = self._call(lambda: self._wire.infer(model, ask, (MANIFEST,))).arrays[MANIFEST]
+        if found.shape != (1,) or not isinstance(found[0], bytes):
+            raise ServerError(f"{self.address}: model {model!r} gives no document; {EXPORT_AGAIN}")
+        return bytes(found[0])
+
+    def _check_tensors(self, found: Tensors) -> None:
+        side = self.served.bundle.manifest.tile.size_px
+        inputs = {TILES: ("UINT8", (-1, side, side, 3))}
+        widths = (len(self.served.genes), 1, 1)
+        outputs = {name: ("FP32", (-1, width)) for name, width in zip(self.outputs, widths, strict=False)}
+        if found.inputs != inputs or found.outputs != outputs:
+            raise ServerError(
+                f"{self.address}: model {self.model!r} takes {_told(found.inputs)} and gives {_told(found.outputs)}, where "
+                f"its bundle takes {_told(inputs)} and gives {_told(outputs)}; {EXPORT_AGAIN}"
+            )
+
+    async def express(self, tiles: NDArray[np.uint8], flow: Flow) -> NDArray[np.float32]:
+        """What `submit` promises, through a flow of one's own."""
+        answer: Answer = await flow.send(lambda: self._wire.infer(self.model, {TILES: tiles}, self.outputs))
+        widths = (len(self.served.genes), 1, 1)
+        for name, width in zip(self.outputs, widths, strict=False):
+            array = answer.arrays[name]
+            if array.shape != (len(tiles), width) or array.dtype != np.float32:
+                raise ServerError(
+                    f"{self.address} gives {name} as {array.dtype} {list(array.shape)} where float32 "
+                    f"{[len(tiles), width]} is due; {EXPORT_AGAIN}"
+                )
+            if not np.isfinite(array).all():
+                raise ServerError(
+                    f"{self.address} gives {name} that is not finite; look at the server's log, and export its bundle again"
+                )
+        self.version = self.version or answer.version
+        if answer.version != self.version:
+            raise ServerError(
+                f"{self.address} serves version {answer.version} of {self.model!r} now and served {self.version} before; "
+                "run again once one version alone is served"
+            )
+        return np.concatenate([answer.arrays[name] for name in self.outputs], axis=1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _told(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:
+    return ", ".join(f"{name} {kind} {list(shape)}" for name, (kind, shape) in tensors.items()) or "nothing"
+
+
+def batch_of(most: int, *, tile_bytes: int, row_bytes: int) -> int:
+    """Tiles of a request, up to `most`, so that it and its answer stay within REQUEST_BYTES; 1 where not even one does."""
+    return max(1, min(most, REQUEST_BYTES // max(tile_bytes, row_bytes)))
+
+
+class _LoopThread:
+    """An event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = Thread(target=self._loop.run_forever, name="mclst-server", daemon=True)
+        self._thread.start()
+
+    def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Put work under way."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do work, and wait for it."""
+        future = self.start(work)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self, last: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
+        """Cancel what is under way, do the `last` thing, and end; harmless when called again."""
+        if self._loop.is_closed():
+            return
+        with suppress(TimeoutError):
+            self.start(_end(last)).result(END_S)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(END_S)
+        if not self._thread.is_alive():
+            self._loop.close()
+
+
+async def _end(last: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    if last is not None:
+        await last()

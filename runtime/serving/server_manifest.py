@@ -1,0 +1,88 @@
+"""What a server says of the bundle behind it: the JSON document that its model `NAME_manifest` gives."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from mclst.runtime.bundle.manifest import FileRecord, Manifest, Part
+from mclst.runtime.encoder.session import INPUT
+from mclst.runtime.errors import InputError
+
+TILES, EMBEDDING, EXPRESSION = INPUT, "embedding", "expression"
+NEAREST, EFFECTIVE_K = "nearest_distance", "effective_k"
+"""Tensors of the models, named as the encoder's graph and the columns of a map are."""
+
+ASK, MANIFEST = "ask", "manifest"
+"""Input (int32 [1], its value is not looked at) and output (bytes [1]) of `NAME_manifest`."""
+
+SERVABLE = ("retrieval", "regression")
+"""Kinds of bundle whose expression comes tile by tile."""
+
+NAME = r"^[a-z][a-z0-9_-]{0,40}$"
+"""A server's name, and the beginning of all its models' names."""
+
+
+def inner_model(name: str, part: str) -> str:
+    """`mclst_manifest` of `mclst` and `manifest`; parts: manifest, encoder, retrieval, direct."""
+    return f"{name}_{part}"
+
+
+class ServedBundle(Part):
+    """sha256: of the bundle's manifest.json, as a map made with it says."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    manifest: Manifest
+
+
+class Served(Part):
+    """Everything a client has to know, without the bank.
+
+    name: of the model that takes `tiles` uint8 [n, S, S, 3] and gives `expression` float32 [n, G] and, of a retrieval,
+    `nearest_distance` and `effective_k` float32 [n, 1]. genes: the G names. precision: of the encoder. max_batch: the
+    largest n. backend: what runs the encoder. files: of the repository, by their path in it. retriever: what does the
+    retrieval, null without one. versions: of the packages on the server.
+    """
+
+    format: Literal["mclst-server/1"]
+    name: str = Field(pattern=NAME)
+    bundle: ServedBundle
+    genes: tuple[str, ...]
+    precision: Literal["fp32", "fp16", "bf16", "int8"]
+    max_batch: int = Field(ge=1, le=4096)
+    backend: Literal["onnxruntime", "tensorrt"]
+    files: dict[str, FileRecord]
+    retriever: str | None = None
+    versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _fits_its_bundle(self) -> Self:
+        manifest = self.bundle.manifest
+        if manifest.kind not in SERVABLE:
+            raise ValueError(f"a {manifest.kind} bundle has no expression tile by tile")
+        if len(self.genes) != manifest.genes or len(set(self.genes)) != len(self.genes):
+            raise ValueError(f"it names {len(set(self.genes))} genes and its bundle has {manifest.genes}")
+        return self
+
+
+def read_served(content: bytes, where: str) -> Served:
+    """The document `content`, which came from `where` (a URL, a path); raises InputError naming the field that is wrong."""
+    try:
+        return Served.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise InputError(
+            f"{where}: {field}: {first['msg'].lower()}; give the server a repository that this version's "
+            "mclst-export --triton wrote"
+        ) from error
+
+
+def check_servable(kind: str, what: str) -> None:
+    """Raise InputError where a system of `kind`, called `what`, has no expression tile by tile."""
+    if kind not in SERVABLE:
+        raise InputError(
+            f"{what}, whose expression comes from all spots of a slide together and not tile by tile, so a server of "
+            "tiles cannot give it; leave --triton out and run mclst-infer where the bundle is"
+        )

@@ -1,0 +1,155 @@
+"""The models that NVIDIA Triton's Python backend runs: retrieval, the check of a regression, the manifest.
+
+A `model.py` of the repository names one of these classes; `triton_python_backend_utils` exists only inside Triton.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mclst.kernels.retriever import Retriever, fastest
+from mclst.runtime.bundle.bank import read_bank
+from mclst.runtime.bundle.bundle import BANK
+from mclst.runtime.errors import BundleError
+from mclst.runtime.hashing import file_sha256
+from mclst.runtime.serving.server_manifest import (
+    EFFECTIVE_K,
+    EMBEDDING,
+    EXPRESSION,
+    MANIFEST,
+    NEAREST,
+    Served,
+    inner_model,
+    read_served,
+)
+from mclst.runtime.versions import installed
+
+DOCUMENT = "server.json"
+"""`Served` as it was exported, in the folder of `NAME_manifest`; retriever and versions are the server's own."""
+
+ENCODED = "encoded"
+"""What the encoder of a regression gave, before it is checked."""
+
+VERSION = "1"
+"""Of every model: a repository is written whole, never updated."""
+
+Request = Any
+Response = Any
+
+
+class RetrievalModel:
+    """`embedding` float32 [n, D] → `expression` [n, G], `nearest_distance` [n, 1], `effective_k` [n, 1]."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read the bank; raises where its bytes are not the exported ones, which keeps the model from loading."""
+        repository, served = _served(args)
+        bank = inner_model(served.name, "retrieval") + f"/{VERSION}/{BANK}"
+        _check_file(repository, served, bank)
+        settings = served.bundle.manifest.retrieval
+        assert settings is not None, "a bundle of this kind has these"
+        self._retrieve = Retriever(read_bank(repository / bank), settings.spec(), fastest())
+
+    def execute(self, requests: list[Request]) -> list[Response]:
+        """All requests in one retrieval; where one of them is refused, each by itself."""
+        given = [_input(request, EMBEDDING) for request in requests]
+        try:
+            found = self._expression(np.concatenate(given))
+        except ValueError:
+            return [self._alone(embeddings) for embeddings in given]
+        ends = np.cumsum([len(embeddings) for embeddings in given])
+        parts = [np.split(values, ends[:-1]) for values in found.values()]
+        return [_response(dict(zip(found, rows, strict=True))) for rows in zip(*parts, strict=True)]
+
+    def _alone(self, embeddings: NDArray[np.float32]) -> Response:
+        try:
+            return _response(self._expression(embeddings))
+        except ValueError as error:
+            return _refusal(str(error))
+
+    def _expression(self, embeddings: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        found = self._retrieve.aggregate(embeddings)
+        return {
+            EXPRESSION: found.expression,
+            NEAREST: found.nearest[:, None],
+            EFFECTIVE_K: found.effective_k[:, None],
+        }
+
+
+class DirectModel:
+    """`encoded` float32 [n, G] of a regression's encoder → the same as `expression`, if it is finite."""
+
+    def execute(self, requests: list[Request]) -> list[Response]:
+        """Each request by itself."""
+        return [self._checked(_input(request, ENCODED)) for request in requests]
+
+    def _checked(self, expression: NDArray[np.float32]) -> Response:
+        bad = np.argwhere(~np.isfinite(expression))
+        if len(bad):
+            row, gene = bad[0]
+            return _refusal(
+                f"row {row} of the expression holds {expression[row, gene]} in column {gene}; export the bundle again"
+            )
+        return _response({EXPRESSION: expression})
+
+
+class ManifestModel:
+    """`ask` int32 [1] → `manifest` bytes [1]: `Served` of this repository, as JSON."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Hash the whole repository; raises where a byte of it is not the exported one."""
+        repository, served = _served(args)
+        for name in served.files:
+            _check_file(repository, served, name)
+        retrieves = served.bundle.manifest.kind == "retrieval"
+        here = {"versions": installed(), "retriever": fastest() if retrieves else None}
+        self._document = served.model_copy(update=here).model_dump_json().encode()
+
+    def execute(self, requests: list[Request]) -> list[Response]:
+        """The same for every request."""
+        return [_response({MANIFEST: np.array([self._document], np.object_)}) for _ in requests]
+
+
+def _served(args: dict[str, str]) -> tuple[Path, Served]:
+    """The repository's folder, and what it says of itself, for the model that Triton describes by `args`."""
+    model = Path(args["model_repository"])
+    name = args["model_name"].rsplit("_", 1)[0]
+    document = model.parent / inner_model(name, "manifest") / VERSION / DOCUMENT
+    try:
+        return model.parent, read_served(document.read_bytes(), str(document))
+    except OSError as error:
+        raise BundleError(f"{document} cannot be read ({error.strerror}); export it again") from error
+
+
+def _check_file(repository: Path, served: Served, name: str) -> None:
+    path, record = repository / name, served.files[name]
+    try:
+        found = path.stat().st_size, file_sha256(path)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}); export the repository again") from error
+    if found != (record.bytes, record.sha256):
+        raise BundleError(f"{path} is not what was exported (SHA-256 differs); export the repository again")
+
+
+def _input(request: Request, name: str) -> NDArray[Any]:
+    import triton_python_backend_utils as pb
+
+    found: NDArray[Any] = pb.get_input_tensor_by_name(request, name).as_numpy()
+    return found
+
+
+def _response(outputs: dict[str, NDArray[Any]]) -> Response:
+    import triton_python_backend_utils as pb
+
+    tensors = [pb.Tensor(name, np.ascontiguousarray(values)) for name, values in outputs.items()]
+    return pb.InferenceResponse(output_tensors=tensors)
+
+
+def _refusal(sentence: str) -> Response:
+    """The client's fault, as HTTP 400 or gRPC's INVALID_ARGUMENT."""
+    import triton_python_backend_utils as pb
+
+    return pb.InferenceResponse(error=pb.TritonError(sentence, pb.TritonError.INVALID_ARG))

@@ -1,0 +1,60 @@
+"""Open a slide with the reader that fits its content."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from mclst.runtime.errors import SlideError
+from mclst.runtime.slide.base import Slide
+
+READERS = ("auto", "pillow", "tifffile", "openslide")
+
+
+def open_slide(path: str | Path, *, reader: str = "auto") -> Slide:
+    """Open a slide by its content.
+
+    reader: "auto", or one of "pillow", "tifffile", "openslide" to insist.
+
+    Raises SlideError where the file is missing, is no image, is damaged, or is of a kind that is refused
+    (16-bit, fluorescence planes, …); ResourceError where it would have to be decoded in one piece of more
+    than `MAX_DECODED_PX` pixels.
+    """
+    start = time.perf_counter()
+    slide = _open(Path(path), reader)
+    slide.seconds_opening = time.perf_counter() - start
+    return slide
+
+
+def _open(path: Path, reader: str) -> Slide:
+    from mclst.runtime.slide.detect_format import recognise
+
+    if reader not in READERS:
+        raise SlideError(f"reader is {reader!r}; choose one of {', '.join(READERS)}")
+    kind = recognise(path)
+    natural = {"jpeg": "pillow", "png": "pillow", "tiff": "tifffile"}.get(kind, "openslide")
+    if reader not in ("auto", natural, "openslide"):
+        raise SlideError(
+            f"{path} is {kind.upper()}, which the {reader} reader does not read; use --reader auto"
+        )
+    # Each reader is imported when a slide needs it: codecs load slowly, and OpenSlide is an extra.
+    if reader == "openslide" or natural == "openslide":
+        from mclst.runtime.slide.openslide_reader import open_with_openslide
+
+        return open_with_openslide(path, kind)
+    if natural == "pillow":
+        from mclst.runtime.slide.picture import open_picture
+
+        return open_picture(path, kind)
+    from mclst.runtime.slide.tiff import NeedsOpenSlide, open_tiff
+
+    try:
+        return open_tiff(path)
+    except NeedsOpenSlide as need:
+        if reader == "tifffile":
+            raise SlideError(
+                f"{path} is {need}, whose tiles only OpenSlide places right; use --reader auto"
+            ) from need
+        from mclst.runtime.slide.openslide_reader import open_with_openslide
+
+        return open_with_openslide(path, str(need))

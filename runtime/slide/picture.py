@@ -1,0 +1,116 @@
+"""JPEG and PNG pictures, decoded once and held whole."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, JpegImagePlugin, PngImagePlugin
+
+from mclst.runtime.errors import MclstError, ResourceError, SlideError
+from mclst.runtime.slide import jpeg
+from mclst.runtime.slide.base import MAX_DECODED_PX, Level, Slide, is_bomb
+from mclst.runtime.slide.color import profile_name
+
+ROWS_VISITED_TOGETHER = 256
+
+
+class PictureSlide(Slide):
+    """A picture of one level, uint8 [height, width, 3], held in memory."""
+
+    def __init__(
+        self, path: Path, kind: str, pixels: NDArray[np.uint8], icc: str, seconds_file: float
+    ) -> None:
+        height, width, _ = pixels.shape
+        level = Level(width, height, 1.0, (width, min(height, ROWS_VISITED_TOGETHER)))
+        super().__init__(path, reader="pillow", vendor=kind, levels=(level,), icc=icc)
+        self._pixels: NDArray[np.uint8] | None = pixels
+        self._seconds_file = seconds_file
+
+    @property
+    def seconds_file(self) -> float:
+        """What reading the whole file took."""
+        return self._seconds_file
+
+    def _read_inside(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
+        pixels = self._pixels
+        if pixels is None:
+            raise SlideError(f"{self.path} is closed; open it again to read from it")
+        return pixels[y : y + height, x : x + width].copy()
+
+    def close(self) -> None:
+        """Let go of the pixels."""
+        self._pixels = None
+
+
+def open_picture(path: Path, kind: str) -> PictureSlide:
+    """Decode a JPEG or PNG ("jpeg" or "png") to RGB; an EXIF orientation is left alone.
+
+    Gray becomes RGB, CMYK is converted, transparency is laid over white. Raises SlideError where the picture
+    is damaged, cut short or has 16 bits per channel; ResourceError beyond `MAX_DECODED_PX`.
+    """
+    start = time.perf_counter()
+    try:
+        data = path.read_bytes()
+        seconds_file = time.perf_counter() - start
+        pixels, profile = _decode_jpeg(path, data) if kind == "jpeg" else _decode_png(path, data)
+    except MclstError:
+        raise
+    except MemoryError as exc:
+        raise ResourceError(f"{path} does not fit in memory; save it as a tiled TIFF") from exc
+    except Exception as exc:  # the codecs raise ValueError, OSError, SyntaxError, zlib.error, struct.error, …
+        reason = " ".join(str(exc).split())[:200]
+        raise SlideError(
+            f"{path} is a damaged or incomplete {kind.upper()} ({reason}); copy it again"
+        ) from exc
+    return PictureSlide(path, kind, pixels, profile_name(profile), seconds_file)
+
+
+Decoded = tuple[NDArray[np.uint8], bytes | None]
+"""Pixels, and the colour profile that stands beside them."""
+
+
+def _decode_jpeg(path: Path, data: bytes) -> Decoded:
+    frame = jpeg.read_frame(data)
+    _refuse_huge(path, frame.width, frame.height, len(data))
+    pixels = jpeg.decode_jpeg(data)
+    image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+    profile = image.info.get("icc_profile")
+    if frame.components == 1:
+        pixels = np.repeat(pixels, 3, axis=2)
+    elif frame.components == 4:
+        # Decoded strictly above; Pillow knows the inverted CMYK that Adobe writes.
+        pixels = np.array(image.convert("RGB"))
+    return pixels, profile
+
+
+def _decode_png(path: Path, data: bytes) -> Decoded:
+    # The plugin itself, not Image.open: that one warns of large pictures by a limit of its own.
+    image = PngImagePlugin.PngImageFile(io.BytesIO(data))
+    _refuse_huge(path, *image.size, len(data))
+    if data[12:16] != b"IHDR":
+        raise ValueError("its header is not the first chunk")
+    if data[24] == 16:
+        raise SlideError(f"{path} has 16 bits per channel, where 8 are needed; save it as 8-bit RGB")
+    image.load()
+    profile = image.info.get("icc_profile")
+    if image.has_transparency_data:
+        seen = image.convert("RGBA")
+        white = Image.new("RGBA", seen.size, (255, 255, 255, 255))
+        return np.array(Image.alpha_composite(white, seen).convert("RGB")), profile
+    return np.array(image.convert("RGB")), profile
+
+
+def _refuse_huge(path: Path, width: int, height: int, held_bytes: int) -> None:
+    if is_bomb(width * height, 3, held_bytes):
+        raise SlideError(
+            f"{path} would unpack from {held_bytes:,} bytes to {width} x {height} px, as no picture of tissue does; refused"
+        )
+    if width * height > MAX_DECODED_PX:
+        raise ResourceError(
+            f"{path} has {width} x {height} px, more than the {MAX_DECODED_PX:,} that are decoded in one piece; "
+            "save it as a tiled TIFF"
+        )

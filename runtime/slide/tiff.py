@@ -1,0 +1,232 @@
+"""TIFF-based slides, whoever wrote them: Aperio, Hamamatsu, Philips, OME, generic pyramids, plain strips.
+
+tifffile reads the directories, once; from then on a read takes only the tiles or strips it needs, by offset,
+so that threads never share a file position.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tifffile import TiffFile, TiffPageSeries
+
+from mclst.runtime.errors import MclstError, ResourceError, SlideError
+from mclst.runtime.slide.base import Level, Slide, TileReadError
+from mclst.runtime.slide.color import profile_name
+from mclst.runtime.slide.metadata import Objective, tiff_mpp, tiff_objective
+from mclst.runtime.slide.segment_cache import SegmentCache, SharedFile
+from mclst.runtime.slide.tiff_level import RefusedLevel, TiffLevel, read_level
+
+# Its warnings would stand between a command and its one sentence; what matters of them is checked here.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+VENDORS = {"svs": "aperio", "ndpi": "hamamatsu", "qpi": "perkinelmer", "uniform": "generic-tiff",
+           "shaped": "generic-tiff", "generic": "generic-tiff"}  # fmt: skip
+PLACED_BY_OPENSLIDE = {"scn": "a Leica SCN slide", "bif": "a Ventana BIF slide"}
+
+
+class NeedsOpenSlide(Exception):
+    """The message says what the slide is."""
+
+
+class TiffSlide(Slide):
+    """A TIFF slide; decoded tiles are held in a bounded cache that all threads share."""
+
+    def __init__(
+        self,
+        path: Path,
+        vendor: str,
+        parts: list[TiffLevel],
+        mpp: float | None,
+        mpp_source: str,
+        icc: str,
+        objective: Objective | None,
+    ) -> None:
+        levels = []
+        for part in parts:
+            downsample = _downsample(parts[0], part)
+            levels.append(
+                Level(part.width, part.height, downsample, (part.segment_width, part.segment_height))
+            )
+        super().__init__(
+            path,
+            reader="tifffile",
+            vendor=vendor,
+            levels=tuple(levels),
+            mpp=mpp,
+            mpp_source=mpp_source,
+            icc=icc,
+            objective=objective,
+        )
+        self._parts = parts
+        self._file: SharedFile | None = SharedFile(path)
+        self._seconds_file = 0.0
+        self.cache = SegmentCache()
+
+    @property
+    def seconds_file(self) -> float:
+        """Busy seconds of all threads reading segments' bytes so far."""
+        return self._seconds_file if self._file is None else self._file.seconds
+
+    def _read_inside(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
+        pixels = np.empty((height, width, 3), np.uint8)
+        self._fill(pixels, x, y, level)
+        return pixels
+
+    def _fill(self, pixels: NDArray[np.uint8], x: int, y: int, level: int) -> None:
+        """Straight from the decoded segments, each of its pixels copied once."""
+        file = self._file
+        if file is None:
+            raise SlideError(f"{self.path} is closed; open it again to read from it")
+        part = self._parts[level]
+        wide, high = part.segment_width, part.segment_height
+        height, width, _ = pixels.shape
+        for row in range(y // high, (y + height - 1) // high + 1):
+            top = row * high - y
+            y0, y1 = max(0, top), min(height, top + high)
+            for column in range(x // wide, (x + width - 1) // wide + 1):
+                segment = self._segment(file, level, column, row)
+                left = column * wide - x
+                x0, x1 = max(0, left), min(width, left + wide)
+                pixels[y0:y1, x0:x1] = segment[y0 - top : y1 - top, x0 - left : x1 - left]
+
+    def expect(self, corners: NDArray[np.int64], side: int, level: int) -> None:
+        """Count how many of the squares each segment serves, so that it is let go after the last."""
+        part = self._parts[level]
+        first, last = [], []
+        for axis, (size_px, segment_px) in enumerate(
+            ((part.width, part.segment_width), (part.height, part.segment_height))
+        ):
+            start = np.clip(corners[:, axis], 0, size_px)
+            stop = np.clip(corners[:, axis] + side, 0, size_px)
+            first.append(start // segment_px)
+            last.append(np.where(stop > start, -(-stop // segment_px), start // segment_px))
+        inside = (last[0] > first[0]) & (last[1] > first[1])
+        columns, rows = part.columns + 1, part.rows + 1
+        # Each square adds 1 to a rectangle of segments: its four corners in a table of differences.
+        differences = np.zeros(rows * columns, np.int64)
+        for sign, row, column in (
+            (1, first[1], first[0]), (-1, first[1], last[0]), (-1, last[1], first[0]), (1, last[1], last[0]),
+        ):  # fmt: skip
+            differences += sign * np.bincount((row * columns + column)[inside], minlength=rows * columns)
+        counts = differences.reshape(rows, columns).cumsum(axis=0).cumsum(axis=1)
+        row, column = np.nonzero(counts)
+        keys = zip([level] * len(row), column.tolist(), row.tolist(), strict=True)
+        self.cache.expect(dict(zip(keys, counts[row, column].tolist(), strict=True)))
+
+    def _segment(self, file: SharedFile, level: int, column: int, row: int) -> NDArray[np.uint8]:
+        decode = partial(self._parts[level].decode, file, column, row)
+        try:
+            return self.cache.get((level, column, row), decode)
+        except OSError as exc:
+            raise SlideError(f"{self.path} can no longer be read ({exc.strerror}); check the disk") from exc
+        except MemoryError as exc:
+            raise ResourceError(
+                f"{self.path}: no memory is left to decode a tile; use fewer --workers"
+            ) from exc
+        except Exception as exc:
+            raise TileReadError(
+                f"{self.path}: the tile at column {column}, row {row} of level {level} cannot be decoded: {exc}"
+            ) from exc
+
+    def close(self) -> None:
+        """Let go of the file; it closes once no other thread reads from it."""
+        self._seconds_file, self._file = self.seconds_file, None
+        self.cache.clear()
+
+
+def open_tiff(path: Path) -> TiffSlide:
+    """Open a TIFF-based slide.
+
+    Raises SlideError where level 0 is cut off or of a kind that is refused, by name; NeedsOpenSlide where the
+    vendor places tiles in a way that only OpenSlide knows.
+    """
+    try:
+        with np.errstate(all="ignore"), TiffFile(path) as tif:
+            return _open(path, tif)
+    except (MclstError, NeedsOpenSlide):
+        raise
+    except MemoryError as exc:
+        raise ResourceError(f"{path} needs more memory than there is to read its directories") from exc
+    except Exception as exc:
+        reason = " ".join(str(exc).split()) or type(exc).__name__
+        raise SlideError(f"{path} is a damaged TIFF ({reason[:200]}); copy it again") from exc
+
+
+def _open(path: Path, tif: TiffFile) -> TiffSlide:
+    size = path.stat().st_size
+    if not len(tif.pages):
+        raise SlideError(
+            f"{path} is cut off: no image directory lies within its {size:,} bytes; copy it again"
+        )
+    if not _chain_ends(tif):
+        raise SlideError(
+            f"{path} is damaged: its chain of image directories loops or is cut off; copy it again"
+        )
+    for flag, what in PLACED_BY_OPENSLIDE.items():
+        if flag in tif.flags:
+            raise NeedsOpenSlide(what)
+    if tif.pages.first.software.startswith("MedScan"):
+        raise NeedsOpenSlide("a Trestle slide")
+    series = max(tif.series, key=lambda s: s.keyframe.imagewidth * s.keyframe.imagelength)
+    vendor = VENDORS.get(series.kind, series.kind)
+    parts = _levels(path, size, series, vendor)
+    mpp, source = tiff_mpp(tif, series.keyframe, series.kind)
+    objective = tiff_objective(tif, series.keyframe, series.kind)
+    return TiffSlide(path, vendor, parts, mpp, source, profile_name(series.keyframe.iccprofile), objective)
+
+
+def _chain_ends(tif: TiffFile) -> bool:
+    """Whether the last directory says that no other follows; tifffile stops in silence at a bad link."""
+    form, file = tif.tiff, tif.filehandle
+    at = tif.pages[-1].offset
+    file.seek(at)
+    tags = struct.unpack(form.tagnoformat, file.read(form.tagnosize))[0]
+    file.seek(at + form.tagnosize + tags * form.tagsize)
+    return bool(struct.unpack(form.offsetformat, file.read(form.offsetsize))[0] == 0)
+
+
+def _levels(path: Path, size: int, series: TiffPageSeries, vendor: str) -> list[TiffLevel]:
+    """Read level 0, which must be right, and those of the others that are."""
+    count = sum(page is not None for page in series.pages)
+    if count != 1 or int(np.prod(series.shape)) != int(np.prod(series.keyframe.shape)):
+        raise SlideError(
+            f"{path} holds several planes of one size ({series.axes} {tuple(series.shape)}: channels, focal or time "
+            "planes), where one RGB image is needed; export it as 8-bit RGB"
+        )
+    parts: list[TiffLevel] = []
+    for level in series.levels:
+        page = level.pages[0]
+        if page is None:
+            continue
+        try:
+            part = read_level(page, level.keyframe, size, blank_is_white=vendor == "philips")
+        except RefusedLevel as exc:
+            if not parts:
+                raise exc.kind(f"{path} {exc}") from exc
+            continue
+        if not parts or _belongs(parts[0], parts[-1], part):
+            parts.append(part)
+    return parts
+
+
+def _belongs(full: TiffLevel, finer: TiffLevel, part: TiffLevel) -> bool:
+    """Whether a level is the whole slide again, smaller: its two ratios agree within a pixel or 1 %."""
+    if part.width >= finer.width or part.height > finer.height:
+        return False
+    downsample = full.width / part.width
+    return abs(full.height / downsample - part.height) <= max(1.5, 0.01 * part.height)
+
+
+def _downsample(full: TiffLevel, part: TiffLevel) -> float:
+    """Level-0 pixels per pixel: the whole number where rounding to whole pixels explains the rest."""
+    ratios = full.width / part.width, full.height / part.height
+    whole = round(sum(ratios) / 2)
+    if abs(full.width / whole - part.width) <= 1 and abs(full.height / whole - part.height) <= 1:
+        return float(whole)
+    return sum(ratios) / 2

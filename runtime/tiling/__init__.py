@@ -1,0 +1,1 @@
+"""Where tiles lie on a slide, and how they are cut."""

@@ -1,0 +1,265 @@
+"""Tiles around places on a slide, read ahead by threads and handed over in batches."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mclst.runtime.batches import Buffers, TileBatch
+from mclst.runtime.errors import SlideError, SpotsError
+from mclst.runtime.slide.base import RGB, Slide, TileReadError
+
+BATCHES_AHEAD = 3
+TILES_PER_TASK = 16
+SAME_MPP = 1.01
+FARTHEST_PX = 2**31
+
+
+@dataclass(frozen=True)
+class TileShape:
+    """What an encoder eats.
+
+    size_px: side of the square tile. mpp: µm per tile pixel, or None for level-0 pixels as they are.
+    pad: colour of what lies outside the slide.
+    """
+
+    size_px: int
+    mpp: float | None = None
+    pad: RGB = (0, 0, 0)
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """How tiles of a shape are read from a slide.
+
+    level: the level read. read_px: side of the square read there, px of that level, then resampled to `size_px`.
+    level_mpp: µm per pixel of that level, where it matters, else None.
+    """
+
+    level: int
+    read_px: int
+    size_px: int
+    level_mpp: float | None
+
+    def __str__(self) -> str:
+        at = "" if self.level_mpp is None else f" ({self.level_mpp:.4g} µm/px)"
+        if self.read_px == self.size_px:
+            return f"{self.size_px} px of level {self.level}{at} as they are"
+        way = "reduced" if self.read_px > self.size_px else "enlarged"
+        return f"{self.read_px} px of level {self.level}{at} {way} to {self.size_px} px"
+
+
+def plan_tiles(slide: Slide, shape: TileShape, slide_mpp: float | None = None) -> TilePlan:
+    """Choose the level: the most downscaled one that is at least as fine as the tile, within 1 %.
+
+    slide_mpp: µm per level-0 pixel in place of the slide's own. Where no level is fine enough, level 0 is
+    enlarged. Raises SlideError where the tile's mpp is given and the slide's is not known.
+    """
+    if shape.mpp is None:
+        return TilePlan(0, shape.size_px, shape.size_px, None)
+    mpp = slide.mpp if slide_mpp is None else slide_mpp
+    if mpp is None:
+        raise SlideError(
+            f"{slide.path} does not say how large its pixels are ({slide.mpp_source}), and the tiles are of "
+            f"{shape.mpp:g} µm/px; give --mpp, the µm per pixel of the slide"
+        )
+    level_mpp = [mpp * level.downsample for level in slide.levels]
+    level = max((i for i, fine in enumerate(level_mpp) if fine <= shape.mpp * SAME_MPP), default=0)
+    read_px = max(1, round(shape.size_px * shape.mpp / level_mpp[level]))
+    return TilePlan(level, read_px, shape.size_px, level_mpp[level])
+
+
+class Tiles:
+    """The tiles around positions, in batches; iterate once or more.
+
+    xy_px: float64 [n, 2], centres (x, y) in level-0 px. A tile of P px read at level-0 pixels covers
+    [floor(x) - P // 2, floor(x) + P - P // 2), and so in y; on another level x and y are divided by its
+    downsample first. Batches hold `batch_size` tiles (the last fewer) and come in an order that decodes
+    neighbouring tiles together; the order is the same in every run, whatever `workers`.
+
+    group: batches that come together or, where `done` (bool [n], settable) says that all their rows are there already,
+    not at all; so that what is computed together is the same in a run that carries on another.
+
+    plan: the level and size read; choice: the same in words. seconds_reading: busy seconds of all reading threads
+    so far. Memory: `BATCHES_AHEAD` batches and the slide's cache, however many positions there are.
+    """
+
+    def __init__(
+        self,
+        slide: Slide,
+        xy_px: NDArray[np.float64],
+        shape: TileShape,
+        *,
+        batch_size: int,
+        workers: int,
+        slide_mpp: float | None = None,
+        group: int = 1,
+    ) -> None:
+        xy_px = np.asarray(xy_px, np.float64)
+        if xy_px.ndim != 2 or xy_px.shape[1] != 2:
+            raise ValueError(f"positions have shape {xy_px.shape}, where [n, 2] is needed")
+        if min(batch_size, workers, shape.size_px, group) < 1:
+            raise ValueError("batch_size, workers, group and the tile's size must be 1 or more")
+        wild = np.flatnonzero(~(np.abs(xy_px) < FARTHEST_PX).all(axis=1))
+        if len(wild):
+            x, y = xy_px[wild[0]]
+            raise SpotsError(
+                f"spot {wild[0]} (counted from 0) lies at x {x}, y {y}, which is no place on a slide"
+            )
+        self.slide = slide
+        self.shape = shape
+        self.plan = plan_tiles(slide, shape, slide_mpp)
+        self.choice = str(self.plan)
+        self.batch_size = batch_size
+        self.workers = workers
+        self.group = group
+        self.done = np.zeros(len(xy_px), np.bool_)
+        self.seconds_reading = 0.0
+        self._lock = Lock()
+        downsample = slide.levels[self.plan.level].downsample
+        self._corners = np.floor(xy_px / downsample).astype(np.int64) - self.plan.read_px // 2
+        self._order = self._visiting_order()
+
+    def _visiting_order(self) -> NDArray[np.int64]:
+        """By the row of segments a tile ends in, then by x: what is decoded for one tile serves the next."""
+        height = self.slide.levels[self.plan.level].segment_px[1]
+        bands = (self._corners[:, 1] + self.plan.read_px - 1) // height
+        return np.lexsort((self._corners[:, 1], self._corners[:, 0], bands)).astype(np.int64)
+
+    def _batches(self) -> tuple[list[NDArray[np.int64]], set[int]]:
+        """The rows of each batch still to be read, and which batches end a group."""
+        batches, ends = [], set()
+        size = self.batch_size * self.group
+        for first in range(0, len(self._order), size):
+            together = self._order[first : first + size]
+            if not self.done[together].all():
+                starts = range(0, len(together), self.batch_size)
+                batches += [together[start : start + self.batch_size] for start in starts]
+                ends.add(len(batches) - 1)
+        return batches, ends
+
+    def in_part(self, part: int, parts: int) -> NDArray[np.bool_]:
+        """Bool [n]: the rows of a part of all groups, counted from 0; parts are whole groups, as equal as these allow."""
+        size = self.batch_size * self.group
+        group = np.arange(len(self._order)) // size
+        here = np.zeros(len(self._order), np.bool_)
+        here[self._order[group * parts // -(-len(self._order) // size) == part]] = True
+        return here
+
+    def __iter__(self) -> Iterator[TileBatch]:
+        buffers = _InTurn(min(self.batch_size, len(self._order)), self.shape.size_px)
+        for batch in self.stream(buffers):
+            yield batch
+            buffers.free.append(batch.slot)
+
+    def stream(self, buffers: Buffers) -> Generator[TileBatch]:
+        """The batches, read into `buffers`, as far ahead as these are free.
+
+        Whoever iterates gives a batch's buffer back when it is no longer looked at. Closing the iterator ends the
+        reading threads.
+        """
+        batches, ends = self._batches()
+        if batches:
+            self.slide.expect(self._corners[np.concatenate(batches)], self.plan.read_px, self.plan.level)
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="mclst-tiles")
+        ahead: deque[tuple[int, list[Future[list[tuple[int, str]]]]]] = deque()
+        try:
+            for number, rows in enumerate(batches):
+                while (following := number + len(ahead)) < len(batches):
+                    slot = buffers.take(wait=not ahead)
+                    if slot is None:
+                        break
+                    ahead.append((slot, self._submit(pool, batches[following], buffers.buffer(slot))))
+                slot, tasks = ahead.popleft()
+                failed = [failure for task in tasks for failure in task.result()]
+                yield _batch(rows, slot, buffers.buffer(slot), failed, number in ends)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(
+        self, pool: ThreadPoolExecutor, rows: NDArray[np.int64], buffer: NDArray[np.uint8]
+    ) -> list[Future[list[tuple[int, str]]]]:
+        step = min(TILES_PER_TASK, -(-len(rows) // self.workers))
+        return [
+            pool.submit(self._read_some, rows[at : at + step], buffer[at : at + step])
+            for at in range(0, len(rows), step)
+        ]
+
+    def _read_some(self, rows: NDArray[np.int64], into: NDArray[np.uint8]) -> list[tuple[int, str]]:
+        start = time.perf_counter()
+        failed = []
+        for row, tile in zip(rows.tolist(), into, strict=False):
+            try:
+                self.read_tile(row, tile)
+            except TileReadError as exc:
+                failed.append((row, str(exc)))
+        with self._lock:
+            self.seconds_reading += time.perf_counter() - start
+        return failed
+
+    def read_tile(self, row: int, into: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """Read the tile of one position: uint8 [H, W, 3], `into` where given; TileReadError where it is broken."""
+        x, y = self._corners[row].tolist()
+        plan, side = self.plan, self.plan.size_px
+        tile = np.empty((side, side, 3), np.uint8) if into is None else into
+        if plan.read_px == side:
+            self.slide.read_into(tile, x, y, level=plan.level, pad=self.shape.pad)
+        else:
+            pixels = self.slide.read(x, y, plan.read_px, plan.read_px, level=plan.level, pad=self.shape.pad)
+            tile[:] = resample(pixels, side)
+        return tile
+
+
+def resample(pixels: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
+    """Resample a square to uint8 [size_px, size_px, 3].
+
+    Smaller: the mean over blocks where they divide evenly, else Pillow's Hamming filter, which averages as a box
+    does without moving details by parts of a pixel. Larger: bilinear.
+    """
+    image = Image.fromarray(pixels)
+    side = image.width
+    if side % size_px == 0:
+        return np.asarray(image.reduce(side // size_px))
+    kind = Image.Resampling.HAMMING if side > size_px else Image.Resampling.BILINEAR
+    return np.asarray(image.resize((size_px, size_px), kind))
+
+
+def _batch(
+    rows: NDArray[np.int64],
+    slot: int,
+    buffer: NDArray[np.uint8],
+    failed: list[tuple[int, str]],
+    ends_group: bool,
+) -> TileBatch:
+    if failed:
+        good = np.flatnonzero(~np.isin(rows, [row for row, _ in failed]))
+        for to, source in enumerate(good.tolist()):
+            if to != source:
+                buffer[to] = buffer[source]
+        rows = rows[good]
+    return TileBatch(rows, buffer[: len(rows)], tuple(failed), ends_group, slot)
+
+
+class _InTurn:
+    """Plain buffers, made when first needed."""
+
+    def __init__(self, batch: int, side: int) -> None:
+        self.free = deque(range(BATCHES_AHEAD))
+        self._shape = (batch, side, side, 3)
+        self._buffers: dict[int, NDArray[np.uint8]] = {}
+
+    def take(self, *, wait: bool) -> int | None:
+        return self.free.popleft() if self.free else None
+
+    def buffer(self, slot: int) -> NDArray[np.uint8]:
+        if slot not in self._buffers:
+            self._buffers[slot] = np.empty(self._shape, np.uint8)
+        return self._buffers[slot]

@@ -1,0 +1,1 @@
+"""Measured sections in the formats they come in."""

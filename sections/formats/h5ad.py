@@ -1,0 +1,77 @@
+"""AnnData files: measured sections, and tables of spots."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from anndata.io import read_elem
+from numpy.typing import NDArray
+
+from mclst.sections.errors import SectionError
+from mclst.sections.formats.counts import counts_csr, require_unique_spots
+from mclst.sections.formats.source import SectionSource, entries, image_of
+from mclst.sections.hdf5 import opened
+from mclst.sections.section import Section
+from mclst.sections.tables.h5ad_obs import _places, _require_anndata
+
+
+def find(folder: Path) -> dict[str, SectionSource]:
+    """Find the .h5ad files of a folder; a section's name is its file's stem."""
+    files = [entry for entry in entries(folder) if entry.suffix == ".h5ad" and entry.is_file()]
+    return {file.stem: source_of(file) for file in files}
+
+
+def source_of(path: Path) -> SectionSource:
+    """Describe one .h5ad as a section."""
+    folders = (path.parent, path.parent / "images")
+    return SectionSource(path.stem, "h5ad", path, image=image_of(path.stem, folders))
+
+
+def read(source: SectionSource) -> Section:
+    """Read a section: layers["counts"] where there is one, else X; Section.counts_from says which.
+
+    Raises SectionError where the file is damaged, a spot stands twice or a count is not finite and ≥ 0.
+    """
+    with opened(source.path, "AnnData") as file:
+        _require_anndata(file, source.path)
+        obs, var = read_elem(file["obs"]), read_elem(file["var"])
+        counts_from = "layers['counts']" if "counts" in file.get("layers", {}) else "X"
+        if counts_from == "X" and "X" not in file:
+            raise SectionError(
+                f"{source.path}: there is neither layers['counts'] nor X; give a file with counts"
+            )
+        matrix = read_elem(file["layers/counts" if counts_from != "X" else "X"])
+        xy_px = (
+            _places(source.path, read_elem(file["obsm/spatial"]), len(obs))
+            if "obsm/spatial" in file
+            else None
+        )
+    spot, genes = obs.index.to_numpy().astype(np.str_), var.index.to_numpy().astype(np.str_)
+    require_unique_spots(spot, source.path)
+    return Section(
+        name=source.name,
+        path=source.path,
+        genes=genes,
+        spot=spot,
+        counts=counts_csr(matrix, source.path, spot, genes),
+        array_xy=_array_xy(source.path, obs),
+        xy_px=xy_px,
+        image=source.image,
+        counts_from=counts_from,
+    )
+
+
+def _array_xy(path: Path, obs: pd.DataFrame) -> NDArray[np.int64] | None:
+    if not {"array_col", "array_row"} <= set(obs.columns):
+        return None
+    try:
+        values = obs[["array_col", "array_row"]].to_numpy(dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise SectionError(f"{path}: obs array_col, array_row do not hold numbers") from error
+    wrong = ~(values == np.floor(values)).all(axis=1) | ~np.isfinite(values).all(axis=1)
+    if wrong.any():
+        row = int(np.argmax(wrong)) + 1
+        raise SectionError(f"{path}: row {row}: obs array_col, array_row are not whole numbers")
+    return values.astype(np.int64)

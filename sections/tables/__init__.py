@@ -1,0 +1,1 @@
+"""Spot tables and gene lists, read strictly."""

@@ -1,0 +1,107 @@
+"""A model's genes: its list read, and a section's counts put into its order."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mclst.sections.errors import SectionError
+from mclst.sections.section import Section
+from mclst.sections.tables.delimited import separator
+from mclst.sections.tables.text_file import read_text
+
+HEADERS = frozenset({"", "gene", "genes", "gene_name", "gene_names", "gene_symbol", "symbol", "name"})
+
+
+def match_genes(section: Section, genes: Sequence[str]) -> NDArray[np.float32]:
+    """Give a section's counts of the wanted genes: dense float32 [n, G], columns in the order of `genes`.
+
+    Raises SectionError where genes are missing (the first few are named), or one stands in the section twice.
+    """
+    names, first, times = np.unique(section.genes, return_index=True, return_counts=True)
+    place = dict(zip(names.tolist(), first.tolist(), strict=True))
+    missing = [gene for gene in genes if gene not in place]
+    if missing:
+        more = ", …" if len(missing) > 5 else ""
+        raise SectionError(
+            f"{section.path}: section {section.name} lacks {len(missing)} of the model's {len(genes)} genes "
+            f"({', '.join(missing[:5])}{more}); give a section measured with the model's gene names"
+        )
+    repeated = set(names[times > 1].tolist())
+    ambiguous = next((gene for gene in genes if gene in repeated), None)
+    if ambiguous is not None:
+        raise SectionError(
+            f"{section.path}: gene {ambiguous} stands in section {section.name} more than once; "
+            "keep one of them, for it is not clear which one the model means"
+        )
+    columns = np.array([place[gene] for gene in genes], dtype=np.int64)
+    return np.asarray(section.counts[:, columns].toarray(), dtype=np.float32)
+
+
+def read_gene_list(path: Path) -> list[str]:
+    """Read a model's genes in order: .npy of strings, the first column of .csv or .tsv, or one name per line.
+
+    Raises SectionError where a gene stands twice or is blank, a line holds several, or the array is of Python objects.
+    """
+    path = Path(path)
+    if path.is_file() and path.open("rb").read(6) == b"\x93NUMPY":
+        genes = _from_npy(path)
+    else:
+        genes = _from_text(path)
+    if not genes:
+        raise SectionError(f"{path}: the list holds no gene")
+    if all(re.fullmatch(r"\d+", gene) for gene in genes):
+        raise SectionError(
+            f"{path}: the list holds numbers, not gene names; put the names into the first column"
+        )
+    seen: dict[str, int] = {}
+    for number, gene in enumerate(genes, start=1):
+        if not gene:
+            raise SectionError(f"{path}: gene {number} of the list is blank")
+        if gene in seen:
+            raise SectionError(
+                f"{path}: {gene} is gene {seen[gene]} and gene {number} of the list; a gene may appear once"
+            )
+        seen[gene] = number
+    return genes
+
+
+def _from_text(path: Path) -> list[str]:
+    text = read_text(path, may_be_gzip=True)
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    if path.suffix.lower() in (".csv", ".tsv"):
+        mark = separator(text)
+        cells = [line.split(mark)[0].strip().strip('"').strip() for _, line in lines]
+        return cells[1:] if cells[0].casefold() in HEADERS else cells
+    for number, line in lines:
+        if re.search(r"[\t,;]", line.strip()):
+            raise SectionError(
+                f"{path}: line {number} holds several names; give one per line, or a .csv or .tsv"
+            )
+    return [line.strip() for _, line in lines]
+
+
+def _from_npy(path: Path) -> list[str]:
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (OSError, EOFError, ValueError) as error:
+        if "pickle" not in str(error):
+            raise SectionError(f"{path}: the array cannot be read ({error})") from error
+        raise SectionError(
+            f"{path}: the array holds Python objects, which could run code when read; where you trust it, save it anew "
+            "with numpy.save(path, numpy.load(path, allow_pickle=True).astype(str))"
+        ) from error
+    if values.ndim != 1 or values.dtype.kind not in "US":
+        raise SectionError(
+            f"{path}: the array is {values.dtype} of shape {values.shape}; give one row of strings"
+        )
+    try:
+        return [value.strip() for value in values.astype(np.str_).tolist()]
+    except UnicodeDecodeError as error:
+        raise SectionError(
+            f"{path}: the array holds names that are not ASCII; save it with .astype(str)"
+        ) from error

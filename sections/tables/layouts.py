@@ -1,0 +1,97 @@
+"""Which columns of a spots table hold the pixels: the spellings in use, told apart by their columns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mclst.sections.errors import SectionError
+
+ID_COLUMNS = ("id", "barcode", "spot", "cell", "name", "spot_id", "cell_id", "")
+SPACE_RANGER_COLUMNS = (
+    "barcode",
+    "in_tissue",
+    "array_row",
+    "array_col",
+    "pxl_row_in_fullres",
+    "pxl_col_in_fullres",
+)
+BARCODE = re.compile(r"[ACGTN]{12,}(-\d+)?|s_\d+um_\d+_\d+(-\d+)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One spelling of a spots table; column names in lower case.
+
+    x, y: the spot's centre in level-0 px; x runs along the slide's width, which Space Ranger calls a column.
+    array: the columns with the array coordinates (x, y), used where both are there.
+    flags: columns that are 0 where a spot does not count.
+    ids_from_array: a spot without a name of its own is called `XxY`.
+    """
+
+    variant: str
+    x: str
+    y: str
+    array: tuple[str, str] = ("array_col", "array_row")
+    flags: tuple[str, ...] = ("in_tissue", "selected")
+    ids_from_array: bool = False
+
+
+SPACE_RANGER = Layout("Space Ranger 2", "pxl_col_in_fullres", "pxl_row_in_fullres")
+LEGACY_ST = Layout("legacy ST selection", "pixel_x", "pixel_y", array=("x", "y"), ids_from_array=True)
+LAYOUTS = (
+    SPACE_RANGER,
+    Layout("Seurat coordinates", "imagecol", "imagerow", ("col", "row"), ("in_tissue", "selected", "tissue")),
+    Layout("pixel table", "x_px", "y_px"),
+    Layout("pixel table", "pixel_x", "pixel_y"),
+    Layout("pixel table", "x_pixel", "y_pixel"),
+    Layout("ST pixel table", "he_x", "he_y"),
+    Layout("plain x, y table", "x", "y"),
+)
+
+
+def space_ranger_1(first: list[str]) -> list[str] | None:
+    """Name the columns of a Space Ranger 1 positions file, which has no header; None for any other first line."""
+    if len(first) == len(SPACE_RANGER_COLUMNS) and BARCODE.fullmatch(first[0].strip()):
+        return list(SPACE_RANGER_COLUMNS)
+    return None
+
+
+def recognise(path: Path, names: Sequence[str]) -> Layout:
+    """Tell the layout from a table's column names (any case).
+
+    Raises SectionError listing the columns found and those accepted; a table in µm, or of array coordinates alone,
+    is refused by name, for both would pass for pixels.
+    """
+    known = {name.casefold() for name in names}
+    legacy = {"x", "y", "pixel_x", "pixel_y"} <= known
+    if legacy and ({"new_x", "new_y"} <= known or not known & set(ID_COLUMNS)):
+        return LEGACY_ST
+    if {"x", "y", "new_x", "new_y"} <= known and not legacy:
+        raise SectionError(
+            f"{path}: x, y, new_x and new_y are array coordinates, and there is no pixel_x and pixel_y; "
+            "give the selection table that has the pixels"
+        )
+    for layout in LAYOUTS:
+        if {layout.x, layout.y} <= known:
+            return layout
+    if {"x_um", "y_um"} <= known:
+        raise SectionError(
+            f"{path}: x_um and y_um are µm; divide by the slide's µm per pixel and call them x_px, y_px"
+        )
+    raise SectionError(_unknown(path, names))
+
+
+def _unknown(path: Path, names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:12]) + (", …" if len(names) > 12 else "")
+    if all(re.fullmatch(r"\s*[-+]?[\d.]+([eE][-+]?\d+)?\s*", name) for name in names):
+        return (
+            f"{path}: the first line holds numbers ({shown}) where the column names belong; add a header line"
+        )
+    accepted = "; ".join(f"{layout.x}, {layout.y}" for layout in LAYOUTS)
+    return (
+        f"{path}: no columns with the spots' pixels among {shown} (separated by tab, semicolon or comma); "
+        f"accepted pairs are {accepted}"
+    )

@@ -1,0 +1,166 @@
+"""mclst-bench accuracy: folds, sweeps, resuming, and scores that are mclst-train's own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+from small_model import Small
+from training_runs import QUICK
+from training_runs import run as run_train
+
+from mclst.benchmarks.accuracy.command import accuracy
+from mclst.benchmarks.accuracy.cross_validation import (
+    MEASURES,
+    changed,
+    make_folds,
+    parse_sweep,
+    summarise,
+)
+from mclst.runtime.errors import InputError
+from mclst.training.settings import TrainConfig
+
+TRAIN = " ".join([*QUICK, "--epochs", "1"])
+
+
+def run(small: Small, work: Path, *words: Any) -> Result:
+    fixed = [small.folder, "--train", TRAIN, "--work", work, "--json", "-"]
+    return CliRunner().invoke(accuracy, [str(word) for word in [*fixed, *words]])
+
+
+def test_folds_leave_out_a_section_or_a_patient() -> None:
+    names = ["A1", "A2", "B1", "C1", "C2"]
+    assert [fold.left_out for fold in make_folds(names, "section", "")] == [(name,) for name in names]
+    by_patient = make_folds(names, "patient", r"^(.*?)\d+$")
+    assert [(fold.name, fold.left_out) for fold in by_patient] == [
+        ("A", ("A1", "A2")),
+        ("B", ("B1",)),
+        ("C", ("C1", "C2")),
+    ]
+    replicates = make_folds(["P2_rep1", "P2_rep2", "P10_rep1"], "patient", r"P\d+")
+    assert [fold.name for fold in replicates] == ["P2", "P10"]
+    with pytest.raises(InputError, match="section X does not match"):
+        make_folds(["A1", "X"], "patient", r"(\d)")
+    with pytest.raises(InputError, match="would be left out together"):
+        make_folds(["A1", "A2"], "patient", r"^[A-Z]")
+
+
+def test_sweeps_change_what_they_name() -> None:
+    base = TrainConfig()
+    assert parse_sweep("k=5,10") == ("k", [5, 10])
+    assert changed(base, "k", 5).settings.retrieval.k == 5
+    assert changed(base, "distance", "cosine").settings.retrieval.distance == "cosine"
+    assert changed(base, "normalisation", "spot-wise").settings.normalisation.expression == "spot-wise"
+    assert changed(base, "context", 8).settings.context.spots == 8
+    assert changed(base, "lambda", 1.0).image_weight == 1
+    without = changed(base, "positions", "none")
+    assert (without.positions, without.settings.context.positions) == ("none", "none")
+    assert changed(without, "positions", "naive").settings.context.positions == "array"
+    for wrong in ("k", "k=a", "colour=1"):
+        with pytest.raises(ValueError, match="--sweep"):
+            parse_sweep(wrong)
+
+
+def test_mean_and_spread_are_over_folds() -> None:
+    rows = pd.DataFrame(
+        [
+            {"value": "v", "fold": fold, **dict.fromkeys(MEASURES, number)}
+            for fold, number in (("A", 1.0), ("A", 3.0), ("B", 6.0))
+        ]
+    )
+    (found,) = summarise(rows).to_dict(orient="records")
+    assert found["folds"] == 2 and found["mse"] == 4.0
+    assert found["mse_sd"] == pytest.approx(np.std([2.0, 6.0], ddof=1))
+    rows.loc[0, "pcc_heg"] = None
+    assert np.isnan(summarise(rows)["pcc_heg"][0])
+
+
+def test_a_sweep_over_k_trains_once_and_scores_as_mclst_train_does(small: Small, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    done = run(small, work, "--sweep", "k=5,10", "--fold", "B1", "--fold", "A1")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert [(line["value"], line["folds"]) for line in found["table"]] == [("5", 2), ("10", 2)]
+    assert done.stderr.count("fold B1: loss") == 1 and "--leave-out patient keeps them out" in done.stderr
+    at = {(row["value"], row["fold"]): row for row in found["folds"]}
+    assert at["5", "B1"]["mse"] != at["10", "B1"]["mse"]
+
+    told = tmp_path / "run.json"
+    words = [small.folder, *QUICK, "--epochs", "1", "--validation", "B1", "--json", told]
+    assert run_train(*words, "--out", tmp_path / "model.pt").exit_code == 0
+    (validation,) = json.loads(told.read_text())["validation"]
+    for measure in MEASURES:
+        assert at["10", "B1"][measure] == pytest.approx(validation["B1"][measure], rel=1e-6)
+
+    again = run(small, work, "--sweep", "k=5,10", "--fold", "B1", "--fold", "A1")
+    assert again.stderr.count("done before") == 2 and json.loads(again.stdout) == found
+    other = run(small, work, "--sweep", "k=5,7", "--fold", "B1")
+    assert other.exit_code == 4 and "is of other settings or sections" in other.stderr
+
+
+def test_a_sweep_over_precisions_scores_the_exported_graphs(small: Small, tmp_path: Path) -> None:
+    words = ("--sweep", "precision=fp32,fp16,bf16,int8", "--fold", "B1")
+    done = run(small, tmp_path / "work", *words)
+    assert done.exit_code == 0, done.output
+    at = {row["value"]: row for row in json.loads(done.stdout)["folds"]}
+    assert list(at) == ["fp32", "fp16", "bf16", "int8"] and done.stderr.count("fold B1: loss") == 1
+    alone = run(small, tmp_path / "other", "--fold", "B1")
+    network = json.loads(alone.stdout)["folds"][0]
+    for measure in MEASURES:
+        assert at["fp32"][measure] == pytest.approx(network[measure], rel=1e-4, abs=1e-5), measure
+    apart = {value: abs(at[value]["mse"] - at["fp32"]["mse"]) for value in at}
+    assert all(apart[value] > 0 for value in ("fp16", "bf16", "int8"))
+    assert max(apart.values()) < 0.2 * at["fp32"]["mse"]
+    assert run(small, tmp_path / "work", *words).stderr.count("done before") == 1
+
+
+@pytest.mark.parametrize(
+    ("axis", "trainings"),
+    [
+        ("distance=l1,l2,cosine", 1),
+        ("normalisation=gene-wise,spot-wise", 1),
+        ("context=1,32", 1),
+        ("positions=none,sinusoidal,naive", 3),
+        ("encoder=resnet18,mobilenetv3_small_050", 2),
+    ],
+)
+def test_every_axis_changes_the_scores(small: Small, tmp_path: Path, axis: str, trainings: int) -> None:
+    done = run(small, tmp_path / "work", "--sweep", axis, "--fold", "B1")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["table"]
+    name, _, values = axis.partition("=")
+    assert [line["value"] for line in found] == values.split(",") and done.stderr.count("loss") == trainings
+    assert len({line["mse"] for line in found}) == len(found), name
+
+
+def test_leaving_a_patient_out_scores_all_its_sections(small: Small, tmp_path: Path) -> None:
+    done = run(small, tmp_path / "work", "--leave-out", "patient", "--sweep", "lambda=0,1")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    seen = {(row["value"], row["fold"], row["section"]) for row in found["folds"]}
+    assert seen == {(v, f, s) for v in ("0.0", "1.0") for f, s in (("A", "A1"), ("A", "A2"), ("B", "B1"))}
+    assert len({row["mse"] for row in found["folds"]}) == 6
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--sweep", "k=0"], 2, "--sweep k=0"),
+        (["--sweep", "precision=fp8"], 2, "fp8 is none of fp32, fp16, bf16, int8"),
+        (["--sweep", "positions=left"], 2, "--sweep positions=left"),
+        (["--fold", "Z"], 2, "--fold Z is none of A1, A2, B1"),
+        (["--train", "--epochs nine"], 2, "nine"),
+        (["--leave-out", "patient", "--patient", "(Q)"], 4, "does not match --patient"),
+    ],
+)
+def test_wrong_words_are_refused(
+    small: Small, tmp_path: Path, words: list[str], code: int, told: str
+) -> None:
+    done = run(small, tmp_path / "work", *words)
+    assert done.exit_code == code and told in done.stderr, done.output
+    assert "Traceback" not in done.output

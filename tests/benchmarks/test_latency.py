@@ -1,0 +1,421 @@
+"""`mclst-bench latency`: on clocks made up for it, with a trtexec made up for it, and as a command whose JSON is published."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from small_model import Small
+
+from mclst.benchmarks.cli import main
+from mclst.benchmarks.contenders import encoders
+from mclst.benchmarks.contenders.base import Encoder, Given
+from mclst.benchmarks.contenders.peak_memory import measure_alone
+from mclst.benchmarks.contenders.tensorrt_peers import polygraphy, trtexec
+from mclst.benchmarks.encoder.chart import latency_png
+from mclst.benchmarks.encoder.measure import agreement, measure, offline, sustained, warm_up
+from mclst.benchmarks.harness.errors import Absent
+from mclst.benchmarks.roofline import datasheets as devices
+from mclst.benchmarks.roofline import peaks
+from mclst.benchmarks.schemas import common as document_parts
+from mclst.benchmarks.schemas import validate as documents
+
+SCHEMAS = Path(__file__).resolve().parents[2] / "docs" / "schemas"
+TILES = np.zeros((24, 4, 4, 3), np.uint8)
+
+
+class Clock:
+    """A clock that only moves when work is done."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def encoder(self, name: str, seconds: Callable[[int], float], **how: Any) -> Encoder:
+        """An encoder that takes `seconds` of its nth call."""
+        calls = [0]
+
+        def encode(tiles: np.ndarray) -> np.ndarray:
+            self.now += seconds(calls[0])
+            calls[0] += 1
+            return np.ones((len(tiles), 3), np.float32)
+
+        return Encoder(name, how.pop("ours", False), "fp32", encode, **how)
+
+
+def test_known_latencies_in_known_percentiles_out() -> None:
+    clock, rng = Clock(), np.random.default_rng(5)
+    drawn = rng.exponential(0.01, 100_000) + 0.001
+    encoders = [
+        clock.encoder("steady", lambda n: 0.02, ours=True),
+        clock.encoder("exponential", lambda n: drawn[n]),
+    ]
+    told = measure(encoders, TILES, batch=8, rounds=20, block_s=3.0, warm_s=(0.05, 0.05), clock=clock)
+    steady, exponential = told["results"]
+    assert told["scenario"] == "batch" and told["first"] == "steady"
+    assert steady["latency_s"]["percentiles"]["p99"]["s"] == pytest.approx(0.02)
+    assert steady["tiles_per_s"] == pytest.approx(8 / 0.02)
+    assert steady["latency_s"]["n"] == pytest.approx(20 * 150, rel=0.01)
+    for level in (50, 90, 95, 99):
+        found = exponential["latency_s"]["percentiles"][f"p{level}"]["s"]
+        assert found == pytest.approx(0.001 - 0.01 * np.log(1 - level / 100), rel=0.06)
+    assert exponential["latency_to_first"] == pytest.approx(0.011 / 0.02, rel=0.05)
+    samples = exponential["samples"]
+    assert len(samples["query_s"]) == exponential["latency_s"]["n"]
+    assert len(samples["round_mean_s"]) == 20
+    assert exponential["latency_s"]["mean"] == pytest.approx(np.mean(samples["query_s"]), rel=1e-4)
+
+
+def test_a_peer_that_fails_is_left_out_and_the_others_go_on() -> None:
+    clock = Clock()
+
+    def fails(*given: Any) -> Any:
+        raise RuntimeError("no  kernel\nimage")
+
+    steady = clock.encoder("steady", lambda n: 0.02, ours=True)
+    peers = [Encoder("broken", False, "fp32", fails), Encoder("late", False, "fp32", fails, times=fails)]
+    told = measure([steady, *peers], TILES, batch=2, rounds=2, block_s=0.1, warm_s=(0.01, 0.01), clock=clock)
+    assert [result["name"] for result in told["results"]] == ["steady"]
+    assert told["failed"] == [{"name": peer.name, "why": "no kernel image"} for peer in peers]
+    with pytest.raises(RuntimeError):
+        measure([Encoder("ours", True, "fp32", fails)], TILES, batch=2, rounds=1, block_s=0.1, clock=clock)
+
+
+def test_blocks_take_turns_and_ratios_do_not_see_drift() -> None:
+    clock, order = Clock(), []
+
+    def slowing(name: str, seconds: float) -> Callable[[int], float]:
+        def of(n: int) -> float:
+            order.append(name)
+            return seconds * (1 + clock.now / 10)  # a machine that gets slower and slower
+
+        return of
+
+    encoders = [clock.encoder("a", slowing("a", 0.01)), clock.encoder("b", slowing("b", 0.03))]
+    told = measure(encoders, TILES, batch=1, rounds=9, block_s=0.2, warm_s=(0.01, 0.01), clock=clock)
+    assert told["results"][1]["latency_to_first"] == pytest.approx(3, rel=0.1)
+    assert told["scenario"] == "single-stream"
+    turns = [name for at, name in enumerate(order) if at == 0 or order[at - 1] != name]
+    assert len(turns) >= 10
+
+
+def test_warming_up_waits_until_the_times_settle() -> None:
+    clock = Clock()
+    falling = clock.encoder("falling", lambda n: 0.01 + 0.1 * 0.8**n)
+    told = warm_up(lambda: falling.encode(TILES[:1]), least_s=0.1, most_s=50, clock=clock)
+    assert told.settled and 5 < told.queries < 60
+    restless = clock.encoder("restless", lambda n: 0.01 if n % 2 else 0.03)
+    told = warm_up(lambda: restless.encode(TILES[:1]), least_s=0.02, most_s=1.0, clock=clock)
+    assert not told.settled and told.seconds >= 1.0
+    slow = clock.encoder("slow", lambda n: 100.0)
+    assert warm_up(lambda: slow.encode(TILES[:1]), least_s=0.1, most_s=1, clock=clock).queries == 3
+
+
+def test_energy_goes_to_the_tiles_it_was_used_for() -> None:
+    clock = Clock()
+    meter = SimpleNamespace(name="made", covers="all", joules=lambda: 50 * clock.now, close=lambda: None)
+    encoders = [clock.encoder("a", lambda n: 0.01), clock.encoder("b", lambda n: 0.04)]
+    told = measure(
+        encoders, TILES, batch=4, rounds=3, block_s=0.4, meters=[meter], warm_s=(0.01, 0.01), clock=clock
+    )
+    joules = [result["joules_per_tile"]["made"] for result in told["results"]]
+    assert joules == pytest.approx([50 * 0.01 / 4, 50 * 0.04 / 4])
+
+
+def test_sustained_work_that_slows_down_is_seen() -> None:
+    clock = Clock()
+    encoder = clock.encoder("a", lambda n: 0.01 if clock.now < 60 else 0.02)
+    meter = SimpleNamespace(name="made", covers="all", joules=lambda: 7 * clock.now, close=lambda: None)
+    told = sustained(
+        encoder, TILES, batch=8, seconds=120, window_s=5, condition=lambda: {"at": clock.now}, meters=[meter],
+        clock=clock,
+    )  # fmt: skip
+    assert told["last_to_first"] == pytest.approx(0.5, rel=0.02)
+    assert told["windows"][0]["tiles_per_s"] == pytest.approx(800)
+    assert told["windows"][3]["watts"] == pytest.approx({"made": 7})
+    assert len(told["windows"]) == 24 and told["windows"][-1]["condition"]["at"] == pytest.approx(clock.now)
+
+
+def test_offline_takes_every_tile_in_each_ones_own_batch() -> None:
+    seen: dict[str, list[int]] = {"a": [], "b": []}
+
+    def encoder(name: str) -> Encoder:
+        def encode(tiles: np.ndarray) -> np.ndarray:
+            seen[name].append(len(tiles))
+            return np.zeros((len(tiles), 3), np.float32)
+
+        return Encoder(name, False, "fp32", encode)
+
+    told = offline([encoder("a"), encoder("b")], {"a": 10, "b": 24}, TILES, rounds=2)
+    assert seen["a"] == [10, 10, 4] * 3 and seen["b"] == [24] * 3
+    assert [result["batch"] for result in told["results"]] == [10, 24]
+
+
+def test_agreement_is_the_worst_tiles() -> None:
+    wanted = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
+    turned = Encoder("turned", False, "fp32", lambda tiles: np.array([[1.0, 0.0], [2.0, 2.0]], np.float32))
+    found = agreement([turned], TILES[:2], wanted)["turned"]
+    assert found["cosine_min"] == pytest.approx(np.sqrt(0.5)) and found["max_abs_share"] == pytest.approx(1.0)
+
+
+# --- trtexec ------------------------------------------------------------------------------------------------------
+
+
+def test_trtexec_builds_once_per_batch_and_tells_its_latencies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    program = tmp_path / "trtexec"
+    program.write_text(
+        f"""#!/bin/sh
+case "$1" in --help) echo "&&&& RUNNING TensorRT.trtexec [TensorRT v110100] [b9]"; echo "--useSpinWait --useCudaGraph --includeDataTransfers"; exit;; esac
+echo "$@" >> {log}
+for word in "$@"; do case $word in
+  --exportTimes=*) cat {tmp_path}/trace > "${{word#--exportTimes=}}" ;;
+  --saveEngine=*) : > "${{word#--saveEngine=}}" ;;
+esac; done
+"""
+    )
+    program.chmod(0o755)
+    trace = [
+        {"h2dMs": 0.25, "computeMs": compute, "d2hMs": 0.125, "latencyMs": compute + 0.375}
+        for compute in (2, 3)
+    ]
+    (tmp_path / "trace").write_text(json.dumps(trace))
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    encoder = trtexec(Given(tmp_path, {"fp32": tmp_path / "e.onnx"}, 1, 224))
+    assert encoder.times is not None
+    assert encoder.versions == {"trtexec": "110100"}
+    told = encoder.times(8, 0.5)
+    assert told == encoder.times(8, 0.5) and told.query_s == pytest.approx([0.002375, 0.003375])
+    assert told.device_s == {"upload": [0.00025] * 2, "encode": [0.002, 0.003], "download": [0.000125] * 2}
+    result = measure([encoder], TILES, batch=8, rounds=2, block_s=0.5)["results"][0]
+    assert result["device_s"]["encode"]["mean"] == pytest.approx(0.0025)
+    assert result["samples"]["copy down_s"] == [0.000125] * 4
+    lines = log.read_text().splitlines()[:3]
+    assert [("--saveEngine" in line, "--loadEngine" in line) for line in lines] == [(True, False), (False, True), (False, True)]  # fmt: skip
+    assert "--shapes=tiles:8x224x224x3" in lines[0] and "--duration=1" in lines[1]
+    # Since version 11 copies are left out unless it is told otherwise; before, the word is unknown.
+    assert lines[1].endswith("--useSpinWait --useCudaGraph --includeDataTransfers")
+    program.write_text(program.read_text().replace(" --includeDataTransfers", ""))
+    older = trtexec(Given(tmp_path, {"fp32": tmp_path / "e.onnx"}, 1, 224))
+    assert older.times is not None and older.times(8, 0.5) == told
+    assert log.read_text().splitlines()[-1].endswith("--useSpinWait --useCudaGraph")
+    program.write_text("#!/bin/sh\necho 'Unknown option'; exit 1\n")
+    with pytest.raises(Absent, match="trtexec fails: Unknown option"):
+        encoder.times(16, 1.0)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(Absent, match="no trtexec"):
+        trtexec(Given(tmp_path, {"fp32": tmp_path / "e.onnx"}, 1, 224))
+
+
+def test_polygraphy_has_an_engine_for_each_batch_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from polygraphy.backend import trt
+
+    given, opened = Given(tmp_path, {"fp32": tmp_path / "e.onnx"}, 1, 4), []
+
+    class Runner:
+        """In place of what needs a GPU; engine, network and profile are Polygraphy's own."""
+
+        def __init__(self, engine: Any) -> None:
+            assert isinstance(engine, trt.EngineFromNetwork)
+            (self.profile,), self.active = engine._config.profiles, False
+            assert engine._network.path == str(tmp_path / "e.onnx") and engine._network.strongly_typed
+            opened.append(self)
+
+        def activate(self) -> None:
+            self.active = True
+
+        def deactivate(self) -> None:
+            self.active = False
+
+        def infer(self, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            assert (
+                self.active and self.profile["tiles"].min == self.profile["tiles"].max == feed["tiles"].shape
+            )
+            return {"embedding": feed["tiles"].reshape(len(feed["tiles"]), -1)[:, :3].astype(np.float32)}
+
+    with pytest.raises(Absent, match="tensorrt is not installed"):
+        polygraphy(given)
+    monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
+    monkeypatch.setattr(trt, "TrtRunner", Runner)
+    with pytest.raises(Absent, match="no fp16 graph"):
+        polygraphy(given, "fp16")
+    peer = polygraphy(given)
+    assert peer.gpu and "polygraphy" in peer.versions
+    for batch in (2, 2, 5):
+        tiles = np.random.default_rng(batch).integers(0, 256, (batch, 4, 4, 3), dtype=np.uint8)
+        np.testing.assert_array_equal(peer.encode(tiles), tiles[:, 0, 0])
+    assert [runner.active for runner in opened] == [False, True]
+
+
+# --- memory, and the data sheets ------------------------------------------------------------------------------------
+
+
+def test_a_peer_alone_in_a_process_tells_its_memory(small_bundle: Path) -> None:
+    given = {"bundle": small_bundle, "ckpt": None, "settings": [("cpu", "fp32")], "threads": 1}
+    found = measure_alone("ONNX Runtime fp32", "encoder", **given, batch=4)
+    assert 20e6 < found["before_bytes"] < found["peak_rss_bytes"] < 1e9 and found["why"] == ""
+    failed = measure_alone("torch eager", "encoder", **given, batch=4)
+    assert failed["peak_rss_bytes"] is None and "give --ckpt" in failed["why"]
+    for entry in (found, failed):
+        document_parts.Memory.model_validate(entry)
+
+
+@pytest.mark.parametrize(
+    ("name", "fp16", "int8"),
+    [("orin", 42.5, 85), ("thor", 258.75, 517.5), ("l4", 121, 242.5), ("h200", 989.5, 1979)],
+)
+def test_a_bound_is_the_slowest_of_arithmetic_memory_and_bus(name: str, fp16: float, int8: float) -> None:
+    device = devices.DEVICES[name]
+    assert device.operations["fp16"] == pytest.approx(fp16 * 1e12, rel=1e-3)
+    assert device.operations["int8"] == pytest.approx(int8 * 1e12, rel=1e-3)
+    work = SimpleNamespace(products=3e12, least_bytes=2e9)
+    told = devices.predict(name, "fp16", work, 150_528, 64)  # type: ignore[arg-type]
+    parts = {"arithmetic": 3 / fp16, "memory": 2e9 / device.memory}
+    if device.link is not None:
+        parts["link"] = 64 * 150_528 / device.link
+    assert told["seconds"] == pytest.approx(parts, rel=1e-3)
+    assert told["at_least_s"] == pytest.approx(max(parts.values()), rel=1e-3)
+    assert told["at_most_tiles_per_s"] * told["at_least_s"] == pytest.approx(64)
+    assert all(part in told["source"].split("not confirmed: ")[-1] for part in device.unconfirmed)
+
+
+# --- the command and its documents --------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def quick_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peaks, "_SIDE", 128)
+    monkeypatch.setattr("mclst.benchmarks.roofline.retrieval_bound._SIDE", 128)
+    monkeypatch.setattr("mclst.benchmarks.roofline.retrieval_bound._COPY_BYTES", 1 << 20)
+
+
+def bench(bundle: Path, *words: str) -> Result:
+    return CliRunner().invoke(main, ["latency", "--bundle", str(bundle), *words])
+
+
+def test_a_document_of_real_encoders(
+    small: Small, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_slow(given: Given, device: str = "cpu") -> Encoder:
+        raise Absent("compiling takes a minute")
+
+    def alone(name: str, work: str, **given: Any) -> dict[str, Any]:
+        return {"name": name, "before_bytes": 1 << 20, "peak_rss_bytes": 3 << 20, "why": ""}
+
+    monkeypatch.setattr(encoders, "torch_compiled", too_slow)
+    # Each takes a process of its own; one of them is asked above.
+    monkeypatch.setattr("mclst.benchmarks.contenders.peak_memory.measure_alone", alone)
+    saved, picture = tmp_path / "l.json", tmp_path / "l.png"
+    done = bench(
+        small_bundle, "--ckpt", str(small.ckpt), "--slide", str(small.slide), "--spots", str(small.spots),
+        "--batch-sizes", "1,4", "--repeats", "3", "--block", "0.05", "--settings", "cpu:fp32",
+        "--predict", "orin", "--sustained", "0.01", "--json", str(saved), "--plot", str(picture),
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    told = json.loads(saved.read_text())
+    jsonschema.validate(told, json.loads((SCHEMAS / "latency.json").read_text()))
+    assert told["settings"]["tiles"] == "of B1.png" and told["settings"]["different_tiles"] == 24
+    assert [of_batch["batch"] for of_batch in told["batches"]] == [1, 4]
+    names = {result["name"] for result in told["batches"][0]["results"]}
+    assert {"mclst cpu fp32", "ONNX Runtime fp32", "torch eager"} <= names
+    assert {entry["name"] for entry in told["absent"]} >= {"torch eager cuda", "trtexec fp32"} - names
+    work = {w["batch"]: w for w in told["work"]}
+    for of_batch in told["batches"]:
+        for result in of_batch["results"]:
+            assert result["latency_s"]["percentiles"]["p50"]["s"] > 0
+            if result["roofline_s"] is not None:
+                assert result["of_roofline"] == pytest.approx(
+                    result["roofline_s"] / result["latency_s"]["mean"]
+                )
+        assert work[of_batch["batch"]]["products"] == of_batch["batch"] * work[1]["products"]
+    for name, near in told["agreement"]["contenders"].items():
+        assert near["cosine_min"] > (0.999 if "bf16" in name else 0.999999), name
+    assert told["agreement"]["reference"] == "checkpoint in torch, float32"
+    assert all(bound["kind"] == "bound" for bound in told["predictions"]) and len(told["predictions"]) == 8
+    assert "bound, not measured: Jetson AGX Orin" in done.stderr
+    ran = {name.split()[1] for name in names if name.startswith("mclst ")}
+    assert {run["provider"] for run in told["fresh"]} == ran >= {"cpu"}
+    assert {entry["name"] for entry in told["memory"]} == names
+    assert picture.read_bytes().startswith(b"\x89PNG") and len(latency_png(told)) > 20_000
+    for word in (
+        "least cosine",
+        "offline",
+        "sustained",
+        "fresh process",
+        "energy by",
+        "2 of it its own",
+        "not run here",
+    ):
+        assert word in done.stderr
+    compared = CliRunner().invoke(main, ["compare", str(saved), str(saved)])
+    assert compared.exit_code == 0 and "batch 4: torch eager" in compared.stderr
+
+
+def test_made_up_tiles_and_no_peers(small_bundle: Path) -> None:
+    done = bench(
+        small_bundle, "--batch-sizes", "2", "--repeats", "1", "--block", "0.01", "--no-peers", "--no-fresh",
+        "--no-offline", "--tiles", "4", "--json", "-", "-q",
+    )  # fmt: skip
+    assert done.exit_code == 0 and done.stderr == "", done.output
+    told = json.loads(done.stdout)
+    jsonschema.validate(told, json.loads((SCHEMAS / "latency.json").read_text()))
+    assert told["settings"]["tiles"] == "made up" and told["offline"] is None and told["fresh"] == []
+
+
+def test_a_fresh_process_that_fails_loses_no_measurement(
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mclst.benchmarks.harness.subprocess_json.sys.executable", "/bin/false")
+    done = bench(
+        small_bundle, "--batch-sizes", "2", "--repeats", "1", "--block", "0.01", "--no-peers", "--no-offline",
+        "--tiles", "4", "--settings", "cpu:fp32", "--json", "-", "-q",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["fresh"] == [] and [batch["batch"] for batch in told["batches"]] == [2]
+    (why,) = [one["why"] for one in told["absent"] if one["name"] == "mclst cpu fp32, fresh process"]
+    assert "fresh process of cpu fp32 failed with status 1 (it said nothing)" in why
+    (held,) = told["memory"]
+    assert held["peak_rss_bytes"] is None and "failed with status 1" in held["why"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("--settings", "cpu:int8"), 4, "has no encoder in int8"),
+        (("--settings", "tpu:fp32"), 6, "no provider 'tpu'"),
+        (("--batch-sizes", "0"), 2, "numbers from 1"),
+        (("--slide", "x.svs"), 2, "belong together"),
+        (("--predict", "tpu"), 2, "orin"),
+        (("--sustained", "nan"), 2, "finite"),
+        (("--ckpt", "no.pt"), 4, "no.pt"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    small_bundle: Path, words: tuple[str, ...], code: int, says: str
+) -> None:
+    done = bench(small_bundle, *words)
+    assert done.exit_code == code and says in " ".join(done.output.split()) and "Traceback" not in done.output
+
+
+@pytest.mark.parametrize("name", documents.DOCUMENTS)
+def test_the_published_schema_is_what_the_commands_hold_to(name: str) -> None:
+    published = json.loads((SCHEMAS / f"{name}.json").read_text())
+    assert published == documents.json_schema(name)
+    jsonschema.Draft202012Validator.check_schema(published)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"schema": f"mclst-bench-{name}/1"}, published)

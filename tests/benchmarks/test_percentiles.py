@@ -1,0 +1,88 @@
+"""Percentiles of known distributions: the values, what their intervals hold, and how many samples each needs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from mclst.benchmarks.harness.percentiles import (
+    LEVELS,
+    latency,
+    mlperf_samples,
+    percentile,
+    samples_for,
+)
+
+DRAWN_FROM = {
+    "exponential": stats.expon(scale=3e-3),
+    "log-normal": stats.lognorm(0.5, scale=2e-3),
+    "two modes": None,
+}
+
+
+def draw(name: str, rng: np.random.Generator, n: int) -> np.ndarray:
+    if name == "two modes":  # most queries quick, one in twenty slow
+        return np.where(rng.random(n) < 0.95, rng.uniform(1e-3, 2e-3, n), rng.uniform(9e-3, 1e-2, n))
+    return DRAWN_FROM[name].rvs(n, random_state=rng)  # type: ignore[union-attr]
+
+
+def true_percentile(name: str, level: float) -> float:
+    p = level / 100
+    if name == "two modes":
+        return 1e-3 + p / 0.95 * 1e-3 if p < 0.95 else 9e-3 + (p - 0.95) / 0.05 * 1e-3
+    return float(DRAWN_FROM[name].ppf(p))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", DRAWN_FROM)
+@pytest.mark.parametrize("level", [50, 90, 99])
+def test_known_distributions_give_known_percentiles(name: str, level: int) -> None:
+    value, low, high = percentile(draw(name, np.random.default_rng(1), 200_000).tolist(), level)
+    assert value == pytest.approx(true_percentile(name, level), rel=0.02)
+    assert low <= value <= high
+
+
+@pytest.mark.parametrize("name", DRAWN_FROM)
+@pytest.mark.parametrize("level", [50, 90, 95])
+def test_the_interval_holds_the_true_percentile_as_often_as_it_says(name: str, level: int) -> None:
+    rng, trials = np.random.default_rng(7), 1500
+    held = 0
+    for _ in range(trials):
+        _, low, high = percentile(draw(name, rng, 300).tolist(), level)
+        held += low <= true_percentile(name, level) <= high
+    # At least 95 % but for what 1,500 trials scatter by (three standard deviations).
+    assert held / trials > 0.95 - 3 * np.sqrt(0.95 * 0.05 / trials)
+
+
+@given(st.lists(st.floats(1e-6, 10), min_size=1, max_size=60), st.sampled_from(LEVELS))
+def test_the_value_is_numpys_and_lies_within(samples: list[float], level: int) -> None:
+    value, low, high = percentile(samples, level)
+    assert value == pytest.approx(np.percentile(samples, level))
+    assert min(samples) <= low <= high <= max(samples)
+
+
+def test_percentiles_are_told_only_where_the_samples_carry_them() -> None:
+    for n, wanted in ((5, {"p50"}), (100, {"p50", "p90"}), (200, {"p50", "p90", "p95"}), (1000, {"p50", "p90", "p95", "p99"})):  # fmt: skip
+        told = latency(np.linspace(1, 2, n).tolist())
+        assert set(told["percentiles"]) == wanted
+        assert set(told["not_told"]) == {"p50", "p90", "p95", "p99"} - wanted
+        if n > 5:
+            assert set(latency(np.linspace(1, 2, n - 1).tolist())["percentiles"]) < wanted
+    assert samples_for(99) == 1000
+
+
+def test_mlperfs_own_table_of_queries() -> None:
+    """The numbers of its rules."""
+    assert [mlperf_samples(level) for level in (90, 95, 97, 99)] == [24_576, 57_344, 90_112, 270_336]
+    assert latency([1.0] * 200)["percentiles"]["p90"]["mlperf"] is False
+
+
+def test_no_sample_is_left_out() -> None:
+    told = latency([1.0] * 999 + [500.0])
+    assert told["max"] == 500 and told["n"] == 1000
+    assert told["mean"] == pytest.approx(1.499) and told["std"] == pytest.approx(
+        np.std([1.0] * 999 + [500.0], ddof=1)
+    )
+    assert told["percentiles"]["p99"]["high95"] == 500 or told["percentiles"]["p99"]["high95"] == 1

@@ -1,0 +1,663 @@
+"""fp16, bf16 and int8 graphs: their arithmetic against numpy, what stays fp32, and what a bundle with them does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import anndata
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from refusals import assert_refused, tree
+from small_model import TILE_PX, Small, tiny_network
+from small_systems import set_apart
+from system_cases import MADE
+
+from mclst.benchmarks.cli import main as bench_main
+from mclst.benchmarks.systems.precision import rows
+from mclst.export.cli import main as export_main
+from mclst.export.onnx.calibrate import BINS, PERCENTILE, Magnitudes, calibrate
+from mclst.export.onnx.fp16 import captured, to_half
+from mclst.export.onnx.int8 import find_products, to_int8
+from mclst.export.parity.precisions import _write_int8
+from mclst.export.parity.tiles import made_up_tiles
+from mclst.export.parity.tolerances import GATES, Gate, gate_for, judge
+from mclst.runtime.bundle.bundle import open_bundle
+from mclst.runtime.bundle.manifest import Tile
+from mclst.runtime.cli.infer import main as infer_main
+from mclst.runtime.errors import CheckpointError, ParityError, ReferenceDataError
+from mclst.runtime.inference.providers import open_session
+
+HALVES = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+
+
+def graph(
+    nodes: list[onnx.NodeProto], held: dict[str, Any], shape: tuple[Any, ...], out: tuple[Any, ...]
+) -> onnx.ModelProto:
+    """A float32 graph from `x` to `embedding`."""
+    return helper.make_model(
+        helper.make_graph(
+            nodes,
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, out)],
+            [numpy_helper.from_array(np.asarray(values), name) for name, values in held.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=9,
+    )
+
+
+def export(*words: str) -> Result:
+    return CliRunner().invoke(export_main, list(words))
+
+
+def run(model: onnx.ModelProto, **inputs: np.ndarray) -> Any:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, inputs)[0]
+
+
+def types(model: onnx.ModelProto) -> dict[str, int]:
+    """Element type of each tensor."""
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    found = {
+        v.name: v.type.tensor_type.elem_type
+        for v in (*inferred.value_info, *inferred.input, *inferred.output)
+    }
+    return found | {t.name: t.data_type for t in inferred.initializer}
+
+
+# ---------------------------------------------------------------------------------------------- half precision
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_is_rounding_where_it_is_said(precision: Any) -> None:
+    """Two products, a bias between and a mean behind: every half result rounded once, all else exact."""
+    rng = np.random.default_rng(0)
+    w, v, b = rng.normal(size=(6, 5)), rng.normal(size=(5, 4)), rng.normal(size=5)
+    held = {
+        "w": w.astype(np.float32),
+        "v": v.astype(np.float32),
+        "b": b.astype(np.float32),
+        "axes": np.array([1]),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("Add", ["a", "b"], ["c"]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("MatMul", ["r", "v"], ["d"]),
+        helper.make_node("ReduceMean", ["d", "axes"], ["embedding"], keepdims=1),
+    ]
+    model = graph(nodes, held, ("N", 6), ("N", 1))
+    x = rng.normal(size=(7, 6)).astype(np.float32)
+
+    def r(values: np.ndarray) -> np.ndarray:
+        return values.astype(np.float32).astype(HALVES[precision]).astype(np.float64)
+
+    c = r(r(r(x) @ r(held["w"])) + r(held["b"]))
+    expected = r(np.maximum(c, 0) @ r(held["v"])).mean(1, keepdims=True)
+    found = run(to_half(model, precision, rounded=True).model, x=x)
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6)
+    assert np.abs(found - (np.maximum(x @ w + b, 0) @ v).mean(1, keepdims=True)).max() > 1e-5
+    typed = to_half(model, precision)
+    kinds = types(typed.model)
+    half = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[precision]
+    assert (kinds["x"], kinds["embedding"], kinds["a"], kinds["r"], kinds["d"]) == (1, 1, half, half, half)
+    assert typed.half == {"MatMul": 2, "Add": 1, "Relu": 1} and typed.kept == {"ReduceMean": 1}
+    assert {kinds[name] for node in typed.model.graph.node for name in node.input if name == "w"} == set()
+    if precision == "fp16":
+        np.testing.assert_allclose(run(typed.model, x=x), expected, atol=4e-3)
+
+
+def test_a_squash_keeps_its_square_in_fp32() -> None:
+    """|v|² of a capsule of length 2,000 is beyond fp16; v / |v| is not."""
+    held = {"w": np.eye(4, dtype=np.float32) * 1000, "axes": np.array([1])}
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["v"]),
+        helper.make_node("Mul", ["v", "v"], ["square"]),
+        helper.make_node("ReduceSum", ["square", "axes"], ["sum"], keepdims=1),
+        helper.make_node("Sqrt", ["sum"], ["norm"]),
+        helper.make_node("Div", ["v", "norm"], ["embedding"]),
+    ]
+    done = to_half(graph(nodes, held, ("N", 4), ("N", 4)), "fp16")
+    assert done.half == {"MatMul": 1}
+    np.testing.assert_allclose(run(done.model, x=np.ones((2, 4), np.float32)), 0.5, rtol=1e-3)
+
+
+def test_weights_beyond_fp16_are_refused_and_bf16_takes_them() -> None:
+    model = graph(
+        [helper.make_node("MatMul", ["x", "w"], ["embedding"])],
+        {"w": np.full((2, 2), 1e6, np.float32)},
+        ("N", 2),
+        ("N", 2),
+    )
+    with pytest.raises(CheckpointError, match="the weight w reaches 1e"):
+        to_half(model, "fp16")
+    assert np.isfinite(run(to_half(model, "bf16", rounded=True).model, x=np.ones((1, 2), np.float32))).all()
+
+
+SENSITIVE = {"LayerNormalization", "Softmax", "ReduceMean", "ReduceSum", "ReduceL2", "Sqrt", "Exp", "Erf", "Div"} | {
+    "Scan", "LSTM", "ScatterElements", "Elu",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=sorted(MADE))
+def direct(
+    request: pytest.FixtureRequest, small: Small, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    """A system without a bank, small and untrained, exported in all precisions it takes."""
+    name: str = request.param
+    folder = tmp_path_factory.mktemp(name)
+    make, tile_px, options = MADE[name]
+    torch.manual_seed(2)
+    torch.save(set_apart(make()).state_dict(), folder / "model.pt")
+    asked = ("fp16,bf16",) if name == "histogene" else ("fp16,bf16,int8", "--calibration", str(small.slide))
+    done = export(
+        "-q", "--ckpt", str(folder / "model.pt"), "--system", name, "--genes", str(small.folder / "genes.txt"),
+        "--tile-px", str(tile_px), "--parity-tiles", "8", "--calibration-tiles", "6", "--min-pearson", "0",
+        "--out", str(folder / "bundle"), *options, "--precision", *asked,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    return name, folder
+
+
+def test_every_system_s_graphs_keep_their_sensitive_operators(direct: tuple[str, Path]) -> None:
+    for path in (direct[1] / "bundle").glob("*.onnx"):
+        if len(path.suffixes) > 1:
+            continue
+        exact = onnx.load(path)
+        inputs = feed(exact, rows=5)
+        expected = run(exact, **inputs)
+        for precision, half in (("fp16", TensorProto.FLOAT16), ("bf16", TensorProto.BFLOAT16)):
+            given = onnx.load(path.with_suffix(f".{precision}.onnx"))
+            kinds = types(given)
+            for node in given.graph.node:
+                touched = {kinds.get(n) for n in (*node.input, *captured(node), *node.output)}
+                if node.op_type in SENSITIVE:
+                    assert half not in touched, (precision, node.op_type, node.name)
+                if node.op_type in ("Conv", "Gemm", "MatMul"):
+                    assert TensorProto.FLOAT not in touched, (precision, node.op_type, node.name)
+            if precision == "fp16":
+                # A tenth of the spread of what the graph gives: rounding is far inside, a broken graph far outside.
+                assert 0 < np.abs(run(given, **inputs) - expected).max() < 0.1 * expected.std()
+        rounded = run(to_half(exact, "bf16", rounded=True).model, **inputs)
+        assert 0 < np.abs(rounded - expected).max() < 0.5 * expected.std()
+
+
+def test_systems_without_a_bank_take_the_same_way(direct: tuple[str, Path], small: Small) -> None:
+    name, folder = direct
+    bundle = open_bundle(folder / "bundle")
+    parity = json.loads((bundle.path / "parity.json").read_text())
+    assert set(parity["precisions"]) == set(bundle.precisions) - {"fp32"}
+    assert parity["precisions"]["fp16"]["expression"]["pearson_per_gene_mean"] > 0.99
+    if name == "histogene":
+        with pytest.raises(
+            CheckpointError, match=r"no product behind its first .* leave --precision int8 out"
+        ):
+            _write_int8(bundle.path, made_up_tiles(Tile(size_px=20), 2), "percentile")
+    else:
+        assert parity["tiles"]["source"] == parity["precisions"]["int8"]["calibration"]["source"] == "B1.png"
+    if bundle.manifest.kind == "sequence":
+        assert bundle.sequence("fp16").name == "sequence.fp16.onnx"
+        assert bundle.sequence("int8").name == "sequence.onnx"
+        assert parity["precisions"]["bf16"]["sequence"]["half"]
+    given = (
+        "-q",
+        "--ckpt",
+        str(folder / "model.pt"),
+        "--genes",
+        str(small.folder / "genes.txt"),
+        *MADE[name][2],
+    )
+    done = export(*given, "--out", str(folder / "other"), "--min-overlap", "0.5")
+    assert_refused(done, 4, ("no bank", "--min-overlap"))
+
+
+def feed(model: onnx.ModelProto, rows: int) -> dict[str, np.ndarray]:
+    """Made-up inputs that fit a graph."""
+    rng = np.random.default_rng(4)
+    found: dict[str, np.ndarray] = {}
+    for i in model.graph.input:
+        shape = [d.dim_value or rows for d in i.type.tensor_type.shape.dim]
+        if i.name == "tiles":
+            found[i.name] = rng.integers(0, 256, shape).astype(np.uint8)
+        elif i.name in ("embedding", "linked"):
+            found[i.name] = (
+                np.ones(shape, np.float32)
+                if i.name == "linked"
+                else rng.normal(size=shape).astype(np.float32)
+            )
+        else:
+            found[i.name] = rng.integers(0, rows, shape)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- int8
+
+
+def test_int8_is_the_arithmetic_it_says() -> None:
+    """The second convolution sees multiples of range/127, cut at the range; its weight is rounded per output channel."""
+    rng = np.random.default_rng(1)
+    first, second = (rng.normal(size=s).astype(np.float32) for s in ((4, 3, 3, 3), (5, 4, 3, 3)))
+    second[2] *= 50
+    bias = rng.normal(size=5).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["r"]),
+        helper.make_node("Conv", ["r", "v", "b"], ["embedding"], pads=[1, 1, 1, 1]),
+    ]
+    model = graph(nodes, {"w": first, "v": second, "b": bias}, ("N", 3, 8, 8), ("N", 5, 8, 8))
+    assert [(p.activation, p.weight, p.axis) for p in find_products(model)] == [("r", "v", 0)]
+    reach = 3.0
+    done = to_int8(model, {"r": reach})
+    onnx.checker.check_model(done, full_check=True)
+    x = rng.normal(size=(2, 3, 8, 8)).astype(np.float32)
+    conv = torch.nn.functional.conv2d
+    r = torch.relu(conv(torch.from_numpy(x), torch.from_numpy(first), padding=1)).numpy()
+    steps = np.clip(np.rint(r / np.float32(reach / 127)), -128, 127) * np.float32(reach / 127)
+    scale = np.abs(second).max((1, 2, 3), keepdims=True) / 127
+    weight = np.rint(second / scale) * scale
+    expected = conv(
+        torch.from_numpy(steps), torch.from_numpy(weight), torch.from_numpy(bias), padding=1
+    ).numpy()
+    found = run(done, x=x)
+    # A value between two steps may round either way.
+    assert np.quantile(np.abs(found - expected), 0.99) < 1e-3 * np.abs(expected).std()
+    held = {t.name: t for t in done.graph.initializer}
+    quantize = [n for n in done.graph.node if n.op_type == "QuantizeLinear"]
+    assert len(quantize) == 1 and not held[quantize[0].input[1]].dims
+    assert {held[n.input[2]].data_type for n in done.graph.node if n.op_type.endswith("tizeLinear")} == {
+        TensorProto.INT8
+    }
+    assert not any(
+        np.any(numpy_helper.to_array(held[n.input[2]])) for n in done.graph.node if "Quant" in n.op_type
+    )
+
+
+def test_int8_leaves_the_head_and_the_pixels_alone(small_bundle: Path) -> None:
+    model = onnx.load(small_bundle / "encoder.onnx")
+    products = [n for n in model.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+    chosen = [model.graph.node[p.number] for p in find_products(model)]
+    assert [n.op_type for n in products] == ["Conv"] * 20 + ["Gemm"] * 2
+    assert [n.output[0] for n in chosen] == [n.output[0] for n in products[1:20]]
+
+
+numbers = st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=200)
+
+
+@given(st.lists(numbers, min_size=1, max_size=5))
+def test_a_range_holds_its_share_however_the_values_came(batches: list[list[float]]) -> None:
+    seen = Magnitudes()
+    for batch in batches:
+        seen.add(np.asarray(batch, np.float32))
+    magnitudes = np.abs(np.concatenate([np.asarray(b, np.float32) for b in batches]).astype(np.float64))
+    assert seen.counts.sum() == len(magnitudes)
+    reach, bin_width = seen.range("percentile"), seen.limit / BINS
+    assert np.mean(magnitudes <= reach * (1 + 1e-6)) >= PERCENTILE / 100 - 1e-12
+    assert reach <= np.quantile(magnitudes, PERCENTILE / 100, method="higher") + bin_width * (1 + 1e-6)
+    assert 0 <= seen.range("entropy") <= seen.limit
+
+
+def test_entropy_cuts_a_tail_and_keeps_a_box() -> None:
+    rng = np.random.default_rng(0)
+    tail, box = Magnitudes(), Magnitudes()
+    tail.add(np.append(rng.normal(size=400_000), 60.0).astype(np.float32))
+    box.add(rng.uniform(-1, 1, 400_000).astype(np.float32))
+    assert 2.5 < tail.range("entropy") < 8
+    assert box.range("entropy") > 0.97
+    assert tail.range("percentile") < 5
+
+
+def test_ranges_are_those_of_the_graph(small_bundle: Path) -> None:
+    """Of a convolution's input, against the network's own: torch's activations on the same tiles."""
+    model = onnx.load(small_bundle / "encoder.onnx")
+    tiles = np.random.default_rng(0).integers(0, 256, (5, TILE_PX, TILE_PX, 3)).astype(np.uint8)
+    name = find_products(model)[0].activation
+    body = tiny_network().image_encoder.model
+    x = torch.from_numpy(tiles).permute(0, 3, 1, 2) / 255
+    with torch.inference_mode():
+        seen = torch.nn.Sequential(*list(body.children())[:4])(x).numpy()
+    expected = np.quantile(np.abs(seen), PERCENTILE / 100)
+    found = calibrate(model, [name], tiles, "percentile")[name]
+    assert found == pytest.approx(expected, rel=0.02)
+
+
+# ---------------------------------------------------------------------------------------------- the gate
+
+
+FIGURES: dict[str, dict[str, float]] = {
+    "embedding": {"cosine_min": 0.9995},
+    "neighbours": {"overlap_at_50": 0.985},
+    "expression": {"pearson_per_gene_mean": 0.9985},
+    "measured": {"change": -0.0015},
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "words"),
+    [
+        ("embedding", "cosine_min", 0.9989, ("least cosine", "0.9989", "at least 0.999", "--min-cosine")),
+        ("neighbours", "overlap_at_50", 0.979, ("50 nearest", "at least 0.98", "--min-overlap")),
+        (
+            "expression",
+            "pearson_per_gene_mean",
+            0.9979,
+            ("Pearson r per gene on", "at least 0.998", "--min-pearson"),
+        ),
+        ("measured", "change", -0.0021, ("change", "0.0021", "at most 0.002", "--min-pearson")),
+        ("measured", "change", 0.0021, ("change", "at most 0.002")),
+    ],
+)
+def test_each_figure_of_the_gate_stops_an_export(
+    part: str, name: str, value: float, words: tuple[str, ...]
+) -> None:
+    gate = gate_for("fp16", Gate())
+    assert judge("fp16", FIGURES, gate, "64 tiles")["passed"]
+    with pytest.raises(ParityError) as caught:
+        judge("fp16", {**FIGURES, part: {name: value}}, gate, "64 tiles")
+    for word in (*words, "in fp16", "no bundle"):
+        assert word in str(caught.value)
+
+
+def test_limits_that_are_given_take_the_place_of_the_gate_s() -> None:
+    assert GATES["fp16"] == Gate(cosine=0.999, overlap=0.98, pearson=0.998, change=0.002)
+    changed = gate_for("fp16", Gate(pearson=0.9, overlap=0.5))
+    assert (changed.cosine, changed.overlap, changed.pearson) == (0.999, 0.5, 0.9)
+    assert changed.change == pytest.approx(0.1)
+    assert gate_for("fp32", Gate()) == Gate()
+    assert gate_for("fp32", Gate(pearson=0.5)).overlap is None
+
+
+# ---------------------------------------------------------------------------------------------- bundles
+
+
+TINY = ("--tile-px", "32", "--k", "10", "--parity-tiles", "8", "--hold-out", "B1")
+
+
+@pytest.fixture(scope="module")
+def precise(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small bundle in all precisions; an untrained network's int8 is held to less."""
+    folder = tmp_path_factory.mktemp("precise")
+    shutil.copytree(small.folder, folder / "reference", ignore=shutil.ignore_patterns("model.pt"))
+    shutil.copy(small.ckpt, folder)
+    asked = ("--precision", "fp16,bf16", "--precision", "int8", "--calibration-tiles", "16")
+    lower = ("--min-cosine", "0.9", "--min-pearson", "0.5", "--min-overlap", "0.8")
+    out = ("--out", str(folder / "bundle"), "--json", str(folder / "told.json"))
+    done = export(
+        "--ckpt",
+        str(folder / "model.pt"),
+        "--reference",
+        str(folder / "reference"),
+        *TINY,
+        *asked,
+        *lower,
+        *out,
+    )
+    assert done.exit_code == 0, done.output
+    for word in ("fp16 ", "bf16 ", "int8 ", "overlap of the 50 nearest", "r against the measured"):
+        assert word in done.stderr
+    return folder
+
+
+def test_a_bundle_lists_its_precisions_and_their_proof(precise: Path) -> None:
+    bundle = open_bundle(precise / "bundle")
+    assert bundle.precisions == ("fp32", "fp16", "bf16", "int8")
+    for precision in bundle.precisions:
+        path = bundle.encoder(precision)
+        assert path.name == ("encoder.onnx" if precision == "fp32" else f"encoder.{precision}.onnx")
+        assert bundle.manifest.files[path.name].sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    parity = json.loads((bundle.path / "parity.json").read_text())
+    assert parity["passed"] and set(parity["precisions"]) == {"fp16", "bf16", "int8"}
+    for precision, found in parity["precisions"].items():
+        assert found["passed"] and found["gate"]["pearson"] == 0.5, precision
+        assert {"embedding", "neighbours", "expression", "measured", "encoder"} <= set(found)
+    worst = [parity["precisions"][p]["embedding"]["max_abs"] for p in ("fp16", "bf16", "int8")]
+    assert parity["embedding"]["max_abs"] < worst[0] < worst[1] and worst[0] < worst[2]
+    calibration = parity["precisions"]["int8"]["calibration"]
+    assert calibration["method"] == "percentile" and calibration["count"] >= 12
+    assert "rounded" in parity["precisions"]["bf16"]["provider"]
+    assert json.loads((precise / "told.json").read_text())["parity"] == parity
+
+
+def test_a_half_graph_is_half_the_size_and_int8_a_quarter(precise: Path) -> None:
+    size = {
+        p: open_bundle(precise / "bundle").encoder(p).stat().st_size for p in ("fp32", "fp16", "bf16", "int8")
+    }
+    assert (
+        size["fp16"] < 0.55 * size["fp32"]
+        and size["bf16"] < 0.55 * size["fp32"]
+        and size["int8"] < 0.3 * size["fp32"]
+    )
+
+
+def infer(precise: Path, small: Small, out: Path, *words: str) -> Result:
+    given = (
+        str(small.slide),
+        "--spots",
+        str(small.spots),
+        "--bundle",
+        str(precise / "bundle"),
+        "--out",
+        str(out),
+    )
+    return CliRunner().invoke(infer_main, [*given, "--provider", "cpu", "--no-picture", *words])
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_map_in_another_precision(precise: Path, small: Small, tmp_path: Path, precision: str) -> None:
+    exact, other = tmp_path / "fp32.h5ad", tmp_path / "other.h5ad"
+    assert infer(precise, small, exact).exit_code == 0
+    done = infer(precise, small, other, "--precision", precision)
+    assert done.exit_code == 0 and f"encoder in {precision}" in done.stderr, done.output
+    one, two = anndata.read_h5ad(exact), anndata.read_h5ad(other)
+    assert two.uns["mclst"]["settings"]["precision"] == precision
+    given = open_bundle(precise / "bundle").encoder(precision)
+    assert np.abs(one.X - two.X).max() > 0, "another graph ran"
+    assert np.corrcoef(np.ravel(one.X), np.ravel(two.X))[0, 1] > (0.99 if precision == "fp16" else 0.8)
+    report = json.loads((tmp_path / "other.run.json").read_text())
+    assert report["run"]["precision"] == precision and given.exists()
+
+
+def test_bf16_says_that_the_cpu_has_none(precise: Path, small: Small, tmp_path: Path) -> None:
+    before = tree(tmp_path)
+    done = infer(precise, small, tmp_path / "map.h5ad", "-q", "--precision", "bf16")
+    assert_refused(done, 6, ("encoder.bf16.onnx", "--precision", "--provider"))
+    assert tree(tmp_path) == before
+
+
+def test_a_precision_the_bundle_lacks_is_named(small_bundle: Path, small: Small, tmp_path: Path) -> None:
+    given = (
+        str(small.slide),
+        "--spots",
+        str(small.spots),
+        "--bundle",
+        str(small_bundle),
+        "--out",
+        str(tmp_path / "m.h5ad"),
+    )
+    done = CliRunner().invoke(infer_main, [*given, "--precision", "fp16", "-q"])
+    assert_refused(done, 4, ("no encoder in fp16", "fp32", "--precision fp16"))
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--precision", "int8", "--min-cosine", "0.9999999"), 4, ("in int8", "least cosine", "--precision int8")),
+        (("--precision", "fp16", "--min-pearson", "0.9999999"), 4, ("in fp16", "Pearson", "--min-pearson")),
+        (("--min-cosine", "1"), 4, ("in fp32", "cosine")),
+        (("--precision", "fp8"), 2, ("fp8", "fp32, fp16, bf16, int8")),
+        (("--calibration", "slide.tif"), 2, ("--calibration", "int8")),
+        (("--precision", "int8", "--calibration", "missing.tif"), 4, ("missing.tif",)),
+    ],
+)  # fmt: skip
+def test_an_export_fails_whole(
+    precise: Path, tmp_path: Path, words: tuple[str, ...], code: int, said: tuple[str, ...]
+) -> None:
+    given = (
+        "--ckpt",
+        str(precise / "model.pt"),
+        "--reference",
+        str(precise / "reference"),
+        "--out",
+        str(tmp_path / "b"),
+    )
+    done = export("-q", *given, *TINY, *words)
+    assert done.exit_code == code and "Traceback" not in done.output, done.output
+    for word in said:
+        assert word in done.stderr
+    assert tree(tmp_path) == {}
+
+
+def test_int8_needs_real_tiles_and_takes_a_slide(precise: Path, tmp_path: Path) -> None:
+    shutil.copytree(precise / "reference", tmp_path / "reference", ignore=shutil.ignore_patterns("images"))
+    given = ("-q", "--ckpt", str(precise / "model.pt"), "--reference", str(tmp_path / "reference"), *TINY)
+    asked = (
+        "--out",
+        str(tmp_path / "b"),
+        "--precision",
+        "int8",
+        "--min-cosine",
+        "0",
+        "--min-pearson",
+        "0",
+        "--min-overlap",
+        "0",
+    )
+    assert_refused(export(*given, *asked), 4, ("real tiles", "--calibration"))
+    slide = precise / "reference" / "images" / "B1.png"
+    done = export(
+        *given,
+        *asked,
+        "--calibration",
+        str(slide),
+        "--calibration-tiles",
+        "6",
+        "--calibration-method",
+        "entropy",
+    )
+    assert done.exit_code == 0, done.output
+    parity = json.loads((tmp_path / "b" / "parity.json").read_text())
+    found = parity["precisions"]["int8"]["calibration"]
+    assert (
+        found == {"method": "entropy", "source": "B1.png", "count": found["count"]}
+        and 0 < found["count"] <= 6
+    )
+    assert "made-up" in parity["tiles"]["source"]
+
+
+# ---------------------------------------------------------------------------------------------- TensorRT's parser
+
+
+def test_tensorrt_rtx_builds_every_precision(precise: Path) -> None:
+    """NVIDIA's own parser and builder, without a GPU, for two generations; types audited layer by layer."""
+    pytest.importorskip("tensorrt_rtx_libs", reason="the rtx extra is not installed")
+    from mclst.runtime.encoder.tensorrt.build import build_engine
+    from mclst.runtime.encoder.tensorrt.library import load_library
+    from mclst.runtime.encoder.tensorrt.manifest import EngineKey
+
+    library = load_library("tensorrt-rtx")
+    bundle = open_bundle(precise / "bundle")
+    layers = {}
+    for precision in ("fp16", "bf16", "int8"):
+        path = bundle.encoder(precision)
+        key = EngineKey(
+            onnx_sha256=hashlib.sha256(path.read_bytes()).hexdigest(), precision=precision, flavour="tensorrt-rtx",
+            version=library.version, max_batch=8, targets=("sm_86", "sm_89"), platform="test",
+        )  # fmt: skip
+        layers[precision] = build_engine(library, path, key).layers
+    assert layers["fp16"]["HALF"] >= 22 and layers["bf16"]["BF16"] >= 22
+    # An activation and a weight of each of the 19 convolutions that take int8; an activation may serve two.
+    assert layers["int8"]["INT8"] >= 19
+
+
+def test_tensorrt_rtx_parses_every_system_s_encoder(direct: tuple[str, Path]) -> None:
+    pytest.importorskip("tensorrt_rtx_libs", reason="the rtx extra is not installed")
+    from mclst.runtime.encoder.tensorrt.build import check_parses
+    from mclst.runtime.encoder.tensorrt.library import load_library
+
+    bundle = open_bundle(direct[1] / "bundle")
+    for precision in bundle.precisions:
+        check_parses(load_library("tensorrt-rtx"), bundle.encoder(precision))
+
+
+# ---------------------------------------------------------------------------------------------- measured
+
+
+def test_the_benchmark_tells_what_each_precision_keeps(precise: Path, small: Small, tmp_path: Path) -> None:
+    given = [
+        str(small.slide),
+        "--spots",
+        str(small.spots),
+        "--bundle",
+        str(precise / "bundle"),
+        "--provider",
+        "cpu",
+    ]
+    rest = [
+        "--truth",
+        str(small.folder),
+        "--repeats",
+        "1",
+        "--timed-tiles",
+        "4",
+        "--json",
+        str(tmp_path / "found.json"),
+    ]
+    done = CliRunner().invoke(bench_main, ["precision", *given, *rest])
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "found.json").read_text())["results"]
+    entries = found["precisions"]
+    assert list(entries) == ["fp32", "fp16", "bf16", "int8"] and found["tiles"] == 24
+    assert entries["fp32"]["against_fp32"]["embedding"]["max_abs"] == 0 and entries["fp32"]["times_fp32"] == 1
+    assert "bf16" in found["not_as_it_is"] and "tiles_per_second" not in entries["bf16"]
+    assert entries["bf16"]["runs_as"] == "cpu, rounded" and "rounded" not in entries["int8"]["runs_as"]
+    bundle = open_bundle(precise / "bundle")
+    assert entries["fp16"]["against_fp32"]["embedding"]["max_abs"] > 0
+    assert bundle.manifest.retrieval is not None
+    assert entries["int8"]["against_fp32"]["neighbours"]["k"] == bundle.manifest.retrieval.k
+    alone = CliRunner().invoke(bench_main, ["precision", *given[:3], "--bundle", str(tmp_path / "none")])
+    assert alone.exit_code == 4
+
+
+def test_no_tiles_to_calibrate_is_one_sentence(small_bundle: Path) -> None:
+    model = onnx.load(small_bundle / "encoder.onnx")
+    name = find_products(model)[0].activation
+    for t in model.graph.initializer:
+        if t.name == next(n for n in model.graph.node if n.op_type == "Conv").input[1]:
+            t.CopyFrom(numpy_helper.from_array(np.full(tuple(t.dims), np.nan, np.float32), t.name))
+    with pytest.raises(ReferenceDataError, match="not finite"):
+        calibrate(model, [name], np.zeros((1, TILE_PX, TILE_PX, 3), np.uint8), "percentile")
+
+
+def test_the_small_bundle_opens_as_before(small_bundle: Path) -> None:
+    bundle = open_bundle(small_bundle)
+    assert bundle.precisions == ("fp32",) and bundle.encoder() == bundle.encoder_path
+    assert json.loads((small_bundle / "parity.json").read_text())["precisions"] == {}
+    tiles = np.zeros((1, TILE_PX, TILE_PX, 3), np.uint8)
+    assert open_session(bundle.encoder(), "cpu").encode(tiles).shape == (1, 16)
+
+
+def test_the_docs_say_what_was_measured() -> None:
+    """Every line of the committed measurements stands in docs/precision.md as it is, and so does the gate."""
+    home = Path(__file__).resolve().parents[2]
+    said = [re.sub(r" +", " ", line) for line in (home / "docs" / "precision.md").read_text().splitlines()]
+    measured = sorted((home / "benchmarks" / "results").glob("precision-*.json"))
+    assert measured
+    for path in measured:
+        for line in rows(json.loads(path.read_text())["results"])[1:]:
+            assert f"| {' | '.join(line)} |" in said, (path.name, line)
+    for precision, gate in GATES.items():
+        limits = (gate.cosine, gate.overlap, gate.pearson, gate.change)
+        assert f"| {precision} | {' | '.join(f'{limit:g}' for limit in limits if limit)} |" in said

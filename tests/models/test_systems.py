@@ -1,0 +1,312 @@
+"""ST-Net, HisToGene, Hist2ST and THItoGene from checkpoint to map, and what is said where an option does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+from refusals import assert_refused
+from small_model import GENES, Small
+from small_systems import set_apart
+from system_cases import MADE
+
+from mclst.export.bundling import settle
+from mclst.export.cli import main as export_main
+from mclst.export.inputs.checkpoint import open_checkpoint
+from mclst.export.onnx.graph import write_graph
+from mclst.export.parity.compare import encode_with_checkpoint
+from mclst.models.hist2st import Hist2St
+from mclst.models.histogene import HisToGene
+from mclst.models.stnet import StNet
+from mclst.models.system import systems
+from mclst.models.thitogene import ThitoGene
+from mclst.runtime.bundle.bundle import open_bundle
+from mclst.runtime.bundle.manifest import Graph, Preprocessing, Settings, Tile
+from mclst.runtime.cli.infer import main as infer_main
+from mclst.runtime.errors import SpotsError
+from mclst.runtime.inference.providers import open_session
+from mclst.runtime.inference.sequence import check_positions
+from mclst.runtime.inference.spot_graph import nearest_spots
+from mclst.runtime.slide.base import TileReadError
+from mclst.runtime.tiling.tiles import Tiles
+from mclst.sections.tables.spots import read_spots
+
+MEAN, STD = (0.7, 0.5, 0.6), (0.2, 0.25, 0.3)
+PUBLISHED: dict[str, tuple[Any, int | None, int | None, dict[str, tuple[int, ...]]]] = {
+    # keys, parameters, and some shapes with 785 genes (250 for ST-Net), as the published code has them
+    "stnet": (lambda: StNet(250), 727, 7_210_106, {"features.norm5.weight": (1024,), "classifier.weight": (250, 1024)}),
+    "histogene": (
+        lambda: HisToGene(785), 96, 106_648_337,
+        {"patch_embedding.weight": (1024, 37632), "x_embed.weight": (64, 1024),
+         "vit.transformer.layers.7.0.fn.to_qkv.weight": (3072, 1024),
+         "vit.transformer.layers.0.1.fn.net.3.weight": (1024, 2048), "gene_head.1.weight": (785, 1024)},
+    ),
+    "hist2st": (
+        lambda: Hist2St(785), 162 - 10, None,
+        {"vit.transformer.layer1.1.dw.3.weight": (32, 1, 5, 5), "vit.transformer.layer1.0.pw.0.weight": (32, 32, 1, 1),
+         "vit.transformer.layer2.7.attn.fn.to_qkv.weight": (3072, 1024), "vit.transformer.layer3.3.weight": (1024, 1024),
+         "vit.transformer.jknet.0.weight_hh_l1": (4096, 1024), "vit.transformer.down.0.weight": (4, 32, 1, 1)},
+    ),
+    "thitogene": (
+        lambda: ThitoGene(785), None, 63_586_712,
+        {"odconv2d.weight": (4, 16, 3, 4, 4), "odconv2d.attention.spatial_fc.weight": (16, 16, 1, 1),
+         "caps_layer.primary_caps.depthwise_conv.weight": (128, 1, 9, 9), "caps_layer.digit_caps.W": (20, 16, 8, 64),
+         "vit.transformer.layers.3.0.fn.to_out.0.weight": (1408, 1024), "gat.attention_7.a": (2048, 1),
+         "gat.out_att.W": (8192, 512), "gene_head.3.weight": (785, 1024)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_names_and_shapes_are_the_published_ones(name: str) -> None:
+    make, keys, parameters, shapes = PUBLISHED[name]
+    with torch.device("meta"):
+        network = make()
+    state = network.state_dict()
+    assert shapes.items() <= {key: tuple(tensor.shape) for key, tensor in state.items()}.items()
+    assert keys in (None, len(state))
+    assert parameters in (None, sum(p.numel() for p in network.parameters()))
+
+
+def wrapped(name: str, state: dict[str, torch.Tensor]) -> Any:
+    """As each system's training saves it."""
+    if name == "stnet":
+        return {"model": {f"module.{key}": t for key, t in state.items()}, "optim": {"lr": 1e-6}}
+    if name == "hist2st":
+        only_training = {
+            "mean.0.weight": torch.zeros(GENES, 4),
+            "coef.2.bias": torch.zeros(1),
+            "pi.0.bias": torch.ones(2),
+        }
+        return {**state, **only_training}
+    return {"state_dict": state, "epoch": 1, "global_step": 7, "pytorch-lightning_version": "1.4.0"}
+
+
+@pytest.fixture(scope="module", params=sorted(MADE))
+def bundled(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, small: Small
+) -> tuple[str, Any, Path]:
+    name = request.param
+    folder = tmp_path_factory.mktemp(name)
+    make, tile_px, options = MADE[name]
+    torch.manual_seed(2)
+    network = set_apart(make())
+    torch.save(wrapped(name, network.state_dict()), folder / "model.ckpt")
+    done = export(folder, name, small, *options, "--tile-px", str(tile_px))
+    assert done.exit_code == 0, done.output
+    return name, network, folder
+
+
+def export(folder: Path, name: str, small: Small, *options: str, genes: bool = True) -> Result:
+    words = [
+        "--ckpt",
+        str(folder / "model.ckpt"),
+        "--out",
+        str(folder / "mclst-bundle"),
+        "--parity-tiles",
+        "10",
+    ]
+    listed = ["--genes", str(small.folder / "genes.txt")] if genes else []
+    return CliRunner().invoke(export_main, [*words, *listed, *options])
+
+
+def infer(folder: Path, slide: Path, spots: Path, *options: str) -> Result:
+    words = [str(slide), "--spots", str(spots), "--bundle", str(folder / "mclst-bundle")]
+    return CliRunner().invoke(
+        infer_main, [*words, "--out", str(folder / "map.h5ad"), "--no-picture", *options]
+    )
+
+
+def expected_map(name: str, network: Any, slide: Path, table: Path) -> np.ndarray:
+    """Tiles cut by hand, the network in torch over all spots at once."""
+    tile_px = MADE[name][1]
+    picture, spots = np.asarray(Image.open(slide).convert("RGB")), read_spots(table)
+    assert spots.array_xy is not None
+    padded, half = np.pad(picture, ((100, 100), (100, 100), (0, 0))), tile_px // 2
+    corners = np.floor(spots.xy_px).astype(int) + 100 - half
+    tiles = np.stack([padded[y : y + tile_px, x : x + tile_px] for x, y in corners]).astype(np.float64)
+    if name == "stnet":
+        pixels = ((tiles / 255 - np.array(MEAN)) / np.array(STD)).transpose(0, 3, 1, 2)
+    else:
+        pixels = tiles.transpose(0, 3, 2, 1)  # x before y
+    with torch.no_grad():
+        expected = network.encode_tiles(torch.from_numpy(pixels).float())
+        if name != "stnet":
+            prune = "grid" if name == "hist2st" else "none"
+            graph = nearest_spots(spots.array_xy, Graph(neighbours=4, prune=prune))  # type: ignore[arg-type]
+            edges = () if name == "histogene" else tuple(map(torch.from_numpy, graph))
+            expected = network.express(expected, torch.from_numpy(spots.array_xy), *edges)
+    found: np.ndarray = expected.numpy()
+    return found
+
+
+def test_from_checkpoint_to_map(bundled: tuple[str, Any, Path], small: Small) -> None:
+    name, network, folder = bundled
+    done = infer(folder, small.slide, small.spots, "--overwrite", "--batch-size", "5")
+    assert done.exit_code == 0, done.output
+    assert "straight from the network" in done.stderr
+    expected = expected_map(name, network, small.slide, small.spots)
+    found = anndata.read_h5ad(folder / "map.h5ad")
+    assert np.abs(found.X - expected).max() < 1e-4 * max(1, float(np.abs(expected).max()))
+    assert list(found.var_names) == [f"GENE{i}" for i in range(GENES)]
+    assert not {"nearest_distance", "effective_k"} & set(found.obs)
+    said = found.uns["mclst"]["bundle"]
+    assert said["system"] == name and said["kind"] == ("regression" if name == "stnet" else "sequence")
+
+
+def test_what_needs_the_whole_slide_is_not_served(bundled: tuple[str, Any, Path], small: Small) -> None:
+    name, _, folder = bundled
+    of_a_bundle = (
+        "--bundle",
+        str(folder / "mclst-bundle"),
+        "--triton",
+        str(folder / "models"),
+        "--overwrite",
+    )
+    done = CliRunner().invoke(export_main, of_a_bundle)
+    assert done.exit_code == (0 if name == "stnet" else 4), done.output
+    if name != "stnet":
+        of_a_checkpoint = ("--ckpt", str(folder / "model.ckpt"), "--out", str(folder / "again"))
+        again = CliRunner().invoke(export_main, [*of_a_checkpoint, "--triton", str(folder / "models")])
+        assert again.exit_code == 4
+        for sentence in (done.stderr, again.stderr):
+            assert "comes from all spots of a slide together" in " ".join(sentence.split())
+        assert not (folder / "models").exists() and not (folder / "again").exists()
+
+
+def test_an_unreadable_tile_is_left_out_of_the_sequence(
+    bundled: tuple[str, Any, Path], small: Small, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its row is NaN; the others are what the network gives without it."""
+    name, network, folder = bundled
+    right = Tiles.read_tile
+
+    def read(tiles: Tiles, row: int, into: Any = None) -> Any:
+        if row == 5:
+            raise TileReadError("broken on purpose")
+        return right(tiles, row, into)
+
+    monkeypatch.setattr(Tiles, "read_tile", read)
+    done = infer(folder, small.slide, small.spots, "-q", "--overwrite", "--max-bad-tiles", "1")
+    assert done.exit_code == 0, done.output
+    found = anndata.read_h5ad(folder / "map.h5ad").X
+    kept = np.arange(24) != 5
+    lines = small.spots.read_text().splitlines()
+    (folder / "without.tsv").write_text("\n".join(lines[:6] + lines[7:]) + "\n")
+    expected = expected_map(name, network, small.slide, folder / "without.tsv")
+    assert np.isnan(found[5]).all()
+    assert np.abs(found[kept] - expected).max() < 1e-4 * max(1, float(np.abs(expected).max()))
+
+
+def test_the_manifest_records_what_the_checkpoint_does_not_hold(bundled: tuple[str, Any, Path]) -> None:
+    name, _, folder = bundled
+    m = open_bundle(folder / "mclst-bundle").manifest
+    assert m.system == name and m.retrieval is None and not m.bank and m.genes == GENES
+    if name == "stnet":
+        assert (m.preprocessing.mean, m.preprocessing.std) == (MEAN, STD)
+        assert (m.preprocessing.axes, m.normalisation.expression) == ("row-major", "log-share")
+        assert m.sequence is None
+        return
+    assert (m.preprocessing.axes, m.preprocessing.pixel_range) == ("x-major", "0-255")
+    assert m.sequence is not None and (m.sequence.positions, m.normalisation.expression) == (64, "spot-wise")
+    prune = {"histogene": None, "hist2st": "grid", "thitogene": "none"}[name]
+    assert (m.sequence.graph and m.sequence.graph.prune) == prune
+    parity = json.loads((folder / "mclst-bundle" / "parity.json").read_text())
+    assert parity["passed"] and parity["tiles"]["count"] == 10
+
+
+def test_options_that_do_not_apply_are_refused(bundled: tuple[str, Any, Path], small: Small) -> None:
+    name, _, folder = bundled
+    title = systems()[name].title
+    given = MADE[name][2]
+    cases: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
+        (("--k", "3"), (title, "retrieval.k")),
+        (("--reference", str(small.folder)), (title, "--reference")),
+    ]
+    if name == "stnet":
+        cases += [(("--prune", "grid"), (title, "graph.prune"))]
+    else:
+        cases += [(("--average",), (title, "preprocessing.symmetries")), (("--heads", "7"), ("7 heads",))]
+    for options, words in cases:
+        done = export(folder, name, small, "-q", "--overwrite", *given, *options)
+        assert_refused(done, 4, words)
+    assert_refused(
+        export(folder, name, small, "-q", "--overwrite", *given, genes=False), 4, ("--genes", "12 genes")
+    )
+    assert_refused(
+        infer(folder, small.slide, small.spots, "-q", "--overwrite", "--k", "3"), 4, ("without a bank",)
+    )
+
+
+def test_stnet_needs_the_mean_and_std_of_its_training(tmp_path: Path, small: Small) -> None:
+    torch.save(StNet(GENES).state_dict(), tmp_path / "model.ckpt")
+    assert_refused(export(tmp_path, "stnet", small, "-q"), 4, ("ST-Net", "--mean"))
+    assert_refused(export(tmp_path, "stnet", small, "-q", "--mean", "0,0,0"), 4, ("ST-Net", "--std"))
+
+
+class Tiny(torch.nn.Module):
+    """Some network that tells rotations and reflections apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 8)
+
+    def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = torch.relu(self.conv(tiles)).flatten(1)
+        return found
+
+
+def test_the_mean_over_eight_symmetries_is_inside_the_graph(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = Tiny().eval().requires_grad_(False)
+    settings = Preprocessing(mean=MEAN, std=STD, symmetries=8)
+    write_graph(network, Tile(size_px=8), settings, tmp_path / "encoder.onnx", output="expression")
+    tiles = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    turned = [np.rot90(t, k, (1, 2)) for t in (tiles, tiles[:, ::-1]) for k in range(4)]
+    p = {key: t.double().numpy() for key, t in network.state_dict().items()}
+    each = [
+        np.maximum(np.einsum("nyxc,ocyx->no", (t / 255 - MEAN) / STD, p["conv.weight"]) + p["conv.bias"], 0)
+        for t in turned
+    ]
+    assert np.abs(each[1] - each[0]).max() > 0.1
+    expected = np.mean(each, axis=0)
+    found = open_session(tmp_path / "encoder.onnx", "cpu").encode(tiles)
+    assert np.abs(found - expected).max() < 1e-5
+    assert (
+        np.abs(encode_with_checkpoint(network, tiles, Settings(preprocessing=settings)) - expected).max()
+        < 1e-5
+    )
+
+
+def test_average_is_stnets_option(tmp_path: Path) -> None:
+    torch.save(StNet(GENES).state_dict(), tmp_path / "model.ckpt")
+    change = {"preprocessing": {"symmetries": 8, "mean": MEAN, "std": STD}}
+    assert settle(open_checkpoint(tmp_path / "model.ckpt"), change).preprocessing.symmetries == 8
+    assert "--average" in CliRunner().invoke(export_main, ["--help"]).output
+
+
+def test_coordinates_beyond_the_tables_are_named(small: Small, tmp_path: Path) -> None:
+    lines = small.spots.read_text().splitlines()
+    cells = lines[3].split("\t")
+    lines[3] = "\t".join(["64", *cells[1:]])
+    (tmp_path / "spots.tsv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(
+        SpotsError, match=r"spots.tsv, line 4: spot 64x\d+ stands at array position \(64, \d+\)"
+    ):
+        check_positions(read_spots(tmp_path / "spots.tsv"), 64)
+    (tmp_path / "plain.csv").write_text("id,x,y\na,20,30\n")
+    with pytest.raises(SpotsError, match="no array coordinates"):
+        check_positions(read_spots(tmp_path / "plain.csv"), 64)
+
+
+def test_names_of_genes_are_checked_against_the_manifest(bundled: tuple[str, Any, Path]) -> None:
+    folder = bundled[2]
+    assert open_bundle(folder / "mclst-bundle").genes == [f"GENE{i}" for i in range(GENES)]
+    assert set(systems()) == {"mclstexp", "bleep", "stnet", "histogene", "hist2st", "thitogene"}

@@ -1,0 +1,187 @@
+"""Cohorts on a real Ray cluster: workers, a node and a poisonous slide die, and nothing is lost or done twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from mclst.runtime.bundle.bundle import open_bundle
+from mclst.runtime.cli.infer import main
+from mclst.runtime.cohort.cluster_worker import Task, Worker
+from mclst.runtime.cohort.run import Outcome
+from mclst.runtime.expression_map.parts import Share
+from mclst.runtime.report.files import Files
+from mclst.runtime.run.job import Job
+
+pytest.importorskip("ray")
+SCRIPT = Path(__file__).parents[2] / "support" / "ray_cluster.py"
+SECONDS = 300
+
+
+@pytest.fixture(scope="module")
+def ran(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder of the cohorts, and what the script tells of them."""
+    folder = tmp_path_factory.mktemp("cluster")
+    for name in ("mclst-bundle", "slide.tif", "spots.csv"):
+        (folder / name).symlink_to(sound / name)
+    alone = ["unshare", "--net"] if os.getuid() == 0 else ["unshare", "--map-root-user", "--net"]
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no network namespace can be made here, so Ray would listen beyond loopback")
+    done = subprocess.run(
+        [*alone, sys.executable, str(SCRIPT)], cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=False
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def expected(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, np.ndarray]:
+    """The expression of the slide by one process without a cluster, by batch size."""
+    found = {}
+    for batch in (16, 4):
+        out = tmp_path_factory.mktemp("alone") / "map.h5ad"
+        words = [sound / "slide.tif", "--spots", sound / "spots.csv", "--bundle", sound / "mclst-bundle"]
+        options = ["--out", out, "--no-picture", "--no-html", "--batch-size", batch]
+        assert CliRunner().invoke(main, [str(word) for word in (*words, *options)]).exit_code == 0
+        found[batch] = anndata.read_h5ad(out).X
+    return found
+
+
+def report(folder: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / name / "cohort.run.json").read_text())
+    return found
+
+
+def assert_all_done(ran: tuple[Path, dict[str, Any]], name: str, slides: int, expected: np.ndarray) -> None:
+    """Each slide once in the report and on stdout, each map as one process makes it, and nothing else left."""
+    folder, told = ran
+    assert told[name]["code"] == 0, told[name]["stderr"]
+    names = sorted(f"s{i}" for i in range(slides))
+    assert sorted(slide["name"] for slide in report(folder, name)["slides"]) == names
+    assert {slide["status"] for slide in report(folder, name)["slides"]} == {"done"}
+    assert sorted(told[name]["stdout"].split()) == sorted(f"{name}/{slide}.h5ad" for slide in names)
+    for slide in names:
+        assert np.array_equal(anndata.read_h5ad(folder / name / f"{slide}.h5ad").X, expected)
+    kept = {f"{slide}.{end}" for slide in names for end in ("h5ad", "run.json")} | {"cohort.run.json"}
+    assert {path.name for path in (folder / name).iterdir()} == kept
+
+
+def test_only_loopback_is_there(ran: tuple[Path, dict[str, Any]]) -> None:
+    assert ran[1]["interfaces"] == ["lo"]
+
+
+def test_a_worker_killed_costs_one_attempt(
+    ran: tuple[Path, dict[str, Any]], expected: dict[int, np.ndarray]
+) -> None:
+    assert len(ran[1]["killed"]) == 1
+    assert_all_done(ran, "worker", 20, expected[16])
+    attempts = [slide["attempts"] for slide in report(ran[0], "worker")["slides"]]
+    assert sorted(attempts) == [1] * 19 + [2]
+
+
+def test_a_node_killed_costs_what_it_was_at(
+    ran: tuple[Path, dict[str, Any]], expected: dict[int, np.ndarray]
+) -> None:
+    assert (ran[1]["node killed"], ran[1]["nodes left"]) == (1, 1)
+    assert_all_done(ran, "node", 20, expected[16])
+    attempts = [slide["attempts"] for slide in report(ran[0], "node")["slides"]]
+    assert max(attempts) <= 2 and sum(attempts) <= 22
+
+
+def test_a_slide_that_kills_its_worker_is_tried_three_times(
+    ran: tuple[Path, dict[str, Any]], expected: dict[int, np.ndarray]
+) -> None:
+    folder, told = ran
+    assert told["poison"]["code"] == 3
+    found = {slide["name"]: slide for slide in report(folder, "poison")["slides"]}
+    assert {name: slide["status"] for name, slide in found.items()} == {
+        "s0": "done",
+        "s1": "failed",
+        "s2": "done",
+    }
+    assert found["s1"]["attempts"] == 3 and "its worker ended 3 times" in found["s1"]["error"]["message"]
+    assert "1 of 3 slides failed" in told["poison"]["stderr"]
+    assert np.array_equal(anndata.read_h5ad(folder / "poison" / "s2.h5ad").X, expected[16])
+
+
+def test_a_slide_that_hangs_costs_an_attempt_at_each_deadline(
+    ran: tuple[Path, dict[str, Any]], expected: dict[int, np.ndarray]
+) -> None:
+    folder, told = ran
+    assert told["hung"]["code"] == 3, told["hung"]["stderr"]
+    found = {slide["name"]: slide for slide in json.loads((folder / "hung.json").read_text())["slides"]}
+    assert {name: slide["status"] for name, slide in found.items()} == {
+        "s0": "done",
+        "s1": "failed",
+        "s2": "done",
+    }
+    error = found["s1"]["error"]["message"]
+    assert found["s1"]["attempts"] == 2 and "longer at it than --deadline 6 s" in error
+    assert told["hung"]["seconds"] >= 2 * 6
+    # The workers that were ended hold nothing back: the same command does what is left.
+    assert told["hung again"]["code"] == 0, told["hung again"]["stderr"]
+    statuses = {slide["name"]: slide["status"] for slide in report(folder, "hung")["slides"]}
+    assert statuses == {"s0": "skipped", "s1": "done", "s2": "skipped"}
+    for slide in statuses:
+        assert np.array_equal(anndata.read_h5ad(folder / "hung" / f"{slide}.h5ad").X, expected[16])
+    assert not list((folder / "hung").glob(".*"))
+
+
+def test_slides_in_parts_are_merged_to_the_same_map(
+    ran: tuple[Path, dict[str, Any]], expected: dict[int, np.ndarray]
+) -> None:
+    assert_all_done(ran, "parts", 3, expected[4])
+    one = json.loads((ran[0] / "parts" / "s0.run.json").read_text())
+    assert one["run"]["spots"] == 600 and one["run"]["failed"] == []
+    # What was encoded by the run that merged: nothing.
+    assert one["run"]["seconds"]["encode"] == 0
+
+
+def test_a_map_finished_by_a_worker_that_died_is_done_and_tidied_up(sound: Path, tmp_path: Path) -> None:
+    """A worker here, without Ray: the second attempt at the merging of a slide whose first ended after publishing."""
+    job = Job(sound / "slide.tif", tmp_path / "map.h5ad", spots=sound / "spots.csv")
+    settings = {
+        "provider": "cpu",
+        "picture": False,
+        "report": True,
+        "files": Files(html=False),
+        "overwrite": False,
+    }
+    worker = Worker(sound / "mclst-bundle", open_bundle(sound / "mclst-bundle").sha256, settings, None, 1)
+    assert worker.open() is None
+    merge = Task("map", job, Share(2))
+    for part in (0, 1):
+        worker.run(Task("map", job, Share(2, part)))
+    left = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    first = worker.run(merge)
+    assert isinstance(first, Outcome) and (first.status, first.notes) == ("done", ())
+    for name, content in left.items():
+        (tmp_path / name).write_bytes(content)
+    again = worker.run(merge.again)
+    assert isinstance(again, Outcome) and (again.status, again.spots, again.attempts) == ("done", 600, 2)
+    assert again.notes == ("its map was found finished after a worker had ended",)
+    assert {path.name for path in tmp_path.iterdir()} == {"map.h5ad", "map.run.json"}
+    assert worker.run(Task("map", job)).status == "skipped"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("a.tif", "--spots", "s.csv", "--cluster", "auto"),
+        ("--slides", "c.csv", "--cores", "2"),
+        ("--slides", "c.csv", "--shard-tiles", "100"),
+        ("--slides", "c.csv", "--deadline", "100"),
+        ("--slides", "c.csv", "--cluster", "auto", "--deadline", "0"),
+    ],
+)
+def test_wrong_usage(words: tuple[str, ...]) -> None:
+    assert CliRunner().invoke(main, list(words)).exit_code == 2

@@ -1,0 +1,338 @@
+"""The stages on a CUDA device, TensorRT's and ONNX Runtime's runners, over a played driver that runs late.
+
+What is proved: which calls are made, in which order the streams may do them, that all memory comes back. What is not: that
+a GPU does what the driver's documentation says.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from fake_cuda import PlayedDriver, PlayedTensorRT, encoded
+from numpy.typing import NDArray
+from PIL import Image
+from synthetic_slides import tissue
+
+from mclst.benchmarks.contenders.base import Encoder
+from mclst.benchmarks.encoder import measure as latency
+from mclst.benchmarks.schemas.latency import QueryResult
+from mclst.runtime import open_slide
+from mclst.runtime.bundle.manifest import FileRecord
+from mclst.runtime.encoder.cuda.device import CudaDevice
+from mclst.runtime.encoder.cuda.onnxruntime_cuda import OnnxRunner
+from mclst.runtime.encoder.cuda.session import DeviceSession
+from mclst.runtime.encoder.ring import Ring
+from mclst.runtime.encoder.tensorrt.engine_cache import Engine
+from mclst.runtime.encoder.tensorrt.library import Library
+from mclst.runtime.encoder.tensorrt.manifest import EngineKey, EngineManifest
+from mclst.runtime.encoder.tensorrt.session import open_tensorrt
+from mclst.runtime.errors import ResourceError
+from mclst.runtime.progress import Clock
+from mclst.runtime.tiling.tiles import Tiles, TileShape
+
+Played = Callable[..., tuple[CudaDevice, PlayedDriver]]
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> Played:
+    """Opens the device of a played driver."""
+
+    def opened(seed: int = 0, **fails: str) -> tuple[CudaDevice, PlayedDriver]:
+        driver = PlayedDriver(seed, fails)
+        package = ModuleType("cuda.bindings")
+        package.driver = driver  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "cuda.bindings", package)
+        monkeypatch.setitem(sys.modules, "cuda.bindings.driver", driver)
+        return CudaDevice(), driver
+
+    return opened
+
+
+def an_engine(flavour: str = "tensorrt") -> Engine:
+    key = EngineKey(
+        onnx_sha256="0" * 64,
+        precision="fp32",
+        flavour=flavour,  # type: ignore[arg-type]
+        version="10.3.0",
+        max_batch=8,
+        platform="linux-x86_64",
+    )
+    manifest = EngineManifest(
+        format="mclst-engine/1",
+        key=key,
+        output="embedding",
+        tile_px=8,
+        layers={},
+        plan=FileRecord(bytes=4, sha256="1" * 64),
+        seconds=0,
+    )
+    # A played tile has 4 px, fewer than any manifest allows.
+    return Engine(Path("engines/0"), manifest.model_copy(update={"tile_px": 4}), b"plan")
+
+
+def a_session(
+    device: CudaDevice, driver: PlayedDriver, flavour: str = "tensorrt", fails: str = ""
+) -> tuple[DeviceSession, PlayedTensorRT]:
+    trt = PlayedTensorRT(driver, fails)
+    library = Library(flavour, trt, trt.__version__)  # type: ignore[arg-type]
+    return open_tensorrt(library, device, an_engine(flavour)), trt
+
+
+@dataclass(frozen=True)
+class OneSlide:
+    path: Path
+    xy: NDArray[np.float64]
+    expected: NDArray[np.float32]
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory: pytest.TempPathFactory) -> OneSlide:
+    path = tmp_path_factory.mktemp("slide") / "slide.png"
+    Image.fromarray(tissue(100, 100)).save(path)
+    xy = np.random.default_rng(3).uniform(2, 90, (53, 2))
+    with open_slide(path) as opened:
+        tiles = Tiles(opened, xy, TileShape(4), batch_size=1, workers=1)
+        return OneSlide(path, xy, encoded(np.stack([tiles.read_tile(row) for row in range(len(xy))])))
+
+
+def on_host(group: Any) -> NDArray[np.float32]:
+    """A group, wherever it lies; here the device's memory is the host's."""
+    if isinstance(group, np.ndarray):
+        return group.copy()
+    interface = group.__cuda_array_interface__
+    assert interface["typestr"] == "<f4" and interface["strides"] is None
+    size = int(np.prod(interface["shape"]))
+    flat = np.ctypeslib.as_array((ctypes.c_float * size).from_address(interface["data"][0]))
+    return flat.reshape(interface["shape"]).copy()
+
+
+def whole_run(
+    session: Any, slide: OneSlide, clock: Clock, *, on_device: bool, batch: int = 5
+) -> NDArray[np.float32]:
+    found = np.full((len(slide.xy), 3), np.nan, np.float32)
+    with open_slide(slide.path) as opened:
+        tiles = Tiles(opened, slide.xy, TileShape(4), batch_size=batch, workers=2, group=3)
+        stages = session.stages(batch, group_rows=3 * batch, on_device=on_device, clock=clock)
+        with closing(Ring(stages).run(tiles)) as steps:
+            for step in steps:
+                if step.group is not None:
+                    found[step.group.rows] = on_host(step.group.given)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+def test_a_run_through_tensorrt(
+    played: Played, slide: OneSlide, flavour: str, on_device: bool, seed: int
+) -> None:
+    device, driver = played(seed)
+    session, trt = a_session(device, driver, flavour)
+    clock = Clock()
+    found = whole_run(session, slide, clock, on_device=on_device)
+    np.testing.assert_array_equal(found, slide.expected)
+    assert trt.deserialized == [b"plan"]
+    # Once to warm up and once to capture, and from then on the graph; TensorRT-RTX captures by itself.
+    batches = -(-len(slide.xy) // 5)
+    expected = (2, batches) if flavour == "tensorrt" else (1 + batches, 0)
+    assert (trt.executed, driver.launched) == expected
+    assert driver.most_waiting > 10 and set(clock) == {
+        "upload",
+        "encode",
+        "gather" if on_device else "download",
+    }
+    assert not driver.held and not driver.streams and not driver.graphs and driver.depth == 0
+    assert not driver.events
+
+
+def test_the_device_says_what_it_is(played: Played, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("mclst.runtime.encoder.cuda.device.DRIVER_VERSION", tmp_path / "none")
+    device, _ = played()
+    assert (device.gpu.name, device.gpu.compute_capability, device.gpu.target) == (
+        "Made-up RTX",
+        "8.6",
+        "sm_86",
+    )
+    assert device.gpu.driver == "CUDA 13000"
+    (tmp_path / "none").write_text("580.159.03\n")
+    assert played()[0].gpu.driver == "580.159.03"
+
+
+@pytest.mark.parametrize("n", [1, 3, 8])
+def test_tiles_at_hand(played: Played, n: int) -> None:
+    device, driver = played()
+    session, _ = a_session(device, driver)
+    tiles = np.random.default_rng(n).integers(0, 256, (n, 4, 4, 3), dtype=np.uint8)
+    for _ in range(3):
+        np.testing.assert_array_equal(session.encode(tiles), encoded(tiles))
+    assert driver.launched == 3
+    assert session.encode(tiles[:0]).shape == (0, 3)
+
+
+def test_the_device_times_each_query_by_its_events(played: Played) -> None:
+    device, driver = played()
+    session, _ = a_session(device, driver)
+    rng = np.random.default_rng(0)
+    tiles = rng.integers(0, 256, (16, 4, 4, 3), dtype=np.uint8)
+    assert session.device_seconds() == {}
+    before: dict[str, float] = {}
+    for n in (3, 3, 8, 3):
+        session.encode(tiles[:n])
+        now = session.device_seconds()
+        # The played clock moves by 1 ms with each thing the device does: one copy, or copy, graph and copy.
+        took = {name: round(1e3 * (now[name] - before.get(name, 0.0))) for name in now}
+        assert took.keys() == {"upload", "encode", "download"} and min(took.values()) >= 1
+        assert took["encode"] > took["upload"]
+        before = now
+
+
+def test_a_benchmark_tells_copies_and_work_on_the_device_apart(played: Played) -> None:
+    device, driver = played()
+    session, _ = a_session(device, driver)
+    tiles = np.random.default_rng(0).integers(0, 256, (16, 4, 4, 3), dtype=np.uint8)
+    ours = Encoder(
+        "mclst tensorrt fp32", True, "fp32", session.encode, gpu=True, device_seconds=session.device_seconds
+    )
+    host = Encoder("host", False, "fp32", encoded)
+    for batch in (1, 8):
+        told = latency.measure([ours, host], tiles, batch=batch, rounds=2, block_s=0.02, warm_s=(0.001, 0.01))
+        mine, theirs = told["results"]
+        assert theirs["device_s"] is None and mine["device_s"].keys() == {"copy up", "encode", "copy down"}
+        for stage, of in mine["device_s"].items():
+            seconds = mine["samples"][f"{stage}_s"]
+            assert of["n"] == len(seconds) == mine["latency_s"]["n"] and min(seconds) >= 0.001
+            assert of["mean"] == pytest.approx(np.mean(seconds))
+        QueryResult.model_validate({**mine, "roofline_s": None, "of_roofline": None})
+
+
+def test_more_tiles_than_the_engine_takes_are_refused(played: Played) -> None:
+    device, driver = played()
+    session, _ = a_session(device, driver)
+    with pytest.raises(
+        ResourceError, match="does not take 9 tiles of 4 px at once; give a smaller --batch-size"
+    ):
+        session.encode(np.zeros((9, 4, 4, 3), np.uint8))
+
+
+def test_an_engine_that_is_refused_is_one_sentence(played: Played) -> None:
+    device, driver = played()
+    with pytest.raises(ResourceError, match="refuses engines/0, whose bytes are right"):
+        a_session(device, driver, fails="deserialize")
+
+
+@pytest.mark.parametrize(
+    "call", ["cuMemcpyHtoDAsync", "cuGraphLaunch", "cuEventQuery", "cuMemcpyDtoHAsync", "cuStreamWaitEvent"]
+)
+def test_a_driver_that_fails_ends_the_run(played: Played, slide: OneSlide, call: str) -> None:
+    device, driver = played()
+    session, _ = a_session(device, driver)
+    stages = session.stages(5, group_rows=15, on_device=False, clock=Clock())
+    driver.fails[call] = "CUDA_ERROR_ILLEGAL_ADDRESS"
+    with open_slide(slide.path) as opened:
+        tiles = Tiles(opened, slide.xy, TileShape(4), batch_size=5, workers=2, group=3)
+        with (
+            pytest.raises(ResourceError, match="ILLEGAL_ADDRESS") as caught,
+            closing(Ring(stages).run(tiles)) as steps,
+        ):
+            list(steps)
+    assert "\n" not in str(caught.value) and driver.depth == 0
+
+
+def test_a_device_without_room_says_so_and_gives_back_what_it_took(played: Played) -> None:
+    device, driver = played()
+    session, _ = a_session(device, driver)
+    driver.room = 2000
+    with pytest.raises(ResourceError, match=r"has no room for \d+ MiB more"):
+        session.stages(8, group_rows=24, on_device=False, clock=Clock())
+    assert not driver.held and not driver.streams
+
+
+def test_without_a_device_it_is_one_sentence(played: Played) -> None:
+    with pytest.raises(
+        ResourceError, match=r"no CUDA device was found \(its driver answers CUDA_ERROR_NO_DEVICE\)"
+    ):
+        played(cuInit="CUDA_ERROR_NO_DEVICE")
+
+
+# --- ONNX Runtime ---------------------------------------------------------------------------------------------------
+
+
+class PlayedOnnx:
+    """A session of ONNX Runtime's CUDA provider: what it is bound to is put on the stream it was given."""
+
+    def __init__(self, driver: PlayedDriver, stream: int) -> None:
+        self.driver, self.stream = driver, stream
+
+    def get_inputs(self) -> list[Any]:
+        return [type("Input", (), {"name": "tiles", "type": "tensor(uint8)", "shape": ["N", 4, 4, 3]})]
+
+    def get_outputs(self) -> list[Any]:
+        return [type("Output", (), {"name": "embedding", "shape": ["N", 3]})]
+
+    def io_binding(self) -> Any:
+        return PlayedBinding()
+
+    def run_with_iobinding(self, binding: Any, options: onnxruntime.RunOptions) -> None:
+        assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
+        (n, *_), source, to = (
+            binding.bound["tiles"][0],
+            binding.bound["tiles"][1],
+            binding.bound["embedding"][1],
+        )
+        assert binding.bound["embedding"][0] == (n, 3)
+
+        def run() -> None:
+            tiles = np.ctypeslib.as_array((ctypes.c_uint8 * (n * 48)).from_address(source))
+            found = encoded(tiles.reshape(n, 4, 4, 3).copy())
+            ctypes.memmove(to, found.ctypes.data, found.nbytes)
+
+        self.driver.put(self.stream, run)
+
+
+class PlayedBinding:
+    def __init__(self) -> None:
+        self.bound: dict[str, tuple[tuple[int, ...], int]] = {}
+
+    def bind_input(self, *given: Any) -> None:
+        self.bind(onnxruntime.IOBinding.bind_input, np.uint8, given)
+
+    def bind_output(self, *given: Any) -> None:
+        self.bind(onnxruntime.IOBinding.bind_output, np.float32, given)
+
+    def bind(self, real: Any, dtype: Any, given: tuple[Any, ...]) -> None:
+        bound = inspect.signature(real).bind(self, *given).arguments
+        assert (bound["device_type"], bound["device_id"], bound["element_type"]) == ("cuda", 0, dtype)
+        self.bound[bound["name"]] = (tuple(bound["shape"]), bound["buffer_ptr"])
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_run_through_onnx_runtime(
+    played: Played, slide: OneSlide, on_device: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, driver = played(4)
+    asked: list[dict[str, str]] = []
+
+    def open_graph(path: Path, provider: str, *, options_of_cuda: dict[str, str]) -> PlayedOnnx:
+        asked.append(options_of_cuda)
+        return PlayedOnnx(driver, int(options_of_cuda["user_compute_stream"]))
+
+    monkeypatch.setattr("mclst.runtime.encoder.cuda.onnxruntime_cuda.open_graph", open_graph)
+    path = Path("encoder.onnx")
+    session = DeviceSession(
+        device, lambda batch: OnnxRunner(path, batch), provider="cuda", engine="", tile=(4, 4, 3), width=3
+    )
+    found = whole_run(session, slide, Clock(), on_device=on_device)
+    np.testing.assert_array_equal(found, slide.expected)
+    assert len(asked) == 1 and asked[0]["use_tf32"] == "0"
+    assert not driver.held and not driver.streams

@@ -1,0 +1,580 @@
+"""Engines really built by TensorRT-RTX on the CPU, and the cache that never trusts one without looking."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from small_model import TILE_PX, Small, fast_bundle, tiny_network
+
+from mclst.export.cli import main as export_main
+from mclst.export.onnx.fp16 import to_half
+from mclst.export.onnx.graph import write_graph
+from mclst.runtime import open_bundle
+from mclst.runtime.bundle.manifest import Preprocessing, Tile
+from mclst.runtime.encoder.cuda.gpu import Gpu
+from mclst.runtime.encoder.tensorrt import build as engine_build
+from mclst.runtime.encoder.tensorrt.build import EngineError, build_engine, check_parses, covered
+from mclst.runtime.encoder.tensorrt.engine_cache import (
+    Engine,
+    Wanted,
+    check_target,
+    find_engine,
+    graph_sha256,
+    make_engine,
+    open_engine,
+    this_platform,
+)
+from mclst.runtime.encoder.tensorrt.library import Library, load_library
+from mclst.runtime.encoder.tensorrt.manifest import EngineKey, read_engine_manifest
+from mclst.runtime.errors import ResourceError
+
+pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed; install mclst[rtx]")
+
+GPU = Gpu(name="Made-up RTX", compute_capability="8.6", driver="580.1")
+# Name, and side of a tile: DenseNet and ResNet take small ones, a ViT's patches are 32 px.
+NETWORKS = {"densenet121": 64, "resnet50": 64, "vit_base_patch32_224": 224}
+
+
+@pytest.fixture(scope="module")
+def library() -> Library:
+    return load_library("tensorrt-rtx")
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def graph(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """The image part of an mclSTExp with random weights."""
+    path = tmp_path_factory.mktemp(request.param) / "encoder.onnx"
+    write_graph(tiny_network(request.param), Tile(size_px=NETWORKS[request.param]), Preprocessing(), path)
+    return request.param, path
+
+
+def key_of(path: Path, library: Library, **changed: Any) -> EngineKey:
+    fields: dict[str, Any] = {
+        "onnx_sha256": graph_sha256(path),
+        "precision": "fp32",
+        "flavour": library.flavour,
+        "version": library.version,
+        "max_batch": 8,
+        "targets": ("sm_86", "sm_89"),
+        "platform": this_platform(),
+    }
+    return EngineKey(**(fields | changed))
+
+
+class Watched:
+    """A library whose builder keeps what was asked of it, so that it can be looked at without a GPU."""
+
+    def __init__(self, library: Library) -> None:
+        trt, watched = library.trt, self
+        self.profiles: list[Any] = []
+
+        class Builder(trt.Builder):  # type: ignore[misc, name-defined]
+            def create_network(self, flags: int = 0) -> Any:
+                watched.network = trt.Builder.create_network(self, flags)
+                return watched.network
+
+            def create_builder_config(self) -> Any:
+                watched.config = trt.Builder.create_builder_config(self)
+                return watched.config
+
+            def create_optimization_profile(self) -> Any:
+                watched.profiles.append(trt.Builder.create_optimization_profile(self))
+                return watched.profiles[-1]
+
+        class Module:
+            def __getattr__(self, name: str) -> Any:
+                return Builder if name == "Builder" else getattr(trt, name)
+
+        self.library = replace(library, trt=Module())
+        self.network: Any = None
+        self.config: Any = None
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_engine_of_every_encoder_for_two_targets(
+    graph: tuple[str, Path], precision: str, library: Library
+) -> None:
+    name, path = graph
+    model = onnx.load(path)
+    if precision == "fp16":
+        model, path = to_half(model, "fp16").model, path.with_name("encoder.fp16.onnx")
+        onnx.save(model, path)
+    trt, watched = library.trt, Watched(library)
+    built = build_engine(watched.library, path, key_of(path, library, precision=precision))
+    side = NETWORKS[name]
+    assert (built.output, built.tile_px) == ("embedding", side)
+    # TensorRT's own header: a mark, and the size at byte 16.
+    assert built.plan[:4] == b"vtrt" and int.from_bytes(built.plan[16:24], "little") == len(built.plan)
+    network, config = watched.network, watched.config
+    tiles, embedding = network.get_input(0), network.get_output(0)
+    assert (tiles.name, tiles.dtype, tuple(tiles.shape)) == ("tiles", trt.DataType.UINT8, (-1, side, side, 3))
+    assert (embedding.name, embedding.dtype) == ("embedding", trt.DataType.FLOAT)
+    assert tuple(embedding.shape) == (-1, 16)
+    assert network.get_flag(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    assert not config.get_flag(trt.BuilderFlag.TF32)
+    assert config.num_optimization_profiles == 1
+    assert [tuple(shape) for shape in watched.profiles[0].get_shape("tiles")] == [
+        (1, side, side, 3),
+        (8, side, side, 3),
+        (8, side, side, 3),
+    ]
+    assert config.num_compute_capabilities == 2
+    assert [str(config.get_compute_capability(i)).rsplit(".", 1)[-1] for i in (0, 1)] == ["SM86", "SM89"]
+    assert sum(built.layers.values()) == network.num_layers
+    # A product's type is the graph's: nothing is rounded that the graph does not round, nothing is left that it does.
+    products = [network.get_layer(i) for i in range(network.num_layers)]
+    kinds = (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
+    types = {layer.get_output(0).dtype for layer in products if layer.type in kinds}
+    assert types == {trt.DataType.FLOAT if precision == "fp32" else trt.DataType.HALF}
+    assert ("HALF" in built.layers) == (precision == "fp16")
+    weights = sum(numpy_helper.to_array(tensor).nbytes for tensor in model.graph.initializer)
+    assert len(built.plan) > 0.9 * weights
+
+
+def test_a_workspace_is_the_builders_limit(library: Library, tmp_path: Path) -> None:
+    path = made_graph(tmp_path)
+    watched = Watched(library)
+    build_engine(watched.library, path, key_of(path, library, workspace_bytes=123 << 20))
+    assert watched.config.get_memory_pool_limit(library.trt.MemoryPoolType.WORKSPACE) == 123 << 20
+
+
+# --- graphs that are refused ---------------------------------------------------------------------------------------
+
+
+def made_graph(folder: Path, name: str = "right") -> Path:
+    """A small encoder, or one that is wrong as its name says."""
+    dtype = TensorProto.FLOAT if name == "float tiles" else TensorProto.UINT8
+    side = 16
+    nodes = [
+        helper.make_node("Cast", ["tiles"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["x"], ["nchw"], perm=[0, 3, 1, 2]),
+    ]
+    if name == "transposed before the cast":
+        nodes = [
+            helper.make_node("Transpose", ["tiles"], ["x"], perm=[0, 3, 1, 2]),
+            helper.make_node("Cast", ["x"], ["nchw"], to=TensorProto.FLOAT),
+        ]
+    nodes.append(
+        helper.make_node(
+            "Warp" if name == "unknown operator" else "Conv",
+            ["nchw", "elsewhere" if name == "dangling" else "w"],
+            ["features"],
+            domain="made.up" if name == "unknown operator" else "",
+        )
+    )
+    output = "logits" if name == "no embedding" else "embedding"
+    nodes.append(helper.make_node("ReduceMean", ["features"], [output], axes=[2, 3], keepdims=0))
+    weights = np.random.default_rng(0).normal(size=(5, 3, 3, 3)).astype(np.float32)
+    batch: Any = 4 if name == "fixed batch" else "N"
+    model = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "g",
+            [helper.make_tensor_value_info("tiles", dtype, [batch, side, side, 3])],
+            [helper.make_tensor_value_info(output, TensorProto.FLOAT, [batch, 5])],
+            [numpy_helper.from_array(weights, "w")],
+        ),
+        opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("made.up", 1)],
+        ir_version=8,
+    )
+    path = folder / "encoder.onnx"
+    onnx.save(model, path)
+    return path
+
+
+REFUSED = {
+    "transposed before the cast": "UInt8",
+    "float tiles": "is not an encoder",
+    "unknown operator": "Warp",
+    "dangling": "parser refuses it",
+    "no embedding": "is not an encoder",
+    "fixed batch": "is not an encoder",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_wrong_graph_is_one_sentence(name: str, library: Library, tmp_path: Path) -> None:
+    path = made_graph(tmp_path, name)
+    with pytest.raises(EngineError, match=REFUSED[name]) as caught:
+        build_engine(library, path, key_of(path, library))
+    assert "\n" not in str(caught.value) and "encoder.onnx" in str(caught.value)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 60, -1])
+def test_a_damaged_graph_is_one_sentence(cut: int, library: Library, tmp_path: Path) -> None:
+    path = made_graph(tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[:cut])
+    with pytest.raises(EngineError, match=r"parser refuses it|is not an encoder"):
+        build_engine(library, path, key_of(path, library))
+    if cut != -1:
+        with pytest.raises(EngineError):
+            check_parses(library, path)
+
+
+def test_a_target_that_is_not_covered_is_named(library: Library, tmp_path: Path) -> None:
+    assert {"sm_86", "sm_89", "sm_120"} <= set(covered(library)) and "sm_90" not in covered(library)
+    path = made_graph(tmp_path)
+    with pytest.raises(EngineError, match=r"does not build for sm_87, only for sm_75, sm_80"):
+        build_engine(library, path, key_of(path, library, targets=("sm_86", "sm_87")))
+    for capability in ("8.7", "9.0", "11.0"):
+        with pytest.raises(ResourceError, match="does not cover Some GPU"):
+            check_target(library, Gpu(name="Some GPU", compute_capability=capability, driver="1"))
+    check_target(library, GPU)
+
+
+# --- the cache -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stored(small_bundle: Path, library: Library, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with one engine in it; copied before it is changed."""
+    bundle = fast_bundle(small_bundle, tmp_path_factory.mktemp("stored") / "bundle")
+    engine = open_engine(bundle, wanted(bundle, library), build=True, tell=lambda text: None)
+    assert engine.manifest.key == wanted(bundle, library).key()
+    return bundle
+
+
+@pytest.fixture
+def bundle(stored: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(stored, tmp_path / "bundle"))
+
+
+def wanted(
+    bundle: Path, library: Library, *, precision: str = "fp32", gpu: Gpu = GPU, batch: int = 8
+) -> Wanted:
+    return Wanted(bundle / "encoder.onnx", precision, library, gpu, batch)
+
+
+def the_engine(bundle: Path) -> Path:
+    (folder,) = (bundle / "engines").iterdir()
+    return folder
+
+
+def test_an_engine_is_built_once(bundle: Path, library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mclst.runtime.encoder.tensorrt.engine_cache.build_engine", no_build)
+    said: list[str] = []
+    found = open_engine(bundle, wanted(bundle, library), build=False, tell=said.append)
+    assert not said and found.path == the_engine(bundle)
+    assert found.plan == (the_engine(bundle) / "engine.plan").read_bytes()
+    smaller = open_engine(bundle, wanted(bundle, library, batch=3), build=False, tell=said.append)
+    assert smaller.path == found.path
+    assert open_bundle(bundle).manifest.kind == "retrieval"
+
+
+def no_build(*_: Any, **__: Any) -> Any:
+    raise AssertionError("an engine was built")
+
+
+def flip(folder: Path) -> None:
+    content = bytearray((folder / "engine.plan").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "engine.plan").write_bytes(bytes(content))
+
+
+def truncate(folder: Path) -> None:
+    os.truncate(folder / "engine.plan", 1000)
+
+
+def lengthen(folder: Path) -> None:
+    with (folder / "engine.plan").open("ab") as file:
+        file.write(b"more")
+
+
+def link(folder: Path) -> None:
+    elsewhere = folder.parent.parent / "elsewhere.plan"
+    (folder / "engine.plan").rename(elsewhere)
+    (folder / "engine.plan").symlink_to(elsewhere)
+
+
+def remove_plan(folder: Path) -> None:
+    (folder / "engine.plan").unlink()
+
+
+def remove_manifest(folder: Path) -> None:
+    (folder / "engine.json").unlink()
+
+
+def spoil_manifest(folder: Path) -> None:
+    (folder / "engine.json").write_text("{}")
+
+
+def let_anyone_write(folder: Path) -> None:
+    (folder / "engine.plan").chmod(0o666)
+
+
+def change_key(**changed: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = json.loads((folder / "engine.json").read_text())
+        content["key"] |= changed
+        (folder / "engine.json").write_text(json.dumps(content))
+
+    return change
+
+
+SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
+    "tampered": (flip, "SHA-256 differs"),
+    "truncated": (truncate, "has 1000 bytes and"),
+    "longer": (lengthen, "bytes and"),
+    "a link": (link, "cannot be read"),
+    "no plan": (remove_plan, "cannot be read"),
+    "no manifest": (remove_manifest, "cannot be read"),
+    "manifest damaged": (spoil_manifest, "its engine.json is damaged"),
+    "writable by all": (let_anyone_write, "anyone may write"),
+    "another graph": (change_key(onnx_sha256="0" * 64), "it was built from another graph"),
+    "another version": (change_key(version="1.6.0"), "it was built by tensorrt-rtx 1.6.0 and here is"),
+    "another system": (change_key(platform="linux-sparc"), "it was built for linux-sparc"),
+    "another target": (change_key(targets=["sm_120"]), "it was built for sm_120 and this device is sm_86"),
+    "too small": (change_key(max_batch=2), "it takes up to 2 tiles at once and 8 are wanted"),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_spoilt_engine_is_built_again_with_one_line(how: str, bundle: Path, library: Library) -> None:
+    spoil, reason = SPOILT[how]
+    folder = the_engine(bundle)
+    spoil(folder)
+    found, why = find_engine(bundle, wanted(bundle, library))
+    assert found is None and reason in why and folder.name in why
+    with pytest.raises(ResourceError, match="leave --no-build out"):
+        open_engine(bundle, wanted(bundle, library), build=False, tell=no_build)
+    said: list[str] = []
+    made = open_engine(bundle, wanted(bundle, library), build=True, tell=said.append)
+    assert len(said) == 1 and reason in said[0] and "\n" not in said[0]
+    assert made.manifest.key == wanted(bundle, library).key()
+    again, why = find_engine(bundle, wanted(bundle, library))
+    assert again == made and not why
+    mode = (made.path / "engine.plan").stat().st_mode & 0o777
+    assert not mode & 0o022
+
+
+def test_an_engine_of_another_precision_or_flavour_is_none_of_ours(bundle: Path, library: Library) -> None:
+    assert find_engine(bundle, wanted(bundle, library, precision="fp16")) == (None, "")
+    other = replace(library, flavour="tensorrt", version="10.3.0")
+    assert find_engine(bundle, wanted(bundle, other)) == (None, "")
+
+
+def tensorrt_key(library: Library, bundle: Path, **changed: Any) -> EngineKey:
+    return key_of(
+        bundle / "encoder.onnx",
+        library,
+        **({"flavour": "tensorrt", "version": "10.3.0", "targets": (), "gpu": GPU} | changed),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "here", "reason"),
+    [
+        ({}, {}, None),
+        ({}, {"driver": "581.2"}, "under driver 580.1 and here is 581.2"),
+        ({}, {"name": "Other"}, r"built on Made-up RTX (sm_86) and this is Other (sm_86)"),
+        ({}, {"compute_capability": "8.9"}, "and this is Made-up RTX (sm_89)"),
+        ({"hardware_compatible": True}, {"name": "Other", "compute_capability": "9.0"}, None),
+        ({"hardware_compatible": True}, {"compute_capability": "7.5"}, "and this is Made-up RTX (sm_75)"),
+        ({"version": "10.2.0"}, {}, "built by tensorrt 10.2.0 and here is 10.3.0"),
+        (
+            {"version": "10.2.0", "version_compatible": True},
+            {},
+            "built by tensorrt 10.2.0 and here is 10.3.0",
+        ),
+    ],
+)
+def test_an_engine_of_tensorrt_belongs_to_its_gpu_driver_and_version(
+    bundle: Path, library: Library, changed: dict[str, Any], here: dict[str, str], reason: str | None
+) -> None:
+    """What TensorRT would have built stands in for it: another library's bytes, never looked into here."""
+    shutil.rmtree(bundle / "engines")
+    keep_as(bundle, library, tensorrt_key(library, bundle, **changed))
+    other = replace(library, flavour="tensorrt", version="10.3.0")
+    gpu = replace(GPU, **here)
+    found, why = find_engine(bundle, wanted(bundle, other, gpu=gpu))
+    if reason is None:
+        assert found is not None and not why
+    else:
+        assert found is None and reason in why
+
+
+def test_an_older_version_runs_where_its_lean_runtime_is(
+    bundle: Path, library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(bundle / "engines")
+    keep_as(bundle, library, tensorrt_key(library, bundle, version="10.2.0", version_compatible=True))
+    monkeypatch.setattr("mclst.runtime.encoder.tensorrt.engine_cache.lean_library", lambda version: tmp_path)
+    for version, fits in (("10.3.0", True), ("11.0.0.114", True), ("10.1.0", False)):
+        other = replace(library, flavour="tensorrt", version=version)
+        assert (find_engine(bundle, wanted(bundle, other))[0] is not None) == fits
+
+
+def keep_as(bundle: Path, library: Library, key: EngineKey) -> Engine:
+    from mclst.runtime.encoder.tensorrt.build import BuiltEngine
+
+    with pytest.MonkeyPatch.context() as patch:
+        built = BuiltEngine(b"bytes", "embedding", TILE_PX, {"FLOAT": 3}, 0.1)
+        patch.setattr("mclst.runtime.encoder.tensorrt.engine_cache.build_engine", lambda *_, **__: built)
+        return make_engine(bundle, bundle / "encoder.onnx", key, library, kept=True)
+
+
+def test_a_bundle_that_cannot_be_written_still_runs(
+    bundle: Path, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(bundle / "engines")
+    # A file where the folder should be stops root too.
+    (bundle / "engines").write_text("in the way")
+    said: list[str] = []
+    found = open_engine(bundle, wanted(bundle, library), build=True, tell=said.append)
+    assert len(found.plan) == found.manifest.plan.bytes
+    assert len(said) == 2 and "is used but not kept" in said[1]
+    assert (bundle / "engines").read_text() == "in the way"
+
+
+def test_a_build_that_fails_leaves_nothing(
+    bundle: Path, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(bundle / "engines")
+    (bundle / "encoder.onnx").write_bytes(b"no graph")
+    with pytest.raises(EngineError, match="parser refuses it"):
+        open_engine(bundle, wanted(bundle, library), build=True, tell=lambda text: None)
+    assert not (bundle / "engines").exists()
+
+
+def test_weights_beside_a_graph_are_part_of_what_it_is(tmp_path: Path) -> None:
+    path = made_graph(tmp_path)
+    alone = graph_sha256(path)
+    path.with_name("encoder.onnx.data").write_bytes(b"weights")
+    assert graph_sha256(path) != alone
+
+
+KEY = EngineKey(
+    onnx_sha256="a" * 64,
+    precision="fp32",
+    flavour="tensorrt",
+    version="10.3.0",
+    max_batch=16,
+    targets=(),
+    gpu=GPU,
+    platform="linux-x86_64",
+)
+OTHER = st.one_of(
+    st.builds(lambda n: {"onnx_sha256": f"{n:064x}"}, st.integers(0, 2**200)),
+    st.builds(lambda n: {"max_batch": n}, st.integers(1, 4096)),
+    st.sampled_from(
+        [
+            {"precision": "fp16"},
+            {"flavour": "tensorrt-rtx"},
+            {"version": "10.3.0.1"},
+            {"targets": ("sm_86",)},
+            {"gpu": None},
+            {"gpu": Gpu(name="Other", compute_capability="8.6", driver="580.1")},
+            {"gpu": Gpu(name="Made-up RTX", compute_capability="8.7", driver="580.1")},
+            {"gpu": Gpu(name="Made-up RTX", compute_capability="8.6", driver="580.2")},
+            {"workspace_bytes": 5},
+            {"version_compatible": True},
+            {"hardware_compatible": True},
+            {"platform": "linux-aarch64"},
+        ]
+    ),
+)
+
+
+@given(changed=OTHER)
+def test_whatever_shapes_an_engine_gives_it_another_place(changed: dict[str, Any]) -> None:
+    other = EngineKey(**(dict(KEY) | changed))
+    assert (other.folder == KEY.folder) == (other == KEY)
+    assert EngineKey.model_validate_json(other.model_dump_json()).folder == other.folder
+    assert len(other.folder) == 16
+
+
+# --- the commands --------------------------------------------------------------------------------------------------
+
+
+def export(small: Small, out: Path, *options: str) -> Any:
+    common = ["--ckpt", str(small.ckpt), "--reference", str(small.folder), "--tile-px", str(TILE_PX)]
+    few = ["--k", "10", "--parity-tiles", "8", "--out", str(out)]
+    return CliRunner().invoke(export_main, [*common, *few, *options])
+
+
+def test_an_export_carries_its_engines(small: Small, library: Library, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    done = export(
+        small,
+        out,
+        "--engine",
+        "tensorrt-rtx",
+        "--target",
+        "sm_89,SM_86,sm_89",
+        "--max-batch",
+        "4",
+        "--workspace",
+        "1GiB",
+    )
+    assert done.exit_code == 0, done.output
+    folder = the_engine(out)
+    manifest = read_engine_manifest(folder / "engine.json")
+    key = manifest.key
+    assert (key.targets, key.max_batch, key.workspace_bytes) == (("sm_89", "sm_86"), 4, 1 << 30)
+    assert key.folder == folder.name and manifest.tile_px == TILE_PX
+    bundle = open_bundle(out)
+    assert not [name for name in bundle.manifest.files if "engines" in name]
+    found, why = find_engine(out, wanted(out, library, batch=4))
+    assert found is not None and not why
+    flip(folder)
+    assert open_bundle(out).sha256 == bundle.sha256
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--engine", "tensorrt", "--target", "sm_86"], 2, "--target belongs to --engine tensorrt-rtx"),
+        (["--target", "sm_86"], 2, "--target belongs to --engine tensorrt-rtx"),
+        (["--engine", "tensorrt-rtx", "--version-compatible"], 2, "belong to --engine tensorrt"),
+        (["--engine", "tensorrt-rtx", "--timing-cache", "t"], 2, "belong to --engine tensorrt"),
+        (["--engine", "tensorrt-rtx", "--target", "ampere"], 2, "is no compute capability such as sm_86"),
+        (["--engine", "tensorrt-rtx", "--workspace", "much"], 2, "is not an amount of memory such as 4GB"),
+        (["--engine", "tensorrt-rtx", "--target", "sm_87"], 6, "and not for sm_87; choose another --target"),
+    ],
+)
+def test_wishes_that_cannot_be_met_are_refused_before_any_work(
+    small: Small, tmp_path: Path, options: list[str], code: int, said: str
+) -> None:
+    done = export(small, tmp_path / "bundle", *options)
+    assert done.exit_code == code and said in " ".join(done.output.split())
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_an_engine_of_tensorrt_says_what_to_install(small: Small, tmp_path: Path) -> None:
+    try:
+        load_library("tensorrt")
+    except ResourceError:
+        done = export(small, tmp_path / "bundle", "--engine", "tensorrt")
+        assert done.exit_code == 6 and "tensorrt is not installed; install mclst[tensorrt]" in done.output
+    else:
+        pytest.skip("TensorRT is installed")
+
+
+def test_no_garbage_is_collected_while_tensorrt_logs(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A builder freed from within the logger waits for a lock that TensorRT holds while it logs."""
+    collecting: list[bool] = []
+
+    class Log(library.trt.ILogger):  # type: ignore[name-defined,misc]
+        def log(self, severity: Any, msg: str) -> None:
+            collecting.append(gc.isenabled())
+
+    monkeypatch.setattr(engine_build, "_log", lambda trt: Log())
+    check_parses(library, made_graph(tmp_path))
+    assert collecting and not any(collecting) and gc.isenabled()

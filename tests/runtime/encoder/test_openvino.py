@@ -1,0 +1,87 @@
+"""The openvino provider: the CPU's numbers, in the graph's own precision, or a sentence that says why not."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from small_model import Small
+
+from mclst.runtime.bundle.bundle import open_bundle
+from mclst.runtime.cli.infer import main as infer
+from mclst.runtime.encoder.openvino import OpenVinoSession
+from mclst.runtime.errors import BundleError, ResourceError
+from mclst.runtime.inference.providers import Request, list_providers, open_encoder, open_session
+
+ov = pytest.importorskip("openvino")
+
+
+@pytest.fixture(scope="module")
+def graph(small_bundle: Path) -> Path:
+    return open_bundle(small_bundle).encoder_path
+
+
+@pytest.fixture(scope="module")
+def tiles(graph: Path) -> np.ndarray:
+    side = open_session(graph, "cpu")._tile[0]  # type: ignore[attr-defined]
+    return np.random.default_rng(4).integers(0, 256, (13, side, side, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(("threads", "at_once"), [(1, 16), (2, 16), (2, 1)])
+def test_it_gives_what_the_cpu_provider_gives(
+    graph: Path, tiles: np.ndarray, threads: int, at_once: int
+) -> None:
+    session = OpenVinoSession(graph, threads=threads, at_once=at_once)
+    wanted = open_session(graph, "cpu").encode(tiles)
+    for n in (13, 1):
+        found = session.encode(tiles[:n])
+        assert found.dtype == np.float32 and found.shape == wanted[:n].shape
+        np.testing.assert_allclose(found, wanted[:n], rtol=0, atol=5e-5)
+
+
+def test_results_do_not_share_memory_with_the_next_call(graph: Path, tiles: np.ndarray) -> None:
+    session = OpenVinoSession(graph, threads=1, at_once=1)
+    first = session.encode(tiles[:2])
+    kept = first.copy()
+    session.encode(tiles[2:4])
+    assert np.array_equal(first, kept)
+
+
+def test_half_precision_is_near_or_refused(graph: Path, tiles: np.ndarray) -> None:
+    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with pytest.raises(ResourceError, match="no bf16"):
+            OpenVinoSession(graph, "bf16")
+        return
+    wanted = open_session(graph, "cpu").encode(tiles)
+    found = OpenVinoSession(graph, "bf16").encode(tiles)
+    cosine = (found * wanted).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(wanted, axis=1)
+    assert cosine.min() > 0.999 and np.abs(found - wanted).max() > 1e-5
+
+
+def test_what_it_cannot_run_is_said(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ResourceError, match="does not run fp16; choose --precision fp32"):
+        OpenVinoSession(graph, "fp16")
+    other = tmp_path / "encoder.onnx"
+    other.write_bytes(b"no graph")
+    with pytest.raises(BundleError, match="does not open on openvino"):
+        OpenVinoSession(other)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ResourceError, match=r"install mclst\[openvino\]"):
+        open_encoder("openvino", Request(tmp_path, graph, "fp32", 16))
+    assert {name: yes for name, yes, _ in list_providers()}["openvino"] == "no"
+
+
+def test_a_map_by_either_provider(small: Small, small_bundle: Path, tmp_path: Path) -> None:
+    found = {}
+    for provider in ("cpu", "openvino"):
+        out = tmp_path / f"{provider}.h5ad"
+        words = [small.slide, "--spots", small.spots, "--bundle", small_bundle, "--out", out, "--no-picture"]
+        done = CliRunner().invoke(infer, [*map(str, words), "--provider", provider])
+        assert done.exit_code == 0, done.output
+        assert provider in done.stderr
+        found[provider] = anndata.read_h5ad(out).X
+    np.testing.assert_allclose(found["openvino"], found["cpu"], atol=1e-3)

@@ -1,0 +1,427 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from map_writing import genes_of, publish, spots_of
+
+from mclst.kernels.definition.result import Retrieved
+from mclst.runtime.errors import OutputError
+from mclst.runtime.expression_map.h5ad_layout import H5adImage
+from mclst.runtime.expression_map.h5ad_values import storable_column, storable_names, storable_tree
+from mclst.runtime.expression_map.writer import MapWriter, shrink, usual_spot_diameter
+
+
+def write_all(path, expression, *, spots=None, overwrite=False, **changes):
+    n, count = expression.shape
+    with MapWriter(path, genes=genes_of(count), spots=spots or spots_of(n), overwrite=overwrite) as writer:
+        writer.write(
+            np.arange(n), Retrieved(expression, np.arange(n, dtype=np.float32), np.ones(n, np.float32))
+        )
+        return publish(writer, **changes)
+
+
+def test_rows_in_any_order_come_back_in_the_order_of_the_spots(tmp_path):
+    rng = np.random.default_rng(4)
+    expression = rng.normal(size=(50, 9)).astype(np.float32)
+    nearest, sure = rng.random(50).astype(np.float32), rng.random(50).astype(np.float32)
+    order = rng.permutation(50)
+    left_out = [7, 30]
+    with MapWriter(tmp_path / "m.h5ad", genes=genes_of(9), spots=spots_of(50), overwrite=False) as writer:
+        for rows in np.array_split(order[~np.isin(order, left_out)], 6):
+            writer.write(rows, Retrieved(expression[rows], nearest[rows], sure[rows]))
+        assert writer.unwritten == 2
+        assert publish(writer) == tmp_path / "m.h5ad"
+    expression[left_out] = nearest[left_out] = sure[left_out] = np.nan
+
+    found = anndata.read_h5ad(tmp_path / "m.h5ad")
+    assert found.X.dtype == np.float32
+    np.testing.assert_array_equal(found.X, expression)
+    np.testing.assert_array_equal(found.obs["nearest_distance"], nearest)
+    np.testing.assert_array_equal(found.obs["effective_k"], sure)
+    assert list(found.obs_names) == list(spots_of(50).id)
+    assert list(found.var_names) == genes_of(9)
+    np.testing.assert_array_equal(found.obsm["spatial"], spots_of(50).xy_px)
+    assert found.obsm["spatial"].dtype == np.float64
+    np.testing.assert_array_equal(found.obs["array_row"], np.arange(50) // 6)
+    np.testing.assert_array_equal(found.obs["array_col"], np.arange(50) % 6)
+    assert os.listdir(tmp_path) == ["m.h5ad"]
+
+
+def test_the_file_equals_what_anndata_itself_would_write(tmp_path):
+    expression = np.random.default_rng(5).random((12, 4), dtype=np.float32)
+    table = pd.DataFrame({"name": list("abcdefghijkl"), "area": np.arange(12) / 7, "ok": [True, False] * 6})
+    write_all(tmp_path / "ours.h5ad", expression, spots=spots_of(12, table))
+    ours = anndata.read_h5ad(tmp_path / "ours.h5ad")
+    ours.copy().write_h5ad(tmp_path / "theirs.h5ad", convert_strings_to_categoricals=False)
+
+    def content(path):
+        found = {}
+
+        def keep(name, item):
+            array = item[()] if isinstance(item, h5py.Dataset) else np.zeros(0)
+            shown = array.tolist() if isinstance(array, np.ndarray) else array
+            found[name] = (np.asarray(array).dtype, shown, sorted(map(str, item.attrs.items())))
+
+        with h5py.File(path) as file:
+            file.visititems(keep)
+            return found, sorted(map(str, file.attrs.items()))
+
+    (ours_has, ours_root), (theirs_has, theirs_root) = (
+        content(tmp_path / "ours.h5ad"),
+        content(tmp_path / "theirs.h5ad"),
+    )
+    theirs_has.pop("raw", None)
+    assert ours_has == theirs_has and ours_root == theirs_root
+
+
+def test_scanpy_and_squidpy_draw_it_unmodified(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    expression = np.random.default_rng(6).random((30, 5), dtype=np.float32)
+    expression[3] = np.nan
+    path = write_all(tmp_path / "m.h5ad", expression, library_id="C4")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import scanpy
+        import squidpy
+
+        found = scanpy.read_h5ad(path)
+        scanpy.pl.spatial(found, color="GENE1", show=False)
+        plt.savefig(tmp_path / "scanpy.png")
+        axes = squidpy.pl.spatial_scatter(found, color=["GENE2", "effective_k"], return_ax=True)
+        plt.savefig(tmp_path / "squidpy.png")
+        plt.close("all")
+    assert len(axes) == 2
+    assert (tmp_path / "scanpy.png").stat().st_size > 5000
+    assert (tmp_path / "squidpy.png").stat().st_size > 5000
+
+
+def test_the_slide_stands_where_scanpy_looks_for_it(tmp_path):
+    image = np.random.default_rng(7).integers(0, 255, (1500, 3000, 3), dtype=np.uint8)
+    path = write_all(
+        tmp_path / "m.h5ad",
+        np.ones((8, 2), np.float32),
+        image=image,
+        image_scale=0.25,
+        library_id="a/b",
+        metadata={"source_image_path": "/data/a.tif"},
+        spot_diameter_px=None,
+    )
+    ((library, slide),) = anndata.read_h5ad(path).uns["spatial"].items()
+    assert library == "a_b"
+    assert slide["images"]["hires"].shape == (1000, 2000, 3) and slide["images"]["hires"].dtype == np.uint8
+    assert slide["images"]["lowres"].shape == (300, 600, 3)
+    assert slide["scalefactors"]["tissue_hires_scalef"] == pytest.approx(0.25 * 2 / 3)
+    assert slide["scalefactors"]["tissue_lowres_scalef"] == pytest.approx(0.25 / 5)
+    assert slide["scalefactors"]["spot_diameter_fullres"] == pytest.approx(100.5 / 2)
+    assert slide["metadata"]["source_image_path"] == "/data/a.tif"
+    assert slide["metadata"]["software_version"].startswith("mclst ")
+
+
+def test_shrinking_averages_and_keeps_small_images(tmp_path):
+    image = np.zeros((40, 80, 3), np.uint8)
+    image[:, ::2] = 200
+    small, scale = shrink(image, 0.5, 20)
+    assert small.shape == (10, 20, 3) and (small == 100).all() and scale == 0.125
+    same, scale = shrink(image, 0.5, 80)
+    assert same is image and scale == 0.5
+
+
+def test_odd_columns_are_kept_under_names_that_can_be_stored(tmp_path):
+    n = 4
+    table = pd.DataFrame(
+        [["a", 1, "007", 1.5, "", None, "x\0y", 2, 3, 4]] * n,
+        columns=[
+            "_index",
+            "pixel/x",
+            "zeros",
+            "number",
+            "",
+            "none",
+            "nul",
+            "effective_k",
+            "pixel_x",
+            "in_tissue",
+        ],
+    )
+    table["barcode"] = ["0x0", "1x0", "2x0", "3x0"]
+    path = write_all(tmp_path / "m.h5ad", np.ones((n, 2), np.float32), spots=spots_of(n, table, array=False))
+    obs = anndata.read_h5ad(path).obs
+    assert obs["index"].tolist() == ["a"] * n
+    assert obs["pixel_x"].tolist() == [3] * n and obs["pixel_x_2"].tolist() == [1] * n
+    assert obs["zeros"].tolist() == ["007"] * n
+    assert obs["number"].tolist() == [1.5] * n
+    assert obs["column_5"].tolist() == [""] * n and obs["none"].tolist() == [""] * n
+    assert obs["nul"].tolist() == ["x\ufffdy"] * n
+    assert obs["effective_k"].tolist() == [1.0] * n and obs["effective_k_2"].tolist() == [2] * n
+    assert obs["in_tissue"].tolist() == [4] * n
+    assert "array_row" not in obs
+    assert obs["barcode"].tolist() == list(obs.index)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(
+        st.text(max_size=6) | st.integers(0, 3) | st.sampled_from(["_index", "", "/", ".", "a", "a_2"]),
+        max_size=8,
+    )
+)
+def test_any_column_names_become_unique_and_storable(names):
+    kept = storable_names(names, taken=["a"])
+    assert len(set(kept)) == len(names) and "a" not in kept
+    image = H5adImage((1, 1))
+    image.put("obs", pd.DataFrame({name: [1.0] for name in kept}, index=["i"]))
+    image.close()
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.one_of(st.text(max_size=5), st.none(), st.integers(), st.floats()), min_size=1, max_size=5)
+)
+def test_any_cells_become_a_column_that_reads_back(cells):
+    stored = storable_column(pd.Series(cells, dtype=object))
+    image = H5adImage((1, 1))
+    image.put("column", stored)
+    image.close()
+    if stored.dtype.kind in "iuf":
+        given_numbers = [np.nan if cell is None else float(cell) for cell in cells]
+        np.testing.assert_array_equal(given_numbers, stored.astype(float))
+    else:
+        assert [isinstance(cell, str) for cell in stored] == [True] * len(cells)
+
+
+def test_masked_columns_become_plain_ones():
+    assert storable_column(pd.Series([1, 2], dtype="Int64")).dtype == np.int64
+    holed = storable_column(pd.Series([1, None], dtype="Int64"))
+    assert holed[0] == 1.0 and np.isnan(holed[1])
+    assert storable_column(pd.Series([True, False], dtype="boolean")).dtype == bool
+    assert storable_column(pd.Series(["a", None], dtype="string")).tolist() == ["a", ""]
+    assert storable_column(pd.Series(["1e5", "007"])).tolist() == ["1e5", "007"]
+    assert storable_column(pd.Series([3, 4], dtype=object)).dtype == np.int64
+
+
+def test_settings_of_the_run_come_back(tmp_path):
+    run = {
+        "bundle": {"sha256": "ab", "path": Path("/b"), "none": None},
+        "tiles/s": 12.5,
+        "workers": np.int64(3),
+        "exact": True,
+        "providers": ["cpu", "cuda"],
+        "seconds": [1.0, 2.5],
+        "failed": [(3, "bad\0tile"), (9, "gone")],
+        "empty": [],
+        "huge": 2**70,
+    }
+    path = write_all(tmp_path / "m.h5ad", np.ones((3, 2), np.float32), run=run)
+    found = anndata.read_h5ad(path).uns["mclst"]
+    assert (
+        found["bundle"]["sha256"] == "ab"
+        and found["bundle"]["path"] == "/b"
+        and "none" not in found["bundle"]
+    )
+    assert found["tiles_s"] == 12.5 and found["workers"] == 3 and found["exact"]
+    assert found["providers"].tolist() == ["cpu", "cuda"] and found["seconds"].tolist() == [1.0, 2.5]
+    assert found["failed"] == r'[[3, "bad\u0000tile"], [9, "gone"]]'
+    assert found["huge"] == str(2**70)
+    with pytest.raises(TypeError, match="odd is a set"):
+        storable_tree({"odd": {1, 2}})
+
+
+def test_an_existing_map_is_kept_unless_told_otherwise(tmp_path):
+    path = tmp_path / "m.h5ad"
+    path.write_bytes(b"older")
+    with pytest.raises(OutputError, match="exists"):
+        MapWriter(path, genes=["A"], spots=spots_of(2), overwrite=False)
+    with (
+        pytest.raises(ZeroDivisionError),
+        MapWriter(path, genes=["A"], spots=spots_of(2), overwrite=True) as writer,
+    ):
+        writer.write(np.array([0]), Retrieved(np.ones((1, 1), np.float32), *np.ones((2, 1), np.float32)))
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"older" and os.listdir(tmp_path) == ["m.h5ad"]
+    write_all(path, np.ones((2, 1), np.float32), overwrite=True)
+    assert anndata.read_h5ad(path).shape == (2, 1)
+
+
+def test_a_map_that_appears_meanwhile_is_not_overwritten(tmp_path):
+    path = tmp_path / "m.h5ad"
+    with MapWriter(path, genes=["A"], spots=spots_of(2), overwrite=False) as writer:
+        path.write_bytes(b"someone else's")
+        with pytest.raises(OutputError, match="appeared meanwhile"):
+            publish(writer)
+    assert path.read_bytes() == b"someone else's" and os.listdir(tmp_path) == ["m.h5ad"]
+
+
+def test_places_that_cannot_be_written_are_refused_at_once(tmp_path):
+    with pytest.raises(OutputError, match="not a folder"):
+        MapWriter(tmp_path / "absent" / "m.h5ad", genes=["A"], spots=spots_of(2), overwrite=False)
+    (tmp_path / "d.h5ad").mkdir()
+    with pytest.raises(OutputError, match="not a plain file"):
+        MapWriter(tmp_path / "d.h5ad", genes=["A"], spots=spots_of(2), overwrite=True)
+    with pytest.raises(OutputError, match="cannot be written"):
+        MapWriter(tmp_path / ("m" * 250 + ".h5ad"), genes=["A"], spots=spots_of(2), overwrite=False)
+    assert os.listdir(tmp_path) == ["d.h5ad"]
+
+
+def test_space_that_is_not_there_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10_000_000})())
+    with pytest.raises(OutputError, match=r"needs 17 MB and .* has 10 MB free"):
+        MapWriter(tmp_path / "m.h5ad", genes=["A"], spots=spots_of(2), overwrite=False)
+    assert os.listdir(tmp_path) == []
+
+
+def run_python(code, *arguments):
+    command = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(code),
+        str(Path(__file__).parents[2] / "support"),
+        *map(str, arguments),
+    ]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+from map_writing import IMAGE, genes_of, publish, spots_of
+from mclst.kernels.definition.result import Retrieved
+from mclst.runtime.errors import OutputError
+from mclst.runtime.expression_map.writer import MapWriter
+
+{before}
+try:
+    with MapWriter(Path({path!r}), genes=genes_of(1000), spots=spots_of(500), overwrite=True) as writer:
+        for start in range(0, 500, 100):
+            rows = np.arange(start, start + 100)
+            {during}
+            writer.write(rows, Retrieved(np.ones((100, 1000), np.float32), np.ones(100), np.ones(100)))
+        {after}
+        publish(writer)
+except OutputError as error:
+    print(error)
+    sys.exit(5)
+"""
+FULL = "resource.setrlimit(resource.RLIMIT_FSIZE, (1_200_000, resource.RLIM_INFINITY))"
+
+
+@pytest.mark.parametrize("when", ["before", "during", "after"])
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_map(tmp_path, when):
+    path = tmp_path / "out" / "m.h5ad"
+    path.parent.mkdir()
+    write_all(path, np.full((5, 3), 7, np.float32))
+    old = path.read_bytes()
+    blanks = {"before": "", "during": "pass", "after": "pass"}
+    code = LIMITED.format(path=str(path), **{**blanks, when: FULL})
+    done = run_python(code)
+    assert done.returncode == 5, done.stderr
+    assert done.stdout.count("\n") == 1 and "File too large" in done.stdout and str(path) in done.stdout
+    assert path.read_bytes() == old and os.listdir(path.parent) == ["m.h5ad"]
+
+
+def test_leftovers_of_dead_runs_are_swept_and_nothing_else(tmp_path):
+    done = run_python("import os; print(os.getpid())")
+    dead = int(done.stdout)
+    stale = [f".m.h5ad.{dead}.part", f".m.h5ad.{dead}-0a1b2c3d.part"]
+    others = [f".n.h5ad.{dead}.part", ".m.h5ad.part", f".m.h5ad.{os.getppid()}-00000000.part"]
+    for name in stale + others:
+        (tmp_path / name).touch()
+    write_all(tmp_path / "m.h5ad", np.ones((2, 1), np.float32))
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, "m.h5ad"])
+
+
+def test_two_runs_cannot_write_one_map(tmp_path):
+    path = tmp_path / "m.h5ad"
+    with (
+        MapWriter(path, genes=["A"], spots=spots_of(2), overwrite=True),
+        pytest.raises(OutputError, match="being written by another run"),
+    ):
+        MapWriter(path, genes=["A"], spots=spots_of(2), overwrite=True)
+    write_all(path, np.ones((2, 1), np.float32))
+
+
+def test_bytes_that_changed_on_the_disk_are_noticed(tmp_path):
+    path = tmp_path / "m.h5ad"
+    with MapWriter(path, genes=genes_of(3), spots=spots_of(4), overwrite=False) as writer:
+        writer.write(np.arange(4), Retrieved(np.ones((4, 3), np.float32), *np.ones((2, 4), np.float32)))
+        (part,) = tmp_path.iterdir()
+        with part.open("r+b") as file:
+            file.seek(writer._open.place(2))
+            file.write(b"\x01")
+        with pytest.raises(OutputError, match="does not read back"):
+            publish(writer)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_row_written_again_is_replaced_and_wrong_rows_are_refused(tmp_path):
+    one = np.ones(1, np.float32)
+    with MapWriter(tmp_path / "m.h5ad", genes=["A", "B"], spots=spots_of(3), overwrite=False) as writer:
+        writer.write(np.array([1]), Retrieved(np.full((1, 2), 5, np.float32), one, one))
+        writer.write(np.array([1]), Retrieved(np.full((1, 2), 6, np.float32), one * 2, one))
+        writer.write(np.zeros(0, np.int64), Retrieved(np.zeros((0, 2), np.float32), one[:0], one[:0]))
+        for rows, expression in (
+            ([3], [[1, 1]]),
+            ([-1], [[1, 1]]),
+            ([0, 0], [[1, 1], [2, 2]]),
+            ([0], [[1, 1, 1]]),
+        ):
+            with pytest.raises(ValueError):
+                writer.write(np.array(rows), Retrieved(np.array(expression, np.float32), one, one))
+        publish(writer)
+    found = anndata.read_h5ad(tmp_path / "m.h5ad")
+    np.testing.assert_array_equal(found.X, [[np.nan] * 2, [6, 6], [np.nan] * 2])
+    assert found.obs["nearest_distance"].tolist()[1] == 2.0
+
+
+def test_memory_does_not_grow_with_the_map(tmp_path):
+    code = """
+        import resource, sys
+        from pathlib import Path
+        import numpy as np
+        sys.path.insert(0, sys.argv[1])
+        from map_writing import genes_of, publish, spots_of
+        from mclst.kernels.definition.result import Retrieved
+        from mclst.runtime.expression_map.writer import MapWriter
+        n, genes = 20_000, 3_000
+        batch = np.ones((500, genes), np.float32)
+        with MapWriter(Path(sys.argv[2]) / "m.h5ad", genes=genes_of(genes), spots=spots_of(n), overwrite=False) as writer:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            for start in range(0, n, 500):
+                writer.write(np.arange(start, start + 500), Retrieved(batch, batch[:, 0], batch[:, 0]))
+            publish(writer)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    """
+    done = run_python(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "m.h5ad").stat().st_size > 240_000_000
+    assert int(done.stdout) < 100_000  # kB
+
+
+def test_usual_spot_diameter():
+    assert usual_spot_diameter(spots_of(20).xy_px) == pytest.approx(50.25)
+    assert usual_spot_diameter(np.zeros((1, 2))) == usual_spot_diameter(np.zeros((3, 2))) == 100.0
+
+
+def test_hdf5_reaching_into_the_place_of_x_is_noticed():
+    image = H5adImage((4, 3))
+    image._file["X"][0] = 1.0
+    with pytest.raises(RuntimeError, match="place of X"):
+        image.close()

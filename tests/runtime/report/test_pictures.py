@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+import os
+import warnings
+from io import BytesIO
+
+import anndata
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mclst.runtime.errors import InputError, OutputError
+from mclst.runtime.report.figures.colors import COLOURS
+from mclst.runtime.report.figures.contact_sheet import (
+    Sheet,
+    _number,
+    _round_length,
+    _window,
+    contact_sheet,
+    draw_sheet,
+    morans_i,
+)
+from mclst.runtime.report.figures.layout import DPI, GenesPage
+
+
+def moran_by_definition(values, xy, neighbours):
+    """One gene, by double sums over a dense weight matrix."""
+    n = len(xy)
+    distance = np.linalg.norm(xy[:, None] - xy[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    weight = np.zeros((n, n))
+    for i in range(n):
+        weight[i, np.argsort(distance[i])[:neighbours]] = 1.0
+    weight /= weight.sum(axis=1, keepdims=True)
+    z = values - values.mean()
+    return n / weight.sum() * (weight * np.outer(z, z)).sum() / (z**2).sum()
+
+
+def test_morans_i_is_its_definition():
+    rng = np.random.default_rng(0)
+    xy = rng.random((80, 2)) * 1000
+    values = np.stack([xy[:, 0], np.sin(xy[:, 1] / 100), rng.random(80), rng.random(80) * 1e-30], axis=1)
+    for neighbours in (1, 4, 6, 79):
+        expected = [moran_by_definition(values[:, g], xy, neighbours) for g in range(4)]
+        np.testing.assert_allclose(morans_i(values, xy, neighbours), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_morans_i_is_that_of_squidpy():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import squidpy
+
+        rng = np.random.default_rng(1)
+        xy = rng.random((150, 2)) * 500
+        values = (np.sin(xy @ rng.normal(size=(2, 5)) / 80) + rng.normal(0, 0.5, (150, 5))).astype(np.float64)
+        data = anndata.AnnData(values, obsm={"spatial": xy})
+        squidpy.gr.spatial_neighbors(data, coord_type="generic", n_neighs=6)
+        squidpy.gr.spatial_autocorr(data, mode="moran", n_jobs=1, show_progress_bar=False)
+    expected = data.uns["moranI"]["I"].reindex(data.var_names).to_numpy()
+    np.testing.assert_allclose(morans_i(values, xy), expected, rtol=1e-7)
+
+
+def test_structured_genes_stand_above_shuffled_ones():
+    x, y = np.meshgrid(np.arange(20.0), np.arange(20.0))
+    xy = np.stack([x.ravel(), y.ravel()], axis=1)
+    rng = np.random.default_rng(2)
+    gradient, board = xy[:, 0], (xy.sum(axis=1) % 2)
+    found = morans_i(np.stack([gradient, rng.permutation(gradient), board], axis=1), xy, 4)
+    assert found[0] > 0.85 and abs(found[1]) < 0.12 and found[2] < -0.8
+
+
+def test_constant_genes_have_no_i_and_unreadable_spots_no_say():
+    rng = np.random.default_rng(3)
+    xy = rng.random((40, 2))
+    values = rng.random((40, 300)).astype(np.float32)  # more than one block of genes
+    values[:, 299] = 0.1
+    holed, keep = values.copy(), np.arange(40) % 7 != 3
+    holed[~keep] = np.nan
+    found = morans_i(holed, xy)
+    np.testing.assert_array_equal(found, morans_i(values[keep], xy[keep]))
+    assert np.isnan(found[299]) and np.isfinite(found[:299]).all()
+    assert found[270] == pytest.approx(moran_by_definition(values[keep, 270].astype(float), xy[keep], 6))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(-3, 3)), min_size=0, max_size=12))
+def test_morans_i_is_bounded_or_nan_where_spots_coincide(rows):
+    data = np.array(rows, dtype=np.float64).reshape(-1, 3)
+    (found,) = morans_i(data[:, 2:], data[:, :2])
+    if len(data) < 3 or np.ptp(data[:, 2]) == 0:
+        assert np.isnan(found)
+    else:
+        assert abs(found) <= len(data)
+
+
+def sheet_of(n_side=6, genes=12, *, diameter=60.0, mpp=None, width=1000, height=800):
+    """Spots on a grid over a white image at a tenth; gene g falls with x and y, the more evenly the smaller g."""
+    x, y = np.meshgrid(np.linspace(100, width - 100, n_side), np.linspace(100, height - 100, n_side))
+    xy = np.stack([x.ravel(), y.ravel()], axis=1)
+    noise = np.random.default_rng(4).normal(size=(len(xy), genes)) * np.arange(genes) * 60
+    return Sheet(
+        title="made up",
+        genes=[f"GENE{g}" for g in range(genes)],
+        expression=(-xy[:, :1] - 0.7 * xy[:, 1:] + noise).astype(np.float32),
+        xy_px=xy,
+        image=np.full((height // 10, width // 10, 3), 255, np.uint8),
+        image_scale=0.1,
+        spot_diameter_px=diameter,
+        mpp=mpp,
+    )
+
+
+def drawn(sheet, path, genes):
+    """The PNG's pixels, and a function from a gene's place and level-0 px to pixel row and column."""
+    window = _window(sheet, sheet.spot_diameter_px)
+    page = GenesPage(genes, (window[1] - window[0]) / (window[3] - window[2]))
+
+    def pixel(place, x, y):
+        left, top, across, down = page.box(place)
+        right = left + (x - window[0]) / (window[1] - window[0]) * across
+        below = top + (y - window[2]) / (window[3] - window[2]) * down
+        return int(below * DPI), int(right * DPI)
+
+    return np.asarray(Image.open(path).convert("RGB")).astype(int), pixel
+
+
+def test_spots_stand_at_their_place_in_their_size_and_colour(tmp_path):
+    sheet = sheet_of()
+    draw_sheet(sheet, tmp_path / "s.png")
+    pixels, pixel = drawn(sheet, tmp_path / "s.png", 8)
+    values = sheet.expression[:, 0]  # the gene of largest I: the first panel
+    low, high = np.percentile(values, [1, 99])
+    for spot in (0, 3, 17, 35):
+        x, y = sheet.xy_px[spot]
+        expected = np.array(COLOURS(float(np.clip((values[spot] - low) / (high - low), 0, 1)))[:3]) * 255
+        np.testing.assert_allclose(pixels[pixel(0, x, y)], expected, atol=6)
+        for dx, dy in ((26, 0), (-26, 0), (0, 26), (0, -26)):
+            np.testing.assert_allclose(pixels[pixel(0, x + dx, y + dy)], expected, atol=6)
+        for dx, dy in ((34, 0), (0, -34), (25, 25)):
+            assert pixels[pixel(0, x + dx, y + dy)].min() > 250
+
+
+def test_a_spot_without_a_prediction_is_a_ring(tmp_path):
+    sheet = sheet_of()
+    sheet.expression[14] = np.nan
+    draw_sheet(sheet, tmp_path / "s.png")
+    pixels, pixel = drawn(sheet, tmp_path / "s.png", 8)
+    x, y = sheet.xy_px[14]
+    assert pixels[pixel(0, x, y)].min() > 250
+    row, column = pixel(0, x + 30, y)
+    assert pixels[row, column - 2 : column + 3].min() < 200
+
+
+def test_the_most_structured_genes_are_shown_or_those_asked_for(tmp_path, monkeypatch):
+    shown = []
+
+    def draw(sheet, chosen, moran):
+        shown.append(list(chosen))
+        return EMPTY
+
+    monkeypatch.setattr("mclst.runtime.report.figures.contact_sheet._draw", draw)
+    sheet = sheet_of(genes=12)
+    sheet.expression[:, 5] = 1.0
+    moran = morans_i(sheet.expression, sheet.xy_px)
+    draw_sheet(sheet, tmp_path / "a.png", panels=11)
+    draw_sheet(sheet, tmp_path / "b.png", panels=20)
+    found = draw_sheet(sheet, tmp_path / "c.png", genes=["GENE7", "GENE5"])
+    assert np.all(np.diff(moran[shown[0]]) <= 0) and 5 not in shown[0] and len(shown[0]) == 11
+    assert shown[1] == [*shown[0], 5]
+    assert shown[2] == [7, 5]
+    assert found[0] == ("GENE7", moran[7]) and found[1][0] == "GENE5" and np.isnan(found[1][1])
+
+
+EMPTY = GenesPage(1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("n_side", "size", "genes", "mpp"),
+    [
+        (1, (1000, 800), 1, 0.5),
+        (2, (900, 6000), 3, None),
+        (14, (9000, 900), 8, 0.25),
+        (173, (20_000, 15_000), 8, 0.5),
+    ],
+)
+def test_any_shape_of_tissue_and_number_of_spots_gives_a_page(tmp_path, n_side, size, genes, mpp):
+    sheet = sheet_of(n_side, genes, diameter=None, mpp=mpp, width=size[0], height=size[1])
+    draw_sheet(sheet, tmp_path / "s.png")
+    width, height = Image.open(tmp_path / "s.png").size
+    assert abs(width - 13.33 * DPI) <= 1 and 0.25 < height / width < 2.5
+    assert os.listdir(tmp_path) == ["s.png"]
+
+
+def test_no_panel_leaves_the_page_or_covers_another():
+    for genes in range(1, 26):
+        for aspect in (1 / 3, 0.7, 1.0, 1.4, 3.0):
+            page = GenesPage(genes, aspect)
+            boxes = [page.tissue, *(page.box(place) for place in range(genes))]
+            for i, (left, top, width, height) in enumerate(boxes):
+                assert left >= page.margin - 1e-9 and left + width <= page.width - page.margin + 1e-9
+                assert top >= page.head and top + height + page.strip <= page.height - page.foot + 1e-9
+                assert width / height == pytest.approx(aspect)
+                for other in boxes[:i]:
+                    apart = (
+                        left >= other[0] + other[2] + page.gap - 1e-9
+                        or other[0] >= left + width + page.gap - 1e-9
+                    )
+                    below = page.caption + page.strip - 1e-9
+                    assert apart or top >= other[1] + other[3] + below or other[1] >= top + height + below
+
+
+def test_the_scale_bar_has_its_length(tmp_path):
+    sheet = sheet_of(mpp=0.5)
+    draw_sheet(sheet, tmp_path / "with.png")
+    draw_sheet(sheet_of(), tmp_path / "without.png")
+    window = _window(sheet, 60.0)
+    page = GenesPage(8, (window[1] - window[0]) / (window[3] - window[2]))
+    left, top, width, height = page.tissue
+    row = round((top + height + 0.148) * DPI)
+    strips = [
+        np.asarray(Image.open(tmp_path / name).convert("L"))[row] < 60 for name in ("with.png", "without.png")
+    ]
+    columns = slice(round(left * DPI) - 3, round((left + width) * DPI))
+    across_um = (window[1] - window[0]) * 0.5
+    run = np.flatnonzero(strips[0][columns])
+    bar_px = int(np.flatnonzero(np.diff(run, append=10**6) > 1)[0]) + 1
+    assert bar_px * across_um / (width * DPI) == pytest.approx(_round_length(across_um / 3), rel=0.02)
+    assert not strips[1][columns].any()
+
+
+def test_round_lengths_and_numbers():
+    assert [_round_length(about) for about in (0.3, 1.0, 4.9, 5.0, 77, 1999)] == pytest.approx(
+        [0.2, 1, 2, 5, 50, 1000]
+    )
+    assert _number(0.024, 0.5) == "0.02" and _number(-1.25, 2.5) == "−1.2" and _number(1234.5, 900) == "1234"
+    assert _number(3e-7, 1e-7) == "3.0e−07" and _number(4e9, 1e9) == "4.0e+09" and _number(1.0, 0.0) == "1.00"
+
+
+def map_of(path, **uns):
+    slide = {
+        "images": {"hires": np.full((80, 100, 3), 240, np.uint8)},
+        "scalefactors": {"tissue_hires_scalef": 0.1, "spot_diameter_fullres": 60.0},
+    }
+    sheet = sheet_of(genes=4)
+    data = anndata.AnnData(
+        sheet.expression, obsm={"spatial": sheet.xy_px}, uns={"spatial": {"s": slide}, **uns}
+    )
+    data.var_names = sheet.genes
+    data.write_h5ad(path)
+    return path
+
+
+def test_a_published_map_is_drawn_and_what_is_none_is_refused(tmp_path):
+    path = map_of(tmp_path / "m.h5ad")
+    drawn_genes = contact_sheet(path, tmp_path / "m.png", mpp=0.5)
+    assert sorted(gene for gene, _ in drawn_genes) == ["GENE0", "GENE1", "GENE2", "GENE3"]
+    content = (tmp_path / "m.png").read_bytes()
+    assert Image.open(BytesIO(content)).format == "PNG"
+    with pytest.raises(InputError, match="no gene NOPE"):
+        contact_sheet(path, tmp_path / "m.png", genes=["GENE1", "NOPE"])
+    with pytest.raises(OutputError, match="cannot be written"):
+        contact_sheet(path, tmp_path / "absent" / "m.png")
+    with pytest.raises(InputError, match="hires"):
+        contact_sheet(
+            map_of(tmp_path / "bare.h5ad", spatial={"s": {"images": {}, "scalefactors": {}}}),
+            tmp_path / "b.png",
+        )
+    with pytest.raises(InputError, match="one tissue image"):
+        contact_sheet(map_of(tmp_path / "two.h5ad", spatial={"s": {}, "t": {}}), tmp_path / "b.png")
+    (tmp_path / "text.h5ad").write_text("not HDF5")
+    for absent in ("text.h5ad", "absent.h5ad"):
+        with pytest.raises(InputError, match=absent):
+            contact_sheet(tmp_path / absent, tmp_path / "b.png")
+    assert (tmp_path / "m.png").read_bytes() == content
+    assert sorted(os.listdir(tmp_path)) == ["bare.h5ad", "m.h5ad", "m.png", "text.h5ad", "two.h5ad"]
+
+
+def test_spots_beside_the_image_are_refused(tmp_path):
+    sheet = sheet_of()
+    sheet.xy_px[:] += 100_000
+    with pytest.raises(InputError, match="no spot lies on its tissue image"):
+        draw_sheet(sheet, tmp_path / "s.png")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_long_name_is_cut_and_no_name_is_read_as_mathematics(tmp_path):
+    page = GenesPage(8, 1.0)
+    whole = page.text(0.5, 1.0, "a" * 30)
+    cut = page.text(0.5, 1.0, "a" * 300, room=2.0)
+    assert whole > 2.0 >= cut > 1.7
+    assert page.text(0.5, 1.0, "$x^2$") > page.text(0.5, 1.0, "x^2")

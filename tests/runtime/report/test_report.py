@@ -1,0 +1,488 @@
+"""What `mclst-report` writes from a map, read back by those it is written for, and what it says to bad input."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+from small_model import GENES, Small
+from synthetic_maps import DIAMETER, SCALE, Made, made_map
+
+from mclst.runtime.cli.infer import main as infer
+from mclst.runtime.cli.report import main
+from mclst.runtime.expression_map.measured import choose_section, pair_with_truth, read_map
+from mclst.runtime.expression_map.morans_i import morans_i
+from mclst.runtime.expression_map.reader import open_map
+from mclst.runtime.report.page import elements
+from mclst.runtime.report.page.layers import read_values
+from mclst.runtime.report.page.openseadragon import PLACE
+from mclst.runtime.report.page.packing import FINE, MIDDLE, encode
+
+with_viewer = pytest.mark.skipif(
+    not PLACE.is_file(), reason="OpenSeadragon was not fetched when mclst was installed"
+)
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+    """A working folder with made.h5ad."""
+    monkeypatch.chdir(tmp_path)
+    return made_map(tmp_path / "made.h5ad")
+
+
+def report(*words: str) -> Result:
+    return CliRunner().invoke(main, ["made.h5ad", *words])
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    arrays(
+        np.float32,
+        st.integers(1, 40),
+        elements=st.floats(-1e6, 1e6, width=32) | st.just(np.float32(math.nan)),
+    ),
+    st.sampled_from([FINE, MIDDLE, 31]),
+)
+def test_a_value_in_a_page_is_off_by_half_a_step_at_most(values: np.ndarray, levels: int) -> None:
+    codes = encode(values, levels)
+    known = np.isfinite(values)
+    assert (codes.codes > 0).tolist() == known.tolist() and codes.codes.max() <= levels
+    if known.any():
+        back = codes.low + (codes.codes[known].astype(np.float64) - 1) * codes.step
+        assert np.abs(back - values[known]).max() <= codes.step / 2 * (1 + 1e-6) + 1e-9 * np.abs(back).max()
+        assert codes.step * (levels - 1) == pytest.approx(float(np.ptp(values[known].astype(float))))
+        assert codes.limits == pytest.approx(tuple(np.percentile(values[known].astype(float), [1, 99])))
+
+
+def test_values_are_read_in_parts_as_they_stand(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    spots, genes = np.array([0, 3, 4, 40, 79, 80]), [7, 0, 11, 3]
+    for part in (1, 8 * 12 * 5, 1 << 20):
+        monkeypatch.setattr("mclst.runtime.report.page.layers.BLOCK_BYTES", part)
+        with open_map(made.path) as found:
+            np.testing.assert_array_equal(
+                read_values(found.expression, spots, genes), made.expression[spots][:, genes]
+            )
+
+
+@with_viewer
+def test_the_short_form_writes_one_page_that_needs_nothing_else(made: Made) -> None:
+    done = report()
+    assert done.exit_code == 0 and done.stdout == "made.html\n", done.output
+    assert sorted(os.listdir()) == ["made.h5ad", "made.html"]
+    page = Path("made.html").read_text(encoding="utf-8")
+    assert not re.search(r"""(?:src|href)=["'](?!data:)""", page.split("</head>")[1])
+    assert "<link" not in page.replace('<link rel="icon" href="data:,">', "") and "@import" not in page
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy and "default-src 'none'" in policy[1] and "http" not in policy[1]
+    said = json.loads(re.search(r'id="told">(.*?)</script>', page)[1])  # type: ignore[index]
+    moran = morans_i(made.expression, made.xy_px)
+    assert said["genes"] == [made.genes[g] for g in np.argsort(-moran)]
+    assert said["moran"] == pytest.approx(sorted(moran, reverse=True), abs=1e-4)
+    assert said["mpp"] == 0.5 and said["diameter"] == DIAMETER and not said["square"]
+
+
+@with_viewer
+def test_the_page_of_a_large_map_stays_small_and_says_how_finely_it_tells(tmp_path: Path) -> None:
+    made = made_map(tmp_path / "made.h5ad", side=100, genes=120)
+    assert CliRunner().invoke(main, [str(made.path), "-q"]).exit_code == 0
+    page = (tmp_path / "made.html").read_text()
+    assert "by at most 0.2 % of their gene" in page and len(page) < 2 * made.expression.size
+
+
+def square_of(feature: dict[str, Any]) -> tuple[float, float, float, float]:
+    (ring,) = feature["geometry"]["coordinates"]
+    assert ring[0] == ring[-1] and len(ring) == 5
+    x, y = np.array(ring).T
+    return float(x.min()), float(y.min()), float(x.max()), float(y.max())
+
+
+@pytest.mark.parametrize("grid", [False, True])
+def test_geojson_is_what_qupath_imports_as_detections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grid: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = made_map(tmp_path / "made.h5ad", grid=grid)
+    done = report("--no-html", "--geojson", "--geojson-genes", "GENE5,GENE0")
+    assert done.exit_code == 0 and done.stdout == "made.geojson\n", done.output
+    lines = Path("made.geojson").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == len(made.spots) + 2
+    collection = json.loads("\n".join(lines))
+    assert collection["type"] == "FeatureCollection" and len(collection["features"]) == len(made.spots)
+    assert len({feature["id"] for feature in collection["features"]}) == len(made.spots)
+    for i, feature in enumerate(collection["features"]):
+        properties, measured = feature["properties"], feature["properties"]["measurements"]
+        assert feature["type"] == "Feature" and properties["objectType"] == "detection"
+        assert properties["name"] == made.spots[i]
+        assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", feature["id"])
+        assert feature["geometry"].get("isEllipse", False) is not grid
+        side = DIAMETER / 2
+        wanted = (*(made.xy_px[i] - side), *(made.xy_px[i] + side))
+        assert square_of(feature) == pytest.approx(wanted, abs=0.01)
+        assert list(measured) == ["GENE5", "GENE0", "nearest_distance", "effective_k"]
+        if i == len(made.spots) // 2:
+            assert measured["GENE5"] == "NaN"
+        else:
+            assert measured["GENE5"] == pytest.approx(float(made.value("GENE5")[i]), rel=1e-6)
+            assert all(isinstance(value, float) for value in measured.values())
+
+
+def test_geojson_is_read_by_gdal(made: Made) -> None:
+    import geopandas
+
+    assert report("--no-html", "--geojson", "-q").exit_code == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # level-0 px are no degrees, as GDAL takes them for
+        found = geopandas.read_file("made.geojson").set_crs(None, allow_override=True)
+    assert len(found) == len(made.spots) and (found["objectType"] == "detection").all()
+    assert found.geometry.is_valid.all()
+    np.testing.assert_allclose(
+        np.stack([found.geometry.centroid.x, found.geometry.centroid.y], 1), made.xy_px, atol=0.01
+    )
+    measured = found["measurements"].iloc[0]
+    measured = json.loads(measured) if isinstance(measured, str) else measured
+    moran = morans_i(made.expression, made.xy_px)
+    assert list(measured)[:12] == [made.genes[g] for g in np.argsort(-moran)]
+
+
+def drawn_by_spatialdata_plot(found: Any) -> float:
+    """The part of its picture of tissue and spots that has colour, as only the spots have."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import spatialdata_plot  # noqa: F401 - adds `pl`
+
+    layers = found.pl.render_images("tissue").pl.render_shapes(
+        "spots", color="GENE0", table_name="expression"
+    )
+    layers.pl.show(coordinate_systems="global", colorbar=False)
+    plt.savefig("drawn.png")
+    plt.close("all")
+    pixels = np.asarray(Image.open("drawn.png").convert("RGB")).astype(int)
+    return float((pixels.max(axis=2) - pixels.min(axis=2) > 60).mean())
+
+
+@pytest.mark.parametrize("grid", [False, True])
+def test_the_store_is_read_back_by_spatialdata(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grid: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = made_map(tmp_path / "made.h5ad", grid=grid)
+    done = report("--no-html", "--spatialdata")
+    assert done.exit_code == 0 and done.stdout == "made.zarr\n", done.output
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import spatialdata
+        from spatialdata import get_centroids, get_extent, join_spatialelement_table
+
+        found = spatialdata.read_zarr("made.zarr")
+        table = found.tables["expression"]
+        np.testing.assert_array_equal(table.X, made.expression)
+        assert list(table.obs_names) == made.spots and list(table.var_names) == made.genes
+        np.testing.assert_allclose(table.obs["nearest_distance"], made.nearest)
+        assert table.uns["mclst"]["bundle"]["system"] == "mclstexp"
+        centres = get_centroids(found.shapes["spots"]).compute()
+        np.testing.assert_allclose(centres[["x", "y"]].to_numpy(), made.xy_px)
+        extent = get_extent(found.shapes["spots"])
+        assert extent["x"] == pytest.approx((made.xy_px[:, 0].min() - 30, made.xy_px[:, 0].max() + 30))
+        image = get_extent(found.images["tissue"])
+        with open_map(made.path) as opened:
+            assert image["x"][1] == pytest.approx(opened.image.shape[1] / SCALE)
+            pixels = np.moveaxis(np.asarray(found.images["tissue"].data), 0, 2)
+            np.testing.assert_array_equal(pixels, opened.image)
+        if not grid:
+            assert drawn_by_spatialdata_plot(found) > 0.03
+        shapes, joined = join_spatialelement_table(found, "spots", table_name="expression")
+        assert len(shapes["spots"]) == joined.n_obs == len(made.spots)
+    assert report("--no-html", "--spatialdata").exit_code == 5
+    assert report("--no-html", "--spatialdata", "--overwrite").exit_code == 0
+    shutil.rmtree("made.zarr")
+    Path("made.zarr").mkdir()
+    Path("made.zarr/mine.txt").write_text("not a store")
+    assert report("--no-html", "--spatialdata", "--overwrite").exit_code == 5
+    assert os.listdir("made.zarr") == ["mine.txt"]
+
+
+def test_tables_hold_every_value(made: Made) -> None:
+    data = anndata.read_h5ad(made.path)
+    data.obs["GENE3"] = np.arange(data.n_obs)  # a column called as a gene
+    data.obs["region"] = pd.Categorical(["a", "b"] * 40 + ["a"])
+    data.write_h5ad(made.path)
+    done = report("--no-html", "--csv", "--parquet")
+    assert done.exit_code == 0 and done.stdout == "made.csv\nmade.parquet\n", done.output
+    for found in (pd.read_csv("made.csv"), pd.read_parquet("made.parquet")):
+        assert list(found["spot"]) == made.spots
+        np.testing.assert_allclose(found[["x_px", "y_px"]], made.xy_px, rtol=1e-6)
+        np.testing.assert_allclose(found["nearest_distance"], made.nearest, rtol=1e-6)
+        genes = [f"{g}_2" if g == "GENE3" else g for g in made.genes]
+        np.testing.assert_allclose(found[genes], made.expression, rtol=1e-6)
+        assert list(found["GENE3"]) == list(range(data.n_obs)) and list(found["region"][:2]) == ["a", "b"]
+    assert pd.read_parquet("made.parquet")["GENE0"].dtype == np.float32
+
+
+def test_tables_are_written_in_parts(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert report("--no-html", "--csv", "--parquet", "-q").exit_code == 0
+    whole = Path("made.csv").read_bytes(), pd.read_parquet("made.parquet")
+    monkeypatch.setattr("mclst.runtime.report.export.tables.BLOCK_BYTES", 8 * 12 * 7)
+    assert report("--no-html", "--csv", "--parquet", "-q", "--overwrite").exit_code == 0
+    assert Path("made.csv").read_bytes() == whole[0]
+    pd.testing.assert_frame_equal(pd.read_parquet("made.parquet"), whole[1])
+
+
+def test_figures_are_for_print(made: Made) -> None:
+    done = report("--no-html", "--plot", "GENE1, GENE4")
+    assert done.exit_code == 0 and done.stdout == "made.plot.png\n", done.output
+    picture = Image.open("made.plot.png")
+    assert picture.size[0] == pytest.approx(13.33 * 300, abs=2) and picture.info["dpi"][0] == pytest.approx(
+        300, abs=1
+    )
+    assert report("--no-html", "--plot", "GENE1", "--plot-format", "pdf").exit_code == 0
+    pdf = Path("made.plot.pdf").read_bytes()
+    assert pdf.startswith(b"%PDF") and b"/FontFile2" in pdf  # letters as letters, TrueType
+    assert report("--no-html", "--plot", "GENE1", "--plot-format", "svg").exit_code == 0
+    svg = Path("made.plot.svg").read_text()
+    assert ">GENE1<" in svg and ">GENE4<" not in svg and "µm<" in svg
+
+
+def test_a_map_of_scanpy_is_reported_too(made: Made) -> None:
+    """A map without anything of mclst, its picture in floats and its counts sparse."""
+    import scipy.sparse as sp
+
+    data = anndata.read_h5ad(made.path)
+    data.X = sp.csr_matrix(np.nan_to_num(made.expression))
+    (slide,) = data.uns["spatial"].values()
+    slide["images"]["hires"] = slide["images"]["hires"].astype(np.float32) / 255
+    data.uns = {"spatial": data.uns["spatial"]}
+    data.obs = data.obs[[]]
+    data.write_h5ad(made.path)
+    done = report("--no-html", "--plot", "GENE1", "--plot-format", "svg", "--geojson")
+    assert done.exit_code == 0, done.output
+    assert "µm<" not in Path("made.plot.svg").read_text()
+    with open_map(made.path) as found:
+        assert found.image.dtype == np.uint8 and found.image.max() == 240 and found.mpp is None
+
+
+@with_viewer
+def test_what_was_measured_is_taken_as_evaluation_takes_it(
+    small: Small, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [str(small.slide), "--spots", str(small.spots), "--bundle", str(small_bundle), "-q", "--geojson"]
+    done = CliRunner().invoke(infer, words)
+    assert done.exit_code == 0, done.output
+    assert {"B1.h5ad", "B1.html", "B1.geojson", "B1.genes.png", "B1.run.json"} == set(os.listdir())
+    seen: list[np.ndarray] = []
+    monkeypatch.setattr(
+        "mclst.runtime.report.files.write_slide_page",
+        lambda found, place, *, measured, **how: seen.append(measured),
+    )
+    done = CliRunner().invoke(main, ["B1.h5ad", "--truth", str(small.folder), "--overwrite"])
+    assert done.exit_code == 0, done.output
+    predicted = read_map(Path("B1.h5ad"))
+    pair = pair_with_truth(predicted, choose_section(predicted, small.folder, "B1"))
+    np.testing.assert_allclose(seen[0], pair.truth, rtol=1e-6)
+    assert seen[0].shape == (24, GENES)
+
+
+@with_viewer
+def test_infer_writes_what_report_writes(
+    small: Small, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ["--csv", "--plot", "GENE1", "--geojson"]
+    words = [
+        str(small.slide),
+        "--spots",
+        str(small.spots),
+        "--bundle",
+        str(small_bundle),
+        "--json",
+        "-",
+        *asked,
+    ]
+    done = CliRunner().invoke(infer, words)
+    assert done.exit_code == 0, done.output
+    files = json.loads(done.stdout)["files"]
+    assert files == {kind: f"B1{end}" for kind, end in
+                     (("html", ".html"), ("geojson", ".geojson"), ("csv", ".csv"), ("plot", ".plot.png"))}  # fmt: skip
+    done = CliRunner().invoke(main, ["B1.h5ad", "--out", "again", *asked, "-q"])
+    assert done.exit_code == 0, done.output
+    for place in files.values():
+        again = Path(place.replace("B1", "again"))
+        assert again.read_bytes() == Path(place).read_bytes(), place
+    taken = CliRunner().invoke(infer, [*words, "--overwrite", "--out", "other.h5ad", "--plot", "NOPE"])
+    assert taken.exit_code == 4 and "--plot names NOPE" in taken.stderr
+    assert not Path("other.h5ad").exists()
+
+
+@with_viewer
+def test_the_slide_gives_the_page_a_finer_picture(
+    small: Small, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    big = Image.open(small.slide).resize((2400, 2000), Image.Resampling.NEAREST)
+    big.save("big.png")
+    Path("spots.csv").write_text(
+        "id,x,y\n" + "".join(f"s{i},{200 * i + 100},{150 * i + 100}\n" for i in range(11))
+    )
+
+    def tissue(page: str) -> tuple[Image.Image, float]:
+        text = Path(page).read_text()
+        content = base64.b64decode(re.search('src="data:image/jpeg;base64,([^"]*)"', text)[1])  # type: ignore[index]
+        said = json.loads(re.search(r'id="told">(.*?)</script>', text)[1])["image"]  # type: ignore[index]
+        image = Image.open(BytesIO(content))
+        assert image.size == (said["width"], said["height"])
+        return image, said["scale"]
+
+    words = ["big.png", "--spots", "spots.csv", "--bundle", str(small_bundle), "-q"]
+    assert CliRunner().invoke(infer, words).exit_code == 0
+    image, scale = tissue("big.html")
+    assert image.size == (2400, 2000) and scale == 1.0
+    assert np.abs(np.asarray(image).astype(int) - np.asarray(big.convert("RGB")).astype(int)).mean() < 4
+    with open_map(Path("big.h5ad")) as found:
+        assert max(found.image.shape) == 2000
+    assert CliRunner().invoke(infer, [*words, "--html-px", "600", "--overwrite"]).exit_code == 0
+    assert tissue("big.html")[0].size == (600, 500)
+    words = ["big.h5ad", "--overwrite", "-q"]
+    assert CliRunner().invoke(main, words).exit_code == 0
+    assert tissue("big.html")[0].size == (2000, 1667)
+    assert CliRunner().invoke(main, [*words, "--slide", "big.png", "--html-px", "2200"]).exit_code == 0
+    image, scale = tissue("big.html")
+    assert image.size == (2200, 1833) and scale == pytest.approx(2200 / 2400)
+    before = Path("big.html").read_bytes()
+    done = CliRunner().invoke(main, [*words, "--slide", str(small.slide)])
+    assert done.exit_code == 4 and "240 x 200 px" in done.stderr
+    assert Path("big.html").read_bytes() == before
+
+
+def test_moran_over_squidpys_own_graph_of_a_map(made: Made) -> None:
+    """The map as squidpy opens it: its own neighbours, its own Moran's I, the page's order."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import squidpy
+
+        data = anndata.read_h5ad(made.path)
+        data = data[~np.isnan(data.X).any(axis=1)].copy()
+        squidpy.gr.spatial_neighbors(data, coord_type="generic", n_neighs=6)
+        squidpy.gr.spatial_autocorr(data, mode="moran", n_jobs=1, show_progress_bar=False)
+    expected = data.uns["moranI"]["I"]
+    with open_map(made.path) as found:
+        order = [found.genes[g] for g in found.order]
+        np.testing.assert_allclose(found.morans_i[found.order], expected.reindex(order).to_numpy(), rtol=1e-5)
+    assert order == list(expected.index)
+
+
+BAD = [
+    (("--section", "A"), 2, "belong to --truth"),
+    (("--no-html",), 2, "nothing is asked for"),
+    (("--no-html", "--truth", "x"), 2, "leaves out"),
+    (("--no-html", "--slide", "x"), 2, "leaves out"),
+    (("--no-html", "--plot", " , "), 2, "name one gene"),
+    (("--no-html", "--plot", "gene1"), 4, "it has GENE1"),
+    (("--no-html", "--geojson", "--geojson-genes", "NOPE"), 4, "--geojson-genes names NOPE"),
+    (("--no-html", "--csv", "--out", "absent/x"), 5, "absent"),
+    (("--no-html", "--csv", "--json", "made.h5ad"), 5, "made.h5ad"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "said"), BAD)
+def test_bad_options_are_one_sentence(made: Made, words: tuple[str, ...], code: int, said: str) -> None:
+    before = made.path.read_bytes()
+    done = report(*words)
+    assert done.exit_code == code and said in done.stderr and "Traceback" not in done.output, done.output
+    assert os.listdir() == ["made.h5ad"] and made.path.read_bytes() == before
+
+
+def test_maps_that_are_none_are_refused(made: Made) -> None:
+    data = anndata.read_h5ad(made.path)
+    wrongs = {
+        "text.h5ad": None,
+        "absent.h5ad": None,
+        "noimage.h5ad": data.copy(),
+        "twice.h5ad": data.copy(),
+        "nowhere.h5ad": data.copy(),
+        "short.h5ad": data.copy(),
+    }
+    Path("text.h5ad").write_text("not HDF5")
+    del wrongs["noimage.h5ad"].uns["spatial"]
+    wrongs["twice.h5ad"].var_names = ["A"] * data.n_vars
+    wrongs["nowhere.h5ad"].obsm["spatial"][3] = np.nan
+    del wrongs["short.h5ad"].obsm["spatial"]
+    for name, wrong in wrongs.items():
+        if wrong is not None:
+            wrong.write_h5ad(name)
+        done = CliRunner().invoke(main, [name, "--no-html", "--csv"])
+        assert done.exit_code == 4 and name in done.stderr and "Traceback" not in done.output, done.output
+        assert done.stderr.count("\n") == 1
+    assert not list(Path().glob("*.csv"))
+
+
+def test_without_the_viewer_a_page_is_refused_in_a_sentence_and_infer_goes_on(
+    made: Made, small: Small, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mclst.runtime.report.page.slide_page.PLACE", Path("nowhere.js"))
+    done = report()
+    assert done.exit_code == 6 and "python -m mclst.runtime.report.page.openseadragon" in done.stderr
+    words = [str(small.slide), "--spots", str(small.spots), "--bundle", str(small_bundle)]
+    done = CliRunner().invoke(infer, words)
+    assert done.exit_code == 0 and "Note: the viewer OpenSeadragon is not in this installation" in done.stderr
+    assert Path("B1.h5ad").exists() and not Path("B1.html").exists()
+    assert CliRunner().invoke(infer, [*words, "--html", "--out", "b.h5ad"]).exit_code == 6
+    assert not Path("b.h5ad").exists()
+
+
+def test_a_package_that_is_missing_is_named_with_its_extra(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mclst.runtime.report.files.find_spec", lambda name: None)
+    for option, extra in (("--spatialdata", "mclst[spatialdata]"), ("--parquet", "mclst[parquet]")):
+        done = report("--no-html", option)
+        assert done.exit_code == 6 and extra in done.stderr and os.listdir() == ["made.h5ad"]
+
+
+def test_pages_say_what_they_are_given_as_text() -> None:
+    page = elements.page(
+        "a<b", "c&d", elements.table([{"<n>": 1.5, "m": None}, {"<n>": float("nan"), "m": "x<y"}], label="t")
+    )
+    text = page.decode()
+    assert "<h1>a&lt;b</h1>" in text and "c&amp;d" in text and "x&lt;y" in text
+    assert "<td class=number>1.5</td>" in text and "<td class=number>–</td>" in text
+    facts = elements.facts({"a_b": 12345, "deep": {"list": np.array([1.0, 2.5]), "<k>": True}, "none": {}})
+    assert "<dt>a b</dt><dd>12,345</dd>" in facts and "<h3>deep</h3>" in facts
+    assert "1, 2.5" in facts and "&lt;k&gt;" in facts and "yes" in facts
+    assert "<\\/script" in elements.page("t", "", "", scripts=['"</script"']).decode()
+
+
+def test_the_pages_scripts_parse() -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no node here; the browser's tests run the scripts too")
+    for script in sorted((elements.BROWSER).glob("*.js")):
+        subprocess.run([node, "--check", str(script)], check=True, capture_output=True)
+
+
+def test_the_command_is_installed_under_its_name() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.argv = ['mclst-report', '-h']; from mclst.runtime.entry_points import report; report()"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and "--geojson" in done.stdout and "--truth" in done.stdout

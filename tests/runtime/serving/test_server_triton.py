@@ -1,0 +1,148 @@
+"""mclst-infer through a real tritonserver: the local map by HTTP and gRPC, under overload, and through a restart.
+
+Its ONNX Runtime backend is not in the wheel; `stand_in` runs the same graph by onnxruntime in the Python backend.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from triton_server import TritonServer, stand_in, why_absent
+
+from mclst.export.triton.repository import Serving, write_repository
+from mclst.runtime.bundle.bundle import open_bundle
+from mclst.runtime.report.files import Files
+from mclst.runtime.run.job import Job, run_job
+from mclst.runtime.serving.connection import Server
+from mclst.runtime.serving.flow_control import Counts
+from mclst.runtime.serving.remote_session import OpenedServer, RemoteBundle
+
+pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed; install mclst[server]")
+pytestmark = pytest.mark.skipif(bool(why_absent()), reason=why_absent())
+
+BATCH = 8
+SETTINGS: dict[str, Any] = {"picture": False, "report": False, "files": Files(html=False)}
+
+
+class Running:
+    """A tritonserver that can be killed and started again at its addresses."""
+
+    def __init__(self, repository: Path, folder: Path) -> None:
+        self._repository, self._folder = repository, folder
+        self.server = TritonServer(repository, folder=folder / "0")
+        self.server.wait()
+
+    def url(self, protocol: str) -> str:
+        return f"{protocol}://127.0.0.1:{getattr(self.server, protocol)}"
+
+    def kill_and_start(self) -> None:
+        """As an operator's restart policy does."""
+        self.server.close()
+        self.server = TritonServer(self._repository, folder=self._folder / "1", ports=self.server.ports)
+        self.server.wait()
+
+
+@pytest.fixture(scope="module")
+def place(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """slide.tif, spots.csv and local.h5ad, the map of a run without a server, of the same batches."""
+    folder = tmp_path_factory.mktemp("triton-client")
+    for name in ("slide.tif", "spots.csv"):
+        (folder / name).symlink_to(sound / name)
+    run_job(
+        open_bundle(sound / "mclst-bundle"),
+        job(folder, "local"),
+        {**SETTINGS, "provider": "cpu", "batch_size": BATCH},
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def running(place: Path, sound: Path) -> Iterator[Running]:
+    for name in ("0", "1"):
+        (place / name).mkdir()
+    write_repository(open_bundle(sound / "mclst-bundle"), place / "models", Serving(max_batch=BATCH))
+    stand_in(place / "models", "mclst", seconds=0.003)
+    running = Running(place / "models", place)
+    try:
+        yield running
+    finally:
+        running.server.close()
+
+
+def job(folder: Path, name: str) -> Job:
+    return Job(folder / "slide.tif", out=folder / f"{name}.h5ad", spots=folder / "spots.csv")
+
+
+def served(folder: Path, name: str, url: str, at_once: int = 8) -> Counts:
+    """Make a map by a server; what became of the requests."""
+    with Server(url, patience_s=60, at_once=at_once) as server:
+        here = OpenedServer(server)
+        run_job(RemoteBundle.of(server), job(folder, name), {**SETTINGS, **here.settings}, opened=here)
+        return server.flow.counts
+
+
+def assert_the_local_map(folder: Path, name: str) -> None:
+    with h5py.File(folder / "local.h5ad") as ours, h5py.File(folder / f"{name}.h5ad") as theirs:
+        for values in ("X", "obs/nearest_distance", "obs/effective_k"):
+            np.testing.assert_allclose(theirs[values][:], ours[values][:], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_the_local_map(place: Path, running: Running, protocol: str) -> None:
+    counts = served(place, protocol, running.url(protocol))
+    assert_the_local_map(place, protocol)
+    assert counts.answered >= 75 and counts.retried == 0
+
+
+def test_clients_that_ask_for_more_than_there_is_room_for_all_get_their_maps(
+    place: Path, running: Running
+) -> None:
+    """Three with up to 24 requests each, before a queue of 32: some are turned away and come again."""
+    with ThreadPoolExecutor(3) as pool:
+        protocols = ("http", "grpc", "http")
+        found: list[Future[Counts]] = [
+            pool.submit(served, place, f"client{i}", running.url(protocol), 24)
+            for i, protocol in enumerate(protocols)
+        ]
+        counts = [future.result() for future in found]
+    for i in range(3):
+        assert_the_local_map(place, f"client{i}")
+    assert sum(count.rejected for count in counts) > 0 and sum(count.lost for count in counts) == 0
+
+
+def test_a_server_killed_and_restarted_under_load(place: Path, running: Running) -> None:
+    """By SIGKILL, with two clients under way; the last test, since it takes the server's place."""
+    with ThreadPoolExecutor(2) as pool:
+        found = {
+            protocol: pool.submit(served, place, f"{protocol}-again", running.url(protocol))
+            for protocol in ("http", "grpc")
+        }
+        before = executions(running)
+        until(lambda: executions(running) > before + 10)
+        running.kill_and_start()
+        counts = {protocol: future.result() for protocol, future in found.items()}
+    for protocol, count in counts.items():
+        assert_the_local_map(place, f"{protocol}-again")
+        assert count.lost > 0, counts
+
+
+def executions(running: Running) -> int:
+    """Batches the encoder was given since its server was started."""
+    from tritonclient.http import InferenceServerClient
+
+    with InferenceServerClient(running.url("http").removeprefix("http://")) as client:
+        return int(client.get_inference_statistics("mclst_encoder")["model_stats"][0]["execution_count"])
+
+
+def until(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)

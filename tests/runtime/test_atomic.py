@@ -1,0 +1,94 @@
+"""Outputs appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mclst.runtime.atomic import WholeFolder, check_writable, whole_file, write_whole
+from mclst.runtime.errors import OutputError
+
+
+def test_a_file_appears_whole(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(RuntimeError), whole_file(tmp_path / "a") as part:
+        part.write_bytes(b"half")
+        raise RuntimeError
+    assert (tmp_path / "a").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    script = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from mclst.runtime.atomic import write_whole; from mclst.runtime.errors import OutputError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try: write_whole(Path(sys.argv[1]), bytes(5000))\n"
+        "except OutputError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "a")], capture_output=True, text=True, check=True
+    )
+    assert "cannot be written" in done.stdout
+    assert (tmp_path / "a").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_places_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="not a folder"):
+        check_writable(tmp_path / "no" / "a", overwrite=False)
+    (tmp_path / "a").touch()
+    with pytest.raises(OutputError, match="add --overwrite"):
+        check_writable(tmp_path / "a", overwrite=False)
+    check_writable(tmp_path / "a", overwrite=True)
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OutputError, match="exists"):
+        check_writable(tmp_path / "gone", overwrite=False)
+    assert {p.name for p in tmp_path.iterdir()} == {"a", "gone"}
+
+
+def test_what_came_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    for overwrite in (False, True):
+        with WholeFolder(tmp_path / "f", mark="mark", overwrite=overwrite) as folder:
+            (folder.part / "mark").touch()
+            (tmp_path / "f").mkdir()
+            (tmp_path / "f" / "precious").touch()
+            with pytest.raises(OutputError):
+                folder.publish()
+        assert [p.name for p in tmp_path.iterdir()] == ["f"] and (tmp_path / "f" / "precious").exists()
+        shutil.rmtree(tmp_path / "f")
+
+
+def test_leftovers_of_dead_runs_are_swept(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
+    )
+    dead = tmp_path / f".f.{int(done.stdout)}-0123abcd.part"
+    dead.mkdir()
+    (dead / "half").touch()
+    alive = tmp_path / f".f.{os.getpid()}-0123abcd.part"
+    alive.mkdir()
+    with WholeFolder(tmp_path / "f", mark="mark", overwrite=False):
+        assert not dead.exists() and alive.exists()
+
+
+def test_a_folder_replaces_another_in_one_step(tmp_path: Path) -> None:
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "old").touch()
+    with pytest.raises(OutputError, match="has no new"):
+        WholeFolder(tmp_path / "f", mark="new", overwrite=True)
+    with WholeFolder(tmp_path / "f", mark="old", overwrite=True) as folder:
+        (folder.part / "new").touch()
+        assert {p.name for p in (tmp_path / "f").iterdir()} == {"old"}
+        folder.publish()
+    assert {p.name for p in (tmp_path / "f").iterdir()} == {"new"} and len(list(tmp_path.iterdir())) == 1

@@ -1,0 +1,84 @@
+"""The console commands from their first moment on: a signal is answered, whatever is being imported."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+SCRIPTS: dict[str, str] = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())[
+    "project"
+]["scripts"]
+
+STOPPED_AT_IMPORT = """
+import importlib.abc, os, signal, sys
+
+when, number, script = sys.argv[1:]
+
+class Stop(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == when:
+            os.kill(os.getpid(), getattr(signal, number))
+            signal.sigtimedwait([], 5)  # the signal is answered before the import goes on
+        return None
+
+sys.meta_path.insert(0, Stop())
+module, function = script.split(":")
+sys.argv[1:] = ["--help"]
+getattr(__import__(module, fromlist=[function]), function)()
+"""
+
+
+def run(source: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", source, *words], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS))
+def test_a_signal_while_a_command_starts_is_one_sentence(script: str) -> None:
+    done = run(STOPPED_AT_IMPORT, "click", "SIGINT", SCRIPTS[script])
+    assert done.returncode == 130 and done.stdout == ""
+    assert done.stderr.startswith("Error: interrupted; ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 143)])
+@pytest.mark.parametrize("module", ["numpy._core._multiarray_umath", "tifffile"])
+def test_a_signal_amid_the_imports_of_mclst_infer(name: str, code: int, module: str) -> None:
+    done = run(STOPPED_AT_IMPORT, module, name, SCRIPTS["mclst-infer"])
+    assert done.returncode == code and done.stdout == ""
+    assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
+
+
+def test_nothing_slow_stands_before_the_signals_are_heeded() -> None:
+    done = run("import mclst.runtime.entry_points, sys; print(*sys.modules)")
+    assert not {name.split(".")[0] for name in done.stdout.split()} & {
+        "numpy",
+        "click",
+        "rich",
+        "pandas",
+        "anndata",
+    }
+
+
+def test_a_run_under_nohup_goes_on_when_its_terminal_is_gone() -> None:
+    source = """
+import os, signal
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+from mclst.runtime.entry_points import heed
+heed(lambda number, frame: os._exit(number))
+os.kill(os.getpid(), signal.SIGHUP)
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    assert run(source).returncode == 15
+
+
+def test_the_package_gives_its_names_on_demand() -> None:
+    package = importlib.import_module("mclst.runtime")
+    assert all(getattr(package, name).__name__ == name for name in package.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = package.nothing

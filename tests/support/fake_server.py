@@ -1,0 +1,295 @@
+"""A small Open Inference Protocol server around a real bundle, by HTTP or gRPC, that can be made to misbehave."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Lock, Thread
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mclst.runtime.bundle.bundle import open_bundle
+from mclst.runtime.inference.loaded_model import Opened
+from mclst.runtime.inference.providers import Request
+from mclst.runtime.inference.readout import Direct, FromBank
+
+TYPES = {"UINT8": np.uint8, "INT32": np.int32, "FP32": np.float32, "FP64": np.float64}
+STATUS = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 500: "INTERNAL", 503: "UNAVAILABLE"}
+Trouble = Callable[[int], str]
+"""Number of a request for expression, from 0 → what goes wrong with it, or ""."""
+
+
+class Refusal(Exception):
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class FakeServer:
+    """Serves a bundle on the loopback; a context manager. `trouble` may be set at any time."""
+
+    def __init__(
+        self, bundle: Path, protocol: str = "http", *, max_batch: int = 8, trouble: Trouble = lambda n: ""
+    ) -> None:
+        self.protocol, self.max_batch, self.trouble = protocol, max_batch, trouble
+        self.port = 0
+        self.asked = self.at_once = self.most_at_once = self.told = 0
+        self.when_told: Callable[[int], None] = lambda number: None
+        self.tiles: list[int] = []
+        self._lock = Lock()
+        self._compute = Lock()
+        self.hold(bundle)
+
+    def hold(self, path: Path) -> None:
+        """Serve another bundle from now on."""
+        bundle = open_bundle(path)
+        opened = Opened(threads=1)
+        session, _ = opened.encoder("cpu", Request(path, bundle.encoder(), "fp32", 64))
+        spec = bundle.retrieval if bundle.manifest.kind == "retrieval" else None
+        readout = Direct() if spec is None else FromBank(bundle, spec)
+        self._bundle, self._session, self._readout = bundle, session, readout
+        self.document: dict[str, Any] = {
+            "format": "mclst-server/1",
+            "name": "mclst",
+            "bundle": {"sha256": bundle.sha256, "manifest": bundle.manifest.model_dump(mode="json")},
+            "genes": bundle.genes,
+            "precision": "fp32",
+            "max_batch": self.max_batch,
+            "backend": "onnxruntime",
+            "files": {},
+            "retriever": None if spec is None else readout.provider,
+            "versions": {"mclst": "0.1.0"},
+        }
+
+    @property
+    def url(self) -> str:
+        return f"{self.protocol}://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Listen; the second time on the same port."""
+        self._listener: Any = (_Http if self.protocol == "http" else _Grpc)(self)
+        self.port = self._listener.port
+
+    def stop(self) -> None:
+        """Refuse connections and drop those there are, in the middle of whatever they do."""
+        self._listener.stop()
+
+    def metadata(self, model: str) -> dict[str, Any]:
+        if model != "mclst":
+            raise Refusal(404, f"Request for unknown model: '{model}' is not found")
+        side, manifest = self._bundle.manifest.tile.size_px, self._bundle.manifest
+        outputs = [("expression", manifest.genes)]
+        if manifest.kind == "retrieval":
+            outputs += [("nearest_distance", 1), ("effective_k", 1)]
+        return {
+            "name": model,
+            "versions": ["1"],
+            "platform": "ensemble",
+            "inputs": [{"name": "tiles", "datatype": "UINT8", "shape": [-1, side, side, 3]}],
+            "outputs": [{"name": n, "datatype": "FP32", "shape": [-1, width]} for n, width in outputs],
+        }
+
+    def infer(self, model: str, inputs: dict[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], str]:
+        """The outputs, and what is to go wrong with sending them."""
+        if model == "mclst_manifest":
+            content = json.dumps(self.document).encode()
+            self.told += 1
+            self.when_told(self.told)
+            return {"manifest": np.array([content], np.object_)}, ""
+        self.metadata(model)
+        with self._lock:
+            number, self.asked = self.asked, self.asked + 1
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            return self._express(inputs["tiles"], self.trouble(number))
+        finally:
+            with self._lock:
+                self.at_once -= 1
+
+    def _express(self, tiles: NDArray[np.uint8], trouble: str) -> tuple[dict[str, NDArray[Any]], str]:
+        if trouble.startswith("slow"):
+            time.sleep(float(trouble.split()[1]))
+        if trouble.isdigit():
+            raise Refusal(int(trouble), "Exceeds maximum queue size" if trouble == "503" else "so it is")
+        if len(tiles) > self.max_batch:
+            raise Refusal(400, f"batch-size must be <= {self.max_batch}")
+        with self._compute:
+            given = self._session.encode(tiles)
+            found = self._readout.express(np.arange(len(tiles)), given)
+        self.tiles.append(len(tiles))
+        outputs: dict[str, NDArray[Any]] = {"expression": found.expression}
+        if self._bundle.manifest.kind == "retrieval":
+            outputs["nearest_distance"] = found.nearest[:, None]
+            outputs["effective_k"] = found.effective_k[:, None]
+        if trouble == "NaN":
+            outputs["expression"][0, 0] = np.nan
+        if trouble == "of other tiles":
+            outputs["expression"] = outputs["expression"] + 1
+        if trouble == "a row too few":
+            outputs["expression"] = outputs["expression"][1:]
+        if trouble == "float64":
+            outputs["expression"] = outputs["expression"].astype(np.float64)
+        if trouble == "an output too few":
+            del outputs["nearest_distance"]
+        return outputs, trouble
+
+
+def _name(dtype: np.dtype[Any]) -> str:
+    return {"float32": "FP32", "float64": "FP64", "object": "BYTES"}[dtype.name]
+
+
+def _raw(array: NDArray[Any]) -> bytes:
+    if array.dtype != np.object_:
+        return np.ascontiguousarray(array).tobytes()
+    return b"".join(len(item).to_bytes(4, "little") + item for item in array.ravel())
+
+
+class _Http:
+    def __init__(self, fake: FakeServer) -> None:
+        self._open: set[socket.socket] = set()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            wbufsize = 1 << 16  # head and body leave together, or the second waits for an acknowledgement
+
+            def setup(self) -> None:
+                outer._open.add(self.request)
+                super().setup()
+
+            def log_message(self, *words: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                parts = self.path.strip("/").split("/")
+                try:
+                    told = fake.metadata(parts[2]) if len(parts) == 3 else {"name": "fake", "version": "1"}
+                except Refusal as refusal:
+                    return self.send(refusal.status, json.dumps({"error": str(refusal)}).encode())
+                self.send(200, json.dumps(told).encode())
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                head_length = int(self.headers["Inference-Header-Content-Length"])
+                head, at = json.loads(body[:head_length]), head_length
+                inputs = {}
+                for told in head["inputs"]:
+                    size = told["parameters"]["binary_data_size"]
+                    array = np.frombuffer(body[at : at + size], TYPES[told["datatype"]])
+                    inputs[told["name"]], at = array.reshape(told["shape"]), at + size
+                model = self.path.strip("/").split("/")[2]
+                try:
+                    outputs, trouble = fake.infer(model, inputs)
+                except Refusal as refusal:
+                    return self.send(refusal.status, json.dumps({"error": str(refusal)}).encode())
+                raw = {name: _raw(array) for name, array in outputs.items()}
+                answer = json.dumps({
+                    "model_name": model, "model_version": "1",
+                    "id": "another" if trouble == "another's answer" else head["id"],
+                    "outputs": [
+                        {"name": name, "datatype": _name(array.dtype), "shape": list(array.shape),
+                         "parameters": {"binary_data_size": len(raw[name])}}
+                        for name, array in outputs.items()
+                    ],
+                }).encode()  # fmt: skip
+                content = answer + b"".join(raw.values())
+                if trouble == "a short body":
+                    content = content[:-40]
+                if trouble == "no JSON":
+                    content = b"<html>" + content[6:]
+                self.send(200, content, len(answer), cut=trouble == "cut off")
+
+            def send(
+                self, status: int, content: bytes, head: int | None = None, *, cut: bool = False
+            ) -> None:
+                with suppress(OSError):  # the client may be dead
+                    self.send_response(status)
+                    self.send_header("Content-Length", str(len(content)))
+                    if head is not None:
+                        self.send_header("Inference-Header-Content-Length", str(head))
+                    self.end_headers()
+                    self.wfile.write(content[: len(content) // 2] if cut else content)
+                    self.wfile.flush()
+                    if cut:
+                        self.request.shutdown(socket.SHUT_RDWR)
+                        self.close_connection = True
+
+        class Listener(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 64
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                pass
+
+        self._server = Listener(("127.0.0.1", fake.port), Handler)
+        self.port = self._server.server_address[1]
+        Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        for connection in self._open:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+class _Grpc:
+    def __init__(self, fake: FakeServer) -> None:
+        import grpc
+        from tritonclient.grpc import service_pb2 as messages
+        from tritonclient.grpc import service_pb2_grpc as service
+
+        def refuse(context: Any, refusal: Refusal) -> None:
+            context.abort(getattr(grpc.StatusCode, STATUS[refusal.status]), str(refusal))
+
+        class Servicer(service.GRPCInferenceServiceServicer):  # type: ignore[misc]
+            def ServerMetadata(self, request: Any, context: Any) -> Any:
+                return messages.ServerMetadataResponse(name="fake", version="1")
+
+            def ModelMetadata(self, request: Any, context: Any) -> Any:
+                try:
+                    return messages.ModelMetadataResponse(**fake.metadata(request.name))
+                except Refusal as refusal:
+                    refuse(context, refusal)
+
+            def ModelInfer(self, request: Any, context: Any) -> Any:
+                inputs = {
+                    told.name: np.frombuffer(raw, TYPES[told.datatype]).reshape(list(told.shape))
+                    for told, raw in zip(request.inputs, request.raw_input_contents, strict=True)
+                }
+                try:
+                    outputs, trouble = fake.infer(request.model_name, inputs)
+                except Refusal as refusal:
+                    refuse(context, refusal)
+                answer = messages.ModelInferResponse(
+                    model_name=request.model_name, model_version="1", id=request.id
+                )
+                for name, array in outputs.items():
+                    answer.outputs.add(name=name, datatype=_name(array.dtype), shape=array.shape)
+                    raw = _raw(array)
+                    answer.raw_output_contents.append(raw[:-8] if trouble == "a short body" else raw)
+                return answer
+
+        self._server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
+        service.add_GRPCInferenceServiceServicer_to_server(Servicer(), self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{fake.port}")
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop(None).wait()

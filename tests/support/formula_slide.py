@@ -1,0 +1,38 @@
+"""A slide whose pixels follow from a formula."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mclst.runtime.slide.base import Level, Slide
+
+
+class MadeUpSlide(Slide):
+    """A slide whose every pixel tells its place; reads can be watched, spoilt or held up."""
+
+    def __init__(self, levels: tuple[float, ...] = (1.0,), mpp: float | None = None) -> None:
+        sizes = tuple(Level(int(4000 / d), int(3000 / d), d, (64, 64)) for d in levels)
+        super().__init__(Path("made-up"), reader="made-up", vendor="made-up", levels=sizes, mpp=mpp)
+        self.reads = 0
+        self.fault: Exception | None = None
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def _read_inside(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
+        self.gate.wait()
+        self.reads += 1
+        if self.fault is not None:
+            raise self.fault
+        across, down = np.meshgrid(np.arange(x, x + width), np.arange(y, y + height))
+        return np.stack([across % 251, down % 251, np.full_like(across, level)], axis=-1).astype(np.uint8)
+
+    def close(self) -> None:
+        pass
+
+
+def scattered(n: int, seed: int = 0) -> NDArray[np.float64]:
+    return np.random.default_rng(seed).uniform((100, 100), (3900, 2900), (n, 2))

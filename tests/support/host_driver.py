@@ -1,0 +1,111 @@
+"""The CUDA kernels on the CPU: tests/host_cuda compiled by g++, behind the interface of a device."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = ("-std=c++17", "-fPIC", "-shared", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unknown-pragmas")
+PLAIN = ("-O2",)
+SANITIZED = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+FORWARD, REVERSE, SHUFFLED = 0, 1, 2
+
+
+def compiler() -> str | None:
+    return shutil.which("g++")
+
+
+def sanitizer() -> str | None:
+    """AddressSanitizer's library, which must be loaded before anything else."""
+    gxx = compiler()
+    if gxx is None:
+        return None
+    said = subprocess.run([gxx, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    path = said.stdout.strip()
+    return path if Path(path).is_file() else None
+
+
+@cache
+def build(flags: tuple[str, ...] = PLAIN, root: Path = ROOT) -> Path:
+    """The shared library, compiled once per source and flags into build/host_cuda.
+
+    root: where tests/host_cuda and kernels are.
+    """
+    gxx = compiler()
+    assert gxx is not None
+    main = root / "tests" / "host_cuda" / "host_cuda.cpp"
+    sources = [*sorted(main.parent.glob("*.h")), main, *sorted((root / "kernels").glob("*.cu*"))]
+    text = b"".join(path.read_bytes() for path in sources)
+    name = hashlib.sha256(text + repr((FLAGS, flags)).encode()).hexdigest()[:16]
+    out = ROOT / "build" / "host_cuda" / f"{name}.so"
+    if not out.is_file():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        half = out.with_suffix(f".{os.getpid()}")
+        done = subprocess.run(
+            [gxx, *FLAGS, *flags, "-o", str(half), str(main)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        half.replace(out)
+    return out
+
+
+class HostDriver:
+    """A device played by the CPU."""
+
+    name = "host"
+    architecture = 80
+    multiprocessors = 3
+
+    def __init__(self, library: Path | None = None, order: int = FORWARD) -> None:
+        self.calls = ctypes.CDLL(str(library or build()))
+        self.calls.host_cuda_allocate.restype = ctypes.c_void_p
+        self.calls.host_cuda_launch.restype = ctypes.c_char_p
+        self.calls.host_cuda_size.restype = self.calls.host_cuda_place.restype = ctypes.c_size_t
+        self.order = order
+        self.held: set[int] = set()
+        self.launched: list[str] = []
+
+    def load(self) -> None:
+        pass
+
+    def allocate(self, nbytes: int) -> int:
+        address = self.calls.host_cuda_allocate(ctypes.c_size_t(nbytes))
+        self.held.add(address)
+        return int(address)
+
+    def free(self, address: int) -> None:
+        self.held.remove(address)
+        self.calls.host_cuda_free(ctypes.c_void_p(address))
+
+    def upload(self, address: int, array: NDArray[Any]) -> None:
+        assert array.flags.c_contiguous
+        self._copy(address, array.ctypes.data, array.nbytes)
+
+    def download(self, array: NDArray[Any], address: int) -> None:
+        assert array.flags.c_contiguous
+        self._copy(array.ctypes.data, address, array.nbytes)
+
+    def launch(
+        self, kernel: str, grid: tuple[int, int], block: int, shared: int, passed: ctypes.Structure
+    ) -> None:
+        self.launched.append(kernel)
+        shape = ctypes.c_uint * 3
+        failure = self.calls.host_cuda_launch(
+            kernel.encode(), shape(*grid, 1), shape(block, 1, 1), shared, ctypes.byref(passed), self.order
+        )
+        assert failure is None, f"{kernel}: {failure.decode()}"
+
+    def wait(self, stream: int) -> None:
+        pass
+
+    def _copy(self, to: int, source: int, nbytes: int) -> None:
+        self.calls.host_cuda_copy(ctypes.c_void_p(to), ctypes.c_void_p(source), ctypes.c_size_t(nbytes))

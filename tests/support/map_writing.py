@@ -1,0 +1,43 @@
+"""What a map writer is given in tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mclst.sections.section import Spots
+
+IMAGE = np.random.default_rng(0).integers(0, 255, (120, 90, 3), dtype=np.uint8)
+
+
+def spots_of(n, table=None, array=True):
+    columns = 6
+    xy = np.stack([np.arange(n) % columns, np.arange(n) // columns], axis=1)
+    return Spots(
+        path=Path("spots.csv"),
+        variant="made up",
+        id=np.array([f"{x}x{y}" for x, y in xy]),
+        xy_px=xy * 100.5 + 60.25,
+        array_xy=xy.astype(np.int64) if array else None,
+        row=np.arange(2, n + 2),
+        table=pd.DataFrame({"selected": [1] * n}) if table is None else table,
+        spot_diameter_px=None,
+        coordinates="x, y",
+    )
+
+
+def genes_of(count):
+    return [f"GENE{i}" for i in range(count)]
+
+
+def publish(writer, **changes):
+    settings = {
+        "image": IMAGE,
+        "image_scale": 0.1,
+        "spot_diameter_px": 55.0,
+        "library_id": "slide",
+        "run": {"k": 200},
+    }
+    return writer.publish(**{**settings, **changes})

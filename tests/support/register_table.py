@@ -1,0 +1,79 @@
+"""What every kernel takes on every architecture: compiled here, compared with kernels/cuda/src/registers.json by the tests.
+
+python tests/support/register_table.py writes the table anew, with every compiler at hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from mclst.kernels.cuda import cubin
+
+TABLE = Path(cubin.__file__).parent / "src" / "registers.json"
+ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 110, 120)
+_ENTRY = re.compile(r"Compiling entry function '(\w+)'")
+_STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_USED = re.compile(r"Used (\d+) registers")
+_SHARED = re.compile(r"(\d+) bytes smem")
+
+
+Table = dict[str, dict[str, dict[str, int]]]
+
+
+def by_nvcc(nvcc: str) -> tuple[str, Table]:
+    """The compiler, and the table by it: of each architecture, of each kernel."""
+    logs = _each(lambda architecture: cubin.compile_by_nvcc(nvcc, architecture)[1])
+    return f"nvcc {cubin.nvcc_version(nvcc)}", _table(logs)
+
+
+def by_nvrtc(nvrtc: Any) -> tuple[str, Table]:
+    """The same by NVRTC, which takes half the time."""
+    logs = _each(lambda architecture: cubin.compile_by_nvrtc(nvrtc, architecture)[1])
+    return f"nvrtc {cubin.nvrtc_version(nvrtc)}", _table(logs)
+
+
+def _each(compile_one: Callable[[int], str]) -> list[str]:
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(compile_one, ARCHITECTURES))
+
+
+def _table(logs: list[str]) -> Table:
+    return {f"sm_{a}": read_log(log) for a, log in zip(ARCHITECTURES, logs, strict=True)}
+
+
+def read_log(log: str) -> dict[str, dict[str, int]]:
+    """Registers, bytes of stack, of spills and of shared memory of each kernel, from what ptxas says of it."""
+    kernels: dict[str, dict[str, int]] = {}
+    kernel = ""
+    for line in log.splitlines():
+        if entry := _ENTRY.search(line):
+            kernel = entry[1]
+            kernels[kernel] = {"stack": 0, "spills": 0}
+        elif stack := _STACK.search(line):
+            kernels[kernel]["stack"] = int(stack[1])
+            kernels[kernel]["spills"] = int(stack[2]) + int(stack[3])
+        elif used := _USED.search(line):
+            kernels[kernel]["registers"] = int(used[1])
+            shared = _SHARED.search(line)
+            kernels[kernel]["shared"] = int(shared[1]) if shared else 0
+    return kernels
+
+
+def compiled() -> tuple[str, Table] | None:
+    """The compiler at hand, NVRTC before nvcc, and the table by it; None where there is none."""
+    if nvrtc := cubin.find_nvrtc():
+        return by_nvrtc(nvrtc)
+    found = cubin.find_nvcc()
+    return by_nvcc(found) if found else None
+
+
+if __name__ == "__main__":
+    nvrtc, nvcc = cubin.find_nvrtc(), cubin.find_nvcc()
+    tables = [by_nvrtc(nvrtc)] if nvrtc else []
+    tables += [by_nvcc(nvcc)] if nvcc else []
+    TABLE.write_text(json.dumps(dict(tables), indent=1) + "\n")

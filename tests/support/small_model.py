@@ -1,0 +1,127 @@
+"""A small reference folder and an mclSTExp checkpoint that fits it, made on the spot."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mclst.models.mclstexp import MclSTExp
+
+GENES = 12
+POSITIONS = 20
+TILE_PX = 32
+
+
+def tiny_network(encoder: str = "resnet18", *, genes: int = GENES, positions: int = POSITIONS) -> MclSTExp:
+    """An mclSTExp small enough for a test, its normalisations' statistics away from 0 and 1."""
+    torch.manual_seed(7)
+    network = MclSTExp(encoder, genes, projection_dim=16, heads=8, head_dim=4, depth=2, positions=positions)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.2, 0.2)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.uniform_(-0.3, 0.3)
+    return network.eval()
+
+
+@dataclass(frozen=True)
+class Small:
+    """A small reference folder with one image, and a checkpoint that fits it."""
+
+    folder: Path
+    ckpt: Path
+    slide: Path
+    spots: Path
+
+
+def write_reference(folder: Path, names: tuple[str, ...] = ("A1", "A2", "B1"), spots: int = 24) -> None:
+    """Sections as the published HER2+ folder has them: counts, spots, images and genes.txt."""
+    rng = np.random.default_rng(3)
+    for part in ("counts", "spots", "images"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    genes = [f"GENE{i}" for i in range(GENES)]
+    (folder / "genes.txt").write_text("\n".join(genes) + "\n")
+    for name in names:
+        picture = np.kron(rng.integers(40, 256, (10, 12, 3)), np.ones((20, 20, 1))).astype(np.uint8)
+        Image.fromarray(picture).save(folder / "images" / f"{name}.png")
+        place = rng.permutation(144)[:spots]
+        x, y = place % 12 + 2, place // 12 + 2
+        counts = rng.poisson(6.0, (spots, GENES))
+        table = ["\t" + "\t".join(genes)]
+        table += [f"{a}x{b}\t" + "\t".join(map(str, row)) for a, b, row in zip(x, y, counts, strict=True)]
+        (folder / "counts" / f"{name}.tsv").write_text("\n".join(table) + "\n")
+        lines = ["x\ty\tnew_x\tnew_y\tpixel_x\tpixel_y\tselected"]
+        lines += [
+            f"{a}\t{b}\t{a}.1\t{b}.1\t{18.0 * a - 20.5}\t{13.0 * b - 10.25}\t1"
+            for a, b in zip(x, y, strict=True)
+        ]
+        (folder / "spots" / f"{name}_selection.tsv").write_text("\n".join(lines) + "\n")
+
+
+def fast_bundle(source: Path, folder: Path) -> Path:
+    """A copy of a bundle whose encoder is one matrix product, for tests of many thousand tiles."""
+    shutil.copytree(source, folder)
+    fast_graph(folder / "encoder.onnx", "embedding", 16)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    content = (folder / "encoder.onnx").read_bytes()
+    manifest["files"]["encoder.onnx"] = {
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def fast_regression(folder: Path, genes: int) -> Path:
+    """A bundle of a regression whose network is one matrix product."""
+    from mclst.runtime.bundle.bundle import BundleDraft
+    from mclst.runtime.bundle.manifest import Normalisation, Preprocessing, Tile
+
+    with BundleDraft(folder, overwrite=False) as draft:
+        fast_graph(draft.part / "encoder.onnx", "expression", genes)
+        (draft.part / "genes.txt").write_text("".join(f"GENE{i}\n" for i in range(genes)))
+        draft.seal(
+            kind="regression",
+            system="stnet",
+            encoder={"name": "one-product", "embedding_dim": genes},
+            tile=Tile(size_px=TILE_PX).model_dump(mode="json"),
+            preprocessing=Preprocessing().model_dump(mode="json"),
+            normalisation=Normalisation(input="none", expression="log-share").model_dump(),
+            genes=genes,
+            genes_from="the test",
+            checkpoint={"name": "none", "sha256": "0" * 64},
+            versions={},
+        )
+    return folder
+
+
+def fast_graph(path: Path, output: str, width: int) -> None:
+    """Tiles of TILE_PX → float32 [N, width] under the name `output`, by one matrix product."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    values = np.random.default_rng(5).normal(0, 1e-3, (TILE_PX * TILE_PX * 3, width)).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", ["tiles"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("Reshape", ["x", "shape"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], [output]),
+    ]
+    tiles = helper.make_tensor_value_info("tiles", TensorProto.UINT8, ["N", TILE_PX, TILE_PX, 3])
+    given = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N", width])
+    held = [
+        numpy_helper.from_array(values, "w"),
+        numpy_helper.from_array(np.array([-1, len(values)]), "shape"),
+    ]
+    model = helper.make_model(
+        helper.make_graph(nodes, "fast", [tiles], [given], held),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    save(model, path)

@@ -1,0 +1,367 @@
+"""mclst-train: what it writes exports as it is, goes on after a kill, and every option changes what it should."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from small_model import Small
+from training_runs import QUICK, SECTIONS, TINY, config, in_float64, made_up, run
+
+from mclst.export.bundling import export_bundle
+from mclst.models.mclstexp import MclSTExp
+from mclst.runtime.errors import CheckpointError, InputError, ReferenceDataError
+from mclst.runtime.inference.providers import open_session
+from mclst.sections.accuracy import score
+from mclst.sections.formats.reference import find_sections, read_section
+from mclst.training.checkpoint import PUBLISHED_ROWS, published_state, write_checkpoint
+from mclst.training.contrastive import Training, train
+from mclst.training.data import encoder_input, read_training_section
+from mclst.training.losses import contrastive_loss
+from mclst.training.positions import sinusoids
+from mclst.training.pretrained_weights import load_weights
+from mclst.training.training_state import state_path, take_up, write_state
+from mclst.training.validation import validate
+
+
+@pytest.mark.parametrize("positions", ["learnable", "sinusoidal", "naive", "none"])
+def test_loss_and_gradient_are_those_of_an_independent_float64_network(positions: Any) -> None:
+    training = Training(SECTIONS, config(positions=positions, image_weight=0.3))
+    network, pairs = training.network.eval(), training.pairs
+    rows = torch.arange(8)
+    images = network.encode_tiles(
+        encoder_input(pairs.tiles_of(rows).permute(0, 3, 1, 2), training.config.settings.preprocessing)
+    ).detach()
+    expression, position = pairs.expression[rows], pairs.position[rows]
+    trained = training.trained().network  # positions as tables, which the float64 network reads
+
+    def loss64() -> float:
+        logits = in_float64(trained, expression.numpy(), position.numpy()) @ images.double().numpy().T / 4.0
+        by_spot, by_tile = (
+            (np.log(np.exp(of - of.max(1, keepdims=True)).sum(1)) + of.max(1) - np.diag(of)).mean()
+            for of in (logits, logits.T)
+        )
+        return float(0.3 * by_tile + 0.7 * by_spot)
+
+    expected = loss64()
+    trained.requires_grad_(True)
+    loss = contrastive_loss(
+        trained.encode_spots(expression, position), images, temperature=4.0, image_weight=0.3
+    )
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    for name in (
+        "spot_encoder.0.attn.fn.to_qkv.weight",
+        "spot_projection.fc.weight",
+        "spot_encoder.0.ff.norm.bias",
+    ):
+        weight = trained.get_parameter(name)
+        place = int(weight.grad.abs().argmax())  # type: ignore[union-attr]
+        step = 1e-2
+        with torch.no_grad():
+            ends = []
+            for sign in (1, -1):
+                weight.view(-1)[place] += sign * step
+                ends.append((float(weight.view(-1)[place]), loss64()))
+                weight.view(-1)[place] -= sign * step
+        slope = (ends[0][1] - ends[1][1]) / (ends[0][0] - ends[1][0])
+        assert float(weight.grad.view(-1)[place]) == pytest.approx(slope, rel=2e-3), name  # type: ignore[union-attr]
+
+
+def test_lambda_weighs_the_two_sides() -> None:
+    losses = {weight: train(SECTIONS, config(image_weight=weight)).losses[0] for weight in (0.0, 0.5, 1.0)}
+    assert losses[0.5] == pytest.approx((losses[0.0] + losses[1.0]) / 2, rel=1e-5)
+    assert abs(losses[0.0] - losses[1.0]) > 1e-4
+
+
+def test_positions_are_what_they_are_called() -> None:
+    found = {kind: train(SECTIONS, config(positions=kind, epochs=2)).network for kind in
+             ("learnable", "sinusoidal", "naive", "none")}  # fmt: skip
+    assert len(found["none"].get_parameter("x_embed.weight")) == 0
+    x, y = sinusoids(128, 6)
+    assert torch.equal(found["sinusoidal"].get_parameter("x_embed.weight"), x), "a fixed table does not learn"
+    assert torch.equal(found["sinusoidal"].get_parameter("y_embed.weight"), y)
+    slope = found["naive"].get_parameter("x_embed.weight")
+    np.testing.assert_allclose(
+        slope.numpy(), np.arange(128)[:, None] * slope[1].numpy(), rtol=1e-5, atol=1e-7
+    )
+    assert float(slope[1].abs().max()) > 0
+    learned = found["learnable"].get_parameter("x_embed.weight")
+    before = Training(SECTIONS, config()).network.get_parameter("x_embed.weight")
+    changed = (learned != before).any(dim=1)
+    assert changed[: int(max(s.array_xy.max() for s in SECTIONS))].any()
+
+
+def test_sinusoids_tell_x_from_y() -> None:
+    x, y = (table.double().numpy() for table in sinusoids(40, 7))
+    np.testing.assert_allclose(x[:, 0], np.sin(np.arange(40)), atol=1e-6)
+    np.testing.assert_allclose(x[:, 1], np.cos(np.arange(40)), atol=1e-6)
+    np.testing.assert_allclose(x[:, 2], np.sin(np.arange(40) / 10_000 ** (2 / 4)), atol=1e-6)
+    assert (x[:, 4:] == 0).all() and (y[:, :4] == 0).all()
+    sums = {tuple(np.round(x[i] + y[j], 6)) for i in range(40) for j in range(40)}
+    assert len(sums) == 1600
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "naive", "none"])
+def test_every_position_encoding_exports_alone(tmp_path: Path, positions: Any) -> None:
+    trained = train(SECTIONS, config(positions=positions))
+    ckpt = write_checkpoint(tmp_path / "model.pt", trained)
+    bank = export_bundle(ckpt, tmp_path / "bundle", parity_tiles=4).bank
+    normalised = np.concatenate([s.counts for s in SECTIONS]).astype(np.float64)
+    normalised = np.log10(1e4 * normalised / normalised.sum(axis=1, keepdims=True) + 1)
+    where = np.concatenate([s.array_xy for s in SECTIONS])
+    expected = in_float64(trained.network, normalised, where)  # 16 spots: one sentence of up to 32
+    np.testing.assert_allclose(bank.embedding, expected, atol=1e-4)
+
+
+def test_a_timm_encoder_trains_and_exports(tmp_path: Path) -> None:
+    sections = [dataclasses.replace(s, tiles=np.repeat(np.repeat(s.tiles, 2, 1), 2, 2)) for s in SECTIONS]
+    tile = TINY.settings.tile.model_copy(update={"size_px": 32})
+    settings = TINY.settings.model_copy(update={"tile": tile})
+    trained = train(
+        sections, dataclasses.replace(TINY, settings=settings, encoder="mobilenetv3_small_050", epochs=1)
+    )
+    ckpt = write_checkpoint(tmp_path / "model.pt", trained)
+    bundle = export_bundle(ckpt, tmp_path / "bundle", parity_tiles=4)
+    assert bundle.manifest.encoder.name == "mobilenetv3_small_050"
+    found = open_session(bundle.encoder_path, "cpu").encode(sections[0].tiles[:3])
+    pixels = torch.from_numpy(sections[0].tiles[:3]).permute(0, 3, 1, 2)
+    expected = trained.network.encode_tiles(encoder_input(pixels, settings.preprocessing))
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+
+
+def test_an_encoder_that_does_not_take_the_tiles_is_refused() -> None:
+    with pytest.raises(InputError, match="vit_base_patch32_224 does not take tiles of 16 px"):
+        Training(SECTIONS, config(encoder="vit_base_patch32_224"))
+
+
+def test_mixed_precision_stays_near_full_precision() -> None:
+    full, half = (train(SECTIONS, config(precision=kind)).losses[0] for kind in ("fp32", "bf16"))
+    assert half != full and half == pytest.approx(full, rel=0.05)
+    with pytest.raises(ValueError, match="fp16 needs a CUDA device"):
+        config(precision="fp16")
+
+
+def test_a_run_taken_up_gives_the_same_weights(tmp_path: Path) -> None:
+    whole = Training(SECTIONS, config(epochs=4, schedule="cosine"))
+    for _ in range(4):
+        whole.epoch()
+    first = Training(SECTIONS, config(epochs=4, schedule="cosine"))
+    first.epoch()
+    first.epoch()
+    out = tmp_path / "model.pt"
+    write_state(out, first, {})
+    first.epoch()  # lost with the process
+    second = Training(SECTIONS, config(epochs=4, schedule="cosine"))
+    assert take_up(out, second, {}) and len(second.losses) == 2
+    while not second.finished:
+        second.epoch()
+    assert second.losses == whole.losses
+    for (name, a), b in zip(
+        whole.network.state_dict().items(), second.network.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize(
+    ("change", "told"), [({"seed": 3}, "another seed"), ({"learning_rate": 1.0}, "another learning_rate")]
+)
+def test_a_run_of_other_settings_is_not_taken_up(tmp_path: Path, change: Any, told: str) -> None:
+    out = tmp_path / "model.pt"
+    first = Training(SECTIONS, config(epochs=4))
+    first.epoch()
+    write_state(out, first, {})
+    with pytest.raises(InputError, match=told):
+        take_up(out, Training(SECTIONS, config(epochs=4, **change)), {})
+    other = [SECTIONS[0], dataclasses.replace(SECTIONS[1], counts=SECTIONS[1].counts + 1)]
+    with pytest.raises(InputError, match="another data"):
+        take_up(out, Training(other, config(epochs=4)), {})
+    state_path(out).write_bytes(state_path(out).read_bytes()[:500])
+    with pytest.raises(InputError, match="is not the state of a stopped run"):
+        take_up(out, Training(SECTIONS, config(epochs=4)), {})
+
+
+KILLED = """
+import os, signal, sys
+import mclst.training.run as run
+from mclst.training.cli import main
+write, written = run.write_state, []
+def write_and_die(*args):
+    write(*args)
+    written.append(1)
+    if len(written) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+run.write_state = write_and_die
+main(sys.argv[1:])
+"""
+
+
+def test_a_killed_command_goes_on_where_it_was(small: Small, tmp_path: Path) -> None:
+    words = [str(small.folder), *QUICK, "--epochs", "4", "--hold-out", "B1"]
+    whole, killed = tmp_path / "whole.pt", tmp_path / "killed.pt"
+    done = run(*words, "--out", whole)
+    assert done.exit_code == 0, done.output
+    command = [sys.executable, "-c", KILLED, *words, "--out", str(killed)]
+    # To the last bit only with as many threads as the run that was not killed.
+    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.run(command, capture_output=True, text=True, check=False, env=threads)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert state_path(killed).exists() and not killed.exists()
+    again = run(*words, "--out", killed)
+    assert again.exit_code == 0, again.output
+    assert "going on after epoch 2" in again.stderr
+    assert not state_path(killed).exists()
+    a, b = (torch.load(path, weights_only=True)["model"] for path in (whole, killed))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_command_validates_reports_and_exports(small: Small, tmp_path: Path) -> None:
+    out, told = tmp_path / "model.pt", tmp_path / "run.json"
+    words = ["--validation", "B1", "--published-layout", "--json", told, "--out", out]
+    done = run(small.folder, *QUICK, *words)
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f"{out}\n"
+    found = json.loads(told.read_text())
+    assert found["sections"] == {"A1": 24, "A2": 24} and len(found["losses"]) == 2
+    assert found["chance"] == pytest.approx(np.log(24))
+    assert [entry["epoch"] for entry in found["validation"]] == [1, 2]
+    bundle = export_bundle(out, tmp_path / "bundle", parity_tiles=4)
+    assert [s.name for s in bundle.manifest.bank] == ["A1", "A2"]
+    assert bundle.manifest.retrieval is not None and bundle.manifest.retrieval.k == 10
+    state = torch.load(tmp_path / "model.state_dict.pt", weights_only=True)
+    published = MclSTExp("resnet18", 12, projection_dim=8, heads=2, head_dim=4)
+    published.load_state_dict(state)  # strict: the published names and shapes
+    assert len(state["x_embed.weight"]) == PUBLISHED_ROWS
+    again = run(small.folder, *QUICK, *words)
+    assert again.exit_code == 5 and "exists" in again.stderr
+
+
+def test_validation_is_what_the_bundle_will_score(small: Small, tmp_path: Path) -> None:
+    from mclst.kernels.retriever import Retriever
+    from mclst.sections.normalize import gene_wise
+
+    settings = TINY.settings.model_copy(
+        update={"retrieval": TINY.settings.retrieval.model_copy(update={"k": 5})}
+    )
+    training = Training(SECTIONS, dataclasses.replace(TINY, settings=settings, epochs=1))
+    training.epoch()
+    held_out = made_up("C", 11, 5)
+    (found,) = validate(training, [held_out])
+    assert training.network.training
+    bundle = export_bundle(
+        write_checkpoint(tmp_path / "model.pt", training.trained()), tmp_path / "bundle", parity_tiles=4
+    )
+    queries = open_session(bundle.encoder_path, "cpu").encode(held_out.tiles)
+    predicted = Retriever(bundle.bank, settings.retrieval.spec()).aggregate(queries).expression
+    expected = score(predicted, gene_wise(held_out.counts))
+    assert [found.pcc_acg, found.pcc_heg, found.mse, found.mae] == pytest.approx(
+        [expected.pcc_acg, expected.pcc_heg, expected.mse, expected.mae], rel=1e-3
+    )
+
+
+@pytest.mark.parametrize("encoder", ["densenet121", "resnet18", "mobilenetv3_small_050"])
+def test_starting_weights_as_torchvision_and_timm_save_them(tmp_path: Path, encoder: str) -> None:
+    torch.manual_seed(1)
+    if encoder.startswith("mobilenet"):
+        import timm
+
+        source: Any = timm.create_model(encoder, num_classes=10)
+    else:
+        source = torchvision.models.get_model(encoder, weights=None)
+    state = source.state_dict()
+    if encoder == "densenet121":  # as the file of ImageNet weights spells its names
+        state = {
+            name.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): t for name, t in state.items()
+        }
+    torch.save(state, tmp_path / "start.pth")
+    network = MclSTExp(encoder, 6, projection_dim=8, heads=2, head_dim=4, depth=1, positions=4).eval()
+    assert load_weights(network, tmp_path / "start.pth", encoder) == f"{encoder} from start.pth"
+    tile = torch.rand(1, 3, 64, 64)
+    found = network.image_encoder(tile)
+    source.eval()
+    if encoder == "resnet18":
+        source.fc = torch.nn.Identity()
+        expected = source(tile)
+    elif encoder == "densenet121":
+        expected = source.features(tile).mean(dim=(2, 3))
+    else:
+        source.reset_classifier(0)
+        expected = source(tile)
+    torch.testing.assert_close(found, expected)
+
+
+def test_starting_weights_of_a_model_and_of_something_else(tmp_path: Path) -> None:
+    trained = train(SECTIONS, config())
+    ckpt = write_checkpoint(tmp_path / "model.pt", trained)
+    loaded: list[str] = []
+    training = Training(
+        SECTIONS, config(seed=9), lambda net: loaded.append(load_weights(net, ckpt, "resnet18"))
+    )
+    assert "other tensors from model.pt" in loaded[0]
+    a, b = training.network.image_projection.fc.weight, trained.network.image_projection.fc.weight
+    assert torch.equal(a, b)
+    network = MclSTExp("resnet50", 6, projection_dim=8, heads=2, head_dim=4, depth=1, positions=4)
+    with pytest.raises(CheckpointError, match=r"of the \d+ tensors of resnet50"):
+        load_weights(network, ckpt, "resnet50")
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(CheckpointError, match="no weights that can be read safely"):
+        load_weights(network, tmp_path / "text.pt", "resnet50")
+
+
+def test_published_state_keeps_the_trained_rows() -> None:
+    trained = train(SECTIONS, config())
+    state = published_state(trained)
+    own = trained.network.get_parameter("x_embed.weight")
+    assert torch.equal(state["x_embed.weight"][: len(own)], own)
+    assert not state["x_embed.weight"][len(own) :].any()
+    network = MclSTExp(
+        "resnet18", 6, projection_dim=8, heads=2, head_dim=4, depth=1, positions=PUBLISHED_ROWS
+    )
+    assert set(state) == set(network.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--encoder", "resnet5000"], 2, "is no image encoder of mclst or of this timm"),
+        (
+            ["--k", "49"],
+            4,
+            "k is 49 and the training sections have 48 spots together; give --k of at most 48",
+        ),
+        (["--sections", "Z9"], 4, "section 'Z9' is not there"),
+        (["--device", "cuda"], 6, "there is no device cuda"),
+        (["--precision", "fp16"], 2, "fp16 needs a CUDA device"),
+        (["--temperature", "0"], 2, "give a temperature above 0"),
+        (["--tile-mpp", "0.5"], 4, "give --mpp"),
+        (["--init", "absent.pt"], 4, "absent.pt cannot be read"),
+    ],
+)
+def test_the_command_refuses_in_one_sentence(
+    small: Small, tmp_path: Path, words: list[str], code: int, told: str
+) -> None:
+    if "cuda" in words and torch.cuda.is_available():
+        pytest.skip("this machine has the device")
+    done = run(small.folder, *QUICK, "--hold-out", "B1", "--out", tmp_path / "model.pt", *words)
+    assert done.exit_code == code and told in done.stderr, done.output
+    assert "Traceback" not in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_sections_without_an_array_are_read_for_training_without_positions(small: Small) -> None:
+    section = dataclasses.replace(read_section(find_sections(small.folder)["A1"]), array_xy=None)
+    tile, genes = TINY.settings.tile, section.genes.tolist()
+    found = read_training_section(section, genes, tile, placed_on_array=False)
+    assert found.array_xy.shape == (24, 2) and not found.array_xy.any()
+    with pytest.raises(ReferenceDataError, match=r"no array coordinates \(only --positions none"):
+        read_training_section(section, genes, tile)
