@@ -57,4 +57,5 @@ def format_value(value: Any) -> str:
 
 
 def is_missing(value: Any) -> bool:
+    """Whether a value is None or NaN."""
     return value is None or (isinstance(value, float | np.floating) and bool(np.isnan(value)))

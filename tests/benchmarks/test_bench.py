@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mclst.benchmarks import cli
+from mclst.benchmarks.retrieval import command
 from mclst.benchmarks.harness import measure
 from mclst.benchmarks.harness.errors import Absent
 from mclst.benchmarks.harness.measure import Samples
@@ -238,8 +239,8 @@ def test_providers_that_do_not_run_here_are_named() -> None:
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(cli, "host_peaks", lambda threads: PEAKS)
-    monkeypatch.setitem(cli.CASES, "her2st-l2", tiny())
+    monkeypatch.setattr(command, "host_peaks", lambda threads: PEAKS)
+    monkeypatch.setitem(command.CASES, "her2st-l2", tiny())
 
     def run(*arguments: str) -> Result:
         return CliRunner().invoke(cli.main, ["retrieval", *arguments])
