@@ -39,11 +39,11 @@ def main(out: Path, overwrite: bool, seed: int, quiet: bool, verbose: bool) -> N
     """
     check_writable(out, overwrite=overwrite)
     try:
-        from mclst.demo.end_to_end import go_the_whole_way
+        from mclst.demo.end_to_end import run_demo
     except ImportError as error:
         raise ResourceError(f"{error.name} is not installed; install mclst[export,cpu]") from error
     say("made-up tissue, from measuring to predicting: about two minutes on two CPU cores", quiet=quiet)
-    outcome = go_the_whole_way(
+    outcome = run_demo(
         out,
         seed,
         overwrite=overwrite,

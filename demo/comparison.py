@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.atomic import write_whole
-from mclst.runtime.report.figures.colors import COLOURS, usual_limits
+from mclst.runtime.report.figures.colors import COLORMAP, usual_limits
 from mclst.runtime.report.figures.contact_sheet import Window, add_spots, show_tissue
 from mclst.runtime.report.figures.layout import QUIET, WIDTH, Page
 
@@ -74,7 +74,7 @@ def draw_comparison(
             axes.set_xlim(shown[0], shown[1])
             axes.set_ylim(shown[3], shown[2])
             seen = np.isfinite(values)
-            style = {"cmap": COLOURS, "linewidths": 0, "clim": usual_limits(values[seen])}
+            style = {"cmap": COLORMAP, "linewidths": 0, "clim": usual_limits(values[seen])}
             add_spots(axes, xy_px[seen], spot_px, **style).set_array(values[seen])
     note = (
         "Made-up tissue and counts.   Of each programme the gene with the highest r, Pearson correlation over the spots.   "

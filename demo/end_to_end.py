@@ -29,7 +29,7 @@ from mclst.runtime.run.predict import Run, predict
 from mclst.runtime.slide.open import open_slide
 from mclst.sections.accuracy import pearson_per_gene, score
 from mclst.sections.formats.reference import find_sections, match_genes, read_section
-from mclst.sections.normalize import NORMALISATIONS
+from mclst.sections.normalize import NORMALIZATIONS
 from mclst.sections.tables.spots import read_spots
 from mclst.training.checkpoint import write_checkpoint
 from mclst.training.contrastive import Step, TrainedModel, batches_per_epoch, train
@@ -137,7 +137,7 @@ def of_programme(name: str) -> tuple[str, ...]:
     return tuple(gene for gene in GENES if gene.rstrip("0123456789") == name)
 
 
-def go_the_whole_way(
+def run_demo(
     out: Path, seed: int, *, overwrite: bool, say: Say, progress: Progress, scale: Scale | None = None
 ) -> Outcome:
     """Make `out` with sections, checkpoint, bundle, map and pictures; whole, or not at all.
@@ -222,12 +222,12 @@ def _compare(
     seconds: dict[str, float],
 ) -> Outcome:
     """Score the map against the counts measured on the held-out section, and draw the two side by side."""
-    normalise = NORMALISATIONS[bundle.manifest.normalisation.expression]
+    normalize = NORMALIZATIONS[bundle.manifest.normalisation.expression]
     section = read_section(find_sections(folder / "sections")[held_out.name])
     found = anndata.read_h5ad(run.map_path)[list(section.spot), list(GENES)]
     predicted = np.asarray(found.to_df().to_numpy(), dtype=np.float32)
-    measured = normalise(match_genes(section, GENES))
-    planted = normalise(held_out.expected)
+    measured = normalize(match_genes(section, GENES))
+    planted = normalize(held_out.expected)
     scored = score(predicted, measured)
     bank_mean = bundle.bank.expression.mean(axis=0, dtype=np.float64)
     outcome = Outcome(

@@ -18,7 +18,7 @@ from mclst.evaluation.overlap import VENN_SETS
 from mclst.runtime.atomic import check_apart, check_writable, write_whole
 from mclst.runtime.console import check_json, command, publish_json, say, table
 from mclst.runtime.errors import ResourceError
-from mclst.sections.normalize import NORMALISATIONS
+from mclst.sections.normalize import NORMALIZATIONS
 from mclst.sections.tables.genes import read_gene_list
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ COLUMNS = {
 )
 @click.option(
     "--normalisation",
-    type=click.Choice(tuple(NORMALISATIONS)),
+    type=click.Choice(tuple(NORMALIZATIONS)),
     help="Of the truth, where the map does not say how its own expression is normalised.",
 )
 @click.option("--common-genes", is_flag=True, help="Leave out genes of the map that were not measured.")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mclst.evaluation.coexpression import mean_of, order_genes
 from mclst.evaluation.evaluate import Domains, MethodResult, SectionResult
 from mclst.evaluation.significance import minus_log10_p
-from mclst.runtime.report.figures.colors import COLOURS
+from mclst.runtime.report.figures.colors import COLORMAP
 from mclst.runtime.report.figures.layout import DPI, INK, QUIET
 from mclst.runtime.report.figures.style import open_frame
 
@@ -44,7 +44,7 @@ def draw_genes(method: MethodResult) -> Figure:
             axes = figure.add_subplot(grid[row, column])
             told = f"{gene}\n{pair.section}" if row == 0 else f"r = {r:.2f}"
             axes.set_title(told, fontsize=9, color=INK if row == 0 else QUIET, parse_math=False)
-            _spots(axes, pair.xy_px, values[:, place], cmap=COLOURS)
+            _spots(axes, pair.xy_px, values[:, place], cmap=COLORMAP)
             if column == 0:
                 axes.text(
                     -0.06, 0.5, name, transform=axes.transAxes, rotation=90, va="center", ha="right", size=9
@@ -110,8 +110,8 @@ def draw_domains(sections: Sequence[SectionResult]) -> Figure:
             axes.set_title(f"{found.pair.section}: {title}", fontsize=9, parse_math=False)
             assert found.pair.xy_px is not None
             shown = values >= 0
-            colours = REGION_COLOURS(values[shown] % 10)
-            _spots(axes, found.pair.xy_px[shown], colours)
+            colors = REGION_COLOURS(values[shown] % 10)
+            _spots(axes, found.pair.xy_px[shown], colors)
     return figure
 
 

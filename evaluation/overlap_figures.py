@@ -32,8 +32,8 @@ def draw_venn(parts: Parts, names: Sequence[str]) -> Figure:
     angles = np.pi / 2 + np.pi / 2 * (len(names) == 2) - 2 * np.pi * np.arange(len(names)) / len(names)
     centres = CENTRE * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     for i, (name, centre) in enumerate(zip(names, centres, strict=True)):
-        colour = SET_COLOURS(i)
-        axes.add_patch(Circle(tuple(centre), RADIUS, facecolor=(*colour[:3], 0.25), edgecolor=colour))
+        color = SET_COLOURS(i)
+        axes.add_patch(Circle(tuple(centre), RADIUS, facecolor=(*color[:3], 0.25), edgecolor=color))
         total = sum(len(genes) for part, genes in parts.items() if name in part)
         x, beyond = centre[0], (RADIUS + 0.25) * (1 if centre[1] > -1e-9 else -1)
         axes.text(

@@ -20,14 +20,14 @@ from mclst.export.inputs.bank import ReferenceSection, encode_bank
 from mclst.export.inputs.checkpoint import Checkpoint, open_checkpoint
 from mclst.export.inputs.references import (
     Genes,
-    Pictured,
+    SectionImage,
     carried_sections,
     find_references,
     listed_genes,
     model_genes,
     read_references,
 )
-from mclst.export.no_bank_bundle import write_direct
+from mclst.export.no_bank_bundle import write_no_bank_bundle
 from mclst.export.onnx.graph import write_graph
 from mclst.export.parity.compare import Tiles, compare_export, encode_with_checkpoint, prove
 from mclst.export.parity.precisions import FP32_ALONE, Precisions, add_precisions, judge_fp32
@@ -53,7 +53,7 @@ class Reference:
 
     sections: list[ReferenceSection]
     genes: Genes
-    pictured: list[Pictured]
+    pictured: list[SectionImage]
 
 
 def export_bundle(
@@ -117,7 +117,7 @@ def export_bundle(
                     "leave --min-overlap and --min-cosine out, --min-pearson judges it"
                 )
             names = listed_genes(checkpoint, None if genes is None else Path(genes))
-            fields = write_direct(
+            fields = write_no_bank_bundle(
                 draft.part, checkpoint, settings, names.names, parity_tiles, precisions, say
             )
             fields["genes_from"] = names.source

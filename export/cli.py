@@ -32,7 +32,7 @@ from mclst.runtime.console import (
 )
 from mclst.runtime.encoder.tensorrt.library import FLAVOURS
 from mclst.runtime.errors import ResourceError
-from mclst.sections.normalize import NORMALISATIONS
+from mclst.sections.normalize import NORMALIZATIONS
 
 PATH = click.Path(path_type=Path)
 
@@ -125,12 +125,12 @@ def _change(options: dict[str, Any]) -> dict[str, Any]:
 )
 @click.option(
     "--input-normalisation",
-    type=click.Choice(tuple(NORMALISATIONS)),
+    type=click.Choice(tuple(NORMALIZATIONS)),
     help="Of the spot encoder's input.  [default: spot-wise]",
 )
 @click.option(
     "--expression-normalisation",
-    type=click.Choice(tuple(NORMALISATIONS)),
+    type=click.Choice(tuple(NORMALIZATIONS)),
     help="Of the expression that is averaged, and so of the map.  [default: gene-wise]",
 )
 @click.option(

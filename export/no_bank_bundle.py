@@ -33,7 +33,7 @@ from mclst.runtime.inference.sequence import SequenceSession
 from mclst.runtime.inference.spot_graph import nearest_spots
 
 
-def write_direct(
+def write_no_bank_bundle(
     folder: Path,
     checkpoint: Checkpoint,
     settings: Settings,
@@ -66,18 +66,18 @@ def write_direct(
     if sequence:
         expected = express_with_checkpoint(network, expected, array_xy, sequence)
 
-    def express(encoder: Path, part: Path | None) -> NDArray[np.float32]:
+    def predict_expression(encoder: Path, part: Path | None) -> NDArray[np.float32]:
         found = encode_with_export(open_session(encoder, "cpu"), tiles.pixels)
         if part is None or sequence is None:
             return found
-        return SequenceSession(part, sequence, "cpu").express(found, array_xy)
+        return SequenceSession(part, sequence, "cpu").predict_expression(found, array_xy)
 
     def compare(encoder: Path, part: Path | None) -> dict[str, Any]:
-        found = express(encoder, part)
+        found = predict_expression(encoder, part)
         check_finite(tiles, expected, found)
         return {"expression": compare_expression(expected, found)}
 
-    found = express(folder / ENCODER, folder / SEQUENCE if sequence else None)
+    found = predict_expression(folder / ENCODER, folder / SEQUENCE if sequence else None)
     parity = judge_fp32(prove_expression(expected, found, tiles, "cpu"), precisions, tiles)
     parity["precisions"] = add_precisions(folder, precisions, calibration, tiles, compare, say)
     write_whole(folder / PARITY, (json.dumps(parity, indent=2, allow_nan=False) + "\n").encode())
@@ -103,7 +103,7 @@ def express_with_checkpoint(
     if sequence.graph is not None:
         inputs += [torch.from_numpy(part) for part in nearest_spots(array_xy, sequence.graph)]
     with torch.inference_mode():
-        found = cast(torch.Tensor, network.express(*inputs))  # type: ignore[operator]
+        found = cast(torch.Tensor, network.predict_expression(*inputs))  # type: ignore[operator]
     return cast(NDArray[np.float32], found.numpy())
 
 

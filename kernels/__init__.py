@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mclst.kernels.definition.contract import ProviderError
-    from mclst.kernels.definition.result import Retrieved
+    from mclst.kernels.definition.result import RetrievalResult
     from mclst.kernels.definition.spec import RetrievalSpec
     from mclst.kernels.retriever import Retriever
 
 __all__ = [
     "ProviderError",
+    "RetrievalResult",
     "RetrievalSpec",
-    "Retrieved",
     "Retriever",
 ]
 
@@ -22,7 +22,7 @@ __all__ = [
 _MODULES = {
     "ProviderError": "mclst.kernels.definition.contract",
     "RetrievalSpec": "mclst.kernels.definition.spec",
-    "Retrieved": "mclst.kernels.definition.result",
+    "RetrievalResult": "mclst.kernels.definition.result",
     "Retriever": "mclst.kernels.retriever",
 }
 

@@ -19,7 +19,7 @@ from mclst.kernels.definition.contract import (
     Provider,
     ProviderError,
 )
-from mclst.kernels.definition.result import Retrieved
+from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.kernels.faiss.provider import _Faiss
 
@@ -55,12 +55,12 @@ class Retriever:
                 f"k is {spec.k} and the bank has {len(embedding)} rows; give k from 1 to {len(embedding)}"
             )
         self.spec = spec
-        self.provider = fastest() if provider == "auto" else provider
+        self.provider = fastest_provider() if provider == "auto" else provider
         self._columns = embedding.shape[1]
         kept = bank.expression if half and self.provider == "cuda" else expression
         self._run = PROVIDERS[self.provider](embedding, kept, spec)
 
-    def aggregate(self, embeddings: NDArray[np.float32], *, neighbours: bool = False) -> Retrieved:
+    def aggregate(self, embeddings: NDArray[np.float32], *, neighbours: bool = False) -> RetrievalResult:
         """Expression for `embeddings` float32 [N, D]; N may be 0.
 
         neighbours: give the chosen bank rows as well, at some cost.
@@ -89,7 +89,7 @@ class _Reference:
     ) -> None:
         self._bank, self._spec = (embedding, expression), spec
 
-    def aggregate(self, queries: NDArray[np.float32], *, neighbours: bool) -> Retrieved:
+    def aggregate(self, queries: NDArray[np.float32], *, neighbours: bool) -> RetrievalResult:
         return reference.aggregate(queries, *self._bank, self._spec, neighbours=neighbours)
 
 
@@ -113,7 +113,7 @@ def _cuda(embedding: NDArray[np.float32], expression: Expression, spec: Retrieva
     return Cuda(embedding, expression.astype(np.float32), spec, half_expression=half)
 
 
-def fastest() -> str:
+def fastest_provider() -> str:
     """What "auto" stands for here: "cpu" where it was compiled, else "faiss"."""
     from mclst.kernels.cpu.compiled import built
 

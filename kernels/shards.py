@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mclst.kernels.definition.contract import BankRows
 from mclst.kernels.definition.reference import distances, rank_scores, weights
-from mclst.kernels.definition.result import Retrieved
+from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.kernels.retriever import Retriever
 
@@ -88,7 +88,7 @@ def merge(candidates: Sequence[Candidates], k: int) -> Candidates:
 
 def aggregate(
     queries: NDArray[np.float32], shards: Sequence[Shard], spec: RetrievalSpec, *, neighbours: bool = False
-) -> Retrieved:
+) -> RetrievalResult:
     """What `Retriever.aggregate` gives for the whole bank: the same rows, expression within 1e-6·max|bank expression|.
 
     The sums are float64 and rounded once; only their order is the shards' own. Raises ValueError as `merge` does.
@@ -96,7 +96,7 @@ def aggregate(
     best = merge([shard.candidates(queries) for shard in shards], spec.k)
     weight = weights(best.distance, spec)
     total = sum((shard.weighted_sum(best.row, weight) for shard in shards), np.zeros((1, shards[0].genes)))
-    return Retrieved(
+    return RetrievalResult(
         np.broadcast_to(total, (len(queries), shards[0].genes)).astype(np.float32),
         best.distance.min(axis=1).astype(np.float32),
         (1 / np.square(weight).sum(axis=1)).astype(np.float32),

@@ -77,7 +77,7 @@ def check_apart(outputs: Iterable[Path | None], inputs: Iterable[Path | None]) -
         seen.add(place)
 
 
-def sweep(path: Path) -> None:
+def remove_stale(path: Path) -> None:
     """Remove what dead processes left beside `path` under names of their own (`.NAME.<pid>-<hex>.part`)."""
     pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)(?:-[0-9a-f]+)?\.part")
     folder = path.absolute().parent
@@ -144,7 +144,7 @@ class WholeFolder:
         Raises OutputError as `check_writable` does, and where `path` is there and is not such a folder.
         """
         check_writable(path, overwrite=overwrite, folder=True, option=option)
-        sweep(path)
+        remove_stale(path)
         self.mark = mark
         self._option = option
         self.overwrite = overwrite

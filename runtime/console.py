@@ -30,8 +30,8 @@ from rich.progress import (
 from rich.text import Text
 
 from mclst.runtime.atomic import check_apart, check_writable, write_whole
-from mclst.runtime.entry_points import STOPS, heed
-from mclst.runtime.errors import DEFECT, Terminated, verdict
+from mclst.runtime.entry_points import STOPS, install_signal_handlers
+from mclst.runtime.errors import DEFECT, Terminated, describe_error
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,9 +49,9 @@ def _stop(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
 
-def heed_signals() -> None:
+def raise_on_signals() -> None:
     """Have SIGINT, SIGTERM and SIGHUP unwind the command, as they do from its start."""
-    heed(_stop)
+    install_signal_handlers(_stop)
 
 
 def say(text: str, *, quiet: bool = False) -> None:
@@ -76,7 +76,7 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        heed_signals()
+        raise_on_signals()
         try:
             return function(*args, **kwargs)
         except (click.ClickException, click.exceptions.Exit, click.Abort, SystemExit, GeneratorExit):
@@ -84,7 +84,7 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
         except BrokenPipeError:
             sys.exit(141)
         except BaseException as error:  # noqa: BLE001 - the border: nothing passes it as a bare traceback
-            sentence, code = verdict(error)
+            sentence, code = describe_error(error)
             if code == DEFECT:
                 traceback.print_exc()
             fail(sentence, code)

@@ -18,7 +18,7 @@ from mclst.runtime.errors import AGAIN, INTERRUPTED, TERMINATED
 STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
-def heed(answer: Callable[[int, FrameType | None], object]) -> None:
+def install_signal_handlers(answer: Callable[[int, FrameType | None], object]) -> None:
     """Answer SIGINT, SIGTERM and SIGHUP with `answer`; the last not where it is ignored, as it is under nohup."""
     for number in STOPS:
         if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) is not signal.SIG_IGN:
@@ -37,7 +37,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def _command(module: str) -> Callable[[], None]:
     def run() -> None:
-        heed(_leave)
+        install_signal_handlers(_leave)
         importlib.import_module(module).main()
 
     return run

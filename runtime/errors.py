@@ -88,7 +88,7 @@ class Terminated(BaseException):
     """SIGTERM or SIGHUP arrived: unwound like an interrupt, so that nothing half-written stays."""
 
 
-def verdict(error: BaseException) -> tuple[str, int]:
+def describe_error(error: BaseException) -> tuple[str, int]:
     """What went wrong, in a sentence for people, and its exit code; DEFECT where it is none that was foreseen."""
     if isinstance(error, MclstError):
         return _with_notes(str(error), error), error.exit_code

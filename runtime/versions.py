@@ -18,7 +18,7 @@ PACKAGES = (
 )
 
 
-def installed() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     """Versions of the packages that shape a map, by name."""
     found = {}
     for name in PACKAGES:

@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from mclst.sections.errors import SectionError
     from mclst.sections.formats.reference import choose_sections, find_sections, read_section
     from mclst.sections.formats.source import SectionSource
-    from mclst.sections.normalize import NORMALISATIONS, gene_wise, spot_wise
+    from mclst.sections.normalize import NORMALIZATIONS, gene_wise, spot_wise
     from mclst.sections.section import Section, Spots
     from mclst.sections.tables.genes import match_genes, read_gene_list
     from mclst.sections.tables.spots import read_spots
 
 __all__ = [
-    "NORMALISATIONS",
+    "NORMALIZATIONS",
     "Section",
     "SectionError",
     "SectionSource",
@@ -32,7 +32,7 @@ __all__ = [
 
 # Resolved on first use, so that importing the package stays cheap.
 _MODULES = {
-    "NORMALISATIONS": "mclst.sections.normalize",
+    "NORMALIZATIONS": "mclst.sections.normalize",
     "Section": "mclst.sections.section",
     "SectionError": "mclst.sections.errors",
     "SectionSource": "mclst.sections.formats.source",

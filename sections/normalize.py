@@ -74,7 +74,7 @@ def unchanged(counts: ArrayLike) -> NDArray[np.float32]:
     return values.astype(np.float32)
 
 
-NORMALISATIONS: dict[str, Callable[[ArrayLike], NDArray[np.float32]]] = {
+NORMALIZATIONS: dict[str, Callable[[ArrayLike], NDArray[np.float32]]] = {
     "spot-wise": spot_wise,
     "gene-wise": gene_wise,
     "median-log1p": median_log1p,
@@ -83,7 +83,7 @@ NORMALISATIONS: dict[str, Callable[[ArrayLike], NDArray[np.float32]]] = {
 }
 
 
-def normalise(
+def normalize(
     kind: str, counts: ArrayLike, total: ArrayLike | None = None, measured: int | None = None
 ) -> NDArray[np.float32]:
     """Normalise a section's counts [n, G] by the formula `kind` of NORMALISATIONS: float32 [n, G].
@@ -95,7 +95,7 @@ def normalise(
         return median_log1p(counts, total)
     if kind == "log-share":
         return log_share(counts, total, measured)
-    return NORMALISATIONS[kind](counts)
+    return NORMALIZATIONS[kind](counts)
 
 
 def _normalised(counts: ArrayLike, axis: int) -> NDArray[np.float32]:

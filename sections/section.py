@@ -48,7 +48,7 @@ class Section:
     genes: str [g], in file order; a Visium symbol may stand twice, and match_genes refuses it where it is wanted.
     spot: str [n], unique.
     counts: float32 CSR [n, g], raw counts (or whatever values the file holds), finite and ≥ 0 unless
-        `normalised` was said of them.
+        `normalized` was said of them.
     array_xy: int64 [n, 2] array coordinates (legacy ST: x, y; Visium: array_col, array_row), or None.
     xy_px: float64 [n, 2] level-0 px (x, y) of the spot's centre, NaN where the file has none, or None.
     image: the section's own H&E image beside it, where there is one.

@@ -16,7 +16,7 @@ from mclst.runtime.bundle.manifest import Preprocessing, Settings, Tile
 from mclst.runtime.errors import ReferenceDataError
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.tiling.tiles import Tiles, TileShape
-from mclst.sections.normalize import NORMALISATIONS, normalise
+from mclst.sections.normalize import NORMALIZATIONS, normalize
 from mclst.sections.positions import table_positions
 from mclst.sections.section import Section
 from mclst.sections.tables.genes import match_genes
@@ -64,9 +64,9 @@ class TrainingSection:
             )
         return found
 
-    def normalised(self, kind: str) -> NDArray[np.float32]:
+    def normalized(self, kind: str) -> NDArray[np.float32]:
         """Its counts by a formula of NORMALISATIONS, float32 [n, G]."""
-        return normalise(kind, self.counts, self.total)
+        return normalize(kind, self.counts, self.total)
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,8 @@ def pair_up(sections: Sequence[TrainingSection], settings: Settings) -> Pairs:
     if sum(len(section.spot) for section in sections) < 2:
         raise ReferenceDataError("the sections hold fewer than two spots; contrastive training needs more")
     normalisation, side = settings.normalisation.input, settings.tile.size_px
-    if normalisation not in NORMALISATIONS:
-        raise ValueError(f"normalisation is {normalisation!r}; choose one of {', '.join(NORMALISATIONS)}")
+    if normalisation not in NORMALIZATIONS:
+        raise ValueError(f"normalisation is {normalisation!r}; choose one of {', '.join(NORMALIZATIONS)}")
     first = sections[0]
     for section in sections:
         n = len(section.spot)
@@ -185,7 +185,7 @@ def pair_up(sections: Sequence[TrainingSection], settings: Settings) -> Pairs:
             raise ValueError(
                 f"section {section.name} has {n} spots but tiles, counts or places of another number"
             )
-    expression = np.concatenate([section.normalised(normalisation) for section in sections])
+    expression = np.concatenate([section.normalized(normalisation) for section in sections])
     position = np.concatenate([section.positions(settings.context.positions) for section in sections])
     return Pairs(
         first.genes,

@@ -12,13 +12,13 @@ from click.core import ParameterSource
 
 from mclst.kernels.definition.spec import DISTANCES, RANKS, WEIGHTINGS
 from mclst.runtime.console import Numbers
-from mclst.sections.normalize import NORMALISATIONS
+from mclst.sections.normalize import NORMALIZATIONS
 
 if TYPE_CHECKING:
     from mclst.training.settings import TrainConfig
 
 PATH = click.Path(path_type=Path)
-NORMALISATION = click.Choice(tuple(NORMALISATIONS))
+NORMALISATION = click.Choice(tuple(NORMALIZATIONS))
 BLEEP: dict[str, Any] = {
     "encoder": "resnet50",
     "dropout": 0.1,

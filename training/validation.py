@@ -77,7 +77,7 @@ def _scores(
     return [
         score(
             retriever.aggregate(given(section)).expression,
-            section.normalised(settings.normalisation.expression),
+            section.normalized(settings.normalisation.expression),
         )
         for section in held_out
     ]
@@ -86,7 +86,7 @@ def _scores(
 def _bank(
     network: Network, sections: Sequence[TrainingSection], settings: Settings, device: torch.device
 ) -> TrainingBank:
-    inputs = [section.normalised(settings.normalisation.input) for section in sections]
+    inputs = [section.normalized(settings.normalisation.input) for section in sections]
     places = [section.positions(settings.context.positions) for section in sections]
     if settings.context.sentences == "file":
         inputs, places = [np.concatenate(inputs)], [np.concatenate(places)]
@@ -97,7 +97,7 @@ def _bank(
             position = torch.from_numpy(where[start : start + run]).to(device)
             found.append(network.encode_spots(words, position).float().cpu().numpy())
     unit = settings.normalisation.expression
-    expression = np.concatenate([section.normalised(unit) for section in sections])
+    expression = np.concatenate([section.normalized(unit) for section in sections])
     return TrainingBank(np.concatenate(found), expression)
 
 

@@ -82,7 +82,7 @@ def accuracy(
     except OSError as error:
         raise OutputError(f"{work} cannot be made ({error.strerror}); choose another --work") from error
     rows = cv.cross_validate(sections, folds, config, parsed, work, lambda text: say(text, quiet=quiet))
-    table = cv.summarise(rows)
+    table = cv.summarize(rows)
     label = parsed[0] if parsed else ""
     _say_table(table, label, quiet=quiet)
     if leave_out == "section":

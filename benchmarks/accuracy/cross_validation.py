@@ -190,7 +190,7 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def summarise(rows: pd.DataFrame) -> pd.DataFrame:
+def summarize(rows: pd.DataFrame) -> pd.DataFrame:
     """Mean and sample standard deviation over the folds, each the mean of its sections; one row per value.
 
     An undefined measure of a section makes its fold's undefined, and the mean's.

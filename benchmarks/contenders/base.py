@@ -45,7 +45,7 @@ class Encoder:
 
 
 @dataclass(frozen=True)
-class Given:
+class ContenderInputs:
     """What contenders are made from.
 
     bundle: its folder. graphs: by precision, its ONNX graphs, "fp32" among them. threads: of the processor, for each

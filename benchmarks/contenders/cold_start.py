@@ -70,14 +70,14 @@ def _work(given: argparse.Namespace, moments: dict[str, float]) -> None:
     import numpy as np
 
     from mclst.runtime.bundle.bundle import open_bundle
-    from mclst.runtime.inference.providers import Request, open_encoder
+    from mclst.runtime.inference.providers import EncoderRequest, open_encoder
     from mclst.runtime.inference.readout import open_readout
     from mclst.runtime.slide.open import open_slide
     from mclst.runtime.tiling.tiles import Tiles, TileShape
     from mclst.sections.tables.spots import read_spots
 
     moments["imports"] = time.time()
-    request = Request(given.bundle or given.graph.parent, given.graph, given.precision, given.batch)
+    request = EncoderRequest(given.bundle or given.graph.parent, given.graph, given.precision, given.batch)
     if given.slide is None:
         session, _ = open_encoder(given.provider, request)
         moments["session"] = time.time()
@@ -102,7 +102,7 @@ def _work(given: argparse.Namespace, moments: dict[str, float]) -> None:
         found = session.encode(tiles)
         moments["first tiles encoded"] = time.time()
         if readout.resumable:
-            readout.express(rows, found)
+            readout.predict_expression(rows, found)
             moments["first expression"] = time.time()
     for _ in range(given.more):
         session.encode(tiles)

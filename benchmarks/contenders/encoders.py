@@ -9,26 +9,28 @@ from typing import Any
 
 import numpy as np
 
-from mclst.benchmarks.contenders.base import F32, U8, Encode, Encoder, Given, versions
+from mclst.benchmarks.contenders.base import F32, U8, ContenderInputs, Encode, Encoder, versions
 from mclst.benchmarks.contenders.tensorrt_peers import polygraphy, trtexec
-from mclst.benchmarks.harness.errors import Absent
+from mclst.benchmarks.harness.errors import PeerUnavailable
 from mclst.runtime.encoder.cuda.session import DeviceSession
 from mclst.runtime.encoder.session import INPUT
 from mclst.runtime.errors import MclstError
-from mclst.runtime.inference.providers import ON_CPU, Request, open_encoder
+from mclst.runtime.inference.providers import ON_CPU, EncoderRequest, open_encoder
 
-Open = Callable[[Given], Encoder]
+Open = Callable[[ContenderInputs], Encoder]
 
 
-def ours(given: Given, provider: str, precision: str, batch: int) -> Encoder:
+def ours(given: ContenderInputs, provider: str, precision: str, batch: int) -> Encoder:
     """mclst's own session; raises Absent where the provider does not start or the bundle has no such graph."""
     if precision not in given.graphs:
-        raise Absent(f"the bundle has no {precision} graph")
+        raise PeerUnavailable(f"the bundle has no {precision} graph")
     try:
-        request = Request(given.bundle, given.graphs[precision], precision, batch, threads=given.threads)
+        request = EncoderRequest(
+            given.bundle, given.graphs[precision], precision, batch, threads=given.threads
+        )
         session, _ = open_encoder(provider, request)
     except MclstError as error:
-        raise Absent(str(error)) from error
+        raise PeerUnavailable(str(error)) from error
     return Encoder(
         f"mclst {provider} {precision}",
         True,
@@ -40,10 +42,10 @@ def ours(given: Given, provider: str, precision: str, batch: int) -> Encoder:
     )
 
 
-def plain_onnxruntime(given: Given, precision: str = "fp32") -> Encoder:
+def plain_onnxruntime(given: ContenderInputs, precision: str = "fp32") -> Encoder:
     """ONNX Runtime as its own examples use it: every option at its default but the threads."""
     if find_spec("onnxruntime") is None:
-        raise Absent("onnxruntime is not installed")
+        raise PeerUnavailable("onnxruntime is not installed")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -66,18 +68,18 @@ def plain_onnxruntime(given: Given, precision: str = "fp32") -> Encoder:
     )
 
 
-def openvino(given: Given, precision: str = "fp32") -> Encoder:
+def openvino(given: ContenderInputs, precision: str = "fp32") -> Encoder:
     """OpenVINO on the processor, set for throughput; precision: what it may compute in, "fp32" or "bf16".
 
     A batch is handed over whole, as its own benchmark does with one request per stream.
     """
     if find_spec("openvino") is None:
-        raise Absent("openvino is not installed")
+        raise PeerUnavailable("openvino is not installed")
     import openvino as ov
 
     core = ov.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise Absent("this processor has no bf16 arithmetic")
+        raise PeerUnavailable("this processor has no bf16 arithmetic")
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": given.threads,
@@ -91,7 +93,7 @@ def openvino(given: Given, precision: str = "fp32") -> Encoder:
     return Encoder(f"OpenVINO {precision}", False, precision, encode, versions=versions("openvino"))
 
 
-def torch_eager(given: Given, device: str = "cpu", *, channels_last: bool = False) -> Encoder:
+def torch_eager(given: ContenderInputs, device: str = "cpu", *, channels_last: bool = False) -> Encoder:
     """The checkpoint's own network in torch, as published: uint8 → float on the host, then the network."""
     torch, network = _torch(given, device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -103,7 +105,7 @@ def torch_eager(given: Given, device: str = "cpu", *, channels_last: bool = Fals
     )  # fmt: skip
 
 
-def torch_compiled(given: Given, device: str = "cpu") -> Encoder:
+def torch_compiled(given: ContenderInputs, device: str = "cpu") -> Encoder:
     """The same network by torch.compile; what it takes to compile belongs to its warm-up."""
     torch, network = _torch(given, device)
     try:
@@ -111,12 +113,12 @@ def torch_compiled(given: Given, device: str = "cpu") -> Encoder:
         encode = _through(torch, given, compiled, device, torch.contiguous_format)
         encode(np.zeros((2, given.tile_px, given.tile_px, 3), np.uint8))
     except Exception as error:  # it needs a C++ compiler, and fails in its own ways without
-        raise Absent(f"torch.compile fails here ({' '.join(str(error).split())[:120]})") from error
+        raise PeerUnavailable(f"torch.compile fails here ({' '.join(str(error).split())[:120]})") from error
     name = f"torch.compile{'' if device == 'cpu' else f' {device}'}"
     return Encoder(name, False, "fp32", encode, gpu=device != "cpu", versions=versions("torch"))
 
 
-def ways(given: Given) -> dict[str, Open]:
+def ways(given: ContenderInputs) -> dict[str, Open]:
     """How each peer is opened, by its name."""
     return {
         "ONNX Runtime fp32": plain_onnxruntime,
@@ -137,36 +139,36 @@ def _on_gpu(name: str) -> bool:
     return name.endswith(" cuda") or name.startswith(("trtexec ", "Polygraphy "))
 
 
-def peers(given: Given, *, gpu: bool) -> tuple[list[Encoder], list[dict[str, str]]]:
+def peers(given: ContenderInputs, *, gpu: bool) -> tuple[list[Encoder], list[dict[str, str]]]:
     """Every peer that runs here, opened, and why the others do not."""
     opened: list[Encoder] = []
     absent = []
     for name, ready in ways(given).items():
         try:
             if not gpu and _on_gpu(name):
-                raise Absent("no CUDA device")
+                raise PeerUnavailable("no CUDA device")
             opened.append(ready(given))
-        except Absent as why:
+        except PeerUnavailable as why:
             absent.append({"name": name, "why": str(why)})
     return opened, absent
 
 
-def _torch(given: Given, device: str) -> tuple[Any, Any]:
+def _torch(given: ContenderInputs, device: str) -> tuple[Any, Any]:
     if find_spec("torch") is None:
-        raise Absent("torch is not installed")
+        raise PeerUnavailable("torch is not installed")
     if given.network is None:
-        raise Absent("needs the checkpoint; give --ckpt")
+        raise PeerUnavailable("needs the checkpoint; give --ckpt")
     import copy
 
     import torch
 
     if device != "cpu" and not torch.cuda.is_available():
-        raise Absent("no CUDA device")
+        raise PeerUnavailable("no CUDA device")
     torch.set_num_threads(given.threads)
     return torch, copy.deepcopy(given.network).to(device)
 
 
-def _through(torch: Any, given: Given, encode_tiles: Any, device: str, layout: Any) -> Encode:
+def _through(torch: Any, given: ContenderInputs, encode_tiles: Any, device: str, layout: Any) -> Encode:
     prepare = given.prepare
     assert prepare is not None, "a network comes with its preprocessing"
 

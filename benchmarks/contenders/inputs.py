@@ -10,13 +10,13 @@ from typing import Any
 import click
 import numpy as np
 
-from mclst.benchmarks.contenders.base import U8, Given
-from mclst.benchmarks.contenders.published_baseline import Notebook
-from mclst.benchmarks.harness.errors import Absent
+from mclst.benchmarks.contenders.base import U8, ContenderInputs
+from mclst.benchmarks.contenders.published_baseline import PublishedNotebook
+from mclst.benchmarks.harness.errors import PeerUnavailable
 from mclst.benchmarks.retrieval.cases import Bank
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.errors import CheckpointError, SlideError
-from mclst.runtime.slide.detect_format import recognise
+from mclst.runtime.slide.detect_format import detect_format
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.tiling.array_pitch import slide_resolution
 from mclst.runtime.tiling.tiles import Tiles, TileShape
@@ -48,7 +48,9 @@ def open_published(ckpt: Path, bundle: Bundle) -> Published:
     return Published(network, lambda tiles: preprocess(tiles, settings))
 
 
-def given_of(bundle: Bundle, ckpt: Path | None, settings: Sequence[tuple[str, str]], threads: int) -> Given:
+def make_inputs(
+    bundle: Bundle, ckpt: Path | None, settings: Sequence[tuple[str, str]], threads: int
+) -> ContenderInputs:
     """What encoders are made from: the graphs of `settings`, (provider, precision) each, and with `ckpt` the network.
 
     Raises BundleError where a precision is not in the bundle, CheckpointError as `open_published` does.
@@ -56,7 +58,7 @@ def given_of(bundle: Bundle, ckpt: Path | None, settings: Sequence[tuple[str, st
     graphs = {"fp32": bundle.encoder_path}
     graphs |= {precision: bundle.encoder(precision) for _, precision in settings}
     published = None if ckpt is None else open_published(ckpt, bundle)
-    return Given(
+    return ContenderInputs(
         bundle.path,
         graphs,
         threads,
@@ -66,22 +68,24 @@ def given_of(bundle: Bundle, ckpt: Path | None, settings: Sequence[tuple[str, st
     )
 
 
-def open_notebook(bundle: Bundle, ckpt: Path | None, slide: Path, threads: int) -> Notebook:
+def open_notebook(bundle: Bundle, ckpt: Path | None, slide: Path, threads: int) -> PublishedNotebook:
     """The published way with this bundle's reference spots; Absent where it would not do the same work."""
     if ckpt is None:
-        raise Absent("needs the checkpoint; give --ckpt")
+        raise PeerUnavailable("needs the checkpoint; give --ckpt")
     if bundle.manifest.kind != "retrieval":
-        raise Absent("it is of the systems with a bank")
+        raise PeerUnavailable("it is of the systems with a bank")
     spec = bundle.retrieval
     if spec.rank != "cosine" or spec.distance not in ("l1", "l2") or spec.weighting != "inverse-square":
-        raise Absent("the published loop knows rank by cosine and d⁻² weights of L1 or L2 alone")
+        raise PeerUnavailable("the published loop knows rank by cosine and d⁻² weights of L1 or L2 alone")
     if bundle.manifest.tile.mpp is not None:
-        raise Absent("it does not resample tiles, and this bundle's are of a given mpp")
-    if recognise(slide) not in ("jpeg", "png"):
-        raise Absent("it reads pictures alone, not slide files")
+        raise PeerUnavailable("it does not resample tiles, and this bundle's are of a given mpp")
+    if detect_format(slide) not in ("jpeg", "png"):
+        raise PeerUnavailable("it reads pictures alone, not slide files")
     published = open_published(ckpt, bundle)
     bank = Bank(bundle.bank.embedding, bundle.bank.expression)
-    return Notebook(published.network, published.prepare, bank, spec, bundle.manifest.tile.size_px, threads)
+    return PublishedNotebook(
+        published.network, published.prepare, bank, spec, bundle.manifest.tile.size_px, threads
+    )
 
 
 def real_tiles(bundle: Bundle, slide: Path, spots: Spots, most: int) -> U8:
@@ -101,7 +105,7 @@ def real_tiles(bundle: Bundle, slide: Path, spots: Spots, most: int) -> U8:
     return np.ascontiguousarray(np.concatenate([pixels for _, pixels in found])[order])
 
 
-def settings_of(context: click.Context, parameter: click.Parameter, value: str) -> list[tuple[str, str]]:
+def parse_settings(context: click.Context, parameter: click.Parameter, value: str) -> list[tuple[str, str]]:
     """Text as cpu:fp32,openvino:bf16 → (provider, precision), each once."""
     found = []
     for part in value.split(","):

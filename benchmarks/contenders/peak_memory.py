@@ -48,12 +48,12 @@ def _encoder(
 ) -> int:
     """Encode some batches of noise; the bytes held before."""
     from mclst.benchmarks.contenders.encoders import ours, ways
-    from mclst.benchmarks.contenders.inputs import given_of
+    from mclst.benchmarks.contenders.inputs import make_inputs
 
     found = open_bundle(bundle)
     before = peak_bytes()
     checkpoint = Path(ckpt) if ckpt is not None and name.startswith("torch") else None
-    given = given_of(found, checkpoint, settings, threads)
+    given = make_inputs(found, checkpoint, settings, threads)
     mine = {f"mclst {provider} {precision}": (provider, precision) for provider, precision in settings}
     encoder = ours(given, *mine[name], batch) if name in mine else ways(given)[name](given)
     side = given.tile_px
@@ -68,7 +68,7 @@ def _run(
 ) -> int:
     """Take the slide to its expression once; the bytes held before."""
     from mclst.benchmarks.contenders.inputs import open_notebook
-    from mclst.benchmarks.contenders.slide_runs import PUBLISHED, Ours, Theirs
+    from mclst.benchmarks.contenders.slide_runs import PUBLISHED, BaselineRun, MclstRun
     from mclst.sections.tables.spots import read_spots
 
     found, places = open_bundle(bundle), read_spots(spots)
@@ -76,9 +76,9 @@ def _run(
     with tempfile.TemporaryDirectory(prefix="mclst-bench-") as folder:
         if name == PUBLISHED:
             notebook = open_notebook(found, None if ckpt is None else Path(ckpt), Path(slide), threads)
-            run: Callable[[], None] = Theirs(notebook, Path(slide), places)
+            run: Callable[[], None] = BaselineRun(notebook, Path(slide), places)
         else:
-            run = Ours(found, Path(slide), places, Path(folder), **how)
+            run = MclstRun(found, Path(slide), places, Path(folder), **how)
         run()
     return before
 

@@ -27,7 +27,7 @@ F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Notebook:
+class PublishedNotebook:
     """What its cells hold in memory before a slide comes: the network, its preprocessing, the reference spots.
 
     prepare: uint8 tiles [b, S, S, 3] → float tensor, as the network was trained.

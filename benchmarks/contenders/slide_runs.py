@@ -9,7 +9,7 @@ import anndata
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.benchmarks.contenders.published_baseline import Notebook
+from mclst.benchmarks.contenders.published_baseline import PublishedNotebook
 from mclst.benchmarks.harness.stages import Stages, of_run
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.report.files import Files
@@ -21,7 +21,7 @@ F32 = NDArray[np.float32]
 PUBLISHED = "published notebook"
 
 
-class Ours:
+class MclstRun:
     """`mclst-infer` on one setting, from the slide's path to the map on disk; no picture, no page, no report."""
 
     def __init__(self, bundle: Bundle, slide: Path, spots: Spots, folder: Path, **how: Any) -> None:
@@ -57,12 +57,12 @@ class Ours:
         return np.asarray(anndata.read_h5ad(self._out).X, dtype=np.float32)
 
 
-class Theirs:
+class BaselineRun:
     """The published notebook, from the slide's path to the expression in memory."""
 
     provider = "cpu"
 
-    def __init__(self, notebook: Notebook, slide: Path, spots: Spots) -> None:
+    def __init__(self, notebook: PublishedNotebook, slide: Path, spots: Spots) -> None:
         self._given = (notebook, slide, spots)
         self.stages: list[Stages] = []
         self.streams: list[float] = []

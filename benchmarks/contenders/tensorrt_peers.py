@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mclst.benchmarks.contenders.base import F32, U8, Encoder, Given, Timed, versions
-from mclst.benchmarks.harness.errors import Absent
+from mclst.benchmarks.contenders.base import F32, U8, ContenderInputs, Encoder, Timed, versions
+from mclst.benchmarks.harness.errors import PeerUnavailable
 from mclst.runtime.encoder.session import INPUT
 
 TRANSFERS = "--includeDataTransfers"
@@ -22,14 +22,14 @@ TRANSFERS = "--includeDataTransfers"
 _STAGES = {"h2dMs": "upload", "computeMs": "encode", "d2hMs": "download"}
 
 
-def trtexec(given: Given, precision: str = "fp32") -> Encoder:
+def trtexec(given: ContenderInputs, precision: str = "fp32") -> Encoder:
     """TensorRT's benchmark program, copies counted in, its work captured as a CUDA graph.
 
     It builds its engine outside the timing, and times the stages on the device itself.
     """
     program = shutil.which("trtexec")
     if program is None:
-        raise Absent("there is no trtexec")
+        raise PeerUnavailable("there is no trtexec")
     graph = _graph(given, precision)
     side = given.tile_px
     engines: dict[int, Path] = {}
@@ -42,7 +42,7 @@ def trtexec(given: Given, precision: str = "fp32") -> Encoder:
         done = subprocess.run([program, *words], capture_output=True, text=True, check=False, timeout=900)
         if done.returncode:
             lines = (done.stdout + done.stderr).strip().splitlines()
-            raise Absent(f"trtexec fails: {lines[-1][:160] if lines else done.returncode}")
+            raise PeerUnavailable(f"trtexec fails: {lines[-1][:160] if lines else done.returncode}")
 
     def times(batch: int, seconds: float) -> Timed:
         shape = f"--shapes={INPUT}:{batch}x{side}x{side}x3"
@@ -62,14 +62,14 @@ def trtexec(given: Given, precision: str = "fp32") -> Encoder:
         )
 
     def encode(tiles: U8) -> F32:
-        raise Absent("trtexec gives no embeddings")
+        raise PeerUnavailable("trtexec gives no embeddings")
 
     banner = re.search(r"\[TensorRT v([\d.]+)\]", known)
     which = {} if banner is None else {"trtexec": banner[1]}
     return Encoder(f"trtexec {precision}", False, precision, encode, gpu=True, versions=which, times=times)
 
 
-def polygraphy(given: Given, precision: str = "fp32") -> Encoder:
+def polygraphy(given: ContenderInputs, precision: str = "fp32") -> Encoder:
     """Polygraphy's TensorRT runner on a strongly typed engine, built at the first query of a batch size."""
     graph = _graph(given, precision)
     try:
@@ -81,11 +81,11 @@ def polygraphy(given: Given, precision: str = "fp32") -> Encoder:
             TrtRunner,
         )
     except ImportError as error:
-        raise Absent("polygraphy is not installed") from error
+        raise PeerUnavailable("polygraphy is not installed") from error
     try:
         import tensorrt  # noqa: F401
     except ImportError as error:
-        raise Absent("tensorrt is not installed") from error
+        raise PeerUnavailable("tensorrt is not installed") from error
     opened: dict[int, Any] = {}
 
     def runner(batch: int) -> Any:
@@ -115,7 +115,7 @@ def polygraphy(given: Given, precision: str = "fp32") -> Encoder:
     )
 
 
-def _graph(given: Given, precision: str) -> Path:
+def _graph(given: ContenderInputs, precision: str) -> Path:
     if precision not in given.graphs:
-        raise Absent(f"the bundle has no {precision} graph")
+        raise PeerUnavailable(f"the bundle has no {precision} graph")
     return given.graphs[precision]

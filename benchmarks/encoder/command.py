@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mclst.benchmarks.contenders.inputs import settings_of
+from mclst.benchmarks.contenders.inputs import parse_settings
 from mclst.benchmarks.encoder.table import show_latency
 from mclst.benchmarks.harness import machine
 from mclst.benchmarks.harness.result_files import ResultFiles, result_options, whole_numbers
 from mclst.benchmarks.roofline.datasheets import DEVICES
-from mclst.benchmarks.schemas.common import begun
+from mclst.benchmarks.schemas.common import new_document
 from mclst.benchmarks.schemas.validate import checked
 from mclst.runtime.cli.bundle_options import bundle_option
 from mclst.runtime.console import Finite, command, progress, say
 from mclst.runtime.errors import ResourceError
 
 if TYPE_CHECKING:
-    from mclst.benchmarks.contenders.base import U8, Encoder, Given
+    from mclst.benchmarks.contenders.base import U8, ContenderInputs, Encoder
     from mclst.benchmarks.roofline.onnx_flops import GraphWork
     from mclst.runtime.bundle.bundle import Bundle
 
@@ -38,7 +38,7 @@ CHECKED_TILES = 16
 @click.option(
     "--settings",
     default="cpu:fp32",
-    callback=settings_of,
+    callback=parse_settings,
     metavar="PROVIDER:PRECISION,…",
     help="Of mclst; the first that runs here is what others are compared with.",
 )
@@ -94,7 +94,7 @@ def latency(
     if (slide is None) != (spots_path is None):
         raise click.UsageError("--slide and --spots belong together")
     result_files.check((bundle_path, ckpt, slide, spots_path))
-    from mclst.benchmarks.contenders.inputs import given_of
+    from mclst.benchmarks.contenders.inputs import make_inputs
     from mclst.benchmarks.encoder import measure as measuring
     from mclst.benchmarks.harness.power import open_meters
     from mclst.benchmarks.harness.thermal_state import condition, throttled
@@ -104,7 +104,7 @@ def latency(
     started, where = datetime.now(UTC), machine.describe()
     threads = threads or machine.available_cores()
     bundle = open_bundle(bundle_path)
-    given = given_of(bundle, ckpt, settings, threads)
+    given = make_inputs(bundle, ckpt, settings, threads)
     tiles, source = _tiles(bundle, slide, spots_path, most)
     gpu = peaks_of.has_cuda()
     others, absent = _peers(given, peers, gpu)
@@ -147,7 +147,7 @@ def latency(
         widest[0].encode(tiles[:CHECKED_TILES]) if given.network is None else _by_network(given, tiles)
     )
     content = {
-        **begun(SCHEMA, started, where, threads, bundle),
+        **new_document(SCHEMA, started, where, threads, bundle),
         "condition": {"before": before, "after": condition(gpu=board)},
         "settings": {
             "rounds": repeats,
@@ -201,31 +201,31 @@ def _tiles(bundle: Bundle, slide: Path | None, spots: Path | None, most: int) ->
     return made_up_tiles(bundle.manifest.tile, most).pixels, "made up"
 
 
-def _peers(given: Given, wanted: bool, gpu: bool) -> tuple[list[Encoder], list[dict[str, str]]]:
+def _peers(given: ContenderInputs, wanted: bool, gpu: bool) -> tuple[list[Encoder], list[dict[str, str]]]:
     from mclst.benchmarks.contenders.encoders import peers
 
     return peers(given, gpu=gpu) if wanted else ([], [])
 
 
 def _ours(
-    given: Given, settings: list[tuple[str, str]], batch: int
+    given: ContenderInputs, settings: list[tuple[str, str]], batch: int
 ) -> tuple[list[Encoder], list[dict[str, str]]]:
     """mclst's sessions, opened for this batch, and why the others do not run; ResourceError where none does."""
     from mclst.benchmarks.contenders.encoders import ours
-    from mclst.benchmarks.harness.errors import Absent
+    from mclst.benchmarks.harness.errors import PeerUnavailable
 
     opened, missing = [], []
     for provider, precision in settings:
         try:
             opened.append(ours(given, provider, precision, batch))
-        except Absent as why:
+        except PeerUnavailable as why:
             missing.append({"name": f"mclst {provider} {precision}", "why": str(why)})
     if not opened:
         raise ResourceError("; ".join(f"{entry['name']}: {entry['why']}" for entry in missing))
     return opened, missing
 
 
-def _by_network(given: Given, tiles: U8) -> Any:
+def _by_network(given: ContenderInputs, tiles: U8) -> Any:
     import torch
 
     assert given.prepare is not None
@@ -244,7 +244,7 @@ def _counted(path: Path, batch: int) -> GraphWork | None:
 
 
 def _hold_against_roofline(
-    measured: list[dict[str, Any]], given: Given, peaks: dict[str, Any]
+    measured: list[dict[str, Any]], given: ContenderInputs, peaks: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """To each result the share of its roofline; returns what was counted, by precision and batch."""
     from mclst.benchmarks.roofline.peaks import roofline
@@ -278,7 +278,7 @@ def _best_batches(measured: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _fresh(
-    given: Given, settings: list[tuple[str, str]], batch: int
+    given: ContenderInputs, settings: list[tuple[str, str]], batch: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Cold starts, and which process did not get to its first tile, in its own words."""
     from mclst.benchmarks.contenders.cold_start import cold_start
@@ -297,7 +297,11 @@ def _fresh(
 
 
 def _memory(
-    encoders: list[Encoder], given: Given, ckpt: Path | None, settings: list[tuple[str, str]], batch: int
+    encoders: list[Encoder],
+    given: ContenderInputs,
+    ckpt: Path | None,
+    settings: list[tuple[str, str]],
+    batch: int,
 ) -> list[dict[str, Any]]:
     from mclst.benchmarks.contenders.peak_memory import measure_alone
 
@@ -311,7 +315,7 @@ def _memory(
 
 
 def _predictions(
-    given: Given, wanted: tuple[str, ...], batches: list[int], bundle: Bundle
+    given: ContenderInputs, wanted: tuple[str, ...], batches: list[int], bundle: Bundle
 ) -> list[dict[str, Any]]:
     from mclst.benchmarks.roofline.datasheets import predict
 

@@ -8,7 +8,7 @@ from mclst.benchmarks.harness.stages import NAMES
 from mclst.runtime.report.figures.style import OURS, PALETTE, THEIRS, open_frame
 from mclst.runtime.report.figures.style import content as file_of
 
-COLOURS = dict(
+COLORMAP = dict(
     zip(
         NAMES,
         (PALETTE[name] for name in ("grey", "sky", "orange", "blue", "green", "yellow", "purple")),
@@ -29,7 +29,7 @@ def stages_png(content: dict[str, Any]) -> bytes:
         for name in NAMES:
             stage = entry["stages"]["stages"][name]
             if stage is not None:
-                falls.barh(place, stage["busy_s"], left=at, color=COLOURS[name], height=0.55)
+                falls.barh(place, stage["busy_s"], left=at, color=COLORMAP[name], height=0.55)
                 at += stage["busy_s"]
         falls.plot(
             [entry["wall_s"]["median"]] * 2, [place - 0.42, place + 0.42], color="black", linewidth=1.5
@@ -48,7 +48,7 @@ def stages_png(content: dict[str, Any]) -> bytes:
         panel.set_yticks(range(len(labels)), labels if panel is falls else [""] * len(labels))
         open_frame(panel)
     used = [n for n in NAMES if any(entry["stages"]["stages"][n] for entry in entries)]
-    handles = [falls.barh(0, 0, color=COLOURS[name])[0] for name in used]
+    handles = [falls.barh(0, 0, color=COLORMAP[name])[0] for name in used]
     figure.legend(handles, used, ncols=len(used), loc="outside lower center", frameon=False, fontsize=9)
     falls.set_xlabel("busy seconds, stages one after another (line: wall time)")
     rates.set_xlabel("tiles per second, slide to map")

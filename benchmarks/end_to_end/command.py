@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import numpy as np
 
-from mclst.benchmarks.contenders.inputs import settings_of
+from mclst.benchmarks.contenders.inputs import parse_settings
 from mclst.benchmarks.harness import machine
-from mclst.benchmarks.harness.errors import Absent
+from mclst.benchmarks.harness.errors import PeerUnavailable
 from mclst.benchmarks.harness.result_files import ResultFiles, result_options
 from mclst.benchmarks.harness.tables import show_memory, show_table, stamp
-from mclst.benchmarks.schemas.common import begun
+from mclst.benchmarks.schemas.common import new_document
 from mclst.benchmarks.schemas.validate import checked
 from mclst.runtime.cli.bundle_options import bundle_option
 from mclst.runtime.console import command, progress, say
@@ -45,7 +45,7 @@ SCHEMA = "mclst-bench-end-to-end/1"
 @click.option(
     "--settings",
     default="auto:fp32",
-    callback=settings_of,
+    callback=parse_settings,
     metavar="PROVIDER:PRECISION,…",
     help="Of mclst; the first is what the others are compared with.",
 )
@@ -109,7 +109,7 @@ def end_to_end(
     absent = []
     try:
         notebook = open_notebook(bundle, ckpt, slide, threads)
-    except Absent as why:
+    except PeerUnavailable as why:
         notebook = None
         absent.append({"name": PUBLISHED, "why": str(why)})
     graphs = [bundle.encoder(precision) for _, precision in settings]
@@ -143,7 +143,7 @@ def end_to_end(
         if cold
     ]  # fmt: skip
     content = {
-        **begun(SCHEMA, started, where, threads, bundle),
+        **new_document(SCHEMA, started, where, threads, bundle),
         "condition": {"before": before, "after": condition(gpu=board)},
         "peaks": peaks,
         "settings": {

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mclst.benchmarks.contenders.published_baseline import Notebook
-from mclst.benchmarks.contenders.slide_runs import F32, PUBLISHED, Ours, Theirs
+from mclst.benchmarks.contenders.published_baseline import PublishedNotebook
+from mclst.benchmarks.contenders.slide_runs import F32, PUBLISHED, BaselineRun, MclstRun
 from mclst.benchmarks.harness.measure import in_turns, ratio, spread
 from mclst.benchmarks.harness.stages import Stages
 from mclst.export.parity.compare import compare_expression
@@ -24,7 +24,7 @@ def measure(
     spots: Spots,
     *,
     settings: Sequence[dict[str, Any]],
-    notebook: Notebook | None,
+    notebook: PublishedNotebook | None,
     rounds: int,
     done: Callable[[], object] = lambda: None,
 ) -> tuple[dict[str, Any], dict[str, F32]]:
@@ -37,12 +37,12 @@ def measure(
     """
     tiles = len(spots)
     with tempfile.TemporaryDirectory(prefix="mclst-bench-") as temporary:
-        runs: dict[str, Ours | Theirs] = {}
+        runs: dict[str, MclstRun | BaselineRun] = {}
         for setting in settings:
             how = {key: value for key, value in setting.items() if key != "name"}
-            runs[setting["name"]] = Ours(bundle, slide, spots, Path(temporary), **how)
+            runs[setting["name"]] = MclstRun(bundle, slide, spots, Path(temporary), **how)
         if notebook is not None:
-            runs[PUBLISHED] = Theirs(notebook, slide, spots)
+            runs[PUBLISHED] = BaselineRun(notebook, slide, spots)
         took = in_turns(runs, rounds, done=done)
         expression = {name: run.expression() for name, run in runs.items()}
     first = settings[0]["name"]
@@ -52,7 +52,7 @@ def measure(
         streams = run.streams[-rounds:]
         entry = {
             "name": name,
-            "ours": isinstance(run, Ours),
+            "ours": isinstance(run, MclstRun),
             "provider": run.provider,
             "wall_s": spread(samples.wall_s),
             "cpu_s": spread(samples.cpu_s),

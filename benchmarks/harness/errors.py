@@ -3,5 +3,5 @@
 from __future__ import annotations
 
 
-class Absent(Exception):
+class PeerUnavailable(Exception):
     """A peer that cannot run here; the message says why."""

@@ -12,7 +12,7 @@ import click
 from mclst.benchmarks.harness import machine
 from mclst.benchmarks.harness.result_files import ResultFiles, result_options
 from mclst.benchmarks.memory.measure import made_up_bundle, measure_apart
-from mclst.benchmarks.schemas.common import begun
+from mclst.benchmarks.schemas.common import new_document
 from mclst.runtime.console import command, say
 from mclst.runtime.report.figures.style import OURS, PALETTE, content, open_frame
 from mclst.runtime.slide.open import open_slide
@@ -58,7 +58,7 @@ def memory(
             line = f"{found['tiles']:>12,} {found['peak_mib']:>10,} {found['open_mib']:>8,} {found['seconds']:>9,.0f}"
             say(line, quiet=quiet)
     content = {
-        **begun("mclst-bench-memory/1", started, where, where["cores"]),
+        **new_document("mclst-bench-memory/1", started, where, where["cores"]),
         "slide": about,
         "settings": {"workers": workers, "bundle": "made up" if bundle is None else bundle.name},
         "results": results,

@@ -18,7 +18,7 @@ from mclst.runtime.resources import peak_bytes
 from mclst.runtime.run.predict import predict
 from mclst.runtime.slide.base import Slide
 from mclst.runtime.slide.open import open_slide
-from mclst.runtime.tiling.grid import Grid, lay_grid
+from mclst.runtime.tiling.grid import Grid, make_grid
 from mclst.runtime.tiling.tissue import TissueMask
 
 TILE_PX, WIDTH, BANK_ROWS = 224, 16, 2000
@@ -74,7 +74,7 @@ def grid_of(slide: Slide, n: int) -> Grid:
     mpp = slide.mpp or 1.0
     stride_px = float(np.sqrt(slide.width_px * slide.height_px / n))
     everywhere = TissueMask(np.ones((1, 1), np.bool_), "everywhere")
-    grid = lay_grid(slide, stride_px * mpp, mpp, everywhere)
+    grid = make_grid(slide, stride_px * mpp, mpp, everywhere)
     if not 0.8 * n <= len(grid.spots) <= 1.25 * n:
         raise SlideError(f"{slide.path} is too small for about {n:,} places; give fewer")
     return grid

@@ -15,7 +15,7 @@ from mclst.benchmarks.harness.measure import spread
 from mclst.benchmarks.harness.result_files import ResultFiles, result_options
 from mclst.benchmarks.page.browser import open_browser, wait_for_picture
 from mclst.benchmarks.page.synthetic_maps import MADE
-from mclst.benchmarks.schemas.common import begun
+from mclst.benchmarks.schemas.common import new_document
 from mclst.runtime.console import command, progress, say
 from mclst.runtime.expression_map.reader import Map, open_map
 from mclst.runtime.report.page.slide_page import check_viewer, write_slide_page
@@ -94,7 +94,7 @@ def viewing(
                 made = make(spots, genes)
                 results.append({"map": f"made up: {kind}", **view(made, path, repeats, quiet=quiet)})
     content = {
-        **begun("mclst-bench-viewing/2", started, where, where["cores"]),
+        **new_document("mclst-bench-viewing/2", started, where, where["cores"]),
         "results": results,
     }
     result_files.publish(lambda: content)

@@ -18,7 +18,7 @@ from mclst.benchmarks.harness import machine
 from mclst.benchmarks.harness.measure import in_turns, spread
 from mclst.benchmarks.harness.result_files import ResultFiles, result_options, whole_numbers
 from mclst.benchmarks.reading.readers import MAY_DIE, READERS, Corners, survives
-from mclst.benchmarks.schemas.common import begun
+from mclst.benchmarks.schemas.common import new_document
 from mclst.runtime.console import command, progress, say
 from mclst.runtime.errors import SlideError
 from mclst.runtime.slide.open import open_slide
@@ -177,7 +177,7 @@ def tiles(
             results.append(found)
             _show(found, quiet=quiet)
     content = {
-        **begun("mclst-bench-tiles/1", started, where, where["cores"]),
+        **new_document("mclst-bench-tiles/1", started, where, where["cores"]),
         "slide": about,
         "results": results,
     }

@@ -75,7 +75,7 @@ def _openslide(path: Path, corners: Corners, size: int, workers: int, keep: Keep
 def _tifffile_zarr(path: Path, corners: Corners, size: int, workers: int, keep: Keep) -> None:
     tifffile, zarr = import_module("tifffile"), import_module("zarr")
 
-    class Opened(ExitStack):
+    class ModelCache(ExitStack):
         def __enter__(self) -> Any:
             tif = self.enter_context(tifffile.TiffFile(path))
             return zarr.open_array(self.enter_context(tif.series[0].aszarr(level=0)), mode="r")
@@ -83,7 +83,7 @@ def _tifffile_zarr(path: Path, corners: Corners, size: int, workers: int, keep: 
     def read(handle: Any, x: int, y: int) -> NDArray[np.uint8]:
         return np.asarray(handle[y : y + size, x : x + size])
 
-    _in_threads(Opened, read, corners, workers, keep)
+    _in_threads(ModelCache, read, corners, workers, keep)
 
 
 def _tiffslide(path: Path, corners: Corners, size: int, workers: int, keep: Keep) -> None:
@@ -98,7 +98,7 @@ def _tiffslide(path: Path, corners: Corners, size: int, workers: int, keep: Keep
 def _pyvips(path: Path, corners: Corners, size: int, workers: int, keep: Keep) -> None:
     pyvips = import_module("pyvips")
 
-    class Opened(ExitStack):
+    class ModelCache(ExitStack):
         def __enter__(self) -> Any:
             return pyvips.Region.new(pyvips.Image.new_from_file(str(path), access="random"))
 
@@ -106,7 +106,7 @@ def _pyvips(path: Path, corners: Corners, size: int, workers: int, keep: Keep) -
         pixels = np.frombuffer(handle.fetch(x, y, size, size), np.uint8)
         return pixels.reshape(size, size, -1)[..., :3]
 
-    _in_threads(Opened, read, corners, workers, keep)
+    _in_threads(ModelCache, read, corners, workers, keep)
 
 
 def _cucim(path: Path, corners: Corners, size: int, workers: int, keep: Keep) -> None:

@@ -17,7 +17,7 @@ from mclst.benchmarks.retrieval.measure import NothingToMeasure, measure
 from mclst.benchmarks.retrieval.peers import PEERS
 from mclst.benchmarks.roofline.peaks import has_cuda
 from mclst.benchmarks.roofline.retrieval_bound import Peaks, cuda_peaks, host_peaks
-from mclst.benchmarks.schemas.common import begun
+from mclst.benchmarks.schemas.common import new_document
 from mclst.kernels.retriever import PROVIDERS
 from mclst.runtime.console import command, progress, say
 from mclst.runtime.errors import ResourceError
@@ -83,7 +83,7 @@ def retrieval(
                 if not quiet:
                     _show(found)
     content = {
-        **begun("mclst-bench-retrieval/1", started, where, threads),
+        **new_document("mclst-bench-retrieval/1", started, where, threads),
         "peaks": {"host": vars(peaks), "cuda": cuda and vars(cuda)},
         "settings": {"rounds": repeats, "warm_up_rounds": 1, "threads": threads, "interleaved": True},
         "results": results,

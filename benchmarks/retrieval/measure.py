@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.benchmarks.harness.errors import Absent
+from mclst.benchmarks.harness.errors import PeerUnavailable
 from mclst.benchmarks.harness.measure import Samples, in_turns, ratio, spread
 from mclst.benchmarks.retrieval.cases import Bank, Case, Source
 from mclst.benchmarks.retrieval.peers import PEERS, Peer, Run
@@ -122,7 +122,7 @@ def _peers(
     for peer in peers:
         try:
             ready[peer.name] = peer.ready(bank, case.spec, threads)
-        except Absent as why:
+        except PeerUnavailable as why:
             absent.append({"name": peer.name, "why": str(why)})
     return ready, absent
 

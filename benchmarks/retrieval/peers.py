@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.benchmarks.harness.errors import Absent
+from mclst.benchmarks.harness.errors import PeerUnavailable
 from mclst.benchmarks.retrieval.cases import Bank
 from mclst.kernels.definition.spec import RetrievalSpec
 
@@ -162,9 +162,9 @@ def faiss_gpu(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
     torch = _torch(threads)
     _cuda(torch)
     if not hasattr(faiss, "StandardGpuResources"):
-        raise Absent("this FAISS is built without GPUs")
+        raise PeerUnavailable("this FAISS is built without GPUs")
     if spec.k > _FAISS_GPU_MOST:
-        raise Absent(f"its kernels stop at k = {_FAISS_GPU_MOST}")
+        raise PeerUnavailable(f"its kernels stop at k = {_FAISS_GPU_MOST}")
     index = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), bank.embedding.shape[1])
     index.add(_units(bank.embedding))
     side = _TorchBank(torch, bank, spec, "cuda")
@@ -180,7 +180,7 @@ def faiss_gpu(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
 def cuvs_brute_force(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
     """cuVS's brute force, `embedding_bag` by torch on the same device."""
     if find_spec("cuvs") is None:
-        raise Absent("cuvs is not installed")
+        raise PeerUnavailable("cuvs is not installed")
     torch = _torch(threads)
     _cuda(torch)
     from cuvs.neighbors import brute_force  # type: ignore[import-not-found]
@@ -263,7 +263,7 @@ def _numpy_weights(
 
 def _faiss_search(bank: Bank, k: int, threads: int) -> Callable[[F32], tuple[F32, NDArray[np.int64]]]:
     if find_spec("faiss") is None:
-        raise Absent("faiss is not installed")
+        raise PeerUnavailable("faiss is not installed")
     import faiss
 
     faiss.omp_set_num_threads(threads)
@@ -274,7 +274,7 @@ def _faiss_search(bank: Bank, k: int, threads: int) -> Callable[[F32], tuple[F32
 
 def _torch(threads: int) -> Any:
     if find_spec("torch") is None:
-        raise Absent("torch is not installed")
+        raise PeerUnavailable("torch is not installed")
     import torch
 
     torch.set_num_threads(threads)
@@ -283,7 +283,7 @@ def _torch(threads: int) -> Any:
 
 def _cuda(torch: Any) -> None:
     if not torch.cuda.is_available():
-        raise Absent("no CUDA device")
+        raise PeerUnavailable("no CUDA device")
 
 
 def _units(vectors: F32) -> F32:

@@ -70,7 +70,7 @@ class MeasuredPeaks(Part):
     cuda: SidePeaks | None
 
 
-class BundleTold(Part):
+class BundleSummary(Part):
     """The bundle a run used, by the hash of its manifest."""
 
     sha256: str
@@ -112,12 +112,12 @@ class Document(Part):
     machine: Machine
     peaks: MeasuredPeaks
     verdict: Literal["quiet", "busy"]
-    bundle: BundleTold
+    bundle: BundleSummary
     absent: list[Absent]
     memory: list[Memory] = []
 
 
-def begun(
+def new_document(
     schema: str, started: datetime, where: dict[str, Any], threads: int, bundle: Bundle | None = None
 ) -> dict[str, Any]:
     """What a document begins with: when and where it was taken, whether the machine was quiet, and the bundle.

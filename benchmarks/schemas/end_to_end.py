@@ -26,7 +26,7 @@ class Stage(Part):
     lanes: Annotated[int, Field(ge=1)]
 
 
-class StagesTold(Part):
+class StagesStats(Part):
     """overlap: busy seconds of all stages over wall seconds. bound: the stage no run of this work can be shorter than."""
 
     wall_s: Seconds
@@ -73,7 +73,7 @@ class WholeRun(Part):
     wall_to_first: Rate
     cpu_to_first: Rate
     stream_to_first: Rate
-    stages: StagesTold
+    stages: StagesStats
     equal_to_first: Equality
     against_truth: AgainstTruth | None = None
     encoder_operations_per_s: Rate | None = None

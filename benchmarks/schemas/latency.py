@@ -30,7 +30,7 @@ class Percentile(Part):
     mlperf: bool
 
 
-class LatencyTold(Part):
+class LatencyStats(Part):
     """Of all queries, none left out; not_told: percentiles that need more queries, and how many."""
 
     n: Annotated[int, Field(ge=1)]
@@ -43,7 +43,7 @@ class LatencyTold(Part):
     not_told: dict[Literal["p50", "p90", "p95", "p99"], Count]
 
 
-class WarmUpTold(Part):
+class WarmUpStats(Part):
     """How a contender was warmed up, and whether its times had settled."""
 
     queries: Count
@@ -61,15 +61,15 @@ class QueryResult(Part):
     ours: bool
     gpu: bool
     precision: str
-    latency_s: LatencyTold
+    latency_s: LatencyStats
     tiles_per_s: Rate
     latency_to_first: Rate
     cpu_s_per_tile: Seconds
     joules_per_tile: dict[str, float] | None
-    warm_up: WarmUpTold | None
+    warm_up: WarmUpStats | None
     roofline_s: Seconds | None
     of_roofline: Share | None
-    device_s: dict[DeviceStage, LatencyTold] | None = None
+    device_s: dict[DeviceStage, LatencyStats] | None = None
     samples: dict[Literal["query_s", "round_mean_s", "copy up_s", "encode_s", "copy down_s"], list[Seconds]]
 
 

@@ -10,13 +10,13 @@ import click
 from mclst.benchmarks.harness import machine
 from mclst.benchmarks.harness.result_files import ResultFiles, result_options
 from mclst.benchmarks.harness.tables import show_table
-from mclst.benchmarks.schemas.common import begun
+from mclst.benchmarks.schemas.common import new_document
 from mclst.benchmarks.serving.measure import measure
 from mclst.runtime.console import Finite, command, progress, say
 from mclst.runtime.errors import InputError
 from mclst.runtime.report.figures.style import content, open_frame
 from mclst.runtime.serving.connection import Server
-from mclst.runtime.serving.remote_session import RemoteBundle
+from mclst.runtime.serving.remote_session import ServedBundleProxy
 
 LEVELS = ("p50", "p90", "p99")
 CLIENTS = (1, 2, 4, 8, 16, 32)
@@ -81,7 +81,7 @@ def load(
                     )
                 )
     document = {
-        **begun("mclst-bench-load/1", started, where, where["cores"], RemoteBundle.of(server)),
+        **new_document("mclst-bench-load/1", started, where, where["cores"], ServedBundleProxy.of(server)),
         "server": {
             "protocol": server.address.protocol,
             "program": server.program,
@@ -135,7 +135,7 @@ def load_png(document: dict[str, Any]) -> bytes:
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained", dpi=150)
     axes = figure.subplots()
-    for level, colour in zip(LEVELS, ("#1b6ca8", "#c98a2b", "#b04a3a"), strict=True):
+    for level, color in zip(LEVELS, ("#1b6ca8", "#c98a2b", "#b04a3a"), strict=True):
         points = [
             (
                 result["tiles_per_s"],
@@ -148,7 +148,7 @@ def load_png(document: dict[str, Any]) -> bytes:
         if not points:
             continue
         rate, ms, _ = zip(*points, strict=True)
-        axes.plot(rate, ms, "o-", color=colour, label=level, markersize=4)
+        axes.plot(rate, ms, "o-", color=color, label=level, markersize=4)
         if level == LEVELS[0]:
             for x, y, count in points:
                 axes.annotate(

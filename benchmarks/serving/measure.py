@@ -15,7 +15,7 @@ from mclst.benchmarks.harness.measure import load_average
 from mclst.benchmarks.harness.percentiles import latency
 from mclst.runtime.errors import ServerError
 from mclst.runtime.serving.connection import Server
-from mclst.runtime.serving.flow_control import Flow
+from mclst.runtime.serving.flow_control import FlowControl
 
 NEAR = 1e-3
 """A request's answers may differ by this share of the largest value: the server puts different tiles together each time."""
@@ -26,7 +26,7 @@ class Client:
     """One client: its tiles uint8 [n, S, S, 3], the same in every request, and its own flow of one request at a time."""
 
     tiles: NDArray[np.uint8]
-    flow: Flow
+    flow: FlowControl
     first: NDArray[np.float32] | None = None
 
     async def ask(self, server: Server) -> float:
@@ -35,7 +35,7 @@ class Client:
         Raises ServerError where it is not the answer to these tiles.
         """
         started = time.perf_counter()
-        answer = await server.express(self.tiles, self.flow)
+        answer = await server.predict_expression(self.tiles, self.flow)
         seconds = time.perf_counter() - started
         if self.first is None:
             self.first = answer
@@ -67,7 +67,7 @@ def measure(
     """
     side = server.served.bundle.manifest.tile.size_px
     clients = [
-        Client(made_up_tiles(batch, side, seed), Flow(1, patience_s, str(server.address)))
+        Client(made_up_tiles(batch, side, seed), FlowControl(1, patience_s, str(server.address)))
         for seed in range(concurrency)
     ]
 

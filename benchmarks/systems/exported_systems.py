@@ -27,7 +27,7 @@ from mclst.models.system import systems
 from mclst.models.thitogene import ThitoGene
 from mclst.runtime.bundle.bundle import ENCODER, SEQUENCE
 from mclst.runtime.bundle.manifest import Sequence, Settings
-from mclst.runtime.inference.providers import Request, onnxruntime_beside, open_encoder
+from mclst.runtime.inference.providers import EncoderRequest, onnxruntime_beside, open_encoder
 from mclst.runtime.inference.sequence import SequenceSession
 
 F32 = NDArray[np.float32]
@@ -64,7 +64,7 @@ PUBLISHED: dict[str, Published] = {
 }
 
 
-class Deployed:
+class ExportedSystem:
     """A system's graphs in a folder, open: its part per tile, and what comes after."""
 
     def __init__(self, name: str, published: Published, folder: Path, provider: str, batch: int) -> None:
@@ -79,7 +79,7 @@ class Deployed:
         network = published.make().eval().requires_grad_(False)
         self.parameters = sum(weight.numel() for weight in network.parameters())
         write_graph(network, settings.tile, settings.preprocessing, folder / ENCODER)
-        self.session, _ = open_encoder(provider, Request(folder, folder / ENCODER, "fp32", batch))
+        self.session, _ = open_encoder(provider, EncoderRequest(folder, folder / ENCODER, "fp32", batch))
         self.sequence_path: Path | None = None
         self._beside = ""
         self._sequence: SequenceSession | None = None
@@ -109,12 +109,12 @@ class Deployed:
         parts = [self.session.encode(tiles[i : i + batch]) for i in range(0, len(tiles), batch)]
         return np.concatenate(parts)
 
-    def express(self, given: F32) -> F32:
+    def predict_expression(self, given: F32) -> F32:
         """Expression float32 [N, G] of a slide's spots from what the tiles gave, [N, D]."""
         if self._retriever is not None:
             return self._retriever.aggregate(given).expression
         if self._sequence is not None:
-            return self._sequence.express(given, places(len(given), self.settings.positions))
+            return self._sequence.predict_expression(given, places(len(given), self.settings.positions))
         return given
 
 

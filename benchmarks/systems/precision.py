@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from mclst.benchmarks.harness import machine
 from mclst.benchmarks.harness.measure import in_turns, ratio, spread
 from mclst.benchmarks.harness.result_files import ResultFiles, result_options
-from mclst.benchmarks.schemas.common import begun
+from mclst.benchmarks.schemas.common import new_document
 from mclst.runtime.bundle.bundle import Bundle, open_bundle
 from mclst.runtime.cli.bundle_options import bundle_option
 from mclst.runtime.console import command, progress, say
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.errors import InputError, ResourceError, SlideError
 from mclst.runtime.expression_map.measured import Predicted, choose_section, pair_with_truth
-from mclst.runtime.inference.providers import PROVIDERS, Request, open_encoder, open_session
+from mclst.runtime.inference.providers import PROVIDERS, EncoderRequest, open_encoder, open_session
 from mclst.runtime.inference.readout import open_readout
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.tiling.tiles import Tiles, TileShape
@@ -47,7 +47,7 @@ def open_precisions(
     how: dict[str, str] = {}
     passed: dict[str, str] = {}
     for precision in bundle.precisions:
-        request = Request(bundle.path, bundle.encoder(precision), precision, AT_ONCE)
+        request = EncoderRequest(bundle.path, bundle.encoder(precision), precision, AT_ONCE)
         try:
             sessions[precision], _ = open_encoder(provider, request)
             how[precision] = sessions[precision].provider
@@ -113,7 +113,9 @@ def measure(
             parts = [session.encode(pixels[i : i + AT_ONCE]) for i in range(0, len(pixels), AT_ONCE)]
             given[precision] = np.concatenate(parts)
             readout = open_readout(bundle, None, spots, session.provider, precision=precision)
-            expression[precision] = readout.express(np.arange(len(spots)), given[precision]).expression
+            expression[precision] = readout.predict_expression(
+                np.arange(len(spots)), given[precision]
+            ).expression
         timings = {name: session for name, session in sessions.items() if name not in passed}
         some = pixels[:timed]
         taken = in_turns(
@@ -224,7 +226,7 @@ def precision(
     }
     _show(found, quiet=quiet)
     content = {
-        **begun("mclst-bench-precision/1", started, where, where["cores"]),
+        **new_document("mclst-bench-precision/1", started, where, where["cores"]),
         "slide": slide.name,
         "bundle": {**about, "checkpoint_sha256": m.checkpoint.sha256},
         "results": found,

@@ -41,7 +41,7 @@ def _main(path: str, settings: str, spots: str) -> None:
     width = session.features
     features = np.random.default_rng(0).normal(size=(n, width)).astype(np.float32)
     opened, started = peak_bytes() >> 20, time.monotonic()
-    found = session.express(features, places(n, sequence.positions))
+    found = session.predict_expression(features, places(n, sequence.positions))
     seconds = time.monotonic() - started
     if not np.isfinite(found).all():
         raise SystemExit("the expression is not finite")

@@ -16,20 +16,20 @@ from numpy.typing import NDArray
 from mclst.benchmarks.harness import machine
 from mclst.benchmarks.harness.measure import Samples, in_turns, spread
 from mclst.benchmarks.harness.result_files import ResultFiles, result_options
-from mclst.benchmarks.schemas.common import begun
+from mclst.benchmarks.schemas.common import new_document
 from mclst.runtime.console import command, progress, say
 from mclst.runtime.errors import ResourceError
 from mclst.runtime.inference.providers import PROVIDERS
 
 if TYPE_CHECKING:
-    from mclst.benchmarks.systems.exported_systems import Deployed
+    from mclst.benchmarks.systems.exported_systems import ExportedSystem
 
 PATH = click.Path(path_type=Path)
 NAMES = ("mclstexp", "bleep", "stnet", "histogene", "hist2st", "thitogene")
 
 
 def measure(
-    deployed: Mapping[str, Deployed],
+    deployed: Mapping[str, ExportedSystem],
     *,
     spots: int,
     batch: int,
@@ -47,7 +47,7 @@ def measure(
         tiles = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         features[name] = system.encode(tiles, batch)
         contenders[f"{name} tiles"] = partial(system.encode, tiles, batch)
-        contenders[f"{name} rest"] = partial(system.express, features[name])
+        contenders[f"{name} rest"] = partial(system.predict_expression, features[name])
     taken = in_turns(contenders, rounds, warm_up=0, done=done)
     results = {
         name: _result(system, spots, *(taken.samples[f"{name} {part}"] for part in ("tiles", "rest")))
@@ -56,7 +56,7 @@ def measure(
     return {"load": taken.load, "systems": results}
 
 
-def _result(system: Deployed, spots: int, tiles: Samples, rest: Samples) -> dict[str, Any]:
+def _result(system: ExportedSystem, spots: int, tiles: Samples, rest: Samples) -> dict[str, Any]:
     both = [a + b for a, b in zip(tiles.wall_s, rest.wall_s, strict=True)]
     return {
         "kind": system.system.kind,
@@ -99,7 +99,7 @@ def systems(
     """
     result_files.check()
     try:
-        from mclst.benchmarks.systems.exported_systems import PUBLISHED, Deployed
+        from mclst.benchmarks.systems.exported_systems import PUBLISHED, ExportedSystem
         from mclst.benchmarks.systems.slide_memory import measure_apart
     except ImportError as error:
         raise ResourceError(f"{error.name} is not installed; install mclst[export,cpu]") from error
@@ -108,7 +108,9 @@ def systems(
         deployed = {}
         with progress("exporting", len(names), quiet=quiet) as advance:
             for name in names:
-                deployed[name] = Deployed(name, PUBLISHED[name], Path(folder) / name, provider, batch_size)
+                deployed[name] = ExportedSystem(
+                    name, PUBLISHED[name], Path(folder) / name, provider, batch_size
+                )
                 advance(1)
         with progress("rounds", repeats, quiet=quiet) as advance:
             found = measure(deployed, spots=spots, batch=batch_size, rounds=repeats, done=partial(advance, 1))
@@ -119,7 +121,7 @@ def systems(
             found["systems"][name]["memory"] = measure_apart(system.sequence_path, system.settings, memory)
     _show(found, quiet=quiet)
     content = {
-        **begun("mclst-bench-systems/1", started, where, where["cores"]),
+        **new_document("mclst-bench-systems/1", started, where, where["cores"]),
         "settings": {"spots": spots, "batch_size": batch_size, "rounds": repeats, "weights": "random"},
         **found,
     }

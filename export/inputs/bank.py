@@ -15,7 +15,7 @@ from mclst.models.mclstexp import MclSTExp
 from mclst.runtime.bundle.bank import Bank
 from mclst.runtime.bundle.manifest import Context, Settings
 from mclst.runtime.errors import ReferenceDataError
-from mclst.sections.normalize import normalise
+from mclst.sections.normalize import normalize
 from mclst.sections.positions import table_positions
 
 SPOTS_AT_ONCE = 1024
@@ -90,9 +90,9 @@ def encode_bank(
     Only the rows of the position tables that occur are read. Raises ReferenceDataError as `positions` does, and where
     an embedding is not finite; CheckpointError for weights that do not fit `settings.heads`.
     """
-    inputs = np.concatenate([normalise(settings.normalisation.input, s.counts, s.total) for s in sections])
+    inputs = np.concatenate([normalize(settings.normalisation.input, s.counts, s.total) for s in sections])
     expression = np.concatenate(
-        [normalise(settings.normalisation.expression, s.counts, s.total) for s in sections]
+        [normalize(settings.normalisation.expression, s.counts, s.total) for s in sections]
     )
     embed = (
         _sentences(checkpoint, sections, inputs, settings, advance)

@@ -52,7 +52,7 @@ class Genes:
 
 
 @dataclass(frozen=True)
-class Pictured:
+class SectionImage:
     """A section whose image lies beside it: xy_px float64 [n, 2], level-0 px (x, y) of its spots, NaN where unknown.
 
     first_row: the bank's row of its first spot.
@@ -117,14 +117,14 @@ def read_references(
     sources: dict[str, SectionSource],
     genes_of: Callable[[Section], Genes],
     warn: Callable[[str], None],
-) -> tuple[list[ReferenceSection], Genes, list[Pictured]]:
+) -> tuple[list[ReferenceSection], Genes, list[SectionImage]]:
     """Read each section and cut it to the model's genes, which `genes_of` tells from the first.
 
     Returns the cut sections, the genes, and where sections have an image and pixel coordinates (for parity); `warn` is
     told of values that are no counts. Raises SectionError as the readers do.
     """
     cut: list[ReferenceSection] = []
-    pictured: list[Pictured] = []
+    pictured: list[SectionImage] = []
     genes: Genes | None = None
     for source in sources.values():
         section = read_section(source)
@@ -139,7 +139,7 @@ def read_references(
             )
         if section.image is not None and section.xy_px is not None:
             first_row = sum(len(before.spot) for before in cut[:-1])
-            pictured.append(Pictured(section.name, section.image, section.xy_px, first_row))
+            pictured.append(SectionImage(section.name, section.image, section.xy_px, first_row))
     assert genes is not None, "choose_sections refuses an empty choice"
     return cut, genes, pictured
 

@@ -34,7 +34,7 @@ ATTEND = values.Op(
 
 
 class SequencePart(nn.Module):
-    """`express` of a network as a module of its own."""
+    """`predict_expression` of a network as a module of its own."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -49,12 +49,12 @@ class SequencePart(nn.Module):
     ) -> Tensor:
         """Features float32 [N, F], position int64 [N, 2] and, with a graph, neighbours and linked [N, K] → [N, G]."""
         graph = () if neighbours is None else (neighbours, linked)
-        out: Tensor = self.network.express(embedding, position, *graph)  # type: ignore[operator]
+        out: Tensor = self.network.predict_expression(embedding, position, *graph)  # type: ignore[operator]
         return out
 
 
 def write_sequence(network: nn.Module, traits: Traits, graph: Graph | None, path: Path) -> None:
-    """Trace `express` of `network` into `path`, in standard operators, N dynamic.
+    """Trace `predict_expression` of `network` into `path`, in standard operators, N dynamic.
 
     Inputs: `embedding` float32 [N, F], `position` int64 [N, 2] and, with a graph of K neighbours, `neighbours` int64
     [N, K] (a row of the slide each) and `linked` float32 [N, K] (1, or 0 where there is no such neighbour).

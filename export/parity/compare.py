@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mclst.export.onnx.graph import preprocess
-from mclst.kernels.definition.result import Retrieved
+from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.kernels.retriever import Retriever
 from mclst.runtime.bundle.bank import Bank
@@ -136,12 +136,12 @@ def compare(
 
 def _retrieve(
     bank: Bank, spec: RetrievalSpec, expected: NDArray[np.float32], found: NDArray[np.float32]
-) -> tuple[Retrieved, Retrieved]:
+) -> tuple[RetrievalResult, RetrievalResult]:
     retriever = Retriever(bank, spec, provider="reference")
     return retriever.aggregate(expected, neighbours=True), retriever.aggregate(found, neighbours=True)
 
 
-def _overlap(one: Retrieved, two: Retrieved) -> NDArray[np.float64]:
+def _overlap(one: RetrievalResult, two: RetrievalResult) -> NDArray[np.float64]:
     """Share of the neighbours in common, float64 [n]."""
     assert one.neighbours is not None and two.neighbours is not None
     pairs = zip(one.neighbours, two.neighbours, strict=True)

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from mclst.export.inputs.references import Pictured
+from mclst.export.inputs.references import SectionImage
 from mclst.export.parity.compare import Tiles
 from mclst.runtime.bundle.manifest import Tile
 from mclst.runtime.errors import InputError, SlideError
 from mclst.runtime.slide.open import open_slide
-from mclst.runtime.tiling.grid import lay_grid
+from mclst.runtime.tiling.grid import make_grid
 from mclst.runtime.tiling.tiles import Tiles as TileStream
 from mclst.runtime.tiling.tiles import TileShape
 from mclst.runtime.tiling.tissue import find_tissue
@@ -26,7 +26,7 @@ MAX_IMAGES = 3
 
 
 def real_tiles(
-    sections: Sequence[Pictured],
+    sections: Sequence[SectionImage],
     tile: Tile,
     count: int,
     say: Callable[[str], None],
@@ -81,7 +81,7 @@ def slide_tiles(paths: Sequence[Path], tile: Tile, count: int) -> Tiles:
             shape = TileShape(tile.size_px, None if slide.mpp is None else tile.mpp, tile.pad)
             side_um = tile.size_px * (shape.mpp or mpp)
             try:
-                places = lay_grid(slide, side_um / 2, mpp, find_tissue(slide, mpp)).spots.xy_px
+                places = make_grid(slide, side_um / 2, mpp, find_tissue(slide, mpp)).spots.xy_px
             except InputError as error:
                 raise SlideError(
                     f"{path} has no tissue to calibrate on; give another --calibration"

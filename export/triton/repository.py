@@ -21,13 +21,13 @@ from mclst.runtime.bundle.bundle import BANK, Bundle
 from mclst.runtime.bundle.manifest import FileRecord
 from mclst.runtime.encoder.cuda.device import CudaDevice
 from mclst.runtime.encoder.onnxruntime_cpu import check_encoder, open_graph
-from mclst.runtime.encoder.tensorrt.engine_cache import Engine, Wanted, find_engine
+from mclst.runtime.encoder.tensorrt.engine_cache import Engine, EngineRequest, find_engine
 from mclst.runtime.encoder.tensorrt.library import load_library
 from mclst.runtime.errors import BundleError, OutputError, ResourceError
 from mclst.runtime.hashing import file_sha256
 from mclst.runtime.serving.server_manifest import Served, ServedBundle, check_servable, inner_model
 from mclst.runtime.serving.triton_models import DOCUMENT, VERSION
-from mclst.runtime.versions import installed
+from mclst.runtime.versions import installed_versions
 
 MODEL = '"""Run by Triton\'s Python backend; the code is mclst\'s, installed there."""\n\n'
 
@@ -107,7 +107,7 @@ def _encoder_output(bundle: Bundle, precision: str) -> str:
 
 
 def _engine(bundle: Bundle, how: Serving) -> Engine:
-    wanted = Wanted(
+    wanted = EngineRequest(
         bundle.encoder(how.precision),
         how.precision,
         load_library("tensorrt"),
@@ -182,6 +182,6 @@ def _served(bundle: Bundle, how: Serving, engine: Engine | None, repository: Pat
             "max_batch": how.max_batch,
             "backend": "onnxruntime" if engine is None else "tensorrt",
             "files": files,
-            "versions": installed(),
+            "versions": installed_versions(),
         }
     )

@@ -45,7 +45,7 @@ from numpy.typing import NDArray
 
 from mclst.kernels.cpu.compiled import check, library, pointer
 from mclst.kernels.definition.reference import bank_scores, rank_scores
-from mclst.kernels.definition.result import Retrieved
+from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import DISTANCES, RANKS, WEIGHTINGS, RetrievalSpec
 
 _BLOCK_BYTES = 256 << 20
@@ -88,10 +88,10 @@ class Cpu:
         weakref.finalize(self, self._library.mclst_free, self._bank)
         self._slabs = [_slab(expression[:, g : g + _SLAB]) for g in range(0, self._genes, _SLAB)]
 
-    def aggregate(self, queries: NDArray[np.float32], *, neighbours: bool) -> Retrieved:
+    def aggregate(self, queries: NDArray[np.float32], *, neighbours: bool) -> RetrievalResult:
         """Retrieve for `queries` float32 [N, D], finite and in C order."""
         n, k = len(queries), self._spec.k
-        whole = Retrieved(
+        whole = RetrievalResult(
             np.empty((n, self._genes), np.float32),
             np.empty(n, np.float32),
             np.empty(n, np.float32),
@@ -105,7 +105,7 @@ class Cpu:
         return whole
 
     def _aggregate(
-        self, queries: NDArray[np.float32], block: slice, whole: Retrieved, pool: ThreadPoolExecutor
+        self, queries: NDArray[np.float32], block: slice, whole: RetrievalResult, pool: ThreadPoolExecutor
     ) -> None:
         n, k = len(queries), self._spec.k
         rows, weight = np.empty((n, k), np.int32), np.empty((n, k), np.float32)

@@ -25,7 +25,7 @@ from mclst.kernels.cuda.job import Job, Placing, copy_of
 from mclst.kernels.cuda.plan import DENSE_FROM, WORKSPACE_BYTES, Plan, make_plan
 from mclst.kernels.definition.contract import LARGEST, BadQuery, ProviderError
 from mclst.kernels.definition.reference import rank_scores
-from mclst.kernels.definition.result import Retrieved
+from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import RetrievalSpec
 
 _TILE, _SQUARE = 128, 64
@@ -89,10 +89,10 @@ class Cuda:
         self._job, self._sample_job, self._placing = self._reserve()
         self._release = weakref.finalize(self, _give_back, self._memory, self._bank)
 
-    def aggregate(self, queries: NDArray[np.float32], *, neighbours: bool = False) -> Retrieved:
+    def aggregate(self, queries: NDArray[np.float32], *, neighbours: bool = False) -> RetrievalResult:
         """Retrieve for checked `queries` float32 [N, D] in host memory."""
         n, genes, k = len(queries), self._job.genes, self._spec.k
-        whole = Retrieved(
+        whole = RetrievalResult(
             np.empty((n, genes), np.float32),
             np.empty(n, np.float32),
             np.empty(n, np.float32),
@@ -142,7 +142,7 @@ class Cuda:
             self._run(count, places)
             self._refuse_bad(start)
 
-    def aggregate_from(self, queries: Any) -> Retrieved:
+    def aggregate_from(self, queries: Any) -> RetrievalResult:
         """Retrieve for queries float32 [N, D] that lie on the device; what is found comes to the host.
 
         Raises as `aggregate_into` does; of a query that is no number, BadQuery.
@@ -152,7 +152,7 @@ class Cuda:
         _expect("the embeddings", source, (n, self._job.d))
         if source.stream not in (None, 0, 1):
             self._driver.wait(source.stream)
-        found = Retrieved(
+        found = RetrievalResult(
             np.empty((n, self._job.genes), np.float32), np.empty(n, np.float32), np.empty(n, np.float32)
         )
         self._driver.upload(self._memory["bad"], np.array([_NO_ROW], dtype=np.uint32))
@@ -232,7 +232,7 @@ class Cuda:
             grid = (_parts(n, _GATHER_QUERIES), _parts(job.genes, _GATHER_GENES))
             self._launch("gather", grid, job, block=_GATHER_BLOCK)
 
-    def _bring(self, whole: Retrieved, block: slice) -> None:
+    def _bring(self, whole: RetrievalResult, block: slice) -> None:
         """Results of a block from the workspace to the host."""
         for name in ("expression", "nearest", "effective_k"):
             self._driver.download(getattr(whole, name)[block], self._memory[name])

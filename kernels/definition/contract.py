@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.kernels.definition.result import Retrieved
+from mclst.kernels.definition.result import RetrievalResult
 
 # No encoder's embedding is near it, and below it every distance fits float32.
 LARGEST = 1e30
@@ -38,7 +38,7 @@ class BankRows(Protocol):
 class Provider(Protocol):
     """One way of computing a retrieval over checked inputs."""
 
-    def aggregate(self, queries: NDArray[np.float32], *, neighbours: bool) -> Retrieved:
+    def aggregate(self, queries: NDArray[np.float32], *, neighbours: bool) -> RetrievalResult:
         """Retrieve for `queries` float32 [N, D]."""
 
 
@@ -46,7 +46,7 @@ class Provider(Protocol):
 class OnDevice(Protocol):
     """A provider that takes queries where they lie on the device."""
 
-    def aggregate_from(self, queries: Any) -> Retrieved:
+    def aggregate_from(self, queries: Any) -> RetrievalResult:
         """Retrieve for `queries` float32 [N, D] on the device."""
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.kernels.definition.result import Retrieved
+from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import Distance, Rank, RetrievalSpec
 
 # Unit vectors in float64 are right to about 2⁻⁴⁹, so directions nearer to each other than 2⁻⁴⁸ are one direction.
@@ -100,7 +100,7 @@ def aggregate(
     spec: RetrievalSpec,
     *,
     neighbours: bool = False,
-) -> Retrieved:
+) -> RetrievalResult:
     """Expression for `queries` [N, D] from a bank of `embedding` [M, D] and `expression` [M, G].
 
     For each query: the spec.k rows of smallest `rank_scores`, the lower row first among equal scores; their
@@ -117,4 +117,4 @@ def aggregate(
         weight = weights(distance, spec)
         result[i] = weight @ expression[rows].astype(np.float64)
         nearest[i], effective_k[i], chosen[i] = distance.min(), 1 / np.square(weight).sum(), rows
-    return Retrieved(result, nearest, effective_k, chosen if neighbours else None)
+    return RetrievalResult(result, nearest, effective_k, chosen if neighbours else None)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Retrieved:
+class RetrievalResult:
     """Expression for N queries, and how sure it is.
 
     expression: float32 [N, G], in the units of the bank's expression.

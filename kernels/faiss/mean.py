@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
 from mclst.kernels.definition import reference
-from mclst.kernels.definition.result import Retrieved
+from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import Distance, RetrievalSpec
 
 _QUERIES_A_TASK = 32
@@ -32,7 +32,7 @@ def weighted_mean(
     expression: NDArray[np.float32],
     spec: RetrievalSpec,
     threads: int,
-) -> Retrieved:
+) -> RetrievalResult:
     """Expression for `queries` [n, D] from their neighbours `rows` [n, k] (ascending) of the bank [M, D], [M, G].
 
     Temporary memory is about n·(48k + 4G) bytes, beside 768 per bank row for each thread.
@@ -48,7 +48,7 @@ def weighted_mean(
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(weigh, range(0, len(rows), _QUERIES_A_TASK)))
         sums = _sums(weight, rows, expression, pool)
-    return Retrieved(
+    return RetrievalResult(
         expression=sums,
         nearest=distance.min(axis=1).astype(np.float32),
         effective_k=(1 / np.square(weight).sum(axis=1)).astype(np.float32),

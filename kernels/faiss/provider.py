@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.kernels.definition.contract import _BLOCK_BYTES, ProviderError
-from mclst.kernels.definition.result import Retrieved
+from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import RetrievalSpec
 
 
@@ -28,12 +28,12 @@ class _Faiss:
         self._threads: int = faiss.omp_get_max_threads()
         self._nearest = Nearest(embedding, spec.rank, spec.k)
 
-    def aggregate(self, queries: NDArray[np.float32], *, neighbours: bool) -> Retrieved:
+    def aggregate(self, queries: NDArray[np.float32], *, neighbours: bool) -> RetrievalResult:
         from mclst.kernels.faiss.mean import weighted_mean
 
         n, genes = len(queries), self._bank[1].shape[1]
         chosen = np.empty((n, self._spec.k), dtype=np.int64) if neighbours else None
-        whole = Retrieved(
+        whole = RetrievalResult(
             np.empty((n, genes), np.float32), np.empty(n, np.float32), np.empty(n, np.float32), chosen
         )
         for block in self._blocks(n, genes):

@@ -19,7 +19,7 @@ MAX_BYTES = 4 << 20
 """A manifest is a few kilobytes; anything near this is not one."""
 
 
-Colour = Annotated[int, Field(ge=0, le=255)]
+Color = Annotated[int, Field(ge=0, le=255)]
 Spread = Annotated[float, Field(gt=0)]
 
 
@@ -38,7 +38,7 @@ class Tile(Part):
 
     size_px: int = Field(ge=8, le=4096)
     mpp: float | None = Field(default=None, gt=0.01, lt=100)
-    pad: tuple[Colour, Colour, Colour] = (0, 0, 0)
+    pad: tuple[Color, Color, Color] = (0, 0, 0)
 
 
 class Preprocessing(Part):

@@ -12,15 +12,15 @@ from typing import Any
 import click
 
 from mclst.runtime.bundle.bundle import Bundle
-from mclst.runtime.cli.server_options import Ready, ServerOptions, ready
+from mclst.runtime.cli.server_options import OpenedBundle, ServerOptions, ready
 from mclst.runtime.cohort.cluster import cluster, run_on_cluster
 from mclst.runtime.cohort.report import STOPPED, Board, CohortReport, board
-from mclst.runtime.cohort.run import DONE, FAILED, Outcome, run_in_turn
+from mclst.runtime.cohort.run import DONE, FAILED, SlideOutcome, run_in_turn
 from mclst.runtime.cohort.table import read_cohort, shard_of
 from mclst.runtime.console import Finite, check_json, publish_json, say
-from mclst.runtime.errors import InputError, OutputError, verdict
+from mclst.runtime.errors import InputError, OutputError, describe_error
 from mclst.runtime.resources import available_cores
-from mclst.runtime.run.job import Job, spec_of
+from mclst.runtime.run.job import Job, retrieval_spec
 
 SOME_FAILED = 3
 NOTHING_LOST = "finished slides are kept, and the same command goes on with the others"
@@ -147,7 +147,7 @@ def run_cohort(
 
 def _run(
     cohort: CohortOptions,
-    here: Ready,
+    here: OpenedBundle,
     jobs: Mapping[str, Job],
     settings: Mapping[str, Any],
     folder: Path,
@@ -166,15 +166,19 @@ def _run(
                 report.add(outcome)
                 shown.end(outcome)
     except BaseException as error:
-        report.write(STOPPED, verdict(error)[0])
+        report.write(STOPPED, describe_error(error)[0])
         error.add_note(NOTHING_LOST)
         raise
     return report
 
 
 def _outcomes(
-    cohort: CohortOptions, here: Ready, jobs: Mapping[str, Job], settings: Mapping[str, Any], shown: Board
-) -> Iterator[Outcome]:
+    cohort: CohortOptions,
+    here: OpenedBundle,
+    jobs: Mapping[str, Job],
+    settings: Mapping[str, Any],
+    shown: Board,
+) -> Iterator[SlideOutcome]:
     if cohort.cluster is None:
         yield from run_in_turn(here.bundle, jobs, settings, here.opened, watch=shown.watch, tell=shown.tell)
         return
@@ -211,7 +215,7 @@ def _conclude(report: CohortReport, json_path: Path | None, *, quiet: bool) -> i
     return SOME_FAILED if failed else 0
 
 
-def _with_maps(outcomes: list[Outcome]) -> list[Outcome]:
+def _with_maps(outcomes: list[SlideOutcome]) -> list[SlideOutcome]:
     return [outcome for outcome in outcomes if outcome.status != FAILED]
 
 
@@ -250,6 +254,6 @@ def _check_places(folder: Path, jobs: Mapping[str, Job], cohort: CohortOptions) 
 def _check_retrieval(bundle: Bundle, jobs: Mapping[str, Job]) -> None:
     for name, job in jobs.items():
         try:
-            spec_of(bundle, job.retrieval)
+            retrieval_spec(bundle, job.retrieval)
         except ValueError as error:
             raise InputError(f"slide {name!r}: {error}") from error

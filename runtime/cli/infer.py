@@ -29,7 +29,7 @@ from mclst.runtime.console import (
 from mclst.runtime.inference.providers import PROVIDERS, list_providers
 from mclst.runtime.report.files import Files
 from mclst.runtime.run.context import most_bad_tiles
-from mclst.runtime.run.job import Job, run_job, spec_of
+from mclst.runtime.run.job import Job, retrieval_spec, run_job
 from mclst.runtime.run.options import MAX_BAD_TILES
 from mclst.runtime.run.report import Run
 from mclst.runtime.slide.open import READERS
@@ -248,7 +248,7 @@ def main(
 
     with ready(server, bundle_path, tell) as here:
         try:
-            spec_of(here.bundle, job.retrieval)
+            retrieval_spec(here.bundle, job.retrieval)
         except ValueError as error:
             raise click.UsageError(str(error)) from error
         run = run_job(

@@ -17,7 +17,7 @@ from mclst.runtime.expression_map.reader import Map, open_map
 from mclst.runtime.report.files import Files, check_places, write_files
 from mclst.runtime.report.page.slide_page import Picture
 from mclst.runtime.slide.open import open_slide
-from mclst.sections.normalize import NORMALISATIONS
+from mclst.sections.normalize import NORMALIZATIONS
 
 PATH = click.Path(path_type=Path)
 
@@ -29,7 +29,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--section", help="Section of the truth that the map is of.  [default: by the map's name]")
 @click.option(
     "--normalisation",
-    type=click.Choice(tuple(NORMALISATIONS)),
+    type=click.Choice(tuple(NORMALIZATIONS)),
     help="Of the truth, where the map does not say how its own expression is normalised.",
 )
 @click.option("--slide", "slide_path", type=PATH, help="The map's slide, for a finer picture of the tissue.")

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 
 from mclst.runtime.bundle.bundle import Bundle, open_bundle
 from mclst.runtime.console import Finite
-from mclst.runtime.inference.loaded_model import Opened
+from mclst.runtime.inference.loaded_model import ModelCache
 from mclst.runtime.progress import Tell
 from mclst.runtime.serving.client import Address
 
@@ -39,11 +39,11 @@ class ServerOptions:
 
 
 @dataclass(frozen=True)
-class Ready:
+class OpenedBundle:
     """A bundle, what is opened of it, and the arguments of `predict` that follow from where it is."""
 
     bundle: Bundle
-    opened: Opened
+    opened: ModelCache
     settings: dict[str, Any]
 
 
@@ -105,13 +105,13 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def ready(server: ServerOptions, bundle_path: Path, tell: Tell) -> Iterator[Ready]:
+def ready(server: ServerOptions, bundle_path: Path, tell: Tell) -> Iterator[OpenedBundle]:
     """The bundle that the command line names, opened. Raises what `open_bundle` and `Server` raise."""
     if server.url is None:
-        yield Ready(open_bundle(bundle_path), Opened(), {})
+        yield OpenedBundle(open_bundle(bundle_path), ModelCache(), {})
         return
     from mclst.runtime.serving.connection import Server
-    from mclst.runtime.serving.remote_session import OpenedServer, RemoteBundle
+    from mclst.runtime.serving.remote_session import ServedBundleProxy, ServerModel
 
     with Server(
         server.url,
@@ -121,8 +121,8 @@ def ready(server: ServerOptions, bundle_path: Path, tell: Tell) -> Iterator[Read
         batch=server.batch,
         tell=tell,
     ) as opened:
-        here = OpenedServer(opened)
-        yield Ready(RemoteBundle.of(opened), here, here.settings)
+        here = ServerModel(opened)
+        yield OpenedBundle(ServedBundleProxy.of(opened), here, here.settings)
 
 
 def _option(ctx: click.Context, name: str) -> str:

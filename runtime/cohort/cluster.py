@@ -20,9 +20,9 @@ from typing import Any
 
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.cohort.cluster_worker import Task, Worker, lost
-from mclst.runtime.cohort.run import FAILED, Outcome
+from mclst.runtime.cohort.run import FAILED, SlideOutcome
 from mclst.runtime.errors import BundleError, MclstError, OutputError, ResourceError
-from mclst.runtime.expression_map.parts import Share
+from mclst.runtime.expression_map.parts import SlidePart
 from mclst.runtime.inference.providers import ON_CPU
 from mclst.runtime.run.job import Job
 
@@ -46,7 +46,7 @@ def cluster(address: str) -> Iterator[Any]:
         import ray
     except ImportError as error:
         raise ResourceError("ray is not installed, which --cluster needs; install mclst[cluster]") from error
-    from mclst.runtime.console import heed_signals
+    from mclst.runtime.console import raise_on_signals
 
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     if address == "auto":
@@ -61,7 +61,7 @@ def cluster(address: str) -> Iterator[Any]:
             raise ResourceError(
                 f"no Ray cluster at {address!r} ({reason}); start one, or use auto"
             ) from error
-        heed_signals()  # Ray puts a handler of its own in their place
+        raise_on_signals()  # Ray puts a handler of its own in their place
         try:
             yield ray
         finally:
@@ -97,7 +97,7 @@ class Pool:
         worker = self._make.remote(*self._arguments)
         self._starting[worker.open.remote()] = worker
 
-    def run(self, tasks: deque[Task]) -> Iterator[tuple[Task, Outcome | int | None, str]]:
+    def run(self, tasks: deque[Task]) -> Iterator[tuple[Task, SlideOutcome | int | None, str]]:
         """Each of `tasks`, which may grow, with its outcome; or None and why, where its worker is gone.
 
         Raises ResourceError where no worker lives, BundleError or what else keeps workers from opening the bundle.
@@ -154,13 +154,13 @@ class Pool:
             raise KINDS.get(code, ResourceError)(sentence)
         self._idle.append(worker)
 
-    def _finish(self, ref: Any) -> tuple[Task, Outcome | int | None, str]:
+    def _finish(self, ref: Any) -> tuple[Task, SlideOutcome | int | None, str]:
         worker, task = self._busy.pop(ref)
         self._due.pop(ref, None)
         if self._overdue.pop(ref, None) is not None:
             return task, None, f"longer at it than --deadline {self._deadline:g} s"
         try:
-            found: Outcome | int = self._ray.get(ref)
+            found: SlideOutcome | int = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
             cause = error.cause if isinstance(getattr(error, "cause", None), MclstError) else None
             if cause is not None:
@@ -188,7 +188,7 @@ def run_on_cluster(
     cores: int,
     shard_tiles: int | None,
     deadline: float | None,
-) -> Iterator[Outcome]:
+) -> Iterator[SlideOutcome]:
     """Each job on a worker of the cluster, in the order they end; a worker per GPU, or per `cores` CPU cores.
 
     shard_tiles: slides of more tiles are split into parts, which are merged when all of them are there. deadline: s that
@@ -209,7 +209,7 @@ def run_on_cluster(
         elif isinstance(found, int):
             parts_left[task.name] = found
             tasks.extendleft(
-                replace(task, share=Share(found, part), attempt=1) for part in reversed(range(found))
+                replace(task, share=SlidePart(found, part), attempt=1) for part in reversed(range(found))
             )
         elif task.name not in failed:
             outcome = lost(task, why) if found is None else found
@@ -219,7 +219,7 @@ def run_on_cluster(
                 continue
             parts_left[task.name] -= 1
             if not parts_left[task.name]:
-                tasks.appendleft(replace(task, share=Share(task.share.parts), attempt=1))
+                tasks.appendleft(replace(task, share=SlidePart(task.share.parts), attempt=1))
 
 
 def _room(ray: Any, provider: str, cores: int) -> tuple[int, dict[str, Any]]:

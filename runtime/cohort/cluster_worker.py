@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mclst.runtime.bundle.bundle import open_bundle
-from mclst.runtime.cohort.run import DONE, FAILED, SKIPPED, Outcome, run_slide
-from mclst.runtime.errors import BundleError, verdict
-from mclst.runtime.expression_map.parts import Share, remove_parts
-from mclst.runtime.inference.loaded_model import Opened
+from mclst.runtime.cohort.run import DONE, FAILED, SKIPPED, SlideOutcome, run_slide
+from mclst.runtime.errors import BundleError, describe_error
+from mclst.runtime.expression_map.parts import SlidePart, remove_parts
+from mclst.runtime.inference.loaded_model import ModelCache
 from mclst.runtime.report.files import Files
-from mclst.runtime.run.job import Job, is_finished, places_of
+from mclst.runtime.run.job import Job, is_finished, resolve_spots
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.tiling.grid import Grid
 
@@ -26,7 +26,7 @@ class Task:
 
     name: str
     job: Job
-    share: Share | None = None
+    share: SlidePart | None = None
     attempt: int = 1
 
     @property
@@ -49,7 +49,7 @@ class Worker:
         """bundle: its folder as this node sees it, which must be that of `sha256`. threads: of the encoder on a CPU."""
         self._path, self._sha256, self._settings = bundle, sha256, dict(settings)
         self._shard_tiles = shard_tiles
-        self._opened = Opened(threads=threads)
+        self._opened = ModelCache(threads=threads)
 
     def open(self) -> tuple[str, int] | None:
         """Open the bundle; None, or why that cannot be and the exit code of it."""
@@ -60,10 +60,10 @@ class Worker:
                     f"{self._path} is another bundle on this node; show all nodes the same folder"
                 )
         except Exception as error:  # noqa: BLE001 - sent to whoever asked
-            return verdict(error)
+            return describe_error(error)
         return None
 
-    def run(self, task: Task) -> Outcome | int:
+    def run(self, task: Task) -> SlideOutcome | int:
         """What became of a task; or into how many parts its slide is to be split first."""
         if task.share is None:
             parts = self._parts(task)
@@ -87,14 +87,14 @@ class Worker:
             if is_finished(self._bundle, task.job, self._settings):
                 return 1
             with open_slide(task.job.slide, reader=task.job.reader) as slide:
-                places = places_of(task.job, slide)
+                places = resolve_spots(task.job, slide)
         except Exception:  # noqa: BLE001 - the run of the whole slide will say it
             return 1
         tiles = len(places.spots if isinstance(places, Grid) else places)
         return -(-tiles // self._shard_tiles)
 
 
-def _done_before(task: Task, outcome: Outcome) -> Outcome:
+def _done_before(task: Task, outcome: SlideOutcome) -> SlideOutcome:
     """A map that the attempt before had finished, whose worker ended before it could say so, or tidy up."""
     if task.share is not None:
         remove_parts(task.job.map_path, task.share)
@@ -102,9 +102,9 @@ def _done_before(task: Task, outcome: Outcome) -> Outcome:
     return replace(outcome, status=DONE, notes=(*outcome.notes, note))
 
 
-def lost(task: Task, why: str) -> Outcome:
+def lost(task: Task, why: str) -> SlideOutcome:
     """The outcome of a task none of whose workers came back."""
-    return Outcome(
+    return SlideOutcome(
         task.name,
         task.job.slide,
         task.job.map_path,

@@ -12,12 +12,12 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from mclst.runtime.atomic import check_writable, sweep, write_whole
-from mclst.runtime.cohort.run import DONE, FAILED, SKIPPED, Outcome
+from mclst.runtime.atomic import check_writable, remove_stale, write_whole
+from mclst.runtime.cohort.run import DONE, FAILED, SKIPPED, SlideOutcome
 from mclst.runtime.console import console, say
 from mclst.runtime.progress import Advance
 from mclst.runtime.run.job import Watch
-from mclst.runtime.versions import installed
+from mclst.runtime.versions import installed_versions
 
 FORMAT = "mclst-cohort/1"
 RUNNING, STOPPED = "running", "stopped"
@@ -32,22 +32,22 @@ class CohortReport:
     def __init__(self, path: Path, head: Mapping[str, Any], planned: int) -> None:
         """head: what the report says of the whole run. planned: slides of this run."""
         check_writable(path, overwrite=True)
-        sweep(path)
+        remove_stale(path)
         self.path = path
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[SlideOutcome] = []
         self._head = dict(head)
         self._planned = planned
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._written = -WRITE_SECONDS
         self.write(RUNNING)
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: SlideOutcome) -> None:
         """Note what became of a slide."""
         self.outcomes.append(outcome)
         if time.monotonic() - self._written > WRITE_SECONDS:
             self.write(RUNNING)
 
-    def of(self, status: str) -> list[Outcome]:
+    def of(self, status: str) -> list[SlideOutcome]:
         """The outcomes of a status."""
         return [outcome for outcome in self.outcomes if outcome.status == status]
 
@@ -61,7 +61,7 @@ class CohortReport:
             "started": self._started,
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
             **self._head,
-            "versions": installed(),
+            "versions": installed_versions(),
             "slides_planned": self._planned,
             "counts": {**counts, "left": self._planned - len(self.outcomes)},
             "slides": [outcome.as_json() for outcome in self.outcomes],
@@ -113,7 +113,7 @@ class Board:
             self._said.add(text)
             say(f"Note: {text}", quiet=self._quiet)
 
-    def end(self, outcome: Outcome) -> None:
+    def end(self, outcome: SlideOutcome) -> None:
         """A slide has ended."""
         self._count += 1
         if self._running is not None and self._all is not None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mclst.runtime.bundle.bundle import Bundle
-from mclst.runtime.errors import DEFECT, OutputError, ResourceError, verdict
-from mclst.runtime.inference.loaded_model import Opened
+from mclst.runtime.errors import DEFECT, OutputError, ResourceError, describe_error
+from mclst.runtime.inference.loaded_model import ModelCache
 from mclst.runtime.progress import Tell
 from mclst.runtime.report.files import Files
 from mclst.runtime.run.job import Job, Watch, finished, identity, run_job, unwatched
@@ -21,7 +21,7 @@ DONE, SKIPPED, FAILED = "done", "skipped", "failed"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SlideOutcome:
     """What became of a slide.
 
     status: DONE, SKIPPED (its map was finished before) or FAILED. attempts: workers that tried; unreadable: tiles that
@@ -73,11 +73,11 @@ def run_slide(
     name: str,
     job: Job,
     settings: Mapping[str, Any],
-    opened: Opened,
+    opened: ModelCache,
     *,
     watch: Watch = unwatched,
     tell: Tell = lambda text: None,
-) -> Outcome:
+) -> SlideOutcome:
     """Predict one slide of a cohort, or find its map finished; whatever goes wrong with it is in the outcome.
 
     settings: arguments of `predict` that are not the job's own, `report` true among them.
@@ -90,8 +90,8 @@ def run_slide(
         notes.append(text)
         tell(text)
 
-    def outcome(status: str, **more: Any) -> Outcome:
-        return Outcome(
+    def outcome(status: str, **more: Any) -> SlideOutcome:
+        return SlideOutcome(
             name,
             job.slide,
             job.map_path,
@@ -121,7 +121,7 @@ def run_slide(
     except Exception as error:
         if isinstance(error, ResourceError) and not opened.encoder_is_open:
             raise
-        sentence, code = verdict(error)
+        sentence, code = describe_error(error)
         trace = "".join(traceback.format_exception(error)) if code == DEFECT else ""
         if code == DEFECT:
             sentence = f"{type(error).__name__}: {error} (a defect in mclst; please report its traceback)"
@@ -133,11 +133,11 @@ def run_in_turn(
     bundle: Bundle,
     jobs: Mapping[str, Job],
     settings: Mapping[str, Any],
-    opened: Opened,
+    opened: ModelCache,
     *,
     watch: Callable[[str], Watch],
     tell: Tell,
-) -> Iterator[Outcome]:
+) -> Iterator[SlideOutcome]:
     """Each job in this process; opened: kept from one to the next. watch: of each slide by its name, see `run_job`."""
     for name, job in jobs.items():
         yield run_slide(bundle, name, job, settings, opened, watch=watch(name), tell=tell)

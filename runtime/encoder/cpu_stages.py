@@ -15,7 +15,7 @@ SLOTS = 3
 """One is encoded while the threads read two ahead."""
 
 
-class HostStages:
+class CpuStages:
     """Stages over a function from tiles uint8 [n, H, W, 3] to float32 [n, D]."""
 
     groups = GROUPS

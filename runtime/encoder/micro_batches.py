@@ -19,7 +19,7 @@ HEAVY_BYTES = 64 << 20
 """A network with more weights than this has them read for every piece; its pieces are as large as they can be."""
 
 
-class Lanes:
+class MicroBatches:
     """A function from tiles [n, H, W, 3] to float32 [n, D], called with pieces of a batch on several threads."""
 
     def __init__(

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.runtime.encoder.cpu_stages import SLOTS, HostStages
-from mclst.runtime.encoder.micro_batches import Lanes
+from mclst.runtime.encoder.cpu_stages import SLOTS, CpuStages
+from mclst.runtime.encoder.micro_batches import MicroBatches
 from mclst.runtime.encoder.ring import Stages
 from mclst.runtime.encoder.session import AT_ONCE, INPUT, OUTPUTS, check_tiles, is_heavy
 from mclst.runtime.errors import BundleError, ResourceError
@@ -31,11 +31,11 @@ class OnnxSession:
         Raises BundleError where the graph is not an encoder.
         """
         threads = threads or available_cores()
-        lanes = min(threads, at_once)
-        self._session = open_graph(path, "cpu", threads=threads - lanes + 1)
+        micro_batches = min(threads, at_once)
+        self._session = open_graph(path, "cpu", threads=threads - micro_batches + 1)
         self.engine = f"onnxruntime {_onnxruntime().__version__}"
         self._output, self._tile, _ = check_encoder(self._session, path)
-        self._run = Lanes(self._encode, lanes, heavy=is_heavy(path))
+        self._run = MicroBatches(self._encode, micro_batches, heavy=is_heavy(path))
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """RGB uint8 [N, H, W, 3] → embeddings (or expression) float32 [N, D]."""
@@ -51,7 +51,7 @@ class OnnxSession:
         self, batch: int, *, group_rows: int, on_device: bool, clock: Clock, slots: int | None = None
     ) -> Stages:
         """See `Session`."""
-        return HostStages(
+        return CpuStages(
             self.encode, batch=(batch, *self._tile), group_rows=group_rows, clock=clock, slots=slots or SLOTS
         )
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.runtime.encoder.cpu_stages import SLOTS, HostStages
-from mclst.runtime.encoder.micro_batches import Lanes
+from mclst.runtime.encoder.cpu_stages import SLOTS, CpuStages
+from mclst.runtime.encoder.micro_batches import MicroBatches
 from mclst.runtime.encoder.ring import Stages
 from mclst.runtime.encoder.session import AT_ONCE, INPUT, OUTPUTS, check_tiles, is_heavy
 from mclst.runtime.errors import BundleError, ResourceError
@@ -44,10 +44,10 @@ class OpenVinoSession:
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise ResourceError("this processor has no bf16 arithmetic; use --precision fp32")
         threads = threads or available_cores()
-        lanes = min(threads, at_once)
+        micro_batches = min(threads, at_once)
         settings = {
             "PERFORMANCE_HINT": "THROUGHPUT",
-            "NUM_STREAMS": lanes,
+            "NUM_STREAMS": micro_batches,
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": HINTS[precision],
         }
@@ -63,7 +63,7 @@ class OpenVinoSession:
         # OpenVINO makes its tables of types at their first use. Two threads that come to that together wait for each
         # other for ever, one holding the table and one Python's lock; so the first tile goes through before any thread.
         self._encode(np.zeros((1, *self._tile), np.uint8))
-        self._run = Lanes(self._encode, lanes, heavy=is_heavy(path))
+        self._run = MicroBatches(self._encode, micro_batches, heavy=is_heavy(path))
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """RGB uint8 [N, H, W, 3] → embeddings (or expression) float32 [N, D]."""
@@ -81,7 +81,7 @@ class OpenVinoSession:
         self, batch: int, *, group_rows: int, on_device: bool, clock: Clock, slots: int | None = None
     ) -> Stages:
         """See `Session`."""
-        return HostStages(
+        return CpuStages(
             self.encode, batch=(batch, *self._tile), group_rows=group_rows, clock=clock, slots=slots or SLOTS
         )
 

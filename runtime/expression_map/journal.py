@@ -106,7 +106,7 @@ def _made_of(head: bytes) -> dict[str, str] | None:
     return made_of
 
 
-def what_changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+def describe_difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     """What differs between two runs, in words for people; "" where nothing does. Hashes are named, not shown."""
     changes = []
     for name in dict.fromkeys([*before, *now]):

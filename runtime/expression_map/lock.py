@@ -8,12 +8,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mclst.runtime.atomic import beside, sweep
+from mclst.runtime.atomic import beside, remove_stale
 from mclst.runtime.errors import OutputError
 
 
 @dataclass(frozen=True)
-class Claim:
+class RunLock:
     """A place that one run writes to.
 
     rows: the hidden file that becomes the output; handle: it, open to read and write. journal: the hidden file that
@@ -33,13 +33,13 @@ class Claim:
         os.close(self.handle)
 
 
-def claim(path: Path) -> Claim:
+def claim(path: Path) -> RunLock:
     """Open and lock the hidden files `.NAME.rows` and `.NAME.journal` beside `path`; a dead run's are found as left.
 
     Other leftovers of dead runs on the same `path` are removed first. The lock ends with the handle, however the run
     ends. Raises OutputError where a live run is writing `path`, OSError where the folder refuses.
     """
-    sweep(path)
+    remove_stale(path)
     folder, name = path.absolute().parent, path.name
     rows, journal = folder / f".{name}.rows", folder / f".{name}.journal"
     while True:
@@ -59,11 +59,11 @@ def claim(path: Path) -> Claim:
         # A run that ended between opening and locking has renamed or removed what the handle holds.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), os.stat(rows, follow_symlinks=False)):
-                return Claim(rows, handle, journal, keeps=True)
+                return RunLock(rows, handle, journal, keeps=True)
         os.close(handle)
 
 
-def _unlocked(path: Path) -> Claim:
+def _unlocked(path: Path) -> RunLock:
     rows = beside(path.absolute())
     handle = os.open(rows, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    return Claim(rows, handle, rows.with_name(f"{rows.name}.journal"), keeps=False)
+    return RunLock(rows, handle, rows.with_name(f"{rows.name}.journal"), keeps=False)

@@ -15,7 +15,7 @@ from mclst.runtime.errors import InputError
 from mclst.runtime.expression_map.reader import Map
 from mclst.sections.formats.reference import find_sections, read_section
 from mclst.sections.formats.source import SectionSource
-from mclst.sections.normalize import NORMALISATIONS, normalise
+from mclst.sections.normalize import NORMALIZATIONS, normalize
 from mclst.sections.section import Section
 from mclst.sections.tables.genes import match_genes
 
@@ -141,7 +141,7 @@ def pair_with_truth(
         if not len(genes):
             raise InputError(f"{predicted.path} and section {section.name} have no gene in common")
     counts = match_genes(section, genes.tolist())
-    truth = np.asarray(normalise(unit, counts, section.total, len(section.genes)), np.float64)
+    truth = np.asarray(normalize(unit, counts, section.total, len(section.genes)), np.float64)
     columns = np.flatnonzero(np.isin(predicted.genes, genes))
     rows, of_truth = _shared_spots(predicted, section)
     expression = predicted.expression[np.ix_(rows, columns)]
@@ -176,10 +176,10 @@ def pair_with_truth(
 
 def _unit(predicted: Predicted, given: str | None) -> str:
     unit = given or predicted.normalisation
-    if unit is None or unit not in NORMALISATIONS:
+    if unit is None or unit not in NORMALIZATIONS:
         told = "does not say how its expression is normalised" if unit is None else f"is normalised {unit!r}"
         raise InputError(
-            f"{predicted.path} {told}; give --normalisation, one of {', '.join(NORMALISATIONS)}, for the truth"
+            f"{predicted.path} {told}; give --normalisation, one of {', '.join(NORMALIZATIONS)}, for the truth"
         )
     return unit
 

@@ -12,17 +12,17 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.kernels.definition.result import Retrieved
+from mclst.kernels.definition.result import RetrievalResult
 from mclst.runtime.errors import OutputError
 from mclst.runtime.expression_map.lock import claim
-from mclst.runtime.expression_map.row_file import Found, RowFile
+from mclst.runtime.expression_map.row_file import ResumeState, RowFile
 from mclst.runtime.progress import Tell
 
 ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
-class Share:
+class SlidePart:
     """What a run does of a slide in `parts`: the tiles of one part, counted from 0, or (None) all that is left.
 
     A part's rows are kept in hidden files beside the map; the run with None takes them over and publishes the map.
@@ -51,20 +51,20 @@ class RowSink(Protocol):
     def kept(self) -> int:
         """Rows that stay for the next run if this one stops now."""
 
-    def carry_on(self, made_of: Mapping[str, str]) -> Found | None:
+    def carry_on(self, made_of: Mapping[str, str]) -> ResumeState | None:
         """Take over the rows of a stopped run of the same."""
 
     def begin(self, made_of: Mapping[str, str]) -> None:
         """From now on what is written outlives this process."""
 
-    def write(self, rows: NDArray[np.int64], found: Retrieved) -> None:
+    def write(self, rows: NDArray[np.int64], found: RetrievalResult) -> None:
         """Write some rows [b]; found: of b spots."""
 
 
 class PartWriter:
     """The rows of one part, for a later run; a context manager. Raises OutputError where the file system refuses."""
 
-    def __init__(self, out: Path, share: Share, shape: tuple[int, int]) -> None:
+    def __init__(self, out: Path, share: SlidePart, shape: tuple[int, int]) -> None:
         """out: the map. shape: of the whole map, [spots, genes]; the file has holes where other parts' rows are."""
         assert share.part is not None, "a part"
         self.path = share.place(out, share.part)
@@ -95,7 +95,7 @@ class PartWriter:
         """See RowSink."""
         return self._rows.kept
 
-    def carry_on(self, made_of: Mapping[str, str]) -> Found | None:
+    def carry_on(self, made_of: Mapping[str, str]) -> ResumeState | None:
         """See RowSink."""
         return self._rows.carry_on(made_of)
 
@@ -106,7 +106,7 @@ class PartWriter:
         except OSError as error:
             raise _refusal(self.path, error) from error
 
-    def write(self, rows: NDArray[np.int64], found: Retrieved) -> None:
+    def write(self, rows: NDArray[np.int64], found: RetrievalResult) -> None:
         """See RowSink."""
         try:
             self._rows.write(rows, found)
@@ -125,7 +125,7 @@ class PartWriter:
 
 
 def take_parts(
-    out: Path, share: Share, into: RowSink, genes: int, made_of: Mapping[str, str], tell: Tell
+    out: Path, share: SlidePart, into: RowSink, genes: int, made_of: Mapping[str, str], tell: Tell
 ) -> int:
     """Write the parts' rows that `into` lacks into it; how many came. Only rows of the same run, whole ones, come.
 
@@ -148,14 +148,14 @@ def take_parts(
                 some = wanted[start : start + ROWS_AT_ONCE]
                 values = [rows.read(rows.place(row), 4 * genes) for row in some.tolist()]
                 expression = np.frombuffer(b"".join(values), "<f4").reshape(len(some), genes)
-                into.write(some, Retrieved(expression, rows.nearest[some], rows.effective_k[some]))
+                into.write(some, RetrievalResult(expression, rows.nearest[some], rows.effective_k[some]))
             came += len(wanted)
         finally:
             rows.close(keep=taken.journal.exists())
     return came
 
 
-def remove_parts(out: Path, share: Share) -> None:
+def remove_parts(out: Path, share: SlidePart) -> None:
     """Remove the parts' files, once the map stands."""
     for part in range(share.parts):
         claim(share.place(out, part)).remove()

@@ -13,9 +13,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.kernels.definition.result import Retrieved
-from mclst.runtime.expression_map.journal import RECORD, Journal, read_journal, what_changed
-from mclst.runtime.expression_map.lock import Claim
+from mclst.kernels.definition.result import RetrievalResult
+from mclst.runtime.expression_map.journal import RECORD, Journal, describe_difference, read_journal
+from mclst.runtime.expression_map.lock import RunLock
 
 CHUNK_BYTES = 8 << 20
 SYNC_SECONDS = 15.0
@@ -23,7 +23,7 @@ SYNC_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
-class Found:
+class ResumeState:
     """What a stopped run had left: its believable rows, or why none of them is taken (`changed`)."""
 
     rows: int
@@ -36,7 +36,7 @@ class RowFile:
     done: bool [n], rows on the file. nearest, effective_k: float32 [n], the map's columns beside them.
     """
 
-    def __init__(self, claim: Claim, shape: tuple[int, int], offset: int) -> None:
+    def __init__(self, claim: RunLock, shape: tuple[int, int], offset: int) -> None:
         self.claim = claim
         self.shape = shape
         self.offset = offset
@@ -53,7 +53,7 @@ class RowFile:
         """Byte of the file where a row begins."""
         return self.offset + row * self._row_bytes
 
-    def take_space(self, size: int) -> None:
+    def preallocate(self, size: int) -> None:
         """Have the file system set aside `size` bytes, where it can."""
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self.claim.handle, 0, size)
@@ -66,7 +66,7 @@ class RowFile:
                 self._journal.append(records)
         self._unsaid = []
 
-    def carry_on(self, made_of: Mapping[str, str]) -> Found | None:
+    def carry_on(self, made_of: Mapping[str, str]) -> ResumeState | None:
         """Take over the rows of a stopped run that was made of the same; None where no run was stopped here.
 
         Only rows whose bytes still have their checksum count. Where something differs, none counts and it says what.
@@ -75,14 +75,14 @@ class RowFile:
         if left is None:
             return None
         before, records, end = left
-        changed = what_changed(before, made_of)
+        changed = describe_difference(before, made_of)
         if changed:
-            return Found(len(np.unique(records["row"])), changed)
-        self._believe(records[records["row"] < self.shape[0]])
+            return ResumeState(len(np.unique(records["row"])), changed)
+        self._restore_rows(records[records["row"] < self.shape[0]])
         self._journal = Journal.carry_on(self.claim.journal, end)
-        return Found(int(np.count_nonzero(self.done)))
+        return ResumeState(int(np.count_nonzero(self.done)))
 
-    def _believe(self, records: NDArray[np.void]) -> None:
+    def _restore_rows(self, records: NDArray[np.void]) -> None:
         said = np.zeros(self.shape[0], np.bool_)
         rows = records["row"]
         said[rows] = True
@@ -101,7 +101,7 @@ class RowFile:
                 self.done[row] = len(values) == self._row_bytes and zlib.crc32(values) == self._checksum[row]
         self.nearest[~self.done] = self.effective_k[~self.done] = np.nan
 
-    def write(self, rows: NDArray[np.integer[Any]], found: Retrieved) -> None:
+    def write(self, rows: NDArray[np.integer[Any]], found: RetrievalResult) -> None:
         """Write distinct rows and what the journal says of them; a row written again is replaced."""
         order = np.argsort(rows, kind="stable")
         rows = np.asarray(rows, np.int64)[order]
@@ -154,7 +154,7 @@ class RowFile:
             for start in range(0, len(content), CHUNK_BYTES)
         )
 
-    def sound(self, matrix: h5py.Dataset | NDArray[np.float32]) -> bool:
+    def verify(self, matrix: h5py.Dataset | NDArray[np.float32]) -> bool:
         """Whether the rows of a matrix [n, G], read some at a time, have the checksums they were written with."""
         step = max(1, CHUNK_BYTES // self._row_bytes)
         for start in range(0, self.shape[0], step):

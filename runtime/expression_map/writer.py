@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from mclst.kernels.definition.result import Retrieved
+from mclst.kernels.definition.result import RetrievalResult
 from mclst.runtime.atomic import check_writable, sync_folder
 from mclst.runtime.errors import OutputError, SpotsError
 from mclst.runtime.expression_map.h5ad_layout import H5adImage
@@ -27,8 +27,8 @@ from mclst.runtime.expression_map.h5ad_values import (
     storable_tree,
     text_index,
 )
-from mclst.runtime.expression_map.lock import Claim, claim
-from mclst.runtime.expression_map.row_file import Found, RowFile
+from mclst.runtime.expression_map.lock import RunLock, claim
+from mclst.runtime.expression_map.row_file import ResumeState, RowFile
 from mclst.sections.section import Spots
 
 HIRES_PX, LOWRES_PX = 2000, 600
@@ -72,7 +72,7 @@ class MapWriter:
             self._rows = RowFile(taken, self.shape, self._image.offset)
             size = self._rows.place(self.shape[0]) + tables_bytes + MARGIN_BYTES
             self._check_space(taken, size)
-            self._rows.take_space(size)
+            self._rows.preallocate(size)
         except OSError as error:
             self.close()
             raise _refusal(path, error) from error
@@ -80,7 +80,7 @@ class MapWriter:
             self.close()
             raise
 
-    def _check_space(self, taken: Claim, size: int) -> None:
+    def _check_space(self, taken: RunLock, size: int) -> None:
         held = os.fstat(taken.handle).st_blocks * 512
         free = shutil.disk_usage(taken.rows.parent).free
         if free + held < size:
@@ -120,7 +120,7 @@ class MapWriter:
         """Whether a stopped run can be carried on here; not on a file system without locks."""
         return self._open.claim.keeps
 
-    def carry_on(self, made_of: Mapping[str, str]) -> Found | None:
+    def carry_on(self, made_of: Mapping[str, str]) -> ResumeState | None:
         """Take over the rows of a stopped run of the same inputs, or say why not; None where there was none.
 
         made_of: what the rows come from, by name: hashes, settings, versions. Raises OutputError.
@@ -138,7 +138,7 @@ class MapWriter:
         except OSError as error:
             raise _refusal(self.path, error) from error
 
-    def write(self, rows: NDArray[np.integer[Any]], found: Retrieved) -> None:
+    def write(self, rows: NDArray[np.integer[Any]], found: RetrievalResult) -> None:
         """Write some rows; a row written again is replaced.
 
         rows: int [b], distinct, 0 … n-1, places in the spots table. found: of these b spots.
@@ -249,14 +249,14 @@ class MapWriter:
         handle = rows.claim.handle
         if hasattr(os, "posix_fadvise"):  # so that the disk is read, not the memory of it
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        sound = os.fstat(handle).st_size == size
+        verify = os.fstat(handle).st_size == size
         for offset, content in segments:
-            sound &= rows.holds(content, offset)
+            verify &= rows.holds(content, offset)
         with h5py.File(rows.claim.rows, "r", locking=False) as file:
             matrix = file["X"]
-            sound &= matrix.shape == self.shape and matrix.dtype == np.dtype("<f4")
-            sound = sound and rows.sound(matrix)
-        if not sound:
+            verify &= matrix.shape == self.shape and matrix.dtype == np.dtype("<f4")
+            verify = verify and rows.verify(matrix)
+        if not verify:
             self._keep = False
             raise OutputError(f"{self.path} does not read back as written; check the disk and run again")
 

@@ -10,14 +10,14 @@ from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.inference.memory_budget import Fit, device_free_bytes, fit_run
-from mclst.runtime.inference.providers import Request, open_encoder
+from mclst.runtime.inference.providers import EncoderRequest, open_encoder
 from mclst.runtime.inference.readout import Readout, open_readout
 from mclst.sections.section import Spots
 
 T = TypeVar("T")
 
 
-class Opened:
+class ModelCache:
     """Opens what a run asks for, and hands the same to the next run that asks for the same; for one run at a time.
 
     threads: CPU threads of the encoder in place of what a request says; None leaves it.
@@ -40,7 +40,7 @@ class Opened:
         """Whether an encoder was opened."""
         return self._encoder is not None
 
-    def encoder(self, provider: str, request: Request) -> tuple[Session, str]:
+    def encoder(self, provider: str, request: EncoderRequest) -> tuple[Session, str]:
         """See `open_encoder`; the last one that was opened is kept."""
         if self._threads is not None:
             request = replace(request, threads=self._threads)

@@ -104,7 +104,7 @@ def fit(
     return Fit(batch, slots, text)
 
 
-def half_bank(rows: int, genes: int, budget: int | None) -> bool:
+def use_fp16_bank(rows: int, genes: int, budget: int | None) -> bool:
     """Whether a bank's expression [rows, genes] is large enough against a budget to be held in float16."""
     return budget is not None and 4 * rows * genes * BANK_SHARE > budget
 

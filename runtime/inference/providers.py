@@ -11,7 +11,7 @@ from mclst.runtime.encoder.cuda.onnxruntime_cuda import open_onnx_cuda
 from mclst.runtime.encoder.onnxruntime_cpu import OnnxSession, check_onnxruntime
 from mclst.runtime.encoder.openvino import OpenVinoSession, openvino
 from mclst.runtime.encoder.session import AT_ONCE, Session
-from mclst.runtime.encoder.tensorrt.engine_cache import Wanted, check_target, open_engine
+from mclst.runtime.encoder.tensorrt.engine_cache import EngineRequest, check_target, open_engine
 from mclst.runtime.encoder.tensorrt.library import Flavour, load_library
 from mclst.runtime.encoder.tensorrt.session import open_tensorrt
 from mclst.runtime.errors import ResourceError
@@ -23,7 +23,7 @@ ON_CPU = ("cpu", "openvino")
 
 
 @dataclass(frozen=True)
-class Request:
+class EncoderRequest:
     """The encoder that is asked for.
 
     bundle: its folder. onnx: the graph there, of `precision`. batch: tiles at once. build: whether an engine that is
@@ -39,7 +39,7 @@ class Request:
     tell: Callable[[str], None] = lambda text: None
 
 
-def open_encoder(provider: str, request: Request) -> tuple[Session, str]:
+def open_encoder(provider: str, request: EncoderRequest) -> tuple[Session, str]:
     """Open the encoder on `provider`; and, of "auto", why each faster one was passed over, in a line ("" if none was).
 
     "auto" takes the first of FASTEST_FIRST that opens. Another is opened or refused, never replaced.
@@ -80,7 +80,7 @@ def onnxruntime_beside(provider: str) -> str:
     return "cuda"
 
 
-def _open(name: str, request: Request) -> Session:
+def _open(name: str, request: EncoderRequest) -> Session:
     if name == "cpu":
         return OnnxSession(request.onnx, threads=request.threads, at_once=request.batch)
     if name == "openvino":
@@ -92,7 +92,7 @@ def _open(name: str, request: Request) -> Session:
     library = load_library(_flavour(name))
     device = CudaDevice()
     check_target(library, device.gpu)
-    wanted = Wanted(request.onnx, request.precision, library, device.gpu, request.batch)
+    wanted = EngineRequest(request.onnx, request.precision, library, device.gpu, request.batch)
     engine = open_engine(request.bundle, wanted, build=request.build, tell=request.tell)
     return open_tensorrt(library, device, engine)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mclst.kernels.cuda.device_array import on_device
 from mclst.kernels.definition.contract import BadQuery, ProviderError
-from mclst.kernels.definition.result import Retrieved
+from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.kernels.retriever import Retriever
 from mclst.runtime.bundle.bundle import Bundle
@@ -36,7 +36,7 @@ class Readout(Protocol):
     rows_at_once: int
     resumable: bool
 
-    def express(self, rows: NDArray[np.int64], given: Any) -> Retrieved:
+    def predict_expression(self, rows: NDArray[np.int64], given: Any) -> RetrievalResult:
         """Expression of the spots `rows` int64 [b] from what the encoder gave for them, float32 [b, D].
 
         Raises NotFinite where one of these is no number.
@@ -58,7 +58,7 @@ def _check_finite(given: NDArray[np.float32]) -> None:
         raise NotFinite(int(bad[0]))
 
 
-class FromBank:
+class RetrievalReadout:
     """Retrieval from the bundle's bank."""
 
     rows_at_once = RETRIEVE_ROWS
@@ -91,7 +91,7 @@ class FromBank:
         if half and retriever == "cuda":
             self.settings["bank_precision"] = "float16"
 
-    def express(self, rows: NDArray[np.int64], given: Any) -> Retrieved:
+    def predict_expression(self, rows: NDArray[np.int64], given: Any) -> RetrievalResult:
         """Retrieve for embeddings [b, D], on the host or on the device."""
         if not on_device(given):
             _check_finite(given)
@@ -103,7 +103,7 @@ class FromBank:
             raise ResourceError(str(error)) from error
 
 
-class Direct:
+class RegressionReadout:
     """The encoder gives expression itself; there is no neighbour to be near or far."""
 
     provider = "none"
@@ -114,13 +114,13 @@ class Direct:
     def __init__(self) -> None:
         self.settings: dict[str, Any] = {}
 
-    def express(self, rows: NDArray[np.int64], given: NDArray[np.float32]) -> Retrieved:
+    def predict_expression(self, rows: NDArray[np.int64], given: NDArray[np.float32]) -> RetrievalResult:
         """Expression [b, G], unchanged."""
         _check_finite(given)
         return without_neighbours(given)
 
 
-class OverSlide:
+class SlideReadout:
     """The part of the network that sees all spots of a slide together."""
 
     provider = "none"
@@ -137,11 +137,11 @@ class OverSlide:
         self.rows_at_once = len(spots)
         self.settings: dict[str, Any] = {} if settings.graph is None else settings.graph.model_dump()
 
-    def express(self, rows: NDArray[np.int64], given: NDArray[np.float32]) -> Retrieved:
+    def predict_expression(self, rows: NDArray[np.int64], given: NDArray[np.float32]) -> RetrievalResult:
         """Expression of all spots whose tile could be read, from their features [b, F]; rows in any order."""
         _check_finite(given)
         order = np.argsort(rows)
-        found = self._session.express(given[order], self._array_xy[rows[order]])
+        found = self._session.predict_expression(given[order], self._array_xy[rows[order]])
         if not np.isfinite(found).all():
             raise BundleError(f"{self._path} gives expression that is not finite; export the bundle again")
         expression = np.empty_like(found)
@@ -149,10 +149,10 @@ class OverSlide:
         return without_neighbours(expression)
 
 
-def without_neighbours(expression: NDArray[np.float32]) -> Retrieved:
+def without_neighbours(expression: NDArray[np.float32]) -> RetrievalResult:
     """Expression [b, G] that no reference spot stands behind: nearest and effective_k are NaN."""
     unknown = np.full(len(expression), np.nan, np.float32)
-    return Retrieved(expression, unknown, unknown)
+    return RetrievalResult(expression, unknown, unknown)
 
 
 def open_readout(
@@ -174,7 +174,7 @@ def open_readout(
             f"{bundle.path} is a bundle of {bundle.manifest.system}, which retrieves nothing; leave --retriever out"
         )
     if bundle.manifest.kind == "regression":
-        return Direct()
+        return RegressionReadout()
     if bundle.manifest.kind == "sequence":
-        return OverSlide(bundle, spots, onnxruntime_beside(provider), precision)
-    return FromBank(bundle, spec or bundle.retrieval, retriever, half=half)
+        return SlideReadout(bundle, spots, onnxruntime_beside(provider), precision)
+    return RetrievalReadout(bundle, spec or bundle.retrieval, retriever, half=half)

@@ -33,7 +33,9 @@ class SequenceSession:
             )
         self.features = int(self._session.get_inputs()[0].shape[1])
 
-    def express(self, features: NDArray[np.float32], array_xy: NDArray[np.int64]) -> NDArray[np.float32]:
+    def predict_expression(
+        self, features: NDArray[np.float32], array_xy: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
         """Features float32 [N, F] and array coordinates int64 [N, 2] of a slide's spots → expression float32 [N, G]."""
         inputs = {"embedding": features, "position": array_xy}
         if self._settings.graph is not None:

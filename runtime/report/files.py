@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.runtime.atomic import check_writable, sweep
+from mclst.runtime.atomic import check_writable, remove_stale
 from mclst.runtime.errors import InputError, ResourceError
 from mclst.runtime.expression_map.reader import Map
 from mclst.runtime.report.export.geojson import write_geojson
@@ -99,7 +99,7 @@ def check_places(places: Mapping[str, Path], *, overwrite: bool) -> None:
     """Raise OutputError where a file is in the way; remove what dead runs left half-written."""
     for kind, place in places.items():
         check_writable(place, overwrite=overwrite, folder=kind == "spatialdata")
-        sweep(place)
+        remove_stale(place)
 
 
 def write_files(

@@ -12,9 +12,9 @@ from typing import Any
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.errors import InputError, SlideError
-from mclst.runtime.expression_map.journal import what_changed
+from mclst.runtime.expression_map.journal import describe_difference
 from mclst.runtime.hashing import file_sha256, stamp
-from mclst.runtime.inference.loaded_model import Opened
+from mclst.runtime.inference.loaded_model import ModelCache
 from mclst.runtime.progress import Advance, Tell
 from mclst.runtime.report.files import Files
 from mclst.runtime.run.hashes import SlideHash
@@ -24,7 +24,7 @@ from mclst.runtime.run.predict import predict
 from mclst.runtime.run.report import DONE, Run
 from mclst.runtime.slide.base import Slide
 from mclst.runtime.slide.open import open_slide
-from mclst.runtime.tiling.grid import Grid, lay_grid
+from mclst.runtime.tiling.grid import Grid, make_grid
 from mclst.runtime.tiling.tissue import find_tissue, read_mask
 from mclst.sections.section import Spots
 from mclst.sections.tables.spots import read_spots
@@ -75,14 +75,14 @@ class Job:
         )
 
 
-def spec_of(bundle: Bundle, given: Mapping[str, Any]) -> RetrievalSpec | None:
+def retrieval_spec(bundle: Bundle, given: Mapping[str, Any]) -> RetrievalSpec | None:
     """The bundle's retrieval with what is `given` in place; None where it has none. ValueError where they do not fit."""
     if bundle.manifest.kind != "retrieval" and not given:
         return None
     return replace(bundle.retrieval, **given)
 
 
-def places_of(job: Job, slide: Slide, table: Spots | None = None) -> Spots | Grid:
+def resolve_spots(job: Job, slide: Slide, table: Spots | None = None) -> Spots | Grid:
     """The spots of a job, or its grid over the slide; table: its spots, where they are read already."""
     if job.spots is not None:
         return table or read_spots(job.spots, all_spots=job.all_spots)
@@ -93,7 +93,7 @@ def places_of(job: Job, slide: Slide, table: Spots | None = None) -> Spots | Gri
             "give --mpp, the µm per pixel of the slide"
         )
     tissue = find_tissue(slide, mpp) if job.mask is None else read_mask(job.mask, slide)
-    return lay_grid(slide, job.grid or 0.0, mpp, tissue)
+    return make_grid(slide, job.grid or 0.0, mpp, tissue)
 
 
 def run_job(
@@ -101,7 +101,7 @@ def run_job(
     job: Job,
     settings: Mapping[str, Any],
     *,
-    opened: Opened | None = None,
+    opened: ModelCache | None = None,
     record: Mapping[str, Any] | None = None,
     watch: Watch = unwatched,
     tell: Tell = lambda text: None,
@@ -112,14 +112,14 @@ def run_job(
     """
     table = None if job.spots is None else read_spots(job.spots, all_spots=job.all_spots)
     with open_slide(job.slide, reader=job.reader) as slide:
-        places = places_of(job, slide, table)
+        places = resolve_spots(job, slide, table)
         with watch(len(places.spots if isinstance(places, Grid) else places)) as advance:
             return predict(
                 bundle,
                 slide,
                 places,
                 job.out,
-                retrieval=spec_of(bundle, job.retrieval),
+                retrieval=retrieval_spec(bundle, job.retrieval),
                 slide_mpp=job.mpp,
                 genes=job.genes,
                 max_bad_tiles=job.max_bad_tiles,
@@ -177,7 +177,7 @@ def finished(job: Job, outputs: Outputs, now: Mapping[str, str]) -> tuple[dict[s
         return None, f"{outputs.report} is no report of it"
     if not same or not isinstance(before, dict):
         return None, f"{outputs.report} is no report of it"
-    changed = what_changed(before, now)
+    changed = describe_difference(before, now)
     but_for_time = {**before, SLIDE: now[SLIDE]} == now
     if changed and but_for_time and _sha256(job.slide) == report["slide"]["sha256"]:
         changed = ""

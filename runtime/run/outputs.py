@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mclst.runtime.atomic import check_apart, check_writable, sweep
+from mclst.runtime.atomic import check_apart, check_writable, remove_stale
 from mclst.runtime.errors import OutputError
 from mclst.runtime.report.files import Files, check_places
 from mclst.runtime.run.report import check_report
@@ -51,11 +51,11 @@ class Outputs:
         """Raise OutputError where one of the others is in the way; remove what dead runs left half-written of them."""
         for path in filter(None, (self.sheet, self.dense)):
             check_writable(path, overwrite=overwrite)
-            sweep(path)
+            remove_stale(path)
         check_places(self.files, overwrite=overwrite)
         if self.report is not None:
             check_report(self.report, overwrite=overwrite)
-            sweep(self.report)
+            remove_stale(self.report)
 
     @property
     def was_stopped(self) -> bool:

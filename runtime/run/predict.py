@@ -8,14 +8,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from mclst.kernels.definition.result import Retrieved
+from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.encoder.ring import Group, Ring
 from mclst.runtime.errors import BundleError, InputError, SlideError
-from mclst.runtime.expression_map.parts import PartWriter, RowSink, Share, remove_parts, take_parts
+from mclst.runtime.expression_map.parts import PartWriter, RowSink, SlidePart, remove_parts, take_parts
 from mclst.runtime.expression_map.writer import MapWriter
-from mclst.runtime.inference.loaded_model import Opened
+from mclst.runtime.inference.loaded_model import ModelCache
 from mclst.runtime.inference.providers import ON_CPU
 from mclst.runtime.inference.readout import NotFinite, Readout
 from mclst.runtime.progress import Advance, Tell
@@ -26,13 +26,13 @@ from mclst.runtime.run.context import Work, most_bad_tiles
 from mclst.runtime.run.hashes import SlideHash
 from mclst.runtime.run.options import MAX_BAD_TILES
 from mclst.runtime.run.outputs import Outputs
-from mclst.runtime.run.provenance import BUNDLE, made_of
+from mclst.runtime.run.provenance import BUNDLE, run_fingerprint
 from mclst.runtime.run.publish import publish, report_stop, run_of
 from mclst.runtime.run.report import Run
 from mclst.runtime.run.setup import Asked, Machinery, open_machinery
 from mclst.runtime.slide.base import Slide
 from mclst.runtime.tiling.array_pitch import slide_resolution
-from mclst.runtime.tiling.bounds import check_places
+from mclst.runtime.tiling.bounds import check_spots
 from mclst.runtime.tiling.grid import Grid
 from mclst.runtime.tiling.tiles import Tiles
 from mclst.sections.section import Spots
@@ -63,9 +63,9 @@ def predict(
     picture: bool = True,
     report: bool = True,
     files: Files | None = None,
-    opened: Opened | None = None,
+    opened: ModelCache | None = None,
     record: Mapping[str, Any] | None = None,
-    share: Share | None = None,
+    share: SlidePart | None = None,
     advance: Advance = lambda n: None,
     tell: Tell = lambda text: None,
 ) -> Run:
@@ -104,7 +104,7 @@ def predict(
         outputs.check_map(slide, table, bundle.path, overwrite=overwrite)
         if not (resume and outputs.was_stopped):
             outputs.check_beside(overwrite=overwrite)
-        check_places(table, slide)
+        check_spots(table, slide)
         resolution, spec = slide_resolution(slide, table, slide_mpp), _spec(bundle, retrieval)
         most_bad = most_bad_tiles(max_bad_tiles, len(table))
         work = Work(
@@ -113,7 +113,7 @@ def predict(
         with _sink(out, bundle.genes, table, share, overwrite=overwrite) as writer:
             try:
                 notes = [*([without] if without else []), *resolution.notes]
-                machinery = open_machinery(work, asked, opened or Opened(), notes)
+                machinery = open_machinery(work, asked, opened or ModelCache(), notes)
                 _run_through(work, machinery, writer, slide_hash, share, resume=resume)
                 session, readout, tiles = machinery.session, machinery.readout, machinery.tiles
                 if isinstance(writer, PartWriter):
@@ -134,7 +134,7 @@ def _table(spots: Spots | Grid | str | Path) -> Spots:
 
 
 def _sink(
-    out: Path, genes: Sequence[str], spots: Spots, share: Share | None, *, overwrite: bool
+    out: Path, genes: Sequence[str], spots: Spots, share: SlidePart | None, *, overwrite: bool
 ) -> MapWriter | PartWriter:
     if share is None or share.part is None:
         return MapWriter(out, genes=genes, spots=spots, overwrite=overwrite)
@@ -154,7 +154,7 @@ def _run_through(
     machinery: Machinery,
     writer: MapWriter | PartWriter,
     slide_hash: SlideHash,
-    share: Share | None,
+    share: SlidePart | None,
     *,
     resume: bool,
 ) -> None:
@@ -177,7 +177,7 @@ def _stream(
     machinery: Machinery,
     writer: RowSink,
     slide_hash: SlideHash,
-    share: Share | None,
+    share: SlidePart | None,
     *,
     resume: bool,
 ) -> None:
@@ -186,16 +186,20 @@ def _stream(
 
     def this_run() -> dict[str, str]:
         precision = work.told["settings"]["precision"]
-        return made_of(work.bundle, work.spots, tiles, session, precision, readout, slide_hash.result())
+        return run_fingerprint(
+            work.bundle, work.spots, tiles, session, precision, readout, slide_hash.result()
+        )
 
-    begun = resume and readout.resumable and writer.stopped_run and _carry_on(work, writer, tiles, this_run())
-    work.outputs.check_beside(overwrite=work.overwrite or begun)
+    new_document = (
+        resume and readout.resumable and writer.stopped_run and _carry_on(work, writer, tiles, this_run())
+    )
+    work.outputs.check_beside(overwrite=work.overwrite or new_document)
     if share is not None and share.part is not None:
         tiles.done |= ~tiles.in_part(share.part, share.parts)
     elif share is not None:
-        if not begun:
+        if not new_document:
             writer.begin(this_run())
-            begun = True
+            new_document = True
         came = take_parts(work.outputs.map, share, writer, len(work.bundle.genes), this_run(), work.note)
         tiles.done |= writer.done
         work.advance(came)
@@ -213,15 +217,15 @@ def _stream(
                 found = _express(work, readout, step.group)
                 with work.clock.stage("write"):
                     writer.write(step.group.rows, found)
-                    if not begun and slide_hash.ready:
+                    if not new_document and slide_hash.ready:
                         writer.begin(this_run())
-                        begun = True
+                        new_document = True
             work.advance(step.count)
-    if share is not None and not begun:
+    if share is not None and not new_document:
         writer.begin(this_run())
 
 
-def _express(work: Work, readout: Readout, group: Group) -> Retrieved:
+def _express(work: Work, readout: Readout, group: Group) -> RetrievalResult:
     expected = (len(group.rows), work.bundle.encoder_gives)
     if group.given.shape != expected:
         raise BundleError(
@@ -230,7 +234,7 @@ def _express(work: Work, readout: Readout, group: Group) -> Retrieved:
         )
     try:
         with work.clock.stage("retrieve"):
-            return readout.express(group.rows, group.given)
+            return readout.predict_expression(group.rows, group.given)
     except NotFinite as error:
         raise BundleError(
             f"the encoder gave an embedding that is not finite for spot {work.spots.id[group.rows[error.row]]}; "

@@ -11,13 +11,13 @@ from mclst.runtime.run.hashes import spots_sha256
 from mclst.runtime.slide.base import Slide
 from mclst.runtime.tiling.array_pitch import Resolution
 from mclst.runtime.tiling.tiles import Tiles
-from mclst.runtime.versions import installed
+from mclst.runtime.versions import installed_versions
 from mclst.sections.section import Spots
 
 BUNDLE = "the bundle"
 
 
-def made_of(
+def run_fingerprint(
     bundle: Bundle,
     spots: Spots,
     tiles: Tiles,
@@ -28,7 +28,7 @@ def made_of(
 ) -> dict[str, str]:
     """All that decides a row's values, by the names a user knows."""
     settings = {name: str(value) for name, value in readout.settings.items()}
-    versions = {f"version of {name}": value for name, value in installed().items()}
+    versions = {f"version of {name}": value for name, value in installed_versions().items()}
     return {
         "the slide": slide_sha256,
         BUNDLE: bundle.sha256,
@@ -87,5 +87,5 @@ def told(
         "provider": session.provider,
         "engine": session.engine,
         "retriever": readout.provider,
-        "versions": installed(),
+        "versions": installed_versions(),
     }

@@ -15,7 +15,7 @@ from mclst.runtime.expression_map.parts import PartWriter, RowSink
 from mclst.runtime.expression_map.reader import open_map
 from mclst.runtime.expression_map.writer import MapWriter, shrink
 from mclst.runtime.inference.readout import Readout
-from mclst.runtime.report.export.ome_tiff import write_dense
+from mclst.runtime.report.export.ome_tiff import write_ome_tiff
 from mclst.runtime.report.figures.contact_sheet import picture_map
 from mclst.runtime.report.files import Files, write_files
 from mclst.runtime.run.context import Work
@@ -54,7 +54,7 @@ def publish(
                 write_files(found, files, outputs.files, overwrite=True, picture=picture)
         if outputs.dense is not None and work.grid is not None:
             with work.clock.stage("dense"):
-                write_dense(hidden_map, outputs.dense, work.grid, genes, channels)
+                write_ome_tiff(hidden_map, outputs.dense, work.grid, genes, channels)
         work.clock["total"] = work.slide.seconds_opening + time.perf_counter() - started
         run = run_of(work, writer, session, readout, tiles, drawn)
         if outputs.report is not None:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mclst.runtime.encoder.session import Session
-from mclst.runtime.inference.loaded_model import Opened
-from mclst.runtime.inference.memory_budget import half_bank
-from mclst.runtime.inference.providers import Request
+from mclst.runtime.inference.loaded_model import ModelCache
+from mclst.runtime.inference.memory_budget import use_fp16_bank
+from mclst.runtime.inference.providers import EncoderRequest
 from mclst.runtime.inference.readout import Readout
 from mclst.runtime.run.context import Work
 from mclst.runtime.run.provenance import told
@@ -36,14 +36,14 @@ class Machinery:
     opened: where the first two come from. slots: batches in the ring; None: as many as the encoder has by itself.
     """
 
-    opened: Opened
+    opened: ModelCache
     session: Session
     readout: Readout
     tiles: Tiles
     slots: int | None
 
 
-def open_machinery(work: Work, asked: Asked, opened: Opened, notes: Sequence[str]) -> Machinery:
+def open_machinery(work: Work, asked: Asked, opened: ModelCache, notes: Sequence[str]) -> Machinery:
     """Open what `asked` says, or take it as the run before left it open; notes: told once it is.
 
     Sets `work.told`. Raises what opening an encoder, a bank or the plan of tiles raises.
@@ -52,11 +52,11 @@ def open_machinery(work: Work, asked: Asked, opened: Opened, notes: Sequence[str
     with work.clock.stage("open"):
         if asked.memory_budget is not None:
             opened.before_anything()
-        request = Request(
+        request = EncoderRequest(
             bundle.path, bundle.encoder(asked.precision), asked.precision, batch, build=asked.build, tell=work.note
         )  # fmt: skip
         session, passed = opened.encoder(asked.provider, request)
-        half = half_bank(bundle.manifest.bank_rows, bundle.manifest.genes, asked.memory_budget)
+        half = use_fp16_bank(bundle.manifest.bank_rows, bundle.manifest.genes, asked.memory_budget)
         readout = opened.readout(
             bundle, work.spec, work.spots, session.provider, asked.retriever, asked.precision, half=half
         )

@@ -84,7 +84,7 @@ class Tensors:
     outputs: dict[str, tuple[str, tuple[int, ...]]]
 
 
-class Wire:
+class ProtocolClient:
     """Connections to one server; made, used and closed on one event loop.
 
     Every method raises Busy or Lost where the same may yet succeed, and ServerError where it would not.

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.errors import InputError, ServerError
-from mclst.runtime.serving.client import EXPORT_AGAIN, Address, Answer, Tensors, Wire
-from mclst.runtime.serving.flow_control import Flow
+from mclst.runtime.serving.client import EXPORT_AGAIN, Address, Answer, ProtocolClient, Tensors
+from mclst.runtime.serving.flow_control import FlowControl
 from mclst.runtime.serving.server_manifest import (
     ASK,
     EFFECTIVE_K,
@@ -67,7 +67,7 @@ class Server:
             raise InputError(f"{error}; give --server as one of these") from error
         self.model = model
         self.version = ""
-        self.flow = Flow(at_once, patience_s, str(self.address))
+        self.flow = FlowControl(at_once, patience_s, str(self.address))
         self.flow.tell = tell
         self.at_once = at_once
         self._thread = _LoopThread()
@@ -100,10 +100,10 @@ class Server:
 
         The future holds ServerError where an answer is not what it should be, ResourceError where none came.
         """
-        return self._thread.start(self.express(tiles, self.flow))
+        return self._thread.start(self.predict_expression(tiles, self.flow))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do work on the event loop of this connection, such as calls of `express`, and wait for it."""
+        """Do work on the event loop of this connection, such as calls of `predict_expression`, and wait for it."""
         return self._thread.run(work)
 
     def check_same(self) -> None:
@@ -124,8 +124,8 @@ class Server:
     def _call(self, request: Callable[[], Coroutine[Any, Any, T]]) -> T:
         return self._thread.run(self.flow.send(request))
 
-    async def _connect(self) -> Wire:
-        return Wire(self.address)
+    async def _connect(self) -> ProtocolClient:
+        return ProtocolClient(self.address)
 
     def _ask_document(self) -> bytes:
         model = inner_model(self.model, MANIFEST)
@@ -146,7 +146,7 @@ class Server:
                 f"its bundle takes {_told(inputs)} and gives {_told(outputs)}; {EXPORT_AGAIN}"
             )
 
-    async def express(self, tiles: NDArray[np.uint8], flow: Flow) -> NDArray[np.float32]:
+    async def predict_expression(self, tiles: NDArray[np.uint8], flow: FlowControl) -> NDArray[np.float32]:
         """What `submit` promises, through a flow of one's own."""
         answer: Answer = await flow.send(lambda: self._wire.infer(self.model, {TILES: tiles}, self.outputs))
         widths = (len(self.served.genes), 1, 1)

@@ -55,7 +55,7 @@ class Counts:
         return {name: value for name, value in asdict(self).items() if name != "busy_s"}
 
 
-class Flow:
+class FlowControl:
     """Sends requests, from one event loop: never more at once than a window, which follows what becomes of them.
 
     The window opens and closes as TCP's does (RFC 5681): one more per answer at first, then one more per windowful; half

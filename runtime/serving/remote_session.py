@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.kernels.definition.result import Retrieved
+from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.bundle.bank import Bank
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.encoder.ring import GROUPS
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.errors import BundleError, InputError
-from mclst.runtime.inference.loaded_model import Opened
+from mclst.runtime.inference.loaded_model import ModelCache
 from mclst.runtime.inference.memory_budget import Fit
-from mclst.runtime.inference.providers import Request
+from mclst.runtime.inference.providers import EncoderRequest
 from mclst.runtime.inference.readout import RETRIEVE_ROWS, Readout, without_neighbours
 from mclst.runtime.progress import Clock
 from mclst.runtime.serving.connection import Server
@@ -33,13 +33,13 @@ AHEAD = 2
 
 
 @dataclass(frozen=True)
-class RemoteBundle(Bundle):
+class ServedBundleProxy(Bundle):
     """The bundle behind a server: what it says of itself. Its files are not here."""
 
     connection: Server | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(cls, connection: Server) -> RemoteBundle:
+    def of(cls, connection: Server) -> ServedBundleProxy:
         """The bundle behind an opened server."""
         told = connection.served.bundle
         return cls(Path(str(connection.address)), told.manifest, told.sha256, connection=connection)
@@ -168,17 +168,17 @@ class ServerReadout:
         self.provider = server.served.retriever or "none"
         self.settings: dict[str, Any] = {} if retrieval is None else asdict(retrieval.spec())
 
-    def express(self, rows: NDArray[np.int64], given: NDArray[np.float32]) -> Retrieved:
+    def predict_expression(self, rows: NDArray[np.int64], given: NDArray[np.float32]) -> RetrievalResult:
         """Expression of the spots `rows` [b] from `given` [b, D]; ServerError where the server's bundle was changed."""
         self._server.check_same()
         genes = len(self._server.served.genes)
         expression = np.ascontiguousarray(given[:, :genes])
         if given.shape[1] == genes:
             return without_neighbours(expression)
-        return Retrieved(expression, given[:, genes].copy(), given[:, genes + 1].copy())
+        return RetrievalResult(expression, given[:, genes].copy(), given[:, genes + 1].copy())
 
 
-class OpenedServer(Opened):
+class ServerModel(ModelCache):
     """In place of an encoder and a bank opened here: a server, for one slide after another."""
 
     def __init__(self, server: Server) -> None:
@@ -215,7 +215,7 @@ class OpenedServer(Opened):
             }
         }
 
-    def encoder(self, provider: str, request: Request) -> tuple[Session, str]:
+    def encoder(self, provider: str, request: EncoderRequest) -> tuple[Session, str]:
         """The server; `request` says how many tiles are sent at once."""
         if request.batch > self._server.batch:
             raise InputError(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.kernels.retriever import Retriever, fastest
+from mclst.kernels.retriever import Retriever, fastest_provider
 from mclst.runtime.bundle.bank import read_bank
 from mclst.runtime.bundle.bundle import BANK
 from mclst.runtime.errors import BundleError
@@ -26,7 +26,7 @@ from mclst.runtime.serving.server_manifest import (
     inner_model,
     read_served,
 )
-from mclst.runtime.versions import installed
+from mclst.runtime.versions import installed_versions
 
 DOCUMENT = "server.json"
 """`Served` as it was exported, in the folder of `NAME_manifest`; retriever and versions are the server's own."""
@@ -37,7 +37,7 @@ ENCODED = "encoded"
 VERSION = "1"
 """Of every model: a repository is written whole, never updated."""
 
-Request = Any
+EncoderRequest = Any
 Response = Any
 
 
@@ -51,9 +51,9 @@ class RetrievalModel:
         _check_file(repository, served, bank)
         settings = served.bundle.manifest.retrieval
         assert settings is not None, "a bundle of this kind has these"
-        self._retrieve = Retriever(read_bank(repository / bank), settings.spec(), fastest())
+        self._retrieve = Retriever(read_bank(repository / bank), settings.spec(), fastest_provider())
 
-    def execute(self, requests: list[Request]) -> list[Response]:
+    def execute(self, requests: list[EncoderRequest]) -> list[Response]:
         """All requests in one retrieval; where one of them is refused, each by itself."""
         given = [_input(request, EMBEDDING) for request in requests]
         try:
@@ -82,7 +82,7 @@ class RetrievalModel:
 class DirectModel:
     """`encoded` float32 [n, G] of a regression's encoder → the same as `expression`, if it is finite."""
 
-    def execute(self, requests: list[Request]) -> list[Response]:
+    def execute(self, requests: list[EncoderRequest]) -> list[Response]:
         """Each request by itself."""
         return [self._checked(_input(request, ENCODED)) for request in requests]
 
@@ -105,10 +105,10 @@ class ManifestModel:
         for name in served.files:
             _check_file(repository, served, name)
         retrieves = served.bundle.manifest.kind == "retrieval"
-        here = {"versions": installed(), "retriever": fastest() if retrieves else None}
+        here = {"versions": installed_versions(), "retriever": fastest_provider() if retrieves else None}
         self._document = served.model_copy(update=here).model_dump_json().encode()
 
-    def execute(self, requests: list[Request]) -> list[Response]:
+    def execute(self, requests: list[EncoderRequest]) -> list[Response]:
         """The same for every request."""
         return [_response({MANIFEST: np.array([self._document], np.object_)}) for _ in requests]
 
@@ -134,7 +134,7 @@ def _check_file(repository: Path, served: Served, name: str) -> None:
         raise BundleError(f"{path} is not what was exported (SHA-256 differs); export the repository again")
 
 
-def _input(request: Request, name: str) -> NDArray[Any]:
+def _input(request: EncoderRequest, name: str) -> NDArray[Any]:
     import triton_python_backend_utils as pb
 
     found: NDArray[Any] = pb.get_input_tensor_by_name(request, name).as_numpy()

@@ -12,7 +12,7 @@ MOST_FREE_BYTES = 8 << 20
 """Kept by each thread between uses: more would be memory for nothing, since the cache holds what is used again."""
 
 
-class Slabs:
+class BufferPool:
     """Lends arrays of one size; one that no array looks at any more is lent again, to the thread that let it go."""
 
     def __init__(self, size: int) -> None:
@@ -20,13 +20,13 @@ class Slabs:
         self._size = size
         self._free = local()
 
-    def lend(self) -> NDArray[np.uint8]:
+    def acquire(self) -> NDArray[np.uint8]:
         """Give a writable array uint8 [size] of any content; it comes back by itself, after the last view of it."""
         free = self._mine()
         slab = free.pop() if free else np.empty(self._size, np.uint8)
         return np.asarray(_Lent(slab, self))
 
-    def take_back(self, slab: NDArray[np.uint8]) -> None:
+    def release(self, slab: NDArray[np.uint8]) -> None:
         """Keep a slab for the next, where there are few."""
         free = self._mine()
         if (len(free) + 1) * self._size <= MOST_FREE_BYTES:
@@ -42,9 +42,9 @@ class Slabs:
 class _Lent:
     """What every view of a lent array keeps alive: numpy follows the bases of a view no further than this."""
 
-    def __init__(self, slab: NDArray[np.uint8], home: Slabs) -> None:
+    def __init__(self, slab: NDArray[np.uint8], home: BufferPool) -> None:
         self._slab, self._home = slab, home
         self.__array_interface__: dict[str, Any] = slab.__array_interface__
 
     def __del__(self) -> None:
-        self._home.take_back(self._slab)
+        self._home.release(self._slab)

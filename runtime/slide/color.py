@@ -14,14 +14,14 @@ PREMULTIPLIED, STRAIGHT = 1, 2
 
 def over_white(rgba: NDArray[np.uint8], alpha: int) -> NDArray[np.uint8]:
     """Lay uint8 [h, w, 4] over white, uint8 [h, w, 3]; a fourth channel of another meaning is dropped."""
-    colour, opacity = rgba[..., :3], rgba[..., 3:].astype(np.uint16)
+    color, opacity = rgba[..., :3], rgba[..., 3:].astype(np.uint16)
     if alpha == STRAIGHT:
-        mixed: NDArray[np.uint8] = ((colour * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
+        mixed: NDArray[np.uint8] = ((color * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
         return mixed
     if alpha == PREMULTIPLIED:
-        summed: NDArray[np.uint8] = np.minimum(colour + (255 - opacity), 255).astype(np.uint8)
+        summed: NDArray[np.uint8] = np.minimum(color + (255 - opacity), 255).astype(np.uint8)
         return summed
-    return np.array(colour)
+    return np.array(color)
 
 
 def cmyk_to_rgb(cmyk: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -28,7 +28,7 @@ MISTAKEN = (
 HTML = (b"<!doctype html", b"<html")
 
 
-def recognise(path: Path) -> str:
+def detect_format(path: Path) -> str:
     """Name what the file holds: "jpeg", "png", "tiff", or a slide format that OpenSlide reads.
 
     Raises SlideError, in one sentence, where it is missing, not a file, empty, or nothing that is known.

@@ -13,7 +13,7 @@ import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from mclst.runtime.slide.buffer_pool import Slabs
+from mclst.runtime.slide.buffer_pool import BufferPool
 
 SOI = b"\xff\xd8"
 EOI = b"\xff\xd9"
@@ -91,7 +91,7 @@ class Streams:
         self._prefix = b"".join([SOI, adobe, *parts])
         self._header = header
         self._largest = largest
-        self._known: tuple[bytes, bytes, Frame, Slabs] | None = None
+        self._known: tuple[bytes, bytes, Frame, BufferPool] | None = None
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
         """Decode a stream to uint8 [h, w, 3], [h, w, 1] where gray, [h, w, 4] where CMYK.
@@ -106,9 +106,9 @@ class Streams:
         if known is None or not data.startswith(known[0]):
             known = self._known = self._understand(data)
         head, joined, frame, slabs = known
-        return _decode(joined + data[len(head) :], frame, slabs.lend())
+        return _decode(joined + data[len(head) :], frame, slabs.acquire())
 
-    def _understand(self, data: bytes) -> tuple[bytes, bytes, Frame, Slabs]:
+    def _understand(self, data: bytes) -> tuple[bytes, bytes, Frame, BufferPool]:
         """A stream's bytes up to its pixels; the same with tables and one colour transform; what its frame says."""
         if not data.startswith(SOI):
             raise ValueError("it does not start as a JPEG stream does")
@@ -117,7 +117,7 @@ class Streams:
         if frame.width > self._largest[0] or frame.height > self._largest[1]:
             raise ValueError(f"its JPEG stream declares {frame.width} x {frame.height} px")
         kept = [data[a:b] for marker, a, b in segments if marker not in (APP0, APP14)]
-        slabs = Slabs(frame.width * frame.height * frame.components)
+        slabs = BufferPool(frame.width * frame.height * frame.components)
         return data[: segments[-1][2]], b"".join([self._prefix, *kept]), frame, slabs
 
 

@@ -27,11 +27,11 @@ def open_slide(path: str | Path, *, reader: str = "auto") -> Slide:
 
 
 def _open(path: Path, reader: str) -> Slide:
-    from mclst.runtime.slide.detect_format import recognise
+    from mclst.runtime.slide.detect_format import detect_format
 
     if reader not in READERS:
         raise SlideError(f"reader is {reader!r}; choose one of {', '.join(READERS)}")
-    kind = recognise(path)
+    kind = detect_format(path)
     natural = {"jpeg": "pillow", "png": "pillow", "tiff": "tifffile"}.get(kind, "openslide")
     if reader not in ("auto", natural, "openslide"):
         raise SlideError(

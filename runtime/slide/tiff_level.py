@@ -229,8 +229,8 @@ def _unsupported(page: TiffPage) -> str | None:
         return _undecodable(compression)
     if photometric not in (MIN_IS_WHITE, MIN_IS_BLACK, RGB, YCBCR):
         return f"has {_name(PHOTOMETRIC, photometric)} colours"
-    colour = photometric in (RGB, YCBCR)
-    if samples not in ((3, 4) if colour else (1,)):
+    color = photometric in (RGB, YCBCR)
+    if samples not in ((3, 4) if color else (1,)):
         return f"has {samples} samples per pixel ({_name(PHOTOMETRIC, photometric)})"
     if samples == 4 and (compression in JPEG or photometric == YCBCR):
         return "has a fourth channel beside RGB"

@@ -13,7 +13,7 @@ HIRES_PX = (600, 2000, 4000, 6000)
 """Longest sides of Space Ranger's downscaled images: coordinates are often scaled to one of these by mistake."""
 
 
-def check_places(spots: Spots, slide: Slide) -> None:
+def check_spots(spots: Spots, slide: Slide) -> None:
     """Raise SpotsError, naming the first spot and its line, where a centre lies outside the slide.
 
     Where many do, the sentence says what would fit: x and y exchanged, or another scale.

@@ -34,7 +34,7 @@ class Grid:
     skipped: int
 
 
-def lay_grid(slide: Slide, stride_um: float, mpp: float, tissue: TissueMask) -> Grid:
+def make_grid(slide: Slide, stride_um: float, mpp: float, tissue: TissueMask) -> Grid:
     """Lay a grid over a slide: centres at ((column + ½)·stride, (row + ½)·stride) from its upper left corner.
 
     A place counts where at least half of its square is tissue. stride_um: µm. mpp: µm per level-0 px.

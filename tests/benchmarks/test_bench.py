@@ -12,11 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mclst.benchmarks import cli
-from mclst.benchmarks.retrieval import command
 from mclst.benchmarks.harness import measure
-from mclst.benchmarks.harness.errors import Absent
+from mclst.benchmarks.harness.errors import PeerUnavailable
 from mclst.benchmarks.harness.measure import Samples
-from mclst.benchmarks.retrieval import cases, peers
+from mclst.benchmarks.retrieval import cases, command, peers
 from mclst.benchmarks.retrieval import measure as retrieval
 from mclst.benchmarks.retrieval.cases import Case, Source
 from mclst.benchmarks.retrieval.peers import Peer
@@ -161,7 +160,7 @@ def test_peers_of_a_gpu_say_why_they_are_absent() -> None:
     bank = Source("clustered", case).bank()
     for peer in peers.PEERS:
         if peer not in HOST_PEERS:
-            with pytest.raises(Absent, match=r"no CUDA device|not installed"):
+            with pytest.raises(PeerUnavailable, match=r"no CUDA device|not installed"):
                 peer.ready(bank, case.spec, 1)
 
 

@@ -24,7 +24,7 @@ from mclst.benchmarks.end_to_end import measure as end_to_end
 from mclst.benchmarks.end_to_end.chart import stages_png
 from mclst.benchmarks.end_to_end.command import _hold_against_peak
 from mclst.benchmarks.harness import stages
-from mclst.benchmarks.harness.errors import Absent
+from mclst.benchmarks.harness.errors import PeerUnavailable
 from mclst.benchmarks.roofline import peaks
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.cli.infer import main as infer
@@ -142,9 +142,9 @@ def test_the_published_way_is_left_out_where_it_would_do_other_work(
     uniform = bundle.manifest.model_copy(
         update={"retrieval": bundle.manifest.retrieval.model_copy(update={"weighting": "uniform"})}  # type: ignore[union-attr]
     )
-    with pytest.raises(Absent, match="d⁻² weights"):
+    with pytest.raises(PeerUnavailable, match="d⁻² weights"):
         open_notebook(type(bundle)(bundle.path, uniform, bundle.sha256), small.ckpt, small.slide, 1)
-    with pytest.raises(Absent, match="pictures alone"):
+    with pytest.raises(PeerUnavailable, match="pictures alone"):
         monkeypatch.setattr("mclst.benchmarks.contenders.inputs.recognise", lambda path: "tiff")
         open_notebook(bundle, small.ckpt, small.slide, 1)
 
@@ -288,5 +288,5 @@ def test_a_run_on_a_device_tells_its_copies(
 
 
 def test_settings_are_pairs() -> None:
-    settings: Any = end_to_end_command.settings_of
+    settings: Any = end_to_end_command.parse_settings
     assert settings(None, None, "cpu, cpu:int8,cpu:fp32") == [("cpu", "fp32"), ("cpu", "int8")]

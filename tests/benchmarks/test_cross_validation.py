@@ -20,7 +20,7 @@ from mclst.benchmarks.accuracy.cross_validation import (
     changed,
     make_folds,
     parse_sweep,
-    summarise,
+    summarize,
 )
 from mclst.runtime.errors import InputError
 from mclst.training.settings import TrainConfig
@@ -73,11 +73,11 @@ def test_mean_and_spread_are_over_folds() -> None:
             for fold, number in (("A", 1.0), ("A", 3.0), ("B", 6.0))
         ]
     )
-    (found,) = summarise(rows).to_dict(orient="records")
+    (found,) = summarize(rows).to_dict(orient="records")
     assert found["folds"] == 2 and found["mse"] == 4.0
     assert found["mse_sd"] == pytest.approx(np.std([2.0, 6.0], ddof=1))
     rows.loc[0, "pcc_heg"] = None
-    assert np.isnan(summarise(rows)["pcc_heg"][0])
+    assert np.isnan(summarize(rows)["pcc_heg"][0])
 
 
 def test_a_sweep_over_k_trains_once_and_scores_as_mclst_train_does(small: Small, tmp_path: Path) -> None:

@@ -17,12 +17,12 @@ from small_model import Small
 
 from mclst.benchmarks.cli import main
 from mclst.benchmarks.contenders import encoders
-from mclst.benchmarks.contenders.base import Encoder, Given
+from mclst.benchmarks.contenders.base import ContenderInputs, Encoder
 from mclst.benchmarks.contenders.peak_memory import measure_alone
 from mclst.benchmarks.contenders.tensorrt_peers import polygraphy, trtexec
 from mclst.benchmarks.encoder.chart import latency_png
 from mclst.benchmarks.encoder.measure import agreement, measure, offline, sustained, warm_up
-from mclst.benchmarks.harness.errors import Absent
+from mclst.benchmarks.harness.errors import PeerUnavailable
 from mclst.benchmarks.roofline import datasheets as devices
 from mclst.benchmarks.roofline import peaks
 from mclst.benchmarks.schemas import common as document_parts
@@ -193,7 +193,7 @@ esac; done
     ]
     (tmp_path / "trace").write_text(json.dumps(trace))
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    encoder = trtexec(Given(tmp_path, {"fp32": tmp_path / "e.onnx"}, 1, 224))
+    encoder = trtexec(ContenderInputs(tmp_path, {"fp32": tmp_path / "e.onnx"}, 1, 224))
     assert encoder.times is not None
     assert encoder.versions == {"trtexec": "110100"}
     told = encoder.times(8, 0.5)
@@ -208,15 +208,15 @@ esac; done
     # Since version 11 copies are left out unless it is told otherwise; before, the word is unknown.
     assert lines[1].endswith("--useSpinWait --useCudaGraph --includeDataTransfers")
     program.write_text(program.read_text().replace(" --includeDataTransfers", ""))
-    older = trtexec(Given(tmp_path, {"fp32": tmp_path / "e.onnx"}, 1, 224))
+    older = trtexec(ContenderInputs(tmp_path, {"fp32": tmp_path / "e.onnx"}, 1, 224))
     assert older.times is not None and older.times(8, 0.5) == told
     assert log.read_text().splitlines()[-1].endswith("--useSpinWait --useCudaGraph")
     program.write_text("#!/bin/sh\necho 'Unknown option'; exit 1\n")
-    with pytest.raises(Absent, match="trtexec fails: Unknown option"):
+    with pytest.raises(PeerUnavailable, match="trtexec fails: Unknown option"):
         encoder.times(16, 1.0)
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(Absent, match="no trtexec"):
-        trtexec(Given(tmp_path, {"fp32": tmp_path / "e.onnx"}, 1, 224))
+    with pytest.raises(PeerUnavailable, match="no trtexec"):
+        trtexec(ContenderInputs(tmp_path, {"fp32": tmp_path / "e.onnx"}, 1, 224))
 
 
 def test_polygraphy_has_an_engine_for_each_batch_size(
@@ -224,7 +224,7 @@ def test_polygraphy_has_an_engine_for_each_batch_size(
 ) -> None:
     from polygraphy.backend import trt
 
-    given, opened = Given(tmp_path, {"fp32": tmp_path / "e.onnx"}, 1, 4), []
+    given, opened = ContenderInputs(tmp_path, {"fp32": tmp_path / "e.onnx"}, 1, 4), []
 
     class Runner:
         """In place of what needs a GPU; engine, network and profile are Polygraphy's own."""
@@ -247,11 +247,11 @@ def test_polygraphy_has_an_engine_for_each_batch_size(
             )
             return {"embedding": feed["tiles"].reshape(len(feed["tiles"]), -1)[:, :3].astype(np.float32)}
 
-    with pytest.raises(Absent, match="tensorrt is not installed"):
+    with pytest.raises(PeerUnavailable, match="tensorrt is not installed"):
         polygraphy(given)
     monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
     monkeypatch.setattr(trt, "TrtRunner", Runner)
-    with pytest.raises(Absent, match="no fp16 graph"):
+    with pytest.raises(PeerUnavailable, match="no fp16 graph"):
         polygraphy(given, "fp16")
     peer = polygraphy(given)
     assert peer.gpu and "polygraphy" in peer.versions
@@ -310,8 +310,8 @@ def bench(bundle: Path, *words: str) -> Result:
 def test_a_document_of_real_encoders(
     small: Small, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def too_slow(given: Given, device: str = "cpu") -> Encoder:
-        raise Absent("compiling takes a minute")
+    def too_slow(given: ContenderInputs, device: str = "cpu") -> Encoder:
+        raise PeerUnavailable("compiling takes a minute")
 
     def alone(name: str, work: str, **given: Any) -> dict[str, Any]:
         return {"name": name, "before_bytes": 1 << 20, "peak_rss_bytes": 3 << 20, "why": ""}

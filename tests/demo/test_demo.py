@@ -234,7 +234,7 @@ def test_nothing_is_left_when_a_stage_fails(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(whole_way, "train", fail)
     with pytest.raises(KeyboardInterrupt):
-        whole_way.go_the_whole_way(
+        whole_way.run_demo(
             tmp_path / "demo", 0, overwrite=False, say=lambda text: None, progress=no_progress, scale=SMALL
         )
     assert not any(tmp_path.iterdir())

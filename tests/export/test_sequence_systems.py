@@ -175,7 +175,9 @@ def test_torch_float64_and_the_graph_agree_over_a_slide(exported: tuple[str, Any
     xy = places(n)
     settings = Sequence(heads=MADE[name][2], depth=1, positions=64, graph=graph)
     in_torch = express_with_checkpoint(network, features, xy, settings)
-    in_graph = SequenceSession(folder / "sequence.onnx", settings, "cpu", threads=1).express(features, xy)
+    in_graph = SequenceSession(folder / "sequence.onnx", settings, "cpu", threads=1).predict_expression(
+        features, xy
+    )
     dense = adjacency(*nearest_spots(xy, graph)) if graph else np.zeros((0, 0))
     expected = ORACLES[name](weights(network), features.astype(np.float64), xy, dense)
     assert in_graph.shape == expected.shape == (n, GENES) and np.ptp(expected) > 0.1
@@ -210,7 +212,7 @@ def test_the_streamed_run_of_two_parts_is_the_networks(exported: tuple[str, Any,
     cuts = [0, 1, 5, *range(53, n, 48), n] if n > 5 else [0, n]
     streamed = np.concatenate([session.encode(batch[a:b]) for a, b in itertools.pairwise(cuts)])
     settings = Sequence(heads=MADE[name][2], depth=1, positions=64, graph=MADE[name][3])
-    found = SequenceSession(folder / "sequence.onnx", settings, "cpu").express(streamed, places(n))
+    found = SequenceSession(folder / "sequence.onnx", settings, "cpu").predict_expression(streamed, places(n))
     with torch.no_grad():
         parts = np.array_split(batch, -(-n // 100))
         whole = torch.cat([network.encode_tiles(preprocess(part, X_MAJOR)) for part in parts]).numpy()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mclst.kernels.cpu import compiled, provider
 from mclst.kernels.definition import reference
 from mclst.kernels.definition.contract import ProviderError
-from mclst.kernels.definition.result import Retrieved
+from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import DISTANCES, RANKS, WEIGHTINGS, RetrievalSpec
 from mclst.kernels.retriever import Retriever
 
@@ -36,7 +36,7 @@ def blobs(n: int, m: int, d: int, genes: int = 5, seed: int = 0) -> tuple[F32, F
     return points[:n], points[n:], rng.gamma(1.0, size=(m, genes)).astype(np.float32)
 
 
-def assert_right(got: Retrieved, queries: F32, bank: F32, expression: F32, spec: RetrievalSpec) -> None:
+def assert_right(got: RetrievalResult, queries: F32, bank: F32, expression: F32, spec: RetrievalSpec) -> None:
     wanted = reference.aggregate(queries, bank, expression, spec, neighbours=True)
     np.testing.assert_array_equal(got.neighbours, wanted.neighbours)
     tolerance = 6e-7 * float(np.abs(expression).max())

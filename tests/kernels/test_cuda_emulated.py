@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mclst.kernels.cuda.job import Job, Placing, leaves
 from mclst.kernels.cuda.provider import Cuda
 from mclst.kernels.definition import reference
-from mclst.kernels.definition.result import Retrieved
+from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import DISTANCES, RANKS, WEIGHTINGS, RetrievalSpec, Weighting
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="g++ is not installed, and the emulation needs it")
@@ -40,7 +40,7 @@ def made(bank: Bank, spec: RetrievalSpec, order: int = FORWARD, **how: Any) -> C
     return Cuda(bank.embedding, bank.expression, spec, driver=driver, **({"workspace_bytes": SMALL} | how))
 
 
-def run(queries: F32, bank: Bank, spec: RetrievalSpec, order: int = FORWARD, **how: Any) -> Retrieved:
+def run(queries: F32, bank: Bank, spec: RetrievalSpec, order: int = FORWARD, **how: Any) -> RetrievalResult:
     return made(bank, spec, order, **how).aggregate(queries, neighbours=True)
 
 
@@ -268,8 +268,8 @@ def test_the_order_of_threads_and_blocks_changes_no_bit(rank: Any, way: str) -> 
             np.testing.assert_array_equal(getattr(other, field), getattr(first, field))
 
 
-def joined(parts: list[Retrieved]) -> Retrieved:
-    return Retrieved(
+def joined(parts: list[RetrievalResult]) -> RetrievalResult:
+    return RetrievalResult(
         *(
             np.concatenate([getattr(part, field) for part in parts])
             for field in ("expression", "nearest", "effective_k", "neighbours")

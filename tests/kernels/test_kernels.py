@@ -22,7 +22,7 @@ from scipy.special import softmax
 from mclst.kernels import retriever
 from mclst.kernels.cpu.compiled import built
 from mclst.kernels.definition import reference
-from mclst.kernels.definition.result import Retrieved
+from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import (
     DISTANCES,
     RANKS,
@@ -79,12 +79,12 @@ def clustered(n: int, m: int, d: int, seed: int = 0, genes: int = 9) -> tuple[F3
     return points[:n].astype(np.float32), Bank(points[n:].astype(np.float32), expression)
 
 
-def rows(got: Retrieved) -> NDArray[np.int64]:
+def rows(got: RetrievalResult) -> NDArray[np.int64]:
     assert got.neighbours is not None and got.neighbours.dtype == np.int64
     return got.neighbours
 
 
-def assert_same(got: Retrieved, wanted: Retrieved, bank: Bank) -> None:
+def assert_same(got: RetrievalResult, wanted: RetrievalResult, bank: Bank) -> None:
     """The same rows in the same order, and numbers as near as a provider promises."""
     np.testing.assert_array_equal(rows(got), rows(wanted))
     tolerance = 1e-6 * float(np.abs(bank.expression).max(initial=0))
@@ -94,7 +94,7 @@ def assert_same(got: Retrieved, wanted: Retrieved, bank: Bank) -> None:
     assert got.expression.dtype == got.nearest.dtype == got.effective_k.dtype == np.float32
 
 
-def check(queries: F32, bank: Bank, spec: RetrievalSpec) -> Retrieved:
+def check(queries: F32, bank: Bank, spec: RetrievalSpec) -> RetrievalResult:
     """Every provider against the reference; the reference's answer."""
     wanted = Retriever(bank, spec, "reference").aggregate(queries, neighbours=True)
     for provider in COMPARED:

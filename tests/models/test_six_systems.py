@@ -128,7 +128,7 @@ def in_torch(name: str, bundle: Bundle, slide: Path, spots: Spots, ckpt: Path) -
             prune: Any = "grid" if name == "hist2st" else "none"
             graph = nearest_spots(spots.array_xy, Graph(neighbours=4, prune=prune))
             edges = () if name == "histogene" else tuple(map(torch.from_numpy, graph))
-            found = network.express(found, torch.from_numpy(spots.array_xy), *edges)
+            found = network.predict_expression(found, torch.from_numpy(spots.array_xy), *edges)
     out: np.ndarray = found.double().numpy()
     return out
 

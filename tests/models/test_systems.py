@@ -142,7 +142,7 @@ def expected_map(name: str, network: Any, slide: Path, table: Path) -> np.ndarra
             prune = "grid" if name == "hist2st" else "none"
             graph = nearest_spots(spots.array_xy, Graph(neighbours=4, prune=prune))  # type: ignore[arg-type]
             edges = () if name == "histogene" else tuple(map(torch.from_numpy, graph))
-            expected = network.express(expected, torch.from_numpy(spots.array_xy), *edges)
+            expected = network.predict_expression(expected, torch.from_numpy(spots.array_xy), *edges)
     found: np.ndarray = expected.numpy()
     return found
 

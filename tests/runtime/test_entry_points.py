@@ -69,8 +69,8 @@ def test_a_run_under_nohup_goes_on_when_its_terminal_is_gone() -> None:
     source = """
 import os, signal
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
-from mclst.runtime.entry_points import heed
-heed(lambda number, frame: os._exit(number))
+from mclst.runtime.entry_points import install_signal_handlers
+install_signal_handlers(lambda number, frame: os._exit(number))
 os.kill(os.getpid(), signal.SIGHUP)
 os.kill(os.getpid(), signal.SIGTERM)
 """

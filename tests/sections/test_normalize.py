@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from mclst.sections import (
-    NORMALISATIONS,
+    NORMALIZATIONS,
     find_sections,
     gene_wise,
     match_genes,
@@ -74,9 +74,9 @@ def test_zero_sums_stay_zero() -> None:
 
 def test_none_changes_nothing() -> None:
     matrix = np.array([[0.25, -1.5]], dtype=np.float32)
-    assert NORMALISATIONS["none"](matrix).tolist() == matrix.tolist()
-    assert set(NORMALISATIONS) == {"spot-wise", "gene-wise", "median-log1p", "log-share", "none"}
-    assert NORMALISATIONS["spot-wise"] is spot_wise and NORMALISATIONS["gene-wise"] is gene_wise
+    assert NORMALIZATIONS["none"](matrix).tolist() == matrix.tolist()
+    assert set(NORMALIZATIONS) == {"spot-wise", "gene-wise", "median-log1p", "log-share", "none"}
+    assert NORMALIZATIONS["spot-wise"] is spot_wise and NORMALIZATIONS["gene-wise"] is gene_wise
 
 
 def test_median_log1p_is_scanpys() -> None:
@@ -107,11 +107,11 @@ def test_log_share_is_st_nets() -> None:
 
 @pytest.mark.parametrize("normalise", [spot_wise, gene_wise, median_log1p, log_share])
 @pytest.mark.parametrize("wrong", [-1.0, np.nan, np.inf])
-def test_what_is_no_count_is_refused(normalise: Callable[[Matrix], Matrix], wrong: float) -> None:
+def test_what_is_no_count_is_refused(normalize: Callable[[Matrix], Matrix], wrong: float) -> None:
     with pytest.raises(ValueError, match="row 2, column 1"):
-        normalise(np.array([[1, 2], [wrong, 3]], dtype=np.float32))
+        normalize(np.array([[1, 2], [wrong, 3]], dtype=np.float32))
     with pytest.raises(ValueError, match="shape"):
-        normalise(np.ones(3, dtype=np.float32))
+        normalize(np.ones(3, dtype=np.float32))
 
 
 def test_the_published_truth_is_met() -> None:

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mclst.runtime.errors import verdict
+from mclst.runtime.errors import describe_error
 from mclst.sections import SectionError, Spots, read_spots
 from mclst.sections.tables.delimited import ROWS_AT_ONCE, read_table
 
@@ -370,7 +370,7 @@ def test_a_table_beyond_all_memory_is_refused_unread(tmp_path: Path, monkeypatch
     monkeypatch.setattr(os, "sysconf", lambda name: 1)
     with pytest.raises(MemoryError) as caught:
         read_spots(tmp_path / "spots.csv")
-    sentence, code = verdict(caught.value)
+    sentence, code = describe_error(caught.value)
     assert code == 6 and "spots.csv would take" in sentence and "in pieces" in sentence
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.kernels.definition import reference
-from mclst.kernels.definition.result import Retrieved
+from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import Distance, Rank, RetrievalSpec, Weighting
 
 F32 = NDArray[np.float32]
@@ -90,7 +90,7 @@ def adversary(name: str) -> tuple[F32, Bank]:
 
 
 def assert_same(
-    got: Retrieved, queries: F32, bank: Bank, spec: RetrievalSpec, tolerance: float = 1e-6
+    got: RetrievalResult, queries: F32, bank: Bank, spec: RetrievalSpec, tolerance: float = 1e-6
 ) -> None:
     """The reference's rows in its order, and its numbers within `tolerance` of the largest expression."""
     wanted = reference.aggregate(queries, bank.embedding, bank.expression, spec, neighbours=True)

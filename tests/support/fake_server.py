@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.bundle.bundle import open_bundle
-from mclst.runtime.inference.loaded_model import Opened
-from mclst.runtime.inference.providers import Request
-from mclst.runtime.inference.readout import Direct, FromBank
+from mclst.runtime.inference.loaded_model import ModelCache
+from mclst.runtime.inference.providers import EncoderRequest
+from mclst.runtime.inference.readout import RegressionReadout, RetrievalReadout
 
 TYPES = {"UINT8": np.uint8, "INT32": np.int32, "FP32": np.float32, "FP64": np.float64}
 STATUS = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 500: "INTERNAL", 503: "UNAVAILABLE"}
@@ -51,10 +51,10 @@ class FakeServer:
     def hold(self, path: Path) -> None:
         """Serve another bundle from now on."""
         bundle = open_bundle(path)
-        opened = Opened(threads=1)
-        session, _ = opened.encoder("cpu", Request(path, bundle.encoder(), "fp32", 64))
+        opened = ModelCache(threads=1)
+        session, _ = opened.encoder("cpu", EncoderRequest(path, bundle.encoder(), "fp32", 64))
         spec = bundle.retrieval if bundle.manifest.kind == "retrieval" else None
-        readout = Direct() if spec is None else FromBank(bundle, spec)
+        readout = RegressionReadout() if spec is None else RetrievalReadout(bundle, spec)
         self._bundle, self._session, self._readout = bundle, session, readout
         self.document: dict[str, Any] = {
             "format": "mclst-server/1",
@@ -131,7 +131,7 @@ class FakeServer:
             raise Refusal(400, f"batch-size must be <= {self.max_batch}")
         with self._compute:
             given = self._session.encode(tiles)
-            found = self._readout.express(np.arange(len(tiles)), given)
+            found = self._readout.predict_expression(np.arange(len(tiles)), given)
         self.tiles.append(len(tiles))
         outputs: dict[str, NDArray[Any]] = {"expression": found.expression}
         if self._bundle.manifest.kind == "retrieval":

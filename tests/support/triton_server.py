@@ -195,8 +195,8 @@ def _backends(folder: Path) -> Path:
     if backend.is_dir():
         return backend.parent
     backend.mkdir(parents=True)
-    installed = HOME / "pytriton" / "tritonserver" / "backends" / "python"
-    for path in (*installed.iterdir(), _stub()):
+    installed_versions = HOME / "pytriton" / "tritonserver" / "backends" / "python"
+    for path in (*installed_versions.iterdir(), _stub()):
         (backend / path.name).symlink_to(path)
     return backend.parent
 

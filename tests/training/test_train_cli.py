@@ -117,10 +117,10 @@ def test_every_position_encoding_exports_alone(tmp_path: Path, positions: Any) -
     trained = train(SECTIONS, config(positions=positions))
     ckpt = write_checkpoint(tmp_path / "model.pt", trained)
     bank = export_bundle(ckpt, tmp_path / "bundle", parity_tiles=4).bank
-    normalised = np.concatenate([s.counts for s in SECTIONS]).astype(np.float64)
-    normalised = np.log10(1e4 * normalised / normalised.sum(axis=1, keepdims=True) + 1)
+    normalized = np.concatenate([s.counts for s in SECTIONS]).astype(np.float64)
+    normalized = np.log10(1e4 * normalized / normalized.sum(axis=1, keepdims=True) + 1)
     where = np.concatenate([s.array_xy for s in SECTIONS])
-    expected = in_float64(trained.network, normalised, where)  # 16 spots: one sentence of up to 32
+    expected = in_float64(trained.network, normalized, where)  # 16 spots: one sentence of up to 32
     np.testing.assert_allclose(bank.embedding, expected, atol=1e-4)
 
 

@@ -135,7 +135,7 @@ def bundle_score(training: Training, held_out: Any, tmp_path: Path) -> Any:
     bundle = export_bundle(ckpt, tmp_path / "bundle", parity_tiles=4)
     queries = open_session(bundle.encoder_path, "cpu").encode(held_out.tiles)
     found = Retriever(bundle.bank, bundle.retrieval).aggregate(queries).expression
-    return score(found, held_out.normalised(bundle.manifest.normalisation.expression))
+    return score(found, held_out.normalized(bundle.manifest.normalisation.expression))
 
 
 @pytest.mark.parametrize("variant", ["bleep", "pixel"])

@@ -25,7 +25,7 @@ from mclst.export.onnx.graph import preprocess
 from mclst.runtime.bundle.manifest import Preprocessing, Settings, Tile
 from mclst.runtime.errors import InputError, OutputError, ReferenceDataError
 from mclst.sections.formats.reference import find_sections, read_section
-from mclst.sections.normalize import NORMALISATIONS
+from mclst.sections.normalize import NORMALIZATIONS
 from mclst.training.checkpoint import checkpoint_content, write_checkpoint
 from mclst.training.contrastive import Step, TrainedModel, batches, learning_rate, share_done, train
 from mclst.training.data import (
@@ -256,7 +256,7 @@ def test_export_takes_the_bank_a_checkpoint_carries(trained: TrainedModel, tmp_p
     with torch.inference_mode():
         expected = trained.network.encode_spots(pairs.expression, pairs.position).numpy()
     np.testing.assert_allclose(bank.embedding, expected, atol=1e-5)  # 16 spots: one sentence of 32
-    counts = np.concatenate([NORMALISATIONS["gene-wise"](s.counts) for s in trained.sections])
+    counts = np.concatenate([NORMALIZATIONS["gene-wise"](s.counts) for s in trained.sections])
     np.testing.assert_array_equal(bank.expression, counts)
     assert list(bank.section) == ["A"] * 9 + ["B"] * 7
 

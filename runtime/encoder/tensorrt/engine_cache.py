@@ -38,7 +38,7 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class EngineRequest:
     """What an engine must be for: a graph of a precision, a library, a device and a number of tiles at once."""
 
     onnx: Path
@@ -77,7 +77,7 @@ def graph_sha256(onnx: Path) -> str:
     return digest.hexdigest()
 
 
-def open_engine(bundle: Path, wanted: Wanted, *, build: bool, tell: Tell) -> Engine:
+def open_engine(bundle: Path, wanted: EngineRequest, *, build: bool, tell: Tell) -> Engine:
     """The engine of `bundle` that fits, else one built now and kept there.
 
     Where one is built, `tell` is given one line that says why. An engine that cannot be kept is used all the same.
@@ -97,7 +97,7 @@ def open_engine(bundle: Path, wanted: Wanted, *, build: bool, tell: Tell) -> Eng
     return make_engine(bundle, wanted.onnx, wanted.key(), wanted.library, tell=tell)
 
 
-def find_engine(bundle: Path, wanted: Wanted) -> tuple[Engine | None, str]:
+def find_engine(bundle: Path, wanted: EngineRequest) -> tuple[Engine | None, str]:
     """An engine that fits; else None and why the nearest does not, "" where there is none of the kind."""
     reasons: list[str] = []
     onnx_sha256 = graph_sha256(wanted.onnx)
@@ -170,7 +170,7 @@ def _folders(bundle: Path) -> list[Path]:
         return []
 
 
-def _misfit(key: EngineKey, wanted: Wanted, onnx_sha256: str) -> str | None:
+def _misfit(key: EngineKey, wanted: EngineRequest, onnx_sha256: str) -> str | None:
     """Why the engine of `key` does not fit, "" where it is another kind of engine altogether, None where it fits."""
     library, gpu = wanted.library, wanted.gpu
     if key.flavour != library.flavour or key.precision != wanted.precision:

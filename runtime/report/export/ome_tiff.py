@@ -38,7 +38,9 @@ def check_genes(wanted: Sequence[str], genes: Sequence[str]) -> list[int]:
     return [place[gene] for gene in wanted]
 
 
-def write_dense(map_path: Path, out: Path, grid: Grid, genes: Sequence[str], columns: Sequence[int]) -> Path:
+def write_ome_tiff(
+    map_path: Path, out: Path, grid: Grid, genes: Sequence[str], columns: Sequence[int]
+) -> Path:
     """Write genes of a map over a grid to the OME-TIFF `out`, whole or not at all; returns `out`.
 
     map_path: the `.h5ad`, its X float32 [spots of the grid, G]. genes: names of the channels; columns: theirs in X.

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 from numpy.typing import NDArray
 
-COLOURS = ListedColormap(matplotlib.colormaps["magma_r"](np.linspace(0.04, 0.92, 256)))
+COLORMAP = ListedColormap(matplotlib.colormaps["magma_r"](np.linspace(0.04, 0.92, 256)))
 """Dark is more, as eyes expect on a pale ground; neither end is lost in the paper or in black."""
 
 

@@ -25,7 +25,7 @@ from mclst.runtime.expression_map.morans_i import (
 )
 from mclst.runtime.expression_map.reader import Map, open_map
 from mclst.runtime.expression_map.writer import shrink, usual_spot_diameter
-from mclst.runtime.report.figures.colors import COLOURS, usual_limits
+from mclst.runtime.report.figures.colors import COLORMAP, usual_limits
 from mclst.runtime.report.figures.layout import DPI, INK, KINDS, QUIET, Box, GenesPage, Page
 
 PANELS = 8
@@ -146,7 +146,7 @@ def _draw(sheet: Sheet, chosen: Sequence[int], moran: NDArray[np.float64]) -> Ge
             _add_cells(axes, sheet.xy_px[~blank], values, diameter, pixel, limits)
         else:
             add_spots(axes, sheet.xy_px[blank], shown, facecolors="none", edgecolors=QUIET, linewidths=0.5)
-            spots = add_spots(axes, sheet.xy_px[~blank], shown, cmap=COLOURS, linewidths=0, clim=limits)
+            spots = add_spots(axes, sheet.xy_px[~blank], shown, cmap=COLORMAP, linewidths=0, clim=limits)
             spots.set_array(values)
         told = "constant" if np.isnan(moran[gene]) else f"I = {moran[gene]:.2f}"
         taken = page.text(box[0] + box[2], box[1] - 0.09, told, size=10, color=QUIET, ha="right")
@@ -187,7 +187,7 @@ def _draw_bar(page: Page, box: Box, limits: tuple[float, float]) -> None:
     before = page.text(left, middle, low, **style) + 0.08
     after = page.text(left + width, middle, high, ha="right", **style) + 0.08
     bar = page.axes(left + before, middle - 0.035, width - before - after, 0.07)
-    bar.imshow(np.linspace(0, 1, 256)[None], cmap=COLOURS, aspect="auto")
+    bar.imshow(np.linspace(0, 1, 256)[None], cmap=COLORMAP, aspect="auto")
 
 
 def show_tissue(axes: Axes, image: NDArray[np.uint8], extent: Window, window: Window) -> None:
@@ -240,7 +240,7 @@ def _add_cells(
     axes.imshow(
         means,
         extent=extent,
-        cmap=COLOURS,
+        cmap=COLORMAP,
         vmin=limits[0],
         vmax=limits[1],
         interpolation="nearest",

@@ -18,16 +18,16 @@ from mclst.runtime.atomic import write_whole
 from mclst.runtime.errors import ResourceError
 from mclst.runtime.expression_map.reader import Map
 from mclst.runtime.html_repr import format_value
-from mclst.runtime.report.figures.colors import COLOURS
+from mclst.runtime.report.figures.colors import COLORMAP
 from mclst.runtime.report.page import elements
 from mclst.runtime.report.page.layers import Layer, pack_genes, pack_single, read_values
 from mclst.runtime.report.page.openseadragon import PLACE
 from mclst.runtime.report.page.packing import FINE, Packed
-from mclst.runtime.report.page.subsample import Shown, thin
+from mclst.runtime.report.page.subsample import Shown, subsample
 
 SCRIPTS = ("tables.js", "packed.js", "compact.js", "painting.js", "picker.js", "pane.js", "report.js")
 MAPS = {
-    "Magma": COLOURS,
+    "Magma": COLORMAP,
     "Viridis": matplotlib.colormaps["viridis"],
     "Cividis": matplotlib.colormaps["cividis"],
     "Grey": matplotlib.colormaps["gray_r"],
@@ -67,7 +67,7 @@ def write_slide_page(
     Raises ResourceError where the viewer is missing, OutputError where `out` cannot be written.
     """
     check_viewer()
-    shown = thin(found.xy_px, found.spot_diameter_px)
+    shown = subsample(found.xy_px, found.spot_diameter_px)
     genes = found.order[: max(1, MOST_VALUES // len(shown.places))]
     packed = Packed()
     layers, blocks = _pack(found, shown.places, genes, measured, packed, most_bytes)
@@ -99,7 +99,7 @@ def _pack(
     blocks: dict[str, Any] = {
         "xy": packed.add(xy_px.astype("<f4").tobytes()),
         "spots": packed.add("\n".join(str(name).replace("\n", " ") for name in names).encode()),
-        "colours": packed.add(b"".join(_table(colours) for colours in MAPS.values())),
+        "colours": packed.add(b"".join(_table(colors) for colors in MAPS.values())),
     }
     layers = []
     matrices = {"predicted": found.expression} | ({} if measured is None else {"measured": measured})
@@ -116,8 +116,8 @@ def _pack(
     return layers, blocks
 
 
-def _table(colours: Any) -> bytes:
-    rgb = np.asarray(colours(np.arange(256)))[:, :3]
+def _table(colors: Any) -> bytes:
+    rgb = np.asarray(colors(np.arange(256)))[:, :3]
     return np.round(rgb * 255).astype(np.uint8).tobytes()
 
 

@@ -20,7 +20,7 @@ class Shown:
     every: int
 
 
-def thin(xy_px: NDArray[np.float64], pitch_px: float, most: int = MOST_SPOTS) -> Shown:
+def subsample(xy_px: NDArray[np.float64], pitch_px: float, most: int = MOST_SPOTS) -> Shown:
     """At most `most` of the spots xy_px [n, 2]: of each square of `every` x `every` pitches the one nearest its centre.
 
     pitch_px: the distance between neighbours, level-0 px; `every` is the least that leaves few enough. Of several that

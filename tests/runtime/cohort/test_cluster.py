@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.cli.infer import main
 from mclst.runtime.cohort.cluster_worker import Task, Worker
-from mclst.runtime.cohort.run import Outcome
-from mclst.runtime.expression_map.parts import Share
+from mclst.runtime.cohort.run import SlideOutcome
+from mclst.runtime.expression_map.parts import SlidePart
 from mclst.runtime.report.files import Files
 from mclst.runtime.run.job import Job
 
@@ -158,16 +158,16 @@ def test_a_map_finished_by_a_worker_that_died_is_done_and_tidied_up(sound: Path,
     }
     worker = Worker(sound / "mclst-bundle", open_bundle(sound / "mclst-bundle").sha256, settings, None, 1)
     assert worker.open() is None
-    merge = Task("map", job, Share(2))
+    merge = Task("map", job, SlidePart(2))
     for part in (0, 1):
-        worker.run(Task("map", job, Share(2, part)))
+        worker.run(Task("map", job, SlidePart(2, part)))
     left = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     first = worker.run(merge)
-    assert isinstance(first, Outcome) and (first.status, first.notes) == ("done", ())
+    assert isinstance(first, SlideOutcome) and (first.status, first.notes) == ("done", ())
     for name, content in left.items():
         (tmp_path / name).write_bytes(content)
     again = worker.run(merge.again)
-    assert isinstance(again, Outcome) and (again.status, again.spots, again.attempts) == ("done", 600, 2)
+    assert isinstance(again, SlideOutcome) and (again.status, again.spots, again.attempts) == ("done", 600, 2)
     assert again.notes == ("its map was found finished after a worker had ended",)
     assert {path.name for path in tmp_path.iterdir()} == {"map.h5ad", "map.run.json"}
     assert worker.run(Task("map", job)).status == "skipped"  # type: ignore[union-attr]

@@ -30,7 +30,7 @@ from mclst.runtime.encoder.tensorrt import build as engine_build
 from mclst.runtime.encoder.tensorrt.build import EngineError, build_engine, check_parses, covered
 from mclst.runtime.encoder.tensorrt.engine_cache import (
     Engine,
-    Wanted,
+    EngineRequest,
     check_target,
     find_engine,
     graph_sha256,
@@ -256,8 +256,8 @@ def bundle(stored: Path, tmp_path: Path) -> Path:
 
 def wanted(
     bundle: Path, library: Library, *, precision: str = "fp32", gpu: Gpu = GPU, batch: int = 8
-) -> Wanted:
-    return Wanted(bundle / "encoder.onnx", precision, library, gpu, batch)
+) -> EngineRequest:
+    return EngineRequest(bundle / "encoder.onnx", precision, library, gpu, batch)
 
 
 def the_engine(bundle: Path) -> Path:

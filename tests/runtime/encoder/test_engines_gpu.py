@@ -324,13 +324,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_provider_gives_what_the_cpu_gives(provider: str, bundle: Path) -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     pytest.importorskip("pydantic", reason="pydantic is not installed")
-    from mclst.runtime.inference.providers import Request, open_encoder, open_session
+    from mclst.runtime.inference.providers import EncoderRequest, open_encoder, open_session
 
     said: list[str] = []
     started = time.perf_counter()
     try:
         session, _ = open_encoder(
-            provider, Request(bundle, bundle / "encoder.onnx", "fp32", BATCH, tell=said.append)
+            provider, EncoderRequest(bundle, bundle / "encoder.onnx", "fp32", BATCH, tell=said.append)
         )
     except ResourceError as error:
         MEASURED["runs"][provider] = {"not_run": str(error)}
@@ -343,6 +343,6 @@ def test_a_provider_gives_what_the_cpu_gives(provider: str, bundle: Path) -> Non
         # The second time nothing is built.
         assert len(said) == 1
         again, _ = open_encoder(
-            provider, Request(bundle, bundle / "encoder.onnx", "fp32", BATCH, build=False)
+            provider, EncoderRequest(bundle, bundle / "encoder.onnx", "fp32", BATCH, build=False)
         )
         assert again.engine == session.engine

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mclst.runtime.bundle.bundle import open_bundle
-from mclst.runtime.encoder.micro_batches import PIECE, Lanes
+from mclst.runtime.encoder.micro_batches import PIECE, MicroBatches
 from mclst.runtime.encoder.onnxruntime_cpu import OnnxSession
 from mclst.runtime.inference.providers import open_session
 
@@ -29,7 +29,7 @@ def test_every_tile_is_seen_once_and_in_order(n: int, lanes: int, heavy: bool) -
             sizes.append(len(tiles))
         return tiles.reshape(len(tiles), 1).astype(np.float32) * 2
 
-    found = Lanes(double, lanes, heavy=heavy)(numbered(n))
+    found = MicroBatches(double, lanes, heavy=heavy)(numbered(n))
     assert np.array_equal(found[:, 0], 2 * np.arange(n))
     assert sum(sizes) == n and max(sizes) <= -(-n // lanes)
     if lanes > 1 and not heavy:
@@ -45,7 +45,7 @@ def test_lanes_work_at_the_same_time() -> None:
         barrier.wait(timeout=20)
         return tiles.reshape(len(tiles), 1).astype(np.float32)
 
-    assert len(Lanes(meet, 3, heavy=False)(numbered(9))) == 9
+    assert len(MicroBatches(meet, 3, heavy=False)(numbered(9))) == 9
 
 
 def test_a_fault_in_a_lane_reaches_the_caller() -> None:
@@ -55,7 +55,7 @@ def test_a_fault_in_a_lane_reaches_the_caller() -> None:
         return tiles.reshape(len(tiles), 1).astype(np.float32)
 
     with pytest.raises(RuntimeError, match="no memory"):
-        Lanes(fails, 2, heavy=False)(numbered(12))
+        MicroBatches(fails, 2, heavy=False)(numbered(12))
 
 
 @pytest.mark.parametrize(("threads", "at_once"), [(1, 16), (2, 16), (3, 2), (4, 1)])

@@ -15,7 +15,7 @@ from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.cli.infer import main as infer
 from mclst.runtime.encoder.openvino import OpenVinoSession
 from mclst.runtime.errors import BundleError, ResourceError
-from mclst.runtime.inference.providers import Request, list_providers, open_encoder, open_session
+from mclst.runtime.inference.providers import EncoderRequest, list_providers, open_encoder, open_session
 
 ov = pytest.importorskip("openvino")
 
@@ -71,7 +71,7 @@ def test_what_it_cannot_run_is_said(graph: Path, tmp_path: Path, monkeypatch: py
         OpenVinoSession(other)
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ResourceError, match=r"install mclst\[openvino\]"):
-        open_encoder("openvino", Request(tmp_path, graph, "fp32", 16))
+        open_encoder("openvino", EncoderRequest(tmp_path, graph, "fp32", 16))
     assert {name: yes for name, yes, _ in list_providers()}["openvino"] == "no"
 
 

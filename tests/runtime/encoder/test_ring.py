@@ -19,7 +19,7 @@ from small_model import Small
 from synthetic_slides import tissue
 
 from mclst.runtime import open_bundle, open_slide, predict
-from mclst.runtime.encoder.cpu_stages import HostStages
+from mclst.runtime.encoder.cpu_stages import CpuStages
 from mclst.runtime.encoder.ring import Group, Ring, encode_now
 from mclst.runtime.errors import ResourceError
 from mclst.runtime.inference.providers import open_session
@@ -232,7 +232,7 @@ def test_whoever_stops_early_leaves_nothing_running(slide_path: Path) -> None:
 def test_tiles_at_hand_go_through_stages_batch_by_batch(n: int) -> None:
     tiles = np.random.default_rng(n).integers(0, 256, (n, SIDE, SIDE, 3), dtype=np.uint8)
     late = encode_now(LateDevice(np.random.default_rng(2), 4, 4), tiles)
-    host = encode_now(HostStages(encoded, batch=(4, SIDE, SIDE, 3), group_rows=4, clock=Clock()), tiles)
+    host = encode_now(CpuStages(encoded, batch=(4, SIDE, SIDE, 3), group_rows=4, clock=Clock()), tiles)
     np.testing.assert_allclose(late, encoded(tiles), rtol=1e-5)
     np.testing.assert_array_equal(late, host)
 

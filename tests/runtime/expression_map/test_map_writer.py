@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from map_writing import genes_of, publish, spots_of
 
-from mclst.kernels.definition.result import Retrieved
+from mclst.kernels.definition.result import RetrievalResult
 from mclst.runtime.errors import OutputError
 from mclst.runtime.expression_map.h5ad_layout import H5adImage
 from mclst.runtime.expression_map.h5ad_values import storable_column, storable_names, storable_tree
@@ -27,7 +27,7 @@ def write_all(path, expression, *, spots=None, overwrite=False, **changes):
     n, count = expression.shape
     with MapWriter(path, genes=genes_of(count), spots=spots or spots_of(n), overwrite=overwrite) as writer:
         writer.write(
-            np.arange(n), Retrieved(expression, np.arange(n, dtype=np.float32), np.ones(n, np.float32))
+            np.arange(n), RetrievalResult(expression, np.arange(n, dtype=np.float32), np.ones(n, np.float32))
         )
         return publish(writer, **changes)
 
@@ -40,7 +40,7 @@ def test_rows_in_any_order_come_back_in_the_order_of_the_spots(tmp_path):
     left_out = [7, 30]
     with MapWriter(tmp_path / "m.h5ad", genes=genes_of(9), spots=spots_of(50), overwrite=False) as writer:
         for rows in np.array_split(order[~np.isin(order, left_out)], 6):
-            writer.write(rows, Retrieved(expression[rows], nearest[rows], sure[rows]))
+            writer.write(rows, RetrievalResult(expression[rows], nearest[rows], sure[rows]))
         assert writer.unwritten == 2
         assert publish(writer) == tmp_path / "m.h5ad"
     expression[left_out] = nearest[left_out] = sure[left_out] = np.nan
@@ -252,7 +252,9 @@ def test_an_existing_map_is_kept_unless_told_otherwise(tmp_path):
         pytest.raises(ZeroDivisionError),
         MapWriter(path, genes=["A"], spots=spots_of(2), overwrite=True) as writer,
     ):
-        writer.write(np.array([0]), Retrieved(np.ones((1, 1), np.float32), *np.ones((2, 1), np.float32)))
+        writer.write(
+            np.array([0]), RetrievalResult(np.ones((1, 1), np.float32), *np.ones((2, 1), np.float32))
+        )
         raise ZeroDivisionError
     assert path.read_bytes() == b"older" and os.listdir(tmp_path) == ["m.h5ad"]
     write_all(path, np.ones((2, 1), np.float32), overwrite=True)
@@ -303,7 +305,7 @@ from pathlib import Path
 import numpy as np
 sys.path.insert(0, sys.argv[1])
 from map_writing import IMAGE, genes_of, publish, spots_of
-from mclst.kernels.definition.result import Retrieved
+from mclst.kernels.definition.result import RetrievalResult
 from mclst.runtime.errors import OutputError
 from mclst.runtime.expression_map.writer import MapWriter
 
@@ -313,7 +315,7 @@ try:
         for start in range(0, 500, 100):
             rows = np.arange(start, start + 100)
             {during}
-            writer.write(rows, Retrieved(np.ones((100, 1000), np.float32), np.ones(100), np.ones(100)))
+            writer.write(rows, RetrievalResult(np.ones((100, 1000), np.float32), np.ones(100), np.ones(100)))
         {after}
         publish(writer)
 except OutputError as error:
@@ -361,7 +363,7 @@ def test_two_runs_cannot_write_one_map(tmp_path):
 def test_bytes_that_changed_on_the_disk_are_noticed(tmp_path):
     path = tmp_path / "m.h5ad"
     with MapWriter(path, genes=genes_of(3), spots=spots_of(4), overwrite=False) as writer:
-        writer.write(np.arange(4), Retrieved(np.ones((4, 3), np.float32), *np.ones((2, 4), np.float32)))
+        writer.write(np.arange(4), RetrievalResult(np.ones((4, 3), np.float32), *np.ones((2, 4), np.float32)))
         (part,) = tmp_path.iterdir()
         with part.open("r+b") as file:
             file.seek(writer._open.place(2))
@@ -374,9 +376,9 @@ def test_bytes_that_changed_on_the_disk_are_noticed(tmp_path):
 def test_a_row_written_again_is_replaced_and_wrong_rows_are_refused(tmp_path):
     one = np.ones(1, np.float32)
     with MapWriter(tmp_path / "m.h5ad", genes=["A", "B"], spots=spots_of(3), overwrite=False) as writer:
-        writer.write(np.array([1]), Retrieved(np.full((1, 2), 5, np.float32), one, one))
-        writer.write(np.array([1]), Retrieved(np.full((1, 2), 6, np.float32), one * 2, one))
-        writer.write(np.zeros(0, np.int64), Retrieved(np.zeros((0, 2), np.float32), one[:0], one[:0]))
+        writer.write(np.array([1]), RetrievalResult(np.full((1, 2), 5, np.float32), one, one))
+        writer.write(np.array([1]), RetrievalResult(np.full((1, 2), 6, np.float32), one * 2, one))
+        writer.write(np.zeros(0, np.int64), RetrievalResult(np.zeros((0, 2), np.float32), one[:0], one[:0]))
         for rows, expression in (
             ([3], [[1, 1]]),
             ([-1], [[1, 1]]),
@@ -384,7 +386,7 @@ def test_a_row_written_again_is_replaced_and_wrong_rows_are_refused(tmp_path):
             ([0], [[1, 1, 1]]),
         ):
             with pytest.raises(ValueError):
-                writer.write(np.array(rows), Retrieved(np.array(expression, np.float32), one, one))
+                writer.write(np.array(rows), RetrievalResult(np.array(expression, np.float32), one, one))
         publish(writer)
     found = anndata.read_h5ad(tmp_path / "m.h5ad")
     np.testing.assert_array_equal(found.X, [[np.nan] * 2, [6, 6], [np.nan] * 2])
@@ -398,14 +400,14 @@ def test_memory_does_not_grow_with_the_map(tmp_path):
         import numpy as np
         sys.path.insert(0, sys.argv[1])
         from map_writing import genes_of, publish, spots_of
-        from mclst.kernels.definition.result import Retrieved
+        from mclst.kernels.definition.result import RetrievalResult
         from mclst.runtime.expression_map.writer import MapWriter
         n, genes = 20_000, 3_000
         batch = np.ones((500, genes), np.float32)
         with MapWriter(Path(sys.argv[2]) / "m.h5ad", genes=genes_of(genes), spots=spots_of(n), overwrite=False) as writer:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             for start in range(0, n, 500):
-                writer.write(np.arange(start, start + 500), Retrieved(batch, batch[:, 0], batch[:, 0]))
+                writer.write(np.arange(start, start + 500), RetrievalResult(batch, batch[:, 0], batch[:, 0]))
             publish(writer)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     """

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from small_model import Small
 
 from mclst.runtime.bundle.bundle import open_bundle
-from mclst.runtime.encoder.cpu_stages import HostStages
+from mclst.runtime.encoder.cpu_stages import CpuStages
 from mclst.runtime.errors import ResourceError
-from mclst.runtime.expression_map.parts import Share
+from mclst.runtime.expression_map.parts import SlidePart
 from mclst.runtime.inference import loaded_model as opened
 from mclst.runtime.inference.memory_budget import (
     FEWEST_SLOTS,
@@ -26,7 +26,7 @@ from mclst.runtime.inference.memory_budget import (
     MOST_SLOTS,
     Fit,
     fit,
-    half_bank,
+    use_fp16_bank,
 )
 from mclst.runtime.progress import Clock
 from mclst.runtime.report.files import Files
@@ -49,7 +49,7 @@ class Machine:
             self.most = max(self.most, len(tiles) * (self.each + slots * TILE))
             return np.zeros((len(tiles), 2), np.float32)
 
-        return HostStages(encode, batch=(batch, SIDE, SIDE, 3), group_rows=batch, clock=Clock(), slots=slots)
+        return CpuStages(encode, batch=(batch, SIDE, SIDE, 3), group_rows=batch, clock=Clock(), slots=slots)
 
     def in_use(self) -> int:
         return self.base + self.most
@@ -92,8 +92,8 @@ def test_the_text_says_how() -> None:
 
 
 def test_a_bank_is_halved_where_it_is_large_against_the_budget() -> None:
-    assert not half_bank(11_000, 785, 4 * 10**9) and not half_bank(10**6, 10**4, None)
-    assert half_bank(10**6, 1000, 4 * 10**9)
+    assert not use_fp16_bank(11_000, 785, 4 * 10**9) and not use_fp16_bank(10**6, 10**4, None)
+    assert use_fp16_bank(10**6, 1000, 4 * 10**9)
 
 
 def assert_same_map(found: Path, wanted: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_part_from_where_less_fits_is_not_mixed_in(
     wanted, out = tmp_path / "wanted.h5ad", tmp_path / "map.h5ad"
     with open_slide(sound / "slide.tif") as slide:
         predict(bundle, slide, sound / "spots.csv", wanted, **bare)
-        for share, batch in ((Share(2, 0), 16), (Share(2, 1), 4), (Share(2), 16)):
+        for share, batch in ((SlidePart(2, 0), 16), (SlidePart(2, 1), 4), (SlidePart(2), 16)):
             fitting(monkeypatch, batch, 2)
             run = predict(
                 bundle, slide, sound / "spots.csv", out, memory_budget=10**9, share=share, overwrite=True, **bare

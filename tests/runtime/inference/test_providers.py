@@ -21,22 +21,22 @@ from mclst.runtime.errors import BundleError, ResourceError
 from mclst.runtime.inference import providers
 from mclst.runtime.inference.providers import (
     FASTEST_FIRST,
-    Request,
+    EncoderRequest,
     list_providers,
     onnxruntime_beside,
     open_encoder,
 )
 
 
-def request_of(bundle: Path, **changed: Any) -> Request:
-    return Request(bundle, bundle / "encoder.onnx", "fp32", 4, **changed)
+def request_of(bundle: Path, **changed: Any) -> EncoderRequest:
+    return EncoderRequest(bundle, bundle / "encoder.onnx", "fp32", 4, **changed)
 
 
 def opening(monkeypatch: pytest.MonkeyPatch, **ends: BaseException | str) -> list[str]:
     """Providers that open, or raise what they are told; the names that were tried."""
     tried: list[str] = []
 
-    def played(name: str, request: Request) -> Any:
+    def played(name: str, request: EncoderRequest) -> Any:
         tried.append(name)
         end = ends.get(name.replace("-", "_"), ResourceError(f"{name} is not here; install it"))
         if isinstance(end, BaseException):

@@ -23,7 +23,7 @@ from mclst.runtime.report.page.openseadragon import PLACE
 from mclst.runtime.report.page.packing import Packed
 from mclst.runtime.report.page.prediction import spots_before
 from mclst.runtime.report.page.slide_page import write_slide_page
-from mclst.runtime.report.page.subsample import thin
+from mclst.runtime.report.page.subsample import subsample
 
 with_viewer = pytest.mark.skipif(
     not PLACE.is_file(), reason="OpenSeadragon was not fetched when mclst was installed"
@@ -155,7 +155,7 @@ def test_a_map_with_single_values_missing_is_told_too(odd: float) -> None:
 def test_a_thinned_grid_keeps_one_of_each_square(columns: int, rows: int, most: int, pitch: float) -> None:
     y, x = np.divmod(np.arange(rows * columns), columns)
     xy = (np.stack([x, y], axis=1) + 0.5) * pitch
-    shown = thin(xy, pitch, most)
+    shown = subsample(xy, pitch, most)
     assert 1 <= len(shown.places) <= most and (np.diff(shown.places) > 0).all()
     if rows * columns <= most:
         assert shown.every == 1 and len(shown.places) == rows * columns
@@ -170,7 +170,9 @@ def test_a_thinned_grid_keeps_one_of_each_square(columns: int, rows: int, most: 
 @with_viewer
 def test_a_page_of_more_spots_than_it_shows_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = made_map(tmp_path / "made.h5ad", side=30, genes=5, grid=True)
-    monkeypatch.setattr("mclst.runtime.report.page.slide_page.thin", lambda xy, pitch: thin(xy, pitch, 100))
+    monkeypatch.setattr(
+        "mclst.runtime.report.page.slide_page.subsample", lambda xy, pitch: subsample(xy, pitch, 100)
+    )
     with open_map(made.path) as found:
         write_slide_page(found, tmp_path / "slide.html")
         order = found.order

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mclst.runtime.errors import InputError, OutputError
-from mclst.runtime.report.figures.colors import COLOURS
+from mclst.runtime.report.figures.colors import COLORMAP
 from mclst.runtime.report.figures.contact_sheet import (
     Sheet,
     _number,
@@ -134,7 +134,7 @@ def test_spots_stand_at_their_place_in_their_size_and_colour(tmp_path):
     low, high = np.percentile(values, [1, 99])
     for spot in (0, 3, 17, 35):
         x, y = sheet.xy_px[spot]
-        expected = np.array(COLOURS(float(np.clip((values[spot] - low) / (high - low), 0, 1)))[:3]) * 255
+        expected = np.array(COLORMAP(float(np.clip((values[spot] - low) / (high - low), 0, 1)))[:3]) * 255
         np.testing.assert_allclose(pixels[pixel(0, x, y)], expected, atol=6)
         for dx, dy in ((26, 0), (-26, 0), (0, 26), (0, -26)):
             np.testing.assert_allclose(pixels[pixel(0, x + dx, y + dy)], expected, atol=6)

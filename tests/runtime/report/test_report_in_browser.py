@@ -15,7 +15,7 @@ from synthetic_maps import DIAMETER, HOSTILE, SCALE, Made, made_map
 from mclst.benchmarks.page.browser import find_chromium, open_browser, wait_for_picture
 from mclst.runtime.expression_map.morans_i import morans_i
 from mclst.runtime.expression_map.reader import open_map
-from mclst.runtime.report.figures.colors import COLOURS
+from mclst.runtime.report.figures.colors import COLORMAP
 from mclst.runtime.report.page import layers
 from mclst.runtime.report.page.openseadragon import PLACE
 from mclst.runtime.report.page.slide_page import write_slide_page
@@ -35,7 +35,7 @@ def browser() -> Iterator[Any]:
         yield context
 
 
-class Opened:
+class ModelCache:
     """A page, and what went wrong in it."""
 
     def __init__(self, page: Any, made: Made) -> None:
@@ -46,7 +46,7 @@ class Opened:
         self.page.wait_for_timeout(120)
         self.page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
-    def colours(self, spots: list[int], pane: int = 0) -> np.ndarray:
+    def colors(self, spots: list[int], pane: int = 0) -> np.ndarray:
         """RGBA at the centres of spots, where the viewer itself says they are."""
         found = self.page.evaluate(
             """([spots, number]) => {
@@ -77,7 +77,7 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Any]:
     complaints: list[str] = []
     pages = []
 
-    def opened(made: Made, measured: np.ndarray | None = None, **how: Any) -> Opened:
+    def opened(made: Made, measured: np.ndarray | None = None, **how: Any) -> ModelCache:
         out = tmp_path / "slide.html"
         with open_map(made.path) as found:
             write_slide_page(found, out, measured=measured, **how)
@@ -91,7 +91,7 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Any]:
         )
         page.goto(out.as_uri())
         wait_for_picture(page)
-        found_page = Opened(page, made)
+        found_page = ModelCache(page, made)
         found_page.settle()
         return found_page
 
@@ -101,11 +101,11 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Any]:
     assert complaints == []
 
 
-def expected(values: np.ndarray, spots: list[int], colours: Any = COLOURS, limits: Any = None) -> np.ndarray:
+def expected(values: np.ndarray, spots: list[int], colors: Any = COLORMAP, limits: Any = None) -> np.ndarray:
     """As matplotlib colours them, 0 … 255."""
     low, high = np.nanpercentile(values.astype(np.float64), [1, 99]) if limits is None else limits
     return (
-        np.array([colours(float(np.clip((values[spot] - low) / (high - low), 0, 1))) for spot in spots]) * 255
+        np.array([colors(float(np.clip((values[spot] - low) / (high - low), 0, 1))) for spot in spots]) * 255
     )
 
 
@@ -123,8 +123,8 @@ def test_the_most_structured_gene_is_shown_as_its_values_are(show: Any, made: Ma
     first = made.genes[int(np.argmax(moran))]
     assert page.page.get_by_role("combobox", name="Gene").first.input_value() == first
     assert page.page.locator("h2").first.inner_text().startswith(first)
-    np.testing.assert_allclose(page.colours(SPOTS), expected(made.value(first), SPOTS), atol=3)
-    unread = page.colours([40])[0]
+    np.testing.assert_allclose(page.colors(SPOTS), expected(made.value(first), SPOTS), atol=3)
+    unread = page.colors([40])[0]
     assert unread[3] == 0  # a ring, with the tissue in it
     chips = page.page.locator("#structured button").all_inner_texts()
     assert chips == [made.genes[g] for g in np.argsort(-moran)[:10]]
@@ -132,10 +132,10 @@ def test_the_most_structured_gene_is_shown_as_its_values_are(show: Any, made: Ma
 
 def test_a_gene_is_found_by_typing_and_the_spots_change(show: Any, made: Made) -> None:
     page = show(made)
-    before = page.colours(SPOTS)
+    before = page.colors(SPOTS)
     page.pick("GENE10")
     assert page.page.get_by_role("combobox", name="Gene").first.input_value() == "GENE10"
-    after = page.colours(SPOTS)
+    after = page.colors(SPOTS)
     np.testing.assert_allclose(after, expected(made.value("GENE10"), SPOTS), atol=3)
     assert np.abs(after - before).max() > 40
     field = page.page.get_by_role("combobox", name="Gene").first
@@ -153,14 +153,14 @@ def test_a_gene_is_found_by_typing_and_the_spots_change(show: Any, made: Made) -
     field.fill("nothing")
     assert "none of that name" in page.page.get_by_role("listbox").first.inner_text()
     field.press("Escape")
-    np.testing.assert_array_equal(page.colours(SPOTS), after)
+    np.testing.assert_array_equal(page.colors(SPOTS), after)
 
 
 def moran_of(made: Made) -> Any:
     return zip(made.genes, morans_i(made.expression, made.xy_px), strict=True)
 
 
-def painted(page: Opened) -> int:
+def painted(page: ModelCache) -> int:
     return int(
         page.page.evaluate(
             """() => { const { canvas } = report.panes[0];
@@ -170,7 +170,7 @@ def painted(page: Opened) -> int:
     )
 
 
-def slide_to(page: Opened, name: str, value: str) -> None:
+def slide_to(page: ModelCache, name: str, value: str) -> None:
     page.page.locator(f"#{name}").fill(value)
     page.settle()
 
@@ -191,7 +191,7 @@ def test_sliders_change_size_opacity_and_what_is_sure(show: Any, made: Made) -> 
     assert float(tissue.evaluate("(one) => getComputedStyle(one).opacity")) == pytest.approx(0.2)
     slide_to(page, "certain", "40")
     left = round(len(made.spots) * 0.6)
-    alpha = page.colours(list(range(len(made.spots))))[:, 3]
+    alpha = page.colors(list(range(len(made.spots))))[:, 3]
     sure = np.argsort(made.nearest)[:left]
     shown = set(np.flatnonzero(alpha == 255).tolist())
     assert shown == set(sure.tolist()) - {40}
@@ -205,7 +205,7 @@ def test_colour_maps_and_ranges(show: Any, made: Made) -> None:
     page.page.get_by_label("Colours").select_option("Cividis")
     page.settle()
     cividis = matplotlib.colormaps["cividis"]
-    np.testing.assert_allclose(page.colours(SPOTS), expected(values, SPOTS, cividis), atol=3)
+    np.testing.assert_allclose(page.colors(SPOTS), expected(values, SPOTS, cividis), atol=3)
     low = page.page.get_by_label("Value of the first colour").first
     high = page.page.get_by_label("Value of the last colour").first
     low.fill("0.5")
@@ -213,13 +213,13 @@ def test_colour_maps_and_ranges(show: Any, made: Made) -> None:
     high.fill("1")
     high.press("Enter")
     page.settle()
-    np.testing.assert_allclose(page.colours(SPOTS), expected(values, SPOTS, cividis, (0.5, 1.0)), atol=3)
+    np.testing.assert_allclose(page.colors(SPOTS), expected(values, SPOTS, cividis, (0.5, 1.0)), atol=3)
     low.fill("7")
     low.press("Enter")
     assert low.input_value() == "0.5"  # above the upper end: not taken
     page.page.get_by_role("button", name="Reset").first.click()
     page.settle()
-    np.testing.assert_allclose(page.colours(SPOTS), expected(values, SPOTS, cividis), atol=3)
+    np.testing.assert_allclose(page.colors(SPOTS), expected(values, SPOTS, cividis), atol=3)
 
 
 def test_two_genes_side_by_side_move_together(show: Any, made: Made) -> None:
@@ -230,7 +230,7 @@ def test_two_genes_side_by_side_move_together(show: Any, made: Made) -> None:
     page.pick("GENE3", pane=1)
     page.pick("GENE0", pane=0)
     for pane, gene in ((0, "GENE0"), (1, "GENE3")):
-        np.testing.assert_allclose(page.colours(SPOTS, pane), expected(made.value(gene), SPOTS), atol=3)
+        np.testing.assert_allclose(page.colors(SPOTS, pane), expected(made.value(gene), SPOTS), atol=3)
     views = """() => report.panes.map(({ viewer: { viewport } }) =>
         [viewport.getZoom(true), viewport.getCenter(true).x, viewport.getCenter(true).y])"""
     start = page.page.evaluate(views)
@@ -241,17 +241,17 @@ def test_two_genes_side_by_side_move_together(show: Any, made: Made) -> None:
     first, second = page.page.evaluate(views)
     assert second[0] > start[1][0] * 1.1
     np.testing.assert_allclose(first, second, rtol=1e-6)
-    visible = [spot for spot in SPOTS if page.colours([spot], 1)[0, 3] == 255]
+    visible = [spot for spot in SPOTS if page.colors([spot], 1)[0, 3] == 255]
     assert visible
     for pane, gene in ((0, "GENE0"), (1, "GENE3")):
-        np.testing.assert_allclose(page.colours(visible, pane), expected(made.value(gene), visible), atol=3)
+        np.testing.assert_allclose(page.colors(visible, pane), expected(made.value(gene), visible), atol=3)
     page.page.get_by_label("One colour scale for both").check()
     page.settle()
     both = [np.nanpercentile(made.value(gene).astype(float), [1, 99]) for gene in ("GENE0", "GENE3")]
     limits = (min(b[0] for b in both), max(b[1] for b in both))
     for pane, gene in ((0, "GENE0"), (1, "GENE3")):
         wanted = expected(made.value(gene), visible, limits=limits)
-        np.testing.assert_allclose(page.colours(visible, pane), wanted, atol=3)
+        np.testing.assert_allclose(page.colors(visible, pane), wanted, atol=3)
 
 
 def test_measured_stands_beside_predicted(show: Any, made: Made) -> None:
@@ -263,9 +263,9 @@ def test_measured_stands_beside_predicted(show: Any, made: Made) -> None:
     page.page.wait_for_timeout(300)
     fields = page.page.get_by_role("combobox", name="Gene")
     assert [fields.nth(i).input_value() for i in range(2)] == ["GENE4", "GENE4"]
-    np.testing.assert_allclose(page.colours(SPOTS, 0), expected(made.value("GENE4"), SPOTS), atol=3)
-    np.testing.assert_allclose(page.colours(SPOTS, 1), expected(measured[:, 4], SPOTS), atol=3)
-    assert page.colours([7], 1)[0, 3] == 0
+    np.testing.assert_allclose(page.colors(SPOTS, 0), expected(made.value("GENE4"), SPOTS), atol=3)
+    np.testing.assert_allclose(page.colors(SPOTS, 1), expected(measured[:, 4], SPOTS), atol=3)
+    assert page.colors([7], 1)[0, 3] == 0
 
 
 def test_a_spot_is_told_under_the_pointer_and_by_name(show: Any, made: Made) -> None:
@@ -330,7 +330,7 @@ def test_the_nearest_distance_is_a_map_too(show: Any, made: Made) -> None:
     page = show(made)
     page.page.get_by_label("What is shown").first.select_option("Nearest distance")
     page.settle()
-    np.testing.assert_allclose(page.colours(SPOTS), expected(made.nearest, SPOTS), atol=3)
+    np.testing.assert_allclose(page.colors(SPOTS), expected(made.nearest, SPOTS), atol=3)
     assert page.page.get_by_role("combobox", name="Gene").first.is_disabled()
 
 
@@ -362,7 +362,7 @@ def test_the_values_of_a_large_map_are_told_as_exactly_as_the_page_says(
     assert float(off) == pytest.approx(span / layer["steps"] / 2, rel=0.06)
     assert abs(float(value) - values[100]) <= 1.1 * float(off)
     if budget:
-        np.testing.assert_allclose(page.colours([3, 100, 321]), expected(values, [3, 100, 321]), atol=8)
+        np.testing.assert_allclose(page.colors([3, 100, 321]), expected(values, [3, 100, 321]), atol=8)
 
 
 def test_places_of_a_grid_close_up(show: Any, tmp_path: Path) -> None:
@@ -483,7 +483,7 @@ def test_a_map_of_one_spot_and_one_constant_gene_opens(show: Any, tmp_path: Path
     data.X[:] = 0.7
     data.write_h5ad(made.path)
     page = show(made)
-    np.testing.assert_allclose(page.colours([0])[0], np.array(COLOURS(0.0)) * 255, atol=3)
+    np.testing.assert_allclose(page.colors([0])[0], np.array(COLORMAP(0.0)) * 255, atol=3)
     page.page.get_by_label("Two maps side by side").check()
     page.page.wait_for_timeout(300)
     assert page.page.locator("h2").nth(1).inner_text().startswith("GENE0")
@@ -495,4 +495,4 @@ def test_a_map_without_any_value_opens(show: Any, tmp_path: Path) -> None:
     data.X[:] = np.nan
     data.write_h5ad(made.path)
     page = show(made)
-    assert (page.colours(list(range(9)))[:, 3] == 0).all()
+    assert (page.colors(list(range(9)))[:, 3] == 0).all()

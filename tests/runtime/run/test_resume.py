@@ -27,7 +27,7 @@ from synthetic_slides import quick, tissue
 from mclst.runtime import open_bundle, open_slide, predict
 from mclst.runtime.cli.infer import main
 from mclst.runtime.errors import MclstError, OutputError
-from mclst.runtime.expression_map.journal import RECORD, Journal, read_journal, what_changed
+from mclst.runtime.expression_map.journal import RECORD, Journal, describe_difference, read_journal
 
 WORDS = [
     "slide.tif",
@@ -105,8 +105,8 @@ KILLED_AT_RANDOM = """
         return child
 
     def finish(child):
-        begun = time.monotonic()
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), time.monotonic() - begun
+        new_document = time.monotonic()
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), time.monotonic() - new_document
 
     code, took = finish(start())
     assert code == 0, code
@@ -361,8 +361,8 @@ def test_a_journal_is_believed_up_to_where_it_is_damaged(
     for block in written:
         journal.append(block)
     journal.close()
-    made_of, found, end = read_journal(path) or pytest.fail("not read")
-    assert made_of == {"the slide": "abc", "k": "3"}
+    run_fingerprint, found, end = read_journal(path) or pytest.fail("not read")
+    assert run_fingerprint == {"the slide": "abc", "k": "3"}
     assert found.tobytes() == b"".join(block.tobytes() for block in written)
     content = bytearray(path.read_bytes()[:end])
     content[min(int(flip * end), end - 1)] ^= 0xFF
@@ -378,15 +378,15 @@ def test_any_bytes_are_a_journal_or_none(tmp_path_factory: pytest.TempPathFactor
     path.write_bytes(content)
     read_journal(path)
     path.write_bytes(b'{"format": "mclst-journal/1", "made_of": {}}\n' + content)
-    made_of, found, _ = read_journal(path) or pytest.fail("not read")
-    assert made_of == {} and found.dtype == RECORD
+    run_fingerprint, found, _ = read_journal(path) or pytest.fail("not read")
+    assert run_fingerprint == {} and found.dtype == RECORD
 
 
 def test_what_changed_names_hashes_and_shows_settings() -> None:
     before = {"the slide": "a" * 64, "k": "10", "gone": "1"}
     now = {"the slide": "b" * 64, "k": "12", "new": "2"}
-    assert what_changed(before, now) == "the slide, k (10 → 12), gone, new"
-    assert what_changed(now, dict(now)) == ""
+    assert describe_difference(before, now) == "the slide, k (10 → 12), gone, new"
+    assert describe_difference(now, dict(now)) == ""
 
 
 def test_an_output_error_of_a_run_with_rows_says_what_is_kept(here: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mclst.runtime.errors import ResourceError
-from mclst.runtime.serving.flow_control import FIRST_PAUSE_S, LONGEST_PAUSE_S, Busy, Flow, Lost
+from mclst.runtime.serving.flow_control import FIRST_PAUSE_S, LONGEST_PAUSE_S, Busy, FlowControl, Lost
 
 
 class Clock:
@@ -27,8 +27,10 @@ class Clock:
         await asyncio.sleep(0)
 
 
-def flow_of(clock: Clock, *, most: int = 8, patience_s: float = 100.0) -> Flow:
-    return Flow(most, patience_s, "there", clock=lambda: clock.now, pause=clock.pause, chance=lambda: 1.0)
+def flow_of(clock: Clock, *, most: int = 8, patience_s: float = 100.0) -> FlowControl:
+    return FlowControl(
+        most, patience_s, "there", clock=lambda: clock.now, pause=clock.pause, chance=lambda: 1.0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 def run(
-    loop: asyncio.AbstractEventLoop, flow: Flow, requests: list[Callable[[], Awaitable[Any]]]
+    loop: asyncio.AbstractEventLoop, flow: FlowControl, requests: list[Callable[[], Awaitable[Any]]]
 ) -> list[Any]:
     async def together() -> list[Any]:
         return await asyncio.gather(*(flow.send(request) for request in requests), return_exceptions=True)
@@ -155,7 +157,7 @@ def test_an_answer_that_takes_too_long_is_asked_for_again(loop: asyncio.Abstract
         await asyncio.sleep(10 if len(calls) == 1 else 0)
         return "here"
 
-    flow = Flow(2, 0.2, "there")
+    flow = FlowControl(2, 0.2, "there")
     found = run(loop, flow, [slow_first])
     assert isinstance(found[0], ResourceError)  # the patience was gone with the first
     assert len(calls) == 1

@@ -22,7 +22,7 @@ from mclst.runtime.report.files import Files
 from mclst.runtime.run.job import Job, run_job
 from mclst.runtime.serving.connection import Server
 from mclst.runtime.serving.flow_control import Counts
-from mclst.runtime.serving.remote_session import OpenedServer, RemoteBundle
+from mclst.runtime.serving.remote_session import ServedBundleProxy, ServerModel
 
 pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed; install mclst[server]")
 pytestmark = pytest.mark.skipif(bool(why_absent()), reason=why_absent())
@@ -83,8 +83,8 @@ def job(folder: Path, name: str) -> Job:
 def served(folder: Path, name: str, url: str, at_once: int = 8) -> Counts:
     """Make a map by a server; what became of the requests."""
     with Server(url, patience_s=60, at_once=at_once) as server:
-        here = OpenedServer(server)
-        run_job(RemoteBundle.of(server), job(folder, name), {**SETTINGS, **here.settings}, opened=here)
+        here = ServerModel(server)
+        run_job(ServedBundleProxy.of(server), job(folder, name), {**SETTINGS, **here.settings}, opened=here)
         return server.flow.counts
 
 

@@ -26,7 +26,7 @@ from mclst.runtime.errors import SlideError, SpotsError
 from mclst.runtime.report.export.ome_tiff import halved
 from mclst.runtime.slide.base import Level, Slide
 from mclst.runtime.slide.open import open_slide
-from mclst.runtime.tiling.grid import lay_grid
+from mclst.runtime.tiling.grid import make_grid
 from mclst.runtime.tiling.tissue import TissueMask, find_tissue, otsu, read_mask
 
 PINK, GLASS = (205, 130, 180), (243, 242, 244)
@@ -81,7 +81,7 @@ def test_a_slide_without_tissue_has_none_and_one_full_of_it_is_not_split(tmp_pat
         assert find_tissue(none, 0.5).fraction == 0
         assert find_tissue(whole, 0.5).fraction == 1
         with pytest.raises(SlideError, match=r"no tissue is found .* give --tissue-mask"):
-            lay_grid(none, 20, 0.5, find_tissue(none, 0.5))
+            make_grid(none, 20, 0.5, find_tissue(none, 0.5))
 
 
 def test_specks_are_dropped_and_small_holes_filled(tmp_path: Path) -> None:
@@ -149,9 +149,9 @@ def test_a_grid_keeps_what_plain_numpy_keeps(
                 kept.add(f"{column}x{row}")
     if not kept:
         with pytest.raises((SpotsError, SlideError)):
-            lay_grid(slide, stride, 1.0, TissueMask(mask, "made up"))
+            make_grid(slide, stride, 1.0, TissueMask(mask, "made up"))
         return
-    grid = lay_grid(slide, stride, 1.0, TissueMask(mask, "made up"))
+    grid = make_grid(slide, stride, 1.0, TissueMask(mask, "made up"))
     assert set(grid.spots.id) == kept
     assert grid.skipped == columns * rows - len(kept) and (grid.columns, grid.rows) == (columns, rows)
     first = [float(part) for part in str(grid.spots.id[0]).split("x")]
@@ -162,9 +162,9 @@ def test_a_grid_keeps_what_plain_numpy_keeps(
 def test_absurd_grids_are_refused_before_any_memory_is_taken() -> None:
     whole = TissueMask(np.ones((2, 2), bool), "all")
     with pytest.raises(SpotsError, match="more than 50,000,000; give a larger --grid"):
-        lay_grid(Blank(400_000, 300_000), 1.0, 0.25, whole)
+        make_grid(Blank(400_000, 300_000), 1.0, 0.25, whole)
     with pytest.raises(SpotsError, match="has no place; give a smaller --grid"):
-        lay_grid(Blank(100, 100), 1000.0, 0.25, whole)
+        make_grid(Blank(100, 100), 1000.0, 0.25, whole)
 
 
 def test_masks_at_any_scale_and_what_is_no_mask(tmp_path: Path) -> None:
