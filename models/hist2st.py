@@ -126,7 +126,7 @@ class Hist2St(OverSlide):
         out: Tensor = mixer.down(mixer.layer1(self.patch_embedding(tiles)))
         return out
 
-    def express(self, features: Tensor, position: Tensor, neighbours: Tensor, linked: Tensor) -> Tensor:
+    def predict_expression(self, features: Tensor, position: Tensor, neighbours: Tensor, linked: Tensor) -> Tensor:
         """All spots of a slide: features float32 [N, width], position int64 [N, 2], the graph [N, K] → [N, genes]."""
         mixer = self.vit.transformer
         x, y = self.places(position)

@@ -40,7 +40,7 @@ class HisToGene(OverSlide):
         out: Tensor = self.patch_embedding(tiles.permute(0, 2, 3, 1).flatten(1))
         return out
 
-    def express(self, features: Tensor, position: Tensor) -> Tensor:
+    def predict_expression(self, features: Tensor, position: Tensor) -> Tensor:
         """All spots of a slide: features float32 [N, width], position int64 [N, 2] (x, y) → float32 [N, genes]."""
         x, y = self.places(position)
         out: Tensor = self.gene_head(self.vit(features + x + y))

@@ -41,7 +41,7 @@ class System:
 
     name: as `--system` and the manifest spell it. title: as people do.
     kind: "retrieval": `encode_tiles` and `encode_spots` into one space, expression from a bank of measured spots;
-        "regression": `encode_tiles` gives expression; "sequence": `encode_tiles` gives features and `express` makes
+        "regression": `encode_tiles` gives expression; "sequence": `encode_tiles` gives features and `predict_expression` makes
         expression of all spots of a slide together.
     claims: whether a state dict looks like one of this system, by decisive key names alone.
     traits: reads a claimed state dict, with the encoder's name where the checkpoint says it; KeyError names the tensor

@@ -213,7 +213,7 @@ class ThitoGene(OverSlide):
         out: Tensor = self.caps_layer(torch.relu(self.odconv2d(tiles))).flatten(1)
         return out
 
-    def express(self, features: Tensor, position: Tensor, neighbours: Tensor, linked: Tensor) -> Tensor:
+    def predict_expression(self, features: Tensor, position: Tensor, neighbours: Tensor, linked: Tensor) -> Tensor:
         """All spots of a slide: features float32 [N, F], position int64 [N, 2], the graph [N, K] → [N, genes]."""
         h = self.vit(torch.cat([features, *self.places(position)], dim=1))
         out: Tensor = self.gene_head(self.gat(h, neighbours, linked))
