@@ -1,8 +1,8 @@
-"""The console commands: how each starts, so that a signal during its imports is answered as during its work.
+"""The console commands, and how each answers a signal while it still imports.
 
-A command's imports take a second or more. Until `mclst.runtime.console` takes over nothing has been written, so the
-process ends where it stands, with the sentence and the exit code that it would have later. This module imports nothing
-slow, and names the commands' modules instead of importing them.
+Imports take up to seconds. Until `mclst.runtime.console` takes over, nothing has been written, so the process exits
+at once with the sentence and the exit code it would have later. This module names the commands' modules and imports
+nothing slow.
 """
 
 from __future__ import annotations
@@ -13,40 +13,74 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 
-from mclst.runtime.errors import AGAIN, INTERRUPTED, TERMINATED
+from mclst.runtime.errors import INTERRUPTED, RUN_AGAIN, TERMINATED
 
-STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+
+COMMANDS = {
+    "mclst-train": ("mclst.training.cli", "Train mclSTExp or BLEEP on measured sections: a checkpoint."),
+    "mclst-export": (
+        "mclst.export.cli",
+        "Export a checkpoint: a bundle of graphs, reference bank and parity proof.",
+    ),
+    "mclst-infer": (
+        "mclst.runtime.cli.infer",
+        "Predict expression over a slide, or many: expression maps (.h5ad).",
+    ),
+    "mclst-report": ("mclst.runtime.cli.report", "Make a page, figures, tables and QuPath files from a map."),
+    "mclst-eval": ("mclst.evaluation.cli", "Evaluate a map against measured expression."),
+    "mclst-bench": ("mclst.benchmarks.cli", "Measure speed, memory and accuracy, beside other tools."),
+    "mclst-demo": ("mclst.demo.cli", "Run the whole workflow on synthetic tissue."),
+}
+"""Each console command: its module, whose `main` it runs, and what it does."""
 
 
-def install_signal_handlers(answer: Callable[[int, FrameType | None], object]) -> None:
-    """Answer SIGINT, SIGTERM and SIGHUP with `answer`; the last not where it is ignored, as it is under nohup."""
-    for number in STOPS:
+def install_signal_handlers(handler: Callable[[int, FrameType | None], object]) -> None:
+    """Handle SIGINT, SIGTERM and SIGHUP; an ignored SIGHUP stays ignored, as nohup wants it."""
+    for number in STOP_SIGNALS:
         if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, answer)
+            signal.signal(number, handler)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def _exit_now(number: int, frame: FrameType | None) -> None:
     interrupted = number == signal.SIGINT
-    text = f"Error: {'interrupted' if interrupted else 'terminated'}; {AGAIN}\n"
+    text = f"Error: {'interrupted' if interrupted else 'terminated'}; {RUN_AGAIN}\n"
     try:
         os.write(2, text.encode())
     finally:
-        # No unwinding: half an import would only add a traceback of its own.
+        # No unwinding: a half-finished import would only print its own traceback.
         os._exit(INTERRUPTED if interrupted else TERMINATED)
 
 
-def _command(module: str) -> Callable[[], None]:
+def _entry_point(command: str) -> Callable[[], None]:
     def run() -> None:
-        install_signal_handlers(_leave)
-        importlib.import_module(module).main()
+        install_signal_handlers(_exit_now)
+        importlib.import_module(COMMANDS[command][0]).main()
 
     return run
 
 
-export = _command("mclst.export.cli")
-infer = _command("mclst.runtime.cli.infer")
-report = _command("mclst.runtime.cli.report")
-train = _command("mclst.training.cli")
-evaluate = _command("mclst.evaluation.cli")
-bench = _command("mclst.benchmarks.cli")
-demo = _command("mclst.demo.cli")
+train = _entry_point("mclst-train")
+export = _entry_point("mclst-export")
+infer = _entry_point("mclst-infer")
+report = _entry_point("mclst-report")
+evaluate = _entry_point("mclst-eval")
+bench = _entry_point("mclst-bench")
+demo = _entry_point("mclst-demo")
+
+
+def overview() -> None:
+    """List the commands, one line each: `mclst`."""
+    install_signal_handlers(_exit_now)
+    import click
+
+    @click.command("mclst", context_settings={"help_option_names": ["-h", "--help"]})
+    @click.version_option(package_name="mclst")
+    def main() -> None:
+        """List the commands of mclst; each has --help."""
+        for name, (_, summary) in COMMANDS.items():
+            click.echo(f"{name:<12}  {summary}")
+
+    main()

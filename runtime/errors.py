@@ -1,7 +1,7 @@
 """Everything that can go wrong, and the exit code each kind leaves with.
 
     MclstError                1   (never raised itself)
-    ├── InputError            4   something the user handed in is refused
+    ├── InputError            4   an input is refused
     │   ├── SlideError            the slide
     │   ├── SpotsError            the spots table
     │   ├── BundleError           the bundle
@@ -13,7 +13,7 @@
     └── ResourceError         6   memory, device or provider missing
 
 A message is one sentence: what is wrong, where (file, row, tile), what to do.
-`kernels` and `sections` lie below and raise ValueError; `mclst.runtime.console` translates at the border.
+`kernels` and `sections` stand below and raise ValueError; `describe_error` gives those an exit code too.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ import errno
 from mclst.sections.errors import SectionError
 
 DEFECT, INTERRUPTED, TERMINATED = 1, 130, 143
-AGAIN = "nothing half-written is left behind, run the command again"
+RUN_AGAIN = "nothing half-written is left behind, run the command again"
 
 
 class MclstError(Exception):
-    """Base of every error that is the user's to mend: shown as one sentence, without a traceback."""
+    """Base of every error the user can fix: shown as one sentence, without a traceback."""
 
     exit_code = 1
 
 
 class InputError(MclstError):
-    """Something handed in is refused."""
+    """An input is refused."""
 
     exit_code = 4
 
@@ -51,7 +51,7 @@ class BundleError(InputError):
 
 
 class CheckpointError(InputError):
-    """The checkpoint is not one that mclst can trust and recognise."""
+    """The checkpoint is damaged, unsafe or unknown."""
 
 
 class ReferenceDataError(InputError):
@@ -59,11 +59,11 @@ class ReferenceDataError(InputError):
 
 
 class ParityError(InputError):
-    """The exported graph does not give what the checkpoint gives."""
+    """The exported graph and the checkpoint disagree."""
 
 
 class ServerError(InputError):
-    """A server answers, but not with what a bundle's server would."""
+    """A server answers with something other than a bundle's server would."""
 
 
 class OutputError(MclstError):
@@ -78,45 +78,42 @@ class ResourceError(MclstError):
     exit_code = 6
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-TOO_FEW = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
-
-
 class Terminated(BaseException):
     """SIGTERM or SIGHUP arrived: unwound like an interrupt, so that nothing half-written stays."""
 
 
 def describe_error(error: BaseException) -> tuple[str, int]:
-    """What went wrong, in a sentence for people, and its exit code; DEFECT where it is none that was foreseen."""
+    """Say what went wrong in a sentence, with its exit code; DEFECT for what was not foreseen."""
     if isinstance(error, MclstError):
         return _with_notes(str(error), error), error.exit_code
     if isinstance(error, SectionError):
-        return str(error), 4
+        return str(error), InputError.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return _with_notes("interrupted", error, RUN_AGAIN), INTERRUPTED
+    if isinstance(error, Terminated):
+        return _with_notes("terminated", error, RUN_AGAIN), TERMINATED
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        sentence = f"{error.filename or 'standard output'} cannot be written ({error.strerror}); free space"
+        return sentence, OutputError.exit_code
     if isinstance(error, MemoryError):
-        text = (
+        sentence = (
             "this machine's memory is too small for the work; ask for less at once, such as a smaller batch"
         )
-        return _with_notes(text, error), 6
-    if isinstance(error, KeyboardInterrupt):
-        return _with_notes("interrupted", error, AGAIN), INTERRUPTED
-    if isinstance(error, Terminated):
-        return _with_notes("terminated", error, AGAIN), TERMINATED
-    if isinstance(error, OSError) and error.errno in TOO_FEW:
-        text = f"this machine lets the process have no more ({error.strerror}); {RAISE}"
-        return _with_notes(text, error), 6
-    if isinstance(error, OSError) and error.errno in FULL:
-        return f"{error.filename or 'standard output'} cannot be written ({error.strerror}); free space", 5
-    if isinstance(error, RuntimeError) and "start new thread" in str(error):
-        return _with_notes(f"this machine lets the process have no more threads; {RAISE}", error), 6
-    return "this is a defect in mclst; please report the lines above", DEFECT
+    elif isinstance(error, OSError) and error.errno in _LIMIT_REACHED:
+        sentence = f"this machine lets the process have no more ({error.strerror}); {_RAISE_LIMITS}"
+    elif isinstance(error, RuntimeError) and "start new thread" in str(error):
+        sentence = f"this machine lets the process have no more threads; {_RAISE_LIMITS}"
+    else:
+        return "this is a defect in mclst; please report the lines above", DEFECT
+    return _with_notes(sentence, error), ResourceError.exit_code
 
 
-RAISE = "raise its limits (ulimit -a), or ask for fewer --workers"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LIMIT_REACHED = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
+_RAISE_LIMITS = "raise its limits (ulimit -a), or ask for fewer --workers"
 
 
-def _with_notes(sentence: str, error: BaseException, otherwise: str = "") -> str:
-    """A sentence and what was noted on the error on its way up, such as what is kept for the next run."""
-    notes = getattr(error, "__notes__", []) or ([otherwise] if otherwise else [])
+def _with_notes(sentence: str, error: BaseException, default: str = "") -> str:
+    """Append the notes added to the error on its way up, such as what is kept for the next run."""
+    notes = getattr(error, "__notes__", []) or ([default] if default else [])
     return "; ".join([sentence, *notes])

@@ -1,4 +1,4 @@
-"""Tables of measurements for people, whole where the output is no terminal; the line that says what they were taken on."""
+"""Tables and lines that benchmark commands print on stderr."""
 
 from __future__ import annotations
 
@@ -11,26 +11,19 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from mclst.runtime.console import console, say
-
-_QUIET = 0.5
-"""A machine busier than this share of its cores when a run begins gives figures to look at, not to quote."""
+from mclst.runtime.console import stderr_console, say
 
 
-def verdict(load: float | None, cores: int) -> str:
-    """`quiet` or `busy`, by the load average at the start of a run."""
-    return "quiet" if load is not None and load <= _QUIET * cores else "busy"
-
-
-def stamp(content: dict[str, Any]) -> str:
-    """One line of the machine, its measured peaks and its verdict."""
-    peaks, where = content["peaks"]["host"], content["machine"]
+def machine_line(document: dict[str, Any]) -> str:
+    """One line of the machine, its measured peaks and whether it was quiet."""
+    peaks, machine = document["peaks"]["host"], document["machine"]
     operations = peaks.get("operations_per_s") or {"fp32": peaks["flops_per_s"]}
-    known = ", ".join(f"{rate / 1e9:,.0f} {name}" for name, rate in operations.items() if rate)
+    rates = ", ".join(f"{rate / 1e9:,.0f} {name}" for name, rate in operations.items() if rate)
     return (
-        f"{where['cpu']}, {where['cores']} cores ({where['lanes'] or 'nothing compiled'}), GPU: {where['gpu'] or 'none'}; "
-        f"peaks {known} GFLOP/s, {peaks['bytes_per_s'] / 1e9:.0f} GB/s; "
-        f"machine {content['verdict']} at the start (load {where['load_at_start']})"
+        f"{machine['cpu']}, {machine['cores']} cores ({machine['lanes'] or 'nothing compiled'}), "
+        f"GPU: {machine['gpu'] or 'none'}; "
+        f"peaks {rates} GFLOP/s, {peaks['bytes_per_s'] / 1e9:.0f} GB/s; "
+        f"machine {document['verdict']} at the start (load {machine['load_at_start']})"
     )
 
 
@@ -41,25 +34,31 @@ def show_table(
     *,
     bold: AbstractSet[str] = frozenset(),
 ) -> None:
-    """Print a table whose first column names the rows; `bold`: of these, ours."""
+    """Print a table whose first column names the rows; `bold`: names of rows to emphasize."""
     table = Table(title=title, title_justify="left", box=SIMPLE)
-    for at, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if at else "left", no_wrap=True)
+    for column, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if column else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row, style="bold" if row[0] in bold else "")
     if console.is_terminal:
-        console.print(table)
+        stderr_console().print(table)
         return
-    # rich never prints wider than it takes the console to be, and takes a file to be 80 columns.
-    needed = Measurement.get(console, console.options.update(width=10_000), table).maximum
-    Console(stderr=True, highlight=False, width=needed).print(table)
+    # rich assumes 80 columns for a file and never prints wider than its console: give it the table's width.
+    width = Measurement.get(console, console.options.update(width=10_000), table).maximum
+    Console(stderr=True, highlight=False, width=width).print(table)
 
 
-def show_memory(memory: Sequence[Mapping[str, Any]]) -> None:
-    """A line per contender that was measured in a process of its own: resident memory at the peak, and what it added."""
-    for entry in memory:
+def show_memory(entries: Sequence[Mapping[str, Any]]) -> None:
+    """Print the peak memory of each contender that ran in a process of its own."""
+    for entry in entries:
         if entry["peak_rss_bytes"] is None:
             say(f"memory of {entry['name']}: not measured ({entry['why']})")
         else:
             peak, before = (entry[name] / 2**20 for name in ("peak_rss_bytes", "before_bytes"))
             say(f"memory of {entry['name']}: {peak:,.0f} MiB at the peak, {peak - before:,.0f} of it its own")
+
+
+def show_unavailable(entries: Sequence[Mapping[str, Any]]) -> None:
+    """Print why each missing contender did not run."""
+    for entry in entries:
+        say(f"not run here: {entry['name']} ({entry['why']})")

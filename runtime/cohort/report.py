@@ -12,9 +12,9 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from mclst.runtime.atomic import check_writable, remove_stale, write_whole
+from mclst.runtime.atomic import check_writable, remove_stale, write_atomically
 from mclst.runtime.cohort.run import DONE, FAILED, SKIPPED, SlideOutcome
-from mclst.runtime.console import console, say
+from mclst.runtime.console import stderr_console, say
 from mclst.runtime.progress import Advance
 from mclst.runtime.run.job import Watch
 from mclst.runtime.versions import installed_versions
@@ -70,7 +70,7 @@ class CohortReport:
     def write(self, status: str, reason: str = "") -> None:
         """Put the report in its place."""
         text = json.dumps(self.as_json(status, reason), indent=2, allow_nan=False) + "\n"
-        write_whole(self.path, text.encode())
+        write_atomically(self.path, text.encode())
         self._written = time.monotonic()
 
 
@@ -133,9 +133,9 @@ class Board:
 @contextmanager
 def board(names: Iterable[str], *, quiet: bool) -> Iterator[Board]:
     """A board for these slides, on stderr; quiet: it says nothing."""
-    if quiet or not console.is_terminal:
+    if quiet or not stderr_console().is_terminal:
         yield Board(names, quiet=quiet, running=None)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as running:
+    with Progress(*columns, console=stderr_console(), transient=True) as running:
         yield Board(names, quiet=quiet, running=running)

@@ -1,0 +1,58 @@
+"""Types of command-line values that click does not have: finite numbers, triples, amounts of memory."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, ClassVar
+
+import click
+
+
+class Finite(click.FloatRange):
+    """A number within a range; `nan` and `inf`, which click's own range lets pass, are wrong usage."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text → a finite number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
+
+
+class Numbers(click.ParamType[list[float]]):
+    """Three comma-separated numbers."""
+
+    name = "a,b,c"
+
+    def __init__(self, kind: type[int | float], lowest: float = -math.inf, highest: float = math.inf) -> None:
+        self.kind, self.lowest, self.highest = kind, lowest, highest
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text → list of three numbers; anything else is wrong usage."""
+        try:
+            found = [self.kind(part) for part in str(value).split(",")]
+        except ValueError:
+            found = []
+        if len(found) != 3 or not all(self.lowest <= n <= self.highest and math.isfinite(n) for n in found):
+            bounds = "" if math.isinf(self.highest) else f" from {self.lowest:g} to {self.highest:g}"
+            self.fail(f"{value!r} is not three numbers{bounds} with commas between", param, ctx)
+        return found
+
+
+class Bytes(click.ParamType[int]):
+    """An amount of memory: 4GB, 512MiB, 1.5G; decimal units unless they end in iB."""
+
+    name = "size"
+    _UNITS: ClassVar[dict[str, int]] = {
+        **{f"{letter}{end}": 1000 ** (i + 1) for i, letter in enumerate("KMGT") for end in ("", "B")},
+        **{f"{letter}iB": 1024 ** (i + 1) for i, letter in enumerate("KMGT")},
+    }
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text → bytes; anything else, and nothing at all, is wrong usage."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", str(value).strip())
+        units = {unit.lower(): size for unit, size in self._UNITS.items()}
+        if match is None or match[2].lower() not in units or not float(match[1]):
+            self.fail(f"{value!r} is not an amount of memory such as 4GB or 512MiB", param, ctx)
+        return int(float(match[1]) * units[match[2].lower()])
