@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mclst.runtime.errors import InputError
 from mclst.sections.formats.source import SectionSource
-from mclst.sections.tables.delimited import separator
+from mclst.sections.tables.delimited import detect_delimiter
 from mclst.sections.tables.text_file import read_text
 
 UNLABELLED = frozenset({"", "nan", "none", "na", "undetermined", "unlabelled", "unlabeled"})
@@ -50,7 +50,7 @@ def _of_table(path: Path) -> dict[str, str]:
     text = read_text(path, may_be_gzip=True)
     try:
         lines = text.splitlines()
-        table = pd.read_csv(path, sep=separator(lines[0]), dtype=str, keep_default_na=False)
+        table = pd.read_csv(path, sep=detect_delimiter(lines[0]), dtype=str, keep_default_na=False)
     except (ValueError, IndexError) as error:
         raise InputError(
             f"{path} is not a table with a header ({error}); give one of spots and labels"

@@ -1,7 +1,7 @@
-"""What is wrong with a section or a table of spots."""
+"""Error raised for unusable sections and spot tables."""
 
 from __future__ import annotations
 
 
 class SectionError(ValueError):
-    """A section or a spot table cannot be used; the message is one sentence naming the file and the row."""
+    """A section or spot table cannot be used; the message names the file and the row in one sentence."""

@@ -1,4 +1,4 @@
-"""HDF5 files opened at one border: whatever the libraries raise on a damaged one becomes one sentence."""
+"""Open HDF5 files and turn any library error into one sentence."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from mclst.sections.errors import SectionError
 
 
 @contextmanager
-def opened(path: Path, what: str) -> Iterator[h5py.File]:
-    """Open a file to read it within the block as `what` ("AnnData", "a Space Ranger matrix").
+def open_hdf5(path: Path, kind: str) -> Iterator[h5py.File]:
+    """Open a file for reading as `kind` ("AnnData", "a Space Ranger matrix").
 
-    Raises SectionError for any other error of the block but MemoryError: on damaged bytes h5py and anndata raise
-    nearly every kind there is.
+    Raises SectionError for every error inside the block except MemoryError.
     """
     try:
         with h5py.File(path, "r") as file:
             yield file
     except (SectionError, MemoryError):
         raise
-    except Exception as error:
+    except Exception as error:  # on damaged bytes h5py and anndata raise nearly every type
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SectionError(f"{path}: the file cannot be read as {what} ({reason})") from error
+        raise SectionError(f"{path}: the file cannot be read as {kind} ({reason})") from error

@@ -1,4 +1,4 @@
-"""The two things read from disk here: a table of spots, and a measured section."""
+"""Data classes of a spot table and a measured section."""
 
 from __future__ import annotations
 
@@ -13,17 +13,28 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Spots:
-    """The places of a spots table, in the table's order.
+    """Spots of a table, in the table's order.
 
-    path: the file.
-    variant: what it was recognised as, for people: "legacy ST selection", "Space Ranger 2", …
-    id: str [n], unique: the barcode, for legacy ST `XxY` of the array coordinates, else the row number.
-    xy_px: float64 [n, 2], centre (x, y) in level-0 px, y down.
-    array_xy: int64 [n, 2] array coordinates or None (legacy ST: x, y; Visium: array_col, array_row).
-    row: int64 [n], line of the file (1 is the first line) each spot stands on, for messages.
-    table: the table's own columns [n rows], column names as in the file.
-    spot_diameter_px: level-0 px, where the file or its scalefactors say so, else None.
-    coordinates: one phrase for the summary: which columns were taken as level-0 pixels.
+    Attributes
+    ----------
+    path : Path
+        The file.
+    variant : str
+        Recognized format, such as "legacy ST selection" or "Space Ranger 2".
+    id : ndarray of str, shape (n,)
+        Unique: the barcode, `XxY` of the array coordinates for legacy ST, else the row number.
+    xy_px : ndarray of float64, shape (n, 2)
+        Center (x, y) in level-0 px, y down.
+    array_xy : ndarray of int64, shape (n, 2), or None
+        Array coordinates: x, y for legacy ST; array_col, array_row for Visium.
+    row : ndarray of int64, shape (n,)
+        Line of the file, from 1, for messages.
+    table : DataFrame
+        The file's columns, n rows.
+    spot_diameter_px : float or None
+        Level-0 px, if the file or its scalefactors give it.
+    coordinates : str
+        Which columns were used as level-0 pixels, for the summary.
     """
 
     path: Path
@@ -44,15 +55,26 @@ class Spots:
 class Section:
     """A measured tissue section; rows in file order.
 
-    name: "C4".
-    genes: str [g], in file order; a Visium symbol may stand twice, and match_genes refuses it where it is wanted.
-    spot: str [n], unique.
-    counts: float32 CSR [n, g], raw counts (or whatever values the file holds), finite and ≥ 0 unless
-        `normalized` was said of them.
-    array_xy: int64 [n, 2] array coordinates (legacy ST: x, y; Visium: array_col, array_row), or None.
-    xy_px: float64 [n, 2] level-0 px (x, y) of the spot's centre, NaN where the file has none, or None.
-    image: the section's own H&E image beside it, where there is one.
-    counts_from: what of the file was taken: "counts", or for AnnData "layers['counts']" or "X".
+    Attributes
+    ----------
+    name : str
+        For example "C4".
+    path : Path
+        File or folder of the counts.
+    genes : ndarray of str, shape (g,)
+        In file order. A Visium symbol may appear twice; `match_genes` refuses only symbols it needs.
+    spot : ndarray of str, shape (n,)
+        Unique.
+    counts : csr_matrix of float32, shape (n, g)
+        Finite and non-negative; raw counts, or whatever values the file holds.
+    array_xy : ndarray of int64, shape (n, 2), or None
+        Array coordinates: x, y for legacy ST; array_col, array_row for Visium.
+    xy_px : ndarray of float64, shape (n, 2), or None
+        Spot center (x, y) in level-0 px, NaN where the file has none.
+    image : Path or None
+        The section's H&E image.
+    counts_from : str
+        Source of the counts: "counts", or "layers['counts']" or "X" of an AnnData.
     """
 
     name: str

@@ -60,7 +60,7 @@ def read_cohort(path: Path, folder: Path, otherwise: Job, convert: Convert) -> d
         key = name.casefold()
         if key in lines:
             raise InputError(
-                f"{table.at(row)}: the map would be named {name!r} as that of {lines[key]}; give names in a column 'name'"
+                f"{table.location(row)}: the map would be named {name!r} as that of {lines[key]}; give names in a column 'name'"
             )
         lines[key] = f"{table.unit} {table.row[row]}"
         jobs[name] = job
@@ -70,7 +70,7 @@ def read_cohort(path: Path, folder: Path, otherwise: Job, convert: Convert) -> d
 def _job(
     table: Table, row: int, given: Mapping[str, str], folder: Path, otherwise: Job, convert: Convert
 ) -> tuple[str, Job]:
-    where = table.at(row)
+    where = table.location(row)
     if "slide" not in given:
         raise InputError(f"{where}: column 'slide' is empty; name the slide's file")
     slide = table.path.parent / given["slide"]

@@ -1,4 +1,4 @@
-"""Counts as every reader hands them on: float32 CSR, finite, not negative."""
+"""Checks shared by all readers: counts as finite, non-negative float32 CSR, and unique spots."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from mclst.sections.errors import SectionError
 
 
 def counts_csr(matrix: Any, path: Path, spot: NDArray[np.str_], genes: NDArray[np.str_]) -> sp.csr_matrix:
-    """Give spots x genes, dense or sparse, as float32 CSR [n, g] with sorted columns and no stored zeros.
+    """Convert spots x genes, dense or sparse, to float32 CSR [n, g] with sorted columns and no stored zeros.
 
-    Raises SectionError naming file, spot and gene of the first value that is not finite, is negative, or is too
-    large for float32, and where the matrix is damaged or is not [len(spot), len(genes)].
+    Raises SectionError if the matrix is damaged, has another shape than [len(spot), len(genes)], or holds a
+    value that is not finite, negative or too large for float32; the message names its file, spot and gene.
     """
     if matrix.shape != (len(spot), len(genes)):
         raise SectionError(
-            f"{path}: the counts are {matrix.shape[0]} x {matrix.shape[1]} for {len(spot)} spots and {len(genes)} genes; "
-            "the files do not belong together"
+            f"{path}: the counts are {matrix.shape[0]} x {matrix.shape[1]} for {len(spot)} spots and "
+            f"{len(genes)} genes; the files do not belong together"
         )
     try:
         wide = sp.csr_matrix(matrix)
@@ -30,12 +30,13 @@ def counts_csr(matrix: Any, path: Path, spot: NDArray[np.str_], genes: NDArray[n
         raise SectionError(f"{path}: the counts matrix is damaged ({error})") from error
     with np.errstate(over="ignore", invalid="ignore"):
         values = wide.data.astype(np.float32)
-    wrong = ~(np.isfinite(values) & (values >= 0))
-    if wrong.any():
-        place = int(np.argmax(wrong))
-        row, gene = int(np.searchsorted(wide.indptr, place, side="right")) - 1, int(wide.indices[place])
+    invalid = ~(np.isfinite(values) & (values >= 0))
+    if invalid.any():
+        first = int(np.argmax(invalid))
+        row, gene = int(np.searchsorted(wide.indptr, first, side="right")) - 1, int(wide.indices[first])
         raise SectionError(
-            f"{path}: spot {str(spot[row])!r} (row {row + 1}), gene {str(genes[gene])!r} is {wide.data[place]}; "
+            f"{path}: spot {str(spot[row])!r} (row {row + 1}), gene {str(genes[gene])!r} is "
+            f"{wide.data[first]}; "
             "counts are finite numbers, 0 or more"
         )
     counts = sp.csr_matrix((values, wide.indices.copy(), wide.indptr.copy()), shape=wide.shape)
@@ -45,13 +46,13 @@ def counts_csr(matrix: Any, path: Path, spot: NDArray[np.str_], genes: NDArray[n
 
 
 def require_unique_spots(spot: NDArray[np.str_], path: Path) -> None:
-    """Raise SectionError naming the rows where a spot stands twice, or that there are no spots."""
+    """Raise SectionError if a spot appears twice (both rows are named) or there are no spots."""
     if not len(spot):
         raise SectionError(f"{path}: the section has no spots")
-    names, times = np.unique(spot, return_counts=True)
-    if (times > 1).any():
-        name = names[np.argmax(times > 1)]
+    names, occurrences = np.unique(spot, return_counts=True)
+    if (occurrences > 1).any():
+        name = names[np.argmax(occurrences > 1)]
         rows = np.flatnonzero(spot == name)
         raise SectionError(
-            f"{path}: spot {str(name)!r} stands in rows {rows[0] + 1} and {rows[1] + 1}; a spot may appear once"
+            f"{path}: spot {str(name)!r} is in rows {rows[0] + 1} and {rows[1] + 1}; a spot may appear once"
         )

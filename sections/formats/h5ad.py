@@ -1,4 +1,4 @@
-"""AnnData files: measured sections, and tables of spots."""
+"""Reader of measured sections in AnnData files."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from numpy.typing import NDArray
 
 from mclst.sections.errors import SectionError
 from mclst.sections.formats.counts import counts_csr, require_unique_spots
-from mclst.sections.formats.source import SectionSource, entries, image_of
-from mclst.sections.hdf5 import opened
+from mclst.sections.formats.source import SectionSource, find_image, list_folder
+from mclst.sections.hdf5 import open_hdf5
 from mclst.sections.section import Section
-from mclst.sections.tables.h5ad_obs import _places, _require_anndata
+from mclst.sections.tables.h5ad_obs import require_anndata, spot_centers
 
 
 def find(folder: Path) -> dict[str, SectionSource]:
     """Find the .h5ad files of a folder; a section's name is its file's stem."""
-    files = [entry for entry in entries(folder) if entry.suffix == ".h5ad" and entry.is_file()]
+    files = [entry for entry in list_folder(folder) if entry.suffix == ".h5ad" and entry.is_file()]
     return {file.stem: source_of(file) for file in files}
 
 
 def source_of(path: Path) -> SectionSource:
     """Describe one .h5ad as a section."""
     folders = (path.parent, path.parent / "images")
-    return SectionSource(path.stem, "h5ad", path, image=image_of(path.stem, folders))
+    return SectionSource(path.stem, "h5ad", path, image=find_image(path.stem, folders))
 
 
 def read(source: SectionSource) -> Section:
-    """Read a section: layers["counts"] where there is one, else X; Section.counts_from says which.
+    """Read a section: layers["counts"] if present, else X; `Section.counts_from` says which.
 
-    Raises SectionError where the file is damaged, a spot stands twice or a count is not finite and ≥ 0.
+    Raises SectionError if the file is damaged, a spot appears twice, or a count is negative or not finite.
     """
-    with opened(source.path, "AnnData") as file:
-        _require_anndata(file, source.path)
+    with open_hdf5(source.path, "AnnData") as file:
+        require_anndata(file, source.path)
         obs, var = read_elem(file["obs"]), read_elem(file["var"])
         counts_from = "layers['counts']" if "counts" in file.get("layers", {}) else "X"
         if counts_from == "X" and "X" not in file:
@@ -44,7 +44,7 @@ def read(source: SectionSource) -> Section:
             )
         matrix = read_elem(file["layers/counts" if counts_from != "X" else "X"])
         xy_px = (
-            _places(source.path, read_elem(file["obsm/spatial"]), len(obs))
+            spot_centers(source.path, read_elem(file["obsm/spatial"]), len(obs))
             if "obsm/spatial" in file
             else None
         )
@@ -70,8 +70,8 @@ def _array_xy(path: Path, obs: pd.DataFrame) -> NDArray[np.int64] | None:
         values = obs[["array_col", "array_row"]].to_numpy(dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise SectionError(f"{path}: obs array_col, array_row do not hold numbers") from error
-    wrong = ~(values == np.floor(values)).all(axis=1) | ~np.isfinite(values).all(axis=1)
-    if wrong.any():
-        row = int(np.argmax(wrong)) + 1
+    invalid = ~(values == np.floor(values)).all(axis=1) | ~np.isfinite(values).all(axis=1)
+    if invalid.any():
+        row = int(np.argmax(invalid)) + 1
         raise SectionError(f"{path}: row {row}: obs array_col, array_row are not whole numbers")
     return values.astype(np.int64)

@@ -1,7 +1,7 @@
-"""Legacy Spatial Transcriptomics sections: a table of counts, a table of spots, an image.
+"""Reader of legacy Spatial Transcriptomics sections: a table of counts, a table of spots, an image.
 
-Laid out as `counts/C4.tsv.gz`, `spots/C4_selection.tsv`, `images/C4.jpg` (the published `ST-cnts`, `ST-spotfiles`,
-`ST-imgs/C/C4/…` likewise), or all in one folder.
+Layout: `counts/C4.tsv.gz`, `spots/C4_selection.tsv`, `images/C4.jpg`; the published `ST-cnts`,
+`ST-spotfiles`, `ST-imgs/C/C4/…`; or all files in one folder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mclst.sections.errors import SectionError
 from mclst.sections.formats.counts import counts_csr, require_unique_spots
-from mclst.sections.formats.source import SectionSource, entries, image_of, is_image
+from mclst.sections.formats.source import SectionSource, find_image, is_image, list_folder
 from mclst.sections.section import Section
 from mclst.sections.tables.cells import NUMBER
 from mclst.sections.tables.spots import read_spots
@@ -34,30 +34,32 @@ ROWS_AT_ONCE = 512
 def find(folder: Path) -> dict[str, SectionSource]:
     """Find the sections of a folder.
 
-    In one with a counts folder every table there is a section; in a flat one a table with a selection table beside.
-    Raises SectionError where a section's counts are there twice.
+    With a counts folder, every table in it is a section; without one, every table that has a selection table.
+    Raises SectionError if a section has two counts tables.
     """
-    own = folder.absolute()  # a folder given as "." has a name too
-    root = own.parent if own.name in COUNT_FOLDERS else folder
-    found: dict[str, SectionSource] = {}
+    absolute = folder.absolute()  # so that "." has a name
+    root = absolute.parent if absolute.name in COUNT_FOLDERS else folder
+    sections: dict[str, SectionSource] = {}
     counts = [root / name for name in COUNT_FOLDERS if (root / name).is_dir()]
     if len(counts) > 1:
         raise SectionError(f"{counts[0]} and {counts[1]} both hold counts; keep one")
-    for file in entries(counts[0] if counts else root):
+    for file in list_folder(counts[0] if counts else root):
         name = _section_name(file)
         if name is None:
             continue
         source = _source(name, file, root)
         if not counts and source.spots is None:
             continue
-        if name in found:
-            raise SectionError(f"{found[name].path} and {file} both are counts of section {name}; keep one")
-        found[name] = source
-    return found
+        if name in sections:
+            raise SectionError(
+                f"{sections[name].path} and {file} both are counts of section {name}; keep one"
+            )
+        sections[name] = source
+    return sections
 
 
 def source_of(path: Path) -> SectionSource | None:
-    """Describe one counts table as a section, or None where its name is not one's."""
+    """Describe a counts table as a section; None if its name does not match."""
     name = _section_name(path)
     if name is None:
         return None
@@ -66,14 +68,13 @@ def source_of(path: Path) -> SectionSource | None:
 
 
 def read(source: SectionSource) -> Section:
-    """Read a section: rows in the order of the counts, places joined by array coordinates.
+    """Read a section: rows in the order of the counts, pixel coordinates joined by array coordinates.
 
-    A row whose array coordinates are not in the spots table has NaN for a place (sections published with their
-    off-tissue rows have such). Raises SectionError where a table is damaged or no row at all has a place.
+    Raises SectionError if a table is damaged or no row has pixel coordinates.
     """
     genes, spot, counts = _read_counts(source.path)
     array_xy = _array_xy(source.path, spot)
-    xy_px = None if source.spots is None else _places(source.spots, source.path, array_xy)
+    xy_px = None if source.spots is None else _spot_centers(source.spots, source.path, array_xy)
     return Section(source.name, source.path, genes, spot, counts, array_xy, xy_px, source.image)
 
 
@@ -86,19 +87,19 @@ def _section_name(path: Path) -> str | None:
 
 def _source(name: str, counts: Path, root: Path) -> SectionSource:
     tables = (f"{name}_selection.tsv", f"spot_data-selection-{name}.tsv")
-    places = [root / folder / table for folder in (*SPOT_FOLDERS, ".") for table in tables]
-    spots = [place for place in places if place.is_file()]
+    candidates = [root / folder / table for folder in (*SPOT_FOLDERS, ".") for table in tables]
+    spots = [path for path in candidates if path.is_file()]
     if len(spots) > 1:
         raise SectionError(f"{spots[0]} and {spots[1]} both are spots of section {name}; keep one")
     return SectionSource(name, "legacy-st", counts, spots[0] if spots else None, _image(name, root))
 
 
 def _image(name: str, root: Path) -> Path | None:
-    image = image_of(name, [root, *(root / folder for folder in IMAGE_FOLDERS)])
+    image = find_image(name, [root, *(root / folder for folder in IMAGE_FOLDERS)])
     published = root / "ST-imgs" / name[0] / name
     if image is not None or not published.is_dir():
         return image
-    pictures = [entry for entry in entries(published) if is_image(entry)]
+    pictures = [entry for entry in list_folder(published) if is_image(entry)]
     if len(pictures) > 1:
         raise SectionError(f"{pictures[0]} and {pictures[1]} both are images of section {name}; keep one")
     return pictures[0] if pictures else None
@@ -136,13 +137,13 @@ def _genes(path: Path, lines: list[tuple[int, str]]) -> NDArray[np.str_]:
             "give a tab-separated table with a spot's name and one count per gene in each line"
         )
     if ARRAY_NAME.fullmatch(header[0]) and not ARRAY_NAME.match(lines[1][1]):
-        raise SectionError(f"{path}: the columns are spots and the rows genes; turn the table over")
+        raise SectionError(f"{path}: the columns are spots and the rows genes; transpose the table")
     genes = np.array(header, dtype=np.str_)
-    names, times = np.unique(genes, return_counts=True)
-    if (times > 1).any() or "" in names:
-        repeated = "" if "" in names else names[np.argmax(times > 1)]
+    names, occurrences = np.unique(genes, return_counts=True)
+    if (occurrences > 1).any() or "" in names:
+        repeated = "" if "" in names else names[np.argmax(occurrences > 1)]
         raise SectionError(
-            f"{path}: line {lines[0][0]}: gene {str(repeated)!r} stands there more than once, or is blank"
+            f"{path}: line {lines[0][0]}: gene {str(repeated)!r} appears more than once, or is blank"
         )
     return genes
 
@@ -151,7 +152,8 @@ def _values(path: Path, genes: NDArray[np.str_], rows: list[tuple[int, str, str]
     for number, _, cells in rows:
         if cells.count("\t") + 1 != len(genes):
             raise SectionError(
-                f"{path}: line {number} has {cells.count(chr(9)) + 1} counts for {len(genes)} genes; the line is damaged"
+                f"{path}: line {number} has {cells.count(chr(9)) + 1} counts for {len(genes)} genes; "
+                "the line is damaged"
             )
     try:
         values = np.loadtxt([cells for _, _, cells in rows], delimiter="\t", comments=None, ndmin=2)
@@ -177,32 +179,33 @@ def _array_xy(path: Path, spot: NDArray[np.str_]) -> NDArray[np.int64]:
     for row, name in enumerate(spot.tolist()):
         match = ARRAY_NAME.fullmatch(name)
         if match is None:
-            cure = (
+            fix = (
                 "round it to whole array coordinates"
                 if FRACTIONAL_NAME.fullmatch(name)
                 else "name it XxY, as 10x13"
             )
-            raise SectionError(f"{path}: row {row + 1} of the counts is called {name!r}; {cure}")
+            raise SectionError(f"{path}: row {row + 1} of the counts is named {name!r}; {fix}")
         array_xy[row] = int(match[1]), int(match[2])
     return array_xy
 
 
-def _places(spots_path: Path, counts_path: Path, array_xy: NDArray[np.int64]) -> NDArray[np.float64]:
+def _spot_centers(spots_path: Path, counts_path: Path, array_xy: NDArray[np.int64]) -> NDArray[np.float64]:
     spots = read_spots(spots_path, all_spots=True)
     if spots.array_xy is None:
         raise SectionError(
             f"{spots_path}: {spots.variant} has no array coordinates x, y to join with {counts_path.name}"
         )
-    place: dict[tuple[int, int], int] = {}
+    row_of: dict[tuple[int, int], int] = {}
     for index, (x, y) in enumerate(spots.array_xy.tolist()):
-        if (x, y) in place:
+        if (x, y) in row_of:
             raise SectionError(
-                f"{spots_path}: line {spots.row[index]}: array coordinates {x}, {y} stand there twice"
+                f"{spots_path}: line {spots.row[index]}: array coordinates {x}, {y} appear twice"
             )
-        place[x, y] = index
-    at = np.array([place.get((x, y), -1) for x, y in array_xy.tolist()], dtype=np.int64)
-    if (at < 0).all():
+        row_of[x, y] = index
+    rows = np.array([row_of.get((x, y), -1) for x, y in array_xy.tolist()], dtype=np.int64)
+    if (rows < 0).all():
         raise SectionError(
-            f"{counts_path}: no row has its place in {spots_path}; the files do not belong together"
+            f"{counts_path}: no row has its coordinates in {spots_path}; the files do not belong together"
         )
-    return np.where(at[:, None] >= 0, spots.xy_px[at], np.nan)
+    # Sections published with their off-tissue rows have spots without pixel coordinates.
+    return np.where(rows[:, None] >= 0, spots.xy_px[rows], np.nan)

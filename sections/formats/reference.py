@@ -1,4 +1,4 @@
-"""Measured sections on disk: which there are, which are wanted, and one of them read."""
+"""Find, choose and read measured sections on disk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import h5py
 from mclst.sections.errors import SectionError
 from mclst.sections.formats import h5ad, legacy_st, spaceranger
 from mclst.sections.formats.source import SectionSource
-from mclst.sections.hdf5 import opened
+from mclst.sections.hdf5 import open_hdf5
 from mclst.sections.section import Section
 from mclst.sections.tables.genes import match_genes, read_gene_list
 
@@ -31,9 +31,22 @@ ACCEPTED = (
 
 
 def find_sections(path: Path | str) -> dict[str, SectionSource]:
-    """Find the sections under a folder, or the one of a file; sorted by name, nothing large read.
+    """Find the sections of a folder or file without reading their counts.
 
-    Raises SectionError where there is none, where one is there twice, or where a folder holds several formats.
+    Parameters
+    ----------
+    path : Path or str
+        A folder of sections of one format, or a single section.
+
+    Returns
+    -------
+    dict of str to SectionSource
+        Sorted by name.
+
+    Raises
+    ------
+    SectionError
+        If there is no section, a section is there twice, or the folder mixes formats.
     """
     path = Path(path)
     if not path.exists():
@@ -41,51 +54,84 @@ def find_sections(path: Path | str) -> dict[str, SectionSource]:
     if path.is_file():
         source = _of_file(path)
         return {source.name: source}
-    found = {
+    sections = {
         "Space Ranger folders": spaceranger.find(path),
         "AnnData files": h5ad.find(path),
         "legacy ST tables": legacy_st.find(path),
     }
-    held = {what: sources for what, sources in found.items() if sources}
-    if not held:
+    by_format = {name: sources for name, sources in sections.items() if sources}
+    if not by_format:
         raise SectionError(f"{path}: no measured section in the folder; give {ACCEPTED}")
-    if len(held) > 1:
-        raise SectionError(f"{path}: the folder holds {' and '.join(held)}; keep one kind in a folder")
-    (sources,) = held.values()
+    if len(by_format) > 1:
+        raise SectionError(f"{path}: the folder holds {' and '.join(by_format)}; keep one format in a folder")
+    (sources,) = by_format.values()
     return dict(sorted(sources.items()))
 
 
 def choose_sections(
     names: Iterable[str], expression: str | None = None, hold_out: Iterable[str] = ()
 ) -> list[str]:
-    """Choose sections by name: "A2-G3,H1" is all from A2 to G3 in sorted order, both included, and H1.
+    """Choose sections by names and ranges.
 
-    names: the sections there are.  expression: None for all.  hold_out: names left out at the end.
-    Gives the chosen names sorted, each once. A name that itself holds a hyphen is taken whole where it is there.
-    Raises SectionError naming what there is where a name is unknown or nothing is left.
+    Parameters
+    ----------
+    names : iterable of str
+        Available sections.
+    expression : str, optional
+        Such as "A2-G3,H1": all from A2 to G3 in sorted order, both included, and H1. None chooses all. A name
+        that contains a hyphen is matched as a name first.
+    hold_out : iterable of str
+        Names to remove from the choice.
+
+    Returns
+    -------
+    list of str
+        Chosen names, sorted and unique.
+
+    Raises
+    ------
+    SectionError
+        If a name is unknown or no section is left; the message lists the available ones.
     """
-    there = sorted(set(names))
-    chosen = set(there) if expression is None else set()
-    for piece in [] if expression is None else expression.split(","):
-        chosen.update(_chosen(piece.strip(), there))
+    available = sorted(set(names))
+    chosen = set(available) if expression is None else set()
+    for term in [] if expression is None else expression.split(","):
+        chosen.update(_match_term(term.strip(), available))
     for name in hold_out:
-        if name not in there:
-            raise SectionError(f"section {name!r}, to be held out, is not there; {_listed(there)}")
+        if name not in available:
+            raise SectionError(f"section {name!r}, to be held out, does not exist; {_listing(available)}")
         chosen.discard(name)
     if not chosen:
-        raise SectionError(f"no section is left to use; {_listed(there)}")
+        raise SectionError(f"no section is left to use; {_listing(available)}")
     return sorted(chosen)
 
 
 def read_section(source: SectionSource) -> Section:
-    """Read one section, rows in the order of its counts; SectionError, in one sentence, where its files are at fault."""
+    """Read one section, rows in the order of its counts.
+
+    Parameters
+    ----------
+    source : SectionSource
+        One of the values of `find_sections`.
+
+    Returns
+    -------
+    Section
+
+    Raises
+    ------
+    SectionError
+        If a file is damaged, a spot appears twice, or counts and spots do not belong together.
+    """
     return READERS[source.format](source)
 
 
 def _of_file(path: Path) -> SectionSource:
     if h5py.is_hdf5(path):
         if _is_10x_matrix(path):
-            raise SectionError(f"{path}: a Space Ranger matrix alone has no places; give its outs/ folder")
+            raise SectionError(
+                f"{path}: a Space Ranger matrix alone has no coordinates; give its outs/ folder"
+            )
         return h5ad.source_of(path)
     source = legacy_st.source_of(path)
     if source is None:
@@ -94,29 +140,29 @@ def _of_file(path: Path) -> SectionSource:
 
 
 def _is_10x_matrix(path: Path) -> bool:
-    with opened(path, "a measured section") as file:
+    with open_hdf5(path, "a measured section") as file:
         return "matrix" in file and "obs" not in file
 
 
-def _chosen(piece: str, there: Sequence[str]) -> Sequence[str]:
-    if piece in there:
-        return [piece]
-    cuts = [index for index, character in enumerate(piece) if character == "-"]
-    ranges = [(piece[:cut].strip(), piece[cut + 1 :].strip()) for cut in cuts]
-    known = [(first, last) for first, last in ranges if first in there and last in there]
+def _match_term(term: str, available: Sequence[str]) -> Sequence[str]:
+    if term in available:
+        return [term]
+    hyphens = [index for index, character in enumerate(term) if character == "-"]
+    ranges = [(term[:at].strip(), term[at + 1 :].strip()) for at in hyphens]
+    known = [(first, last) for first, last in ranges if first in available and last in available]
     if len(known) > 1:
-        raise SectionError(f"sections {piece!r} can be read as several ranges; name the sections one by one")
+        raise SectionError(f"sections {term!r} can be read as several ranges; name the sections one by one")
     if not known:
-        unknown = next((name for pair in ranges for name in pair if name not in there), piece)
+        unknown = next((name for pair in ranges for name in pair if name not in available), term)
         raise SectionError(
-            f"section {unknown if len(ranges) == 1 else piece!r} is not there; {_listed(there)}"
+            f"section {unknown if len(ranges) == 1 else term!r} does not exist; {_listing(available)}"
         )
     first, last = known[0]
     if first > last:
-        raise SectionError(f"sections {piece!r}: {first} comes after {last}; write {last}-{first}")
-    return there[there.index(first) : there.index(last) + 1]
+        raise SectionError(f"sections {term!r}: {first} comes after {last}; write {last}-{first}")
+    return available[available.index(first) : available.index(last) + 1]
 
 
-def _listed(there: Sequence[str]) -> str:
-    shown = list(there) if len(there) <= 12 else [*there[:8], "…", *there[-2:]]
-    return f"there are {', '.join(shown)}" if there else "there are none"
+def _listing(available: Sequence[str]) -> str:
+    shown = list(available) if len(available) <= 12 else [*available[:8], "…", *available[-2:]]
+    return f"there are {', '.join(shown)}" if available else "there are none"

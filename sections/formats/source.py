@@ -1,4 +1,4 @@
-"""Where a section lies on disk: found by name, nothing of it read yet."""
+"""Files of a section on disk, found by name and not read yet."""
 
 from __future__ import annotations
 
@@ -16,13 +16,20 @@ IMAGE_SUFFIXES = frozenset({".tif", ".tiff", ".btf", ".svs", ".ndpi", ".jpg", ".
 
 @dataclass(frozen=True)
 class SectionSource:
-    """The files of one section.
+    """Files of one section.
 
-    name: "C4".
-    format: which reader takes it.
-    path: the counts: a .tsv[.gz], a 10x .h5, a matrix folder or a .h5ad.
-    spots: the table with the spots' pixels, where the format keeps it apart and the file is there.
-    image: the section's H&E image, where one of its name lies beside it.
+    Attributes
+    ----------
+    name : str
+        For example "C4".
+    format : str
+        Which reader takes it: "legacy-st", "space-ranger" or "h5ad".
+    path : Path
+        The counts: a .tsv[.gz], a 10x .h5, a matrix folder or a .h5ad.
+    spots : Path, optional
+        Table with the spots' pixel coordinates, if the format has one and the file exists.
+    image : Path, optional
+        H&E image of the same name next to the section.
     """
 
     name: str
@@ -32,31 +39,31 @@ class SectionSource:
     image: Path | None = None
 
 
-def entries(folder: Path) -> list[Path]:
-    """What lies in a folder, by name, hidden files left out; SectionError where it cannot be listed."""
+def list_folder(folder: Path) -> list[Path]:
+    """Sorted entries of a folder without hidden files; SectionError if it cannot be listed."""
     try:
         return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise SectionError(f"{folder}: the folder cannot be read ({error.strerror or error})") from error
 
 
-def image_of(name: str, folders: Iterable[Path]) -> Path | None:
-    """Find `<name>.<image suffix>` (or `<name>.ome.tif`) in the folders; None where there is none.
+def find_image(name: str, folders: Iterable[Path]) -> Path | None:
+    """Find `<name>.<image suffix>` (or `<name>.ome.tif`) in the folders; None if there is none.
 
-    Raises SectionError where there are several, for none of them is then the section's own.
+    Raises SectionError if there are several.
     """
-    found = [
+    images = [
         entry
         for folder in dict.fromkeys(folder.absolute() for folder in folders)
         if folder.is_dir()
-        for entry in entries(folder)
+        for entry in list_folder(folder)
         if is_image(entry) and entry.name[: -len(entry.suffix)] in (name, f"{name}.ome")
     ]
-    if len(found) > 1:
-        raise SectionError(f"{found[0]} and {found[1]} both are images of section {name}; keep one")
-    return found[0] if found else None
+    if len(images) > 1:
+        raise SectionError(f"{images[0]} and {images[1]} both are images of section {name}; keep one")
+    return images[0] if images else None
 
 
 def is_image(path: Path) -> bool:
-    """Tell by its suffix whether a file may be a slide or picture."""
+    """Whether a file is an image, by its suffix."""
     return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()

@@ -1,4 +1,4 @@
-"""Space Ranger output folders: `filtered_feature_bc_matrix` as .h5 or matrix folder, and `spatial/`."""
+"""Reader of Space Ranger output: `filtered_feature_bc_matrix` as .h5 or matrix folder, and `spatial/`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from mclst.sections.errors import SectionError
 from mclst.sections.formats.counts import counts_csr, require_unique_spots
-from mclst.sections.formats.source import SectionSource, entries, image_of
-from mclst.sections.hdf5 import opened
+from mclst.sections.formats.source import SectionSource, find_image, list_folder
+from mclst.sections.hdf5 import open_hdf5
 from mclst.sections.section import Section
 from mclst.sections.tables.spots import POSITIONS, positions_file, read_spots
 from mclst.sections.tables.text_file import read_text
@@ -25,18 +25,18 @@ GENE_EXPRESSION = "Gene Expression"
 
 
 def find(folder: Path) -> dict[str, SectionSource]:
-    """Find the sections of a folder: itself an `outs/`, or one that holds some, each under its folder's name."""
-    own = source_of(folder)
-    if own is not None:
-        return {own.name: own}
-    sources = [source_of(entry) for entry in entries(folder) if entry.is_dir()]
+    """Find the sections of a folder: the folder itself, or its sub-folders, each named after its folder."""
+    source = source_of(folder)
+    if source is not None:
+        return {source.name: source}
+    sources = [source_of(entry) for entry in list_folder(folder) if entry.is_dir()]
     return {source.name: source for source in sources if source is not None}
 
 
 def source_of(folder: Path) -> SectionSource | None:
-    """Describe a Space Ranger folder (or one that holds `outs/`) as a section; None where it is none.
+    """Describe a Space Ranger folder (or one that holds `outs/`) as a section; None if it has no matrix.
 
-    Where the matrix is there as .h5 and as folder, the .h5 is taken: Space Ranger writes the same into both.
+    The .h5 matrix is preferred to the matrix folder: Space Ranger writes the same into both.
     """
     outs = folder if _matrix(folder) is not None else folder / "outs"
     matrix = _matrix(outs)
@@ -44,62 +44,64 @@ def source_of(folder: Path) -> SectionSource | None:
         return None
     resolved = folder.resolve()
     name = resolved.parent.name if resolved.name == "outs" else resolved.name
-    has_positions = any((outs / place / file).is_file() for place in ("spatial", ".") for file in POSITIONS)
+    has_positions = any((outs / part / file).is_file() for part in ("spatial", ".") for file in POSITIONS)
     spots = positions_file(outs) if has_positions else None
-    return SectionSource(name, "space-ranger", matrix, spots, image_of(name, [outs, folder.parent]))
+    return SectionSource(name, "space-ranger", matrix, spots, find_image(name, [outs, folder.parent]))
 
 
 def read(source: SectionSource) -> Section:
-    """Read a section: rows in the order of the matrix's barcodes, places joined by barcode.
+    """Read a section: rows in the order of the matrix's barcodes, coordinates joined by barcode.
 
-    Genes are the features of type Gene Expression, by symbol; a symbol may stand twice.
-    Raises SectionError where a file is damaged, or a barcode has no place.
+    Genes are the features of type Gene Expression, by symbol; a symbol may appear twice.
+    Raises SectionError if a file is damaged or a barcode has no coordinates.
     """
     raw, spot, genes = _read_h5(source.path) if source.path.is_file() else _read_folder(source.path)
     require_unique_spots(spot, source.path)
     counts = counts_csr(raw, source.path, spot, genes)
-    array_xy, xy_px = (None, None) if source.spots is None else _places(source.spots, source.path, spot)
+    array_xy, xy_px = (None, None) if source.spots is None else _coordinates(source.spots, source.path, spot)
     return Section(source.name, source.path, genes, spot, counts, array_xy, xy_px, source.image)
 
 
 def _matrix(folder: Path) -> Path | None:
     if not folder.is_dir():
         return None
-    tables = [entry for entry in entries(folder) if entry.name.endswith(f"{MATRIX}.h5") and entry.is_file()]
+    tables = [
+        entry for entry in list_folder(folder) if entry.name.endswith(f"{MATRIX}.h5") and entry.is_file()
+    ]
     if len(tables) > 1:
         raise SectionError(f"{tables[0]} and {tables[1]} both are counts; keep one in a folder")
     if tables:
         return tables[0]
-    written = folder / MATRIX
-    return written if _some_of(written, "matrix.mtx") else None
+    matrix_folder = folder / MATRIX
+    return matrix_folder if _existing(matrix_folder, "matrix.mtx") else None
 
 
 def _one_of(folder: Path, *names: str) -> Path:
-    """Find the one file of a matrix folder that has one of these names, plain or .gz."""
-    found = _some_of(folder, *names)
-    if len(found) > 1:
-        raise SectionError(f"{found[0]} and {found[1]} both are there; keep one")
-    if not found:
+    """Find the one file of a matrix folder with one of these names, plain or .gz."""
+    paths = _existing(folder, *names)
+    if len(paths) > 1:
+        raise SectionError(f"{paths[0]} and {paths[1]} both exist; keep one")
+    if not paths:
         raise SectionError(
-            f"{folder}: there is no {' or '.join(names)} (or .gz); the matrix folder is not whole"
+            f"{folder}: there is no {' or '.join(names)} (or .gz); the matrix folder is incomplete"
         )
-    return found[0]
+    return paths[0]
 
 
-def _some_of(folder: Path, *names: str) -> list[Path]:
-    written = [folder / f"{name}{suffix}" for name in names for suffix in ("", ".gz")]
-    return [path for path in written if path.is_file()]
+def _existing(folder: Path, *names: str) -> list[Path]:
+    candidates = [folder / f"{name}{suffix}" for name in names for suffix in ("", ".gz")]
+    return [path for path in candidates if path.is_file()]
 
 
 def _read_h5(path: Path) -> tuple[Any, NDArray[np.str_], NDArray[np.str_]]:
-    with opened(path, "a Space Ranger matrix") as file:
+    with open_hdf5(path, "a Space Ranger matrix") as file:
         if "matrix/features/name" not in file:
             raise SectionError(f"{path}: there is no matrix/features/name; give a matrix of Space Ranger")
         group = file["matrix"]
         features, barcodes = (int(size) for size in group["shape"][:])
         spot, genes = _text(group["barcodes"][:]), _text(group["features/name"][:])
         if (features, barcodes) != (len(genes), len(spot)):
-            raise SectionError(_apart(path, features, barcodes, len(genes), len(spot)))
+            raise SectionError(_size_mismatch(path, features, barcodes, len(genes), len(spot)))
         kinds = _text(group["features/feature_type"][:]) if "feature_type" in group["features"] else None
         parts = (group["data"][:], group["indices"][:], group["indptr"][:])
         matrix = sp.csr_matrix(parts, shape=(barcodes, features))
@@ -118,20 +120,21 @@ def _read_folder(folder: Path) -> tuple[Any, NDArray[np.str_], NDArray[np.str_]]
             f"{features}: line {short} has no gene name; give an id, a name and a type by tabs"
         )
     genes = np.array([cells[1] for cells in rows], dtype=np.str_)
-    typed = all(len(cells) > 2 for cells in rows)  # genes.tsv of old has no types
+    typed = all(len(cells) > 2 for cells in rows)  # the old genes.tsv has no types
     kinds = np.array([cells[2] for cells in rows], dtype=np.str_) if typed else None
     return _gene_expression(path, _read_mtx(path, len(genes), len(spot)), spot, genes, kinds)
 
 
 def _read_mtx(path: Path, features: int, barcodes: int) -> Any:
-    """Read features x barcodes and give barcodes x features; the size is checked before memory is taken for it."""
+    """Read features x barcodes as barcodes x features."""
     try:
-        rows, columns, entries_said, *_ = scipy.io.mminfo(path)
+        # The header is checked before scipy allocates memory for what it claims.
+        rows, columns, entries, *_ = scipy.io.mminfo(path)
         if (rows, columns) != (features, barcodes):
-            raise SectionError(_apart(path, rows, columns, features, barcodes))
-        if entries_said > rows * columns:
+            raise SectionError(_size_mismatch(path, rows, columns, features, barcodes))
+        if entries > rows * columns:
             raise SectionError(
-                f"{path}: the matrix claims {entries_said} entries for {rows} x {columns}; it is damaged"
+                f"{path}: the matrix claims {entries} entries for {rows} x {columns}; it is damaged"
             )
         return sp.csr_matrix(scipy.io.mmread(path).T)
     except (OSError, EOFError, ValueError, TypeError, OverflowError, zlib.error) as error:
@@ -140,7 +143,9 @@ def _read_mtx(path: Path, features: int, barcodes: int) -> Any:
         raise SectionError(f"{path}: the matrix cannot be read ({error})") from error
 
 
-def _apart(path: Path, features: int, barcodes: int, listed_features: int, listed_barcodes: int) -> str:
+def _size_mismatch(
+    path: Path, features: int, barcodes: int, listed_features: int, listed_barcodes: int
+) -> str:
     return (
         f"{path}: the matrix is {features} features x {barcodes} barcodes, and the lists hold "
         f"{listed_features} and {listed_barcodes}; the files do not belong together"
@@ -150,9 +155,9 @@ def _apart(path: Path, features: int, barcodes: int, listed_features: int, liste
 def _gene_expression(
     path: Path, matrix: Any, spot: NDArray[np.str_], genes: NDArray[np.str_], kinds: NDArray[np.str_] | None
 ) -> tuple[Any, NDArray[np.str_], NDArray[np.str_]]:
-    """Keep the features that are genes: antibodies and other captures are not expression."""
+    """Keep gene expression features; drop antibodies and other captures."""
     if matrix.shape != (len(spot), len(genes)) or (kinds is not None and len(kinds) != len(genes)):
-        raise SectionError(_apart(path, matrix.shape[1], matrix.shape[0], len(genes), len(spot)))
+        raise SectionError(_size_mismatch(path, matrix.shape[1], matrix.shape[0], len(genes), len(spot)))
     if kinds is None or (kinds == GENE_EXPRESSION).all():
         return matrix, spot, genes
     keep = np.flatnonzero(kinds == GENE_EXPRESSION)
@@ -161,18 +166,19 @@ def _gene_expression(
     return matrix[:, keep], spot, genes[keep]
 
 
-def _places(
+def _coordinates(
     positions: Path, matrix: Path, spot: NDArray[np.str_]
 ) -> tuple[NDArray[np.int64] | None, NDArray[np.float64]]:
     spots = read_spots(positions, all_spots=True)
-    at = pd.Index(spots.id).get_indexer(pd.Index(spot))
-    if (at < 0).any():
-        missing = str(spot[np.argmax(at < 0)])
+    rows = pd.Index(spots.id).get_indexer(pd.Index(spot))
+    if (rows < 0).any():
+        missing = str(spot[np.argmax(rows < 0)])
         raise SectionError(
-            f"{positions}: {np.count_nonzero(at < 0)} of {len(spot)} barcodes of {matrix.name} have no place there, "
+            f"{positions}: {np.count_nonzero(rows < 0)} of {len(spot)} barcodes of {matrix.name} have no "
+            "coordinates, "
             f"the first is {missing}; the files do not belong together"
         )
-    return (None if spots.array_xy is None else spots.array_xy[at]), spots.xy_px[at]
+    return (None if spots.array_xy is None else spots.array_xy[rows]), spots.xy_px[rows]
 
 
 def _lines(path: Path) -> list[list[str]]:

@@ -1,7 +1,7 @@
-"""Text tables read strictly: every cell as text, every line accounted for.
+"""Strict reader of delimited text: a table is a rectangle of text cells, or refused with the line at fault.
 
-A spreadsheet reader that guesses turns barcode 007 into 7, NA into nothing, and shifts all columns by one where
-every row has a cell too many. Here a table either is a rectangle of text or is refused with the line at fault.
+Readers that guess turn barcode 007 into 7 and NA into nothing, and shift columns if every row has an extra
+cell.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from mclst.sections.errors import SectionError
 from mclst.sections.tables.text_file import read_lines
 
 ROWS_AT_ONCE = 8_192
-WIDEST_FIXED = 64  # characters; wider columns stay Python strings, lest one long cell widen a million others
+MAX_FIXED_WIDTH = (
+    64  # characters; wider columns stay Python strings, since one long cell would widen all others
+)
 MEMORY_PER_BYTE = 5
-"""Of a table's file: 10⁶ rows of 40 bytes were seen to take 6.5."""
+"""Memory per byte of the file; 10⁶ rows of 40 bytes were measured at 6.5."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,11 @@ class Table:
     """A rectangle of cells.
 
     names: one per column, as in the file, without surrounding spaces.
-    columns: one array [n] per column: text from a text file (`texts` gives it), any dtype from elsewhere.
-    row: int64 [n], where each row stands, counted in `unit`s from 1.
-    unit: "line" of a text file, or "row" of anything else.
-    has_header: False where the names were given by the reader, not by the file.
+    columns: one array [n] per column: packed text from a text file (see `texts`), any dtype from other
+    sources.
+    row: int64 [n], position of each row, counted in `unit`s from 1.
+    unit: "line" of a text file, "row" of anything else.
+    has_header: False if the reader supplied the names.
     """
 
     path: Path
@@ -51,32 +54,30 @@ class Table:
         return len(self.row)
 
     def take(self, keep: NDArray[np.bool_]) -> Table:
-        """Give the rows where `keep` [n] is True."""
+        """Select the rows where `keep` [n] is True."""
         return replace(self, columns=[column[keep] for column in self.columns], row=self.row[keep])
 
-    def pieces(self) -> Iterator[slice]:
-        """All rows, ROWS_AT_ONCE of them at a time: as Python strings a whole column would take ten times its size."""
-        return (slice(at, at + ROWS_AT_ONCE) for at in range(0, len(self), ROWS_AT_ONCE))
+    def chunks(self) -> Iterator[slice]:
+        """Slices of ROWS_AT_ONCE rows, since a column takes ten times its size as Python strings."""
+        return (slice(start, start + ROWS_AT_ONCE) for start in range(0, len(self), ROWS_AT_ONCE))
 
     def texts(self, column: int, rows: slice) -> list[str]:
-        """Give cells of a column as text."""
+        """Cells of a column as text."""
         cells = self.columns[column][rows]
-        found: list[Any] = (cells.astype(np.str_) if cells.dtype.kind == "S" else cells).tolist()
-        return [str(cell) for cell in found] if cells.dtype.kind not in "SU" else found
+        values: list[Any] = (cells.astype(np.str_) if cells.dtype.kind == "S" else cells).tolist()
+        return [str(cell) for cell in values] if cells.dtype.kind not in "SU" else values
 
-    def at(self, index: int) -> str:
-        """Name a row for a message: the file and its line."""
+    def location(self, index: int) -> str:
+        """File and line of a row, for messages."""
         return f"{self.path}: {self.unit} {self.row[index]}"
 
 
 def read_table(path: Path, names_without_header: Callable[[list[str]], list[str] | None]) -> Table:
-    """Read a table separated by tabs, semicolons or commas; blank lines are skipped.
+    """Read a table delimited by tabs, semicolons or commas; blank lines are skipped.
 
-    names_without_header: given the first line's cells, the columns' names where that line is data already,
-        else None: the line is then the header.
-
-    Raises SectionError naming the line where the table is not a rectangle, a quote is not closed, a column has no
-    name or a name stands twice, or there are no rows.
+    names_without_header: maps the first line's cells to column names if that line is data, to None if it is
+    the header. Raises SectionError, naming the line, if the table is not a rectangle, a quote is not closed,
+    a column name is missing or repeated, or there are no rows.
     """
     _check_size(path)
     lines = read_lines(path)
@@ -85,7 +86,7 @@ def read_table(path: Path, names_without_header: Callable[[list[str]], list[str]
         blank.append(line)
         if line.strip():
             break
-    rows = _rows(path, chain(blank, lines), separator(blank[-1] if blank else ""))
+    rows = _rows(path, chain(blank, lines), detect_delimiter(blank[-1] if blank else ""))
     first_line, first = next(rows, (0, []))
     if not first:
         raise SectionError(f"{path}: the file is empty")
@@ -103,41 +104,44 @@ def read_table(path: Path, names_without_header: Callable[[list[str]], list[str]
 
 
 def _check_size(path: Path) -> None:
-    """Raise MemoryError where a file is larger than this machine could ever hold as a table."""
+    """Raise MemoryError if the table of a file cannot fit into this machine's memory."""
     needed = 0
-    with suppress(OSError):  # reading it will tell
+    with suppress(OSError):  # reading it will report the error
         needed = path.stat().st_size * MEMORY_PER_BYTE
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there:
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > available:
         error = MemoryError()
         error.add_note(
-            f"the table {path} would take {needed / 1e9:,.0f} GB or more of its {there / 1e9:,.0f}; give it in pieces"
+            f"the table {path} would take {needed / 1e9:,.0f} GB or more of the {available / 1e9:,.0f} GB of "
+            "memory; "
+            "give it in pieces"
         )
         raise error
 
 
-def separator(text: str) -> str:
-    """Tell the separator from the first line that is not blank: the one that gives the most cells."""
+def detect_delimiter(text: str) -> str:
+    """Detect the delimiter: the one that splits the first non-blank line into the most cells."""
     first = next((line for line in io.StringIO(text, newline=None) if line.strip()), "")
 
-    def cells(mark: str) -> int:
+    def cells(delimiter: str) -> int:
         try:
-            return len(next(csv.reader([first.strip("\r\n")], delimiter=mark, strict=True)))
+            return len(next(csv.reader([first.strip("\r\n")], delimiter=delimiter, strict=True)))
         except csv.Error:
             return 1
 
-    return max(("\t", ";", ","), key=cells)  # the first of equals
+    return max(("\t", ";", ","), key=cells)  # the first one on a tie
 
 
-def _rows(path: Path, lines: Iterator[str], mark: str) -> Iterator[tuple[int, list[str]]]:
-    """Give (line, cells) of every line that is not blank."""
-    reader = csv.reader(lines, delimiter=mark, strict=True)
+def _rows(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line, cells) of every non-blank line."""
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     line = 0
     try:
         for cells in reader:
             if reader.line_num != line + 1:
                 raise SectionError(
-                    f"{path}: line {line + 1}: a quoted cell runs over several lines; close the quote in its line"
+                    f"{path}: line {line + 1}: a quoted cell runs over several lines; close the quote in its "
+                    "line"
                 )
             line += 1
             if len(cells) > 1 or (cells and cells[0].strip()):
@@ -151,11 +155,11 @@ def _header(path: Path, line: int, cells: list[str]) -> list[str]:
     for number, name in enumerate(names[1:], start=2):
         if not name:
             raise SectionError(f"{path}: line {line}: column {number} has no name")
-    times = Counter(names)
+    occurrences = Counter(names)
     for name in names:
-        if times[name] > 1:
+        if occurrences[name] > 1:
             raise SectionError(
-                f"{path}: line {line}: column {name!r} stands there {times[name]} times; keep one"
+                f"{path}: line {line}: column {name!r} appears {occurrences[name]} times; keep one"
             )
     return names
 
@@ -176,20 +180,19 @@ def _columns(
         for part, cells_of_column in zip(
             parts, zip(*(cells for _, cells in chunk), strict=True), strict=True
         ):
-            part.append(text_array(cells_of_column))
+            part.append(pack_strings(cells_of_column))
     if not numbers:
         return [], np.empty(0, np.int64)
     columns = []
     for part in parts:
-        columns.append(joined(part))
+        columns.append(concatenate(part))
         part.clear()
     return columns, np.concatenate(numbers)
 
 
-def text_array(cells: Sequence[str]) -> NDArray[Any]:
-    """Pack strings into an array [n]: of fixed width where all are short, a byte a letter where all are ASCII; of Python
-    strings else."""
-    if max(map(len, cells)) > WIDEST_FIXED:
+def pack_strings(cells: Sequence[str]) -> NDArray[Any]:
+    """Pack strings [n]: fixed-width bytes if short and ASCII, fixed-width str if short, else objects."""
+    if max(map(len, cells)) > MAX_FIXED_WIDTH:
         return np.array(cells, dtype=object)
     try:
         return np.array(cells, dtype=np.bytes_)
@@ -197,8 +200,8 @@ def text_array(cells: Sequence[str]) -> NDArray[Any]:
         return np.array(cells, dtype=np.str_)
 
 
-def joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """One array of several from `text_array`."""
+def concatenate(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Concatenate arrays of `pack_strings`."""
     if len({part.dtype.kind for part in parts}) > 1:
         parts = [part.astype(np.str_) if part.dtype.kind == "S" else part for part in parts]
     return np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""A model's genes: its list read, and a section's counts put into its order."""
+"""Read a model's gene list and reorder a section's counts to it."""
 
 from __future__ import annotations
 
@@ -11,41 +11,67 @@ from numpy.typing import NDArray
 
 from mclst.sections.errors import SectionError
 from mclst.sections.section import Section
-from mclst.sections.tables.delimited import separator
+from mclst.sections.tables.delimited import detect_delimiter
 from mclst.sections.tables.text_file import read_text
 
 HEADERS = frozenset({"", "gene", "genes", "gene_name", "gene_names", "gene_symbol", "symbol", "name"})
 
 
 def match_genes(section: Section, genes: Sequence[str]) -> NDArray[np.float32]:
-    """Give a section's counts of the wanted genes: dense float32 [n, G], columns in the order of `genes`.
+    """Select a section's counts of the model's genes.
 
-    Raises SectionError where genes are missing (the first few are named), or one stands in the section twice.
+    Parameters
+    ----------
+    section : Section
+    genes : sequence of str
+        Genes of the model.
+
+    Returns
+    -------
+    ndarray of float32, shape (n, G)
+        Columns in the order of `genes`.
+
+    Raises
+    ------
+    SectionError
+        If genes are missing (the first few are named), or one appears in the section twice.
     """
-    names, first, times = np.unique(section.genes, return_index=True, return_counts=True)
-    place = dict(zip(names.tolist(), first.tolist(), strict=True))
-    missing = [gene for gene in genes if gene not in place]
+    names, first, occurrences = np.unique(section.genes, return_index=True, return_counts=True)
+    column_of = dict(zip(names.tolist(), first.tolist(), strict=True))
+    missing = [gene for gene in genes if gene not in column_of]
     if missing:
         more = ", …" if len(missing) > 5 else ""
         raise SectionError(
             f"{section.path}: section {section.name} lacks {len(missing)} of the model's {len(genes)} genes "
             f"({', '.join(missing[:5])}{more}); give a section measured with the model's gene names"
         )
-    repeated = set(names[times > 1].tolist())
+    repeated = set(names[occurrences > 1].tolist())
     ambiguous = next((gene for gene in genes if gene in repeated), None)
     if ambiguous is not None:
         raise SectionError(
-            f"{section.path}: gene {ambiguous} stands in section {section.name} more than once; "
-            "keep one of them, for it is not clear which one the model means"
+            f"{section.path}: gene {ambiguous} appears in section {section.name} more than once; "
+            "keep the one that the model uses"
         )
-    columns = np.array([place[gene] for gene in genes], dtype=np.int64)
+    columns = np.array([column_of[gene] for gene in genes], dtype=np.int64)
     return np.asarray(section.counts[:, columns].toarray(), dtype=np.float32)
 
 
 def read_gene_list(path: Path) -> list[str]:
-    """Read a model's genes in order: .npy of strings, the first column of .csv or .tsv, or one name per line.
+    """Read a model's genes in order.
 
-    Raises SectionError where a gene stands twice or is blank, a line holds several, or the array is of Python objects.
+    Parameters
+    ----------
+    path : Path
+        A .npy of strings, a .csv or .tsv (first column), or a text file with one name per line.
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    SectionError
+        If a gene is repeated or blank, a line holds several genes, or the array holds Python objects.
     """
     path = Path(path)
     if path.is_file() and path.open("rb").read(6) == b"\x93NUMPY":
@@ -74,8 +100,8 @@ def _from_text(path: Path) -> list[str]:
     text = read_text(path, may_be_gzip=True)
     lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     if path.suffix.lower() in (".csv", ".tsv"):
-        mark = separator(text)
-        cells = [line.split(mark)[0].strip().strip('"').strip() for _, line in lines]
+        delimiter = detect_delimiter(text)
+        cells = [line.split(delimiter)[0].strip().strip('"').strip() for _, line in lines]
         return cells[1:] if cells[0].casefold() in HEADERS else cells
     for number, line in lines:
         if re.search(r"[\t,;]", line.strip()):
@@ -92,7 +118,8 @@ def _from_npy(path: Path) -> list[str]:
         if "pickle" not in str(error):
             raise SectionError(f"{path}: the array cannot be read ({error})") from error
         raise SectionError(
-            f"{path}: the array holds Python objects, which could run code when read; where you trust it, save it anew "
+            f"{path}: the array holds Python objects, which could run code when read; if you trust it, save "
+            "it again "
             "with numpy.save(path, numpy.load(path, allow_pickle=True).astype(str))"
         ) from error
     if values.ndim != 1 or values.dtype.kind not in "US":

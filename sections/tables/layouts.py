@@ -1,4 +1,4 @@
-"""Which columns of a spots table hold the pixels: the spellings in use, told apart by their columns."""
+"""Detect which columns of a spot table hold the pixel coordinates."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ BARCODE = re.compile(r"[ACGTN]{12,}(-\d+)?|s_\d+um_\d+_\d+(-\d+)?", re.ASCII)
 
 @dataclass(frozen=True)
 class Layout:
-    """One spelling of a spots table; column names in lower case.
+    """Columns of one spot table format, in lower case.
 
-    x, y: the spot's centre in level-0 px; x runs along the slide's width, which Space Ranger calls a column.
-    array: the columns with the array coordinates (x, y), used where both are there.
-    flags: columns that are 0 where a spot does not count.
-    ids_from_array: a spot without a name of its own is called `XxY`.
+    x, y: the spot's center in level-0 px; x runs along the slide's width, which Space Ranger calls a column.
+    array: columns with the array coordinates (x, y), used if both exist.
+    flags: columns that are 0 for spots to skip.
+    ids_from_array: name spots without an id `XxY`.
     """
 
     variant: str
@@ -53,45 +53,43 @@ LAYOUTS = (
 
 
 def space_ranger_1(first: list[str]) -> list[str] | None:
-    """Name the columns of a Space Ranger 1 positions file, which has no header; None for any other first line."""
+    """Columns of a Space Ranger 1 positions file, which has no header; None for any other first line."""
     if len(first) == len(SPACE_RANGER_COLUMNS) and BARCODE.fullmatch(first[0].strip()):
         return list(SPACE_RANGER_COLUMNS)
     return None
 
 
-def recognise(path: Path, names: Sequence[str]) -> Layout:
-    """Tell the layout from a table's column names (any case).
+def detect_layout(path: Path, names: Sequence[str]) -> Layout:
+    """Detect the layout from a table's column names (any case).
 
-    Raises SectionError listing the columns found and those accepted; a table in µm, or of array coordinates alone,
-    is refused by name, for both would pass for pixels.
+    Raises SectionError listing the table's columns and the accepted ones. Tables in µm or with array
+    coordinates only get their own message, since both look like pixels.
     """
-    known = {name.casefold() for name in names}
-    legacy = {"x", "y", "pixel_x", "pixel_y"} <= known
-    if legacy and ({"new_x", "new_y"} <= known or not known & set(ID_COLUMNS)):
+    available = {name.casefold() for name in names}
+    legacy = {"x", "y", "pixel_x", "pixel_y"} <= available
+    if legacy and ({"new_x", "new_y"} <= available or not available & set(ID_COLUMNS)):
         return LEGACY_ST
-    if {"x", "y", "new_x", "new_y"} <= known and not legacy:
+    if {"x", "y", "new_x", "new_y"} <= available and not legacy:
         raise SectionError(
             f"{path}: x, y, new_x and new_y are array coordinates, and there is no pixel_x and pixel_y; "
             "give the selection table that has the pixels"
         )
     for layout in LAYOUTS:
-        if {layout.x, layout.y} <= known:
+        if {layout.x, layout.y} <= available:
             return layout
-    if {"x_um", "y_um"} <= known:
+    if {"x_um", "y_um"} <= available:
         raise SectionError(
-            f"{path}: x_um and y_um are µm; divide by the slide's µm per pixel and call them x_px, y_px"
+            f"{path}: x_um and y_um are µm; divide by the slide's µm per pixel and name them x_px, y_px"
         )
-    raise SectionError(_unknown(path, names))
+    raise SectionError(_unknown_columns(path, names))
 
 
-def _unknown(path: Path, names: Sequence[str]) -> str:
+def _unknown_columns(path: Path, names: Sequence[str]) -> str:
     shown = ", ".join(repr(name) for name in names[:12]) + (", …" if len(names) > 12 else "")
     if all(re.fullmatch(r"\s*[-+]?[\d.]+([eE][-+]?\d+)?\s*", name) for name in names):
-        return (
-            f"{path}: the first line holds numbers ({shown}) where the column names belong; add a header line"
-        )
+        return f"{path}: the first line holds numbers ({shown}) instead of column names; add a header line"
     accepted = "; ".join(f"{layout.x}, {layout.y}" for layout in LAYOUTS)
     return (
-        f"{path}: no columns with the spots' pixels among {shown} (separated by tab, semicolon or comma); "
+        f"{path}: no columns with the spots' pixels among {shown} (delimited by tab, semicolon or comma); "
         f"accepted pairs are {accepted}"
     )

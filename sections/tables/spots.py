@@ -1,7 +1,6 @@
-"""Spot tables: where on the slide to predict, or where a section was measured.
+"""Read spot tables: Space Ranger, legacy ST selections, Seurat coordinates, plain pixels, Parquet, AnnData.
 
-What a table is, is told from its content, never from its name: Space Ranger positions of any age, a legacy ST
-selection, Seurat coordinates, plain pixel tables, Parquet, AnnData, or a folder that Space Ranger wrote.
+The format is detected from the content, never from the file name.
 """
 
 from __future__ import annotations
@@ -21,22 +20,22 @@ from numpy.typing import NDArray
 from mclst.sections.errors import SectionError
 from mclst.sections.section import Spots
 from mclst.sections.tables.cells import (
-    LARGEST,
-    as_objects,
+    MAX_COORDINATE,
+    as_strings,
     flags,
     identifiers,
+    infer_type,
+    integers,
     numbers,
     require_unique,
-    typed,
-    whole_numbers,
 )
 from mclst.sections.tables.delimited import Table, read_table
-from mclst.sections.tables.h5ad_obs import PlacedObs, placed_obs, read_placed_obs
+from mclst.sections.tables.h5ad_obs import ObsTable, obs_table, read_obs_table
 from mclst.sections.tables.layouts import (
     ID_COLUMNS,
     SPACE_RANGER,
     Layout,
-    recognise,
+    detect_layout,
     space_ranger_1,
 )
 
@@ -45,48 +44,59 @@ FLAGS = ("in_tissue", "selected")
 
 
 def read_spots(source: Path | str | pd.DataFrame | ad.AnnData, *, all_spots: bool = False) -> Spots:
-    """Read a table of spots; rows stay in its order.
+    """Read a table of spots, in the table's order.
 
-    source: a text table (tab, semicolon or comma), .parquet, .h5ad (obsm["spatial"]), a Space Ranger folder
+    Parameters
+    ----------
+    source : Path, str, DataFrame or AnnData
+        A text table (tab, semicolon or comma), .parquet, .h5ad (obsm["spatial"]), a Space Ranger folder
         (`outs/` or `spatial/`), or such a table in memory.
-    all_spots: keep the spots that the table marks as off the tissue (in_tissue or selected = 0).
+    all_spots : bool
+        Keep spots that the table marks as off the tissue (in_tissue or selected = 0).
 
-    Raises SectionError, in one sentence with file, line and column, where the table is not recognised, a kept
-    spot's coordinate is not a finite number, a spot stands twice, or no spot is left.
+    Returns
+    -------
+    Spots
+
+    Raises
+    ------
+    SectionError
+        If the format is unknown, a kept spot's coordinate is not a finite number, a spot appears twice, or no
+        spot is left; the message names file, line and column.
     """
     if isinstance(source, pd.DataFrame):
-        return _from_table(_of_frame(Path("DataFrame"), source), all_spots)
+        return _from_table(_table_of_frame(Path("DataFrame"), source), all_spots)
     if isinstance(source, ad.AnnData):
-        return _from_obs(Path("AnnData"), placed_obs(source), all_spots)
+        return _from_obs(Path("AnnData"), obs_table(source), all_spots)
     path = Path(source)
     if path.is_dir():
         path = positions_file(path)
     magic = _first_bytes(path)
     if magic.startswith(b"\x89HDF"):
-        return _from_obs(path, read_placed_obs(path), all_spots)
+        return _from_obs(path, read_obs_table(path), all_spots)
     if magic.startswith(b"PAR1"):
-        return _from_table(_of_frame(path, _read_parquet(path)), all_spots)
+        return _from_table(_table_of_frame(path, _read_parquet(path)), all_spots)
     return _from_table(read_table(path, space_ranger_1), all_spots)
 
 
 def positions_file(folder: Path) -> Path:
     """Find the positions file of a Space Ranger folder (`outs/`, `spatial/` or the one that holds `outs/`).
 
-    Raises SectionError where there is none, or several.
+    Raises SectionError if there is none, or several.
     """
-    for place in (folder / "spatial", folder / "outs" / "spatial", folder):
-        found = [place / name for name in POSITIONS if (place / name).is_file()]
-        if len(found) > 1:
-            raise SectionError(f"{found[0]} and {found[1]} both are positions files; name the one to take")
-        if found:
-            return found[0]
+    for parent in (folder / "spatial", folder / "outs" / "spatial", folder):
+        matches = [parent / name for name in POSITIONS if (parent / name).is_file()]
+        if len(matches) > 1:
+            raise SectionError(f"{matches[0]} and {matches[1]} both are positions files; name the one to use")
+        if matches:
+            return matches[0]
     raise SectionError(
         f"{folder}: no {', '.join(POSITIONS)} in the folder or its spatial/; name the spots file"
     )
 
 
 def spot_diameter(positions: Path) -> float | None:
-    """Read spot_diameter_fullres (level-0 px) from the scalefactors beside a positions file; None where not said."""
+    """Read spot_diameter_fullres (level-0 px) from the scalefactors of a positions file; None if absent."""
     path = positions.with_name("scalefactors_json.json")
     if not path.is_file():
         return None
@@ -94,7 +104,7 @@ def spot_diameter(positions: Path) -> float | None:
         factors = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise SectionError(
-            f"{path}: the scalefactors are not JSON ({error}); take them from Space Ranger anew"
+            f"{path}: the scalefactors are not JSON ({error}); copy them from Space Ranger again"
         ) from error
     diameter = factors.get("spot_diameter_fullres") if isinstance(factors, dict) else None
     if diameter is None:
@@ -105,9 +115,9 @@ def spot_diameter(positions: Path) -> float | None:
 
 
 def _from_table(table: Table, all_spots: bool) -> Spots:
-    layout = recognise(table.path, table.names)
+    layout = detect_layout(table.path, table.names)
     row_number = np.arange(1, len(table) + 1)
-    table, left_out, kept = _on_tissue(table, layout.flags, all_spots)
+    table, note, kept = _on_tissue(table, layout.flags, all_spots)
     xy_px = np.stack(
         [numbers(table, _column(table, name), "level-0 pixels") for name in (layout.x, layout.y)], axis=1
     )
@@ -124,19 +134,19 @@ def _from_table(table: Table, all_spots: bool) -> Spots:
         row=table.row,
         table=_frame(table),
         spot_diameter_px=spot_diameter(table.path) if layout is SPACE_RANGER else None,
-        coordinates=f"{shown} as x, y in level-0 px{left_out}",
+        coordinates=f"{shown} as x, y in level-0 px{note}",
     )
 
 
-def _from_obs(path: Path, obs: PlacedObs, all_spots: bool) -> Spots:
-    table = replace(_of_frame(path, obs.table), unit="row")
-    table, left_out, kept = _on_tissue(table, FLAGS, all_spots)
+def _from_obs(path: Path, obs: ObsTable, all_spots: bool) -> Spots:
+    table = replace(_table_of_frame(path, obs.table), unit="row")
+    table, note, kept = _on_tissue(table, FLAGS, all_spots)
     xy_px = obs.xy_px[kept]
-    wrong = ~(np.abs(xy_px) <= LARGEST).all(axis=1)
-    if wrong.any():
-        place = int(np.argmax(wrong))
+    invalid = ~(np.abs(xy_px) <= MAX_COORDINATE).all(axis=1)
+    if invalid.any():
+        row = int(np.argmax(invalid))
         raise SectionError(
-            f"{table.at(place)}: obsm['spatial'] is {xy_px[place].tolist()}; give level-0 pixels"
+            f"{table.location(row)}: obsm['spatial'] is {xy_px[row].tolist()}; give level-0 pixels"
         )
     ids = obs.name[kept]
     require_unique(table, ids)
@@ -149,49 +159,50 @@ def _from_obs(path: Path, obs: PlacedObs, all_spots: bool) -> Spots:
         row=table.row,
         table=_frame(table),
         spot_diameter_px=obs.spot_diameter_px,
-        coordinates=f"obsm['spatial'] as x, y in level-0 px{left_out}",
+        coordinates=f"obsm['spatial'] as x, y in level-0 px{note}",
     )
 
 
 def _column(table: Table, name: str) -> int:
-    """Find a column by its lower-case name; SectionError where two differ from it by case alone."""
-    found = [index for index, own in enumerate(table.names) if own.casefold() == name]
-    if len(found) > 1:
+    """Index of a column by its lower-case name; SectionError if several columns differ only by case."""
+    matches = [index for index, column in enumerate(table.names) if column.casefold() == name]
+    if len(matches) > 1:
         raise SectionError(
-            f"{table.path}: columns {', '.join(table.names[i] for i in found)} both read as {name}; keep one"
+            f"{table.path}: columns {', '.join(table.names[i] for i in matches)} both read as {name}; keep "
+            "one"
         )
-    return found[0]
+    return matches[0]
 
 
 def _has(table: Table, name: str) -> bool:
-    return any(own.casefold() == name for own in table.names)
+    return any(column.casefold() == name for column in table.names)
 
 
 def _on_tissue(table: Table, names: tuple[str, ...], all_spots: bool) -> tuple[Table, str, NDArray[np.bool_]]:
-    """Drop the spots marked as off the tissue; give the rest, a phrase that says so, and which were kept [n]."""
+    """Drop off-tissue spots; returns the rest, a note for the summary, and the mask of kept spots [n]."""
     keep = np.ones(len(table), dtype=np.bool_)
-    said = []
+    reasons = []
     for name in names:
         if all_spots or not _has(table, name):
             continue
         column = _column(table, name)
-        marked = flags(table, column)
-        if not marked.all():
-            said.append(f"{table.names[column]} = 0")
-        keep &= marked
+        on_tissue = flags(table, column)
+        if not on_tissue.all():
+            reasons.append(f"{table.names[column]} = 0")
+        keep &= on_tissue
     if not keep.any():
         raise SectionError(
-            f"{table.path}: no spot is left where {' or '.join(said)} is dropped; ask for all spots"
+            f"{table.path}: no spot is left without those with {' or '.join(reasons)}; ask for all spots"
         )
-    phrase = f"; {np.count_nonzero(~keep)} left out for {' or '.join(said)}" if said else ""
-    return (table if keep.all() else table.take(keep)), phrase, keep
+    note = f"; {np.count_nonzero(~keep)} left out for {' or '.join(reasons)}" if reasons else ""
+    return (table if keep.all() else table.take(keep)), note, keep
 
 
 def _array_coordinates(table: Table, layout: Layout) -> NDArray[np.int64] | None:
     if not all(_has(table, name) for name in layout.array):
         return None
     return np.stack(
-        [whole_numbers(table, _column(table, name), "an array coordinate") for name in layout.array], axis=1
+        [integers(table, _column(table, name), "an array coordinate") for name in layout.array], axis=1
     )
 
 
@@ -213,23 +224,23 @@ def _variant(table: Table, layout: Layout) -> str:
 
 
 def _frame(table: Table) -> pd.DataFrame:
-    """Give the table's own columns without an unnamed first one, which is the ids.
+    """Columns of the table as a DataFrame, without an unnamed first column, which holds the ids.
 
-    From a text file numbers become numbers, names of spots stay text; columns that came with a type keep it.
+    Columns of a text file get their natural type, except spot names; typed columns keep their type.
     """
-    named = {}
+    columns = {}
     for column, name in enumerate(table.names):
         if name and table.unit != "line":
-            named[name] = table.columns[column]
+            columns[name] = table.columns[column]
         elif name:
-            named[name] = (as_objects if name.casefold() in ID_COLUMNS else typed)(table, column)
-    return pd.DataFrame(named, index=pd.RangeIndex(len(table)))
+            columns[name] = (as_strings if name.casefold() in ID_COLUMNS else infer_type)(table, column)
+    return pd.DataFrame(columns, index=pd.RangeIndex(len(table)))
 
 
-def _of_frame(path: Path, frame: pd.DataFrame) -> Table:
+def _table_of_frame(path: Path, frame: pd.DataFrame) -> Table:
     names = [str(name).strip() for name in frame.columns]
     if len(set(names)) < len(names):
-        raise SectionError(f"{path}: a column name stands twice among {', '.join(names)}; keep one")
+        raise SectionError(f"{path}: a column name appears twice among {', '.join(names)}; keep one")
     if not len(frame):
         raise SectionError(f"{path}: the table has no rows")
     columns: list[NDArray[Any]] = [frame.iloc[:, index].to_numpy() for index in range(len(names))]

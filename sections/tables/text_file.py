@@ -1,4 +1,4 @@
-"""A text file, whole or line by line: UTF-8 that says something, or refused by what it is instead."""
+"""Read UTF-8 text files; other content is refused with its actual type."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ ENCODING = "utf-8-sig"
 
 
 def read_text(path: Path, *, may_be_gzip: bool = False) -> str:
-    """Read a UTF-8 file whole, a byte-order mark dropped.
+    """Read a UTF-8 file without its byte-order mark.
 
-    Raises SectionError where it cannot be read, is empty, holds NUL or is not UTF-8 (the line is named).
+    Raises SectionError if it cannot be read, is empty, holds NUL or is not UTF-8 (the line is named).
     """
     try:
         raw = path.read_bytes()
@@ -37,9 +37,9 @@ def read_text(path: Path, *, may_be_gzip: bool = False) -> str:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Give a UTF-8 file's lines with their ends, "\\n", "\\r" or "\\r\\n", in the memory of one of them.
+    """Yield a UTF-8 file's lines with their ends ("\\n", "\\r" or "\\r\\n"), one in memory at a time.
 
-    The file is looked at as a whole first, and SectionError raised as `read_text` does.
+    The whole file is checked first; raises SectionError as `read_text` does.
     """
     try:
         with path.open("rb") as file:
@@ -58,19 +58,19 @@ def _check(path: Path, blocks: Iterable[bytes]) -> None:
     decoder = codecs.getincrementaldecoder(ENCODING)()
     line, blank = 1, True
     for number, block in enumerate(blocks):
-        for magic, what in MAGIC.items() if number == 0 else ():
+        for magic, description in MAGIC.items() if number == 0 else ():
             if block.startswith(magic):
-                raise SectionError(f"{path}: the file is {what}")
+                raise SectionError(f"{path}: the file is {description}")
         if (nul := block.find(b"\0")) >= 0:
             at = line + block.count(b"\n", 0, nul)
             raise SectionError(f"{path}: line {at} holds a NUL byte; the file is damaged or not text")
-        blank = not _decoded(path, decoder, block, line).strip() and blank
+        blank = not _decode(path, decoder, block, line).strip() and blank
         line += block.count(b"\n")
-    if not _decoded(path, decoder, b"", line, final=True).strip() and blank:
+    if not _decode(path, decoder, b"", line, final=True).strip() and blank:
         raise SectionError(f"{path}: the file is empty")
 
 
-def _decoded(
+def _decode(
     path: Path, decoder: codecs.IncrementalDecoder, block: bytes, line: int, *, final: bool = False
 ) -> str:
     try:

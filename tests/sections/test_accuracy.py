@@ -27,9 +27,9 @@ def test_the_published_measures_of_a_real_section(column, expected):
     if not REFERENCE.is_file():
         pytest.skip(f"no reference predictions at {REFERENCE}")
     reference = np.load(REFERENCE)
-    found = score(reference[column], reference["truth_genewise"])
-    assert (found.pcc_acg, found.pcc_heg, found.mse, found.mae) == pytest.approx(expected, abs=5.01e-5)
-    assert (found.spots, found.left_out) == (184, 0)
+    result = score(reference[column], reference["truth_genewise"])
+    assert (result.pcc_acg, result.pcc_heg, result.mse, result.mae) == pytest.approx(expected, abs=5.01e-5)
+    assert (result.spots, result.unpredicted) == (184, 0)
 
 
 @settings(max_examples=60, deadline=None)
@@ -39,12 +39,12 @@ def test_the_published_measures_of_a_real_section(column, expected):
 )
 def test_pearson_agrees_with_scipy(predicted, truth):
     assume((np.ptp(predicted, axis=0) > 1e-3).all() and (np.ptp(truth, axis=0) > 1e-3).all())
-    found = score(predicted, truth)
+    result = score(predicted, truth)
     expected = [pearsonr(predicted[:, g], truth[:, g]).statistic for g in range(3)]
-    np.testing.assert_allclose(found.pcc_per_gene, expected, atol=1e-9)
-    assert found.pcc_acg == pytest.approx(np.mean(expected), abs=1e-9)
-    assert found.mse == pytest.approx(np.mean((predicted - truth) ** 2))
-    assert found.mae == pytest.approx(np.mean(np.abs(predicted - truth)))
+    np.testing.assert_allclose(result.pcc_per_gene, expected, atol=1e-9)
+    assert result.pcc_acg == pytest.approx(np.mean(expected), abs=1e-9)
+    assert result.mse == pytest.approx(np.mean((predicted - truth) ** 2))
+    assert result.mae == pytest.approx(np.mean(np.abs(predicted - truth)))
 
 
 def test_heg_takes_the_fifty_highest_genes_of_the_truth():
@@ -53,9 +53,9 @@ def test_heg_takes_the_fifty_highest_genes_of_the_truth():
     predicted = rng.random((20, 60))
     predicted[:, 10:] = truth[:, 10:] * 2 - 5
     predicted[:, :10] = -truth[:, :10]
-    found = score(predicted, truth)
-    assert found.pcc_heg == pytest.approx(1.0)
-    assert found.pcc_acg == pytest.approx((50 - 10) / 60)
+    result = score(predicted, truth)
+    assert result.pcc_heg == pytest.approx(1.0)
+    assert result.pcc_acg == pytest.approx((50 - 10) / 60)
 
 
 def test_a_constant_gene_drops_out_of_acg_but_not_of_heg():
@@ -63,10 +63,10 @@ def test_a_constant_gene_drops_out_of_acg_but_not_of_heg():
     truth = rng.random((10, 60))
     predicted = rng.random((10, 60))
     truth[:, 0] = 0  # the lowest mean: outside the fifty
-    found = score(predicted, truth)
-    assert np.isnan(found.pcc_per_gene[0]) and found.undefined == 1
-    assert found.pcc_acg == pytest.approx(found.pcc_per_gene[1:].mean())
-    assert np.isfinite(found.pcc_heg)
+    result = score(predicted, truth)
+    assert np.isnan(result.pcc_per_gene[0]) and result.undefined == 1
+    assert result.pcc_acg == pytest.approx(result.pcc_per_gene[1:].mean())
+    assert np.isfinite(result.pcc_heg)
 
     truth[:, 1] = 0.1 + 0.2 + 9  # constant, not exactly its own mean, and the highest
     assert np.isnan(score(predicted, truth).pcc_heg)
@@ -78,9 +78,12 @@ def test_unreadable_spots_are_left_out_and_counted():
     truth, predicted = rng.random((12, 5)), rng.random((12, 5)).astype(np.float32)
     holed = predicted.copy()
     holed[[2, 7]] = np.nan
-    found, expected = score(holed, truth), score(np.delete(predicted, [2, 7], 0), np.delete(truth, [2, 7], 0))
-    assert (found.spots, found.left_out) == (10, 2)
-    assert (found.pcc_acg, found.mse) == (expected.pcc_acg, expected.mse)
+    result, expected = (
+        score(holed, truth),
+        score(np.delete(predicted, [2, 7], 0), np.delete(truth, [2, 7], 0)),
+    )
+    assert (result.spots, result.unpredicted) == (10, 2)
+    assert (result.pcc_acg, result.mse) == (expected.pcc_acg, expected.mse)
 
 
 def test_single_holes_and_wrong_shapes_are_refused():

@@ -97,15 +97,15 @@ def test_median_log1p_is_scanpys() -> None:
 
 
 def test_log_share_is_st_nets() -> None:
-    found = log_share(np.array([[3, 0, 1], [0, 0, 0]]))
+    result = log_share(np.array([[3, 0, 1], [0, 0, 0]]))
     expected = [[math.log(4 / 7), math.log(1 / 7), math.log(2 / 7)], [math.log(1 / 3)] * 3]
-    assert np.abs(found - expected).max() < 1e-7
-    whole = np.random.default_rng(0).poisson(2.0, (9, 14))
-    some = log_share(whole[:, :5], whole.sum(1), 14)
-    assert np.abs(some - log_share(whole)[:, :5]).max() < 1e-7, "all genes count, some are predicted"
+    assert np.abs(result - expected).max() < 1e-7
+    counts = np.random.default_rng(0).poisson(2.0, (9, 14))
+    subset = log_share(counts[:, :5], counts.sum(1), 14)
+    assert np.abs(subset - log_share(counts)[:, :5]).max() < 1e-7, "all genes count, some are predicted"
 
 
-@pytest.mark.parametrize("normalise", [spot_wise, gene_wise, median_log1p, log_share])
+@pytest.mark.parametrize("normalize", [spot_wise, gene_wise, median_log1p, log_share])
 @pytest.mark.parametrize("wrong", [-1.0, np.nan, np.inf])
 def test_what_is_no_count_is_refused(normalize: Callable[[Matrix], Matrix], wrong: float) -> None:
     with pytest.raises(ValueError, match="row 2, column 1"):

@@ -1,4 +1,4 @@
-"""Measured sections: found, chosen, read as pandas, scipy and scanpy read them, and refused where damaged."""
+"""Measured sections: finding, choosing and reading them, compared with pandas, scipy and scanpy."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ from mclst.sections import (
     read_gene_list,
     read_section,
 )
-from mclst.sections.hdf5 import opened
+from mclst.sections.hdf5 import open_hdf5
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 COUNTS = "\tA1BG\tTP53\tMYC\n10x13\t1\t0\t3\n9x7\t0\t2.5\t0\n"
-SPOTS = "x\ty\tnew_x\tnew_y\tpixel_x\tpixel_y\tselected\n9\t7\t9.1\t7.2\t90.5\t70\t1\n10\t13\t10\t13\t100\t130\t0\n1\t1\t1\t1\t5\t5\t1\n"
+SPOTS = (
+    "x\ty\tnew_x\tnew_y\tpixel_x\tpixel_y\tselected\n"
+    "9\t7\t9.1\t7.2\t90.5\t70\t1\n10\t13\t10\t13\t100\t130\t0\n1\t1\t1\t1\t5\t5\t1\n"
+)
 
 
 def shared(*parts: str) -> Path:
@@ -47,7 +50,7 @@ def legacy(tmp_path: Path, counts: str = COUNTS, spots: str | None = SPOTS, name
     return tmp_path
 
 
-def only(path: Path) -> Section:
+def read_only_section(path: Path) -> Section:
     (source,) = find_sections(path).values()
     return read_section(source)
 
@@ -57,7 +60,7 @@ def only(path: Path) -> Section:
 
 def test_legacy_section_joins_by_array_coordinates(tmp_path: Path) -> None:
     (legacy(tmp_path) / "images" / "C4.jpg").write_bytes(b"a picture")
-    section = only(tmp_path)
+    section = read_only_section(tmp_path)
     assert (section.name, section.counts_from) == ("C4", "counts")
     assert section.spot.tolist() == ["10x13", "9x7"]
     assert section.genes.tolist() == ["A1BG", "TP53", "MYC"]
@@ -68,61 +71,61 @@ def test_legacy_section_joins_by_array_coordinates(tmp_path: Path) -> None:
     assert section.image == tmp_path / "images" / "C4.jpg"
 
 
-def test_legacy_section_without_spots_or_with_rows_off_the_table(tmp_path: Path) -> None:
-    section = only(legacy(tmp_path, spots=None))
+def test_legacy_section_without_spots_or_with_missing_rows(tmp_path: Path) -> None:
+    section = read_only_section(legacy(tmp_path, spots=None))
     assert section.xy_px is None
     assert section.array_xy is not None and section.array_xy.tolist() == [[10, 13], [9, 7]]
-    section = only(legacy(tmp_path, spots="\n".join(SPOTS.split("\n")[:2]) + "\n"))
+    section = read_only_section(legacy(tmp_path, spots="\n".join(SPOTS.split("\n")[:2]) + "\n"))
     assert section.xy_px is not None
     assert np.isnan(section.xy_px[0]).all() and section.xy_px[1].tolist() == [90.5, 70]
-    with pytest.raises(SectionError, match="no row has its place"):
-        only(legacy(tmp_path, spots=SPOTS.split("\n")[0] + "\n1\t1\t1\t1\t5\t5\t1\n"))
+    with pytest.raises(SectionError, match="no row has its coordinates"):
+        read_only_section(legacy(tmp_path, spots=SPOTS.split("\n")[0] + "\n1\t1\t1\t1\t5\t5\t1\n"))
 
 
 @pytest.mark.parametrize(
-    "change", ["gzip", "r-header", "quotes", "crlf", "blank-lines", "published-names", "flat"]
+    "variant", ["gzip", "r-header", "quotes", "crlf", "blank-lines", "published-names", "flat"]
 )
-def test_legacy_variants_read_the_same(tmp_path: Path, change: str) -> None:
+def test_legacy_variants_read_the_same(tmp_path: Path, variant: str) -> None:
     plain, root = tmp_path / "plain", tmp_path / "varied"
     plain.mkdir()
     root.mkdir()
-    expected = only(legacy(plain))
+    expected = read_only_section(legacy(plain))
     text = COUNTS
-    if change == "r-header":
+    if variant == "r-header":
         text = COUNTS.removeprefix("\t")
-    if change == "quotes":
+    if variant == "quotes":
         text = '"A1BG"\t"TP53"\t"MYC"\n"10x13"\t1\t0\t3\n"9x7"\t0\t2.5\t0\n'
-    if change == "crlf":
+    if variant == "crlf":
         text = COUNTS.replace("\n", "\r\n")
-    if change == "blank-lines":
+    if variant == "blank-lines":
         text = COUNTS.replace("\n", "\n\n")
     legacy(root, text)
     counts, spots = root / "counts" / "C4.tsv", root / "spots" / "C4_selection.tsv"
-    if change in ("gzip", "crlf"):
+    if variant in ("gzip", "crlf"):
         counts.with_suffix(".tsv.gz").write_bytes(gzip.compress(text.encode()))
         counts.unlink()
-    if change == "published-names":
+    if variant == "published-names":
         counts.parent.rename(root / "ST-cnts")
         spots.parent.rename(root / "ST-spotfiles")
         (root / "ST-imgs" / "C" / "C4").mkdir(parents=True)
         (root / "ST-imgs" / "C" / "C4" / "HE_1.jpg").write_bytes(b"a picture")
-    if change == "flat":
+    if variant == "flat":
         counts.rename(root / "C4.tsv")
         spots.rename(root / "C4_selection.tsv")
         counts.parent.rmdir()
         (root / "notes.tsv").write_text("not\ta section\n")
-    section = only(root)
+    section = read_only_section(root)
     assert section.spot.tolist() == expected.spot.tolist()
     assert section.genes.tolist() == expected.genes.tolist()
     assert np.array_equal(section.counts.toarray(), expected.counts.toarray())
     assert np.array_equal(section.xy_px, expected.xy_px)  # type: ignore[arg-type]
-    assert (section.image is not None) == (change == "published-names")
+    assert (section.image is not None) == (variant == "published-names")
 
 
 def test_one_counts_file_or_its_folder_is_enough(tmp_path: Path) -> None:
     legacy(tmp_path)
     for path in (tmp_path / "counts" / "C4.tsv", tmp_path / "counts", tmp_path):
-        assert only(path).xy_px is not None
+        assert read_only_section(path).xy_px is not None
 
 
 def test_paths_relative_to_the_section_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +142,7 @@ def test_paths_relative_to_the_section_itself(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("counts", "said"),
+    ("counts", "fragment"),
     [
         ("", "empty"),
         ("\tA\tB\n", "no rows"),
@@ -151,19 +154,19 @@ def test_paths_relative_to_the_section_itself(tmp_path: Path, monkeypatch: pytes
         ("\tA\tB\n1x1\t1\tnan\n", "spot '1x1' (row 1), gene 'B' is nan"),
         ("\tA\tB\n1x1\t1\t-2\n", "spot '1x1' (row 1), gene 'B' is -2"),
         ("\tA\tB\n1x1\t1\t1\n2x2\t1e39\t2\n", "spot '2x2' (row 2), gene 'A' is 1e+39"),
-        ("\tA\tA\n1x1\t1\t2\n", "gene 'A' stands there more than once"),
-        ("\tA\tB\n1x1\t1\t2\n1x1\t1\t2\n", "spot '1x1' stands in rows 1 and 2"),
+        ("\tA\tA\n1x1\t1\t2\n", "gene 'A' appears more than once"),
+        ("\tA\tB\n1x1\t1\t2\n1x1\t1\t2\n", "spot '1x1' is in rows 1 and 2"),
         ("\tA\tB\n10.1x12.9\t1\t2\n", "'10.1x12.9'; round it"),
         ("\tA\tB\nAAAC-1\t1\t2\n", "'AAAC-1'; name it XxY"),
-        ("\t1x1\t2x2\nTP53\t1\t2\n", "turn the table over"),
+        ("\t1x1\t2x2\nTP53\t1\t2\n", "transpose the table"),
         ("\tA\tB\n1x1\t1\t2\x00\n", "NUL"),
         (",A,B\n1x1,1,2\n", "tab-separated"),
     ],
 )
-def test_damaged_counts_are_refused(tmp_path: Path, counts: str, said: str) -> None:
+def test_damaged_counts_are_refused(tmp_path: Path, counts: str, fragment: str) -> None:
     with pytest.raises(SectionError) as caught:
-        only(legacy(tmp_path, counts))
-    assert said in str(caught.value) and "C4.tsv" in str(caught.value)
+        read_only_section(legacy(tmp_path, counts))
+    assert fragment in str(caught.value) and "C4.tsv" in str(caught.value)
 
 
 def test_truncated_gzip_is_refused(tmp_path: Path) -> None:
@@ -171,10 +174,10 @@ def test_truncated_gzip_is_refused(tmp_path: Path) -> None:
     (tmp_path / "counts" / "C4.tsv").rename(tmp_path / "counts" / "C4.tsv.gz")
     (tmp_path / "counts" / "C4.tsv.gz").write_bytes(gzip.compress(COUNTS.encode())[:-9])
     with pytest.raises(SectionError, match=r"C4\.tsv\.gz: the file cannot be read"):
-        only(tmp_path)
+        read_only_section(tmp_path)
 
 
-def test_what_is_there_twice_is_refused(tmp_path: Path) -> None:
+def test_duplicate_files_are_refused(tmp_path: Path) -> None:
     legacy(tmp_path)
     (tmp_path / "images" / "C4.jpg").write_bytes(b"")
     (tmp_path / "images" / "C4.png").write_bytes(b"")
@@ -201,7 +204,7 @@ FEATURES = [
 
 
 def space_ranger(tmp_path: Path, form: str, features: list[tuple[str, str, str]] = FEATURES) -> Path:
-    """Write two barcodes x three features, in the order A…, C…; positions stand the other way round."""
+    """Write two barcodes x three features, in the order A…, C…; positions are in reverse order."""
     outs = tmp_path / "P7"
     (outs / "spatial").mkdir(parents=True)
     (outs / "spatial" / "tissue_positions.csv").write_text(POSITIONS)
@@ -233,7 +236,7 @@ def space_ranger(tmp_path: Path, form: str, features: list[tuple[str, str, str]]
 def test_space_ranger_joins_by_barcode_and_keeps_genes(tmp_path: Path, form: str) -> None:
     outs = space_ranger(tmp_path, form)
     assert list(find_sections(tmp_path)) == ["P7"]
-    section = only(outs)
+    section = read_only_section(outs)
     assert section.name == "P7"
     assert section.genes.tolist() == ["TP53", "MYC"]
     assert section.counts.toarray().tolist() == [[1, 4], [0, 2]]
@@ -247,12 +250,12 @@ def test_a_folder_called_outs_takes_its_parents_name(tmp_path: Path) -> None:
     assert list(find_sections(tmp_path)) == [tmp_path.name]
 
 
-def test_a_barcode_without_a_place_is_refused(tmp_path: Path) -> None:
+def test_a_barcode_without_coordinates_is_refused(tmp_path: Path) -> None:
     outs = space_ranger(tmp_path, "h5")
     table = outs / "spatial" / "tissue_positions.csv"
     table.write_text("\n".join(line for line in POSITIONS.split("\n") if not line.startswith("A")))
     with pytest.raises(SectionError, match=f"1 of 2 barcodes .* the first is {'A' * 16}-1"):
-        only(outs)
+        read_only_section(outs)
 
 
 @pytest.mark.parametrize("part", ["indices", "indptr", "data", "barcodes", "shape", "features/name"])
@@ -263,11 +266,11 @@ def test_a_damaged_10x_matrix_is_refused(tmp_path: Path, part: str) -> None:
         del file["matrix"][part]
         file["matrix"][part] = values + 7 if part == "indices" else -values if part == "data" else values[:-1]
     with pytest.raises(SectionError, match=r"filtered_feature_bc_matrix\.h5"):
-        only(outs)
+        read_only_section(outs)
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "said"),
+    ("file", "text", "fragment"),
     [
         ("barcodes.tsv", "AAAA-1\n", "do not belong together"),
         ("features.tsv", "ENSG1\n", "line 1 has no gene name"),
@@ -286,19 +289,19 @@ def test_a_damaged_10x_matrix_is_refused(tmp_path: Path, part: str) -> None:
         ("matrix.mtx", "%%MatrixMarket matrix coordinate integer general\n3 2 1\n9 9 1\n", "cannot be read"),
     ],
 )
-def test_a_damaged_matrix_folder_is_refused(tmp_path: Path, file: str, text: str, said: str) -> None:
+def test_a_damaged_matrix_folder_is_refused(tmp_path: Path, file: str, text: str, fragment: str) -> None:
     outs = space_ranger(tmp_path, "mtx")
     (outs / "filtered_feature_bc_matrix" / file).write_text(text)
     with pytest.raises(SectionError) as caught:
-        only(outs)
-    assert said in str(caught.value)
+        read_only_section(outs)
+    assert fragment in str(caught.value)
 
 
-def test_a_symbol_twice_is_refused_only_where_wanted(tmp_path: Path) -> None:
+def test_a_repeated_symbol_is_refused_only_if_requested(tmp_path: Path) -> None:
     twice = [*FEATURES[:2], ("ENSG3", "MYC", "Gene Expression")]
-    section = only(space_ranger(tmp_path, "h5", twice))
+    section = read_only_section(space_ranger(tmp_path, "h5", twice))
     assert match_genes(section, ["TP53"]).tolist() == [[1], [0]]
-    with pytest.raises(SectionError, match="gene MYC stands in section P7 more than once"):
+    with pytest.raises(SectionError, match="gene MYC appears in section P7 more than once"):
         match_genes(section, ["TP53", "MYC"])
 
 
@@ -306,7 +309,7 @@ def test_a_symbol_twice_is_refused_only_where_wanted(tmp_path: Path) -> None:
 def test_real_space_ranger_matrices_agree_with_scanpy(name: str) -> None:
     sc = pytest.importorskip("scanpy")
     folder = shared("visium", name)
-    section = only(folder)
+    section = read_only_section(folder)
     if name == "squidpy_test":
         data = sc.read_10x_h5(folder / "filtered_feature_bc_matrix.h5")
     else:
@@ -361,35 +364,35 @@ def test_anndata_takes_the_counts_layer_before_x(tmp_path: Path) -> None:
     assert second.xy_px is not None and second.xy_px.tolist() == [[1, 2], [3, 4]]
 
 
-def test_anndata_that_cannot_serve_is_refused(tmp_path: Path) -> None:
+def test_unusable_anndata_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "S1.h5ad"
     anndata_of(np.array([[1.0, np.nan], [0, 1]])).write_h5ad(path)
     with pytest.raises(SectionError, match=r"spot 's1' \(row 1\), gene 'B' is nan"):
-        only(path)
+        read_only_section(path)
     anndata_of(np.array([[1.0, 0], [-1, 1]])).write_h5ad(path)
     with pytest.raises(SectionError, match=r"spot 's2' \(row 2\), gene 'A' is -1"):
-        only(path)
+        read_only_section(path)
     with h5py.File(path, "r+") as file:
         del file["X"]
     with pytest.raises(SectionError, match="neither"):
-        only(path)
+        read_only_section(path)
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(SectionError, match=r"S1\.h5ad"):
-        only(path)
+        read_only_section(path)
 
 
 @pytest.mark.parametrize(
     "error", [RuntimeError("bad heap"), KeyError("x"), AttributeError("y"), OSError("z\nmore")]
 )
-def test_whatever_hdf5_raises_becomes_a_sentence(tmp_path: Path, error: Exception) -> None:
+def test_hdf5_errors_become_one_sentence(tmp_path: Path, error: Exception) -> None:
     h5py.File(tmp_path / "a.h5", "w").close()
     with (
         pytest.raises(SectionError, match=r"a\.h5: the file cannot be read as AnnData") as caught,
-        opened(tmp_path / "a.h5", "AnnData"),
+        open_hdf5(tmp_path / "a.h5", "AnnData"),
     ):
         raise error
     assert "\n" not in str(caught.value)
-    with pytest.raises(MemoryError), opened(tmp_path / "a.h5", "AnnData"):
+    with pytest.raises(MemoryError), open_hdf5(tmp_path / "a.h5", "AnnData"):
         raise MemoryError
 
 
@@ -426,29 +429,29 @@ NAMES = ["B1", "A1", "C1", "A2", "case-1", "case-2"]
         ("A1-C1", ("B1", "case-1"), ["A1", "A2", "C1"]),
     ],
 )
-def test_choosing(expression: str | None, hold_out: tuple[str, ...], expected: list[str]) -> None:
+def test_choose_sections(expression: str | None, hold_out: tuple[str, ...], expected: list[str]) -> None:
     assert choose_sections(NAMES, expression, hold_out=hold_out) == expected
 
 
 @pytest.mark.parametrize(
-    ("expression", "hold_out", "said"),
+    ("expression", "hold_out", "fragment"),
     [
-        ("A2-Z9", (), "section 'Z9' is not there; there are A1, A2"),
-        ("Q", (), "section 'Q' is not there"),
-        ("A1,,A2", (), "section '' is not there"),
+        ("A2-Z9", (), "section 'Z9' does not exist; there are A1, A2"),
+        ("Q", (), "section 'Q' does not exist"),
+        ("A1,,A2", (), "section '' does not exist"),
         ("C1-A1", (), "write A1-C1"),
-        ("A1", ("Z9",), "section 'Z9', to be held out, is not there"),
+        ("A1", ("Z9",), "section 'Z9', to be held out, does not exist"),
         ("A1", ("A1",), "no section is left"),
     ],
 )
-def test_choosing_what_is_not_there(expression: str, hold_out: tuple[str, ...], said: str) -> None:
+def test_choosing_unknown_sections(expression: str, hold_out: tuple[str, ...], fragment: str) -> None:
     with pytest.raises(SectionError) as caught:
         choose_sections(NAMES, expression, hold_out=hold_out)
-    assert said in str(caught.value)
+    assert fragment in str(caught.value)
 
 
 @given(st.sets(st.text("ABC123", min_size=1, max_size=3), min_size=1), st.data())
-def test_a_range_is_what_lies_between(names: set[str], data: st.DataObject) -> None:
+def test_a_range_includes_all_names_between(names: set[str], data: st.DataObject) -> None:
     first, last = sorted(
         (data.draw(st.sampled_from(sorted(names))), data.draw(st.sampled_from(sorted(names))))
     )
@@ -461,7 +464,7 @@ def test_a_range_is_what_lies_between(names: set[str], data: st.DataObject) -> N
 
 
 def test_matching_genes_puts_them_in_the_models_order(tmp_path: Path) -> None:
-    section = only(legacy(tmp_path))
+    section = read_only_section(legacy(tmp_path))
     dense = match_genes(section, ["MYC", "A1BG"])
     assert dense.dtype == np.float32 and dense.tolist() == [[3, 1], [0, 0]]
     with pytest.raises(SectionError, match=r"lacks 2 of the model's 3 genes \(X, Y\)"):
@@ -489,21 +492,21 @@ def test_gene_list_from_numpy(tmp_path: Path, dtype: str) -> None:
     assert read_gene_list(tmp_path / "genes.npy") == ["TP53", "MYC"]
 
 
-def test_gene_lists_that_cannot_serve(tmp_path: Path) -> None:
+def test_unusable_gene_lists_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "genes.npy", np.array(["TP53", "MYC"], dtype=object), allow_pickle=True)
     with pytest.raises(SectionError, match=r"astype\(str\)"):
         read_gene_list(tmp_path / "genes.npy")
     np.save(tmp_path / "genes.npy", np.ones((2, 2)))
     with pytest.raises(SectionError, match="one row of strings"):
         read_gene_list(tmp_path / "genes.npy")
-    for text, said in [
+    for text, fragment in [
         ("TP53\nMYC\nTP53\n", "TP53 is gene 1 and gene 3"),
         ("TP53\tMYC\n", "line 1 holds several names"),
         ("0\n1\n", "numbers, not gene names"),
         ("", "empty"),
     ]:
         (tmp_path / "genes.txt").write_text(text)
-        with pytest.raises(SectionError, match=said):
+        with pytest.raises(SectionError, match=fragment):
             read_gene_list(tmp_path / "genes.txt")
     with pytest.raises(SectionError, match="cannot be read"):
         read_gene_list(tmp_path / "none.txt")
@@ -523,15 +526,15 @@ def test_real_sections_agree_with_pandas() -> None:
         table = pd.read_csv(sources[name].path, sep="\t", index_col=0)
         assert section.spot.tolist() == table.index.tolist()
         assert np.array_equal(match_genes(section, genes), table[genes].to_numpy(dtype=np.float32))
-        places = pd.read_csv(
+        coordinates = pd.read_csv(
             shared("her2st", "spots", f"{name}_selection.tsv"), sep="\t", float_precision="round_trip"
         )
-        places.index = places.x.astype(str) + "x" + places.y.astype(str)
-        assert np.array_equal(section.xy_px, places.loc[table.index, ["pixel_x", "pixel_y"]].to_numpy())  # type: ignore[arg-type]
+        coordinates.index = coordinates.x.astype(str) + "x" + coordinates.y.astype(str)
+        assert np.array_equal(section.xy_px, coordinates.loc[table.index, ["pixel_x", "pixel_y"]].to_numpy())  # type: ignore[arg-type]
     assert sources["C4"].image == SHARED / "her2st" / "images" / "C4.jpg" and sources["A1"].image is None
 
 
-def test_the_published_bank_has_its_size() -> None:
+def test_the_published_bank_size() -> None:
     sources = find_sections(shared("her2st"))
     reference = np.load(shared("her2st", "reference", "C4.npz"))
     names = choose_sections(sources, "A2-G3", hold_out=("C4",))
@@ -539,13 +542,13 @@ def test_the_published_bank_has_its_size() -> None:
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(place=st.integers(0, len(COUNTS) - 1), put=st.binary(max_size=3))
-def test_any_damage_gives_a_whole_section_or_a_sentence(tmp_path: Path, place: int, put: bytes) -> None:
+@given(position=st.integers(0, len(COUNTS) - 1), damage=st.binary(max_size=3))
+def test_any_damage_gives_a_valid_section_or_an_error(tmp_path: Path, position: int, damage: bytes) -> None:
     legacy(tmp_path)
     raw = COUNTS.encode()
-    (tmp_path / "counts" / "C4.tsv").write_bytes(raw[:place] + put + raw[place + 1 :])
+    (tmp_path / "counts" / "C4.tsv").write_bytes(raw[:position] + damage + raw[position + 1 :])
     try:
-        section = only(tmp_path)
+        section = read_only_section(tmp_path)
     except SectionError as error:
         assert "C4" in str(error)
         return

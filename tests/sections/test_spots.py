@@ -1,4 +1,4 @@
-"""Spot tables: every spelling in use gives the right pixels, and every broken one a sentence."""
+"""Spot tables: every known format gives the right pixels, every broken one an error."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ AAACAAGTATCTCCCA-1,1,50,102,8513,9811
 AAACACCAATAACTGC-1,0,59,19,9605,4104
 AAACAGAGCGACTCCT-1,1,14,94,4205.5,9250
 """
-LEGACY = "x\ty\tnew_x\tnew_y\tpixel_x\tpixel_y\tselected\n21\t8\t20.809\t7.912\t5743.37\t2015.86\t1\n20\t8\t20.066\t7.93\t5527.95\t2021.11\t0\n"
+LEGACY = (
+    "x\ty\tnew_x\tnew_y\tpixel_x\tpixel_y\tselected\n"
+    "21\t8\t20.809\t7.912\t5743.37\t2015.86\t1\n20\t8\t20.066\t7.93\t5527.95\t2021.11\t0\n"
+)
 
 
 def spots_of(tmp_path: Path, text: str | bytes, name: str = "spots.csv", **options: bool) -> Spots:
@@ -40,7 +43,7 @@ def spots_of(tmp_path: Path, text: str | bytes, name: str = "spots.csv", **optio
     return read_spots(path, **options)
 
 
-def refused(tmp_path: Path, text: str | bytes) -> str:
+def error_of(tmp_path: Path, text: str | bytes) -> str:
     with pytest.raises(SectionError) as caught:
         spots_of(tmp_path, text)
     message = str(caught.value)
@@ -62,7 +65,7 @@ def test_space_ranger_2_x_is_the_pixel_column(tmp_path: Path) -> None:
     assert spots.table["array_row"].tolist() == [50, 14]
 
 
-def test_all_spots_keeps_the_glass(tmp_path: Path) -> None:
+def test_all_spots_keeps_off_tissue_spots(tmp_path: Path) -> None:
     spots = spots_of(tmp_path, SPACE_RANGER_2, all_spots=True)
     assert len(spots) == 3
     assert "left out" not in spots.coordinates
@@ -106,19 +109,19 @@ def test_other_spellings(tmp_path: Path, header: str, row: str) -> None:
     assert spots.xy_px.tolist() == [[5.0, 7.0]]
 
 
-def test_plain_x_y_are_said_to_be_level_0_pixels(tmp_path: Path) -> None:
+def test_plain_x_y_are_level_0_pixels(tmp_path: Path) -> None:
     spots = spots_of(tmp_path, "x,y\n5,7\n8,9\n")
     assert spots.id.tolist() == ["1", "2"]
     assert spots.coordinates == "x, y as x, y in level-0 px"
 
 
-@pytest.mark.parametrize("mark", ["\t", ";", ","])
+@pytest.mark.parametrize("delimiter", ["\t", ";", ","])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
-def test_separator_line_end_and_bom(tmp_path: Path, mark: str, end: str, bom: bytes) -> None:
+def test_separator_line_end_and_bom(tmp_path: Path, delimiter: str, end: str, bom: bytes) -> None:
     text = (
         end.join(
-            mark.join(cells) for cells in (["id", "x_px", "y_px"], ["a", "1.5", "2"], ["b", "1e3", "-4"])
+            delimiter.join(cells) for cells in (["id", "x_px", "y_px"], ["a", "1.5", "2"], ["b", "1e3", "-4"])
         )
         + end
     )
@@ -148,7 +151,7 @@ def test_blank_lines_are_skipped_and_lines_still_counted(tmp_path: Path) -> None
     assert spots.row.tolist() == [4, 6]
 
 
-def test_left_out_spots_may_lack_pixels(tmp_path: Path) -> None:
+def test_skipped_spots_may_lack_pixels(tmp_path: Path) -> None:
     text = "id,in_tissue,x_px,y_px\na,1,5,7\nb,0,,\n"
     assert len(spots_of(tmp_path, text)) == 1
     with pytest.raises(SectionError, match="line 3: column 'x_px' is blank"):
@@ -162,26 +165,26 @@ def test_left_out_spots_may_lack_pixels(tmp_path: Path) -> None:
     "cell",
     ["", " ", "nan", "NaN", "inf", "-inf", "abc", "1e30", "1_000", "１２", "0x10", "1 2", "--1", "1e400"],
 )
-def test_a_coordinate_that_is_no_pixel(tmp_path: Path, cell: str) -> None:
-    message = refused(tmp_path, f"id,x_px,y_px\na,1,2\nb,3,{cell}\n")
+def test_invalid_coordinates_are_refused(tmp_path: Path, cell: str) -> None:
+    message = error_of(tmp_path, f"id,x_px,y_px\na,1,2\nb,3,{cell}\n")
     assert "line 3: column 'y_px'" in message
     assert not cell.strip() or repr(cell.strip()) in message
 
 
 def test_decimal_commas_are_refused_by_name(tmp_path: Path) -> None:
-    message = refused(tmp_path, "id;x_px;y_px\na;1,5;2\n")
+    message = error_of(tmp_path, "id;x_px;y_px\na;1,5;2\n")
     assert "'1,5'" in message and "decimals with a point" in message
-    assert "'1,234'" in refused(tmp_path, 'id,x_px,y_px\na,"1,234",2\n')
+    assert "'1,234'" in error_of(tmp_path, 'id,x_px,y_px\na,"1,234",2\n')
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "fragment"),
     [
         ("", "empty"),
         (" \n\n", "empty"),
         ("id,x_px,y_px\n", "no rows"),
-        ("id,x_px,y_px\na,1,2\na,3,4\n", "line 3: spot 'a' stands in line 2 already"),
-        ("id,x_px,x_px,y_px\na,1,2,3\n", "line 1: column 'x_px' stands there 2 times"),
+        ("id,x_px,y_px\na,1,2\na,3,4\n", "line 3: spot 'a' is in line 2 already"),
+        ("id,x_px,x_px,y_px\na,1,2,3\n", "line 1: column 'x_px' appears 2 times"),
         ("id,x_px,X_PX,y_px\na,1,2,3\n", "both read as x_px"),
         ("id,x_px,y_px,\na,1,2,\n", "line 1: column 4 has no name"),
         ("id,x_px,y_px\na,1,2\nb,3\n", "line 3 has 2 cells where the first line has 3"),
@@ -202,12 +205,12 @@ def test_decimal_commas_are_refused_by_name(tmp_path: Path) -> None:
         ("id,in_tissue,x_px,y_px\na,2,1,2\n", "line 2: column 'in_tissue' is '2'; give 0 or 1"),
     ],
 )
-def test_a_broken_table_is_refused_with_its_line(tmp_path: Path, text: str, said: str) -> None:
-    assert said in refused(tmp_path, text)
+def test_a_broken_table_is_refused_with_its_line(tmp_path: Path, text: str, fragment: str) -> None:
+    assert fragment in error_of(tmp_path, text)
 
 
 @pytest.mark.parametrize(
-    ("raw", "said"),
+    ("raw", "fragment"),
     [
         (gzip.compress(LEGACY.encode()), "gzip"),
         (LEGACY.encode("utf-16"), "UTF-16"),
@@ -219,8 +222,8 @@ def test_a_broken_table_is_refused_with_its_line(tmp_path: Path, text: str, said
         (b"\x89HDF\r\n\x1a\n but not HDF5", "AnnData"),
     ],
 )
-def test_what_is_not_text_is_named(tmp_path: Path, raw: bytes, said: str) -> None:
-    assert said in refused(tmp_path, raw)
+def test_other_content_is_refused_with_its_type(tmp_path: Path, raw: bytes, fragment: str) -> None:
+    assert fragment in error_of(tmp_path, raw)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -245,15 +248,15 @@ pixel = st.floats(-1e9, 1e9, allow_nan=False)
         max_size=12,
         unique_by=lambda r: r[0],
     ),
-    mark=st.sampled_from("\t;,"),
+    delimiter=st.sampled_from("\t;,"),
     end=st.sampled_from(["\n", "\r\n"]),
     quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
 )
-def test_what_is_written_is_read(
-    tmp_path: Path, rows: list[tuple[str, float, float, str]], mark: str, end: str, quoting: int
+def test_round_trip(
+    tmp_path: Path, rows: list[tuple[str, float, float, str]], delimiter: str, end: str, quoting: int
 ) -> None:
     written = io.StringIO()
-    writer = csv.writer(written, delimiter=mark, lineterminator=end, quoting=quoting)  # type: ignore[arg-type]
+    writer = csv.writer(written, delimiter=delimiter, lineterminator=end, quoting=quoting)  # type: ignore[arg-type]
     writer.writerows(
         [("id", "x_px", "y_px", "note"), *((i, repr(x), repr(y), note) for i, x, y, note in rows)]
     )
@@ -278,13 +281,13 @@ def test_any_bytes_give_spots_or_a_sentence(tmp_path: Path, raw: bytes) -> None:
 
 @IN_TMP
 @given(
-    place=st.integers(0, len(SPACE_RANGER_2) - 1),
-    put=st.sampled_from([b"", b"\x00", b'"', b",", b"\n", b"\xff", b"9", b";"]),
+    position=st.integers(0, len(SPACE_RANGER_2) - 1),
+    damage=st.sampled_from([b"", b"\x00", b'"', b",", b"\n", b"\xff", b"9", b";"]),
 )
-def test_a_damaged_table_gives_spots_or_a_sentence(tmp_path: Path, place: int, put: bytes) -> None:
+def test_a_damaged_table_gives_spots_or_a_sentence(tmp_path: Path, position: int, damage: bytes) -> None:
     raw = SPACE_RANGER_2.encode()
     try:
-        spots = spots_of(tmp_path, raw[:place] + put + raw[place + 1 :])
+        spots = spots_of(tmp_path, raw[:position] + damage + raw[position + 1 :])
     except SectionError:
         return
     assert spots.xy_px.shape == (len(spots), 2) and len(spots.table) == len(spots)
@@ -300,8 +303,8 @@ def test_a_hundred_thousand_rows_agree_with_pandas(tmp_path: Path) -> None:
     assert spots.row[-1] == n + 1
 
 
-def test_a_table_is_read_in_pieces_as_if_it_were_one(tmp_path: Path) -> None:
-    """Every kind of column changes its mind after the first pieces: to decimals, to text, to other letters, to long cells."""
+def test_columns_that_change_type_between_chunks(tmp_path: Path) -> None:
+    """After the first chunks each column changes: to decimals, to text, to other letters, to long cells."""
     n = 3 * ROWS_AT_ONCE + 5
     number = np.arange(n)
     last = n - 2
@@ -332,25 +335,25 @@ def test_a_table_is_read_in_pieces_as_if_it_were_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("spoil", "fragment"),
     [
         (lambda lines: lines.__setitem__(-1, lines[-1] + ",9"), "has 4 cells"),
         (lambda lines: lines.__setitem__(-1, "last,4,five"), "column 'y_px' is 'five'"),
-        (lambda lines: lines.__setitem__(-1, lines[9]), "stands in line 10 already"),
+        (lambda lines: lines.__setitem__(-1, lines[9]), "is in line 10 already"),
         (lambda lines: lines.__setitem__(-1, ",4,5"), "the spot has no name"),
         (lambda lines: lines.__setitem__(-1, "l\0st,4,5"), "holds a NUL byte"),
         (lambda lines: lines.__setitem__(-1, "l\udcffst,4,5"), "is not UTF-8"),
     ],
 )
-def test_what_is_wrong_far_below_is_told_by_its_line(tmp_path: Path, spoil: Any, words: str) -> None:
+def test_errors_far_down_name_their_line(tmp_path: Path, spoil: Any, fragment: str) -> None:
     n = 70_000  # more than a block of the file
     lines = ["id,x_px,y_px", *(f"a rather long name of spot {i},{i},{i}" for i in range(n))]
     spoil(lines)
-    message = refused(tmp_path, "\n".join(lines).encode("utf-8", "surrogateescape"))
-    assert f"line {n + 1}" in message and words in message
+    message = error_of(tmp_path, "\n".join(lines).encode("utf-8", "surrogateescape"))
+    assert f"line {n + 1}" in message and fragment in message
 
 
-def test_reading_takes_little_more_memory_than_what_is_kept(tmp_path: Path) -> None:
+def test_peak_memory_stays_near_the_result(tmp_path: Path) -> None:
     n = 20_000
     rows = "".join(f"s_002um_{i // 150:05d}_{i % 150:05d}-1,{i % 977 + 0.25},{i / 7:.2f}\n" for i in range(n))
     (tmp_path / "spots.csv").write_text(f"barcode,x_px,y_px\n{rows}")
@@ -358,11 +361,11 @@ def test_reading_takes_little_more_memory_than_what_is_kept(tmp_path: Path) -> N
     tracemalloc.start()
     try:
         spots = read_spots(tmp_path / "spots.csv")
-        kept, most = tracemalloc.get_traced_memory()
+        kept, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert len(spots) == n and kept < 250 * n
-    assert most < 1.6 * kept
+    assert peak < 1.6 * kept
 
 
 def test_a_table_beyond_all_memory_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,7 +395,7 @@ def space_ranger_folder(tmp_path: Path, diameter: object = 89.4) -> Path:
     return spatial
 
 
-def test_a_space_ranger_folder_stands_for_its_positions(tmp_path: Path) -> None:
+def test_a_space_ranger_folder_gives_its_positions(tmp_path: Path) -> None:
     spatial = space_ranger_folder(tmp_path)
     for folder in (spatial, spatial.parent, tmp_path, spatial / "tissue_positions.csv"):
         spots = read_spots(folder)
@@ -445,7 +448,7 @@ def test_anndata_without_obs_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spatial", [None, np.full((3, 2), np.nan), np.ones((3, 3))])
-def test_anndata_without_places_is_refused(tmp_path: Path, spatial: np.ndarray | None) -> None:
+def test_anndata_without_coordinates_is_refused(tmp_path: Path, spatial: np.ndarray | None) -> None:
     data = anndata_of()
     del data.obsm["spatial"]
     if spatial is not None:

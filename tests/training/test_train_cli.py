@@ -339,7 +339,7 @@ def test_published_state_keeps_the_trained_rows() -> None:
             4,
             "k is 49 and the training sections have 48 spots together; give --k of at most 48",
         ),
-        (["--sections", "Z9"], 4, "section 'Z9' is not there"),
+        (["--sections", "Z9"], 4, "section 'Z9' does not exist"),
         (["--device", "cuda"], 6, "there is no device cuda"),
         (["--precision", "fp16"], 2, "fp16 needs a CUDA device"),
         (["--temperature", "0"], 2, "give a temperature above 0"),
