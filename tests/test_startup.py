@@ -1,0 +1,41 @@
+"""What a command imports before it works: `--help` needs click alone, and a run only what it uses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from mclst.runtime.entry_points import COMMANDS
+
+HEAVY = {
+    "anndata", "dask", "faiss", "h5py", "matplotlib", "numpy", "onnx", "onnxruntime", "pandas", "PIL", "pydantic",
+    "ray", "rich", "scipy", "sklearn", "tifffile", "torch", "zarr",
+}  # fmt: skip
+
+
+def imported_by(code: str) -> set[str]:
+    """Top-level names of all modules that are loaded after `code`."""
+    report = f"{code}\nimport sys; sys.stderr.write('\\n' + ' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in done.stderr.splitlines()[-1].split()}
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_imports_nothing_heavy(command: str) -> None:
+    module, _ = COMMANDS[command]
+    code = f"from {module} import main\ntry: main(['--help'])\nexcept SystemExit as end: assert not end.code"
+    assert not imported_by(code) & HEAVY
+
+
+def test_the_overview_lists_every_command() -> None:
+    code = "from mclst.runtime.entry_points import overview; overview()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(COMMANDS)
+    assert all(len(line) <= 100 for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("package", ["mclst.runtime", "mclst.kernels", "mclst.sections"])
+def test_importing_a_package_imports_nothing_heavy(package: str) -> None:
+    assert not imported_by(f"import {package}") & HEAVY
