@@ -1,16 +1,60 @@
-"""Shared by the tests: real data where it is present, and a small bundle made on the spot."""
+"""Fixtures shared by all tests: real data where present, a committed small bundle, runs in forked processes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from forked_runs import Forked, write_sound
-from small_model import TILE_PX, Small, tiny_network, write_reference
+from forked_runs import ForkServer, write_inputs
+from small_model import TILE_PX, Small, write_reference
 
+TESTS = Path(__file__).resolve().parent
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+
+SLOW_FOLDERS = ("benchmarks", "demo", "export", "models", "training")
+"""Every test here is slow: they train, export or measure."""
+
+# fmt: off
+OPTIONAL = (
+    "cuda", "google", "jsonschema", "onnx", "openslide", "openvino", "playwright", "polygraphy", "psutil", "pyarrow",
+    "pydicom", "ray", "scanpy", "sklearn", "spatialdata", "squidpy", "tensorrt_rtx_bindings", "timm", "torch",
+    "torchvision", "tritonclient",
+)
+# fmt: on
+"""Modules that `.[cpu]` does not install; a test file that imports one which is missing is skipped."""
+
+
+def _is_slow_folder(path: Path) -> bool:
+    return path.is_relative_to(TESTS) and path.relative_to(TESTS).parts[:1][0] in SLOW_FOLDERS
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import the slow folders when slow tests are deselected: torch alone takes seconds."""
+    if "not slow" in config.option.markexpr and _is_slow_folder(collection_path):
+        return True
+    return None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Skip a test file, with the reason, whose optional import is missing."""
+    report = yield
+    missing = re.search(r"No module named '([\w.]+)'", str(report.longrepr)) if report.failed else None
+    if missing and any(f"{missing[1]}.".startswith(f"{name}.") for name in OPTIONAL):
+        report.outcome = "skipped"
+        report.longrepr = (str(collector.path), 0, f"Skipped: {missing[1]} is not installed")
+    return report
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark all tests of the slow folders."""
+    for item in items:
+        if _is_slow_folder(item.path):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -33,17 +77,21 @@ def slides() -> Path:
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
-    """Three made-up sections and an untrained ResNet-18 mclSTExp for them."""
+    """Three synthetic sections; `small.ckpt` is an untrained ResNet-18 mclSTExp for them."""
     folder = tmp_path_factory.mktemp("small")
     write_reference(folder)
-    ckpt = folder / "model.pt"
-    torch.save(tiny_network().state_dict(), ckpt)
-    return Small(folder, ckpt, folder / "images" / "B1.png", folder / "spots" / "B1_selection.tsv")
+    return Small(folder, folder / "images" / "B1.png", folder / "spots" / "B1_selection.tsv")
 
 
 @pytest.fixture(scope="session")
-def small_bundle(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of it, without section B1; copy it before changing anything."""
+def small_bundle() -> Path:
+    """The committed bundle of sections A1 and A2 with a tiny encoder; copy it before changing anything."""
+    return TESTS / "data" / "small" / "mclst-bundle"
+
+
+@pytest.fixture(scope="session")
+def exported_bundle(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle exported from `small.ckpt`, without section B1; needs torch; copy it before changing anything."""
     from mclst.export.bundling import export_bundle
 
     out = tmp_path_factory.mktemp("bundle") / "mclst-bundle"
@@ -53,20 +101,20 @@ def small_bundle(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="session")
-def forked() -> Iterator[Forked]:
-    """Runs of mclst-infer in processes of their own."""
-    with Forked() as server:
+def fork_server() -> Iterator[ForkServer]:
+    """Runs of mclst-infer, each in its own process."""
+    with ForkServer() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def sound(tmp_path_factory: pytest.TempPathFactory, small_bundle: Path) -> Path:
-    """slide.tif, spots.csv and mclst-bundle, all as they should be; copy it before changing anything."""
-    return write_sound(tmp_path_factory.mktemp("sound"), small_bundle)
+def run_inputs(tmp_path_factory: pytest.TempPathFactory, small_bundle: Path) -> Path:
+    """A folder with valid slide.tif, spots.csv and mclst-bundle; copy it before changing anything."""
+    return write_inputs(tmp_path_factory.mktemp("inputs"), small_bundle)
 
 
 @pytest.fixture
-def said(tmp_path: Path) -> Path:
-    """An empty folder for what a run says."""
-    (tmp_path / "said").mkdir()
-    return tmp_path / "said"
+def log_dir(tmp_path: Path) -> Path:
+    """An empty folder for a run's stdout and stderr."""
+    (tmp_path / "log").mkdir()
+    return tmp_path / "log"

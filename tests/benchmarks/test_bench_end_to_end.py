@@ -52,22 +52,22 @@ def bench(small: Small, bundle: Path, *words: str) -> Result:
     return CliRunner().invoke(main, [*given, *words])
 
 
-def test_the_notebook_gives_the_map_of_mclst_infer(small: Small, small_bundle: Path, tmp_path: Path) -> None:
+def test_the_notebook_gives_the_map_of_mclst_infer(small: Small, exported_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "map.h5ad"
-    words = [small.slide, "--spots", small.spots, "--bundle", small_bundle, "--out", out, "--no-picture"]
+    words = [small.slide, "--spots", small.spots, "--bundle", exported_bundle, "--out", out, "--no-picture"]
     assert CliRunner().invoke(infer, list(map(str, words))).exit_code == 0
     spots = read_spots(small.spots)
-    notebook = open_notebook(open_bundle(small_bundle), small.ckpt, small.slide, threads=1)
+    notebook = open_notebook(open_bundle(exported_bundle), small.ckpt, small.slide, threads=1)
     expression, clock = notebook.run(small.slide, spots.xy_px)
     np.testing.assert_allclose(expression, anndata.read_h5ad(out).X, atol=1e-4)
     assert clock["total"] >= clock["decode"] + clock["encode"] + clock["retrieve"]
 
 
-def test_a_run_is_told_with_its_samples(small: Small, small_bundle: Path, tmp_path: Path) -> None:
+def test_a_run_is_told_with_its_samples(small: Small, exported_bundle: Path, tmp_path: Path) -> None:
     saved, picture = tmp_path / "e.json", tmp_path / "e.png"
     words = ["--ckpt", str(small.ckpt), "--truth", str(small.folder), "--section", "B1", "--repeats", "2"]
     done = bench(
-        small, small_bundle, *words, "--settings", "cpu:fp32", "--json", str(saved), "--plot", str(picture)
+        small, exported_bundle, *words, "--settings", "cpu:fp32", "--json", str(saved), "--plot", str(picture)
     )
     assert done.exit_code == 0, done.output
     told = json.loads(saved.read_text())
@@ -99,8 +99,8 @@ def test_a_run_is_told_with_its_samples(small: Small, small_bundle: Path, tmp_pa
         assert word in done.stderr
 
 
-def test_without_a_checkpoint_the_notebook_is_said_to_be_absent(small: Small, small_bundle: Path) -> None:
-    done = bench(small, small_bundle, "--repeats", "1", "--no-cold", "--json", "-", "-q")
+def test_without_a_checkpoint_the_notebook_is_said_to_be_absent(small: Small, exported_bundle: Path) -> None:
+    done = bench(small, exported_bundle, "--repeats", "1", "--no-cold", "--json", "-", "-q")
     assert done.exit_code == 0 and done.stderr == "", done.output
     told = json.loads(done.stdout)
     assert told["absent"] == [{"name": "published notebook", "why": "needs the checkpoint; give --ckpt"}]
@@ -121,7 +121,7 @@ def test_without_a_checkpoint_the_notebook_is_said_to_be_absent(small: Small, sm
     ],
 )
 def test_what_cannot_be_measured_is_refused(
-    small: Small, small_bundle: Path, tmp_path: Path, words: tuple[str, ...], code: int, says: str
+    small: Small, exported_bundle: Path, tmp_path: Path, words: tuple[str, ...], code: int, says: str
 ) -> None:
     import torch
 
@@ -130,15 +130,15 @@ def test_what_cannot_be_measured_is_refused(
     state["image_projection.fc.bias"] += 1
     torch.save(state, other)
     names = {"CKPT": str(other), "SLIDE": str(small.slide)}
-    done = bench(small, small_bundle, *(names.get(word, word) for word in words))
+    done = bench(small, exported_bundle, *(names.get(word, word) for word in words))
     assert done.exit_code == code and "Traceback" not in done.output
     assert names.get(says, says) in " ".join(done.output.split())
 
 
 def test_the_published_way_is_left_out_where_it_would_do_other_work(
-    small: Small, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    small: Small, exported_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = open_bundle(small_bundle)
+    bundle = open_bundle(exported_bundle)
     uniform = bundle.manifest.model_copy(
         update={"retrieval": bundle.manifest.retrieval.model_copy(update={"weighting": "uniform"})}  # type: ignore[union-attr]
     )
@@ -198,8 +198,8 @@ def test_stages_of_a_run_part_the_file_from_its_decoding() -> None:
     assert on_device.described()["elsewhere_s"] == pytest.approx(6.0 - 1.25)
 
 
-def test_an_encoder_is_held_against_the_peak_of_what_ran_it(small_bundle: Path) -> None:
-    bundle = open_bundle(small_bundle)
+def test_an_encoder_is_held_against_the_peak_of_what_ran_it(exported_bundle: Path) -> None:
+    bundle = open_bundle(exported_bundle)
     rates = {"host": {"fp32": 1e12}, "cuda": {"fp32": 1e13, "fp16": 1e14}}
     sides = {side: {"operations_per_s": found, "bytes_per_s": 1e10} for side, found in rates.items()}
     ways = [
@@ -252,14 +252,14 @@ class OnPlayedDevice:
 
 
 def test_a_run_on_a_device_tells_its_copies(
-    small: Small, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Small, exported_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = PlayedDriver()
     package = ModuleType("cuda.bindings")
     package.driver = driver  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cuda.bindings", package)
     monkeypatch.setitem(sys.modules, "cuda.bindings.driver", driver)
-    bundle, spots = open_bundle(small_bundle), read_spots(small.spots)
+    bundle, spots = open_bundle(exported_bundle), read_spots(small.spots)
     on_host = OnnxSession(bundle.encoder_path, threads=1)
     width = bundle.manifest.encoder.embedding_dim
     assert width is not None

@@ -264,8 +264,8 @@ def test_polygraphy_has_an_engine_for_each_batch_size(
 # --- memory, and the data sheets ------------------------------------------------------------------------------------
 
 
-def test_a_peer_alone_in_a_process_tells_its_memory(small_bundle: Path) -> None:
-    given = {"bundle": small_bundle, "ckpt": None, "settings": [("cpu", "fp32")], "threads": 1}
+def test_a_peer_alone_in_a_process_tells_its_memory(exported_bundle: Path) -> None:
+    given = {"bundle": exported_bundle, "ckpt": None, "settings": [("cpu", "fp32")], "threads": 1}
     found = measure_alone("ONNX Runtime fp32", "encoder", **given, batch=4)
     assert 20e6 < found["before_bytes"] < found["peak_rss_bytes"] < 1e9 and found["why"] == ""
     failed = measure_alone("torch eager", "encoder", **given, batch=4)
@@ -308,7 +308,7 @@ def bench(bundle: Path, *words: str) -> Result:
 
 
 def test_a_document_of_real_encoders(
-    small: Small, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Small, exported_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def too_slow(given: ContenderInputs, device: str = "cpu") -> Encoder:
         raise PeerUnavailable("compiling takes a minute")
@@ -321,7 +321,7 @@ def test_a_document_of_real_encoders(
     monkeypatch.setattr("mclst.benchmarks.contenders.peak_memory.measure_alone", alone)
     saved, picture = tmp_path / "l.json", tmp_path / "l.png"
     done = bench(
-        small_bundle, "--ckpt", str(small.ckpt), "--slide", str(small.slide), "--spots", str(small.spots),
+        exported_bundle, "--ckpt", str(small.ckpt), "--slide", str(small.slide), "--spots", str(small.spots),
         "--batch-sizes", "1,4", "--repeats", "3", "--block", "0.05", "--settings", "cpu:fp32",
         "--predict", "orin", "--sustained", "0.01", "--json", str(saved), "--plot", str(picture),
     )  # fmt: skip
@@ -365,9 +365,9 @@ def test_a_document_of_real_encoders(
     assert compared.exit_code == 0 and "batch 4: torch eager" in compared.stderr
 
 
-def test_made_up_tiles_and_no_peers(small_bundle: Path) -> None:
+def test_made_up_tiles_and_no_peers(exported_bundle: Path) -> None:
     done = bench(
-        small_bundle, "--batch-sizes", "2", "--repeats", "1", "--block", "0.01", "--no-peers", "--no-fresh",
+        exported_bundle, "--batch-sizes", "2", "--repeats", "1", "--block", "0.01", "--no-peers", "--no-fresh",
         "--no-offline", "--tiles", "4", "--json", "-", "-q",
     )  # fmt: skip
     assert done.exit_code == 0 and done.stderr == "", done.output
@@ -377,11 +377,11 @@ def test_made_up_tiles_and_no_peers(small_bundle: Path) -> None:
 
 
 def test_a_fresh_process_that_fails_loses_no_measurement(
-    small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    exported_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mclst.benchmarks.harness.subprocess_json.sys.executable", "/bin/false")
     done = bench(
-        small_bundle, "--batch-sizes", "2", "--repeats", "1", "--block", "0.01", "--no-peers", "--no-offline",
+        exported_bundle, "--batch-sizes", "2", "--repeats", "1", "--block", "0.01", "--no-peers", "--no-offline",
         "--tiles", "4", "--settings", "cpu:fp32", "--json", "-", "-q",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
@@ -406,9 +406,9 @@ def test_a_fresh_process_that_fails_loses_no_measurement(
     ],
 )
 def test_what_cannot_be_measured_is_refused(
-    small_bundle: Path, words: tuple[str, ...], code: int, says: str
+    exported_bundle: Path, words: tuple[str, ...], code: int, says: str
 ) -> None:
-    done = bench(small_bundle, *words)
+    done = bench(exported_bundle, *words)
     assert done.exit_code == code and says in " ".join(done.output.split()) and "Traceback" not in done.output
 
 

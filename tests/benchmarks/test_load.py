@@ -18,8 +18,8 @@ pytest.importorskip("tritonclient.http", reason="tritonclient is not installed")
 
 
 @pytest.fixture(scope="module", params=("http", "grpc"))
-def fake(request: pytest.FixtureRequest, sound: Path) -> Iterator[FakeServer]:
-    with FakeServer(sound / "mclst-bundle", request.param) as server:
+def fake(request: pytest.FixtureRequest, run_inputs: Path) -> Iterator[FakeServer]:
+    with FakeServer(run_inputs / "mclst-bundle", request.param) as server:
         yield server
 
 

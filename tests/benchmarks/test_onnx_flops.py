@@ -61,8 +61,8 @@ def test_densenet_at_full_size_is_what_torchvision_publishes(tmp_path: Path) -> 
     assert (49 * (found - classifier) + classifier) / 2e9 == pytest.approx(meta["_ops"], abs=0.001)
 
 
-def test_a_bundles_encoder_against_torchs_counter(small: Small, small_bundle: Path) -> None:
-    bundle = open_bundle(small_bundle)
+def test_a_bundles_encoder_against_torchs_counter(small: Small, exported_bundle: Path) -> None:
+    bundle = open_bundle(exported_bundle)
     side = bundle.manifest.tile.size_px
     network = tiny_network()
 

@@ -286,8 +286,8 @@ def test_int8_is_the_arithmetic_it_says() -> None:
     )
 
 
-def test_int8_leaves_the_head_and_the_pixels_alone(small_bundle: Path) -> None:
-    model = onnx.load(small_bundle / "encoder.onnx")
+def test_int8_leaves_the_head_and_the_pixels_alone(exported_bundle: Path) -> None:
+    model = onnx.load(exported_bundle / "encoder.onnx")
     products = [n for n in model.graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
     chosen = [model.graph.node[p.number] for p in find_products(model)]
     assert [n.op_type for n in products] == ["Conv"] * 20 + ["Gemm"] * 2
@@ -320,9 +320,9 @@ def test_entropy_cuts_a_tail_and_keeps_a_box() -> None:
     assert tail.range("percentile") < 5
 
 
-def test_ranges_are_those_of_the_graph(small_bundle: Path) -> None:
+def test_ranges_are_those_of_the_graph(exported_bundle: Path) -> None:
     """Of a convolution's input, against the network's own: torch's activations on the same tiles."""
-    model = onnx.load(small_bundle / "encoder.onnx")
+    model = onnx.load(exported_bundle / "encoder.onnx")
     tiles = np.random.default_rng(0).integers(0, 256, (5, TILE_PX, TILE_PX, 3)).astype(np.uint8)
     name = find_products(model)[0].activation
     body = tiny_network().image_encoder.model
@@ -477,13 +477,13 @@ def test_bf16_says_that_the_cpu_has_none(precise: Path, small: Small, tmp_path: 
     assert tree(tmp_path) == before
 
 
-def test_a_precision_the_bundle_lacks_is_named(small_bundle: Path, small: Small, tmp_path: Path) -> None:
+def test_a_precision_the_bundle_lacks_is_named(exported_bundle: Path, small: Small, tmp_path: Path) -> None:
     given = (
         str(small.slide),
         "--spots",
         str(small.spots),
         "--bundle",
-        str(small_bundle),
+        str(exported_bundle),
         "--out",
         str(tmp_path / "m.h5ad"),
     )
@@ -631,8 +631,8 @@ def test_the_benchmark_tells_what_each_precision_keeps(precise: Path, small: Sma
     assert alone.exit_code == 4
 
 
-def test_no_tiles_to_calibrate_is_one_sentence(small_bundle: Path) -> None:
-    model = onnx.load(small_bundle / "encoder.onnx")
+def test_no_tiles_to_calibrate_is_one_sentence(exported_bundle: Path) -> None:
+    model = onnx.load(exported_bundle / "encoder.onnx")
     name = find_products(model)[0].activation
     for t in model.graph.initializer:
         if t.name == next(n for n in model.graph.node if n.op_type == "Conv").input[1]:
@@ -641,10 +641,10 @@ def test_no_tiles_to_calibrate_is_one_sentence(small_bundle: Path) -> None:
         calibrate(model, [name], np.zeros((1, TILE_PX, TILE_PX, 3), np.uint8), "percentile")
 
 
-def test_the_small_bundle_opens_as_before(small_bundle: Path) -> None:
-    bundle = open_bundle(small_bundle)
+def test_the_small_bundle_opens_as_before(exported_bundle: Path) -> None:
+    bundle = open_bundle(exported_bundle)
     assert bundle.precisions == ("fp32",) and bundle.encoder() == bundle.encoder_path
-    assert json.loads((small_bundle / "parity.json").read_text())["precisions"] == {}
+    assert json.loads((exported_bundle / "parity.json").read_text())["precisions"] == {}
     tiles = np.zeros((1, TILE_PX, TILE_PX, 3), np.uint8)
     assert open_session(bundle.encoder(), "cpu").encode(tiles).shape == (1, 16)
 

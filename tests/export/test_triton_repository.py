@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from google.protobuf import text_format
 from hypothesis import given
 from hypothesis import strategies as st
-from small_model import GENES, TILE_PX, Small, fast_bundle, fast_regression
+from small_model import GENES, TILE_PX, Small, fast_regression
 
 from mclst.export.cli import main
 from mclst.export.triton import repository as triton_repository
@@ -43,7 +43,7 @@ GPU = Gpu(name="Made-up RTX", compute_capability="8.6", driver="580.1")
 
 @pytest.fixture(scope="module")
 def bundle(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fast_bundle(small_bundle, tmp_path_factory.mktemp("served") / "bundle")
+    return Path(shutil.copytree(small_bundle, tmp_path_factory.mktemp("served") / "bundle"))
 
 
 def run(*words: object) -> Result:
@@ -199,7 +199,7 @@ def test_options_that_do_not_belong_together(words: list[str], what: str) -> Non
 
 
 def test_what_cannot_be_served_leaves_nothing(
-    bundle: Path, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, exported_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repo = tmp_path / "repo"
     sequence = shutil.copytree(bundle, tmp_path / "sequence")

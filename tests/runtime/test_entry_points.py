@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from forked_runs import DEFAULT_SIGHUP
 
 SCRIPTS: dict[str, str] = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())[
     "project"
@@ -35,7 +36,11 @@ getattr(__import__(module, fromlist=[function]), function)()
 
 def run(source: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", source, *words], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", DEFAULT_SIGHUP + source, *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 

@@ -1,12 +1,10 @@
-"""Runs of `mclst-infer`, each in a process of its own that shares the imports: cheap enough for a campaign of faults.
-
-A child has its own limits of memory, file size and time; how it ends, a signal included, is told as it is.
-"""
+"""Fork server for runs of `mclst-infer`: children share its imports and have their own limits."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -14,41 +12,46 @@ from pathlib import Path
 from typing import Any, Self
 
 import tifffile
-from small_model import fast_bundle
 from synthetic_slides import tissue
 
-_SERVER = r"""
-import json, os, resource, signal, sys, time
-import anndata.io, faiss, h5py, imagecodecs, onnxruntime, openslide, pyarrow, scipy.ndimage, scipy.spatial, simplejpeg, tifffile
-from PIL import JpegImagePlugin, PngImagePlugin
-from mclst.runtime import cli, openslide_reader, pillow_reader, tiff
-import mclst.kernels.cpu
+DEFAULT_SIGHUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+"""First line of a child process: under nohup it would inherit that SIGHUP is ignored."""
 
-def child(asked):
-    os.chdir(asked["folder"])
-    for number, name, flags in ((0, os.devnull, os.O_RDONLY), (1, asked["stdout"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
-                                (2, asked["stderr"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)):
+_SERVER = r"""
+import contextlib, importlib, json, os, resource, signal, sys, time
+from PIL import JpegImagePlugin, PngImagePlugin
+from mclst.runtime.cli import infer
+for name in ("anndata.io faiss h5py imagecodecs onnxruntime openslide pyarrow scipy.ndimage scipy.spatial simplejpeg tifffile "
+             "mclst.runtime.slide.openslide_reader mclst.runtime.slide.picture mclst.runtime.slide.tiff "
+             "mclst.kernels.cpu").split():
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
+
+def child(request):
+    os.chdir(request["folder"])
+    for number, name, flags in ((0, os.devnull, os.O_RDONLY), (1, request["stdout"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
+                                (2, request["stderr"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)):
         os.dup2(os.open(name, flags), number)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if asked["memory_mb"]:
+    if request["memory_mb"]:
         pages = int(open("/proc/self/statm").read().split()[0])
-        limit = pages * resource.getpagesize() + (asked["memory_mb"] << 20)
+        limit = pages * resource.getpagesize() + (request["memory_mb"] << 20)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    if asked["file_bytes"] is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (asked["file_bytes"], asked["file_bytes"]))
-    sys.argv = ["mclst-infer", *asked["words"]]
-    exec(asked["before"], globals())
-    cli.main()
+    if request["file_bytes"] is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"], request["file_bytes"]))
+    sys.argv = ["mclst-infer", *request["words"]]
+    exec(request["before"], globals())
+    infer.main()
 
-def run(asked):
-    began = time.monotonic()
+def run(request):
+    started = time.monotonic()
     pid = os.fork()
     if pid == 0:
         code = 70
         try:
-            child(asked)
-        except SystemExit as left:
-            code = left.code if isinstance(left.code, int) else 0 if left.code is None else 1
+            child(request)
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
         except BaseException:
             import traceback
             traceback.print_exc()
@@ -59,10 +62,10 @@ def run(asked):
                 pass
             os._exit(code)
     while True:
-        ended, status, usage = os.wait4(pid, os.WNOHANG)
-        if ended:
+        exited, status, usage = os.wait4(pid, os.WNOHANG)
+        if exited:
             return {"code": os.waitstatus_to_exitcode(status), "peak_mb": usage.ru_maxrss >> 10, "timed_out": False}
-        if time.monotonic() - began > asked["seconds"]:
+        if time.monotonic() - started > request["seconds"]:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             return {"code": -9, "peak_mb": 0, "timed_out": True}
@@ -76,7 +79,7 @@ for line in sys.stdin:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: its exit code, negative where a signal ended it, and what it said."""
+    """Exit code of a run, negative for a signal, and its output."""
 
     code: int
     stdout: str
@@ -85,8 +88,8 @@ class Ended:
     timed_out: bool
 
 
-class Forked:
-    """A process that has everything imported and forks a child for each run; a context manager."""
+class ForkServer:
+    """A process with everything imported that forks a child for each run; a context manager."""
 
     def __init__(self, *prefix: str) -> None:
         """prefix: a command that starts the process, such as `unshare`."""
@@ -94,7 +97,7 @@ class Forked:
 
     def __enter__(self) -> Self:
         self._server = subprocess.Popen(
-            [*self._prefix, sys.executable, "-c", _SERVER],
+            [*self._prefix, sys.executable, "-c", DEFAULT_SIGHUP + _SERVER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -110,40 +113,42 @@ class Forked:
         self,
         folder: Path,
         *words: str,
-        said: Path,
+        log_dir: Path,
         memory_mb: int = 0,
         file_bytes: int | None = None,
         seconds: float = 60,
         before: str = "",
         stdout: str = "",
     ) -> Ended:
-        """Run `mclst-infer words` in `folder`; said: an empty folder for what it says.
+        """Run `mclst-infer words` in `folder`.
 
-        memory_mb: beyond what the imports take. file_bytes: the longest file that may be written. before: Python run
-        in the child first, which may break what it likes. stdout: a file or device in place of one of `said`.
+        log_dir: an empty folder for stdout and stderr. memory_mb: limit beyond what the imports take. file_bytes: the
+        longest file that may be written. before: Python code run in the child first. stdout: a file or device instead
+        of the one in `log_dir`.
         """
-        out, err = (str(said / name) for name in ("stdout", "stderr"))
-        asked: dict[str, Any] = {
+        out, err = (str(log_dir / name) for name in ("stdout", "stderr"))
+        request: dict[str, Any] = {
             "folder": str(folder), "words": words, "stdout": stdout or out, "stderr": err, "memory_mb": memory_mb,
             "file_bytes": file_bytes, "seconds": seconds, "before": before,
         }  # fmt: skip
         assert self._server.stdin is not None and self._server.stdout is not None
-        self._server.stdin.write(json.dumps(asked) + "\n")
+        self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()
-        found = json.loads(self._server.stdout.readline())
-        told = Path(out).read_text() if not stdout else ""
+        answer = json.loads(self._server.stdout.readline())
         return Ended(
-            found["code"], told, Path(err).read_text(errors="replace"), found["peak_mb"], found["timed_out"]
+            stdout="" if stdout else Path(out).read_text(),
+            stderr=Path(err).read_text(errors="replace"),
+            **answer,
         )
 
 
 WORDS = ("slide.tif", "--spots", "spots.csv", "--no-picture", "--workers", "2", "-q")
-"""The short form over the folder that `write_sound` makes."""
+"""Arguments for a run in the folder that `write_inputs` makes."""
 
 
-def write_sound(folder: Path, bundle: Path) -> Path:
-    """slide.tif (0.5 µm/px), spots.csv (600 spots) and mclst-bundle with a fast encoder, all as they should be."""
-    fast_bundle(bundle, folder / "mclst-bundle")
+def write_inputs(folder: Path, bundle: Path) -> Path:
+    """slide.tif (0.5 µm/px), spots.csv (600 spots) and mclst-bundle all valid."""
+    shutil.copytree(bundle, folder / "mclst-bundle")
     tifffile.imwrite(
         folder / "slide.tif", tissue(), photometric="rgb", tile=(64, 64), compression="zlib",
         resolution=(20000, 20000), resolutionunit="CENTIMETER", metadata=None,
@@ -163,7 +168,7 @@ def tree(folder: Path) -> dict[str, object]:
 
 
 def assert_one_sentence(ended: Ended, code: int, words: str = "") -> None:
-    """It ended by itself with `code`, one sentence that holds `words`, and nothing on stdout."""
+    """Assert that it exited with `code`, one sentence that contains `words`, and nothing on stdout."""
     assert not ended.timed_out, "it hangs"
     assert ended.code == code, (ended.code, ended.stderr[-2000:])
     sentence = ended.stderr.strip()

@@ -1,18 +1,17 @@
-"""A small reference folder and an mclSTExp checkpoint that fits it, made on the spot."""
+"""A small reference folder, and an mclSTExp checkpoint and ONNX graphs that fit it."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
 
-from mclst.models.mclstexp import MclSTExp
+if TYPE_CHECKING:
+    from mclst.models.mclstexp import MclSTExp
 
 GENES = 12
 POSITIONS = 20
@@ -21,6 +20,10 @@ TILE_PX = 32
 
 def tiny_network(encoder: str = "resnet18", *, genes: int = GENES, positions: int = POSITIONS) -> MclSTExp:
     """An mclSTExp small enough for a test, its normalisations' statistics away from 0 and 1."""
+    import torch
+
+    from mclst.models.mclstexp import MclSTExp
+
     torch.manual_seed(7)
     network = MclSTExp(encoder, genes, projection_dim=16, heads=8, head_dim=4, depth=2, positions=positions)
     for module in network.modules():
@@ -34,12 +37,20 @@ def tiny_network(encoder: str = "resnet18", *, genes: int = GENES, positions: in
 
 @dataclass(frozen=True)
 class Small:
-    """A small reference folder with one image, and a checkpoint that fits it."""
+    """A small reference folder, and the slide and spots of its section B1."""
 
     folder: Path
-    ckpt: Path
     slide: Path
     spots: Path
+
+    @cached_property
+    def ckpt(self) -> Path:
+        """An untrained ResNet-18 mclSTExp for it; needs torch."""
+        import torch
+
+        path = self.folder / "model.pt"
+        torch.save(tiny_network().state_dict(), path)
+        return path
 
 
 def write_reference(folder: Path, names: tuple[str, ...] = ("A1", "A2", "B1"), spots: int = 24) -> None:
@@ -64,20 +75,6 @@ def write_reference(folder: Path, names: tuple[str, ...] = ("A1", "A2", "B1"), s
             for a, b in zip(x, y, strict=True)
         ]
         (folder / "spots" / f"{name}_selection.tsv").write_text("\n".join(lines) + "\n")
-
-
-def fast_bundle(source: Path, folder: Path) -> Path:
-    """A copy of a bundle whose encoder is one matrix product, for tests of many thousand tiles."""
-    shutil.copytree(source, folder)
-    fast_graph(folder / "encoder.onnx", "embedding", 16)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    content = (folder / "encoder.onnx").read_bytes()
-    manifest["files"]["encoder.onnx"] = {
-        "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
 
 
 def fast_regression(folder: Path, genes: int) -> Path:

@@ -39,8 +39,8 @@ def edit(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
     (bundle / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_manifest_says_what_shaped_the_bundle(small_bundle: Path) -> None:
-    found = open_bundle(small_bundle)
+def test_manifest_says_what_shaped_the_bundle(exported_bundle: Path) -> None:
+    found = open_bundle(exported_bundle)
     m = found.manifest
     assert (m.format, m.system, m.encoder.name, m.encoder.embedding_dim) == (
         "mclst-bundle/1",
@@ -59,11 +59,11 @@ def test_manifest_says_what_shaped_the_bundle(small_bundle: Path) -> None:
     assert set(m.files) == {"encoder.onnx", "bank.h5", "parity.json"} and {"mclst", "torch", "onnx"} <= set(
         m.versions
     )
-    assert m.files["bank.h5"].sha256 == file_sha256(small_bundle / "bank.h5")
+    assert m.files["bank.h5"].sha256 == file_sha256(exported_bundle / "bank.h5")
     assert found.bank.embedding.shape == (48, 16) and list(found.bank.genes) == [
         f"GENE{i}" for i in range(12)
     ]
-    parity = json.loads((small_bundle / "parity.json").read_text())
+    parity = json.loads((exported_bundle / "parity.json").read_text())
     assert parity["passed"] and parity["tiles"] == {"source": "section A1, A2", "count": 8}
     assert parity["embedding"]["cosine_min"] > 0.99999 and parity["expression"]["genes_compared"] == 12
 
@@ -182,7 +182,7 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
         BundleDraft(tmp_path / "new", overwrite=False)
 
 
-def test_embeddings_in_the_bank_are_those_of_its_sections(small_bundle: Path) -> None:
-    bank = open_bundle(small_bundle).bank
+def test_embeddings_in_the_bank_are_those_of_its_sections(exported_bundle: Path) -> None:
+    bank = open_bundle(exported_bundle).bank
     assert sorted(set(bank.section)) == ["A1", "A2"]
     assert np.isfinite(bank.embedding).all() and bank.expression.min() >= 0

@@ -79,8 +79,8 @@ def test_a_loop_is_refused_wherever_it_stands(tmp_path: Path) -> None:
         check_graph(path, {"encoder.onnx"})
 
 
-def test_the_graphs_of_an_export_pass(small_bundle: Path) -> None:
-    check_graph(small_bundle / "encoder.onnx", {"encoder.onnx"})
+def test_the_graphs_of_an_export_pass(exported_bundle: Path) -> None:
+    check_graph(exported_bundle / "encoder.onnx", {"encoder.onnx"})
 
 
 def test_a_bundle_is_refused_for_its_graph(small_bundle: Path, tmp_path: Path) -> None:

@@ -28,11 +28,11 @@ SECONDS = 300
 
 
 @pytest.fixture(scope="module")
-def ran(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def ran(run_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The folder of the cohorts, and what the script tells of them."""
     folder = tmp_path_factory.mktemp("cluster")
     for name in ("mclst-bundle", "slide.tif", "spots.csv"):
-        (folder / name).symlink_to(sound / name)
+        (folder / name).symlink_to(run_inputs / name)
     alone = ["unshare", "--net"] if os.getuid() == 0 else ["unshare", "--map-root-user", "--net"]
     if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no network namespace can be made here, so Ray would listen beyond loopback")
@@ -44,12 +44,12 @@ def ran(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
 
 
 @pytest.fixture(scope="module")
-def expected(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, np.ndarray]:
+def expected(run_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, np.ndarray]:
     """The expression of the slide by one process without a cluster, by batch size."""
     found = {}
     for batch in (16, 4):
         out = tmp_path_factory.mktemp("alone") / "map.h5ad"
-        words = [sound / "slide.tif", "--spots", sound / "spots.csv", "--bundle", sound / "mclst-bundle"]
+        words = [run_inputs / "slide.tif", "--spots", run_inputs / "spots.csv", "--bundle", run_inputs / "mclst-bundle"]
         options = ["--out", out, "--no-picture", "--no-html", "--batch-size", batch]
         assert CliRunner().invoke(main, [str(word) for word in (*words, *options)]).exit_code == 0
         found[batch] = anndata.read_h5ad(out).X
@@ -146,9 +146,9 @@ def test_slides_in_parts_are_merged_to_the_same_map(
     assert one["run"]["seconds"]["encode"] == 0
 
 
-def test_a_map_finished_by_a_worker_that_died_is_done_and_tidied_up(sound: Path, tmp_path: Path) -> None:
+def test_a_map_finished_by_a_worker_that_died_is_done_and_tidied_up(run_inputs: Path, tmp_path: Path) -> None:
     """A worker here, without Ray: the second attempt at the merging of a slide whose first ended after publishing."""
-    job = Job(sound / "slide.tif", tmp_path / "map.h5ad", spots=sound / "spots.csv")
+    job = Job(run_inputs / "slide.tif", tmp_path / "map.h5ad", spots=run_inputs / "spots.csv")
     settings = {
         "provider": "cpu",
         "picture": False,
@@ -156,7 +156,7 @@ def test_a_map_finished_by_a_worker_that_died_is_done_and_tidied_up(sound: Path,
         "files": Files(html=False),
         "overwrite": False,
     }
-    worker = Worker(sound / "mclst-bundle", open_bundle(sound / "mclst-bundle").sha256, settings, None, 1)
+    worker = Worker(run_inputs / "mclst-bundle", open_bundle(run_inputs / "mclst-bundle").sha256, settings, None, 1)
     assert worker.open() is None
     merge = Task("map", job, SlidePart(2))
     for part in (0, 1):

@@ -16,7 +16,7 @@ import anndata
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from forked_runs import Forked
+from forked_runs import ForkServer
 from hypothesis import given
 from hypothesis import strategies as st
 from small_model import Small
@@ -259,10 +259,10 @@ def test_an_encoder_that_does_not_open_ends_the_cohort(here: Path) -> None:
     assert report()["status"] == "stopped" and report()["counts"]["left"] == 3
 
 
-def test_a_stopped_cohort_goes_on(sound: Path, tmp_path: Path, said: Path, forked: Forked) -> None:
+def test_a_stopped_cohort_goes_on(run_inputs: Path, tmp_path: Path, log_dir: Path, fork_server: ForkServer) -> None:
     """Terminated by a signal after its first slide, in mid-run; the second start does the rest."""
     for name in ("mclst-bundle", "slide.tif", "spots.csv"):
-        (tmp_path / name).symlink_to(sound / name)
+        (tmp_path / name).symlink_to(run_inputs / name)
     rows = [f"s{i},slide.tif,spots.csv" for i in range(3)]
     write_table(tmp_path, "name,slide,spots", *rows)
     words = ("--slides", "cohort.csv", *QUICK, "-q")
@@ -275,12 +275,12 @@ def stopping(bundle, job, *rest, **named):
     return whole(bundle, job, *rest, **named)
 module.run_job = stopping
 """
-    stopped = forked.run(tmp_path, *words, said=said, before=stop)
+    stopped = fork_server.run(tmp_path, *words, log_dir=log_dir, before=stop)
     assert stopped.code == 143, stopped.stderr
     assert "the same command goes on" in stopped.stderr
     found = json.loads((tmp_path / "cohort" / "cohort.run.json").read_text())
     assert (found["status"], found["counts"]["done"], found["counts"]["left"]) == ("stopped", 1, 2)
-    again = forked.run(tmp_path, *words, said=said)
+    again = fork_server.run(tmp_path, *words, log_dir=log_dir)
     assert again.code == 0, again.stderr
     found = json.loads((tmp_path / "cohort" / "cohort.run.json").read_text())
     assert [slide["status"] for slide in found["slides"]] == ["skipped", "done", "done"]
@@ -306,14 +306,14 @@ def run_as_nextflow(script: str, folder: Path, commands: Path) -> int:
     ).returncode  # fmt: skip
 
 
-def test_the_script_of_the_documented_nextflow_process(sound: Path, tmp_path: Path) -> None:
+def test_the_script_of_the_documented_nextflow_process(run_inputs: Path, tmp_path: Path) -> None:
     here = tmp_path / "a cohort"
     (here / "work").mkdir(parents=True)
     write_table(
-        here, "name,slide,spots", *(f"{n},{sound}/{n}.tif,{sound}/spots.csv" for n in ("slide", "no"))
+        here, "name,slide,spots", *(f"{n},{run_inputs}/{n}.tif,{run_inputs}/spots.csv" for n in ("slide", "no"))
     )
     script = task_of_nextflow(
-        1, slides=here / "cohort.csv", out=here / "maps", bundle=sound / "mclst-bundle", shards=1
+        1, slides=here / "cohort.csv", out=here / "maps", bundle=run_inputs / "mclst-bundle", shards=1
     )
     assert run_as_nextflow(script, here / "work", Path(sys.executable).parent) == 0
     assert [path.stem for path in (here / "maps").glob("*.h5ad")] == ["slide"]
@@ -330,10 +330,10 @@ def test_what_decides_about_a_retry_reaches_nextflow(tmp_path: Path, code: int, 
     assert run_as_nextflow(script, tmp_path, tmp_path) == left
 
 
-def test_the_documented_slurm_array_does_all_slides(sound: Path, tmp_path: Path) -> None:
+def test_the_documented_slurm_array_does_all_slides(run_inputs: Path, tmp_path: Path) -> None:
     """Started as SLURM starts its tasks: a process each, told its number and how many there are."""
     for name in ("mclst-bundle", "slide.tif", "spots.csv"):
-        (tmp_path / name).symlink_to(sound / name)
+        (tmp_path / name).symlink_to(run_inputs / name)
     write_table(tmp_path, "name,slide,spots", *(f"s{i},slide.tif,spots.csv" for i in range(3)))
     script = Path(__file__).parents[3] / "docs" / "cohort.slurm"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from small_model import TILE_PX, Small, fast_bundle, tiny_network
+from small_model import TILE_PX, Small, tiny_network
 
 from mclst.export.cli import main as export_main
 from mclst.export.onnx.fp16 import to_half
@@ -243,7 +243,7 @@ def test_a_target_that_is_not_covered_is_named(library: Library, tmp_path: Path)
 @pytest.fixture(scope="module")
 def stored(small_bundle: Path, library: Library, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with one engine in it; copied before it is changed."""
-    bundle = fast_bundle(small_bundle, tmp_path_factory.mktemp("stored") / "bundle")
+    bundle = Path(shutil.copytree(small_bundle, tmp_path_factory.mktemp("stored") / "bundle"))
     engine = open_engine(bundle, wanted(bundle, library), build=True, tell=lambda text: None)
     assert engine.manifest.key == wanted(bundle, library).key()
     return bundle

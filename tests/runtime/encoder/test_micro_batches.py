@@ -60,9 +60,9 @@ def test_a_fault_in_a_lane_reaches_the_caller() -> None:
 
 @pytest.mark.parametrize(("threads", "at_once"), [(1, 16), (2, 16), (3, 2), (4, 1)])
 def test_an_encoder_gives_the_same_however_its_threads_are_shared_out(
-    small_bundle: Path, threads: int, at_once: int
+    exported_bundle: Path, threads: int, at_once: int
 ) -> None:
-    path = open_bundle(small_bundle).encoder_path
+    path = open_bundle(exported_bundle).encoder_path
     side = OnnxSession(path)._tile[0]
     tiles = np.random.default_rng(2).integers(0, 256, (13, side, side, 3), dtype=np.uint8)
     one_by_one = open_session(path, "cpu", threads=1, at_once=1)

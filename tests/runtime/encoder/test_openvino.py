@@ -21,8 +21,8 @@ ov = pytest.importorskip("openvino")
 
 
 @pytest.fixture(scope="module")
-def graph(small_bundle: Path) -> Path:
-    return open_bundle(small_bundle).encoder_path
+def graph(exported_bundle: Path) -> Path:
+    return open_bundle(exported_bundle).encoder_path
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +75,11 @@ def test_what_it_cannot_run_is_said(graph: Path, tmp_path: Path, monkeypatch: py
     assert {name: yes for name, yes, _ in list_providers()}["openvino"] == "no"
 
 
-def test_a_map_by_either_provider(small: Small, small_bundle: Path, tmp_path: Path) -> None:
+def test_a_map_by_either_provider(small: Small, exported_bundle: Path, tmp_path: Path) -> None:
     found = {}
     for provider in ("cpu", "openvino"):
         out = tmp_path / f"{provider}.h5ad"
-        words = [small.slide, "--spots", small.spots, "--bundle", small_bundle, "--out", out, "--no-picture"]
+        words = [small.slide, "--spots", small.spots, "--bundle", exported_bundle, "--out", out, "--no-picture"]
         done = CliRunner().invoke(infer, [*map(str, words), "--provider", provider])
         assert done.exit_code == 0, done.output
         assert provider in done.stderr

@@ -109,13 +109,13 @@ def fitting(monkeypatch: pytest.MonkeyPatch, batch: int, slots: int) -> None:
 
 
 def test_the_map_does_not_depend_on_what_fits(
-    small: Small, small_bundle: Path, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Small, small_bundle: Path, run_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Workers of a cluster whose memories differ choose other batches and rings for one budget."""
     bare: dict[str, Any] = {"picture": False, "report": False, "files": Files(html=False), "provider": "cpu"}
     for folder, slide, spots in (
         (small_bundle, small.slide, small.spots),
-        (sound / "mclst-bundle", sound / "slide.tif", sound / "spots.csv"),
+        (run_inputs / "mclst-bundle", run_inputs / "slide.tif", run_inputs / "spots.csv"),
     ):
         bundle, wanted = open_bundle(folder), tmp_path / f"{slide.stem}.h5ad"
         with open_slide(slide) as opened_slide:
@@ -129,17 +129,17 @@ def test_the_map_does_not_depend_on_what_fits(
 
 
 def test_a_part_from_where_less_fits_is_not_mixed_in(
-    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle = open_bundle(sound / "mclst-bundle")
+    bundle = open_bundle(run_inputs / "mclst-bundle")
     bare: dict[str, Any] = {"picture": False, "report": False, "files": Files(html=False), "provider": "cpu"}
     wanted, out = tmp_path / "wanted.h5ad", tmp_path / "map.h5ad"
-    with open_slide(sound / "slide.tif") as slide:
-        predict(bundle, slide, sound / "spots.csv", wanted, **bare)
+    with open_slide(run_inputs / "slide.tif") as slide:
+        predict(bundle, slide, run_inputs / "spots.csv", wanted, **bare)
         for share, batch in ((SlidePart(2, 0), 16), (SlidePart(2, 1), 4), (SlidePart(2), 16)):
             fitting(monkeypatch, batch, 2)
             run = predict(
-                bundle, slide, sound / "spots.csv", out, memory_budget=10**9, share=share, overwrite=True, **bare
+                bundle, slide, run_inputs / "spots.csv", out, memory_budget=10**9, share=share, overwrite=True, **bare
             )  # fmt: skip
     (note,) = [note for note in run.notes if "part" in note]
     assert note == "part 2 of 2 was made with another: the batch size (4 → 16); its 88 tiles are done again"
@@ -148,15 +148,15 @@ def test_a_part_from_where_less_fits_is_not_mixed_in(
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel does not tell the memory held")
-def test_a_run_stays_within_its_budget(small: Small, small_bundle: Path, tmp_path: Path) -> None:
+def test_a_run_stays_within_its_budget(small: Small, exported_bundle: Path, tmp_path: Path) -> None:
     """The most memory the process ever held, as the kernel has it."""
 
     def run(budget: str) -> tuple[int, str, int]:
-        options = ["--spots", str(small.spots), "--bundle", str(small_bundle), "--overwrite"]
+        options = ["--spots", str(small.spots), "--bundle", str(exported_bundle), "--overwrite"]
         options += ["--out", str(tmp_path / "map.h5ad"), "--memory-budget", budget, "--provider", "cpu"]
         code = """
 import atexit, sys
-from mclst.runtime.cli import main
+from mclst.runtime.cli.infer import main
 atexit.register(lambda: open("most", "w").write(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]))
 main(sys.argv[1:])
 """

@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 import pytest
 import tifffile
-from forked_runs import WORDS, Forked, assert_one_sentence, tree
+from forked_runs import WORDS, ForkServer, assert_one_sentence, tree
 from onnx import TensorProto, helper, numpy_helper
 from small_model import TILE_PX
 from synthetic_slides import tissue
@@ -31,8 +31,8 @@ Change = Callable[[Path], object]
 
 
 @pytest.fixture
-def here(sound: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(sound, tmp_path / "here"))
+def here(run_inputs: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run_inputs, tmp_path / "here"))
 
 
 # What is wrong with a bundle: its hashes are right, since whoever writes a bundle writes its hashes
@@ -252,10 +252,10 @@ BUNDLES: list[tuple[str, Change, str]] = [
 @pytest.mark.parametrize(
     ("change", "words"), [case[1:] for case in BUNDLES], ids=[case[0] for case in BUNDLES]
 )
-def test_a_bundle_that_is_wrong(forked: Forked, here: Path, said: Path, change: Change, words: str) -> None:
+def test_a_bundle_that_is_wrong(fork_server: ForkServer, here: Path, log_dir: Path, change: Change, words: str) -> None:
     change(here)
     before = tree(here)
-    ended = forked.run(here, *WORDS, said=said, memory_mb=1500, seconds=30)
+    ended = fork_server.run(here, *WORDS, log_dir=log_dir, memory_mb=1500, seconds=30)
     assert_one_sentence(ended, 4, words)
     assert tree(here) == before
 
@@ -376,9 +376,9 @@ SLIDES: list[tuple[str, Change, str]] = [
 
 
 @pytest.mark.parametrize(("change", "words"), [case[1:] for case in SLIDES], ids=[case[0] for case in SLIDES])
-def test_a_slide_that_is_wrong(forked: Forked, here: Path, said: Path, change: Change, words: str) -> None:
+def test_a_slide_that_is_wrong(fork_server: ForkServer, here: Path, log_dir: Path, change: Change, words: str) -> None:
     change(here)
     before = tree(here)
-    ended = forked.run(here, *WORDS, said=said, memory_mb=1500, seconds=30)
+    ended = fork_server.run(here, *WORDS, log_dir=log_dir, memory_mb=1500, seconds=30)
     assert_one_sentence(ended, 4, words)
     assert tree(here) == before

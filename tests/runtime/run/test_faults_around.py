@@ -12,19 +12,19 @@ from pathlib import Path
 
 import anndata
 import pytest
-from forked_runs import WORDS, Forked, assert_one_sentence, tree
+from forked_runs import WORDS, ForkServer, assert_one_sentence, tree
 
-from mclst.runtime.report.page.openseadragon import PLACE
+from mclst.runtime.report.page.openseadragon import VIEWER_PATH
 
 LEFT_BY_A_STOP = {".slide.h5ad.rows", ".slide.h5ad.journal", "slide.run.json"}
 
 
 @pytest.fixture(scope="module")
-def here_once(sound: Path, forked: Forked, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+def here_once(run_inputs: Path, fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     """The folder, and X as a run that nothing befalls writes it."""
-    folder, said = tmp_path_factory.mktemp("once"), tmp_path_factory.mktemp("said")
-    shutil.copytree(sound, folder, dirs_exist_ok=True)
-    assert forked.run(folder, *WORDS, said=said).code == 0
+    folder, log_dir = tmp_path_factory.mktemp("once"), tmp_path_factory.mktemp("said")
+    shutil.copytree(run_inputs, folder, dirs_exist_ok=True)
+    assert fork_server.run(folder, *WORDS, log_dir=log_dir).code == 0
     return folder, anndata.read_h5ad(folder / "slide.h5ad").X.tobytes()
 
 
@@ -34,8 +34,8 @@ def whole(here_once: tuple[Path, bytes]) -> bytes:
 
 
 @pytest.fixture
-def here(sound: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(sound, tmp_path / "here"))
+def here(run_inputs: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run_inputs, tmp_path / "here"))
 
 
 def x_of(path: Path) -> bytes:
@@ -48,42 +48,42 @@ def code(text: str) -> str:
 
 @pytest.mark.parametrize("memory_mb", [1, 2, 40])
 def test_a_limit_under_which_threads_would_hang_is_refused_at_once(
-    forked: Forked, here: Path, said: Path, memory_mb: int
+    fork_server: ForkServer, here: Path, log_dir: Path, memory_mb: int
 ) -> None:
     before = tree(here)
     assert_one_sentence(
-        forked.run(here, *WORDS, said=said, memory_mb=memory_mb), 6, "where at least 48 are needed"
+        fork_server.run(here, *WORDS, log_dir=log_dir, memory_mb=memory_mb), 6, "where at least 48 are needed"
     )
     assert tree(here) == before
 
 
 @pytest.mark.parametrize("memory_mb", [60, 100, 200, 400])
 def test_little_memory_is_enough_or_said(
-    forked: Forked, here: Path, said: Path, whole: bytes, memory_mb: int
+    fork_server: ForkServer, here: Path, log_dir: Path, whole: bytes, memory_mb: int
 ) -> None:
     before = tree(here)
-    ended = forked.run(here, *WORDS, said=said, memory_mb=memory_mb)
+    ended = fork_server.run(here, *WORDS, log_dir=log_dir, memory_mb=memory_mb)
     if ended.code != 0:
         assert_one_sentence(ended, 6)
         assert {name: kept for name, kept in tree(here).items() if name not in LEFT_BY_A_STOP} == before
-        assert forked.run(here, *WORDS, said=said).code == 0
+        assert fork_server.run(here, *WORDS, log_dir=log_dir).code == 0
     assert x_of(here / "slide.h5ad") == whole
 
 
 @pytest.mark.parametrize("file_bytes", [1000, 50_000, 1_000_000])
 def test_a_limit_of_file_size_is_one_sentence(
-    forked: Forked, here: Path, said: Path, whole: bytes, file_bytes: int
+    fork_server: ForkServer, here: Path, log_dir: Path, whole: bytes, file_bytes: int
 ) -> None:
     before = tree(here)
-    assert_one_sentence(forked.run(here, *WORDS, said=said, file_bytes=file_bytes), 5, "File too large")
+    assert_one_sentence(fork_server.run(here, *WORDS, log_dir=log_dir, file_bytes=file_bytes), 5, "File too large")
     assert {name: kept for name, kept in tree(here).items() if name not in LEFT_BY_A_STOP} == before
-    assert forked.run(here, *WORDS, said=said).code == 0 and x_of(here / "slide.h5ad") == whole
+    assert fork_server.run(here, *WORDS, log_dir=log_dir).code == 0 and x_of(here / "slide.h5ad") == whole
 
 
 def test_a_full_device_for_what_is_said_costs_no_map(
-    forked: Forked, here: Path, said: Path, whole: bytes
+    fork_server: ForkServer, here: Path, log_dir: Path, whole: bytes
 ) -> None:
-    ended = forked.run(here, *WORDS, "-q", said=said, stdout="/dev/full")
+    ended = fork_server.run(here, *WORDS, "-q", log_dir=log_dir, stdout="/dev/full")
     assert (
         ended.code == 5
         and "standard output cannot be written" in ended.stderr
@@ -92,22 +92,22 @@ def test_a_full_device_for_what_is_said_costs_no_map(
     assert x_of(here / "slide.h5ad") == whole
 
 
-def test_a_reader_that_went_away_costs_no_map(forked: Forked, here: Path, said: Path, whole: bytes) -> None:
+def test_a_reader_that_went_away_costs_no_map(fork_server: ForkServer, here: Path, log_dir: Path, whole: bytes) -> None:
     gone = "r, w = os.pipe(); os.close(r); os.dup2(w, 1)"
-    ended = forked.run(here, *WORDS, "-q", said=said, before=gone)
+    ended = fork_server.run(here, *WORDS, "-q", log_dir=log_dir, before=gone)
     assert ended.code == 141 and ended.stderr == "" and x_of(here / "slide.h5ad") == whole
 
 
-def test_few_open_files_are_enough_or_said(forked: Forked, here: Path, said: Path) -> None:
+def test_few_open_files_are_enough_or_said(fork_server: ForkServer, here: Path, log_dir: Path) -> None:
     for most in (6, 9, 11, 12, 13, 16):
-        ended = forked.run(
-            here, *WORDS, said=said, before=f"resource.setrlimit(resource.RLIMIT_NOFILE, ({most}, {most}))"
+        ended = fork_server.run(
+            here, *WORDS, log_dir=log_dir, before=f"resource.setrlimit(resource.RLIMIT_NOFILE, ({most}, {most}))"
         )
         if ended.code:
             assert ended.code in (4, 5, 6) and "Traceback" not in ended.stderr and "Error: " in ended.stderr
 
 
-def test_a_thread_that_does_not_start_is_a_lack_of_resources(forked: Forked, here: Path, said: Path) -> None:
+def test_a_thread_that_does_not_start_is_a_lack_of_resources(fork_server: ForkServer, here: Path, log_dir: Path) -> None:
     before = code(
         """
         import threading
@@ -115,31 +115,31 @@ def test_a_thread_that_does_not_start_is_a_lack_of_resources(forked: Forked, her
         threading.Thread.start = refuse
         """
     )
-    assert_one_sentence(forked.run(here, *WORDS, said=said, before=before), 6, "thread")
+    assert_one_sentence(fork_server.run(here, *WORDS, log_dir=log_dir, before=before), 6, "thread")
 
 
 def test_a_second_signal_does_not_break_into_the_first(
-    forked: Forked, here: Path, said: Path, whole: bytes
+    fork_server: ForkServer, here: Path, log_dir: Path, whole: bytes
 ) -> None:
     before = code(
         """
-        from mclst.runtime import pipeline
+        from mclst.runtime.run import predict
         from mclst.runtime.expression_map.writer import MapWriter
-        real, report = MapWriter.write, pipeline.report_stop
+        real, report = MapWriter.write, predict.report_stop
         def write(writer, *args):
-            if writer.kept:
+            if writer.resumable_rows:
                 os.kill(os.getpid(), signal.SIGINT)
             real(writer, *args)
         def stop(*args):
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGTERM)
             report(*args)
-        MapWriter.write, pipeline.report_stop = write, stop
+        MapWriter.write, predict.report_stop = write, stop
         """
     )
-    assert_one_sentence(forked.run(here, *WORDS, "-q", said=said, before=before), 130, "interrupted")
+    assert_one_sentence(fork_server.run(here, *WORDS, "-q", log_dir=log_dir, before=before), 130, "interrupted")
     assert json.loads((here / "slide.run.json").read_text())["status"] == "stopped"
-    assert forked.run(here, *WORDS, said=said).code == 0 and x_of(here / "slide.h5ad") == whole
+    assert fork_server.run(here, *WORDS, log_dir=log_dir).code == 0 and x_of(here / "slide.h5ad") == whole
 
 
 VANISHES = """
@@ -165,18 +165,18 @@ OnnxSession.encode = encode
     ids=["gone", "cut", "longer"],
 )
 def test_a_slide_that_changes_under_the_run(
-    forked: Forked, here: Path, said: Path, what: str, words: str
+    fork_server: ForkServer, here: Path, log_dir: Path, what: str, words: str
 ) -> None:
-    ended = forked.run(here, *WORDS, "-q", said=said, before=VANISHES.format(what=what))
+    ended = fork_server.run(here, *WORDS, "-q", log_dir=log_dir, before=VANISHES.format(what=what))
     assert_one_sentence(ended, 4, words)
     assert not (here / "slide.h5ad").exists()
 
 
-def test_a_bundle_that_changes_under_the_run(forked: Forked, here: Path, said: Path) -> None:
+def test_a_bundle_that_changes_under_the_run(fork_server: ForkServer, here: Path, log_dir: Path) -> None:
     """Its bank is read after its hash was taken: the file may have been replaced between the two."""
     before = code(
         """
-        from mclst.runtime import bundle
+        from mclst.runtime.bundle import bundle
         real = bundle.read_bank
         def read(path):
             os.replace(path.with_name("other.h5"), path)
@@ -185,31 +185,31 @@ def test_a_bundle_that_changes_under_the_run(forked: Forked, here: Path, said: P
         """
     )
     shutil.copy(here / "mclst-bundle/bank.h5", here / "mclst-bundle/other.h5")
-    assert_one_sentence(forked.run(here, *WORDS, said=said, before=before), 4, "bank.h5")
+    assert_one_sentence(fork_server.run(here, *WORDS, log_dir=log_dir, before=before), 4, "bank.h5")
 
 
-def test_the_future_makes_no_difference(forked: Forked, here: Path, said: Path, whole: bytes) -> None:
+def test_the_future_makes_no_difference(fork_server: ForkServer, here: Path, log_dir: Path, whole: bytes) -> None:
     for path in here.rglob("*"):
         os.utime(path, (4e9, 4e9))
-    assert forked.run(here, *WORDS, said=said).code == 0 and x_of(here / "slide.h5ad") == whole
+    assert fork_server.run(here, *WORDS, log_dir=log_dir).code == 0 and x_of(here / "slide.h5ad") == whole
 
 
 @pytest.mark.parametrize("name", ["with space", "ñandú", "组织 切片", "a\nb", "-q", "'\"$(x)", "x" * 200])
-def test_odd_names_of_files_work(forked: Forked, here: Path, said: Path, whole: bytes, name: str) -> None:
+def test_odd_names_of_files_work(fork_server: ForkServer, here: Path, log_dir: Path, whole: bytes, name: str) -> None:
     (here / "slide.tif").rename(here / f"{name}.tif")
     (here / "spots.csv").rename(here / f"{name}.csv")
     words = ("--spots", f"./{name}.csv", "--no-picture", "-q", "--", f"{name}.tif")
-    ended = forked.run(here, *words, said=said)
+    ended = fork_server.run(here, *words, log_dir=log_dir)
     assert ended.code == 0, ended.stderr
     assert ended.stdout == f"{name}.h5ad\n" and x_of(here / f"{name}.h5ad") == whole
 
 
 @pytest.mark.parametrize("length", [230, 250, 256, 5000])
 def test_names_too_long_are_refused_before_the_work(
-    forked: Forked, here: Path, said: Path, length: int
+    fork_server: ForkServer, here: Path, log_dir: Path, length: int
 ) -> None:
     before = tree(here)
-    assert_one_sentence(forked.run(here, *WORDS, "--out", "x" * length + ".h5ad", said=said), 5)
+    assert_one_sentence(fork_server.run(here, *WORDS, "--out", "x" * length + ".h5ad", log_dir=log_dir), 5)
     assert tree(here) == before
 
 
@@ -217,7 +217,7 @@ def test_names_too_long_are_refused_before_the_work(
 
 
 @pytest.fixture(scope="module")
-def apart() -> Iterator[Forked]:
+def apart() -> Iterator[ForkServer]:
     """Runs that may mount what they like, where the system lets an ordinary user do that."""
     command = ("unshare", "--user", "--map-root-user", "--mount")
     probe = "mount -t tmpfs -o size=1m tmpfs /tmp"
@@ -227,35 +227,35 @@ def apart() -> Iterator[Forked]:
         pytest.skip(f"no file system can be mounted here ({error})")
     if done.returncode:
         pytest.skip(f"no file system can be mounted here ({done.stderr.decode().strip()})")
-    with Forked(*command) as server:
+    with ForkServer(*command) as server:
         yield server
 
 
-def mount(apart: Forked, here: Path, said: Path, megabytes: int) -> Path:
+def mount(apart: ForkServer, here: Path, log_dir: Path, megabytes: int) -> Path:
     """A folder `disk` of that size within `here`, seen by the runs of `apart` alone."""
     disk = here / "disk"
     disk.mkdir()
     words = f"['mount', '-t', 'tmpfs', '-o', 'size={megabytes}m', 'tmpfs', {str(disk)!r}]"
     ended = apart.run(
-        here, said=said, before=f"import subprocess; subprocess.run({words}, check=True); sys.exit(0)"
+        here, log_dir=log_dir, before=f"import subprocess; subprocess.run({words}, check=True); sys.exit(0)"
     )
     assert ended.code == 0, ended.stderr
     return disk
 
 
-def listed(apart: Forked, here: Path, said: Path) -> set[str]:
+def listed(apart: ForkServer, here: Path, log_dir: Path) -> set[str]:
     return set(
-        apart.run(here, said=said, before="print(*os.listdir('disk'), sep='\\n'); sys.exit(0)").stdout.split()
+        apart.run(here, log_dir=log_dir, before="print(*os.listdir('disk'), sep='\\n'); sys.exit(0)").stdout.split()
     )
 
 
 INTO = (*WORDS, "--out", "disk/slide.h5ad")
 
 
-def test_a_disk_that_is_too_small_is_refused_before_the_work(apart: Forked, here: Path, said: Path) -> None:
-    mount(apart, here, said, 4)
-    assert_one_sentence(apart.run(here, *INTO, said=said), 5, "MB free")
-    assert listed(apart, here, said) == set()
+def test_a_disk_that_is_too_small_is_refused_before_the_work(apart: ForkServer, here: Path, log_dir: Path) -> None:
+    mount(apart, here, log_dir, 4)
+    assert_one_sentence(apart.run(here, *INTO, log_dir=log_dir), 5, "MB free")
+    assert listed(apart, here, log_dir) == set()
 
 
 FILLED = """
@@ -281,26 +281,26 @@ home.{method} = full
     [
         ("expression", "MapWriter", "write"),
         ("expression", "MapWriter", "begin"),
-        ("completion", "", "picture_map"),
+        ("completion", "", "write_contact_sheet"),
         ("completion", "", "write_report"),
     ],
     ids=["rows", "journal", "picture", "report"],
 )
 def test_a_disk_that_fills_up_is_one_sentence_and_then_carried_on(
-    apart: Forked, here: Path, said: Path, whole: bytes, module: str, owner: str, method: str
+    apart: ForkServer, here: Path, log_dir: Path, whole: bytes, module: str, owner: str, method: str
 ) -> None:
-    mount(apart, here, said, 40)
+    mount(apart, here, log_dir, 40)
     words = (*INTO[:3], *INTO[4:])  # with the picture
     ended = apart.run(
-        here, *words, "-q", said=said, before=FILLED.format(module=module, owner=owner, method=method)
+        here, *words, "-q", log_dir=log_dir, before=FILLED.format(module=module, owner=owner, method=method)
     )
     assert_one_sentence(ended, 5, "No space left on device")
-    assert "slide.h5ad" not in listed(apart, here, said)
+    assert "slide.h5ad" not in listed(apart, here, log_dir)
     freed = "os.unlink('disk/filler')"
-    ended = apart.run(here, *words, "-q", said=said, before=freed)
+    ended = apart.run(here, *words, "-q", log_dir=log_dir, before=freed)
     assert ended.code == 0, ended.stderr
-    page = {"slide.html"} if PLACE.is_file() else set()
-    assert listed(apart, here, said) == {"slide.h5ad", "slide.genes.png", "slide.run.json"} | page
+    page = {"slide.html"} if VIEWER_PATH.is_file() else set()
+    assert listed(apart, here, log_dir) == {"slide.h5ad", "slide.genes.png", "slide.run.json"} | page
     fetch = "import shutil; shutil.copy('disk/slide.h5ad', 'fetched.h5ad'); sys.exit(0)"
-    assert apart.run(here, said=said, before=fetch).code == 0
+    assert apart.run(here, log_dir=log_dir, before=fetch).code == 0
     assert x_of(here / "fetched.h5ad") == whole

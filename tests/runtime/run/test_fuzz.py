@@ -60,16 +60,16 @@ COUNTS = {"slide": 700, "openslide": 250, "bundle": 300, "manifest": 1500, "grap
 
 
 @pytest.mark.parametrize("kind", sorted(COUNTS))
-def test_damaged_files_are_read_or_refused(kind: str, tmp_path: Path, sound: Path) -> None:
+def test_damaged_files_are_read_or_refused(kind: str, tmp_path: Path, run_inputs: Path) -> None:
     if kind == "slide":
         write_slides(tmp_path)
     elif kind == "openslide":
         write_openslide(tmp_path)
     elif kind == "bundle":
-        shutil.copytree(sound / "mclst-bundle", tmp_path / "mclst-bundle")
+        shutil.copytree(run_inputs / "mclst-bundle", tmp_path / "mclst-bundle")
     else:
         name = {"manifest": "manifest.json", "graph": "encoder.onnx"}[kind]
-        shutil.copy(sound / "mclst-bundle" / name, tmp_path)
+        shutil.copy(run_inputs / "mclst-bundle" / name, tmp_path)
     done = subprocess.run(
         [sys.executable, fuzzing.__file__, kind, "20", str(COUNTS[kind]), str(tmp_path)],
         capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -79,9 +79,9 @@ def test_damaged_files_are_read_or_refused(kind: str, tmp_path: Path, sound: Pat
     assert told["files"] == COUNTS[kind] and 0 < told["readable"] < told["files"]
 
 
-def test_a_crash_would_be_seen(tmp_path: Path, sound: Path) -> None:
+def test_a_crash_would_be_seen(tmp_path: Path, run_inputs: Path) -> None:
     """The harness itself: a reader that dies of a file ends its process, and the file is still there."""
-    shutil.copy(sound / "mclst-bundle" / "manifest.json", tmp_path)
+    shutil.copy(run_inputs / "mclst-bundle" / "manifest.json", tmp_path)
     source = (
         "import ctypes, sys; from pathlib import Path; import fuzzing\n"
         "real = fuzzing.READ['manifest']\n"

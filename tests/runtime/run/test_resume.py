@@ -21,7 +21,6 @@ import tifffile
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
-from small_model import fast_bundle
 from synthetic_slides import quick, tissue
 
 from mclst.runtime import open_bundle, open_slide, predict
@@ -47,7 +46,7 @@ WORDS = [
 def place(tmp_path_factory: pytest.TempPathFactory, small_bundle: Path) -> Path:
     """slide.tif, mclst-bundle with a fast encoder, and whole.h5ad: the map of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("resume")
-    fast_bundle(small_bundle, folder / "mclst-bundle")
+    shutil.copytree(small_bundle, folder / "mclst-bundle")
     tifffile.imwrite(
         folder / "slide.tif", tissue(900, 1100), tile=(128, 128), compression="jpeg", photometric="rgb",
         resolution=(20000, 20000), resolutionunit="CENTIMETER", metadata=None,
@@ -95,13 +94,13 @@ DONE = {"slide.h5ad", "slide.run.json", "slide.genes.ome.tif"}
 KILLED_AT_RANDOM = """
     import os, random, signal, sys, time
     import anndata.io, imagecodecs, scipy.ndimage, scipy.spatial, simplejpeg, tifffile  # once, not in each child
-    from mclst.runtime import cli
+    from mclst.runtime.cli import infer
 
     def start():
         child = os.fork()
         if child == 0:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            cli.main(sys.argv[1:])
+            infer.main(sys.argv[1:])
         return child
 
     def finish(child):
@@ -315,9 +314,9 @@ def test_a_slide_that_changes_under_the_run_is_an_error(here: Path) -> None:
 
 
 def test_two_runs_on_one_output(here: Path) -> None:
-    from mclst.runtime.expression_map.lock import claim
+    from mclst.runtime.expression_map.lock import lock_output
 
-    held = claim(here / "slide.h5ad")
+    held = lock_output(here / "slide.h5ad")
     done = infer()
     assert done.exit_code == 5 and "being written by another run" in done.stderr
     held.remove()

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from fake_server import FakeServer
-from forked_runs import Forked
+from forked_runs import ForkServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from small_model import Small, fast_bundle, fast_regression
+from small_model import Small, fast_regression
 
 from mclst.runtime.cli.infer import main
 from mclst.runtime.errors import InputError
@@ -60,20 +60,20 @@ def assert_one_sentence(found: Result, code: int, *words: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def local(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[NDArray[np.float32], ...]:
+def local(run_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[NDArray[np.float32], ...]:
     """The map of a run without a server."""
     out = tmp_path_factory.mktemp("local") / "slide.h5ad"
-    words = [str(sound / "slide.tif"), "--spots", str(sound / "spots.csv"), "--out", str(out)]
-    found = infer(*words, *QUICK, "--bundle", str(sound / "mclst-bundle"), "--provider", "cpu")
+    words = [str(run_inputs / "slide.tif"), "--spots", str(run_inputs / "spots.csv"), "--out", str(out)]
+    found = infer(*words, *QUICK, "--bundle", str(run_inputs / "mclst-bundle"), "--provider", "cpu")
     assert found.exit_code == 0, found.stderr
     return values(out)
 
 
 @pytest.fixture
-def here(tmp_path: Path, sound: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, run_inputs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the slide and its spots, and no bundle; a failed request is soon tried again."""
     for name in ("slide.tif", "spots.csv"):
-        shutil.copy(sound / name, tmp_path)
+        shutil.copy(run_inputs / name, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(flow, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(flow, "LONGEST_PAUSE_S", 0.2)
@@ -81,9 +81,9 @@ def here(tmp_path: Path, sound: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module", params=PROTOCOLS)
-def lasting(request: pytest.FixtureRequest, sound: Path) -> Iterator[FakeServer]:
+def lasting(request: pytest.FixtureRequest, run_inputs: Path) -> Iterator[FakeServer]:
     """A server by each protocol."""
-    with FakeServer(sound / "mclst-bundle", request.param) as fake:
+    with FakeServer(run_inputs / "mclst-bundle", request.param) as fake:
         yield fake
 
 
@@ -119,11 +119,11 @@ def test_a_server_gives_the_local_map_and_is_named_in_it(
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_a_real_network_and_a_grid(protocol: str, here: Path, small: Small, small_bundle: Path) -> None:
+def test_a_real_network_and_a_grid(protocol: str, here: Path, small: Small, exported_bundle: Path) -> None:
     words = (str(small.slide), "--grid", "8", "--mpp", "0.5", "--no-picture", "--no-html", "-q")
-    local = infer(*words, "--bundle", str(small_bundle), "--out", "local.h5ad", "--provider", "cpu")
+    local = infer(*words, "--bundle", str(exported_bundle), "--out", "local.h5ad", "--provider", "cpu")
     assert local.exit_code == 0, local.stderr
-    with FakeServer(small_bundle, protocol) as fake:
+    with FakeServer(exported_bundle, protocol) as fake:
         found = infer(*words, "--server", fake.url, "--out", "served.h5ad")
     assert found.exit_code == 0, found.stderr
     assert_the_local_map(values("local.h5ad"), "served.h5ad")
@@ -178,9 +178,9 @@ def test_a_server_with_little_room_is_given_little(
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_server_killed_and_restarted_under_load(
-    protocol: str, here: Path, sound: Path, local: tuple[NDArray[np.float32], ...]
+    protocol: str, here: Path, run_inputs: Path, local: tuple[NDArray[np.float32], ...]
 ) -> None:
-    with FakeServer(sound / "mclst-bundle", protocol) as fake:
+    with FakeServer(run_inputs / "mclst-bundle", protocol) as fake:
 
         def restart() -> None:
             give_up = time.monotonic() + 60
@@ -202,9 +202,9 @@ def test_a_server_killed_and_restarted_under_load(
 
 
 def test_a_server_that_does_not_come_back_ends_the_run_and_the_same_command_carries_on(
-    here: Path, sound: Path, local: tuple[NDArray[np.float32], ...]
+    here: Path, run_inputs: Path, local: tuple[NDArray[np.float32], ...]
 ) -> None:
-    fake = FakeServer(sound / "mclst-bundle")
+    fake = FakeServer(run_inputs / "mclst-bundle")
     fake.start()
     words = (*WORDS, "--server", fake.url, "--server-patience", "1")
 
@@ -248,12 +248,12 @@ mclst.runtime.expression_map.journal.Journal.append = append_and_die
 
 
 def test_a_killed_client_is_carried_on(
-    here: Path, sound: Path, said: Path, forked: Forked, local: tuple[NDArray[np.float32], ...]
+    here: Path, run_inputs: Path, log_dir: Path, fork_server: ForkServer, local: tuple[NDArray[np.float32], ...]
 ) -> None:
-    with FakeServer(sound / "mclst-bundle") as fake:
+    with FakeServer(run_inputs / "mclst-bundle") as fake:
         fake.trouble = lambda number: "slow 0.02"  # so that the slide is hashed by then
         words = (*WORDS, "--server", fake.url)
-        ended = forked.run(here, *words, said=said, before=KILLED_ONCE_ROWS_ARE_KEPT)
+        ended = fork_server.run(here, *words, log_dir=log_dir, before=KILLED_ONCE_ROWS_ARE_KEPT)
         assert ended.code == -signal.SIGKILL, ended.stderr
         assert not Path("slide.h5ad").exists()
         fake.trouble = lambda number: ""
@@ -268,15 +268,15 @@ def test_a_killed_client_is_carried_on(
 @pytest.fixture(scope="module")
 def another(tmp_path_factory: pytest.TempPathFactory, small_bundle: Path) -> Path:
     """A bundle of another hash, with the same genes and tiles."""
-    folder = fast_bundle(small_bundle, tmp_path_factory.mktemp("another") / "bundle")
+    folder = Path(shutil.copytree(small_bundle, tmp_path_factory.mktemp("another") / "bundle"))
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["retrieval"]["k"] = 3
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
 
-def test_another_bundle_behind_the_server_is_noticed(here: Path, sound: Path, another: Path) -> None:
-    with FakeServer(sound / "mclst-bundle") as fake:
+def test_another_bundle_behind_the_server_is_noticed(here: Path, run_inputs: Path, another: Path) -> None:
+    with FakeServer(run_inputs / "mclst-bundle") as fake:
         fake.when_told = lambda number: fake.hold(another) if number == 2 else None
         found = infer(*WORDS, "--server", fake.url)
         assert_one_sentence(found, 4, "another bundle", "512 of 600 spots are kept")
@@ -312,8 +312,8 @@ def test_an_answer_that_is_wrong_ends_the_run_in_a_sentence(wrong: str, here: Pa
     assert sorted(path.name for path in here.iterdir()) == ["slide.tif", "spots.csv"]
 
 
-def test_what_a_server_says_of_itself_is_checked(here: Path, sound: Path) -> None:
-    with FakeServer(sound / "mclst-bundle") as fake:
+def test_what_a_server_says_of_itself_is_checked(here: Path, run_inputs: Path) -> None:
+    with FakeServer(run_inputs / "mclst-bundle") as fake:
         for change, words in (
             ({"format": "mclst-server/2"}, "format"),
             ({"surprise": 1}, "surprise"),
@@ -322,18 +322,18 @@ def test_what_a_server_says_of_itself_is_checked(here: Path, sound: Path) -> Non
             ({"bundle": {**fake.document["bundle"], "manifest": {"format": "mclst-bundle/1"}}}, "manifest"),
             ({"genes": [f"X{i}" for i in range(13)]}, "genes"),
         ):
-            fake.hold(sound / "mclst-bundle")
+            fake.hold(run_inputs / "mclst-bundle")
             fake.document |= change
             assert_one_sentence(infer(*WORDS, "--server", fake.url), 4, fake.url, words)
-        fake.hold(sound / "mclst-bundle")
+        fake.hold(run_inputs / "mclst-bundle")
         fake.document["bundle"]["manifest"]["tile"]["size_px"] = 64
         assert_one_sentence(infer(*WORDS, "--server", fake.url), 4, "tiles UINT8 [-1, 32, 32, 3]")
         assert_one_sentence(infer(*WORDS, "--server", fake.url, "--server-model", "x"), 4, "--server-model")
     assert sorted(path.name for path in here.iterdir()) == ["slide.tif", "spots.csv"]
 
 
-def test_http_to_the_port_of_grpc(here: Path, sound: Path) -> None:
-    with FakeServer(sound / "mclst-bundle", "grpc") as fake:
+def test_http_to_the_port_of_grpc(here: Path, run_inputs: Path) -> None:
+    with FakeServer(run_inputs / "mclst-bundle", "grpc") as fake:
         found = infer(*WORDS, "--server", fake.url.replace("grpc", "http"))
     assert_one_sentence(found, 4, "does not answer by HTTP", "grpc://")
 
@@ -373,25 +373,25 @@ def test_a_cohort_by_a_server(here: Path, fake: FakeServer, local: tuple[NDArray
     assert infer(*words, "--cluster", "auto").exit_code == 2
 
 
-def test_a_cohort_ends_with_its_server(here: Path, sound: Path) -> None:
+def test_a_cohort_ends_with_its_server(here: Path, run_inputs: Path) -> None:
     """What no other slide would mend is not tried with each."""
     Path("cohort.csv").write_text("slide,spots,name\nslide.tif,spots.csv,a\nslide.tif,spots.csv,b\n")
-    with FakeServer(sound / "mclst-bundle") as fake:
+    with FakeServer(run_inputs / "mclst-bundle") as fake:
         fake.trouble = lambda number: "500"
         words = ("--slides", "cohort.csv", "--out", "maps", *QUICK, "--server", fake.url)
         found = infer(*words, "--server-patience", "1")
     assert found.exit_code == 6 and "finished slides are kept" in found.stderr
 
 
-def test_a_laptop_needs_neither_network_nor_bank_nor_what_runs_them(here: Path, sound: Path) -> None:
+def test_a_laptop_needs_neither_network_nor_bank_nor_what_runs_them(here: Path, run_inputs: Path) -> None:
     blocked = ("onnxruntime", "faiss", "torch", "onnx", "openvino", "mclst.kernels._cpu")
-    with FakeServer(sound / "mclst-bundle") as fake:
+    with FakeServer(run_inputs / "mclst-bundle") as fake:
         code = f"""
             import sys
             for name in {blocked}:
                 sys.modules[name] = None
             sys.argv = ["mclst-infer", *{WORDS}, "--server", {fake.url!r}]
-            from mclst.runtime.cli import main
+            from mclst.runtime.cli.infer import main
             main()
         """
         words = [sys.executable, "-c", textwrap.dedent(code)]

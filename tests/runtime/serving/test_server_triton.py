@@ -50,13 +50,13 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def place(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(run_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """slide.tif, spots.csv and local.h5ad, the map of a run without a server, of the same batches."""
     folder = tmp_path_factory.mktemp("triton-client")
     for name in ("slide.tif", "spots.csv"):
-        (folder / name).symlink_to(sound / name)
+        (folder / name).symlink_to(run_inputs / name)
     run_job(
-        open_bundle(sound / "mclst-bundle"),
+        open_bundle(run_inputs / "mclst-bundle"),
         job(folder, "local"),
         {**SETTINGS, "provider": "cpu", "batch_size": BATCH},
     )
@@ -64,10 +64,10 @@ def place(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def running(place: Path, sound: Path) -> Iterator[Running]:
+def running(place: Path, run_inputs: Path) -> Iterator[Running]:
     for name in ("0", "1"):
         (place / name).mkdir()
-    write_repository(open_bundle(sound / "mclst-bundle"), place / "models", Serving(max_batch=BATCH))
+    write_repository(open_bundle(run_inputs / "mclst-bundle"), place / "models", Serving(max_batch=BATCH))
     stand_in(place / "models", "mclst", seconds=0.003)
     running = Running(place / "models", place)
     try:

@@ -26,7 +26,7 @@ import pytest
 from click.testing import CliRunner
 from google.protobuf import text_format
 from numpy.typing import NDArray
-from small_model import GENES, TILE_PX, fast_bundle, fast_regression
+from small_model import GENES, TILE_PX, fast_regression
 from triton_server import SECRET, TritonServer, stand_in, why_absent
 
 from mclst.export.triton.repository import Serving, write_repository
@@ -126,7 +126,7 @@ def break_one(bundle: Bundle, folder: Path, name: str) -> None:
 @pytest.fixture(scope="module")
 def serves(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serves]:
     folder = tmp_path_factory.mktemp("triton")
-    bundle = open_bundle(fast_bundle(small_bundle, folder / "bundle"))
+    bundle = open_bundle(Path(shutil.copytree(small_bundle, folder / "bundle")))
     good = write_repository(bundle, folder / "good", Serving(max_batch=BATCH))
     stand_in(good, "mclst", seconds=0.03)
     as_written = write_repository(bundle, folder / "asis", Serving("asis", max_batch=BATCH))

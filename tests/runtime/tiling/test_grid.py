@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
-from small_model import fast_bundle
 from synthetic_slides import quick
 
 from mclst.runtime.cli.infer import main
@@ -192,7 +191,7 @@ def test_masks_at_any_scale_and_what_is_no_mask(tmp_path: Path) -> None:
 @pytest.fixture
 def here(tmp_path: Path, small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """slide.tif, half of it tissue, and a bundle with a fast encoder."""
-    fast_bundle(small_bundle, tmp_path / "mclst-bundle")
+    shutil.copytree(small_bundle, tmp_path / "mclst-bundle")
     write_slide(tmp_path / "slide.tif", disc(1200, 1600, 450))
     monkeypatch.chdir(tmp_path)
     return tmp_path
