@@ -154,6 +154,7 @@ def test_every_folder_is_packaged() -> None:
 @pytest.mark.parametrize(
     "module", ["mclst.runtime.cli.infer", "mclst.runtime", "mclst.kernels", "mclst.sections"]
 )
+@pytest.mark.slow
 def test_imports_where_torch_is_blocked(module: str) -> None:
     blocked = (
         "import sys; [sys.modules.__setitem__(n, None) for n in ('torch', 'torchvision', 'timm', 'onnx')]; "

@@ -298,6 +298,7 @@ def test_a_map_is_lined_up_with_its_truth_by_spot_names(small: Small, maps: dict
     assert found.section == "A1"
 
 
+@pytest.mark.slow
 def test_eval_writes_tables_json_and_figures(small: Small, maps: dict[str, Path]) -> None:
     folder = maps["A1"].parent
     regions = folder / "regions.tsv"
@@ -341,6 +342,7 @@ def test_eval_writes_tables_json_and_figures(small: Small, maps: dict[str, Path]
     assert "PCC (HEG)  the same over the 50 genes" in done.stderr
 
 
+@pytest.mark.slow
 def test_eval_compares_methods(small: Small, maps: dict[str, Path]) -> None:
     folder = maps["A1"].parent
     words = ["--truth", small.folder, "--section", "A1", "--section", "A1", "--out", folder / "two"]

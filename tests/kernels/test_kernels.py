@@ -229,6 +229,7 @@ def small_cases(draw: st.DrawFn) -> tuple[F32, Bank, RetrievalSpec]:
 
 @settings(deadline=None, max_examples=200)
 @given(small_cases())
+@pytest.mark.slow
 def test_ties_go_to_the_lower_row(case: tuple[F32, Bank, RetrievalSpec]) -> None:
     queries, bank, spec = case
     got = check(queries, bank, spec)
@@ -274,6 +275,7 @@ def rough_cases(draw: st.DrawFn) -> tuple[F32, Bank, RetrievalSpec]:
 
 @settings(deadline=None, max_examples=150)
 @given(rough_cases())
+@pytest.mark.slow
 def test_any_finite_numbers(case: tuple[F32, Bank, RetrievalSpec]) -> None:
     check(*case)
 

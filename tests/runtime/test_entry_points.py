@@ -53,6 +53,7 @@ def test_a_signal_while_a_command_starts_is_one_sentence(script: str) -> None:
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 143)])
 @pytest.mark.parametrize("module", ["numpy._core._multiarray_umath", "tifffile"])
+@pytest.mark.slow
 def test_a_signal_amid_the_imports_of_mclst_infer(name: str, code: int, module: str) -> None:
     done = run(STOPPED_AT_IMPORT, module, name, SCRIPTS["mclst-infer"])
     assert done.returncode == code and done.stdout == ""

@@ -39,6 +39,7 @@ def edit(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
     (bundle / "manifest.json").write_text(json.dumps(manifest))
 
 
+@pytest.mark.slow
 def test_manifest_says_what_shaped_the_bundle(exported_bundle: Path) -> None:
     found = open_bundle(exported_bundle)
     m = found.manifest
@@ -182,6 +183,7 @@ def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
         BundleDraft(tmp_path / "new", overwrite=False)
 
 
+@pytest.mark.slow
 def test_embeddings_in_the_bank_are_those_of_its_sections(exported_bundle: Path) -> None:
     bank = open_bundle(exported_bundle).bank
     assert sorted(set(bank.section)) == ["A1", "A2"]

@@ -79,6 +79,7 @@ def test_a_loop_is_refused_wherever_it_stands(tmp_path: Path) -> None:
         check_graph(path, {"encoder.onnx"})
 
 
+@pytest.mark.slow
 def test_the_graphs_of_an_export_pass(exported_bundle: Path) -> None:
     check_graph(exported_bundle / "encoder.onnx", {"encoder.onnx"})
 

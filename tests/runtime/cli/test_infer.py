@@ -276,6 +276,7 @@ def test_numbers_out_of_range_are_wrong_usage(here: Path, options: tuple[str, ..
     assert infer("slide.png", "--spots", "spots.tsv", *options).exit_code == 2
 
 
+@pytest.mark.slow
 def test_a_read_only_folder_is_refused_before_the_work(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As an ordinary user, for root may write everywhere; a first run loads what that user may not read."""
     with tempfile.TemporaryDirectory() as folder:
@@ -318,6 +319,7 @@ def test_help_speaks_of_what_it_does() -> None:
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 143)])
+@pytest.mark.slow
 def test_a_stopped_run_says_what_it_keeps(here: Path, name: str, code: int) -> None:
     (here / "spots.tsv").write_text(
         "id\tx\ty\n" + "".join(f"s{i}\t{i % 200}\t{i % 180}\n" for i in range(60_000))
@@ -352,6 +354,7 @@ def test_a_run_stopped_before_it_wrote_leaves_nothing(here: Path, monkeypatch: p
     assert tree(here) == before
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_process_with_its_exit_code(here: Path) -> None:
     """HDF5 crashes a process that ends with a file of its own left open, which would hide the exit code."""
     script = (

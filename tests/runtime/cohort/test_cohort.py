@@ -259,6 +259,7 @@ def test_an_encoder_that_does_not_open_ends_the_cohort(here: Path) -> None:
     assert report()["status"] == "stopped" and report()["counts"]["left"] == 3
 
 
+@pytest.mark.slow
 def test_a_stopped_cohort_goes_on(run_inputs: Path, tmp_path: Path, log_dir: Path, fork_server: ForkServer) -> None:
     """Terminated by a signal after its first slide, in mid-run; the second start does the rest."""
     for name in ("mclst-bundle", "slide.tif", "spots.csv"):
@@ -306,6 +307,7 @@ def run_as_nextflow(script: str, folder: Path, commands: Path) -> int:
     ).returncode  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_script_of_the_documented_nextflow_process(run_inputs: Path, tmp_path: Path) -> None:
     here = tmp_path / "a cohort"
     (here / "work").mkdir(parents=True)
@@ -330,6 +332,7 @@ def test_what_decides_about_a_retry_reaches_nextflow(tmp_path: Path, code: int, 
     assert run_as_nextflow(script, tmp_path, tmp_path) == left
 
 
+@pytest.mark.slow
 def test_the_documented_slurm_array_does_all_slides(run_inputs: Path, tmp_path: Path) -> None:
     """Started as SLURM starts its tasks: a process each, told its number and how many there are."""
     for name in ("mclst-bundle", "slide.tif", "spots.csv"):

@@ -59,6 +59,7 @@ def test_a_fault_in_a_lane_reaches_the_caller() -> None:
 
 
 @pytest.mark.parametrize(("threads", "at_once"), [(1, 16), (2, 16), (3, 2), (4, 1)])
+@pytest.mark.slow
 def test_an_encoder_gives_the_same_however_its_threads_are_shared_out(
     exported_bundle: Path, threads: int, at_once: int
 ) -> None:

@@ -86,6 +86,7 @@ def test_the_file_equals_what_anndata_itself_would_write(tmp_path):
     assert ours_has == theirs_has and ours_root == theirs_root
 
 
+@pytest.mark.slow
 def test_scanpy_and_squidpy_draw_it_unmodified(tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "Agg")
     import matplotlib
@@ -182,6 +183,7 @@ def test_odd_columns_are_kept_under_names_that_can_be_stored(tmp_path):
         max_size=8,
     )
 )
+@pytest.mark.slow
 def test_any_column_names_become_unique_and_storable(names):
     kept = storable_names(names, taken=["a"])
     assert len(set(kept)) == len(names) and "a" not in kept
@@ -326,6 +328,7 @@ FULL = "resource.setrlimit(resource.RLIMIT_FSIZE, (1_200_000, resource.RLIM_INFI
 
 
 @pytest.mark.parametrize("when", ["before", "during", "after"])
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_leaves_the_old_map(tmp_path, when):
     path = tmp_path / "out" / "m.h5ad"
     path.parent.mkdir()
@@ -393,6 +396,7 @@ def test_a_row_written_again_is_replaced_and_wrong_rows_are_refused(tmp_path):
     assert found.obs["nearest_distance"].tolist()[1] == 2.0
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_map(tmp_path):
     code = """
         import resource, sys

@@ -108,6 +108,7 @@ def fitting(monkeypatch: pytest.MonkeyPatch, batch: int, slots: int) -> None:
     monkeypatch.setattr(opened, "fit_run", lambda *given: Fit(batch, slots, f"batches of {batch}"))
 
 
+@pytest.mark.slow
 def test_the_map_does_not_depend_on_what_fits(
     small: Small, small_bundle: Path, run_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +149,7 @@ def test_a_part_from_where_less_fits_is_not_mixed_in(
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel does not tell the memory held")
+@pytest.mark.slow
 def test_a_run_stays_within_its_budget(small: Small, exported_bundle: Path, tmp_path: Path) -> None:
     """The most memory the process ever held, as the kernel has it."""
 

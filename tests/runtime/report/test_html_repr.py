@@ -57,6 +57,7 @@ def test_five_lines_of_python(
     assert read(run._repr_html_())[1] == []
 
 
+@pytest.mark.slow
 def test_the_interface_is_light_to_import() -> None:
     code = (
         "import sys; from mclst.runtime import Files; import mclst.runtime; "

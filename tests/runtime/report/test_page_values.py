@@ -129,6 +129,7 @@ def test_measured_and_predicted_are_each_told_as_exactly_as_fits(
     assert f"by at most {' and '.join(words)} of their gene" in (tmp_path / "slide.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_smooth_map_takes_a_fraction_of_what_noise_takes() -> None:
     y, x = np.divmod(np.arange(60 * 60), 60)
     xy = np.stack([x, y], axis=1).astype(float)

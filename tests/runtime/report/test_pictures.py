@@ -185,6 +185,7 @@ EMPTY = GenesPage(1, 1.0)
         (173, (20_000, 15_000), 8, 0.5),
     ],
 )
+@pytest.mark.slow
 def test_any_shape_of_tissue_and_number_of_spots_gives_a_page(tmp_path, n_side, size, genes, mpp):
     sheet = sheet_of(n_side, genes, diameter=None, mpp=mpp, width=size[0], height=size[1])
     draw_sheet(sheet, tmp_path / "s.png")
@@ -211,6 +212,7 @@ def test_no_panel_leaves_the_page_or_covers_another():
                     assert apart or top >= other[1] + other[3] + below or other[1] >= top + height + below
 
 
+@pytest.mark.slow
 def test_the_scale_bar_has_its_length(tmp_path):
     sheet = sheet_of(mpp=0.5)
     draw_sheet(sheet, tmp_path / "with.png")
@@ -252,6 +254,7 @@ def map_of(path, **uns):
     return path
 
 
+@pytest.mark.slow
 def test_a_published_map_is_drawn_and_what_is_none_is_refused(tmp_path):
     path = map_of(tmp_path / "m.h5ad")
     drawn_genes = contact_sheet(path, tmp_path / "m.png", mpp=0.5)

@@ -101,6 +101,7 @@ def test_the_short_form_writes_one_page_that_needs_nothing_else(made: Made) -> N
 
 
 @with_viewer
+@pytest.mark.slow
 def test_the_page_of_a_large_map_stays_small_and_says_how_finely_it_tells(tmp_path: Path) -> None:
     made = made_map(tmp_path / "made.h5ad", side=100, genes=120)
     assert CliRunner().invoke(main, [str(made.path), "-q"]).exit_code == 0
@@ -182,6 +183,7 @@ def drawn_by_spatialdata_plot(found: Any) -> float:
 
 
 @pytest.mark.parametrize("grid", [False, True])
+@pytest.mark.slow
 def test_the_store_is_read_back_by_spatialdata(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grid: bool
 ) -> None:
@@ -248,6 +250,7 @@ def test_tables_are_written_in_parts(made: Made, monkeypatch: pytest.MonkeyPatch
     pd.testing.assert_frame_equal(pd.read_parquet("made.parquet"), whole[1])
 
 
+@pytest.mark.slow
 def test_figures_are_for_print(made: Made) -> None:
     done = report("--no-html", "--plot", "GENE1, GENE4")
     assert done.exit_code == 0 and done.stdout == "made.plot.png\n", done.output
@@ -263,6 +266,7 @@ def test_figures_are_for_print(made: Made) -> None:
     assert ">GENE1<" in svg and ">GENE4<" not in svg and "µm<" in svg
 
 
+@pytest.mark.slow
 def test_a_map_of_scanpy_is_reported_too(made: Made) -> None:
     """A map without anything of mclst, its picture in floats and its counts sparse."""
     import scipy.sparse as sp
@@ -304,6 +308,7 @@ def test_what_was_measured_is_taken_as_evaluation_takes_it(
 
 
 @with_viewer
+@pytest.mark.slow
 def test_infer_writes_what_report_writes(
     small: Small, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,6 +340,7 @@ def test_infer_writes_what_report_writes(
 
 
 @with_viewer
+@pytest.mark.slow
 def test_the_slide_gives_the_page_a_finer_picture(
     small: Small, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -480,6 +486,7 @@ def test_the_pages_scripts_parse() -> None:
         subprocess.run([node, "--check", str(script)], check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_the_command_is_installed_under_its_name() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import sys; sys.argv = ['mclst-report', '-h']; from mclst.runtime.entry_points import report; report()"],

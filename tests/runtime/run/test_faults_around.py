@@ -98,6 +98,7 @@ def test_a_reader_that_went_away_costs_no_map(fork_server: ForkServer, here: Pat
     assert ended.code == 141 and ended.stderr == "" and x_of(here / "slide.h5ad") == whole
 
 
+@pytest.mark.slow
 def test_few_open_files_are_enough_or_said(fork_server: ForkServer, here: Path, log_dir: Path) -> None:
     for most in (6, 9, 11, 12, 13, 16):
         ended = fork_server.run(

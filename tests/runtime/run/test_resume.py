@@ -131,6 +131,7 @@ KILLED_AT_RANDOM = """
 """
 
 
+@pytest.mark.slow
 def test_twenty_kills_at_random_moments_change_nothing(here: Path, place: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(KILLED_AT_RANDOM), *WORDS],
@@ -160,6 +161,7 @@ FAULTS = [
 @pytest.mark.parametrize(
     ("name", "call", "error"), FAULTS, ids=[f"{f[0]}-{f[1]}-{f[2].errno}" for f in FAULTS]
 )
+@pytest.mark.slow
 def test_a_disk_that_fails_anywhere_is_one_sentence_and_then_carried_on(
     here: Path, place: Path, name: str, call: int, error: OSError
 ) -> None:
@@ -255,6 +257,7 @@ def touch_bundle(here: Path) -> None:
         (None, ("--reader", "openslide"), "the slide's reader (tifffile → openslide)"),
     ],
 )
+@pytest.mark.slow
 def test_another_run_starts_anew_and_says_why(
     here: Path, change: Callable[[Path], None] | None, words: tuple[str, ...], said: str
 ) -> None:

@@ -119,6 +119,7 @@ def test_a_server_gives_the_local_map_and_is_named_in_it(
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.slow
 def test_a_real_network_and_a_grid(protocol: str, here: Path, small: Small, exported_bundle: Path) -> None:
     words = (str(small.slide), "--grid", "8", "--mpp", "0.5", "--no-picture", "--no-html", "-q")
     local = infer(*words, "--bundle", str(exported_bundle), "--out", "local.h5ad", "--provider", "cpu")
@@ -129,6 +130,7 @@ def test_a_real_network_and_a_grid(protocol: str, here: Path, small: Small, expo
     assert_the_local_map(values("local.h5ad"), "served.h5ad")
 
 
+@pytest.mark.slow
 def test_a_system_without_a_bank(here: Path) -> None:
     regression = fast_regression(here / "bundle", 5)
     local = infer(*WORDS, "--bundle", str(regression), "--out", "local.h5ad", "--provider", "cpu")
@@ -177,6 +179,7 @@ def test_a_server_with_little_room_is_given_little(
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.slow
 def test_a_server_killed_and_restarted_under_load(
     protocol: str, here: Path, run_inputs: Path, local: tuple[NDArray[np.float32], ...]
 ) -> None:
@@ -201,6 +204,7 @@ def test_a_server_killed_and_restarted_under_load(
     assert report()["server"]["requests"]["lost"] > 0
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_come_back_ends_the_run_and_the_same_command_carries_on(
     here: Path, run_inputs: Path, local: tuple[NDArray[np.float32], ...]
 ) -> None:
@@ -247,6 +251,7 @@ mclst.runtime.expression_map.journal.Journal.append = append_and_die
 """
 
 
+@pytest.mark.slow
 def test_a_killed_client_is_carried_on(
     here: Path, run_inputs: Path, log_dir: Path, fork_server: ForkServer, local: tuple[NDArray[np.float32], ...]
 ) -> None:
@@ -275,6 +280,7 @@ def another(tmp_path_factory: pytest.TempPathFactory, small_bundle: Path) -> Pat
     return folder
 
 
+@pytest.mark.slow
 def test_another_bundle_behind_the_server_is_noticed(here: Path, run_inputs: Path, another: Path) -> None:
     with FakeServer(run_inputs / "mclst-bundle") as fake:
         fake.when_told = lambda number: fake.hold(another) if number == 2 else None
@@ -373,6 +379,7 @@ def test_a_cohort_by_a_server(here: Path, fake: FakeServer, local: tuple[NDArray
     assert infer(*words, "--cluster", "auto").exit_code == 2
 
 
+@pytest.mark.slow
 def test_a_cohort_ends_with_its_server(here: Path, run_inputs: Path) -> None:
     """What no other slide would mend is not tried with each."""
     Path("cohort.csv").write_text("slide,spots,name\nslide.tif,spots.csv,a\nslide.tif,spots.csv,b\n")
@@ -383,6 +390,7 @@ def test_a_cohort_ends_with_its_server(here: Path, run_inputs: Path) -> None:
     assert found.exit_code == 6 and "finished slides are kept" in found.stderr
 
 
+@pytest.mark.slow
 def test_a_laptop_needs_neither_network_nor_bank_nor_what_runs_them(here: Path, run_inputs: Path) -> None:
     blocked = ("onnxruntime", "faiss", "torch", "onnx", "openvino", "mclst.kernels._cpu")
     with FakeServer(run_inputs / "mclst-bundle") as fake:

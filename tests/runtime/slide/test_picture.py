@@ -92,6 +92,7 @@ def test_what_is_too_large_to_decode_in_one_piece_is_refused(
         open_slide(path)
 
 
+@pytest.mark.slow
 def test_large_jpeg_equals_pillow_without_a_bomb_warning(her2st: Path) -> None:
     path = her2st / "images" / "C4.jpg"
     with warnings.catch_warnings():

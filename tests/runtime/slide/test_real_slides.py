@@ -34,6 +34,7 @@ def openslide_tile(path: Path, x: int, y: int) -> np.ndarray:
     ("name", "size", "mpp"),
     [("CMU-1-Small-Region.svs", (2220, 2967), 0.499), ("test3-DAPI-2-_387_.ndpi", (3968, 4864), 0.2282)],
 )
+@pytest.mark.slow
 def test_a_grid_over_a_real_slide(
     slides: Path,
     small_bundle: Path,
@@ -62,6 +63,7 @@ def test_a_grid_over_a_real_slide(
     assert np.abs(found.X[some] - expected.expression).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_bad_tiles_are_named_and_the_rest_is_right(
     slides: Path, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,7 @@ def test_specks_are_dropped_and_small_holes_filled(tmp_path: Path) -> None:
     assert found[50, 50] and not found[:10, :10].any()
 
 
+@pytest.mark.slow
 def test_tissue_of_real_sections(slides: Path, her2st: Path) -> None:
     with open_slide(slides / "CMU-1-Small-Region.svs") as slide:
         assert 0.3 < find_tissue(slide, 0.499).fraction < 0.45
@@ -224,6 +225,7 @@ def test_a_dense_map_and_its_ome_tiff(here: Path) -> None:
     np.testing.assert_array_equal(planes, expected)
 
 
+@pytest.mark.slow
 def test_levels_of_the_pyramid_are_means_of_what_is_known(here: Path) -> None:
     done = infer("--grid", "2.5", "--genes", "GENE1")
     assert done.exit_code == 0, done.output
@@ -287,6 +289,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 def test_memory_hardly_grows_with_the_number_of_tiles(here: Path) -> None:
     """850 to 84,000 tiles: what grows is the table of spots, some hundred bytes a row."""
     peaks, counts = [], []
@@ -301,6 +304,7 @@ def test_memory_hardly_grows_with_the_number_of_tiles(here: Path) -> None:
     assert peaks[-1] - peaks[0] < 150, (counts, peaks)  # MB
 
 
+@pytest.mark.slow
 def test_too_many_bad_tiles_fail_the_run_and_the_rest_is_kept(slides: Path, here: Path) -> None:
     shutil.copy(slides / "CMU-1-Small-Region.onebadtile.svs", here / "bad.svs")
     words = ["bad.svs", "--grid", "12", "--no-picture"]

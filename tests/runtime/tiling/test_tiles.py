@@ -322,6 +322,7 @@ def test_places_that_are_none_are_refused() -> None:
 
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("name", ["tiled jpeg", "deflate strips"])
+@pytest.mark.slow
 def test_each_segment_is_decoded_once_and_let_go_after_its_last_tile(
     tmp_path: Path, name: str, workers: int
 ) -> None:
