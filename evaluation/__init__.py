@@ -1,1 +1,1 @@
-"""What a map is worth against measured expression: mclst-eval."""
+"""Accuracy of maps against measured expression: mclst-eval."""

@@ -1,4 +1,4 @@
-"""A pathologist's regions: a label per spot, from a table or from the truth's own obs."""
+"""Read annotated tissue regions: a label per spot, from a table or the truth's obs."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ LABEL_COLUMNS = ("label", "annotation", "region", "cluster", "domain")
 OBS = "obs:"
 
 
-def read_annotation(what: str, source: SectionSource, spot: NDArray[np.str_]) -> NDArray[np.str_]:
-    """The label of each of `spot`, str [n], "" where there is none.
+def read_annotation(annotation: str, source: SectionSource, spot: NDArray[np.str_]) -> NDArray[np.str_]:
+    """Labels of the spots, str [n], "" for spots without a label.
 
-    what: `obs:COLUMN` of an AnnData truth, or a table with a column of labels and either spot names or, as published
-    for HER2+, array coordinates x and y that are rounded to `XxY`.
-    Raises InputError where no spot has a label, or the table is not of that form.
+    annotation: `obs:COLUMN` of an AnnData truth, or a table with labels and either spot names or, as
+    published for HER2+, array coordinates x and y, which are rounded to `XxY`. Raises InputError if no spot
+    has a label, or the table has another form.
     """
-    labels = _of_obs(what, source) if what.startswith(OBS) else _of_table(Path(what))
-    found = np.array([labels.get(name, "") for name in spot.tolist()], dtype=np.str_)
-    if not (found != "").any():
-        raise InputError(f"{what} labels none of the spots of section {source.name}; check their names")
-    return found
+    labels = _of_obs(annotation, source) if annotation.startswith(OBS) else _of_table(Path(annotation))
+    result = np.array([labels.get(name, "") for name in spot.tolist()], dtype=np.str_)
+    if not (result != "").any():
+        raise InputError(f"{annotation} labels none of the spots of section {source.name}; check their names")
+    return result
 
 
-def _of_obs(what: str, source: SectionSource) -> dict[str, str]:
-    column = what.removeprefix(OBS)
+def _of_obs(annotation: str, source: SectionSource) -> dict[str, str]:
+    column = annotation.removeprefix(OBS)
     if source.format != "h5ad":
         raise InputError(
-            f"--annotation {what} needs a truth in .h5ad; {source.path} is none, so give a table"
+            f"--annotation {annotation} needs a truth in .h5ad, and {source.path} is not; give a table"
         )
     obs = anndata.read_h5ad(source.path, backed="r").obs
     if column not in obs:
@@ -58,15 +58,15 @@ def _of_table(path: Path) -> dict[str, str]:
     names = {str(name).strip().casefold(): name for name in table.columns}
     label = next((names[name] for name in LABEL_COLUMNS if name in names), None)
     if label is None:
-        raise InputError(f"{path} has no column of labels; call it {' or '.join(LABEL_COLUMNS[:3])}")
-    own = next((names[name] for name in ID_COLUMNS if name in names), None)
-    if own is not None:
-        return _labels(table[own].tolist(), table[label].tolist())
+        raise InputError(f"{path} has no column of labels; name it {' or '.join(LABEL_COLUMNS[:3])}")
+    ids = next((names[name] for name in ID_COLUMNS if name in names), None)
+    if ids is not None:
+        return _labels(table[ids].tolist(), table[label].tolist())
     if {"x", "y"} <= names.keys():
         xy = [pd.to_numeric(table[names[axis]], errors="coerce") for axis in ("x", "y")]
-        placed = np.isfinite(xy[0]) & np.isfinite(xy[1])
-        x, y = (np.rint(values[placed]).astype(int).tolist() for values in xy)
-        return _labels([f"{a}x{b}" for a, b in zip(x, y, strict=True)], table.loc[placed, label].tolist())
+        finite = np.isfinite(xy[0]) & np.isfinite(xy[1])
+        x, y = (np.rint(values[finite]).astype(int).tolist() for values in xy)
+        return _labels([f"{a}x{b}" for a, b in zip(x, y, strict=True)], table.loc[finite, label].tolist())
     return _labels(table.iloc[:, 0].tolist(), table[label].tolist())
 
 

@@ -1,34 +1,29 @@
-"""`mclst-eval`: maps beside their measured sections → tables, JSON, figures."""
+"""`mclst-eval`: evaluate maps against measured sections; write tables, figures, a page and JSON."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
-import pandas as pd
-from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-from mclst.evaluation.overlap import VENN_SETS
-from mclst.runtime.atomic import check_apart, check_writable, write_whole
+from mclst.runtime.atomic import check_distinct, check_writable, write_atomically
+from mclst.runtime.click_types import AliasedOption
 from mclst.runtime.console import check_json, command, publish_json, say, table
 from mclst.runtime.errors import ResourceError
-from mclst.sections.normalize import NORMALIZATIONS
-from mclst.sections.tables.genes import read_gene_list
+from mclst.sections.normalization_names import NORMALIZATION_NAMES
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from mclst.evaluation.evaluate import Evaluation, SectionResult
     from mclst.runtime.expression_map.measured import Pair
 
-Places = dict[tuple[str, str], Path]
-"""What a file holds and of which method ("" for all) → its path."""
 PATH = click.Path(path_type=Path)
-SHOWN_GENES = 10
+N_LISTED_GENES = 10
 COLUMNS = {
     "method": "method",
     "section": "section",
@@ -52,35 +47,37 @@ COLUMNS = {
     "--section",
     "sections",
     multiple=True,
-    help="Section a map is of; once per map, in their order.  [default: by the map's name]",
+    help="Section of a map; once per map, in their order.  [default: by the map's name]",
 )
 @click.option(
-    "--normalisation",
-    type=click.Choice(tuple(NORMALIZATIONS)),
-    help="Of the truth, where the map does not say how its own expression is normalised.",
+    "--normalization",
+    cls=AliasedOption,
+    aliases=("--normalisation",),
+    type=click.Choice(NORMALIZATION_NAMES),
+    help="Normalization of the truth, if the map does not record its own.",
 )
-@click.option("--common-genes", is_flag=True, help="Leave out genes of the map that were not measured.")
+@click.option("--common-genes", is_flag=True, help="Ignore genes of the map that were not measured.")
 @click.option(
     "--annotation",
     "annotations",
     multiple=True,
     metavar="[SECTION=]FILE",
-    help="Regions of the tissue: a table of spots and labels, or obs:COLUMN of a .h5ad truth; repeatable.",
+    help="Tissue regions: a table of spots and labels, or obs:COLUMN of a .h5ad truth; repeatable.",
 )
 @click.option(
-    "--domains", type=click.IntRange(2), help="Spatial domains to find.  [default: as many as regions]"
+    "--domains", type=click.IntRange(2), help="Number of spatial domains.  [default: as many as regions]"
 )
-@click.option("--gene-set", type=PATH, help="Compare methods on these genes alone, such as immune genes.")
+@click.option("--gene-set", type=PATH, help="Compare methods only on these genes, such as immune genes.")
+@click.option("--least", type=float, help="Minimum -log10 p of a predicted gene.  [default: of 0.05 / genes]")
 @click.option(
-    "--least", type=float, help="-log10 p from which a gene counts as predicted.  [default: of 0.05 / genes]"
+    "--out", "prefix", type=PATH, help="Prefix of the output files.  [default: MAP's name with .eval]"
 )
-@click.option("--out", "prefix", type=PATH, help="Start of the files' names.  [default: MAP's, with .eval]")
 @click.option(
-    "--figures", type=click.Choice(("png", "svg", "none")), default="png", help="Kind of the figures."
+    "--figures", type=click.Choice(("png", "svg", "none")), default="png", help="Format of the figures."
 )
-@click.option("--overwrite", is_flag=True, help="Replace files of those names.")
-@click.option("--json", "json_path", type=PATH, help="Write everything as JSON; - for stdout.")
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option("--overwrite", is_flag=True, help="Replace existing files.")
+@click.option("--json", "json_path", type=PATH, help="Write all results as JSON; - for stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
 @click.version_option(package_name="mclst")
 @command
 def main(
@@ -94,55 +91,62 @@ def main(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Say what predicted MAPs are worth against measured sections, by the figures of merit of the mclSTExp paper.
+    """Evaluate predicted MAPs against measured sections with the measures of the mclSTExp paper.
 
-    Several maps are averaged where they are of different sections, and compared where they are named METHOD=MAP.
-    Writes the table (.csv), the ranking of the genes (.genes.csv), figures, and a page of all of it (.html) beside the
-    map; the table's path is printed on stdout. The truth is normalised as the map says its expression is.
+    Maps of different sections are averaged; maps named METHOD=MAP are compared. Writes a table (.csv), the
+    gene ranking (.genes.csv), figures, and a page with all of them (.html) next to the map; prints the
+    table's path on stdout. The truth is normalized as the map's expression.
     """
     try:
         from mclst.evaluation.evaluate import DEFINITIONS, evaluate
-        from mclst.evaluation.page import MEANING, eval_page
+        from mclst.evaluation.outputs import output_paths, render_outputs
+        from mclst.evaluation.page import CAPTIONS, evaluation_page
+        from mclst.sections.tables.genes import read_gene_list
     except ImportError as error:
         raise ResourceError(f"{error.name} is not installed; install mclst[eval]") from error
-    named = [_named(text) for text in maps]
-    methods = list(dict.fromkeys(method for method, _ in named))
-    if sections and len(sections) != len(named):
+    maps_by_method = [_parse_map(text) for text in maps]
+    methods = list(dict.fromkeys(method for method, _ in maps_by_method))
+    if sections and len(sections) != len(maps_by_method):
         raise click.UsageError(
-            f"there are {len(named)} maps and {len(sections)} --section; give one for each"
+            f"there are {len(maps_by_method)} maps and {len(sections)} --section; give one for each"
         )
-    first = named[0][1]
+    first = maps_by_method[0][1]
     start = prefix or first.with_name(first.name.removesuffix(".h5ad") + ".eval")
     with_domains = bool(options["domains"] or options["annotations"])
-    places = _places(start, figures, methods, with_domains=with_domains)
-    for place in places.values():
-        check_writable(place, overwrite=overwrite)
-    inputs = (truth, options["gene_set"], *(path for _, path in named))
-    check_apart(places.values(), inputs)
-    check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=places.values())
-    pairs, regions = _read(named, truth, sections, options)
-    gene_set = options["gene_set"]
-    among = None if gene_set is None else read_gene_list(gene_set)
+    outputs = output_paths(start, figures, methods, with_domains=with_domains)
+    for path in outputs.values():
+        check_writable(path, overwrite=overwrite)
+    inputs = (truth, options["gene_set"], *(path for _, path in maps_by_method))
+    check_distinct(outputs.values(), inputs)
+    check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=outputs.values())
+    pairs, regions = _read(maps_by_method, truth, sections, options)
+    gene_set = None if options["gene_set"] is None else read_gene_list(options["gene_set"])
     if options["domains"] and options["domains"] > min(len(pair.spot) for pair in pairs):
         raise click.UsageError(f"--domains {options['domains']} is more than a section has spots")
-    found = evaluate(pairs, domains=options["domains"], regions=regions, among=among, least=options["least"])
-    drawn: list[tuple[str, str, bytes]] = []
-    for what, method, content in _contents(found, places, figures):
-        write_whole(places[what, method], content)
-        if what in MEANING:
-            drawn.append((what, method, content))
-    write_whole(places["page", ""], eval_page(found, COLUMNS, drawn, figures))
-    _say_found(found, quiet=quiet)
+    evaluation = evaluate(
+        pairs,
+        domains=options["domains"],
+        regions=regions,
+        gene_set=gene_set,
+        threshold=options["least"],
+    )
+    page_figures: list[tuple[str, str, bytes]] = []
+    for name, method, content in render_outputs(evaluation, outputs, figures):
+        write_atomically(outputs[name, method], content)
+        if name in CAPTIONS:
+            page_figures.append((name, method, content))
+    write_atomically(outputs["page", ""], evaluation_page(evaluation, COLUMNS, page_figures, figures))
+    _print_summary(evaluation, quiet=quiet)
     for line in DEFINITIONS:
         say(f"  {line}", quiet=quiet)
-    table([("written", place) for place in places.values()], quiet=quiet)
+    table([("written", path) for path in outputs.values()], quiet=quiet)
     if json_path is not None:
-        publish_json(json_path, {**found.as_json(), "files": [str(place) for place in places.values()]})
+        publish_json(json_path, {**evaluation.as_json(), "files": [str(path) for path in outputs.values()]})
     if json_path is None or str(json_path) != "-":
-        click.echo(str(places["table", ""]))
+        click.echo(str(outputs["table", ""]))
 
 
-def _named(text: str) -> tuple[str, Path]:
+def _parse_map(text: str) -> tuple[str, Path]:
     method, equals, path = text.partition("=")
     if not equals or Path(text).exists():
         return "", Path(text)
@@ -151,125 +155,79 @@ def _named(text: str) -> tuple[str, Path]:
     return method, Path(path)
 
 
-def _places(start: Path, figures: str, methods: list[str], *, with_domains: bool) -> Places:
-    endings = {("table", ""): ".csv", ("ranking", ""): ".genes.csv", ("page", ""): ".html"}
-    if len(methods) > 1:
-        endings["membership", ""] = ".overlap.csv"
-    if figures != "none":
-        for method in methods:
-            tag = f".{method}" if len(methods) > 1 else ""
-            endings["genes", method] = f"{tag}.{figures}"
-            endings["coexpression", method] = f"{tag}.coexpression.{figures}"
-            if with_domains:
-                endings["domains", method] = f"{tag}.domains.{figures}"
-        if len(methods) > 1:
-            endings["upset", ""] = f".overlap.{figures}"
-        if len(methods) in VENN_SETS:
-            endings["venn", ""] = f".venn.{figures}"
-    return {key: start.with_name(start.name + ending) for key, ending in endings.items()}
-
-
 def _read(
-    named: list[tuple[str, Path]], truth: Path, sections: tuple[str, ...], options: dict[str, Any]
+    maps_by_method: list[tuple[str, Path]], truth: Path, sections: tuple[str, ...], options: dict[str, Any]
 ) -> tuple[list[Pair], dict[tuple[str, str], NDArray[np.str_]]]:
     from mclst.evaluation.annotation import read_annotation
     from mclst.runtime.expression_map.measured import choose_section, pair_with_truth, read_map
 
-    of_section = dict(_annotation(text) for text in options["annotations"])
+    annotations = dict(_parse_annotation(text) for text in options["annotations"])
     pairs, regions = [], {}
-    for i, (method, path) in enumerate(named):
+    for i, (method, path) in enumerate(maps_by_method):
         predicted = read_map(path)
         source = choose_section(predicted, truth, sections[i] if sections else None)
         pair = pair_with_truth(
             predicted,
             source,
             method=method,
-            normalisation=options["normalisation"],
+            normalization=options["normalization"],
             common_genes=options["common_genes"],
         )
         pairs.append(pair)
-        what = of_section.get(source.name, of_section.get(""))
-        if what is not None:
-            regions[method, source.name] = read_annotation(what, source, pair.spot)
-    unused = of_section.keys() - {pair.section for pair in pairs} - {""}
+        annotation = annotations.get(source.name, annotations.get(""))
+        if annotation is not None:
+            regions[method, source.name] = read_annotation(annotation, source, pair.spot)
+    unused = annotations.keys() - {pair.section for pair in pairs} - {""}
     if unused:
         raise click.UsageError(f"--annotation {min(unused)}=… is of a section that no map is of")
     return pairs, regions
 
 
-def _annotation(text: str) -> tuple[str, str]:
-    section, equals, what = text.partition("=")
-    return (section, what) if equals and not Path(text).exists() else ("", text)
+def _parse_annotation(text: str) -> tuple[str, str]:
+    section, equals, annotation = text.partition("=")
+    return (section, annotation) if equals and not Path(text).exists() else ("", text)
 
 
-def _contents(found: Evaluation, places: Places, figures: str) -> Iterator[tuple[str, str, bytes]]:
-    """What every file but the page holds, of which method, and its content, one at a time."""
-    from mclst.evaluation import figures as draw
-    from mclst.evaluation import overlap_figures
-    from mclst.evaluation.overlap import membership
-    from mclst.runtime.report.figures.style import content as file_of
-
-    of = {method.name: method for method in found.methods}
-    sets = {method.name: method.predicted for method in found.methods}
-    makers: dict[str, Callable[[str], pd.DataFrame | Figure]] = {
-        "table": lambda name: found.table(),
-        "ranking": lambda name: found.genes(),
-        "membership": lambda name: membership(sets),
-        "genes": lambda name: draw.draw_genes(of[name]),
-        "coexpression": lambda name: draw.draw_coexpression(of[name]),
-        "domains": lambda name: draw.draw_domains(of[name].sections),
-        "upset": lambda name: overlap_figures.draw_upset(found.overlap, list(sets)),
-        "venn": lambda name: overlap_figures.draw_venn(found.overlap, list(sets)),
-    }
-    for what, method in places:
-        if what == "page":
-            continue
-        made = makers[what](method)
-        if isinstance(made, Figure):
-            yield what, method, file_of(made, figures)
-        else:
-            yield what, method, made.to_csv(index=False, float_format="%.6g").encode()
-
-
-def _say_found(found: Evaluation, *, quiet: bool) -> None:
-    rows = found.table().to_dict(orient="records")
-    several = len(found.methods) > 1
-    shown = [name for name in COLUMNS if any(name in row for row in rows) and (several or name != "method")]
-    cells = [[COLUMNS[name] for name in shown]]
-    cells += [[_cell(row.get(name)) for name in shown] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(shown))]
+def _print_summary(evaluation: Evaluation, *, quiet: bool) -> None:
+    rows = evaluation.table().to_dict(orient="records")
+    compared = len(evaluation.methods) > 1
+    columns = [
+        name for name in COLUMNS if any(name in row for row in rows) and (compared or name != "method")
+    ]
+    cells = [[COLUMNS[name] for name in columns]]
+    cells += [[_cell(row.get(name)) for name in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     for line in cells:
         text = "  ".join(
-            cell.ljust(wide) if name in ("method", "section") else cell.rjust(wide)
-            for cell, wide, name in zip(line, widths, shown, strict=True)
+            cell.ljust(width) if name in ("method", "section") else cell.rjust(width)
+            for cell, width, name in zip(line, widths, columns, strict=True)
         )
         say(f"  {text.rstrip()}", quiet=quiet)
-    for method in found.methods:
-        top = method.ranked.head(SHOWN_GENES)
-        told = ", ".join(f"{g} {p:.1f}" for g, p in zip(top["gene"], top["minus_log10_p"], strict=True))
-        label = f" of {method.name}" if several else ""
-        say(f"  surest genes{label} (-log10 p): {told}", quiet=quiet)
-        say(
-            f"  {len(method.predicted)} genes{label} with r > 0 and -log10 p ≥ {found.least:.2f}", quiet=quiet
-        )
+    for method in evaluation.methods:
+        top = method.ranked.head(N_LISTED_GENES)
+        genes = ", ".join(f"{g} {p:.1f}" for g, p in zip(top["gene"], top["minus_log10_p"], strict=True))
+        label = f" of {method.name}" if compared else ""
+        say(f"  most significant genes{label} (-log10 p): {genes}", quiet=quiet)
+        criterion = f"r > 0 and -log10 p ≥ {evaluation.threshold:.2f}"
+        say(f"  {len(method.predicted)} genes{label} with {criterion}", quiet=quiet)
         for section in method.sections:
-            _say_left_out(section, quiet=quiet)
+            _print_exclusions(section, quiet=quiet)
 
 
-def _say_left_out(found: SectionResult, *, quiet: bool) -> None:
-    pair = found.pair
+def _print_exclusions(section: SectionResult, *, quiet: bool) -> None:
+    pair = section.pair
     counts = [
         (pair.only_in_map, "spots of the map are not in the truth"),
         (pair.only_in_truth, "spots of the truth are not in the map"),
         (pair.without_tile, "spots have no prediction"),
         (pair.left_out_genes, "genes of the map were not measured"),
-        (found.score.undefined, "genes are constant in map or truth and have no r"),
+        (section.score.undefined, "genes are constant in map or truth and have no r"),
     ]
-    told = "; ".join(f"{count} {what}" for count, what in counts if count)
-    if told:
-        say(f"  Note: {pair.section}: {told}; they are left out", quiet=quiet)
-    if math.isnan(found.score.pcc_heg):
-        say(f"  Note: {pair.section}: PCC (HEG) is undefined, as published, for one of its 50 genes has no r")
+    exclusions = "; ".join(f"{count} {description}" for count, description in counts if count)
+    if exclusions:
+        say(f"  Note: {pair.section}: {exclusions}; they are excluded", quiet=quiet)
+    if math.isnan(section.score.pcc_heg):
+        say(f"  Note: {pair.section}: PCC (HEG) is undefined, as published: one of its 50 genes has no r")
 
 
 def _cell(value: Any) -> str:

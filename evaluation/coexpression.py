@@ -1,4 +1,4 @@
-"""Whether genes that go together in the measurement go together in the prediction (Figure S3)."""
+"""Gene-gene correlations of prediction and measurement, compared (Figure S3)."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from scipy.spatial.distance import squareform
 
 @dataclass(frozen=True)
 class Coexpression:
-    """Gene-gene correlation of one section.
+    """Gene-gene correlations of one section.
 
     measured, predicted: float64 [G, G], Pearson r over the spots; NaN in row and column of a constant gene.
-    agreement: Pearson r between the two over all pairs of different genes defined in both; NaN below three pairs.
-    spread: root mean square of their differences over the same pairs.
-    pairs: how many those are.
+    agreement: Pearson r between the two over all pairs of different genes defined in both; NaN below three
+    pairs.
+    rms_difference: root mean square of their differences over the same pairs.
+    pairs: number of those pairs.
     """
 
     measured: NDArray[np.float64]
     predicted: NDArray[np.float64]
     agreement: float
-    spread: float
+    rms_difference: float
     pairs: int
 
 
 def correlate_genes(expression: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Pearson r of every gene with every other over the spots: float64 [n, G] → float64 [G, G]."""
+    """Pearson r between all genes over the spots: float64 [n, G] → float64 [G, G]."""
     constant = (expression == expression[:1]).all(axis=0)
-    centred = expression - expression.mean(axis=0)
-    largest = np.abs(centred).max(axis=0)
-    centred = centred / np.where(largest > 0, largest, 1.0)
-    length = np.sqrt(np.square(centred).sum(axis=0))
-    unit = centred / np.where(length > 0, length, 1.0)
+    centered = expression - expression.mean(axis=0)
+    largest = np.abs(centered).max(axis=0)
+    centered = centered / np.where(largest > 0, largest, 1.0)
+    length = np.sqrt(np.square(centered).sum(axis=0))
+    unit = centered / np.where(length > 0, length, 1.0)
     r: NDArray[np.float64] = np.clip(unit.T @ unit, -1.0, 1.0)
     r[constant, :] = np.nan
     r[:, constant] = np.nan
@@ -43,20 +44,20 @@ def correlate_genes(expression: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def compare_coexpression(predicted: NDArray[np.float64], measured: NDArray[np.float64]) -> Coexpression:
-    """Compare the correlations within a prediction with those within its truth, float64 [n, G] each."""
+    """Compare gene-gene correlations of a prediction and its truth, float64 [n, G] each."""
     of_measured, of_predicted = correlate_genes(measured), correlate_genes(predicted)
-    above = np.triu_indices(len(of_measured), 1)
-    a, b = of_measured[above], of_predicted[above]
-    both = np.isfinite(a) & np.isfinite(b)
-    a, b = a[both], b[both]
+    upper = np.triu_indices(len(of_measured), 1)
+    a, b = of_measured[upper], of_predicted[upper]
+    defined = np.isfinite(a) & np.isfinite(b)
+    a, b = a[defined], b[defined]
     varied = len(a) > 2 and np.ptp(a) > 0 and np.ptp(b) > 0
     agreement = float(np.corrcoef(a, b)[0, 1]) if varied else float("nan")
-    spread = float(np.sqrt(np.square(a - b).mean())) if len(a) else float("nan")
-    return Coexpression(of_measured, of_predicted, agreement, spread, len(a))
+    rms_difference = float(np.sqrt(np.square(a - b).mean())) if len(a) else float("nan")
+    return Coexpression(of_measured, of_predicted, agreement, rms_difference, len(a))
 
 
 def mean_of(matrices: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Mean over sections, pair by pair, of the correlations that are defined; NaN where none is."""
+    """Element-wise mean over sections of the defined correlations; NaN if none is defined."""
     stack = np.stack(list(matrices))
     defined = np.count_nonzero(~np.isnan(stack), axis=0)
     with np.errstate(invalid="ignore"):
@@ -65,9 +66,9 @@ def mean_of(matrices: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 
 def order_genes(correlation: NDArray[np.float64]) -> NDArray[np.int64]:
-    """An order of genes, int64 [G], that puts those that go together side by side.
+    """Order genes, int64 [G], so that correlated ones are adjacent.
 
-    Average linkage on 1 - r with optimal leaf order; an undefined r counts as 0. Fewer than three genes stay.
+    Average linkage on 1 - r with optimal leaf order; an undefined r counts as 0.
     """
     if len(correlation) < 3:
         return np.arange(len(correlation), dtype=np.int64)

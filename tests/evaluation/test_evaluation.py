@@ -1,4 +1,4 @@
-"""Figures of merit against scipy, scikit-learn, scanpy and mpmath, degenerate input included; mclst-eval end to end."""
+"""Measures against scipy, scikit-learn, scanpy and mpmath, also degenerate input; mclst-eval end to end."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from mclst.evaluation.coexpression import (
     mean_of,
     order_genes,
 )
-from mclst.evaluation.domains import agree, find_domains
+from mclst.evaluation.domains import compare_groupings, find_domains
 from mclst.evaluation.evaluate import evaluate
-from mclst.evaluation.overlap import intersections, membership, predicted_genes, threshold
+from mclst.evaluation.overlap import bonferroni_threshold, intersections, membership, predicted_genes
 from mclst.evaluation.overlap_figures import draw_venn
 from mclst.evaluation.significance import minus_log10_p, rank_genes
 from mclst.runtime.errors import InputError
@@ -57,20 +57,20 @@ def test_p_values_are_scipys(spots: int, seed: int, noise: float) -> None:
     a = rng.normal(size=spots)
     b = a + noise * rng.normal(size=spots) + 1e-3 * rng.normal(size=spots)
     expected = pearsonr(a, b)
-    found = minus_log10_p(np.array([expected.statistic]), spots)[0]
-    assert found == pytest.approx(-np.log10(expected.pvalue), rel=1e-6, abs=1e-9)
+    result = minus_log10_p(np.array([expected.statistic]), spots)[0]
+    assert result == pytest.approx(-np.log10(expected.pvalue), rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.parametrize("r", [0.0, 0.3, -0.9, 0.999])
 @pytest.mark.parametrize("spots", [3, 184, 5000])
 def test_p_values_beyond_float64_are_mpmaths(r: float, spots: int) -> None:
-    found = minus_log10_p(np.array([r]), spots)[0]
-    assert found == pytest.approx(mp_minus_log10_p(r, spots), rel=1e-9, abs=1e-12)
+    result = minus_log10_p(np.array([r]), spots)[0]
+    assert result == pytest.approx(mp_minus_log10_p(r, spots), rel=1e-9, abs=1e-12)
 
 
 def test_p_values_of_degenerate_genes() -> None:
-    found = minus_log10_p(np.array([np.nan, 1.0, -1.0, 0.0]), 10)
-    assert np.isnan(found[0]) and found[1] == found[2] and np.isfinite(found[1]) and found[3] == 0
+    result = minus_log10_p(np.array([np.nan, 1.0, -1.0, 0.0]), 10)
+    assert np.isnan(result[0]) and result[1] == result[2] and np.isfinite(result[1]) and result[3] == 0
     assert minus_log10_p(np.array([1.0, np.nan]), 2)[0] == 0  # two points always lie on a line
 
 
@@ -106,15 +106,15 @@ def test_coexpression_agrees_over_the_pairs_that_are_defined() -> None:
     measured, predicted = rng.normal(size=(2, 30, 8))
     predicted += measured
     measured[:, 3] = 0.1
-    found = compare_coexpression(predicted, measured)
+    result = compare_coexpression(predicted, measured)
     kept = [0, 1, 2, 4, 5, 6, 7]
     a, b = (
         [np.corrcoef(values[:, i], values[:, j])[0, 1] for i, j in itertools.combinations(kept, 2)]
         for values in (measured, predicted)
     )
-    assert found.pairs == 21 and np.isnan(found.measured[3]).all() and np.isnan(found.measured[:, 3]).all()
-    assert found.agreement == pytest.approx(pearsonr(a, b).statistic)
-    assert found.spread == pytest.approx(np.sqrt(np.mean((np.array(a) - b) ** 2)))
+    assert result.pairs == 21 and np.isnan(result.measured[3]).all() and np.isnan(result.measured[:, 3]).all()
+    assert result.agreement == pytest.approx(pearsonr(a, b).statistic)
+    assert result.rms_difference == pytest.approx(np.sqrt(np.mean((np.array(a) - b) ** 2)))
     assert compare_coexpression(measured, measured).agreement == pytest.approx(1)
     assert np.isnan(compare_coexpression(np.ones((5, 4)), np.ones((5, 4))).agreement)
     assert np.isnan(compare_coexpression(measured[:, :2], measured[:, :2]).agreement), (
@@ -146,10 +146,10 @@ def test_domains_are_scanpys_components_and_sklearns_k_means() -> None:
     expression = rng.normal(size=(4, 30))[kind] * 2 + rng.normal(size=(120, 30))
     components = sc.pp.pca(expression, n_comps=9, svd_solver="full")
     expected = KMeans(n_clusters=4, n_init=10, random_state=0).fit_predict(components)
-    found = find_domains(expression, 4)
-    assert agree(found, expected).ari == pytest.approx(1)
-    assert agree(found, kind).ari > 0.9
-    np.testing.assert_array_equal(found, find_domains(expression, 4))
+    result = find_domains(expression, 4)
+    assert compare_groupings(result, expected).ari == pytest.approx(1)
+    assert compare_groupings(result, kind).ari > 0.9
+    np.testing.assert_array_equal(result, find_domains(expression, 4))
     assert len(np.unique(find_domains(rng.normal(size=(5, 2)), 3))) == 3
     with pytest.raises(ValueError, match="6 domains of 5 spots"):
         find_domains(np.eye(5), 6)
@@ -162,8 +162,8 @@ def test_adjusted_rand_index_is_its_definition(pairs: list[tuple[int, int]]) -> 
     of_a, of_b = (sum(comb(n, 2) for n in Counter(side.tolist()).values()) for side in (a, b))
     chance, most = of_a * of_b / comb(len(pairs), 2), (of_a + of_b) / 2
     expected = 1.0 if most == chance else (together - chance) / (most - chance)
-    assert agree(a, b).ari == pytest.approx(expected)
-    assert agree(a, a).nmi == pytest.approx(1)
+    assert compare_groupings(a, b).ari == pytest.approx(expected)
+    assert compare_groupings(a, a).nmi == pytest.approx(1)
 
 
 @given(st.dictionaries(st.sampled_from("abcd"), st.frozensets(st.sampled_from("ABCDEFG")), min_size=1))
@@ -184,15 +184,15 @@ def test_every_number_of_a_venn_diagram_stands_in_its_region(count: int) -> None
     sets = {name: frozenset(f"{name}{i}" for i in range(3 + i)) | {"all"} for i, name in enumerate(names)}
     (axes,) = draw_venn(intersections(sets), names).axes
     circles = [(np.array(p.get_center()), p.get_radius()) for p in axes.patches if isinstance(p, Circle)]
-    found: dict[tuple[str, ...], int] = {}
+    result: dict[tuple[str, ...], int] = {}
     for text in axes.texts:
         if text.get_text().isdigit():
             inside = [np.linalg.norm(text.get_position() - centre) < r for centre, r in circles]
-            found[tuple(n for n, within in zip(names, inside, strict=True) if within)] = int(text.get_text())
+            result[tuple(n for n, within in zip(names, inside, strict=True) if within)] = int(text.get_text())
     alone: dict[tuple[str, ...], int] = {(name,): 3 + i for i, name in enumerate(names)}
     of_two: list[tuple[str, ...]] = list(itertools.combinations(names, 2)) if count == 3 else []
     pairs = dict.fromkeys(of_two, 0)
-    assert found == {**alone, **pairs, tuple(names): 1}
+    assert result == {**alone, **pairs, tuple(names): 1}
     assert {text.get_text() for text in axes.texts} >= {f"{n}\n{4 + i}" for i, n in enumerate(names)}
     with pytest.raises(ValueError, match="two or three"):
         draw_venn({}, ["a", "b", "c", "d"])
@@ -204,7 +204,7 @@ def test_a_predicted_gene_is_sure_and_of_the_right_sign() -> None:
     )
     assert predicted_genes(ranked, 4.0) == {"A", "C"}
     assert predicted_genes(ranked, 4.0, {"C", "D"}) == {"C"}
-    assert threshold(785) == pytest.approx(-np.log10(0.05 / 785))
+    assert bonferroni_threshold(785) == pytest.approx(-np.log10(0.05 / 785))
 
 
 def pair(name: str = "S1", method: str = "", *, seed: int = 0, genes: int = 6) -> Pair:
@@ -233,12 +233,12 @@ def test_sections_count_once_each_and_genes_may_stand_in_another_order() -> None
     turned = dataclasses.replace(
         b, genes=b.genes[::-1], predicted=b.predicted[:, ::-1], truth=b.truth[:, ::-1]
     )
-    found, again = evaluate([a, b]), evaluate([a, turned])
-    table = found.table().set_index("section")
+    result, again = evaluate([a, b]), evaluate([a, turned])
+    table = result.table().set_index("section")
     assert table.loc["mean", "mse"] == pytest.approx(table.loc[["S1", "S2"], "mse"].mean())
     assert table.loc["mean", "pcc_acg"] == pytest.approx(table.loc[["S1", "S2"], "pcc_acg"].mean())
-    pd.testing.assert_frame_equal(found.genes(), again.genes())
-    for other in (pair("S1", seed=3), dataclasses.replace(b, normalisation="spot-wise"), pair("S2", genes=5)):
+    pd.testing.assert_frame_equal(result.genes(), again.genes())
+    for other in (pair("S1", seed=3), dataclasses.replace(b, normalization="spot-wise"), pair("S2", genes=5)):
         with pytest.raises(InputError, match=r"two maps are of section S1|differ in"):
             evaluate([a, other])
 
@@ -246,11 +246,11 @@ def test_sections_count_once_each_and_genes_may_stand_in_another_order() -> None
 def test_domains_are_held_against_the_annotation_of_labelled_spots_alone() -> None:
     one = pair()
     region = np.array(["tumour"] * 8 + ["stroma"] * 8 + [""] * 4)
-    found = evaluate([one], regions={("", "S1"): region}).methods[0].sections[0].domains
-    assert found is not None and found.of_measured is not None
-    assert (found.against, found.of_predicted.spots) == ("annotation", 16)
-    expected = agree(find_domains(one.predicted, 2)[:16], region[:16])
-    assert found.of_predicted == expected
+    result = evaluate([one], regions={("", "S1"): region}).methods[0].sections[0].domains
+    assert result is not None and result.of_measured is not None
+    assert (result.against, result.of_predicted.spots) == ("annotation", 16)
+    expected = compare_groupings(find_domains(one.predicted, 2)[:16], region[:16])
+    assert result.of_predicted == expected
     without = evaluate([one], domains=3).methods[0].sections[0].domains
     assert without is not None and without.against == "measured" and without.of_measured is None
 
@@ -266,36 +266,36 @@ def maps(small: Small, tmp_path: Path) -> dict[str, Path]:
         noisy = gene_wise(match_genes(section, genes))[::-1] + rng.normal(0, 0.2, (len(section), len(genes)))
         noisy = np.concatenate([noisy, noisy[:1]]).astype(np.float32)
         noisy[2] = np.nan
-        found = anndata.AnnData(
+        result = anndata.AnnData(
             noisy,
             obs=pd.DataFrame(index=[*section.spot[::-1].tolist(), "99x99"]),
             var=pd.DataFrame(index=genes),
         )
         assert section.xy_px is not None
-        found.obsm["spatial"] = np.concatenate([section.xy_px[::-1], [[0.0, 0.0]]])
-        found.uns["mclst"] = {"bundle": {"normalisation_expression": "gene-wise"}}
-        found.uns["spatial"] = {name: {}}
+        result.obsm["spatial"] = np.concatenate([section.xy_px[::-1], [[0.0, 0.0]]])
+        result.uns["mclst"] = {"bundle": {"normalisation_expression": "gene-wise"}}
+        result.uns["spatial"] = {name: {}}
         written[name] = tmp_path / f"{name}.h5ad"
-        found.write_h5ad(written[name])
+        result.write_h5ad(written[name])
     return written
 
 
-def run(*words: Any) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words])
+def run(*args: Any) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in args])
 
 
 def test_a_map_is_lined_up_with_its_truth_by_spot_names(small: Small, maps: dict[str, Path]) -> None:
     predicted = read_map(maps["A1"])
     source = choose_section(predicted, small.folder, None)
-    found = pair_with_truth(predicted, source)
+    result = pair_with_truth(predicted, source)
     section = read_section(find_sections(small.folder)["A1"])
-    truth = gene_wise(match_genes(section, found.genes))
-    place = {spot: i for i, spot in enumerate(section.spot.tolist())}
-    assert (found.only_in_map, found.only_in_truth, found.without_tile) == (1, 0, 1)
-    assert len(found.spot) == len(section) - 1
-    np.testing.assert_array_equal(found.truth, truth[[place[spot] for spot in found.spot.tolist()]])
-    assert np.abs(found.predicted - found.truth).max() < 1.5
-    assert found.section == "A1"
+    truth = gene_wise(match_genes(section, result.genes))
+    row_of = {spot: i for i, spot in enumerate(section.spot.tolist())}
+    assert (result.only_in_map, result.only_in_truth, result.without_tile) == (1, 0, 1)
+    assert len(result.spot) == len(section) - 1
+    np.testing.assert_array_equal(result.truth, truth[[row_of[spot] for spot in result.spot.tolist()]])
+    assert np.abs(result.predicted - result.truth).max() < 1.5
+    assert result.section == "A1"
 
 
 @pytest.mark.slow
@@ -306,7 +306,7 @@ def test_eval_writes_tables_json_and_figures(small: Small, maps: dict[str, Path]
     assert section.array_xy is not None
     rows = [f"{x + 0.2}\t{y - 0.3}\t{'a' if x > 7 else 'b'}" for x, y in section.array_xy.tolist()]
     regions.write_text("x\ty\tlabel\n" + "\n".join(rows) + "\n")
-    done = run(
+    completed = run(
         maps["A1"],
         maps["B1"],
         "--truth",
@@ -316,15 +316,15 @@ def test_eval_writes_tables_json_and_figures(small: Small, maps: dict[str, Path]
         "--json",
         folder / "e.json",
     )
-    assert done.exit_code == 0, done.output
+    assert completed.exit_code == 0, completed.output
     page = (folder / "A1.eval.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == page.count("<figure>") > 1
-    assert "Predicted beside measured" in page and "Pearson r per gene" in page
-    assert done.stdout == f"{folder / 'A1.eval.csv'}\n"
-    found = json.loads((folder / "e.json").read_text())
+    assert "Predicted and measured expression" in page and "Pearson r per gene" in page
+    assert completed.stdout == f"{folder / 'A1.eval.csv'}\n"
+    result = json.loads((folder / "e.json").read_text())
     table = pd.read_csv(folder / "A1.eval.csv").set_index("section")
     assert table.index.tolist() == ["A1", "B1", "mean"]
-    sections = found["methods"]["map"]["sections"]
+    sections = result["methods"]["map"]["sections"]
     for name in ("A1", "B1"):
         own = pair_with_truth(read_map(maps[name]), find_sections(small.folder)[name])
         r = [pearsonr(own.predicted[:, g], own.truth[:, g]).statistic for g in range(len(own.genes))]
@@ -338,20 +338,20 @@ def test_eval_writes_tables_json_and_figures(small: Small, maps: dict[str, Path]
     for ending in ("", ".coexpression", ".domains"):
         picture = Image.open(folder / f"A1.eval{ending}.png")
         assert np.asarray(picture.convert("RGB")).std() > 10
-    assert "Note: A1: 1 spots of the map are not in the truth; 1 spots have no prediction" in done.stderr
-    assert "PCC (HEG)  the same over the 50 genes" in done.stderr
+    assert "Note: A1: 1 spots of the map are not in the truth; 1 spots have no prediction" in completed.stderr
+    assert "PCC (HEG)  the same over the 50 genes" in completed.stderr
 
 
 @pytest.mark.slow
 def test_eval_compares_methods(small: Small, maps: dict[str, Path]) -> None:
     folder = maps["A1"].parent
-    words = ["--truth", small.folder, "--section", "A1", "--section", "A1", "--out", folder / "two"]
-    done = run(f"one={maps['A1']}", f"other={maps['A1']}", *words, "--figures", "svg", "--json", "-")
-    assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
-    assert list(found["methods"]) == ["one", "other"]
-    (part,) = found["predicted_genes"]["parts"]
-    assert part["in"] == ["one", "other"] and part["genes"] == found["methods"]["one"]["predicted_genes"]
+    args = ["--truth", small.folder, "--section", "A1", "--section", "A1", "--out", folder / "two"]
+    completed = run(f"one={maps['A1']}", f"other={maps['A1']}", *args, "--figures", "svg", "--json", "-")
+    assert completed.exit_code == 0, completed.output
+    result = json.loads(completed.stdout)
+    assert list(result["methods"]) == ["one", "other"]
+    (part,) = result["predicted_genes"]["parts"]
+    assert part["in"] == ["one", "other"] and part["genes"] == result["methods"]["one"]["predicted_genes"]
     for figure in ("overlap", "venn"):
         assert (folder / f"two.{figure}.svg").read_text().lstrip().startswith("<?xml")
     assert set(pd.read_csv(folder / "two.overlap.csv").columns) == {"gene", "one", "other"}
@@ -364,7 +364,7 @@ def test_eval_compares_methods(small: Small, maps: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("args", "code", "fragment"),
     [
         (["MAP", "--section", "Z9"], 4, "has no section Z9; there are A1, A2, B1"),
         (["MAP", "MAP"], 4, "two maps are of section A1; tell them apart as METHOD=MAP"),
@@ -379,14 +379,14 @@ def test_eval_compares_methods(small: Small, maps: dict[str, Path]) -> None:
     ],
 )
 def test_eval_refuses_in_one_sentence(
-    small: Small, maps: dict[str, Path], words: list[str], code: int, told: str
+    small: Small, maps: dict[str, Path], args: list[str], code: int, fragment: str
 ) -> None:
-    given_ = [
-        w.replace("MAP", str(maps["A1"])).replace("LIST", str(small.folder / "genes.txt")) for w in words
+    replaced = [
+        w.replace("MAP", str(maps["A1"])).replace("LIST", str(small.folder / "genes.txt")) for w in args
     ]
-    done = run(*given_, "--truth", small.folder, "--figures", "none")
-    assert done.exit_code == code and told in done.stderr, done.output
-    assert "Traceback" not in done.output
+    completed = run(*replaced, "--truth", small.folder, "--figures", "none")
+    assert completed.exit_code == code and fragment in completed.stderr, completed.output
+    assert "Traceback" not in completed.output
     assert not list(maps["A1"].parent.glob("*.csv"))
 
 
@@ -395,52 +395,52 @@ def test_truth_counts_all_measured_genes_where_the_formula_does(
     small: Small, maps: dict[str, Path], unit: str
 ) -> None:
     """Maps of BLEEP and ST-Net are of some genes, in units made of all."""
-    found = anndata.read_h5ad(maps["A1"])[:, ["GENE3", "GENE1"]].copy()
-    found.uns["mclst"] = {"bundle": {"normalisation_expression": unit}}
-    where = maps["A1"].parent / "few.h5ad"
-    found.write_h5ad(where)
-    pair = pair_with_truth(read_map(where), find_sections(small.folder)["A1"])
+    result = anndata.read_h5ad(maps["A1"])[:, ["GENE3", "GENE1"]].copy()
+    result.uns["mclst"] = {"bundle": {"normalisation_expression": unit}}
+    path = maps["A1"].parent / "few.h5ad"
+    result.write_h5ad(path)
+    pair = pair_with_truth(read_map(path), find_sections(small.folder)["A1"])
     section = read_section(find_sections(small.folder)["A1"])
     counts = section.counts.toarray().astype(np.float64)
     total = counts.sum(1, keepdims=True)
-    whole = (
+    with_inf = (
         np.log1p(counts / total * np.median(total))
         if unit == "median-log1p"
         else np.log((1 + counts) / (counts.shape[1] + total))
     )
-    place = {spot: i for i, spot in enumerate(section.spot.tolist())}
-    expected = whole[[place[spot] for spot in pair.spot.tolist()]][:, [3, 1]]
+    row_of = {spot: i for i, spot in enumerate(section.spot.tolist())}
+    expected = with_inf[[row_of[spot] for spot in pair.spot.tolist()]][:, [3, 1]]
     np.testing.assert_allclose(pair.truth, expected, atol=1e-6)
 
 
 def test_a_map_in_unknown_units_or_of_other_spots_is_refused(small: Small, maps: dict[str, Path]) -> None:
     plain = anndata.read_h5ad(maps["A1"])
     del plain.uns["mclst"]
-    where = maps["A1"].parent / "plain.h5ad"
-    plain.write_h5ad(where)
-    words = [where, "--truth", small.folder, "--section", "A1", "--figures", "none"]
-    assert "does not say how its expression is normalised" in run(*words).stderr
-    assert run(*words, "--normalisation", "gene-wise").exit_code == 0
+    path = maps["A1"].parent / "plain.h5ad"
+    plain.write_h5ad(path)
+    args = [path, "--truth", small.folder, "--section", "A1", "--figures", "none"]
+    assert "does not say how its expression is normalised" in run(*args).stderr
+    assert run(*args, "--normalisation", "gene-wise").exit_code == 0
     plain.obs_names = [f"spot{i}" for i in range(plain.n_obs)]
-    plain.write_h5ad(where)
-    assert "have no spot in common" in run(*words, "--normalisation", "gene-wise", "--overwrite").stderr
-    whole = anndata.read_h5ad(maps["A1"])
-    matrix = np.asarray(whole.X).copy()
+    plain.write_h5ad(path)
+    assert "have no spot in common" in run(*args, "--normalisation", "gene-wise", "--overwrite").stderr
+    with_inf = anndata.read_h5ad(maps["A1"])
+    matrix = np.asarray(with_inf.X).copy()
     matrix[5, 1] = np.inf
-    whole.X = matrix
-    whole.write_h5ad(where)
-    assert "has inf for GENE1" in run(*words, "--overwrite").stderr
+    with_inf.X = matrix
+    with_inf.write_h5ad(path)
+    assert "has inf for GENE1" in run(*args, "--overwrite").stderr
 
 
 def test_genes_not_measured_are_refused_or_left_out_by_name(small: Small, maps: dict[str, Path]) -> None:
-    found = anndata.read_h5ad(maps["A1"])
-    found.var_names = ["ALIEN", *found.var_names[1:]]
-    where = maps["A1"].parent / "alien.h5ad"
-    found.write_h5ad(where)
-    words = [where, "--truth", small.folder, "--section", "A1", "--figures", "none"]
-    assert "lacks 1 of the model's 12 genes (ALIEN)" in run(*words).stderr
-    done = run(*words, "--common-genes", "--json", "-")
-    section = json.loads(done.stdout)["methods"]["map"]["sections"]["A1"]
+    result = anndata.read_h5ad(maps["A1"])
+    result.var_names = ["ALIEN", *result.var_names[1:]]
+    path = maps["A1"].parent / "alien.h5ad"
+    result.write_h5ad(path)
+    args = [path, "--truth", small.folder, "--section", "A1", "--figures", "none"]
+    assert "lacks 1 of the model's 12 genes (ALIEN)" in run(*args).stderr
+    completed = run(*args, "--common-genes", "--json", "-")
+    section = json.loads(completed.stdout)["methods"]["map"]["sections"]["A1"]
     assert section["left_out_genes"] == 1 and len(section["pcc_per_gene"]) == 11
 
 
@@ -450,8 +450,8 @@ def test_annotation_of_an_anndata_truth(tmp_path: Path) -> None:
         tmp_path / "T.h5ad"
     )
     source = find_sections(tmp_path / "T.h5ad")["T"]
-    found = read_annotation("obs:region", source, np.array(["s3", "s2", "s9", "s1"]))
-    assert found.tolist() == ["b", "", "", "a"]
+    result = read_annotation("obs:region", source, np.array(["s3", "s2", "s9", "s1"]))
+    assert result.tolist() == ["b", "", "", "a"]
     with pytest.raises(InputError, match="no obs column 'area'; there are region"):
         read_annotation("obs:area", source, np.array(["s1"]))
 
@@ -463,9 +463,9 @@ def test_eval_of_the_real_reference_prediction(her2st: Path, tmp_path: Path) -> 
     anndata.AnnData(reference["expression_l1_k200"].astype(np.float32), **frame).write_h5ad(
         tmp_path / "C4.h5ad"
     )
-    words = ["--truth", her2st, "--normalisation", "gene-wise", "--figures", "none", "--json", "-"]
-    done = run(tmp_path / "C4.h5ad", *words)
-    assert done.exit_code == 0, done.output
-    mean = json.loads(done.stdout)["methods"]["map"]["mean"]
-    found = [mean[name] for name in ("pcc_acg", "pcc_heg", "mse", "mae")]
-    assert found == pytest.approx([0.2571, 0.3918, 0.9136, 0.7800], abs=5.01e-5)
+    args = ["--truth", her2st, "--normalisation", "gene-wise", "--figures", "none", "--json", "-"]
+    completed = run(tmp_path / "C4.h5ad", *args)
+    assert completed.exit_code == 0, completed.output
+    mean = json.loads(completed.stdout)["methods"]["map"]["mean"]
+    result = [mean[name] for name in ("pcc_acg", "pcc_heg", "mse", "mae")]
+    assert result == pytest.approx([0.2571, 0.3918, 0.9136, 0.7800], abs=5.01e-5)
