@@ -1,1 +1,1 @@
-"""A checkpoint and reference sections in, a bundle out."""
+"""Turn a checkpoint, and reference sections for retrieval, into a bundle."""

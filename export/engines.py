@@ -1,4 +1,4 @@
-"""The engines a bundle is shipped with: built ahead of time, one per graph; what cannot be built is said."""
+"""Build TensorRT engines of a bundle ahead of time, one per encoder graph."""
 
 from __future__ import annotations
 
@@ -16,19 +16,30 @@ from mclst.runtime.encoder.tensorrt.manifest import EngineKey
 from mclst.runtime.errors import ResourceError
 
 DEFAULT_TARGETS = ("sm_80", "sm_86", "sm_89", "sm_120")
-"""Of tensorrt-rtx: what it covers but Turing, whose cards take no float32 matrix product in it."""
+"""All that tensorrt-rtx covers but Turing, where it refuses float32 matrix products."""
 
 MAX_BATCH = 64
 
 
 @dataclass(frozen=True)
-class EngineWishes:
-    """Which engines to build.
+class EngineOptions:
+    """Engines to build.
 
-    flavour: "tensorrt" or "tensorrt-rtx". max_batch: tiles at once, from 1. targets: of tensorrt-rtx, compute
-    capabilities as "sm_86"; () for the default ones. workspace_bytes: the builder's limit. timing_cache: of tensorrt, a
-    file that makes building again short. version_compatible, hardware_compatible: of tensorrt, engines for later
-    versions with its lean runtime, and for all GPUs from Ampere on; both may be slower.
+    Parameters
+    ----------
+    flavour : {"tensorrt", "tensorrt-rtx"}
+    max_batch : int
+        Largest batch of tiles.
+    targets : tuple of str
+        Compute capabilities for tensorrt-rtx, such as "sm_86"; () for DEFAULT_TARGETS.
+    workspace_bytes : int, optional
+        Memory limit of the builder.
+    timing_cache : Path, optional
+        File with tensorrt's kernel timings, which speeds up later builds.
+    version_compatible : bool
+        tensorrt only: engines for later versions with this version's lean runtime; may be slower.
+    hardware_compatible : bool
+        tensorrt only: engines for all GPUs from Ampere on; may be slower.
     """
 
     flavour: Flavour
@@ -41,75 +52,74 @@ class EngineWishes:
 
 
 class EngineBuilder:
-    """What it takes to build engines on this machine."""
+    """Builds engines on this machine."""
 
-    def __init__(self, wishes: EngineWishes) -> None:
-        """Raises ResourceError where the library, the device it builds on, or a target of it is missing."""
-        self._wishes = wishes
-        self._library: Library = load_library(wishes.flavour)
+    def __init__(self, options: EngineOptions) -> None:
+        """Raises ResourceError if the library, its GPU or a target is missing."""
+        self._options = options
+        self._library: Library = load_library(options.flavour)
         self._gpu: Gpu | None = None
         self._targets: tuple[str, ...] = ()
-        if wishes.flavour == "tensorrt":
+        if options.flavour == "tensorrt":
             self._gpu = CudaDevice().gpu
             return
         known = covered(self._library)
-        self._targets = wishes.targets or tuple(target for target in DEFAULT_TARGETS if target in known)
+        self._targets = options.targets or tuple(target for target in DEFAULT_TARGETS if target in known)
         for target in self._targets:
             if target not in known:
                 raise ResourceError(
-                    f"{self._library} builds for {', '.join(known)} and not for {target}; choose another --target"
+                    f"{self._library} builds for {', '.join(known)} and not for {target}; choose another "
+                    "--target"
                 )
 
     def build(self, folder: Path, say: Callable[[str], None]) -> None:
-        """An engine of every encoder in the bundle `folder`, under its `engines/`; `say` is told of each, or why not.
+        """Build an engine of every encoder in the bundle `folder`, under its `engines/`.
 
-        Raises OutputError where something cannot be written.
+        A refused graph is reported to `say` and skipped. Raises OutputError if an engine cannot be written.
         """
-        name = self._gpu.name if self._gpu else ", ".join(self._targets)
+        device = self._gpu.name if self._gpu else ", ".join(self._targets)
         stem = ENCODER.removesuffix(".onnx")
-        for onnx in sorted(folder.glob(f"{stem}*.onnx")):
-            precision = onnx.name.removeprefix(stem).removesuffix(".onnx").lstrip(".") or "fp32"
-            say(f"building the {precision} engine of {self._library} for {name}")
+        for graph in sorted(folder.glob(f"{stem}*.onnx")):
+            precision = graph.name.removeprefix(stem).removesuffix(".onnx").lstrip(".") or "fp32"
+            say(f"building the {precision} engine of {self._library} for {device}")
             try:
                 engine = make_engine(
                     folder,
-                    onnx,
-                    self._key(onnx, precision),
+                    graph,
+                    self._key(graph, precision),
                     self._library,
-                    timing_cache=self._wishes.timing_cache,
+                    timing_cache=self._options.timing_cache,
                     kept=True,
                 )
             except EngineError as error:
-                say(
-                    f"Note: {error}; there is no such engine in the bundle, and provider cuda or cpu serves it"
-                )
+                say(f"Note: {error}; the bundle gets no such engine, use provider cuda or cpu")
                 continue
             manifest = engine.manifest
             layers = ", ".join(f"{count} {kind}" for kind, count in sorted(manifest.layers.items()))
             say(f"{len(engine.plan) / 1e6:.1f} MB in {manifest.seconds:.0f} s; layers by type: {layers}")
         if (folder / SEQUENCE).is_file():
-            say(f"Note: {self._about_sequence(folder / SEQUENCE)}")
+            say(f"Note: {self._describe_slide_graph(folder / SEQUENCE)}")
 
-    def _key(self, onnx: Path, precision: str) -> EngineKey:
-        wishes = self._wishes
+    def _key(self, graph: Path, precision: str) -> EngineKey:
+        options = self._options
         return EngineKey(
-            onnx_sha256=graph_sha256(onnx),
+            onnx_sha256=graph_sha256(graph),
             precision=precision,
             flavour=self._library.flavour,
             version=self._library.version,
-            max_batch=wishes.max_batch,
+            max_batch=options.max_batch,
             targets=self._targets,
             gpu=self._gpu,
-            workspace_bytes=wishes.workspace_bytes,
-            version_compatible=wishes.version_compatible,
-            hardware_compatible=wishes.hardware_compatible,
+            workspace_bytes=options.workspace_bytes,
+            version_compatible=options.version_compatible,
+            hardware_compatible=options.hardware_compatible,
             platform=this_platform(),
         )
 
-    def _about_sequence(self, onnx: Path) -> str:
-        serves = "ONNX Runtime serves it, on cuda where it is and else on cpu"
+    def _describe_slide_graph(self, graph: Path) -> str:
+        fallback = "ONNX Runtime runs it, on cuda if available and else on cpu"
         try:
-            check_parses(self._library, onnx)
+            check_parses(self._library, graph)
         except EngineError as error:
-            return f"{error}; {serves}"
-        return f"{onnx.name} runs once per slide and gets no engine; {serves}"
+            return f"{error}; {fallback}"
+        return f"{graph.name} runs once per slide and gets no engine; {fallback}"

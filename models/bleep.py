@@ -1,4 +1,4 @@
-"""BLEEP (Xie et al. 2023): tiles and measured spots into one embedding space, without a spot encoder.
+"""BLEEP (Xie et al. 2023): tiles and measured spots in one embedding space, without a spot encoder.
 
 State-dict compatible with the published class `CLIPModel` and its variants.
 """
@@ -15,18 +15,18 @@ from mclst.models.mclstexp import ProjectionHead
 from mclst.models.system import State, System, Traits, count_blocks
 
 RESNETS = {6: "resnet50", 23: "resnet101", 36: "resnet152"}
-"""By the blocks of their third layer."""
+"""By the number of blocks in `layer3`."""
 
 
 class ImageEncoder(nn.Module):
-    """A timm network without its classifier under `model`, pooled by average."""
+    """A timm network without classifier, average-pooled, under the name `model`."""
 
     def __init__(self, name: str, *, vit_norm: str = "fc_norm") -> None:
-        """Build timm's `name` with random weights; vit_norm as in `mclst.models.encoders.ImageEncoder`."""
+        """Random weights; vit_norm as in `mclst.models.encoders.ImageEncoder`."""
         super().__init__()
         self.name = name
-        only_vit: dict[str, Any] = {"fc_norm": vit_norm == "fc_norm"} if name.startswith("vit") else {}
-        self.model = timm.create_model(name, pretrained=False, num_classes=0, global_pool="avg", **only_vit)
+        vit_only: dict[str, Any] = {"fc_norm": vit_norm == "fc_norm"} if name.startswith("vit") else {}
+        self.model = timm.create_model(name, pretrained=False, num_classes=0, global_pool="avg", **vit_only)
         self.width = int(self.model.num_features)  # type: ignore[arg-type]
 
     def forward(self, tiles: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class ImageEncoder(nn.Module):
 
 
 class Bleep(nn.Module):
-    """The image encoder and the two projections; spots are projected as they are, each on its own."""
+    """An image encoder and two projections; each spot is projected independently."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Bleep(nn.Module):
         return out
 
     def encode_spots(self, expression: Tensor, position: Tensor | None = None) -> Tensor:
-        """float32 [S, genes] → float32 [S, projection_dim]; no spot depends on another, nor on its position."""
+        """float32 [S, genes] → float32 [S, projection_dim]; `position` is ignored."""
         out: Tensor = self.spot_projection(expression)
         return out
 
@@ -71,7 +71,8 @@ def _encoder(state: State) -> str:
     name = RESNETS.get(count_blocks(state, prefix + "layer3."))
     if name is None or prefix + "layer1.0.conv3.weight" not in state:
         raise ValueError(
-            "its image encoder is none of ResNet-50/101/152, ViT-B/32, CLIP's ViT-B/32 and ViT-L/32, which can be exported"
+            "its image encoder is none of ResNet-50/101/152, ViT-B/32, CLIP's ViT-B/32 and ViT-L/32, "
+            "which can be exported"
         )
     return name
 
@@ -79,16 +80,14 @@ def _encoder(state: State) -> str:
 def _traits(state: State, encoder: str | None) -> Traits:
     width, genes = state["spot_projection.projection.weight"].shape
     norm = "norm" if "image_encoder.model.norm.weight" in state else "fc_norm"
-    return Traits(encoder=encoder or _encoder(state), genes=genes, width=width, others={"vit_norm": norm})
+    return Traits(encoder=encoder or _encoder(state), genes=genes, width=width, extra={"vit_norm": norm})
 
 
 def _build(traits: Traits, heads: int) -> Bleep:
-    return Bleep(
-        traits.encoder, traits.genes, projection_dim=traits.width, vit_norm=traits.others["vit_norm"]
-    )
+    return Bleep(traits.encoder, traits.genes, projection_dim=traits.width, vit_norm=traits.extra["vit_norm"])
 
 
-# The published notebook: 50 neighbours by cosine, their plain mean; tiles as OpenCV reads them, up to October 2024.
+# The published notebook averages the 50 nearest by cosine. Until October 2024 it read BGR tiles by OpenCV.
 SYSTEM = System(
     name="bleep",
     title="BLEEP",

@@ -1,4 +1,4 @@
-"""Image encoders under the key names the published code gives them."""
+"""Image encoders under the published key names."""
 
 from __future__ import annotations
 
@@ -14,30 +14,39 @@ WIDTHS = {
     "resnet101": 2048,
     "vit_base_patch32_224": 768,
 }
-"""Features per tile of each published encoder, by its torchvision or timm name."""
+"""Features per tile by torchvision or timm name."""
 
 
 def known_encoder(name: str) -> bool:
-    """Whether ImageEncoder can build `name`: one of WIDTHS, or an architecture of timm."""
+    """Whether ImageEncoder can build `name`: one of WIDTHS or a timm architecture."""
     return name in WIDTHS or timm.is_model(name)
 
 
 class ImageEncoder(nn.Module):
-    """Tiles → pooled features; the backbone sits under `model`, as in the published checkpoints.
+    """Tiles → pooled features; the backbone is named `model`, as in the published checkpoints.
 
-    The torchvision networks lose their last child (the classifier). For DenseNet that also loses the ReLU that
-    torchvision applies between `norm5` and the pooling in its forward, so features may be negative.
+    Parameters
+    ----------
+    name : str
+        One of WIDTHS, or a timm architecture with its own pooling. Weights are random.
+    vit_norm : {"fc_norm", "norm"}
+        Of the published ViT: normalization after pooling (current timm) or before (older timm).
+
+    Raises
+    ------
+    ValueError
+        If `name` is unknown.
+
+    Notes
+    -----
+    torchvision networks lose their last child, the classifier. DenseNet thereby also loses the ReLU that
+    torchvision applies between `norm5` and pooling, so its features may be negative.
     """
 
     def __init__(self, name: str, *, vit_norm: str = "fc_norm") -> None:
-        """Build `name` with random weights: one of WIDTHS, or an architecture of timm with its own pooling.
-
-        vit_norm: of the published ViT, "fc_norm" (normalised after pooling, today's timm) or "norm" (before pooling,
-        older timm). Raises ValueError for another name.
-        """
         super().__init__()
         if not known_encoder(name):
-            raise ValueError(f"image encoder is {name!r}; choose {', '.join(WIDTHS)} or a name of timm's")
+            raise ValueError(f"image encoder is {name!r}; choose {', '.join(WIDTHS)} or a timm architecture")
         self.name = name
         self.model: nn.Module
         if name not in WIDTHS:
@@ -60,10 +69,10 @@ class ImageEncoder(nn.Module):
 
 
 def _timm_width(network: nn.Module) -> int:
-    """Features per tile of a timm network without its classifier, which some widen once more before it."""
+    # Some networks widen once more before the classifier.
     width = getattr(network, "head_hidden_size", None) or getattr(network, "num_features", None)
     if width is None:
         raise ValueError(
-            f"{type(network).__name__} of timm does not say how many features it gives; choose another"
+            f"timm's {type(network).__name__} does not state its number of features; choose another encoder"
         )
     return int(width)

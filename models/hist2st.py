@@ -1,6 +1,6 @@
-"""Hist2ST (Zeng et al. 2022): ConvMixer per tile; Transformer, graph layers and LSTM over all spots of a slide.
+"""Hist2ST (Zeng et al. 2022): ConvMixer per tile; Transformer, graph layers and LSTM over a slide.
 
-State-dict compatible with the published class `Hist2ST`, less its heads for training alone.
+State-dict compatible with the published class `Hist2ST` without its training-only heads.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mclst.models.slide_transformer import PUBLISHED, OverSlide, ViT, attention_of, read_traits
+from mclst.models.slide_transformer import PUBLISHED_SETTINGS, SlideModel, ViT, attention_kwargs, read_traits
 from mclst.models.system import State, System, Traits, count_blocks
 from mclst.models.transformer import Block, SlideAttention
 
 
 class ConvMixer(nn.Module):
-    """Two depthwise convolutions with a residual around both, then a pointwise one."""
+    """Two depthwise convolutions with one residual, then a pointwise convolution."""
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
@@ -37,46 +37,42 @@ class ConvMixer(nn.Module):
         return out
 
 
-class NeighbourMean(nn.Module):
-    """h ← L2-normalised ReLU(W · mean of the neighbours' h); neither a self loop nor a term of the spot's own."""
+class NeighborMean(nn.Module):
+    """h ← L2-normalized ReLU(W · mean of the neighbors' h), without a self loop."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(width, width) / width**0.5)
 
-    def forward(self, h: Tensor, neighbours: Tensor, linked: Tensor) -> Tensor:
-        """h float32 [N, width], neighbours int64 [N, K], linked float32 [N, K] → float32 [N, width].
-
-        A spot without neighbours has the mean 0, where the published 0/0 spreads NaN to every spot.
-        """
-        total = (h[neighbours] * linked.unsqueeze(-1)).sum(1)
+    def forward(self, h: Tensor, neighbors: Tensor, linked: Tensor) -> Tensor:
+        """h float32 [N, width], neighbors int64 [N, K], linked float32 [N, K] → float32 [N, width]."""
+        # The published code divides 0/0 for a spot without neighbors, and the NaN reaches every spot.
+        total = (h[neighbors] * linked.unsqueeze(-1)).sum(1)
         mean = total / linked.sum(1, keepdim=True).clamp(min=1)
         return nn.functional.normalize(torch.relu(mean @ self.weight.T), dim=1)
 
 
 def unrolled_lstm(lstm: nn.LSTM, steps: list[Tensor]) -> list[Tensor]:
-    """What `lstm` gives at each of a few steps float32 [N, width], from a zero state, as plain matrix products.
-
-    PyTorch's gates stand in the order input, forget, cell, output. Written out, it is the same on every provider.
-    """
+    """Output of `lstm` at each step float32 [N, width] from a zero state, as plain matrix products."""
+    # Providers differ in their LSTM operator; matrix products are the same everywhere.
     for layer in range(lstm.num_layers):
         weights = [
             getattr(lstm, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         ]
         hidden = cell = torch.zeros_like(steps[0])
-        found = []
+        outputs = []
         for x in steps:
             gates = x @ weights[0].T + weights[2] + hidden @ weights[1].T + weights[3]
-            i, f, g, o = gates.chunk(4, dim=1)
+            i, f, g, o = gates.chunk(4, dim=1)  # PyTorch's order: input, forget, cell, output
             cell = torch.sigmoid(f) * cell + torch.sigmoid(i) * torch.tanh(g)
             hidden = torch.sigmoid(o) * torch.tanh(cell)
-            found.append(hidden)
-        steps = found
+            outputs.append(hidden)
+        steps = outputs
     return steps
 
 
 class Mixer(nn.Module):
-    """The layers under their published names: `layer1` and `down` per tile, the others over the slide."""
+    """Layers under their published names: `layer1` and `down` per tile, the others over the slide."""
 
     def __init__(
         self,
@@ -93,13 +89,13 @@ class Mixer(nn.Module):
         self.layer2 = nn.Sequential(
             *[Block(width, SlideAttention(width, heads, head_dim), hidden) for _ in range(depths[1])]
         )
-        self.layer3 = nn.ModuleList([NeighbourMean(width) for _ in range(depths[2])])
+        self.layer3 = nn.ModuleList([NeighborMean(width) for _ in range(depths[2])])
         self.jknet = nn.Sequential(nn.LSTM(width, width, 2))
         self.down = nn.Sequential(nn.Conv2d(channels, channels // 8, 1), nn.Flatten())
 
 
-class Hist2St(OverSlide):
-    """The published network; `channels` of the patches, `kernel` of the ConvMixers, depths of the three kinds of layer."""
+class Hist2St(SlideModel):
+    """The published network; `depths` counts ConvMixers, Transformer blocks and graph layers."""
 
     def __init__(
         self,
@@ -126,14 +122,16 @@ class Hist2St(OverSlide):
         out: Tensor = mixer.down(mixer.layer1(self.patch_embedding(tiles)))
         return out
 
-    def predict_expression(self, features: Tensor, position: Tensor, neighbours: Tensor, linked: Tensor) -> Tensor:
-        """All spots of a slide: features float32 [N, width], position int64 [N, 2], the graph [N, K] → [N, genes]."""
+    def predict_expression(
+        self, features: Tensor, position: Tensor, neighbors: Tensor, linked: Tensor
+    ) -> Tensor:
+        """All spots of a slide: features [N, width], position int64 [N, 2], graph [N, K] → [N, genes]."""
         mixer = self.vit.transformer
-        x, y = self.places(position)
+        x, y = self.embed_positions(position)
         h = mixer.layer2(features + (x + y))
         steps = []
         for layer in mixer.layer3:
-            h = layer(h, neighbours, linked)
+            h = layer(h, neighbors, linked)
             steps.append(h)
         lstm = mixer.jknet[0]
         assert isinstance(lstm, nn.LSTM)
@@ -143,7 +141,7 @@ class Hist2St(OverSlide):
 
 
 def _traits(state: State, encoder: str | None) -> Traits:
-    inside = "vit.transformer."
+    prefix = "vit.transformer."
     channels, _, patch, _ = state["patch_embedding.weight"].shape
     width = state["x_embed.weight"].shape[1]
     side = round((width / max(1, channels // 8)) ** 0.5)
@@ -151,34 +149,34 @@ def _traits(state: State, encoder: str | None) -> Traits:
         raise ValueError(
             f"its {width} features per tile are no square of patches of {channels // 8} channels"
         )
-    depths = tuple(count_blocks(state, f"{inside}layer{i}.") for i in (1, 2, 3))
+    depths = tuple(count_blocks(state, f"{prefix}layer{i}.") for i in (1, 2, 3))
     return read_traits(
         state,
         encoder="ConvMixer",
         genes="gene_head.1.weight",
         width=width,
-        qkv=f"{inside}layer2.0.attn.fn.to_qkv.weight",
+        qkv=f"{prefix}layer2.0.attn.fn.to_qkv.weight",
         depth=depths[1],
         tile_px=side * patch,
         patch=patch,
         channels=channels,
-        kernel=state[f"{inside}layer1.0.dw.0.weight"].shape[-1],
+        kernel=state[f"{prefix}layer1.0.dw.0.weight"].shape[-1],
         depths=depths,
     )
 
 
 def _build(traits: Traits, heads: int) -> Hist2St:
-    return Hist2St(traits.genes, **traits.others, **attention_of(traits, heads))
+    return Hist2St(traits.genes, **traits.extra, **attention_kwargs(traits, heads))
 
 
 SYSTEM = System(
     name="hist2st",
     title="Hist2ST",
-    kind="sequence",
+    kind="slide",
     claims=lambda state: "vit.transformer.jknet.0.weight_ih_l0" in state,
     traits=_traits,
     build=_build,
-    settings={**PUBLISHED, "graph": {"neighbours": 4, "prune": "grid"}},
-    applies=frozenset({"heads", "graph"}),
+    settings={**PUBLISHED_SETTINGS, "graph": {"neighbours": 4, "prune": "grid"}},
+    supports=frozenset({"heads", "graph"}),
     training_only=("mean.", "disp.", "pi.", "coef.", "hr.", "hp."),
 )

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mclst.models.slide_transformer import PUBLISHED, OverSlide, ViT, attention_of, read_traits
+from mclst.models.slide_transformer import PUBLISHED_SETTINGS, SlideModel, ViT, attention_kwargs, read_traits
 from mclst.models.system import State, System, Traits, count_blocks
-from mclst.models.transformer import Layers
+from mclst.models.transformer import SlideTransformer
 
 
-class HisToGene(OverSlide):
-    """One linear layer per tile, learned positions, a Transformer over the slide, a linear head."""
+class HisToGene(SlideModel):
+    """A linear layer per tile, learned positions, a Transformer over the slide, a linear head."""
 
     def __init__(
         self,
@@ -29,20 +29,18 @@ class HisToGene(OverSlide):
     ) -> None:
         super().__init__(positions, width)
         self.patch_embedding = nn.Linear(3 * tile_px**2, width)
-        self.vit = ViT(Layers(width, heads, head_dim, hidden, depth))
+        self.vit = ViT(SlideTransformer(width, heads, head_dim, hidden, depth))
         self.gene_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, genes))
 
     def encode_tiles(self, tiles: Tensor) -> Tensor:
-        """float32 [N, 3, X, Y], x-major, 0..255 → features float32 [N, width].
-
-        The published order of a flattened tile: x slowest, the channel fastest.
-        """
+        """float32 [N, 3, X, Y], x-major, 0..255 → features float32 [N, width]."""
+        # The published flattening: x varies slowest, the channel fastest.
         out: Tensor = self.patch_embedding(tiles.permute(0, 2, 3, 1).flatten(1))
         return out
 
     def predict_expression(self, features: Tensor, position: Tensor) -> Tensor:
-        """All spots of a slide: features float32 [N, width], position int64 [N, 2] (x, y) → float32 [N, genes]."""
-        x, y = self.places(position)
+        """All spots of a slide: features float32 [N, width], position int64 [N, 2] (x, y) → [N, genes]."""
+        x, y = self.embed_positions(position)
         out: Tensor = self.gene_head(self.vit(features + x + y))
         return out
 
@@ -66,14 +64,14 @@ def _traits(state: State, encoder: str | None) -> Traits:
 
 
 def _build(traits: Traits, heads: int) -> HisToGene:
-    own = {"width": traits.width, "depth": traits.depth, **traits.others}
-    return HisToGene(traits.genes, **own, **attention_of(traits, heads))
+    shape = {"width": traits.width, "depth": traits.depth, **traits.extra}
+    return HisToGene(traits.genes, **shape, **attention_kwargs(traits, heads))
 
 
 SYSTEM = System(
     name="histogene",
     title="HisToGene",
-    kind="sequence",
+    kind="slide",
     claims=lambda state: (
         "patch_embedding.weight" in state
         and state["patch_embedding.weight"].ndim == 2
@@ -81,6 +79,6 @@ SYSTEM = System(
     ),
     traits=_traits,
     build=_build,
-    settings=PUBLISHED,
-    applies=frozenset({"heads"}),
+    settings=PUBLISHED_SETTINGS,
+    supports=frozenset({"heads"}),
 )

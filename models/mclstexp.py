@@ -1,4 +1,4 @@
-"""mclSTExp (Min et al. 2024): tiles and measured spots into one embedding space.
+"""mclSTExp (Min et al. 2024): tiles and measured spots in one embedding space.
 
 State-dict compatible with the class `mclSTExp_Attention` of the published code.
 """
@@ -14,7 +14,7 @@ from mclst.models.transformer import Attention, Block
 
 
 class ProjectionHead(nn.Module):
-    """LN(p + Linear(GELU(p))) with p = Linear(x): CLIP's projection as BLEEP and mclSTExp use it."""
+    """LN(p + Linear(GELU(p))) with p = Linear(x), CLIP's projection head in BLEEP and mclSTExp."""
 
     def __init__(self, width: int, projection_dim: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class ProjectionHead(nn.Module):
 
 
 def position_table(rows: int, genes: int) -> nn.Embedding:
-    """A table of `rows` positions; random as torch's Embedding is, and empty where `rows` is 0."""
+    """Embedding table of `rows` positions with random weights; may be empty."""
     if rows:
         return nn.Embedding(rows, genes)
     return nn.Embedding(0, genes, _weight=torch.empty(0, genes))
@@ -41,9 +41,16 @@ def position_table(rows: int, genes: int) -> nn.Embedding:
 class MclSTExp(nn.Module):
     """The two encoders and their projections.
 
-    genes: width of the spot encoder. positions: rows of the two position tables (65,536 as published; fewer where
-    only some rows are needed; 0 for a network that knows no positions). heads, head_dim, depth: of the spot
-    Transformer.
+    Parameters
+    ----------
+    encoder : str
+        Image network, see `ImageEncoder`.
+    genes : int
+        Width of the spot encoder.
+    heads, head_dim, depth : int
+        Of the spot Transformer.
+    positions : int
+        Rows of the two position tables: 65,536 as published, 0 for a network without positions.
     """
 
     def __init__(
@@ -74,9 +81,9 @@ class MclSTExp(nn.Module):
         return out
 
     def encode_spots(self, expression: Tensor, position: Tensor) -> Tensor:
-        """One sentence: expression float32 [S, genes], position int64 [S, 2] (table rows) → float32 [S, projection_dim].
+        """One sentence: expression float32 [S, genes], table rows int64 [S, 2] → float32 [S, projection_dim].
 
-        A network with empty position tables leaves `position` aside.
+        `position` is ignored if the position tables are empty.
         """
         sentence = expression
         if len(self.x_embed.weight):
@@ -84,16 +91,8 @@ class MclSTExp(nn.Module):
         out: Tensor = self.spot_projection(self.spot_encoder(sentence.unsqueeze(0)).squeeze(0))
         return out
 
-    def contrastive_logits(
-        self, tiles: Tensor, expression: Tensor, position: Tensor, temperature: float
-    ) -> Tensor:
-        """Spot x tile similarities [N, N] of N pairs, un-normalised dot products over `temperature`."""
-        spots, images = self.encode_spots(expression, position), self.encode_tiles(tiles)
-        return torch.matmul(spots, images.T) / temperature
-
 
 def _encoder(state: State) -> str:
-    """The encoder's name by its key names and block counts; ValueError where they are nobody's."""
     prefix = "image_encoder.model."
     if prefix + "0.conv0.weight" in state:
         return "densenet121"
@@ -119,7 +118,7 @@ def _traits(state: State, encoder: str | None) -> Traits:
         positions=min(
             len(state[name]) if name in state else 0 for name in ("x_embed.weight", "y_embed.weight")
         ),
-        others={"vit_norm": "norm" if "image_encoder.model.norm.weight" in state else "fc_norm"},
+        extra={"vit_norm": "norm" if "image_encoder.model.norm.weight" in state else "fc_norm"},
     )
 
 
@@ -132,7 +131,7 @@ def _build(traits: Traits, heads: int) -> MclSTExp:
         head_dim=traits.attention_width // heads,
         depth=traits.depth,
         positions=1,
-        vit_norm=traits.others["vit_norm"],
+        vit_norm=traits.extra["vit_norm"],
     )
 
 
@@ -146,6 +145,6 @@ SYSTEM = System(
     ),
     traits=_traits,
     build=_build,
-    applies=frozenset({"heads", "context"}),
+    supports=frozenset({"heads", "context"}),
     cut_positions=True,
 )

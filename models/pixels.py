@@ -1,4 +1,4 @@
-"""Pixels as read from a slide → what an image network was trained on."""
+"""Pixel values as an image network was trained on them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,28 @@ from torch import Tensor
 def prepare(
     pixels: Tensor, *, channels: str, pixel_range: str, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """RGB [N, 3, H, W] of 0 … 255, any dtype → float32 of the same shape.
+    """Normalize slide pixels as the graph of a bundle does.
 
-    In this order: channels "bgr" reverses them, pixel_range "0-1" divides by 255, mean is subtracted and std divided
-    by, per channel. A bundle's graph does the same in ONNX.
+    Parameters
+    ----------
+    pixels : Tensor
+        RGB [N, 3, H, W], 0 … 255, any dtype.
+    channels : {"rgb", "bgr"}
+        Channel order of the result.
+    pixel_range : {"0-1", "0-255"}
+        "0-1" divides by 255.
+    mean, std : sequence of float
+        Per channel, applied last.
+
+    Returns
+    -------
+    Tensor
+        float32, same shape.
     """
     values = pixels.float()
     if channels == "bgr":
         values = values.flip(1)
     if pixel_range == "0-1":
         values = values / 255
-    shift, scale = (values.new_tensor(list(of_channel)).view(1, 3, 1, 1) for of_channel in (mean, std))
+    shift, scale = (values.new_tensor(list(per_channel)).view(1, 3, 1, 1) for per_channel in (mean, std))
     return (values - shift) / scale

@@ -1,4 +1,4 @@
-"""What the systems that see a whole slide at once share: position tables, the name `vit`, traits and settings."""
+"""Shared by the slide-level systems: position tables, the name `vit`, traits and settings."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from torch import Tensor, nn
 
 from mclst.models.system import State, Traits
 
-PUBLISHED: Mapping[str, Any] = {
+PUBLISHED_SETTINGS: Mapping[str, Any] = {
     "heads": 16,
     "tile": {"size_px": 112},
     "preprocessing": {"pixel_range": "0-255", "axes": "x-major"},
     "normalisation": {"input": "none", "expression": "spot-wise"},
 }
-"""The settings that HisToGene, Hist2ST and THItoGene were published with; pixels are [x, y, channel], 0 … 255."""
-
+"""Of HisToGene, Hist2ST and THItoGene, whose pixels are [x, y, channel], 0 … 255."""
 
 Inner = TypeVar("Inner", bound=nn.Module)
 
 
 class ViT(nn.Module, Generic[Inner]):
-    """Layers over all spots under the published name `vit.transformer`."""
+    """Wrapper that puts layers under the published name `vit.transformer`."""
 
     transformer: Inner
 
@@ -36,23 +35,31 @@ class ViT(nn.Module, Generic[Inner]):
         return out
 
 
-class OverSlide(nn.Module):
-    """Base of these networks: two learned tables of `positions` array coordinates, `width` wide."""
+class SlideModel(nn.Module):
+    """Base class with two learned tables, `positions` array coordinates by `width`."""
 
     def __init__(self, positions: int, width: int) -> None:
         super().__init__()
         self.x_embed = nn.Embedding(positions, width)
         self.y_embed = nn.Embedding(positions, width)
 
-    def places(self, position: Tensor) -> tuple[Tensor, Tensor]:
-        """Array coordinates int64 [N, 2] (x, y) → their two embeddings, float32 [N, width] each."""
+    def embed_positions(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Array coordinates int64 [N, 2] (x, y) → embeddings of x and of y, float32 [N, width] each."""
         return self.x_embed(position[:, 0]), self.y_embed(position[:, 1])
 
 
 def read_traits(
-    state: State, *, encoder: str, genes: str, width: int, qkv: str, depth: int, **others: Any
+    state: State, *, encoder: str, genes: str, width: int, qkv: str, depth: int, **extra: Any
 ) -> Traits:
-    """Traits of a claimed state dict; genes, qkv: names of the last Linear's weight and of the first attention's."""
+    """Traits of a slide system.
+
+    Parameters
+    ----------
+    genes : str
+        Key of the last Linear's weight.
+    qkv : str
+        Key of the first attention's qkv weight.
+    """
     return Traits(
         encoder=encoder,
         genes=len(state[genes]),
@@ -60,10 +67,10 @@ def read_traits(
         depth=depth,
         attention_width=state[qkv].shape[0] // 3,
         positions=len(state["x_embed.weight"]),
-        others=others,
+        extra=extra,
     )
 
 
-def attention_of(traits: Traits, heads: int) -> dict[str, Any]:
-    """The arguments of a network that its traits and its heads give."""
+def attention_kwargs(traits: Traits, heads: int) -> dict[str, Any]:
+    """Keyword arguments of a network that depend on its traits and the number of heads."""
     return {"heads": heads, "head_dim": traits.attention_width // heads, "positions": traits.positions}

@@ -1,6 +1,6 @@
-"""ST-Net (He et al. 2020): expression straight from one tile, by DenseNet-121 and a linear layer.
+"""ST-Net (He et al. 2020): expression from one tile by DenseNet-121 and a linear layer.
 
-State-dict compatible with the published code, which trains torchvision's DenseNet with its classifier replaced.
+State-dict compatible with the published code, which replaces the classifier of torchvision's DenseNet.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from mclst.models.system import State, System, Traits
 
 
 class StNet(nn.Module):
-    """torchvision's DenseNet-121, the ReLU after `norm5` included, and a linear layer to the genes."""
+    """torchvision's DenseNet-121, including the ReLU after `norm5`, with a linear layer to the genes."""
 
     def __init__(self, genes: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ SYSTEM = System(
     traits=_traits,
     build=lambda traits, heads: StNet(traits.genes),
     settings={"normalisation": {"input": "none", "expression": "log-share"}},
-    applies=frozenset({"symmetries"}),
-    # Estimated from the first batches of each training run and written to its log alone.
+    supports=frozenset({"symmetries"}),
+    # The published training estimates them from its first batches and only logs them.
     required=("preprocessing.mean", "preprocessing.std"),
 )

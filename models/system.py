@@ -1,4 +1,4 @@
-"""What a system is: the one description from which it is recognised, rebuilt, exported and run."""
+"""One description per published system: how to recognize, rebuild and export its checkpoints."""
 
 from __future__ import annotations
 
@@ -13,17 +13,29 @@ from torch import Tensor, nn
 import mclst.models
 
 State = Mapping[str, Tensor]
-Kind = Literal["retrieval", "regression", "sequence"]
+Kind = Literal["retrieval", "regression", "slide"]
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What the key names and shapes of a checkpoint tell.
+    """Architecture read from a checkpoint's key names and shapes.
 
-    encoder: the image network, for people and for `build`. genes: G. width: features per tile that the image part
-    gives: D of a retrieval system, G of a regression, F of a sequence. depth: Transformer blocks.
-    attention_width: heads x head_dim, which shapes cannot part; 0 where there is no attention.
-    positions: rows of the two position tables; 0 where there are none. others: what else `build` needs.
+    Parameters
+    ----------
+    encoder : str
+        Name of the image network.
+    genes : int
+        Number of genes, G.
+    width : int
+        Values per tile from `encode_tiles`: size of an embedding, G, or size of a slide system's features.
+    depth : int
+        Transformer blocks.
+    attention_width : int
+        heads x head_dim, which shapes cannot tell apart; 0 without attention.
+    positions : int
+        Rows of each of the two position tables; 0 without tables.
+    extra : mapping
+        Further arguments of `System.build`.
     """
 
     encoder: str
@@ -32,26 +44,39 @@ class Traits:
     depth: int = 0
     attention_width: int = 0
     positions: int = 0
-    others: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class System:
     """A published system.
 
-    name: as `--system` and the manifest spell it. title: as people do.
-    kind: "retrieval": `encode_tiles` and `encode_spots` into one space, expression from a bank of measured spots;
-        "regression": `encode_tiles` gives expression; "sequence": `encode_tiles` gives features and `predict_expression` makes
-        expression of all spots of a slide together.
-    claims: whether a state dict looks like one of this system, by decisive key names alone.
-    traits: reads a claimed state dict, with the encoder's name where the checkpoint says it; KeyError names the tensor
-        that is missing, ValueError says what does not fit.
-    build: traits and heads → the network, with random weights, whose `state_dict` has the published names.
-    settings: what differs from the defaults of the manifest's Settings, nested as there.
-    applies: settings that mean something to it beyond its kind's: "heads", "context", "graph", "symmetries".
-    required: settings no checkpoint holds and no default can be given for, as "part.field".
-    training_only: prefixes of tensors that inference does not need.
-    cut_positions: whether position tables are cut to the rows in use (where they are most of the checkpoint).
+    Parameters
+    ----------
+    name : str
+        Name in `--system` and in the manifest.
+    title : str
+        Name in messages.
+    kind : {"retrieval", "regression", "slide"}
+        "retrieval": `encode_tiles` and `encode_spots` map into one space, a bank gives expression.
+        "regression": `encode_tiles` returns expression.
+        "slide": `encode_tiles` returns features, `predict_expression` maps those of a slide to expression.
+    claims : callable
+        Whether a state dict belongs to this system, from decisive key names alone.
+    traits : callable
+        (state, encoder or None) → Traits. Raises KeyError naming a missing tensor, else ValueError.
+    build : callable
+        (traits, heads) → network with random weights and the published key names.
+    settings : mapping
+        Differences from the defaults of the manifest's `Settings`, nested as there.
+    supports : frozenset of str
+        Settings beyond those of its kind: "heads", "context", "graph", "symmetries".
+    required : tuple of str
+        Settings without a default that no checkpoint stores, as "part.field".
+    training_only : tuple of str
+        Prefixes of tensors that inference does not use.
+    cut_positions : bool
+        Whether to load only the used rows of the position tables.
     """
 
     name: str
@@ -61,22 +86,28 @@ class System:
     traits: Callable[[State, str | None], Traits]
     build: Callable[[Traits, int], nn.Module]
     settings: Mapping[str, Any] = field(default_factory=dict)
-    applies: frozenset[str] = frozenset()
+    supports: frozenset[str] = frozenset()
     required: tuple[str, ...] = ()
     training_only: tuple[str, ...] = ()
     cut_positions: bool = False
 
+    @property
+    def manifest_kind(self) -> str:
+        """`kind` as bundles store it."""
+        # Bundle format 1 calls a slide system "sequence".
+        return "sequence" if self.kind == "slide" else self.kind
+
 
 def systems() -> dict[str, System]:
-    """All systems by name: the `SYSTEM` of every file of this folder that has one."""
-    found = {}
+    """Return all systems by name: the `SYSTEM` of each module in this folder that has one."""
+    registry = {}
     for module in pkgutil.iter_modules(mclst.models.__path__):
         system = getattr(importlib.import_module(f"mclst.models.{module.name}"), "SYSTEM", None)
         if isinstance(system, System):
-            found[system.name] = system
-    return found
+            registry[system.name] = system
+    return registry
 
 
 def count_blocks(state: State, prefix: str) -> int:
-    """Number of distinct indices directly behind `prefix`, such as blocks of a Transformer."""
+    """Count the distinct indices right after `prefix`, such as Transformer blocks."""
     return len({name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)})

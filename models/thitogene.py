@@ -1,4 +1,4 @@
-"""THItoGene (Jia et al. 2024): dynamic convolution and capsules per tile; Transformer and graph attention over the slide.
+"""THItoGene (Jia et al. 2024): capsules per tile; Transformer and graph attention over a slide.
 
 State-dict compatible with the published class `THItoGene`.
 """
@@ -8,16 +8,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mclst.models.slide_transformer import PUBLISHED, OverSlide, ViT, attention_of, read_traits
+from mclst.models.slide_transformer import PUBLISHED_SETTINGS, SlideModel, ViT, attention_kwargs, read_traits
 from mclst.models.system import State, System, Traits, count_blocks
-from mclst.models.transformer import Layers
+from mclst.models.transformer import SlideTransformer
 
 CAPSULES, CAPSULE_DIM = 16, 8
-"""Of the primary capsules."""
+"""Number and size of the primary capsules."""
 
 
 class KernelAttention(nn.Module):
-    """What the dynamic convolution multiplies its input, kernels and output by, from the tile's mean colour."""
+    """ODConv's attention over channels, filters, kernel cells and kernels, from a tile's mean color."""
 
     def __init__(self, channels: int, filters: int, kernel: int, kernels: int, width: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class KernelAttention(nn.Module):
         self.kernel_fc = nn.Conv2d(width, kernels, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """float32 [N, C, H, W] → channel [N, C, 1, 1], filter [N, F, 1, 1], spatial [N, k², 1, 1], kernel [N, kernels, 1, 1]."""
+        """float32 [N, C, H, W] → attentions [N, M, 1, 1], M: channels, filters, kernel², kernels."""
         mean = torch.relu(self.bn(self.fc(x.mean((2, 3), keepdim=True))))
         return (
             torch.sigmoid(self.channel_fc(mean)),
@@ -40,11 +40,10 @@ class KernelAttention(nn.Module):
 
 
 class DynamicConv(nn.Module):
-    """Omni-dimensional dynamic convolution (ODConv) whose stride is its kernel's side.
+    """Omni-dimensional dynamic convolution (ODConv) with stride equal to the kernel size."""
 
-    Published as a convolution with one group per tile, which ONNX cannot say for a number of tiles that varies. As
-    stride and kernel are equal, cutting into patches is a mere reshape, and the convolution a matrix product per tile.
-    """
+    # Published as a convolution with one group per tile, which ONNX cannot express for a dynamic batch.
+    # With stride = kernel, cutting patches is a reshape and the convolution a matrix product per tile.
 
     def __init__(
         self, channels: int = 3, filters: int = 16, kernel: int = 4, kernels: int = 4, width: int = 16
@@ -54,32 +53,30 @@ class DynamicConv(nn.Module):
         self.weight = nn.Parameter(torch.randn(kernels, filters, channels, kernel, kernel) * 0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """float32 [N, C, H, W], both sides multiples of the kernel's → float32 [N, F, H / kernel, W / kernel]."""
+        """float32 [N, C, H, W], H and W multiples of `kernel` → float32 [N, F, H / kernel, W / kernel]."""
         _, filters, channels, kernel, _ = self.weight.shape
         rows, columns = x.shape[2] // kernel, x.shape[3] // kernel
-        by_channel, by_filter, by_place, by_kernel = self.attention(x)
+        by_channel, by_filter, by_cell, by_kernel = self.attention(x)
         patches = (x * by_channel).reshape(-1, channels, rows, kernel, columns, kernel)
         patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(-1, rows * columns, channels * kernel * kernel)
         mixed = (by_kernel.flatten(1) @ self.weight.flatten(1)).reshape(
             -1, filters, channels, kernel * kernel
         )
-        weight = (mixed * by_place.flatten(1)[:, None, None]).flatten(2)
+        weight = (mixed * by_cell.flatten(1)[:, None, None]).flatten(2)
         out = (weight @ patches.transpose(1, 2)).reshape(-1, filters, rows, columns)
         filtered: Tensor = out * by_filter
         return filtered
 
 
 def squash(x: Tensor) -> Tensor:
-    """(1 − e^−|v|) · v / |v| along the last axis; written with a negative exponent it cannot overflow in half precision.
-
-    The published 1 − 1/(e^|v| + 1e-20) is the same number.
-    """
+    """(1 − e^−|v|) · v / |v| along the last axis."""
+    # Equal to the published 1 − 1/(e^|v| + 1e-20), but e^−|v| cannot overflow in half precision.
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return -torch.expm1(-norm) * (x / (norm + 1e-20))
 
 
 class PrimaryCapsules(nn.Module):
-    """A depthwise convolution over the whole map, cut into capsules."""
+    """A depthwise convolution over the whole feature map, reshaped into capsules."""
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
@@ -91,7 +88,7 @@ class PrimaryCapsules(nn.Module):
 
 
 class Routing(nn.Module):
-    """Self-attention routing in one pass; the softmax runs over the capsules routed to."""
+    """One-pass self-attention routing with the softmax over the output capsules."""
 
     def __init__(self, capsules: int, dim: int) -> None:
         super().__init__()
@@ -101,7 +98,7 @@ class Routing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """float32 [N, 16, 8] → float32 [N, capsules, dim]."""
         u = torch.einsum("nji,kjiz->nkjz", x, self.W)
-        # Σ_k Σ_z u_iz u_kz, without the table of all pairs.
+        # Σ_k Σ_z u_iz u_kz without materializing all pairs.
         agreement = (u * u.sum(2, keepdim=True)).sum(-1, keepdim=True)
         share = torch.softmax(agreement / self.W.shape[-1] ** 0.5, dim=1) + self.b
         return squash((u * share).sum(2))
@@ -130,37 +127,41 @@ class CapsNet(nn.Module):
 
 
 class GraphAttention(nn.Module):
-    """Graph attention over edges whose weights sum to 1 per neighbour, not per spot.
+    """Graph attention over edges, with weights that sum to 1 per neighbor instead of per spot.
 
-    The published adjacency has a batch axis, so its softmax over axis 1 runs down each column: over all spots that
-    have this neighbour. A neighbour of nobody is masked everywhere there, which makes its column uniform: it gives
-    1/N of itself to every spot. Here no masked value exists, so none can overflow in half precision.
+    Notes
+    -----
+    The published adjacency has a batch axis, so its softmax over axis 1 normalizes each column: all spots
+    that share a neighbor. A column without edges is fully masked there, hence uniform: that spot adds 1/N of
+    itself to all spots.
     """
+
+    # Edges instead of a dense mask: a mask value of -9e15 would overflow in half precision.
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
         self.W = nn.Parameter(torch.randn(width, out) / width**0.5)
         self.a = nn.Parameter(torch.randn(2 * out, 1) / out**0.5)
 
-    def forward(self, h: Tensor, neighbours: Tensor, linked: Tensor) -> Tensor:
-        """h float32 [N, width], neighbours int64 [N, K], linked float32 [N, K] → float32 [N, out]."""
+    def forward(self, h: Tensor, neighbors: Tensor, linked: Tensor) -> Tensor:
+        """h float32 [N, width], neighbors int64 [N, K], linked float32 [N, K] → float32 [N, out]."""
         wh = h @ self.W
-        of_spot, of_neighbour = (wh @ half for half in self.a.chunk(2))
-        score = nn.functional.leaky_relu(of_spot + of_neighbour[neighbours].squeeze(-1), 0.01)
-        where, least = neighbours.flatten(), score.amin((0, 1))
-        score = torch.where(linked > 0, score, least)
-        none = torch.zeros_like(of_spot).squeeze(-1)
-        highest = (none + least).scatter_reduce(0, where, score.flatten(), "amax")
-        share = torch.exp(score - highest[neighbours]) * linked
-        total = none.scatter_reduce(0, where, share.flatten(), "sum")
-        weight = share / torch.where(total > 0, total, 1.0)[neighbours]
-        asked = (total > 0).to(wh.dtype).unsqueeze(-1)
-        everywhere = (wh * (1 - asked)).mean(0, keepdim=True)
-        return (wh[neighbours] * weight.unsqueeze(-1)).sum(1) + everywhere
+        of_spot, of_neighbor = (wh @ half for half in self.a.chunk(2))
+        score = nn.functional.leaky_relu(of_spot + of_neighbor[neighbors].squeeze(-1), 0.01)
+        target, lowest = neighbors.flatten(), score.amin((0, 1))
+        score = torch.where(linked > 0, score, lowest)
+        zeros = torch.zeros_like(of_spot).squeeze(-1)
+        highest = (zeros + lowest).scatter_reduce(0, target, score.flatten(), "amax")
+        share = torch.exp(score - highest[neighbors]) * linked
+        total = zeros.scatter_reduce(0, target, share.flatten(), "sum")
+        weight = share / torch.where(total > 0, total, 1.0)[neighbors]
+        has_edges = (total > 0).to(wh.dtype).unsqueeze(-1)
+        uniform = (wh * (1 - has_edges)).mean(0, keepdim=True)
+        return (wh[neighbors] * weight.unsqueeze(-1)).sum(1) + uniform
 
 
 class MultiHead(nn.Module):
-    """Graph attentions side by side, then one over what they give."""
+    """Parallel graph attentions, then one over their concatenated output."""
 
     def __init__(self, width: int, hidden: int, out: int, heads: int) -> None:
         super().__init__()
@@ -169,14 +170,14 @@ class MultiHead(nn.Module):
             self.add_module(f"attention_{head}", GraphAttention(width, hidden))
         self.out_att = GraphAttention(hidden * heads, out)
 
-    def forward(self, h: Tensor, neighbours: Tensor, linked: Tensor) -> Tensor:
+    def forward(self, h: Tensor, neighbors: Tensor, linked: Tensor) -> Tensor:
         """h float32 [N, width] and the graph [N, K] → float32 [N, out]."""
         heads = [getattr(self, f"attention_{head}") for head in range(self.heads)]
-        side = torch.cat([nn.functional.elu(head(h, neighbours, linked)) for head in heads], dim=1)
-        return nn.functional.elu(self.out_att(side, neighbours, linked))
+        combined = torch.cat([nn.functional.elu(head(h, neighbors, linked)) for head in heads], dim=1)
+        return nn.functional.elu(self.out_att(combined, neighbors, linked))
 
 
-class ThitoGene(OverSlide):
+class ThitoGene(SlideModel):
     """The published network for tiles of 112 px."""
 
     def __init__(
@@ -199,7 +200,7 @@ class ThitoGene(OverSlide):
         width = (capsules + 2) * route_dim
         self.odconv2d = DynamicConv()
         self.caps_layer = CapsNet(capsules, route_dim)
-        self.vit = ViT(Layers(width, heads, head_dim, hidden, depth))
+        self.vit = ViT(SlideTransformer(width, heads, head_dim, hidden, depth))
         self.gat = MultiHead(width, graph_hidden, graph_out, graph_heads)
         self.gene_head = nn.Sequential(
             nn.Linear(graph_out, head_hidden),
@@ -213,10 +214,12 @@ class ThitoGene(OverSlide):
         out: Tensor = self.caps_layer(torch.relu(self.odconv2d(tiles))).flatten(1)
         return out
 
-    def predict_expression(self, features: Tensor, position: Tensor, neighbours: Tensor, linked: Tensor) -> Tensor:
-        """All spots of a slide: features float32 [N, F], position int64 [N, 2], the graph [N, K] → [N, genes]."""
-        h = self.vit(torch.cat([features, *self.places(position)], dim=1))
-        out: Tensor = self.gene_head(self.gat(h, neighbours, linked))
+    def predict_expression(
+        self, features: Tensor, position: Tensor, neighbors: Tensor, linked: Tensor
+    ) -> Tensor:
+        """All spots of a slide: features float32 [N, F], position int64 [N, 2], graph [N, K] → [N, genes]."""
+        h = self.vit(torch.cat([features, *self.embed_positions(position)], dim=1))
+        out: Tensor = self.gene_head(self.gat(h, neighbors, linked))
         return out
 
 
@@ -241,16 +244,16 @@ def _traits(state: State, encoder: str | None) -> Traits:
 
 
 def _build(traits: Traits, heads: int) -> ThitoGene:
-    return ThitoGene(traits.genes, depth=traits.depth, **traits.others, **attention_of(traits, heads))
+    return ThitoGene(traits.genes, depth=traits.depth, **traits.extra, **attention_kwargs(traits, heads))
 
 
 SYSTEM = System(
     name="thitogene",
     title="THItoGene",
-    kind="sequence",
+    kind="slide",
     claims=lambda state: "odconv2d.weight" in state and "gat.out_att.W" in state,
     traits=_traits,
     build=_build,
-    settings={**PUBLISHED, "graph": {"neighbours": 4, "prune": "none"}},
-    applies=frozenset({"heads", "graph"}),
+    settings={**PUBLISHED_SETTINGS, "graph": {"neighbours": 4, "prune": "none"}},
+    supports=frozenset({"heads", "graph"}),
 )

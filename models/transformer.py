@@ -1,16 +1,16 @@
-"""Pre-norm Transformer blocks under the key names all the published systems share."""
+"""Pre-norm Transformer blocks under the key names that all published systems share."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-QUERIES = 128
-"""Queries attended at once: 16 heads and 30,000 spots make 246 MB of float32 scores, not 58 GB."""
+QUERY_BLOCK = 128
+"""Queries attended at once: for 16 heads and 30,000 spots, 246 MB of float32 scores instead of 58 GB."""
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention without qkv bias; heads x head_dim need not equal the width."""
+    """Multi-head self-attention without qkv bias; heads x head_dim may differ from the width."""
 
     def __init__(self, width: int, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -19,7 +19,7 @@ class Attention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(heads * head_dim, width), nn.Dropout(0.0))
 
     def forward(self, x: Tensor) -> Tensor:
-        """float32 [B, S, width] → the same shape; every spot of a sentence attends to all of it."""
+        """float32 [B, S, width] → the same shape; each spot attends to its whole sentence."""
         batch, spots, _ = x.shape
         q, k, v = self.to_qkv(x).view(batch, spots, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = nn.functional.scaled_dot_product_attention(q, k, v)
@@ -27,14 +27,12 @@ class Attention(nn.Module):
         return out
 
 
+# A single operator, so that the exporter can write it as a loop and never materializes all scores.
 @torch.library.custom_op("mclst::attend", mutates_args=())
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ) v per head, exactly, QUERIES rows at a time; q, k, v [heads, N, head_dim], q already scaled.
-
-    One operator, so that the exporter can write it as a loop whose scores never stand in memory as a whole.
-    """
-    parts = [torch.softmax(some @ k.transpose(1, 2), dim=-1) @ v for some in torch.split(q, QUERIES, dim=1)]
-    return torch.cat(parts, dim=1)
+    """Exact softmax(q kᵀ) v per head in blocks of queries; all [heads, N, head_dim], q already scaled."""
+    blocks = torch.split(q, QUERY_BLOCK, dim=1)
+    return torch.cat([torch.softmax(block @ k.transpose(1, 2), dim=-1) @ v for block in blocks], dim=1)
 
 
 @attend.register_fake
@@ -43,10 +41,10 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class SlideAttention(Attention):
-    """The same attention over all spots of a slide, in memory that grows with N and not with N²."""
+    """The same attention over all spots of a slide, in memory linear in N."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """float32 [N, width] → the same shape; every spot attends to all."""
+        """float32 [N, width] → the same shape; each spot attends to all."""
         q, k, v = (
             torch.unflatten(part, 1, (self.heads, -1)).transpose(0, 1)
             for part in self.to_qkv(x).chunk(3, dim=1)
@@ -72,7 +70,7 @@ class FeedForward(nn.Module):
 
 
 class PreNorm(nn.Module):
-    """Layer normalisation, then `fn`."""
+    """Layer normalization, then `fn`."""
 
     def __init__(self, width: int, fn: nn.Module) -> None:
         super().__init__()
@@ -86,7 +84,7 @@ class PreNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """One block with its two halves named `attn` and `ff`, pre-norm with residuals."""
+    """A pre-norm block with residuals, its halves named `attn` and `ff`."""
 
     def __init__(self, width: int, attention: nn.Module, hidden: int) -> None:
         super().__init__()
@@ -100,8 +98,8 @@ class Block(nn.Module):
         return out
 
 
-class Layers(nn.Module):
-    """Blocks with their halves numbered, `layers.{i}.0` and `layers.{i}.1`, over all spots of a slide."""
+class SlideTransformer(nn.Module):
+    """Blocks over all spots of a slide, their halves numbered `layers.{i}.0` and `layers.{i}.1`."""
 
     def __init__(self, width: int, heads: int, head_dim: int, hidden: int, depth: int) -> None:
         super().__init__()
@@ -117,7 +115,7 @@ class Layers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float32 [N, width] → the same shape."""
-        for pair in self.layers:
-            for half in pair:  # type: ignore[attr-defined]
+        for halves in self.layers:
+            for half in halves:  # type: ignore[attr-defined]
                 x = half(x) + x
         return x

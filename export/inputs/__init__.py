@@ -1,1 +1,1 @@
-"""What an export starts from: checkpoint, reference sections, bank."""
+"""Read checkpoints and reference sections."""

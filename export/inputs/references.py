@@ -1,4 +1,4 @@
-"""The measured sections a bank is made of, cut to the genes of the checkpoint."""
+"""Measured sections of a bank, cut to the genes of the checkpoint."""
 
 from __future__ import annotations
 
@@ -28,24 +28,25 @@ from mclst.sections.section import Section
 def find_references(
     paths: Sequence[Path], sections: str | None, hold_out: Sequence[str]
 ) -> dict[str, SectionSource]:
-    """Sections chosen from all `paths` together, sorted by name; nothing is read yet.
+    """Choose sections from all `paths` together, sorted by name, without reading them.
 
-    Raises ReferenceDataError where two paths hold a section of one name; SectionError where a name is unknown.
+    Raises ReferenceDataError if two paths have a section of the same name, SectionError for an unknown name.
     """
-    found: dict[str, SectionSource] = {}
+    sources: dict[str, SectionSource] = {}
     for path in paths:
         for name, source in find_sections(path).items():
-            if name in found:
+            if name in sources:
                 raise ReferenceDataError(
                     f"section {name} is in {path} and in another --reference; name it once"
                 )
-            found[name] = source
-    return {name: found[name] for name in choose_sections(sorted(found), sections, hold_out=tuple(hold_out))}
+            sources[name] = source
+    names = choose_sections(sorted(sources), sections, hold_out=tuple(hold_out))
+    return {name: sources[name] for name in names}
 
 
 @dataclass(frozen=True)
-class Genes:
-    """The model's gene names in its order, str [G], and where that order is from."""
+class GeneList:
+    """Gene names in the model's order, str [G], and the source of that order."""
 
     names: NDArray[np.str_]
     source: str
@@ -53,9 +54,16 @@ class Genes:
 
 @dataclass(frozen=True)
 class SectionImage:
-    """A section whose image lies beside it: xy_px float64 [n, 2], level-0 px (x, y) of its spots, NaN where unknown.
+    """Image of a section.
 
-    first_row: the bank's row of its first spot.
+    Parameters
+    ----------
+    name : str
+    image : Path
+    xy_px : float64 [n, 2]
+        Level-0 px (x, y) of the spots, NaN if unknown.
+    first_row : int
+        Bank row of the first spot.
     """
 
     name: str
@@ -66,43 +74,43 @@ class SectionImage:
 
 def model_genes(
     checkpoint: Checkpoint, paths: Sequence[Path], gene_list: Path | None, first: Section
-) -> Genes:
-    """The G gene names in the model's order, which no published checkpoint records.
+) -> GeneList:
+    """Find the model's gene order, which published checkpoints do not store.
 
-    Taken from the checkpoint where it is one of mclst's own, else from `gene_list`, else from `genes.txt` in the
-    reference folders, else from the first section where it holds exactly G genes. Raises ReferenceDataError where the
-    number differs from the checkpoint's, or two lists contradict each other.
+    Sources in order: a checkpoint of mclst, `gene_list`, `genes.txt` in the reference folders, the first
+    section if it has exactly G genes. Raises ReferenceDataError if a list has another length or two lists
+    contradict.
     """
-    lists = [gene_list] if gene_list else [p / "genes.txt" for p in paths if (p / "genes.txt").is_file()]
-    listed = (
-        [listed_genes(checkpoint, path) for path in lists]
-        if gene_list or "genes" not in checkpoint.carried
+    files = [gene_list] if gene_list else [p / "genes.txt" for p in paths if (p / "genes.txt").is_file()]
+    gene_lists = (
+        [read_genes(checkpoint, path) for path in files]
+        if gene_list or "genes" not in checkpoint.metadata
         else []
     )
-    if "genes" in checkpoint.carried:
-        listed.insert(0, Genes(_carried_genes(checkpoint), "the checkpoint"))
-    for other in listed[1:]:
-        if not np.array_equal(other.names, listed[0].names):
+    if "genes" in checkpoint.metadata:
+        gene_lists.insert(0, GeneList(_stored_genes(checkpoint), "the checkpoint"))
+    for other in gene_lists[1:]:
+        if not np.array_equal(other.names, gene_lists[0].names):
             raise ReferenceDataError(
-                f"the genes of {other.source} differ from those of {listed[0].source}; give the list the model was "
-                "trained on with --genes"
+                f"the genes of {other.source} differ from those of {gene_lists[0].source}; give the list "
+                "the model was trained on with --genes"
             )
-    if listed:
-        return listed[0]
+    if gene_lists:
+        return gene_lists[0]
     if len(first.genes) != checkpoint.genes:
         raise ReferenceDataError(
             f"section {first.name} has {len(first.genes)} genes and {checkpoint.path} was trained on "
             f"{checkpoint.genes}; give their list, in the model's order, with --genes"
         )
-    return Genes(first.genes, f"section {first.name}, since nothing else tells the model's order")
+    return GeneList(first.genes, f"section {first.name}, since nothing else tells the model's order")
 
 
-def listed_genes(checkpoint: Checkpoint, gene_list: Path | None) -> Genes:
-    """The G gene names of a file; ReferenceDataError where there is none or the checkpoint has another number."""
+def read_genes(checkpoint: Checkpoint, gene_list: Path | None) -> GeneList:
+    """Read G gene names; ReferenceDataError without a file or if the checkpoint has another number."""
     if gene_list is None:
         raise ReferenceDataError(
-            f"{checkpoint.path} does not hold the names of its {checkpoint.genes} genes; give them, in the model's "
-            "order, with --genes"
+            f"{checkpoint.path} does not hold the names of its {checkpoint.genes} genes; give them, in the "
+            "model's order, with --genes"
         )
     genes = np.asarray(read_gene_list(gene_list), dtype=np.str_)
     if len(genes) != checkpoint.genes:
@@ -110,62 +118,83 @@ def listed_genes(checkpoint: Checkpoint, gene_list: Path | None) -> Genes:
             f"{gene_list} lists {len(genes)} genes and {checkpoint.path} was trained on {checkpoint.genes}; "
             "give the list it was trained on with --genes"
         )
-    return Genes(genes, str(gene_list))
+    return GeneList(genes, str(gene_list))
 
 
 def read_references(
     sources: dict[str, SectionSource],
-    genes_of: Callable[[Section], Genes],
+    genes_of: Callable[[Section], GeneList],
     warn: Callable[[str], None],
-) -> tuple[list[ReferenceSection], Genes, list[SectionImage]]:
-    """Read each section and cut it to the model's genes, which `genes_of` tells from the first.
+) -> tuple[list[ReferenceSection], GeneList, list[SectionImage]]:
+    """Read sections and cut them to the model's genes.
 
-    Returns the cut sections, the genes, and where sections have an image and pixel coordinates (for parity); `warn` is
-    told of values that are no counts. Raises SectionError as the readers do.
+    Parameters
+    ----------
+    sources : dict of str to SectionSource
+    genes_of : callable
+        First section → the model's genes.
+    warn : callable
+        Called with a sentence about values that are no counts.
+
+    Returns
+    -------
+    sections : list of ReferenceSection
+    genes : GeneList
+    images : list of SectionImage
+        Of sections with an image and pixel coordinates.
+
+    Raises
+    ------
+    SectionError
+        If a section cannot be read.
     """
-    cut: list[ReferenceSection] = []
-    pictured: list[SectionImage] = []
-    genes: Genes | None = None
+    sections: list[ReferenceSection] = []
+    images: list[SectionImage] = []
+    genes: GeneList | None = None
     for source in sources.values():
         section = read_section(source)
         genes = genes_of(section) if genes is None else genes
         counts = match_genes(section, list(genes.names))
-        places = section.array_xy, section.xy_px
-        cut.append(ReferenceSection(section.name, section.spot, counts, *places, section.total))
+        sections.append(
+            ReferenceSection(
+                section.name, section.spot, counts, section.array_xy, section.xy_px, section.total
+            )
+        )
         if np.any(counts != np.rint(counts)):
             warn(
-                f"section {section.name} ({section.path.name}, {section.counts_from}) holds values that are not whole "
-                "counts; where they are normalised already, add --input-normalisation none --expression-normalisation none"
+                f"section {section.name} ({section.path.name}, {section.counts_from}) holds values that are "
+                "not whole counts; if they are already normalized, add --input-normalization none "
+                "--expression-normalization none"
             )
         if section.image is not None and section.xy_px is not None:
-            first_row = sum(len(before.spot) for before in cut[:-1])
-            pictured.append(SectionImage(section.name, section.image, section.xy_px, first_row))
+            first_row = sum(len(before.spot) for before in sections[:-1])
+            images.append(SectionImage(section.name, section.image, section.xy_px, first_row))
     assert genes is not None, "choose_sections refuses an empty choice"
-    return cut, genes, pictured
+    return sections, genes, images
 
 
-def _carried_genes(checkpoint: Checkpoint) -> NDArray[np.str_]:
-    genes = np.asarray([str(gene) for gene in checkpoint.carried["genes"]], dtype=np.str_)
+def _stored_genes(checkpoint: Checkpoint) -> NDArray[np.str_]:
+    genes = np.asarray([str(gene) for gene in checkpoint.metadata["genes"]], dtype=np.str_)
     if len(genes) != checkpoint.genes or len(np.unique(genes)) != len(genes):
-        raise CheckpointError(f"{checkpoint.path} carries genes that do not fit its weights; train it again")
+        raise CheckpointError(f"{checkpoint.path} stores genes that do not fit its weights; train it again")
     return genes
 
 
-def carried_sections(checkpoint: Checkpoint) -> tuple[list[ReferenceSection], Genes]:
-    """The sections and genes a checkpoint of `mclst.training` brings along.
+def stored_sections(checkpoint: Checkpoint) -> tuple[list[ReferenceSection], GeneList]:
+    """Sections and genes stored in a checkpoint of `mclst.training`.
 
-    Raises CheckpointError where they contradict the weights or are no counts.
+    Raises CheckpointError if they contradict the weights or are no counts.
     """
     try:
-        genes = _carried_genes(checkpoint)
-        found = [_carried_section(section) for section in checkpoint.carried["sections"]]
+        genes = _stored_genes(checkpoint)
+        sections = [_stored_section(section) for section in checkpoint.metadata["sections"]]
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{checkpoint.path} lacks its sections ({error!r}); train it again") from error
-    for section in found:
+    for section in sections:
         spots = len(section.spot)
         fits = section.counts.shape == (spots, checkpoint.genes) and all(
-            of_spots is None or of_spots.shape == shape
-            for of_spots, shape in (
+            values is None or values.shape == shape
+            for values, shape in (
                 (section.array_xy, (spots, 2)),
                 (section.xy_px, (spots, 2)),
                 (section.total, (spots,)),
@@ -173,19 +202,20 @@ def carried_sections(checkpoint: Checkpoint) -> tuple[list[ReferenceSection], Ge
         )
         if not fits or not np.isfinite(section.counts).all() or np.any(section.counts < 0):
             raise CheckpointError(
-                f"{checkpoint.path} carries sections that do not fit its weights, such as {section.name}; train it again"
+                f"{checkpoint.path} stores sections that do not fit its weights, such as {section.name}; "
+                "train it again"
             )
-    return found, Genes(genes, "the checkpoint")
+    return sections, GeneList(genes, "the checkpoint")
 
 
-def _carried_section(section: dict[str, Any]) -> ReferenceSection:
-    of_spots = {
-        name: None if section.get(name) is None else section[name].to(kind).numpy()
-        for name, kind in (("array_xy", torch.int64), ("xy_px", torch.float64), ("total", torch.float64))
+def _stored_section(section: dict[str, Any]) -> ReferenceSection:
+    optional = {
+        name: None if section.get(name) is None else section[name].to(dtype).numpy()
+        for name, dtype in (("array_xy", torch.int64), ("xy_px", torch.float64), ("total", torch.float64))
     }
     return ReferenceSection(
         name=str(section["name"]),
         spot=np.asarray([str(spot) for spot in section["spot"]], dtype=np.str_),
         counts=section["counts"].float().numpy(),
-        **of_spots,
+        **optional,
     )

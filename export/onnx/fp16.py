@@ -1,4 +1,4 @@
-"""The fp32 graph in half precision: its products in fp16 or bf16, sensitive operators in fp32, a Cast at each border."""
+"""Convert a graph to half precision: products in fp16 or bf16, sensitive operators in fp32, Casts between."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 DTYPES = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 PRODUCTS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-"""What half precision is for; tensor cores add these up in float32."""
+"""Always half; tensor cores accumulate them in float32."""
 MOVES = frozenset(
     {"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose"}
     | {"Unsqueeze", "MaxPool", "AveragePool", "Relu", "BatchNormalization"}
 )
-"""Safe in half precision behind a product: they move values, or keep them in range."""
+"""Half behind a product: they move values or keep them in range."""
 ARITHMETIC = frozenset({"Add", "Mul", "Neg", "Sub"})
-"""Half between halves; fp32 beside an operator that is kept, so that a square, a sum and its root stay together."""
+"""Half between half operators, else fp32, so that a square, its sum and its root stay together."""
 
 BF16_OPSET = 22
-"""The first in which a convolution may be bfloat16."""
+"""The first with bfloat16 convolutions."""
 
 
 @dataclass
 class HalfGraph:
-    """A converted graph, and how many operators of each kind are half and how many stayed fp32."""
+    """A converted graph with its number of half and of fp32 operators by type."""
 
     model: onnx.ModelProto
     half: Counter[str] = field(default_factory=Counter)
@@ -42,16 +42,27 @@ class HalfGraph:
 
 
 def to_half(model: onnx.ModelProto, precision: Half, *, rounded: bool = False) -> HalfGraph:
-    """A copy of an fp32 graph with its products in `precision`; inputs and outputs keep their types.
+    """Copy an fp32 graph with its products in half precision; inputs and outputs keep their types.
 
-    Kept in fp32 is all that is not named here as safe: LayerNormalization, Softmax, reductions, roots, exponentials,
-    divisions (so a capsule's squash and a graph attention's mask), GELU, LSTM, loops, what comes before the first
-    product (so the preprocessing), and sums and products of single values beside any of these. A
-    BatchNormalization's statistics are folded into its scale and shift in float64 first, so only these two are rounded.
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        In fp32.
+    precision : {"fp16", "bf16"}
+    rounded : bool
+        Keep fp32 operators and round each half result by a pair of Casts, for providers without half
+        operators.
 
-    rounded: the same numbers as a graph of fp32 operators, each half result rounded by a pair of Casts, for a provider
-    that has no such operators.
-    Raises CheckpointError where a weight is beyond the range of `precision`.
+    Raises
+    ------
+    CheckpointError
+        If a weight is beyond the range of `precision`.
+
+    Notes
+    -----
+    Operators not listed in PRODUCTS, MOVES or ARITHMETIC stay fp32, as does everything before the first
+    product. The statistics of a BatchNormalization are folded in float64, so only its scale and shift are
+    rounded.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -64,7 +75,7 @@ def to_half(model: onnx.ModelProto, precision: Half, *, rounded: bool = False) -
 
 
 def _name_constants(graph: onnx.GraphProto) -> None:
-    """Constant nodes → initializers, so that every constant is found in one place."""
+    """Turn Constant nodes into initializers."""
     nodes = []
     for node in graph.node:
         values = {a.name: a for a in node.attribute}
@@ -79,15 +90,15 @@ def _name_constants(graph: onnx.GraphProto) -> None:
     graph.node.extend(nodes)
 
 
-def captured(node: NodeProto) -> set[str]:
+def captured_names(node: NodeProto) -> set[str]:
     """Names of the outer graph that a node's subgraphs use."""
-    found: set[str] = set()
+    names: set[str] = set()
     for body in _bodies(node):
-        own = {i.name for i in body.input} | {t.name for t in body.initializer}
-        own |= {name for inner in body.node for name in inner.output}
+        local = {i.name for i in body.input} | {t.name for t in body.initializer}
+        local |= {name for inner in body.node for name in inner.output}
         for inner in body.node:
-            found |= ({name for name in inner.input if name} | captured(inner)) - own
-    return found
+            names |= ({name for name in inner.input if name} | captured_names(inner)) - local
+    return names
 
 
 def _bodies(node: NodeProto) -> Iterator[onnx.GraphProto]:
@@ -95,96 +106,98 @@ def _bodies(node: NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 class _Converter:
-    """One conversion: which nodes are half, and the tensors at the borders."""
+    """State of one conversion: which nodes are half, and the casts between."""
 
     def __init__(self, model: onnx.ModelProto, precision: Half, rounded: bool) -> None:
         self.model, self.graph = model, model.graph
         self.precision, self.rounded = precision, rounded
         self.type, self.dtype = TYPES[precision], DTYPES[precision]
         self.floats = _float_tensors(model)
-        self.held = {t.name: t for t in self.graph.initializer}
+        self.initializers = {t.name: t for t in self.graph.initializer}
         self.halves: set[str] = set()
-        """Tensors that a half node makes."""
-        self.made: dict[str, str] = {}
-        """Tensor → its counterpart in the other type, once asked for."""
+        """Outputs of half nodes."""
+        self.casts: dict[str, str] = {}
+        """Tensor → its copy in the other type."""
         self.nodes: list[NodeProto] = []
 
     def run(self) -> HalfGraph:
         """Convert in place."""
         half = self._choose()
-        done = HalfGraph(self.model)
+        result = HalfGraph(self.model)
         for number, node in enumerate(list(self.graph.node)):
             if number in half:
                 self._convert(node)
-                done.half[node.op_type] += 1
+                result.half[node.op_type] += 1
             else:
                 self._keep(node)
                 if any(name in self.floats for name in node.output):
-                    done.kept[node.op_type] += 1
+                    result.kept[node.op_type] += 1
         outputs = set() if self.rounded else {o.name for o in self.graph.output} & self.halves
         self.nodes += [self._as_output(name) for name in sorted(outputs)]
         del self.graph.node[:], self.graph.value_info[:]
         self.graph.node.extend(self.nodes)
         self._drop_unused()
-        return done
+        return result
 
     def _choose(self) -> set[int]:
-        """Numbers of the nodes to convert."""
-        behind: set[str] = set()
+        """Indices of the nodes to convert."""
+        after_product: set[str] = set()
         chosen: set[int] = set()
         nodes = list(self.graph.node)
         for number, node in enumerate(nodes):
             product = node.op_type in PRODUCTS
-            if product or behind & {*node.input, *captured(node)}:
-                behind |= set(node.output)
+            if product or after_product & {*node.input, *captured_names(node)}:
+                after_product |= set(node.output)
                 if node.op_type in PRODUCTS | MOVES | ARITHMETIC and node.output[0] in self.floats:
                     chosen.add(number)
-        makers = {name: number for number, node in enumerate(nodes) for name in node.output}
-        beside: set[int] = set()
+        producers = {name: number for number, node in enumerate(nodes) for name in node.output}
+        borders: set[int] = set()
         for number, node in enumerate(nodes):
-            for name in {*node.input, *captured(node)}:
-                pair = {number, makers.get(name, number)}
+            for name in {*node.input, *captured_names(node)}:
+                pair = {number, producers.get(name, number)}
                 if name in self.floats and len(pair) == 2 and len(pair & chosen) == 1:
-                    beside |= pair & chosen
-        return chosen - {n for n in beside if nodes[n].op_type in ARITHMETIC}
+                    borders |= pair & chosen
+        return chosen - {n for n in borders if nodes[n].op_type in ARITHMETIC}
 
     def _convert(self, node: NodeProto) -> None:
         if node.op_type == "BatchNormalization":
             self._fold_statistics(node)
-        for place, name in enumerate(node.input):
-            if name in self.held and name in self.floats:
-                node.input[place] = self._half_weight(name)
+        for index, name in enumerate(node.input):
+            if name in self.initializers and name in self.floats:
+                node.input[index] = self._half_weight(name)
             elif name in self.floats and name not in self.halves:
-                node.input[place] = self._cast(name, self.type)
+                node.input[index] = self._cast(name, self.type)
         self.nodes.append(node)
-        for place, name in enumerate(node.output):
+        for index, name in enumerate(node.output):
             if name not in self.floats:
                 continue
             if self.rounded:
-                node.output[place] = f"{name}_exact"
-                self.nodes += self._round(node.output[place], name)
+                node.output[index] = f"{name}_exact"
+                self.nodes += self._round(node.output[index], name)
             self.halves.add(name)
 
     def _keep(self, node: NodeProto) -> None:
-        for place, name in enumerate(node.input):
+        for index, name in enumerate(node.input):
             if name in self.halves:
-                node.input[place] = self._cast(name, TensorProto.FLOAT)
-        names = {name: self._cast(name, TensorProto.FLOAT) for name in captured(node) & self.halves}
+                node.input[index] = self._cast(name, TensorProto.FLOAT)
+        names = {
+            name: self._cast(name, TensorProto.FLOAT) for name in sorted(captured_names(node) & self.halves)
+        }
         if names:
             _rename(node, names)
         self.nodes.append(node)
 
     def _cast(self, name: str, to: int) -> str:
-        """The tensor in the other type; made at its first use, which is behind its maker."""
+        """The tensor in the other type; the Cast is added at its first use."""
         if self.rounded and to == TensorProto.FLOAT:
             return name
-        if name not in self.made:
-            self.made[name] = f"{name}_{'float' if to == TensorProto.FLOAT else self.precision}"
+        if name not in self.casts:
+            self.casts[name] = f"{name}_{'float' if to == TensorProto.FLOAT else self.precision}"
             if self.rounded:
-                self.nodes += self._round(name, self.made[name])
+                self.nodes += self._round(name, self.casts[name])
             else:
-                self.nodes.append(helper.make_node("Cast", [name], [self.made[name]], to=to))
-        return self.made[name]
+                self.nodes.append(helper.make_node("Cast", [name], [self.casts[name]], to=to))
+        return self.casts[name]
 
     def _round(self, name: str, to: str) -> list[NodeProto]:
         short = f"{to}_short"
@@ -194,24 +207,24 @@ class _Converter:
         ]
 
     def _half_weight(self, name: str) -> str:
-        if name not in self.made:
-            exact = numpy_helper.to_array(self.held[name])
+        if name not in self.casts:
+            exact = numpy_helper.to_array(self.initializers[name])
             with np.errstate(over="ignore"):
                 half = exact.astype(self.dtype)
             if not np.isfinite(half.astype(np.float32)).all():
                 raise CheckpointError(
-                    f"the weight {name} reaches {np.abs(exact).max():.3g}, beyond the range of {self.precision}; "
-                    f"export without --precision {self.precision}"
+                    f"the weight {name} reaches {np.abs(exact).max():.3g}, beyond the range of "
+                    f"{self.precision}; export without --precision {self.precision}"
                 )
-            self.made[name] = f"{name}_{self.precision}"
+            self.casts[name] = f"{name}_{self.precision}"
             stored = half.astype(np.float32) if self.rounded else half
-            self.graph.initializer.append(numpy_helper.from_array(stored, self.made[name]))
-        return self.made[name]
+            self.graph.initializer.append(numpy_helper.from_array(stored, self.casts[name]))
+        return self.casts[name]
 
     def _fold_statistics(self, node: NodeProto) -> None:
-        """γ(x - μ)/√(σ² + ε) + β = x·scale + shift, written with mean 0, variance 1 and ε 0."""
+        """Write γ(x - μ)/√(σ² + ε) + β as x·scale + shift with mean 0, variance 1 and ε 0."""
         scale, shift, mean, variance = (
-            numpy_helper.to_array(self.held[name]).astype(np.float64) for name in node.input[1:5]
+            numpy_helper.to_array(self.initializers[name]).astype(np.float64) for name in node.input[1:5]
         )
         epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
         scale = scale / np.sqrt(variance + epsilon)
@@ -221,45 +234,45 @@ class _Converter:
             "mean": np.zeros_like(mean),
             "variance": np.ones_like(mean),
         }
-        for place, (what, values) in enumerate(folded.items(), 1):
-            name = f"{node.output[0]}_{what}"
-            self.held[name] = numpy_helper.from_array(values.astype(np.float32), name)
+        for index, (suffix, values) in enumerate(folded.items(), 1):
+            name = f"{node.output[0]}_{suffix}"
+            self.initializers[name] = numpy_helper.from_array(values.astype(np.float32), name)
             self.floats.add(name)
-            node.input[place] = name
+            node.input[index] = name
         for attribute in [a for a in node.attribute if a.name == "epsilon"]:
             node.attribute.remove(attribute)
         node.attribute.append(helper.make_attribute("epsilon", 0.0))
 
     def _as_output(self, name: str) -> NodeProto:
-        """An output keeps its name and type; its maker and other readers take another name."""
+        """Keep an output's name and type; its producer and other consumers use another name."""
         inner = f"{name}_{self.precision}_result"
         for node in self.nodes:
             for names in (node.input, node.output):
-                for place, found in enumerate(names):
-                    if found == name:
-                        names[place] = inner
+                for index, other in enumerate(names):
+                    if other == name:
+                        names[index] = inner
         return helper.make_node("Cast", [inner], [name], to=TensorProto.FLOAT)
 
     def _drop_unused(self) -> None:
-        used = {name for node in self.nodes for name in {*node.input, *captured(node)}}
-        kept = [t for t in self.graph.initializer if t.name in used]
+        used = {name for node in self.nodes for name in {*node.input, *captured_names(node)}}
+        initializers = [t for t in self.graph.initializer if t.name in used]
         del self.graph.initializer[:]
-        self.graph.initializer.extend(kept)
+        self.graph.initializer.extend(initializers)
 
 
 def _float_tensors(model: onnx.ModelProto) -> set[str]:
     inferred = onnx.shape_inference.infer_shapes(model).graph
     typed = [*inferred.value_info, *inferred.input, *inferred.output]
-    found = {v.name for v in typed if v.type.tensor_type.elem_type == TensorProto.FLOAT}
-    return found | {t.name for t in inferred.initializer if t.data_type == TensorProto.FLOAT}
+    names = {v.name for v in typed if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+    return names | {t.name for t in inferred.initializer if t.data_type == TensorProto.FLOAT}
 
 
 def _rename(node: NodeProto, names: dict[str, str]) -> None:
-    """Give what a node's subgraphs use of the outer graph other names."""
+    """Rename outer tensors in a node's subgraphs."""
     for body in _bodies(node):
-        own = {i.name for i in body.input} | {name for inner in body.node for name in inner.output}
-        outer = {old: new for old, new in names.items() if old not in own}
+        local = {i.name for i in body.input} | {name for inner in body.node for name in inner.output}
+        outer = {old: new for old, new in names.items() if old not in local}
         for inner in body.node:
-            for place, name in enumerate(inner.input):
-                inner.input[place] = outer.get(name, name)
+            for index, name in enumerate(inner.input):
+                inner.input[index] = outer.get(name, name)
             _rename(inner, outer)

@@ -1,4 +1,4 @@
-"""The image part as an ONNX graph: uint8 tiles in; embeddings, features or expression out, preprocessing inside."""
+"""The image network as an ONNX graph with preprocessing inside, from uint8 tiles."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from mclst.runtime.bundle.manifest import Preprocessing, Tile
 from mclst.runtime.errors import CheckpointError
 
 OPSET = 18
-"""Read by every ONNX Runtime and TensorRT in the field since JetPack 6."""
+"""Supported by every ONNX Runtime and TensorRT since JetPack 6."""
 
 EXTERNAL_DATA_BYTES = 1_900_000_000
-"""Above this the weights leave the file: protobuf ends at 2 GiB."""
+"""Above this size weights go to a separate file, since protobuf is limited to 2 GiB."""
 
 
-class TwoSided(Protocol):
-    """What mclSTExp and BLEEP have in common."""
+class ProjectedEncoder(Protocol):
+    """Shared by mclSTExp and BLEEP."""
 
     image_encoder: ImageEncoder
     image_projection: ProjectionHead
 
 
-class ImagePart(nn.Module):
-    """`encode_tiles` of a network as a module of its own, over the tile's eight symmetries where asked for."""
+class ImageModule(nn.Module):
+    """`encode_tiles` of a network as a module, optionally averaged over a tile's eight symmetries."""
 
     def __init__(self, network: nn.Module, symmetries: int = 1) -> None:
         super().__init__()
-        two_sided = hasattr(network, "image_encoder") and hasattr(network, "image_projection")
-        self.network = FoldedEncoder(cast(TwoSided, network)) if two_sided else network
+        projected = hasattr(network, "image_encoder") and hasattr(network, "image_projection")
+        self.network = FoldedEncoder(cast(ProjectedEncoder, network)) if projected else network
         self.symmetries = symmetries
 
     def forward(self, tiles: Tensor) -> Tensor:
@@ -49,22 +49,24 @@ class ImagePart(nn.Module):
         if self.symmetries == 1:
             out: Tensor = self.network.encode_tiles(tiles)  # type: ignore[operator]
             return out
-        turned = [tiles, torch.rot90(tiles, 1, (2, 3))]
+        rotations = [tiles, torch.rot90(tiles, 1, (2, 3))]
         turned = [
-            image.flip(axes) if axes else image for image in turned for axes in ((), (2,), (3,), (2, 3))
+            image.flip(axes) if axes else image for image in rotations for axes in ((), (2,), (3,), (2, 3))
         ]
-        found: Tensor = self.network.encode_tiles(torch.cat(turned))  # type: ignore[operator]
-        return torch.unflatten(found, 0, (8, -1)).mean(0)
+        encoded: Tensor = self.network.encode_tiles(torch.cat(turned))  # type: ignore[operator]
+        return torch.unflatten(encoded, 0, (8, -1)).mean(0)
 
 
 class FoldedEncoder(nn.Module):
-    """Image encoder and projection as one module, DenseNet's last normalisation folded into the projection.
+    """Image encoder and projection with DenseNet's last normalization folded into the projection.
 
-    `norm5` (affine per channel in eval mode), average pooling and the projection's first Linear are three linear maps
-    with nothing between them in mclSTExp and BLEEP, so γ/σ and β - μγ/σ move into that Linear; folded in float64.
+    Notes
+    -----
+    In eval mode `norm5`, average pooling and the projection's first Linear are consecutive linear maps, so
+    γ/σ and β - μγ/σ move into that Linear. Folding is done in float64.
     """
 
-    def __init__(self, network: TwoSided) -> None:
+    def __init__(self, network: ProjectedEncoder) -> None:
         super().__init__()
         encoder, head = network.image_encoder, network.image_projection
         self.trunk: nn.Module = encoder
@@ -97,7 +99,7 @@ class FoldedEncoder(nn.Module):
 
 
 def preprocess(tiles: np.ndarray, settings: Preprocessing) -> Tensor:
-    """What the graph's prologue does, in torch; the parity oracle.
+    """Preprocess in torch as the graph does in ONNX; the reference for parity.
 
     RGB uint8 [N, H, W, 3] → float32 [N, 3, H, W], or [N, 3, W, H] for x-major axes.
     """
@@ -115,29 +117,42 @@ def preprocess(tiles: np.ndarray, settings: Preprocessing) -> Tensor:
 def write_graph(
     network: nn.Module, tile: Tile, settings: Preprocessing, path: Path, *, output: str = "embedding"
 ) -> None:
-    """Trace the image part of `network` into `path`: uint8 `tiles` [N, S, S, 3] → float32 `output` [N, D].
+    """Trace the image network with preprocessing, uint8 `tiles` [N, S, S, 3] → float32 [N, D], N dynamic.
 
-    The batch is dynamic. onnx's checker and shape inference run over the result.
-    Raises CheckpointError where the network cannot be traced at this tile size.
+    Parameters
+    ----------
+    network : nn.Module
+        With `encode_tiles`.
+    tile : Tile
+    settings : Preprocessing
+    path : Path
+        ONNX file to write; it is checked by onnx.
+    output : str
+        Name of the graph's output.
+
+    Raises
+    ------
+    CheckpointError
+        If the network cannot be traced at this tile size.
     """
-    part = ImagePart(network, settings.symmetries).eval()
+    module = ImageModule(network, settings.symmetries).eval()
     example = {"pixels": torch.zeros(2, 3, tile.size_px, tile.size_px)}
     model = trace(
-        part, example, output, f"the encoder cannot be traced at {tile.size_px} px tiles", "try --tile-px"
+        module, example, output, f"the encoder cannot be traced at {tile.size_px} px tiles", "try --tile-px"
     )
     _prepend_prologue(model, tile, settings)
     save(model, path)
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write a traced graph without traces of the exporting machine, checked; weights beside it where they are too large.
+    """Check and write a graph, free of the exporting machine's paths; large weights go to `<name>.data`.
 
-    Raises CheckpointError where its first axis is not dynamic.
+    Raises CheckpointError if its first axis is not dynamic.
     """
     del model.graph.value_info[:]
-    # The exporter writes the call stack, with paths of the exporting machine, into every node.
-    for part in (*model.graph.node, *model.graph.input, *model.graph.output, model.graph, model):
-        del part.metadata_props[:]
+    # The exporter stores its call stack, with local paths, in every node.
+    for proto in (*model.graph.node, *model.graph.input, *model.graph.output, model.graph, model):
+        del proto.metadata_props[:]
     model.producer_name = "mclst"
     large = sum(len(t.raw_data) for t in model.graph.initializer) > EXTERNAL_DATA_BYTES
     onnx.save(model, path, save_as_external_data=large, location=f"{path.name}.data")
@@ -158,13 +173,13 @@ def trace(
     cure: str,
     translations: dict[Any, Any] | None = None,
 ) -> onnx.ModelProto:
-    """Trace `module` with examples of its inputs by name, the first axis of each dynamic.
+    """Trace `module` on example `inputs` by name, the first axis of each dynamic.
 
-    translations: torch operators of our own → the ONNX nodes they become. Raises CheckpointError, `refusal` and `cure`.
+    `translations` maps custom torch operators to ONNX nodes. Raises CheckpointError "refusal; cure".
     """
     rows = torch.export.Dim("N", min=1, max=4096 if translations is None else 1 << 20)
-    for chatty in ("torch.onnx", "onnxscript", "onnx_ir"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    for logger in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -179,7 +194,7 @@ def trace(
                 custom_translation_table=translations,
                 verbose=False,
             )
-    except Exception as error:  # the exporter raises many private kinds
+    except Exception as error:  # the exporter raises many private types
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{refusal} ({reason}); {cure}") from error
     assert program is not None
@@ -188,11 +203,9 @@ def trace(
 
 
 def _prepend_prologue(model: onnx.ModelProto, tile: Tile, settings: Preprocessing) -> None:
-    """Cast, transpose, channel order, scale and shift in ONNX itself.
-
-    Cast comes first because TensorRT refuses a uint8 Transpose; traced from torch, a channels-last input would leave
-    shape arithmetic in the graph.
-    """
+    """Prepend cast, transpose, channel order, scale and shift."""
+    # Written in ONNX: traced from torch, a channels-last input would leave shape arithmetic in the graph.
+    # Cast comes first because TensorRT refuses a uint8 Transpose.
     graph = model.graph
     inner = graph.input[0].name
     std = np.asarray(settings.std) * (255.0 if settings.pixel_range == "0-1" else 1.0)

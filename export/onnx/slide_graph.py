@@ -1,4 +1,4 @@
-"""The part that sees all spots of a slide, as an ONNX graph whose attention is a loop over blocks of queries."""
+"""The slide-level network as an ONNX graph, its attention a loop over blocks of queries."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from mclst.export.onnx.graph import save, trace
 from mclst.models.system import Traits
-from mclst.models.transformer import QUERIES
+from mclst.models.transformer import QUERY_BLOCK
 from mclst.runtime.bundle.manifest import Graph
 
 DOMAIN = "mclst"
+# Placeholder for `attend` between tracing and `_loop_over_queries`; no saved graph has it.
 ATTEND = values.Op(
     values.Opset(DOMAIN, 1),
     "Attend",
@@ -30,11 +31,10 @@ ATTEND = values.Op(
         type_constraints=[("T", ["tensor(float)"], "")],
     ),
 )
-"""Stands for `attend` between tracing and `_loop_over_queries`; no graph on disk has it."""
 
 
-class SequencePart(nn.Module):
-    """`predict_expression` of a network as a module of its own."""
+class SlideModule(nn.Module):
+    """`predict_expression` of a network as a module."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -44,21 +44,38 @@ class SequencePart(nn.Module):
         self,
         embedding: Tensor,
         position: Tensor,
-        neighbours: Tensor | None = None,
+        neighbors: Tensor | None = None,
         linked: Tensor | None = None,
     ) -> Tensor:
-        """Features float32 [N, F], position int64 [N, 2] and, with a graph, neighbours and linked [N, K] → [N, G]."""
-        graph = () if neighbours is None else (neighbours, linked)
+        """Features [N, F], position int64 [N, 2], with a graph neighbors and linked [N, K] → [N, G]."""
+        graph = () if neighbors is None else (neighbors, linked)
         out: Tensor = self.network.predict_expression(embedding, position, *graph)  # type: ignore[operator]
         return out
 
 
-def write_sequence(network: nn.Module, traits: Traits, graph: Graph | None, path: Path) -> None:
-    """Trace `predict_expression` of `network` into `path`, in standard operators, N dynamic.
+def write_slide_graph(network: nn.Module, traits: Traits, graph: Graph | None, path: Path) -> None:
+    """Trace `predict_expression` of `network` in standard operators.
 
-    Inputs: `embedding` float32 [N, F], `position` int64 [N, 2] and, with a graph of K neighbours, `neighbours` int64
-    [N, K] (a row of the slide each) and `linked` float32 [N, K] (1, or 0 where there is no such neighbour).
-    Output: `expression` float32 [N, G]. Raises CheckpointError where it cannot be traced.
+    Parameters
+    ----------
+    network : nn.Module
+        Of a slide system.
+    traits : Traits
+    graph : Graph or None
+        Neighbor graph of the manifest.
+    path : Path
+        ONNX file to write.
+
+    Raises
+    ------
+    CheckpointError
+        If the network cannot be traced.
+
+    Notes
+    -----
+    Inputs, N dynamic: `embedding` float32 [N, F], `position` int64 [N, 2] and, with a graph of K neighbors,
+    `neighbours` int64 [N, K] (rows of the slide) and `linked` float32 [N, K] (0 for a missing neighbor, else
+    1). Output: `expression` float32 [N, G].
     """
     spots = 5
     inputs = {
@@ -70,10 +87,10 @@ def write_sequence(network: nn.Module, traits: Traits, graph: Graph | None, path
         inputs["linked"] = torch.ones(spots, graph.neighbours)
     translations: dict[Any, Any] = {torch.ops.mclst.attend.default: lambda q, k, v: ATTEND(q, k, v)}
     model = trace(
-        SequencePart(network).eval(),
+        SlideModule(network).eval(),
         inputs,
         "expression",
-        "the sequence part cannot be traced",
+        "the slide network cannot be traced",
         "report this network",
         translations,
     )
@@ -82,19 +99,19 @@ def write_sequence(network: nn.Module, traits: Traits, graph: Graph | None, path
 
 
 def _loop_over_queries(model: onnx.ModelProto) -> None:
-    """Replace each Attend by a Scan over blocks of QUERIES queries."""
+    """Replace each Attend by a Scan over blocks of QUERY_BLOCK queries."""
     nodes: list[onnx.NodeProto] = []
     for number, node in enumerate(model.graph.node):
         nodes += _scan(node, f"attend_{number}") if node.domain == DOMAIN else [node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    names = {opset.domain: opset for opset in model.opset_import}
-    if DOMAIN in names:
-        model.opset_import.remove(names[DOMAIN])
+    opsets = {opset.domain: opset for opset in model.opset_import}
+    if DOMAIN in opsets:
+        model.opset_import.remove(opsets[DOMAIN])
     constants = {
-        "attend_block": QUERIES,
+        "attend_block": QUERY_BLOCK,
         "attend_one": 1,
-        "attend_heads_blocks": [0, -1, QUERIES],
+        "attend_heads_blocks": [0, -1, QUERY_BLOCK],
         "attend_heads_rows": [0, -1],
         "attend_pads_before": [0, 0, 0, 0],
         "attend_pad_of_width": 0,
@@ -105,40 +122,40 @@ def _loop_over_queries(model: onnx.ModelProto) -> None:
         model.graph.initializer.append(numpy_helper.from_array(array, name))
 
 
-def _scan(node: onnx.NodeProto, name: str) -> list[onnx.NodeProto]:
-    """softmax(q kᵀ) v for q, k, v [heads, N, d], as padding, Scan over [blocks, heads, QUERIES, d], and cutting back."""
+def _scan(node: onnx.NodeProto, prefix: str) -> list[onnx.NodeProto]:
+    """softmax(q kᵀ) v for q, k, v [heads, N, d]: pad, Scan over [blocks, heads, QUERY_BLOCK, d], cut back."""
     q, k, v = node.input
 
-    def own(what: str) -> str:
-        return f"{name}_{what}"
+    def name(suffix: str) -> str:
+        return f"{prefix}_{suffix}"
 
+    make = helper.make_node
     body = helper.make_graph(
         [
-            helper.make_node("MatMul", [own("some"), own("kt")], [own("scores")]),
-            helper.make_node("Softmax", [own("scores")], [own("weights")], axis=-1),
-            helper.make_node("MatMul", [own("weights"), v], [own("mixed")]),
+            make("MatMul", [name("some"), name("kt")], [name("scores")]),
+            make("Softmax", [name("scores")], [name("weights")], axis=-1),
+            make("MatMul", [name("weights"), v], [name("mixed")]),
         ],
-        own("body"),
-        [helper.make_tensor_value_info(own("some"), TensorProto.FLOAT, None)],
-        [helper.make_tensor_value_info(own("mixed"), TensorProto.FLOAT, None)],
+        name("body"),
+        [helper.make_tensor_value_info(name("some"), TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info(name("mixed"), TensorProto.FLOAT, None)],
     )
-    make = helper.make_node
     return [
-        make("Transpose", [k], [own("kt")], perm=[0, 2, 1]),
-        make("Shape", [q], [own("rows")], start=1, end=2),
-        make("Shape", [q], [own("width")], start=2, end=3),
-        # Rows short of a whole block: (QUERIES - N mod QUERIES) mod QUERIES.
-        make("Mod", [own("rows"), "attend_block"], [own("over")]),
-        make("Sub", ["attend_block", own("over")], [own("short")]),
-        make("Mod", [own("short"), "attend_block"], [own("lack")]),
-        make("Concat", ["attend_pads_before", own("lack"), "attend_pad_of_width"], [own("pads")], axis=0),
-        make("Pad", [q, own("pads")], [own("padded")]),
-        make("Concat", ["attend_heads_blocks", own("width")], [own("blocked_shape")], axis=0),
-        make("Reshape", [own("padded"), own("blocked_shape")], [own("by_head")]),
-        make("Transpose", [own("by_head")], [own("by_block")], perm=[1, 0, 2, 3]),
-        make("Scan", [own("by_block")], [own("done")], num_scan_inputs=1, body=body),
-        make("Transpose", [own("done")], [own("back")], perm=[1, 0, 2, 3]),
-        make("Concat", ["attend_heads_rows", own("width")], [own("flat_shape")], axis=0),
-        make("Reshape", [own("back"), own("flat_shape")], [own("flat")]),
-        make("Slice", [own("flat"), "attend_start", own("rows"), "attend_one"], [node.output[0]]),
+        make("Transpose", [k], [name("kt")], perm=[0, 2, 1]),
+        make("Shape", [q], [name("rows")], start=1, end=2),
+        make("Shape", [q], [name("width")], start=2, end=3),
+        # Rows missing from the last block: (QUERY_BLOCK - N mod QUERY_BLOCK) mod QUERY_BLOCK.
+        make("Mod", [name("rows"), "attend_block"], [name("over")]),
+        make("Sub", ["attend_block", name("over")], [name("short")]),
+        make("Mod", [name("short"), "attend_block"], [name("lack")]),
+        make("Concat", ["attend_pads_before", name("lack"), "attend_pad_of_width"], [name("pads")], axis=0),
+        make("Pad", [q, name("pads")], [name("padded")]),
+        make("Concat", ["attend_heads_blocks", name("width")], [name("blocked_shape")], axis=0),
+        make("Reshape", [name("padded"), name("blocked_shape")], [name("by_head")]),
+        make("Transpose", [name("by_head")], [name("by_block")], perm=[1, 0, 2, 3]),
+        make("Scan", [name("by_block")], [name("done")], num_scan_inputs=1, body=body),
+        make("Transpose", [name("done")], [name("back")], perm=[1, 0, 2, 3]),
+        make("Concat", ["attend_heads_rows", name("width")], [name("flat_shape")], axis=0),
+        make("Reshape", [name("back"), name("flat_shape")], [name("flat")]),
+        make("Slice", [name("flat"), "attend_start", name("rows"), "attend_one"], [node.output[0]]),
     ]

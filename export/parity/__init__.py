@@ -1,1 +1,1 @@
-"""Proof that the exported graph equals the checkpoint."""
+"""Compare every exported graph with its checkpoint."""

@@ -1,4 +1,4 @@
-"""Proof that the exported graph gives what the checkpoint gives, written to `parity.json`."""
+"""Compare the exported graph with its checkpoint; the content of `parity.json`."""
 
 from __future__ import annotations
 
@@ -22,16 +22,25 @@ from mclst.runtime.errors import ParityError
 from mclst.sections.accuracy import pearson_per_gene
 
 NEAREST = 50
-"""Neighbours whose overlap is told beside that of the k averaged: k is up to a fifth of a bank, and hides more."""
+"""Neighbors of a second overlap figure: that of k hides more, since k is up to a fifth of a bank."""
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What a float32 export must keep.
+    """Limits of a float32 export.
 
-    embedding_max_abs: largest difference, as a share of the largest value. cosine_min: worst tile.
-    overlap_mean: share of the k neighbours in common. expression_q999: 99.9 % quantile of the absolute difference.
-    expression_pearson: over all values.
+    Parameters
+    ----------
+    embedding_max_abs : float
+        Largest difference as a share of the largest value.
+    cosine_min : float
+        Cosine of the worst tile.
+    overlap_mean : float
+        Mean share of the k neighbors in common.
+    expression_q999 : float
+        99.9 % quantile of the absolute difference.
+    expression_pearson : float
+        Pearson r over all values.
     """
 
     embedding_max_abs: float = 1e-3
@@ -42,10 +51,17 @@ class Tolerance:
 
 
 @dataclass(frozen=True)
-class Tiles:
-    """Tiles to compare on: RGB uint8 [n, S, S, 3], and where they are from.
+class TileSet:
+    """Tiles to compare or calibrate on.
 
-    rows: int64 [n], the bank's rows of the spots they were cut around, None where they were cut around none.
+    Parameters
+    ----------
+    pixels : uint8 [n, S, S, 3]
+        RGB.
+    source : str
+        Origin, for messages.
+    rows : int64 [n], optional
+        Bank rows of their spots.
     """
 
     pixels: NDArray[np.uint8]
@@ -66,46 +82,56 @@ _SYMMETRIES: list[Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = [
 def encode_with_checkpoint(
     network: nn.Module, tiles: NDArray[np.uint8], settings: Settings
 ) -> NDArray[np.float32]:
-    """The checkpoint's own image part, float32 [n, D], preprocessed and run in torch, eight tiles at a time.
-
-    The eight symmetries are turned here in numpy, one after another, and not as the graph does it.
-    """
+    """Encode tiles with the checkpoint's network in torch, float32 [n, D]."""
+    # Symmetries are applied in numpy, independently of the graph under test.
     symmetries = _SYMMETRIES[: settings.preprocessing.symmetries]
     parts = []
     with torch.inference_mode():
         for i in range(0, len(tiles), 8):
-            found = [
+            encoded = [
                 network.encode_tiles(preprocess(turn(tiles[i : i + 8]), settings.preprocessing))  # type: ignore[operator]
                 for turn in symmetries
             ]
-            parts.append(torch.stack(found).double().mean(0).float().numpy())
+            parts.append(torch.stack(encoded).double().mean(0).float().numpy())
     return np.concatenate(parts)
 
 
 def encode_with_export(session: Session, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The exported graph's embeddings float32 [n, D], in batches of 1, 3 and the rest: the batch must not matter."""
+    """Encode tiles with the exported graph, float32 [n, D]."""
+    # Batches of 1, 3 and the rest: the batch size must not matter.
     parts = [tiles[:1], tiles[1:4], tiles[4:]]
     return np.concatenate([session.encode(part) for part in parts if len(part)])
 
 
 def compare(
     expected: NDArray[np.float32],
-    found: NDArray[np.float32],
+    actual: NDArray[np.float32],
     bank: Bank,
     retrieval: Retrieval,
     rows: NDArray[np.int64] | None = None,
 ) -> dict[str, Any]:
-    """Embedding error, top-k overlap and per-gene Pearson r of the expression, in float64.
+    """Compare embeddings [n, D] and the expression retrieved for them, in float64.
 
-    rows: the bank's rows of the tiles' own spots; then also how well either predicts what was measured there (each
-    spot being one of its own reference spots, which flatters both alike).
-    Genes whose expected expression is constant over the tiles have no r and are left out of it.
+    Parameters
+    ----------
+    expected, actual : float32 [n, D]
+        Embeddings from checkpoint and export.
+    bank : Bank
+    retrieval : Retrieval
+    rows : int64 [n], optional
+        Bank rows of the tiles' spots. Adds how well each predicts the measured expression; each spot is in
+        the bank, which favors both alike.
+
+    Returns
+    -------
+    dict
+        Embedding error, top-k overlap and Pearson r per gene. Genes constant over the tiles have no r.
     """
-    a, b = expected.astype(np.float64), found.astype(np.float64)
+    a, b = expected.astype(np.float64), actual.astype(np.float64)
     cosine = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-300)
     spec = retrieval.spec()
-    one, two = _retrieve(bank, spec, expected, found)
-    overlap = _overlap(one, two)
+    expected_result, actual_result = _retrieve(bank, spec, expected, actual)
+    overlap = _overlap(expected_result, actual_result)
     nearest = replace(spec, k=min(NEAREST, len(bank)))
     compared = {
         "embedding": {
@@ -118,13 +144,16 @@ def compare(
             "k": retrieval.k,
             "overlap_min": float(overlap.min()),
             "overlap_mean": float(overlap.mean()),
-            f"overlap_at_{NEAREST}": float(_overlap(*_retrieve(bank, nearest, expected, found)).mean()),
+            f"overlap_at_{NEAREST}": float(_overlap(*_retrieve(bank, nearest, expected, actual)).mean()),
         },
-        "expression": compare_expression(one.expression, two.expression),
+        "expression": compare_expression(expected_result.expression, actual_result.expression),
     }
     if rows is not None:
         truth = bank.expression[rows].astype(np.float64)
-        r = [np.nanmean(pearson_per_gene(e.expression.astype(np.float64), truth)) for e in (one, two)]
+        r = [
+            np.nanmean(pearson_per_gene(result.expression.astype(np.float64), truth))
+            for result in (expected_result, actual_result)
+        ]
         if np.isfinite(r).all():
             compared["measured"] = {
                 "pearson_checkpoint": float(r[0]),
@@ -135,29 +164,29 @@ def compare(
 
 
 def _retrieve(
-    bank: Bank, spec: RetrievalSpec, expected: NDArray[np.float32], found: NDArray[np.float32]
+    bank: Bank, spec: RetrievalSpec, expected: NDArray[np.float32], actual: NDArray[np.float32]
 ) -> tuple[RetrievalResult, RetrievalResult]:
     retriever = Retriever(bank, spec, provider="reference")
-    return retriever.aggregate(expected, neighbours=True), retriever.aggregate(found, neighbours=True)
+    return retriever.aggregate(expected, neighbors=True), retriever.aggregate(actual, neighbors=True)
 
 
-def _overlap(one: RetrievalResult, two: RetrievalResult) -> NDArray[np.float64]:
-    """Share of the neighbours in common, float64 [n]."""
-    assert one.neighbours is not None and two.neighbours is not None
-    pairs = zip(one.neighbours, two.neighbours, strict=True)
+def _overlap(a: RetrievalResult, b: RetrievalResult) -> NDArray[np.float64]:
+    """Share of common neighbors, float64 [n]."""
+    assert a.neighbors is not None and b.neighbors is not None
+    pairs = zip(a.neighbors, b.neighbors, strict=True)
     return np.array([len(np.intersect1d(p, q)) / len(p) for p, q in pairs])
 
 
-def compare_expression(expected: NDArray[np.float32], found: NDArray[np.float32]) -> dict[str, Any]:
-    """Error and Pearson r of expression [n, G], in float64; a gene constant over the tiles has no r."""
-    x, y = expected.astype(np.float64), found.astype(np.float64)
+def compare_expression(expected: NDArray[np.float32], actual: NDArray[np.float32]) -> dict[str, Any]:
+    """Error and Pearson r of expression [n, G] in float64; a gene constant over the tiles has no r."""
+    x, y = expected.astype(np.float64), actual.astype(np.float64)
     per_gene = pearson_per_gene(x, y)
     per_gene = per_gene[np.isfinite(per_gene)]
-    whole = pearson_per_gene(x.reshape(-1, 1), y.reshape(-1, 1))[0]
+    overall = pearson_per_gene(x.reshape(-1, 1), y.reshape(-1, 1))[0]
     return {
         "max_abs": float(np.abs(x - y).max()),
         "q999_abs": float(np.quantile(np.abs(x - y), 0.999)),
-        "pearson": float(whole) if np.isfinite(whole) else None,
+        "pearson": float(overall) if np.isfinite(overall) else None,
         "genes_compared": len(per_gene),
         "pearson_per_gene_mean": float(per_gene.mean()) if len(per_gene) else None,
         "pearson_per_gene_min": float(per_gene.min()) if len(per_gene) else None,
@@ -166,65 +195,84 @@ def compare_expression(expected: NDArray[np.float32], found: NDArray[np.float32]
 
 
 def compare_export(
-    expected: NDArray[np.float32], session: Session, tiles: Tiles, bank: Bank, settings: Settings
+    expected: NDArray[np.float32], session: Session, tiles: TileSet, bank: Bank, settings: Settings
 ) -> dict[str, Any]:
-    """`compare` the checkpoint's embeddings of `tiles` with the graph's; ParityError where one is not finite."""
-    exported = encode_with_export(session, tiles.pixels)
-    check_finite(tiles, expected, exported)
-    return compare(expected, exported, bank, settings.retrieval, tiles.rows)
+    """Compare expected embeddings of `tiles` with the graph's; ParityError if one is not finite."""
+    actual = encode_with_export(session, tiles.pixels)
+    check_finite(tiles, expected, actual)
+    return compare(expected, actual, bank, settings.retrieval, tiles.rows)
 
 
-def check_finite(tiles: Tiles, *found: NDArray[np.float32]) -> None:
-    """Raise ParityError where checkpoint or export gives a value that is not finite."""
-    if not all(np.isfinite(values).all() for values in found):
+def check_finite(tiles: TileSet, *arrays: NDArray[np.float32]) -> None:
+    """Raise ParityError if checkpoint or export produced a value that is not finite."""
+    if not all(np.isfinite(values).all() for values in arrays):
         raise ParityError(f"a value is not finite on tiles of {tiles.source}; no bundle is written")
 
 
 def prove(
     expected: NDArray[np.float32],
     session: Session,
-    tiles: Tiles,
+    tiles: TileSet,
     bank: Bank,
     settings: Settings,
     tolerance: Tolerance | None = None,
 ) -> dict[str, Any]:
-    """Compare the checkpoint's embeddings [n, D] of `tiles` with the fp32 export's; the content of parity.json.
+    """Prove that the fp32 export of a retrieval system matches its checkpoint.
 
-    Raises ParityError, naming the figure that is out of tolerance.
+    Parameters
+    ----------
+    expected : float32 [n, D]
+        The checkpoint's embeddings of `tiles`.
+    session : Session
+        The exported graph.
+    tiles : TileSet
+    bank : Bank
+    settings : Settings
+    tolerance : Tolerance, optional
+
+    Returns
+    -------
+    dict
+        Content of parity.json.
+
+    Raises
+    ------
+    ParityError
+        Naming the figure out of tolerance.
     """
     tolerance = tolerance or Tolerance()
-    found = compare_export(expected, session, tiles, bank, settings)
-    e, x = found["embedding"], found["expression"]
+    figures = compare_export(expected, session, tiles, bank, settings)
+    e, x = figures["embedding"], figures["expression"]
     checks = {
         "the largest difference of an embedding": _at_most(
             e["max_abs"], tolerance.embedding_max_abs * e["largest_value"]
         ),
         "the least cosine of an embedding": _at_least(e["cosine_min"], tolerance.cosine_min),
         "the overlap of the neighbours": _at_least(
-            found["neighbours"]["overlap_mean"], tolerance.overlap_mean
+            figures["neighbours"]["overlap_mean"], tolerance.overlap_mean
         ),
         "the 99.9 % quantile of the expression's difference": _at_most(
             x["q999_abs"], tolerance.expression_q999
         ),
         "the Pearson r of the expression": _at_least(x["pearson"], tolerance.expression_pearson),
     }
-    return _verdict(checks, found, session.provider, tiles, tolerance)
+    return _record(checks, figures, session.provider, tiles, tolerance)
 
 
 def prove_expression(
     expected: NDArray[np.float32],
-    exported: NDArray[np.float32],
-    tiles: Tiles,
+    actual: NDArray[np.float32],
+    tiles: TileSet,
     provider: str,
     tolerance: Tolerance | None = None,
 ) -> dict[str, Any]:
-    """Compare expression [n, G] of checkpoint and export where there is no bank; the content of parity.json.
+    """Prove that an export without a bank matches its checkpoint; expression [n, G] → content of parity.json.
 
-    Raises ParityError, naming the figure that is out of tolerance.
+    Raises ParityError, naming the figure out of tolerance.
     """
     tolerance = tolerance or Tolerance()
-    check_finite(tiles, expected, exported)
-    x = compare_expression(expected, exported)
+    check_finite(tiles, expected, actual)
+    x = compare_expression(expected, actual)
     largest = float(np.abs(expected).max())
     checks = {
         "the largest difference of the expression": _at_most(
@@ -232,32 +280,33 @@ def prove_expression(
         ),
         "the Pearson r of the expression": _at_least(x["pearson"], tolerance.expression_pearson),
     }
-    return _verdict(checks, {"expression": {**x, "largest_value": largest}}, provider, tiles, tolerance)
+    return _record(checks, {"expression": {**x, "largest_value": largest}}, provider, tiles, tolerance)
 
 
 def _at_most(value: float, limit: float) -> str:
-    """Empty where `value` keeps the limit, else both in words."""
+    """Empty if `value` is within the limit, else a complaint."""
     return "" if value <= limit else f"{value:.3g}, where at most {limit:.3g} is right"
 
 
 def _at_least(value: float | None, limit: float) -> str:
-    """The same from below; a value that is not defined (one expression throughout) is left to the other figures."""
+    """Same for a lower limit; an undefined value (constant expression) passes."""
     return "" if value is None or value >= limit else f"{value:.7g}, where at least {limit:.7g} is right"
 
 
-def _verdict(
-    checks: dict[str, str], found: dict[str, Any], provider: str, tiles: Tiles, tolerance: Tolerance
+def _record(
+    checks: dict[str, str], figures: dict[str, Any], provider: str, tiles: TileSet, tolerance: Tolerance
 ) -> dict[str, Any]:
     for name, complaint in checks.items():
         if complaint:
             raise ParityError(
-                f"the exported graph does not give what the checkpoint gives: on {tiles}, {name} is {complaint}; no bundle is written"
+                f"the exported graph does not give what the checkpoint gives: on {tiles}, {name} is "
+                f"{complaint}; no bundle is written"
             )
     return {
         "reference": "checkpoint in torch, float32",
         "provider": provider,
         "tiles": {"source": tiles.source, "count": len(tiles.pixels)},
-        **found,
+        **figures,
         "tolerance": asdict(tolerance),
         "passed": True,
     }

@@ -1,4 +1,4 @@
-"""A bundle's graphs in other precisions, derived from the fp32 ones, each proved before it stays."""
+"""Derive a bundle's graphs in other precisions from fp32 and check each."""
 
 from __future__ import annotations
 
@@ -14,112 +14,152 @@ from mclst.export.onnx.calibrate import Method, calibrate
 from mclst.export.onnx.fp16 import Half, HalfGraph, to_half
 from mclst.export.onnx.graph import save
 from mclst.export.onnx.int8 import find_products, to_int8
-from mclst.export.parity.compare import Tiles
-from mclst.export.parity.tolerances import NO_LIMITS, Gate, gate_for, judge
+from mclst.export.parity.compare import TileSet
+from mclst.export.parity.tolerances import NO_LIMITS, Gate, check_gate, gate_for
 from mclst.runtime.bundle.bundle import ENCODER, SEQUENCE, graph_name
 from mclst.runtime.errors import CheckpointError, ReferenceDataError
 
 Compare = Callable[[Path, Path | None], dict[str, Any]]
-"""Encoder and sequence part → the figures of `mclst.export.parity.compare` against the checkpoint."""
+"""(encoder, slide network or None) → figures of `mclst.export.parity.compare` against the checkpoint."""
 
 
 @dataclass(frozen=True)
-class Precisions:
-    """What beside fp32 to write, and what it must keep.
+class PrecisionOptions:
+    """Precisions to write and how to calibrate and judge them.
 
-    wanted: of "fp16", "bf16" and "int8"; "fp32" is there anyway. calibration: slides whose tissue calibrates int8,
-    in place of the reference's own tiles. calibration_tiles, method: how int8's ranges are found. limits: in place
-    of a precision's own gate where not None.
+    Parameters
+    ----------
+    precisions : tuple of str
+        Of "fp16", "bf16" and "int8"; fp32 is always written.
+    calibration_slides : tuple of Path
+        Slides whose tissue calibrates int8; by default the reference's own tiles.
+    calibration_tiles : int
+        Number of tiles that calibrate int8.
+    method : {"percentile", "entropy"}
+        How int8 ranges are chosen.
+    limits : Gate
+        Overrides of each precision's gate.
     """
 
-    wanted: tuple[str, ...] = ()
-    calibration: tuple[Path, ...] = ()
+    precisions: tuple[str, ...] = ()
+    calibration_slides: tuple[Path, ...] = ()
     calibration_tiles: int = 64
     method: Method = "percentile"
     limits: Gate = NO_LIMITS
 
     @property
-    def calibrated(self) -> bool:
-        """Whether tiles to calibrate on are needed."""
-        return "int8" in self.wanted
+    def needs_calibration(self) -> bool:
+        """Whether calibration tiles are needed."""
+        return "int8" in self.precisions
 
 
-FP32_ALONE = Precisions()
+FP32_ONLY = PrecisionOptions()
 
 
-def add_precisions(
+def write_precisions(
     folder: Path,
-    asked: Precisions,
-    calibration: Tiles | None,
-    tiles: Tiles,
+    options: PrecisionOptions,
+    calibration: TileSet | None,
+    tiles: TileSet,
     compare: Compare,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Write `encoder.<precision>.onnx` (and `sequence.<precision>.onnx`) beside the fp32 graphs in `folder`.
+    """Write `encoder.<precision>.onnx` (and `sequence.<precision>.onnx`) next to the fp32 graphs in `folder`.
 
-    Returns the record of each for parity.json. Raises ParityError where one fails its gate on `tiles`,
-    ReferenceDataError where int8 has no tiles to calibrate on, CheckpointError where a graph cannot be converted.
+    Parameters
+    ----------
+    folder : Path
+        With the fp32 graphs.
+    options : PrecisionOptions
+    calibration : TileSet or None
+        For int8.
+    tiles : TileSet
+        To judge on.
+    compare : callable
+        Measures a graph against the checkpoint on `tiles`.
+    say : callable
+        Called with progress messages.
+
+    Returns
+    -------
+    dict
+        Record of each precision for parity.json.
+
+    Raises
+    ------
+    ParityError
+        If a precision fails its gate.
+    ReferenceDataError
+        If int8 has no tiles to calibrate on.
+    CheckpointError
+        If a graph cannot be converted.
     """
-    done: dict[str, Any] = {}
-    for precision in dict.fromkeys(asked.wanted):
+    records: dict[str, Any] = {}
+    for precision in dict.fromkeys(options.precisions):
         if precision == "fp32":
             continue
         say(
             f"deriving the graph in {precision}"
             + (f", calibrated on {calibration}" if precision == "int8" else "")
         )
-        with TemporaryDirectory() as spare:
-            record, graphs = derive(folder, precision, calibration, asked.method, spare=Path(spare))
-            found = compare(graphs[ENCODER], graphs.get(SEQUENCE))
-        done[precision] = {**record, **judge(precision, found, gate_for(precision, asked.limits), str(tiles))}
-    return done
+        with TemporaryDirectory() as scratch:
+            record, graphs = derive_graphs(
+                folder, precision, calibration, options.method, scratch=Path(scratch)
+            )
+            figures = compare(graphs[ENCODER], graphs.get(SEQUENCE))
+        gate = gate_for(precision, options.limits)
+        records[precision] = {**record, **check_gate(precision, figures, gate, str(tiles))}
+    return records
 
 
-def derive(
-    folder: Path, precision: str, calibration: Tiles | None, method: Method = "percentile", *, spare: Path
+def derive_graphs(
+    folder: Path, precision: str, calibration: TileSet | None, method: Method = "percentile", *, scratch: Path
 ) -> tuple[dict[str, Any], dict[str, Path]]:
-    """Write the graphs of `folder` in `precision` beside the fp32 ones.
+    """Write the graphs of `folder` in another precision.
 
-    Returns the record for parity.json, and the graphs by their fp32 file's name as a CPU runs them: in bf16, rounded
-    fp32 ones in the folder `spare`. Raises as `add_precisions` does.
+    Returns
+    -------
+    record : dict
+        For parity.json.
+    graphs : dict of str to Path
+        Graphs that a CPU can run, by fp32 file name. For bf16 these are rounded fp32 graphs in `scratch`.
     """
-    exact = {name: folder / name for name in (ENCODER, SEQUENCE) if (folder / name).exists()}
+    fp32 = {name: folder / name for name in (ENCODER, SEQUENCE) if (folder / name).exists()}
     if precision == "fp32":
-        return {}, exact
+        return {}, fp32
     if precision == "int8":
         return _write_int8(folder, calibration, method), {
-            **exact,
+            **fp32,
             ENCODER: folder / graph_name(ENCODER, "int8"),
         }
-    spare.mkdir(exist_ok=True)
-    return _write_half(folder, cast(Half, precision), spare)
+    scratch.mkdir(exist_ok=True)
+    return _write_half(folder, cast(Half, precision), scratch)
 
 
-def judge_fp32(parity: dict[str, Any], asked: Precisions, tiles: Tiles) -> dict[str, Any]:
-    """The fp32 record, held to the limits that were given; raises ParityError as `judge` does."""
-    return judge("fp32", parity, gate_for("fp32", asked.limits), str(tiles))
+def check_fp32(parity: dict[str, Any], options: PrecisionOptions, tiles: TileSet) -> dict[str, Any]:
+    """Check the fp32 record against the overridden limits; raises ParityError."""
+    return check_gate("fp32", parity, gate_for("fp32", options.limits), str(tiles))
 
 
-def _write_half(folder: Path, precision: Half, spare: Path) -> tuple[dict[str, Any], dict[str, Path]]:
-    """Write them; the record, and the graphs to judge them by: in bf16, rounded fp32 ones in `spare`."""
+def _write_half(folder: Path, precision: Half, scratch: Path) -> tuple[dict[str, Any], dict[str, Path]]:
     record: dict[str, Any] = {"provider": "cpu"}
     if precision == "bf16":
         record["provider"] = (
             "cpu, every bf16 result rounded from fp32: ONNX Runtime's CPU provider has no bf16"
         )
-    judged: dict[str, Path] = {}
+    graphs: dict[str, Path] = {}
     for name in (ENCODER, SEQUENCE):
         if not (folder / name).exists():
             continue
-        exact = onnx.load(folder / name)
-        converted = to_half(exact, precision)
-        judged[name] = folder / graph_name(name, precision)
-        _save(converted.model, judged[name], precision)
+        fp32 = onnx.load(folder / name)
+        converted = to_half(fp32, precision)
+        graphs[name] = folder / graph_name(name, precision)
+        _save(converted.model, graphs[name], precision)
         record[name.removesuffix(".onnx")] = _operators(converted)
         if precision == "bf16":
-            judged[name] = spare / name
-            save(to_half(exact, precision, rounded=True).model, judged[name])
-    return record, judged
+            graphs[name] = scratch / name
+            save(to_half(fp32, precision, rounded=True).model, graphs[name])
+    return record, graphs
 
 
 def _operators(converted: HalfGraph) -> dict[str, Any]:
@@ -129,21 +169,21 @@ def _operators(converted: HalfGraph) -> dict[str, Any]:
     }
 
 
-def _write_int8(folder: Path, calibration: Tiles | None, method: Method) -> dict[str, Any]:
+def _write_int8(folder: Path, calibration: TileSet | None, method: Method) -> dict[str, Any]:
     if calibration is None:
         raise ReferenceDataError(
-            "int8 is calibrated on real tiles and no image of a reference section can be read; give a slide with "
-            "--calibration, or leave --precision int8 out"
+            "int8 is calibrated on real tiles and no image of a reference section can be read; give a "
+            "slide with --calibration, or leave --precision int8 out"
         )
-    exact = onnx.load(folder / ENCODER)
-    products = find_products(exact)
+    fp32 = onnx.load(folder / ENCODER)
+    products = find_products(fp32)
     if not products:
         raise CheckpointError(
             "the encoder has no product behind its first to compute in int8; leave --precision int8 out"
         )
     activations = list(dict.fromkeys(product.activation for product in products))
-    ranges = calibrate(exact, activations, calibration.pixels, method)
-    _save(to_int8(exact, ranges), folder / graph_name(ENCODER, "int8"), "int8")
+    ranges = calibrate(fp32, activations, calibration.pixels, method)
+    _save(to_int8(fp32, ranges), folder / graph_name(ENCODER, "int8"), "int8")
     return {
         "provider": "cpu",
         "calibration": {
@@ -156,7 +196,7 @@ def _write_int8(folder: Path, calibration: Tiles | None, method: Method) -> dict
 
 
 def _save(model: onnx.ModelProto, path: Path, precision: str) -> None:
-    """Save and check; CheckpointError where onnx refuses what the conversion made of this network."""
+    """Save and check; CheckpointError if onnx refuses the converted graph."""
     try:
         save(model, path)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -1,4 +1,4 @@
-"""What an export in another precision must keep, in the task's own terms; without it there is no bundle."""
+"""Gates that an export must pass in each precision, in terms of the task."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ from mclst.runtime.errors import ParityError
 
 @dataclass(frozen=True)
 class Gate:
-    """Least figures against the checkpoint, None where nothing is asked.
+    """Limits on the difference from the checkpoint; None for no limit.
 
-    cosine: of the worst tile's embedding. overlap: mean share of the 50 nearest reference spots in common. pearson:
-    mean over genes of r between the expressions. change: of the mean r per gene against what was measured at the
-    tiles' spots, where that is known.
+    Parameters
+    ----------
+    cosine : float, optional
+        Least cosine of a tile's embeddings.
+    overlap : float, optional
+        Least mean share of the 50 nearest reference spots in common.
+    pearson : float, optional
+        Least mean over genes of Pearson r between the expressions.
+    change : float, optional
+        Largest change of the mean r per gene against the measured expression of the tiles' spots, if known.
     """
 
     cosine: float | None = None
@@ -32,24 +39,24 @@ GATES = {
 }
 
 
-def gate_for(precision: str, given: Gate) -> Gate:
-    """The precision's gate with the limits that are `given` in place of its own.
+def gate_for(precision: str, overrides: Gate) -> Gate:
+    """Gate of a precision with `overrides`; `change` follows an overridden `pearson` as 1 - r.
 
-    `change` follows a given `pearson` as 1 - r. fp32 has no limits of its own here: its tolerance is narrower.
+    fp32 has no gate here, since its `Tolerance` is narrower.
     """
-    limits = {name: value for name, value in asdict(given).items() if value is not None}
-    if given.pearson is not None:
-        limits.setdefault("change", 1 - given.pearson)
+    limits = {name: value for name, value in asdict(overrides).items() if value is not None}
+    if overrides.pearson is not None:
+        limits.setdefault("change", 1 - overrides.pearson)
     return replace(GATES.get(precision, NO_LIMITS), **limits)
 
 
-def judge(precision: str, found: Mapping[str, Any], gate: Gate, tiles: str) -> dict[str, Any]:
-    """`found` (of `mclst.export.parity.compare`) with the gate it passed; raises ParityError naming the figure that fails.
+def check_gate(precision: str, figures: Mapping[str, Any], gate: Gate, tiles: str) -> dict[str, Any]:
+    """Return `figures` (of `mclst.export.parity.compare`) with the gate they passed.
 
-    A figure that is not defined (no bank, one expression throughout, nothing measured) is left to the others; tiles:
-    how many and from where, for the sentence.
+    Undefined figures (no bank, constant expression, nothing measured) pass. `tiles` says how many and from
+    where. Raises ParityError naming the first figure that fails.
     """
-    for what, (part, name), option, limit, sign in (
+    for title, (part, name), option, limit, sign in (
         ("the least cosine of an embedding", ("embedding", "cosine_min"), "--min-cosine", gate.cosine, 1),
         ("the overlap of the 50 nearest", ("neighbours", "overlap_at_50"), "--min-overlap", gate.overlap, 1),
         (
@@ -67,7 +74,7 @@ def judge(precision: str, found: Mapping[str, Any], gate: Gate, tiles: str) -> d
             -1,
         ),
     ):
-        value = found.get(part, {}).get(name)
+        value = figures.get(part, {}).get(name)
         if value is None or limit is None:
             continue
         value = float(value) if sign > 0 else abs(float(value))
@@ -76,7 +83,7 @@ def judge(precision: str, found: Mapping[str, Any], gate: Gate, tiles: str) -> d
             if precision != "fp32":
                 cure = f"leave --precision {precision} out, or {cure}"
             raise ParityError(
-                f"in {precision}, {what} on {tiles} is {value:.7g}, where at {'least' if sign > 0 else 'most'} "
-                f"{limit:.7g} is asked for; {cure}; no bundle is written"
+                f"in {precision}, {title} on {tiles} is {value:.7g}, where at "
+                f"{'least' if sign > 0 else 'most'} {limit:.7g} is required; {cure}; no bundle is written"
             )
-    return {**found, "gate": asdict(gate), "passed": True}
+    return {**figures, "gate": asdict(gate), "passed": True}

@@ -1,7 +1,4 @@
-"""`config.pbtxt` of each model of a server, in protobuf's text form.
-
-Fields and their meaning: Triton's model_config.proto.
-"""
+"""`config.pbtxt` of each served model, with the fields of Triton's model_config.proto."""
 
 from __future__ import annotations
 
@@ -22,59 +19,59 @@ from mclst.runtime.serving.server_manifest import (
 from mclst.runtime.serving.triton_models import ENCODED, VERSION
 
 MAX_QUEUE = 32
-"""Requests that wait for the encoder; the next one is answered 503, so that a client sends less."""
+"""Requests that wait for the encoder; the next gets 503, so that a client slows down."""
 
 QUEUE_US = 60_000_000
-"""A request that waited so long is answered 503."""
+"""A request that waits longer gets 503."""
 
 MERGE_US = 5000
-"""How long a request waits for others to share a batch with."""
+"""How long a request waits for others to share its batch."""
 
 
-class Word(str):
-    """An enumerator: written without quotes."""
+class Enum(str):
+    """An enumerator, written without quotes."""
 
 
 Message = Mapping[str, Any]
 
 
 def pbtxt(message: Message) -> str:
-    """Protobuf's text form of a message: mappings are messages, lists repeated fields, `Word`s enumerators."""
+    """Protobuf's text form: mappings are messages, lists repeated fields, `Enum`s enumerators."""
     return "".join(f"{line}\n" for line in _lines(message, ""))
 
 
 def _lines(message: Message, indent: str) -> Iterator[str]:
     for name, value in message.items():
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, Mapping):
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, Mapping):
                 yield f"{indent}{name} {{"
-                yield from _lines(one, indent + "  ")
+                yield from _lines(item, indent + "  ")
                 yield f"{indent}}}"
             else:
-                yield f"{indent}{name}: {_scalar(one)}"
+                yield f"{indent}{name}: {_scalar(item)}"
 
 
 def _scalar(value: object) -> str:
-    if isinstance(value, Word):
+    if isinstance(value, Enum):
         return str(value)
     if isinstance(value, str):
-        return '"' + "".join(map(_escaped, value.encode())) + '"'
+        return '"' + "".join(map(_escape, value.encode())) + '"'
     if isinstance(value, bool | int):
         return str(value).lower()
     raise TypeError(f"{value!r} has no text form")
 
 
-def _escaped(byte: int) -> str:
+def _escape(byte: int) -> str:
     plain = 32 <= byte < 127 and byte not in b'"\\'
     return chr(byte) if plain else f"\\{byte:03o}"
 
 
 def encoder_config(served: Served, output: str) -> Message:
-    """The encoder under its C++ backend; output: the graph's own name of it."""
+    """The encoder on its C++ backend; `output` is the name in its graph."""
     manifest = served.bundle.manifest
     tensorrt = served.backend == "tensorrt"
     dims = [manifest.tile.size_px, manifest.tile.size_px, 3]
-    # The first run of a batch is the slow one: memory is taken, kernels are chosen.
+    # The first run of a batch size is slow: memory is allocated and kernels are chosen.
     warm = [_warm_up(TILES, "TYPE_UINT8", dims, n) for n in sorted({1, served.max_batch})]
     return {
         "name": inner_model(served.name, "encoder"),
@@ -83,37 +80,37 @@ def encoder_config(served: Served, output: str) -> Message:
         "input": [_tensor(TILES, "TYPE_UINT8", dims)],
         "output": [_tensor(output, "TYPE_FP32", [manifest.encoder.embedding_dim])],
         **_one_version(),
-        **_merging(),
-        "instance_group": [{"count": 1, "kind": Word("KIND_GPU" if tensorrt else "KIND_AUTO")}],
+        **_batching(),
+        "instance_group": [{"count": 1, "kind": Enum("KIND_GPU" if tensorrt else "KIND_AUTO")}],
         "model_warmup": warm,
     }
 
 
 def retrieval_config(served: Served) -> Message:
-    """Retrieval in Triton's Python backend, on the CPU."""
+    """Retrieval on the CPU in Triton's Python backend."""
     return {
         **_python(served, "retrieval"),
         "max_batch_size": served.max_batch,
         "input": [_tensor(EMBEDDING, "TYPE_FP32", [_width(served)])],
         "output": _outputs(served),
-        **_merging(),
+        **_batching(),
         "model_warmup": [_warm_up(EMBEDDING, "TYPE_FP32", [_width(served)], 1)],
     }
 
 
 def direct_config(served: Served) -> Message:
-    """The check of a regression's expression."""
+    """Check of a regression's expression."""
     return {
         **_python(served, "direct"),
         "max_batch_size": served.max_batch,
         "input": [_tensor(ENCODED, "TYPE_FP32", [_width(served)])],
         "output": _outputs(served),
-        **_merging(),
+        **_batching(),
     }
 
 
 def manifest_config(served: Served) -> Message:
-    """What a client has to know."""
+    """The server manifest for clients."""
     return {
         **_python(served, "manifest"),
         "max_batch_size": 0,
@@ -123,14 +120,14 @@ def manifest_config(served: Served) -> Message:
 
 
 def ensemble_config(served: Served, output: str) -> Message:
-    """Tiles in, expression out; output: the encoder's."""
+    """Tiles → expression; `output` is the encoder's."""
     size_px = served.bundle.manifest.tile.size_px
     retrieves = served.bundle.manifest.kind == "retrieval"
-    second, takes = ("retrieval", EMBEDDING) if retrieves else ("direct", ENCODED)
-    gives = [tensor["name"] for tensor in _outputs(served)]
+    second, input_name = ("retrieval", EMBEDDING) if retrieves else ("direct", ENCODED)
+    outputs = [tensor["name"] for tensor in _outputs(served)]
     steps = [
         _step(served, "encoder", {TILES: TILES}, {output: "encoded"}),
-        _step(served, second, {takes: "encoded"}, {name: name for name in gives}),
+        _step(served, second, {input_name: "encoded"}, {name: name for name in outputs}),
     ]
     return {
         "name": served.name,
@@ -148,16 +145,16 @@ def _python(served: Served, part: str) -> dict[str, Any]:
         "name": inner_model(served.name, part),
         "backend": "python",
         **_one_version(),
-        "instance_group": [{"count": 1, "kind": Word("KIND_CPU")}],
+        "instance_group": [{"count": 1, "kind": Enum("KIND_CPU")}],
     }
 
 
 def _outputs(served: Served) -> list[dict[str, Any]]:
     manifest = served.bundle.manifest
-    found = [_tensor(EXPRESSION, "TYPE_FP32", [manifest.genes])]
+    outputs = [_tensor(EXPRESSION, "TYPE_FP32", [manifest.genes])]
     if manifest.kind == "retrieval":
-        found += [_tensor(name, "TYPE_FP32", [1]) for name in (NEAREST, EFFECTIVE_K)]
-    return found
+        outputs += [_tensor(name, "TYPE_FP32", [1]) for name in (NEAREST, EFFECTIVE_K)]
+    return outputs
 
 
 def _width(served: Served) -> int:
@@ -165,17 +162,17 @@ def _width(served: Served) -> int:
 
 
 def _tensor(name: str, kind: str, dims: list[int]) -> dict[str, Any]:
-    return {"name": name, "data_type": Word(kind), "dims": dims}
+    return {"name": name, "data_type": Enum(kind), "dims": dims}
 
 
 def _one_version() -> dict[str, Any]:
     return {"version_policy": {"specific": {"versions": [int(VERSION)]}}}
 
 
-def _merging() -> dict[str, Any]:
-    """Requests that wait share a batch; too many of them are turned away."""
+def _batching() -> dict[str, Any]:
+    """Waiting requests share a batch; excess requests are rejected."""
     policy = {
-        "timeout_action": Word("REJECT"),
+        "timeout_action": Enum("REJECT"),
         "default_timeout_microseconds": QUEUE_US,
         "max_queue_size": MAX_QUEUE,
     }
@@ -185,7 +182,7 @@ def _merging() -> dict[str, Any]:
 
 
 def _warm_up(name: str, kind: str, dims: list[int], batch: int) -> Message:
-    value = {"data_type": Word(kind), "dims": dims, "zero_data": True}
+    value = {"data_type": Enum(kind), "dims": dims, "zero_data": True}
     return {
         "name": f"{batch} at once",
         "batch_size": batch,
@@ -193,10 +190,10 @@ def _warm_up(name: str, kind: str, dims: list[int], batch: int) -> Message:
     }
 
 
-def _step(served: Served, part: str, takes: dict[str, str], gives: dict[str, str]) -> Message:
+def _step(served: Served, part: str, inputs: dict[str, str], outputs: dict[str, str]) -> Message:
     return {
         "model_name": inner_model(served.name, part),
         "model_version": int(VERSION),
-        "input_map": [{"key": own, "value": shared} for own, shared in takes.items()],
-        "output_map": [{"key": own, "value": shared} for own, shared in gives.items()],
+        "input_map": [{"key": name, "value": tensor} for name, tensor in inputs.items()],
+        "output_map": [{"key": name, "value": tensor} for name, tensor in outputs.items()],
     }

@@ -1,0 +1,166 @@
+"""Files of a retrieval bundle: reference sections, bank, graphs and parity."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mclst.export.inputs.bank import ReferenceSection, encode_bank
+from mclst.export.inputs.checkpoint import Checkpoint
+from mclst.export.inputs.references import (
+    GeneList,
+    SectionImage,
+    find_references,
+    model_genes,
+    read_references,
+    stored_sections,
+)
+from mclst.export.onnx.graph import write_graph
+from mclst.export.parity.compare import TileSet, compare_export, encode_with_checkpoint, prove
+from mclst.export.parity.precisions import PrecisionOptions, check_fp32, write_precisions
+from mclst.export.parity.tiles import real_tiles, slide_tiles, synthetic_tiles
+from mclst.runtime.atomic import write_atomically
+from mclst.runtime.bundle.bank import bank_bytes
+from mclst.runtime.bundle.bundle import BANK, ENCODER, PARITY
+from mclst.runtime.bundle.manifest import Settings
+from mclst.runtime.errors import ReferenceDataError
+from mclst.runtime.inference.providers import open_session
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Measured sections of a bank before encoding."""
+
+    sections: list[ReferenceSection]
+    genes: GeneList
+    images: list[SectionImage]
+
+
+def load_reference(
+    checkpoint: Checkpoint,
+    paths: Sequence[Path],
+    sections: str | None,
+    hold_out: Sequence[str],
+    genes: Path | None,
+    settings: Settings,
+    say: Callable[[str], None],
+) -> Reference:
+    """Read the chosen reference sections, or those stored in the checkpoint.
+
+    Raises ReferenceDataError if there are none or the gene order is unknown, SectionError as the readers do.
+    """
+    if paths:
+        sources = find_references(paths, sections, hold_out)
+        raw = {settings.normalisation.input, settings.normalisation.expression} == {"none"}
+        read = read_references(
+            sources,
+            lambda first: model_genes(checkpoint, paths, genes, first),
+            lambda text: None if raw else say(f"Warning: {text}"),
+        )
+        return Reference(*read)
+    if not checkpoint.metadata.get("sections"):
+        raise ReferenceDataError(
+            f"{checkpoint.path} carries no reference sections; give the measured sections with --reference"
+        )
+    if sections or hold_out or genes:
+        raise ReferenceDataError("--sections, --hold-out and --genes choose from a --reference; give one")
+    return Reference(*stored_sections(checkpoint), [])
+
+
+def write_retrieval_bundle(
+    folder: Path,
+    checkpoint: Checkpoint,
+    settings: Settings,
+    reference: Reference,
+    parity_tiles: int,
+    precisions: PrecisionOptions,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Write bank, graphs and parity.json into `folder`; return their manifest fields.
+
+    Raises ReferenceDataError if the bank cannot be made, CheckpointError if a graph cannot be traced,
+    ParityError.
+    """
+    rows = sum(len(s.spot) for s in reference.sections)
+    if settings.retrieval.k > rows:
+        raise ReferenceDataError(
+            f"k is {settings.retrieval.k} and the reference sections have {rows} spots together; "
+            f"give --k of at most {rows}, or more sections"
+        )
+    say(f"encoding {rows} reference spots of {len(reference.sections)} sections")
+    bank = encode_bank(checkpoint, reference.sections, reference.genes.names, settings)
+    if not np.ptp(bank.expression):
+        raise ReferenceDataError(
+            "the reference sections hold no expression of the model's genes; give others"
+        )
+    write_atomically(folder / BANK, bank_bytes(bank))
+    say(f"tracing {checkpoint.encoder} to ONNX")
+    network = checkpoint.network(heads=settings.heads if "heads" in checkpoint.system.supports else None)
+    write_graph(network, settings.tile, settings.preprocessing, folder / ENCODER)
+    tiles, calibration = _choose_tiles(checkpoint, reference, settings, parity_tiles, precisions, say)
+    say(f"proving parity on {tiles}")
+    expected = encode_with_checkpoint(network, tiles.pixels, settings)
+    parity = prove(expected, open_session(folder / ENCODER, "cpu"), tiles, bank, settings)
+    parity = check_fp32(parity, precisions, tiles)
+    parity["precisions"] = write_precisions(
+        folder,
+        precisions,
+        calibration,
+        tiles,
+        lambda encoder, _: compare_export(expected, open_session(encoder, "cpu"), tiles, bank, settings),
+        say,
+    )
+    write_atomically(folder / PARITY, (json.dumps(parity, indent=2, allow_nan=False) + "\n").encode())
+    dumped = settings.model_dump(mode="json")
+    fields = {
+        "genes_from": reference.genes.source,
+        "retrieval": dumped["retrieval"],
+        "bank": [{"name": s.name, "spots": len(s.spot)} for s in reference.sections],
+    }
+    if "context" in checkpoint.system.supports:
+        fields["context"] = dumped["context"]
+        fields["spot_encoder"] = {"heads": settings.heads, "depth": checkpoint.traits.depth}
+    return fields
+
+
+def _choose_tiles(
+    checkpoint: Checkpoint,
+    reference: Reference,
+    settings: Settings,
+    count: int,
+    precisions: PrecisionOptions,
+    say: Callable[[str], None],
+) -> tuple[TileSet, TileSet | None]:
+    """Tiles for parity and, if int8 is requested and there are any, disjoint tiles for calibration."""
+    calibration_count, needs_calibration = precisions.calibration_tiles, precisions.needs_calibration
+    calibration = (
+        slide_tiles(precisions.calibration_slides, settings.tile, calibration_count)
+        if needs_calibration and precisions.calibration_slides
+        else None
+    )
+    stored, size = checkpoint.metadata.get("tiles"), settings.tile.size_px
+    if (
+        isinstance(stored, Tensor)
+        and stored.dtype == torch.uint8
+        and len(stored)
+        and stored.shape[1:] == (size, size, 3)
+    ):
+        source = "the training sections, carried in the checkpoint"
+        # Without calibration slides, every second tile calibrates.
+        step = 2 if needs_calibration and calibration is None else 1
+        tiles = TileSet(stored[::step][:count].numpy(), source)
+        others = TileSet(stored[1::2][:calibration_count].numpy(), source) if len(stored) > 1 else None
+        return tiles, calibration or others
+    section_tiles = real_tiles(reference.images, settings.tile, count, say)
+    if section_tiles and needs_calibration and calibration is None:
+        calibration = real_tiles(
+            reference.images, settings.tile, calibration_count, lambda text: None, without=section_tiles
+        )
+    return section_tiles or synthetic_tiles(settings.tile, count), calibration
