@@ -9,7 +9,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 sys.path.insert(0, str(Path(__file__).parent / "runtime" / "report" / "page"))
-from openseadragon import PLACE, fetch_viewer
+from openseadragon import VIEWER_PATH, fetch_viewer
 
 
 class BuildWithViewer(build_py):
@@ -17,7 +17,7 @@ class BuildWithViewer(build_py):
 
     def run(self) -> None:
         """Fetch, then collect."""
-        if not PLACE.is_file():
+        if not VIEWER_PATH.is_file():
             try:
                 fetch_viewer()
             except (RuntimeError, OSError) as error:

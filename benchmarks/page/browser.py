@@ -1,4 +1,4 @@
-"""A browser without a window and without a network, in which the pages are tested, timed and photographed."""
+"""Open pages in a headless, offline Chromium."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ ARGUMENTS = (
 
 
 def find_chromium() -> str | None:
-    """Path of a Chromium: what CHROMIUM names, else one on the PATH."""
+    """Return the path of Chromium: $CHROMIUM, else the first on the PATH."""
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 
 
 @contextmanager
 def open_browser(width: int = 1400, height: int = 900, *, scale: float = 1.0) -> Iterator[Any]:
-    """A Playwright browser context, its network off, its profile new and gone afterwards; sizes in CSS px.
+    """Open an offline Playwright context with a temporary profile; sizes in CSS px.
 
-    Raises ResourceError where Playwright or Chromium is not installed.
+    Raises ResourceError if Playwright or Chromium is not installed.
     """
     try:
         from playwright.sync_api import sync_playwright
@@ -41,7 +41,7 @@ def open_browser(width: int = 1400, height: int = 900, *, scale: float = 1.0) ->
         raise ResourceError(f"{error.name} is not installed; install mclst[dev]") from error
     program = find_chromium()
     if program is None:
-        raise ResourceError("no Chromium is installed; install one, or name it in CHROMIUM")
+        raise ResourceError("no Chromium is installed; install one, or set CHROMIUM to its path")
     with sync_playwright() as driver, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         context = driver.chromium.launch_persistent_context(
             profile,
@@ -58,13 +58,16 @@ def open_browser(width: int = 1400, height: int = 900, *, scale: float = 1.0) ->
             context.close()
 
 
-def wait_for_picture(page: Any, seconds: float = 60.0) -> float:
-    """Wait for a report's first picture, tissue and spots; ms after its opening. Raises TimeoutError."""
-    # Asked from outside: the page's own policy forbids eval, with which Playwright's waiting works.
-    asked = "performance.getEntriesByName('first-picture')[0]?.startTime ?? null"
-    for _ in range(int(seconds / 0.02)):
-        found = page.evaluate(asked)
-        if found is not None:
-            return float(found)
+def wait_until(page: Any, condition: str, timeout_s: float = 60.0) -> Any:
+    """Poll a JavaScript expression until it is true; return its value. Raises TimeoutError."""
+    # Playwright's own waiting uses eval, which the page's policy forbids.
+    for _ in range(int(timeout_s / 0.02)):
+        if value := page.evaluate(condition):
+            return value
         page.wait_for_timeout(20)
-    raise TimeoutError(f"{page.url} shows no picture after {seconds:g} s")
+    raise TimeoutError(f"{page.url}: {condition} is not true after {timeout_s:g} s")
+
+
+def wait_for_picture(page: Any) -> float:
+    """Wait for the first picture of a map's page, tissue and spots; return ms since its opening."""
+    return float(wait_until(page, "performance.getEntriesByName('first-picture')[0]?.startTime"))

@@ -1,4 +1,4 @@
-"""Which files are made from a map, where each goes, and making them."""
+"""The files made from a map: which to write, their paths, writing them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from mclst.runtime.expression_map.reader import Map
 from mclst.runtime.report.export.geojson import write_geojson
 from mclst.runtime.report.export.spatialdata_store import write_store
 from mclst.runtime.report.export.tables import write_csv, write_parquet
-from mclst.runtime.report.figures.contact_sheet import picture_map
-from mclst.runtime.report.figures.layout import KINDS
-from mclst.runtime.report.page.slide_page import Picture, check_viewer, write_slide_page
+from mclst.runtime.report.figures.contact_sheet import write_contact_sheet
+from mclst.runtime.report.figures.style import FORMATS
+from mclst.runtime.report.page.slide_page import TissueImage, check_viewer, write_slide_page
 
-ENDINGS = {
+SUFFIXES = {
     "html": ".html",
     "geojson": ".geojson",
     "spatialdata": ".zarr",
     "csv": ".csv",
     "parquet": ".parquet",
 }
-NEEDED = {"spatialdata": ("spatialdata", "spatialdata"), "parquet": ("pyarrow", "parquet")}
-"""Kind of file → the package that writes it, and the extra of mclst that brings it."""
+REQUIRED_PACKAGES = {"spatialdata": ("spatialdata", "spatialdata"), "parquet": ("pyarrow", "parquet")}
+"""Kind of file to the package that writes it and the extra of mclst that installs it."""
 PLOT_DPI = 300
 
 
@@ -36,15 +36,36 @@ PLOT_DPI = 300
 class Files:
     """What to write from a map.
 
-    html: the page; None: where this installation can make one. html_px: the longest side of its picture of the tissue, where
-    the slide is at hand; html_mb: expression in it, about, in MB. geojson: detections for QuPath, measuring
-    `geojson_genes`, by default the 50 most structured. spatialdata: a zarr store. plot: genes to draw in one figure of
-    kind `plot_format`. csv, parquet: all values as a table.
+    Parameters
+    ----------
+    html : bool, optional
+        The interactive page. None: if the viewer is installed.
+    html_px : int
+        Longest side of the tissue image in the page, if the slide is available.
+    html_mb : float
+        Size limit of the page in MB; genes of low spatial structure are left out above it.
+    geojson : bool
+        Detections for QuPath.
+    geojson_genes : tuple of str
+        Genes measured in the GeoJSON. Default: the 50 of largest Moran's I.
+    spatialdata : bool
+        A SpatialData zarr store.
+    plot : tuple of str
+        Genes to draw in one figure.
+    plot_format : {"png", "pdf", "svg"}
+        Format of that figure.
+    csv, parquet : bool
+        All values as a table.
+
+    Raises
+    ------
+    ValueError
+        If `plot_format` is unknown.
     """
 
     html: bool | None = None
     html_px: int = 4000
-    html_mb: float = 3.5
+    html_mb: float = 20.0
     geojson: bool = False
     geojson_genes: tuple[str, ...] = ()
     spatialdata: bool = False
@@ -54,18 +75,28 @@ class Files:
     parquet: bool = False
 
     def __post_init__(self) -> None:
-        if self.plot_format not in KINDS:
-            raise ValueError(f"plot_format is {self.plot_format!r}; choose one of {', '.join(KINDS)}")
+        if self.plot_format not in FORMATS:
+            raise ValueError(f"plot_format is {self.plot_format!r}; choose one of {', '.join(FORMATS)}")
 
-    def ready(self) -> tuple[Files, str]:
-        """What this installation can write of what is wished, and a sentence about what it leaves out, or "".
+    def resolve(self) -> tuple[Files, str]:
+        """Decide what this installation can write.
 
-        Raises ResourceError where something that was asked for by name cannot be written.
+        Returns
+        -------
+        files : Files
+            With `html` True or False.
+        note : str
+            Why the default page is left out, or "".
+
+        Raises
+        ------
+        ResourceError
+            If a requested file needs a missing package or the missing viewer.
         """
-        for kind, (package, extra) in NEEDED.items():
+        for kind, (package, extra) in REQUIRED_PACKAGES.items():
             if getattr(self, kind) and find_spec(package) is None:
                 raise ResourceError(
-                    f"{package} is not installed, which --{kind} needs; install mclst[{extra}]"
+                    f"--{kind} needs {package}, which is not installed; install mclst[{extra}]"
                 )
         if self.html is False:
             return self, ""
@@ -78,53 +109,83 @@ class Files:
         return replace(self, html=True), ""
 
     def check_genes(self, genes: Sequence[str]) -> None:
-        """Raise InputError naming the first gene asked for that is not among a map's `genes`."""
+        """Raise InputError if a requested gene is not among `genes`."""
         known = set(genes)
-        for option, wanted in (("plot", self.plot), ("geojson-genes", self.geojson_genes)):
-            for gene in wanted:
+        for option, requested in (("plot", self.plot), ("geojson-genes", self.geojson_genes)):
+            for gene in requested:
                 if gene not in known:
-                    near = [other for other in genes if other.casefold() == gene.casefold()]
-                    hint = f"; it has {near[0]}" if near else ""
+                    similar = [other for other in genes if other.casefold() == gene.casefold()]
+                    hint = f"; it has {similar[0]}" if similar else ""
                     raise InputError(f"--{option} names {gene}, which the map does not have{hint}")
 
-    def beside(self, map_path: Path) -> dict[str, Path]:
-        """Kind → place of every file to write, named after the map."""
-        found = {kind: map_path.with_suffix(end) for kind, end in ENDINGS.items() if getattr(self, kind)}
+    def paths(self, map_path: Path) -> dict[str, Path]:
+        """Return kind of file to its path, named after the map."""
+        paths = {
+            kind: map_path.with_suffix(suffix) for kind, suffix in SUFFIXES.items() if getattr(self, kind)
+        }
         if self.plot:
-            found["plot"] = map_path.with_suffix(f".plot.{self.plot_format}")
-        return found
+            paths["plot"] = map_path.with_suffix(f".plot.{self.plot_format}")
+        return paths
 
 
-def check_places(places: Mapping[str, Path], *, overwrite: bool) -> None:
-    """Raise OutputError where a file is in the way; remove what dead runs left half-written."""
-    for kind, place in places.items():
-        check_writable(place, overwrite=overwrite, folder=kind == "spatialdata")
-        remove_stale(place)
+def check_paths(paths: Mapping[str, Path], *, overwrite: bool) -> None:
+    """Raise OutputError if a file cannot be written; remove partial files of dead runs."""
+    for kind, path in paths.items():
+        check_writable(path, overwrite=overwrite, folder=kind == "spatialdata")
+        remove_stale(path)
 
 
 def write_files(
-    found: Map,
+    expression_map: Map,
     files: Files,
-    places: Mapping[str, Path],
+    paths: Mapping[str, Path],
     *,
     overwrite: bool,
     measured: NDArray[np.floating] | None = None,
-    picture: Picture | None = None,
-) -> None:
-    """Write every file of `places`, each whole or not at all; measured, picture: for the page, see write_slide_page.
+    tissue_image: TissueImage | None = None,
+) -> tuple[str, ...]:
+    """Write the files of `paths`, each atomically.
 
-    Raises InputError, OutputError or ResourceError.
+    Parameters
+    ----------
+    expression_map : Map
+    files : Files
+        Options of the files.
+    paths : mapping of str to Path
+        Kind of file to its path, as `Files.paths` returns it.
+    overwrite : bool
+        Whether to replace a SpatialData store.
+    measured, tissue_image
+        For the page; see `write_slide_page`.
+
+    Returns
+    -------
+    tuple of str
+        Notes for the user.
+
+    Raises
+    ------
+    InputError, OutputError, ResourceError
     """
-    for kind, place in places.items():
+    notes: tuple[str, ...] = ()
+    for kind, path in paths.items():
         if kind == "html":
-            write_slide_page(found, place, measured=measured, picture=picture, most_bytes=files.html_mb * 1e6)
+            notes = write_slide_page(
+                expression_map,
+                path,
+                measured=measured,
+                tissue_image=tissue_image,
+                max_bytes=files.html_mb * 1e6,
+                required_genes=(*files.plot, *files.geojson_genes),
+            )
         elif kind == "geojson":
-            write_geojson(found, place, files.geojson_genes)
+            write_geojson(expression_map, path, files.geojson_genes)
         elif kind == "spatialdata":
-            write_store(found, place, overwrite=overwrite)
+            write_store(expression_map, path, overwrite=overwrite)
         elif kind == "plot":
-            picture_map(found, place, genes=files.plot, dpi=PLOT_DPI)
+            write_contact_sheet(expression_map, path, genes=files.plot, dpi=PLOT_DPI)
         elif kind == "csv":
-            write_csv(found, place)
+            write_csv(expression_map, path)
         else:
-            write_parquet(found, place)
+            write_parquet(expression_map, path)
+    return notes

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.runtime.atomic import whole_file
+from mclst.runtime.atomic import atomic_file
 from mclst.runtime.expression_map.morans_i import BLOCK_BYTES
 from mclst.runtime.expression_map.reader import Map
 
@@ -32,8 +32,8 @@ def write_geojson(found: Map, out: Path, genes: Sequence[str] = ()) -> Path:
     genes: measured at each spot; by default the 50 most spatially structured. A spot is a circle of its diameter, a place
     of a grid a square. Raises InputError where the map lacks a gene, OutputError where `out` cannot be written.
     """
-    places = found.places(genes) if genes else found.order[:DEFAULT_GENES]
-    with whole_file(out) as part, part.open("w", encoding="utf-8", newline="\n") as file:
+    places = found.gene_indices(genes) if genes else found.order[:DEFAULT_GENES]
+    with atomic_file(out) as part, part.open("w", encoding="utf-8", newline="\n") as file:
         file.write('{"type":"FeatureCollection","features":[\n')
         for number, feature in enumerate(_features(found, places)):
             file.write(

@@ -16,7 +16,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from mclst.runtime.atomic import whole_file
+from mclst.runtime.atomic import atomic_file
 from mclst.runtime.errors import InputError
 from mclst.runtime.tiling.grid import Grid
 
@@ -63,7 +63,7 @@ def write_ome_tiff(
         "PhysicalSizeY": grid.stride_um,
         "PhysicalSizeYUnit": "µm",
     }
-    with whole_file(out) as part:
+    with atomic_file(out) as part:
         planes = _planes(map_path, grid, array, columns)
         levels = [planes]
         while max(levels[-1].shape[1:]) > SMALLEST_PX:

@@ -9,7 +9,7 @@ from typing import Any
 import anndata
 import numpy as np
 
-from mclst.runtime.atomic import WholeFolder
+from mclst.runtime.atomic import AtomicFolder
 from mclst.runtime.errors import OutputError, ResourceError
 from mclst.runtime.expression_map.reader import Map
 
@@ -30,7 +30,7 @@ def write_store(found: Map, out: Path, *, overwrite: bool) -> Path:
             from spatialdata import SpatialData
     except ImportError as error:
         raise ResourceError(f"{error.name} is not installed; install mclst[spatialdata]") from error
-    with WholeFolder(out, mark=MARK, overwrite=overwrite) as folder, warnings.catch_warnings():
+    with AtomicFolder(out, mark=MARK, overwrite=overwrite) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         held = SpatialData(
             images={IMAGE: _image(found)}, shapes={REGION: _shapes(found)}, tables={TABLE: _table(found)}
@@ -77,7 +77,7 @@ def _table(found: Map) -> Any:
         np.asarray(found.expression[:], np.float32),
         obs=found.table.assign(region=REGION, spot_id=np.arange(len(found.xy_px))),
         obsm={"spatial": found.xy_px},
-        uns={"mclst": dict(found.told)} if found.told else {},
+        uns={"mclst": dict(found.provenance)} if found.provenance else {},
     )
     table.var_names = list(found.genes)
     table.obs["region"] = table.obs["region"].astype("category")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mclst.runtime.atomic import whole_file
+from mclst.runtime.atomic import atomic_file
 from mclst.runtime.errors import ResourceError
 from mclst.runtime.expression_map.morans_i import BLOCK_BYTES
 from mclst.runtime.expression_map.reader import Map
@@ -22,7 +22,7 @@ def write_csv(found: Map, out: Path) -> Path:
     Columns: spot, x_px, y_px (level-0 px), the map's own, the genes; a name that stands there already gets _2.
     Raises OutputError.
     """
-    with whole_file(out) as part, part.open("w", encoding="utf-8", newline="") as file:
+    with atomic_file(out) as part, part.open("w", encoding="utf-8", newline="") as file:
         for number, block in enumerate(_blocks(found)):
             block.to_csv(file, index=False, header=number == 0, float_format="%.7g", lineterminator="\n")
     return out
@@ -39,7 +39,7 @@ def write_parquet(found: Map, out: Path) -> Path:
     except ImportError as error:
         raise ResourceError(f"{error.name} is not installed; install mclst[parquet]") from error
     writer = None
-    with whole_file(out) as part:
+    with atomic_file(out) as part:
         try:
             for block in _blocks(found):
                 rows = pa.Table.from_pandas(block, preserve_index=False)

@@ -1,4 +1,4 @@
-"""A page that maps are drawn on, in inches; the contact sheet's: where the tissue, the genes and their captions stand."""
+"""Pages that maps are drawn on, laid out in inches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
 from typing import Any, cast
 
 from matplotlib import rc_context
@@ -14,17 +13,17 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-INK, QUIET = "#1c1c1e", "#6e6e73"
+from mclst.runtime.report.figures.style import INK, figure_bytes
+
 DPI = 200
 WIDTH = 13.33
-"""Inches: of a 16:9 slide."""
-KINDS = ("png", "pdf", "svg")
+"""Inches: the width of a 16:9 slide."""
 Box = tuple[float, float, float, float]
 """Inches: left, top, width, height."""
 
 
 class Page:
-    """A figure on which things are placed in inches from its top left corner; height: inches."""
+    """A figure whose parts are placed in inches from its top left corner; height: inches."""
 
     def __init__(self, height: float) -> None:
         self.width, self.height = WIDTH, height
@@ -32,80 +31,77 @@ class Page:
         self.canvas = FigureCanvasAgg(self.figure)
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Axes without a frame."""
+        """Add axes without a frame."""
         across, up = self.width, self.height
         axes = self.figure.add_axes((left / across, 1 - (top + height) / up, width / across, height / up))
         axes.set_axis_off()
         return axes
 
-    def text(self, left: float, top: float, words: str, room: float | None = None, **style: Any) -> float:
-        """Text with its baseline at (left, top), cut to `room` inches, never read as mathematics; its width."""
-        place = (left / self.width, 1 - top / self.height)
-        text = self.figure.text(*place, words, **{"color": INK, "parse_math": False, **style})
+    def text(
+        self, left: float, top: float, content: str, max_width: float | None = None, **style: Any
+    ) -> float:
+        """Draw literal text with its baseline at (left, top), cut to `max_width`; return its width in inches."""
+        position = (left / self.width, 1 - top / self.height)
+        text = self.figure.text(*position, content, **{"color": INK, "parse_math": False, **style})
         renderer = cast(Any, self.canvas).get_renderer()
-        with _any_script():
-            while (wide := text.get_window_extent(renderer).width / DPI) > (room or math.inf) and len(
-                words
-            ) > 1:
-                words = words[:-1]
-                text.set_text(words + "…")
-        return float(wide)
+        with _ignore_missing_glyphs():
+            while True:
+                width = float(text.get_window_extent(renderer).width) / DPI
+                if width <= (max_width or math.inf) or len(content) <= 1:
+                    return width
+                content = content[:-1]
+                text.set_text(content + "…")
 
     def content(self, kind: str = "png", dpi: int = DPI) -> bytes:
-        """The page as a file's content; kind: one of KINDS. Letters stay letters in a PDF or SVG."""
-        content = BytesIO()
-        metadata = {
-            "png": {"Software": "mclst"},
-            "pdf": {"Creator": "mclst", "CreationDate": None},
-            "svg": {"Creator": "mclst", "Date": None},
-        }[kind]
-        with _any_script(), rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):
-            self.figure.savefig(content, format=kind, dpi=dpi, metadata=metadata)
-        return content.getvalue()
+        """Render the page as `figure_bytes` does; text stays text in a PDF or SVG."""
+        with _ignore_missing_glyphs(), rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):
+            return figure_bytes(self.figure, kind, dpi)
 
 
 class GenesPage(Page):
-    """Equal panels for the genes and a large one for the tissue."""
+    """A large panel for the tissue and equal panels for the genes, as large as a 16:9 page allows.
 
-    height_wished, margin, head, foot = 7.5, 0.5, 1.0, 0.55
+    genes: number of gene panels. aspect: width / height of a panel.
+    """
+
+    target_height, margin, head, foot = 7.5, 0.5, 1.0, 0.55
     gap, caption, strip = 0.28, 0.3, 0.3
 
     def __init__(self, genes: int, aspect: float) -> None:
-        """Room for `genes` pictures of width / height `aspect`, as large as they can be on a 16:9 page."""
-        self.block = 2 if genes >= 4 else 1  # cells along a side of the tissue's picture
+        self.block = 2 if genes >= 4 else 1  # cells along a side of the tissue panel
 
         def size(columns: int) -> tuple[float, float]:
             panel = (WIDTH - 2 * self.margin - (columns - 1) * self.gap) / columns
             rows = max(self.block, math.ceil((genes + self.block**2) / columns))
             return panel, self.head + self.foot + rows * (panel / aspect + self.caption + self.strip)
 
-        def seen(columns: int) -> float:
+        def visible_width(columns: int) -> float:
             panel, height = size(columns)
-            return panel * min(1.0, self.height_wished / height)
+            return panel * min(1.0, self.target_height / height)
 
-        self.columns = max(range(self.block + 1, max(self.block, genes) + 2), key=seen)
+        self.columns = max(range(self.block + 1, max(self.block, genes) + 2), key=visible_width)
         self.panel, height = size(self.columns)
         super().__init__(height)
-        self.picture = self.panel / aspect
-        wide = self.block * (self.panel + self.gap) - self.gap
-        wide = min(
-            wide,
-            aspect * (self.block * (self.picture + self.caption + self.strip) - self.caption - self.strip),
+        self.panel_height = self.panel / aspect
+        row = self.panel_height + self.caption + self.strip
+        width = min(
+            self.block * (self.panel + self.gap) - self.gap,
+            aspect * (self.block * row - self.caption - self.strip),
         )
-        self.tissue: Box = (self.margin, self.head + self.caption, wide, wide / aspect)
+        self.tissue: Box = (self.margin, self.head + self.caption, width, width / aspect)
         cells = (divmod(cell, self.columns) for cell in range(self.columns * (genes + self.block**2)))
         self.cells = [(row, column) for row, column in cells if max(row, column) >= self.block][:genes]
 
-    def box(self, place: int) -> Box:
-        """The picture of the gene at `place`."""
-        row, column = self.cells[place]
-        top = self.head + self.caption + row * (self.picture + self.caption + self.strip)
-        return self.margin + column * (self.panel + self.gap), top, self.panel, self.picture
+    def box(self, index: int) -> Box:
+        """Return the image area of a gene panel."""
+        row, column = self.cells[index]
+        top = self.head + self.caption + row * (self.panel_height + self.caption + self.strip)
+        return self.margin + column * (self.panel + self.gap), top, self.panel, self.panel_height
 
 
 @contextmanager
-def _any_script() -> Iterator[None]:
-    """Let a slide be named in a script the font has no letters of; they are drawn as boxes."""
+def _ignore_missing_glyphs() -> Iterator[None]:
+    """Titles may use scripts that the font lacks; matplotlib draws boxes for them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
         yield

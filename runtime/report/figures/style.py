@@ -1,12 +1,18 @@
-"""What the figures of measurements have in common: their colours, a frame of two sides."""
+"""The common style of figures: colors, spines, file output."""
 
 from __future__ import annotations
 
 from io import BytesIO
 from typing import Any
 
+import matplotlib
+import numpy as np
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
+INK, MUTED = "#1c1c1e", "#6e6e73"
+FORMATS = ("png", "pdf", "svg")
 PALETTE = {
     "blue": "#0072b2",
     "vermillion": "#d55e00",
@@ -15,21 +21,44 @@ PALETTE = {
     "sky": "#56b4e9",
     "orange": "#e69f00",
     "yellow": "#f0e442",
-    "grey": "#999999",
+    "gray": "#999999",
     "black": "#000000",
 }
-"""Colours that people with any colour vision tell apart (Okabe and Ito 2008)."""
+"""Safe for every type of color vision (Okabe and Ito 2008)."""
 OURS, THEIRS = PALETTE["blue"], "#b8b8b8"
+COLORMAP = ListedColormap(matplotlib.colormaps["magma_r"](np.linspace(0.04, 0.92, 256)))
+"""Expression: darker is more; both ends differ from the white paper and from black."""
 
 
-def open_frame(panel: Any) -> None:
-    """Leave a panel its left and lower side alone."""
-    panel.spines[["top", "right"]].set_visible(False)
+def color_limits(values: NDArray[np.floating]) -> tuple[float, float]:
+    """Return the 1st and 99th percentile of values [n] without NaN; (0, 1) if there are none."""
+    if not len(values):
+        return 0.0, 1.0
+    low, high = np.percentile(values.astype(np.float64), [1, 99])
+    return float(low), float(high)
 
 
-def content(figure: Figure, kind: str = "png") -> bytes:
-    """A figure's file, at the figure's own dpi; kind: `png` or `svg`."""
-    file = BytesIO()
-    metadata = {"Software": "mclst"} if kind == "png" else {"Creator": "mclst", "Date": None}
-    figure.savefig(file, format=kind, metadata=metadata)
-    return file.getvalue()
+def hide_spines(axes: Any) -> None:
+    """Hide the top and right spines."""
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def figure_bytes(figure: Figure, kind: str = "png", dpi: float | str = "figure") -> bytes:
+    """Render a figure to the content of a file.
+
+    Parameters
+    ----------
+    figure : Figure
+    kind : str
+        One of `FORMATS`.
+    dpi : float or "figure"
+        Dots per inch of a PNG, and of images in a PDF or SVG.
+    """
+    metadata = {
+        "png": {"Software": "mclst"},
+        "pdf": {"Creator": "mclst", "CreationDate": None},
+        "svg": {"Creator": "mclst", "Date": None},
+    }[kind]
+    content = BytesIO()
+    figure.savefig(content, format=kind, dpi=dpi, metadata=metadata)
+    return content.getvalue()

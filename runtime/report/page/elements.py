@@ -1,4 +1,4 @@
-"""What every page has in common: one HTML file that needs nothing else, its style, tables and figures."""
+"""HTML shared by all pages: the self-contained skeleton, sections, tables, figures."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ import numpy as np
 from mclst.runtime.html_repr import format_value, is_missing
 
 BROWSER = Path(__file__).resolve().parent / "browser"
+POLICY = (
+    "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "base-uri 'none'; form-action 'none'"
+)
 PAGE = Template(
-    """<!DOCTYPE html>
+    f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="generator" content="mclst $version">
 <link rel="icon" href="data:,">
 <title>$title</title>
@@ -33,7 +37,7 @@ $scripts</head>
 <main>
 $main
 </main>
-<footer><p>mclst $version. This page is one file and asks the network for nothing.</p></footer>
+<footer><p>mclst $version. This file is self-contained and makes no network requests.</p></footer>
 </body>
 </html>
 """
@@ -41,47 +45,58 @@ $main
 
 
 def page(title: str, subtitle: str, main: str, *, scripts: Sequence[str] = ()) -> bytes:
-    """A whole page. title, subtitle: text; main: HTML; scripts: JavaScript, run in this order."""
-    style = (BROWSER / "page.css").read_text(encoding="utf-8")
-    told = f"<p>{escape(subtitle)}</p>" if subtitle else ""
-    inline = "".join(f"<script>\n{_inert(script)}\n</script>\n" for script in scripts)
+    """Render a page. title, subtitle: text; main: HTML; scripts: JavaScript, run in this order."""
     return PAGE.substitute(
-        title=escape(title), subtitle=told, main=main, style=style, scripts=inline, version=version("mclst")
+        title=escape(title),
+        subtitle=f"<p>{escape(subtitle)}</p>" if subtitle else "",
+        main=main,
+        style=script("page.css"),
+        scripts="".join(f"<script>\n{_escape_script(code)}\n</script>\n" for code in scripts),
+        version=version("mclst"),
     ).encode()
 
 
 def script(name: str) -> str:
-    """A script of the pages' own."""
+    """Read a file of the `browser` folder."""
     return (BROWSER / name).read_text(encoding="utf-8")
 
 
 def data(name: str, content: str, kind: str = "text/plain") -> str:
-    """Data inside the page, JSON or base64, for a script to find as the element `name`."""
+    """Embed JSON or base64 as the element with id `name`."""
     inert = content.replace("<", "\\u003c")
     return f'<script type="{kind}" id="{escape(name)}">{inert}</script>\n'
 
 
-def _inert(script: str) -> str:
-    """JavaScript that cannot close the element it stands in: both occur in strings alone, which stay the same."""
-    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+def _escape_script(code: str) -> str:
+    """Keep JavaScript from closing its element; both sequences occur only in strings, whose values stay equal."""
+    return code.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 def section(title: str, *parts: str) -> str:
-    """A titled part of a page."""
+    """Render a titled section."""
     return f'<section class="text"><h2>{escape(title)}</h2>\n{"".join(parts)}</section>\n'
 
 
 def paragraph(text: str) -> str:
-    """A paragraph."""
+    """Render a paragraph of text."""
     return f"<p>{escape(text)}</p>\n"
 
 
 def table(
     rows: Iterable[Mapping[str, Any]], *, label: str, sortable: bool = False, bars: str | None = None
 ) -> str:
-    """A table of rows with the same keys, its first row's; numbers are set flush right, None and NaN as a dash.
+    """Render a table.
 
-    bars: a column of numbers from 0 on, each with a bar behind it, the largest as long as its cell.
+    Parameters
+    ----------
+    rows : iterable of mappings
+        All with the keys of the first. Numbers are right-aligned; None and NaN are dashes.
+    label : str
+        Accessible name.
+    sortable : bool
+        Whether a click on a heading sorts; needs `tables.js`.
+    bars : str, optional
+        A column of numbers >= 0 drawn with bars.
     """
     rows = list(rows)
     names = list(rows[0]) if rows else []
@@ -96,8 +111,8 @@ def table(
     def bar(row: Mapping[str, Any], name: str) -> str:
         if name != bars or not longest or not _is_number(row.get(name)):
             return ""
-        share = 100 * row[name] / longest
-        return f' style="background:linear-gradient(90deg,var(--bar) {share:.1f}%,transparent 0)"'
+        percent = 100 * row[name] / longest
+        return f' style="background:linear-gradient(90deg,var(--bar) {percent:.1f}%,transparent 0)"'
 
     head = "".join(cell("th", name, escape(name)) for name in names)
     body = "".join(
@@ -114,7 +129,7 @@ def table(
 
 
 def figure(content: bytes, caption: str, *, kind: str = "png") -> str:
-    """A picture with what it shows; kind: `png` or `svg`."""
+    """Embed a figure with its caption; kind: `png` or `svg`."""
     source = base64.b64encode(content).decode("ascii")
     mime = "image/svg+xml" if kind == "svg" else "image/png"
     return (
@@ -124,28 +139,28 @@ def figure(content: bytes, caption: str, *, kind: str = "png") -> str:
 
 
 def details(title: str, *parts: str) -> str:
-    """A part that opens when it is asked for, and in print."""
+    """Render a collapsed part."""
     return f"<details><summary>{escape(title)}</summary>\n{''.join(parts)}</details>\n"
 
 
 def facts(tree: Mapping[str, Any], title: str = "") -> str:
-    """A nested mapping as lists of terms: what is no mapping first, then a heading for each that is one."""
+    """Render a nested mapping as description lists: plain values first, then a heading per nested mapping."""
     plain = {key: value for key, value in tree.items() if not isinstance(value, Mapping)}
-    told = f"<h3>{escape(title)}</h3>" if title else ""
+    if title and not tree:
+        return ""
+    html = f"<h3>{escape(title)}</h3>" if title else ""
     if plain:
         terms = "".join(
-            f"<dt>{escape(words(key))}</dt><dd>{escape(format_value(value))}</dd>"
+            f"<dt>{escape(humanize(key))}</dt><dd>{escape(format_value(value))}</dd>"
             for key, value in plain.items()
         )
-        told += f"<dl>{terms}</dl>\n"
-    elif title and not tree:
-        return ""
+        html += f"<dl>{terms}</dl>\n"
     nested = ((key, value) for key, value in tree.items() if isinstance(value, Mapping))
-    return told + "".join(facts(value, words(key)) for key, value in nested)
+    return html + "".join(facts(value, humanize(key)) for key, value in nested)
 
 
-def words(key: str) -> str:
-    """A field's name as words."""
+def humanize(key: str) -> str:
+    """Turn a field name into words."""
     return str(key).replace("_", " ")
 
 

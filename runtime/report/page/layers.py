@@ -1,7 +1,9 @@
-"""What colours the spots of a page: expression predicted and measured, and how sure it is, each packed."""
+"""The values that color a page's spots: quantized, deflated, base64."""
 
 from __future__ import annotations
 
+import base64
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,143 +13,146 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.expression_map.morans_i import BLOCK_BYTES
-from mclst.runtime.report.figures.colors import usual_limits
-from mclst.runtime.report.page.codec import CompactMap, Plan
-from mclst.runtime.report.page.low_rank import LOADING
-from mclst.runtime.report.page.packing import FINE, MIDDLE, Packed, encode
+from mclst.runtime.report.figures.style import color_limits
 
-MOST_FINE = 1_000_000
-"""Values (spots x genes) up to which each is told to one of FINE steps of its gene's range."""
-LADDER = (254, 180, 126, 90, 62, 44, 30, 22, 18, 14)
-"""Steps of a gene's range in a larger map: the most that fit into the bytes it may take, else the fewest."""
+FINE_STEPS, COARSE_STEPS = 65_534, 254
+"""Steps of a gene's range that two bytes and one byte hold; code 0 marks a missing value."""
+MAX_FINE_VALUES = 1_000_000
+"""Maps with more values (spots x genes) use COARSE_STEPS."""
+BATCH_VALUES = 20_000_000
+"""Values read at a time, of each matrix."""
+GENE_CHARS, CHANNEL_CHARS = 110, 140
+"""Estimated characters that a gene adds outside the blocks: its name and table row; its scale in each layer."""
+
+Matrix = NDArray[np.floating] | h5py.Dataset
+Block = tuple[int, int]
+"""Start and length of a block, in characters."""
+Channel = dict[str, Any]
+"""One gene in a layer: `low`, `step`, `limits`, `block`."""
+
+
+@dataclass
+class DataBlocks:
+    """Blocks of bytes, each deflated (zlib) and base64-encoded, joined to one text."""
+
+    texts: list[str] = field(default_factory=list)
+    size: int = 0
+
+    def add(self, text: str) -> Block:
+        """Append an encoded block and return its position."""
+        block = self.size, len(text)
+        self.texts.append(text)
+        self.size += len(text)
+        return block
+
+
+def encode_block(content: bytes) -> str:
+    """Deflate bytes and encode them as base64."""
+    return base64.b64encode(zlib.compress(content)).decode("ascii")
 
 
 @dataclass
 class Layer:
-    """Something that colours spots.
+    """A quantity that colors the spots: one channel per gene, or a single one.
 
-    genes: whether there is one for each gene, or a single one. steps: of a gene's range, in which its values are told; none is
-    off by more than half a step. low, step, limits: of each gene (value = low + step · steps), as `packing.Codes` has
-    them. compact: how the steps are told where they are not simply written, for the page's reader.
+    No value is off by more than half of a channel's `step`, its range / `steps`.
     """
 
     name: str
     label: str
     genes: bool
-    steps: int = FINE - 1
-    low: list[float] = field(default_factory=list)
-    step: list[float] = field(default_factory=list)
-    limits: list[tuple[float, float]] = field(default_factory=list)
-    compact: dict[str, Any] | None = None
-
-    def scale(self, low: float, step: float, limits: tuple[float, float]) -> None:
-        """Remember what the steps of the next gene mean."""
-        self.low.append(low)
-        self.step.append(step)
-        self.limits.append(limits)
+    steps: int
+    channels: list[Channel] = field(default_factory=list)
 
 
-def read_values(
-    expression: NDArray[np.floating] | h5py.Dataset, spots: NDArray[np.intp], genes: Sequence[int]
-) -> NDArray[np.float32]:
-    """expression [n, G] at some spots (rising) and genes, float32 [m, g], read some spots at a time."""
-    found = np.empty((len(spots), len(genes)), np.float32)
-    at_once = max(1, BLOCK_BYTES // (8 * expression.shape[1]))
-    chosen = np.asarray(genes)
-    for start in range(0, expression.shape[0], at_once):
-        first, last = np.searchsorted(spots, (start, start + at_once))
-        if first < last:
-            block = np.asarray(expression[start : start + at_once])
-            found[first:last] = block[spots[first:last] - start][:, chosen]
-    return found
+def quantize(values: NDArray[np.floating], steps: int) -> tuple[NDArray[np.unsignedinteger], Channel]:
+    """Round values to equal steps of their range.
+
+    Parameters
+    ----------
+    values : float array [n]
+        Missing where not finite.
+    steps : int
+        Number of steps: `FINE_STEPS`, `COARSE_STEPS` or fewer.
+
+    Returns
+    -------
+    codes : uint8 or uint16 array [n]
+        0 where missing, else value = low + (code - 1) * step.
+    channel : dict
+        `low`, `step` and `limits`, the limits of the color scale.
+    """
+    values = np.asarray(values, np.float64)
+    known = np.isfinite(values)
+    low, high = (float(values[known].min()), float(values[known].max())) if known.any() else (0.0, 0.0)
+    step = (high - low) / steps
+    codes = np.zeros(len(values), np.uint16 if steps > COARSE_STEPS else np.uint8)
+    codes[known] = 1 + (np.rint((values[known] - low) / step) if step > 0 else 0)
+    return codes, {"low": low, "step": step, "limits": color_limits(values[known])}
 
 
-def pack_single(layer: Layer, values: NDArray[np.floating], packed: Packed) -> dict[str, Any]:
-    """Pack what has one value a spot, [n], NaN where unknown; its blocks."""
-    codes = encode(values, FINE)
-    layer.scale(codes.low, codes.step, codes.limits)
-    return {layer.name: [packed.add(codes.bytes())]}
+def encode_channel(values: NDArray[np.floating], steps: int) -> tuple[str, Channel]:
+    """Quantize values [n] and encode the codes, little-endian."""
+    codes, channel = quantize(values, steps)
+    return encode_block(codes.astype(codes.dtype.newbyteorder("<")).tobytes()), channel
 
 
 def pack_genes(
-    layer: Layer,
-    values: NDArray[np.float32],
-    xy_px: NDArray[np.float64],
-    packed: Packed,
-    most_bytes: float,
-) -> dict[str, Any]:
-    """Pack values [n, g], NaN where unknown, of spots at xy_px [n, 2]; their blocks. `values` is used up.
+    matrices: Sequence[Matrix],
+    spots: NDArray[np.intp],
+    genes: Sequence[int],
+    steps: int,
+    blocks: DataBlocks,
+    *,
+    max_chars: float,
+    required: int = 0,
+) -> dict[int, list[Channel]]:
+    """Pack genes in the given order until the next one would exceed `max_chars`.
 
-    Maps of more than MOST_FINE values are told compactly, in as many steps of LADDER as fit into `most_bytes` of base64,
-    unless single values are missing in them, as they are in no prediction.
+    Parameters
+    ----------
+    matrices : sequence of float arrays or datasets [n, G]
+        Expression, one matrix per layer, NaN where missing.
+    spots : int array [m]
+        Rows to pack, ascending.
+    genes : sequence of int
+        Columns to pack, the most important first.
+    steps : int
+        Steps of a gene's range.
+    blocks : DataBlocks
+        Receives the values.
+    max_chars : float
+        Limit on the characters that genes add to the page.
+    required : int
+        Number of first genes to pack regardless of the limit. At least one gene is packed.
+
+    Returns
+    -------
+    dict
+        Packed gene to its channel in each layer.
     """
-    finite = np.isfinite(values)
-    known = np.asarray(finite.any(axis=1), np.bool_)
-    if values.size > MOST_FINE and finite[known].all():
-        return _pack_compact(layer, values, known, xy_px, packed, most_bytes)
-    layer.steps = (FINE if values.size <= MOST_FINE else MIDDLE) - 1
-    places = []
-    for column in values.T:
-        codes = encode(column, layer.steps + 1)
-        layer.scale(codes.low, codes.step, codes.limits)
-        places.append(packed.add(codes.bytes()))
-    return {layer.name: places}
+    packed: dict[int, list[Channel]] = {}
+    batch = max(1, BATCH_VALUES // len(spots))
+    for start in range(0, len(genes), batch):
+        columns = genes[start : start + batch]
+        values = [read_values(matrix, spots, columns) for matrix in matrices]
+        for number, gene in enumerate(columns):
+            encoded = [encode_channel(part[:, number], steps) for part in values]
+            max_chars -= GENE_CHARS + sum(len(text) + CHANNEL_CHARS for text, _ in encoded)
+            if max_chars < 0 and len(packed) >= max(1, required):
+                return packed
+            packed[gene] = [{**channel, "block": blocks.add(text)} for text, channel in encoded]
+    return packed
 
 
-def _pack_compact(
-    layer: Layer,
-    values: NDArray[np.float32],
-    known: NDArray[np.bool_],
-    xy_px: NDArray[np.float64],
-    packed: Packed,
-    most_bytes: float,
-) -> dict[str, Any]:
-    values = values[known]
-    lows, spans = _to_unit(values, layer)
-    found = CompactMap(values, xy_px[known])
-    plan = _choose(found, 0.75 * most_bytes)
-    layer.steps = plan.steps
-    layer.low, layer.step = lows, [span / plan.steps for span in spans]
-    whole, map_weights, maps = found.shared(plan)
-    weights, genes = found.genes(plan, whole)
-    layer.compact = {"weights": weights.tolist(), "mapWeights": map_weights.tolist(), "unit": LOADING}
-    mixture = found.mixture
-    back = np.where(found.before >= 0, np.arange(len(values))[:, None] - found.before, 0)
-    loadings = np.rint(mixture.loadings[:, : plan.maps] * LOADING)
-    return {
-        layer.name: [packed.add_squeezed(stream) for stream in genes],
-        f"{layer.name} maps": [packed.add_squeezed(stream) for stream in maps],
-        f"{layer.name} loadings": packed.add(loadings.astype("<i2").tobytes()),
-        f"{layer.name} means": packed.add(mixture.mean.astype("<f4").tobytes()),
-        f"{layer.name} back": packed.add(back.T.astype("<u4").tobytes()),
-        f"{layer.name} known": packed.add(known.tobytes()),
-    }
-
-
-def _choose(found: CompactMap, most_bytes: float) -> Plan:
-    """The finest plan of LADDER that takes `most_bytes` at the most, or the coarsest."""
-    first, last = 0, len(LADDER) - 1
-    plan = None
-    while first < last:
-        middle = (first + last) // 2
-        tried = found.plan(LADDER[middle])
-        if tried.bytes <= most_bytes:
-            plan, last = tried, middle
-        else:
-            first = middle + 1
-    return plan if plan is not None and plan.steps == LADDER[first] else found.plan(LADDER[first])
-
-
-def _to_unit(values: NDArray[np.float32], layer: Layer) -> tuple[list[float], list[float]]:
-    """Bring each gene of values [m, g] to 0 … 1, in place, and tell the layer its limits; lowest values and ranges."""
-    lows, spans = [], []
-    for column in values.T:
-        low, high = float(column.min()), float(column.max())
-        span = high - low
-        layer.limits.append(usual_limits(column))
-        column -= np.float32(low)
-        if span > 0:
-            column /= np.float32(span)
-        lows.append(low)
-        spans.append(span)
-    return lows, spans
+def read_values(expression: Matrix, spots: NDArray[np.intp], genes: Sequence[int]) -> NDArray[np.float32]:
+    """Read expression [n, G] at some spots (ascending) and genes, in blocks of rows: float32 [m, g]."""
+    values = np.empty((len(spots), len(genes)), np.float32)
+    rows = max(1, BLOCK_BYTES // (8 * expression.shape[1]))
+    columns = np.asarray(genes)
+    for start in range(0, expression.shape[0], rows):
+        first, last = np.searchsorted(spots, (start, start + rows))
+        if first < last:
+            block = np.asarray(expression[start : start + rows])
+            values[first:last] = block[spots[first:last] - start][:, columns]
+    return values

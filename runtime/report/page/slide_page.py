@@ -1,10 +1,11 @@
-"""`slide.html`: a map to look at, in one file that any browser opens offline."""
+"""`slide.html`: an interactive view of a map in one file that any browser opens offline."""
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,37 +15,44 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mclst.runtime.atomic import write_whole
+from mclst.runtime.atomic import write_atomically
 from mclst.runtime.errors import ResourceError
 from mclst.runtime.expression_map.reader import Map
 from mclst.runtime.html_repr import format_value
-from mclst.runtime.report.figures.colors import COLORMAP
+from mclst.runtime.report.figures.style import COLORMAP
 from mclst.runtime.report.page import elements
-from mclst.runtime.report.page.layers import Layer, pack_genes, pack_single, read_values
-from mclst.runtime.report.page.openseadragon import PLACE
-from mclst.runtime.report.page.packing import FINE, Packed
-from mclst.runtime.report.page.subsample import Shown, subsample
+from mclst.runtime.report.page.layers import (
+    COARSE_STEPS,
+    FINE_STEPS,
+    MAX_FINE_VALUES,
+    DataBlocks,
+    Layer,
+    Matrix,
+    encode_block,
+    encode_channel,
+    pack_genes,
+)
+from mclst.runtime.report.page.openseadragon import VIEWER_PATH
+from mclst.runtime.report.page.subsample import subsample
 
-SCRIPTS = ("tables.js", "packed.js", "compact.js", "painting.js", "picker.js", "pane.js", "report.js")
-MAPS = {
+SCRIPTS = ("tables.js", "data.js", "painting.js", "picker.js", "pane.js", "report.js")
+COLORMAPS = {
     "Magma": COLORMAP,
     "Viridis": matplotlib.colormaps["viridis"],
     "Cividis": matplotlib.colormaps["cividis"],
-    "Grey": matplotlib.colormaps["gray_r"],
+    "Gray": matplotlib.colormaps["gray_r"],
 }
-"""All of them change in lightness alone in one direction, so that they can be told apart without seeing colours."""
-MOST_VALUES = 40_000_000
-"""Spots x genes in a page; of a larger map, the most structured genes are taken."""
+"""All have monotonic lightness, so they work for color-blind readers and in grayscale print."""
+MAX_PAGE_BYTES = 20_000_000
 JPEG_QUALITY = 80
-MAPS_BYTES = 3_500_000
-Picture = tuple[NDArray[np.uint8], float]
-"""Of the whole slide: uint8 [h, w, 3], px per level-0 px."""
 CONFIDENCE = {"nearest_distance": "Nearest distance", "effective_k": "Effective k"}
+TissueImage = tuple[NDArray[np.uint8], float]
+"""The whole slide: uint8 [h, w, 3], image px per level-0 px."""
 
 
 def check_viewer() -> None:
-    """Raise ResourceError where this installation has no viewer to put into a page."""
-    if not PLACE.is_file():
+    """Raise ResourceError if this installation lacks the viewer that pages embed."""
+    if not VIEWER_PATH.is_file():
         raise ResourceError(
             "the viewer OpenSeadragon is not in this installation, so no page can be made; with npm at hand, run "
             "python -m mclst.runtime.report.page.openseadragon"
@@ -52,151 +60,198 @@ def check_viewer() -> None:
 
 
 def write_slide_page(
-    found: Map,
-    out: Path,
+    expression_map: Map,
+    path: Path,
     *,
     measured: NDArray[np.floating] | None = None,
-    picture: Picture | None = None,
-    most_bytes: float = MAPS_BYTES,
-) -> Path:
-    """Write the page of a map to `out`, whole or not at all; returns `out`.
+    tissue_image: TissueImage | None = None,
+    max_bytes: float = MAX_PAGE_BYTES,
+    required_genes: Sequence[str] = (),
+) -> tuple[str, ...]:
+    """Write the page of a map, atomically.
 
-    measured: expression as it was measured, float [n, G] in the map's order of spots and genes, NaN where it was not.
-    picture: the tissue, finer than the map's own image. most_bytes: of expression in the page, about, in base64: values are
-    rounded as far as that calls for and `layers.py` says, and of very large maps some spots and genes are shown (`thinning.py`, MOST_VALUES); the page says so.
-    Raises ResourceError where the viewer is missing, OutputError where `out` cannot be written.
+    Genes are added in the order of their Moran's I until the page would exceed `max_bytes`. Of more than
+    `subsample.MAX_SPOTS` spots a regular subset is shown.
+
+    Parameters
+    ----------
+    expression_map : Map
+    path : Path
+    measured : float array [n, G], optional
+        Measured expression in the map's order of spots and genes, NaN where missing.
+    tissue_image : (uint8 array [h, w, 3], float), optional
+        The slide and its image px per level-0 px. Default: the map's own image.
+    max_bytes : float
+        Size limit of the page. One gene and `required_genes` are kept even above it.
+    required_genes : sequence of str
+        Genes to keep, whatever their Moran's I.
+
+    Returns
+    -------
+    tuple of str
+        Notes for the user about genes that were left out.
+
+    Raises
+    ------
+    InputError
+        If the map lacks a required gene.
+    ResourceError
+        If the viewer is missing.
+    OutputError
+        If the file cannot be written.
     """
     check_viewer()
-    shown = subsample(found.xy_px, found.spot_diameter_px)
-    genes = found.order[: max(1, MOST_VALUES // len(shown.places))]
-    packed = Packed()
-    layers, blocks = _pack(found, shown.places, genes, measured, packed, most_bytes)
-    scripts = [PLACE.read_text(encoding="utf-8"), *(elements.script(name) for name in SCRIPTS)]
-    image, scale = picture or (found.image, found.image_scale)
-    told = _told(found, shown, genes, layers, blocks)
-    told["image"] = {"width": image.shape[1], "height": image.shape[0], "scale": scale}
-    main = [
-        elements.script("report.html"),
-        _words(found, shown, genes, layers),
-        f'<img id="picture-of-tissue" alt="" hidden src="data:image/jpeg;base64,{_jpeg(image)}">\n',
-        elements.data("told", json.dumps(told, allow_nan=False, separators=(",", ":")), "application/json"),
-        elements.data("packed", "".join(packed.text)),
-    ]
-    write_whole(out, elements.page(found.title, _subtitle(found, shown), "".join(main), scripts=scripts))
-    return out
+    page = _SlidePage(expression_map, measured is not None, tissue_image)
+    matrices: list[Matrix] = [expression_map.expression, *([] if measured is None else [measured])]
+    required = set(expression_map.gene_indices(required_genes))
+    channels = pack_genes(
+        matrices,
+        page.sample.indices,
+        sorted(expression_map.order, key=lambda gene: gene not in required),
+        page.steps,
+        page.blocks,
+        max_chars=max_bytes - len(page.render()),
+        required=len(required),
+    )
+    page.genes = [gene for gene in expression_map.order if gene in channels]
+    for number in range(len(matrices)):
+        page.layers[number].channels = [channels[gene][number] for gene in page.genes]
+    left_out = len(expression_map.genes) - len(page.genes)
+    if left_out:
+        kept = "the most spatially structured" + (" and the named ones" if required else "")
+        page.size_note = (
+            f"{left_out:,} of {len(expression_map.genes):,} genes are left out to keep this page below "
+            f"{max_bytes / 1e6:g} MB (--html-mb); it shows {kept}."
+        )
+    write_atomically(path, page.render())
+    return (f"{path.name}: {page.size_note.replace('this page', 'the page')}",) if left_out else ()
 
 
-def _pack(
-    found: Map,
-    spots: NDArray[np.intp],
-    genes: list[int],
-    measured: NDArray[np.floating] | None,
-    packed: Packed,
-    most_bytes: float,
-) -> tuple[list[Layer], dict[str, Any]]:
-    xy_px = found.xy_px[spots]
-    names = found.table.index[spots]
-    blocks: dict[str, Any] = {
-        "xy": packed.add(xy_px.astype("<f4").tobytes()),
-        "spots": packed.add("\n".join(str(name).replace("\n", " ") for name in names).encode()),
-        "colours": packed.add(b"".join(_table(colors) for colors in MAPS.values())),
-    }
-    layers = []
-    matrices = {"predicted": found.expression} | ({} if measured is None else {"measured": measured})
-    for name, matrix in matrices.items():
-        layer = Layer(name, f"{name.capitalize()} expression", genes=True)
-        values = read_values(matrix, spots, genes)
-        blocks |= pack_genes(layer, values, xy_px, packed, most_bytes / len(matrices))
-        layers.append(layer)
-    for name, label in CONFIDENCE.items():
-        if name in found.table:
-            layer = Layer(name, label, genes=False)
-            blocks |= pack_single(layer, found.table[name].to_numpy(dtype=np.float64)[spots], packed)
-            layers.append(layer)
-    return layers, blocks
+class _SlidePage:
+    """The parts of a page; `genes` and their channels are added last, within the size that remains."""
+
+    def __init__(self, expression_map: Map, measured: bool, tissue_image: TissueImage | None) -> None:
+        self.expression_map = expression_map
+        self.genes: list[int] = []
+        self.size_note = ""
+        self.image, self.scale = tissue_image or (expression_map.image, expression_map.image_scale)
+        self.sample = subsample(expression_map.xy_px, expression_map.spot_diameter_px)
+        spots, table = self.sample.indices, expression_map.table
+        fine = len(spots) * len(expression_map.genes) <= MAX_FINE_VALUES
+        self.steps = FINE_STEPS if fine else COARSE_STEPS
+        self.layers = [Layer("predicted", "Predicted expression", True, self.steps)]
+        if measured:
+            self.layers.append(Layer("measured", "Measured expression", True, self.steps))
+        self.blocks = DataBlocks()
+        for name, label in CONFIDENCE.items():
+            if name in table:
+                text, channel = encode_channel(table[name].to_numpy(dtype=np.float64)[spots], FINE_STEPS)
+                layer = Layer(name, label, False, FINE_STEPS, [{**channel, "block": self.blocks.add(text)}])
+                self.layers.append(layer)
+        contents = {
+            "xy": expression_map.xy_px[spots].astype("<f4").tobytes(),
+            "spots": "\n".join(str(name).replace("\n", " ") for name in table.index[spots]).encode(),
+            "colormaps": b"".join(_color_table(colormap) for colormap in COLORMAPS.values()),
+        }
+        self.positions = {name: self.blocks.add(encode_block(part)) for name, part in contents.items()}
+        self.missing = int(np.count_nonzero(np.isnan(expression_map.expression[:, 0])))
+        self.jpeg = _encode_jpeg(self.image)
+
+    def render(self) -> bytes:
+        """Render the page as it is so far."""
+        scripts = [VIEWER_PATH.read_text(encoding="utf-8"), *map(elements.script, SCRIPTS)]
+        metadata = json.dumps(self._metadata(), allow_nan=False, separators=(",", ":"))
+        main = [
+            elements.script("report.html"),
+            elements.paragraph(self.size_note) if self.size_note else "",
+            self._details(),
+            f'<img id="tissue-image" alt="" hidden src="data:image/jpeg;base64,{self.jpeg}">\n',
+            elements.data("metadata", metadata, "application/json"),
+            elements.data("data", "".join(self.blocks.texts)),
+        ]
+        return elements.page(self.expression_map.title, self._subtitle(), "".join(main), scripts=scripts)
+
+    def _metadata(self) -> dict[str, Any]:
+        expression_map = self.expression_map
+        moran = expression_map.morans_i[self.genes]
+        return {
+            "title": expression_map.title,
+            "mpp": expression_map.mpp,
+            "spot_diameter_px": expression_map.spot_diameter_px * self.sample.stride,
+            "square": expression_map.on_grid,
+            "image": {"width": self.image.shape[1], "height": self.image.shape[0], "scale": self.scale},
+            "genes": [expression_map.genes[gene] for gene in self.genes],
+            "morans_i": [None if np.isnan(value) else round(float(value), 4) for value in moran],
+            "colormaps": list(COLORMAPS),
+            "layers": [asdict(layer) for layer in self.layers],
+            "blocks": self.positions,
+        }
+
+    def _subtitle(self) -> str:
+        expression_map = self.expression_map
+        facts = [f"{len(expression_map.xy_px):,} spots", f"{len(expression_map.genes):,} genes"]
+        if expression_map.on_grid:
+            grid_um = expression_map.provenance["settings"]["grid_um"]
+            facts[0] += f" on a grid of {format_value(grid_um)} µm"
+        if self.sample.stride > 1:
+            facts[0] += f" ({len(self.sample.indices):,} in this page)"
+        if self.size_note:
+            facts[1] += f" ({len(self.genes):,} in this page)"
+        system = expression_map.provenance.get("bundle", {}).get("system")
+        if system is not None:
+            facts.append(f"predicted by {system} from the H&E image alone")
+        return "  ·  ".join(facts)
+
+    def _details(self) -> str:
+        """How to read the page, the table of genes, the provenance of the map."""
+        expression_map = self.expression_map
+        reading = elements.details("How to read this page", *map(elements.paragraph, self._notes()))
+        rows = [
+            {"Gene": expression_map.genes[gene], "Moran's I": float(expression_map.morans_i[gene])}
+            for gene in self.genes
+        ]
+        genes = elements.table(rows, label="Genes", sortable=True)
+        table = elements.details("Genes by spatial structure", genes)
+        if not expression_map.provenance:
+            return reading + table
+        facts = elements.facts(expression_map.provenance)
+        return reading + table + elements.details("Run summary and versions", facts)
+
+    def _notes(self) -> list[str]:
+        expression_map, sample = self.expression_map, self.sample
+        percent = f"{50 / self.steps:.2g} %"
+        notes = [
+            "Colors span the 1st to 99th percentile of each map by default. A ring is a spot without a value.",
+            f"Expression in this page is off by at most {percent} of the gene's range; the map file is exact.",
+        ]
+        if sample.stride > 1:
+            side = expression_map.spot_diameter_px * sample.stride
+            mpp = expression_map.mpp
+            length = f"{side:.4g} px" if mpp is None else f"{side * mpp:.4g} µm"
+            notes.append(
+                f"This page shows {len(sample.indices):,} of the map's {len(expression_map.xy_px):,} spots: the one "
+                f"nearest the center of each square of {length}, with its own values, drawn as large as the square. "
+                "Moran's I is over all spots."
+            )
+        if "nearest_distance" in expression_map.table:
+            notes.append(
+                "Nearest distance: from the spot's embedding to the nearest reference spot behind its prediction; "
+                "a large distance means tissue unlike the reference. "
+                "Effective k: how many reference spots contribute to the prediction."
+            )
+        if any(layer.name == "measured" for layer in self.layers):
+            notes.append("Measured values are normalized like the predicted ones.")
+        if self.missing:
+            notes.append(f"{self.missing:,} spots have no prediction because their tile could not be read.")
+        return notes
 
 
-def _table(colors: Any) -> bytes:
-    rgb = np.asarray(colors(np.arange(256)))[:, :3]
+def _color_table(colormap: Any) -> bytes:
+    rgb = np.asarray(colormap(np.arange(256)))[:, :3]
     return np.round(rgb * 255).astype(np.uint8).tobytes()
 
 
-def _told(
-    found: Map, shown: Shown, genes: list[int], layers: list[Layer], blocks: Mapping[str, Any]
-) -> dict[str, Any]:
-    moran = found.morans_i[genes]
-    return {
-        "title": found.title,
-        "mpp": found.mpp,
-        "diameter": found.spot_diameter_px * shown.every,
-        "square": found.on_grid,
-        "genes": [found.genes[place] for place in genes],
-        "moran": [None if np.isnan(value) else round(float(value), 4) for value in moran],
-        "layers": [vars(layer) for layer in layers],
-        "colours": list(MAPS),
-        "blocks": blocks,
-    }
-
-
-def _jpeg(image: NDArray[np.uint8]) -> str:
+def _encode_jpeg(image: NDArray[np.uint8]) -> str:
     content = BytesIO()
     Image.fromarray(image).save(content, "JPEG", quality=JPEG_QUALITY, optimize=True, progressive=True)
     return base64.b64encode(content.getvalue()).decode("ascii")
-
-
-def _subtitle(found: Map, shown: Shown) -> str:
-    told = [f"{len(found.xy_px):,} spots", f"{len(found.genes):,} genes"]
-    if found.on_grid:
-        told[0] = f"{len(found.xy_px):,} places, every {format_value(found.told['settings']['grid_um'])} µm"
-    if shown.every > 1:
-        told[0] += f", {len(shown.places):,} of them in this page"
-    system = found.told.get("bundle", {}).get("system")
-    if system is not None:
-        told.append(f"predicted by {system} from the H&E picture alone")
-    return "  ·  ".join(told)
-
-
-def _words(found: Map, shown: Shown, genes: list[int], layers: list[Layer]) -> str:
-    """What the page says in words: how to read it, the values of each gene, what the map was made of."""
-    usual = "Colours run from the 1st to the 99th percentile of each map unless set otherwise."
-    notes = [f"{usual} A ring is a spot without a value. {_rounded(layers)}"]
-    if len(genes) < len(found.genes):
-        notes.append(
-            f"The {len(genes):,} most spatially structured of {len(found.genes):,} genes are in this page."
-        )
-    if shown.every > 1:
-        side = found.spot_diameter_px * shown.every
-        told = f"{side:.4g} px" if found.mpp is None else f"{side * found.mpp:.4g} µm"
-        notes.append(
-            f"This page shows {len(shown.places):,} of the map's {len(found.xy_px):,} spots: of each square of {told} the one "
-            f"nearest its middle, with its own values, as large as the square. Moran's I is over all spots."
-        )
-    if "nearest_distance" in found.table:
-        notes.append(
-            "Nearest distance: from the spot's embedding to the nearest of the reference spots it was made of; where it is "
-            "large, the tissue looks like nothing in the reference. Effective k: how many reference spots speak."
-        )
-    if any(layer.name == "measured" for layer in layers):
-        notes.append("Measured values are normalised as the predicted ones are.")
-    unknown = int(np.count_nonzero(np.isnan(found.expression[:, 0])))
-    if unknown:
-        notes.append(f"{unknown:,} spots have no prediction, for their tile could not be read.")
-    reading = elements.details("How to read this page", *map(elements.paragraph, notes))
-    run = elements.details("Run summary and versions", elements.facts(found.told)) if found.told else ""
-    rows = [{"Gene": found.genes[place], "Moran's I": float(found.morans_i[place])} for place in genes]
-    table = elements.details(
-        "All genes by spatial structure", elements.table(rows, label="Genes", sortable=True)
-    )
-    return reading + table + run
-
-
-def _rounded(layers: list[Layer]) -> str:
-    """How exact the expression in the page is."""
-    steps = {layer.name: layer.steps for layer in layers if layer.genes}
-    if min(steps.values()) == FINE - 1:
-        exact = f"to one of {FINE:,} steps of their gene's range"
-    else:
-        told = {f"{50 / count:.2g} %": name for name, count in steps.items()}
-        each = [percent if len(told) == 1 else f"{percent} ({name})" for percent, name in told.items()]
-        exact = f"by at most {' and '.join(each)} of their gene's range"
-    return f"Values are rounded here {exact}; the map itself holds them in full."

@@ -1,4 +1,4 @@
-"""Which spots of a map a page shows where there are more than a browser moves smoothly."""
+"""Select the spots that a page shows when there are too many for a browser."""
 
 from __future__ import annotations
 
@@ -8,37 +8,50 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_SPOTS = 100_000
-"""Spots in a page."""
+MAX_SPOTS = 100_000
 
 
 @dataclass(frozen=True)
-class Shown:
-    """places: the spots that are shown [m], rising. every: one of `every` x `every`, 1 where all are."""
+class SpotSample:
+    """Selected spots.
 
-    places: NDArray[np.intp]
-    every: int
+    indices: int [m], ascending. stride: pitches along the side of the square that each spot represents; 1: all spots.
+    """
+
+    indices: NDArray[np.intp]
+    stride: int
 
 
-def subsample(xy_px: NDArray[np.float64], pitch_px: float, most: int = MOST_SPOTS) -> Shown:
-    """At most `most` of the spots xy_px [n, 2]: of each square of `every` x `every` pitches the one nearest its centre.
+def subsample(xy_px: NDArray[np.float64], pitch_px: float, max_spots: int = MAX_SPOTS) -> SpotSample:
+    """Select the spot nearest the center of each square of `stride` x `stride` pitches.
 
-    pitch_px: the distance between neighbours, level-0 px; `every` is the least that leaves few enough. Of several that
-    are as near as each other, the first is taken; every spot that is taken is one of the map, with its own values.
+    Parameters
+    ----------
+    xy_px : float64 array [n, 2]
+        Spot centers, level-0 px.
+    pitch_px : float
+        Distance between neighbors, level-0 px.
+    max_spots : int
+        The smallest stride that leaves at most this many spots is used.
+
+    Returns
+    -------
+    SpotSample
+        Of equally near spots the first is selected.
     """
     n = len(xy_px)
-    if n <= most:
-        return Shown(np.arange(n), 1)
+    if n <= max_spots:
+        return SpotSample(np.arange(n), 1)
     corner = xy_px.min(axis=0) - pitch_px / 2
-    every = max(2, math.ceil(math.sqrt(n / most)))
+    stride = max(2, math.ceil(math.sqrt(n / max_spots)))
     while True:
-        cells = (xy_px - corner) / (every * pitch_px)
-        square = np.floor(cells)
-        key = (square[:, 1] * (square[:, 0].max() + 1) + square[:, 0]).astype(np.int64)
-        if len(np.unique(key)) <= most:
-            # Rounded, so that four that lie around a centre are equally far from it whatever their last digit.
-            far = np.round(((cells - square - 0.5) ** 2).sum(axis=1), 6)
-            order = np.lexsort((np.arange(n), far, key))
+        scaled = (xy_px - corner) / (stride * pitch_px)
+        cell = np.floor(scaled)
+        key = (cell[:, 1] * (cell[:, 0].max() + 1) + cell[:, 0]).astype(np.int64)
+        if len(np.unique(key)) <= max_spots:
+            # Rounded so that four spots around a center tie exactly.
+            distance = np.round(((scaled - cell - 0.5) ** 2).sum(axis=1), 6)
+            order = np.lexsort((np.arange(n), distance, key))
             first = np.concatenate([[True], np.diff(key[order]) > 0])
-            return Shown(np.sort(order[first]), every)
-        every += 1
+            return SpotSample(np.sort(order[first]), stride)
+        stride += 1

@@ -3,26 +3,28 @@ from __future__ import annotations
 import os
 import warnings
 from io import BytesIO
+from pathlib import Path
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from mclst.runtime.errors import InputError, OutputError
-from mclst.runtime.report.figures.colors import COLORMAP
+from mclst.runtime.expression_map.morans_i import morans_i
+from mclst.runtime.expression_map.reader import Map, open_map
+from mclst.runtime.expression_map.writer import estimate_spot_diameter
 from mclst.runtime.report.figures.contact_sheet import (
-    Sheet,
-    _number,
+    _format_limit,
     _round_length,
     _window,
-    contact_sheet,
-    draw_sheet,
-    morans_i,
+    write_contact_sheet,
 )
 from mclst.runtime.report.figures.layout import DPI, GenesPage
+from mclst.runtime.report.figures.style import COLORMAP
 
 
 def moran_by_definition(values, xy, neighbours):
@@ -62,59 +64,61 @@ def test_morans_i_is_that_of_squidpy():
     np.testing.assert_allclose(morans_i(values, xy), expected, rtol=1e-7)
 
 
-def test_structured_genes_stand_above_shuffled_ones():
+def test_structured_genes_rank_above_shuffled_ones():
     x, y = np.meshgrid(np.arange(20.0), np.arange(20.0))
     xy = np.stack([x.ravel(), y.ravel()], axis=1)
     rng = np.random.default_rng(2)
     gradient, board = xy[:, 0], (xy.sum(axis=1) % 2)
-    found = morans_i(np.stack([gradient, rng.permutation(gradient), board], axis=1), xy, 4)
-    assert found[0] > 0.85 and abs(found[1]) < 0.12 and found[2] < -0.8
+    moran = morans_i(np.stack([gradient, rng.permutation(gradient), board], axis=1), xy, 4)
+    assert moran[0] > 0.85 and abs(moran[1]) < 0.12 and moran[2] < -0.8
 
 
-def test_constant_genes_have_no_i_and_unreadable_spots_no_say():
+def test_constant_genes_have_no_i_and_missing_spots_do_not_count():
     rng = np.random.default_rng(3)
     xy = rng.random((40, 2))
     values = rng.random((40, 300)).astype(np.float32)  # more than one block of genes
     values[:, 299] = 0.1
     holed, keep = values.copy(), np.arange(40) % 7 != 3
     holed[~keep] = np.nan
-    found = morans_i(holed, xy)
-    np.testing.assert_array_equal(found, morans_i(values[keep], xy[keep]))
-    assert np.isnan(found[299]) and np.isfinite(found[:299]).all()
-    assert found[270] == pytest.approx(moran_by_definition(values[keep, 270].astype(float), xy[keep], 6))
+    moran = morans_i(holed, xy)
+    np.testing.assert_array_equal(moran, morans_i(values[keep], xy[keep]))
+    assert np.isnan(moran[299]) and np.isfinite(moran[:299]).all()
+    assert moran[270] == pytest.approx(moran_by_definition(values[keep, 270].astype(float), xy[keep], 6))
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(-3, 3)), min_size=0, max_size=12))
 def test_morans_i_is_bounded_or_nan_where_spots_coincide(rows):
     data = np.array(rows, dtype=np.float64).reshape(-1, 3)
-    (found,) = morans_i(data[:, 2:], data[:, :2])
+    (moran,) = morans_i(data[:, 2:], data[:, :2])
     if len(data) < 3 or np.ptp(data[:, 2]) == 0:
-        assert np.isnan(found)
+        assert np.isnan(moran)
     else:
-        assert abs(found) <= len(data)
+        assert abs(moran) <= len(data)
 
 
-def sheet_of(n_side=6, genes=12, *, diameter=60.0, mpp=None, width=1000, height=800):
+def make_map(n_side=6, genes=12, *, diameter=60.0, mpp=None, width=1000, height=800):
     """Spots on a grid over a white image at a tenth; gene g falls with x and y, the more evenly the smaller g."""
     x, y = np.meshgrid(np.linspace(100, width - 100, n_side), np.linspace(100, height - 100, n_side))
     xy = np.stack([x.ravel(), y.ravel()], axis=1)
     noise = np.random.default_rng(4).normal(size=(len(xy), genes)) * np.arange(genes) * 60
-    return Sheet(
-        title="made up",
-        genes=[f"GENE{g}" for g in range(genes)],
+    return Map(
+        path=Path("synthetic.h5ad"),
+        title="synthetic",
+        genes=tuple(f"GENE{g}" for g in range(genes)),
         expression=(-xy[:, :1] - 0.7 * xy[:, 1:] + noise).astype(np.float32),
+        table=pd.DataFrame(index=[f"spot{i}" for i in range(len(xy))]),
         xy_px=xy,
         image=np.full((height // 10, width // 10, 3), 255, np.uint8),
         image_scale=0.1,
-        spot_diameter_px=diameter,
+        spot_diameter_px=estimate_spot_diameter(xy) if diameter is None else diameter,
         mpp=mpp,
     )
 
 
-def drawn(sheet, path, genes):
+def drawn(expression_map, path, genes):
     """The PNG's pixels, and a function from a gene's place and level-0 px to pixel row and column."""
-    window = _window(sheet, sheet.spot_diameter_px)
+    window = _window(expression_map, expression_map.spot_diameter_px)
     page = GenesPage(genes, (window[1] - window[0]) / (window[3] - window[2]))
 
     def pixel(place, x, y):
@@ -126,14 +130,14 @@ def drawn(sheet, path, genes):
     return np.asarray(Image.open(path).convert("RGB")).astype(int), pixel
 
 
-def test_spots_stand_at_their_place_in_their_size_and_colour(tmp_path):
-    sheet = sheet_of()
-    draw_sheet(sheet, tmp_path / "s.png")
-    pixels, pixel = drawn(sheet, tmp_path / "s.png", 8)
-    values = sheet.expression[:, 0]  # the gene of largest I: the first panel
+def test_spots_have_their_position_size_and_color(tmp_path):
+    expression_map = make_map()
+    write_contact_sheet(expression_map, tmp_path / "s.png")
+    pixels, pixel = drawn(expression_map, tmp_path / "s.png", 8)
+    values = expression_map.expression[:, 0]  # the gene of largest I: the first panel
     low, high = np.percentile(values, [1, 99])
     for spot in (0, 3, 17, 35):
-        x, y = sheet.xy_px[spot]
+        x, y = expression_map.xy_px[spot]
         expected = np.array(COLORMAP(float(np.clip((values[spot] - low) / (high - low), 0, 1)))[:3]) * 255
         np.testing.assert_allclose(pixels[pixel(0, x, y)], expected, atol=6)
         for dx, dy in ((26, 0), (-26, 0), (0, 26), (0, -26)):
@@ -143,34 +147,35 @@ def test_spots_stand_at_their_place_in_their_size_and_colour(tmp_path):
 
 
 def test_a_spot_without_a_prediction_is_a_ring(tmp_path):
-    sheet = sheet_of()
-    sheet.expression[14] = np.nan
-    draw_sheet(sheet, tmp_path / "s.png")
-    pixels, pixel = drawn(sheet, tmp_path / "s.png", 8)
-    x, y = sheet.xy_px[14]
+    expression_map = make_map()
+    expression_map.expression[14] = np.nan
+    write_contact_sheet(expression_map, tmp_path / "s.png")
+    pixels, pixel = drawn(expression_map, tmp_path / "s.png", 8)
+    x, y = expression_map.xy_px[14]
     assert pixels[pixel(0, x, y)].min() > 250
     row, column = pixel(0, x + 30, y)
     assert pixels[row, column - 2 : column + 3].min() < 200
 
 
-def test_the_most_structured_genes_are_shown_or_those_asked_for(tmp_path, monkeypatch):
+def test_the_most_structured_or_the_named_genes_are_drawn(tmp_path, monkeypatch):
     shown = []
 
-    def draw(sheet, chosen, moran):
-        shown.append(list(chosen))
+    def draw(expression_map, genes):
+        shown.append(list(genes))
         return EMPTY
 
     monkeypatch.setattr("mclst.runtime.report.figures.contact_sheet._draw", draw)
-    sheet = sheet_of(genes=12)
-    sheet.expression[:, 5] = 1.0
-    moran = morans_i(sheet.expression, sheet.xy_px)
-    draw_sheet(sheet, tmp_path / "a.png", panels=11)
-    draw_sheet(sheet, tmp_path / "b.png", panels=20)
-    found = draw_sheet(sheet, tmp_path / "c.png", genes=["GENE7", "GENE5"])
+    expression_map = make_map(genes=12)
+    expression_map.expression[:, 5] = 1.0
+    moran = morans_i(expression_map.expression, expression_map.xy_px)
+    for panels in (11, 20):
+        monkeypatch.setattr("mclst.runtime.report.figures.contact_sheet.PANELS", panels)
+        write_contact_sheet(expression_map, tmp_path / "sheet.png")
+    drawn = write_contact_sheet(expression_map, tmp_path / "sheet.png", genes=["GENE7", "GENE5"])
     assert np.all(np.diff(moran[shown[0]]) <= 0) and 5 not in shown[0] and len(shown[0]) == 11
     assert shown[1] == [*shown[0], 5]
     assert shown[2] == [7, 5]
-    assert found[0] == ("GENE7", moran[7]) and found[1][0] == "GENE5" and np.isnan(found[1][1])
+    assert drawn[0] == ("GENE7", moran[7]) and drawn[1][0] == "GENE5" and np.isnan(drawn[1][1])
 
 
 EMPTY = GenesPage(1, 1.0)
@@ -187,8 +192,8 @@ EMPTY = GenesPage(1, 1.0)
 )
 @pytest.mark.slow
 def test_any_shape_of_tissue_and_number_of_spots_gives_a_page(tmp_path, n_side, size, genes, mpp):
-    sheet = sheet_of(n_side, genes, diameter=None, mpp=mpp, width=size[0], height=size[1])
-    draw_sheet(sheet, tmp_path / "s.png")
+    expression_map = make_map(n_side, genes, diameter=None, mpp=mpp, width=size[0], height=size[1])
+    write_contact_sheet(expression_map, tmp_path / "s.png")
     width, height = Image.open(tmp_path / "s.png").size
     assert abs(width - 13.33 * DPI) <= 1 and 0.25 < height / width < 2.5
     assert os.listdir(tmp_path) == ["s.png"]
@@ -214,10 +219,10 @@ def test_no_panel_leaves_the_page_or_covers_another():
 
 @pytest.mark.slow
 def test_the_scale_bar_has_its_length(tmp_path):
-    sheet = sheet_of(mpp=0.5)
-    draw_sheet(sheet, tmp_path / "with.png")
-    draw_sheet(sheet_of(), tmp_path / "without.png")
-    window = _window(sheet, 60.0)
+    expression_map = make_map(mpp=0.5)
+    write_contact_sheet(expression_map, tmp_path / "with.png")
+    write_contact_sheet(make_map(), tmp_path / "without.png")
+    window = _window(expression_map, 60.0)
     page = GenesPage(8, (window[1] - window[0]) / (window[3] - window[2]))
     left, top, width, height = page.tissue
     row = round((top + height + 0.148) * DPI)
@@ -236,61 +241,74 @@ def test_round_lengths_and_numbers():
     assert [_round_length(about) for about in (0.3, 1.0, 4.9, 5.0, 77, 1999)] == pytest.approx(
         [0.2, 1, 2, 5, 50, 1000]
     )
-    assert _number(0.024, 0.5) == "0.02" and _number(-1.25, 2.5) == "−1.2" and _number(1234.5, 900) == "1234"
-    assert _number(3e-7, 1e-7) == "3.0e−07" and _number(4e9, 1e9) == "4.0e+09" and _number(1.0, 0.0) == "1.00"
+    assert (
+        _format_limit(0.024, 0.5) == "0.02"
+        and _format_limit(-1.25, 2.5) == "−1.2"
+        and _format_limit(1234.5, 900) == "1234"
+    )
+    assert (
+        _format_limit(3e-7, 1e-7) == "3.0e−07"
+        and _format_limit(4e9, 1e9) == "4.0e+09"
+        and _format_limit(1.0, 0.0) == "1.00"
+    )
 
 
-def map_of(path, **uns):
+def write_map(path, **uns):
     slide = {
         "images": {"hires": np.full((80, 100, 3), 240, np.uint8)},
         "scalefactors": {"tissue_hires_scalef": 0.1, "spot_diameter_fullres": 60.0},
     }
-    sheet = sheet_of(genes=4)
+    expression_map = make_map(genes=4)
     data = anndata.AnnData(
-        sheet.expression, obsm={"spatial": sheet.xy_px}, uns={"spatial": {"s": slide}, **uns}
+        expression_map.expression,
+        obsm={"spatial": expression_map.xy_px},
+        uns={"spatial": {"s": slide}, **uns},
     )
-    data.var_names = sheet.genes
+    data.var_names = list(expression_map.genes)
     data.write_h5ad(path)
     return path
 
 
-@pytest.mark.slow
-def test_a_published_map_is_drawn_and_what_is_none_is_refused(tmp_path):
-    path = map_of(tmp_path / "m.h5ad")
-    drawn_genes = contact_sheet(path, tmp_path / "m.png", mpp=0.5)
+def draw_file(path, out, **options):
+    with open_map(path) as expression_map:
+        return write_contact_sheet(expression_map, out, **options)
+
+
+def test_a_published_map_is_drawn_and_bad_files_are_refused(tmp_path):
+    path = write_map(tmp_path / "m.h5ad")
+    drawn_genes = draw_file(path, tmp_path / "m.png")
     assert sorted(gene for gene, _ in drawn_genes) == ["GENE0", "GENE1", "GENE2", "GENE3"]
     content = (tmp_path / "m.png").read_bytes()
     assert Image.open(BytesIO(content)).format == "PNG"
     with pytest.raises(InputError, match="no gene NOPE"):
-        contact_sheet(path, tmp_path / "m.png", genes=["GENE1", "NOPE"])
+        draw_file(path, tmp_path / "m.png", genes=["GENE1", "NOPE"])
     with pytest.raises(OutputError, match="cannot be written"):
-        contact_sheet(path, tmp_path / "absent" / "m.png")
-    with pytest.raises(InputError, match="hires"):
-        contact_sheet(
-            map_of(tmp_path / "bare.h5ad", spatial={"s": {"images": {}, "scalefactors": {}}}),
-            tmp_path / "b.png",
-        )
-    with pytest.raises(InputError, match="one tissue image"):
-        contact_sheet(map_of(tmp_path / "two.h5ad", spatial={"s": {}, "t": {}}), tmp_path / "b.png")
+        draw_file(path, tmp_path / "absent" / "m.png")
+    for name, spatial, message in (
+        ("bare.h5ad", {"s": {"images": {}, "scalefactors": {}}}, "hires"),
+        ("two.h5ad", {"s": {}, "t": {}}, "one tissue image"),
+    ):
+        with pytest.raises(InputError, match=message):
+            draw_file(write_map(tmp_path / name, spatial=spatial), tmp_path / "b.png")
     (tmp_path / "text.h5ad").write_text("not HDF5")
     for absent in ("text.h5ad", "absent.h5ad"):
         with pytest.raises(InputError, match=absent):
-            contact_sheet(tmp_path / absent, tmp_path / "b.png")
+            draw_file(tmp_path / absent, tmp_path / "b.png")
     assert (tmp_path / "m.png").read_bytes() == content
     assert sorted(os.listdir(tmp_path)) == ["bare.h5ad", "m.h5ad", "m.png", "text.h5ad", "two.h5ad"]
 
 
-def test_spots_beside_the_image_are_refused(tmp_path):
-    sheet = sheet_of()
-    sheet.xy_px[:] += 100_000
-    with pytest.raises(InputError, match="no spot lies on its tissue image"):
-        draw_sheet(sheet, tmp_path / "s.png")
+def test_spots_outside_the_image_are_refused(tmp_path):
+    expression_map = make_map()
+    expression_map.xy_px[:] += 100_000
+    with pytest.raises(InputError, match="no spot is on its tissue image"):
+        write_contact_sheet(expression_map, tmp_path / "s.png")
     assert os.listdir(tmp_path) == []
 
 
 def test_a_long_name_is_cut_and_no_name_is_read_as_mathematics(tmp_path):
     page = GenesPage(8, 1.0)
     whole = page.text(0.5, 1.0, "a" * 30)
-    cut = page.text(0.5, 1.0, "a" * 300, room=2.0)
+    cut = page.text(0.5, 1.0, "a" * 300, max_width=2.0)
     assert whole > 2.0 >= cut > 1.7
     assert page.text(0.5, 1.0, "$x^2$") > page.text(0.5, 1.0, "x^2")

@@ -23,6 +23,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from page_reader import PageReader
 from PIL import Image
 from small_model import GENES, Small
 from synthetic_maps import DIAMETER, SCALE, Made, made_map
@@ -33,12 +34,11 @@ from mclst.runtime.expression_map.measured import choose_section, pair_with_trut
 from mclst.runtime.expression_map.morans_i import morans_i
 from mclst.runtime.expression_map.reader import open_map
 from mclst.runtime.report.page import elements
-from mclst.runtime.report.page.layers import read_values
-from mclst.runtime.report.page.openseadragon import PLACE
-from mclst.runtime.report.page.packing import FINE, MIDDLE, encode
+from mclst.runtime.report.page.layers import COARSE_STEPS, FINE_STEPS, quantize, read_values
+from mclst.runtime.report.page.openseadragon import VIEWER_PATH
 
 with_viewer = pytest.mark.skipif(
-    not PLACE.is_file(), reason="OpenSeadragon was not fetched when mclst was installed"
+    not VIEWER_PATH.is_file(), reason="OpenSeadragon was not fetched when mclst was installed"
 )
 
 
@@ -60,26 +60,27 @@ def report(*words: str) -> Result:
         st.integers(1, 40),
         elements=st.floats(-1e6, 1e6, width=32) | st.just(np.float32(math.nan)),
     ),
-    st.sampled_from([FINE, MIDDLE, 31]),
+    st.sampled_from([FINE_STEPS, COARSE_STEPS, 30]),
 )
-def test_a_value_in_a_page_is_off_by_half_a_step_at_most(values: np.ndarray, levels: int) -> None:
-    codes = encode(values, levels)
+def test_a_value_in_a_page_is_off_by_half_a_step_at_most(values: np.ndarray, steps: int) -> None:
+    codes, channel = quantize(values, steps)
     known = np.isfinite(values)
-    assert (codes.codes > 0).tolist() == known.tolist() and codes.codes.max() <= levels
+    assert (codes > 0).tolist() == known.tolist() and codes.max() <= steps + 1
     if known.any():
-        back = codes.low + (codes.codes[known].astype(np.float64) - 1) * codes.step
-        assert np.abs(back - values[known]).max() <= codes.step / 2 * (1 + 1e-6) + 1e-9 * np.abs(back).max()
-        assert codes.step * (levels - 1) == pytest.approx(float(np.ptp(values[known].astype(float))))
-        assert codes.limits == pytest.approx(tuple(np.percentile(values[known].astype(float), [1, 99])))
+        decoded = channel["low"] + (codes[known].astype(np.float64) - 1) * channel["step"]
+        error = np.abs(decoded - values[known]).max()
+        assert error <= channel["step"] / 2 * (1 + 1e-6) + 1e-9 * np.abs(decoded).max()
+        assert channel["step"] * steps == pytest.approx(float(np.ptp(values[known].astype(float))))
+        assert channel["limits"] == pytest.approx(tuple(np.percentile(values[known].astype(float), [1, 99])))
 
 
 def test_values_are_read_in_parts_as_they_stand(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     spots, genes = np.array([0, 3, 4, 40, 79, 80]), [7, 0, 11, 3]
     for part in (1, 8 * 12 * 5, 1 << 20):
         monkeypatch.setattr("mclst.runtime.report.page.layers.BLOCK_BYTES", part)
-        with open_map(made.path) as found:
+        with open_map(made.path) as expression_map:
             np.testing.assert_array_equal(
-                read_values(found.expression, spots, genes), made.expression[spots][:, genes]
+                read_values(expression_map.expression, spots, genes), made.expression[spots][:, genes]
             )
 
 
@@ -93,20 +94,21 @@ def test_the_short_form_writes_one_page_that_needs_nothing_else(made: Made) -> N
     assert "<link" not in page.replace('<link rel="icon" href="data:,">', "") and "@import" not in page
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
     assert policy and "default-src 'none'" in policy[1] and "http" not in policy[1]
-    said = json.loads(re.search(r'id="told">(.*?)</script>', page)[1])  # type: ignore[index]
+    metadata = PageReader(Path("made.html")).metadata
     moran = morans_i(made.expression, made.xy_px)
-    assert said["genes"] == [made.genes[g] for g in np.argsort(-moran)]
-    assert said["moran"] == pytest.approx(sorted(moran, reverse=True), abs=1e-4)
-    assert said["mpp"] == 0.5 and said["diameter"] == DIAMETER and not said["square"]
+    assert metadata["genes"] == [made.genes[g] for g in np.argsort(-moran)]
+    assert metadata["morans_i"] == pytest.approx(sorted(moran, reverse=True), abs=1e-4)
+    assert metadata["mpp"] == 0.5 and metadata["spot_diameter_px"] == DIAMETER and not metadata["square"]
 
 
 @with_viewer
 @pytest.mark.slow
-def test_the_page_of_a_large_map_stays_small_and_says_how_finely_it_tells(tmp_path: Path) -> None:
+def test_the_page_of_a_large_map_stays_small(tmp_path: Path) -> None:
     made = made_map(tmp_path / "made.h5ad", side=100, genes=120)
     assert CliRunner().invoke(main, [str(made.path), "-q"]).exit_code == 0
-    page = (tmp_path / "made.html").read_text()
-    assert "by at most 0.2 % of their gene" in page and len(page) < 2 * made.expression.size
+    page = PageReader(tmp_path / "made.html")
+    assert page.layer("predicted")["steps"] == COARSE_STEPS and len(page.metadata["genes"]) == 120
+    assert len(page.text) < 2 * made.expression.size
 
 
 def square_of(feature: dict[str, Any]) -> tuple[float, float, float, float]:
@@ -136,8 +138,8 @@ def test_geojson_is_what_qupath_imports_as_detections(
         assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", feature["id"])
         assert feature["geometry"].get("isEllipse", False) is not grid
         side = DIAMETER / 2
-        wanted = (*(made.xy_px[i] - side), *(made.xy_px[i] + side))
-        assert square_of(feature) == pytest.approx(wanted, abs=0.01)
+        corners = (*(made.xy_px[i] - side), *(made.xy_px[i] + side))
+        assert square_of(feature) == pytest.approx(corners, abs=0.01)
         assert list(measured) == ["GENE5", "GENE0", "nearest_distance", "effective_k"]
         if i == len(made.spots) // 2:
             assert measured["GENE5"] == "NaN"
@@ -152,19 +154,19 @@ def test_geojson_is_read_by_gdal(made: Made) -> None:
     assert report("--no-html", "--geojson", "-q").exit_code == 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # level-0 px are no degrees, as GDAL takes them for
-        found = geopandas.read_file("made.geojson").set_crs(None, allow_override=True)
-    assert len(found) == len(made.spots) and (found["objectType"] == "detection").all()
-    assert found.geometry.is_valid.all()
+        frame = geopandas.read_file("made.geojson").set_crs(None, allow_override=True)
+    assert len(frame) == len(made.spots) and (frame["objectType"] == "detection").all()
+    assert frame.geometry.is_valid.all()
     np.testing.assert_allclose(
-        np.stack([found.geometry.centroid.x, found.geometry.centroid.y], 1), made.xy_px, atol=0.01
+        np.stack([frame.geometry.centroid.x, frame.geometry.centroid.y], 1), made.xy_px, atol=0.01
     )
-    measured = found["measurements"].iloc[0]
+    measured = frame["measurements"].iloc[0]
     measured = json.loads(measured) if isinstance(measured, str) else measured
     moran = morans_i(made.expression, made.xy_px)
     assert list(measured)[:12] == [made.genes[g] for g in np.argsort(-moran)]
 
 
-def drawn_by_spatialdata_plot(found: Any) -> float:
+def drawn_by_spatialdata_plot(store: Any) -> float:
     """The part of its picture of tissue and spots that has colour, as only the spots have."""
     import matplotlib
 
@@ -172,7 +174,7 @@ def drawn_by_spatialdata_plot(found: Any) -> float:
     import matplotlib.pyplot as plt
     import spatialdata_plot  # noqa: F401 - adds `pl`
 
-    layers = found.pl.render_images("tissue").pl.render_shapes(
+    layers = store.pl.render_images("tissue").pl.render_shapes(
         "spots", color="GENE0", table_name="expression"
     )
     layers.pl.show(coordinate_systems="global", colorbar=False)
@@ -196,24 +198,24 @@ def test_the_store_is_read_back_by_spatialdata(
         import spatialdata
         from spatialdata import get_centroids, get_extent, join_spatialelement_table
 
-        found = spatialdata.read_zarr("made.zarr")
-        table = found.tables["expression"]
+        store = spatialdata.read_zarr("made.zarr")
+        table = store.tables["expression"]
         np.testing.assert_array_equal(table.X, made.expression)
         assert list(table.obs_names) == made.spots and list(table.var_names) == made.genes
         np.testing.assert_allclose(table.obs["nearest_distance"], made.nearest)
         assert table.uns["mclst"]["bundle"]["system"] == "mclstexp"
-        centres = get_centroids(found.shapes["spots"]).compute()
-        np.testing.assert_allclose(centres[["x", "y"]].to_numpy(), made.xy_px)
-        extent = get_extent(found.shapes["spots"])
+        centers = get_centroids(store.shapes["spots"]).compute()
+        np.testing.assert_allclose(centers[["x", "y"]].to_numpy(), made.xy_px)
+        extent = get_extent(store.shapes["spots"])
         assert extent["x"] == pytest.approx((made.xy_px[:, 0].min() - 30, made.xy_px[:, 0].max() + 30))
-        image = get_extent(found.images["tissue"])
-        with open_map(made.path) as opened:
-            assert image["x"][1] == pytest.approx(opened.image.shape[1] / SCALE)
-            pixels = np.moveaxis(np.asarray(found.images["tissue"].data), 0, 2)
-            np.testing.assert_array_equal(pixels, opened.image)
+        image = get_extent(store.images["tissue"])
+        with open_map(made.path) as expression_map:
+            assert image["x"][1] == pytest.approx(expression_map.image.shape[1] / SCALE)
+            pixels = np.moveaxis(np.asarray(store.images["tissue"].data), 0, 2)
+            np.testing.assert_array_equal(pixels, expression_map.image)
         if not grid:
-            assert drawn_by_spatialdata_plot(found) > 0.03
-        shapes, joined = join_spatialelement_table(found, "spots", table_name="expression")
+            assert drawn_by_spatialdata_plot(store) > 0.03
+        shapes, joined = join_spatialelement_table(store, "spots", table_name="expression")
         assert len(shapes["spots"]) == joined.n_obs == len(made.spots)
     assert report("--no-html", "--spatialdata").exit_code == 5
     assert report("--no-html", "--spatialdata", "--overwrite").exit_code == 0
@@ -231,13 +233,13 @@ def test_tables_hold_every_value(made: Made) -> None:
     data.write_h5ad(made.path)
     done = report("--no-html", "--csv", "--parquet")
     assert done.exit_code == 0 and done.stdout == "made.csv\nmade.parquet\n", done.output
-    for found in (pd.read_csv("made.csv"), pd.read_parquet("made.parquet")):
-        assert list(found["spot"]) == made.spots
-        np.testing.assert_allclose(found[["x_px", "y_px"]], made.xy_px, rtol=1e-6)
-        np.testing.assert_allclose(found["nearest_distance"], made.nearest, rtol=1e-6)
+    for frame in (pd.read_csv("made.csv"), pd.read_parquet("made.parquet")):
+        assert list(frame["spot"]) == made.spots
+        np.testing.assert_allclose(frame[["x_px", "y_px"]], made.xy_px, rtol=1e-6)
+        np.testing.assert_allclose(frame["nearest_distance"], made.nearest, rtol=1e-6)
         genes = [f"{g}_2" if g == "GENE3" else g for g in made.genes]
-        np.testing.assert_allclose(found[genes], made.expression, rtol=1e-6)
-        assert list(found["GENE3"]) == list(range(data.n_obs)) and list(found["region"][:2]) == ["a", "b"]
+        np.testing.assert_allclose(frame[genes], made.expression, rtol=1e-6)
+        assert list(frame["GENE3"]) == list(range(data.n_obs)) and list(frame["region"][:2]) == ["a", "b"]
     assert pd.read_parquet("made.parquet")["GENE0"].dtype == np.float32
 
 
@@ -281,8 +283,12 @@ def test_a_map_of_scanpy_is_reported_too(made: Made) -> None:
     done = report("--no-html", "--plot", "GENE1", "--plot-format", "svg", "--geojson")
     assert done.exit_code == 0, done.output
     assert "µm<" not in Path("made.plot.svg").read_text()
-    with open_map(made.path) as found:
-        assert found.image.dtype == np.uint8 and found.image.max() == 240 and found.mpp is None
+    with open_map(made.path) as expression_map:
+        assert (
+            expression_map.image.dtype == np.uint8
+            and expression_map.image.max() == 240
+            and expression_map.mpp is None
+        )
 
 
 @with_viewer
@@ -297,7 +303,7 @@ def test_what_was_measured_is_taken_as_evaluation_takes_it(
     seen: list[np.ndarray] = []
     monkeypatch.setattr(
         "mclst.runtime.report.files.write_slide_page",
-        lambda found, place, *, measured, **how: seen.append(measured),
+        lambda expression_map, path, *, measured, **options: seen.append(measured) or (),
     )
     done = CliRunner().invoke(main, ["B1.h5ad", "--truth", str(small.folder), "--overwrite"])
     assert done.exit_code == 0, done.output
@@ -313,7 +319,7 @@ def test_infer_writes_what_report_writes(
     small: Small, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    asked = ["--csv", "--plot", "GENE1", "--geojson"]
+    options = ["--csv", "--plot", "GENE1", "--geojson"]
     words = [
         str(small.slide),
         "--spots",
@@ -322,14 +328,14 @@ def test_infer_writes_what_report_writes(
         str(small_bundle),
         "--json",
         "-",
-        *asked,
+        *options,
     ]
     done = CliRunner().invoke(infer, words)
     assert done.exit_code == 0, done.output
     files = json.loads(done.stdout)["files"]
     assert files == {kind: f"B1{end}" for kind, end in
                      (("html", ".html"), ("geojson", ".geojson"), ("csv", ".csv"), ("plot", ".plot.png"))}  # fmt: skip
-    done = CliRunner().invoke(main, ["B1.h5ad", "--out", "again", *asked, "-q"])
+    done = CliRunner().invoke(main, ["B1.h5ad", "--out", "again", *options, "-q"])
     assert done.exit_code == 0, done.output
     for place in files.values():
         again = Path(place.replace("B1", "again"))
@@ -354,18 +360,18 @@ def test_the_slide_gives_the_page_a_finer_picture(
     def tissue(page: str) -> tuple[Image.Image, float]:
         text = Path(page).read_text()
         content = base64.b64decode(re.search('src="data:image/jpeg;base64,([^"]*)"', text)[1])  # type: ignore[index]
-        said = json.loads(re.search(r'id="told">(.*?)</script>', text)[1])["image"]  # type: ignore[index]
+        metadata = PageReader(Path(page)).metadata["image"]
         image = Image.open(BytesIO(content))
-        assert image.size == (said["width"], said["height"])
-        return image, said["scale"]
+        assert image.size == (metadata["width"], metadata["height"])
+        return image, metadata["scale"]
 
     words = ["big.png", "--spots", "spots.csv", "--bundle", str(small_bundle), "-q"]
     assert CliRunner().invoke(infer, words).exit_code == 0
     image, scale = tissue("big.html")
     assert image.size == (2400, 2000) and scale == 1.0
     assert np.abs(np.asarray(image).astype(int) - np.asarray(big.convert("RGB")).astype(int)).mean() < 4
-    with open_map(Path("big.h5ad")) as found:
-        assert max(found.image.shape) == 2000
+    with open_map(Path("big.h5ad")) as expression_map:
+        assert max(expression_map.image.shape) == 2000
     assert CliRunner().invoke(infer, [*words, "--html-px", "600", "--overwrite"]).exit_code == 0
     assert tissue("big.html")[0].size == (600, 500)
     words = ["big.h5ad", "--overwrite", "-q"]
@@ -391,9 +397,11 @@ def test_moran_over_squidpys_own_graph_of_a_map(made: Made) -> None:
         squidpy.gr.spatial_neighbors(data, coord_type="generic", n_neighs=6)
         squidpy.gr.spatial_autocorr(data, mode="moran", n_jobs=1, show_progress_bar=False)
     expected = data.uns["moranI"]["I"]
-    with open_map(made.path) as found:
-        order = [found.genes[g] for g in found.order]
-        np.testing.assert_allclose(found.morans_i[found.order], expected.reindex(order).to_numpy(), rtol=1e-5)
+    with open_map(made.path) as expression_map:
+        order = [expression_map.genes[g] for g in expression_map.order]
+        np.testing.assert_allclose(
+            expression_map.morans_i[expression_map.order], expected.reindex(order).to_numpy(), rtol=1e-5
+        )
     assert order == list(expected.index)
 
 
@@ -410,11 +418,11 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("words", "code", "said"), BAD)
-def test_bad_options_are_one_sentence(made: Made, words: tuple[str, ...], code: int, said: str) -> None:
+@pytest.mark.parametrize(("words", "code", "message"), BAD)
+def test_bad_options_are_one_sentence(made: Made, words: tuple[str, ...], code: int, message: str) -> None:
     before = made.path.read_bytes()
     done = report(*words)
-    assert done.exit_code == code and said in done.stderr and "Traceback" not in done.output, done.output
+    assert done.exit_code == code and message in done.stderr and "Traceback" not in done.output, done.output
     assert os.listdir() == ["made.h5ad"] and made.path.read_bytes() == before
 
 
@@ -445,7 +453,7 @@ def test_maps_that_are_none_are_refused(made: Made) -> None:
 def test_without_the_viewer_a_page_is_refused_in_a_sentence_and_infer_goes_on(
     made: Made, small: Small, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mclst.runtime.report.page.slide_page.PLACE", Path("nowhere.js"))
+    monkeypatch.setattr("mclst.runtime.report.page.slide_page.VIEWER_PATH", Path("nowhere.js"))
     done = report()
     assert done.exit_code == 6 and "python -m mclst.runtime.report.page.openseadragon" in done.stderr
     words = [str(small.slide), "--spots", str(small.spots), "--bundle", str(small_bundle)]

@@ -1,10 +1,15 @@
 "use strict";
 
-/* Spots wider than this are few on the screen, and drawn one by one. */
+/* Color indices beyond the 256 of a colormap. */
+const MISSING = 256;
+const HIDDEN = 257;
+
+/* Larger spots are few on the screen: draw them with the canvas API instead of stamps. */
 const LARGE_RADIUS = 12;
+/* Subpixel positions of a stamp along each axis. */
 const PHASES = 4;
 
-/* Draws spots on a canvas: discs, or squares that close up to a dense map. */
+/* Draws spots on a canvas: discs, or squares for a dense map. */
 class Painter {
   constructor(canvas, square) {
     this.canvas = canvas;
@@ -23,42 +28,43 @@ class Painter {
   }
 
   /*
-   * xy: level-0 px, x and y by turns. view: {left, top, scale}, device px = left + scale · level-0 px.
-   * radius: device px, half the side of a square. place: of each spot on the colour map, 256 for a ring, 257 for
-   * nothing. colours: Uint32, the colour map as the pixels hold it.
+   * xy: level-0 px, interleaved. view: {left, top, scale}, device px = left + scale · level-0 px.
+   * radius: device px, half the side of a square. colorIndices: one per spot; MISSING draws a ring, HIDDEN nothing.
+   * colormap: Uint32 in the byte order of image data.
    */
-  paint(xy, view, radius, place, colours) {
+  paint(xy, view, radius, colorIndices, colormap) {
     const { width, height } = this.canvas;
     this.context.clearRect(0, 0, width, height);
     const rings = [];
     const large = radius > LARGE_RADIUS;
-    const stamps = large ? [] : this.stampsOf(radius);
+    const stamps = large ? [] : this.getStamps(radius);
     const buffer = new Uint32Array(this.pixels.data.buffer);
     if (!large) {
       buffer.fill(0);
     }
-    for (let spot = 0; spot < place.length; spot++) {
+    for (let spot = 0; spot < colorIndices.length; spot++) {
       const x = view.left + view.scale * xy[2 * spot];
       const y = view.top + view.scale * xy[2 * spot + 1];
-      if (x < -radius || y < -radius || x > width + radius || y > height + radius || place[spot] === 257) {
+      const index = colorIndices[spot];
+      if (x < -radius || y < -radius || x > width + radius || y > height + radius || index === HIDDEN) {
         continue;
       }
-      if (place[spot] === 256) {
+      if (index === MISSING) {
         rings.push(x, y);
       } else if (large) {
-        this.shape(x, y, radius, colours[place[spot]]);
+        this.drawShape(x, y, radius, colormap[index]);
       } else {
-        this.stamp(buffer, x, y, stamps, colours[place[spot]]);
+        this.drawStamp(buffer, x, y, stamps, colormap[index]);
       }
     }
     if (!large) {
       this.context.putImageData(this.pixels, 0, 0);
     }
-    this.rings(rings, radius);
+    this.drawRings(rings, radius);
   }
 
-  shape(x, y, radius, colour) {
-    this.context.fillStyle = `rgb(${colour & 255} ${(colour >> 8) & 255} ${(colour >> 16) & 255})`;
+  drawShape(x, y, radius, color) {
+    this.context.fillStyle = `rgb(${color & 255} ${(color >> 8) & 255} ${(color >> 16) & 255})`;
     if (this.square) {
       const [left, top] = [Math.floor(x - radius), Math.floor(y - radius)];
       this.context.fillRect(left, top, Math.ceil(x + radius) - left, Math.ceil(y + radius) - top);
@@ -69,54 +75,54 @@ class Painter {
     }
   }
 
-  rings(centres, radius) {
+  drawRings(centers, radius) {
     this.context.strokeStyle = "#6e6e73";
     this.context.lineWidth = 1;
     this.context.beginPath();
-    for (let i = 0; i < centres.length; i += 2) {
-      this.context.moveTo(centres[i] + radius, centres[i + 1]);
-      this.context.arc(centres[i], centres[i + 1], radius, 0, 2 * Math.PI);
+    for (let i = 0; i < centers.length; i += 2) {
+      this.context.moveTo(centers[i] + radius, centers[i + 1]);
+      this.context.arc(centers[i], centers[i + 1], radius, 0, 2 * Math.PI);
     }
     this.context.stroke();
   }
 
-  /* Copy a small spot into the pixels; where two overlap, the one that covers more of a pixel has it. */
-  stamp(buffer, x, y, stamps, colour) {
+  /* Copy a small spot into the pixels; the spot that covers more of a pixel wins. */
+  drawStamp(buffer, x, y, stamps, color) {
     const { width, height } = this.canvas;
     const column = Math.floor(x);
     const row = Math.floor(y);
     const phase = Math.floor((y - row) * PHASES) * PHASES + Math.floor((x - column) * PHASES);
     const { reach, coverage } = stamps[phase];
     const side = 2 * reach + 1;
-    const opaque = colour & 0xffffff;
+    const rgb = color & 0xffffff;
     for (let v = Math.max(0, reach - row); v < side && row - reach + v < height; v++) {
       const line = (row - reach + v) * width + column - reach;
       for (let u = Math.max(0, reach - column); u < side && column - reach + u < width; u++) {
-        const part = coverage[v * side + u];
-        if (part > buffer[line + u] >>> 24 || part === 255) {
-          buffer[line + u] = ((part << 24) | opaque) >>> 0;
+        const alpha = coverage[v * side + u];
+        if (alpha > buffer[line + u] >>> 24 || alpha === 255) {
+          buffer[line + u] = ((alpha << 24) | rgb) >>> 0;
         }
       }
     }
   }
 
-  /* The stamps of a radius, one for each quarter of a pixel that a centre can lie at. */
-  stampsOf(radius) {
+  /* The stamps of a radius, one per subpixel position of the center. */
+  getStamps(radius) {
     const key = Math.round(100 * radius);
-    let found = this.stamps.get(key);
-    if (found === undefined) {
+    let stamps = this.stamps.get(key);
+    if (stamps === undefined) {
       if (this.stamps.size > 32) {
         this.stamps.clear();
       }
       const phases = Array.from({ length: PHASES * PHASES }, (_, phase) => phase);
-      found = phases.map((phase) => this.coverage(radius, phase % PHASES, Math.floor(phase / PHASES)));
-      this.stamps.set(key, found);
+      stamps = phases.map((phase) => this.rasterize(radius, phase % PHASES, Math.floor(phase / PHASES)));
+      this.stamps.set(key, stamps);
     }
-    return found;
+    return stamps;
   }
 
-  /* How much of each pixel around it a spot covers, 0 … 255. */
-  coverage(radius, phaseX, phaseY) {
+  /* The coverage, 0 … 255, of each pixel around a spot. */
+  rasterize(radius, phaseX, phaseY) {
     const reach = Math.ceil(radius + 0.5);
     const side = 2 * reach + 1;
     const coverage = new Uint8Array(side * side);
@@ -124,15 +130,15 @@ class Painter {
     for (let i = 0; i < coverage.length; i++) {
       const dx = Math.abs((i % side) + 0.5 - reach - (phaseX + 0.5) / PHASES);
       const dy = Math.abs(Math.floor(i / side) + 0.5 - reach - (phaseY + 0.5) / PHASES);
-      // A square has all of a pixel it touches, lest seams show between neighbours.
-      const part = this.square ? Math.ceil(within(dx) * within(dy)) : within(Math.hypot(dx, dy));
-      coverage[i] = Math.round(255 * part);
+      // A square fills every pixel it touches, so that no seams show between neighbors.
+      const share = this.square ? Math.ceil(within(dx) * within(dy)) : within(Math.hypot(dx, dy));
+      coverage[i] = Math.round(255 * share);
     }
     return { reach, coverage };
   }
 }
 
-/* Spots by square of tissue, to find the one under the pointer. */
+/* Spots by grid cell, to find the one under the pointer. */
 class Nearest {
   constructor(xy, cell) {
     this.xy = xy;
@@ -140,11 +146,11 @@ class Nearest {
     this.cells = new Map();
     for (let spot = 0; spot < xy.length / 2; spot++) {
       const key = this.key(Math.floor(xy[2 * spot] / cell), Math.floor(xy[2 * spot + 1] / cell));
-      const held = this.cells.get(key);
-      if (held === undefined) {
+      const spots = this.cells.get(key);
+      if (spots === undefined) {
         this.cells.set(key, [spot]);
       } else {
-        held.push(spot);
+        spots.push(spot);
       }
     }
   }
@@ -153,11 +159,11 @@ class Nearest {
     return column * 1048576 + row;
   }
 
-  /* The spot nearest to (x, y), level-0 px, or -1 where none is nearer than a cell. */
+  /* The spot nearest to (x, y), level-0 px; -1 if none is within a cell. */
   find(x, y) {
     const column = Math.floor(x / this.cell);
     const row = Math.floor(y / this.cell);
-    let best = -1;
+    let nearest = -1;
     let least = this.cell ** 2;
     for (let dx = -1; dx <= 1; dx++) {
       for (let dy = -1; dy <= 1; dy++) {
@@ -165,11 +171,11 @@ class Nearest {
           const distance = (this.xy[2 * spot] - x) ** 2 + (this.xy[2 * spot + 1] - y) ** 2;
           if (distance <= least) {
             least = distance;
-            best = spot;
+            nearest = spot;
           }
         }
       }
     }
-    return best;
+    return nearest;
   }
 }

@@ -1,54 +1,56 @@
 "use strict";
 
-/* One view of the tissue with the spots over it: a viewer, a canvas, a legend, a line that tells of one spot. */
+const READOUT_HINT = "Point at a spot to read its values.";
+
+/* One view of the tissue: viewer, canvas with the spots, legend, readout of a spot. */
 class Pane {
   constructor(report, root, number) {
-    Object.assign(this, { report, root, number, layer: report.told.layers[0], gene: 0, spot: -1, limits: null });
-    this.related = [];
-    this.find = (name) => root.querySelector(`[data-part=${name}]`);
-    this.canvas = this.find("spots");
-    this.painter = new Painter(this.canvas, report.told.square);
-    this.choices();
-    this.legend();
-    this.viewer = this.view();
-    this.hover();
+    Object.assign(this, { report, root, number, layer: report.metadata.layers[0], gene: 0, spot: -1, limits: null });
+    this.readout = [];
+    this.part = (name) => root.querySelector(`[data-part=${name}]`);
+    this.canvas = this.part("spots");
+    this.painter = new Painter(this.canvas, report.metadata.square);
+    this.addSelectors();
+    this.addLegend();
+    this.viewer = this.createViewer();
+    this.addPointer();
   }
 
-  choices() {
-    const { told } = this.report;
-    const list = this.find("genes");
+  addSelectors() {
+    const { metadata } = this.report;
+    const list = this.part("genes");
     list.id = `genes-${this.number}`;
-    const entries = told.genes.map((text, place) => ({ text, note: structure(told.moran[place]) }));
-    this.picker = new Picker(this.find("gene"), list, entries, (place) => this.set({ gene: place }));
-    const select = this.find("layer");
-    select.append(...told.layers.map((layer, place) => new Option(layer.label, String(place))));
-    select.addEventListener("change", () => this.set({ layer: told.layers[Number(select.value)] }));
+    const entries = metadata.genes.map((text, gene) => ({ text, note: formatMoran(metadata.morans_i[gene]) }));
+    this.picker = new Picker(this.part("gene"), list, entries, (gene) => this.show({ gene }));
+    const select = this.part("layer");
+    select.append(...metadata.layers.map((layer, index) => new Option(layer.label, String(index))));
+    select.addEventListener("change", () => this.show({ layer: metadata.layers[Number(select.value)] }));
   }
 
-  legend() {
+  addLegend() {
     for (const end of [0, 1]) {
-      const input = this.find(end === 0 ? "low" : "high");
+      const input = this.part(end === 0 ? "low" : "high");
       input.addEventListener("change", () => {
         const limits = [...this.limits];
         limits[end] = input.value === "" ? NaN : Number(input.value);
         if (Number.isFinite(limits[end]) && limits[0] <= limits[1]) {
           this.report.setLimits(this, limits);
         } else {
-          this.tellLimits();
+          this.showLimits();
         }
       });
     }
-    this.find("reset").addEventListener("click", () => this.report.setLimits(this, null));
+    this.part("reset").addEventListener("click", () => this.report.setLimits(this, null));
   }
 
-  view() {
-    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  createViewer() {
+    const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)").matches;
     const viewer = OpenSeadragon({
-      element: this.find("tissue"),
+      element: this.part("tissue"),
       tileSources: { type: "image", url: this.report.tissue.src, buildPyramid: true },
       drawer: "canvas",
       showNavigationControl: false,
-      animationTime: calm ? 0 : 0.4,
+      animationTime: reducedMotion ? 0 : 0.4,
       visibilityRatio: 0.2,
       minZoomImageRatio: 0.5,
       maxZoomPixelRatio: 16,
@@ -57,60 +59,60 @@ class Pane {
     });
     viewer.addHandler("canvas-key", (event) => {
       if (["r", "R", "f", "F"].includes(event.originalEvent.key)) {
-        event.preventDefaultAction = true; // turning and mirroring: a map is read as it lies
+        event.preventDefaultAction = true; // no rotating or flipping: the spots would not follow
       }
     });
     viewer.addHandler("open", () => {
       this.home(true);
-      this.describe();
-      this.report.opened(this);
+      this.describeSurface();
+      this.report.viewerOpened();
     });
     viewer.addHandler("update-viewport", () => this.draw());
     viewer.addHandler("viewport-change", () => this.report.follow(this));
-    viewer.addHandler("resize", () => requestAnimationFrame(() => this.report.settle()));
-    for (const [name, change] of [["in", 1.5], ["out", 1 / 1.5]]) {
-      this.find(name).addEventListener("click", () => {
-        this.report.lead(this);
-        viewer.viewport.zoomBy(change);
+    viewer.addHandler("resize", () => requestAnimationFrame(() => this.report.relayout()));
+    for (const [name, factor] of [["in", 1.5], ["out", 1 / 1.5]]) {
+      this.part(name).addEventListener("click", () => {
+        this.report.setLeader(this);
+        viewer.viewport.zoomBy(factor);
         viewer.viewport.applyConstraints();
       });
     }
-    this.find("whole").addEventListener("click", () => {
-      this.report.lead(this);
+    this.part("fit").addEventListener("click", () => {
+      this.report.setLeader(this);
       this.home(false);
     });
     return viewer;
   }
 
-  describe() {
+  describeSurface() {
     const surface = this.viewer.canvas;
     surface.setAttribute("role", "application");
-    surface.setAttribute("aria-label", `Map ${this.number + 1}: arrows move it, + and − zoom, 0 shows all of it`);
+    surface.setAttribute("aria-label", `Map ${this.number + 1}: arrow keys pan, + and − zoom, 0 shows all spots`);
   }
 
-  hover() {
-    const surface = this.find("surface");
+  addPointer() {
+    const surface = this.part("surface");
     for (const kind of ["pointerdown", "wheel", "keydown"]) {
-      surface.addEventListener(kind, () => this.report.lead(this), { capture: true, passive: true });
+      surface.addEventListener(kind, () => this.report.setLeader(this), { capture: true, passive: true });
     }
     const point = (event) => {
       const box = surface.getBoundingClientRect();
-      const place = this.place();
-      const x = (event.clientX - box.left - place.left) / place.scale;
-      const y = (event.clientY - box.top - place.top) / place.scale;
-      this.report.point(this.report.nearest.find(x, y));
+      const view = this.view();
+      const x = (event.clientX - box.left - view.left) / view.scale;
+      const y = (event.clientY - box.top - view.top) / view.scale;
+      this.report.selectSpot(this.report.nearest.find(x, y));
     };
     surface.addEventListener("pointermove", point);
-    // A finger that was lifted has left, yet what it touched is to be read; and it moves only after it has touched.
+    // Touch has no hover: select on touch, and keep the readout after the finger is lifted.
     surface.addEventListener("pointerdown", point, { capture: true });
-    surface.addEventListener("pointerleave", (event) => event.pointerType === "touch" || this.report.point(-1));
+    surface.addEventListener("pointerleave", (event) => event.pointerType === "touch" || this.report.selectSpot(-1));
   }
 
   /* Show all spots. */
   home(immediately) {
-    const { told, bounds } = this.report;
-    const unit = told.image.scale / told.image.width;
-    const margin = 1.5 * told.diameter;
+    const { metadata, bounds } = this.report;
+    const unit = metadata.image.scale / metadata.image.width;
+    const margin = 1.5 * metadata.spot_diameter_px;
     this.viewer.viewport.fitBounds(
       new OpenSeadragon.Rect(
         (bounds.left - margin) * unit,
@@ -122,146 +124,147 @@ class Pane {
     );
   }
 
-  /* Where the slide lies on the screen: CSS px = left + scale · level-0 px. */
-  place() {
-    const { told } = this.report;
-    const corner = this.viewer.viewport.pixelFromPoint(new OpenSeadragon.Point(0, 0), true);
-    const along = this.viewer.viewport.pixelFromPoint(new OpenSeadragon.Point(1, 0), true);
-    return { left: corner.x, top: corner.y, scale: ((along.x - corner.x) * told.image.scale) / told.image.width };
+  /* The slide on the screen: CSS px = left + scale · level-0 px. */
+  view() {
+    const { image } = this.report.metadata;
+    const origin = this.viewer.viewport.pixelFromPoint(new OpenSeadragon.Point(0, 0), true);
+    const unit = this.viewer.viewport.pixelFromPoint(new OpenSeadragon.Point(1, 0), true);
+    return { left: origin.x, top: origin.y, scale: ((unit.x - origin.x) * image.scale) / image.width };
   }
 
-  async set(change) {
+  /* Show another gene or layer: {gene}, {layer} or both. */
+  async show(change) {
     Object.assign(this, change);
-    const { told, library } = this.report;
+    const { metadata, cache } = this.report;
     const { layer, gene } = this;
-    const values = await library.values(layer, gene);
-    const related = [];
-    for (const other of told.layers) {
-      related.push({ label: other.label, values: await library.values(other, gene) });
+    const values = await cache.values(layer, gene);
+    const readout = [];
+    for (const other of metadata.layers) {
+      readout.push({ label: other.label, values: await cache.values(other, gene) });
     }
     if (layer !== this.layer || gene !== this.gene) {
-      return; // chosen anew while this was being unpacked
+      return; // another selection was made while this one was decoded
     }
-    Object.assign(this, { values, related });
+    Object.assign(this, { values, readout });
     this.picker.show(gene);
-    this.find("gene").disabled = !layer.genes;
-    this.find("layer").value = String(told.layers.indexOf(layer));
+    this.part("gene").disabled = !layer.genes;
+    this.part("layer").value = String(metadata.layers.indexOf(layer));
     this.report.setLimits(this, null);
-    this.report.changed(this);
+    this.report.paneChanged(this);
   }
 
   get title() {
-    return this.layer.genes ? this.report.told.genes[this.gene] : this.layer.label;
+    return this.layer.genes ? this.report.metadata.genes[this.gene] : this.layer.label;
   }
 
-  get usualLimits() {
-    return this.layer.limits[this.layer.genes ? this.gene : 0];
+  get defaultLimits() {
+    return this.layer.channels[this.layer.genes ? this.gene : 0].limits;
   }
 
-  takeLimits(limits) {
+  applyLimits(limits) {
     this.limits = limits;
-    this.tellLimits();
-    this.colour();
+    this.showLimits();
+    this.recolor();
   }
 
-  tellLimits() {
-    this.find("low").value = round(this.limits[0]);
-    this.find("high").value = round(this.limits[1]);
+  showLimits() {
+    this.part("low").value = round(this.limits[0]);
+    this.part("high").value = round(this.limits[1]);
   }
 
-  /* Give each spot its colour, then draw. */
-  colour() {
+  recolor() {
     if (this.values === undefined) {
       return;
     }
-    const { certain, hidden } = this.report;
-    this.spotPlaces = this.values.places(this.limits);
-    if (certain !== null && hidden < Infinity) {
-      for (let spot = 0; spot < this.spotPlaces.length; spot++) {
-        if (certain.at(spot) > hidden) {
-          this.spotPlaces[spot] = 257;
+    const { distances, maxDistance } = this.report;
+    this.colorIndices = this.values.colorIndices(this.limits);
+    if (maxDistance < Infinity) {
+      for (let spot = 0; spot < this.colorIndices.length; spot++) {
+        if (distances.at(spot) > maxDistance) {
+          this.colorIndices[spot] = HIDDEN;
         }
       }
     }
-    this.scale();
-    this.words();
+    this.drawColorBar();
+    this.showTitle();
     this.draw();
   }
 
-  scale() {
-    const bar = this.find("bar");
+  drawColorBar() {
+    const bar = this.part("bar");
     const context = bar.getContext("2d");
-    const { colours } = this.report;
     const pixels = context.createImageData(256, 1);
-    new Uint32Array(pixels.data.buffer).set(colours);
+    new Uint32Array(pixels.data.buffer).set(this.report.colormap);
     bar.width = 256;
     bar.height = 1;
     context.putImageData(pixels, 0, 0);
   }
 
-  words() {
-    const { told } = this.report;
-    const moran = this.layer.name === "predicted" ? structure(told.moran[this.gene]) : "";
-    this.find("title").textContent = this.title;
-    this.find("subtitle").textContent = [this.layer.genes ? this.layer.label : "", moran].filter(Boolean).join(" · ");
+  showTitle() {
+    const moran = this.layer.name === "predicted" ? formatMoran(this.report.metadata.morans_i[this.gene]) : "";
+    this.part("title").textContent = this.title;
+    this.part("subtitle").textContent = [this.layer.genes ? this.layer.label : "", moran].filter(Boolean).join(" · ");
     this.root.setAttribute("aria-label", `Map ${this.number + 1}: ${this.title}`);
   }
 
   draw() {
-    if (this.root.hidden || this.spotPlaces === undefined || !this.viewer.isOpen()) {
+    if (this.root.hidden || this.colorIndices === undefined || !this.viewer.isOpen()) {
       return;
     }
-    const { told, xy, colours, size } = this.report;
+    const { metadata, xy, colormap, spotSize } = this.report;
     const ratio = window.devicePixelRatio;
-    const surface = this.find("surface");
+    const surface = this.part("surface");
     this.painter.resize(Math.round(surface.clientWidth * ratio), Math.round(surface.clientHeight * ratio));
-    const place = this.place();
-    const view = { left: place.left * ratio, top: place.top * ratio, scale: place.scale * ratio };
-    const radius = Math.max(0.75, (told.diameter / 2) * size * view.scale);
-    this.painter.paint(xy, view, radius, this.spotPlaces, colours);
-    this.mark(place, radius / ratio);
-    this.ruler(place);
+    const view = this.view();
+    const deviceView = { left: view.left * ratio, top: view.top * ratio, scale: view.scale * ratio };
+    const radius = Math.max(0.75, (metadata.spot_diameter_px / 2) * spotSize * deviceView.scale);
+    this.painter.paint(xy, deviceView, radius, this.colorIndices, colormap);
+    this.drawMarker(view, radius / ratio);
+    this.drawScaleBar(view);
   }
 
-  mark(place, radius) {
-    const ring = this.find("ring");
-    ring.hidden = this.spot < 0;
+  /* A ring around the selected spot. */
+  drawMarker(view, radius) {
+    const marker = this.part("marker");
+    marker.hidden = this.spot < 0;
     if (this.spot >= 0) {
       const { xy } = this.report;
       const side = 2 * radius + 4;
-      ring.style.width = ring.style.height = `${side}px`;
-      ring.style.transform =
-        `translate(${place.left + place.scale * xy[2 * this.spot] - side / 2}px, ` +
-        `${place.top + place.scale * xy[2 * this.spot + 1] - side / 2}px)`;
+      marker.style.width = marker.style.height = `${side}px`;
+      marker.style.transform =
+        `translate(${view.left + view.scale * xy[2 * this.spot] - side / 2}px, ` +
+        `${view.top + view.scale * xy[2 * this.spot + 1] - side / 2}px)`;
     }
   }
 
-  /* A scale bar of 1, 2 or 5 · 10ⁿ µm, about a hundred pixels long. */
-  ruler(place) {
-    const { mpp } = this.report.told;
-    const ruler = this.find("ruler");
-    ruler.hidden = mpp === null;
+  /* A bar of 1, 2 or 5 · 10ⁿ µm, about a hundred pixels long. */
+  drawScaleBar(view) {
+    const { mpp } = this.report.metadata;
+    const bar = this.part("scale-bar");
+    bar.hidden = mpp === null;
     if (mpp !== null) {
-      const most = (120 / place.scale) * mpp;
-      const power = 10 ** Math.floor(Math.log10(most));
-      const um = [5, 2, 1].map((step) => step * power).find((length) => length <= most);
-      ruler.style.width = `${(um / mpp) * place.scale}px`;
-      ruler.textContent = um >= 1000 ? `${um / 1000} mm` : `${Number(um.toPrecision(1))} µm`;
+      const longest = (120 / view.scale) * mpp;
+      const power = 10 ** Math.floor(Math.log10(longest));
+      const um = [5, 2, 1].map((step) => step * power).find((length) => length <= longest);
+      bar.style.width = `${(um / mpp) * view.scale}px`;
+      bar.textContent = um >= 1000 ? `${um / 1000} mm` : `${Number(um.toPrecision(1))} µm`;
     }
   }
 
-  /* Tell of a spot, -1 for none. */
-  tell(spot) {
+  /* Mark a spot and show its values; -1: none. */
+  selectSpot(spot) {
+    const { metadata, spotSize } = this.report;
+    const view = this.view();
     this.spot = spot;
-    this.find("told").textContent = spot < 0 ? "Point at a spot to read its values." : this.sentence(spot);
-    this.mark(this.place(), Math.max(1, ((this.report.told.diameter / 2) * this.report.size) * this.place().scale));
+    this.part("readout").textContent = spot < 0 ? READOUT_HINT : this.describeSpot(spot);
+    this.drawMarker(view, Math.max(1, (metadata.spot_diameter_px / 2) * spotSize * view.scale));
   }
 
-  sentence(spot) {
-    const { told, xy, names } = this.report;
-    const values = this.related.map(({ label, values }) => `${label.toLowerCase()} ${values.text(spot)}`);
-    const where = `x ${round(xy[2 * spot])}, y ${round(xy[2 * spot + 1])} px`;
-    return [names[spot], ...(this.layer.genes ? [told.genes[this.gene]] : []), ...values, where].join(" · ");
+  describeSpot(spot) {
+    const { metadata, xy, names } = this.report;
+    const values = this.readout.map(({ label, values }) => `${label.toLowerCase()} ${values.text(spot)}`);
+    const position = `x ${round(xy[2 * spot])}, y ${round(xy[2 * spot + 1])} px`;
+    return [names[spot], ...(this.layer.genes ? [metadata.genes[this.gene]] : []), ...values, position].join(" · ");
   }
 }
 
@@ -269,6 +272,6 @@ function round(value) {
   return String(Number(value.toPrecision(4)));
 }
 
-function structure(moran) {
+function formatMoran(moran) {
   return moran === null ? "" : `Moran's I ${moran.toFixed(2)}`;
 }

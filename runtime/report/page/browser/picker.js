@@ -1,14 +1,14 @@
 "use strict";
 
-const MOST_OPTIONS = 200;
+const MAX_OPTIONS = 200;
 
 /*
- * A text field that finds an entry among many by typing: the combobox pattern of WAI-ARIA, a list that pops up.
- * entries: [{text, note}], in the order they are offered; chosen(place) is called with a place in it.
+ * A text field with a filtered list, after the combobox pattern of WAI-ARIA.
+ * entries: [{text, note}], in the order of the list. onSelect: called with the index of the selected entry.
  */
 class Picker {
-  constructor(input, list, entries, chosen) {
-    Object.assign(this, { input, list, entries, chosen, shown: [], active: -1, place: -1 });
+  constructor(input, list, entries, onSelect) {
+    Object.assign(this, { input, list, entries, onSelect, matches: [], active: -1, selected: -1 });
     input.setAttribute("role", "combobox");
     input.setAttribute("aria-autocomplete", "list");
     input.setAttribute("aria-controls", list.id);
@@ -22,32 +22,32 @@ class Picker {
       this.open("");
     });
     input.addEventListener("input", () => this.open(input.value));
-    input.addEventListener("keydown", (event) => this.key(event));
-    input.addEventListener("blur", () => this.leave());
+    input.addEventListener("keydown", (event) => this.handleKey(event));
+    input.addEventListener("blur", () => this.cancel());
     list.addEventListener("pointerdown", (event) => {
       event.preventDefault();
       const option = event.target.closest("[role=option]");
       if (option !== null) {
-        this.take(Number(option.dataset.place));
+        this.select(Number(option.dataset.index));
       }
     });
   }
 
-  /* Show entry `place` as the chosen one, without telling anybody. */
-  show(place) {
-    this.place = place;
-    this.input.value = place < 0 ? "" : this.entries[place].text;
+  /* Show an entry as selected without calling onSelect. */
+  show(index) {
+    this.selected = index;
+    this.input.value = index < 0 ? "" : this.entries[index].text;
   }
 
-  take(place) {
-    this.show(place);
+  select(index) {
+    this.show(index);
     this.close();
-    this.chosen(place);
+    this.onSelect(index);
   }
 
-  leave() {
+  cancel() {
     this.close();
-    this.show(this.place);
+    this.show(this.selected);
   }
 
   close() {
@@ -56,45 +56,45 @@ class Picker {
     this.input.removeAttribute("aria-activedescendant");
   }
 
-  /* Those that start as typed stand before those that only hold it. */
-  matching(typed) {
-    const sought = typed.trim().toLowerCase();
+  /* Entries that start with the typed text, then those that contain it. */
+  findMatches(typed) {
+    const query = typed.trim().toLowerCase();
     const starting = [];
-    const holding = [];
-    for (let place = 0; place < this.entries.length; place++) {
-      const at = this.entries[place].text.toLowerCase().indexOf(sought);
+    const containing = [];
+    for (let index = 0; index < this.entries.length; index++) {
+      const at = this.entries[index].text.toLowerCase().indexOf(query);
       if (at === 0) {
-        starting.push(place);
+        starting.push(index);
       } else if (at > 0) {
-        holding.push(place);
+        containing.push(index);
       }
     }
-    return [...starting, ...holding].slice(0, MOST_OPTIONS);
+    return [...starting, ...containing].slice(0, MAX_OPTIONS);
   }
 
   open(typed) {
-    this.shown = this.matching(typed);
-    this.list.replaceChildren(...this.shown.map((place, row) => this.option(place, row)));
-    if (this.shown.length === 0) {
+    this.matches = this.findMatches(typed);
+    this.list.replaceChildren(...this.matches.map((index, row) => this.createOption(index, row)));
+    if (this.matches.length === 0) {
       const none = document.createElement("li");
-      none.textContent = "none of that name";
+      none.textContent = "no match";
       none.className = "none";
       this.list.append(none);
     }
     this.list.hidden = false;
     this.input.setAttribute("aria-expanded", "true");
-    this.activate(typed === "" ? this.shown.indexOf(this.place) : this.shown.length > 0 ? 0 : -1);
+    this.activate(typed === "" ? this.matches.indexOf(this.selected) : this.matches.length > 0 ? 0 : -1);
   }
 
-  option(place, row) {
+  createOption(index, row) {
     const option = document.createElement("li");
     option.id = `${this.list.id}-${row}`;
     option.setAttribute("role", "option");
-    option.dataset.place = String(place);
-    option.append(this.entries[place].text);
-    if (this.entries[place].note) {
+    option.dataset.index = String(index);
+    option.append(this.entries[index].text);
+    if (this.entries[index].note) {
       const note = document.createElement("span");
-      note.textContent = this.entries[place].note;
+      note.textContent = this.entries[index].note;
       option.append(" ", note);
     }
     return option;
@@ -114,21 +114,21 @@ class Picker {
     }
   }
 
-  key(event) {
+  handleKey(event) {
     const steps = { ArrowDown: 1, ArrowUp: -1, PageDown: 10, PageUp: -10 };
     if (event.key in steps) {
       event.preventDefault();
       if (this.list.hidden) {
         this.open("");
       } else {
-        this.activate(Math.min(this.shown.length - 1, Math.max(0, this.active + steps[event.key])));
+        this.activate(Math.min(this.matches.length - 1, Math.max(0, this.active + steps[event.key])));
       }
     } else if (event.key === "Enter" && !this.list.hidden && this.active >= 0) {
       event.preventDefault();
-      this.take(this.shown[this.active]);
+      this.select(this.matches[this.active]);
     } else if (event.key === "Escape" && !this.list.hidden) {
       event.preventDefault();
-      this.leave();
+      this.cancel();
     }
   }
 }

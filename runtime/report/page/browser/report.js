@@ -1,48 +1,47 @@
 "use strict";
 
-/* The whole page: what is shown, how it is drawn, and what the maps have in common. */
+/* The page: two panes, the controls they share, the decoded data. */
 class Report {
-  constructor(told, packed, tissue) {
-    Object.assign(this, { told, packed, tissue, leader: null, moved: false, size: 1, hidden: Infinity, certain: null });
-    this.library = new Library(told, packed);
+  constructor(metadata, data, tissue) {
+    Object.assign(this, { metadata, data, tissue, leader: null, spotSize: 1, maxDistance: Infinity, distances: null });
+    this.cache = new ValueCache(data);
     this.panes = [];
-    this.waiting = 0;
+    this.openViewers = 0;
   }
 
   async start() {
-    const { told, packed } = this;
-    this.xy = await packed.floats("xy");
-    this.names = await packed.lines("spots");
+    const { metadata, data } = this;
+    this.xy = await data.floats(metadata.blocks.xy);
+    this.names = await data.lines(metadata.blocks.spots);
     this.bounds = boundsOf(this.xy);
-    this.nearest = new Nearest(this.xy, Math.max(1, told.diameter));
-    await this.readColours();
+    this.nearest = new Nearest(this.xy, Math.max(1, metadata.spot_diameter_px));
+    await this.readColormaps();
     this.layout = document.getElementById("maps");
     this.panes = [this.addPane(0), this.addPane(1)];
-    this.controls();
-    const measured = told.layers.findIndex((layer) => layer.name === "measured");
-    await this.panes[0].set({ gene: 0, layer: told.layers[0] });
-    await this.panes[1].set(measured < 0 ? { gene: Math.min(1, told.genes.length - 1) } : { layer: told.layers[measured] });
-    this.setSideBySide(measured >= 0);
+    this.addControls();
+    const measured = metadata.layers.find((layer) => layer.name === "measured");
+    await this.panes[0].show({ gene: 0, layer: metadata.layers[0] });
+    await this.panes[1].show(measured ? { layer: measured } : { gene: Math.min(1, metadata.genes.length - 1) });
+    this.setSideBySide(measured !== undefined);
   }
 
   addPane(number) {
     const root = document.getElementById("map").content.firstElementChild.cloneNode(true);
     this.layout.append(root);
-    root.hidden = false;
     return new Pane(this, root, number);
   }
 
-  /* The time from opening the page to the first picture with tissue and spots stands in the browser's own record. */
-  opened() {
-    this.waiting += 1;
-    if (this.waiting === 1) {
+  /* Mark the first picture in the browser's performance record, for the benchmark. */
+  viewerOpened() {
+    this.openViewers += 1;
+    if (this.openViewers === 1) {
       requestAnimationFrame(() => requestAnimationFrame(() => performance.mark("first-picture")));
     }
   }
 
-  async readColours() {
-    const bytes = await this.packed.bytes("colours");
-    this.tables = this.told.colours.map((_, map) => {
+  async readColormaps() {
+    const bytes = await this.data.bytes(this.metadata.blocks.colormaps);
+    this.colormaps = this.metadata.colormaps.map((_, map) => {
       const table = new Uint32Array(256);
       for (let i = 0; i < 256; i++) {
         const [r, g, b] = bytes.subarray(768 * map + 3 * i, 768 * map + 3 * i + 3);
@@ -50,185 +49,187 @@ class Report {
       }
       return table;
     });
-    this.colours = this.tables[0];
+    this.colormap = this.colormaps[0];
   }
 
-  controls() {
-    const { told } = this;
-    const part = (name) => document.getElementById(name);
-    const slider = (name, show) => {
-      const input = part(name);
-      const apply = () => {
-        input.nextElementSibling.textContent = show(Number(input.value));
+  addControls() {
+    const control = (id) => document.getElementById(id);
+    const addSlider = (id, apply) => {
+      const input = control(id);
+      const update = () => {
+        input.nextElementSibling.textContent = apply(Number(input.value));
       };
-      input.addEventListener("input", apply);
-      apply();
+      input.addEventListener("input", update);
+      update();
     };
-    const all = (selector, style, name) => (share) => {
-      for (const found of document.querySelectorAll(selector)) {
-        found.style[style] = String(share);
+    const percent = (share) => `${Math.round(100 * share)} %`;
+    const setOpacity = (part) => (opacity) => {
+      for (const element of document.querySelectorAll(`[data-part=${part}]`)) {
+        element.style.opacity = String(opacity);
       }
-      return `${Math.round(100 * share)} %`;
+      return percent(opacity);
     };
-    slider("opacity", all("[data-part=spots]", "opacity"));
-    slider("fade", all("[data-part=tissue]", "opacity"));
-    slider("size", (size) => {
-      this.size = size;
+    addSlider("spot-opacity", setOpacity("spots"));
+    addSlider("tissue-opacity", setOpacity("tissue"));
+    addSlider("spot-size", (size) => {
+      this.spotSize = size;
       this.redraw();
-      return `${Math.round(100 * size)} %`;
+      return percent(size);
     });
-    part("colours").append(...told.colours.map((label, place) => new Option(label, String(place))));
-    part("colours").addEventListener("change", (event) => {
-      this.colours = this.tables[Number(event.target.value)];
-      this.panes.forEach((pane) => pane.colour());
+    control("colormap").append(...this.metadata.colormaps.map((label, index) => new Option(label, String(index))));
+    control("colormap").addEventListener("change", (event) => {
+      this.colormap = this.colormaps[Number(event.target.value)];
+      this.panes.forEach((pane) => pane.recolor());
     });
-    part("two").addEventListener("change", (event) => this.setSideBySide(event.target.checked));
-    part("same").addEventListener("change", () => this.panes.forEach((pane) => this.setLimits(pane, null)));
-    part("picture").addEventListener("click", () => this.savePicture());
-    this.spotPicker(part("spot"), part("spot-list"));
-    this.certainty(part("certain"));
-    this.structured(part("structured"));
+    control("side-by-side").addEventListener("change", (event) => this.setSideBySide(event.target.checked));
+    control("shared-limits").addEventListener("change", () => this.panes.forEach((pane) => this.setLimits(pane, null)));
+    control("save-png").addEventListener("click", () => this.savePng());
+    this.addSpotPicker(control("spot-name"), control("spot-list"));
+    this.addDistanceFilter(control("hide-uncertain"));
+    this.addGeneButtons(control("structured"));
   }
 
-  spotPicker(input, list) {
+  addSpotPicker(input, list) {
     const entries = this.names.map((text) => ({ text, note: "" }));
     new Picker(input, list, entries, (spot) => {
-      const { told, xy } = this;
-      const unit = told.image.scale / told.image.width;
-      this.lead(this.panes[0]);
-      this.leader.viewer.viewport.panTo(new OpenSeadragon.Point(xy[2 * spot] * unit, xy[2 * spot + 1] * unit));
-      this.point(spot);
-      document.getElementById("said").textContent = this.shownPanes.map((pane) => pane.sentence(spot)).join("; ");
+      const { image } = this.metadata;
+      const unit = image.scale / image.width;
+      this.setLeader(this.panes[0]);
+      const center = new OpenSeadragon.Point(this.xy[2 * spot] * unit, this.xy[2 * spot + 1] * unit);
+      this.leader.viewer.viewport.panTo(center);
+      this.selectSpot(spot);
+      this.announce(this.visiblePanes.map((pane) => pane.describeSpot(spot)).join("; "));
     });
   }
 
-  /* A slider that leaves out the spots whose nearest reference spot is farthest. */
-  async certainty(input) {
-    const layer = this.told.layers.find(({ name }) => name === "nearest_distance");
+  /* A slider that hides the spots farthest from their nearest reference spot. */
+  async addDistanceFilter(input) {
+    const layer = this.metadata.layers.find(({ name }) => name === "nearest_distance");
     input.closest("label").hidden = layer === undefined;
     if (layer === undefined) {
       return;
     }
-    const values = await this.library.values(layer, 0);
-    const known = values.found.filter((value) => !Number.isNaN(value)).sort();
-    const apply = () => {
-      const left = Math.round(known.length * (1 - Number(input.value) / 100));
-      this.certain = values;
-      this.hidden = left >= known.length ? Infinity : known[Math.max(0, left - 1)];
-      const gone = known.length - left;
-      input.nextElementSibling.textContent = gone === 0 ? "none" : `${gone} of ${known.length}`;
-      this.panes.forEach((pane) => pane.colour());
+    this.distances = await this.cache.values(layer, 0);
+    const sorted = this.distances.array.filter((value) => !Number.isNaN(value)).sort();
+    const update = () => {
+      const count = Math.round(sorted.length * (1 - Number(input.value) / 100));
+      this.maxDistance = count >= sorted.length ? Infinity : sorted[Math.max(0, count - 1)];
+      const hidden = sorted.length - count;
+      input.nextElementSibling.textContent = hidden === 0 ? "none" : `${hidden} of ${sorted.length}`;
+      this.panes.forEach((pane) => pane.recolor());
     };
-    input.addEventListener("input", apply);
-    apply();
+    input.addEventListener("input", update);
+    update();
   }
 
-  structured(list) {
-    this.told.genes.slice(0, 10).forEach((gene, place) => {
+  addGeneButtons(list) {
+    this.metadata.genes.slice(0, 10).forEach((name, gene) => {
       const button = document.createElement("button");
       button.type = "button";
-      button.dataset.gene = String(place);
-      button.textContent = gene;
-      button.title = structure(this.told.moran[place]);
-      button.addEventListener("click", () => this.panes[0].set({ gene: place, layer: this.told.layers[0] }));
+      button.dataset.gene = String(gene);
+      button.textContent = name;
+      button.title = formatMoran(this.metadata.morans_i[gene]);
+      button.addEventListener("click", () => this.panes[0].show({ gene, layer: this.metadata.layers[0] }));
       const item = document.createElement("li");
       item.append(button);
       list.append(item);
     });
   }
 
-  get shownPanes() {
+  get visiblePanes() {
     return this.panes.filter((pane) => !pane.root.hidden);
   }
 
-  setSideBySide(two) {
-    document.getElementById("two").checked = two;
-    this.layout.classList.toggle("two", two);
-    this.panes[1].root.hidden = !two;
-    requestAnimationFrame(() => this.settle());
+  setSideBySide(on) {
+    document.getElementById("side-by-side").checked = on;
+    this.layout.classList.toggle("two", on);
+    this.panes[1].root.hidden = !on;
+    requestAnimationFrame(() => this.relayout());
   }
 
-  /* From now on the other map goes where `pane` goes. */
-  lead(pane) {
+  /* The pane the user moved last; the other pane follows it. */
+  setLeader(pane) {
     this.leader = pane;
-    this.moved = true;
   }
 
-  /* After a map has got another size: all spots again, or what the map that was moved shows. */
-  settle() {
-    if (this.moved) {
+  /* After a resize: keep the view the user chose, else show all spots. */
+  relayout() {
+    if (this.leader !== null) {
       this.follow(this.leader);
     } else {
-      this.shownPanes.filter((pane) => pane.viewer.isOpen()).forEach((pane) => pane.home(true));
+      this.visiblePanes.filter((pane) => pane.viewer.isOpen()).forEach((pane) => pane.home(true));
     }
     this.redraw();
   }
 
-  /* Colours of `pane` run over `limits`, null for its usual ones; of both panes where they share a scale. */
+  /* Set a pane's color limits, null: the defaults; of both panes if they share a scale. */
   setLimits(pane, limits) {
-    const ready = this.shownPanes.filter((one) => one.values !== undefined);
-    if (!document.getElementById("same").checked || !ready.includes(pane)) {
-      pane.takeLimits(limits ?? pane.usualLimits);
+    const ready = this.visiblePanes.filter((one) => one.values !== undefined);
+    if (!document.getElementById("shared-limits").checked || !ready.includes(pane)) {
+      pane.applyLimits(limits ?? pane.defaultLimits);
       return;
     }
-    const usual = ready.map((one) => one.usualLimits);
-    const both = [Math.min(...usual.map((one) => one[0])), Math.max(...usual.map((one) => one[1]))];
-    ready.forEach((one) => one.takeLimits(limits ?? both));
+    const defaults = ready.map((one) => one.defaultLimits);
+    const joint = [Math.min(...defaults.map((one) => one[0])), Math.max(...defaults.map((one) => one[1]))];
+    ready.forEach((one) => one.applyLimits(limits ?? joint));
   }
 
-  /* Where measured stands beside predicted, both are of the same gene. */
-  changed(pane) {
+  paneChanged(pane) {
     const other = this.panes[1 - pane.number];
     const names = [pane.layer.name, other.layer.name].sort().join(" ");
     if (names === "measured predicted" && other.gene !== pane.gene) {
-      other.set({ gene: pane.gene });
+      other.show({ gene: pane.gene }); // predicted and measured are compared gene by gene
     }
     if (pane.number === 0) {
       for (const button of document.querySelectorAll("#structured button")) {
         button.setAttribute("aria-pressed", String(pane.layer.genes && Number(button.dataset.gene) === pane.gene));
       }
     }
-    document.getElementById("said").textContent = `${pane.title} is shown on map ${pane.number + 1}`;
+    this.announce(`Map ${pane.number + 1} shows ${pane.title}`);
+  }
+
+  /* Tell screen readers. */
+  announce(text) {
+    document.getElementById("status").textContent = text;
   }
 
   redraw() {
     this.panes.forEach((pane) => pane.draw());
   }
 
-  /* The other map shows the same part of the tissue as `pane`, if that is the one that was moved. */
+  /* Move the other pane to the view of `pane` if that is the leader. */
   follow(pane) {
     if (pane !== this.leader) {
       return;
     }
-    for (const other of this.shownPanes.filter((one) => one !== pane && one.viewer.isOpen())) {
+    for (const other of this.visiblePanes.filter((one) => one !== pane && one.viewer.isOpen())) {
       other.viewer.viewport.zoomTo(pane.viewer.viewport.getZoom(true), null, true);
       other.viewer.viewport.panTo(pane.viewer.viewport.getCenter(true), true);
     }
   }
 
-  point(spot) {
+  selectSpot(spot) {
     if (this.panes.some((pane) => pane.spot !== spot)) {
-      this.shownPanes.forEach((pane) => pane.tell(spot));
+      this.visiblePanes.forEach((pane) => pane.selectSpot(spot));
     }
   }
 
-  /* What is on the screen as a PNG: tissue, spots and the name of each map. */
-  savePicture() {
-    const parts = this.shownPanes.map((pane) => [pane, pane.viewer.drawer.canvas]);
+  /* Save the visible maps with their titles. */
+  savePng() {
+    const panes = this.visiblePanes;
     const ratio = window.devicePixelRatio;
-    const width = parts.reduce((sum, [pane]) => sum + pane.canvas.width, 0);
     const head = Math.round(28 * ratio);
     const picture = document.createElement("canvas");
-    picture.width = width;
-    picture.height = Math.max(...parts.map(([pane]) => pane.canvas.height)) + head;
+    picture.width = panes.reduce((sum, { canvas }) => sum + canvas.width, 0);
+    picture.height = Math.max(...panes.map(({ canvas }) => canvas.height)) + head;
     const context = picture.getContext("2d");
     context.fillStyle = "white";
     context.fillRect(0, 0, picture.width, picture.height);
     let left = 0;
-    for (const [pane, tissue] of parts) {
-      context.globalAlpha = Number(document.getElementById("fade").value);
-      context.drawImage(tissue, left, head, pane.canvas.width, pane.canvas.height);
-      context.globalAlpha = Number(document.getElementById("opacity").value);
+    for (const pane of panes) {
+      context.globalAlpha = Number(document.getElementById("tissue-opacity").value);
+      context.drawImage(pane.viewer.drawer.canvas, left, head, pane.canvas.width, pane.canvas.height);
+      context.globalAlpha = Number(document.getElementById("spot-opacity").value);
       context.drawImage(pane.canvas, left, head);
       context.globalAlpha = 1;
       context.fillStyle = "#1c1c1e";
@@ -239,7 +240,7 @@ class Report {
     }
     const link = document.createElement("a");
     link.href = picture.toDataURL("image/png");
-    link.download = `${this.told.title}.${this.shownPanes.map((pane) => pane.title).join("-")}.png`;
+    link.download = `${this.metadata.title}.${panes.map((pane) => pane.title).join("-")}.png`;
     link.click();
   }
 }
@@ -259,15 +260,15 @@ window.addEventListener("DOMContentLoaded", async () => {
   const text = (id) => document.getElementById(id).textContent;
   if (typeof DecompressionStream === "undefined") {
     document.getElementById("maps").textContent =
-      "This browser is too old to unpack the maps; Chrome or Edge from 80, Firefox from 113 and Safari from 16.4 on do.";
+      "This browser is too old to decompress the maps; use Chrome or Edge 80, Firefox 113, Safari 16.4 or newer.";
     return;
   }
-  const told = JSON.parse(text("told"));
-  const report = new Report(told, new Packed(text("packed"), told.blocks), document.getElementById("picture-of-tissue"));
+  const tissue = document.getElementById("tissue-image");
+  const report = new Report(JSON.parse(text("metadata")), new DataBlocks(text("data")), tissue);
   window.report = report;
   window.addEventListener("beforeprint", () => {
-    for (const one of document.querySelectorAll("details")) {
-      one.open ||= one.querySelector("table") === null;
+    for (const details of document.querySelectorAll("details")) {
+      details.open ||= details.querySelector("table") === null; // print everything but the long tables
     }
   });
   await report.start();

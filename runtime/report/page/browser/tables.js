@@ -1,6 +1,6 @@
 "use strict";
 
-/* Tables with `data-sortable` are ordered by a click on a column's name, or Enter on it. */
+/* Sort tables with `data-sortable` by their column headings. */
 window.addEventListener("DOMContentLoaded", () => {
   for (const table of document.querySelectorAll("table[data-sortable]")) {
     [...table.tHead.rows[0].cells].forEach((head, column) => {
@@ -14,7 +14,7 @@ window.addEventListener("DOMContentLoaded", () => {
 });
 
 function sortBy(table, head, column) {
-  const falling = head.getAttribute("aria-sort") !== "descending";
+  const descending = head.getAttribute("aria-sort") !== "descending";
   const body = table.tBodies[0];
   const key = (row) => {
     const text = row.cells[column].textContent;
@@ -23,13 +23,13 @@ function sortBy(table, head, column) {
   const order = (a, b) => {
     const [first, second] = [key(a), key(b)];
     if (Number.isNaN(first) || Number.isNaN(second)) {
-      return Number.isNaN(first) - Number.isNaN(second); // what is not known stands last either way
+      return Number.isNaN(first) - Number.isNaN(second); // missing values last in either order
     }
-    return (first < second ? -1 : first > second ? 1 : 0) * (falling ? -1 : 1);
+    return (first < second ? -1 : first > second ? 1 : 0) * (descending ? -1 : 1);
   };
   body.append(...[...body.rows].sort(order));
   for (const other of table.tHead.rows[0].cells) {
     other.removeAttribute("aria-sort");
   }
-  head.setAttribute("aria-sort", falling ? "descending" : "ascending");
+  head.setAttribute("aria-sort", descending ? "descending" : "ascending");
 }
