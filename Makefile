@@ -1,54 +1,61 @@
-# make demo   a virtual environment, then the whole way on a made-up slide
-# make test   the same environment, then the tests
-# make bindings   what only tests look at: TensorRT's Python bindings, a tritonserver
-# make check  formatting, lint, types
-# make browser     Chromium, by which the tests open the pages, on Debian; without it they skip
-# make gpu-check   the tests that need a CUDA device, and the benchmarks there: one JSON within eight minutes, from
-#                  whatever PYTHON has; what is missing is said, and nothing is fetched
-
 PYTHON ?= python3
-# Files of tests at once; each takes a core, and some of them all.
+# Test processes at once.
 JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bindings check browser gpu-check clean
+.PHONY: help demo quick test bindings check browser gpu-check clean
 
-demo: $(VENV)/installed
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/installed  ## create .venv and run the demo on a synthetic slide
 	$(BIN)/mclst-demo --out mclst-demo --overwrite
 
-test: $(VENV)/installed bindings
+quick: $(VENV)/quick  ## fast tests within a minute, without torch: installs .[cpu,test] alone
+	$(BIN)/pytest -m "not slow and not gpu" --numprocesses $(JOBS) --dist worksteal
+
+test: $(VENV)/installed bindings  ## all tests
 	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
-bindings: build/tensorrt/installed build/tritonserver/installed
+bindings: build/tensorrt/installed build/tritonserver/installed  ## packages that only tests use: TensorRT bindings, tritonserver
 
-check: $(VENV)/installed build/as/mclst
+check: $(VENV)/installed build/as/mclst  ## formatting, lint, spelling and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/mypy --allow-untyped-defs --allow-incomplete-defs --allow-untyped-calls --no-warn-return-any \
 		--no-warn-unused-ignores --implicit-reexport --disable-error-code func-returns-value tests
 
-browser:
+browser:  ## install Chromium (Debian); without it the browser tests skip
 	command -v chromium > /dev/null || { apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium > /dev/null; }
 
-gpu-check: build/as/mclst
+gpu-check: build/as/mclst  ## GPU tests and benchmarks, as one JSON, with the packages $PYTHON has
 	PYTHONPATH=build/as $(PYTHON) -m mclst.benchmarks.gpu_check.run
+
+clean:  ## remove .venv and everything built
+	rm -rf $(VENV) build mclst-demo mclst-bundle
+
+$(VENV)/quick: pyproject.toml constraints.txt setup.py $(wildcard kernels/cpu/src/*)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,test]"
+	touch $@
 
 $(VENV)/installed: pyproject.toml constraints.txt setup.py runtime/report/page/openseadragon.py $(wildcard kernels/cpu/src/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,openvino,rtx,export,openslide,dev]"
-	$(BIN)/python -m mclst.runtime.report.page.openseadragon || echo "without the pages' viewer: their tests will skip"
+	$(BIN)/python -m mclst.runtime.report.page.openseadragon || echo "the page viewer is missing: its tests will skip"
 	touch $@
 
-# Bindings whose names a test looks at; where there is no wheel for this Python, that test skips.
+# A test compares names in these bindings; it skips where this Python has no wheel.
 build/tensorrt/installed: tests/tensorrt-bindings.txt $(VENV)/installed
 	while read -r package; do $(BIN)/pip install --quiet --no-deps --upgrade \
 		--target build/tensorrt/$${package##*=} $$package || echo "without $$package"; done < $<
 	touch $@
 
-# A tritonserver for tests on loopback, without what its package wants beside it; where there is no wheel, they skip.
+# A tritonserver for tests on loopback, without its dependencies; the tests skip where this Python has no wheel.
 build/tritonserver/installed: tests/tritonserver.txt $(VENV)/installed
 	$(BIN)/pip install --quiet --no-deps --only-binary :all: --upgrade --target build/tritonserver -r $< || echo "without tritonserver"
 	mkdir -p $(@D) && touch $@
@@ -56,6 +63,3 @@ build/tritonserver/installed: tests/tritonserver.txt $(VENV)/installed
 # Type checkers resolve `mclst.<folder>` through this link.
 build/as/mclst:
 	mkdir -p build/as && ln -sfn ../.. $@
-
-clean:
-	rm -rf $(VENV) build mclst-demo mclst-bundle

@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: real data where present, a committed small bundle, runs in forked processes."""
+"""Fixtures shared by all tests, and which tests a quick run collects."""
 
 from __future__ import annotations
 
@@ -13,28 +13,42 @@ from small_model import TILE_PX, Small, write_reference
 TESTS = Path(__file__).resolve().parent
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
-SLOW_FOLDERS = ("benchmarks", "demo", "export", "models", "training")
-"""Every test here is slow: they train, export or measure."""
-
-# fmt: off
-OPTIONAL = (
-    "cuda", "google", "jsonschema", "onnx", "openslide", "openvino", "playwright", "polygraphy", "psutil", "pyarrow",
-    "pydicom", "ray", "scanpy", "sklearn", "spatialdata", "squidpy", "tensorrt_rtx_bindings", "timm", "torch",
-    "torchvision", "tritonclient",
+SLOW = (
+    "benchmarks",
+    "demo",
+    "export",
+    "kernels/test_cuda_emulated.py",
+    "kernels/test_cuda_host.py",
+    "models",
+    "runtime/bundle/test_bank.py",
+    "runtime/cohort/test_cluster.py",
+    "runtime/encoder/test_engines.py",
+    "runtime/encoder/test_openvino.py",
+    "runtime/report/test_report_in_browser.py",
+    "runtime/run/test_fuzz.py",
+    "runtime/run/test_real_section.py",
+    "runtime/serving/test_server_triton.py",
+    "runtime/serving/test_triton_server.py",
+    "test_add_a_system.py",
+    "training",
 )
-# fmt: on
+"""Files of slow tests alone: they export, train, compile, measure, or start servers and browsers."""
+
+OPTIONAL = (
+    "cuda", "google", "jsonschema", "mpmath", "onnx", "openslide", "openvino", "playwright",
+    "polygraphy", "psutil", "pyarrow", "pydicom", "ray", "scanpy", "sklearn", "spatialdata", "squidpy",
+    "tensorrt_rtx_bindings", "timm", "torch", "torchvision", "tritonclient",
+)  # fmt: skip
 """Modules that `.[cpu]` does not install; a test file that imports one which is missing is skipped."""
 
 
-def _is_slow_folder(path: Path) -> bool:
-    return path.is_relative_to(TESTS) and path.relative_to(TESTS).parts[:1][0] in SLOW_FOLDERS
+def _is_slow(path: Path) -> bool:
+    return any(path.is_relative_to(TESTS / name) for name in SLOW)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Do not even import the slow folders when slow tests are deselected: torch alone takes seconds."""
-    if "not slow" in config.option.markexpr and _is_slow_folder(collection_path):
-        return True
-    return None
+    """Do not even import slow files when slow tests are deselected: torch alone takes seconds."""
+    return True if "not slow" in config.option.markexpr and _is_slow(collection_path) else None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -51,9 +65,8 @@ def pytest_make_collect_report(
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark all tests of the slow folders."""
     for item in items:
-        if _is_slow_folder(item.path):
+        if _is_slow(item.path):
             item.add_marker(pytest.mark.slow)
 
 
@@ -91,12 +104,14 @@ def small_bundle() -> Path:
 
 @pytest.fixture(scope="session")
 def exported_bundle(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle exported from `small.ckpt`, without section B1; needs torch; copy it before changing anything."""
+    """A bundle exported from `small.ckpt` without section B1; needs torch; copy it before changing it."""
     from mclst.export.bundling import export_bundle
 
     out = tmp_path_factory.mktemp("bundle") / "mclst-bundle"
     change = {"tile": {"size_px": TILE_PX}, "retrieval": {"k": 10}}
-    export_bundle(small.ckpt, out, references=[small.folder], hold_out=["B1"], change=change, parity_tiles=8)
+    export_bundle(
+        small.ckpt, out, references=[small.folder], hold_out=["B1"], overrides=change, parity_tiles=8
+    )
     return out
 
 

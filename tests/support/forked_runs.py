@@ -9,7 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import tifffile
 from synthetic_slides import tissue
@@ -17,21 +17,30 @@ from synthetic_slides import tissue
 DEFAULT_SIGHUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
 """First line of a child process: under nohup it would inherit that SIGHUP is ignored."""
 
-_SERVER = r"""
+IMPORTS = (
+    "anndata.io", "faiss", "h5py", "imagecodecs", "onnxruntime", "openslide", "pyarrow", "scipy.ndimage",
+    "scipy.spatial", "simplejpeg", "tifffile", "PIL.JpegImagePlugin", "PIL.PngImagePlugin",
+    "mclst.runtime.slide.openslide_reader", "mclst.runtime.slide.picture", "mclst.runtime.slide.tiff",
+    "mclst.kernels.cpu",
+)  # fmt: skip
+"""What the server imports once, for all its children, where it is installed."""
+
+_SERVER = rf"""
 import contextlib, importlib, json, os, resource, signal, sys, time
-from PIL import JpegImagePlugin, PngImagePlugin
 from mclst.runtime.cli import infer
-for name in ("anndata.io faiss h5py imagecodecs onnxruntime openslide pyarrow scipy.ndimage scipy.spatial simplejpeg tifffile "
-             "mclst.runtime.slide.openslide_reader mclst.runtime.slide.picture mclst.runtime.slide.tiff "
-             "mclst.kernels.cpu").split():
+
+for name in {IMPORTS}:
     with contextlib.suppress(ImportError):
         importlib.import_module(name)
+"""
 
+_SERVER += r"""
 def child(request):
     os.chdir(request["folder"])
-    for number, name, flags in ((0, os.devnull, os.O_RDONLY), (1, request["stdout"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC),
-                                (2, request["stderr"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)):
-        os.dup2(os.open(name, flags), number)
+    write = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(os.open(request["stdout"], write), 1)
+    os.dup2(os.open(request["stderr"], write), 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if request["memory_mb"]:
         pages = int(open("/proc/self/statm").read().split()[0])
@@ -56,15 +65,14 @@ def run(request):
             import traceback
             traceback.print_exc()
         finally:
-            try:
+            with contextlib.suppress(OSError):
                 sys.stdout.flush(), sys.stderr.flush()
-            except OSError:
-                pass
             os._exit(code)
     while True:
         exited, status, usage = os.wait4(pid, os.WNOHANG)
         if exited:
-            return {"code": os.waitstatus_to_exitcode(status), "peak_mb": usage.ru_maxrss >> 10, "timed_out": False}
+            code, peak_mb = os.waitstatus_to_exitcode(status), usage.ru_maxrss >> 10
+            return {"code": code, "peak_mb": peak_mb, "timed_out": False}
         if time.monotonic() - started > request["seconds"]:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -122,15 +130,21 @@ class ForkServer:
     ) -> Ended:
         """Run `mclst-infer words` in `folder`.
 
-        log_dir: an empty folder for stdout and stderr. memory_mb: limit beyond what the imports take. file_bytes: the
-        longest file that may be written. before: Python code run in the child first. stdout: a file or device instead
-        of the one in `log_dir`.
+        log_dir: an empty folder for stdout and stderr. memory_mb: limit beyond what the imports take.
+        file_bytes: the longest file that may be written. before: Python code run in the child first.
+        stdout: a file or device instead of the one in `log_dir`.
         """
         out, err = (str(log_dir / name) for name in ("stdout", "stderr"))
-        request: dict[str, Any] = {
-            "folder": str(folder), "words": words, "stdout": stdout or out, "stderr": err, "memory_mb": memory_mb,
-            "file_bytes": file_bytes, "seconds": seconds, "before": before,
-        }  # fmt: skip
+        request = {
+            "folder": str(folder),
+            "words": words,
+            "stdout": stdout or out,
+            "stderr": err,
+            "memory_mb": memory_mb,
+            "file_bytes": file_bytes,
+            "seconds": seconds,
+            "before": before,
+        }
         assert self._server.stdin is not None and self._server.stdout is not None
         self._server.stdin.write(json.dumps(request) + "\n")
         self._server.stdin.flush()

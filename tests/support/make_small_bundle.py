@@ -1,7 +1,8 @@
 """Write tests/data/small: a bundle with a tiny hand-made encoder, a slide, its map and a run's journal.
 
-`python tests/support/make_small_bundle.py FOLDER` (needs onnx). The committed folder was made once, by version 0.1.0
-before its modules moved, with eval.json by its `mclst-eval`; test_compatibility.py opens it with every later version.
+`python tests/support/make_small_bundle.py FOLDER` needs onnx. The committed folder was made once, by
+version 0.1.0 before its modules moved, with eval.json by its `mclst-eval`.
+test_compatibility.py opens it since then.
 """
 
 from __future__ import annotations
