@@ -1,46 +1,54 @@
-"""`mclst-bench`: options → measurements → table, JSON, picture."""
+"""`mclst-bench`: one command per benchmark, imported when it is invoked."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import version
 
 import click
 
-from mclst.benchmarks.accuracy.command import accuracy
-from mclst.benchmarks.encoder.command import latency
-from mclst.benchmarks.end_to_end.command import end_to_end
-from mclst.benchmarks.memory.command import memory
-from mclst.benchmarks.page.viewing import viewing
-from mclst.benchmarks.reading.measure import tiles
-from mclst.benchmarks.reporting.compare_command import compare
-from mclst.benchmarks.reporting.page_command import page
-from mclst.benchmarks.retrieval.command import retrieval
-from mclst.benchmarks.serving.command import load
-from mclst.benchmarks.systems.precision import precision
-from mclst.benchmarks.systems.systems import systems
+COMMANDS = {
+    "accuracy": ("accuracy.command", "accuracy", "Cross-validation of a training run."),
+    "compare": ("reporting.commands", "compare", "Two result files against each other."),
+    "end-to-end": ("end_to_end.command", "end_to_end", "Whole runs, from slide to map."),
+    "latency": ("encoder.command", "latency", "The encoder: latency, throughput, energy, roofline."),
+    "load": ("serving.command", "load", "A model server under load."),
+    "memory": ("memory.command", "memory", "Peak memory of dense maps."),
+    "page": ("reporting.commands", "page", "HTML page of result files."),
+    "precision": ("systems.commands", "precision", "A bundle's reduced precisions against fp32."),
+    "retrieval": ("retrieval.command", "retrieval", "Retrieval: embeddings to expression."),
+    "systems": ("systems.commands", "systems", "The six systems, from tiles to expression."),
+    "tiles": ("reading.command", "tiles", "Slide readers: tiles per second."),
+    "viewing": ("page.viewing", "viewing", "The page of a large map in a browser."),
+}
+"""Module below `mclst.benchmarks`, attribute, and one line of help, by subcommand."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+class LazyGroup(click.Group):
+    """A group that imports a subcommand's module only when that subcommand is invoked."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of all subcommands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one subcommand."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(f"mclst.benchmarks.{module}"), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List subcommands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(version("mclst"), prog_name="mclst-bench")
 def main() -> None:
     """Measure mclst on this machine, with its peers in the same run."""
-
-
-for subcommand in (
-    accuracy,
-    compare,
-    end_to_end,
-    latency,
-    load,
-    memory,
-    page,
-    precision,
-    retrieval,
-    systems,
-    tiles,
-    viewing,
-):
-    main.add_command(subcommand)
 
 
 if __name__ == "__main__":

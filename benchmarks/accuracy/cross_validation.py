@@ -1,4 +1,4 @@
-"""Cross-validation: train without some sections, score them, vary one setting; resumed where it was stopped."""
+"""Cross-validation: train without some sections, score them, vary one setting; resumable."""
 
 from __future__ import annotations
 
@@ -15,24 +15,29 @@ import numpy as np
 import pandas as pd
 
 from mclst.benchmarks.accuracy.exported import score_precisions
-from mclst.runtime.atomic import write_whole
-from mclst.runtime.bundle.bundle import PRECISIONS
+from mclst.runtime.atomic import write_atomically
 from mclst.runtime.bundle.manifest import Settings
+from mclst.runtime.choices import PRECISIONS
 from mclst.runtime.errors import InputError
 from mclst.training.contrastive import Training
 from mclst.training.data import TrainingSection
 from mclst.training.settings import TrainConfig
-from mclst.training.training_state import describe, forget, take_up, write_state
+from mclst.training.training_state import (
+    delete_state,
+    describe_run,
+    resume_training,
+    upgrade_keys,
+    write_state,
+)
 from mclst.training.validation import score_settings
 
 MEASURES = ("pcc_acg", "pcc_heg", "mse", "mae")
 TRAINED = {"positions": str, "encoder": str, "lambda": float}
-"""What a network is trained anew for."""
+"""Settings that need a training per value."""
 EXPORTED = {"precision": str}
-"""What the graph is exported in that one trained network is scored by."""
+"""Settings of the exported graph; one training serves all values."""
 RETRIEVED = {"k": int, "distance": str, "rank": str, "weighting": str, "normalisation": str, "context": int}
-"""What one trained network is scored under; `normalisation` is that of the averaged expression and of the truth."""
-Say = Callable[[str], None]
+"""Settings of scoring; one training serves all values. `normalisation` applies to prediction and truth."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +49,29 @@ class Fold:
 
 
 def make_folds(names: Sequence[str], leave_out: str, patient: str) -> list[Fold]:
-    """Leave out each section, or each patient's sections; `patient` is a regular expression found in a section's name.
+    """Leave out each section, or each patient's sections.
 
-    The patient is the expression's first group, or all it matches. Raises InputError where a name does not match, or
-    one fold would leave nothing to train on.
+    Parameters
+    ----------
+    names : sequence of str
+        Of the sections.
+    leave_out : str
+        "section" or "patient".
+    patient : str
+        Regular expression; its first group, or its match, names the patient.
+
+    Raises
+    ------
+    InputError
+        If a name does not match, or a fold would leave nothing to train on.
     """
     if leave_out == "section":
         folds = [Fold(name, (name,)) for name in names]
     else:
-        of: dict[str, list[str]] = {}
+        by_patient: dict[str, list[str]] = {}
         for name in names:
-            of.setdefault(patient_of(name, patient), []).append(name)
-        folds = [Fold(who, tuple(sections)) for who, sections in of.items()]
+            by_patient.setdefault(patient_of(name, patient), []).append(name)
+        folds = [Fold(name, tuple(sections)) for name, sections in by_patient.items()]
     if len(folds) < 2:
         raise InputError(
             f"all of {', '.join(names)} would be left out together; give sections of two patients or more"
@@ -64,15 +80,15 @@ def make_folds(names: Sequence[str], leave_out: str, patient: str) -> list[Fold]
 
 
 def patient_of(name: str, patient: str) -> str:
-    """The patient in a section's name; InputError where the expression does not match."""
-    found = re.search(patient, name)
-    if found is None:
+    """Patient in a section's name; InputError where the expression does not match."""
+    match = re.search(patient, name)
+    if match is None:
         raise InputError(f"section {name} does not match --patient {patient!r}; give an expression that does")
-    return found[1] if found.re.groups else found[0]
+    return match[1] if match.re.groups else match[0]
 
 
 def parse_sweep(text: str) -> tuple[str, list[Any]]:
-    """`k=50,100,200` → its name and values; ValueError in a sentence."""
+    """Parse `k=50,100,200` into name and values; ValueError."""
     name, _, values = text.partition("=")
     kinds = {**TRAINED, **RETRIEVED, **EXPORTED}
     if name not in kinds or not values:
@@ -83,10 +99,10 @@ def parse_sweep(text: str) -> tuple[str, list[Any]]:
         raise ValueError(f"--sweep {text!r}: {error}") from error
 
 
-def changed(config: TrainConfig, name: str, value: Any) -> TrainConfig:
-    """`config` with one setting of a sweep changed. Raises ValueError where the value is not one of its kind."""
+def with_setting(config: TrainConfig, name: str, value: Any) -> TrainConfig:
+    """Copy of `config` with one setting of a sweep; ValueError where the value is invalid."""
     settings = config.settings.model_dump(mode="json")
-    place = {
+    paths = {
         "k": ("retrieval", "k"),
         "distance": ("retrieval", "distance"),
         "rank": ("retrieval", "rank"),
@@ -94,9 +110,9 @@ def changed(config: TrainConfig, name: str, value: Any) -> TrainConfig:
         "normalisation": ("normalisation", "expression"),
         "context": ("context", "spots"),
     }
-    if name in place:
-        part, field = place[name]
-        settings[part][field] = value
+    if name in paths:
+        section, field = paths[name]
+        settings[section][field] = value
         return dataclasses.replace(config, settings=Settings.model_validate_json(json.dumps(settings)))
     if name == "lambda":
         return dataclasses.replace(config, image_weight=value)
@@ -108,8 +124,8 @@ def changed(config: TrainConfig, name: str, value: Any) -> TrainConfig:
         return config
     unit = config.settings.context.positions
     settings["context"]["positions"] = "none" if value == "none" else "pixel" if unit == "pixel" else "array"
-    of_positions = Settings.model_validate_json(json.dumps(settings))
-    return dataclasses.replace(config, positions=value, settings=of_positions)
+    with_positions = Settings.model_validate_json(json.dumps(settings))
+    return dataclasses.replace(config, positions=value, settings=with_positions)
 
 
 def cross_validate(
@@ -118,16 +134,30 @@ def cross_validate(
     config: TrainConfig,
     sweep: tuple[str, list[Any]] | None,
     work: Path,
-    say: Say,
+    say: Callable[[str], None],
 ) -> pd.DataFrame:
-    """Train and score every fold under every value of the sweep: rows of value, fold, section and MEASURES.
+    """Train and score every fold under every value of the sweep.
 
-    work: a folder that keeps finished folds and the state of an unfinished one. The same call goes on from there.
-    Raises InputError where the folder is of other settings or sections.
+    Parameters
+    ----------
+    sweep : (str, list), optional
+        Name and values of a setting.
+    work : Path
+        Folder of finished folds and of the state of an unfinished one; the same call resumes from there.
+
+    Returns
+    -------
+    DataFrame
+        Columns value, fold, section and MEASURES.
+
+    Raises
+    ------
+    InputError
+        If the folder belongs to other settings or sections.
     """
     name, values = sweep or ("", [""])
-    configs = [changed(config, name, value) if name else config for value in values]
-    # One training serves all values that retrieval alone needs.
+    configs = [with_setting(config, name, value) if name else config for value in values]
+    # One training serves all values of a setting outside TRAINED.
     groups = [[i] for i in range(len(values))] if name in TRAINED else [list(range(len(values)))]
     rows: list[dict[str, Any]] = []
     for group in groups:
@@ -135,68 +165,70 @@ def cross_validate(
             label = f"{name}-{values[group[0]]}" if name in TRAINED else "all"
             file = work / f"{re.sub(r'[^A-Za-z0-9.-]', '_', label)}.{fold.name}.json"
             precisions = values if name in EXPORTED else None
-            found = _fold(sections, fold, [configs[i] for i in group], precisions, file, say)
-            for i, scores in zip(group, found, strict=True):
+            scored = _run_fold(sections, fold, [configs[i] for i in group], precisions, file, say)
+            for i, scores in zip(group, scored, strict=True):
                 rows += [{"value": str(values[i]), "fold": fold.name, **score} for score in scores]
     return pd.DataFrame(rows)
 
 
-def _fold(
+def _run_fold(
     sections: Sequence[TrainingSection],
     fold: Fold,
     configs: Sequence[TrainConfig],
     precisions: Sequence[str] | None,
     file: Path,
-    say: Say,
+    say: Callable[[str], None],
 ) -> list[list[dict[str, Any]]]:
-    kept = [section for section in sections if section.name not in fold.left_out]
-    held = [section for section in sections if section.name in fold.left_out]
-    told = {
-        "held_out": describe(configs[0], held, {})["data"],
+    training_sections = [section for section in sections if section.name not in fold.left_out]
+    held_out = [section for section in sections if section.name in fold.left_out]
+    scoring = {
+        "held_out": describe_run(configs[0], held_out, {})["data"],
         "scored": [config.settings.model_dump(mode="json") for config in configs],
         **({} if precisions is None else {"precisions": list(precisions)}),
     }
-    run = describe(configs[0], kept, told)
+    run = describe_run(configs[0], training_sections, scoring)
     if file.exists():
         content = json.loads(file.read_text())
-        if content.get("run") != run:
-            raise InputError(f"{file} is of other settings or sections; give another --work, or delete it")
+        if upgrade_keys(content.get("run")) != run:
+            raise InputError(
+                f"{file} belongs to other settings or sections; give another --work, or delete it"
+            )
         say(f"fold {fold.name}: done before")
         return list(content["scores"])
-    training = Training(kept, configs[0])
-    take_up(file, training, told)
+    training = Training(training_sections, configs[0])
+    resume_training(file, training, scoring)
     while not training.finished:
-        training.epoch()
-        write_state(file, training, told)
+        training.run_epoch()
+        write_state(file, training, scoring)
     if precisions is None:
-        scored = score_settings(training, held, [config.settings for config in configs])
+        scored = score_settings(training, held_out, [config.settings for config in configs])
     else:
-        scored = score_precisions(training, held, precisions)
+        scored = score_precisions(training, held_out, precisions)
     scores = [
         [
-            {"section": section.name, **{m: _number(getattr(of, m)) for m in MEASURES}}
-            for section, of in zip(held, of_config, strict=True)
+            {"section": section.name, **{m: _finite(getattr(score, m)) for m in MEASURES}}
+            for section, score in zip(held_out, section_scores, strict=True)
         ]
-        for of_config in scored
+        for section_scores in scored
     ]
-    write_whole(file, (json.dumps({"run": run, "scores": scores}, indent=1) + "\n").encode())
-    forget(file)
+    write_atomically(file, (json.dumps({"run": run, "scores": scores}, indent=1) + "\n").encode())
+    delete_state(file)
     chance = math.log(len(training.pairs) / training.steps_per_epoch)
     say(f"fold {fold.name}: loss {training.losses[-1]:.3f} (chance {chance:.2f}), {training.seconds:.0f} s")
     return scores
 
 
-def _number(value: float) -> float | None:
+def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
 def summarize(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean and sample standard deviation over the folds, each the mean of its sections; one row per value.
+    """Mean and sample standard deviation over the folds, one row per value.
 
-    An undefined measure of a section makes its fold's undefined, and the mean's.
+    A fold's score is the mean of its sections. An undefined score makes its fold's and the mean undefined.
     """
     numbers = rows.astype(dict.fromkeys(MEASURES, float))
-    found = []
+    summary = []
     for value, of_value in numbers.groupby("value", sort=False):
         folds = [of_fold[list(MEASURES)].to_numpy() for _, of_fold in of_value.groupby("fold", sort=False)]
         means = np.stack([of_fold.mean(axis=0) for of_fold in folds])
@@ -204,5 +236,5 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
         for measure, of_folds in zip(MEASURES, means.T, strict=True):
             line[measure] = float(of_folds.mean())
             line[f"{measure}_sd"] = float(of_folds.std(ddof=1)) if len(means) > 1 else float("nan")
-        found.append(line)
-    return pd.DataFrame(found)
+        summary.append(line)
+    return pd.DataFrame(summary)

@@ -1,4 +1,4 @@
-"""A network in training as the graph an export would make of it, in any precision; held-out sections scored by it."""
+"""Score held-out sections by the graphs that an export makes of a trained network, in any precision."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.export.onnx.graph import write_graph
-from mclst.export.parity.compare import Tiles
-from mclst.export.parity.precisions import derive
+from mclst.export.parity.compare import TileSet
+from mclst.export.parity.precisions import derive_graphs
 from mclst.runtime.bundle.bundle import ENCODER
-from mclst.runtime.encoder.session import AT_ONCE
+from mclst.runtime.encoder.session import DEFAULT_BATCH_SIZE
 from mclst.runtime.inference.providers import open_session
 from mclst.sections.accuracy import Score
 from mclst.training.contrastive import Training
@@ -27,35 +27,45 @@ CALIBRATION_TILES = 64
 def score_precisions(
     training: Training, held_out: Sequence[TrainingSection], precisions: Sequence[str]
 ) -> list[list[Score]]:
-    """One Score per held-out section, for each precision; int8 is calibrated on tiles of the training sections.
+    """One Score per held-out section, for each precision.
 
-    The graphs run on ONNX Runtime's CPU provider, bf16 as fp32 operators whose results are rounded. No gate is asked:
-    what a precision costs is what this measures. Raises CheckpointError where a graph cannot be converted.
+    Raises
+    ------
+    CheckpointError
+        If a graph cannot be converted.
+
+    Notes
+    -----
+    The graphs run on ONNX Runtime's CPU provider, bf16 as fp32 operators with rounded results. int8 is calibrated on
+    tiles of the training sections. The export's tolerances do not apply: this measures what a precision costs.
     """
     settings = training.config.settings
     with TemporaryDirectory() as folder:
         path = Path(folder)
         network = deepcopy(training.network).cpu().eval()
         write_graph(network, settings.tile, settings.preprocessing, path / ENCODER)
-        found = []
+        scores = []
         for precision in precisions:
-            _, graphs = derive(path, precision, calibration_tiles(training.sections), spare=path / "judged")
+            _, graphs = derive_graphs(
+                path, precision, calibration_tiles(training.sections), scratch=path / "judged"
+            )
             session = open_session(graphs[ENCODER], "cpu")
 
             def encode(section: TrainingSection) -> NDArray[np.float32]:
-                starts = range(0, len(section.tiles), AT_ONCE)
-                some = (np.ascontiguousarray(section.tiles[i : i + AT_ONCE]) for i in starts)
-                return np.concatenate([session.encode(tiles) for tiles in some])  # noqa: B023 - used at once
+                starts = range(0, len(section.tiles), DEFAULT_BATCH_SIZE)
+                batches = (np.ascontiguousarray(section.tiles[i : i + DEFAULT_BATCH_SIZE]) for i in starts)
+                return np.concatenate([session.encode(tiles) for tiles in batches])  # noqa: B023 - used at once
 
-            found.append(score_encoded(training, held_out, settings, encode))
-    return found
+            scores.append(score_encoded(training, held_out, settings, encode))
+    return scores
 
 
-def calibration_tiles(sections: Sequence[TrainingSection]) -> Tiles:
+def calibration_tiles(sections: Sequence[TrainingSection]) -> TileSet:
     """Tiles spread evenly over all spots of the sections."""
-    ends = np.cumsum([len(section.tiles) for section in sections])
+    counts = np.array([len(section.tiles) for section in sections])
+    ends = np.cumsum(counts)
     chosen = np.unique(np.linspace(0, ends[-1] - 1, CALIBRATION_TILES).astype(np.int64))
-    of = np.searchsorted(ends, chosen, side="right")
-    starts = ends - [len(section.tiles) for section in sections]
-    pixels = np.stack([sections[s].tiles[i - starts[s]] for s, i in zip(of, chosen, strict=True)])
-    return Tiles(pixels, "the training sections")
+    owners = np.searchsorted(ends, chosen, side="right")
+    starts = ends - counts
+    pixels = np.stack([sections[s].tiles[i - starts[s]] for s, i in zip(owners, chosen, strict=True)])
+    return TileSet(pixels, "the training sections")

@@ -1,1 +1,1 @@
-"""What is measured side by side: mclst and its peers."""
+"""Contenders of the benchmarks: mclst and its peers."""

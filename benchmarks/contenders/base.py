@@ -1,10 +1,9 @@
-"""What encodes tiles in a benchmark: what it is made from, what it does, what it tells."""
+"""An encoder as a contender, and its inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ Encode = Callable[[U8], F32]
 
 
 @dataclass(frozen=True)
-class Timed:
-    """Seconds of each query, and of each query's stages on the device, by their names in stages.ON_DEVICE."""
+class QueryTimes:
+    """Seconds of each query, and of its device stages by their names in stages.DEVICE_STAGES."""
 
     query_s: list[float]
     device_s: Mapping[str, list[float]] = field(default_factory=dict)
@@ -26,12 +25,12 @@ class Timed:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A contender, opened.
+    """An opened contender.
 
-    encode: uint8 tiles [b, H, W, 3] → float32 [b, D], done when it returns. gpu: whether it works on one.
-    precision: of its arithmetic. versions: of what executes it. threads: of the processor it may use.
-    device_seconds: the seconds so far of its stages on a GPU (of stages.ON_DEVICE), by the device's events.
-    times: in place of timing `encode`, one that times itself: (batch, seconds) → Timed.
+    ours: whether it is mclst's. precision: of its arithmetic. encode: uint8 tiles [b, H, W, 3] → float32 [b, D], done
+    when it returns. gpu: whether it runs on one. versions: of the packages that run it. device_seconds: seconds so far
+    of its device stages (stages.DEVICE_STAGES), by events. measure: for contenders that time themselves:
+    (batch, seconds) → QueryTimes.
     """
 
     name: str
@@ -41,16 +40,16 @@ class Encoder:
     gpu: bool = False
     versions: dict[str, str] = field(default_factory=dict)
     device_seconds: Callable[[], Mapping[str, float]] | None = None
-    times: Callable[[int, float], Timed] | None = None
+    measure: Callable[[int, float], QueryTimes] | None = None
 
 
 @dataclass(frozen=True)
 class ContenderInputs:
-    """What contenders are made from.
+    """Inputs that contenders are opened from.
 
-    bundle: its folder. graphs: by precision, its ONNX graphs, "fp32" among them. threads: of the processor, for each
-    contender. tile_px: side of a tile. network: the checkpoint's, a torch module, or None where none was given;
-    prepare: its preprocessing, tiles uint8 [b, S, S, 3] → tensor.
+    bundle: its folder. graphs: ONNX graphs by precision, "fp32" included. threads: of the processor, per contender.
+    tile_px: side of a tile. network: the checkpoint's torch module, if there is one. prepare: its preprocessing,
+    tiles uint8 [b, S, S, 3] → tensor.
     """
 
     bundle: Path
@@ -59,14 +58,3 @@ class ContenderInputs:
     tile_px: int
     network: Any = None
     prepare: Callable[[U8], Any] | None = None
-
-
-def versions(*names: str) -> dict[str, str]:
-    """Those of the packages that are installed, by name."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

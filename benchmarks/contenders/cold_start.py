@@ -1,6 +1,6 @@
-"""From the start of a fresh process to its first expression, step by step; and the memory such a process needs.
+"""Cold start: a fresh process up to its first expression, step by step, and its peak memory.
 
-Run as a program it is that process: it does the work of `mclst-infer` up to the first spot's expression, then more
+As a program this module is that process: it works like `mclst-infer` up to the first spot's expression, encodes more
 batches, and prints one JSON object.
 """
 
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mclst.benchmarks.harness.subprocess_json import run_apart
+from mclst.benchmarks.harness.subprocess_json import run_json_subprocess
 from mclst.runtime.resources import peak_bytes
 
 
@@ -20,52 +20,58 @@ def cold_start(
     graph: Path, provider: str, precision: str = "fp32", *, tile_px: int, batch: int = 16, slide: Path | None = None,
     spots: Path | None = None, bundle: Path | None = None, more: int = 4, timeout: float = 300.0,
 ) -> dict[str, Any]:  # fmt: skip
-    """Seconds from the start of a process to its first result, by step, and its peak memory.
+    """Time a fresh process up to its first result.
 
-    graph: the encoder, of tiles of `tile_px`. slide, spots, bundle: with all three the first result is the expression of the first batch of
-    spots read from the slide; without, the embedding of a blank tile. more: batches encoded after the first, so that the peak memory is
-    that of work. Raises ResourceError where the process fails.
+    Parameters
+    ----------
+    graph : Path
+        Encoder of tiles of `tile_px`.
+    slide, spots, bundle : Path, optional
+        With all three the first result is the expression of the first batch of spots; without, the embedding of a
+        blank tile.
+    more : int
+        Batches encoded after the first, so that the peak memory is that of steady work.
+    timeout : float
+        Seconds.
+
+    Returns
+    -------
+    dict
+        provider, precision, steps_s, first_result_s, peak_rss_bytes.
+
+    Raises
+    ------
+    ResourceError
+        If the process fails.
     """
-    words = [
-        "--graph",
-        str(graph),
-        "--provider",
-        provider,
-        "--precision",
-        precision,
-        "--tile",
-        str(tile_px),
-        "--batch",
-        str(batch),
-        "--more",
-        str(more),
-    ]
+    options: dict[str, object] = {
+        "graph": graph, "provider": provider, "precision": precision, "tile": tile_px, "batch": batch, "more": more,
+    }  # fmt: skip
     if slide is not None and spots is not None and bundle is not None:
-        words += ["--slide", str(slide), "--spots", str(spots), "--bundle", str(bundle)]
+        options |= {"slide": slide, "spots": spots, "bundle": bundle}
     started = time.time()
-    told = run_apart(
+    result = run_json_subprocess(
         "mclst.benchmarks.contenders.cold_start",
-        words,
-        what=f"a fresh process of {provider} {precision}",
-        advice="leave it out, or choose another provider",
+        [word for name, value in options.items() for word in (f"--{name}", str(value))],
+        task=f"a fresh process of {provider} {precision}",
+        advice="omit it, or choose another provider",
         timeout=timeout,
     )
-    moments = told.pop("moments")
     steps, before = {}, started
-    for name, at in moments.items():
-        steps[name] = max(0.0, at - before)
-        before = at
+    for name, moment in result.pop("moments").items():
+        steps[name] = max(0.0, moment - before)
+        before = moment
     return {
         "provider": provider,
         "precision": precision,
         "steps_s": steps,
         "first_result_s": before - started,
-        **told,
+        **result,
     }
 
 
-def _work(given: argparse.Namespace, moments: dict[str, float]) -> None:
-    """As `mclst-infer`: import, open, first result; each step's end in `moments`."""
+def _work(options: argparse.Namespace, moments: dict[str, float]) -> None:
+    """Import, open, compute the first result; record the end of each step in `moments`."""
     moments["python"] = time.time()
     import numpy as np
 
@@ -77,51 +83,53 @@ def _work(given: argparse.Namespace, moments: dict[str, float]) -> None:
     from mclst.sections.tables.spots import read_spots
 
     moments["imports"] = time.time()
-    request = EncoderRequest(given.bundle or given.graph.parent, given.graph, given.precision, given.batch)
-    if given.slide is None:
-        session, _ = open_encoder(given.provider, request)
+    request = EncoderRequest(
+        options.bundle or options.graph.parent, options.graph, options.precision, options.batch
+    )
+    if options.slide is None:
+        session, _ = open_encoder(options.provider, request)
         moments["session"] = time.time()
-        tiles = np.zeros((given.batch, given.tile, given.tile, 3), np.uint8)
+        tiles = np.zeros((options.batch, options.tile, options.tile, 3), np.uint8)
         session.encode(tiles[:1])
         moments["first tile"] = time.time()
     else:
-        bundle = open_bundle(given.bundle)
+        bundle = open_bundle(options.bundle)
         moments["bundle"] = time.time()
-        slide, places = open_slide(given.slide), read_spots(given.spots)
+        slide, spots = open_slide(options.slide), read_spots(options.spots)
         moments["slide"] = time.time()
-        session, _ = open_encoder(given.provider, request)
-        readout = open_readout(bundle, None, places, session.provider)
+        session, _ = open_encoder(options.provider, request)
+        readout = open_readout(bundle, None, spots, session.provider)
         moments["session"] = time.time()
         tile = bundle.manifest.tile
         shape = TileShape(tile.size_px, tile.mpp, tile.pad)
         first = next(
-            iter(Tiles(slide, places.xy_px[: given.batch], shape, batch_size=given.batch, workers=2))
+            iter(Tiles(slide, spots.xy_px[: options.batch], shape, batch_size=options.batch, workers=2))
         )
         tiles, rows = first.tiles.copy(), first.rows
         moments["first tiles read"] = time.time()
-        found = session.encode(tiles)
+        embedding = session.encode(tiles)
         moments["first tiles encoded"] = time.time()
         if readout.resumable:
-            readout.predict_expression(rows, found)
+            readout.predict_expression(rows, embedding)
             moments["first expression"] = time.time()
-    for _ in range(given.more):
+    for _ in range(options.more):
         session.encode(tiles)
 
 
 def main() -> None:
-    """Be the fresh process."""
+    """Run as the fresh process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--graph", type=Path, required=True)
     parser.add_argument("--provider", required=True)
-    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--precision", required=True)
     parser.add_argument("--tile", type=int, required=True)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--more", type=int, default=0)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--more", type=int, required=True)
     for name in ("--slide", "--spots", "--bundle"):
         parser.add_argument(name, type=Path)
-    given = parser.parse_args()
+    options = parser.parse_args()
     moments: dict[str, float] = {}
-    _work(given, moments)
+    _work(options, moments)
     print(json.dumps({"moments": moments, "peak_rss_bytes": peak_bytes()}))
 
 

@@ -1,4 +1,4 @@
-"""Who encodes the same tiles: mclst's session on each provider, and others' ways to run the same network."""
+"""Encoders of the same network: mclst's session on each provider, and other libraries."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ from typing import Any
 
 import numpy as np
 
-from mclst.benchmarks.contenders.base import F32, U8, ContenderInputs, Encode, Encoder, versions
+from mclst.benchmarks.contenders.base import F32, U8, ContenderInputs, Encode, Encoder
 from mclst.benchmarks.contenders.tensorrt_peers import polygraphy, trtexec
-from mclst.benchmarks.harness.errors import PeerUnavailable
+from mclst.benchmarks.harness.machine import installed_versions
+from mclst.benchmarks.harness.measure import PeerUnavailable
+from mclst.runtime.choices import ON_CPU
 from mclst.runtime.encoder.cuda.session import DeviceSession
 from mclst.runtime.encoder.session import INPUT
 from mclst.runtime.errors import MclstError
-from mclst.runtime.inference.providers import ON_CPU, EncoderRequest, open_encoder
+from mclst.runtime.inference.providers import EncoderRequest, open_encoder
 
-Open = Callable[[ContenderInputs], Encoder]
+Opener = Callable[[ContenderInputs], Encoder]
 
 
-def ours(given: ContenderInputs, provider: str, precision: str, batch: int) -> Encoder:
-    """mclst's own session; raises Absent where the provider does not start or the bundle has no such graph."""
-    if precision not in given.graphs:
+def open_mclst(inputs: ContenderInputs, provider: str, precision: str, batch: int) -> Encoder:
+    """mclst's session; PeerUnavailable where the provider does not start or the bundle lacks the precision."""
+    if precision not in inputs.graphs:
         raise PeerUnavailable(f"the bundle has no {precision} graph")
     try:
         request = EncoderRequest(
-            given.bundle, given.graphs[precision], precision, batch, threads=given.threads
+            inputs.bundle, inputs.graphs[precision], precision, batch, threads=inputs.threads
         )
         session, _ = open_encoder(provider, request)
     except MclstError as error:
@@ -37,42 +39,37 @@ def ours(given: ContenderInputs, provider: str, precision: str, batch: int) -> E
         precision,
         session.encode,
         gpu=session.provider not in ON_CPU,
-        versions={**versions("mclst"), "engine": session.engine},
+        versions={**installed_versions("mclst"), "engine": session.engine},
         device_seconds=session.device_seconds if isinstance(session, DeviceSession) else None,
     )
 
 
-def plain_onnxruntime(given: ContenderInputs, precision: str = "fp32") -> Encoder:
-    """ONNX Runtime as its own examples use it: every option at its default but the threads."""
+def onnxruntime(inputs: ContenderInputs, precision: str = "fp32") -> Encoder:
+    """ONNX Runtime with default options except the threads."""
     if find_spec("onnxruntime") is None:
         raise PeerUnavailable("onnxruntime is not installed")
-    import onnxruntime
+    import onnxruntime as ort
 
-    options = onnxruntime.SessionOptions()
+    options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = given.threads
-    session = onnxruntime.InferenceSession(
-        str(given.graphs[precision]), options, providers=["CPUExecutionProvider"]
-    )
+    options.intra_op_num_threads = inputs.threads
+    session = ort.InferenceSession(str(inputs.graphs[precision]), options, providers=["CPUExecutionProvider"])
 
     def encode(tiles: U8) -> F32:
-        found: F32 = session.run(None, {INPUT: tiles})[0]
-        return found
+        embedding: F32 = session.run(None, {INPUT: tiles})[0]
+        return embedding
 
     return Encoder(
         f"ONNX Runtime {precision}",
         False,
         precision,
         encode,
-        versions=versions("onnxruntime", "onnxruntime-gpu"),
+        versions=installed_versions("onnxruntime", "onnxruntime-gpu"),
     )
 
 
-def openvino(given: ContenderInputs, precision: str = "fp32") -> Encoder:
-    """OpenVINO on the processor, set for throughput; precision: what it may compute in, "fp32" or "bf16".
-
-    A batch is handed over whole, as its own benchmark does with one request per stream.
-    """
+def openvino(inputs: ContenderInputs, precision: str = "fp32") -> Encoder:
+    """OpenVINO on the processor with its latency hint; precision: "fp32" or "bf16"."""
     if find_spec("openvino") is None:
         raise PeerUnavailable("openvino is not installed")
     import openvino as ov
@@ -82,47 +79,47 @@ def openvino(given: ContenderInputs, precision: str = "fp32") -> Encoder:
         raise PeerUnavailable("this processor has no bf16 arithmetic")
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": given.threads,
+        "INFERENCE_NUM_THREADS": inputs.threads,
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
     }
-    compiled = core.compile_model(core.read_model(given.graphs["fp32"]), "CPU", settings)
+    compiled = core.compile_model(core.read_model(inputs.graphs["fp32"]), "CPU", settings)
 
     def encode(tiles: U8) -> F32:
         return np.array(compiled(tiles)[0])
 
-    return Encoder(f"OpenVINO {precision}", False, precision, encode, versions=versions("openvino"))
+    return Encoder(f"OpenVINO {precision}", False, precision, encode, versions=installed_versions("openvino"))
 
 
-def torch_eager(given: ContenderInputs, device: str = "cpu", *, channels_last: bool = False) -> Encoder:
-    """The checkpoint's own network in torch, as published: uint8 → float on the host, then the network."""
-    torch, network = _torch(given, device)
+def torch_eager(inputs: ContenderInputs, device: str = "cpu", *, channels_last: bool = False) -> Encoder:
+    """The checkpoint's network in torch as published: uint8 → float on the host, then the network."""
+    torch, network = _torch(inputs, device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     network = network.to(memory_format=layout)
     name = f"torch eager{' channels-last' if channels_last else ''}{'' if device == 'cpu' else f' {device}'}"
     return Encoder(
-        name, False, "fp32", _through(torch, given, network.encode_tiles, device, layout), gpu=device != "cpu",
-        versions=versions("torch"),
+        name, False, "fp32", _through(torch, inputs, network.encode_tiles, device, layout), gpu=device != "cpu",
+        versions=installed_versions("torch"),
     )  # fmt: skip
 
 
-def torch_compiled(given: ContenderInputs, device: str = "cpu") -> Encoder:
-    """The same network by torch.compile; what it takes to compile belongs to its warm-up."""
-    torch, network = _torch(given, device)
+def torch_compiled(inputs: ContenderInputs, device: str = "cpu") -> Encoder:
+    """The same network by torch.compile; compilation belongs to the warm-up."""
+    torch, network = _torch(inputs, device)
     try:
         compiled = torch.compile(network.encode_tiles)
-        encode = _through(torch, given, compiled, device, torch.contiguous_format)
-        encode(np.zeros((2, given.tile_px, given.tile_px, 3), np.uint8))
-    except Exception as error:  # it needs a C++ compiler, and fails in its own ways without
-        raise PeerUnavailable(f"torch.compile fails here ({' '.join(str(error).split())[:120]})") from error
+        encode = _through(torch, inputs, compiled, device, torch.contiguous_format)
+        encode(np.zeros((2, inputs.tile_px, inputs.tile_px, 3), np.uint8))
+    except Exception as error:  # without a C++ compiler it fails in many ways
+        raise PeerUnavailable(f"torch.compile fails ({' '.join(str(error).split())[:120]})") from error
     name = f"torch.compile{'' if device == 'cpu' else f' {device}'}"
-    return Encoder(name, False, "fp32", encode, gpu=device != "cpu", versions=versions("torch"))
+    return Encoder(name, False, "fp32", encode, gpu=device != "cpu", versions=installed_versions("torch"))
 
 
-def ways(given: ContenderInputs) -> dict[str, Open]:
-    """How each peer is opened, by its name."""
+def peer_openers(inputs: ContenderInputs) -> dict[str, Opener]:
+    """Opener of each peer, by name."""
     return {
-        "ONNX Runtime fp32": plain_onnxruntime,
-        **({"ONNX Runtime int8": lambda g: plain_onnxruntime(g, "int8")} if "int8" in given.graphs else {}),
+        "ONNX Runtime fp32": onnxruntime,
+        **({"ONNX Runtime int8": lambda g: onnxruntime(g, "int8")} if "int8" in inputs.graphs else {}),
         "OpenVINO fp32": openvino,
         "OpenVINO bf16": lambda g: openvino(g, "bf16"),
         "torch eager": torch_eager,
@@ -130,8 +127,8 @@ def ways(given: ContenderInputs) -> dict[str, Open]:
         "torch.compile": lambda g: torch_compiled(g),
         "torch eager cuda": lambda g: torch_eager(g, "cuda"),
         "torch.compile cuda": lambda g: torch_compiled(g, "cuda"),
-        **{f"trtexec {p}": partial(trtexec, precision=p) for p in given.graphs},
-        **{f"Polygraphy {p}": partial(polygraphy, precision=p) for p in given.graphs},
+        **{f"trtexec {p}": partial(trtexec, precision=p) for p in inputs.graphs},
+        **{f"Polygraphy {p}": partial(polygraphy, precision=p) for p in inputs.graphs},
     }
 
 
@@ -139,24 +136,24 @@ def _on_gpu(name: str) -> bool:
     return name.endswith(" cuda") or name.startswith(("trtexec ", "Polygraphy "))
 
 
-def peers(given: ContenderInputs, *, gpu: bool) -> tuple[list[Encoder], list[dict[str, str]]]:
-    """Every peer that runs here, opened, and why the others do not."""
+def open_peers(inputs: ContenderInputs, *, gpu: bool) -> tuple[list[Encoder], list[dict[str, str]]]:
+    """Open every peer that runs here; also return why the others do not."""
     opened: list[Encoder] = []
-    absent = []
-    for name, ready in ways(given).items():
+    unavailable = []
+    for name, opener in peer_openers(inputs).items():
         try:
             if not gpu and _on_gpu(name):
                 raise PeerUnavailable("no CUDA device")
-            opened.append(ready(given))
-        except PeerUnavailable as why:
-            absent.append({"name": name, "why": str(why)})
-    return opened, absent
+            opened.append(opener(inputs))
+        except PeerUnavailable as error:
+            unavailable.append({"name": name, "why": str(error)})
+    return opened, unavailable
 
 
-def _torch(given: ContenderInputs, device: str) -> tuple[Any, Any]:
+def _torch(inputs: ContenderInputs, device: str) -> tuple[Any, Any]:
     if find_spec("torch") is None:
         raise PeerUnavailable("torch is not installed")
-    if given.network is None:
+    if inputs.network is None:
         raise PeerUnavailable("needs the checkpoint; give --ckpt")
     import copy
 
@@ -164,12 +161,12 @@ def _torch(given: ContenderInputs, device: str) -> tuple[Any, Any]:
 
     if device != "cpu" and not torch.cuda.is_available():
         raise PeerUnavailable("no CUDA device")
-    torch.set_num_threads(given.threads)
-    return torch, copy.deepcopy(given.network).to(device)
+    torch.set_num_threads(inputs.threads)
+    return torch, copy.deepcopy(inputs.network).to(device)
 
 
-def _through(torch: Any, given: ContenderInputs, encode_tiles: Any, device: str, layout: Any) -> Encode:
-    prepare = given.prepare
+def _through(torch: Any, inputs: ContenderInputs, encode_tiles: Any, device: str, layout: Any) -> Encode:
+    prepare = inputs.prepare
     assert prepare is not None, "a network comes with its preprocessing"
 
     def encode(tiles: U8) -> F32:

@@ -1,19 +1,18 @@
-"""What the encoder benchmarks are given: bundle, checkpoint, slide and spots, checked against each other and opened."""
+"""Inputs of the encoder benchmarks, checked against each other: bundle, checkpoint, slide, spots, measured section."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 
 from mclst.benchmarks.contenders.base import U8, ContenderInputs
 from mclst.benchmarks.contenders.published_baseline import PublishedNotebook
-from mclst.benchmarks.harness.errors import PeerUnavailable
-from mclst.benchmarks.retrieval.cases import Bank
+from mclst.benchmarks.harness.measure import PeerUnavailable
+from mclst.benchmarks.retrieval.synthetic import F32, Bank
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.errors import CheckpointError, SlideError
 from mclst.runtime.slide.detect_format import detect_format
@@ -24,93 +23,142 @@ from mclst.sections.section import Spots
 
 
 @dataclass(frozen=True)
-class Published:
-    """A checkpoint's network in torch, and the preprocessing it was trained with: tiles uint8 [b, S, S, 3] → tensor."""
+class TorchModel:
+    """A checkpoint's network in torch, and its preprocessing: tiles uint8 [b, S, S, 3] → tensor."""
 
     network: Any
     prepare: Callable[[U8], Any]
 
 
-def open_published(ckpt: Path, bundle: Bundle) -> Published:
-    """The network of the checkpoint that `bundle` was made from; raises CheckpointError where it is another one."""
+def open_torch_model(ckpt: Path, bundle: Bundle) -> TorchModel:
+    """Open the checkpoint that `bundle` was made from; CheckpointError where `ckpt` is another one."""
     from mclst.export.inputs.checkpoint import open_checkpoint
     from mclst.export.onnx.graph import preprocess
 
     checkpoint = open_checkpoint(ckpt)
-    said = bundle.manifest.checkpoint
-    if checkpoint.sha256 != said.sha256:
+    source = bundle.manifest.checkpoint
+    if checkpoint.sha256 != source.sha256:
         raise CheckpointError(
-            f"{ckpt} is not the checkpoint that {bundle.path} was made from ({said.name}); give that one, or export again"
+            f"{ckpt} is not the checkpoint that {bundle.path} was made from ({source.name}); "
+            "give that one, or export again"
         )
     encoder = bundle.manifest.spot_encoder
     network = checkpoint.network(heads=None if encoder is None else encoder.heads)
     settings = bundle.manifest.preprocessing
-    return Published(network, lambda tiles: preprocess(tiles, settings))
+    return TorchModel(network, lambda tiles: preprocess(tiles, settings))
 
 
 def make_inputs(
     bundle: Bundle, ckpt: Path | None, settings: Sequence[tuple[str, str]], threads: int
 ) -> ContenderInputs:
-    """What encoders are made from: the graphs of `settings`, (provider, precision) each, and with `ckpt` the network.
+    """Collect the graphs of `settings` and, with `ckpt`, the torch network.
 
-    Raises BundleError where a precision is not in the bundle, CheckpointError as `open_published` does.
+    Parameters
+    ----------
+    settings : sequence of (str, str)
+        Provider and precision.
+    threads : int
+        Of the processor, per contender.
+
+    Raises
+    ------
+    BundleError
+        If the bundle lacks a precision.
+    CheckpointError
+        If `ckpt` is not the bundle's checkpoint.
     """
     graphs = {"fp32": bundle.encoder_path}
     graphs |= {precision: bundle.encoder(precision) for _, precision in settings}
-    published = None if ckpt is None else open_published(ckpt, bundle)
+    model = None if ckpt is None else open_torch_model(ckpt, bundle)
     return ContenderInputs(
         bundle.path,
         graphs,
         threads,
         bundle.manifest.tile.size_px,
-        None if published is None else published.network,
-        None if published is None else published.prepare,
+        None if model is None else model.network,
+        None if model is None else model.prepare,
     )
 
 
 def open_notebook(bundle: Bundle, ckpt: Path | None, slide: Path, threads: int) -> PublishedNotebook:
-    """The published way with this bundle's reference spots; Absent where it would not do the same work."""
+    """Open the published notebook with this bundle's reference spots; PeerUnavailable where its work would differ."""
     if ckpt is None:
         raise PeerUnavailable("needs the checkpoint; give --ckpt")
     if bundle.manifest.kind != "retrieval":
-        raise PeerUnavailable("it is of the systems with a bank")
+        raise PeerUnavailable("it is for systems with a bank")
     spec = bundle.retrieval
     if spec.rank != "cosine" or spec.distance not in ("l1", "l2") or spec.weighting != "inverse-square":
-        raise PeerUnavailable("the published loop knows rank by cosine and d⁻² weights of L1 or L2 alone")
+        raise PeerUnavailable("the published loop has only cosine rank and d⁻² weights of L1 or L2")
     if bundle.manifest.tile.mpp is not None:
-        raise PeerUnavailable("it does not resample tiles, and this bundle's are of a given mpp")
+        raise PeerUnavailable("it does not resample tiles, and this bundle has a fixed mpp")
     if detect_format(slide) not in ("jpeg", "png"):
-        raise PeerUnavailable("it reads pictures alone, not slide files")
-    published = open_published(ckpt, bundle)
+        raise PeerUnavailable("it reads pictures, not slide files")
+    model = open_torch_model(ckpt, bundle)
     bank = Bank(bundle.bank.embedding, bundle.bank.expression)
-    return PublishedNotebook(
-        published.network, published.prepare, bank, spec, bundle.manifest.tile.size_px, threads
-    )
+    return PublishedNotebook(model.network, model.prepare, bank, spec, bundle.manifest.tile.size_px, threads)
 
 
-def real_tiles(bundle: Bundle, slide: Path, spots: Spots, most: int) -> U8:
-    """Up to `most` tiles of a slide as the bundle's encoder takes them, uint8 [n, S, S, 3], in the order of the spots.
+def real_tiles(bundle: Bundle, slide: Path, spots: Spots, limit: int) -> U8:
+    """Up to `limit` tiles of a slide for the bundle's encoder, uint8 [n, S, S, 3], in the order of the spots.
 
-    Those that cannot be read are left out; raises SlideError where none can be.
+    Unreadable tiles are skipped; SlideError where none is readable.
     """
     tile = bundle.manifest.tile
     with open_slide(slide) as opened:
         mpp = slide_resolution(opened, spots, None).mpp
         shape = TileShape(tile.size_px, tile.mpp, tile.pad)
-        batches = Tiles(opened, spots.xy_px[:most], shape, batch_size=64, workers=2, slide_mpp=mpp)
-        found = [(batch.rows, batch.tiles.copy()) for batch in batches if len(batch.rows)]
-    if not found:
-        raise SlideError(f"{slide}: no tile of the spots can be read; give another slide")
-    order = np.argsort(np.concatenate([rows for rows, _ in found]))
-    return np.ascontiguousarray(np.concatenate([pixels for _, pixels in found])[order])
+        batches = Tiles(opened, spots.xy_px[:limit], shape, batch_size=64, workers=2, slide_mpp=mpp)
+        parts = [(batch.rows, batch.tiles.copy()) for batch in batches if len(batch.rows)]
+    if not parts:
+        raise SlideError(f"{slide}: no tile at the spots is readable; give another slide")
+    order = np.argsort(np.concatenate([rows for rows, _ in parts]))
+    return np.ascontiguousarray(np.concatenate([pixels for _, pixels in parts])[order])
 
 
-def parse_settings(context: click.Context, parameter: click.Parameter, value: str) -> list[tuple[str, str]]:
-    """Text as cpu:fp32,openvino:bf16 → (provider, precision), each once."""
-    found = []
-    for part in value.split(","):
-        provider, _, precision = part.strip().partition(":")
-        if not provider:
-            raise click.BadParameter(f"{value!r} is not a list such as cpu:fp32,cpu:int8")
-        found.append((provider, precision or "fp32"))
-    return list(dict.fromkeys(found))
+def score_against_truth(
+    bundle: Bundle,
+    slide: Path,
+    spots: Spots,
+    expression: Mapping[str, F32],
+    truth: Path,
+    section: str | None,
+) -> dict[str, dict[str, float | None]]:
+    """Score expressions against a measured section.
+
+    Parameters
+    ----------
+    expression : mapping of str to ndarray, shape (n, G)
+        At `spots`, by contender.
+    truth : Path
+        Measured sections.
+    section : str, optional
+        The slide's section; by default found by the slide's name.
+
+    Returns
+    -------
+    dict
+        By contender: spots, pcc_acg, pcc_heg, mse, mae; undefined scores are None.
+    """
+    from mclst.runtime.expression_map.measured import Prediction, choose_section, pair_with_truth
+    from mclst.sections.accuracy import score
+
+    prediction = Prediction(
+        path=slide,
+        spot=spots.id.astype(np.str_),
+        genes=np.asarray(bundle.genes, np.str_),
+        expression=np.empty(0),
+        xy_px=spots.xy_px,
+        slide=(slide.stem,),
+        normalization=bundle.manifest.normalisation.expression,
+    )
+    source = choose_section(prediction, truth, section)
+    scores: dict[str, dict[str, float | None]] = {}
+    for name, values in expression.items():
+        pair = pair_with_truth(replace(prediction, expression=values.astype(np.float64)), source)
+        result = score(pair.predicted, pair.truth)
+        measures = {m: float(getattr(result, m)) for m in ("pcc_acg", "pcc_heg", "mse", "mae")}
+        scores[name] = {
+            "spots": len(pair.spot),
+            **{m: value if np.isfinite(value) else None for m, value in measures.items()},
+        }
+    return scores

@@ -1,8 +1,7 @@
-"""The published way from a slide to expression: Pillow, a data loader of 32 tiles, torch, and a Python loop per spot.
+"""The published notebook: Pillow, a data loader of 32 tiles, torch, and a Python loop per spot.
 
-Written after the evaluation scripts of mclSTExp (and of BLEEP before it), which is what a lab that runs them has. In two
-things it is faster than they are: it encodes the section in question alone, not all of them, and leaves out the spots'
-side of the network, whose embeddings it is given.
+It follows the evaluation scripts of mclSTExp and BLEEP, and is faster than they are in two ways: it encodes only the
+section in question, and it receives the spot embeddings instead of computing them.
 """
 
 from __future__ import annotations
@@ -16,21 +15,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.benchmarks.retrieval.cases import Bank
 from mclst.benchmarks.retrieval.peers import published_loop
+from mclst.benchmarks.retrieval.synthetic import F32, Bank
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.progress import Clock
 
 BATCH = 32
 U8 = NDArray[np.uint8]
-F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class PublishedNotebook:
-    """What its cells hold in memory before a slide comes: the network, its preprocessing, the reference spots.
+    """Its state before a slide: the network, its preprocessing, the reference spots.
 
-    prepare: uint8 tiles [b, S, S, 3] → float tensor, as the network was trained.
+    prepare: uint8 tiles [b, S, S, 3] → float tensor.
     """
 
     network: Any
@@ -41,9 +39,20 @@ class PublishedNotebook:
     threads: int
 
     def run(self, slide: Path, xy_px: NDArray[np.float64]) -> tuple[F32, Clock]:
-        """Expression float32 [n, G] at places float64 [n, 2] (level-0 px) of a picture, and seconds by stage.
+        """Predict a picture.
 
-        Of the stages, `decode` opens the whole picture, `read` crops and prepares tiles; `total` is the whole run.
+        Parameters
+        ----------
+        slide : Path
+            JPEG or PNG.
+        xy_px : ndarray of float64, shape (n, 2)
+            Spot centers, px.
+
+        Returns
+        -------
+        expression : ndarray of float32, shape (n, G)
+        clock : Clock
+            Seconds by stage: `decode` opens the whole picture, `read` crops and prepares tiles, `total` is the run.
         """
         import torch
         from PIL import Image
@@ -52,20 +61,20 @@ class PublishedNotebook:
         torch.set_num_threads(self.threads)
         clock, started = Clock(), time.perf_counter()
         with clock.stage("decode"):
-            # The scripts lift Pillow's limit for the large pictures of this field; here for this picture alone.
+            # The scripts lift Pillow's pixel limit; here it is restored after this picture.
             limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
                 image = Image.open(slide).convert("RGB")
             finally:
                 Image.MAX_IMAGE_PIXELS = limit
-        half, prepare, centres = self.size_px // 2, self.prepare, np.floor(xy_px).astype(int)
+        half, prepare, centers = self.size_px // 2, self.prepare, np.floor(xy_px).astype(int)
 
         class Spots(Dataset[Any]):
             def __len__(self) -> int:
-                return len(centres)
+                return len(centers)
 
             def __getitem__(self, row: int) -> Any:
-                x, y = centres[row].tolist()
+                x, y = centers[row].tolist()
                 with clock.stage("read"):
                     patch = image.crop((x - half, y - half, x + half, y + half))
                     return prepare(np.array(patch)[None])[0]

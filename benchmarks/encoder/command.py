@@ -1,23 +1,24 @@
-"""`mclst-bench latency`: options → the encoder by every provider and peer → table, JSON, picture."""
+"""`mclst-bench latency`."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mclst.benchmarks.contenders.inputs import parse_settings
-from mclst.benchmarks.encoder.table import show_latency
-from mclst.benchmarks.harness import machine
-from mclst.benchmarks.harness.result_files import ResultFiles, result_options, whole_numbers
+from mclst.benchmarks.harness.options import (
+    PATH,
+    ResultFiles,
+    parse_numbers,
+    parse_settings,
+    result_options,
+)
 from mclst.benchmarks.roofline.datasheets import DEVICES
-from mclst.benchmarks.schemas.common import new_document
-from mclst.benchmarks.schemas.validate import checked
 from mclst.runtime.cli.bundle_options import bundle_option
-from mclst.runtime.console import Finite, command, progress, say
+from mclst.runtime.click_types import Finite
+from mclst.runtime.console import command, progress, say
 from mclst.runtime.errors import ResourceError
 
 if TYPE_CHECKING:
@@ -25,47 +26,50 @@ if TYPE_CHECKING:
     from mclst.benchmarks.roofline.onnx_flops import GraphWork
     from mclst.runtime.bundle.bundle import Bundle
 
-PATH = click.Path(path_type=Path)
-SCHEMA = "mclst-bench-latency/1"
 CHECKED_TILES = 16
 
 
-@click.command(context_settings={"show_default": True})
+@click.command()
 @bundle_option
-@click.option("--ckpt", type=PATH, help="The checkpoint the bundle is of; with it torch runs beside mclst.")
-@click.option("--slide", type=PATH, help="Take real tiles from this slide.  [default: made-up tiles]")
+@click.option("--ckpt", type=PATH, help="The bundle's checkpoint; adds torch as a peer.")
+@click.option("--slide", type=PATH, help="Take tiles from this slide.  [default: synthetic tiles]")
 @click.option("--spots", "spots_path", type=PATH, help="Table of spots of --slide.")
 @click.option(
     "--settings",
     default="cpu:fp32",
     callback=parse_settings,
     metavar="PROVIDER:PRECISION,…",
-    help="Of mclst; the first that runs here is what others are compared with.",
+    help="Settings of mclst; the first that runs here is the reference of the ratios.",
 )
 @click.option(
-    "--batch-sizes", "batches", default="1,8,16,32,64,128", callback=whole_numbers, help="Tiles per query."
+    "--batch-sizes", "batches", default="1,8,16,32,64,128", callback=parse_numbers, help="Tiles per query."
 )
-@click.option("--tiles", "most", type=click.IntRange(1), default=256, help="Different tiles.")
+@click.option("--tiles", "tile_count", type=click.IntRange(1), default=256, help="Distinct tiles.")
 @click.option(
-    "--threads", type=click.IntRange(1), help="Of the processor, for everyone.  [default: all cores]"
+    "--threads", type=click.IntRange(1), help="Processor threads of each contender.  [default: all cores]"
 )
 @click.option("--repeats", type=click.IntRange(1), default=5, help="Rounds.")
 @click.option(
-    "--block", "block_s", type=Finite(0.01, 600), default=2.0, help="Seconds of each contender in each round."
+    "--block", "block_s", type=Finite(0.01, 600), default=2.0, help="Seconds per contender and round."
 )
-@click.option("--peers/--no-peers", default=True, help="Others' ways beside it.")
-@click.option("--offline/--no-offline", "with_offline", default=True, help="MLPerf's offline scenario too.")
+@click.option("--peers/--no-peers", "with_peers", default=True, help="Also run other libraries.")
 @click.option(
-    "--sustained", "minutes", type=Finite(0, 600), default=0.0, help="Minutes without a pause, at the end."
+    "--offline/--no-offline", "with_offline", default=True, help="Also run MLPerf's offline scenario."
 )
 @click.option(
-    "--predict", "wanted", type=click.Choice(list(DEVICES)), multiple=True,
-    help="Bound for a device by its data sheet, not a measurement; repeatable.",
+    "--sustained", "minutes", type=Finite(0, 600), default=0.0, help="Minutes of continuous work at the end."
+)
+@click.option(
+    "--predict", "devices", type=click.Choice(list(DEVICES)), multiple=True,
+    help="Speed bound of a device by its data sheet, not a measurement; repeatable.",
 )  # fmt: skip
 @click.option(
-    "--fresh/--no-fresh", default=True, help="Cold start, and everyone's memory, in fresh processes."
+    "--fresh/--no-fresh",
+    "with_fresh",
+    default=True,
+    help="Also measure cold start and memory in fresh processes.",
 )
-@result_options(plot="Draw latency and throughput against the batch, and the roofline (PNG).")
+@result_options(plot="Draw latency and throughput against the batch size, and the roofline (PNG).")
 @command
 def latency(
     bundle_path: Path,
@@ -74,81 +78,82 @@ def latency(
     spots_path: Path | None,
     settings: list[tuple[str, str]],
     batches: list[int],
-    most: int,
+    tile_count: int,
     threads: int | None,
     repeats: int,
     block_s: float,
-    peers: bool,
+    with_peers: bool,
     with_offline: bool,
     minutes: float,
-    wanted: tuple[str, ...],
-    fresh: bool,
+    devices: tuple[str, ...],
+    with_fresh: bool,
     result_files: ResultFiles,
     quiet: bool,
 ) -> None:
-    """Tiles to embeddings: latency by batch, throughput, energy and distance to the machine's limit, beside every peer.
+    """Measure an encoder: latency by batch size, throughput, energy and roofline, beside other libraries.
 
-    Contenders take turns in blocks; nothing is left out of the samples, and a percentile is told only where there are
-    enough of them.
+    Contenders take turns in blocks. No sample is dropped; a percentile appears only where there are enough samples.
     """
     if (slide is None) != (spots_path is None):
         raise click.UsageError("--slide and --spots belong together")
     result_files.check((bundle_path, ckpt, slide, spots_path))
+    from mclst.benchmarks.contenders.encoders import open_peers
     from mclst.benchmarks.contenders.inputs import make_inputs
     from mclst.benchmarks.encoder import measure as measuring
+    from mclst.benchmarks.encoder.table import show_latency
+    from mclst.benchmarks.harness.machine import new_document
     from mclst.benchmarks.harness.power import open_meters
-    from mclst.benchmarks.harness.thermal_state import condition, throttled
-    from mclst.benchmarks.roofline import peaks as peaks_of
+    from mclst.benchmarks.harness.thermal_state import thermal_state, throttling_signs
+    from mclst.benchmarks.roofline import peaks as roofline_peaks
+    from mclst.benchmarks.schemas.validate import validated
     from mclst.runtime.bundle.bundle import open_bundle
+    from mclst.runtime.resources import available_cores
 
-    started, where = datetime.now(UTC), machine.describe()
-    threads = threads or machine.available_cores()
+    threads = threads or available_cores()
     bundle = open_bundle(bundle_path)
-    given = make_inputs(bundle, ckpt, settings, threads)
-    tiles, source = _tiles(bundle, slide, spots_path, most)
-    gpu = peaks_of.has_cuda()
-    others, absent = _peers(given, peers, gpu)
-    # Before the rounds: what does not start says so early, and costs no measurement.
-    cold, missing = _fresh(given, settings, max(batches)) if fresh else ([], [])
-    absent += missing
-    # NVML answers where torch is not installed too.
-    board = gpu or where["gpu"] is not None
-    meters, unmetered = open_meters(gpu=board)
-    before = condition(gpu=board)
-    measured = []
-    lanes: dict[int, list[Encoder]] = {}
+    document = new_document("mclst-bench-latency/1", threads=threads, bundle=bundle)
+    inputs = make_inputs(bundle, ckpt, settings, threads)
+    tiles, source = _tiles(bundle, slide, spots_path, tile_count)
+    gpu = roofline_peaks.has_cuda()
+    peers, unavailable = open_peers(inputs, gpu=gpu) if with_peers else ([], [])
+    # Before the rounds: a setting that does not start fails early.
+    cold_starts, failed = _cold_starts(inputs, settings, max(batches)) if with_fresh else ([], [])
+    unavailable += failed
+    # NVML also works without torch.
+    nvml = gpu or document["machine"]["gpu"] is not None
+    meters, unavailable_meters = open_meters(gpu=nvml)
+    state = partial(thermal_state, gpu=nvml)
+    before = state()
+    results = []
     with progress("rounds", repeats * len(batches), quiet=quiet) as advance:
         for batch in batches:
-            mine, missing = _ours(given, settings, batch)
-            absent += [entry for entry in missing if entry not in absent]
-            found = measuring.measure(
-                [*mine, *others], tiles, batch=batch, rounds=repeats, block_s=block_s,
-                warm_s=(min(0.5, block_s), min(5.0, 10 * block_s)), meters=meters, done=partial(advance, 1),
+            ours, failed = _open_settings(inputs, settings, batch)
+            unavailable += [entry for entry in failed if entry not in unavailable]
+            result = measuring.measure(
+                [*ours, *peers], tiles, batch=batch, rounds=repeats, block_s=block_s,
+                warm_s=(min(0.5, block_s), min(5.0, 10 * block_s)), meters=meters, on_round=partial(advance, 1),
             )  # fmt: skip
-            measured.append(found)
-            ran = {result["name"] for result in found["results"]}
-            lanes[batch] = [encoder for encoder in (*mine, *others) if encoder.name in ran]
-    peaks = peaks_of.measure_peaks(threads, gpu=gpu)
-    works = _hold_against_roofline(measured, given, peaks)
-    best = _best_batches(measured)
-    widest = lanes[max(batches)]
-    offline = measuring.offline(widest, best, tiles, rounds=max(3, repeats)) if with_offline else None
-    sustained = None
+            results.append(result)
+            if batch == max(batches):
+                ran = {entry["name"] for entry in result["results"]}
+                encoders = [encoder for encoder in (*ours, *peers) if encoder.name in ran]
+    peaks = roofline_peaks.measure_peaks(threads, gpu=gpu)
+    works = _add_roofline(results, inputs, peaks)
+    best = _best_batches(results)
+    offline = measuring.offline(encoders, best, tiles, rounds=max(3, repeats)) if with_offline else None
+    first, sustained = encoders[0], None
     if minutes > 0:
-        first = widest[0]
         sustained = measuring.sustained(
             first, tiles, batch=best[first.name], seconds=60 * minutes, window_s=min(5.0, 60 * minutes / 8),
-            condition=partial(condition, gpu=board), meters=meters,
+            condition=state, meters=meters,
         )  # fmt: skip
-        sustained["throttled"] = throttled([window["condition"] for window in sustained["windows"]])
+        sustained["throttled"] = throttling_signs([window["condition"] for window in sustained["windows"]])
     for meter in meters:
         meter.close()
-    reference = (
-        widest[0].encode(tiles[:CHECKED_TILES]) if given.network is None else _by_network(given, tiles)
-    )
-    content = {
-        **new_document(SCHEMA, started, where, threads, bundle),
-        "condition": {"before": before, "after": condition(gpu=board)},
+    checked = tiles[:CHECKED_TILES]
+    reference = first.encode(checked) if inputs.network is None else _encode_by_torch(inputs, checked)
+    document |= {
+        "condition": {"before": before, "after": state()},
         "settings": {
             "rounds": repeats,
             "block_s": block_s,
@@ -161,172 +166,167 @@ def latency(
         },
         "peaks": peaks,
         "work": works,
-        "batches": measured,
+        "batches": results,
         "offline": offline,
         "sustained": sustained,
         "agreement": {
-            "reference": f"{widest[0].name}" if given.network is None else "checkpoint in torch, float32",
-            "contenders": measuring.agreement(widest, tiles[:CHECKED_TILES], reference),
+            "reference": first.name if inputs.network is None else "checkpoint in torch, float32",
+            "contenders": measuring.agreement(encoders, checked, reference),
         },
-        "versions": {encoder.name: encoder.versions for encoder in widest},
-        "fresh": cold,
-        "memory": _memory(widest, given, ckpt, settings, max(batches)) if fresh else [],
+        "versions": {encoder.name: encoder.versions for encoder in encoders},
+        "fresh": cold_starts,
+        "memory": _peak_memory(encoders, inputs, ckpt, settings, max(batches)) if with_fresh else [],
         "energy": {
             "meters": [{"name": meter.name, "covers": meter.covers} for meter in meters],
-            "not_available": unmetered,
+            "not_available": unavailable_meters,
         },
-        "predictions": _predictions(given, wanted, batches, bundle),
-        "absent": absent,
+        "predictions": _predictions(inputs, devices, batches),
+        "absent": unavailable,
     }
     if not quiet:
-        show_latency(content)
-    result_files.publish(lambda: checked("latency", content), lambda: _picture(content))
+        show_latency(document)
+
+    def draw() -> bytes:
+        from mclst.benchmarks.encoder.chart import latency_png
+
+        return latency_png(document)
+
+    result_files.publish(validated("latency", document), draw)
 
 
-def _picture(content: dict[str, Any]) -> bytes:
-    from mclst.benchmarks.encoder.chart import latency_png
-
-    return latency_png(content)
-
-
-def _tiles(bundle: Bundle, slide: Path | None, spots: Path | None, most: int) -> tuple[U8, str]:
-    """Tiles uint8 [n, S, S, 3], and where they are from."""
+def _tiles(bundle: Bundle, slide: Path | None, spots: Path | None, count: int) -> tuple[U8, str]:
+    """Tiles uint8 [n, S, S, 3], and their source."""
     if slide is not None and spots is not None:
         from mclst.benchmarks.contenders.inputs import real_tiles
         from mclst.sections.tables.spots import read_spots
 
-        return real_tiles(bundle, slide, read_spots(spots), most), f"of {slide.name}"
-    from mclst.export.parity.tiles import made_up_tiles
+        return real_tiles(bundle, slide, read_spots(spots), count), f"of {slide.name}"
+    from mclst.export.parity.tiles import synthetic_tiles
 
-    return made_up_tiles(bundle.manifest.tile, most).pixels, "made up"
-
-
-def _peers(given: ContenderInputs, wanted: bool, gpu: bool) -> tuple[list[Encoder], list[dict[str, str]]]:
-    from mclst.benchmarks.contenders.encoders import peers
-
-    return peers(given, gpu=gpu) if wanted else ([], [])
+    return synthetic_tiles(bundle.manifest.tile, count).pixels, "made up"
 
 
-def _ours(
-    given: ContenderInputs, settings: list[tuple[str, str]], batch: int
+def _open_settings(
+    inputs: ContenderInputs, settings: list[tuple[str, str]], batch: int
 ) -> tuple[list[Encoder], list[dict[str, str]]]:
-    """mclst's sessions, opened for this batch, and why the others do not run; ResourceError where none does."""
-    from mclst.benchmarks.contenders.encoders import ours
-    from mclst.benchmarks.harness.errors import PeerUnavailable
+    """Open mclst's sessions for this batch; ResourceError where none opens."""
+    from mclst.benchmarks.contenders.encoders import open_mclst
+    from mclst.benchmarks.harness.measure import PeerUnavailable
 
-    opened, missing = [], []
+    opened, failed = [], []
     for provider, precision in settings:
         try:
-            opened.append(ours(given, provider, precision, batch))
-        except PeerUnavailable as why:
-            missing.append({"name": f"mclst {provider} {precision}", "why": str(why)})
+            opened.append(open_mclst(inputs, provider, precision, batch))
+        except PeerUnavailable as error:
+            failed.append({"name": f"mclst {provider} {precision}", "why": str(error)})
     if not opened:
-        raise ResourceError("; ".join(f"{entry['name']}: {entry['why']}" for entry in missing))
-    return opened, missing
+        raise ResourceError("; ".join(f"{entry['name']}: {entry['why']}" for entry in failed))
+    return opened, failed
 
 
-def _by_network(given: ContenderInputs, tiles: U8) -> Any:
+def _encode_by_torch(inputs: ContenderInputs, tiles: U8) -> Any:
     import torch
 
-    assert given.prepare is not None
+    assert inputs.prepare is not None
     with torch.inference_mode():
-        return given.network.encode_tiles(given.prepare(tiles[:CHECKED_TILES])).numpy()
+        return inputs.network.encode_tiles(inputs.prepare(tiles)).numpy()
 
 
-def _counted(path: Path, batch: int) -> GraphWork | None:
-    from mclst.benchmarks.roofline.onnx_flops import Uncounted, count
+def _count_work(path: Path, batch: int) -> GraphWork | None:
+    from mclst.benchmarks.roofline.onnx_flops import UncountedNode, count_work
 
     try:
-        return count(path, batch)
-    except Uncounted as why:
-        say(f"Note: the operations of {path.name} are not counted: {why}")
+        return count_work(path, batch)
+    except UncountedNode as error:
+        say(f"Note: the operations of {path.name} are not counted: {error}")
         return None
 
 
-def _hold_against_roofline(
-    measured: list[dict[str, Any]], given: ContenderInputs, peaks: dict[str, Any]
+def _add_roofline(
+    results: list[dict[str, Any]], inputs: ContenderInputs, peaks: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """To each result the share of its roofline; returns what was counted, by precision and batch."""
-    from mclst.benchmarks.roofline.peaks import roofline
+    """Add its roofline to each result; return the work of each graph by precision and batch."""
+    from mclst.benchmarks.roofline.peaks import roofline_s
 
-    told = []
-    for of_batch in measured:
+    entries = []
+    for of_batch in results:
         batch = of_batch["batch"]
-        works = {precision: _counted(path, batch) for precision, path in given.graphs.items()}
+        works = {precision: _count_work(path, batch) for precision, path in inputs.graphs.items()}
         for precision, work in works.items():
             if work is not None:
-                told.append(
+                entries.append(
                     {"precision": precision, "batch": batch, **vars(work), "least_bytes": work.least_bytes}
                 )
         for result in of_batch["results"]:
-            # A peer that computes an fp32 graph in bf16 has the same operations.
+            # A peer that computes the fp32 graph in bf16 has the fp32 graph's operations.
             work = works.get(result["precision"]) or works["fp32"]
-            side = peaks["cuda"] if result["gpu"] else peaks["host"]
-            least = None if work is None or side is None else roofline(work, side, result["precision"])
-            result["roofline_s"] = least
-            result["of_roofline"] = None if least is None else least / result["latency_s"]["mean"]
-    return told
+            device = peaks["cuda"] if result["gpu"] else peaks["host"]
+            seconds = None
+            if work is not None and device is not None:
+                seconds = roofline_s(work, device, result["precision"])
+            result["roofline_s"] = seconds
+            result["of_roofline"] = None if seconds is None else seconds / result["latency_s"]["mean"]
+    return entries
 
 
-def _best_batches(measured: list[dict[str, Any]]) -> dict[str, int]:
+def _best_batches(results: list[dict[str, Any]]) -> dict[str, int]:
     best: dict[str, tuple[float, int]] = {}
-    for of_batch in measured:
+    for of_batch in results:
         for result in of_batch["results"]:
             rate = (result["tiles_per_s"], of_batch["batch"])
             best[result["name"]] = max(best.get(result["name"], (0.0, 1)), rate)
     return {name: batch for name, (_, batch) in best.items()}
 
 
-def _fresh(
-    given: ContenderInputs, settings: list[tuple[str, str]], batch: int
+def _cold_starts(
+    inputs: ContenderInputs, settings: list[tuple[str, str]], batch: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Cold starts, and which process did not get to its first tile, in its own words."""
+    """Cold start of each setting, and why a process failed."""
     from mclst.benchmarks.contenders.cold_start import cold_start
 
-    found, absent = [], []
+    results, failed = [], []
     for provider, precision in settings:
+        graph = inputs.graphs[precision]
         try:
-            found.append(
-                cold_start(
-                    given.graphs[precision], provider, precision, tile_px=given.tile_px, batch=batch, more=2
-                )
+            results.append(
+                cold_start(graph, provider, precision, tile_px=inputs.tile_px, batch=batch, more=2)
             )
         except ResourceError as error:
-            absent.append({"name": f"mclst {provider} {precision}, fresh process", "why": str(error)})
-    return found, absent
+            failed.append({"name": f"mclst {provider} {precision}, fresh process", "why": str(error)})
+    return results, failed
 
 
-def _memory(
+def _peak_memory(
     encoders: list[Encoder],
-    given: ContenderInputs,
+    inputs: ContenderInputs,
     ckpt: Path | None,
     settings: list[tuple[str, str]],
     batch: int,
 ) -> list[dict[str, Any]]:
-    from mclst.benchmarks.contenders.peak_memory import measure_alone
+    from mclst.benchmarks.contenders.peak_memory import measure_peak_memory
 
     return [
-        measure_alone(
-            encoder.name, "encoder", bundle=given.bundle, ckpt=ckpt, settings=settings, threads=given.threads, batch=batch
+        measure_peak_memory(
+            encoder.name, "encoder", bundle_path=inputs.bundle, ckpt=ckpt, settings=settings,
+            threads=inputs.threads, batch=batch,
         )
         for encoder in encoders
-        if encoder.times is None
+        if encoder.measure is None
     ]  # fmt: skip
 
 
 def _predictions(
-    given: ContenderInputs, wanted: tuple[str, ...], batches: list[int], bundle: Bundle
+    inputs: ContenderInputs, devices: tuple[str, ...], batches: list[int]
 ) -> list[dict[str, Any]]:
     from mclst.benchmarks.roofline.datasheets import predict
 
-    side = bundle.manifest.tile.size_px
-    found = []
-    for device in wanted:
+    predictions = []
+    for device in devices:
         for precision in DEVICES[device].operations:
-            # A bundle without a graph of that precision has the fp32 graph's operations, and its bytes at the most.
-            path = given.graphs.get(precision, given.graphs["fp32"])
+            # Without a graph of that precision: the fp32 graph has the same operations, and at least its bytes.
+            path = inputs.graphs.get(precision, inputs.graphs["fp32"])
             for batch in batches:
-                work = _counted(path, batch)
+                work = _count_work(path, batch)
                 if work is not None:
-                    found.append(predict(device, precision, work, 3 * side * side, batch))
-    return found
+                    predictions.append(predict(device, precision, work, 3 * inputs.tile_px**2, batch))
+    return predictions

@@ -1,4 +1,4 @@
-"""The encoder's latency and throughput: contenders in turns, in blocks of queries, each query timed by itself."""
+"""Latency and throughput of encoders: interleaved blocks of queries, each query timed."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 
 from mclst.benchmarks.contenders.base import F32, U8, Encoder
-from mclst.benchmarks.harness.measure import in_turns, ratio, spread
-from mclst.benchmarks.harness.percentiles import latency
+from mclst.benchmarks.harness.measure import paired_ratio, summarize, time_interleaved
+from mclst.benchmarks.harness.percentiles import summarize_latency
 from mclst.benchmarks.harness.power import Meter
-from mclst.benchmarks.harness.stages import ON_DEVICE
+from mclst.benchmarks.harness.stages import DEVICE_STAGES
 
 Clock = Callable[[], float]
 
-_WINDOWS, _WITHIN = 3, 0.03
-"""Warm is who took the same time in the last three windows, within 3 %."""
+_WINDOWS, _TOLERANCE = 3, 0.03
+"""Warm: the last three windows took the same time within 3 %."""
 
 
 @dataclass(frozen=True)
 class WarmUp:
-    """How a contender was warmed up: queries, seconds, and whether its times had settled when that ended."""
+    """Queries and seconds of a warm-up, and whether the times had settled."""
 
     queries: int
     seconds: float
@@ -31,8 +31,8 @@ class WarmUp:
 
 
 @dataclass
-class _Block:
-    """What one contender did in all its turns."""
+class _Samples:
+    """Samples of one contender over all its blocks."""
 
     queries: list[float] = field(default_factory=list)
     means: list[float] = field(default_factory=list)
@@ -40,33 +40,33 @@ class _Block:
     device_s: dict[str, list[float]] = field(default_factory=dict)
 
     def add_device(self, seconds: Mapping[str, Sequence[float]]) -> None:
-        """Keep each query's seconds of its stages on the device, by their names in ON_DEVICE."""
-        for name, stage in ON_DEVICE.items():
+        """Append seconds of device stages, by their names in DEVICE_STAGES."""
+        for name, stage in DEVICE_STAGES.items():
             if name in seconds:
                 self.device_s.setdefault(stage, []).extend(seconds[name])
 
 
 def warm_up(
-    query: Callable[[], object], *, least_s: float, most_s: float, clock: Clock = time.perf_counter
+    query: Callable[[], object], *, min_s: float, max_s: float, clock: Clock = time.perf_counter
 ) -> WarmUp:
-    """Query until the times settle: at least `least_s`, at most `most_s` seconds, and at least three queries.
+    """Query until the times settle: between `min_s` and `max_s` seconds, and at least three queries.
 
-    Windows are a quarter of `least_s` long, or one query where that is longer.
+    A window is a quarter of `min_s`, or one query where that is longer.
     """
     started = clock()
     means: list[float] = []
     queries = in_window = 0
-    window_from = started
+    window_start = started
     while True:
         query()
         queries, in_window = queries + 1, in_window + 1
         now = clock()
-        if now - window_from >= least_s / 4:
-            means.append((now - window_from) / in_window)
-            window_from, in_window = now, 0
+        if now - window_start >= min_s / 4:
+            means.append((now - window_start) / in_window)
+            window_start, in_window = now, 0
         last = means[-_WINDOWS:]
-        settled = len(last) == _WINDOWS and max(last) <= (1 + _WITHIN) * min(last)
-        if (settled and now - started >= least_s) or (now - started >= most_s and queries >= _WINDOWS):
+        settled = len(last) == _WINDOWS and max(last) <= (1 + _TOLERANCE) * min(last)
+        if (settled and now - started >= min_s) or (now - started >= max_s and queries >= _WINDOWS):
             return WarmUp(queries, now - started, settled)
 
 
@@ -80,57 +80,79 @@ def measure(
     meters: Sequence[Meter] = (),
     warm_s: tuple[float, float] = (0.5, 5.0),
     clock: Clock = time.perf_counter,
-    done: Callable[[], object] = lambda: None,
+    on_round: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Time queries of `batch` tiles by every encoder: in each round each has a block of at least `block_s` seconds.
+    """Time queries of `batch` tiles by every encoder, in interleaved blocks.
 
-    Queries follow each other without a pause (MLPerf's single stream where batch is 1) and walk through `tiles` uint8
-    [n, H, W, 3] over and over. No query is left out. The first encoder is the one others are compared with: by the
-    median over rounds of the ratio of their mean latencies in the round. On a device its own events time what is copied
-    up, encoded and copied down in each query, beside the host's clock. A peer that fails while it is warmed up is left
-    out, and `failed` says why.
+    Parameters
+    ----------
+    encoders : sequence of Encoder
+        The first is the reference of the ratios.
+    tiles : ndarray of uint8, shape (n, H, W, 3)
+        Queries cycle through them.
+    block_s : float
+        Least seconds of an encoder's block in each round.
+    meters : sequence of Meter
+        Read around each block.
+    warm_s : (float, float)
+        Least and most seconds of the warm-up.
+
+    Returns
+    -------
+    dict
+        batch, scenario, first, results, load, and `failed`: peers that failed in their warm-up, and why.
+
+    Notes
+    -----
+    Queries follow each other without a pause (MLPerf's single stream at batch 1); none is dropped. A ratio is the
+    median over rounds of the ratio of mean latencies. On a device, events time the stages of each query.
     """
-    at_once = _batches(tiles, batch)
-    warm = {}
-    blocks = {encoder.name: _Block() for encoder in encoders}
-    turns: dict[str, Callable[[], object]] = {}
+    tile_batches = _batches(tiles, batch)
+    warm_ups = {}
+    samples_by_name = {encoder.name: _Samples() for encoder in encoders}
+    blocks: dict[str, Callable[[], object]] = {}
     failed = []
     for encoder in encoders:
-        walk = _Walk(encoder, at_once)
+        cycle = _QueryCycle(encoder, tile_batches)
         try:
-            if encoder.times is None:
-                warm[encoder.name] = warm_up(walk.query, least_s=warm_s[0], most_s=warm_s[1], clock=clock)
+            if encoder.measure is None:
+                warm_ups[encoder.name] = warm_up(cycle.query, min_s=warm_s[0], max_s=warm_s[1], clock=clock)
             else:
-                encoder.times(batch, 0.0)
-        except Exception as error:  # another's runtime may fail in any way; that is a result
+                encoder.measure(batch, 0.0)
+        except Exception as error:  # a peer may fail in any way; that is a result
             if encoder.ours:
                 raise
             failed.append({"name": encoder.name, "why": " ".join(str(error).split())[:200]})
             continue
-        turns[encoder.name] = _turn(encoder, walk, blocks[encoder.name], batch, block_s, meters, clock)
-    took = in_turns(turns, rounds, warm_up=0, done=done)
+        blocks[encoder.name] = _make_block(
+            encoder, cycle, samples_by_name[encoder.name], batch, block_s, meters, clock
+        )
+    timed = time_interleaved(blocks, rounds, warm_up=0, on_round=on_round)
     first = encoders[0].name
     results = []
-    for encoder in (encoder for encoder in encoders if encoder.name in turns):
-        block = blocks[encoder.name]
-        told = latency(block.queries)
+    for encoder in (encoder for encoder in encoders if encoder.name in blocks):
+        samples = samples_by_name[encoder.name]
+        stats = summarize_latency(samples.queries)
         results.append(
             {
                 "name": encoder.name,
                 "ours": encoder.ours,
                 "gpu": encoder.gpu,
                 "precision": encoder.precision,
-                "latency_s": told,
-                "tiles_per_s": batch / told["mean"],
-                "latency_to_first": ratio(block.means, blocks[first].means),
-                "cpu_s_per_tile": sum(took.samples[encoder.name].cpu_s) / (batch * told["n"]),
-                "joules_per_tile": _joules(block, batch),
-                "device_s": {stage: latency(s) for stage, s in block.device_s.items()} or None,
-                "warm_up": vars(warm[encoder.name]) if encoder.name in warm else None,
+                "latency_s": stats,
+                "tiles_per_s": batch / stats["mean"],
+                "latency_to_first": paired_ratio(samples.means, samples_by_name[first].means),
+                "cpu_s_per_tile": sum(timed.samples[encoder.name].cpu_s) / (batch * stats["n"]),
+                "joules_per_tile": _joules(samples, batch),
+                "device_s": {stage: summarize_latency(s) for stage, s in samples.device_s.items()} or None,
+                "warm_up": vars(warm_ups[encoder.name]) if encoder.name in warm_ups else None,
                 "samples": {
-                    "query_s": [round(s, 7) for s in block.queries],
-                    "round_mean_s": block.means,
-                    **{f"{stage}_s": [round(s, 7) for s in taken] for stage, taken in block.device_s.items()},
+                    "query_s": [round(s, 7) for s in samples.queries],
+                    "round_mean_s": samples.means,
+                    **{
+                        f"{stage}_s": [round(s, 7) for s in seconds]
+                        for stage, seconds in samples.device_s.items()
+                    },
                 },
             }
         )
@@ -140,7 +162,7 @@ def measure(
         "first": first,
         "results": results,
         "failed": failed,
-        "load": took.load,
+        "load": timed.load,
     }
 
 
@@ -150,35 +172,36 @@ def offline(
     tiles: U8,
     *,
     rounds: int,
-    done: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """MLPerf's offline: all tiles are there at once, and what counts is how many are done a second.
+    """MLPerf's offline scenario: all tiles at once, tiles per second.
 
-    Each encoder takes them in the batch given for its name, the last one ragged.
+    Each encoder uses its batch in `batches`; its last one may be smaller.
     """
 
-    def through(encoder: Encoder) -> Callable[[], object]:
-        step = batches[encoder.name]
-        return lambda: [encoder.encode(tiles[at : at + step]) for at in range(0, len(tiles), step)]
+    def encode_all(encoder: Encoder) -> Callable[[], object]:
+        size = batches[encoder.name]
+        return lambda: [encoder.encode(tiles[i : i + size]) for i in range(0, len(tiles), size)]
 
-    chosen = [encoder for encoder in encoders if encoder.times is None]
-    took = in_turns({encoder.name: through(encoder) for encoder in chosen}, rounds, done=done)
+    chosen = [encoder for encoder in encoders if encoder.measure is None]
+    timed = time_interleaved({encoder.name: encode_all(encoder) for encoder in chosen}, rounds)
     first = chosen[0].name
     return {
         "tiles": len(tiles),
         "first": first,
-        "load": took.load,
+        "load": timed.load,
         "results": [
             {
                 "name": encoder.name,
                 "ours": encoder.ours,
                 "batch": batches[encoder.name],
-                "tiles_per_s": spread([len(tiles) / s for s in took.samples[encoder.name].wall_s]),
-                "wall_to_first": ratio(took.samples[encoder.name].wall_s, took.samples[first].wall_s),
-                "cpu_to_first": ratio(took.samples[encoder.name].cpu_s, took.samples[first].cpu_s),
+                "tiles_per_s": summarize([len(tiles) / s for s in timed.samples[encoder.name].wall_s]),
+                "wall_to_first": paired_ratio(
+                    timed.samples[encoder.name].wall_s, timed.samples[first].wall_s
+                ),
+                "cpu_to_first": paired_ratio(timed.samples[encoder.name].cpu_s, timed.samples[first].cpu_s),
                 "samples": {
-                    "wall_s": took.samples[encoder.name].wall_s,
-                    "cpu_s": took.samples[encoder.name].cpu_s,
+                    "wall_s": timed.samples[encoder.name].wall_s,
+                    "cpu_s": timed.samples[encoder.name].cpu_s,
                 },
             }
             for encoder in chosen
@@ -196,20 +219,19 @@ def sustained(
     condition: Callable[[], dict[str, Any]],
     meters: Sequence[Meter] = (),
     clock: Clock = time.perf_counter,
-    done: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Encode without a pause for `seconds`: tiles a second by window, the machine's condition after each.
+    """Encode without a pause for `seconds`; tiles per second by window, and `condition` after each.
 
-    `last_to_first`: the rate over the last quarter of the windows as a share of the first quarter's.
+    `last_to_first`: rate of the last quarter of the windows over that of the first.
     """
-    walk = _Walk(encoder, _batches(tiles, batch))
-    warm_up(walk.query, least_s=min(1.0, window_s), most_s=window_s, clock=clock)
+    cycle = _QueryCycle(encoder, _batches(tiles, batch))
+    warm_up(cycle.query, min_s=min(1.0, window_s), max_s=window_s, clock=clock)
     windows: list[dict[str, Any]] = []
     started = clock()
     while clock() - started < seconds:
         before, since, queries = [meter.joules() for meter in meters], clock(), 0
         while clock() - since < window_s:
-            walk.query()
+            cycle.query()
             queries += 1
         took = clock() - since
         windows.append(
@@ -224,38 +246,37 @@ def sustained(
                 "condition": condition(),
             }
         )
-        done()
     rates = [window["tiles_per_s"] for window in windows]
     quarter = max(1, len(rates) // 4)
     return {
         "name": encoder.name,
         "batch": batch,
         "windows": windows,
-        "tiles_per_s": spread(rates),
+        "tiles_per_s": summarize(rates),
         "last_to_first": float(np.mean(rates[-quarter:]) / np.mean(rates[:quarter])),
     }
 
 
-def agreement(encoders: Sequence[Encoder], tiles: U8, wanted: F32) -> dict[str, dict[str, float]]:
-    """How far each encoder's embeddings are from `wanted` [n, D]: least cosine, and largest difference as a share.
+def agreement(encoders: Sequence[Encoder], tiles: U8, reference: F32) -> dict[str, dict[str, float]]:
+    """Compare each encoder's embeddings with `reference` [n, D].
 
-    The share is of the largest value wanted. Encoders that give no embeddings are left out.
+    Returns least cosine, and largest difference relative to the largest value. Encoders without embeddings are skipped.
     """
-    found = {}
-    b = wanted.astype(np.float64)
+    agreements = {}
+    b = reference.astype(np.float64)
     for encoder in encoders:
-        if encoder.times is None:
+        if encoder.measure is None:
             a = encoder.encode(tiles).astype(np.float64)
             norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-            found[encoder.name] = {
+            agreements[encoder.name] = {
                 "cosine_min": float(((a * b).sum(axis=1) / np.maximum(norms, 1e-300)).min()),
                 "max_abs_share": float(np.abs(a - b).max() / np.abs(b).max()),
             }
-    return found
+    return agreements
 
 
-class _Walk:
-    """Queries one after another through the batches, over and over."""
+class _QueryCycle:
+    """Queries that cycle through the batches."""
 
     def __init__(self, encoder: Encoder, batches: list[U8]) -> None:
         self._encoder, self._batches, self._next = encoder, batches, 0
@@ -266,47 +287,47 @@ class _Walk:
 
 
 def _batches(tiles: U8, batch: int) -> list[U8]:
-    """Whole batches of the tiles, repeated where there are fewer than one batch."""
+    """Full batches of the tiles, which are repeated where they are fewer than one batch."""
     if len(tiles) < batch:
         tiles = np.resize(tiles, (batch, *tiles.shape[1:]))
-    return [tiles[at : at + batch] for at in range(0, len(tiles) - batch + 1, batch)]
+    return [tiles[i : i + batch] for i in range(0, len(tiles) - batch + 1, batch)]
 
 
-def _turn(
+def _make_block(
     encoder: Encoder,
-    walk: _Walk,
-    block: _Block,
+    cycle: _QueryCycle,
+    samples: _Samples,
     batch: int,
     block_s: float,
     meters: Sequence[Meter],
     clock: Clock,
 ) -> Callable[[], object]:
-    def turn() -> None:
+    def block() -> None:
         joules = [meter.joules() for meter in meters]
-        if encoder.times is not None:
-            timed = encoder.times(batch, block_s)
-            taken = timed.query_s
-            block.add_device(timed.device_s)
+        if encoder.measure is not None:
+            times = encoder.measure(batch, block_s)
+            seconds = times.query_s
+            samples.add_device(times.device_s)
         else:
-            taken, until = [], clock() + block_s
+            seconds, end = [], clock() + block_s
             before = encoder.device_seconds() if encoder.device_seconds else {}
-            while not taken or clock() < until:
+            while not seconds or clock() < end:
                 start = clock()
-                walk.query()
-                taken.append(clock() - start)
+                cycle.query()
+                seconds.append(clock() - start)
                 if encoder.device_seconds:
                     now = encoder.device_seconds()
-                    block.add_device({name: [s - before.get(name, 0.0)] for name, s in now.items()})
+                    samples.add_device({name: [s - before.get(name, 0.0)] for name, s in now.items()})
                     before = now
-            block.joules.append({m.name: m.joules() - was for m, was in zip(meters, joules, strict=True)})
-        block.queries += taken
-        block.means.append(float(np.mean(taken)))
+            samples.joules.append({m.name: m.joules() - was for m, was in zip(meters, joules, strict=True)})
+        samples.queries += seconds
+        samples.means.append(float(np.mean(seconds)))
 
-    return turn
+    return block
 
 
-def _joules(block: _Block, batch: int) -> dict[str, float] | None:
-    """Joules a tile by meter, over all turns; None without meters."""
-    names = block.joules[0] if block.joules else {}
-    tiles = batch * len(block.queries)
-    return {name: sum(turn[name] for turn in block.joules) / tiles for name in names} or None
+def _joules(samples: _Samples, batch: int) -> dict[str, float] | None:
+    """Joules per tile by meter, over all blocks; None without meters."""
+    names = samples.joules[0] if samples.joules else {}
+    tiles = batch * len(samples.queries)
+    return {name: sum(block[name] for block in samples.joules) / tiles for name in names} or None

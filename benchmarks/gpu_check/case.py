@@ -1,6 +1,6 @@
-"""A full-size case without any data: a DenseNet-121 with random weights, a made-up slide, spots and a bank, as a bundle.
+"""A full-size synthetic case: a DenseNet-121 with random weights, a slide, spots and a bank, as a bundle.
 
-Speed does not depend on what the weights are. What the bundle predicts means nothing.
+Speed does not depend on the weights; the predictions are meaningless.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from mclst.export.bundling import export_bundle
-from mclst.export.parity.precisions import Precisions
+from mclst.export.parity.precisions import PrecisionOptions
 from mclst.models.mclstexp import MclSTExp
 from mclst.runtime.errors import MclstError
 
@@ -34,10 +34,15 @@ def make_case(
     reference: int = REFERENCE_SPOTS,
     tile_px: int = TILE_PX,
 ) -> dict[str, object]:
-    """Make `model.pt`, `slide.png`, `spots.csv` and `mclst-bundle` in `folder`; tells what the bundle holds.
+    """Create `model.pt`, `slide.png`, `spots.csv` and `mclst-bundle` in `folder`; return encoder and precisions.
 
-    An fp16 graph is made where the export's gate lets it pass. Raises MclstError where the export fails.
-    """  # fmt: skip
+    The bundle has an fp16 graph where that passes the export's tolerances.
+
+    Raises
+    ------
+    MclstError
+        If the export fails.
+    """
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -47,8 +52,8 @@ def make_case(
     Image.fromarray(np.kron(cells, np.ones((16, 16, 1), np.uint8))).save(
         folder / "slide.png", compress_level=1
     )
-    at = np.linspace(tile_px, slide_px - tile_px, across)
-    x, y = (axis.ravel() for axis in np.meshgrid(at, at))
+    centers = np.linspace(tile_px, slide_px - tile_px, across)
+    x, y = (axis.ravel() for axis in np.meshgrid(centers, centers))
     pd.DataFrame({"id": [f"s{i}" for i in range(len(x))], "x": x, "y": y}).to_csv(
         folder / "spots.csv", index=False
     )
@@ -61,30 +66,30 @@ def make_case(
         var=pd.DataFrame(index=[f"G{i}" for i in range(genes)]),
     )
     measured.obsm["spatial"] = rng.uniform(0, slide_px, (reference, 2))
-    measured.write_h5ad(folder / "made.h5ad")
-    told: dict[str, object] = {"encoder": encoder, "precisions": ["fp32"], "fp16_refused": None}
+    measured.write_h5ad(folder / "reference.h5ad")
+    summary: dict[str, object] = {"encoder": encoder, "precisions": ["fp32"], "fp16_refused": None}
 
-    def export(precisions: Precisions) -> None:
+    def export(precisions: PrecisionOptions) -> None:
         export_bundle(
             folder / "model.pt",
             folder / "mclst-bundle",
-            references=[folder / "made.h5ad"],
-            change={"tile": {"size_px": tile_px}},
+            references=[folder / "reference.h5ad"],
+            overrides={"tile": {"size_px": tile_px}},
             parity_tiles=8,
             overwrite=True,
             precisions=precisions,
         )
 
     try:
-        export(Precisions(wanted=("fp16",)))
-        told["precisions"] = ["fp32", "fp16"]
+        export(PrecisionOptions(precisions=("fp16",)))
+        summary["precisions"] = ["fp32", "fp16"]
     except MclstError as refusal:
-        told["fp16_refused"] = str(refusal)
-        export(Precisions())
-    return told | {"seconds": time.monotonic() - started}
+        summary["fp16_refused"] = str(refusal)
+        export(PrecisionOptions())
+    return summary | {"seconds": time.monotonic() - started}
 
 
 if __name__ == "__main__":
-    where = Path(sys.argv[1])
-    found = make_case(where)
-    (where / "case.json").write_text(json.dumps(found) + "\n")
+    case_folder = Path(sys.argv[1])
+    case = make_case(case_folder)
+    (case_folder / "case.json").write_text(json.dumps(case) + "\n")

@@ -1,7 +1,7 @@
-"""`make gpu-check`: everything that needs a CUDA device, on a machine with nothing but this tree, in one JSON document.
+"""`make gpu-check`: tests and benchmarks that need a CUDA device, from this tree alone, in one JSON document.
 
-Imports the standard library alone. Each step is a process of its own with a time limit; one that lacks a package, fails
-or takes too long is recorded as that, and the next goes on. Nothing is fetched.
+Imports only the standard library and downloads nothing. Each step is a process with a time limit; a step that lacks a
+package, fails or times out is recorded, and the next one starts.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = "mclst-gpu-check/1"
-ALL_SECONDS = 470.0
-"""Of the whole check; what is left of it when a step begins is the most that step may take."""
+TOTAL_SECONDS = 470.0
+"""Limit of the whole check; a step gets at most what remains of it."""
 
 PASSED, FAILED, LATE, MISSING, NO_TIME = "passed", "failed", "too late", "missing", "no time left"
 TAIL_LINES = 25
@@ -35,13 +35,13 @@ TAIL_LINES = 25
 class Step:
     """One process.
 
-    needs: modules without which it is not begun; files: likewise, that earlier steps make. any_of: of these modules
-    one is enough. seconds: the most it may take. document: the JSON it writes, taken into the whole's. device: whether
-    it is left out where the first step found none.
+    arguments: of Python. seconds: its limit. needs: required modules. any_of: modules of which one is required. files:
+    required results of earlier steps. document: its JSON result, merged into the whole. device: skipped where the
+    first step found no device.
     """
 
     name: str
-    words: Sequence[str]
+    arguments: Sequence[str]
     seconds: float
     needs: Sequence[str] = ()
     any_of: Sequence[str] = ()
@@ -51,8 +51,8 @@ class Step:
 
 
 @dataclass
-class Outcome:
-    """What became of a step."""
+class StepResult:
+    """Status and output of a step."""
 
     name: str
     status: str
@@ -79,10 +79,10 @@ EXPORT = (*SLIDES, "torch", "torchvision", "timm", "onnx", "onnxscript", "safete
 
 
 def steps(folder: Path) -> list[Step]:
-    """The steps in order; they work in `folder`."""
+    """Steps in order; they work in `folder`."""
     bench = ("-m", "mclst.benchmarks.cli")
     case, bundle = folder / "made", folder / "made" / "mclst-bundle"
-    gpu_tests = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_*_gpu.py"))
+    gpu_tests = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*_gpu.py"))
 
     return [
         Step("device", ("-c", _DEVICE), 60, any_of=("cuda", "pycuda", "torch")),
@@ -103,7 +103,14 @@ def steps(folder: Path) -> list[Step]:
             document=folder / "retrieval.json",
             device=True,
         ),
-        Step("bundle", ("-m", "mclst.benchmarks.gpu_check.case", str(case)), 120, needs=EXPORT, document=case / "case.json", device=True),
+        Step(
+            "bundle",
+            ("-m", "mclst.benchmarks.gpu_check.case", str(case)),
+            120,
+            needs=EXPORT,
+            document=case / "case.json",
+            device=True,
+        ),
         Step(
             "latency",
             (*bench, "latency", "--bundle", str(bundle), "--ckpt", str(case / "model.pt"), "--settings",
@@ -117,9 +124,9 @@ def steps(folder: Path) -> list[Step]:
         ),
         Step(
             "end-to-end",
-            (*bench, "end-to-end", str(case / "slide.png"), "--spots", str(case / "spots.csv"), "--bundle", str(bundle),
-             "--ckpt", str(case / "model.pt"), "--settings", "auto:fp32,cpu:fp32", "--batch-size", "64", "--repeats", "2",
-             "--no-cold", "--quiet", "--json", str(folder / "end-to-end.json")),
+            (*bench, "end-to-end", str(case / "slide.png"), "--spots", str(case / "spots.csv"), "--bundle",
+             str(bundle), "--ckpt", str(case / "model.pt"), "--settings", "auto:fp32,cpu:fp32", "--batch-size",
+             "64", "--repeats", "2", "--no-cold", "--quiet", "--json", str(folder / "end-to-end.json")),
             120,
             needs=EXPORT,
             files=(bundle / "manifest.json",),
@@ -131,42 +138,42 @@ def steps(folder: Path) -> list[Step]:
 
 _DEVICE = """
 import json
-found = {}
+device = {}
 try:
     import torch
-    found["torch"] = torch.__version__
-    found["torch sees"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    device["torch"] = torch.__version__
+    device["torch sees"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 except ImportError:
     pass
 try:
-    from mclst.kernels.driver import open_driver
+    from mclst.kernels.cuda.driver import open_driver
     driver = open_driver()
     driver.load()
-    found["driver opened by"] = type(driver).__name__
+    device["driver opened by"] = type(driver).__name__
 except Exception as error:
-    found["driver"] = f"not opened: {error}"
-print(json.dumps(found))
-raise SystemExit(0 if found.get("torch sees") or "driver opened by" in found else "no CUDA device")
+    device["driver"] = f"not opened: {error}"
+print(json.dumps(device))
+raise SystemExit(0 if device.get("torch sees") or "driver opened by" in device else "no CUDA device")
 """
 
 
-def run(step: Step, folder: Path, seconds: float) -> Outcome:
-    """Do one step in at most `seconds`."""
+def run(step: Step, folder: Path, seconds: float) -> StepResult:
+    """Run one step in at most `seconds`."""
     missing = [name for name in step.needs if find_spec(name) is None]
     if step.any_of and not any(find_spec(name) for name in step.any_of):
         missing.append(f"one of {', '.join(step.any_of)}")
     if missing:
-        return Outcome(step.name, MISSING, why=f"not installed: {', '.join(missing)}")
-    absent = [str(path.relative_to(folder)) for path in step.files if not path.exists()]
-    if absent:
-        return Outcome(step.name, MISSING, why=f"an earlier step did not make {', '.join(absent)}")
+        return StepResult(step.name, MISSING, why=f"not installed: {', '.join(missing)}")
+    missing = [str(path.relative_to(folder)) for path in step.files if not path.exists()]
+    if missing:
+        return StepResult(step.name, MISSING, why=f"an earlier step did not make {', '.join(missing)}")
     if seconds < 5:
-        return Outcome(step.name, NO_TIME)
+        return StepResult(step.name, NO_TIME)
     log = folder / f"{step.name.replace(' ', '-').replace(':', '')}.log"
     started = time.monotonic()
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, *map(str, step.words)],
+            [sys.executable, *map(str, step.arguments)],
             stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=_environment(), start_new_session=True,
         )  # fmt: skip
         try:
@@ -175,48 +182,46 @@ def run(step: Step, folder: Path, seconds: float) -> Outcome:
             os.killpg(process.pid, 9)
             process.wait()
             code = None
-    took = time.monotonic() - started
-    said = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+    elapsed = time.monotonic() - started
+    tail = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
     if code is None:
-        return Outcome(step.name, LATE, took, f"more than {seconds:.0f} s", said)
-    outcome = Outcome(
-        step.name, PASSED if code == 0 else FAILED, took, "" if code == 0 else f"exit status {code}", said
+        return StepResult(step.name, LATE, elapsed, f"more than {seconds:.0f} s", tail)
+    result = StepResult(
+        step.name, PASSED if code == 0 else FAILED, elapsed, "" if code == 0 else f"exit status {code}", tail
     )
-    if "pytest" in step.words and _nothing_ran(code, said):
-        outcome.status = MISSING
-        outcome.why = next(
-            (line for line in said if line.startswith("SKIPPED")), "every test left itself out"
-        )
+    if "pytest" in step.arguments and _all_skipped(code, tail):
+        result.status = MISSING
+        result.why = next((line for line in tail if line.startswith("SKIPPED")), "every test was skipped")
     if step.document is not None and step.document.exists():
-        outcome.document = json.loads(step.document.read_text())
-    return outcome
+        result.document = json.loads(step.document.read_text())
+    return result
 
 
-def _nothing_ran(code: int, said: Sequence[str]) -> bool:
-    """Whether pytest found no test that its device or its packages let run: its status 5, or only skipped ones."""
-    last = said[-1] if said else ""
+def _all_skipped(code: int, tail: Sequence[str]) -> bool:
+    """Whether pytest ran no test: its status 5, or only skipped ones."""
+    last = tail[-1] if tail else ""
     return code == 5 or (code == 0 and "skipped" in last and "passed" not in last)
 
 
 def _environment() -> dict[str, str]:
-    """With this tree importable as `mclst`, whoever starts it."""
+    """Environment in which this tree is importable as `mclst`."""
     paths = [str(ROOT / "build" / "as"), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
-def check(folder: Path, chosen: Sequence[Step], all_seconds: float = ALL_SECONDS) -> dict[str, Any]:
-    """Do the steps and tell of them, the document of `make gpu-check`."""
+def check(folder: Path, chosen: Sequence[Step], total_seconds: float = TOTAL_SECONDS) -> dict[str, Any]:
+    """Run the steps; return the document of `make gpu-check`."""
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    outcomes: list[Outcome] = []
+    results: list[StepResult] = []
     for step in chosen:
-        left = all_seconds - (time.monotonic() - started)
-        if step.device and outcomes and outcomes[0].status != PASSED:
-            outcome = Outcome(step.name, MISSING, why="no CUDA device")
+        remaining = total_seconds - (time.monotonic() - started)
+        if step.device and results and results[0].status != PASSED:
+            result = StepResult(step.name, MISSING, why="no CUDA device")
         else:
-            outcome = run(step, folder, min(step.seconds, left))
-        print(f"{outcome.name:<28} {outcome.status:<12} {outcome.seconds:6.1f} s  {outcome.why}", flush=True)
-        outcomes.append(outcome)
+            result = run(step, folder, min(step.seconds, remaining))
+        print(f"{result.name:<28} {result.status:<12} {result.seconds:6.1f} s  {result.why}", flush=True)
+        results.append(result)
     return {
         "schema": SCHEMA,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -224,7 +229,7 @@ def check(folder: Path, chosen: Sequence[Step], all_seconds: float = ALL_SECONDS
         "gpu": _nvidia_smi(),
         "packages": _packages(),
         "seconds": time.monotonic() - started,
-        "steps": [vars(outcome) for outcome in outcomes],
+        "steps": [vars(result) for result in results],
     }
 
 
@@ -232,15 +237,16 @@ def _nvidia_smi() -> str | None:
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
-    done = subprocess.run(
-        [program, "--query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit", "--format=csv,noheader"],
+    completed = subprocess.run(
+        [program, "--query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit",
+         "--format=csv,noheader"],
         capture_output=True, text=True, check=False, timeout=30,
     )  # fmt: skip
-    return done.stdout.strip() or None
+    return completed.stdout.strip() or None
 
 
 def _packages() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {}
     for name in (
         "numpy",
         "torch",
@@ -252,28 +258,28 @@ def _packages() -> dict[str, str | None]:
         "cupy-cuda13x",
     ):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return versions
 
 
 def main() -> None:
-    """Run the check; exit status 0 where a device was there and no step failed or was late, else 1."""
+    """Run the check; exit status 0 where there was a device and no step failed or timed out, else 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
         "--out", type=Path, default=ROOT / "build" / "gpu-check", help="folder for logs and documents"
     )
-    parser.add_argument("--seconds", type=float, default=ALL_SECONDS, help="of the whole check")
-    given = parser.parse_args()
-    folder = given.out.resolve()
+    parser.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help="limit of the whole check")
+    options = parser.parse_args()
+    folder = options.out.resolve()
     shutil.rmtree(folder, ignore_errors=True)
-    told = check(folder, steps(folder), given.seconds)
-    (folder / "gpu-check.json").write_text(json.dumps(told, indent=2) + "\n")
+    document = check(folder, steps(folder), options.seconds)
+    (folder / "gpu-check.json").write_text(json.dumps(document, indent=2) + "\n")
     print(folder / "gpu-check.json")
-    bad = [step["name"] for step in told["steps"] if step["status"] in (FAILED, LATE, NO_TIME)]
-    if bad or told["steps"][0]["status"] != PASSED:
-        sys.exit(f"not passed: {', '.join(bad) or told['steps'][0]['why']}")
+    failed = [step["name"] for step in document["steps"] if step["status"] in (FAILED, LATE, NO_TIME)]
+    if failed or document["steps"][0]["status"] != PASSED:
+        sys.exit(f"not passed: {', '.join(failed) or document['steps'][0]['why']}")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""How measurements are taken, and what is recorded with them."""
+"""Timing, statistics, machine state and output that the benchmarks share."""

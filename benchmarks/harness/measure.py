@@ -1,8 +1,7 @@
-"""Timing contenders side by side: in turns, so that drift and other load on the machine meet them all alike."""
+"""Interleaved timing of contenders, so that drift and load on the machine affect all of them alike."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,12 +9,18 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from mclst.benchmarks.harness.machine import load_average
+
 _RESAMPLES = 2000
+
+
+class PeerUnavailable(Exception):
+    """A peer that cannot run here; the message says why."""
 
 
 @dataclass
 class Samples:
-    """What one contender took in each round: wall seconds, and CPU seconds of all its threads."""
+    """Wall seconds and CPU seconds (all threads) of one contender, by round."""
 
     wall_s: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
@@ -23,45 +28,57 @@ class Samples:
 
 @dataclass(frozen=True)
 class Rounds:
-    """Samples by contender, round for round, and the load average before each round (None where there is none)."""
+    """Samples by contender, and the load average before each round (None where there is none)."""
 
     samples: dict[str, Samples]
     load: list[float | None]
 
 
-def in_turns(
+def time_interleaved(
     contenders: Mapping[str, Callable[[], object]],
     rounds: int,
     *,
     warm_up: int = 1,
     seed: int = 0,
-    done: Callable[[], object] = lambda: None,
+    on_round: Callable[[], object] = lambda: None,
+    wall_clock: Callable[[], float] = time.perf_counter,
+    cpu_clock: Callable[[], float] = time.process_time,
 ) -> Rounds:
-    """Run every contender once a round, in a new order each round; `warm_up` rounds before are not counted.
+    """Run every contender once per round, in a new random order each round.
 
-    A contender returns when its work is done: one that works on another device waits for it.
-    `done` is called after each round, the `warm_up` ones too.
+    Parameters
+    ----------
+    contenders : mapping of str to callable
+        Each returns when its work is done; one that uses another device waits for it.
+    rounds : int
+        Rounds that count.
+    warm_up : int
+        Rounds before them that do not count.
+    on_round : callable
+        Called after each round, warm-up included.
+    wall_clock, cpu_clock : callable
+        Seconds of the wall clock, and CPU seconds of this process.
     """
     samples = {name: Samples() for name in contenders}
     load: list[float | None] = []
     rng = np.random.default_rng(seed)
-    for turn in range(-warm_up, rounds):
+    for number in range(-warm_up, rounds):
         before = load_average()
         for name in rng.permutation(list(contenders)).tolist():
-            cpu, wall = time.process_time(), time.perf_counter()
+            cpu, wall = cpu_clock(), wall_clock()
             contenders[name]()
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-            if turn >= 0:
+            wall, cpu = wall_clock() - wall, cpu_clock() - cpu
+            if number >= 0:
                 samples[name].wall_s.append(wall)
                 samples[name].cpu_s.append(cpu)
-        if turn >= 0:
+        if number >= 0:
             load.append(before)
-        done()
+        on_round()
     return Rounds(samples, load)
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Of samples [n]: n, min, median, mean, max, std (0 for one), and a bootstrapped 95 % interval of the median."""
+def summarize(values: list[float]) -> dict[str, float]:
+    """Summarize samples: n, min, median, mean, max, std (0 for one) and the median's 95 % bootstrap interval."""
     x = np.asarray(values, dtype=np.float64)
     low, high = median_interval(x)
     return {
@@ -77,21 +94,13 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def median_interval(values: NDArray[np.float64], seed: int = 0) -> tuple[float, float]:
-    """The 95 % percentile interval of the median of `values` [n], by the bootstrap."""
+    """95 % percentile-bootstrap interval of the median of `values` [n]."""
     rng = np.random.default_rng(seed)
     medians = np.median(rng.choice(values, size=(_RESAMPLES, len(values))), axis=1)
     low, high = np.percentile(medians, [2.5, 97.5])
     return float(low), float(high)
 
 
-def ratio(slower: list[float], faster: list[float]) -> float:
-    """How many times longer `slower` takes: the median over rounds of the ratio within the round."""
+def paired_ratio(slower: list[float], faster: list[float]) -> float:
+    """Median over rounds of the ratio within a round."""
     return float(np.median(np.asarray(slower) / np.asarray(faster)))
-
-
-def load_average() -> float | None:
-    """Processes that ran or waited to run, over the last minute; None where the system does not say."""
-    try:
-        return os.getloadavg()[0]
-    except (AttributeError, OSError):
-        return None

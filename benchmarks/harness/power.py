@@ -1,6 +1,6 @@
-"""Energy as the hardware counts it: NVML on a GPU, tegrastats on Jetson, RAPL on a processor; "not available" elsewhere.
+"""Energy counters: NVML on a GPU, tegrastats on Jetson, RAPL on a processor.
 
-All of them are sensors on the board or in the chip, not a meter at the wall.
+These are sensors on the board or in the chip, not a meter at the wall.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from threading import Lock, Thread
-from typing import Any, Protocol
+from typing import Protocol
 
 RAPL = Path("/sys/class/powercap")
 _TEGRASTATS_MS = 100
-# The whole module's input, by the names that JetPack 4, 5, 6 and 7 give it, the first that is there.
+# The module's input rail as JetPack 4 to 7 name it; the first present counts.
 _RAILS = ("VDD_IN", "POM_5V_IN", "VIN_SYS_5V0", "VIN")
 
 
-class NoMeter(Exception):
+class MeterUnavailable(Exception):
     """A meter that does not work here; the message says why."""
 
 
@@ -33,16 +34,16 @@ class Meter(Protocol):
     covers: str
 
     def joules(self) -> float:
-        """Joules since some fixed moment."""
+        """Joules since a fixed moment."""
         ...
 
     def close(self) -> None:
-        """Let go of it."""
+        """Release it."""
         ...
 
 
 class Nvml:
-    """The energy counter of one NVIDIA GPU."""
+    """Energy counter of one NVIDIA GPU."""
 
     name, covers = "nvml", "the GPU's board"
 
@@ -53,16 +54,16 @@ class Nvml:
             self._gpu = self._nvml.nvmlDeviceGetHandleByIndex(index)
             self.joules()
         except ImportError as error:
-            raise NoMeter("nvidia-ml-py is not installed") from error
+            raise MeterUnavailable("nvidia-ml-py is not installed") from error
         except Exception as error:  # NVML's errors share no public base class before it is loaded
-            raise NoMeter(f"NVML does not tell ({error})") from error
+            raise MeterUnavailable(f"NVML gives no energy ({error})") from error
 
     def joules(self) -> float:
-        """Joules since the driver was loaded; its counter is in mJ."""
+        """Joules since the driver was loaded; the counter is in mJ."""
         return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._gpu)) / 1e3
 
     def close(self) -> None:
-        """Let go of NVML."""
+        """Shut NVML down."""
         self._nvml.nvmlShutdown()
 
 
@@ -82,7 +83,7 @@ class _Zone:
 
 
 class Rapl:
-    """The packages (sockets) of an Intel or AMD processor, as Linux shows them; a counter may wrap once between calls."""
+    """Packages (sockets) of an Intel or AMD processor; a counter may wrap once between calls."""
 
     name, covers = "rapl", "the processor's packages"
 
@@ -91,35 +92,35 @@ class Rapl:
         for folder in sorted(root.glob("*-rapl:[0-9]*")):
             try:
                 if folder.name.count(":") == 1 and (folder / "name").read_text().startswith("package"):
-                    most = int((folder / "max_energy_range_uj").read_text())
-                    self._zones.append(_Zone(folder, most, int((folder / "energy_uj").read_text())))
+                    range_uj = int((folder / "max_energy_range_uj").read_text())
+                    self._zones.append(_Zone(folder, range_uj, int((folder / "energy_uj").read_text())))
             except PermissionError as error:
-                raise NoMeter(f"{folder / 'energy_uj'} is readable by root alone") from error
+                raise MeterUnavailable(f"{folder / 'energy_uj'} is readable by root alone") from error
             except (OSError, ValueError):
                 continue
         if not self._zones:
-            raise NoMeter("this system shows no RAPL counter")
+            raise MeterUnavailable("no RAPL counter on this system")
 
     def joules(self) -> float:
         """Joules of all packages together."""
         return sum(zone.joules() for zone in self._zones)
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to release."""
 
 
 class Tegrastats:
-    """The power that a Jetson module draws, sampled by tegrastats ten times a second and summed up."""
+    """Power of a Jetson module, sampled by tegrastats ten times a second and integrated."""
 
     name, covers = "tegrastats", "the whole module"
 
     def __init__(self) -> None:
-        found = shutil.which("tegrastats")
-        if found is None:
-            raise NoMeter("there is no tegrastats")
+        program = shutil.which("tegrastats")
+        if program is None:
+            raise MeterUnavailable("there is no tegrastats")
         self._lock, self._joules = Lock(), 0.0
         self._process = subprocess.Popen(
-            [found, "--interval", str(_TEGRASTATS_MS)], stdout=subprocess.PIPE, text=True
+            [program, "--interval", str(_TEGRASTATS_MS)], stdout=subprocess.PIPE, text=True
         )
         self._watts: float | None = None
         self._at = time.monotonic()
@@ -130,7 +131,7 @@ class Tegrastats:
             time.sleep(0.02)
         if self._watts is None:
             self.close()
-            raise NoMeter(f"tegrastats names none of {', '.join(_RAILS)}")
+            raise MeterUnavailable(f"tegrastats reports none of {', '.join(_RAILS)}")
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -145,12 +146,12 @@ class Tegrastats:
                 self._watts, self._at = watts, now
 
     def joules(self) -> float:
-        """Joules since it was opened, up to this moment at the power seen last."""
+        """Joules since it was opened; the last power reading extends to now."""
         with self._lock:
             return self._joules + (self._watts or 0.0) * (time.monotonic() - self._at)
 
     def close(self) -> None:
-        """End tegrastats."""
+        """Stop tegrastats."""
         self._process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=5)
@@ -158,24 +159,33 @@ class Tegrastats:
 
 
 def module_watts(line: str) -> float | None:
-    """Watts of the module's input in a line of tegrastats, None where it names no such rail.
+    """Watts of the module's input in a line of tegrastats; None where the line has no such rail.
 
-    Rails stand as `VDD_IN 4523mW/4523mW` (now/average) since JetPack 5, as `VDD_IN 4523/4523` before.
+    Format: `VDD_IN 4523mW/4523mW` (now/average) since JetPack 5, `VDD_IN 4523/4523` before.
     """
     rails = {name: float(mw) / 1e3 for name, mw in re.findall(r"\b([A-Z][A-Z0-9_]+) (\d+)(?:mW)?/\d+", line)}
     return next((rails[name] for name in _RAILS if name in rails), None)
 
 
-def open_meters(*, gpu: bool) -> tuple[list[Meter], dict[str, str]]:
-    """Every meter that works here, and why the others do not; `gpu`: whether one of a GPU is wanted."""
-    kinds: list[tuple[str, Any]] = [("tegrastats", Tegrastats), ("rapl", Rapl)]
+def open_meters(*, gpu: bool, rapl: Path = RAPL) -> tuple[list[Meter], dict[str, str]]:
+    """Open every meter that works here.
+
+    Returns
+    -------
+    meters : list of Meter
+    unavailable : dict
+        Why each other meter does not work, by name.
+    """
+    kinds: dict[str, Callable[[], Meter]] = {"tegrastats": Tegrastats, "rapl": lambda: Rapl(rapl)}
+    unavailable: dict[str, str] = {}
     if gpu:
-        kinds.insert(0, ("nvml", Nvml))
-    opened: list[Meter] = []
-    why: dict[str, str] = {} if gpu else {"nvml": "no GPU takes part"}
-    for name, kind in kinds:
+        kinds = {"nvml": Nvml, **kinds}
+    else:
+        unavailable["nvml"] = "no GPU takes part"
+    meters: list[Meter] = []
+    for name, open_meter in kinds.items():
         try:
-            opened.append(kind())
-        except NoMeter as error:
-            why[name] = str(error)
-    return opened, why
+            meters.append(open_meter())
+        except MeterUnavailable as error:
+            unavailable[name] = str(error)
+    return meters, unavailable

@@ -1,4 +1,4 @@
-"""The stages of a run, from the times it keeps: shares, overlap, and the stage that bounds it."""
+"""Stages of a run: busy time, share, overlap, and the stage that limits the run."""
 
 from __future__ import annotations
 
@@ -7,76 +7,78 @@ from dataclasses import dataclass
 from typing import Any
 
 NAMES = ("read", "decode", "copy up", "encode", "retrieve", "copy down", "write")
-"""In the order of the data's way."""
+"""In the order of the data flow."""
 
-BESIDE = ("read", "decode", "copy up", "copy down")
-"""Those that may run beside the others; on a device, encoding does too."""
+CONCURRENT = ("read", "decode", "copy up", "copy down")
+"""Stages that run beside the others; on a device, encoding does too."""
 
-ON_DEVICE = {"upload": "copy up", "encode": "encode", "download": "copy down"}
-"""What the clock of a device's stages calls those that its events time."""
+DEVICE_STAGES = {"upload": "copy up", "encode": "encode", "download": "copy down"}
+"""Names of the device clock's stages → names in NAMES."""
 
 
 @dataclass(frozen=True)
 class Stages:
     """Busy seconds by stage of NAMES (None: the run has no such stage) and the run's wall seconds.
 
-    lanes: how many threads share a stage's busy time, 1 where not said. beside: the stages that need not wait for each
+    threads: how many threads share a stage's busy time, by default 1. concurrent: stages that need not wait for each
     other.
     """
 
     busy_s: Mapping[str, float | None]
     wall_s: float
-    lanes: Mapping[str, int]
-    beside: Sequence[str] = BESIDE
+    threads: Mapping[str, int]
+    concurrent: Sequence[str] = CONCURRENT
 
-    def described(self) -> dict[str, Any]:
-        """Describe them.
+    def summary(self) -> dict[str, Any]:
+        """Summarize as a JSON object.
 
-        stages: busy_s and its share of the wall time; shares add up to more than 1 where stages overlap.
-        overlap: the sum of all busy times over the wall time; more than 1 needs stages side by side.
-        bound: the stage whose busy time, divided by its lanes, is longest: no order of the same work is shorter.
-        bound_share: that time over the wall time; 1 would be a run that waits for nothing else.
-        elsewhere_s: of the wall time, what no stage that blocks the others accounts for.
+        Returns
+        -------
+        dict
+            `stages`: busy_s, its share of the wall time and its threads; shares of overlapping stages exceed 1 in sum.
+            `overlap`: all busy times over the wall time. `bound`: the stage with the longest busy time per thread, a
+            lower bound on the run time. `bound_share`: that time over the wall time. `elsewhere_s`: wall time that
+            no blocking stage accounts for.
         """
-        held = {name: busy for name, busy in self.busy_s.items() if busy is not None}
-        alone = {name: busy / self.lanes.get(name, 1) for name, busy in held.items()}
-        bound = max(alone, key=lambda name: alone[name])
-        blocking = sum(busy for name, busy in held.items() if name not in self.beside)
+        busy = {name: seconds for name, seconds in self.busy_s.items() if seconds is not None}
+        per_thread = {name: seconds / self.threads.get(name, 1) for name, seconds in busy.items()}
+        bound = max(per_thread, key=lambda name: per_thread[name])
+        blocking = sum(seconds for name, seconds in busy.items() if name not in self.concurrent)
         return {
             "wall_s": self.wall_s,
             "stages": {
-                name: None
-                if self.busy_s.get(name) is None
-                else {
-                    "busy_s": held[name],
-                    "share": held[name] / self.wall_s,
-                    "lanes": self.lanes.get(name, 1),
+                name: {
+                    "busy_s": busy[name],
+                    "share": busy[name] / self.wall_s,
+                    "lanes": self.threads.get(name, 1),
                 }
+                if name in busy
+                else None
                 for name in NAMES
             },
-            "overlap": sum(held.values()) / self.wall_s,
+            "overlap": sum(busy.values()) / self.wall_s,
             "bound": bound,
-            "bound_share": alone[bound] / self.wall_s,
+            "bound_share": per_thread[bound] / self.wall_s,
             "elsewhere_s": max(0.0, self.wall_s - blocking),
         }
 
 
-def of_run(seconds: Mapping[str, float], *, workers: int) -> Stages:
-    """The stages of a `Run.seconds`: `read` there is the reading threads' busy time, `file` of it the file's bytes.
+def stages_of_run(seconds: Mapping[str, float], *, workers: int) -> Stages:
+    """Stages of a `Run.seconds`.
 
-    A run on a device has `upload` too, and `download` where embeddings come back to the host; its events time these and
-    `encode`.
+    Its `read` is the reading threads' busy time, of which `file` is spent on the file's bytes. A run on a device also
+    has `upload`, and `download` where embeddings return to the host; device events time these and `encode`.
     """
     file = seconds.get("file")
     return Stages(
         {
             "read": file,
             "decode": seconds["read"] - (file or 0.0),
-            **{stage: seconds.get(name) for name, stage in ON_DEVICE.items()},
+            **{stage: seconds.get(name) for name, stage in DEVICE_STAGES.items()},
             "retrieve": seconds["retrieve"],
             "write": seconds["write"],
         },
         seconds["total"],
         {"read": workers, "decode": workers},
-        (*BESIDE, "encode") if "upload" in seconds else BESIDE,
+        (*CONCURRENT, "encode") if "upload" in seconds else CONCURRENT,
     )

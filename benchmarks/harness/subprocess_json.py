@@ -1,4 +1,4 @@
-"""Work in a fresh process that tells what it found as one JSON object: for what only such a process can tell."""
+"""Run work in a fresh process that prints its result as JSON."""
 
 from __future__ import annotations
 
@@ -11,21 +11,30 @@ from typing import Any
 from mclst.runtime.errors import ResourceError
 
 
-def run_apart(
-    module: str, words: Sequence[str], *, what: str, advice: str, timeout: float | None = None
+def run_json_subprocess(
+    module: str, arguments: Sequence[str], *, task: str, advice: str, timeout: float | None = None
 ) -> dict[str, Any]:
-    """Run `python -m module words…`; the JSON object on the last line of its stdout.
+    """Run `python -m module arguments…` and parse the last line of its stdout.
 
-    what, advice: beginning and end of the sentence where it is killed, fails or takes more than `timeout` seconds;
-    that is a ResourceError.
+    Parameters
+    ----------
+    task, advice : str
+        Start and end of the error's sentence.
+    timeout : float, optional
+        Seconds.
+
+    Raises
+    ------
+    ResourceError
+        If the process is killed, fails or exceeds `timeout`.
     """
-    command = [sys.executable, "-m", module, *words]
+    command = [sys.executable, "-m", module, *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
+        completed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
     except subprocess.TimeoutExpired as error:
-        raise ResourceError(f"{what} took more than {timeout:.0f} s; {advice}") from error
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise ResourceError(f"{what} failed with status {done.returncode} ({last[:200]}); {advice}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+        raise ResourceError(f"{task} took more than {timeout:.0f} s; {advice}") from error
+    if completed.returncode:
+        last = (completed.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ResourceError(f"{task} failed with status {completed.returncode} ({last[:200]}); {advice}")
+    result: dict[str, Any] = json.loads(completed.stdout.splitlines()[-1])
+    return result

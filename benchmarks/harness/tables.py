@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from mclst.runtime.console import stderr_console, say
+from mclst.runtime.console import say, stderr_console
 
 
 def machine_line(document: dict[str, Any]) -> str:
@@ -40,12 +40,12 @@ def show_table(
         table.add_column(heading, justify="right" if column else "left", no_wrap=True)
     for row in rows:
         table.add_row(*row, style="bold" if row[0] in bold else "")
-    if console.is_terminal:
-        stderr_console().print(table)
-        return
-    # rich assumes 80 columns for a file and never prints wider than its console: give it the table's width.
-    width = Measurement.get(console, console.options.update(width=10_000), table).maximum
-    Console(stderr=True, highlight=False, width=width).print(table)
+    console = stderr_console()
+    if not console.is_terminal:
+        # rich assumes 80 columns for a file and never prints wider: give its console the table's width.
+        width = Measurement.get(console, console.options.update(width=10_000), table).maximum
+        console = Console(stderr=True, highlight=False, width=width)
+    console.print(table)
 
 
 def show_memory(entries: Sequence[Mapping[str, Any]]) -> None:

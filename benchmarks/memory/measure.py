@@ -1,4 +1,4 @@
-"""Peak memory of a dense map against its number of tiles: a whole run each, in a process of its own."""
+"""Peak memory of dense maps: a whole run in a process of its own for each number of tiles."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from mclst.benchmarks.harness.subprocess_json import run_apart
+from mclst.benchmarks.harness.subprocess_json import run_json_subprocess
 from mclst.runtime.bundle.bank import Bank, bank_bytes
 from mclst.runtime.bundle.bundle import BANK, ENCODER, BundleDraft, open_bundle
 from mclst.runtime.errors import ResourceError, SlideError
 from mclst.runtime.resources import peak_bytes
+from mclst.runtime.run.options import RunOptions
 from mclst.runtime.run.predict import predict
 from mclst.runtime.slide.base import Slide
 from mclst.runtime.slide.open import open_slide
@@ -22,12 +23,13 @@ from mclst.runtime.tiling.grid import Grid, make_grid
 from mclst.runtime.tiling.tissue import TissueMask
 
 TILE_PX, WIDTH, BANK_ROWS = 224, 16, 2000
+LIMIT_MIB = 2048
 
 
-def made_up_bundle(folder: Path, genes: int) -> Path:
-    """Write a bundle whose encoder is one matrix product, so that a million tiles take minutes; returns `folder`.
+def synthetic_bundle(folder: Path, genes: int) -> Path:
+    """Write a bundle whose encoder is one matrix product, so that a million tiles take minutes; return `folder`.
 
-    What grows with the number of tiles does not depend on the encoder; its own memory comes on top.
+    Memory that grows with the number of tiles does not depend on the encoder; the encoder's own comes on top.
     """
     try:
         from onnx import TensorProto, helper, numpy_helper, save
@@ -70,52 +72,88 @@ def made_up_bundle(folder: Path, genes: int) -> Path:
 
 
 def grid_of(slide: Slide, n: int) -> Grid:
-    """A grid over the whole slide, background too, of about `n` places; SlideError where it has no such number."""
+    """Grid of about `n` tiles over the whole slide, background included; SlideError where none has that many."""
     mpp = slide.mpp or 1.0
     stride_px = float(np.sqrt(slide.width_px * slide.height_px / n))
     everywhere = TissueMask(np.ones((1, 1), np.bool_), "everywhere")
     grid = make_grid(slide, stride_px * mpp, mpp, everywhere)
     if not 0.8 * n <= len(grid.spots) <= 1.25 * n:
-        raise SlideError(f"{slide.path} is too small for about {n:,} places; give fewer")
+        raise SlideError(f"{slide.path} is too small for about {n:,} tiles; give fewer")
     return grid
 
 
-def measure_apart(slide: Path, bundle: Path, n: int, workers: int, folder: Path) -> dict[str, Any]:
-    """Predict about `n` tiles of a slide in a fresh process, outputs in `folder`.
+def measure_in_subprocess(slide: Path, bundle: Path, n: int, workers: int, folder: Path) -> dict[str, Any]:
+    """Predict about `n` tiles of a slide in a fresh process, with outputs in `folder`.
 
-    Gives tiles, genes, peak_mib (resident, of the whole process), open_mib (before the run: libraries, bundle, slide),
-    spots_mib (once the table of spots is there), seconds. Raises ResourceError where the process is killed or fails.
+    Returns
+    -------
+    dict
+        tiles, genes, peak_mib (resident, whole process), open_mib (libraries, bundle and slide, before the run),
+        spots_mib (with the table of spots), seconds, map_mib.
+
+    Raises
+    ------
+    ResourceError
+        If the process is killed or fails.
     """
-    words = (str(slide), str(bundle), str(n), str(workers), str(folder))
-    return run_apart(__spec__.name, words, what=f"a run over {n:,} tiles", advice="give fewer tiles")
+    arguments = (str(slide), str(bundle), str(n), str(workers), str(folder))
+    return run_json_subprocess(
+        __spec__.name, arguments, task=f"a run over {n:,} tiles", advice="give fewer tiles"
+    )
+
+
+def memory_png(results: list[dict[str, Any]]) -> bytes:
+    """PNG of peak memory against the number of tiles, with the memory before the run."""
+    # Imported here: libraries count as memory before the run.
+    from matplotlib.figure import Figure
+
+    from mclst.runtime.report.figures.style import OURS, PALETTE, figure_bytes, hide_spines
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained", dpi=150)
+    axes = figure.subplots()
+    tiles = [result["tiles"] for result in results]
+    lines = (
+        ("peak_mib", "o-", OURS, "peak of the whole run"),
+        ("open_mib", "o:", PALETTE["gray"], "libraries, bundle, slide"),
+    )
+    for key, style, color, label in lines:
+        axes.plot(tiles, [result[key] for result in results], style, color=color, label=label)
+    axes.axhline(LIMIT_MIB, color=PALETTE["vermillion"], linewidth=0.8, linestyle="--")
+    axes.annotate("2 GiB", (tiles[0], LIMIT_MIB), va="bottom", fontsize=8, color=PALETTE["vermillion"])
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.15 * max(LIMIT_MIB, *(result["peak_mib"] for result in results)))
+    axes.set_xlabel("tiles")
+    axes.set_ylabel("resident memory, MiB")
+    axes.set_title(f"Dense maps of {results[0]['genes']} genes, a process each", fontsize=10)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 0.85))
+    hide_spines(axes)
+    return figure_bytes(figure)
 
 
 def _main(slide_path: str, bundle_path: str, n: str, workers: str, folder: str) -> None:
     bundle = open_bundle(bundle_path)
     genes = len(bundle.genes)
     with open_slide(slide_path) as slide:
-        opened = peak_bytes() >> 20
+        open_mib = peak_bytes() >> 20
         grid = grid_of(slide, int(n))
-        placed, started = peak_bytes() >> 20, time.monotonic()
+        spots_mib, started = peak_bytes() >> 20, time.monotonic()
         out = Path(folder) / "map.h5ad"
         run = predict(
             bundle,
             slide,
             grid,
             out,
-            provider="cpu",
-            workers=int(workers),
-            slide_mpp=slide.mpp or 1.0,
+            RunOptions(provider="cpu", workers=int(workers), mpp=slide.mpp or 1.0),
         )
         seconds = time.monotonic() - started
-    found = {
+    result = {
         "tiles": run.spots,
         "genes": genes,
         "peak_mib": peak_bytes() >> 20,
-        "open_mib": opened,
-        "spots_mib": placed,
+        "open_mib": open_mib,
+        "spots_mib": spots_mib,
     }
-    print(json.dumps({**found, "seconds": round(seconds, 1), "map_mib": out.stat().st_size >> 20}))
+    print(json.dumps({**result, "seconds": round(seconds, 1), "map_mib": out.stat().st_size >> 20}))
 
 
 if __name__ == "__main__":

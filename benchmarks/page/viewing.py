@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mclst.benchmarks.harness import machine
-from mclst.benchmarks.harness.measure import spread
-from mclst.benchmarks.harness.result_files import ResultFiles, result_options
-from mclst.benchmarks.page.browser import open_browser, wait_for_picture
-from mclst.benchmarks.page.synthetic_maps import MADE
-from mclst.benchmarks.schemas.common import new_document
+from mclst.benchmarks.harness.options import PATH, ResultFiles, result_options
 from mclst.runtime.console import command, progress, say
-from mclst.runtime.expression_map.reader import Map, open_map
-from mclst.runtime.report.page.slide_page import check_viewer, write_slide_page
 
-PATH = click.Path(path_type=Path)
+if TYPE_CHECKING:
+    from mclst.runtime.expression_map.reader import Map
+
 SCRIPT = """async () => {
     const [pane] = report.panes;
     const { viewport } = pane.viewer;
@@ -45,6 +39,9 @@ SCRIPT = """async () => {
 
 def measure(page_path: Path, rounds: int, done: Any) -> dict[str, Any]:
     """Open a page `rounds` times: ms to the first picture, to another gene, to paint the spots, from frame to frame."""
+    from mclst.benchmarks.harness.measure import summarize
+    from mclst.benchmarks.page.browser import open_browser, wait_for_picture
+
     taken: dict[str, list[float]] = {"first_picture_ms": [], "gene_ms": [], "paint_ms": [], "frame_ms": []}
     with open_browser() as browser:
         version = browser.browser.version if browser.browser else None
@@ -56,7 +53,7 @@ def measure(page_path: Path, rounds: int, done: Any) -> dict[str, Any]:
                 taken[name] += values
             page.close()
             done(1)
-    return {"browser": version, **{name: spread(values) for name, values in taken.items()}}
+    return {"browser": version, **{name: summarize(values) for name, values in taken.items()}}
 
 
 @click.command("viewing", context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -81,8 +78,14 @@ def viewing(
     MAP: of mclst-infer; by default two are made up, one as retrieval makes them and one whose noise is each spot's own.
     """
     result_files.check(inputs=(map_path,), others=(keep,))
+    from mclst.benchmarks.harness.machine import new_document
+    from mclst.benchmarks.page.synthetic_maps import MADE
+    from mclst.runtime.expression_map.reader import open_map
+    from mclst.runtime.report.page.slide_page import check_viewer
+
     check_viewer()
-    started, where, results = datetime.now(UTC), machine.describe(), []
+    document = new_document("mclst-bench-viewing/2")
+    results = []
     with tempfile.TemporaryDirectory() as folder:
         if map_path is not None:
             with open_map(map_path) as found:
@@ -93,15 +96,13 @@ def viewing(
                 path = keep.absolute() if keep is not None and not results else Path(folder) / f"{kind}.html"
                 made = make(spots, genes)
                 results.append({"map": f"made up: {kind}", **view(made, path, repeats, quiet=quiet)})
-    content = {
-        **new_document("mclst-bench-viewing/2", started, where, where["cores"]),
-        "results": results,
-    }
-    result_files.publish(lambda: content)
+    result_files.publish(document | {"results": results})
 
 
 def view(found: Map, path: Path, repeats: int, *, quiet: bool = False) -> dict[str, Any]:
     """Write the page of a map to `path`, open it `repeats` times, and tell what was measured."""
+    from mclst.runtime.report.page.slide_page import write_slide_page
+
     clock = time.perf_counter()
     write_slide_page(found, path)
     seconds = time.perf_counter() - clock

@@ -1,4 +1,4 @@
-"""Two documents of the same benchmark: how many times longer each contender takes in the second, and how sure that is."""
+"""Compare two documents of the same benchmark: ratio of times by contender, with its uncertainty."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 
 _RESAMPLES = 4000
-_FEWEST = 3
+_MIN_ROUNDS = 3
 
 
 class NotComparable(ValueError):
-    """Documents that cannot be held against each other; the message says why."""
+    """Documents that cannot be compared; the message says why."""
 
 
 @dataclass(frozen=True)
 class Change:
     """A contender's time in the second run over that in the first.
 
-    ratio: of the medians over rounds. low95, high95: its bootstrapped 95 % interval; the rounds of either run are
-    resampled by themselves. rounds: of the first and of the second run.
+    ratio: of the medians over rounds. low95, high95: its 95 % bootstrap interval, each run resampled separately.
+    rounds: number of rounds in the first and in the second run.
     """
 
     what: str
@@ -31,16 +31,16 @@ class Change:
     rounds: tuple[int, int]
 
     def slower(self, tolerance: float) -> bool:
-        """Whether it is a regression: more than `tolerance` slower, and slower at all beyond doubt."""
+        """Whether it is a regression: more than `tolerance` slower, with an interval above 1."""
         return self.ratio > 1 + tolerance and self.low95 > 1
 
 
-def change(what: str, before: Sequence[float], after: Sequence[float], seed: int = 0) -> Change:
-    """Compare seconds by round; raises NotComparable where a run has fewer than three rounds."""
+def compare_samples(what: str, before: Sequence[float], after: Sequence[float], seed: int = 0) -> Change:
+    """Compare seconds by round; NotComparable where a run has fewer than three rounds."""
     a, b = (np.asarray(samples, dtype=np.float64) for samples in (before, after))
-    if min(len(a), len(b)) < _FEWEST:
+    if min(len(a), len(b)) < _MIN_ROUNDS:
         raise NotComparable(
-            f"{what} has {min(len(a), len(b))} rounds; {_FEWEST} are needed, so measure with more"
+            f"{what} has {min(len(a), len(b))} rounds; {_MIN_ROUNDS} are needed, so measure with more"
         )
     rng = np.random.default_rng(seed)
     medians = [np.median(rng.choice(x, size=(_RESAMPLES, len(x))), axis=1) for x in (a, b)]
@@ -48,10 +48,19 @@ def change(what: str, before: Sequence[float], after: Sequence[float], seed: int
     return Change(what, float(np.median(b) / np.median(a)), float(low), float(high), (len(a), len(b)))
 
 
-def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[list[Change], list[str]]:
-    """The changes of every contender both documents have, and the names that one of them lacks.
+def compare_documents(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[list[Change], list[str]]:
+    """Compare every contender that both documents have.
 
-    Raises NotComparable where they are of different benchmarks, of none that this can read, or share nothing.
+    Returns
+    -------
+    changes : list of Change
+    unmatched : list of str
+        Contenders of one document only.
+
+    Raises
+    ------
+    NotComparable
+        If the benchmarks differ or are not supported, or share no contender.
     """
     kinds = [str(document.get("schema")) for document in (before, after)]
     if kinds[0] != kinds[1]:
@@ -61,22 +70,22 @@ def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[list[C
     if kinds[0] not in _ROUNDS:
         raise NotComparable(f"{kinds[0]} is none of {', '.join(_ROUNDS)}; give documents of these")
     try:
-        one, two = (_ROUNDS[kinds[0]](document) for document in (before, after))
+        first, second = (_ROUNDS[kinds[0]](document) for document in (before, after))
     except (KeyError, TypeError) as error:
         raise NotComparable(
-            f"a document does not hold what {kinds[0]} says ({error}); measure again"
+            f"a document does not hold what {kinds[0]} requires ({error}); measure again"
         ) from error
-    shared = [what for what in one if what in two]
+    shared = [what for what in first if what in second]
     if not shared:
         raise NotComparable("the two share no contender; compare runs with the same settings")
-    alone = sorted(set(one) ^ set(two))
-    return [change(what, one[what], two[what]) for what in shared], alone
+    changes = [compare_samples(what, first[what], second[what]) for what in shared]
+    return changes, sorted(set(first) ^ set(second))
 
 
-def different_ground(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What else differs between the runs and may be the cause: machine, versions, bundle, a busy machine."""
-    told = []
-    for what, path in (
+def environment_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Differences in machine, versions, bundle and settings that may explain a change."""
+    differences = []
+    for name, path in (
         ("processor", ("machine", "cpu")),
         ("cores", ("machine", "cores")),
         ("GPU", ("machine", "gpu")),
@@ -85,25 +94,25 @@ def different_ground(before: Mapping[str, Any], after: Mapping[str, Any]) -> lis
         ("threads", ("settings", "threads")),
         ("tiles", ("settings", "tiles")),
     ):
-        one, two = (_at(document, path) for document in (before, after))
-        if one != two:
-            told.append(f"{what}: {one} → {two}")
+        first, second = (_get(document, path) for document in (before, after))
+        if first != second:
+            differences.append(f"{name}: {first} → {second}")
     versions = [document.get("machine", {}).get("versions", {}) for document in (before, after)]
     for name in sorted(set(versions[0]) | set(versions[1])):
-        one, two = (found.get(name) for found in versions)
-        if one != two:
-            told.append(f"{name}: {one} → {two}")
+        first, second = (installed.get(name) for installed in versions)
+        if first != second:
+            differences.append(f"{name}: {first} → {second}")
     busy = [
         name for name, document in (("first", before), ("second", after)) if document.get("verdict") == "busy"
     ]
-    return told + [f"the machine was busy in the {name} run" for name in busy]
+    return differences + [f"the machine was busy in the {name} run" for name in busy]
 
 
-def _at(document: Mapping[str, Any], path: Sequence[str]) -> Any:
-    found: Any = document
+def _get(document: Mapping[str, Any], path: Sequence[str]) -> Any:
+    value: Any = document
     for key in path:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def _of_retrieval(document: Mapping[str, Any]) -> dict[str, list[float]]:
@@ -121,15 +130,15 @@ def _of_end_to_end(document: Mapping[str, Any]) -> dict[str, list[float]]:
 
 
 def _of_latency(document: Mapping[str, Any]) -> dict[str, list[float]]:
-    found = {
+    rounds = {
         f"batch {measured['batch']}: {entry['name']}": entry["samples"]["round_mean_s"]
         for measured in document["batches"]
         for entry in measured["results"]
     }
     offline = document["offline"]
     if offline is not None:
-        found |= {f"offline: {entry['name']}": entry["samples"]["wall_s"] for entry in offline["results"]}
-    return found
+        rounds |= {f"offline: {entry['name']}": entry["samples"]["wall_s"] for entry in offline["results"]}
+    return rounds
 
 
 _ROUNDS = {
@@ -137,4 +146,4 @@ _ROUNDS = {
     "mclst-bench-end-to-end/1": _of_end_to_end,
     "mclst-bench-latency/1": _of_latency,
 }
-"""By schema: seconds of every contender, round by round."""
+"""Extract seconds by contender and round, by schema."""

@@ -1,21 +1,19 @@
-"""The README's tables of speed, from the committed documents: `python -m mclst.benchmarks.reporting.readme_table` writes them."""
+"""Write the measured tables of README.md and docs/benchmarks.md from the committed result documents."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mclst.benchmarks.contenders.slide_runs import PUBLISHED
-from mclst.benchmarks.harness.measure import ratio
-from mclst.runtime.atomic import write_whole
+from mclst.benchmarks.harness.measure import paired_ratio
+from mclst.runtime.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
-BEGIN, END = (
-    "<!-- measured: by python -m mclst.benchmarks.reporting.readme_table -->",
-    "<!-- end of measured -->",
-)
+COMMAND = "by python -m mclst.benchmarks.reporting.readme_table"
+END = "<!-- end of measured -->"
 NOT_MEASURED = "**not run yet**"
 ON_CPU = "processor"
 ON_GPU = "NVIDIA GPU (`make gpu-check`)"
@@ -26,42 +24,89 @@ _LATENCY_HEAD = ("encoder alone", "batch 1: p50, ms", "offline: tiles/s", "of ro
 
 
 def documents(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file's name, document) of every end-to-end and latency run there, those inside a `make gpu-check` too."""
+    """(file name, document) of every end-to-end and latency run in `folder`, those of `make gpu-check` included."""
     for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text())
-        inside = [step["document"] for step in content["steps"]] if content.get("schema") == _CHECK else []
-        for found in (content, *inside):
-            if isinstance(found, dict) and found.get("schema") in (_RUNS, _LATENCY):
-                yield path.name, found
+        nested = [step["document"] for step in content["steps"]] if content.get("schema") == _CHECK else []
+        for document in (content, *nested):
+            if isinstance(document, dict) and document.get("schema") in (_RUNS, _LATENCY):
+                yield path.name, document
 
 
 def tables(folder: Path) -> str:
-    """Markdown: a table for each document; where a kind of run, or a GPU, has none, a row says so."""
-    found = list(documents(folder))
+    """Markdown table of each document, with a row for each kind of run that is missing."""
+    loaded = list(documents(folder))
     parts = []
     for schema, head, rows_of in (
-        (_RUNS, _RUN_HEAD, _of_runs),
-        (_LATENCY, _LATENCY_HEAD, _of_latency),
+        (_RUNS, _RUN_HEAD, _run_rows),
+        (_LATENCY, _LATENCY_HEAD, _latency_rows),
     ):
-        held = [(name, document) for name, document in found if document["schema"] == schema]
-        gpu = any(_on_gpu(document) for _, document in held)
-        for name, document in held:
-            parts.append(f"{_taken_on(name, document)}\n\n{_table(head, rows_of(document))}")
-        missing = [] if held else [(ON_CPU, NOT_MEASURED)]
+        chosen = [(name, document) for name, document in loaded if document["schema"] == schema]
+        gpu = any(_on_gpu(document) for _, document in chosen)
+        for name, document in chosen:
+            parts.append(f"{_caption(name, document)}\n\n{_table(head, rows_of(document))}")
+        missing = [] if chosen else [(ON_CPU, NOT_MEASURED)]
         missing += [] if gpu else [(ON_GPU, NOT_MEASURED)]
-        if missing and held:
+        if missing and chosen:
             parts[-1] += _lines(missing, len(head))
         elif missing:
             parts.append(_table(head, missing))
     return "\n\n".join(parts)
 
 
-def written(readme: str, folder: Path) -> str:
-    """The README with what stands between its marks made anew; ValueError where the marks are not there once."""
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
-        raise ValueError(f"the README needs one {BEGIN!r} and one {END!r}")
-    before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{tables(folder)}\n\n{END}{rest.split(END)[1]}"
+def notebook_ratios(folder: Path) -> str:
+    """Markdown: how many times as long the published notebook takes, by contender of section C4's committed run."""
+    document = json.loads((folder / "end-to-end-c4-cpu.json").read_text())
+    notebook = _notebook_samples(document)
+    rows = [
+        (entry["name"], *(f"{paired_ratio(notebook[key], entry['samples'][key]):.2f}" for key in notebook))
+        for entry in document["result"]["contenders"]
+        if entry["name"] != PUBLISHED
+    ]
+    return _table(("× published notebook", "whole run, wall", "CPU", "first tile to last expression"), rows)
+
+
+def batch_ratios(folder: Path) -> str:
+    """Markdown: mean latency relative to the first contender, by batch size, of section C4's committed run."""
+    document = json.loads((folder / "latency-c4-cpu.json").read_text())
+    ratios = {
+        (result["name"], of_batch["batch"]): result["latency_to_first"]
+        for of_batch in document["batches"]
+        for result in of_batch["results"]
+    }
+    batches = [of_batch["batch"] for of_batch in document["batches"]]
+    rows = [
+        (name, *(_cell(ratios.get((name, batch)), ".2f") for batch in batches))
+        for name in dict.fromkeys(name for name, _ in ratios)
+    ]
+    head = (f"latency, × {document['batches'][0]['first']}", *(f"batch {batch}" for batch in batches))
+    return _table(head, rows)
+
+
+BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
+    "README.md": {"measured": tables},
+    "docs/benchmarks.md": {
+        "measured against the notebook": notebook_ratios,
+        "measured by batch": batch_ratios,
+    },
+}
+"""Generated blocks by file: the name in the opening mark, and the function that makes the block."""
+
+
+def update(text: str, blocks: Mapping[str, str]) -> str:
+    """Replace the text between the marks of each block; ValueError where a block's marks do not occur once."""
+    for name, block in blocks.items():
+        begin = f"<!-- {name}: {COMMAND} -->"
+        before, *rest = text.split(begin)
+        if len(rest) != 1 or END not in rest[0]:
+            raise ValueError(f"the text needs {begin!r} once, and {END!r} after it")
+        text = f"{before}{begin}\n\n{block}\n\n{END}{rest[0].split(END, 1)[1]}"
+    return text
+
+
+def _notebook_samples(document: Mapping[str, Any]) -> dict[str, list[float]]:
+    entries = document["result"]["contenders"]
+    return next((entry["samples"] for entry in entries if entry["name"] == PUBLISHED), {})
 
 
 def _on_gpu(document: Mapping[str, Any]) -> bool:
@@ -73,42 +118,44 @@ def _on_gpu(document: Mapping[str, Any]) -> bool:
     )
 
 
-def _taken_on(name: str, document: Mapping[str, Any]) -> str:
-    where = document["machine"]
-    what = (
+def _caption(name: str, document: Mapping[str, Any]) -> str:
+    machine = document["machine"]
+    tiles = (
         f"{document['result']['tiles']:,} tiles of {document['slide']['name']}"
         if document["schema"] == _RUNS
         else f"tiles {document['settings']['tiles']}"
     )
-    gpu = f", {where['gpu']}" if _on_gpu(document) else ""
+    gpu = f", {machine['gpu']}" if _on_gpu(document) else ""
     return (
-        f"{document['bundle']['encoder']}, {what}; {where['cpu']}, {document['settings']['threads']} threads{gpu}, "
+        f"{document['bundle']['encoder']}, {tiles}; {machine['cpu']}, {document['settings']['threads']} threads{gpu}, "
         f"{document['verdict']} at the start (`benchmarks/results/{name}`):"
     )
 
 
-def _of_runs(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def _run_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
     entries = document["result"]["contenders"]
-    published = next((e["samples"]["wall_s"] for e in entries if e["name"] == PUBLISHED), None)
+    published = _notebook_samples(document).get("wall_s")
     rows: list[tuple[str, ...]] = []
     for entry in entries:
-        rate, worth = entry["tiles_per_s"], entry.get("against_truth")
+        rate, accuracy = entry["tiles_per_s"], entry.get("against_truth")
         rows.append(
             (
                 entry["name"],
                 f"{rate['median']:.1f} ({rate['median_low95']:.1f} – {rate['median_high95']:.1f})",
-                _cell(None if published is None else ratio(published, entry["samples"]["wall_s"]), ".2f"),
+                _cell(
+                    None if published is None else paired_ratio(published, entry["samples"]["wall_s"]), ".2f"
+                ),
                 _cell(entry.get("encoder_of_peak"), ".0%"),
                 _cell(entry["equal_to_first"]["pearson"], ".5f"),
-                _cell(None if worth is None else worth["pcc_acg"], ".4f"),
+                _cell(None if accuracy is None else accuracy["pcc_acg"], ".4f"),
             )
         )
     return rows
 
 
-def _of_latency(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def _latency_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
     offline = {r["name"]: r for r in (document["offline"] or {"results": []})["results"]}
-    near = document["agreement"]["contenders"]
+    agreement = document["agreement"]["contenders"]
     names = dict.fromkeys(r["name"] for of_batch in document["batches"] for r in of_batch["results"])
     rows: list[tuple[str, ...]] = []
     for name in names:
@@ -118,15 +165,17 @@ def _of_latency(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
             for r in of_batch["results"]
             if r["name"] == name
         }
-        alone, all_at_once = by_batch.get(1), offline.get(name)
-        best = None if all_at_once is None else by_batch.get(all_at_once["batch"])
+        single, best_rate = by_batch.get(1), offline.get(name)
+        best = None if best_rate is None else by_batch.get(best_rate["batch"])
         rows.append(
             (
                 name,
-                _cell(None if alone is None else 1e3 * alone["latency_s"]["percentiles"]["p50"]["s"], ".1f"),
-                _cell(None if all_at_once is None else all_at_once["tiles_per_s"]["median"], ".1f"),
+                _cell(
+                    None if single is None else 1e3 * single["latency_s"]["percentiles"]["p50"]["s"], ".1f"
+                ),
+                _cell(None if best_rate is None else best_rate["tiles_per_s"]["median"], ".1f"),
                 _cell(None if best is None else best["of_roofline"], ".0%"),
-                _cell(near[name]["cosine_min"] if name in near else None, ".5f"),
+                _cell(agreement[name]["cosine_min"] if name in agreement else None, ".5f"),
             )
         )
     return rows
@@ -145,9 +194,11 @@ def _lines(rows: Sequence[Sequence[str]], width: int) -> str:
 
 
 def main() -> None:
-    """Write the README's tables."""
-    path = ROOT / "README.md"
-    write_whole(path, written(path.read_text(), ROOT / "benchmarks" / "results").encode())
+    """Update the files of BLOCKS."""
+    for file, blocks in BLOCKS.items():
+        path = ROOT / file
+        made = {name: make(ROOT / "benchmarks" / "results") for name, make in blocks.items()}
+        write_atomically(path, update(path.read_text(), made).encode())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Results of mclst-bench as a page: any of its JSON files, each list of results a table, times with their spread."""
+"""HTML page of mclst-bench result files: a table per list of results, times with their spread."""
 
 from __future__ import annotations
 
@@ -11,54 +11,54 @@ from mclst.runtime.report.page import elements
 
 SPREAD = frozenset({"median", "min", "max"})
 RAW = ("samples", "load")
-"""These stay in the JSON, as do all other lists of numbers."""
+"""Left out of the page, as are all other lists of numbers."""
 
 
-def result_page(title: str, contents: Mapping[str, Mapping[str, Any]]) -> bytes:
-    """The page. contents: name of a file → its JSON object."""
+def result_page(title: str, documents: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """Render the page of `documents`, JSON objects by file name."""
     parts = []
-    for name, content in contents.items():
-        tables = {key: value for key, value in content.items() if _is_rows(value)}
+    for name, document in documents.items():
+        tables = {key: value for key, value in document.items() if _is_rows(value)}
         facts = {
-            key: _plain(value) for key, value in content.items() if key not in tables and _is_short(value)
+            key: _plain(value) for key, value in document.items() if key not in tables and _is_short(value)
         }
-        inside = [_results(elements.words(key), value) for key, value in tables.items()]
+        results = [_results(elements.humanize(key), value) for key, value in tables.items()]
         parts.append(
             elements.section(
-                name, *inside, elements.details("Machine, settings, versions", elements.facts(facts))
+                name, *results, elements.details("Machine, settings, versions", elements.facts(facts))
             )
         )
     created = ", ".join(
-        sorted({str(content["created"])[:10] for content in contents.values() if "created" in content})
+        sorted({str(document["created"])[:10] for document in documents.values() if "created" in document})
     )
     return elements.page(title, created, "".join(parts), scripts=[elements.script("tables.js")])
 
 
 def _results(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """One table where the results are flat, else one per result, with what it is of above its own rows."""
-    if not any(_inner(row) for row in rows):
+    """One table where the results are flat, else one per result under a heading that identifies it."""
+    if not any(_nested(row) for row in rows):
         return _table(title, rows)
-    told = ""
+    html = ""
     for row in rows:
-        inner = _inner(row)
-        of = [
-            f"{elements.words(key)} {format_value(value)}"
+        nested = _nested(row)
+        labels = [
+            f"{elements.humanize(key)} {format_value(value)}"
             for key, value in row.items()
             if isinstance(value, str | int)
         ]
         rest = {
             key: value
             for key, value in row.items()
-            if key not in inner and not isinstance(value, str | int) and _is_short(value)
+            if key not in nested and not isinstance(value, str | int) and _is_short(value)
         }
-        told += f"<h3>{escape(', '.join(of) or title)}</h3>\n"
-        told += "".join(_table(elements.words(key), _named(found)) for key, found in inner.items())
-        told += elements.details("What it is of", elements.facts(_plain(rest))) if rest else ""
-    return told
+        html += f"<h3>{escape(', '.join(labels) or title)}</h3>\n"
+        html += "".join(_table(elements.humanize(key), _named(rows)) for key, rows in nested.items())
+        html += elements.details("Details", elements.facts(_plain(rest))) if rest else ""
+    return html
 
 
-def _inner(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What a result holds rows in: a list of mappings, or a mapping of mappings that are no spreads."""
+def _nested(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that hold rows: a list of mappings, or a mapping of mappings that are no spreads."""
     return {
         key: value
         for key, value in row.items()
@@ -71,17 +71,15 @@ def _inner(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _named(found: Any) -> list[dict[str, Any]]:
-    return (
-        [{"name": name, **one} for name, one in found.items()] if isinstance(found, Mapping) else list(found)
-    )
+def _named(rows: Any) -> list[dict[str, Any]]:
+    return [{"name": name, **one} for name, one in rows.items()] if isinstance(rows, Mapping) else list(rows)
 
 
-def _flat(row: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Fields and fields of fields side by side; a spread as its median, with the range beside it."""
+def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested fields; a spread becomes its median and its range."""
     flat: dict[str, Any] = {}
     for key, value in row.items():
-        name = f"{before}{elements.words(key)}"
+        name = f"{prefix}{elements.humanize(key)}"
         if isinstance(value, Mapping) and value.keys() >= SPREAD:
             flat[name] = value["median"]
             flat[f"{name}, range"] = f"{format_value(value['min'])} – {format_value(value['max'])}"
@@ -93,7 +91,7 @@ def _flat(row: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows side by side under their title, a bar behind the first figure that has a spread."""
+    """Table of rows under a title, with bars behind the first column that has a spread."""
     flat = [_flat(row) for row in rows]
     names = dict.fromkeys(name for row in flat for name in row)
     bars = next((name for name in names if f"{name}, range" in names), None)

@@ -1,1 +1,1 @@
-"""mclst-bench retrieval."""
+"""mclst-bench retrieval: embeddings to expression."""

@@ -1,4 +1,4 @@
-"""A picture of a retrieval measurement: one panel a case, one bar a contender, times on a common scale of ratios."""
+"""Figure of retrieval results: a panel per case, a bar per contender."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from mclst.runtime.report.figures.style import OURS, THEIRS, content
+from mclst.runtime.report.figures.style import OURS, THEIRS, figure_bytes
 
 
 def retrieval_png(results: list[dict[str, Any]], title: str) -> bytes:
-    """PNG of the results of `retrieval.measure`: seconds by contender, the bound as a line."""
+    """PNG of results of `measure`: seconds by contender, with the roofline."""
     from matplotlib.figure import Figure
 
     columns = min(3, len(results))
@@ -22,7 +22,7 @@ def retrieval_png(results: list[dict[str, Any]], title: str) -> bytes:
     for panel in panels[len(results) :]:
         panel.set_visible(False)
     figure.suptitle(title)
-    return content(figure)
+    return figure_bytes(figure)
 
 
 def _bars(panel: Any, result: dict[str, Any]) -> None:
@@ -33,9 +33,9 @@ def _bars(panel: Any, result: dict[str, Any]) -> None:
         times,
         color=[OURS if entry["ours"] else THEIRS for entry in entries],
     )
-    for place, (entry, seconds) in enumerate(zip(entries, times, strict=True)):
+    for y, (entry, seconds) in enumerate(zip(entries, times, strict=True)):
         panel.annotate(
-            f" {entry['wall_to_ours']:.1f}×", (seconds, place), va="center", fontsize=8, annotation_clip=False
+            f" {entry['wall_to_ours']:.1f}×", (seconds, y), va="center", fontsize=8, annotation_clip=False
         )
     panel.axvline(result["bound_s"]["host"], color="black", linewidth=0.8, linestyle=":")
     panel.set_xscale("log")

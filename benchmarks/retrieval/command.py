@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import click
 
-from mclst.benchmarks.harness import machine
-from mclst.benchmarks.harness.result_files import ResultFiles, result_options
-from mclst.benchmarks.harness.tables import show_table, stamp
+from mclst.benchmarks.harness.options import ResultFiles, result_options
 from mclst.benchmarks.retrieval.cases import CASES, KINDS
-from mclst.benchmarks.retrieval.chart import retrieval_png
-from mclst.benchmarks.retrieval.measure import NothingToMeasure, measure
-from mclst.benchmarks.retrieval.peers import PEERS
-from mclst.benchmarks.roofline.peaks import has_cuda
-from mclst.benchmarks.roofline.retrieval_bound import Peaks, cuda_peaks, host_peaks
-from mclst.benchmarks.schemas.common import new_document
-from mclst.kernels.retriever import PROVIDERS
+from mclst.runtime.choices import RETRIEVERS
 from mclst.runtime.console import command, progress, say
 from mclst.runtime.errors import ResourceError
 
 
-def _providers(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
+def _parse_providers(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
     names = [name.strip() for name in value.split(",")]
     for name in names:
-        if name not in PROVIDERS:
-            raise click.BadParameter(f"{name!r} is not one of {', '.join(PROVIDERS)}")
+        if name not in RETRIEVERS:
+            raise click.BadParameter(f"{name!r} is not one of {', '.join(RETRIEVERS)}")
     return list(dict.fromkeys(names))
 
 
@@ -37,12 +28,12 @@ def _providers(context: click.Context, parameter: click.Parameter, value: str) -
 @click.option("--data", "kinds", type=click.Choice(KINDS), multiple=True, help="Default: both.")
 @click.option(
     "--providers",
-    default=",".join(name for name in PROVIDERS if name != "reference"),
-    callback=_providers,
-    help="Of mclst; the first that runs here is compared with.",
+    default=",".join(name for name in RETRIEVERS if name != "reference"),
+    callback=_parse_providers,
+    help="Providers of mclst; the first that runs here is the reference of the ratios.",
 )
-@click.option("--peers/--no-peers", default=True, help="Others' ways beside it.")
-@click.option("--repeats", type=click.IntRange(1), default=7, help="Rounds counted.")
+@click.option("--peers/--no-peers", "with_peers", default=True, help="Also run other libraries.")
+@click.option("--repeats", type=click.IntRange(1), default=7, help="Rounds that count.")
 @result_options(plot="Draw the times (PNG).")
 @command
 def retrieval(
@@ -50,55 +41,55 @@ def retrieval(
     sizes: tuple[int, ...],
     kinds: tuple[str, ...],
     providers: list[str],
-    peers: bool,
+    with_peers: bool,
     repeats: int,
     result_files: ResultFiles,
     quiet: bool,
 ) -> None:
-    """Embeddings to expression: time, ratio, and the fraction of what this machine could do at best."""
+    """Measure retrieval: embeddings to expression, beside other libraries and the machine's roofline."""
     result_files.check()
-    started, where, threads = datetime.now(UTC), machine.describe(), machine.available_cores()
-    peaks, cuda = host_peaks(threads), _cuda_peaks()
-    chosen, results = PEERS if peers else (), []
-    for name in cases or tuple(CASES):
-        for kind in kinds or KINDS:
-            for n in sizes or (1000,):
-                with progress(f"{name}, {kind}, N = {n:,}", repeats + 1, quiet=quiet) as advance:
-                    try:
-                        found = measure(
-                            CASES[name],
-                            kind,
-                            n=n,
-                            providers=providers,
-                            rounds=repeats,
-                            threads=threads,
-                            peaks=peaks,
-                            cuda_peaks=cuda,
-                            peers=chosen,
-                            done=partial(advance, 1),
-                        )
-                    except NothingToMeasure as error:
-                        raise ResourceError(str(error)) from error
-                results.append(found)
-                if not quiet:
-                    _show(found)
-    content = {
-        **new_document("mclst-bench-retrieval/1", started, where, threads),
-        "peaks": {"host": vars(peaks), "cuda": cuda and vars(cuda)},
+    from mclst.benchmarks.harness.machine import new_document
+    from mclst.benchmarks.harness.tables import machine_line
+    from mclst.benchmarks.retrieval.measure import NothingToMeasure, measure
+    from mclst.benchmarks.retrieval.peers import PEERS
+    from mclst.benchmarks.roofline import peaks
+    from mclst.runtime.resources import available_cores
+
+    threads = available_cores()
+    document = new_document("mclst-bench-retrieval/1", threads=threads)
+    host, cuda = peaks.host_peaks(threads), peaks.cuda_peaks() if peaks.has_cuda() else None
+    results: list[dict[str, Any]] = []
+    document |= {
+        "peaks": {"host": vars(host), "cuda": cuda and vars(cuda)},
         "settings": {"rounds": repeats, "warm_up_rounds": 1, "threads": threads, "interleaved": True},
         "results": results,
     }
-    say(stamp(content), quiet=quiet)
-    result_files.publish(
-        lambda: content, lambda: retrieval_png(results, f"Retrieval on {where['cpu']}, {threads} cores")
-    )
+    runs = [(name, kind, n) for name in cases or CASES for kind in kinds or KINDS for n in sizes or (1000,)]
+    for name, kind, n in runs:
+        with progress(f"{name}, {kind}, N = {n:,}", repeats + 1, quiet=quiet) as advance:
+            try:
+                result = measure(
+                    CASES[name], kind, n=n, providers=providers, rounds=repeats, threads=threads, peaks=host,
+                    cuda_peaks=cuda, peers=PEERS if with_peers else (), on_round=partial(advance, 1),
+                )  # fmt: skip
+            except NothingToMeasure as error:
+                raise ResourceError(str(error)) from error
+        results.append(result)
+        if not quiet:
+            _show(result)
+    say(machine_line(document), quiet=quiet)
 
+    def draw() -> bytes:
+        from mclst.benchmarks.retrieval.chart import retrieval_png
 
-def _cuda_peaks() -> Peaks | None:
-    return cuda_peaks() if has_cuda() else None
+        return retrieval_png(results, f"Retrieval on {document['machine']['cpu']}, {threads} cores")
+
+    result_files.publish(document, draw)
 
 
 def _show(result: dict[str, Any]) -> None:
+    from mclst.benchmarks.harness.tables import show_table, show_unavailable
+
     shape = result["shape"]
     rows = []
     for entry in sorted(result["contenders"], key=lambda entry: float(entry["wall_s"]["median"])):
@@ -122,5 +113,4 @@ def _show(result: dict[str, Any]) -> None:
         rows,
         bold={entry["name"] for entry in result["contenders"] if entry["ours"]},
     )
-    for missing in result["absent"]:
-        say(f"  not run here: {missing['name']} ({missing['why']})")
+    show_unavailable(result["absent"])

@@ -1,4 +1,4 @@
-"""Retrieval side by side: this project's providers, the published loop, and the best mixes of libraries."""
+"""Time retrieval side by side: mclst's providers, the published loop, and combinations of libraries."""
 
 from __future__ import annotations
 
@@ -6,25 +6,30 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mclst.benchmarks.harness.errors import PeerUnavailable
-from mclst.benchmarks.harness.measure import Samples, in_turns, ratio, spread
-from mclst.benchmarks.retrieval.cases import Bank, Case, Source
+from mclst.benchmarks.harness.measure import (
+    PeerUnavailable,
+    Rounds,
+    Samples,
+    paired_ratio,
+    summarize,
+    time_interleaved,
+)
+from mclst.benchmarks.retrieval.cases import Case
 from mclst.benchmarks.retrieval.peers import PEERS, Peer, Run
+from mclst.benchmarks.retrieval.synthetic import F32, Bank, Source
 from mclst.benchmarks.roofline.retrieval_bound import Peaks, bound_s, retrieval_work
 from mclst.kernels.definition.contract import ProviderError
 from mclst.kernels.retriever import Retriever
 
-F32 = NDArray[np.float32]
 PUBLISHED = "published loop"
-# Queries handed over at once, and different ones made; more than these are the same again, block after block.
-_AT_ONCE, _DIFFERENT = 8192, 16384
+# Queries per call, and distinct queries; a larger run repeats these block by block.
+_CHUNK, _DISTINCT = 8192, 16384
 _CHECKED = 48
 
 
 class NothingToMeasure(ValueError):
-    """None of the providers asked for runs here; the message says why."""
+    """None of the chosen providers runs here; the message says why."""
 
 
 def measure(
@@ -38,29 +43,53 @@ def measure(
     peaks: Peaks,
     cuda_peaks: Peaks | None = None,
     peers: Sequence[Peer] = PEERS,
-    done: Callable[[], object] = lambda: None,
+    on_round: Callable[[], object] = lambda: None,
+    timer: Callable[..., Rounds] = time_interleaved,
 ) -> dict[str, Any]:
-    """Time `n` queries of `case` on data of `kind` by every contender, in turns: a JSON object, raw samples included.
+    """Time `n` queries of `case` on data of `kind` by every contender, interleaved.
 
-    The first of `providers` that runs here is the one the others are compared with.
-    Raises NothingToMeasure where none does.
+    Parameters
+    ----------
+    providers : sequence of str
+        Of mclst; the first that runs here is the reference of the ratios.
+    peaks, cuda_peaks : Peaks
+        Of the host, and of the device if there is one.
+    peers : sequence of Peer
+        Other libraries.
+    on_round : callable
+        Called after each round.
+    timer : callable
+        As `time_interleaved`.
+
+    Returns
+    -------
+    dict
+        JSON object with statistics and raw samples.
+
+    Raises
+    ------
+    NothingToMeasure
+        If no provider runs here.
     """
     source = Source(kind, case)
-    bank, queries = source.bank(), source.queries(min(n, _DIFFERENT))
-    ours, absent = _providers(providers, bank, case)
+    bank, queries = source.bank(), source.queries(min(n, _DISTINCT))
+    ours, unavailable = _open_providers(providers, bank, case)
     if not ours:
-        raise NothingToMeasure("; ".join(f"{entry['name']}: {entry['why']}" for entry in absent))
-    others, absent_peers = _peers(peers, bank, case, threads)
+        raise NothingToMeasure("; ".join(f"{entry['name']}: {entry['why']}" for entry in unavailable))
+    others, unavailable_peers = _open_peers(peers, bank, case, threads)
     runs = {**ours, **others}
-    timed = {peer.name: min(n, peer.most_queries or n) for peer in peers}
-    took = in_turns(
-        {name: _stream(run, queries, timed.get(name, n)) for name, run in runs.items()}, rounds, done=done
+    timed = {peer.name: min(n, peer.max_queries or n) for peer in peers}
+    rounds_taken = timer(
+        {name: stream(run, queries, timed.get(name, n)) for name, run in runs.items()},
+        rounds,
+        on_round=on_round,
     )
     errors = _errors(runs, queries[:_CHECKED], bank, case)
-    bounds = {"host": bound_s(retrieval_work(n, case.m, case.d, case.spec.k, case.genes), peaks)}
+    work = retrieval_work(n, case.m, case.d, case.spec.k, case.genes)
+    bounds = {"host": bound_s(work, peaks)}
     if cuda_peaks is not None:
-        bounds["cuda"] = bound_s(retrieval_work(n, case.m, case.d, case.spec.k, case.genes), cuda_peaks)
-    scaled = {name: _scaled(took.samples[name], n / timed.get(name, n)) for name in runs}
+        bounds["cuda"] = bound_s(work, cuda_peaks)
+    scaled = {name: _scaled(rounds_taken.samples[name], n / timed.get(name, n)) for name in runs}
     first = next(iter(ours))
     contenders = []
     for name, samples in scaled.items():
@@ -70,12 +99,12 @@ def measure(
                 "name": name,
                 "ours": name in ours,
                 "timed_queries": timed.get(name, n),
-                "wall_s": spread(samples.wall_s),
-                "cpu_s": spread(samples.cpu_s),
+                "wall_s": summarize(samples.wall_s),
+                "cpu_s": summarize(samples.cpu_s),
                 "fraction_of_bound": bound / float(np.median(samples.wall_s)),
                 "error": errors[name],
-                "wall_to_ours": ratio(samples.wall_s, scaled[first].wall_s),
-                "cpu_to_ours": ratio(samples.cpu_s, scaled[first].cpu_s),
+                "wall_to_ours": paired_ratio(samples.wall_s, scaled[first].wall_s),
+                "cpu_to_ours": paired_ratio(samples.cpu_s, scaled[first].cpu_s),
                 "samples": {"wall_s": samples.wall_s, "cpu_s": samples.cpu_s},
             }
         )
@@ -88,68 +117,68 @@ def measure(
             "distance": case.spec.distance,
             "weighting": case.spec.weighting,
         },
-        "work": vars(retrieval_work(n, case.m, case.d, case.spec.k, case.genes)),
+        "work": vars(work),
         "bound_s": bounds,
         "contenders": contenders,
-        "absent": absent + absent_peers,
-        "load": took.load,
+        "absent": unavailable + unavailable_peers,
+        "load": rounds_taken.load,
         "summary": _summary(contenders, first),
     }
 
 
-def _providers(names: Sequence[str], bank: Bank, case: Case) -> tuple[dict[str, Run], list[dict[str, str]]]:
-    ready: dict[str, Run] = {}
-    absent = []
+def _open_providers(
+    names: Sequence[str], bank: Bank, case: Case
+) -> tuple[dict[str, Run], list[dict[str, str]]]:
+    runs: dict[str, Run] = {}
+    unavailable = []
     for name in names:
         try:
             retriever = Retriever(bank, case.spec, name)
         except ProviderError as error:
-            absent.append({"name": f"mclst {name}", "why": str(error)})
+            unavailable.append({"name": f"mclst {name}", "why": str(error)})
             continue
-        ready[f"mclst {name}"] = _expression(retriever)
-    return ready, absent
+        runs[f"mclst {name}"] = lambda queries, retriever=retriever: retriever.aggregate(queries).expression  # type: ignore[misc]
+    return runs, unavailable
 
 
-def _expression(retriever: Retriever) -> Run:
-    return lambda queries: retriever.aggregate(queries).expression
-
-
-def _peers(
+def _open_peers(
     peers: Sequence[Peer], bank: Bank, case: Case, threads: int
 ) -> tuple[dict[str, Run], list[dict[str, str]]]:
-    ready: dict[str, Run] = {}
-    absent = []
+    runs: dict[str, Run] = {}
+    unavailable = []
     for peer in peers:
         try:
-            ready[peer.name] = peer.ready(bank, case.spec, threads)
-        except PeerUnavailable as why:
-            absent.append({"name": peer.name, "why": str(why)})
-    return ready, absent
+            runs[peer.name] = peer.prepare(bank, case.spec, threads)
+        except PeerUnavailable as error:
+            unavailable.append({"name": peer.name, "why": str(error)})
+    return runs, unavailable
 
 
-def _stream(run: Run, queries: F32, n: int) -> Callable[[], object]:
+def stream(run: Run, queries: F32, n: int, *, chunk: int = _CHUNK) -> Callable[[], object]:
+    """Work that passes `n` queries to `run` in chunks, repeating `queries` as often as needed."""
+
     def work() -> None:
-        left = n
-        while left > 0:
-            for start in range(0, len(queries), _AT_ONCE):
-                some = queries[start : start + min(_AT_ONCE, left)]
-                run(some)
-                left -= len(some)
-                if left <= 0:
+        remaining = n
+        while remaining > 0:
+            for start in range(0, len(queries), chunk):
+                part = queries[start : start + min(chunk, remaining)]
+                run(part)
+                remaining -= len(part)
+                if remaining <= 0:
                     return
 
     return work
 
 
 def _errors(runs: dict[str, Run], queries: F32, bank: Bank, case: Case) -> dict[str, float]:
-    """Largest difference from the float64 definition, in units of the bank's largest expression."""
-    wanted = Retriever(bank, case.spec, "reference").aggregate(queries).expression
+    """Largest difference from the float64 definition, relative to the bank's largest expression."""
+    expected = Retriever(bank, case.spec, "reference").aggregate(queries).expression
     largest = float(np.abs(bank.expression).max())
-    return {name: float(np.abs(run(queries) - wanted).max()) / largest for name, run in runs.items()}
+    return {name: float(np.abs(run(queries) - expected).max()) / largest for name, run in runs.items()}
 
 
-def _scaled(samples: Samples, by: float) -> Samples:
-    return Samples([s * by for s in samples.wall_s], [s * by for s in samples.cpu_s])
+def _scaled(samples: Samples, factor: float) -> Samples:
+    return Samples([s * factor for s in samples.wall_s], [s * factor for s in samples.cpu_s])
 
 
 def _on_gpu(name: str) -> bool:
@@ -157,7 +186,7 @@ def _on_gpu(name: str) -> bool:
 
 
 def _summary(contenders: list[dict[str, Any]], first: str) -> dict[str, Any]:
-    """How the first provider stands against the published loop and against the fastest library mix."""
+    """Ratios of the published loop and of the fastest library combination to the first provider."""
     by_name = {entry["name"]: entry for entry in contenders}
     libraries = [entry for entry in contenders if not entry["ours"] and entry["name"] != PUBLISHED]
     best = min(libraries, key=lambda entry: entry["wall_to_ours"], default=None)

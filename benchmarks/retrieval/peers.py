@@ -1,7 +1,7 @@
-"""The same retrieval by others' means: cosine rank, d⁻² weights of L2 or L1, in the fastest way each library offers.
+"""The same retrieval by other libraries: cosine rank, d⁻² weights of L2 or L1, in each library's fastest way.
 
-Every peer is made ready with the bank outside the timing, takes queries float32 [N, D] and gives expression
-float32 [N, G]. Those with a matrix of scores take the queries in blocks, so that it stays small.
+A peer prepares the bank outside the timing, then maps queries float32 [N, D] to expression float32 [N, G]. Those that
+build a score matrix process the queries in blocks to keep it small.
 """
 
 from __future__ import annotations
@@ -15,46 +15,41 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.benchmarks.harness.errors import PeerUnavailable
-from mclst.benchmarks.retrieval.cases import Bank
+from mclst.benchmarks.harness.measure import PeerUnavailable
+from mclst.benchmarks.retrieval.synthetic import F32, Bank
 from mclst.kernels.definition.spec import RetrievalSpec
 
-F32 = NDArray[np.float32]
 Run = Callable[[F32], F32]
 _BLOCK, _L1_BLOCK = 512, 32
-_FAISS_GPU_MOST = 2048
+_FAISS_GPU_MAX_K = 2048
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A contender: its name, what makes it ready, and the most queries it is timed with (the rest scaled)."""
+    """A contender: `prepare` builds its run function; beyond `max_queries` its time is scaled."""
 
     name: str
-    ready: Callable[[Bank, RetrievalSpec, int], Run]
-    most_queries: int | None = None
+    prepare: Callable[[Bank, RetrievalSpec, int], Run]
+    max_queries: int | None = None
 
 
 def published_loop(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
-    """As the published evaluation scripts do it: one topk, then a Python loop over the spots with `np.average`.
-
-    It averages the embeddings beside the expression, as they do.
-    """
+    """The published evaluation scripts: one topk, then a Python loop over spots that averages embedding and expression."""
     torch = _torch(threads)
-    order = {"l1": 1, "l2": 2}[spec.distance]
+    norm_order = {"l1": 1, "l2": 2}[spec.distance]
 
     def run(queries: F32) -> F32:
         bank_units = torch.nn.functional.normalize(torch.tensor(bank.embedding), p=2, dim=-1)
         query_units = torch.nn.functional.normalize(torch.tensor(queries), p=2, dim=-1)
-        _, found = torch.topk(query_units @ bank_units.T, k=spec.k)
-        indices = found.numpy()
+        indices = torch.topk(query_units @ bank_units.T, k=spec.k)[1].numpy()
         embedding = np.zeros((len(queries), bank.embedding.shape[1]))
         expression = np.zeros((len(queries), bank.expression.shape[1]))
         for i in range(len(queries)):
-            near = bank.embedding[indices[i]]
-            distance = np.linalg.norm(near - queries[i], axis=1, ord=order)
+            neighbors = bank.embedding[indices[i]]
+            distance = np.linalg.norm(neighbors - queries[i], axis=1, ord=norm_order)
             weight = np.reciprocal(distance**2)
             weight /= weight.sum()
-            embedding[i] = np.average(near, axis=0, weights=weight)
+            embedding[i] = np.average(neighbors, axis=0, weights=weight)
             expression[i] = np.average(bank.expression[indices[i]], axis=0, weights=weight)
         return expression.astype(np.float32)
 
@@ -64,12 +59,12 @@ def published_loop(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
 def faiss_embedding_bag(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
     """FAISS's exact inner-product search, weights and `embedding_bag` by torch."""
     torch, search = _torch(threads), _faiss_search(bank, spec.k, threads)
-    side = _TorchBank(torch, bank, spec, "cpu")
+    tensors = _TorchBank(torch, bank, spec, "cpu")
 
     def run(queries: F32) -> F32:
         cosine, rows = search(queries)
         q, r, c = (torch.from_numpy(x) for x in (queries, rows, cosine))
-        return np.asarray(side.mean(q, r, c).numpy())
+        return np.asarray(tensors.mean(q, r, c).numpy())
 
     return run
 
@@ -95,38 +90,40 @@ def faiss_csr(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
 def torch_embedding_bag(bank: Bank, spec: RetrievalSpec, threads: int, device: str = "cpu") -> Run:
     """torch: matrix product, `topk`, `embedding_bag`."""
     torch = _torch(threads)
-    side = _TorchBank(torch, bank, spec, device)
+    tensors = _TorchBank(torch, bank, spec, device)
 
     def run(queries: F32) -> F32:
         parts = []
         for block in _blocks(len(queries), _BLOCK):
             q = torch.from_numpy(queries[block]).to(device)
-            cosine, rows = torch.topk(side.cosines(q), spec.k, dim=1, sorted=False)
-            parts.append(side.mean(q, rows, cosine))
+            cosine, rows = torch.topk(tensors.cosines(q), spec.k, dim=1, sorted=False)
+            parts.append(tensors.mean(q, rows, cosine))
         return np.asarray(torch.cat(parts).cpu().numpy())
 
     return run
 
 
 def torch_masked_dense(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
-    """torch: matrix product, `topk`, the weights scattered into a dense matrix, a second matrix product."""
+    """torch: matrix product, `topk`, weights scattered into a dense matrix, a second matrix product."""
     torch = _torch(threads)
-    side = _TorchBank(torch, bank, spec, "cpu")
+    tensors = _TorchBank(torch, bank, spec, "cpu")
 
     def run(queries: F32) -> F32:
         parts = []
         for block in _blocks(len(queries), _BLOCK):
             q = torch.from_numpy(queries[block])
-            cosine, rows = torch.topk(side.cosines(q), spec.k, dim=1, sorted=False)
-            dense = torch.zeros(len(q), len(bank.embedding)).scatter_(1, rows, side.weights(q, rows, cosine))
-            parts.append(dense @ side.expression)
+            cosine, rows = torch.topk(tensors.cosines(q), spec.k, dim=1, sorted=False)
+            dense = torch.zeros(len(q), len(bank.embedding)).scatter_(
+                1, rows, tensors.weights(q, rows, cosine)
+            )
+            parts.append(dense @ tensors.expression)
         return np.asarray(torch.cat(parts).numpy())
 
     return run
 
 
 def numpy_argpartition(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
-    """numpy: matrix product, then on every thread `argpartition`, a gather and a product per query."""
+    """numpy: matrix product, then `argpartition`, a gather and a product per query on every thread."""
     units, norms = _units(bank.embedding), np.linalg.norm(bank.embedding, axis=1)
 
     def finish(queries: F32, cosines: F32, out: F32) -> None:
@@ -150,8 +147,8 @@ def numpy_argpartition(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
 
 
 def torch_cuda(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
-    """torch on the CUDA device: matrix product, `topk`, `embedding_bag`; queries and result cross the bus."""
-    _cuda(_torch(threads))
+    """torch on the CUDA device: matrix product, `topk`, `embedding_bag`; transfers included."""
+    _require_cuda(_torch(threads))
     return torch_embedding_bag(bank, spec, threads, "cuda")
 
 
@@ -160,19 +157,19 @@ def faiss_gpu(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
     import faiss
 
     torch = _torch(threads)
-    _cuda(torch)
+    _require_cuda(torch)
     if not hasattr(faiss, "StandardGpuResources"):
-        raise PeerUnavailable("this FAISS is built without GPUs")
-    if spec.k > _FAISS_GPU_MOST:
-        raise PeerUnavailable(f"its kernels stop at k = {_FAISS_GPU_MOST}")
+        raise PeerUnavailable("this FAISS has no GPU support")
+    if spec.k > _FAISS_GPU_MAX_K:
+        raise PeerUnavailable(f"its kernels support k up to {_FAISS_GPU_MAX_K}")
     index = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), bank.embedding.shape[1])
     index.add(_units(bank.embedding))
-    side = _TorchBank(torch, bank, spec, "cuda")
+    tensors = _TorchBank(torch, bank, spec, "cuda")
 
     def run(queries: F32) -> F32:
         cosine, rows = index.search(_units(queries), spec.k)
         q, r, c = (torch.from_numpy(x).to("cuda") for x in (queries, rows, cosine))
-        return np.asarray(side.mean(q, r, c).cpu().numpy())
+        return np.asarray(tensors.mean(q, r, c).cpu().numpy())
 
     return run
 
@@ -182,31 +179,31 @@ def cuvs_brute_force(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
     if find_spec("cuvs") is None:
         raise PeerUnavailable("cuvs is not installed")
     torch = _torch(threads)
-    _cuda(torch)
+    _require_cuda(torch)
     from cuvs.neighbors import brute_force  # type: ignore[import-not-found]
 
     units = torch.from_numpy(_units(bank.embedding)).to("cuda")
     index = brute_force.build(units, metric="inner_product")
-    side = _TorchBank(torch, bank, spec, "cuda")
+    tensors = _TorchBank(torch, bank, spec, "cuda")
 
     def run(queries: F32) -> F32:
         q = torch.from_numpy(queries).to("cuda")
-        found = brute_force.search(index, torch.nn.functional.normalize(q, dim=1), spec.k)
-        cosine, rows = (torch.as_tensor(x, device="cuda") for x in found)
-        return np.asarray(side.mean(q, rows, cosine).cpu().numpy())
+        result = brute_force.search(index, torch.nn.functional.normalize(q, dim=1), spec.k)
+        cosine, rows = (torch.as_tensor(x, device="cuda") for x in result)
+        return np.asarray(tensors.mean(q, rows, cosine).cpu().numpy())
 
     return run
 
 
-MOST_ON_CPU = 16_384
-"""Queries that the CPU's libraries are timed with; they go block by block, so a million take so many times longer."""
+MAX_ON_CPU = 16_384
+"""Most queries that CPU libraries are timed with; they work block by block, so time scales linearly."""
 PEERS = (
-    Peer("published loop", published_loop, most_queries=1000),
-    Peer("faiss + embedding_bag", faiss_embedding_bag, MOST_ON_CPU),
-    Peer("faiss + scipy csr", faiss_csr, MOST_ON_CPU),
-    Peer("torch topk + embedding_bag", torch_embedding_bag, MOST_ON_CPU),
-    Peer("torch topk + masked dense", torch_masked_dense, MOST_ON_CPU),
-    Peer("numpy argpartition + gather", numpy_argpartition, MOST_ON_CPU),
+    Peer("published loop", published_loop, max_queries=1000),
+    Peer("faiss + embedding_bag", faiss_embedding_bag, MAX_ON_CPU),
+    Peer("faiss + scipy csr", faiss_csr, MAX_ON_CPU),
+    Peer("torch topk + embedding_bag", torch_embedding_bag, MAX_ON_CPU),
+    Peer("torch topk + masked dense", torch_masked_dense, MAX_ON_CPU),
+    Peer("numpy argpartition + gather", numpy_argpartition, MAX_ON_CPU),
     Peer("torch-cuda topk + embedding_bag", torch_cuda),
     Peer("faiss-gpu + embedding_bag", faiss_gpu),
     Peer("cuvs + embedding_bag", cuvs_brute_force),
@@ -214,7 +211,7 @@ PEERS = (
 
 
 class _TorchBank:
-    """The bank as torch tensors, and the second half of the retrieval: weights and their sum."""
+    """The bank as torch tensors, with the weights and the weighted sum."""
 
     def __init__(self, torch: Any, bank: Bank, spec: RetrievalSpec, device: str) -> None:
         self._torch, self._distance = torch, spec.distance
@@ -255,8 +252,8 @@ def _numpy_weights(
     else:
         squared = np.empty(rows.shape, np.float32)
         for s in _blocks(len(queries), _L1_BLOCK):
-            apart = embedding[rows[s]] - queries[s, None]
-            squared[s] = np.square(np.abs(apart, out=apart).sum(axis=-1))
+            difference = embedding[rows[s]] - queries[s, None]
+            squared[s] = np.square(np.abs(difference, out=difference).sum(axis=-1))
     inverse = 1 / squared
     return np.asarray(inverse / inverse.sum(axis=1, keepdims=True))
 
@@ -281,7 +278,7 @@ def _torch(threads: int) -> Any:
     return torch
 
 
-def _cuda(torch: Any) -> None:
+def _require_cuda(torch: Any) -> None:
     if not torch.cuda.is_available():
         raise PeerUnavailable("no CUDA device")
 

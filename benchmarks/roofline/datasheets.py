@@ -1,11 +1,12 @@
-"""What vendors publish of devices one may not have, and the bound that follows: never a measurement."""
+"""Devices by their data sheets, and the speed bound that follows. Nothing here is measured."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mclst.benchmarks.roofline.onnx_flops import GraphWork
+if TYPE_CHECKING:
+    from mclst.benchmarks.roofline.onnx_flops import GraphWork
 
 TERA, GIGA = 1e12, 1e9
 
@@ -14,10 +15,9 @@ TERA, GIGA = 1e12, 1e9
 class Device:
     """A device by its data sheet.
 
-    operations: a second, by precision, dense (no structured sparsity), of the units that multiply matrices; fp32
-    without TF32. memory: bytes a second. link: bytes a second from the host in one direction, None where host and
-    device share their memory. source: the vendor's document. unconfirmed: of "memory" and the precisions, those whose
-    figure was found in no copy of it that could be read.
+    operations: per second by precision, dense, of the matrix units; fp32 without TF32. memory: bytes per second.
+    link: bytes per second from the host, one way; None where host and device share memory. source: the vendor's
+    document. unconfirmed: those of "memory" and the precisions whose figure no readable copy of it confirms.
     """
 
     name: str
@@ -46,8 +46,8 @@ DEVICES = {
         {"fp32": 8.1 * TERA, "fp16": 258.8 * TERA, "bf16": 258.8 * TERA, "int8": 517.5 * TERA},
         273.0 * GIGA,
         None,
-        # The blog has 1035 for "dense FP4, sparse FP8, sparse INT8" and 517 for "dense FP8, sparse FP16"; FP32 is 2 x cores
-        # x clock, and that clock is from elsewhere.
+        # The blog has 1035 for "dense FP4, sparse FP8, sparse INT8" and 517 for "dense FP8, sparse FP16".
+        # FP32 is 2 x cores x clock; the clock is from another source.
         "NVIDIA's blog on Jetson Thor, 2025: 1035 sparse INT8 and 517 sparse FP16 TFLOPS, 273 GB/s; FP32 of 2560 cores "
         "at 1.57 GHz",
         ("fp32",),
@@ -64,7 +64,7 @@ DEVICES = {
         {"fp32": 82.6 * TERA, "fp16": 330.3 * TERA, "bf16": 165.2 * TERA, "int8": 660.6 * TERA},
         1008.0 * GIGA,
         _PCIE4_X16,
-        # Boards clock higher than the paper's 2.52 GHz: 168 TFLOPS were measured by others where it says 165.2.
+        # Boards clock higher than the paper's 2.52 GHz: others measured 168 TFLOPS where it says 165.2.
         "Ada architecture white paper: 82.6 TFLOPS FP32, 330.3 dense FP16 with FP16 sums (twice those with FP32 sums), "
         "165.2 BF16, 660.6 INT8, 1008 GB/s",
     ),
@@ -77,15 +77,28 @@ DEVICES = {
         ("fp32", "int8"),
     ),
 }
-"""By the name `--predict` takes."""
+"""By the name that `--predict` takes."""
 
 
-def predict(name: str, precision: str, work: GraphWork, tile_bytes_in: int, batch: int) -> dict[str, Any]:
-    """The least time of `batch` tiles on a device by its data sheet, and what bounds it.
+def predict(name: str, precision: str, work: GraphWork, tile_bytes: int, batch: int) -> dict[str, Any]:
+    """Least time of `batch` tiles on a device by its data sheet, and the limit that sets it.
 
-    work: of a graph of that precision over the batch. tile_bytes_in: bytes of one uint8 tile, which crosses the link.
-    The three limits (arithmetic, memory, link) are taken to overlap fully, so that no run can be faster at the clocks of
-    the data sheet; how much slower one is, this does not say. `source` names what of it is not confirmed.
+    Parameters
+    ----------
+    name : str
+        Of DEVICES.
+    precision : str
+        Of the graph.
+    work : GraphWork
+        Of the graph over the batch.
+    tile_bytes : int
+        Bytes of one uint8 tile, which crosses the link.
+    batch : int
+        Tiles.
+
+    Notes
+    -----
+    Arithmetic, memory and link are assumed to overlap fully. No run is faster at the data sheet's clocks.
     """
     device = DEVICES[name]
     seconds = {
@@ -93,7 +106,7 @@ def predict(name: str, precision: str, work: GraphWork, tile_bytes_in: int, batc
         "memory": work.least_bytes / device.memory,
     }
     if device.link is not None:
-        seconds["link"] = batch * tile_bytes_in / device.link
+        seconds["link"] = batch * tile_bytes / device.link
     limit = max(seconds, key=lambda part: seconds[part])
     return {
         "kind": "bound",

@@ -23,13 +23,13 @@ _POINTWISE = {
     "RMSNormalization": 6, "Softmax": 5, "LogSoftmax": 5, "QuantizeLinear": 2, "DequantizeLinear": 2, "Round": 1,
     "Floor": 1, "Ceil": 1,
 }  # fmt: skip
-"""Operations per value that the node gives: a convention, for what is a small share of a network's work."""
+"""Operations per output value: a convention, for a small share of a network's work."""
 
 _REDUCING = (
     "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceProd", "ReduceSumSquare",
     "GlobalAveragePool", "GlobalMaxPool", "ArgMax", "ArgMin", "CumSum", "TopK",
 )  # fmt: skip
-"""One operation per value that the node takes."""
+"""One operation per input value."""
 
 _MOVING = (
     "Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Concat", "Split", "Slice", "Gather", "Expand",
@@ -40,18 +40,17 @@ _MOVING = (
 """No arithmetic."""
 
 
-class Uncounted(ValueError):
-    """A graph with a node whose work this file cannot count; the message names it."""
+class UncountedNode(ValueError):
+    """A node whose work is unknown; the message names it."""
 
 
 @dataclass(frozen=True)
 class GraphWork:
-    """Of one run of a graph.
+    """Work of one run of a graph.
 
-    products: operations of convolutions and matrix products, two per multiply-add. other: of everything else.
-    weight_bytes: of all constants, read once. tile_bytes: of the graph's inputs and outputs. between_bytes: what the
-    nodes would move if each read its inputs from memory and wrote its outputs there, constants included.
-    by_operator: operations of each kind of node, those without arithmetic left out.
+    products: operations of convolutions and matrix products, two per multiply-add. other: all other operations.
+    weight_bytes: all constants, once. tile_bytes: the graph's inputs and outputs. between_bytes: traffic if every
+    node read its inputs from memory and wrote its outputs there. by_operator: operations by kind of node.
     """
 
     products: int
@@ -63,14 +62,17 @@ class GraphWork:
 
     @property
     def least_bytes(self) -> int:
-        """What has to cross the memory's border at the least: constants, inputs and outputs once."""
+        """Least memory traffic: constants, inputs and outputs once."""
         return self.weight_bytes + self.tile_bytes
 
 
-def count(path: Path, batch: int) -> GraphWork:
+def count_work(path: Path, batch: int) -> GraphWork:
     """Count the work of the graph at `path` on `batch` tiles.
 
-    Raises Uncounted for a node of unknown work or shape, and for control flow.
+    Raises
+    ------
+    UncountedNode
+        For a node of unknown work or shape, and for control flow.
     """
     model = _with_batch(onnx.load(path), batch)
     shapes, sizes = _shapes(model)
@@ -79,27 +81,27 @@ def count(path: Path, batch: int) -> GraphWork:
     other: Counter[str] = Counter()
     between = 0
     for node in model.graph.node:
-        work = _of_node(node, shapes)
+        work = _node_work(node, shapes)
         (products if node.op_type in _PRODUCTS else other)[node.op_type] += work
         between += sum(sizes.get(name, 0) for name in (*node.input, *node.output))
-    ends = {value.name for value in (*model.graph.input, *model.graph.output)} - set(constants)
+    boundary = {value.name for value in (*model.graph.input, *model.graph.output)} - set(constants)
     return GraphWork(
         products=products.total(),
         other=other.total(),
         weight_bytes=sum(sizes[name] for name in constants),
-        tile_bytes=sum(sizes[name] for name in ends),
+        tile_bytes=sum(sizes[name] for name in boundary),
         between_bytes=between,
         by_operator={kind: n for kind, n in (products + other).most_common() if n},
     )
 
 
 def _with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
-    """The same graph for `batch` tiles alone: the free first axis of its inputs becomes a number."""
+    """Fix the free first axis of the inputs to `batch`."""
     for value in model.graph.input:
         axis = value.type.tensor_type.shape.dim[0]
         if axis.dim_param:
             axis.dim_value = batch
-    # Shapes that an exporter wrote down speak of the free axis.
+    # Shapes stored by the exporter refer to the free axis.
     del model.graph.value_info[:]
     for value in model.graph.output:
         for axis in value.type.tensor_type.shape.dim:
@@ -108,7 +110,7 @@ def _with_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
 
 
 def _shapes(model: onnx.ModelProto) -> tuple[Shapes, dict[str, int]]:
-    """Shape, and size in bytes, of every tensor whose shape can be inferred."""
+    """Shape and size in bytes of every tensor whose shape can be inferred."""
     inferred = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
     shapes: Shapes = {}
     sizes: dict[str, int] = {}
@@ -128,7 +130,7 @@ def _bytes(kind: int, shape: Shape) -> int:
     return int(prod(shape) * np.dtype(helper.tensor_dtype_to_np_dtype(kind)).itemsize)
 
 
-def _of_node(node: NodeProto, shapes: Shapes) -> int:
+def _node_work(node: NodeProto, shapes: Shapes) -> int:
     kind = node.op_type
     if kind in _MOVING:
         return 0
@@ -142,12 +144,12 @@ def _of_node(node: NodeProto, shapes: Shapes) -> int:
         if kind in ("MaxPool", "AveragePool"):
             return prod(shapes[node.output[0]]) * prod(_attribute(node, "kernel_shape"))
     except KeyError as missing:
-        raise Uncounted(f"the shape of {missing} at {kind} {node.name!r} is not known") from missing
-    raise Uncounted(f"the work of {kind} {node.name!r} is not known")
+        raise UncountedNode(f"the shape of {missing} at {kind} {node.name!r} is not known") from missing
+    raise UncountedNode(f"the work of {kind} {node.name!r} is not known")
 
 
 def _attribute(node: NodeProto, name: str) -> Shape:
-    return next(tuple(found.ints) for found in node.attribute if found.name == name)
+    return next(tuple(attribute.ints) for attribute in node.attribute if attribute.name == name)
 
 
 def _convolution(node: NodeProto, shapes: Shapes) -> int:
@@ -160,8 +162,8 @@ def _weight_at(node: NodeProto) -> int:
 
 
 def _gemm(node: NodeProto, shapes: Shapes) -> int:
-    turned = any(found.name == "transA" and found.i for found in node.attribute)
-    return 2 * prod(shapes[node.output[0]]) * shapes[node.input[0]][0 if turned else 1]
+    transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+    return 2 * prod(shapes[node.output[0]]) * shapes[node.input[0]][0 if transposed else 1]
 
 
 def _matrix_product(node: NodeProto, shapes: Shapes) -> int:

@@ -1,1 +1,1 @@
-"""The JSON documents that benchmarks write."""
+"""Schemas of the JSON documents that benchmarks write."""

@@ -1,19 +1,13 @@
-"""What the JSON documents of `mclst-bench` share, field by field.
+"""Fields that the JSON documents of `mclst-bench` share.
 
-Times are seconds, rates are per second, memory is bytes, clocks are MHz; what could not be found out is null.
+Times are seconds, rates are per second, memory is bytes, clocks are MHz; unknown values are null.
 """
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-
-from mclst.benchmarks.harness.tables import verdict
-
-if TYPE_CHECKING:
-    from mclst.runtime.bundle.bundle import Bundle
 
 Seconds = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
@@ -21,14 +15,14 @@ Share = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 
 
-class Part(BaseModel):
+class StrictModel(BaseModel):
     """Base: unknown fields are refused, numbers are finite."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-class Machine(Part):
-    """What a run was taken on."""
+class Machine(StrictModel):
+    """The machine of a run."""
 
     cpu: str | None
     cores: Annotated[int, Field(ge=1)]
@@ -43,8 +37,8 @@ class Machine(Part):
     load_at_start: float | None
 
 
-class Spread(Part):
-    """Of samples; the interval of the median is by the bootstrap."""
+class Spread(StrictModel):
+    """Statistics of samples; the interval of the median is by the bootstrap."""
 
     n: Annotated[int, Field(ge=1)]
     min: float
@@ -56,22 +50,22 @@ class Spread(Part):
     median_high95: float
 
 
-class SidePeaks(Part):
-    """A processor's or device's measured peaks: operations a second by precision, bytes a second of a large copy."""
+class DevicePeaks(StrictModel):
+    """Measured peaks of a processor or device: operations per second by precision, bytes per second of a copy."""
 
     operations_per_s: dict[str, Rate | None]
     bytes_per_s: Rate
 
 
-class MeasuredPeaks(Part):
-    """Of the host and, where there is one, the CUDA device."""
+class MeasuredPeaks(StrictModel):
+    """Peaks of the host and of the CUDA device, where there is one."""
 
-    host: SidePeaks
-    cuda: SidePeaks | None
+    host: DevicePeaks
+    cuda: DevicePeaks | None
 
 
-class BundleSummary(Part):
-    """The bundle a run used, by the hash of its manifest."""
+class BundleSummary(StrictModel):
+    """The bundle of a run, by the hash of its manifest."""
 
     sha256: str
     system: str
@@ -79,15 +73,15 @@ class BundleSummary(Part):
     tile_px: Count
 
 
-class Absent(Part):
+class Unavailable(StrictModel):
     """A contender that did not run, and why."""
 
     name: str
     why: str
 
 
-class Fresh(Part):
-    """A fresh process up to its first result: seconds of each step, and its peak memory after some more work."""
+class ColdStart(StrictModel):
+    """A fresh process: seconds of each step up to its first result, and its peak memory."""
 
     provider: str
     precision: str
@@ -96,8 +90,8 @@ class Fresh(Part):
     peak_rss_bytes: Count
 
 
-class Memory(Part):
-    """A contender alone in a process of its own: resident bytes before it was opened, and at their peak; or why not."""
+class PeakMemory(StrictModel):
+    """Resident bytes of a contender in its own process, before it was opened and at the peak; or why it failed."""
 
     name: str
     before_bytes: Count | None = None
@@ -105,37 +99,13 @@ class Memory(Part):
     why: str = ""
 
 
-class Document(Part):
-    """What every document has. verdict: `busy` where the load at the start was over half the cores."""
+class Document(StrictModel):
+    """Fields of every document. verdict: `busy` where the load at the start exceeded half the cores."""
 
     created: str
     machine: Machine
     peaks: MeasuredPeaks
     verdict: Literal["quiet", "busy"]
     bundle: BundleSummary
-    absent: list[Absent]
-    memory: list[Memory] = []
-
-
-def new_document(
-    schema: str, started: datetime, where: dict[str, Any], threads: int, bundle: Bundle | None = None
-) -> dict[str, Any]:
-    """What a document begins with: when and where it was taken, whether the machine was quiet, and the bundle.
-
-    where: `machine.describe()`. started: of the run, in UTC.
-    """
-    found: dict[str, Any] = {
-        "schema": schema,
-        "created": started.isoformat(timespec="seconds"),
-        "machine": where,
-        "verdict": verdict(where["load_at_start"], threads),
-    }
-    if bundle is not None:
-        m = bundle.manifest
-        found["bundle"] = {
-            "sha256": bundle.sha256,
-            "system": m.system,
-            "encoder": m.encoder.name,
-            "tile_px": m.tile.size_px,
-        }
-    return found
+    absent: list[Unavailable]
+    memory: list[PeakMemory] = []

@@ -1,4 +1,4 @@
-"""The document of `mclst-bench end-to-end`, field by field."""
+"""Schema of the document of `mclst-bench end-to-end`."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mclst.benchmarks.schemas.common import (
+    ColdStart,
     Count,
     Document,
-    Fresh,
-    Part,
     Rate,
     Seconds,
     Share,
     Spread,
+    StrictModel,
 )
 
 
-class Stage(Part):
-    """A stage's busy seconds over `lanes` threads, and their share of the run's wall time."""
+class Stage(StrictModel):
+    """Busy seconds of a stage over `lanes` threads, and their share of the run's wall time."""
 
     busy_s: Seconds
     share: Share
     lanes: Annotated[int, Field(ge=1)]
 
 
-class StagesStats(Part):
-    """overlap: busy seconds of all stages over wall seconds. bound: the stage no run of this work can be shorter than."""
+class StageSummary(StrictModel):
+    """overlap: busy seconds of all stages over wall seconds. bound: the stage that limits the run time."""
 
     wall_s: Seconds
     stages: dict[str, Stage | None]
@@ -37,8 +37,8 @@ class StagesStats(Part):
     elsewhere_s: Seconds
 
 
-class Equality(Part):
-    """Expression of one contender against the first's."""
+class Difference(StrictModel):
+    """Difference of a contender's expression from the first's."""
 
     spots: Count
     max_abs: float
@@ -50,8 +50,8 @@ class Equality(Part):
     pearson_per_gene_median: float | None
 
 
-class AgainstTruth(Part):
-    """A map's worth against the measured section."""
+class Accuracy(StrictModel):
+    """Accuracy of a map against the measured section."""
 
     spots: Count
     pcc_acg: float | None
@@ -60,7 +60,7 @@ class AgainstTruth(Part):
     mae: float | None
 
 
-class WholeRun(Part):
+class SlideRun(StrictModel):
     """A contender from slide to map; samples are by round."""
 
     name: str
@@ -73,20 +73,20 @@ class WholeRun(Part):
     wall_to_first: Rate
     cpu_to_first: Rate
     stream_to_first: Rate
-    stages: StagesStats
-    equal_to_first: Equality
-    against_truth: AgainstTruth | None = None
+    stages: StageSummary
+    equal_to_first: Difference
+    against_truth: Accuracy | None = None
     encoder_operations_per_s: Rate | None = None
     encoder_of_peak: Share | None = None
     samples: dict[Literal["wall_s", "cpu_s", "stream_s"], list[Seconds]]
 
 
-class WholeRuns(Part):
+class SlideRuns(StrictModel):
     """All contenders of `mclst-bench end-to-end`."""
 
     tiles: Count
     first: str
-    contenders: list[WholeRun]
+    contenders: list[SlideRun]
     load: list[float | None]
     encoder_operations_per_tile: float | None
 
@@ -98,5 +98,5 @@ class EndToEnd(Document):
     settings: dict[str, Any]
     condition: dict[Literal["before", "after"], dict[str, Any]] | None = None
     slide: dict[str, Any]
-    result: WholeRuns
-    cold_start: list[Fresh]
+    result: SlideRuns
+    cold_start: list[ColdStart]

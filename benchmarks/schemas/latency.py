@@ -1,4 +1,4 @@
-"""The document of `mclst-bench latency`, field by field."""
+"""Schema of the document of `mclst-bench latency`."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from mclst.benchmarks.schemas.common import (
-    Absent,
+    ColdStart,
     Count,
     Document,
-    Fresh,
-    Part,
     Rate,
     Seconds,
     Share,
     Spread,
+    StrictModel,
+    Unavailable,
 )
 
 DeviceStage = Literal["copy up", "encode", "copy down"]
 
 
-class Percentile(Part):
-    """With its 95 % interval by order statistics, and whether n is what MLPerf asks for at this percentile."""
+class Percentile(StrictModel):
+    """A percentile, its 95 % interval by order statistics, and whether n meets MLPerf's count."""
 
     s: Seconds
     low95: Seconds
@@ -30,8 +30,8 @@ class Percentile(Part):
     mlperf: bool
 
 
-class LatencyStats(Part):
-    """Of all queries, none left out; not_told: percentiles that need more queries, and how many."""
+class LatencyStats(StrictModel):
+    """Statistics of all queries, none dropped; not_told: percentiles that need more queries, and how many."""
 
     n: Annotated[int, Field(ge=1)]
     mean: Seconds
@@ -43,18 +43,18 @@ class LatencyStats(Part):
     not_told: dict[Literal["p50", "p90", "p95", "p99"], Count]
 
 
-class WarmUpStats(Part):
-    """How a contender was warmed up, and whether its times had settled."""
+class WarmUp(StrictModel):
+    """Warm-up of a contender, and whether its times had settled."""
 
     queries: Count
     seconds: Seconds
     settled: bool
 
 
-class QueryResult(Part):
-    """A contender at one batch size. of_roofline: the least time at measured peaks over the mean latency.
+class QueryResult(StrictModel):
+    """A contender at one batch size. of_roofline: the roofline time over the mean latency.
 
-    device_s: of each query, its stages between events on the device; null where it has none, or they are not told.
+    device_s: device stages of each query, timed by events; null where there are none.
     """
 
     name: str
@@ -66,25 +66,25 @@ class QueryResult(Part):
     latency_to_first: Rate
     cpu_s_per_tile: Seconds
     joules_per_tile: dict[str, float] | None
-    warm_up: WarmUpStats | None
+    warm_up: WarmUp | None
     roofline_s: Seconds | None
     of_roofline: Share | None
     device_s: dict[DeviceStage, LatencyStats] | None = None
     samples: dict[Literal["query_s", "round_mean_s", "copy up_s", "encode_s", "copy down_s"], list[Seconds]]
 
 
-class OfBatch(Part):
+class BatchResult(StrictModel):
     """All contenders at one batch size."""
 
     batch: Annotated[int, Field(ge=1)]
     scenario: Literal["single-stream", "batch"]
     first: str
     results: list[QueryResult]
-    failed: Annotated[list[Absent], Field(default_factory=list)]
+    failed: Annotated[list[Unavailable], Field(default_factory=list)]
     load: list[float | None]
 
 
-class OfflineResult(Part):
+class OfflineResult(StrictModel):
     """A contender in MLPerf's offline scenario, at its best batch."""
 
     name: str
@@ -96,7 +96,7 @@ class OfflineResult(Part):
     samples: dict[Literal["wall_s", "cpu_s"], list[Seconds]]
 
 
-class Offline(Part):
+class Offline(StrictModel):
     """MLPerf's offline scenario: all tiles at once."""
 
     tiles: Count
@@ -105,8 +105,8 @@ class Offline(Part):
     results: list[OfflineResult]
 
 
-class Work(Part):
-    """What a graph asks for at one batch size, counted from the graph."""
+class Work(StrictModel):
+    """Operations and bytes of a graph at one batch size."""
 
     precision: str
     batch: Annotated[int, Field(ge=1)]
@@ -119,8 +119,8 @@ class Work(Part):
     by_operator: dict[str, Count]
 
 
-class Prediction(Part):
-    """A bound for a device by its data sheet; nothing was measured there."""
+class Prediction(StrictModel):
+    """Bound for a device by its data sheet; not a measurement."""
 
     kind: Literal["bound"]
     device: str
@@ -134,8 +134,8 @@ class Prediction(Part):
     source: str
 
 
-class Window(Part):
-    """Some seconds of a sustained run."""
+class Window(StrictModel):
+    """A time window of a sustained run."""
 
     at_s: Seconds
     tiles_per_s: Rate
@@ -143,8 +143,8 @@ class Window(Part):
     condition: dict[str, Any]
 
 
-class Sustained(Part):
-    """Work without a pause; throttled: signs that clocks fell or a GPU was held back."""
+class Sustained(StrictModel):
+    """Continuous work; throttled: signs of throttling."""
 
     name: str
     batch: Annotated[int, Field(ge=1)]
@@ -154,15 +154,15 @@ class Sustained(Part):
     throttled: list[str]
 
 
-class Agreement(Part):
-    """How far each contender's embeddings are from the reference's."""
+class Agreement(StrictModel):
+    """Difference of each contender's embeddings from the reference's."""
 
     reference: str
     contenders: dict[str, dict[Literal["cosine_min", "max_abs_share"], float]]
 
 
-class Energy(Part):
-    """The meters that were read, and why the others were not."""
+class Energy(StrictModel):
+    """Meters that were read, and why the others were not."""
 
     meters: list[dict[Literal["name", "covers"], str]]
     not_available: dict[str, str]
@@ -175,11 +175,11 @@ class Latency(Document):
     condition: dict[Literal["before", "after"], dict[str, Any]]
     settings: dict[str, Any]
     work: list[Work]
-    batches: list[OfBatch]
+    batches: list[BatchResult]
     offline: Offline | None
     sustained: Sustained | None
     agreement: Agreement
     versions: dict[str, dict[str, str]]
-    fresh: list[Fresh]
+    fresh: list[ColdStart]
     energy: Energy
     predictions: list[Prediction]

@@ -1,4 +1,4 @@
-"""The JSON documents of `mclst-bench` whose schema is published, in `docs/schemas/`."""
+"""Validate the documents of `mclst-bench` whose JSON Schema is published in `docs/schemas/`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ DOCUMENTS: dict[str, type[Document]] = {"latency": Latency, "end-to-end": EndToE
 
 
 def json_schema(name: str) -> dict[str, Any]:
-    """The JSON Schema (2020-12) of a subcommand's document."""
-    found = DOCUMENTS[name].model_json_schema(by_alias=True)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
+    """JSON Schema (2020-12) of a subcommand's document."""
+    schema = DOCUMENTS[name].model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def checked(name: str, content: dict[str, Any]) -> dict[str, Any]:
-    """The same content, after it was found to be what its schema says; pydantic's ValidationError where it is not."""
-    DOCUMENTS[name].model_validate(content)
-    return content
+def validated(name: str, document: dict[str, Any]) -> dict[str, Any]:
+    """Return `document` if it fits its schema.
+
+    Raises
+    ------
+    pydantic.ValidationError
+        If it does not.
+    """
+    DOCUMENTS[name].model_validate(document)
+    return document

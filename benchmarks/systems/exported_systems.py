@@ -1,10 +1,11 @@
-"""The six systems in their published sizes, with random weights, exported and open on a provider."""
+"""The six systems in their published sizes with random weights: exported, opened on a provider, and timed."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from mclst.benchmarks.retrieval.cases import Case, Source
-from mclst.benchmarks.systems.slide_memory import places
+from mclst.benchmarks.harness.measure import Samples, summarize, time_interleaved
+from mclst.benchmarks.retrieval.cases import Case
+from mclst.benchmarks.retrieval.synthetic import Source
+from mclst.benchmarks.systems.slide_memory import array_positions
 from mclst.export.onnx.graph import write_graph
-from mclst.export.onnx.slide_graph import write_sequence
+from mclst.export.onnx.slide_graph import write_slide_graph
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.kernels.retriever import Retriever
 from mclst.models.bleep import Bleep
@@ -35,17 +38,17 @@ F32 = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Published:
-    """make: the network in its published size. bank: what it retrieves from, where it does.
+    """make: the network in its published size. bank: of a retrieval system.
 
-    given: settings that no checkpoint holds; any value takes as long.
+    settings: those a checkpoint does not contain; any value takes as long.
     """
 
     make: Callable[[], nn.Module]
     bank: Case | None = None
-    given: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-# Banks as published: HER2+ less its smallest section, and the three liver slides; genes as trained.
+# Banks as published: HER2+ without its smallest section, and three liver slides; genes as trained.
 PUBLISHED: dict[str, Published] = {
     "mclstexp": Published(
         lambda: MclSTExp("densenet121", 785, positions=1),
@@ -56,7 +59,7 @@ PUBLISHED: dict[str, Published] = {
         Case("bleep", 6_992, 3467, RetrievalSpec(k=50, rank="cosine", distance="l2", weighting="uniform")),
     ),
     "stnet": Published(
-        lambda: StNet(250), given={"preprocessing": {"mean": [0.7, 0.5, 0.6], "std": [0.2, 0.2, 0.2]}}
+        lambda: StNet(250), settings={"preprocessing": {"mean": [0.7, 0.5, 0.6], "std": [0.2, 0.2, 0.2]}}
     ),
     "histogene": Published(lambda: HisToGene(785)),
     "hist2st": Published(lambda: Hist2St(785)),
@@ -65,16 +68,13 @@ PUBLISHED: dict[str, Published] = {
 
 
 class ExportedSystem:
-    """A system's graphs in a folder, open: its part per tile, and what comes after."""
+    """A system's graphs in a folder, opened: the encoder, and the part that follows it."""
 
     def __init__(self, name: str, published: Published, folder: Path, provider: str, batch: int) -> None:
-        """Export to `folder`, which is made, and open on `provider` for `batch` tiles at once.
-
-        Raises as exporting and opening do.
-        """
+        """Export to a new `folder` and open on `provider` for `batch` tiles at once."""
         folder.mkdir()
         self.system = systems()[name]
-        settings = _settings({**self.system.settings, **published.given})
+        settings = _settings({**self.system.settings, **published.settings})
         self.tile_px = settings.tile.size_px
         network = published.make().eval().requires_grad_(False)
         self.parameters = sum(weight.numel() for weight in network.parameters())
@@ -84,14 +84,14 @@ class ExportedSystem:
         self._beside = ""
         self._sequence: SequenceSession | None = None
         self._retriever: Retriever | None = None
-        if self.system.kind == "sequence":
+        if self.system.kind == "slide":
             traits = self.system.traits(network.state_dict(), None)
-            graph = settings.graph if "graph" in self.system.applies else None
+            graph = settings.graph if "graph" in self.system.supports else None
             self.settings = Sequence(
                 heads=settings.heads, depth=traits.depth, positions=traits.positions, graph=graph
             )
             self.sequence_path = folder / SEQUENCE
-            write_sequence(network, traits, graph, self.sequence_path)
+            write_slide_graph(network, traits, graph, self.sequence_path)
             self._beside = onnxruntime_beside(self.session.provider)
             self._sequence = SequenceSession(self.sequence_path, self.settings, self._beside)
         if published.bank is not None:
@@ -99,27 +99,76 @@ class ExportedSystem:
 
     @property
     def after(self) -> str:
-        """What runs after the tiles, and on what."""
+        """The part after the encoder, and what runs it."""
         if self._retriever is not None:
             return f"retrieval on {self._retriever.provider}"
         return f"whole slide on {self._beside}" if self._sequence is not None else ""
 
     def encode(self, tiles: NDArray[np.uint8], batch: int) -> F32:
-        """Tiles uint8 [N, S, S, 3], a batch at a time → what the graph gives, float32 [N, D]."""
+        """Encode tiles uint8 [N, S, S, 3] in batches; the graph's output float32 [N, D]."""
         parts = [self.session.encode(tiles[i : i + batch]) for i in range(0, len(tiles), batch)]
         return np.concatenate(parts)
 
-    def predict_expression(self, given: F32) -> F32:
-        """Expression float32 [N, G] of a slide's spots from what the tiles gave, [N, D]."""
+    def predict_expression(self, encoded: F32) -> F32:
+        """Expression float32 [N, G] of a slide's spots from the encoder's output [N, D]."""
         if self._retriever is not None:
-            return self._retriever.aggregate(given).expression
+            return self._retriever.aggregate(encoded).expression
         if self._sequence is not None:
-            return self._sequence.predict_expression(given, places(len(given), self.settings.positions))
-        return given
+            return self._sequence.predict_expression(
+                encoded, array_positions(len(encoded), self.settings.positions)
+            )
+        return encoded
 
 
-def _settings(change: Mapping[str, Any]) -> Settings:
+def measure(
+    exported: Mapping[str, ExportedSystem],
+    *,
+    spots: int,
+    batch: int,
+    rounds: int,
+    on_round: Callable[[], object] = lambda: None,
+) -> dict[str, Any]:
+    """Time every system on `spots` random tiles, interleaved: the encoder, and the rest.
+
+    Returns
+    -------
+    dict
+        Load, and by system tiles per second by wall clock, of the encoder and of both together.
+    """
+    features: dict[str, NDArray[np.float32]] = {}
+    contenders: dict[str, Callable[[], object]] = {}
+    for name, system in exported.items():
+        shape = (spots, system.tile_px, system.tile_px, 3)
+        tiles = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        features[name] = system.encode(tiles, batch)
+        contenders[f"{name} tiles"] = partial(system.encode, tiles, batch)
+        contenders[f"{name} rest"] = partial(system.predict_expression, features[name])
+    timed = time_interleaved(contenders, rounds, warm_up=0, on_round=on_round)
+    results = {
+        name: _result(system, spots, *(timed.samples[f"{name} {part}"] for part in ("tiles", "rest")))
+        for name, system in exported.items()
+    }
+    return {"load": timed.load, "systems": results}
+
+
+def _result(system: ExportedSystem, spots: int, tiles: Samples, rest: Samples) -> dict[str, Any]:
+    both = [a + b for a, b in zip(tiles.wall_s, rest.wall_s, strict=True)]
+    return {
+        "kind": system.system.manifest_kind,
+        "tile_px": system.tile_px,
+        "parameters": system.parameters,
+        "provider": system.session.provider,
+        "after": system.after,
+        "tiles_per_second": {
+            "tiles": summarize([spots / max(s, 1e-9) for s in tiles.wall_s]),
+            "all": summarize([spots / max(s, 1e-9) for s in both]),
+        },
+        "rest_seconds": summarize(rest.wall_s),
+    }
+
+
+def _settings(changes: Mapping[str, Any]) -> Settings:
     merged = Settings().model_dump(mode="json")
-    for part, fields in change.items():
+    for part, fields in changes.items():
         merged[part] = {**merged[part], **fields} if isinstance(fields, Mapping) else fields
     return Settings.model_validate_json(json.dumps(merged))

@@ -1,4 +1,4 @@
-"""Peak memory of the part that sees a whole slide, measured in a process of its own, which has no torch."""
+"""Peak memory of a whole-slide graph, measured in a process without torch."""
 
 from __future__ import annotations
 
@@ -11,27 +11,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.benchmarks.harness.subprocess_json import run_apart
+from mclst.benchmarks.harness.subprocess_json import run_json_subprocess
 from mclst.runtime.bundle.manifest import Sequence
 from mclst.runtime.inference.sequence import SequenceSession
 from mclst.runtime.resources import peak_bytes
 
 
-def places(spots: int, side: int) -> NDArray[np.int64]:
-    """Array coordinates int64 [n, 2] below `side`, row by row; beyond side² spots they begin anew."""
+def array_positions(spots: int, side: int) -> NDArray[np.int64]:
+    """Array coordinates int64 [n, 2] below `side`, row by row; after side² spots they repeat."""
     number = np.arange(spots)
     return np.stack([number % side, number // side % side], axis=1)
 
 
-def measure_apart(path: Path, settings: Sequence, spots: int) -> dict[str, Any]:
-    """Run `path` once over `spots` random spots in a fresh process.
+def measure_in_subprocess(path: Path, settings: Sequence, spots: int) -> dict[str, Any]:
+    """Run the graph at `path` once on `spots` random spots in a fresh process.
 
-    Gives spots, peak_mib (resident, of the whole process), open_mib (before the run: libraries and weights), seconds.
-    Raises ResourceError where the process is killed or fails, as it is without enough memory.
+    Returns
+    -------
+    dict
+        spots, peak_mib (resident, whole process), open_mib (libraries and weights, before the run), seconds.
+
+    Raises
+    ------
+    ResourceError
+        If the process is killed or fails, for example for lack of memory.
     """
-    words = (str(path), settings.model_dump_json(), str(spots))
-    return run_apart(
-        __spec__.name, words, what=f"{path.name} over {spots:,} spots", advice="give fewer spots"
+    arguments = (str(path), settings.model_dump_json(), str(spots))
+    return run_json_subprocess(
+        __spec__.name, arguments, task=f"{path.name} over {spots:,} spots", advice="give fewer spots"
     )
 
 
@@ -40,14 +47,14 @@ def _main(path: str, settings: str, spots: str) -> None:
     session = SequenceSession(Path(path), sequence, "cpu")
     width = session.features
     features = np.random.default_rng(0).normal(size=(n, width)).astype(np.float32)
-    opened, started = peak_bytes() >> 20, time.monotonic()
-    found = session.predict_expression(features, places(n, sequence.positions))
+    open_mib, started = peak_bytes() >> 20, time.monotonic()
+    expression = session.predict_expression(features, array_positions(n, sequence.positions))
     seconds = time.monotonic() - started
-    if not np.isfinite(found).all():
+    if not np.isfinite(expression).all():
         raise SystemExit("the expression is not finite")
     print(
         json.dumps(
-            {"spots": n, "peak_mib": peak_bytes() >> 20, "open_mib": opened, "seconds": round(seconds, 1)}
+            {"spots": n, "peak_mib": peak_bytes() >> 20, "open_mib": open_mib, "seconds": round(seconds, 1)}
         )
     )
 

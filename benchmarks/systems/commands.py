@@ -1,0 +1,181 @@
+"""`mclst-bench systems` and `mclst-bench precision`."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mclst.benchmarks.harness.options import PATH, ResultFiles, result_options
+from mclst.runtime.choices import PROVIDERS
+from mclst.runtime.cli.bundle_options import bundle_option
+from mclst.runtime.console import command, progress, say
+from mclst.runtime.errors import InputError, ResourceError
+
+SYSTEMS = ("mclstexp", "bleep", "stnet", "histogene", "hist2st", "thitogene")
+
+
+@click.command()
+@click.option(
+    "--system", "chosen", type=click.Choice(SYSTEMS), multiple=True, help="Only this system; repeatable."
+)
+@click.option("--spots", type=click.IntRange(1), default=184, help="Tiles.")
+@click.option("--batch-size", type=click.IntRange(1), default=32, help="Tiles encoded at once.")
+@click.option("--provider", type=click.Choice(PROVIDERS), default="auto", help="What runs the graphs.")
+@click.option("--repeats", type=click.IntRange(1), default=5, help="Rounds.")
+@click.option(
+    "--memory", type=click.IntRange(1), help="Also measure peak memory on a slide of this many spots."
+)
+@result_options()
+@command
+def systems(
+    chosen: tuple[str, ...],
+    spots: int,
+    batch_size: int,
+    provider: str,
+    repeats: int,
+    memory: int | None,
+    result_files: ResultFiles,
+    quiet: bool,
+) -> None:
+    """Measure the six systems in their published sizes, with random weights: tiles per second to expression.
+
+    The tiles are in memory; `mclst-bench tiles` measures reading.
+    """
+    result_files.check()
+    try:
+        from mclst.benchmarks.systems.exported_systems import PUBLISHED, ExportedSystem, measure
+        from mclst.benchmarks.systems.slide_memory import measure_in_subprocess
+    except ImportError as error:
+        raise ResourceError(f"{error.name} is not installed; install mclst[export,cpu]") from error
+    from mclst.benchmarks.harness.machine import new_document
+
+    document = new_document("mclst-bench-systems/1")
+    names = chosen or SYSTEMS
+    with tempfile.TemporaryDirectory() as folder:
+        exported = {}
+        with progress("exporting", len(names), quiet=quiet) as advance:
+            for name in names:
+                exported[name] = ExportedSystem(
+                    name, PUBLISHED[name], Path(folder) / name, provider, batch_size
+                )
+                advance(1)
+        with progress("rounds", repeats, quiet=quiet) as advance:
+            result = measure(
+                exported, spots=spots, batch=batch_size, rounds=repeats, on_round=partial(advance, 1)
+            )
+        for name, system in exported.items():
+            if memory is not None and system.sequence_path is not None:
+                say(f"{name} over {memory:,} spots", quiet=quiet)
+                result["systems"][name]["memory"] = measure_in_subprocess(
+                    system.sequence_path, system.settings, memory
+                )
+    _show_systems(result, quiet=quiet)
+    document["settings"] = {
+        "spots": spots, "batch_size": batch_size, "rounds": repeats, "weights": "random",
+    }  # fmt: skip
+    result_files.publish(document | result)
+
+
+def _show_systems(results: dict[str, Any], *, quiet: bool) -> None:
+    say(f"  {'':<10} {'tiles/s':>8} {'to expression':>14}  {'provider':<9} then", quiet=quiet)
+    for name, result in results["systems"].items():
+        rate = {part: value["median"] for part, value in result["tiles_per_second"].items()}
+        then = f"{result['after']}, {result['rest_seconds']['median']:.2f} s" if result["after"] else "-"
+        line = f"{name:<10} {rate['tiles']:>8,.1f} {rate['all']:>14,.1f}  {result['provider']:<9} {then}"
+        say(f"  {line}", quiet=quiet)
+    for name, result in results["systems"].items():
+        if "memory" in result:
+            usage = result["memory"]
+            say(
+                f"  {name}: {usage['peak_mib']:,} MiB at the peak over {usage['spots']:,} spots "
+                f"({usage['open_mib']:,} before the run), {usage['seconds']:,} s",
+                quiet=quiet,
+            )
+
+
+@click.command()
+@click.argument("slide", type=PATH)
+@click.option("--spots", "spots_path", type=PATH, required=True, help="Table of spots, as for mclst-infer.")
+@bundle_option
+@click.option("--truth", type=PATH, help="Measured sections to score each precision against.")
+@click.option("--section", help="The slide's section in --truth.  [default: by the slide's name]")
+@click.option("--provider", type=click.Choice(PROVIDERS), default="auto", help="What runs the encoders.")
+@click.option("--timed-tiles", type=click.IntRange(1), default=64, help="Tiles to time.")
+@click.option("--repeats", type=click.IntRange(1), default=5, help="Rounds.")
+@result_options()
+@command
+def precision(
+    slide: Path,
+    spots_path: Path,
+    bundle_path: Path,
+    truth: Path | None,
+    section: str | None,
+    provider: str,
+    timed_tiles: int,
+    repeats: int,
+    result_files: ResultFiles,
+    quiet: bool,
+) -> None:
+    """Compare a bundle's fp16, bf16 and int8 encoders with its fp32 one at the spots of SLIDE: accuracy and speed."""
+    result_files.check((slide, spots_path, bundle_path, truth))
+    from mclst.benchmarks.harness.machine import new_document
+    from mclst.benchmarks.systems.precision import measure
+    from mclst.runtime.bundle.bundle import open_bundle
+    from mclst.sections.tables.spots import read_spots
+
+    document = new_document("mclst-bench-precision/1")
+    bundle = open_bundle(bundle_path)
+    if len(bundle.precisions) == 1:
+        raise InputError(f"{bundle_path} has only an fp32 encoder; export it with --precision fp16,int8")
+    with progress("rounds", repeats + 1, quiet=quiet) as advance:
+        result = measure(
+            bundle, slide, read_spots(spots_path), truth, section,
+            provider=provider, rounds=repeats, timed=timed_tiles, on_round=partial(advance, 1),
+        )  # fmt: skip
+    m = bundle.manifest
+    _show_precisions(result, quiet=quiet)
+    document |= {
+        "slide": slide.name,
+        "bundle": {
+            "system": m.system,
+            "encoder": m.encoder.name,
+            "tile_px": m.tile.size_px,
+            "bank_spots": m.bank_rows,
+            "checkpoint_sha256": m.checkpoint.sha256,
+        },
+        "results": result,
+    }
+    result_files.publish(document)
+
+
+def _show_precisions(results: dict[str, Any], *, quiet: bool) -> None:
+    say(f"{results['tiles']} tiles, against fp32:", quiet=quiet)
+    for line in precision_rows(results):
+        say("  " + "".join(cell.ljust(10) for cell in line).rstrip(), quiet=quiet)
+    for name, why in results["not_as_it_is"].items():
+        say(f"  {name} does not run natively: {why}", quiet=quiet)
+
+
+def precision_rows(results: dict[str, Any]) -> list[list[str]]:
+    """Rows of the table, heading first."""
+    lines = [["", "r/gene", "top 50", "top k", "cosine", "PCC ACG", "PCC HEG", "CPU ms", "× fp32"]]
+    for precision, entry in results["precisions"].items():
+        figures, truth = entry["against_fp32"], entry.get("against_measured", {})
+        neighbors, embedding = figures.get("neighbours", {}), figures.get("embedding", {})
+        cost = entry.get("cpu_ms_per_tile", {})
+        cells = (
+            (figures["expression"]["pearson_per_gene_mean"], ".4f"),
+            (neighbors.get("overlap_at_50"), ".3f"),
+            (neighbors.get("overlap_mean"), ".3f"),
+            (embedding.get("cosine_min"), ".4f"),
+            (truth.get("pcc_acg"), ".4f"),
+            (truth.get("pcc_heg"), ".4f"),
+            (cost.get("median"), ".1f"),
+            (entry.get("times_fp32"), ".2f"),
+        )
+        lines.append([precision, *("–" if value is None else format(value, form) for value, form in cells)])
+    return lines
