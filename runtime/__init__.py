@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from mclst.runtime.bundle.bundle import Bundle, open_bundle
     from mclst.runtime.errors import InputError, MclstError, OutputError, ResourceError
     from mclst.runtime.report.files import Files
+    from mclst.runtime.run.options import RunOptions
     from mclst.runtime.run.predict import predict
     from mclst.runtime.run.report import Run
     from mclst.runtime.slide.base import Slide
@@ -22,6 +23,7 @@ __all__ = [
     "OutputError",
     "ResourceError",
     "Run",
+    "RunOptions",
     "Slide",
     "open_bundle",
     "open_slide",
@@ -37,6 +39,7 @@ _MODULES = {
     "OutputError": "mclst.runtime.errors",
     "ResourceError": "mclst.runtime.errors",
     "Run": "mclst.runtime.run.report",
+    "RunOptions": "mclst.runtime.run.options",
     "Slide": "mclst.runtime.slide.base",
     "open_bundle": "mclst.runtime.bundle.bundle",
     "open_slide": "mclst.runtime.slide.open",

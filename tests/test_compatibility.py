@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mclst.runtime import open_bundle, open_slide, predict
+from mclst.runtime import RunOptions, open_bundle, open_slide, predict
 from mclst.runtime.cli.report import main as report_main
 from mclst.runtime.expression_map.journal import read_journal
 from mclst.runtime.expression_map.reader import open_map
@@ -61,7 +61,8 @@ def test_a_bundle_opens_unchanged() -> None:
 def test_a_run_gives_the_same_map_and_the_same_keys(tmp_path: Path) -> None:
     with open_slide(SLIDE) as slide:
         bundle = open_bundle(SMALL / "mclst-bundle")
-        predict(bundle, slide, SECTION / "spots" / "B1_selection.tsv", tmp_path / "small.h5ad", picture=False)
+        spots = SECTION / "spots" / "B1_selection.tsv"
+        predict(bundle, slide, spots, tmp_path / "small.h5ad", RunOptions(picture=False))
     with open_map(SMALL / "small.h5ad") as before, open_map(tmp_path / "small.h5ad") as after:
         np.testing.assert_allclose(after.expression[:], before.expression[:], rtol=0, atol=EPSILON)
         np.testing.assert_array_equal(after.xy_px, before.xy_px)

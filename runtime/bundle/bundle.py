@@ -1,4 +1,4 @@
-"""The bundle on disk: opened only when every byte is the one that was exported."""
+"""Open, verify and write bundles."""
 
 from __future__ import annotations
 
@@ -11,49 +11,62 @@ from pathlib import Path
 from typing import Any
 
 from mclst.kernels.definition.spec import RetrievalSpec
-from mclst.runtime.atomic import WholeFolder
+from mclst.runtime.atomic import AtomicFolder
 from mclst.runtime.bundle.bank import Bank, read_bank
 from mclst.runtime.bundle.manifest import ENGINES, FORMAT, Manifest, read_manifest
 from mclst.runtime.bundle.onnx_scan import check_graph
+from mclst.runtime.choices import PRECISIONS
 from mclst.runtime.errors import BundleError, OutputError
 from mclst.runtime.hashing import Stamp, file_sha256, stamp
 
 MANIFEST, ENCODER, BANK, PARITY = "manifest.json", "encoder.onnx", "bank.h5", "parity.json"
 SEQUENCE, GENES = "sequence.onnx", "genes.txt"
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-"""What a bundle's graphs may compute in; fp32 is always there."""
-NEEDED = {
+"""Precisions of a bundle's graphs; fp32 always exists."""
+REQUIRED_FILES = {
     "retrieval": (ENCODER, BANK),
     "regression": (ENCODER, GENES),
     "sequence": (ENCODER, SEQUENCE, GENES),
 }
-"""What a bundle of each kind is made of."""
+"""Files of a bundle, by kind."""
 
 
 def graph_name(graph: str, precision: str) -> str:
-    """The file of `graph` (ENCODER or SEQUENCE) in a precision: `encoder.onnx` is fp32, `encoder.fp16.onnx` beside it."""
+    """File of `graph` (ENCODER or SEQUENCE): `encoder.onnx` for fp32, else such as `encoder.fp16.onnx`."""
     return graph if precision == "fp32" else graph.replace(".onnx", f".{precision}.onnx")
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened, verified bundle."""
+    """An opened, verified bundle; get one from `open_bundle`.
+
+    Attributes
+    ----------
+    path : Path
+        The folder.
+    manifest : Manifest
+    sha256 : str
+        Of manifest.json, which holds the hashes of all other files.
+    stamps : mapping of str to Stamp
+        Of each file when it was verified.
+    genes : list of str [G]
+        In the order of the expression.
+    bank : Bank
+        Read on first use.
+    """
 
     path: Path
     manifest: Manifest
     sha256: str
-    """Of manifest.json, which holds the hashes of all other files."""
     stamps: Mapping[str, Stamp] = field(default_factory=dict, repr=False, compare=False)
-    """Of each file as it was when its hash was taken."""
 
     @property
     def server(self) -> str:
-        """URL of the server that holds it; "" where its files are here."""
+        """URL of the server that holds the bundle; "" if it is local."""
         return ""
 
     @property
-    def encoder_gives(self) -> int:
-        """Numbers per tile that a session gives."""
+    def output_dim(self) -> int:
+        """Number of values that the encoder returns per tile."""
         return self.manifest.encoder.embedding_dim
 
     @property
@@ -63,57 +76,60 @@ class Bundle:
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """Those the bundle has an encoder in, fp32 first."""
+        """Precisions of the bundle's encoders, fp32 first."""
         return tuple(p for p in PRECISIONS if graph_name(ENCODER, p) in self.manifest.files)
 
     def encoder(self, precision: str = "fp32") -> Path:
-        """The encoder's graph in a precision; raises BundleError, naming those there are, where it has none."""
+        """The encoder's graph in a precision; raises BundleError if the bundle has none."""
         if precision not in self.precisions:
             raise BundleError(
-                f"{self.server or self.path} has no encoder in {precision} but in {', '.join(self.precisions)}; choose one of these, "
-                f"or export with --precision {precision}"
+                f"{self.server or self.path} has no encoder in {precision} but in "
+                f"{', '.join(self.precisions)}; "
+                f"choose one of these, or export with --precision {precision}"
             )
         return self.path / graph_name(ENCODER, precision)
 
     def sequence(self, precision: str = "fp32") -> Path:
-        """The graph from all of a slide's features to expression beside the encoder in a precision; fp32 beside int8."""
+        """The graph from all of a slide's features to expression; falls back to fp32, as for int8."""
         name = graph_name(SEQUENCE, precision)
         return self.path / (name if name in self.manifest.files else SEQUENCE)
 
     @cached_property
     def genes(self) -> list[str]:
-        """The G gene names, in the order of the expression; raises BundleError where they contradict the manifest."""
+        """Gene names in the order of the expression; BundleError if they contradict the manifest."""
         if self.manifest.kind == "retrieval":
             return [str(gene) for gene in self.bank.genes]
         try:
-            found = (self.path / GENES).read_text(encoding="utf-8").split("\n")[:-1]
+            genes = (self.path / GENES).read_text(encoding="utf-8").split("\n")[:-1]
         except (OSError, UnicodeDecodeError) as error:
             raise BundleError(
                 f"{self.path / GENES} cannot be read ({error}); export the bundle again"
             ) from error
-        if len(found) != self.manifest.genes or len(set(found)) != len(found):
+        if len(genes) != self.manifest.genes or len(set(genes)) != len(genes):
             raise BundleError(
-                f"{self.path / GENES} names {len(set(found))} genes and the manifest says {self.manifest.genes}; "
+                f"{self.path / GENES} names {len(set(genes))} genes and the manifest says "
+                f"{self.manifest.genes}; "
                 "export the bundle again"
             )
-        return found
+        return genes
 
     @cached_property
     def bank(self) -> Bank:
-        """The bank, read on first use; raises BundleError where it contradicts the manifest."""
+        """The bank, read on first use; raises BundleError if it contradicts the manifest."""
         bank = read_bank(self.path / BANK)
-        said = (self.manifest.bank_rows, self.manifest.encoder.embedding_dim, self.manifest.genes)
-        found = (*bank.embedding.shape, len(bank.genes))
-        if said != found:
+        declared = (self.manifest.bank_rows, self.manifest.encoder.embedding_dim, self.manifest.genes)
+        actual = (*bank.embedding.shape, len(bank.genes))
+        if actual != declared:
             raise BundleError(
-                f"{self.path / BANK} is {found} (spots, dimensions, genes) and the manifest says {said}; "
+                f"{self.path / BANK} is {actual} (spots, dimensions, genes) and the manifest says "
+                f"{declared}; "
                 "export the bundle again"
             )
         return bank
 
     @property
     def retrieval(self) -> RetrievalSpec:
-        """How expression is made from the bank; raises BundleError where the network gives it without one."""
+        """Retrieval settings; raises BundleError if the network predicts expression without a bank."""
         if self.manifest.retrieval is None:
             raise BundleError(
                 f"{self.path} is a bundle of {self.manifest.system}, which gives expression without a bank; "
@@ -122,22 +138,23 @@ class Bundle:
         return self.manifest.retrieval.spec()
 
     def check_unchanged(self) -> None:
-        """Raise BundleError where a file is no longer the one that was verified; asked once all of them are read."""
-        for name, seen in self.stamps.items():
-            if stamp(self.path / name) != seen:
+        """Raise BundleError if a file changed since it was verified; call it after all of them are read."""
+        for name, verified in self.stamps.items():
+            if stamp(self.path / name) != verified:
                 raise BundleError(f"{self.path / name} changed while it was being read; run again")
 
     def __repr__(self) -> str:
         m = self.manifest
         return (
-            f"Bundle({self.server or str(self.path)!r}: {m.system} with {m.encoder.name}, {m.tile.size_px} px tiles, "
+            f"Bundle({self.server or str(self.path)!r}: {m.system} with {m.encoder.name}, "
+            f"{m.tile.size_px} px tiles, "
             + (f"{m.bank_rows} reference spots, " if m.retrieval else "")
             + f"{m.genes} genes"
             + (f", k={m.retrieval.k})" if m.retrieval else ")")
         )
 
     def _repr_html_(self) -> str:
-        from mclst.runtime.html_repr import as_html
+        from mclst.runtime.html_repr import html_table
 
         m = self.manifest
         rows = [
@@ -150,7 +167,7 @@ class Bundle:
             ("expression", m.normalisation.expression),
             ("SHA-256", self.sha256),
         ]
-        return as_html("Bundle", rows)
+        return html_table("Bundle", rows)
 
 
 def _verify(folder: Path, name: str, size: int, sha256: str) -> None:
@@ -174,8 +191,20 @@ def _verify(folder: Path, name: str, size: int, sha256: str) -> None:
 def open_bundle(path: str | Path) -> Bundle:
     """Open a bundle and verify the size and SHA-256 of each of its files.
 
-    Raises BundleError, naming the file, where the folder is no bundle, a file is missing or a byte has changed,
-    a graph reads a file that is not among them, or the format is another version's.
+    Parameters
+    ----------
+    path : str or Path
+        A folder made by mclst-export.
+
+    Returns
+    -------
+    Bundle
+
+    Raises
+    ------
+    BundleError
+        If the folder is no bundle or of another format version, a file is missing or changed, or a graph
+        reads files outside the bundle. Names the file.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -183,9 +212,10 @@ def open_bundle(path: str | Path) -> Bundle:
     if not (folder / MANIFEST).is_file():
         raise BundleError(f"{folder} has no {MANIFEST}, so it is not a whole bundle; export it again")
     manifest = read_manifest(folder / MANIFEST)
-    for needed in NEEDED[manifest.kind]:
-        if needed not in manifest.files:
-            raise BundleError(f"{folder / MANIFEST} does not list {needed}; export the bundle again")
+    for name in REQUIRED_FILES[manifest.kind]:
+        if name not in manifest.files:
+            raise BundleError(f"{folder / MANIFEST} does not list {name}; export the bundle again")
+    # Stamped before hashing: a file that changes in between then fails `check_unchanged`.
     stamps = {name: stamp(folder / name) for name in manifest.files}
     for name, record in manifest.files.items():
         _verify(folder, name, record.bytes, record.sha256)
@@ -195,15 +225,15 @@ def open_bundle(path: str | Path) -> Bundle:
     return Bundle(folder, manifest, file_sha256(folder / MANIFEST), stamps)
 
 
-class BundleDraft(WholeFolder):
-    """A bundle being written: files go into `part`; `seal` adds the manifest last and publishes the folder."""
+class BundleDraft(AtomicFolder):
+    """A bundle being written: fill the folder `part`, then `seal` it."""
 
     def __init__(self, path: Path, *, overwrite: bool) -> None:
-        """Raises OutputError where `path` is in the way and may not, or must not, be replaced."""
+        """Raises OutputError if `path` exists and may not be replaced."""
         super().__init__(path, mark=MANIFEST, overwrite=overwrite)
 
     def seal(self, **fields: Any) -> Bundle:
-        """Hash what stands in the folder, write the manifest with `fields` (Manifest's, less format and files)."""
+        """Write the manifest with `fields` (Manifest's, except format and files) and publish the folder."""
         try:
             files = {
                 entry.relative_to(self.part).as_posix(): {
@@ -211,7 +241,7 @@ class BundleDraft(WholeFolder):
                     "sha256": file_sha256(entry),
                 }
                 for entry in sorted(self.part.rglob("*"))
-                # Engines have manifests of their own: one that is spoilt is built again.
+                # Engines have their own manifests: a damaged engine is rebuilt.
                 if entry.is_file() and entry.relative_to(self.part).parts[0] != ENGINES
             }
             manifest = Manifest.model_validate_json(json.dumps({"format": FORMAT, **fields, "files": files}))

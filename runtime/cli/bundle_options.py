@@ -1,4 +1,4 @@
-"""The options that name a bundle and say how it retrieves, the same in every command."""
+"""The options that name a bundle and its retrieval, the same in every command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mclst.kernels.definition.spec import DISTANCES, RANKS, WEIGHTINGS, RetrievalSpec
-from mclst.runtime.console import Finite
+from mclst.runtime.click_types import Finite
 
 bundle_option = click.option(
     "--bundle",
@@ -24,24 +24,24 @@ bundle_option = click.option(
 
 
 def retrieval_options(
-    otherwise: RetrievalSpec | None = None,
+    defaults: RetrievalSpec | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a click callback k, rank, distance, weighting and temperature, None where not given.
+    """Give a click callback k, rank, distance, weighting and temperature, None if not on the command line.
 
-    otherwise: what then holds, for the help; None: what the bundle says.
+    defaults: shown in the help; None: the bundle's.
     """
     options = (
-        ("k", click.IntRange(1), "Neighbours averaged per tile."),
-        ("rank", click.Choice(RANKS), "What chooses the neighbours."),
-        ("distance", click.Choice(DISTANCES), "What the weights are made of."),
-        ("weighting", click.Choice(WEIGHTINGS), "Distance to weight."),
-        ("temperature", Finite(0, min_open=True), "Of the softmax weightings."),
+        ("k", click.IntRange(1), "Neighbors averaged per tile."),
+        ("rank", click.Choice(RANKS), "Metric that selects the neighbors."),
+        ("distance", click.Choice(DISTANCES), "Metric that the weights are computed from."),
+        ("weighting", click.Choice(WEIGHTINGS), "Function from distance to weight."),
+        ("temperature", Finite(0, min_open=True), "Temperature of the softmax weightings."),
     )
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
-        for name, kind, what in reversed(options):
-            default = "the bundle's" if otherwise is None else getattr(otherwise, name)
-            function = click.option(f"--{name}", type=kind, help=f"{what}  [default: {default}]")(function)
+        for name, kind, text in reversed(options):
+            default = "the bundle's" if defaults is None else getattr(defaults, name)
+            function = click.option(f"--{name}", type=kind, help=f"{text}  [default: {default}]")(function)
         return function
 
     return add

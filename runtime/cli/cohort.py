@@ -1,4 +1,4 @@
-"""`mclst-infer --slides`: its options, and what it does with them."""
+"""`mclst-infer --slides`: its options, and running a table of slides."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mclst.runtime.bundle.bundle import Bundle
-from mclst.runtime.cli.server_options import OpenedBundle, ServerOptions, ready
-from mclst.runtime.cohort.cluster import cluster, run_on_cluster
-from mclst.runtime.cohort.report import STOPPED, Board, CohortReport, board
-from mclst.runtime.cohort.run import DONE, FAILED, SlideOutcome, run_in_turn
-from mclst.runtime.cohort.table import read_cohort, shard_of
-from mclst.runtime.console import Finite, check_json, publish_json, say
+from mclst.runtime.cli.server_options import ServerOptions, open_model
+from mclst.runtime.click_types import Finite
+from mclst.runtime.console import check_json, publish_json, say
 from mclst.runtime.errors import InputError, OutputError, describe_error
-from mclst.runtime.resources import available_cores
-from mclst.runtime.run.job import Job, retrieval_spec
+
+if TYPE_CHECKING:
+    from mclst.runtime.cohort.report import Board, CohortReport
+    from mclst.runtime.cohort.run import SlideOutcome
+    from mclst.runtime.inference.model import Model
+    from mclst.runtime.run.job import Job
 
 SOME_FAILED = 3
-NOTHING_LOST = "finished slides are kept, and the same command goes on with the others"
+RERUN = "finished slides are kept, and the same command resumes with the others"
 
 
 @dataclass(frozen=True)
 class CohortOptions:
-    """What the command line says of a cohort: its table, and which part of it, (i, n), this run does.
+    """A table of slides and how to run it.
 
-    cluster: "auto" or a Ray cluster's address, None: this process. cores: of a worker there. shard_tiles: slides of more
-    tiles are split there. deadline: seconds that an attempt at a slide, or at a part of one, may take there.
+    shard: (i, n), run every n-th slide from the i-th. cluster: "auto" or a Ray cluster's address, None: this process.
+    cores: of a worker. shard_tiles: slides with more tiles are split. deadline: seconds per attempt.
     """
 
     slides: Path | None = None
@@ -55,56 +55,56 @@ OPTIONS = (
     click.option(
         "--slides",
         type=click.Path(path_type=Path),
-        help="Instead of SLIDE: a table of many, with columns slide, spots and options of each; --out is a folder.",
+        help="Instead of SLIDE: a table of slides with their spots and options; --out is a folder.",
     ),
     click.option(
         "--shard",
         metavar="I/N",
         callback=_shard,
-        help="Of --slides, every N-th from the I-th on.  [default: all]",
+        help="Run every N-th of --slides from the I-th.  [default: all]",
     ),
     click.option(
         "--cluster",
         metavar="auto|ADDRESS",
-        help="Run --slides on Ray workers: of the cluster at ADDRESS, or with auto of this machine.",
+        help="Run --slides on the Ray cluster at ADDRESS; auto starts workers on this machine.",
     ),
     click.option(
         "--cores",
         type=click.IntRange(1),
-        help="CPU cores of each worker of --cluster, where it has no GPU.  [default: 4, or what a machine has]",
+        help="CPU cores per worker of --cluster without a GPU.  [default: 4, or what a machine has]",
     ),
     click.option(
         "--shard-tiles",
         type=click.IntRange(1),
-        help="Of --cluster: slides of more tiles are shared by workers and merged.  [default: never]",
+        help="With --cluster: split slides with more tiles among workers and merge.  [default: never]",
     ),
     click.option(
         "--deadline",
         type=Finite(0, min_open=True),
         metavar="SECONDS",
-        help="Of --cluster: a worker that is longer at a slide, or at a part of one, is ended, which counts as one of three "
-        "attempts. Without --cluster nothing could end it, so the option is refused.  [default: none]",
+        help="With --cluster: kill a worker that takes longer for a slide or part; counts as one of three attempts."
+        "  [default: none]",
     ),
 )
 
 
 def cohort_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a click callback these options, and hand it what they say as `cohort`, a CohortOptions."""
+    """Add these options to a click callback, which gets them as `cohort`, a CohortOptions."""
 
     @functools.wraps(function)
-    def wrapped(**given: Any) -> Any:
-        own = {name: given.pop(name) for name in CohortOptions.__dataclass_fields__}
-        if own["slides"] is None and own["shard"] != (1, 1):
+    def wrapped(**values: Any) -> Any:
+        cohort = CohortOptions(**{name: values.pop(name) for name in CohortOptions.__dataclass_fields__})
+        if cohort.slides is None and cohort.shard != (1, 1):
             raise click.UsageError("--shard belongs to --slides")
-        if own["cluster"] is not None and own["slides"] is None:
+        if cohort.cluster is not None and cohort.slides is None:
             raise click.UsageError("--cluster belongs to --slides")
-        if own["cluster"] is None and (own["cores"] or own["shard_tiles"]):
+        if cohort.cluster is None and (cohort.cores or cohort.shard_tiles):
             raise click.UsageError("--cores and --shard-tiles belong to --cluster")
-        if own["cluster"] is None and own["deadline"]:
+        if cohort.cluster is None and cohort.deadline:
             raise click.UsageError(
-                "--deadline belongs to --cluster, whose workers can be ended; --cluster auto runs them on this machine"
+                "--deadline belongs to --cluster, whose workers can be killed; --cluster auto runs them on this machine"
             )
-        return function(cohort=CohortOptions(**own), **given)
+        return function(cohort=cohort, **values)
 
     for option in reversed(OPTIONS):
         wrapped = option(wrapped)
@@ -113,83 +113,80 @@ def cohort_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def run_cohort(
     cohort: CohortOptions,
-    otherwise: Job,
-    settings: Mapping[str, Any],
+    defaults: Job,
     *,
     server: ServerOptions,
     bundle_path: Path,
     json_path: Path | None,
     quiet: bool,
 ) -> int:
-    """Run the slides of a table; the exit code: 0, or SOME_FAILED.
+    """Run the slides of a table; return the exit code, 0 or SOME_FAILED.
 
-    otherwise: options of a slide that its row does not give; its `out` is the folder. settings: arguments of `predict`
-    that all slides share. server, bundle_path: where the bundle is.
+    defaults: options of a slide that its row does not give; its `out` is the folder.
     """
-    assert cohort.slides is not None, "asked for with --slides alone"
-    if not settings["report"]:
+    from mclst.runtime.cohort.table import read_cohort, shard_of
+
+    assert cohort.slides is not None, "the caller checks"
+    options = defaults.options
+    if not options.report:
         raise click.UsageError(
-            "--no-report does not go with --slides: a finished slide is known by its report"
+            "--no-report does not go with --slides: a finished slide is recognized by its report"
         )
     if server.url is not None and cohort.cluster is not None:
         raise click.UsageError("--server and --cluster do not go together: give one of them")
-    folder = otherwise.out or Path(cohort.slides.stem)
+    folder = defaults.out or Path(cohort.slides.stem)
     jobs = shard_of(
-        read_cohort(cohort.slides, folder, otherwise, _convert(click.get_current_context())), *cohort.shard
+        read_cohort(cohort.slides, folder, defaults, _convert(click.get_current_context())), *cohort.shard
     )
-    _check_places(folder, jobs, cohort)
-    check_json(json_path, overwrite=bool(settings["overwrite"]), inputs=(cohort.slides, bundle_path))
-    with ready(server, bundle_path, lambda text: say(f"Note: {text}", quiet=quiet)) as here:
-        _check_retrieval(here.bundle, jobs)
-        report = _run(cohort, here, jobs, {**settings, **here.settings}, folder, quiet=quiet)
+    _check_folder(folder, jobs, cohort.slides)
+    check_json(json_path, overwrite=options.overwrite, inputs=(cohort.slides, bundle_path))
+    with open_model(server, bundle_path, lambda text: say(f"Note: {text}", quiet=quiet)) as model:
+        _check_retrieval(model, jobs)
+        report = _run(cohort, model, jobs, folder, provider=options.provider, quiet=quiet)
     return _conclude(report, json_path, quiet=quiet)
 
 
 def _run(
-    cohort: CohortOptions,
-    here: OpenedBundle,
-    jobs: Mapping[str, Job],
-    settings: Mapping[str, Any],
-    folder: Path,
-    *,
-    quiet: bool,
+    cohort: CohortOptions, model: Model, jobs: Mapping[str, Job], folder: Path, *, provider: str, quiet: bool
 ) -> CohortReport:
+    from mclst.runtime.cohort.report import STOPPED, CohortReport, board
+
     part = "" if cohort.shard == (1, 1) else ".{}-of-{}".format(*cohort.shard)
     report = CohortReport(
         folder / f"cohort{part}.run.json",
-        {"bundle_sha256": here.bundle.sha256, "table": str(cohort.slides), "shard": list(cohort.shard)},
+        {"bundle_sha256": model.sha256, "table": str(cohort.slides), "shard": list(cohort.shard)},
         len(jobs),
     )
     try:
         with board(jobs, quiet=quiet) as shown:
-            for outcome in _outcomes(cohort, here, jobs, settings, shown):
+            for outcome in _outcomes(cohort, model, jobs, provider, shown):
                 report.add(outcome)
                 shown.end(outcome)
     except BaseException as error:
         report.write(STOPPED, describe_error(error)[0])
-        error.add_note(NOTHING_LOST)
+        error.add_note(RERUN)
         raise
     return report
 
 
 def _outcomes(
-    cohort: CohortOptions,
-    here: OpenedBundle,
-    jobs: Mapping[str, Job],
-    settings: Mapping[str, Any],
-    shown: Board,
+    cohort: CohortOptions, model: Model, jobs: Mapping[str, Job], provider: str, shown: Board
 ) -> Iterator[SlideOutcome]:
     if cohort.cluster is None:
-        yield from run_in_turn(here.bundle, jobs, settings, here.opened, watch=shown.watch, tell=shown.tell)
+        from mclst.runtime.cohort.run import run_in_turn
+
+        yield from run_in_turn(model, jobs, watch=shown.watch, tell=shown.tell)
         return
+    from mclst.runtime.cohort.cluster import cluster, run_on_cluster
+    from mclst.runtime.resources import available_cores
+
     with cluster(cohort.cluster) as ray:
-        cores = cohort.cores or min(4, available_cores())
         for outcome in run_on_cluster(
             ray,
-            here.bundle,
+            model,
             jobs,
-            settings,
-            cores=cores,
+            provider=provider,
+            cores=cohort.cores or min(4, available_cores()),
             shard_tiles=cohort.shard_tiles,
             deadline=cohort.deadline,
         ):
@@ -199,28 +196,27 @@ def _outcomes(
 
 
 def _conclude(report: CohortReport, json_path: Path | None, *, quiet: bool) -> int:
+    from mclst.runtime.cohort.run import DONE, FAILED
+
     failed = report.of(FAILED)
     status = FAILED if failed else DONE
     report.write(status)
     if failed:
-        say(f"Error: {len(failed)} of {len(report.outcomes)} slides failed; {NOTHING_LOST}:")
+        say(f"Error: {len(failed)} of {len(report.outcomes)} slides failed; {RERUN}:")
         for outcome in failed:
             say(f"  {outcome.name}: {outcome.error}")
     say(f"Report: {report.path}", quiet=quiet)
     if json_path is not None:
         publish_json(json_path, report.as_json(status))
     if json_path is None or str(json_path) != "-":
-        for outcome in _with_maps(report.outcomes):
-            click.echo(str(outcome.map))
+        for outcome in report.outcomes:
+            if outcome.status != FAILED:
+                click.echo(str(outcome.map))
     return SOME_FAILED if failed else 0
 
 
-def _with_maps(outcomes: list[SlideOutcome]) -> list[SlideOutcome]:
-    return [outcome for outcome in outcomes if outcome.status != FAILED]
-
-
 def _convert(ctx: click.Context) -> Callable[[str, str], Any]:
-    """A cell is understood as the option of the column's name is."""
+    """Return a function that parses a cell as the option named like its column."""
     options = {name: param for param in ctx.command.params for name in param.opts}
 
     def convert(column: str, text: str) -> Any:
@@ -233,11 +229,11 @@ def _convert(ctx: click.Context) -> Callable[[str, str], Any]:
     return convert
 
 
-def _check_places(folder: Path, jobs: Mapping[str, Job], cohort: CohortOptions) -> None:
+def _check_folder(folder: Path, jobs: Mapping[str, Job], table: Path) -> None:
     for name in jobs:
         if name.casefold() == "cohort" or re.fullmatch(r"cohort\.\d+-of-\d+", name.casefold()):
             raise InputError(
-                f"{cohort.slides} names a slide {name!r}, as the run's own report; name it otherwise"
+                f"{table} names a slide {name!r}, like the run's own report; choose another name"
             )
     try:
         folder.mkdir(exist_ok=True)
@@ -251,9 +247,11 @@ def _check_places(folder: Path, jobs: Mapping[str, Job], cohort: CohortOptions) 
         ) from error
 
 
-def _check_retrieval(bundle: Bundle, jobs: Mapping[str, Job]) -> None:
+def _check_retrieval(model: Model, jobs: Mapping[str, Job]) -> None:
+    from mclst.runtime.run.context import RetrievalError, retrieval_spec
+
     for name, job in jobs.items():
         try:
-            retrieval_spec(bundle, job.retrieval)
-        except ValueError as error:
+            retrieval_spec(model, job.options)
+        except RetrievalError as error:
             raise InputError(f"slide {name!r}: {error}") from error

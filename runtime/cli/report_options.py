@@ -1,68 +1,84 @@
-"""The options that say what is written from a map, the same wherever a map is at hand."""
+"""The options about files made from a map, shared by mclst-infer and mclst-report."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from mclst.runtime.report.figures.layout import KINDS
-from mclst.runtime.report.files import Files
+from mclst.runtime.choices import FIGURE_FORMATS
+
+if TYPE_CHECKING:
+    from mclst.runtime.report.files import Files
 
 
-def names(value: str | None) -> tuple[str, ...]:
-    """`A,B` → its parts, without blanks."""
+def split_names(value: str | None) -> tuple[str, ...]:
+    """Split `A,B` and strip blanks."""
     return tuple(name.strip() for name in (value or "").split(",") if name.strip())
 
 
 def _genes(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
-    found = tuple(dict.fromkeys(names(value)))
-    if value is not None and not found:
+    genes = tuple(dict.fromkeys(split_names(value)))
+    if value is not None and not genes:
         raise click.BadParameter("name one gene or more, with commas between them")
-    return found
+    return genes
 
 
-OPTIONS = (
-    click.option("--html/--no-html", default=None, help="A page to look at in any browser.  [default: on]"),
-    click.option(
+FILE_OPTIONS = {
+    "html": click.option(
+        "--html/--no-html", default=None, help="Write a viewer page for any browser.  [default: on]"
+    ),
+    "html_px": click.option(
         "--html-px",
         type=click.IntRange(100, 16_000),
         default=4000,
-        help="Longest side of the tissue there, where the slide is at hand.",
+        help="Longest side of the page's tissue image, if the slide is available.",
     ),
-    click.option(
+    "html_mb": click.option(
         "--html-mb",
         type=click.FloatRange(0, 1000),
-        default=3.5,
-        help="MB of expression there, about: the more, the less the values of a large map are rounded.",
+        default=20.0,
+        help="Size limit of the page in MB; the least structured genes are left out above it.",
     ),
-    click.option("--geojson", is_flag=True, help="Spots for QuPath, as detections with measurements."),
-    click.option(
+    "geojson": click.option("--geojson", is_flag=True, help="Write spots as QuPath detections."),
+    "geojson_genes": click.option(
         "--geojson-genes",
         metavar="A,B,…",
         callback=_genes,
-        help="Measured there.  [default: the 50 most structured]",
+        help="Genes measured in the GeoJSON.  [default: the 50 most structured]",
     ),
-    click.option("--spatialdata", is_flag=True, help="A SpatialData zarr store."),
-    click.option("--plot", metavar="A,B,…", callback=_genes, help="A figure of these genes, for print."),
-    click.option(
-        "--plot-format", type=click.Choice(KINDS), default="png", help="Of that figure; a PNG has 300 dpi."
+    "spatialdata": click.option("--spatialdata", is_flag=True, help="Write a SpatialData zarr store."),
+    "plot": click.option(
+        "--plot", metavar="A,B,…", callback=_genes, help="Draw a figure of these genes for print."
     ),
-    click.option("--csv", is_flag=True, help="All values as a table, a row per spot."),
-    click.option("--parquet", is_flag=True, help="The same as Parquet."),
-)
+    "plot_format": click.option(
+        "--plot-format",
+        type=click.Choice(FIGURE_FORMATS),
+        default="png",
+        help="Format of the figure; PNG has 300 dpi.",
+    ),
+    "csv": click.option("--csv", is_flag=True, help="Write all values as CSV, a row per spot."),
+    "parquet": click.option("--parquet", is_flag=True, help="Write all values as Parquet."),
+}
+"""Field of Files → its option."""
+
+
+def take_files(values: dict[str, Any]) -> Files:
+    """Take the file options out of a callback's values."""
+    from mclst.runtime.report.files import Files
+
+    return Files(**{name: values.pop(name) for name in FILE_OPTIONS})
 
 
 def file_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a click callback these options, and hand it what they say as `files`, a Files."""
+    """Add these options to a click callback, which gets them as `files`, a Files."""
 
     @functools.wraps(function)
-    def wrapped(**given: Any) -> Any:
-        own = {name: given.pop(name) for name in Files.__dataclass_fields__}
-        return function(files=Files(**own), **given)
+    def wrapped(**values: Any) -> Any:
+        return function(files=take_files(values), **values)
 
-    for option in reversed(OPTIONS):
+    for option in reversed(FILE_OPTIONS.values()):
         wrapped = option(wrapped)
     return wrapped

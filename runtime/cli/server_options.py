@@ -1,4 +1,4 @@
-"""`--server`: its options, and a bundle that is here or behind a server, opened for one slide or many."""
+"""`--server` and its options; opening the model, which is here or behind a server."""
 
 from __future__ import annotations
 
@@ -7,44 +7,35 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from mclst.runtime.bundle.bundle import Bundle, open_bundle
-from mclst.runtime.console import Finite
-from mclst.runtime.inference.loaded_model import ModelCache
+from mclst.runtime.click_types import Finite
 from mclst.runtime.progress import Tell
-from mclst.runtime.serving.client import Address
 
-DECIDED_THERE = (
+if TYPE_CHECKING:
+    from mclst.runtime.inference.model import Model
+
+DECIDED_BY_SERVER = (
     *("bundle_path", "provider", "build", "precision", "retriever", "memory_budget"),
     *("k", "rank", "distance", "weighting", "temperature"),
 )
-"""What the server's bundle decides, by the names of the options' values."""
+"""Options that do not go with --server."""
 
-PATIENCE_S, AT_ONCE = 120.0, 8
+PATIENCE_S, REQUESTS = 120.0, 8
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """What the command line says of a server; url: None, the bundle is here. batch: the most tiles of a request."""
+    """How to reach a server; url: None, the bundle is here. batch: most tiles per request, None: the server's."""
 
     url: str | None = None
     model: str = "mclst"
     patience_s: float = PATIENCE_S
-    at_once: int = AT_ONCE
+    at_once: int = REQUESTS
     batch: int | None = None
-
-
-@dataclass(frozen=True)
-class OpenedBundle:
-    """A bundle, what is opened of it, and the arguments of `predict` that follow from where it is."""
-
-    bundle: Bundle
-    opened: ModelCache
-    settings: dict[str, Any]
 
 
 OPTIONS = (
@@ -54,50 +45,52 @@ OPTIONS = (
         metavar="URL",
         help="Instead of --bundle: a server of mclst-export --triton, http://HOST:PORT or grpc://HOST:PORT.",
     ),
-    click.option("--server-model", metavar="NAME", default="mclst", help="Of --server: its model."),
+    click.option("--server-model", metavar="NAME", default="mclst", help="Model on the server."),
     click.option(
         "--server-patience",
         type=Finite(1, 86_400),
         default=PATIENCE_S,
         metavar="SECONDS",
-        help="Of --server: how long it may give no answer at all before the run stops.",
+        help="How long the server may give no answer before the run stops.",
     ),
     click.option(
         "--server-requests",
         type=click.IntRange(1, 64),
-        default=AT_ONCE,
+        default=REQUESTS,
         metavar="N",
-        help="Of --server: the most requests at once; fewer while it is overloaded.",
+        help="Most requests at once; fewer while the server is overloaded.",
     ),
 )
 
 
 def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a click callback these options, and hand it what they say as `server`, a ServerOptions."""
+    """Add these options to a click callback, which gets them as `server`, a ServerOptions."""
 
     @functools.wraps(function)
-    def wrapped(**given: Any) -> Any:
-        url, model = given.pop("server_url"), given.pop("server_model")
-        patience, requests = given.pop("server_patience"), given.pop("server_requests")
+    def wrapped(**values: Any) -> Any:
+        url, model = values.pop("server_url"), values.pop("server_model")
+        patience, requests = values.pop("server_patience"), values.pop("server_requests")
         ctx = click.get_current_context()
 
-        def said(name: str) -> bool:
+        def on_command_line(name: str) -> bool:
             return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
         if url is None:
-            alone = [n for n in ("server_model", "server_patience", "server_requests") if said(n)]
-            if alone:
-                raise click.UsageError(f"{_option(ctx, alone[0])} belongs to --server")
-            return function(server=ServerOptions(), **given)
-        for name in DECIDED_THERE:
-            if said(name):
+            for name in ("server_model", "server_patience", "server_requests"):
+                if on_command_line(name):
+                    raise click.UsageError(f"{_option(ctx, name)} belongs to --server")
+            return function(server=ServerOptions(), **values)
+        for name in DECIDED_BY_SERVER:
+            if on_command_line(name):
                 raise click.UsageError(f"{_option(ctx, name)} is for the server to decide; leave it out")
+        from mclst.runtime.serving.client import Address
+
         try:
             Address.of(url)
         except ValueError as error:
             raise click.UsageError(f"--server: {error}") from error
-        batch = given["batch_size"] if said("batch_size") else None
-        return function(server=ServerOptions(url, model, patience, requests, batch), **given)
+        batch = ctx.params["batch_size"] if on_command_line("batch_size") else None
+        return function(server=ServerOptions(url, model, patience, requests, batch), **values)
 
     for option in reversed(OPTIONS):
         wrapped = option(wrapped)
@@ -105,13 +98,16 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def ready(server: ServerOptions, bundle_path: Path, tell: Tell) -> Iterator[OpenedBundle]:
-    """The bundle that the command line names, opened. Raises what `open_bundle` and `Server` raise."""
+def open_model(server: ServerOptions, bundle_path: Path, tell: Tell) -> Iterator[Model]:
+    """Open the bundle or the server on the command line; see `open_bundle` and `Server`."""
     if server.url is None:
-        yield OpenedBundle(open_bundle(bundle_path), ModelCache(), {})
+        from mclst.runtime.bundle.bundle import open_bundle
+        from mclst.runtime.inference.loaded_model import LoadedModel
+
+        yield LoadedModel(open_bundle(bundle_path))
         return
     from mclst.runtime.serving.connection import Server
-    from mclst.runtime.serving.remote_session import ServedBundleProxy, ServerModel
+    from mclst.runtime.serving.served_model import ServedModel
 
     with Server(
         server.url,
@@ -120,9 +116,8 @@ def ready(server: ServerOptions, bundle_path: Path, tell: Tell) -> Iterator[Open
         at_once=server.at_once,
         batch=server.batch,
         tell=tell,
-    ) as opened:
-        here = ServerModel(opened)
-        yield OpenedBundle(ServedBundleProxy.of(opened), here, here.settings)
+    ) as connection:
+        yield ServedModel(connection)
 
 
 def _option(ctx: click.Context, name: str) -> str:

@@ -1,8 +1,7 @@
-"""Slides over a cluster, by Ray: it places workers and says when one is gone; what is tried again is decided here.
+"""Slides over a Ray cluster: Ray places workers and reports their death; retries are decided here.
 
-Ray's own retries count a node's death many times over or never end, so they are off. A task whose worker or node dies is
-tried again, three times in all; a worker that is gone is asked for anew, and takes tasks only once it has answered, since
-where a node is gone for good it never will.
+Ray's own retries are off: they count a node's death many times, or never end. A task is tried three times in all. A dead
+worker is requested anew and gets tasks only once it has answered, which it never does if its node is gone for good.
 """
 
 from __future__ import annotations
@@ -18,28 +17,28 @@ from pathlib import Path
 from sys import stderr
 from typing import Any
 
-from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.cohort.cluster_worker import Task, Worker, lost
 from mclst.runtime.cohort.run import FAILED, SlideOutcome
 from mclst.runtime.errors import BundleError, MclstError, OutputError, ResourceError
 from mclst.runtime.expression_map.parts import SlidePart
-from mclst.runtime.inference.providers import ON_CPU
+from mclst.runtime.inference.model import Model
+from mclst.runtime.choices import ON_CPU
 from mclst.runtime.run.job import Job
 
 ATTEMPTS = 3
 PATIENCE_SECONDS = 120.0
-"""How long no worker at all may be alive before the cohort is given up."""
+"""How long no worker at all may be alive before the cohort fails."""
 HEARTBEAT_SECONDS = 5.0
 DYING_SECONDS = 5.0
-"""How long the files of a worker that was ended may stay locked."""
+"""How long a killed worker's files may stay locked."""
 KINDS: dict[int, type[MclstError]] = {4: BundleError, 5: OutputError, 6: ResourceError}
 
 
 @contextmanager
 def cluster(address: str) -> Iterator[Any]:
-    """Ray, joined to the cluster at `address`, or with "auto" started on this machine alone and ended with the context.
+    """Connect to the Ray cluster at `address`; "auto" starts one on this machine and stops it with the context.
 
-    Ray's telemetry and dashboard are off, and what it prints goes to stderr. Raises ResourceError.
+    Telemetry and dashboard are off, and Ray's output goes to stderr. Raises ResourceError.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -56,12 +55,12 @@ def cluster(address: str) -> Iterator[Any]:
     with redirect_stdout(stderr):
         try:
             ray.init(**options)
-        except Exception as error:  # Ray's exceptions at its start share no base class
+        except Exception as error:  # Ray's exceptions at start share no base class
             reason = " ".join(str(error).split())[:200]
             raise ResourceError(
                 f"no Ray cluster at {address!r} ({reason}); start one, or use auto"
             ) from error
-        raise_on_signals()  # Ray puts a handler of its own in their place
+        raise_on_signals()  # ray.init replaces the handlers
         try:
             yield ray
         finally:
@@ -69,7 +68,7 @@ def cluster(address: str) -> Iterator[Any]:
 
 
 class Pool:
-    """Workers of a cluster: those that were asked for, those that are idle, and those at work."""
+    """Workers of a cluster: starting, idle and busy."""
 
     def __init__(
         self,
@@ -79,7 +78,7 @@ class Pool:
         arguments: tuple[Any, ...],
         deadline: float | None = None,
     ) -> None:
-        """options: of a Ray actor. arguments: of a Worker. deadline: seconds after which one at work is ended."""
+        """options: of a Ray actor. arguments: of a Worker. deadline: seconds after which a busy one is killed."""
         self._ray = ray
         self._make = ray.remote(Worker).options(max_restarts=0, max_task_retries=0, **options)
         self._arguments = arguments
@@ -91,16 +90,16 @@ class Pool:
         self._overdue: dict[Any, float] = {}
         self._alive_at = time.monotonic()
         for _ in range(size):
-            self._ask_for_one()
+            self._start_worker()
 
-    def _ask_for_one(self) -> None:
+    def _start_worker(self) -> None:
         worker = self._make.remote(*self._arguments)
         self._starting[worker.open.remote()] = worker
 
     def run(self, tasks: deque[Task]) -> Iterator[tuple[Task, SlideOutcome | int | None, str]]:
-        """Each of `tasks`, which may grow, with its outcome; or None and why, where its worker is gone.
+        """Yield each of `tasks`, which may grow, with its outcome, or None and the reason if its worker died.
 
-        Raises ResourceError where no worker lives, BundleError or what else keeps workers from opening the bundle.
+        Raises ResourceError if no worker is alive, and what keeps workers from opening the bundle.
         """
         while tasks or self._busy:
             while tasks and self._idle:
@@ -118,15 +117,15 @@ class Pool:
                 )
             for ref in ready:
                 if ref in self._starting:
-                    self._welcome(ref)
+                    self._accept(ref)
                 else:
                     yield self._finish(ref)
 
     def _wait(self) -> list[Any]:
-        """What is ready, within a heartbeat; workers past the deadline are ended, and ready once their files are free."""
+        """Return what is ready within a heartbeat; kill workers past the deadline, ready once their files are unlocked."""
         now = time.monotonic()
         for ref in [ref for ref, due in self._due.items() if due <= now]:
-            if self._ray.wait([ref], timeout=0)[0]:  # it has ended while nobody looked
+            if self._ray.wait([ref], timeout=0)[0]:  # it finished meanwhile
                 return [ref]
             del self._due[ref]
             self._overdue[ref] = now + DYING_SECONDS
@@ -135,14 +134,14 @@ class Pool:
         if ended:
             return ended
         until = min([now + HEARTBEAT_SECONDS, *self._due.values(), *self._overdue.values()])
-        asked = [ref for ref in (*self._starting, *self._busy) if ref not in self._overdue]
-        if not asked:
+        pending = [ref for ref in (*self._starting, *self._busy) if ref not in self._overdue]
+        if not pending:
             time.sleep(until - now)
             return []
-        ready, _ = self._ray.wait(asked, timeout=until - now)
+        ready, _ = self._ray.wait(pending, timeout=until - now)
         return list(ready)
 
-    def _welcome(self, ref: Any) -> None:
+    def _accept(self, ref: Any) -> None:
         worker = self._starting.pop(ref)
         try:
             refusal = self._ray.get(ref)
@@ -158,9 +157,9 @@ class Pool:
         worker, task = self._busy.pop(ref)
         self._due.pop(ref, None)
         if self._overdue.pop(ref, None) is not None:
-            return task, None, f"longer at it than --deadline {self._deadline:g} s"
+            return task, None, f"it took longer than --deadline {self._deadline:g} s"
         try:
-            found: SlideOutcome | int = self._ray.get(ref)
+            result: SlideOutcome | int = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
             cause = error.cause if isinstance(getattr(error, "cause", None), MclstError) else None
             if cause is not None:
@@ -171,59 +170,77 @@ class Pool:
             self._replace(worker)
             return task, None, type(error).__name__
         self._idle.append(worker)
-        return task, found, ""
+        return task, result, ""
 
     def _replace(self, worker: Any) -> None:
         with suppress(self._ray.exceptions.RayError):
             self._ray.kill(worker)
-        self._ask_for_one()
+        self._start_worker()
 
 
 def run_on_cluster(
     ray: Any,
-    bundle: Bundle,
+    model: Model,
     jobs: Mapping[str, Job],
-    settings: Mapping[str, Any],
     *,
+    provider: str,
     cores: int,
     shard_tiles: int | None,
     deadline: float | None,
 ) -> Iterator[SlideOutcome]:
-    """Each job on a worker of the cluster, in the order they end; a worker per GPU, or per `cores` CPU cores.
+    """Run each job on a worker, and yield outcomes as they come.
 
-    shard_tiles: slides of more tiles are split into parts, which are merged when all of them are there. deadline: s that
-    an attempt at a slide or part may take.
-    Raises ResourceError where the cluster has room for no worker, and as `Pool.run` does.
+    Parameters
+    ----------
+    ray : module
+        Of `cluster`.
+    model : Model
+        Of a bundle in a folder that all nodes see.
+    jobs : mapping of str to Job
+    provider : str
+        The encoder's; decides whether a worker takes a GPU or `cores`.
+    cores : int
+        CPU cores of a worker without a GPU.
+    shard_tiles : int, optional
+        Slides with more tiles are split into parts and merged when all are done.
+    deadline : float, optional
+        Seconds an attempt at a slide or part may take.
+
+    Raises
+    ------
+    ResourceError
+        If the cluster has room for no worker, or none stays alive.
     """
-    size, options = _room(ray, str(settings["provider"]), cores)
+    assert model.folder is not None, "--cluster and --server exclude each other"
+    size, options = _capacity(ray, provider, cores)
     threads = None if "num_gpus" in options else cores
-    arguments = (bundle.path.resolve(), bundle.sha256, dict(settings), shard_tiles, threads)
+    arguments = (model.folder.resolve(), model.sha256, shard_tiles, threads)
     tasks = deque(Task(name, _absolute(job)) for name, job in jobs.items())
     parts_left: dict[str, int] = {}
     failed: set[str] = set()
     attempts: dict[str, int] = dict.fromkeys(jobs, 1)
-    for task, found, why in Pool(ray, size, options, arguments, deadline).run(tasks):
+    for task, result, why in Pool(ray, size, options, arguments, deadline).run(tasks):
         attempts[task.name] = max(attempts[task.name], task.attempt)
-        if found is None and task.attempt < ATTEMPTS:
+        if result is None and task.attempt < ATTEMPTS:
             tasks.append(task.again)
-        elif isinstance(found, int):
-            parts_left[task.name] = found
+        elif isinstance(result, int):
+            parts_left[task.name] = result
             tasks.extendleft(
-                replace(task, share=SlidePart(found, part), attempt=1) for part in reversed(range(found))
+                replace(task, shard=SlidePart(result, part), attempt=1) for part in reversed(range(result))
             )
         elif task.name not in failed:
-            outcome = lost(task, why) if found is None else found
-            if outcome.status == FAILED or task.share is None or task.share.part is None:
+            outcome = lost(task, why) if result is None else result
+            if outcome.status == FAILED or task.shard is None or task.shard.part is None:
                 failed |= {task.name} if outcome.status == FAILED else set()
                 yield replace(outcome, map=jobs[task.name].map_path, attempts=attempts[task.name])
                 continue
             parts_left[task.name] -= 1
             if not parts_left[task.name]:
-                tasks.appendleft(replace(task, share=SlidePart(task.share.parts), attempt=1))
+                tasks.appendleft(replace(task, shard=SlidePart(task.shard.parts), attempt=1))
 
 
-def _room(ray: Any, provider: str, cores: int) -> tuple[int, dict[str, Any]]:
-    """How many workers fit into the cluster, and what each asks for."""
+def _capacity(ray: Any, provider: str, cores: int) -> tuple[int, dict[str, Any]]:
+    """Return how many workers fit into the cluster, and each one's Ray options."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     spread = {"scheduling_strategy": "SPREAD"}
@@ -236,9 +253,9 @@ def _room(ray: Any, provider: str, cores: int) -> tuple[int, dict[str, Any]]:
 
 
 def _absolute(job: Job) -> Job:
-    """The same for another process, whose working folder is another."""
-    places: dict[str, Path | None] = {
-        name: None if place is None else place.absolute()
-        for name, place in (("out", job.map_path), ("spots", job.spots), ("mask", job.mask))
+    """Make all paths absolute, for a process with another working folder."""
+    paths: dict[str, Path | None] = {
+        name: None if path is None else path.absolute()
+        for name, path in (("out", job.map_path), ("spots", job.spots), ("mask", job.mask))
     }
-    return replace(job, slide=job.slide.absolute(), **places)  # type: ignore[arg-type]
+    return replace(job, slide=job.slide.absolute(), **paths)  # type: ignore[arg-type]

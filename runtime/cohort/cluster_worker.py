@@ -1,109 +1,110 @@
-"""What runs on a node of a cluster: a bundle opened once, then slides, parts of slides, and their merging."""
+"""A worker on a node of a cluster: it opens the bundle once, then runs slides, their parts and merges."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.cohort.run import DONE, FAILED, SKIPPED, SlideOutcome, run_slide
 from mclst.runtime.errors import BundleError, describe_error
 from mclst.runtime.expression_map.parts import SlidePart, remove_parts
-from mclst.runtime.inference.loaded_model import ModelCache
+from mclst.runtime.inference.loaded_model import LoadedModel
 from mclst.runtime.report.files import Files
 from mclst.runtime.run.job import Job, is_finished, resolve_spots
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.tiling.grid import Grid
 
-NOTHING_BESIDE = {"picture": False, "report": False, "files": Files(html=False), "overwrite": True}
-
 
 @dataclass(frozen=True)
 class Task:
-    """A slide, or a share of one; attempt: counted from 1."""
+    """A slide, or a shard of one; attempt: counted from 1."""
 
     name: str
     job: Job
-    share: SlidePart | None = None
+    shard: SlidePart | None = None
     attempt: int = 1
 
     @property
     def again(self) -> Task:
-        """The same, once more."""
+        """The next attempt."""
         return replace(self, attempt=self.attempt + 1)
 
 
 class Worker:
-    """Runs tasks, one at a time; nothing but the end of its process keeps it from answering."""
+    """Runs tasks one at a time; only the end of its process keeps it from answering.
 
-    def __init__(
-        self,
-        bundle: Path,
-        sha256: str,
-        settings: Mapping[str, Any],
-        shard_tiles: int | None,
-        threads: int | None,
-    ) -> None:
-        """bundle: its folder as this node sees it, which must be that of `sha256`. threads: of the encoder on a CPU."""
-        self._path, self._sha256, self._settings = bundle, sha256, dict(settings)
-        self._shard_tiles = shard_tiles
-        self._opened = ModelCache(threads=threads)
+    Parameters
+    ----------
+    bundle : Path
+        The bundle's folder as this node sees it.
+    sha256 : str
+        The bundle it must be.
+    shard_tiles : int, optional
+        Slides with more tiles are split.
+    threads : int, optional
+        CPU threads of the encoder.
+    """
+
+    def __init__(self, bundle: Path, sha256: str, shard_tiles: int | None, threads: int | None) -> None:
+        self._path, self._sha256 = bundle, sha256
+        self._shard_tiles, self._threads = shard_tiles, threads
 
     def open(self) -> tuple[str, int] | None:
-        """Open the bundle; None, or why that cannot be and the exit code of it."""
+        """Open the bundle; return None, or the error's sentence and exit code."""
         try:
-            self._bundle = open_bundle(self._path)
-            if self._bundle.sha256 != self._sha256:
+            bundle = open_bundle(self._path)
+            if bundle.sha256 != self._sha256:
                 raise BundleError(
                     f"{self._path} is another bundle on this node; show all nodes the same folder"
                 )
-        except Exception as error:  # noqa: BLE001 - sent to whoever asked
+        except Exception as error:  # noqa: BLE001 - sent to the driver
             return describe_error(error)
+        self._model = LoadedModel(bundle, threads=self._threads)
         return None
 
     def run(self, task: Task) -> SlideOutcome | int:
-        """What became of a task; or into how many parts its slide is to be split first."""
-        if task.share is None:
-            parts = self._parts(task)
+        """Run a task; return its outcome, or the number of parts to split its slide into first."""
+        job, shard = task.job, task.shard
+        if shard is None:
+            parts = self._count_parts(job)
             if parts > 1:
                 return parts
-        settings: dict[str, Any] = dict(self._settings)
-        if task.share is not None:
-            settings["share"] = task.share
-        if task.share is not None and task.share.part is not None:
-            settings |= NOTHING_BESIDE
-        outcome = run_slide(self._bundle, task.name, task.job, settings, self._opened)
+        elif shard.part is not None:
+            options = replace(
+                job.options, picture=False, report=False, files=Files(html=False), overwrite=True
+            )
+            job = replace(job, options=options)
+        outcome = run_slide(self._model, task.name, job, shard=shard)
         if outcome.status == SKIPPED and task.attempt > 1:
             outcome = _done_before(task, outcome)
         return replace(outcome, attempts=task.attempt)
 
-    def _parts(self, task: Task) -> int:
-        """Into how many parts to split; 1 also where the slide is done, cannot be split, or fails on being looked at."""
-        if self._shard_tiles is None or self._bundle.manifest.kind == "sequence":
+    def _count_parts(self, job: Job) -> int:
+        """Return 1 also for a slide that is finished, cannot be split or fails to open."""
+        if self._shard_tiles is None or self._model.manifest.kind == "sequence":
             return 1
         try:
-            if is_finished(self._bundle, task.job, self._settings):
+            if is_finished(self._model, job):
                 return 1
-            with open_slide(task.job.slide, reader=task.job.reader) as slide:
-                places = resolve_spots(task.job, slide)
-        except Exception:  # noqa: BLE001 - the run of the whole slide will say it
+            with open_slide(job.slide, reader=job.reader) as slide:
+                spots = resolve_spots(job, slide)
+        except Exception:  # noqa: BLE001 - the run of the whole slide will report it
             return 1
-        tiles = len(places.spots if isinstance(places, Grid) else places)
+        tiles = len(spots.spots if isinstance(spots, Grid) else spots)
         return -(-tiles // self._shard_tiles)
 
 
 def _done_before(task: Task, outcome: SlideOutcome) -> SlideOutcome:
-    """A map that the attempt before had finished, whose worker ended before it could say so, or tidy up."""
-    if task.share is not None:
-        remove_parts(task.job.map_path, task.share)
-    note = "its map was found finished after a worker had ended"
+    """Handle a map that an earlier attempt finished before its worker died, without cleaning up."""
+    if task.shard is not None:
+        remove_parts(task.job.map_path, task.shard)
+    note = "an earlier worker finished its map before it died"
     return replace(outcome, status=DONE, notes=(*outcome.notes, note))
 
 
 def lost(task: Task, why: str) -> SlideOutcome:
-    """The outcome of a task none of whose workers came back."""
+    """Return the outcome of a task whose workers all died."""
     return SlideOutcome(
         task.name,
         task.job.slide,

@@ -1,4 +1,4 @@
-"""What became of a cohort: `cohort.run.json`, whole after every slide, and the table that people watch."""
+"""Outcomes of a cohort: `cohort.run.json`, and the table on the terminal."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from mclst.runtime.versions import installed_versions
 FORMAT = "mclst-cohort/1"
 RUNNING, STOPPED = "running", "stopped"
 WRITE_SECONDS = 2.0
-"""At most so often is the report written anew: it grows with the cohort."""
+"""Shortest time between two writes of the report, which grows with the cohort."""
 LONGEST_SHOWN = 32
 
 
 class CohortReport:
-    """The outcomes so far, on disk as `path`; raises OutputError where that cannot be written."""
+    """The outcomes so far, kept on disk as `path`. Raises OutputError."""
 
     def __init__(self, path: Path, head: Mapping[str, Any], planned: int) -> None:
-        """head: what the report says of the whole run. planned: slides of this run."""
+        """head: the report's content about the whole run. planned: number of slides."""
         check_writable(path, overwrite=True)
         remove_stale(path)
         self.path = path
@@ -42,17 +42,17 @@ class CohortReport:
         self.write(RUNNING)
 
     def add(self, outcome: SlideOutcome) -> None:
-        """Note what became of a slide."""
+        """Add a slide's outcome."""
         self.outcomes.append(outcome)
         if time.monotonic() - self._written > WRITE_SECONDS:
             self.write(RUNNING)
 
     def of(self, status: str) -> list[SlideOutcome]:
-        """The outcomes of a status."""
+        """Return the outcomes with a status."""
         return [outcome for outcome in self.outcomes if outcome.status == status]
 
     def as_json(self, status: str, reason: str = "") -> dict[str, Any]:
-        """The report: status RUNNING, STOPPED with the reason, FAILED (some slides) or DONE."""
+        """Return the report; status: RUNNING, STOPPED with a reason, FAILED (some slides) or DONE."""
         counts: dict[str, int] = {name: len(self.of(name)) for name in (DONE, SKIPPED, FAILED)}
         return {
             "format": FORMAT,
@@ -68,14 +68,14 @@ class CohortReport:
         }
 
     def write(self, status: str, reason: str = "") -> None:
-        """Put the report in its place."""
+        """Write the report."""
         text = json.dumps(self.as_json(status, reason), indent=2, allow_nan=False) + "\n"
         write_atomically(self.path, text.encode())
         self._written = time.monotonic()
 
 
 class Board:
-    """A row per slide as it ends; on a terminal also what is under way, below them."""
+    """Prints a row per finished slide; on a terminal, bars of the running ones below."""
 
     def __init__(self, names: Iterable[str], *, quiet: bool, running: Progress | None) -> None:
         names = list(names)
@@ -83,7 +83,7 @@ class Board:
         self._quiet = quiet
         self._running = running
         self._count, self._total = 0, len(names)
-        self._said: set[str] = set()
+        self._notes: set[str] = set()
         self._all = None if running is None else running.add_task("slides", total=len(names))
         digits = 2 * len(str(self._total)) + 4
         say(
@@ -92,7 +92,7 @@ class Board:
         )
 
     def watch(self, name: str) -> Watch:
-        """What shows the tiles of a slide under way."""
+        """Return what shows a slide's tiles."""
 
         @contextmanager
         def watching(count: int) -> Iterator[Advance]:
@@ -108,18 +108,18 @@ class Board:
         return watching
 
     def tell(self, text: str) -> None:
-        """A note; what many slides share is said once."""
-        if text not in self._said:
-            self._said.add(text)
+        """Print a note, unless another slide had the same."""
+        if text not in self._notes:
+            self._notes.add(text)
             say(f"Note: {text}", quiet=self._quiet)
 
     def end(self, outcome: SlideOutcome) -> None:
-        """A slide has ended."""
+        """Print the row of a finished slide."""
         self._count += 1
         if self._running is not None and self._all is not None:
             self._running.advance(self._all, 1)
-        of = f"{self._count:>{len(str(self._total))}} of {self._total}"
-        row = f"{of}  {outcome.name:<{self._width}}  {outcome.status:<7}  "
+        count = f"{self._count:>{len(str(self._total))}} of {self._total}"
+        row = f"{count}  {outcome.name:<{self._width}}  {outcome.status:<7}  "
         if outcome.status == FAILED:
             say(f"{row}{outcome.error}", quiet=self._quiet)
             return
@@ -132,7 +132,7 @@ class Board:
 
 @contextmanager
 def board(names: Iterable[str], *, quiet: bool) -> Iterator[Board]:
-    """A board for these slides, on stderr; quiet: it says nothing."""
+    """Open a board for these slides on stderr; quiet: print nothing."""
     if quiet or not stderr_console().is_terminal:
         yield Board(names, quiet=quiet, running=None)
         return

@@ -1,4 +1,4 @@
-"""Many slides, one after another: what fails is recorded, what is finished already is left as it is."""
+"""Many slides in turn: failures are recorded, finished maps are skipped."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.errors import DEFECT, OutputError, ResourceError, describe_error
-from mclst.runtime.inference.loaded_model import ModelCache
+from mclst.runtime.expression_map.parts import SlidePart
+from mclst.runtime.inference.model import Model
 from mclst.runtime.progress import Tell
-from mclst.runtime.report.files import Files
 from mclst.runtime.run.job import Job, Watch, finished, identity, run_job, unwatched
 
 DONE, SKIPPED, FAILED = "done", "skipped", "failed"
@@ -22,11 +21,11 @@ DONE, SKIPPED, FAILED = "done", "skipped", "failed"
 
 @dataclass(frozen=True)
 class SlideOutcome:
-    """What became of a slide.
+    """Outcome of a slide.
 
-    status: DONE, SKIPPED (its map was finished before) or FAILED. attempts: workers that tried; unreadable: tiles that
-    could not be read; seconds: of the last attempt. error, exit_code, trace: what failed, as a lone run would say it,
-    and the traceback of a defect. worker: the machine's name. notes: what its user must know.
+    status: DONE, SKIPPED (its map was finished before) or FAILED. unreadable: number of tiles. resumed: spots taken over
+    from a stopped run. seconds: of the last attempt. attempts: workers that tried. error, exit_code: as a single run would
+    report them. trace: traceback of a defect. worker: host name. notes: for the user.
     """
 
     name: str
@@ -35,7 +34,7 @@ class SlideOutcome:
     status: str
     spots: int = 0
     unreadable: int = 0
-    carried_on: int = 0
+    resumed: int = 0
     seconds: float = 0.0
     attempts: int = 1
     error: str = ""
@@ -45,46 +44,45 @@ class SlideOutcome:
     notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        told: dict[str, Any] = {
+        """Return plain values."""
+        content: dict[str, Any] = {
             "name": self.name,
             "slide": str(self.slide),
             "status": self.status,
             "map": None if self.status == FAILED else str(self.map),
             "spots": self.spots,
             "unreadable_tiles": self.unreadable,
-            "carried_on": self.carried_on,
+            "carried_on": self.resumed,
             "seconds": round(self.seconds, 3),
             "attempts": self.attempts,
             "worker": self.worker,
             "notes": list(self.notes),
         }
         if self.status == FAILED:
-            told["error"] = {
+            content["error"] = {
                 "message": self.error,
                 "exit_code": self.exit_code,
                 "traceback": self.trace or None,
             }
-        return told
+        return content
 
 
 def run_slide(
-    bundle: Bundle,
+    model: Model,
     name: str,
     job: Job,
-    settings: Mapping[str, Any],
-    opened: ModelCache,
     *,
     watch: Watch = unwatched,
     tell: Tell = lambda text: None,
+    shard: SlidePart | None = None,
 ) -> SlideOutcome:
-    """Predict one slide of a cohort, or find its map finished; whatever goes wrong with it is in the outcome.
+    """Predict one slide of a cohort unless its map is finished; errors are part of the outcome.
 
-    settings: arguments of `predict` that are not the job's own, `report` true among them.
-    Raises ResourceError where the encoder does not open, which no other slide would mend.
+    Raises ResourceError if the encoder does not open, since no other slide would run either.
     """
     started = time.perf_counter()
     notes: list[str] = []
+    options = job.options
 
     def note(text: str) -> None:
         notes.append(text)
@@ -103,41 +101,33 @@ def run_slide(
         )
 
     try:
-        record = identity(bundle, job, settings)
-        if not settings["report"]:  # a part of a slide
-            run_job(bundle, job, settings, opened=opened, tell=note)
+        record = identity(model, job)
+        if shard is not None and shard.part is not None:
+            run_job(model, job, tell=note, shard=shard)
             return outcome(DONE)
-        files = settings.get("files") or Files()
-        outputs = job.outputs(picture=settings["picture"], report=True, files=files.ready()[0])
-        before, why = finished(job, outputs, record)
-        if before is not None:
-            run = before["run"]
+        report, why = finished(job, job.outputs(), record)
+        if report is not None:
+            run = report["run"]
             return outcome(SKIPPED, spots=run["spots"], unreadable=len(run["failed"]))
-        if why and not settings["overwrite"]:
+        if why and not options.overwrite:
             raise OutputError(f"{job.map_path} exists and {why}; choose another --out or add --overwrite")
-        done = run_job(bundle, job, settings, opened=opened, record=record, watch=watch, tell=note)
+        done = run_job(model, job, watch=watch, tell=note, identity=record, shard=shard)
     except BrokenPipeError:
         raise
     except Exception as error:
-        if isinstance(error, ResourceError) and not opened.encoder_is_open:
+        if isinstance(error, ResourceError) and not model.is_open:
             raise
         sentence, code = describe_error(error)
         trace = "".join(traceback.format_exception(error)) if code == DEFECT else ""
         if code == DEFECT:
             sentence = f"{type(error).__name__}: {error} (a defect in mclst; please report its traceback)"
         return outcome(FAILED, error=sentence, exit_code=code, trace=trace)
-    return outcome(DONE, spots=done.spots, unreadable=len(done.failed), carried_on=done.carried_on)
+    return outcome(DONE, spots=done.spots, unreadable=len(done.failed), resumed=done.resumed)
 
 
 def run_in_turn(
-    bundle: Bundle,
-    jobs: Mapping[str, Job],
-    settings: Mapping[str, Any],
-    opened: ModelCache,
-    *,
-    watch: Callable[[str], Watch],
-    tell: Tell,
+    model: Model, jobs: Mapping[str, Job], *, watch: Callable[[str], Watch], tell: Tell
 ) -> Iterator[SlideOutcome]:
-    """Each job in this process; opened: kept from one to the next. watch: of each slide by its name, see `run_job`."""
+    """Run each job in this process; watch: slide's name → what watches its tiles."""
     for name, job in jobs.items():
-        yield run_slide(bundle, name, job, settings, opened, watch=watch(name), tell=tell)
+        yield run_slide(model, name, job, watch=watch(name), tell=tell)

@@ -1,4 +1,4 @@
-"""The table of a cohort: a slide per row, with options of its own."""
+"""The table of a cohort: a slide per row, with its options."""
 
 from __future__ import annotations
 
@@ -10,53 +10,71 @@ from typing import Any
 
 from mclst.runtime.errors import InputError
 from mclst.runtime.run.job import Job
+from mclst.runtime.run.options import RETRIEVAL_OPTIONS
 from mclst.sections.tables.delimited import Table, read_table
 
-COLUMNS = {
+JOB_COLUMNS = {
     "spots": "spots",
     "grid": "grid",
     "tissue-mask": "mask",
-    "genes": "genes",
-    "mpp": "mpp",
     "reader": "reader",
     "all-spots": "all_spots",
-    "max-bad-tiles": "max_bad_tiles",
 }
-"""Column, which is an option of mclst-infer too → field of a Job."""
-RETRIEVAL = ("k", "rank", "distance", "weighting", "temperature")
+"""Column, also an option of mclst-infer → field of Job."""
+OPTION_COLUMNS = {"genes": "genes", "mpp": "mpp", "max-bad-tiles": "max_bad_tiles"}
+"""Column → field of RunOptions."""
+COLUMNS = ("spots", "grid", "tissue-mask", "genes", "mpp", "reader", "all-spots", "max-bad-tiles")
 PATHS = ("spots", "tissue-mask")
 LONGEST_NAME = 200
-"""Bytes of a map's name: what stands beside it is named after it, within a file system's 255."""
+"""Bytes of a map's name: the files next to it have longer names, and a file system allows 255."""
 
 Convert = Callable[[str, str], Any]
-"""(option without dashes, text) → its value; raises ValueError in words."""
+"""(option without dashes, text) → value; raises ValueError."""
 
 
-def read_cohort(path: Path, folder: Path, otherwise: Job, convert: Convert) -> dict[str, Job]:
-    """Name of each slide → its job, in the table's order.
+def read_cohort(path: Path, folder: Path, defaults: Job, convert: Convert) -> dict[str, Job]:
+    """Read a cohort's table.
 
-    path: text separated by commas, semicolons or tabs, with columns `slide`, `spots` (or `grid`), if wished `name`, and
-    any of COLUMNS and RETRIEVAL; an empty cell leaves the option as `otherwise` has it. Paths are taken from the
-    table's folder on. folder: where the maps go, as `<name>.h5ad`; a name is the slide's stem where none is given.
-    Raises SectionError or InputError, naming line and column.
+    Parameters
+    ----------
+    path : Path
+        Text separated by commas, semicolons or tabs, with columns `slide` and `spots` or `grid`, and optionally `name`,
+        COLUMNS and RETRIEVAL_OPTIONS. Paths are relative to its folder.
+    folder : Path
+        Where the maps go, as `<name>.h5ad`; the name is by default the slide's stem.
+    defaults : Job
+        Supplies the options of empty cells.
+    convert : callable
+        Understands a cell as the option of its column.
+
+    Returns
+    -------
+    dict of str to Job
+        By name, in the table's order.
+
+    Raises
+    ------
+    SectionError, InputError
+        Naming line and column.
     """
     table = read_table(path, lambda first: None)
     names = [name.lower().replace("_", "-") for name in table.names]
-    known = ("slide", "name", *COLUMNS, *RETRIEVAL)
+    known = ("slide", "name", *COLUMNS, *RETRIEVAL_OPTIONS)
     for header, name in zip(table.names, names, strict=True):
         if name not in known or names.count(name) > 1:
             raise InputError(
-                f"{path}: column {header!r} is not known or stands there twice; the columns are {', '.join(known)}"
+                f"{path}: column {header!r} is unknown or occurs twice; the columns are {', '.join(known)}"
             )
     if "slide" not in names:
         raise InputError(f"{path} has no column 'slide'; its columns are {', '.join(table.names)}")
     jobs: dict[str, Job] = {}
     lines: dict[str, str] = {}
     for row in range(len(table)):
-        here = slice(row, row + 1)
-        cells = {name: table.texts(column, here)[0].strip() for column, name in enumerate(names)}
-        given = {name: text for name, text in cells.items() if text}
-        name, job = _job(table, row, given, folder, otherwise, convert)
+        texts = {
+            name: table.texts(column, slice(row, row + 1))[0].strip() for column, name in enumerate(names)
+        }
+        cells = {name: text for name, text in texts.items() if text}
+        name, job = _job(table, row, cells, folder, defaults, convert)
         key = name.casefold()
         if key in lines:
             raise InputError(
@@ -68,48 +86,53 @@ def read_cohort(path: Path, folder: Path, otherwise: Job, convert: Convert) -> d
 
 
 def _job(
-    table: Table, row: int, given: Mapping[str, str], folder: Path, otherwise: Job, convert: Convert
+    table: Table, row: int, cells: Mapping[str, str], folder: Path, defaults: Job, convert: Convert
 ) -> tuple[str, Job]:
-    where = table.location(row)
-    if "slide" not in given:
-        raise InputError(f"{where}: column 'slide' is empty; name the slide's file")
-    slide = table.path.parent / given["slide"]
-    name = given.get("name", slide.stem)
+    at = table.location(row)
+    if "slide" not in cells:
+        raise InputError(f"{at}: column 'slide' is empty; name the slide's file")
+    slide = table.path.parent / cells["slide"]
+    name = cells.get("name", slide.stem)
     if os.sep in name or name.startswith(".") or not name.isprintable() or len(name.encode()) > LONGEST_NAME:
-        raise InputError(f"{where}: {name!r} cannot name a map; give a plain name in a column 'name'")
-    changed: dict[str, Any] = {}
+        raise InputError(f"{at}: {name!r} cannot name a map; give a plain name in a column 'name'")
+    changes: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     retrieval: dict[str, Any] = {}
-    for column, text in given.items():
+    for column, text in cells.items():
         if column in ("slide", "name"):
             continue
         try:
             value = table.path.parent / text if column in PATHS else convert(column, text)
         except ValueError as error:
-            raise InputError(f"{where}, column {column!r}: {error}") from error
-        if column in RETRIEVAL:
+            raise InputError(f"{at}, column {column!r}: {error}") from error
+        if column in RETRIEVAL_OPTIONS:
             retrieval[column] = value
+        elif column in OPTION_COLUMNS:
+            options[OPTION_COLUMNS[column]] = value
         else:
-            changed[COLUMNS[column]] = value
-    if "spots" in changed and "grid" in changed:
-        raise InputError(f"{where} gives both spots and grid; leave one of them empty")
-    if "spots" in changed:
-        changed["grid"] = None
-    job = replace(
-        otherwise,
+            changes[JOB_COLUMNS[column]] = value
+    if "spots" in changes and "grid" in changes:
+        raise InputError(f"{at} gives both spots and grid; leave one of them empty")
+    if "spots" in changes:
+        changes["grid"] = None
+    options["retrieval"] = {**defaults.options.retrieval, **retrieval}
+    grid = changes.get("grid", defaults.grid)
+    if grid is None and changes.get("spots", defaults.spots) is None:
+        raise InputError(f"{at} gives neither spots nor grid; give one, or --grid for all slides")
+    if grid is None and ("mask" in changes or "genes" in options):
+        raise InputError(f"{at}: tissue-mask and genes belong to grid, and this slide has spots")
+    if grid is None:
+        changes["mask"] = None
+        options["genes"] = ()
+    return name, replace(
+        defaults,
         slide=slide,
         out=folder / f"{name}.h5ad",
-        retrieval={**otherwise.retrieval, **retrieval},
-        **changed,
+        options=replace(defaults.options, **options),
+        **changes,
     )
-    if job.spots is None and job.grid is None:
-        raise InputError(f"{where} gives neither spots nor grid; give one, or --grid for all slides")
-    if job.grid is None and ("mask" in changed or "genes" in changed):
-        raise InputError(f"{where}: tissue-mask and genes belong to grid, and this slide has spots")
-    if job.grid is None:
-        job = replace(job, mask=None, genes=())
-    return name, job
 
 
 def shard_of(jobs: Mapping[str, Job], part: int, parts: int) -> dict[str, Job]:
-    """Every `parts`-th job, from the `part`-th on, counted from 1."""
+    """Return every `parts`-th job from the `part`-th on, counted from 1."""
     return dict(list(jobs.items())[part - 1 :: parts])

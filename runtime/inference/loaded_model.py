@@ -1,29 +1,43 @@
-"""A bundle's encoder and bank, opened once for one slide after another."""
+"""A bundle's encoder and readout, opened once for many slides."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.bundle.bundle import Bundle
+from mclst.runtime.bundle.manifest import Manifest
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.inference.memory_budget import Fit, device_free_bytes, fit_run
+from mclst.runtime.inference.model import EncoderSettings
 from mclst.runtime.inference.providers import EncoderRequest, open_encoder
 from mclst.runtime.inference.readout import Readout, open_readout
+from mclst.runtime.progress import Tell
 from mclst.sections.section import Spots
 
 T = TypeVar("T")
 
 
-class ModelCache:
-    """Opens what a run asks for, and hands the same to the next run that asks for the same; for one run at a time.
+class LoadedModel:
+    """A `Model` over a bundle on this machine; it serves one run at a time.
 
-    threads: CPU threads of the encoder in place of what a request says; None leaves it.
+    The last encoder, readout and memory fit are kept, and reused if the next run asks for the same.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    threads : int, optional
+        CPU threads of the encoder; all cores by default.
     """
 
-    def __init__(self, *, threads: int | None = None) -> None:
+    server = ""
+    encoder_settings: EncoderSettings | None = None
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        self.bundle = bundle
         self._threads = threads
         self._encoder: tuple[object, tuple[Session, str]] | None = None
         self._readout: tuple[object, Readout] | None = None
@@ -31,58 +45,97 @@ class ModelCache:
         self._device_free: int | None = None
 
     @property
-    def told(self) -> dict[str, Any]:
-        """What a map says of who computed it, beside the provider and its engine."""
-        return {}
+    def manifest(self) -> Manifest:
+        """See Model."""
+        return self.bundle.manifest
 
     @property
-    def encoder_is_open(self) -> bool:
-        """Whether an encoder was opened."""
+    def sha256(self) -> str:
+        """See Model."""
+        return self.bundle.sha256
+
+    @property
+    def genes(self) -> list[str]:
+        """See Model."""
+        return self.bundle.genes
+
+    @property
+    def folder(self) -> Path | None:
+        """See Model."""
+        return self.bundle.path
+
+    @property
+    def output_dim(self) -> int:
+        """See Model."""
+        return self.bundle.output_dim
+
+    @property
+    def is_open(self) -> bool:
+        """See Model."""
         return self._encoder is not None
 
-    def encoder(self, provider: str, request: EncoderRequest) -> tuple[Session, str]:
-        """See `open_encoder`; the last one that was opened is kept."""
-        if self._threads is not None:
-            request = replace(request, threads=self._threads)
+    def server_record(self) -> dict[str, Any] | None:
+        """See Model."""
+        return None
+
+    def check_precision(self, precision: str) -> None:
+        """See Model."""
+        self.bundle.encoder(precision)
+
+    def check_unchanged(self) -> None:
+        """See Model."""
+        self.bundle.check_unchanged()
+
+    def encoder(
+        self, provider: str, precision: str, batch_size: int, *, build: bool, tell: Tell
+    ) -> tuple[Session, str]:
+        """See Model and `open_encoder`."""
+        request = EncoderRequest(
+            self.bundle.path,
+            self.bundle.encoder(precision),
+            precision,
+            batch_size,
+            build,
+            self._threads,
+            tell,
+        )
         key = (provider, replace(request, tell=print))
-        self._encoder = _kept(self._encoder, key, lambda: open_encoder(provider, request))
+        self._encoder = _reuse(self._encoder, key, lambda: open_encoder(provider, request))
         return self._encoder[1]
 
     def readout(
         self,
-        bundle: Bundle,
         spec: RetrievalSpec | None,
         spots: Spots,
         provider: str,
         retriever: str,
         precision: str,
         *,
-        half: bool = False,
+        fp16: bool,
     ) -> Readout:
-        """See `open_readout`; the last one of a bank is kept, what sees a whole slide is opened for each."""
+        """See Model and `open_readout`; a readout over a whole slide is opened for each slide."""
 
         def open_it() -> Readout:
-            return open_readout(bundle, spec, spots, provider, retriever, precision, half=half)
+            return open_readout(self.bundle, spec, spots, provider, retriever, precision, fp16=fp16)
 
-        if bundle.manifest.kind == "sequence":
+        if self.manifest.kind == "sequence":
             return open_it()
-        key = (bundle.sha256, spec, provider, retriever, precision, half)
-        self._readout = _kept(self._readout, key, open_it)
+        self._readout = _reuse(self._readout, (spec, provider, retriever, precision, fp16), open_it)
         return self._readout[1]
 
-    def before_anything(self) -> None:
-        """Look how much of a GPU is free, once, so that `fit` knows what was taken."""
+    def measure_free_memory(self) -> None:
+        """See Model; only the first call counts."""
         if self._device_free is None:
             self._device_free = device_free_bytes()
 
-    def fit(self, session: Session, readout: Readout, budget: int, most: int) -> Fit:
-        """See `fit_run`; tried once for an encoder and a budget. After `before_anything`."""
-        key = (id(session), budget, most)
-        self._fit = _kept(
-            self._fit, key, lambda: fit_run(session, readout, budget, most, self._device_free or 0)
+    def fit(self, session: Session, readout: Readout, budget: int, max_batch: int) -> Fit:
+        """See Model and `fit_run`; measured once per encoder and budget."""
+        key = (id(session), budget, max_batch)
+        self._fit = _reuse(
+            self._fit, key, lambda: fit_run(session, readout, budget, max_batch, self._device_free or 0)
         )
         return self._fit[1]
 
 
-def _kept(kept: tuple[object, T] | None, key: object, open_it: Callable[[], T]) -> tuple[object, T]:
-    return kept if kept is not None and kept[0] == key else (key, open_it())
+def _reuse(last: tuple[object, T] | None, key: object, open_it: Callable[[], T]) -> tuple[object, T]:
+    return last if last is not None and last[0] == key else (key, open_it())

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mclst.runtime.choices import ON_CPU
 from mclst.runtime.encoder.cuda.device import CudaDevice
 from mclst.runtime.encoder.ring import Stages, encode_now
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.errors import ResourceError
-from mclst.runtime.inference.providers import ON_CPU
 from mclst.runtime.inference.readout import Readout
 from mclst.runtime.progress import Clock
 from mclst.runtime.resources import peak_bytes

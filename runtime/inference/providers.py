@@ -1,4 +1,4 @@
-"""What can run an encoder here, and the choice among it."""
+"""Providers of the encoder: which run here, and opening one."""
 
 from __future__ import annotations
 
@@ -10,24 +10,20 @@ from mclst.runtime.encoder.cuda.device import CudaDevice
 from mclst.runtime.encoder.cuda.onnxruntime_cuda import open_onnx_cuda
 from mclst.runtime.encoder.onnxruntime_cpu import OnnxSession, check_onnxruntime
 from mclst.runtime.encoder.openvino import OpenVinoSession, openvino
-from mclst.runtime.encoder.session import AT_ONCE, Session
+from mclst.runtime.encoder.session import DEFAULT_BATCH_SIZE, Session
 from mclst.runtime.encoder.tensorrt.engine_cache import EngineRequest, check_target, open_engine
 from mclst.runtime.encoder.tensorrt.library import Flavour, load_library
 from mclst.runtime.encoder.tensorrt.session import open_tensorrt
 from mclst.runtime.errors import ResourceError
-
-FASTEST_FIRST = ("tensorrt", "tensorrt-rtx", "cuda", "cpu", "openvino")
-"""In fp32 the last two are about as fast as each other; only the last runs bf16."""
-PROVIDERS = ("auto", *FASTEST_FIRST)
-ON_CPU = ("cpu", "openvino")
+from mclst.runtime.choices import FASTEST_FIRST, ON_CPU, PROVIDERS
 
 
 @dataclass(frozen=True)
 class EncoderRequest:
-    """The encoder that is asked for.
+    """The encoder to open.
 
-    bundle: its folder. onnx: the graph there, of `precision`. batch: tiles at once. build: whether an engine that is
-    missing is built now. threads: of the CPU, None for all cores. tell: given what takes time, or could not be kept.
+    bundle: its folder. onnx: the graph in `precision`. batch: tiles encoded at once. build: whether to build a missing
+    engine. threads: of the CPU, None for all cores. tell: called with what takes time or could not be kept.
     """
 
     bundle: Path
@@ -40,37 +36,53 @@ class EncoderRequest:
 
 
 def open_encoder(provider: str, request: EncoderRequest) -> tuple[Session, str]:
-    """Open the encoder on `provider`; and, of "auto", why each faster one was passed over, in a line ("" if none was).
+    """Open the encoder.
 
-    "auto" takes the first of FASTEST_FIRST that opens. Another is opened or refused, never replaced.
-    Raises ResourceError where none opens, BundleError where the graph is not an encoder.
+    Parameters
+    ----------
+    provider : str
+        One of `PROVIDERS`. "auto" takes the first of `FASTEST_FIRST` that opens; any other is opened or refused.
+    request : EncoderRequest
+
+    Returns
+    -------
+    session : Session
+    skipped : str
+        Why "auto" skipped each faster provider, "" if none was.
+
+    Raises
+    ------
+    ResourceError
+        If no provider opens.
+    BundleError
+        If the graph is not an encoder.
     """
     if provider != "auto":
         if provider not in FASTEST_FIRST:
             raise ResourceError(f"there is no provider {provider!r}; choose one of {', '.join(PROVIDERS)}")
         return _open(provider, request), ""
-    passed: list[str] = []
+    skipped: list[str] = []
     for name in FASTEST_FIRST:
         try:
-            return _open(name, request), "; ".join(passed)
+            return _open(name, request), "; ".join(skipped)
         except ResourceError as error:
-            passed.append(f"{name}: {_cause(error)}")
-    raise ResourceError(f"no provider runs here: {'; '.join(passed)}; install mclst[cpu]")
+            skipped.append(f"{name}: {_cause(error)}")
+    raise ResourceError(f"no provider runs here: {'; '.join(skipped)}; install mclst[cpu]")
 
 
 def list_providers() -> list[tuple[str, str, str]]:
-    """(name, "yes" or "no", what it is here or why it is not), fastest first; opens no encoder."""
+    """Return (name, "yes" or "no", version or reason) of each provider, fastest first, without opening an encoder."""
     rows = []
     for name in FASTEST_FIRST:
         try:
-            rows.append((name, "yes", _present(name)))
+            rows.append((name, "yes", _describe(name)))
         except ResourceError as error:
             rows.append((name, "no", str(error)))
     return rows
 
 
 def onnxruntime_beside(provider: str) -> str:
-    """ONNX Runtime's provider, "cuda" or "cpu", of a graph that stands beside an encoder on `provider`."""
+    """Return ONNX Runtime's provider, "cuda" or "cpu", for a second graph next to an encoder on `provider`."""
     if provider in ON_CPU:
         return "cpu"
     try:
@@ -82,18 +94,18 @@ def onnxruntime_beside(provider: str) -> str:
 
 def _open(name: str, request: EncoderRequest) -> Session:
     if name == "cpu":
-        return OnnxSession(request.onnx, threads=request.threads, at_once=request.batch)
+        return OnnxSession(request.onnx, threads=request.threads, batch_size=request.batch)
     if name == "openvino":
         return OpenVinoSession(
-            request.onnx, request.precision, threads=request.threads, at_once=request.batch
+            request.onnx, request.precision, threads=request.threads, batch_size=request.batch
         )
     if name == "cuda":
         return open_onnx_cuda(request.onnx)
     library = load_library(_flavour(name))
     device = CudaDevice()
     check_target(library, device.gpu)
-    wanted = EngineRequest(request.onnx, request.precision, library, device.gpu, request.batch)
-    engine = open_engine(request.bundle, wanted, build=request.build, tell=request.tell)
+    engine_request = EngineRequest(request.onnx, request.precision, library, device.gpu, request.batch)
+    engine = open_engine(request.bundle, engine_request, build=request.build, tell=request.tell)
     return open_tensorrt(library, device, engine)
 
 
@@ -101,7 +113,7 @@ def _flavour(name: str) -> Flavour:
     return "tensorrt" if name == "tensorrt" else "tensorrt-rtx"
 
 
-def _present(name: str) -> str:
+def _describe(name: str) -> str:
     if name == "openvino":
         return f"OpenVINO {openvino().__version__.split('-')[0]}"
     if name in ("cpu", "cuda"):
@@ -117,25 +129,21 @@ def _present(name: str) -> str:
 
 
 def _cause(error: ResourceError) -> str:
-    """A sentence without what to do about it."""
+    """Return an error's sentence without the advice."""
     return str(error).split("; ")[0]
 
 
 def open_session(
-    path: Path, provider: str = "cpu", *, threads: int | None = None, at_once: int = AT_ONCE
+    path: Path, provider: str = "cpu", *, threads: int | None = None, batch_size: int = DEFAULT_BATCH_SIZE
 ) -> Session:
-    """Open the graph of an encoder on ONNX Runtime, "cpu" or "cuda", without a bundle around it.
+    """Open an encoder's graph without a bundle, on ONNX Runtime's "cpu" or "cuda"; see OnnxSession.
 
-    threads, at_once: see OnnxSession.
-
-    Raises ResourceError where the provider is missing, BundleError where the graph is not an encoder.
+    Raises ResourceError if the provider is missing, BundleError if the graph is not an encoder.
     """
     if provider == "cpu":
-        return OnnxSession(path, threads=threads, at_once=at_once)
+        return OnnxSession(path, threads=threads, batch_size=batch_size)
     if provider != "cuda":
         raise ResourceError(
             f"ONNX Runtime's providers are cpu and cuda, not {provider!r}; choose one of them"
         )
-    from mclst.runtime.encoder.cuda.onnxruntime_cuda import open_onnx_cuda
-
     return open_onnx_cuda(path)

@@ -1,4 +1,4 @@
-"""From what the encoder gives to expression: by retrieval, as it is, or by the part that sees the whole slide."""
+"""From the encoder's output to expression: by retrieval, unchanged, or by a network over the whole slide."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from mclst.runtime.inference.sequence import SequenceSession, check_positions
 from mclst.sections.section import Spots
 
 RETRIEVE_ROWS = 512
-"""Embeddings gathered before a retrieval: enough to fill a matrix product, 0.5 MB at 256 dimensions."""
+"""Embeddings gathered per retrieval: enough to fill a matrix product, 0.5 MB at 256 dimensions."""
 
 
 class Readout(Protocol):
-    """The step behind the encoder.
+    """The step after the encoder.
 
-    provider: what does it, for people. settings: what decides its values, by the names a user knows.
-    on_device: whether it takes what the encoder gave on the device. rows_at_once: spots wanted together. resumable: whether rows do not depend on which others are computed with them.
+    provider: what runs it, for people. settings: what decides its values, by the names users know.
+    on_device: whether it takes device arrays. rows_at_once: spots to gather per call.
+    resumable: whether a row is independent of the others computed with it.
     """
 
     provider: str
@@ -36,24 +37,32 @@ class Readout(Protocol):
     rows_at_once: int
     resumable: bool
 
-    def predict_expression(self, rows: NDArray[np.int64], given: Any) -> RetrievalResult:
-        """Expression of the spots `rows` int64 [b] from what the encoder gave for them, float32 [b, D].
+    def predict_expression(self, rows: NDArray[np.int64], features: Any) -> RetrievalResult:
+        """Predict the expression of spots from the encoder's output.
 
-        Raises NotFinite where one of these is no number.
+        Parameters
+        ----------
+        rows : int64 array [b]
+        features : float32 array [b, D]
+
+        Raises
+        ------
+        NotFinite
+            If a feature is NaN or infinite.
         """
         ...
 
 
 class NotFinite(BundleError):
-    """What the encoder gave for the spot of number `row` among the given is not finite."""
+    """The features of spot `row` are not finite."""
 
     def __init__(self, row: int) -> None:
         self.row = row
         super().__init__("the encoder gave an embedding that is not finite; export the bundle again")
 
 
-def _check_finite(given: NDArray[np.float32]) -> None:
-    bad = np.flatnonzero(~np.isfinite(given).all(axis=1))
+def _check_finite(features: NDArray[np.float32]) -> None:
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
         raise NotFinite(int(bad[0]))
 
@@ -65,11 +74,11 @@ class RetrievalReadout:
     resumable = True
 
     def __init__(
-        self, bundle: Bundle, spec: RetrievalSpec, retriever: str = "auto", *, half: bool = False
+        self, bundle: Bundle, spec: RetrievalSpec, retriever: str = "auto", *, fp16: bool = False
     ) -> None:
-        """retriever: a provider of `Retriever`. half: with "cuda", hold the expression in float16.
+        """retriever: a provider of `Retriever`. fp16: with "cuda", hold the bank's expression in float16.
 
-        Raises InputError where k is beyond the bank, ResourceError or BundleError as retrieval does.
+        Raises InputError if k exceeds the bank, ResourceError or BundleError as retrieval does.
         """
         rows = len(bundle.bank)
         if spec.k > rows:
@@ -78,7 +87,7 @@ class RetrievalReadout:
             )
         try:
             bank = bundle.bank
-            if half and retriever == "cuda":
+            if fp16 and retriever == "cuda":
                 bank = replace(bank, expression=bank.expression.astype(np.float16))
             self._retriever = Retriever(bank, spec, retriever)
         except ProviderError as error:
@@ -88,15 +97,15 @@ class RetrievalReadout:
         self.provider = self._retriever.provider
         self.on_device = self.provider == "cuda"
         self.settings: dict[str, Any] = asdict(spec)
-        if half and retriever == "cuda":
+        if fp16 and retriever == "cuda":
             self.settings["bank_precision"] = "float16"
 
-    def predict_expression(self, rows: NDArray[np.int64], given: Any) -> RetrievalResult:
-        """Retrieve for embeddings [b, D], on the host or on the device."""
-        if not on_device(given):
-            _check_finite(given)
+    def predict_expression(self, rows: NDArray[np.int64], features: Any) -> RetrievalResult:
+        """Retrieve for embeddings [b, D], on the host or the device."""
+        if not on_device(features):
+            _check_finite(features)
         try:
-            return self._retriever.aggregate(given)
+            return self._retriever.aggregate(features)
         except BadQuery as error:
             raise NotFinite(error.row) from error
         except ProviderError as error:
@@ -104,7 +113,7 @@ class RetrievalReadout:
 
 
 class RegressionReadout:
-    """The encoder gives expression itself; there is no neighbour to be near or far."""
+    """The encoder predicts expression itself, without neighbors."""
 
     provider = "none"
     on_device = False
@@ -114,21 +123,21 @@ class RegressionReadout:
     def __init__(self) -> None:
         self.settings: dict[str, Any] = {}
 
-    def predict_expression(self, rows: NDArray[np.int64], given: NDArray[np.float32]) -> RetrievalResult:
+    def predict_expression(self, rows: NDArray[np.int64], features: NDArray[np.float32]) -> RetrievalResult:
         """Expression [b, G], unchanged."""
-        _check_finite(given)
-        return without_neighbours(given)
+        _check_finite(features)
+        return without_neighbors(features)
 
 
 class SlideReadout:
-    """The part of the network that sees all spots of a slide together."""
+    """A network over all spots of a slide."""
 
     provider = "none"
     on_device = False
     resumable = False
 
     def __init__(self, bundle: Bundle, spots: Spots, provider: str, precision: str) -> None:
-        """Open it on "cpu" or "cuda"; raises SpotsError where a spot lacks coordinates the network knows."""
+        """Open it next to an encoder on `provider`; raises SpotsError if a spot lacks coordinates the network knows."""
         settings = bundle.manifest.sequence
         assert settings is not None, "the manifest is validated"
         self._array_xy = check_positions(spots, settings.positions)
@@ -137,20 +146,20 @@ class SlideReadout:
         self.rows_at_once = len(spots)
         self.settings: dict[str, Any] = {} if settings.graph is None else settings.graph.model_dump()
 
-    def predict_expression(self, rows: NDArray[np.int64], given: NDArray[np.float32]) -> RetrievalResult:
-        """Expression of all spots whose tile could be read, from their features [b, F]; rows in any order."""
-        _check_finite(given)
+    def predict_expression(self, rows: NDArray[np.int64], features: NDArray[np.float32]) -> RetrievalResult:
+        """Predict all spots whose tile could be read, from their features [b, F]; rows in any order."""
+        _check_finite(features)
         order = np.argsort(rows)
-        found = self._session.predict_expression(given[order], self._array_xy[rows[order]])
-        if not np.isfinite(found).all():
+        ordered = self._session.predict_expression(features[order], self._array_xy[rows[order]])
+        if not np.isfinite(ordered).all():
             raise BundleError(f"{self._path} gives expression that is not finite; export the bundle again")
-        expression = np.empty_like(found)
-        expression[order] = found
-        return without_neighbours(expression)
+        expression = np.empty_like(ordered)
+        expression[order] = ordered
+        return without_neighbors(expression)
 
 
-def without_neighbours(expression: NDArray[np.float32]) -> RetrievalResult:
-    """Expression [b, G] that no reference spot stands behind: nearest and effective_k are NaN."""
+def without_neighbors(expression: NDArray[np.float32]) -> RetrievalResult:
+    """Wrap expression [b, G] that has no reference spots: nearest and effective_k are NaN."""
     unknown = np.full(len(expression), np.nan, np.float32)
     return RetrievalResult(expression, unknown, unknown)
 
@@ -163,11 +172,31 @@ def open_readout(
     retriever: str = "auto",
     precision: str = "fp32",
     *,
-    half: bool = False,
+    fp16: bool = False,
 ) -> Readout:
-    """What follows the encoder of `bundle`; spec, retriever, half: of a retrieval. provider, precision: the encoder's.
+    """Open the step after a bundle's encoder.
 
-    Raises what the three raise; InputError where a retriever is named and there is no retrieval.
+    Parameters
+    ----------
+    bundle : Bundle
+    spec : RetrievalSpec, optional
+        In place of the bundle's own.
+    spots : Spots
+    provider, precision : str
+        The encoder's.
+    retriever : str
+        A provider of `Retriever`.
+    fp16 : bool
+        Hold the bank's expression in float16, if the retriever can.
+
+    Raises
+    ------
+    InputError
+        If a retriever is named and the bundle has no bank, or k exceeds the bank.
+    SpotsError
+        If a spot lacks coordinates the network needs.
+    ResourceError, BundleError
+        If it cannot be opened.
     """
     if retriever != "auto" and bundle.manifest.kind != "retrieval":
         raise InputError(
@@ -177,4 +206,4 @@ def open_readout(
         return RegressionReadout()
     if bundle.manifest.kind == "sequence":
         return SlideReadout(bundle, spots, onnxruntime_beside(provider), precision)
-    return RetrievalReadout(bundle, spec or bundle.retrieval, retriever, half=half)
+    return RetrievalReadout(bundle, spec or bundle.retrieval, retriever, fp16=fp16)

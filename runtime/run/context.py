@@ -1,70 +1,151 @@
-"""A run under way: what it works on, what it has found out, how many tiles it may lose."""
+"""A run under way: its inputs, the opened model and the log."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from mclst.kernels.definition.spec import RetrievalSpec
-from mclst.runtime.bundle.bundle import Bundle
-from mclst.runtime.errors import SlideError
+from mclst.runtime.encoder.session import Session
+from mclst.runtime.errors import BundleError, InputError, SlideError
+from mclst.runtime.inference.memory_budget import use_fp16_bank
+from mclst.runtime.inference.model import Model, describe_location
+from mclst.runtime.inference.readout import Readout
 from mclst.runtime.progress import Advance, Clock, Tell
+from mclst.runtime.run.options import RunOptions, most_bad_tiles
 from mclst.runtime.run.outputs import Outputs
 from mclst.runtime.slide.base import Slide
 from mclst.runtime.tiling.array_pitch import Resolution
 from mclst.runtime.tiling.grid import Grid
+from mclst.runtime.tiling.tiles import Tiles, TileShape
 from mclst.sections.section import Spots
 
 
-def most_bad_tiles(limit: int | str, tiles: int) -> int:
-    """How many of `tiles` may be unreadable: `limit` itself, or its share where it is as "1%", rounded up.
-
-    Raises ValueError where it is neither a number of tiles nor a share of 0-100 %.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", str(limit).strip())
-    if not match or (match[2] and float(match[1]) > 100) or ("." in match[1] and not match[2]):
-        raise ValueError(f"{limit!r} is neither a number of tiles nor a share such as 1%")
-    return math.ceil(float(match[1]) * tiles / 100) if match[2] else int(match[1])
+class RetrievalError(InputError):
+    """Retrieval options that exclude each other."""
 
 
-@dataclass
-class Work:
-    """A run under way."""
+@dataclass(frozen=True)
+class RunInputs:
+    """What is predicted; resolution: of the slide's level 0."""
 
-    bundle: Bundle
     slide: Slide
     spots: Spots
     grid: Grid | None
-    spec: RetrievalSpec | None
-    outputs: Outputs
     resolution: Resolution
-    most_bad: int
-    overwrite: bool
+
+
+@dataclass
+class RunLog:
+    """What happened so far; resumed: spots taken over from a stopped run."""
+
     advance: Advance
     tell: Tell
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     clock: Clock = field(default_factory=lambda: Clock(encode=0.0, retrieve=0.0, write=0.0))
     failed: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    carried_on: int = 0
-    told: dict[str, Any] = field(default_factory=dict)
-    record: Mapping[str, Any] | None = None
+    resumed: int = 0
 
     def note(self, text: str) -> None:
-        """Something the user must know, now and in the report."""
+        """Tell the user now and in the report."""
         self.notes.append(text)
         self.tell(text)
 
+
+@dataclass(frozen=True)
+class RunContext:
+    """All parts of a run; slots: batches in the ring, None: the encoder's default."""
+
+    model: Model
+    options: RunOptions
+    inputs: RunInputs
+    outputs: Outputs
+    log: RunLog
+    session: Session
+    readout: Readout
+    tiles: Tiles
+    slots: int | None
+
     def fail_tiles(self, rows: Sequence[tuple[int, str]]) -> None:
-        """Note tiles that cannot be read; SlideError where they are too many."""
-        self.failed += [(str(self.spots.id[row]), reason) for row, reason in rows]
-        if len(self.failed) > self.most_bad:
-            spot, reason = self.failed[0]
+        """Record unreadable tiles; raise SlideError if there are too many."""
+        spots, failed = self.inputs.spots, self.log.failed
+        failed += [(str(spots.id[row]), reason) for row, reason in rows]
+        most_bad = most_bad_tiles(self.options.max_bad_tiles, len(spots))
+        if len(failed) > most_bad:
+            spot, reason = failed[0]
             raise SlideError(
-                f"{self.slide.path}: more than {self.most_bad:,} of {len(self.spots):,} tiles cannot be read, first "
+                f"{self.inputs.slide.path}: more than {most_bad:,} of {len(spots):,} tiles cannot be read, first "
                 f"that of spot {spot} ({reason}); copy the slide again, or give --max-bad-tiles"
             )
+
+
+def retrieval_spec(model: Model, options: RunOptions) -> RetrievalSpec | None:
+    """Return the bundle's retrieval with the options' overrides; None if the network predicts expression itself.
+
+    Raises
+    ------
+    RetrievalError
+        If the overrides do not fit.
+    BundleError
+        If there are overrides and no bank.
+    """
+    settings = model.manifest.retrieval
+    if settings is not None:
+        try:
+            return replace(settings.spec(), **options.retrieval)
+        except ValueError as error:
+            raise RetrievalError(str(error)) from error
+    if options.retrieval:
+        raise BundleError(
+            f"{describe_location(model)} is a bundle of {model.manifest.system}, which gives expression without a bank; "
+            "leave the retrieval options out"
+        )
+    return None
+
+
+def open_run(
+    model: Model,
+    options: RunOptions,
+    inputs: RunInputs,
+    outputs: Outputs,
+    log: RunLog,
+    spec: RetrievalSpec | None,
+) -> RunContext:
+    """Open encoder, readout and tiles so that they fit together, or reuse those of the run before."""
+    manifest, batch, slots = model.manifest, options.batch_size, None
+    with log.clock.stage("open"):
+        if options.memory_budget is not None:
+            model.measure_free_memory()
+        session, skipped = model.encoder(
+            options.provider, options.precision, batch, build=options.build, tell=log.note
+        )
+        readout = model.readout(
+            spec,
+            inputs.spots,
+            session.provider,
+            options.retriever,
+            options.precision,
+            fp16=use_fp16_bank(manifest.bank_rows, manifest.genes, options.memory_budget),
+        )
+        if options.memory_budget is not None:
+            fit = model.fit(session, readout, options.memory_budget, batch)
+            batch, slots = fit.batch, fit.slots
+            log.note(fit.text)
+        # All files have been read by now, so the hashes verified at the start cover what was read.
+        model.check_unchanged()
+    if skipped:
+        log.note(f"provider {session.provider}; passed over: {skipped}")
+    for note in inputs.resolution.notes:
+        log.note(note)
+    tiles = Tiles(
+        inputs.slide,
+        inputs.spots.xy_px,
+        TileShape(manifest.tile.size_px, manifest.tile.mpp, manifest.tile.pad),
+        batch_size=batch,
+        workers=options.workers,
+        slide_mpp=inputs.resolution.mpp,
+        group=-(-readout.rows_at_once // batch),
+    )
+    return RunContext(model, options, inputs, outputs, log, session, readout, tiles, slots)

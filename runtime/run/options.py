@@ -1,5 +1,124 @@
-"""What a run may be told."""
+"""Options of a run, made once and handed down unchanged."""
 
 from __future__ import annotations
 
-MAX_BAD_TILES = "1%"
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from mclst.kernels.definition.spec import RetrievalSpec
+from mclst.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from mclst.runtime.inference.model import Model
+    from mclst.runtime.report.files import Files
+
+RETRIEVAL_OPTIONS = tuple(RetrievalSpec.__dataclass_fields__)
+_SAME_MAP = {"changes_map": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a slide is predicted.
+
+    Parameters
+    ----------
+    provider : str
+        What runs the encoder: "auto" or one of `mclst-infer --list-providers`.
+    precision : str
+        Precision of the encoder, one the bundle was exported in.
+    retriever : str
+        What computes the retrieval: "auto" or a provider of `Retriever`.
+    retrieval : mapping
+        Fields of `RetrievalSpec` that override the bundle's, such as ``{"k": 50}``.
+    batch_size : int
+        Tiles encoded at once; with a `memory_budget`, the largest batch tried.
+    memory_budget : int, optional
+        Memory to stay within, in bytes.
+    mpp : float, optional
+        µm/px of level 0, overriding the slide's metadata.
+    genes : tuple of str
+        Genes of a grid to write as a pyramidal OME-TIFF.
+    max_bad_tiles : int or str
+        Unreadable tiles tolerated: a count, or a share such as "1%", rounded up.
+    build : bool
+        Build a missing TensorRT engine and keep it in the bundle.
+    workers : int
+        Reading threads.
+    overwrite, resume : bool
+        Replace an existing map; resume a stopped run of the same inputs and options.
+    picture, report : bool
+        Write `.genes.png` and `.run.json` next to the map.
+    files : Files, optional
+        Further files to make from the map; by default the HTML page.
+
+    Raises
+    ------
+    InputError
+        If a value is out of range.
+    """
+
+    provider: str = "auto"
+    precision: str = "fp32"
+    retriever: str = "auto"
+    retrieval: Mapping[str, Any] = field(default_factory=dict)
+    batch_size: int = 16
+    memory_budget: int | None = None
+    mpp: float | None = None
+    genes: tuple[str, ...] = ()
+    max_bad_tiles: int | str = "1%"
+    build: bool = field(default=True, metadata=_SAME_MAP)
+    workers: int = field(default=2, metadata=_SAME_MAP)
+    overwrite: bool = field(default=False, metadata=_SAME_MAP)
+    resume: bool = field(default=True, metadata=_SAME_MAP)
+    picture: bool = field(default=True, metadata=_SAME_MAP)
+    report: bool = field(default=True, metadata=_SAME_MAP)
+    files: Files | None = field(default=None, metadata=_SAME_MAP)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "workers", "memory_budget"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value!r}; give a whole number of 1 or more")
+        if self.mpp is not None and not 0 < self.mpp < math.inf:
+            raise InputError(f"mpp is {self.mpp!r}; give a positive number of µm per pixel")
+        for name in self.retrieval:
+            if name not in RETRIEVAL_OPTIONS:
+                raise InputError(
+                    f"there is no retrieval option {name!r}; choose from {', '.join(RETRIEVAL_OPTIONS)}"
+                )
+        try:
+            most_bad_tiles(self.max_bad_tiles, 1)
+        except ValueError as error:
+            raise InputError(f"max_bad_tiles: {error}") from error
+
+    def for_model(self, model: Model) -> RunOptions:
+        """Replace the encoder's settings by those that the model dictates, if it does."""
+        fixed = model.encoder_settings
+        if fixed is None:
+            return self
+        return replace(self, provider=fixed.provider, precision=fixed.precision, batch_size=fixed.batch_size)
+
+    def of_map(self) -> dict[str, Any]:
+        """Return the options that change a map's content, by name."""
+        return {
+            option.name: getattr(self, option.name)
+            for option in fields(self)
+            if option.metadata.get("changes_map", True)
+        }
+
+
+def most_bad_tiles(limit: int | str, tiles: int) -> int:
+    """Return how many of `tiles` may be unreadable: `limit` itself, or its share such as "1%", rounded up.
+
+    Raises
+    ------
+    ValueError
+        If `limit` is neither a count nor a share of 0-100 %.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", str(limit).strip())
+    if not match or (match[2] and float(match[1]) > 100) or ("." in match[1] and not match[2]):
+        raise ValueError(f"{limit!r} is neither a number of tiles nor a share such as 1%")
+    return math.ceil(float(match[1]) * tiles / 100) if match[2] else int(match[1])

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mclst.runtime.atomic import check_apart, check_writable, remove_stale
+from mclst.runtime.atomic import check_distinct, check_writable, remove_stale
 from mclst.runtime.errors import OutputError
-from mclst.runtime.report.files import Files, check_places
+from mclst.runtime.report.files import Files, check_paths
+from mclst.runtime.run.options import RunOptions
 from mclst.runtime.run.report import check_report
 from mclst.runtime.slide.base import Slide
 from mclst.sections.section import Spots
@@ -16,48 +17,53 @@ from mclst.sections.section import Spots
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where a run writes: the map, and what belongs beside it (None: not written); files: by kind, see Files."""
+    """Paths of the map and of the files next to it; None: not written.
+
+    content: what `files` hold; files: path by kind, see Files.
+    """
 
     map: Path
     sheet: Path | None = None
     dense: Path | None = None
     report: Path | None = None
+    content: Files = field(default_factory=Files)
     files: Mapping[str, Path] = field(default_factory=dict)
 
     @classmethod
-    def beside(cls, out: Path, *, picture: bool, dense: bool, report: bool, files: Files) -> Outputs:
-        """Name what belongs beside the map `out` after it."""
+    def of(cls, out: Path, options: RunOptions, content: Files) -> Outputs:
+        """Name all files after the map `out`."""
         if not out.name:
             raise OutputError(f"{str(out)!r} names no file to write; choose another --out")
         return cls(
             out,
-            out.with_suffix(".genes.png") if picture else None,
-            out.with_suffix(".genes.ome.tif") if dense else None,
-            out.with_suffix(".run.json") if report else None,
-            files.beside(out),
+            out.with_suffix(".genes.png") if options.picture else None,
+            out.with_suffix(".genes.ome.tif") if options.genes else None,
+            out.with_suffix(".run.json") if options.report else None,
+            content,
+            content.paths(out),
         )
 
     @property
     def all(self) -> tuple[Path | None, ...]:
-        """Every place that is written to."""
+        """Every path."""
         return (self.map, self.sheet, self.dense, self.report, *self.files.values())
 
-    def check_map(self, slide: Slide, spots: Spots, bundle: Path, *, overwrite: bool) -> None:
-        """Raise OutputError where the map is in the way, or any output is an input, which even `overwrite` spares."""
+    def check_map(self, slide: Slide, spots: Spots, bundle: Path | None, *, overwrite: bool) -> None:
+        """Raise OutputError if the map exists, or if an output is an input, even with `overwrite`."""
         check_writable(self.map, overwrite=overwrite)
-        check_apart(self.all, (slide.path, spots.path, bundle))
+        check_distinct(self.all, (slide.path, spots.path, bundle))
 
-    def check_beside(self, *, overwrite: bool) -> None:
-        """Raise OutputError where one of the others is in the way; remove what dead runs left half-written of them."""
+    def check_others(self, *, overwrite: bool) -> None:
+        """Raise OutputError if another output exists; remove leftovers of dead runs."""
         for path in filter(None, (self.sheet, self.dense)):
             check_writable(path, overwrite=overwrite)
             remove_stale(path)
-        check_places(self.files, overwrite=overwrite)
+        check_paths(self.files, overwrite=overwrite)
         if self.report is not None:
             check_report(self.report, overwrite=overwrite)
             remove_stale(self.report)
 
     @property
     def was_stopped(self) -> bool:
-        """Whether a stopped run of this map is there, whose pictures may stand beside it already."""
+        """Whether a stopped run of this map left its rows; its pictures may exist already."""
         return self.map.absolute().with_name(f".{self.map.name}.journal").exists()

@@ -1,130 +1,131 @@
-"""Bundle + slide + spots → expression map: tiles are read, encoded, retrieved and written as they come."""
+"""Bundle + slide + spots → expression map: tiles are read, encoded, retrieved and written in a stream."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from mclst.kernels.definition.result import RetrievalResult
-from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.encoder.ring import Group, Ring
 from mclst.runtime.errors import BundleError, InputError, SlideError
-from mclst.runtime.expression_map.parts import PartWriter, RowSink, SlidePart, remove_parts, take_parts
+from mclst.runtime.expression_map.parts import PartWriter, SlidePart, remove_parts, take_parts
+from mclst.runtime.expression_map.row_writer import RowWriter
 from mclst.runtime.expression_map.writer import MapWriter
-from mclst.runtime.inference.loaded_model import ModelCache
-from mclst.runtime.inference.providers import ON_CPU
-from mclst.runtime.inference.readout import NotFinite, Readout
+from mclst.runtime.inference.loaded_model import LoadedModel
+from mclst.runtime.inference.model import Model, describe_location
+from mclst.runtime.choices import ON_CPU
+from mclst.runtime.inference.readout import NotFinite
 from mclst.runtime.progress import Advance, Tell
-from mclst.runtime.report.export.ome_tiff import check_genes
+from mclst.runtime.report.export.ome_tiff import find_genes
 from mclst.runtime.report.files import Files
 from mclst.runtime.resources import check_limit
-from mclst.runtime.run.context import Work, most_bad_tiles
+from mclst.runtime.run.context import RunContext, RunInputs, RunLog, open_run, retrieval_spec
 from mclst.runtime.run.hashes import SlideHash
-from mclst.runtime.run.options import MAX_BAD_TILES
+from mclst.runtime.run.options import RunOptions
 from mclst.runtime.run.outputs import Outputs
-from mclst.runtime.run.provenance import BUNDLE, run_fingerprint
-from mclst.runtime.run.publish import publish, report_stop, run_of
+from mclst.runtime.run.provenance import BUNDLE, Provenance, run_fingerprint
+from mclst.runtime.run.publish import publish, report_stop, summarize
 from mclst.runtime.run.report import Run
-from mclst.runtime.run.setup import Asked, Machinery, open_machinery
 from mclst.runtime.slide.base import Slide
 from mclst.runtime.tiling.array_pitch import slide_resolution
 from mclst.runtime.tiling.bounds import check_spots
 from mclst.runtime.tiling.grid import Grid
-from mclst.runtime.tiling.tiles import Tiles
 from mclst.sections.section import Spots
 from mclst.sections.tables.spots import read_spots
 
-__all__ = ["Run", "predict"]
+__all__ = ["Run", "RunOptions", "predict"]
 
 
 def predict(
-    bundle: Bundle,
+    model: Bundle | Model,
     slide: Slide,
     spots: Spots | Grid | str | Path,
     out: str | Path | None = None,
+    options: RunOptions | None = None,
     *,
-    provider: str = "auto",
-    build: bool = True,
-    precision: str = "fp32",
-    retrieval: RetrievalSpec | None = None,
-    retriever: str = "auto",
-    batch_size: int = 16,
-    memory_budget: int | None = None,
-    workers: int = 2,
-    slide_mpp: float | None = None,
-    max_bad_tiles: int | str = MAX_BAD_TILES,
-    genes: Sequence[str] = (),
-    overwrite: bool = False,
-    resume: bool = True,
-    picture: bool = True,
-    report: bool = True,
-    files: Files | None = None,
-    opened: ModelCache | None = None,
-    record: Mapping[str, Any] | None = None,
-    share: SlidePart | None = None,
     advance: Advance = lambda n: None,
     tell: Tell = lambda text: None,
+    identity: Mapping[str, str] | None = None,
+    shard: SlidePart | None = None,
 ) -> Run:
-    """Predict the expression at each spot and write `out`, by default `<slide's stem>.h5ad` in the working folder.
+    """Predict the expression at each spot and write it as a map.
 
-    spots: a table, the path of one, or a grid. precision: of the encoder, one of the bundle's. retrieval: in place of
-    the bundle's own. batch_size: tiles encoded at once, with a memory_budget (bytes) at most: then batch and ring are as
-    large as fit. workers: reading threads. slide_mpp: µm/px of level 0, where the slide does not say or is wrong.
-    max_bad_tiles: how many tiles may be unreadable: a number, or a share as "1%", rounded up. genes: of a grid,
-    written to `<out's stem>.genes.ome.tif`. picture: draw `<out's stem>.genes.png`. report: write
-    `<out's stem>.run.json`. files: what else to make of the map; by default the page `<out's stem>.html`. resume: carry
-    on where a stopped run of the same inputs and settings left off. opened: encoder and bank kept open between runs.
-    record: the caller's own words on this run, for its report. share: of a slide whose tiles several runs share, what
-    this one does; a run of a part publishes nothing. advance: called with the number of tiles
-    done. tell: called with what the user must know at once.
+    Memory does not grow with the number of spots beyond their table. The map appears last, once all other files are
+    complete. A run that stops keeps its rows hidden next to `out`; call it again to resume.
 
-    Memory does not grow with the number of spots beyond their table. The map appears last: where it stands, all is
-    there. A run that fails before it wrote anything leaves nothing; one that stops later leaves what it has, hidden
-    beside `out`, for the next run, and says so in a note on the exception.
-    Raises InputError, OutputError or ResourceError.
+    Parameters
+    ----------
+    model : Bundle or Model
+        A bundle; or a `LoadedModel` or `ServedModel`, which stays open from one slide to the next.
+    slide : Slide
+    spots : Spots, Grid, str or Path
+        A table of spots or its path, or a dense grid.
+    out : str or Path, optional
+        The map, by default `<slide's stem>.h5ad` in the working folder.
+    options : RunOptions, optional
+    advance : callable
+        Called with the number of tiles newly done.
+    tell : callable
+        Called with notes for the user, as they come up.
+    identity : mapping, optional
+        What identifies this run, for the report's `record`.
+    shard : SlidePart, optional
+        This run's share of a slide that several runs split; a run of a part publishes nothing.
+
+    Returns
+    -------
+    Run
+
+    Raises
+    ------
+    InputError, OutputError, ResourceError
     """
     check_limit()
     started = time.perf_counter()
+    model = LoadedModel(model) if isinstance(model, Bundle) else model
+    options = (options or RunOptions()).for_model(model)
     grid = spots if isinstance(spots, Grid) else None
     table = _table(spots)
-    out = Path(f"{slide.path.stem}.h5ad") if out is None else Path(out)
-    channels = check_genes(genes, bundle.genes)
-    bundle.encoder(precision)
-    if genes and grid is None:
+    channels = find_genes(options.genes, model.genes)
+    model.check_precision(options.precision)
+    if options.genes and grid is None:
         raise InputError("--genes makes a dense image, which needs --grid")
-    files, without = (files or Files()).ready()
-    files.check_genes(bundle.genes)
-    outputs = Outputs.beside(out, picture=picture, dense=bool(genes), report=report, files=files)
-    asked = Asked(provider, build, precision, retriever, batch_size, memory_budget, workers, max_bad_tiles)
+    files, left_out = (options.files or Files()).resolve()
+    files.check_genes(model.genes)
+    outputs = Outputs.of(Path(out or f"{slide.path.stem}.h5ad"), options, files)
+    log = RunLog(advance, tell)
     with SlideHash(slide.path) as slide_hash:
-        outputs.check_map(slide, table, bundle.path, overwrite=overwrite)
-        if not (resume and outputs.was_stopped):
-            outputs.check_beside(overwrite=overwrite)
+        outputs.check_map(slide, table, model.folder, overwrite=options.overwrite)
+        # A stopped run's own files may be replaced, but only once its rows are known to be of this run: see `_stream`.
+        check_later = options.resume and outputs.was_stopped
+        if not check_later:
+            outputs.check_others(overwrite=options.overwrite)
         check_spots(table, slide)
-        resolution, spec = slide_resolution(slide, table, slide_mpp), _spec(bundle, retrieval)
-        most_bad = most_bad_tiles(max_bad_tiles, len(table))
-        work = Work(
-            bundle, slide, table, grid, spec, outputs, resolution, most_bad, overwrite, advance, tell, record=record
-        )  # fmt: skip
-        with _sink(out, bundle.genes, table, share, overwrite=overwrite) as writer:
+        inputs = RunInputs(slide, table, grid, slide_resolution(slide, table, options.mpp))
+        spec = retrieval_spec(model, options)
+        run: RunContext | None = None
+        with _open_writer(outputs.map, model.genes, table, shard, overwrite=options.overwrite) as writer:
             try:
-                notes = [*([without] if without else []), *resolution.notes]
-                machinery = open_machinery(work, asked, opened or ModelCache(), notes)
-                _run_through(work, machinery, writer, slide_hash, share, resume=resume)
-                session, readout, tiles = machinery.session, machinery.readout, machinery.tiles
+                run = open_run(model, options, inputs, outputs, log, spec)
+                if left_out:
+                    log.note(left_out)
+                _stream(run, writer, slide_hash, shard, check_outputs=check_later)
                 if isinstance(writer, PartWriter):
-                    return run_of(work, writer, session, readout, tiles)
-                run = publish(work, writer, session, readout, tiles, genes, channels, files, started)
+                    return summarize(run, writer)
+                provenance = Provenance.of(run, slide_hash.result())
+                summary = publish(
+                    run, writer, provenance, channels=channels, started=started, identity=identity
+                )
             except BaseException as error:
-                report_stop(work, writer, error)
+                if run is not None:
+                    report_stop(run, writer, error)
                 raise
-    if share is not None:
-        remove_parts(out, share)
-    return run
+    if shard is not None:
+        remove_parts(outputs.map, shard)
+    return summary
 
 
 def _table(spots: Spots | Grid | str | Path) -> Spots:
@@ -133,133 +134,117 @@ def _table(spots: Spots | Grid | str | Path) -> Spots:
     return spots if isinstance(spots, Spots) else read_spots(Path(spots))
 
 
-def _sink(
-    out: Path, genes: Sequence[str], spots: Spots, share: SlidePart | None, *, overwrite: bool
+def _open_writer(
+    out: Path, genes: Sequence[str], spots: Spots, shard: SlidePart | None, *, overwrite: bool
 ) -> MapWriter | PartWriter:
-    if share is None or share.part is None:
+    if shard is None or shard.part is None:
         return MapWriter(out, genes=genes, spots=spots, overwrite=overwrite)
-    return PartWriter(out, share, (len(spots), len(genes)))
-
-
-def _spec(bundle: Bundle, given: RetrievalSpec | None) -> RetrievalSpec | None:
-    """The retrieval of this run; None where the network gives expression itself and none was asked for."""
-    if bundle.manifest.kind != "retrieval" and given is None:
-        return None
-    default = bundle.retrieval
-    return given or default
-
-
-def _run_through(
-    work: Work,
-    machinery: Machinery,
-    writer: MapWriter | PartWriter,
-    slide_hash: SlideHash,
-    share: SlidePart | None,
-    *,
-    resume: bool,
-) -> None:
-    """Every tile to its row, and what that took noted; SlideError where no tile could be read, or the slide changed."""
-    streaming = time.perf_counter()
-    _stream(work, machinery, writer, slide_hash, share, resume=resume)
-    work.clock["stream"] = time.perf_counter() - streaming
-    if not writer.done.any() and not isinstance(writer, PartWriter):
-        raise SlideError(f"{work.slide.path}: no tile can be read; the first says: {work.failed[0][1]}")
-    slide_hash.check_unchanged()
-    work.clock["read"] = work.slide.seconds_opening + machinery.tiles.seconds_reading
-    if work.slide.seconds_file is not None:
-        work.clock["file"] = work.slide.seconds_file
-    work.told["slide"]["sha256"] = slide_hash.result()
-    work.told |= machinery.opened.told
+    return PartWriter(out, shard, (len(spots), len(genes)))
 
 
 def _stream(
-    work: Work,
-    machinery: Machinery,
-    writer: RowSink,
-    slide_hash: SlideHash,
-    share: SlidePart | None,
-    *,
-    resume: bool,
+    run: RunContext, writer: RowWriter, slide_hash: SlideHash, shard: SlidePart | None, *, check_outputs: bool
 ) -> None:
-    """Encode each batch, retrieve some hundred embeddings at once, write them and note them in the journal."""
-    session, readout, tiles = machinery.session, machinery.readout, machinery.tiles
+    """Predict every tile's row; raise SlideError if no tile can be read or the slide changes meanwhile."""
+    started = time.perf_counter()
+    slide, clock = run.inputs.slide, run.log.clock
 
-    def this_run() -> dict[str, str]:
-        precision = work.told["settings"]["precision"]
-        return run_fingerprint(
-            work.bundle, work.spots, tiles, session, precision, readout, slide_hash.result()
-        )
+    def fingerprint() -> dict[str, str]:
+        return run_fingerprint(run, slide_hash.result())
 
-    new_document = (
-        resume and readout.resumable and writer.stopped_run and _carry_on(work, writer, tiles, this_run())
-    )
-    work.outputs.check_beside(overwrite=work.overwrite or new_document)
-    if share is not None and share.part is not None:
-        tiles.done |= ~tiles.in_part(share.part, share.parts)
-    elif share is not None:
-        if not new_document:
-            writer.begin(this_run())
-            new_document = True
-        came = take_parts(work.outputs.map, share, writer, len(work.bundle.genes), this_run(), work.note)
-        tiles.done |= writer.done
-        work.advance(came)
-    stages = session.stages(
-        min(tiles.batch_size, len(work.spots)),
-        group_rows=min(tiles.batch_size * tiles.group, len(work.spots)),
-        on_device=readout.on_device and session.provider not in ON_CPU,
-        clock=work.clock,
-        slots=machinery.slots,
+    resumes = run.options.resume and run.readout.resumable and writer.stopped_run
+    journaled = resumes and _resume(run, writer, fingerprint())
+    if check_outputs:
+        run.outputs.check_others(overwrite=run.options.overwrite or journaled)
+    if shard is not None and shard.part is not None:
+        run.tiles.done |= ~run.tiles.part_mask(shard.part, shard.parts)
+    elif shard is not None:
+        if not journaled:
+            writer.begin(fingerprint())
+            journaled = True
+        merged = take_parts(run.outputs.map, shard, writer, len(run.model.genes), fingerprint(), run.log.note)
+        run.tiles.done |= writer.done
+        run.log.advance(merged)
+    journaled = _encode_tiles(run, writer, fingerprint, slide_hash, journaled=journaled)
+    if shard is not None and not journaled:
+        writer.begin(fingerprint())
+    clock["stream"] = time.perf_counter() - started
+    if not writer.done.any() and not isinstance(writer, PartWriter):
+        raise SlideError(f"{slide.path}: no tile can be read; the first says: {run.log.failed[0][1]}")
+    slide_hash.check_unchanged()
+    clock["read"] = slide.seconds_opening + run.tiles.seconds_reading
+    if slide.seconds_file is not None:
+        clock["file"] = slide.seconds_file
+
+
+def _encode_tiles(
+    run: RunContext,
+    writer: RowWriter,
+    fingerprint: Callable[[], dict[str, str]],
+    slide_hash: SlideHash,
+    *,
+    journaled: bool,
+) -> bool:
+    """Encode each batch, retrieve some hundred embeddings together, write their rows; return whether they are journaled."""
+    tiles, spots, clock = run.tiles, run.inputs.spots, run.log.clock
+    stages = run.session.stages(
+        min(tiles.batch_size, len(spots)),
+        group_rows=min(tiles.batch_size * tiles.group, len(spots)),
+        on_device=run.readout.on_device and run.session.provider not in ON_CPU,
+        clock=clock,
+        slots=run.slots,
     )
     with closing(Ring(stages).run(tiles)) as steps:
         for step in steps:
-            work.fail_tiles(step.failed)
+            run.fail_tiles(step.failed)
             if step.group is not None:
-                found = _express(work, readout, step.group)
-                with work.clock.stage("write"):
-                    writer.write(step.group.rows, found)
-                    if not new_document and slide_hash.ready:
-                        writer.begin(this_run())
-                        new_document = True
-            work.advance(step.count)
-    if share is not None and not new_document:
-        writer.begin(this_run())
+                result = _predict_group(run, step.group)
+                with clock.stage("write"):
+                    writer.write(step.group.rows, result)
+                    # Rows outlive this process once the slide's hash, part of the fingerprint, is there.
+                    if not journaled and slide_hash.ready:
+                        writer.begin(fingerprint())
+                        journaled = True
+            run.log.advance(step.count)
+    return journaled
 
 
-def _express(work: Work, readout: Readout, group: Group) -> RetrievalResult:
-    expected = (len(group.rows), work.bundle.encoder_gives)
-    if group.given.shape != expected:
+def _predict_group(run: RunContext, group: Group) -> RetrievalResult:
+    expected = (len(group.rows), run.model.output_dim)
+    if group.values.shape != expected:
         raise BundleError(
-            f"{work.bundle.server or work.bundle.path} gives {group.given.shape} where the manifest says {expected}; "
+            f"{describe_location(run.model)} gives {group.values.shape} where the manifest says {expected}; "
             "the bundle's parts do not belong together, so export it again"
         )
     try:
-        with work.clock.stage("retrieve"):
-            return readout.predict_expression(group.rows, group.given)
+        with run.log.clock.stage("retrieve"):
+            return run.readout.predict_expression(group.rows, group.values)
     except NotFinite as error:
+        spot = run.inputs.spots.id[group.rows[error.row]]
         raise BundleError(
-            f"the encoder gave an embedding that is not finite for spot {work.spots.id[group.rows[error.row]]}; "
-            "export the bundle again"
+            f"the encoder gave an embedding that is not finite for spot {spot}; export the bundle again"
         ) from error
 
 
-def _carry_on(work: Work, writer: RowSink, tiles: Tiles, this_run: Mapping[str, str]) -> bool:
-    """Take over what a stopped run left, if it was the same run; says which. Whether its journal goes on."""
-    found = writer.carry_on(this_run)
-    if found is None:
+def _resume(run: RunContext, writer: RowWriter, fingerprint: Mapping[str, str]) -> bool:
+    """Take over a stopped run's rows if its fingerprint is the same; return whether its journal continues."""
+    out, server, log = run.outputs.map, run.model.server, run.log
+    state = writer.resume(fingerprint)
+    if state is None:
         return False
-    if found.changed:
-        if work.bundle.server and BUNDLE in found.changed.split(", "):
+    if state.changed:
+        if server and BUNDLE in state.changed.split(", "):
             raise BundleError(
-                f"a stopped run of {work.outputs.map} has {found.rows:,} spots of another bundle than the one that "
-                f"{work.bundle.server} serves now; serve that one again, or give --no-resume to start anew"
+                f"a stopped run of {out} has {state.rows:,} spots of another bundle than the one that {server} serves "
+                "now; serve that one again, or give --no-resume to start over"
             )
-        work.note(
-            f"a stopped run of {work.outputs.map} with {found.rows:,} spots is not carried on, since another is: "
-            f"{found.changed}; starting anew"
+        log.note(
+            f"a stopped run of {out} with {state.rows:,} spots cannot be resumed, since this one has another: "
+            f"{state.changed}; starting over"
         )
         return False
-    tiles.done |= writer.done
-    work.carried_on = found.rows
-    work.note(f"carrying on a stopped run: {found.rows:,} of {len(work.spots):,} spots are done")
-    work.advance(found.rows)
+    run.tiles.done |= writer.done
+    log.resumed = state.rows
+    log.note(f"resuming a stopped run: {state.rows:,} of {len(run.inputs.spots):,} spots are done")
+    log.advance(state.rows)
     return True

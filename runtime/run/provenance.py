@@ -1,91 +1,144 @@
-"""What a map comes from: told in the map and the report, and what decides whether two runs are the same run."""
+"""What a map is made from: recorded in the map and the report, and compared before a run is resumed."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
-from mclst.runtime.bundle.bundle import Bundle
-from mclst.runtime.encoder.session import Session
-from mclst.runtime.inference.readout import Readout
+from mclst.runtime.run.context import RunContext
 from mclst.runtime.run.hashes import spots_sha256
-from mclst.runtime.slide.base import Slide
-from mclst.runtime.tiling.array_pitch import Resolution
-from mclst.runtime.tiling.tiles import Tiles
 from mclst.runtime.versions import installed_versions
-from mclst.sections.section import Spots
 
 BUNDLE = "the bundle"
 
 
-def run_fingerprint(
-    bundle: Bundle,
-    spots: Spots,
-    tiles: Tiles,
-    session: Session,
-    precision: str,
-    readout: Readout,
-    slide_sha256: str,
-) -> dict[str, str]:
-    """All that decides a row's values, by the names a user knows."""
-    settings = {name: str(value) for name, value in readout.settings.items()}
+def run_fingerprint(run: RunContext, slide_sha256: str) -> dict[str, str]:
+    """Return all that decides a row's values, by the names users know.
+
+    The journal of a stopped run holds these keys and values, so they must not change.
+    """
+    settings = {name: str(value) for name, value in run.readout.settings.items()}
     versions = {f"version of {name}": value for name, value in installed_versions().items()}
     return {
         "the slide": slide_sha256,
-        BUNDLE: bundle.sha256,
-        "the table of spots": spots_sha256(spots),
-        "the slide's reader": tiles.slide.reader,
+        BUNDLE: run.model.sha256,
+        "the table of spots": spots_sha256(run.inputs.spots),
+        "the slide's reader": run.inputs.slide.reader,
         **settings,
-        "the tiles": tiles.choice,
-        "the batch size": str(tiles.batch_size),
-        "the provider": f"{session.provider}, {session.engine}",
-        "the precision": precision,
-        "the retrieval": readout.provider,
+        "the tiles": str(run.tiles.plan),
+        "the batch size": str(run.tiles.batch_size),
+        "the provider": f"{run.session.provider}, {run.session.engine}",
+        "the precision": run.options.precision,
+        "the retrieval": run.readout.provider,
         **versions,
     }
 
 
-def told(
-    bundle: Bundle,
-    slide: Slide,
-    spots: Spots,
-    resolution: Resolution,
-    tiles: Tiles,
-    session: Session,
-    readout: Readout,
-) -> dict[str, Any]:
-    """What made the map, for `uns["mclst"]` and the report."""
-    m = bundle.manifest
-    return {
-        "bundle": {
-            "sha256": bundle.sha256,
-            "system": m.system,
-            "kind": m.kind,
-            "encoder": m.encoder.name,
-            "checkpoint_sha256": m.checkpoint.sha256,
-            "bank_spots": m.bank_rows,
-            "normalisation_expression": m.normalisation.expression,
-            "tile_px": m.tile.size_px,
-            "tile_mpp": m.tile.mpp,
-        },
-        "slide": {
-            "name": slide.path.name,
-            "width_px": slide.width_px,
-            "height_px": slide.height_px,
-            "mpp": resolution.mpp,
-            "mpp_source": resolution.source,
-            "reader": slide.reader,
-            "vendor": slide.vendor,
-            "icc_profile": f"{slide.icc}, not applied" if slide.icc else "none",
-        },
-        "spots": {"name": spots.path.name, "variant": spots.variant, "coordinates": spots.coordinates},
-        "settings": {
-            **readout.settings,
-            "tile": tiles.choice,
+@dataclass(frozen=True)
+class BundleRecord:
+    """The bundle."""
+
+    sha256: str
+    system: str
+    kind: str
+    encoder: str
+    checkpoint_sha256: str
+    bank_spots: int
+    normalisation_expression: str
+    tile_px: int
+    tile_mpp: float | None
+
+
+@dataclass(frozen=True)
+class SlideRecord:
+    """The slide; sha256: None until it has been read whole."""
+
+    name: str
+    width_px: int
+    height_px: int
+    mpp: float | None
+    mpp_source: str
+    reader: str
+    vendor: str
+    icc_profile: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class SpotsRecord:
+    """The table of spots."""
+
+    name: str
+    variant: str
+    coordinates: str
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Everything a map records about its origin; settings: what decides the values; server: what computed it, if any."""
+
+    bundle: BundleRecord
+    slide: SlideRecord
+    spots: SpotsRecord
+    settings: Mapping[str, Any]
+    provider: str
+    engine: str
+    retriever: str
+    versions: Mapping[str, str]
+    server: Mapping[str, Any] | None
+
+    @classmethod
+    def of(cls, run: RunContext, slide_sha256: str | None = None) -> Self:
+        """Describe a run; build it once its counts are final."""
+        m, slide, spots, tiles = run.model.manifest, run.inputs.slide, run.inputs.spots, run.tiles
+        settings = {
+            **run.readout.settings,
+            "tile": str(tiles.plan),
             "pad": list(m.tile.pad),
             "batch_size": tiles.batch_size,
-        },
-        "provider": session.provider,
-        "engine": session.engine,
-        "retriever": readout.provider,
-        "versions": installed_versions(),
-    }
+            "precision": run.options.precision,
+            "max_bad_tiles": run.options.max_bad_tiles,
+        }
+        if run.inputs.grid is not None:
+            settings["grid_um"] = run.inputs.grid.stride_um
+        return cls(
+            bundle=BundleRecord(
+                sha256=run.model.sha256,
+                system=m.system,
+                kind=m.kind,
+                encoder=m.encoder.name,
+                checkpoint_sha256=m.checkpoint.sha256,
+                bank_spots=m.bank_rows,
+                normalisation_expression=m.normalisation.expression,
+                tile_px=m.tile.size_px,
+                tile_mpp=m.tile.mpp,
+            ),
+            slide=SlideRecord(
+                name=slide.path.name,
+                width_px=slide.width_px,
+                height_px=slide.height_px,
+                mpp=run.inputs.resolution.mpp,
+                mpp_source=run.inputs.resolution.source,
+                reader=slide.reader,
+                vendor=slide.vendor,
+                icc_profile=f"{slide.icc}, not applied" if slide.icc else "none",
+                sha256=slide_sha256,
+            ),
+            spots=SpotsRecord(name=spots.path.name, variant=spots.variant, coordinates=spots.coordinates),
+            settings=settings,
+            provider=run.session.provider,
+            engine=run.session.engine,
+            retriever=run.readout.provider,
+            versions=installed_versions(),
+            server=run.model.server_record(),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for `uns["mclst"]` and the report."""
+        content = asdict(self)
+        if self.slide.sha256 is None:
+            del content["slide"]["sha256"]
+        if self.server is None:
+            del content["server"]
+        return content

@@ -1,144 +1,142 @@
-"""The end of a run: the map completed and published with what belongs beside it, or the report of a stop."""
+"""The end of a run: publish the map and the files next to it, or report that the run stopped."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from mclst.runtime.encoder.session import Session
 from mclst.runtime.errors import MclstError, OutputError
-from mclst.runtime.expression_map.parts import PartWriter, RowSink
 from mclst.runtime.expression_map.reader import open_map
-from mclst.runtime.expression_map.writer import MapWriter, shrink
-from mclst.runtime.inference.readout import Readout
+from mclst.runtime.expression_map.row_writer import RowWriter
+from mclst.runtime.expression_map.writer import MapWriter, downscale
 from mclst.runtime.report.export.ome_tiff import write_ome_tiff
-from mclst.runtime.report.figures.contact_sheet import picture_map
-from mclst.runtime.report.files import Files, write_files
-from mclst.runtime.run.context import Work
+from mclst.runtime.report.figures.contact_sheet import write_contact_sheet
+from mclst.runtime.report.files import write_files
+from mclst.runtime.run.context import RunContext
+from mclst.runtime.run.provenance import Provenance
 from mclst.runtime.run.report import DONE, STOPPED, Run, write_report
-from mclst.runtime.tiling.tiles import Tiles
 
 IMAGE_PX = 2000
 """Longest side of the tissue image in the map, as Space Ranger writes it."""
 
 
 def publish(
-    work: Work,
+    run: RunContext,
     writer: MapWriter,
-    session: Session,
-    readout: Readout,
-    tiles: Tiles,
-    genes: Sequence[str],
+    provenance: Provenance,
+    *,
     channels: Sequence[int],
-    files: Files,
     started: float,
+    identity: Mapping[str, str] | None,
 ) -> Run:
-    """Complete the map, make what belongs beside it, then let the map appear.
+    """Complete the map, make the files next to it, then rename the map to its final path.
 
-    started: of the run, by time.perf_counter. Raises OutputError where something cannot be written.
+    channels: columns of `options.genes`. started: of the run, by time.perf_counter. identity: the report's `record`.
     """
-    outputs = work.outputs
-    runs: list[Run] = []
+    outputs, log, inputs = run.outputs, run.log, run.inputs
+    content, slide, record = outputs.content, inputs.slide, provenance.as_dict()
+    summary: Run | None = None
 
-    def beside(hidden_map: Path) -> None:
+    def write_other_files(hidden_map: Path) -> None:
+        nonlocal summary
         drawn: tuple[tuple[str, float], ...] = ()
         if outputs.sheet is not None or outputs.files:
-            with work.clock.stage("draw"), open_map(hidden_map) as found:
+            with log.clock.stage("draw"), open_map(hidden_map) as expression_map:
                 if outputs.sheet is not None:
-                    drawn = picture_map(found, outputs.sheet)
-                picture = shrink(image, scale, files.html_px)
-                write_files(found, files, outputs.files, overwrite=True, picture=picture)
-        if outputs.dense is not None and work.grid is not None:
-            with work.clock.stage("dense"):
-                write_ome_tiff(hidden_map, outputs.dense, work.grid, genes, channels)
-        work.clock["total"] = work.slide.seconds_opening + time.perf_counter() - started
-        run = run_of(work, writer, session, readout, tiles, drawn)
+                    drawn = write_contact_sheet(expression_map, outputs.sheet)
+                picture = downscale(image, scale, content.html_px)
+                notes = write_files(
+                    expression_map, content, outputs.files, overwrite=True, tissue_image=picture
+                )
+                for note in notes:
+                    log.note(note)
+        if outputs.dense is not None and inputs.grid is not None:
+            with log.clock.stage("dense"):
+                write_ome_tiff(hidden_map, outputs.dense, inputs.grid, run.options.genes, channels)
+        log.clock["total"] = slide.seconds_opening + time.perf_counter() - started
+        summary = summarize(run, writer, drawn)
         if outputs.report is not None:
-            own = {} if work.record is None else {"record": work.record}
-            size = {"map_bytes": hidden_map.stat().st_size}
-            write_report(
-                outputs.report, DONE, {**_times(work), **work.told, "run": run.as_json(), **size, **own}
-            )
-        runs.append(run)
+            report = {
+                **_times(run),
+                **record,
+                "run": summary.as_json(),
+                "map_bytes": hidden_map.stat().st_size,
+                **({} if identity is None else {"record": identity}),
+            }
+            write_report(outputs.report, DONE, report)
 
-    with work.clock.stage("write"):
-        image, scale = work.slide.thumbnail(max(IMAGE_PX, files.html_px) if files.html else IMAGE_PX)
+    with log.clock.stage("write"):
+        image, scale = slide.thumbnail(max(IMAGE_PX, content.html_px) if content.html else IMAGE_PX)
         writer.publish(
             image=image,
             image_scale=scale,
-            spot_diameter_px=work.spots.spot_diameter_px,
-            library_id=work.slide.path.stem,
+            spot_diameter_px=inputs.spots.spot_diameter_px,
+            library_id=slide.path.stem,
             run={
-                **work.told,
-                "failed_spots": len(work.failed),
-                "skipped_background": 0 if work.grid is None else work.grid.skipped,
-                "seconds": dict(work.clock),
+                **record,
+                "failed_spots": len(log.failed),
+                "skipped_background": 0 if inputs.grid is None else inputs.grid.skipped,
+                "seconds": dict(log.clock),
             },
-            metadata={"source_image_path": work.slide.path.name},
-            beside=beside,
+            metadata={"source_image_path": slide.path.name},
+            before_publish=write_other_files,
         )
-    return runs[0]
+    assert summary is not None, "publish calls before_publish"
+    return summary
 
 
-def run_of(
-    work: Work,
-    writer: MapWriter | PartWriter,
-    session: Session,
-    readout: Readout,
-    tiles: Tiles,
-    drawn: tuple[tuple[str, float], ...] = (),
-) -> Run:
-    """What became of the run so far; `drawn`: (gene, Moran's I) of the pictures."""
-    outputs = work.outputs
+def summarize(run: RunContext, writer: RowWriter, drawn: tuple[tuple[str, float], ...] = ()) -> Run:
+    """Summarize the run so far; drawn: (gene, Moran's I) of the contact sheet."""
+    outputs, log, inputs = run.outputs, run.log, run.inputs
     return Run(
         map_path=outputs.map,
         picture_path=outputs.sheet,
         dense_path=outputs.dense,
         report_path=outputs.report,
         files=outputs.files,
-        spots=len(work.spots),
+        spots=len(inputs.spots),
         genes=writer.shape[1],
-        failed=tuple(work.failed),
-        provider=session.provider,
-        precision=work.told["settings"]["precision"],
-        retriever=readout.provider,
-        notes=tuple(work.notes),
-        coordinates=work.spots.coordinates,
-        tile=tiles.choice,
+        failed=tuple(log.failed),
+        provider=run.session.provider,
+        precision=run.options.precision,
+        retriever=run.readout.provider,
+        notes=tuple(log.notes),
+        coordinates=inputs.spots.coordinates,
+        tile=str(run.tiles.plan),
         structured=drawn,
-        seconds=work.clock.so_far(),
-        mpp=work.resolution.mpp,
-        mpp_source=work.resolution.source,
-        carried_on=work.carried_on,
-        skipped=0 if work.grid is None else work.grid.skipped,
+        seconds=log.clock.snapshot(),
+        mpp=inputs.resolution.mpp,
+        mpp_source=inputs.resolution.source,
+        resumed=log.resumed,
+        skipped=0 if inputs.grid is None else inputs.grid.skipped,
     )
 
 
-def _times(work: Work) -> dict[str, str]:
+def _times(run: RunContext) -> dict[str, str]:
     return {
-        "started": work.started.isoformat(timespec="seconds"),
+        "started": run.log.started.isoformat(timespec="seconds"),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def report_stop(work: Work, writer: RowSink, error: BaseException) -> None:
-    """Leave a report of a run that stops with something done; a report that cannot be written changes nothing."""
-    if work.outputs.report is None or not writer.kept:
+def report_stop(run: RunContext, writer: RowWriter, error: BaseException) -> None:
+    """Report a run that stops with rows to resume from; a report that cannot be written is noted on `error`."""
+    if run.outputs.report is None or not writer.resumable_rows:
         return
     content = {
-        **_times(work),
-        **work.told,
+        **_times(run),
+        **Provenance.of(run).as_dict(),
         "spots_done": int(np.count_nonzero(writer.done)),
-        "spots_total": len(work.spots),
-        "failed": [{"spot": spot, "reason": reason} for spot, reason in work.failed],
-        "seconds": dict(work.clock),
+        "spots_total": len(run.inputs.spots),
+        "failed": [{"spot": spot, "reason": reason} for spot, reason in run.log.failed],
+        "seconds": dict(run.log.clock),
     }
     reason = str(error) if isinstance(error, MclstError) else type(error).__name__
     try:
-        write_report(work.outputs.report, STOPPED, content, reason=reason)
-    except OutputError as refused:
-        error.add_note(str(refused))
+        write_report(run.outputs.report, STOPPED, content, reason=reason)
+    except OutputError as refusal:
+        error.add_note(str(refusal))

@@ -1,4 +1,4 @@
-"""What a run did: for its user, for `--json`, and as `NAME.run.json` beside the map."""
+"""Summary of a run: for its user, for `--json`, and as `NAME.run.json` next to the map."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from mclst.runtime.atomic import check_writable, write_whole
+from mclst.runtime.atomic import check_writable, write_atomically
 
 FORMAT = "mclst-run/1"
 DONE, STOPPED = "done", "stopped"
@@ -17,13 +17,35 @@ DONE, STOPPED = "done", "stopped"
 
 @dataclass(frozen=True)
 class Run:
-    """What a prediction did.
+    """Summary of a finished run.
 
-    failed: (spot id, reason) of tiles that could not be read; their rows are NaN. carried_on: spots taken over from a
-    stopped run. skipped: places of a grid left out as background. structured: genes drawn, most spatially structured
-    first, with Moran's I. files: what else stands beside the map, by kind. seconds: wall time by stage; `read` is the busy
-    time of opening the slide and of the reading threads, which run beside the others, `file` of it the reading of the
-    file's bytes (absent where a library does not tell), `stream` all from the first tile to the last expression.
+    Parameters
+    ----------
+    map_path, picture_path, dense_path, report_path : Path or None
+        The files written; None if not.
+    spots, genes : int
+        Size of the map.
+    failed : tuple of (str, str)
+        Spot id and reason of each unreadable tile, whose row is NaN.
+    provider, precision, retriever : str
+        What ran the encoder and the retrieval.
+    notes : tuple of str
+        What the user was told.
+    coordinates, tile : str
+        The spots' coordinates and how tiles were cut.
+    structured : tuple of (str, float)
+        Genes drawn, the most spatially structured first, with Moran's I.
+    seconds : dict
+        Wall time by stage. `read` is the busy time of opening the slide and of the reading threads, `file` its share
+        spent on the file's bytes (if the library reports it), `stream` the time from the first tile to the last row.
+    mpp, mpp_source : float or None, str
+        µm/px of level 0 and where it is from.
+    resumed : int
+        Spots taken over from a stopped run.
+    skipped : int
+        Grid positions left out as background.
+    files : mapping
+        Path of each further file, by kind.
     """
 
     map_path: Path
@@ -41,19 +63,19 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     mpp: float | None = None
     mpp_source: str = ""
-    carried_on: int = 0
+    resumed: int = 0
     skipped: int = 0
     dense_path: Path | None = None
     report_path: Path | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
 
     def tiles_per_second(self, stage: str) -> float:
-        """Tiles a second, of this run alone, of one stage of `seconds`, or of the whole with "total"."""
-        tiles = max(0, self.spots - len(self.failed) - self.carried_on)
+        """Return the tiles/s of a stage of `seconds`, without resumed and failed tiles."""
+        tiles = max(0, self.spots - len(self.failed) - self.resumed)
         return tiles / max(self.seconds[stage], 1e-9)
 
     def _repr_html_(self) -> str:
-        from mclst.runtime.html_repr import as_html
+        from mclst.runtime.html_repr import html_table
 
         rows = [
             ("map", self.map_path),
@@ -70,10 +92,10 @@ class Run:
             *self.files.items(),
             ("notes", "; ".join(self.notes) or None),
         ]
-        return as_html("Run", rows, self.picture_path)
+        return html_table("Run", rows, self.picture_path)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, for `--json`."""
+        """Return plain values, for `--json`."""
         stages = [stage for stage in ("read", "encode", "retrieve", "total") if stage in self.seconds]
         return {
             "map": str(self.map_path),
@@ -82,7 +104,7 @@ class Run:
             "report": None if self.report_path is None else str(self.report_path),
             "files": {kind: str(path) for kind, path in self.files.items()},
             "spots": self.spots,
-            "carried_on": self.carried_on,
+            "carried_on": self.resumed,
             "skipped_background": self.skipped,
             "genes": self.genes,
             "failed": [{"spot": spot, "reason": reason} for spot, reason in self.failed],
@@ -104,22 +126,22 @@ class Run:
 
 
 def write_report(path: Path, status: str, content: Mapping[str, Any], *, reason: str = "") -> None:
-    """Write a run's report, whole: `status` is DONE, or STOPPED with the reason. Raises OutputError."""
+    """Write a run's report atomically; status: DONE, or STOPPED with a reason. Raises OutputError."""
     head: dict[str, Any] = {"format": FORMAT, "status": status}
     if reason:
         head["reason"] = reason
     text = json.dumps({**head, **content}, indent=2, allow_nan=False, default=str) + "\n"
-    write_whole(path, text.encode())
+    write_atomically(path, text.encode())
 
 
 def check_report(path: Path, *, overwrite: bool) -> None:
-    """Refuse the place of a report as `check_writable` does, but for the report of a run that was stopped."""
-    check_writable(path, overwrite=overwrite or _is_of_a_stopped_run(path))
+    """Check a report's path as `check_writable` does, but allow replacing the report of a stopped run."""
+    check_writable(path, overwrite=overwrite or _is_of_stopped_run(path))
 
 
-def _is_of_a_stopped_run(path: Path) -> bool:
+def _is_of_stopped_run(path: Path) -> bool:
     try:
-        found = json.loads(path.read_bytes())
+        report = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and (found.get("format"), found.get("status")) == (FORMAT, STOPPED)
+    return isinstance(report, dict) and (report.get("format"), report.get("status")) == (FORMAT, STOPPED)

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from mclst.runtime.bundle.manifest import FileRecord, Manifest, Part
+from mclst.runtime.bundle.manifest import FileRecord, Manifest, StrictModel
 from mclst.runtime.encoder.session import INPUT
 from mclst.runtime.errors import InputError
 
@@ -29,14 +29,14 @@ def inner_model(name: str, part: str) -> str:
     return f"{name}_{part}"
 
 
-class ServedBundle(Part):
+class ServedBundle(StrictModel):
     """sha256: of the bundle's manifest.json, as a map made with it says."""
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     manifest: Manifest
 
 
-class Served(Part):
+class Served(StrictModel):
     """Everything a client has to know, without the bank.
 
     name: of the model that takes `tiles` uint8 [n, S, S, 3] and gives `expression` float32 [n, G] and, of a retrieval,

@@ -5,20 +5,31 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from mclst.runtime.choices import READERS
 from mclst.runtime.errors import SlideError
 from mclst.runtime.slide.base import Slide
 
-READERS = ("auto", "pillow", "tifffile", "openslide")
-
 
 def open_slide(path: str | Path, *, reader: str = "auto") -> Slide:
-    """Open a slide by its content.
+    """Open a slide by its content, whatever its name.
 
-    reader: "auto", or one of "pillow", "tifffile", "openslide" to insist.
+    Parameters
+    ----------
+    path : str or Path
+        A JPEG, PNG, TIFF-based or other whole-slide image.
+    reader : str
+        "auto", or "pillow", "tifffile" or "openslide" to insist on one.
 
-    Raises SlideError where the file is missing, is no image, is damaged, or is of a kind that is refused
-    (16-bit, fluorescence planes, …); ResourceError where it would have to be decoded in one piece of more
-    than `MAX_DECODED_PX` pixels.
+    Returns
+    -------
+    Slide
+
+    Raises
+    ------
+    SlideError
+        If the file is missing, no image, damaged or of an unsupported kind (16-bit, fluorescence planes, …).
+    ResourceError
+        If it would be decoded in one piece of more than `MAX_DECODED_PX` pixels.
     """
     start = time.perf_counter()
     slide = _open(Path(path), reader)
@@ -32,17 +43,17 @@ def _open(path: Path, reader: str) -> Slide:
     if reader not in READERS:
         raise SlideError(f"reader is {reader!r}; choose one of {', '.join(READERS)}")
     kind = detect_format(path)
-    natural = {"jpeg": "pillow", "png": "pillow", "tiff": "tifffile"}.get(kind, "openslide")
-    if reader not in ("auto", natural, "openslide"):
+    default = {"jpeg": "pillow", "png": "pillow", "tiff": "tifffile"}.get(kind, "openslide")
+    if reader not in ("auto", default, "openslide"):
         raise SlideError(
             f"{path} is {kind.upper()}, which the {reader} reader does not read; use --reader auto"
         )
-    # Each reader is imported when a slide needs it: codecs load slowly, and OpenSlide is an extra.
-    if reader == "openslide" or natural == "openslide":
+    # Readers are imported on demand: codecs load slowly, and OpenSlide is an extra.
+    if reader == "openslide" or default == "openslide":
         from mclst.runtime.slide.openslide_reader import open_with_openslide
 
         return open_with_openslide(path, kind)
-    if natural == "pillow":
+    if default == "pillow":
         from mclst.runtime.slide.picture import open_picture
 
         return open_picture(path, kind)

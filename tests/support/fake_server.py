@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.bundle.bundle import open_bundle
-from mclst.runtime.inference.loaded_model import ModelCache
-from mclst.runtime.inference.providers import EncoderRequest
+from mclst.runtime.inference.providers import EncoderRequest, open_encoder
 from mclst.runtime.inference.readout import RegressionReadout, RetrievalReadout
 
 TYPES = {"UINT8": np.uint8, "INT32": np.int32, "FP32": np.float32, "FP64": np.float64}
@@ -51,8 +50,7 @@ class FakeServer:
     def hold(self, path: Path) -> None:
         """Serve another bundle from now on."""
         bundle = open_bundle(path)
-        opened = ModelCache(threads=1)
-        session, _ = opened.encoder("cpu", EncoderRequest(path, bundle.encoder(), "fp32", 64))
+        session, _ = open_encoder("cpu", EncoderRequest(path, bundle.encoder(), "fp32", 64, threads=1))
         spec = bundle.retrieval if bundle.manifest.kind == "retrieval" else None
         readout = RegressionReadout() if spec is None else RetrievalReadout(bundle, spec)
         self._bundle, self._session, self._readout = bundle, session, readout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mclst.runtime.console import progress
-from mclst.runtime.run.context import most_bad_tiles
+from mclst.runtime.run.options import most_bad_tiles
 
 
 def test_a_line_every_ten_seconds(

@@ -21,6 +21,7 @@ from mclst.runtime.cohort.run import SlideOutcome
 from mclst.runtime.expression_map.parts import SlidePart
 from mclst.runtime.report.files import Files
 from mclst.runtime.run.job import Job
+from mclst.runtime.run.options import RunOptions
 
 pytest.importorskip("ray")
 SCRIPT = Path(__file__).parents[2] / "support" / "ray_cluster.py"
@@ -49,7 +50,13 @@ def expected(run_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     found = {}
     for batch in (16, 4):
         out = tmp_path_factory.mktemp("alone") / "map.h5ad"
-        words = [run_inputs / "slide.tif", "--spots", run_inputs / "spots.csv", "--bundle", run_inputs / "mclst-bundle"]
+        words = [
+            run_inputs / "slide.tif",
+            "--spots",
+            run_inputs / "spots.csv",
+            "--bundle",
+            run_inputs / "mclst-bundle",
+        ]
         options = ["--out", out, "--no-picture", "--no-html", "--batch-size", batch]
         assert CliRunner().invoke(main, [str(word) for word in (*words, *options)]).exit_code == 0
         found[batch] = anndata.read_h5ad(out).X
@@ -148,15 +155,12 @@ def test_slides_in_parts_are_merged_to_the_same_map(
 
 def test_a_map_finished_by_a_worker_that_died_is_done_and_tidied_up(run_inputs: Path, tmp_path: Path) -> None:
     """A worker here, without Ray: the second attempt at the merging of a slide whose first ended after publishing."""
-    job = Job(run_inputs / "slide.tif", tmp_path / "map.h5ad", spots=run_inputs / "spots.csv")
-    settings = {
-        "provider": "cpu",
-        "picture": False,
-        "report": True,
-        "files": Files(html=False),
-        "overwrite": False,
-    }
-    worker = Worker(run_inputs / "mclst-bundle", open_bundle(run_inputs / "mclst-bundle").sha256, settings, None, 1)
+    options = RunOptions(provider="cpu", picture=False, files=Files(html=False))
+    job = Job(
+        run_inputs / "slide.tif", tmp_path / "map.h5ad", spots=run_inputs / "spots.csv", options=options
+    )
+    sha256 = open_bundle(run_inputs / "mclst-bundle").sha256
+    worker = Worker(run_inputs / "mclst-bundle", sha256, None, 1)
     assert worker.open() is None
     merge = Task("map", job, SlidePart(2))
     for part in (0, 1):
@@ -168,7 +172,7 @@ def test_a_map_finished_by_a_worker_that_died_is_done_and_tidied_up(run_inputs: 
         (tmp_path / name).write_bytes(content)
     again = worker.run(merge.again)
     assert isinstance(again, SlideOutcome) and (again.status, again.spots, again.attempts) == ("done", 600, 2)
-    assert again.notes == ("its map was found finished after a worker had ended",)
+    assert again.notes == ("an earlier worker finished its map before it died",)
     assert {path.name for path in tmp_path.iterdir()} == {"map.h5ad", "map.run.json"}
     assert worker.run(Task("map", job)).status == "skipped"  # type: ignore[union-attr]
 

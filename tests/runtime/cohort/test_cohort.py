@@ -260,7 +260,9 @@ def test_an_encoder_that_does_not_open_ends_the_cohort(here: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_stopped_cohort_goes_on(run_inputs: Path, tmp_path: Path, log_dir: Path, fork_server: ForkServer) -> None:
+def test_a_stopped_cohort_goes_on(
+    run_inputs: Path, tmp_path: Path, log_dir: Path, fork_server: ForkServer
+) -> None:
     """Terminated by a signal after its first slide, in mid-run; the second start does the rest."""
     for name in ("mclst-bundle", "slide.tif", "spots.csv"):
         (tmp_path / name).symlink_to(run_inputs / name)
@@ -312,7 +314,9 @@ def test_the_script_of_the_documented_nextflow_process(run_inputs: Path, tmp_pat
     here = tmp_path / "a cohort"
     (here / "work").mkdir(parents=True)
     write_table(
-        here, "name,slide,spots", *(f"{n},{run_inputs}/{n}.tif,{run_inputs}/spots.csv" for n in ("slide", "no"))
+        here,
+        "name,slide,spots",
+        *(f"{n},{run_inputs}/{n}.tif,{run_inputs}/spots.csv" for n in ("slide", "no")),
     )
     script = task_of_nextflow(
         1, slides=here / "cohort.csv", out=here / "maps", bundle=run_inputs / "mclst-bundle", shards=1

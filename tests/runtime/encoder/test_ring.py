@@ -1,4 +1,4 @@
-"""The ring of buffers over a device whose copies and kernels finish late and out of order, and over one that fails."""
+"""The ring on a fake device that finishes work late and out of order, or fails."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from PIL import Image
 from small_model import Small
 from synthetic_slides import tissue
 
-from mclst.runtime import open_bundle, open_slide, predict
+from mclst.runtime import RunOptions, open_bundle, open_slide, predict
 from mclst.runtime.encoder.cpu_stages import CpuStages
 from mclst.runtime.encoder.ring import Group, Ring, encode_now
 from mclst.runtime.errors import ResourceError
@@ -27,7 +27,7 @@ from mclst.runtime.progress import Clock
 from mclst.runtime.tiling.tiles import Tiles, TileShape
 
 SIDE, WIDTH = 4, 3
-# Whole numbers, so that sums are exact in whatever order.
+# Integers, so that sums are exact in any order.
 WEIGHTS = np.random.default_rng(1).integers(-9, 10, (SIDE * SIDE * 3, WIDTH)).astype(np.float32)
 
 
@@ -37,7 +37,7 @@ def encoded(tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 @dataclass(eq=False)
 class Work:
-    """Something the device was told to do. It does it in `run`, some time, and looks at memory only then."""
+    """A pending operation of the device; it reads memory only when it runs."""
 
     kind: str
     run: Any
@@ -50,14 +50,14 @@ class Work:
 
 @dataclass
 class LateDevice:
-    """Stages that finish nothing by themselves.
+    """Stages that run late.
 
-    Whenever it is asked something, it does by chance some of what could be done: anything whose named dependencies are
-    finished, in no order at all. A copy reads the host's buffer when it is done, not when it is asked for; so whoever
-    writes there too early, or takes a group too early, gets other numbers.
+    Every call runs a random part of the pending work whose dependencies are finished, in random order. A copy
+    reads the host buffer when it runs, not when it is submitted, so writing there or reading a group too
+    early gives wrong numbers.
     """
 
-    chance: np.random.Generator
+    rng: np.random.Generator
     batch: int
     group_rows: int
     slots: int = 4
@@ -72,7 +72,7 @@ class LateDevice:
     def __post_init__(self) -> None:
         shape = (self.slots, self.batch, SIDE, SIDE, 3)
         self.host, self.device = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
-        self.given = np.full((self.slots, self.batch, WIDTH), np.nan, np.float32)
+        self.outputs = np.full((self.slots, self.batch, WIDTH), np.nan, np.float32)
         self.gathered = np.full((self.groups, self.group_rows, WIDTH), np.nan, np.float32)
         self.lock = threading.Lock()
 
@@ -84,7 +84,7 @@ class LateDevice:
         work = Work(kind, run, list(after))
         self.pending.append(work)
         self.most_pending = max(self.most_pending, len(self.pending))
-        self.some(0.3)
+        self.run_some(0.3)
         return work
 
     def upload(self, slot: int, n: int, after: Sequence[Work]) -> Work:
@@ -95,15 +95,15 @@ class LateDevice:
 
     def encode(self, slot: int, n: int, after: Sequence[Work]) -> Work:
         def run() -> None:
-            # A full batch, as on a device; the rest of the rows is what lay there.
-            self.given[slot] = encoded(self.device[slot])
+            # A full batch, as on a device; the remaining rows encode stale tiles.
+            self.outputs[slot] = encoded(self.device[slot])
 
         return self.put("encode", run, after)
 
     def gather(self, slot: int, n: int, group: int, at: int, after: Sequence[Work]) -> Work:
         def run() -> None:
-            self.gathered[group, at : at + n] = self.given[slot, :n]
-            self.given[slot] = np.nan
+            self.gathered[group, at : at + n] = self.outputs[slot, :n]
+            self.outputs[slot] = np.nan
 
         return self.put("gather", run, after)
 
@@ -111,20 +111,20 @@ class LateDevice:
         return self.gathered[group, :n]
 
     def done(self, ticket: Work) -> bool:
-        self.some(0.3)
+        self.run_some(0.3)
         return ticket.finished
 
     def wait(self, ticket: Work) -> None:
         while not ticket.finished:
-            self.some(0.5)
+            self.run_some(0.5)
 
     def close(self) -> None:
         self.closed += 1
 
-    def some(self, share: float) -> None:
-        for index in self.chance.permutation(len(self.pending)).tolist():
+    def run_some(self, share: float) -> None:
+        for index in self.rng.permutation(len(self.pending)).tolist():
             work = self.pending[index]
-            if work.ready() and self.chance.random() < share:
+            if work.ready() and self.rng.random() < share:
                 if self.done_count == self.fails_at:
                     raise ResourceError(f"the device failed at {work.kind}")
                 work.run()
@@ -153,7 +153,7 @@ def expected_rows(path: Path, xy: NDArray[np.float64]) -> NDArray[np.float32]:
 def through(
     device: Any, path: Path, xy: NDArray[np.float64], batch: int, group: int, workers: int
 ) -> tuple[NDArray[np.float32], list[Group], int]:
-    found = np.full((len(xy), WIDTH), np.nan, np.float32)
+    result = np.full((len(xy), WIDTH), np.nan, np.float32)
     groups, count = [], 0
     with open_slide(path) as slide:
         tiles = Tiles(slide, xy, TileShape(SIDE), batch_size=batch, workers=workers, group=group)
@@ -161,9 +161,9 @@ def through(
             for step in steps:
                 count += step.count
                 if step.group is not None:
-                    found[step.group.rows] = step.group.given
+                    result[step.group.rows] = step.group.values
                     groups.append(step.group)
-    return found, groups, count
+    return result, groups, count
 
 
 @settings(max_examples=60, deadline=None)
@@ -180,8 +180,8 @@ def test_every_row_comes_once_and_right_however_late_the_device_is(
 ) -> None:
     xy = places(n)
     device = LateDevice(np.random.default_rng(seed), batch, batch * group, slots)
-    found, groups, count = through(device, slide_path, xy, batch, group, workers)
-    np.testing.assert_array_equal(found, expected_rows(slide_path, xy))
+    result, groups, count = through(device, slide_path, xy, batch, group, workers)
+    np.testing.assert_array_equal(result, expected_rows(slide_path, xy))
     assert count == n
     assert [len(g.rows) for g in groups] == [min(batch * group, n - at) for at in range(0, n, batch * group)]
     assert sorted(np.concatenate([g.rows for g in groups]).tolist()) == list(range(n))
@@ -199,13 +199,13 @@ def test_a_slot_is_read_into_only_when_its_tiles_are_on_the_device(slide_path: P
     class Stubborn(LateDevice):
         """Does nothing until it is waited for, so that back-pressure alone moves it."""
 
-        def some(self, share: float) -> None:
+        def run_some(self, share: float) -> None:
             if share == 0.5:
                 super().some(1.0)
 
     device = Stubborn(np.random.default_rng(0), 4, 8, slots=3)
-    found, _, _ = through(device, slide_path, places(50), 4, 2, 2)
-    np.testing.assert_array_equal(found, expected_rows(slide_path, places(50)))
+    result, _, _ = through(device, slide_path, places(50), 4, 2, 2)
+    np.testing.assert_array_equal(result, expected_rows(slide_path, places(50)))
 
 
 @settings(max_examples=40, deadline=None)
@@ -237,7 +237,7 @@ def test_tiles_at_hand_go_through_stages_batch_by_batch(n: int) -> None:
     np.testing.assert_array_equal(late, host)
 
 
-# --- a whole run ---------------------------------------------------------------------------------------------------
+# --- a whole run ----------------------------------------------------------------------------------
 
 
 class LateSession:
@@ -262,12 +262,12 @@ class LateSession:
                 super().__post_init__()
                 shape = (self.slots, self.batch, 32, 32, 3)
                 self.host, self.device = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
-                self.given = np.full((self.slots, self.batch, 16), np.nan, np.float32)
+                self.outputs = np.full((self.slots, self.batch, 16), np.nan, np.float32)
                 self.gathered = np.full((self.groups, self.group_rows, 16), np.nan, np.float32)
 
             def encode(self, slot: int, n: int, after: Sequence[Work]) -> Work:
                 def run() -> None:
-                    self.given[slot, :n] = session.encode(self.device[slot, :n])
+                    self.outputs[slot, :n] = session.encode(self.device[slot, :n])
 
                 return self.put("encode", run, after)
 
@@ -282,15 +282,17 @@ def test_a_map_by_a_late_device_is_the_map(
 
     def run(out: Path) -> Any:
         with open_slide(small.slide) as slide:
-            predict(open_bundle(small_bundle), slide, small.spots, out, batch_size=5, picture=False)
+            predict(
+                open_bundle(small_bundle), slide, small.spots, out, RunOptions(batch_size=5, picture=False)
+            )
         return anndata.read_h5ad(out).X
 
-    wanted = run(tmp_path / "a.h5ad")
+    expected = run(tmp_path / "a.h5ad")
     session = LateSession(small_bundle / "encoder.onnx")
     monkeypatch.setattr(
         "mclst.runtime.inference.loaded_model.open_encoder", lambda provider, request: (session, "")
     )
-    np.testing.assert_allclose(run(tmp_path / "b.h5ad"), wanted, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(run(tmp_path / "b.h5ad"), expected, rtol=0, atol=1e-5)
     assert session.devices[0].closed == 1
 
 
@@ -303,6 +305,8 @@ def test_a_device_that_fails_leaves_no_file(
         "mclst.runtime.inference.loaded_model.open_encoder", lambda provider, request: (session, "")
     )
     with open_slide(small.slide) as slide, pytest.raises(ResourceError, match="the device failed"):
-        predict(open_bundle(small_bundle), slide, small.spots, tmp_path / "map.h5ad", batch_size=5)
+        predict(
+            open_bundle(small_bundle), slide, small.spots, tmp_path / "map.h5ad", RunOptions(batch_size=5)
+        )
     assert list(tmp_path.iterdir()) == []
     assert session.devices[0].closed == 1

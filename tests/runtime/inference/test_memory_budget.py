@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from mclst.runtime.inference.memory_budget import (
 )
 from mclst.runtime.progress import Clock
 from mclst.runtime.report.files import Files
+from mclst.runtime.run.options import RunOptions
 from mclst.runtime.run.predict import predict
 from mclst.runtime.slide.open import open_slide
 
@@ -113,18 +115,19 @@ def test_the_map_does_not_depend_on_what_fits(
     small: Small, small_bundle: Path, run_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Workers of a cluster whose memories differ choose other batches and rings for one budget."""
-    bare: dict[str, Any] = {"picture": False, "report": False, "files": Files(html=False), "provider": "cpu"}
+    bare = RunOptions(picture=False, report=False, files=Files(html=False), provider="cpu")
     for folder, slide, spots in (
         (small_bundle, small.slide, small.spots),
         (run_inputs / "mclst-bundle", run_inputs / "slide.tif", run_inputs / "spots.csv"),
     ):
         bundle, wanted = open_bundle(folder), tmp_path / f"{slide.stem}.h5ad"
         with open_slide(slide) as opened_slide:
-            predict(bundle, opened_slide, spots, wanted, **bare)
+            predict(bundle, opened_slide, spots, wanted, bare)
             for batch, slots in ((1, 2), (3, 6), (16, 4), (100, 3)):
                 fitting(monkeypatch, batch, slots)
                 out = tmp_path / f"{slide.stem}-{batch}.h5ad"
-                run = predict(bundle, opened_slide, spots, out, memory_budget=10**9, batch_size=100, **bare)
+                options = replace(bare, memory_budget=10**9, batch_size=100)
+                run = predict(bundle, opened_slide, spots, out, options)
                 assert f"batches of {batch}" in run.notes
                 assert_same_map(out, wanted)
 
@@ -133,15 +136,14 @@ def test_a_part_from_where_less_fits_is_not_mixed_in(
     run_inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = open_bundle(run_inputs / "mclst-bundle")
-    bare: dict[str, Any] = {"picture": False, "report": False, "files": Files(html=False), "provider": "cpu"}
+    bare = RunOptions(picture=False, report=False, files=Files(html=False), provider="cpu")
     wanted, out = tmp_path / "wanted.h5ad", tmp_path / "map.h5ad"
     with open_slide(run_inputs / "slide.tif") as slide:
-        predict(bundle, slide, run_inputs / "spots.csv", wanted, **bare)
-        for share, batch in ((SlidePart(2, 0), 16), (SlidePart(2, 1), 4), (SlidePart(2), 16)):
+        predict(bundle, slide, run_inputs / "spots.csv", wanted, bare)
+        for shard, batch in ((SlidePart(2, 0), 16), (SlidePart(2, 1), 4), (SlidePart(2), 16)):
             fitting(monkeypatch, batch, 2)
-            run = predict(
-                bundle, slide, run_inputs / "spots.csv", out, memory_budget=10**9, share=share, overwrite=True, **bare
-            )  # fmt: skip
+            options = replace(bare, memory_budget=10**9, overwrite=True)
+            run = predict(bundle, slide, run_inputs / "spots.csv", out, options, shard=shard)
     (note,) = [note for note in run.notes if "part" in note]
     assert note == "part 2 of 2 was made with another: the batch size (4 → 16); its 88 tiles are done again"
     assert_same_map(out, wanted)

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from fake_cuda import PlayedDriver, PlayedTensorRT
+from fake_cuda import FakeDriver, FakeTensorRT
 from small_model import Small
 
 from mclst.runtime.cli.infer import main
 from mclst.runtime.encoder.tensorrt.build import BuiltEngine
 from mclst.runtime.encoder.tensorrt.library import FLAVOURS, Library, load_library
+from mclst.runtime.choices import FASTEST_FIRST
 from mclst.runtime.errors import BundleError, ResourceError
 from mclst.runtime.inference import providers
 from mclst.runtime.inference.providers import (
-    FASTEST_FIRST,
     EncoderRequest,
     list_providers,
     onnxruntime_beside,
@@ -164,7 +164,7 @@ def test_a_sequence_part_goes_by_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -
 def played(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[Any]]:
     """A bundle, on a machine with a played GPU and TensorRT; the keys of the engines that were built."""
     bundle = Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
-    driver, built = PlayedDriver(), list[Any]()
+    driver, built = FakeDriver(), list[Any]()
     package = ModuleType("cuda.bindings")
     package.driver = driver  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cuda.bindings", package)
@@ -175,7 +175,7 @@ def played(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return BuiltEngine(b"plan", "embedding", 32, {}, 0.0)
 
     monkeypatch.setattr("mclst.runtime.encoder.tensorrt.engine_cache.build_engine", build)
-    trt = PlayedTensorRT(driver)
+    trt = FakeTensorRT(driver)
     monkeypatch.setattr(providers, "load_library", lambda flavour: Library(flavour, trt, "10.3.0"))
     return bundle, built
 

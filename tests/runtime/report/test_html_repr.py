@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from small_model import Small
 
-from mclst.runtime import Files, open_bundle, open_slide, predict
+from mclst.runtime import Files, RunOptions, open_bundle, open_slide, predict
 
 
 class Cells(HTMLParser):
@@ -44,7 +44,7 @@ def test_five_lines_of_python(
     monkeypatch.chdir(tmp_path)
     bundle = open_bundle(small_bundle)
     with open_slide(small.slide) as slide:
-        run = predict(bundle, slide, small.spots, "slide.h5ad", files=Files(html=False, csv=True))
+        run = predict(bundle, slide, small.spots, "slide.h5ad", RunOptions(files=Files(html=False, csv=True)))
     rows, _ = read(bundle._repr_html_())
     assert rows["genes"] == "12" and rows["reference spots"] == "48" and rows["neighbours averaged"] == "10"
     rows, _ = read(slide._repr_html_())

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from synthetic_slides import write_layout
 
+from mclst.runtime import progress
 from mclst.runtime.progress import Clock
-from mclst.runtime.run import report as run_report
 from mclst.runtime.slide.open import open_slide
 
 
@@ -24,7 +24,7 @@ class Hands:
 @pytest.fixture
 def hands(monkeypatch: pytest.MonkeyPatch) -> Hands:
     turned = Hands()
-    monkeypatch.setattr(run_report, "time", turned)
+    monkeypatch.setattr(progress, "time", turned)
     return turned
 
 
@@ -34,11 +34,11 @@ def test_a_stage_inside_another_counts_once(hands: Hands) -> None:
         hands.now += 2
         with clock.stage("draw"):
             hands.now += 5
-            assert clock.so_far() == {"write": 3.0, "draw": 5.0}
+            assert clock.snapshot() == {"write": 3.0, "draw": 5.0}
             with clock.stage("write"):
                 hands.now += 7
         hands.now += 11
-        assert clock.so_far()["write"] == 21.0
+        assert clock.snapshot()["write"] == 21.0
         hands.now += 13
     hands.now += 100
     assert dict(clock) == {"write": 34.0, "draw": 5.0}

@@ -109,7 +109,7 @@ def test_expression_and_accuracy_of_every_setting(
 def test_neighbours_are_those_of_the_published_code(
     bundle: Bundle, embeddings: np.ndarray, reference: dict[str, np.ndarray]
 ) -> None:
-    found = Retriever(bundle.bank, RetrievalSpec(200)).aggregate(embeddings, neighbours=True).neighbours
+    found = Retriever(bundle.bank, RetrievalSpec(200)).aggregate(embeddings, neighbors=True).neighbors
     assert found is not None
     common = [len(np.intersect1d(a, b)) for a, b in zip(found, reference["neighbours_k200"], strict=True)]
     assert min(common) >= 198 and np.mean(common) > 199.9

@@ -1,4 +1,4 @@
-"""A run that is killed, interrupted or out of disk is carried on by the same command, to the same arrays."""
+"""A run that is killed, interrupted or out of disk is resumed by the same command, to the same arrays."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_slides import quick, tissue
 
-from mclst.runtime import open_bundle, open_slide, predict
+from mclst.runtime import RunOptions, open_bundle, open_slide, predict
 from mclst.runtime.cli.infer import main
 from mclst.runtime.errors import MclstError, OutputError
 from mclst.runtime.expression_map.journal import RECORD, Journal, describe_difference, read_journal
@@ -226,7 +226,7 @@ def test_the_same_command_carries_on_and_says_so(here: Path, place: Path) -> Non
     total = anndata.read_h5ad(here / "slide.h5ad").n_obs
     report = json.loads((here / "slide.run.json").read_text())
     assert 512 <= report["run"]["carried_on"] < total and report["status"] == "done"
-    assert f"carrying on a stopped run: {report['run']['carried_on']:,} of {total:,} spots" in done.stderr
+    assert f"resuming a stopped run: {report['run']['carried_on']:,} of {total:,} spots" in done.stderr
     assert arrays(here / "slide.h5ad") == arrays(place / "whole.h5ad")
     assert outputs(here) == DONE
 
@@ -266,7 +266,7 @@ def test_another_run_starts_anew_and_says_why(
         change(here)
     done = CliRunner().invoke(main, [*(word for word in WORDS if word != "-q"), *words])
     assert done.exit_code == 0, done.output
-    assert f"{said}" in done.stderr and "starting anew" in done.stderr
+    assert f"{said}" in done.stderr and "starting over" in done.stderr
     with_leftovers = arrays(here / "slide.h5ad")
     assert infer(*words, "--overwrite").exit_code == 0
     assert arrays(here / "slide.h5ad") == with_leftovers
@@ -312,7 +312,7 @@ def test_a_slide_that_changes_under_the_run_is_an_error(here: Path) -> None:
         os.utime("slide.tif", (1, 1))
 
     with slide, pytest.raises(MclstError, match="changed while it was being read"):
-        predict(bundle, slide, "spots.csv", "slide.h5ad", picture=False, advance=change)
+        predict(bundle, slide, "spots.csv", "slide.h5ad", RunOptions(picture=False), advance=change)
     assert not (here / "slide.h5ad").exists()
 
 

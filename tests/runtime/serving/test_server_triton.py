@@ -18,17 +18,19 @@ from triton_server import TritonServer, stand_in, why_absent
 
 from mclst.export.triton.repository import Serving, write_repository
 from mclst.runtime.bundle.bundle import open_bundle
+from mclst.runtime.inference.loaded_model import LoadedModel
 from mclst.runtime.report.files import Files
 from mclst.runtime.run.job import Job, run_job
+from mclst.runtime.run.options import RunOptions
 from mclst.runtime.serving.connection import Server
 from mclst.runtime.serving.flow_control import Counts
-from mclst.runtime.serving.remote_session import ServedBundleProxy, ServerModel
+from mclst.runtime.serving.served_model import ServedModel
 
 pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed; install mclst[server]")
 pytestmark = pytest.mark.skipif(bool(why_absent()), reason=why_absent())
 
 BATCH = 8
-SETTINGS: dict[str, Any] = {"picture": False, "report": False, "files": Files(html=False)}
+OPTIONS = RunOptions(provider="cpu", batch_size=BATCH, picture=False, report=False, files=Files(html=False))
 
 
 class Running:
@@ -55,11 +57,7 @@ def place(run_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("triton-client")
     for name in ("slide.tif", "spots.csv"):
         (folder / name).symlink_to(run_inputs / name)
-    run_job(
-        open_bundle(run_inputs / "mclst-bundle"),
-        job(folder, "local"),
-        {**SETTINGS, "provider": "cpu", "batch_size": BATCH},
-    )
+    run_job(LoadedModel(open_bundle(run_inputs / "mclst-bundle")), job(folder, "local"))
     return folder
 
 
@@ -77,14 +75,13 @@ def running(place: Path, run_inputs: Path) -> Iterator[Running]:
 
 
 def job(folder: Path, name: str) -> Job:
-    return Job(folder / "slide.tif", out=folder / f"{name}.h5ad", spots=folder / "spots.csv")
+    return Job(folder / "slide.tif", out=folder / f"{name}.h5ad", spots=folder / "spots.csv", options=OPTIONS)
 
 
 def served(folder: Path, name: str, url: str, at_once: int = 8) -> Counts:
     """Make a map by a server; what became of the requests."""
     with Server(url, patience_s=60, at_once=at_once) as server:
-        here = ServerModel(server)
-        run_job(ServedBundleProxy.of(server), job(folder, name), {**SETTINGS, **here.settings}, opened=here)
+        run_job(ServedModel(server), job(folder, name))
         return server.flow.counts
 
 

@@ -1,0 +1,108 @@
+"""The options of mclst-infer that become `RunOptions`."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import click
+
+from mclst.runtime.choices import PRECISIONS, PROVIDERS, RETRIEVERS
+from mclst.runtime.cli.bundle_options import retrieval_options
+from mclst.runtime.cli.report_options import FILE_OPTIONS, split_names, take_files
+from mclst.runtime.click_types import Bytes, Finite
+from mclst.runtime.run.options import RETRIEVAL_OPTIONS, RunOptions, most_bad_tiles
+
+
+def _bad_tiles(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    try:
+        most_bad_tiles(value, 1)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return value
+
+
+OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
+    click.option(
+        "--provider",
+        type=click.Choice(PROVIDERS),
+        default="auto",
+        help="Runtime of the encoder; auto takes the first of these that is available.",
+    ),
+    click.option(
+        "--build/--no-build",
+        default=True,
+        help="Build a missing TensorRT engine for this GPU and keep it in the bundle.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="fp32",
+        help="Precision of the encoder; the bundle must have been exported in it.",
+    ),
+    click.option(
+        "--retriever",
+        type=click.Choice(("auto", *RETRIEVERS)),
+        default="auto",
+        help="Implementation of the retrieval; cuda keeps embeddings on the GPU.",
+    ),
+    retrieval_options(),
+    click.option("--batch-size", type=click.IntRange(1, 4096), default=16, help="Tiles encoded at once."),
+    click.option(
+        "--memory-budget",
+        type=Bytes(),
+        help="Memory to stay within, such as 4GB; chooses batch (up to --batch-size), ring and bank precision.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(1, 256),
+        default=min(8, os.cpu_count() or 2),
+        help="Reading threads.",
+    ),
+    click.option(
+        "--mpp", type=Finite(0.05, 10), help="µm/px of level 0; overrides the slide and the spots' array."
+    ),
+    click.option(
+        "--max-bad-tiles",
+        default="1%",
+        metavar="N|N%",
+        callback=_bad_tiles,
+        help="Unreadable tiles tolerated (their rows are NaN): a count or a share.",
+    ),
+    click.option(
+        "--genes",
+        metavar="A,B,…",
+        callback=lambda ctx, param, value: split_names(value),
+        help="Genes of --grid to write as a pyramidal OME-TIFF.",
+    ),
+    click.option("--picture/--no-picture", default=True, help="Draw the most spatially structured genes."),
+    *FILE_OPTIONS.values(),
+    click.option("--report/--no-report", default=True, help="Write a report of the run, .run.json."),
+    click.option(
+        "--resume/--no-resume", default=True, help="Resume a stopped run of the same inputs and options."
+    ),
+    click.option("--overwrite", is_flag=True, help="Replace an existing map."),
+)
+
+
+def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add these options to a click callback, which gets them as `options`, a RunOptions."""
+    names = [field.name for field in fields(RunOptions) if field.name not in ("retrieval", "files")]
+
+    @functools.wraps(function)
+    def wrapped(**values: Any) -> Any:
+        # In the order of the command line, which the identity of a cohort's maps has always had.
+        overrides = {name: values.pop(name) for name in [*values] if name in RETRIEVAL_OPTIONS}
+        options = RunOptions(
+            retrieval={name: value for name, value in overrides.items() if value is not None},
+            files=take_files(values),
+            **{name: values.pop(name) for name in names},
+        )
+        return function(options=options, **values)
+
+    for option in reversed(OPTIONS):
+        wrapped = option(wrapped)
+    return wrapped

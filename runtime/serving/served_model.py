@@ -1,0 +1,244 @@
+"""A server as a run's model: its encoder, retrieval and stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mclst.kernels.definition.result import RetrievalResult
+from mclst.kernels.definition.spec import RetrievalSpec
+from mclst.runtime.bundle.manifest import Manifest
+from mclst.runtime.encoder.ring import GROUPS
+from mclst.runtime.encoder.session import Session
+from mclst.runtime.errors import BundleError, InputError
+from mclst.runtime.inference.memory_budget import Fit
+from mclst.runtime.inference.model import EncoderSettings
+from mclst.runtime.inference.readout import RETRIEVE_ROWS, Readout, without_neighbors
+from mclst.runtime.progress import Clock, Tell
+from mclst.runtime.serving.connection import Server
+from mclst.runtime.serving.flow_control import Counts
+from mclst.sections.section import Spots
+
+AHEAD = 2
+"""Batches to read ahead while the maximum number of requests is under way."""
+
+
+class ServerSession:
+    """Session over a server: its rows hold expression and, with retrieval, nearest distance and effective k."""
+
+    provider = "server"
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        versions = ", ".join(f"{name} {version}" for name, version in sorted(server.served.versions.items()))
+        self.engine = f"{server.served.backend}, {versions}"
+
+    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 [N, S, S, 3] → float32 [N, D], in one request."""
+        return self._server.submit(tiles).result()
+
+    def stages(
+        self, batch: int, *, group_rows: int, on_device: bool, clock: Clock, slots: int | None = None
+    ) -> ServerStages:
+        """See Session; resets the counts of requests."""
+        self._server.flow.counts = Counts()
+        return ServerStages(self._server, batch, group_rows, clock, slots or self._server.at_once + AHEAD)
+
+
+class ServerStages:
+    """Stages over a server: a batch is a request, whose buffer is free once it is answered."""
+
+    def __init__(self, server: Server, batch: int, group_rows: int, clock: Clock, slots: int) -> None:
+        side = server.served.bundle.manifest.tile.size_px
+        self.slots = slots
+        self.groups = max(GROUPS, 1 + -(-slots * batch // group_rows))
+        self._server, self._clock = server, clock
+        self._tiles = [np.empty((batch, side, side, 3), np.uint8) for _ in range(slots)]
+        self._under_way: dict[int, Future[NDArray[np.float32]]] = {}
+        self._gathered: dict[int, list[tuple[int, Future[NDArray[np.float32]]]]] = {}
+
+    def tiles(self, slot: int) -> NDArray[np.uint8]:
+        """See Stages."""
+        return self._tiles[slot]
+
+    def upload(self, slot: int, n: int, after: Sequence[Any]) -> Future[NDArray[np.float32]]:
+        """See Stages: sends the request; it may be sent again, so the ticket is the answer."""
+        self._under_way[slot] = self._server.submit(self._tiles[slot][:n])
+        return self._under_way[slot]
+
+    def encode(self, slot: int, n: int, after: Sequence[Any]) -> Future[NDArray[np.float32]]:
+        """See Stages: already under way."""
+        return self._under_way[slot]
+
+    def gather(
+        self, slot: int, n: int, group: int, at: int, after: Sequence[Any]
+    ) -> Future[NDArray[np.float32]]:
+        """See Stages."""
+        self._gathered.setdefault(group, []).append((at, self._under_way[slot]))
+        return self._under_way[slot]
+
+    def group(self, group: int, n: int) -> NDArray[np.float32]:
+        """See Stages: puts the answers into the order of their tiles."""
+        answers = self._gathered.pop(group)
+        rows = np.empty((n, self._server.width), np.float32)
+        for at, future in answers:
+            answer = future.result()
+            rows[at : at + len(answer)] = answer
+        return rows
+
+    def done(self, ticket: Future[NDArray[np.float32]]) -> bool:
+        """See Stages."""
+        return ticket.done() and ticket.result() is not None
+
+    def wait(self, ticket: Future[NDArray[np.float32]]) -> None:
+        """See Stages."""
+        ticket.result()
+
+    def close(self) -> None:
+        """See Stages; time with requests under way counts as encoding."""
+        for future in self._under_way.values():
+            future.cancel()
+        self._clock["encode"] = self._clock.get("encode", 0.0) + self._server.flow.counts.busy_s
+
+
+class ServerReadout:
+    """Readout over a server, whose answers are expression already."""
+
+    on_device = False
+    rows_at_once = RETRIEVE_ROWS
+    resumable = True
+
+    def __init__(self, server: Server) -> None:
+        retrieval = server.served.bundle.manifest.retrieval
+        self._server = server
+        self.provider = server.served.retriever or "none"
+        self.settings: dict[str, Any] = {} if retrieval is None else asdict(retrieval.spec())
+
+    def predict_expression(self, rows: NDArray[np.int64], features: NDArray[np.float32]) -> RetrievalResult:
+        """Split the answers [b, D]; raise ServerError if the server's bundle has changed."""
+        self._server.check_same()
+        genes = len(self._server.served.genes)
+        expression = np.ascontiguousarray(features[:, :genes])
+        if features.shape[1] == genes:
+            return without_neighbors(expression)
+        return RetrievalResult(expression, features[:, genes].copy(), features[:, genes + 1].copy())
+
+
+class ServedModel:
+    """A `Model` over a server, in place of a bundle opened here.
+
+    Parameters
+    ----------
+    server : Server
+        Opened, and open for as long as this is used.
+    """
+
+    folder: Path | None = None
+
+    def __init__(self, connection: Server) -> None:
+        self._connection = connection
+
+    @property
+    def manifest(self) -> Manifest:
+        """See Model."""
+        return self._connection.served.bundle.manifest
+
+    @property
+    def sha256(self) -> str:
+        """See Model."""
+        return self._connection.served.bundle.sha256
+
+    @property
+    def genes(self) -> list[str]:
+        """See Model."""
+        return list(self._connection.served.genes)
+
+    @property
+    def server(self) -> str:
+        """See Model."""
+        return str(self._connection.address)
+
+    @property
+    def output_dim(self) -> int:
+        """See Model: expression and, with retrieval, nearest distance and effective k."""
+        return self._connection.width
+
+    @property
+    def encoder_settings(self) -> EncoderSettings | None:
+        """See Model."""
+        served = self._connection.served
+        return EncoderSettings(ServerSession.provider, served.precision, self._connection.batch)
+
+    @property
+    def is_open(self) -> bool:
+        """See Model: whether the server is still expected to answer."""
+        return not self._connection.flow.gave_up
+
+    def server_record(self) -> dict[str, Any] | None:
+        """See Model."""
+        served, connection = self._connection.served, self._connection
+        return {
+            "url": self.server,
+            "model": connection.model,
+            "model_version": connection.version,
+            "program": connection.program,
+            "backend": served.backend,
+            "versions": served.versions,
+            "requests": connection.flow.counts.as_json(),
+        }
+
+    def check_precision(self, precision: str) -> None:
+        """See Model."""
+        if precision != self._connection.served.precision:
+            raise BundleError(
+                f"{self.server} serves its encoder in {self._connection.served.precision}, not in {precision}"
+            )
+
+    def check_unchanged(self) -> None:
+        """See Model: each answer is checked instead, by `ServerReadout`."""
+
+    def encoder(
+        self, provider: str, precision: str, batch_size: int, *, build: bool, tell: Tell
+    ) -> tuple[Session, str]:
+        """See Model."""
+        if batch_size > self._connection.batch:
+            raise InputError(
+                f"{self.server} takes {self._connection.batch} tiles at once and not {batch_size}; give a smaller batch"
+            )
+        self._connection.flow.tell = tell
+        return ServerSession(self._connection), ""
+
+    def readout(
+        self,
+        spec: RetrievalSpec | None,
+        spots: Spots,
+        provider: str,
+        retriever: str,
+        precision: str,
+        *,
+        fp16: bool,
+    ) -> Readout:
+        """See Model; raises InputError if the retrieval is not the server's."""
+        settings = self.manifest.retrieval
+        served = None if settings is None else settings.spec()
+        if spec != served:
+            raise InputError(
+                f"{self.server} retrieves with {served or 'no bank'} and this run asks for {spec}; leave the "
+                "retrieval options out, or serve another bundle"
+            )
+        return ServerReadout(self._connection)
+
+    def measure_free_memory(self) -> None:
+        """See Model: nothing is opened here."""
+
+    def fit(self, session: Session, readout: Readout, budget: int, max_batch: int) -> Fit:
+        """Raise InputError: the server decides about memory."""
+        raise InputError(
+            "a memory budget does not go with a server, which decides what it takes; leave it out"
+        )
