@@ -1,4 +1,4 @@
-"""Outputs appear whole or not at all: written beside their place, synced, then renamed into it."""
+"""Atomic outputs: written to a hidden temporary path in the same folder, synced, then renamed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Self
 from mclst.runtime.errors import OutputError
 
 
-def beside(path: Path) -> Path:
-    """A hidden name in the same folder, unique to this process: `.NAME.<pid>-<hex>.part`."""
+def temp_path(path: Path) -> Path:
+    """A hidden path in the same folder, unique to this process: `.NAME.<pid>-<hex>.part`."""
     return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut, where the file system can."""
+    """Make a rename in `folder` survive a power cut, if the file system can."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):
@@ -31,21 +31,34 @@ def sync_folder(folder: Path) -> None:
 
 
 def check_writable(path: Path, *, overwrite: bool, folder: bool = False, option: str = "--out") -> None:
-    """Refuse an output before any work is done for it.
+    """Check, before any work, that an output can be written.
 
-    folder: whether the output is one; else it is a file. option: by which its user names it. Raises OutputError where
-    `path` exists and `overwrite` is False, or is of another kind (a device, a folder where a file should be), or its
-    folder is missing or cannot be written.
+    Parameters
+    ----------
+    path : Path
+        The output.
+    overwrite : bool
+        Whether it may exist.
+    folder : bool
+        Whether it is a folder, else a file.
+    option : str
+        The command-line option that sets it, for messages.
+
+    Raises
+    ------
+    OutputError
+        If the output exists without `overwrite` or is of another kind (a device, a folder instead of a file),
+        or its folder is missing or read-only.
     """
-    home = path.absolute().parent
+    parent = path.absolute().parent
     if not path.name or path.name == "..":
         raise OutputError(
             f"{str(path)!r} names no {'folder' if folder else 'file'} to write; choose another {option}"
         )
-    probe = beside(home / path.name)
+    probe = temp_path(parent / path.name)
     try:
-        if not home.is_dir():
-            raise OutputError(f"{home} is not a folder; make it first or choose another {option}")
+        if not parent.is_dir():
+            raise OutputError(f"{parent} is not a folder; make it first or choose another {option}")
         if os.path.lexists(path) and not overwrite:
             raise OutputError(f"{path} exists; choose another {option} or add --overwrite")
         if path.exists() and not (path.is_dir() if folder else path.is_file()):
@@ -55,41 +68,40 @@ def check_writable(path: Path, *, overwrite: bool, folder: bool = False, option:
         probe.touch(exist_ok=False)
     except OSError as error:
         raise OutputError(
-            f"{home} cannot be written ({error.strerror or error}); choose another {option}"
+            f"{parent} cannot be written ({error.strerror or error}); choose another {option}"
         ) from error
     probe.unlink(missing_ok=True)
 
 
-def check_apart(outputs: Iterable[Path | None], inputs: Iterable[Path | None]) -> None:
-    """Refuse outputs that would destroy an input, or one another; asked before any work, whatever `--overwrite` says.
+def check_distinct(outputs: Iterable[Path | None], inputs: Iterable[Path | None]) -> None:
+    """Raise OutputError if an output would destroy an input or another output, whatever `--overwrite` says.
 
-    A file inside an input folder (a bundle) counts as an input once it exists. None stands for nothing.
-    Raises OutputError.
+    An existing file inside an input folder (a bundle) counts as an input. None is skipped.
     """
     seen: set[Path] = set()
-    given = [path.resolve() for path in inputs if path is not None]
+    sources = [path.resolve() for path in inputs if path is not None]
     for output in filter(None, outputs):
-        place = output.resolve()
-        if any(place == path or (place.exists() and path in place.parents) for path in given):
-            raise OutputError(f"{output} is an input of this run and would be lost; choose another place")
-        if place in seen:
-            raise OutputError(f"{output} would be written twice; give each output a place of its own")
-        seen.add(place)
+        path = output.resolve()
+        if any(path == source or (path.exists() and source in path.parents) for source in sources):
+            raise OutputError(f"{output} is an input of this run and would be lost; choose another path")
+        if path in seen:
+            raise OutputError(f"{output} would be written twice; give each output its own path")
+        seen.add(path)
 
 
 def remove_stale(path: Path) -> None:
-    """Remove what dead processes left beside `path` under names of their own (`.NAME.<pid>-<hex>.part`)."""
+    """Remove the temporary files (`.NAME.<pid>-<hex>.part`) that dead processes left for `path`."""
     pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)(?:-[0-9a-f]+)?\.part")
     folder = path.absolute().parent
-    for found in os.listdir(folder):
-        match = pattern.fullmatch(found)
+    for name in os.listdir(folder):
+        match = pattern.fullmatch(name)
         if match is None or _alive(int(match[1])):
             continue
-        with suppress(OSError):  # gone by now, or another user's
-            if (folder / found).is_dir():
-                shutil.rmtree(folder / found)
+        with suppress(OSError):  # gone by now, or owned by another user
+            if (folder / name).is_dir():
+                shutil.rmtree(folder / name)
             else:
-                (folder / found).unlink()
+                (folder / name).unlink()
 
 
 def _alive(pid: int) -> bool:
@@ -103,12 +115,12 @@ def _alive(pid: int) -> bool:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Hand out a hidden path to write; on leaving, sync it and rename it to `path`; on an exception remove it.
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a hidden path to write; sync and rename it to `path` on success, remove it on an exception.
 
-    Raises OutputError where the file system refuses.
+    Raises OutputError if the file system refuses.
     """
-    part = beside(path)
+    part = temp_path(path)
     try:
         yield part
         handle = os.open(part, os.O_RDONLY)
@@ -120,28 +132,38 @@ def whole_file(path: Path) -> Iterator[Path]:
         sync_folder(path.absolute().parent)
     except OSError as error:
         raise OutputError(
-            f"{path} cannot be written ({error.strerror or error}); free space or choose another place"
+            f"{path} cannot be written ({error.strerror or error}); free space or choose another path"
         ) from error
     finally:
         part.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, whole or not at all; raises OutputError."""
-    with whole_file(path) as part, part.open("wb") as file:
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path` completely or not at all; raises OutputError."""
+    with atomic_file(path) as part, part.open("wb") as file:
         file.write(content)
         file.flush()
 
 
-class WholeFolder:
-    """A folder filled out of sight (`.part`) and renamed to `path` by `publish`; a context manager that leaves nothing."""
+class AtomicFolder:
+    """A folder filled under a hidden name (`part`), then renamed by `publish`; a context manager."""
 
     def __init__(self, path: Path, *, mark: str, overwrite: bool, option: str = "--out") -> None:
-        """Make the hidden folder.
+        """Create the hidden folder.
 
-        mark: the file by which a folder of this kind is known; nothing else is ever overwritten. option: by which its
-        user names it.
-        Raises OutputError as `check_writable` does, and where `path` is there and is not such a folder.
+        Parameters
+        ----------
+        path : Path
+            The final path.
+        mark : str
+            File that identifies a folder of this kind; a folder without it is never overwritten.
+        overwrite, option
+            See `check_writable`.
+
+        Raises
+        ------
+        OutputError
+            See `check_writable`; also if `path` exists and is no such folder.
         """
         check_writable(path, overwrite=overwrite, folder=True, option=option)
         remove_stale(path)
@@ -150,7 +172,7 @@ class WholeFolder:
         self.overwrite = overwrite
         self._check_mark(path)
         self.path = path
-        self.part = beside(path.absolute())
+        self.part = temp_path(path.absolute())
         try:
             self.part.mkdir()
         except OSError as error:
@@ -161,21 +183,23 @@ class WholeFolder:
     def _check_mark(self, path: Path) -> None:
         if path.exists() and not (path / self.mark).is_file() and any(path.iterdir()):
             raise OutputError(
-                f"{path} exists and has no {self.mark}, so it is not overwritten; choose another {self._option}"
+                f"{path} exists and has no {self.mark}, so it is not overwritten; choose another "
+                f"{self._option}"
             )
 
     def publish(self) -> Path:
-        """Rename the hidden folder to `path`, an older one of that name out of the way first; returns `path`.
+        """Rename the hidden folder to `path`, replacing an older one; return `path`.
 
-        Raises OutputError where the file system refuses, or something that may not be overwritten came there meanwhile.
+        Raises OutputError if the file system refuses, or if something not to be overwritten has appeared
+        there.
         """
-        aside = beside(self.path.absolute())
+        aside = temp_path(self.path.absolute())
         check_writable(self.path, overwrite=self.overwrite, folder=True, option=self._option)
         self._check_mark(self.path)
         try:
             if self.overwrite and os.path.lexists(self.path):
                 os.rename(self.path, aside)
-            # Without --overwrite, renaming onto a folder that came meanwhile fails unless that folder is empty.
+            # Without --overwrite, this fails if a folder appeared meanwhile, unless that folder is empty.
             os.rename(self.part, self.path)
             sync_folder(self.path.absolute().parent)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""The contract between reading and encoding: batches of tiles, and the buffers they are read into."""
+"""Interface between reading and encoding: batches of tiles and the buffers they are read into."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class TileBatch:
-    """Some of the tiles.
+    """A batch of tiles.
 
-    rows: int64 [b], which rows of the positions they belong to. tiles: uint8 [b, H, W, 3], RGB, the first of a buffer;
-    valid until that is given back, and in plain iteration until the next batch is asked for. failed: (row, reason) of
-    tiles that cannot be decoded; they are not among `rows`. ends_group: whether it is the last of the batches that come
-    together (see Tiles). slot: the buffer's number.
+    Attributes
+    ----------
+    rows : int64 [b]
+        Row numbers of the tiles' positions.
+    tiles : uint8 [b, H, W, 3]
+        RGB, a view of a buffer: valid until the buffer is returned, or in plain iteration until the next
+        batch.
+    failed : tuple of (int, str)
+        (row, reason) of tiles that cannot be decoded; they are not in `rows`.
+    ends_group : bool
+        Whether it is the last batch of its group (see `Tiles`).
+    slot : int
+        Number of the buffer.
     """
 
     rows: NDArray[np.int64]
@@ -27,10 +36,10 @@ class TileBatch:
 
 
 class Buffers(Protocol):
-    """Where batches are read into."""
+    """Provides the buffers that batches are read into."""
 
     def take(self, *, wait: bool) -> int | None:
-        """The number of a buffer that is free; None where none is yet, and `wait` is False."""
+        """Take a free buffer and return its number; None if there is none and `wait` is False."""
 
     def buffer(self, slot: int) -> NDArray[np.uint8]:
-        """The buffer of that number: uint8 [batch_size or more, H, W, 3]."""
+        """The buffer with that number: uint8 [batch_size or more, H, W, 3]."""

@@ -1,4 +1,4 @@
-"""Files known again: by stamp (inode, size, time) and by SHA-256."""
+"""Identify files by stamp (device, inode, size, time) and by SHA-256."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ Stamp = tuple[int, ...] | None
 
 
 def stamp(path: Path) -> Stamp:
-    """Which file stands at `path`, and when it was last written; None where there is none."""
+    """Device, inode, size and modification time of a file; None if there is none."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def file_sha256(path: Path) -> str:

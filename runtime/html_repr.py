@@ -1,4 +1,4 @@
-"""How a notebook shows what the Python interface hands out: a small table, and of a run its picture."""
+"""HTML representation of slides, bundles and runs in notebooks: a small table and a picture."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 PICTURE_PX = 1000
 
 
-def as_html(title: str, rows: Iterable[tuple[str, Any]], picture: Path | None = None) -> str:
-    """A table of names and values, None left out, and a picture below it where the file is still there."""
+def html_table(title: str, rows: Iterable[tuple[str, Any]], picture: Path | None = None) -> str:
+    """A table of names and values without those that are None, then the picture if its file still exists."""
     lines = "".join(
         f'<tr><th style="text-align:left">{escape(name)}</th>'
         f'<td style="text-align:left">{escape(format_value(value))}</td></tr>'
@@ -39,7 +39,7 @@ def _image(picture: Path | None) -> str:
 
 
 def format_value(value: Any) -> str:
-    """A value as text: four digits of a fraction, thousands apart, lists with commas, a dash for nothing."""
+    """A value as text: floats to four digits, thousands separators, lists with commas, "–" if missing."""
     if is_missing(value):
         return "–"
     if isinstance(value, bool | np.bool_):

@@ -1,4 +1,4 @@
-"""Progress of a run: callbacks that hear of it, and seconds per stage."""
+"""Progress of a run: callback types, and seconds per stage."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Advance = Callable[[int], None]
-
-
+"""Called with the number of tiles done since the last call."""
 Tell = Callable[[str], None]
+"""Called with a message for the user."""
 
 
 class Clock(dict[str, float]):
-    """Seconds by stage, of one thread; the time of a stage inside another counts for the inner one alone."""
+    """Seconds by stage, for one thread; time in a nested stage counts for the inner one only."""
 
     def __init__(self, **seconds: float) -> None:
         super().__init__(seconds)
@@ -21,7 +21,7 @@ class Clock(dict[str, float]):
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to stage `name`."""
+        """Add the time inside the context to stage `name`."""
         self._count()
         self._running.append((name, time.perf_counter()))
         try:
@@ -32,13 +32,13 @@ class Clock(dict[str, float]):
             if self._running:
                 self._running[-1] = (self._running[-1][0], time.perf_counter())
 
-    def so_far(self) -> dict[str, float]:
-        """Seconds by stage up to now, those of a stage under way included."""
+    def snapshot(self) -> dict[str, float]:
+        """Seconds by stage so far, including the running stage."""
         self._count()
         return dict(self)
 
     def _count(self) -> None:
-        """Add to the innermost running stage what it took since it was counted last."""
+        """Add the time since the last count to the innermost running stage."""
         if self._running:
             name, since = self._running[-1]
             now = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Memory of this process: the most it held at once, and whether its limit leaves enough to begin."""
+"""Memory and cores of this process: peak usage, address-space limit, usable cores."""
 
 from __future__ import annotations
 
@@ -9,40 +9,37 @@ from pathlib import Path
 
 from mclst.runtime.errors import ResourceError
 
-LEAST_BYTES = 48 << 20
-"""A limit of address space that leaves less cannot hold the stacks of the threads that read and encode; Python hangs
-and libraries abort where the first bytes of a thread are refused, so a run does not begin there."""
+MIN_FREE_BYTES = 48 << 20
+"""Address space for the stacks of all threads; with less, Python hangs and libraries abort."""
 
 
 def peak_bytes() -> int:
-    """Resident bytes of this process at their highest so far.
-
-    By the kernel's own mark of it where there is one: `getrusage` of a process that was started by a larger one begins
-    with that one's.
-    """
+    """Peak resident bytes of this process so far."""
+    # VmHWM before getrusage: the latter starts with the peak of the process that forked this one.
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
     except (OSError, StopIteration):
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most << 10
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak << 10
 
 
 def check_limit() -> None:
-    """Raise ResourceError where a limit of address space (ulimit -v) leaves less than LEAST_BYTES."""
+    """Raise ResourceError if the address-space limit (ulimit -v) leaves less than MIN_FREE_BYTES."""
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
     except OSError:
         return
-    left = limit - pages * resource.getpagesize()
-    if limit != resource.RLIM_INFINITY and left < LEAST_BYTES:
+    free = limit - pages * resource.getpagesize()
+    if limit != resource.RLIM_INFINITY and free < MIN_FREE_BYTES:
         raise ResourceError(
-            f"the limit of {limit >> 20} MiB of memory (ulimit -v) leaves {max(left, 0) >> 20} MiB where at least "
-            f"{LEAST_BYTES >> 20} are needed to begin; raise it"
+            f"the limit of {limit >> 20} MiB of memory (ulimit -v) leaves {max(free, 0) >> 20} MiB "
+            "where at least "
+            f"{MIN_FREE_BYTES >> 20} are needed to begin; raise it"
         )
 
 
 def available_cores() -> int:
-    """Cores this process may use; macOS does not tell them from all."""
+    """Cores this process may use; on macOS all of them."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

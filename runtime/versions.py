@@ -1,4 +1,4 @@
-"""Versions of the installed packages that shape a result."""
+"""Versions of the installed packages that affect a map."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ PACKAGES = (
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of the packages that shape a map, by name."""
-    found = {}
+    """Versions by package name."""
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -1,4 +1,4 @@
-"""The bank: reference spots as embeddings and expression, in one HDF5 file."""
+"""The bank: embeddings and expression of the reference spots, in one HDF5 file."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ from numpy.typing import NDArray
 
 from mclst.runtime.errors import BundleError
 
-LONGEST_NAME = 1000
-"""Letters: an array of names is as wide as its longest in every row."""
+MAX_NAME_LENGTH = 1000
+"""A NumPy array of names takes the longest name's width in every row."""
 
 
 @dataclass(frozen=True)
 class Bank:
     """M reference spots.
 
-    embedding: float32 [M, D]. expression: float32 [M, G], normalised as the manifest says.
-    genes: str [G]. spot, section: str [M].
+    Attributes
+    ----------
+    embedding : float32 [M, D]
+    expression : float32 [M, G]
+        Normalized as the manifest says.
+    genes : str [G]
+    spot, section : str [M]
+        Names.
     """
 
     embedding: NDArray[np.float32]
@@ -41,7 +47,7 @@ class Bank:
 
 
 def bank_bytes(bank: Bank) -> bytes:
-    """The HDF5 file's content, made in memory: HDF5 does not report a full disk, a plain write does."""
+    """Content of the HDF5 file, made in memory since HDF5 does not report a full disk."""
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         file["embedding"] = bank.embedding.astype(np.float32, copy=False)
@@ -54,7 +60,7 @@ def bank_bytes(bank: Bank) -> bytes:
 
 
 def _dataset(file: h5py.File, name: str, rank: int, path: Path) -> h5py.Dataset:
-    """The plain dataset `name`: no links out of the file, no external or virtual storage, no filters."""
+    """Get a plain dataset: no links out of the file, no external or virtual storage, no filters."""
     if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(
         file[name], h5py.Dataset
     ):
@@ -81,13 +87,13 @@ def _floats(file: h5py.File, name: str, path: Path) -> NDArray[np.float32]:
 def _texts(file: h5py.File, name: str, path: Path) -> NDArray[np.str_]:
     texts = _dataset(file, name, 1, path).asstr()[:]
     longest = max(map(len, texts), default=0)
-    if longest > LONGEST_NAME:
+    if longest > MAX_NAME_LENGTH:
         raise BundleError(f"{path}: /{name} holds a name of {longest:,} letters; export the bundle again")
     return np.asarray(texts, dtype=np.str_)
 
 
 def read_bank(path: Path) -> Bank:
-    """Read bank.h5; raises BundleError where it is damaged or its parts do not fit together."""
+    """Read bank.h5; raises BundleError if it is damaged or its parts do not fit together."""
     try:
         with h5py.File(path, "r") as file:
             bank = Bank(
@@ -99,12 +105,12 @@ def read_bank(path: Path) -> Bank:
             )
     except (BundleError, MemoryError):
         raise
-    except Exception as error:  # on damaged bytes h5py raises nearly every kind there is
+    except Exception as error:  # h5py raises nearly any type on damaged bytes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BundleError(f"{path} is not a readable bank ({reason}); export the bundle again") from error
     rows = {len(bank.embedding), len(bank.expression), len(bank.spot), len(bank.section)}
     if len(rows) != 1 or not len(bank) or bank.expression.shape[1] != len(bank.genes):
         raise BundleError(f"{path}: the parts of the bank have different lengths; export the bundle again")
     if len(np.unique(bank.genes)) != len(bank.genes):
-        raise BundleError(f"{path}: a gene stands twice in the bank; export the bundle again")
+        raise BundleError(f"{path}: a gene occurs twice in the bank; export the bundle again")
     return bank

@@ -1,4 +1,4 @@
-"""`manifest.json`: what a bundle says of itself, validated field by field."""
+"""`manifest.json`: a bundle's description, validated field by field."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from mclst.runtime.errors import BundleError
 
 FORMAT = "mclst-bundle/1"
 CHECKPOINT_FORMAT = "mclst-checkpoint/1"
-"""`format` of a checkpoint that brings its Settings and its reference sections along."""
+"""`format` of a checkpoint that includes its Settings and reference sections."""
 
 MAX_BYTES = 4 << 20
-"""A manifest is a few kilobytes; anything near this is not one."""
-
+"""A manifest has a few kilobytes."""
+ENGINES = "engines"
+"""Folder of a bundle with one subfolder per TensorRT engine."""
 
 Color = Annotated[int, Field(ge=0, le=255)]
 Spread = Annotated[float, Field(gt=0)]
 
 
-class Part(BaseModel):
-    """Base: unknown fields are refused, values never coerced and finite, nothing changes after loading."""
+class StrictModel(BaseModel):
+    """Base: refuses unknown fields, coerces no values, allows only finite numbers, is immutable."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class Tile(Part):
-    """The square the encoder sees.
+class Tile(StrictModel):
+    """The encoder's input tile.
 
-    size_px: pixels along a side. mpp: µm/px it was trained at, None for level-0 pixels as they are.
-    pad: RGB outside the slide.
+    size_px: side, px. mpp: µm/px of training; None: level-0 pixels. pad: RGB outside the slide.
     """
 
     size_px: int = Field(ge=8, le=4096)
@@ -41,11 +41,11 @@ class Tile(Part):
     pad: tuple[Color, Color, Color] = (0, 0, 0)
 
 
-class Preprocessing(Part):
-    """What the graph does to uint8 RGB pixels before the encoder; recorded, not applied again.
+class Preprocessing(StrictModel):
+    """What the graph itself does to uint8 RGB pixels; recorded, not applied again.
 
-    axes: "x-major" where the network was trained on transposed tiles. symmetries: 8 where the output is the mean over
-    the tile's rotations and reflections.
+    axes: "x-major" if the network was trained on transposed tiles. symmetries: 8 if the output is the mean
+    over the tile's rotations and reflections.
     """
 
     channels: Literal["rgb", "bgr"] = "rgb"
@@ -56,15 +56,15 @@ class Preprocessing(Part):
     symmetries: Literal[1, 8] = 1
 
 
-class Encoder(Part):
-    """The image part in `encoder.onnx`; embedding_dim: what it gives per tile (genes for a regression)."""
+class Encoder(StrictModel):
+    """The image encoder in `encoder.onnx`; embedding_dim: its values per tile (genes for a regression)."""
 
     name: str
     embedding_dim: int = Field(ge=1)
 
 
-class Retrieval(Part):
-    """RetrievalSpec's fields."""
+class Retrieval(StrictModel):
+    """The fields of RetrievalSpec."""
 
     k: int = Field(ge=1)
     rank: Rank
@@ -73,22 +73,22 @@ class Retrieval(Part):
     temperature: float = Field(gt=0)
 
     def spec(self) -> RetrievalSpec:
-        """The settings the kernels take."""
+        """Convert to the kernels' settings."""
         return RetrievalSpec(self.k, self.rank, self.distance, self.weighting, self.temperature)
 
 
-class SpotEncoder(Part):
-    """The Transformer that encoded the bank. heads cannot be read from a checkpoint: an option with a default."""
+class SpotEncoder(StrictModel):
+    """The Transformer that encoded the bank."""
 
     heads: int = Field(ge=1)
     depth: int = Field(ge=1)
 
 
-class Context(Part):
-    """How the bank's spots were put into Transformer sentences.
+class Context(StrictModel):
+    """How the bank's spots were grouped into Transformer sequences ("sentences").
 
-    spots: per sentence. sentences: "file" runs on over section borders, "section" starts anew at each.
-    positions: what indexed the position tables, or "none" where there are none.
+    spots: per sentence. sentences: "file" continues across section borders, "section" restarts at each.
+    positions: what indexes the position embeddings, or "none".
     """
 
     spots: int = Field(ge=1)
@@ -96,27 +96,29 @@ class Context(Part):
     positions: Literal["array", "pixel", "none"]
 
 
-class Normalisation(Part):
-    """Of the spots' side's input ("none" where there is none) and of the expression: averaged, or trained on."""
+class Normalization(StrictModel):
+    """Of the spot encoder's input ("none" without one), and of the averaged or predicted expression."""
 
     input: str
     expression: str
 
 
-class Graph(Part):
-    """Who is whose neighbour on a slide: the `neighbours` nearest other spots in array coordinates.
+class Graph(StrictModel):
+    """Graph of a slide's spots: edges to the `neighbours` nearest other spots in array coordinates.
 
-    prune: "grid" drops those farther than 2, "std" those farther than mean + standard deviation of a spot's distances.
+    prune: "grid" drops edges longer than 2, "std" those longer than mean + standard deviation of a spot's
+    distances.
     """
 
     neighbours: int = Field(ge=1, le=64)
     prune: Literal["none", "grid", "std"]
 
 
-class Sequence(Part):
-    """The part that sees all spots of a slide, in `sequence.onnx`.
+class Sequence(StrictModel):
+    """The network over all spots of a slide, in `sequence.onnx`.
 
-    heads, depth: of its Transformer. positions: rows of its coordinate tables. graph: None where it has none.
+    heads, depth: of its Transformer. positions: rows of its position embeddings. graph: None without a graph
+    network.
     """
 
     heads: int = Field(ge=1)
@@ -125,11 +127,11 @@ class Sequence(Part):
     graph: Graph | None = None
 
 
-class Settings(Part):
-    """What the weights alone do not tell; the defaults are the published mclSTExp HER2+ scripts'.
+class Settings(StrictModel):
+    """Settings that the weights do not determine; defaults of the published mclSTExp HER2+ scripts.
 
-    A checkpoint of `mclst.training` carries these as its `config`; for others the export's options set them. A system
-    uses the parts that apply to it. heads: of the Transformer.
+    A checkpoint of `mclst.training` has them as its `config`; for others the export's options set them. Each
+    system uses the fields that apply to it. heads: of the Transformer.
     """
 
     heads: int = Field(default=8, ge=1)
@@ -139,36 +141,37 @@ class Settings(Part):
         k=200, rank="cosine", distance="l1", weighting="inverse-square", temperature=1.0
     )
     context: Context = Context(spots=32, sentences="file", positions="array")
-    normalisation: Normalisation = Normalisation(input="spot-wise", expression="gene-wise")
+    normalisation: Normalization = Normalization(input="spot-wise", expression="gene-wise")
     graph: Graph = Graph(neighbours=4, prune="none")
 
 
-class SectionRows(Part):
-    """A section's share of the bank, in bank order."""
+class SectionRows(StrictModel):
+    """A section's rows of the bank, in bank order."""
 
     name: str
     spots: int = Field(ge=1)
 
 
-class Checkpoint(Part):
+class Checkpoint(StrictModel):
     """The file the bundle was made from."""
 
     name: str
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
-class FileRecord(Part):
-    """Size and hash of a file of the bundle."""
+class FileRecord(StrictModel):
+    """Size and hash of a bundle's file."""
 
     bytes: int = Field(ge=0)
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
-class Manifest(Part):
-    """Everything `runtime` needs to know, and everything that shaped the bundle.
+class Manifest(StrictModel):
+    """All that `runtime` needs to know of a bundle, and how it was made.
 
-    kind: "retrieval" has a bank and `retrieval`; "regression" gives expression per tile; "sequence" gives features
-    per tile, and `sequence` makes expression of all of a slide's. What does not apply is null.
+    kind: "retrieval" has a bank and `retrieval`; "regression" predicts expression per tile; "sequence"
+    computes features per tile and expression from all of a slide's features. Fields that do not apply are
+    null.
     """
 
     format: Literal["mclst-bundle/1"]
@@ -181,7 +184,7 @@ class Manifest(Part):
     spot_encoder: SpotEncoder | None = None
     context: Context | None = None
     sequence: Sequence | None = None
-    normalisation: Normalisation
+    normalisation: Normalization
     genes: int = Field(ge=1)
     genes_from: str
     bank: tuple[SectionRows, ...] = ()
@@ -191,11 +194,14 @@ class Manifest(Part):
 
     @model_validator(mode="after")
     def _parts_fit_the_kind(self) -> Self:
-        wanted = {"retrieval": ("retrieval", "bank"), "sequence": ("sequence",), "regression": ()}[self.kind]
+        required = {"retrieval": ("retrieval", "bank"), "sequence": ("sequence",), "regression": ()}[
+            self.kind
+        ]
         for name in ("retrieval", "bank", "sequence"):
-            if bool(getattr(self, name)) != (name in wanted):
+            if bool(getattr(self, name)) != (name in required):
                 raise ValueError(
-                    f"{name} {'is missing' if name in wanted else 'does not belong'} in a {self.kind} bundle"
+                    f"{name} {'is missing' if name in required else 'does not belong'} in a "
+                    f"{self.kind} bundle"
                 )
         if self.kind == "regression" and self.encoder.embedding_dim != self.genes:
             raise ValueError(f"the encoder gives {self.encoder.embedding_dim} values for {self.genes} genes")
@@ -208,10 +214,10 @@ class Manifest(Part):
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key stands twice")
-    return found
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return result
 
 
 def _no_constant(name: str) -> Any:
@@ -219,18 +225,18 @@ def _no_constant(name: str) -> Any:
 
 
 def _check_format(path: Path, content: object) -> None:
-    found = content.get("format") if isinstance(content, dict) else None
-    if not isinstance(found, str) or not found.startswith("mclst-bundle/"):
+    declared = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(declared, str) or not declared.startswith("mclst-bundle/"):
         raise BundleError(f"{path} is not a bundle's manifest; export the bundle again")
-    if found != FORMAT:
-        version = found.removeprefix("mclst-bundle/")
+    if declared != FORMAT:
+        version = declared.removeprefix("mclst-bundle/")
         newer = version.isdigit() and int(version) > int(FORMAT.rsplit("/", 1)[1])
         cure = "upgrade mclst" if newer else "export the bundle again"
-        raise BundleError(f"{path} has format {found!r} and this mclst reads {FORMAT!r}; {cure}")
+        raise BundleError(f"{path} has format {declared!r} and this mclst reads {FORMAT!r}; {cure}")
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read and validate; raises BundleError naming the field that is wrong."""
+    """Read and validate a manifest; raises BundleError, naming the field that is wrong."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise BundleError(
@@ -246,13 +252,9 @@ def read_manifest(path: Path) -> Manifest:
         raise BundleError(f"{path} is not valid JSON ({error}); export the bundle again") from error
     _check_format(path, content)
     try:
-        # Lenient on JSON's own limits (no tuples), strict on everything else.
+        # From the text, not `content`: only then may strict fields take JSON arrays as tuples.
         return Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{path}: {where}: {first['msg'].lower()}; export the bundle again") from error
-
-
-ENGINES = "engines"
-"""The folder of a bundle that engines lie in, each in one of its own."""
+        field = ".".join(str(key) for key in first["loc"])
+        raise BundleError(f"{path}: {field}: {first['msg'].lower()}; export the bundle again") from error

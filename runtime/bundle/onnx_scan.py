@@ -1,7 +1,8 @@
-"""What an ONNX file holds, told without opening it: which other files it reads, and operators that may never end.
+"""Scan an untrusted ONNX file for the files it reads and for operators that may never end.
 
-An ONNX file is a protocol buffer (onnx.proto, IR version 8 and later): fields are numbered, and a tensor too large to
-stand in it names a file beside it. Only field numbers are needed here, so no library has to be trusted with the file.
+An ONNX file is a protocol buffer (onnx.proto, IR version 8 and later): fields are numbered, and a large
+tensor may be in another file that it names. Only field numbers are needed, so no ONNX library has to parse
+the untrusted file.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from pathlib import Path
 
 from mclst.runtime.errors import BundleError
 
-VARINT, EIGHT_BYTES, TEXT, FOUR_BYTES = 0, 1, 2, 5
+VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
+"""Wire types."""
 MODEL_GRAPH, MODEL_FUNCTIONS = 7, 25
 GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_SPARSE_INITIALIZER, FUNCTION_NODE = 1, 5, 15, 7
 NODE_OP_TYPE, NODE_ATTRIBUTE = 4, 5
@@ -20,39 +22,37 @@ NODE_OP_TYPE, NODE_ATTRIBUTE = 4, 5
 ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS, ATTRIBUTE_SPARSE = {5, 10}, {6, 11}, {22, 23}
 SPARSE_PARTS = {1, 2}
 TENSOR_EXTERNAL, ENTRY_KEY, ENTRY_VALUE = 13, 1, 2
-DEEPEST = 32
-ENDLESS = {"Loop"}
-"""Runs as often as a number in the graph says, whatever the size of the data; no network that is exported has it."""
+MAX_DEPTH = 32
+UNBOUNDED_OPERATORS = {"Loop"}
+"""A number in the graph sets its iterations, whatever the size of the data; no exported network needs it."""
 
 
 def check_graph(path: Path, listed: Collection[str]) -> None:
-    """Refuse, as BundleError, a graph that reads a file that is not `listed` by name, or that may never end.
-
-    Raises BundleError too where the file is no ONNX graph.
-    """
+    """Raise BundleError if a graph reads a file that is not `listed`, may never end, or is no ONNX graph."""
     try:
         with path.open("rb") as file:
-            found = set(_model(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))))
+            findings = set(_model(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))))
     except (ValueError, IndexError, RecursionError) as error:
         raise BundleError(f"{path} is not an ONNX graph ({error}); export the bundle again") from error
     except OSError as error:
         raise BundleError(
             f"{path} cannot be read ({error.strerror or error}); export the bundle again"
         ) from error
-    for kind, name in sorted(found):
+    for kind, name in sorted(findings):
         if kind == "file" and name not in listed:
             raise BundleError(
-                f"{path} reads {name!r}, which is no file of the bundle; export the bundle again, or do not use it"
+                f"{path} reads {name!r}, which is no file of the bundle; "
+                "export the bundle again, or do not use it"
             )
-        if kind == "operator" and name in ENDLESS:
-            raise BundleError(f"{path} holds a {name}, which may run for ever; export the bundle again")
+        if kind == "operator" and name in UNBOUNDED_OPERATORS:
+            raise BundleError(f"{path} holds a {name}, which may run forever; export the bundle again")
 
 
-Named = tuple[str, str]
+Finding = tuple[str, str]
 """("file", its location) or ("operator", its type)."""
 
 
-def _model(data: memoryview) -> Iterator[Named]:
+def _model(data: memoryview) -> Iterator[Finding]:
     for number, value in _fields(data):
         if number == MODEL_GRAPH:
             yield from _graph(value, 0)
@@ -62,9 +62,9 @@ def _model(data: memoryview) -> Iterator[Named]:
                     yield from _node(node, 0)
 
 
-def _graph(data: memoryview, depth: int) -> Iterator[Named]:
-    if depth > DEEPEST:
-        raise ValueError("its graphs stand too deep in each other")
+def _graph(data: memoryview, depth: int) -> Iterator[Finding]:
+    if depth > MAX_DEPTH:
+        raise ValueError("its graphs are nested too deeply")
     for number, value in _fields(data):
         if number == GRAPH_NODE:
             yield from _node(value, depth)
@@ -74,27 +74,27 @@ def _graph(data: memoryview, depth: int) -> Iterator[Named]:
             yield from _sparse(value)
 
 
-def _node(data: memoryview, depth: int) -> Iterator[Named]:
+def _node(data: memoryview, depth: int) -> Iterator[Finding]:
     for number, value in _fields(data):
         if number == NODE_OP_TYPE:
             yield "operator", str(value, "utf-8")
         elif number == NODE_ATTRIBUTE:
-            for part, held in _fields(value):
+            for part, content in _fields(value):
                 if part in ATTRIBUTE_TENSORS:
-                    yield from _tensor(held)
+                    yield from _tensor(content)
                 elif part in ATTRIBUTE_GRAPHS:
-                    yield from _graph(held, depth + 1)
+                    yield from _graph(content, depth + 1)
                 elif part in ATTRIBUTE_SPARSE:
-                    yield from _sparse(held)
+                    yield from _sparse(content)
 
 
-def _sparse(data: memoryview) -> Iterator[Named]:
+def _sparse(data: memoryview) -> Iterator[Finding]:
     for number, value in _fields(data):
         if number in SPARSE_PARTS:
             yield from _tensor(value)
 
 
-def _tensor(data: memoryview) -> Iterator[Named]:
+def _tensor(data: memoryview) -> Iterator[Finding]:
     for number, value in _fields(data):
         if number == TENSOR_EXTERNAL:
             entry = {part: str(text, "utf-8") for part, text in _fields(value)}
@@ -103,29 +103,33 @@ def _tensor(data: memoryview) -> Iterator[Named]:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Number and content of each field that has a length; numbers that stand in the message itself are passed over."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        kind = key & 7
-        if kind == VARINT:
-            _, at = _varint(data, at)
+    """Number and content of each length-delimited field; skips numeric fields."""
+    position = 0
+    while position < len(data):
+        key, position = _varint(data, position)
+        wire_type = key & 7
+        if wire_type == VARINT:
+            _, position = _varint(data, position)
             continue
-        size, at = _varint(data, at) if kind == TEXT else ({EIGHT_BYTES: 8, FOUR_BYTES: 4}.get(kind, -1), at)
-        if size < 0 or at + size > len(data):
+        size, position = (
+            _varint(data, position)
+            if wire_type == LENGTH_DELIMITED
+            else ({FIXED64: 8, FIXED32: 4}.get(wire_type, -1), position)
+        )
+        if size < 0 or position + size > len(data):
             raise ValueError("it is damaged or cut off")
-        if kind == TEXT:
-            yield key >> 3, data[at : at + size]
-        at += size
+        if wire_type == LENGTH_DELIMITED:
+            yield key >> 3, data[position : position + size]
+        position += size
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """A number of up to ten bytes, seven bits each, and where the next field begins."""
+def _varint(data: memoryview, position: int) -> tuple[int, int]:
+    """A number of up to ten bytes with seven bits each, and the position after it."""
     number = 0
     for shift in range(0, 70, 7):
-        byte = data[at]
+        byte = data[position]
         number |= (byte & 127) << shift
-        at += 1
+        position += 1
         if byte < 128:
-            return number, at
+            return number, position
     raise ValueError("it is damaged")

@@ -1,4 +1,4 @@
-"""What a `.h5ad` can hold: names, columns, the spots table and nested settings, made storable."""
+"""Convert names, columns, the spots table and nested settings to what a `.h5ad` can store."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ def storable_text(value: object) -> str:
     """`value` as text HDF5 can hold: NUL and undecodable bytes become the replacement character."""
     text = str(value)
     if text.isascii() and "\0" not in text:
-        return text  # the very object: ten million copies of names would be a gigabyte
+        return text  # the same object: copies of ten million names would take a gigabyte
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
 def storable_names(
     names: Iterable[object], *, taken: Sequence[str] = (), unnamed: str = "column"
 ) -> list[str]:
-    """Column names or keys that HDF5 and anndata accept, unique and none of `taken`, in the given order.
+    """Column names or keys that HDF5 and anndata accept, unique, none of `taken`, in the order of `names`.
 
-    `/` becomes `_`, an empty name `<unnamed>_<place>`, `_index` becomes `index`; a name in use gets `_2`, `_3`, …
-    A name that needs no change is served before one that does.
+    `/` becomes `_`, an empty name `<unnamed>_<number>`, `_index` becomes `index`; a name in use gets `_2`,
+    `_3`, …
     """
-    given = list(names)
-    wished = []
-    for place, name in enumerate(given, start=1):
+    original = list(names)
+    valid = []
+    for number, name in enumerate(original, start=1):
         text = storable_text(name).replace("/", "_").strip()
-        wished.append(
-            {"": f"{unnamed}_{place}", ".": f"{unnamed}_{place}", "_index": "index"}.get(text, text)
-        )
+        default = f"{unnamed}_{number}"
+        valid.append({"": default, ".": default, "_index": "index"}.get(text, text))
     used = set(taken)
-    result = dict.fromkeys(range(len(wished)), "")
-    for place in sorted(result, key=lambda i: wished[i] != given[i]):
-        name, number = wished[place], 1
+    result = [""] * len(valid)
+    # Valid names first, so that only changed names give way in a clash.
+    for i in sorted(range(len(valid)), key=lambda i: valid[i] != original[i]):
+        name, number = valid[i], 1
         while name in used:
             number += 1
-            name = f"{wished[place]}_{number}"
+            name = f"{valid[i]}_{number}"
         used.add(name)
-        result[place] = name
-    return list(result.values())
+        result[i] = name
+    return result
 
 
 def storable_column(column: pd.Series[Any]) -> NDArray[Any]:
-    """A table's column [n] as it is where it holds numbers, else as text; missing text is ""."""
+    """A column [n] of a table, unchanged if numeric, else as text with "" for missing values."""
     column = column.infer_objects()
     missing = column.isna().to_numpy()
     if isinstance(column.dtype, np.dtype):
@@ -60,7 +60,7 @@ def storable_column(column: pd.Series[Any]) -> NDArray[Any]:
         if missing.any():
             return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan))
         return np.array(column.tolist())
-    cells = [storable_text("" if gone else cell) for cell, gone in zip(column, missing, strict=True)]
+    cells = [storable_text("" if absent else cell) for cell, absent in zip(column, missing, strict=True)]
     return np.array(cells, dtype=object)
 
 
@@ -71,14 +71,14 @@ def text_index(values: Iterable[object]) -> pd.Index[Any]:
 
 
 def spots_table(spots: Spots, *, taken: Sequence[str]) -> pd.DataFrame:
-    """The spots table [n rows] as `obs`: index the spots' ids, its own columns, none of them called as in `taken`.
+    """The spots table [n rows] as `obs`, indexed by spot ids, without the column names in `taken`.
 
-    `array_row` and `array_col` are added where the table knows them under other names.
+    `array_row` and `array_col` are added if the table has them under other names.
     """
     index = text_index(spots.id.tolist())
     columns: dict[str, NDArray[Any]] = {}
-    for place, name in enumerate(storable_names(spots.table.columns, taken=taken)):
-        columns[name] = storable_column(spots.table.iloc[:, place])
+    for i, name in enumerate(storable_names(spots.table.columns, taken=taken)):
+        columns[name] = storable_column(spots.table.iloc[:, i])
     if spots.array_xy is not None:
         columns.setdefault("array_row", spots.array_xy[:, 1])
         columns.setdefault("array_col", spots.array_xy[:, 0])
@@ -86,14 +86,14 @@ def spots_table(spots: Spots, *, taken: Sequence[str]) -> pd.DataFrame:
 
 
 def storable_tree(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested mapping as anndata stores it: dicts, scalars, text and arrays; None is left out.
+    """Convert a nested mapping to dicts, scalars, text and arrays; drop None.
 
-    A list of one plain kind becomes an array, any other list JSON text; paths become text.
-    Raises TypeError naming the key of a value of any other type.
+    A list of one scalar type becomes an array, any other list JSON text; paths become text.
+    Raises TypeError, naming the key, for a value of any other type.
     """
-    kept = {key: item for key, item in value.items() if item is not None}
-    names = storable_names(kept, unnamed="key")
-    return {name: _storable_value(key, item) for name, (key, item) in zip(names, kept.items(), strict=True)}
+    items = {key: item for key, item in value.items() if item is not None}
+    names = storable_names(items, unnamed="key")
+    return {name: _storable_value(key, item) for name, (key, item) in zip(names, items.items(), strict=True)}
 
 
 def _storable_value(key: str, value: Any) -> Any:

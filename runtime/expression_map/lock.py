@@ -1,4 +1,4 @@
-"""One run per output: hidden files beside it, locked while their run lives, found again once it is dead."""
+"""One run per output: locked hidden files next to it, which the next run finds if this one dies."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mclst.runtime.atomic import beside, remove_stale
+from mclst.runtime.atomic import remove_stale, temp_path
 from mclst.runtime.errors import OutputError
 
 
 @dataclass(frozen=True)
 class RunLock:
-    """A place that one run writes to.
+    """The locked hidden files of one output.
 
-    rows: the hidden file that becomes the output; handle: it, open to read and write. journal: the hidden file that
-    says which of its rows are done. keeps: whether a later run finds both again; False where the file system has no
-    locks, so that nobody could tell a dead run's files from a live one's.
+    rows: path of the file that becomes the output; handle: its descriptor, open to read and write. journal:
+    path of the file that lists the finished rows. resumable: whether the next run can find both; False on a
+    file system without locks, where nobody can tell a dead run's files from a live one's.
     """
 
     rows: Path
     handle: int
     journal: Path
-    keeps: bool
+    resumable: bool
 
     def remove(self) -> None:
-        """Remove both files and let go of the lock."""
+        """Remove both files and release the lock."""
         self.rows.unlink(missing_ok=True)
         self.journal.unlink(missing_ok=True)
         os.close(self.handle)
 
 
-def claim(path: Path) -> RunLock:
-    """Open and lock the hidden files `.NAME.rows` and `.NAME.journal` beside `path`; a dead run's are found as left.
+def lock_output(path: Path) -> RunLock:
+    """Open and lock `.NAME.rows` and `.NAME.journal` next to `path`, keeping what a dead run left in them.
 
-    Other leftovers of dead runs on the same `path` are removed first. The lock ends with the handle, however the run
-    ends. Raises OutputError where a live run is writing `path`, OSError where the folder refuses.
+    Other leftovers of dead runs are removed first. The kernel drops the lock when the process ends, however
+    it ends. Raises OutputError if a live run is writing `path`, OSError if the folder refuses.
     """
     remove_stale(path)
     folder, name = path.absolute().parent, path.name
@@ -55,15 +55,15 @@ def claim(path: Path) -> RunLock:
             if os.fstat(handle).st_size == 0:
                 rows.unlink(missing_ok=True)
             os.close(handle)
-            return _unlocked(path)
-        # A run that ended between opening and locking has renamed or removed what the handle holds.
+            return _without_lock(path)
+        # A run that ended between our open and our lock has renamed or removed the file: then open it again.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), os.stat(rows, follow_symlinks=False)):
-                return RunLock(rows, handle, journal, keeps=True)
+                return RunLock(rows, handle, journal, resumable=True)
         os.close(handle)
 
 
-def _unlocked(path: Path) -> RunLock:
-    rows = beside(path.absolute())
+def _without_lock(path: Path) -> RunLock:
+    rows = temp_path(path.absolute())
     handle = os.open(rows, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    return RunLock(rows, handle, rows.with_name(f"{rows.name}.journal"), keeps=False)
+    return RunLock(rows, handle, rows.with_name(f"{rows.name}.journal"), resumable=False)

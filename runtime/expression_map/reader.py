@@ -1,4 +1,4 @@
-"""A finished map, as pictures, pages and other files are made from it."""
+"""Read a finished map, to draw it or convert it to other files."""
 
 from __future__ import annotations
 
@@ -16,17 +16,34 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mclst.runtime.errors import InputError
-from mclst.runtime.expression_map.morans_i import morans_i, most_structured_first
+from mclst.runtime.expression_map.morans_i import morans_i, sort_by_morans_i
 
 
 @dataclass(frozen=True)
 class Map:
     """An expression map with its tissue image.
 
-    title: the slide's name. genes: [G]. expression: float32 [n, G], an array or an HDF5 dataset, a row NaN where its
-    tile was unreadable. table: `obs`, [n], indexed by the spots' names. xy_px: float64 [n, 2], spot centres, level-0 px.
-    image: uint8 [h, w, 3]; image_scale: its px per level-0 px. spot_diameter_px: level-0 px; of a grid, its stride.
-    mpp: µm per level-0 px, or None. told: what made the map, nested; empty for a map of others.
+    Attributes
+    ----------
+    title : str
+        The slide's name.
+    genes : tuple of str [G]
+    expression : float32 [n, G]
+        An array or an HDF5 dataset; the row of an unreadable tile is NaN.
+    table : DataFrame [n rows]
+        `obs`, indexed by spot names.
+    xy_px : float64 [n, 2]
+        Spot centers, level-0 px.
+    image : uint8 [h, w, 3]
+        The tissue, RGB.
+    image_scale : float
+        Image pixels per level-0 px.
+    spot_diameter_px : float
+        Level-0 px; of a grid, its stride.
+    mpp : float or None
+        µm per level-0 px.
+    provenance : mapping
+        How mclst made the map, nested (`uns["mclst"]`); empty for a map of other software.
     """
 
     path: Path
@@ -39,7 +56,7 @@ class Map:
     image_scale: float
     spot_diameter_px: float
     mpp: float | None = None
-    told: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def spots(self) -> list[str]:
@@ -48,38 +65,51 @@ class Map:
 
     @property
     def on_grid(self) -> bool:
-        """Whether the places are those of a dense grid, whose squares close up."""
-        return "grid_um" in self.told.get("settings", {})
+        """Whether the spots form a dense grid of adjoining squares."""
+        return "grid_um" in self.provenance.get("settings", {})
 
     @cached_property
     def morans_i(self) -> NDArray[np.float64]:
-        """Moran's I of each gene, float64 [G], NaN where it has none."""
+        """Moran's I of each gene, float64 [G]; NaN for a constant gene."""
         return morans_i(self.expression, self.xy_px)
 
     @cached_property
     def order(self) -> list[int]:
-        """Places of the genes, the most spatially structured first."""
-        return [int(place) for place in most_structured_first(self.morans_i)]
+        """Indices of the genes, the most spatially structured first."""
+        return [int(gene) for gene in sort_by_morans_i(self.morans_i)]
 
-    def places(self, genes: Sequence[str]) -> list[int]:
-        """Places of named genes; InputError naming the first that the map does not have."""
-        place = {gene: number for number, gene in enumerate(self.genes)}
+    def gene_indices(self, genes: Sequence[str]) -> list[int]:
+        """Indices of named genes; InputError names the first that the map lacks."""
+        index = {gene: number for number, gene in enumerate(self.genes)}
         for gene in genes:
-            if gene not in place:
-                near = [other for other in self.genes if other.casefold() == gene.casefold()]
-                hint = f"; it has {near[0]}" if near else ""
+            if gene not in index:
+                similar = [other for other in self.genes if other.casefold() == gene.casefold()]
+                hint = f"; it has {similar[0]}" if similar else ""
                 raise InputError(f"{self.title} has no gene {gene}{hint}; name genes of the map")
-        return [place[gene] for gene in genes]
+        return [index[gene] for gene in genes]
 
 
 @contextmanager
 def open_map(path: Path) -> Iterator[Map]:
-    """Open a map of mclst-infer, or any `.h5ad` of one slide as scanpy has them; its expression is read as needed.
+    """Open a map of mclst-infer, or any `.h5ad` of one slide in scanpy's layout; a context manager.
 
-    Raises InputError where the file is none, or has no spots, or not one tissue image.
+    Parameters
+    ----------
+    path : Path
+        The `.h5ad`.
+
+    Yields
+    ------
+    Map
+        Its expression stays on disk unless X is sparse, and is valid until the context ends.
+
+    Raises
+    ------
+    InputError
+        If the file is no map, has no spots, or does not have exactly one tissue image.
     """
     try:
-        # Without HDF5's own lock: the map may be one that its writer, this process, still holds.
+        # Without HDF5's file lock: this process may still hold the map it is writing.
         file = h5py.File(path, "r", locking=False)
     except OSError as error:
         raise InputError(f"{path} is not a map with one tissue image ({error}); give another") from error
@@ -91,7 +121,7 @@ def _read(path: Path, file: h5py.File) -> Map:
     read = anndata.io.read_elem
     try:
         ((title, slide),) = read(file["uns/spatial"]).items()
-        told = read(file["uns/mclst"]) if "uns/mclst" in file else {}
+        provenance = read(file["uns/mclst"]) if "uns/mclst" in file else {}
         table, xy_px = read(file["obs"]), np.asarray(read(file["obsm/spatial"]), np.float64)
         matrix = file["X"] if isinstance(file["X"], h5py.Dataset) else read(file["X"]).toarray()
         genes = tuple(str(gene) for gene in read(file["var"]).index)
@@ -99,11 +129,11 @@ def _read(path: Path, file: h5py.File) -> Map:
             raise ValueError(f"X is {matrix.shape} for {len(table)} spots and {len(genes)} genes")
         if not len(table) or not len(genes):
             raise ValueError("it has no spots or no genes")
-        for what, names in (("spot", table.index), ("gene", pd.Index(genes))):
+        for kind, names in (("spot", table.index), ("gene", pd.Index(genes))):
             if not names.is_unique:
-                raise ValueError(f"a {what} stands there twice")
+                raise ValueError(f"a {kind} occurs twice")
         if not np.isfinite(xy_px).all():
-            raise ValueError("a spot has no place")
+            raise ValueError("a spot has no position")
         return Map(
             path=path,
             title=str(title),
@@ -114,8 +144,8 @@ def _read(path: Path, file: h5py.File) -> Map:
             image=_as_bytes(np.asarray(slide["images"]["hires"])),
             image_scale=float(slide["scalefactors"]["tissue_hires_scalef"]),
             spot_diameter_px=float(slide["scalefactors"]["spot_diameter_fullres"]),
-            mpp=_mpp(told),
-            told=told,
+            mpp=_mpp(provenance),
+            provenance=provenance,
         )
     except KeyError as error:
         raise InputError(f"{path} has no {error}; give a map with its spots and one tissue image") from error
@@ -124,7 +154,7 @@ def _read(path: Path, file: h5py.File) -> Map:
 
 
 def _as_bytes(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """Space Ranger's image as scanpy keeps it, float 0 … 1, or as it is; without a fourth channel."""
+    """The image as uint8 RGB; scanpy stores Space Ranger's as float 0 to 1."""
     if image.ndim != 3 or image.shape[2] not in (3, 4):
         raise ValueError(f"its tissue image is {image.shape}, not [h, w, 3]")
     if image.dtype.kind == "f":
@@ -132,6 +162,6 @@ def _as_bytes(image: NDArray[Any]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image[..., :3], np.uint8)
 
 
-def _mpp(told: Mapping[str, Any]) -> float | None:
-    mpp = told.get("slide", {}).get("mpp")
+def _mpp(provenance: Mapping[str, Any]) -> float | None:
+    mpp = provenance.get("slide", {}).get("mpp")
     return None if mpp is None else float(mpp)

@@ -1,4 +1,4 @@
-"""The expression map: rows are written as they come, in any order, and published as one `.h5ad`, whole or not at all."""
+"""The expression map: rows are written in any order, then published as one complete `.h5ad`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import h5py
 import numpy as np
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.spatial import cKDTree
 
-from mclst.kernels.definition.result import RetrievalResult
 from mclst.runtime.atomic import check_writable, sync_folder
 from mclst.runtime.errors import OutputError, SpotsError
 from mclst.runtime.expression_map.h5ad_layout import H5adImage
@@ -27,136 +26,80 @@ from mclst.runtime.expression_map.h5ad_values import (
     storable_tree,
     text_index,
 )
-from mclst.runtime.expression_map.lock import RunLock, claim
-from mclst.runtime.expression_map.row_file import ResumeState, RowFile
+from mclst.runtime.expression_map.row_file import RowFile
+from mclst.runtime.expression_map.row_writer import RowWriter
 from mclst.sections.section import Spots
 
 HIRES_PX, LOWRES_PX = 2000, 600
 """Longest sides of the tissue images, as Space Ranger writes them."""
 MARGIN_BYTES = 16 << 20
-"""Room kept beside X and the tables: both tissue images without compression, and change."""
+"""Space reserved besides X and the tables: both tissue images uncompressed, and some spare."""
 OWN_COLUMNS = ("nearest_distance", "effective_k")
+DEFAULT_SPOT_PX = 100.0
 
 
-class MapWriter:
-    """Writes one expression map; a context manager that leaves the whole map, or what the next run carries on with.
+class MapWriter(RowWriter):
+    """Writes one expression map; a context manager that leaves a complete map, or rows to resume from.
 
-    The rows go straight to the bytes of X in a hidden file beside `path`, whose space is taken at the start:
-    memory does not grow with spots x genes, and a full disk is found before the work, not after it.
-    Before `begin` a failure leaves nothing; after it, what is written stays for the next run's `carry_on`.
+    Rows go straight to the bytes of X in a hidden file next to `path`. Its space is reserved at the start, so
+    memory does not grow with spots x genes, and a full disk is found before the work.
+
+    Parameters
+    ----------
+    path : Path
+        The `.h5ad` to write.
+    genes : sequence of str
+        Distinct gene names, in the order of the expression.
+    spots : Spots
+        At least one.
+    overwrite : bool
+        Whether `path` may exist.
+
+    Attributes
+    ----------
+    done : bool [n]
+        Spots whose row is written; the others become NaN in the map.
+
+    Raises
+    ------
+    OutputError
+        If the output exists without `overwrite`, another run is writing it, its folder is missing or
+        read-only, or the space is short.
+    SpotsError
+        If a `.h5ad` cannot hold the spots table.
+    ValueError
+        If there is no spot, no gene or a repeated gene.
     """
 
     def __init__(self, path: Path, *, genes: Sequence[str], spots: Spots, overwrite: bool) -> None:
-        """Take the place and the space for a map of float32 [len(spots), len(genes)] at `path`.
-
-        Raises OutputError where the output exists without `overwrite`, another run is writing it, its folder is
-        missing or read-only, or the space is short; SpotsError where a `.h5ad` cannot hold the spots table;
-        ValueError where there is no spot, no gene or a repeated gene.
-        """
-        self.path = path
+        super().__init__(path, (len(spots), len(genes)))
         self.spots = spots
-        self.shape = (len(spots), len(genes))
         if min(self.shape) < 1 or len(set(genes)) != len(genes):
             raise ValueError(f"a map needs spots and distinct genes, not {self.shape[0]} x {self.shape[1]}")
         check_writable(path, overwrite=overwrite)
         self._overwrite = overwrite
         self._image = H5adImage(self.shape)
-        self._rows: RowFile | None = None
-        self._keep = False
         try:
-            self._image.put("var", pd.DataFrame(index=text_index(genes)))
-            self._table, tables_bytes = _checked_table(spots)
-            taken = claim(path)
-            # A stopped run's rows are not this run's to lose, whatever goes wrong before it knows them.
-            self._keep = taken.keeps and taken.journal.exists()
-            self._rows = RowFile(taken, self.shape, self._image.offset)
-            size = self._rows.place(self.shape[0]) + tables_bytes + MARGIN_BYTES
-            self._check_space(taken, size)
-            self._rows.preallocate(size)
-        except OSError as error:
-            self.close()
-            raise _refusal(path, error) from error
+            with self._refusals():
+                self._image.put("var", pd.DataFrame(index=text_index(genes)))
+                self._table, tables_bytes = _checked_table(spots)
+                rows = self._lock(self._image.offset)
+                size = rows.row_offset(self.shape[0]) + tables_bytes + MARGIN_BYTES
+                self._check_space(rows, size)
+                rows.preallocate(size)
         except BaseException:
             self.close()
             raise
 
-    def _check_space(self, taken: RunLock, size: int) -> None:
-        held = os.fstat(taken.handle).st_blocks * 512
-        free = shutil.disk_usage(taken.rows.parent).free
-        if free + held < size:
+    def _check_space(self, rows: RowFile, size: int) -> None:
+        folder = rows.lock.rows.parent
+        reserved = os.fstat(rows.lock.handle).st_blocks * 512  # by a stopped run
+        free = shutil.disk_usage(folder).free
+        if free + reserved < size:
             raise OutputError(
-                f"{self.path} needs {size / 1e6:,.0f} MB and {taken.rows.parent} has {free / 1e6:,.0f} MB free; "
+                f"{self.path} needs {size / 1e6:,.0f} MB and {folder} has {free / 1e6:,.0f} MB free; "
                 "free space or choose another --out"
             )
-
-    @property
-    def done(self) -> NDArray[np.bool_]:
-        """Bool [n]: spots that have their row; the others are NaN in the map."""
-        return self._open.done
-
-    @property
-    def unwritten(self) -> int:
-        """Spots without a row so far; they are NaN in the map."""
-        return int(np.count_nonzero(~self.done))
-
-    @property
-    def _open(self) -> RowFile:
-        if self._rows is None:
-            raise ValueError(f"the writer of {self.path} is closed")
-        return self._rows
-
-    @property
-    def stopped_run(self) -> bool:
-        """Whether a stopped run of this output has left something; `carry_on` or `begin` decide what becomes of it."""
-        return self._open.claim.journal.exists()
-
-    @property
-    def kept(self) -> int:
-        """Rows that stay for the next run if this one stops now."""
-        return 0 if self._rows is None else self._rows.kept
-
-    @property
-    def keeps(self) -> bool:
-        """Whether a stopped run can be carried on here; not on a file system without locks."""
-        return self._open.claim.keeps
-
-    def carry_on(self, made_of: Mapping[str, str]) -> ResumeState | None:
-        """Take over the rows of a stopped run of the same inputs, or say why not; None where there was none.
-
-        made_of: what the rows come from, by name: hashes, settings, versions. Raises OutputError.
-        """
-        try:
-            return self._open.carry_on(made_of)
-        except OSError as error:
-            raise _refusal(self.path, error) from error
-
-    def begin(self, made_of: Mapping[str, str]) -> None:
-        """From now on what is written outlives this process; earlier remains are given up. Raises OutputError."""
-        try:
-            self._keep = False
-            self._open.begin(made_of)
-        except OSError as error:
-            raise _refusal(self.path, error) from error
-
-    def write(self, rows: NDArray[np.integer[Any]], found: RetrievalResult) -> None:
-        """Write some rows; a row written again is replaced.
-
-        rows: int [b], distinct, 0 … n-1, places in the spots table. found: of these b spots.
-        Raises OutputError where the file system refuses; ValueError where the arrays do not fit.
-        """
-        given = np.shape(found.expression)
-        if given != (len(rows), self.shape[1]) or not len(rows) == len(found.nearest) == len(
-            found.effective_k
-        ):
-            raise ValueError(f"{len(rows)} rows of {self.shape[1]} genes cannot take {given} values")
-        if not len(rows):
-            return
-        if np.min(rows) < 0 or np.max(rows) >= self.shape[0] or len(np.unique(rows)) < len(rows):
-            raise ValueError(f"rows must be distinct and in 0 … {self.shape[0] - 1}")
-        try:
-            self._open.write(rows, found)
-        except OSError as error:
-            raise _refusal(self.path, error) from error
 
     def publish(
         self,
@@ -167,46 +110,68 @@ class MapWriter:
         library_id: str,
         run: Mapping[str, Any],
         metadata: Mapping[str, str] | None = None,
-        beside: Callable[[Path], None] = lambda path: None,
+        before_publish: Callable[[Path], None] = lambda path: None,
     ) -> Path:
-        """Complete the map, prove that it reads back, and rename it to its place; returns that place.
+        """Complete the map, verify that it reads back, and rename it to its final path.
 
-        image: uint8 [h, w, 3], the tissue; shrunk to 2000 px where larger. image_scale: its px per level-0 px.
-        spot_diameter_px: level-0 px, or None: half the usual distance between neighbouring spots.
-        library_id: the slide's name in `uns["spatial"]`. run: what made the map, for `uns["mclst"]`.
-        metadata: more text for `uns["spatial"][library_id]["metadata"]`. beside: called with the complete, still hidden
-        map, to make what belongs beside it: where the map stands, all else does.
-        Raises OutputError where the file system refuses or the map does not read back as written.
+        Parameters
+        ----------
+        image : uint8 [h, w, 3]
+            The tissue, RGB; reduced to 2000 px on its longer side if larger.
+        image_scale : float
+            Image pixels per level-0 px.
+        spot_diameter_px : float or None
+            In level-0 px; None: half the usual distance between neighboring spots.
+        library_id : str
+            The slide's key in `uns["spatial"]`.
+        run : mapping
+            How the map was made, for `uns["mclst"]`.
+        metadata : mapping of str to str, optional
+            More text for `uns["spatial"][library_id]["metadata"]`.
+        before_publish : callable, optional
+            Called with the path of the complete, still hidden map, to write the files that go with it. So a
+            map that is visible has all its files.
+
+        Returns
+        -------
+        Path
+            The map.
+
+        Raises
+        ------
+        OutputError
+            If the file system refuses or the map does not read back as written.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image_scale > 0:
             raise ValueError(
                 f"image is {image.dtype} {image.shape} at {image_scale} px per px, not uint8 [h, w, 3]"
             )
-        diameter = usual_spot_diameter(self.spots.xy_px) if spot_diameter_px is None else spot_diameter_px
-        segments, size = self._surroundings(image, image_scale, diameter, library_id, run, metadata or {})
-        rows = self._open
-        try:
-            rows.blank_the_rest()
+        diameter = estimate_spot_diameter(self.spots.xy_px) if spot_diameter_px is None else spot_diameter_px
+        segments, size = self._rest_of_file(image, image_scale, diameter, library_id, run, metadata or {})
+        rows = self._open_rows
+        with self._refusals():
+            rows.fill_missing()
             for offset, content in segments:
-                rows.put(content, offset)
-            os.ftruncate(rows.claim.handle, size)
-            os.fsync(rows.claim.handle)
+                rows.write_bytes(content, offset)
+            os.ftruncate(rows.lock.handle, size)
+            os.fsync(rows.lock.handle)
             self._verify(rows, segments, size)
+            # The views must go before the buffer they look into can be freed.
             segments.clear()
             self._image.forget()
-            beside(rows.claim.rows)
+            before_publish(rows.lock.rows)
             if not self._overwrite and os.path.lexists(self.path):
                 raise OutputError(f"{self.path} appeared meanwhile; choose another --out or add --overwrite")
-            os.replace(rows.claim.rows, self.path)
-            sync_folder(rows.claim.rows.parent)
-        except OSError as error:
-            raise _refusal(self.path, error) from error
+            os.replace(rows.lock.rows, self.path)
+            sync_folder(rows.lock.rows.parent)
+        # The journal goes after the rename: a crash in between leaves it without rows, which the next run
+        # notices.
         self._rows = None
-        rows.claim.journal.unlink(missing_ok=True)
+        rows.lock.journal.unlink(missing_ok=True)
         rows.close(keep=True)
         return self.path
 
-    def _surroundings(
+    def _rest_of_file(
         self,
         image: NDArray[np.uint8],
         image_scale: float,
@@ -215,76 +180,71 @@ class MapWriter:
         run: Mapping[str, Any],
         metadata: Mapping[str, str],
     ) -> tuple[list[tuple[int, memoryview]], int]:
+        """Everything but X: ([(offset, bytes), …], size of the file)."""
         library = storable_names([library_id], unnamed="slide")[0]
-        hires, hires_scale = shrink(image, image_scale, HIRES_PX)
-        lowres, lowres_scale = shrink(hires, hires_scale, LOWRES_PX)
+        hires, hires_scale = downscale(image, image_scale, HIRES_PX)
+        lowres, lowres_scale = downscale(hires, hires_scale, LOWRES_PX)
         for empty in ("layers", "varm", "obsp", "varp"):
             self._image.put(empty, {})
+        # Released once written: with millions of spots the table is large.
         table, self._table = self._table, pd.DataFrame()
-        self._image.put("obs", table.assign(**self._neighbours()))
+        self._image.put("obs", table.assign(**self._neighbor_columns()))
         del table
         self._image.put("obsm", {"spatial": np.asarray(self.spots.xy_px, np.float64)})
         self._image.put("uns", {"mclst": storable_tree(run)})
         self._image.put("uns/spatial", {library: {}})
-        here = f"uns/spatial/{library}"
-        self._image.put(f"{here}/images", {"hires": hires, "lowres": lowres}, compress=True)
+        spatial = f"uns/spatial/{library}"
+        self._image.put(f"{spatial}/images", {"hires": hires, "lowres": lowres}, compress=True)
         scales = {"tissue_hires_scalef": hires_scale, "tissue_lowres_scalef": lowres_scale}
-        self._image.put(f"{here}/scalefactors", {**scales, "spot_diameter_fullres": float(diameter)})
-        told = {
+        self._image.put(f"{spatial}/scalefactors", {**scales, "spot_diameter_fullres": float(diameter)})
+        texts = {
             "software_version": f"mclst {version('mclst')}",
             "spots_table": self.spots.path.name,
             **metadata,
         }
-        self._image.put(f"{here}/metadata", storable_tree({key: str(value) for key, value in told.items()}))
+        self._image.put(f"{spatial}/metadata", storable_tree({key: str(text) for key, text in texts.items()}))
         return self._image.close()
 
-    def _neighbours(self) -> dict[str, NDArray[np.float32]]:
-        """The map's own columns; none where no spot has neighbours, since the network gave the expression itself."""
-        rows = self._open
+    def _neighbor_columns(self) -> dict[str, NDArray[np.float32]]:
+        """The map's own columns; none without a bank, since no spot then has neighbors."""
+        rows = self._open_rows
         if np.isnan(rows.nearest).all():
             return {}
         return dict(zip(OWN_COLUMNS, (rows.nearest, rows.effective_k), strict=True))
 
     def _verify(self, rows: RowFile, segments: list[tuple[int, memoryview]], size: int) -> None:
-        handle = rows.claim.handle
-        if hasattr(os, "posix_fadvise"):  # so that the disk is read, not the memory of it
+        handle = rows.lock.handle
+        if hasattr(os, "posix_fadvise"):  # drop the page cache, so that the disk itself is read
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        verify = os.fstat(handle).st_size == size
+        intact = os.fstat(handle).st_size == size
         for offset, content in segments:
-            verify &= rows.holds(content, offset)
-        with h5py.File(rows.claim.rows, "r", locking=False) as file:
+            intact &= rows.contains(content, offset)
+        with h5py.File(rows.lock.rows, "r", locking=False) as file:
             matrix = file["X"]
-            verify &= matrix.shape == self.shape and matrix.dtype == np.dtype("<f4")
-            verify = verify and rows.verify(matrix)
-        if not verify:
+            intact &= matrix.shape == self.shape and matrix.dtype == np.dtype("<f4")
+            intact = intact and rows.verify(matrix)
+        if not intact:
             self._keep = False
             raise OutputError(f"{self.path} does not read back as written; check the disk and run again")
 
     def close(self) -> int:
-        """Let go of an unpublished map; how many rows stay for the next run. Harmless when called again."""
+        """Release an unpublished map; return the number of rows kept. May be called again."""
         self._image.abandon()
-        if self._rows is None:
-            return 0
-        rows, self._rows = self._rows, None
-        kept = rows.kept
-        rows.close(keep=kept > 0 or self._keep)
-        return kept
-
-    def __enter__(self) -> Self:
-        return self
+        return super().close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        kept = self.close()
-        if kept and error is not None:
+        count = self.close()
+        if count and error is not None:
             error.add_note(
-                f"{kept:,} of {self.shape[0]:,} spots are kept beside {self.path}, and the same command carries on with them"
+                f"{count:,} of {self.shape[0]:,} spots are kept beside {self.path}; "
+                "the same command resumes from them"
             )
 
 
-def shrink(image: NDArray[np.uint8], scale: float, longest_px: int) -> tuple[NDArray[np.uint8], float]:
-    """An image uint8 [h, w, 3] no longer than `longest_px` on either side, and its scale (px per level-0 px)."""
+def downscale(image: NDArray[np.uint8], scale: float, longest_px: int) -> tuple[NDArray[np.uint8], float]:
+    """Reduce uint8 [h, w, 3] to at most `longest_px` a side; also return its scale (px per level-0 px)."""
     height, width = image.shape[:2]
     factor = longest_px / max(height, width)
     if factor >= 1:
@@ -294,20 +254,20 @@ def shrink(image: NDArray[np.uint8], scale: float, longest_px: int) -> tuple[NDA
     return np.asarray(small), float(scale) * max(size) / max(height, width)
 
 
-def usual_spot_diameter(xy_px: NDArray[np.float64]) -> float:
-    """Half the median distance between nearest neighbours, as on Visium and ST arrays; level-0 px.
+def estimate_spot_diameter(xy_px: NDArray[np.float64]) -> float:
+    """Half the median distance between nearest neighbors, as on Visium and ST arrays.
 
-    xy_px: float64 [n, 2]. A lone spot, or spots all in one place, count as 100 px.
+    xy_px: float64 [n, 2], level-0 px, as is the result. A lone spot, or coinciding spots, count as 100 px.
     """
     if len(xy_px) < 2:
-        return 100.0
+        return DEFAULT_SPOT_PX
     distances = np.asarray(cKDTree(xy_px).query(xy_px, k=2)[0])
     distance = float(np.median(distances[:, 1]))
-    return distance / 2 if distance > 0 else 100.0
+    return distance / 2 if distance > 0 else DEFAULT_SPOT_PX
 
 
 def _checked_table(spots: Spots) -> tuple[pd.DataFrame, int]:
-    """`obs` without the map's own columns, and room for it (bytes); a table no file can hold is refused here."""
+    """`obs` without the map's own columns, and the bytes to reserve; SpotsError if no `.h5ad` can hold it."""
     table = spots_table(spots, taken=OWN_COLUMNS)
     trial = H5adImage((1, 1))
     try:
@@ -315,11 +275,7 @@ def _checked_table(spots: Spots) -> tuple[pd.DataFrame, int]:
         segments, _ = trial.close()
     except (TypeError, ValueError, RuntimeError, OSError, KeyError) as error:
         raise SpotsError(
-            f"{spots.path}: its {table.shape[1]} columns do not fit into a .h5ad ({error}); leave out those not needed"
+            f"{spots.path}: its {table.shape[1]} columns do not fit into a .h5ad ({error}); "
+            "leave out those not needed"
         ) from error
     return table, 2 * sum(len(content) for _, content in segments)
-
-
-def _refusal(path: Path, error: OSError) -> OutputError:
-    reason = error.strerror or str(error)
-    return OutputError(f"{path} cannot be written ({reason}); free space or choose another --out")

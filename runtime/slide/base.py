@@ -1,9 +1,7 @@
-"""An opened slide: levels, µm per pixel, any rectangle of pixels.
+"""Base class of slides: levels, µm per pixel, any rectangle of pixels, a thumbnail.
 
-Frames: `x, y` count pixels of the level that is read, from its upper left corner, y down; level 0 is the
-finest. A level's pixel (x, y) covers level-0 pixels from (x, y) * downsample on.
-Readers live in files of their own: `pillow_reader` (JPEG, PNG), `tiff` (every TIFF-based slide),
-`openslide_reader` (the rest). `open_slide` picks one by the file's content, never by its name.
+`x, y` are pixels of the level that is read, from its upper left corner, y down; level 0 is the finest. A
+level's pixel (x, y) begins at level-0 pixel (x, y) * downsample.
 """
 
 from __future__ import annotations
@@ -22,31 +20,30 @@ from mclst.runtime.errors import SlideError
 from mclst.runtime.slide.metadata import Objective
 
 MAX_DECODED_PX = 1_000_000_000
-"""Most pixels that are ever decoded in one piece: 3 GB of RGB."""
+"""Most pixels that are decoded in one piece: 3 GB of RGB."""
 BOMB_PX, BOMB_RATIO = 89_000_000, 300
+STRIP_PX = 1 << 24
+MIN_HOLE_PX = 64
 
 RGB = tuple[int, int, int]
 
 
-def is_bomb(pixels: int, samples: int, held_bytes: int) -> bool:
-    """Whether `held_bytes` would become a piece that is large, and larger than tissue ever packs, white glass included.
-
-    A baseline JPEG of one colour packs some 170-fold, deflate of zeros a thousandfold.
-    """
-    return pixels > BOMB_PX and pixels * samples > BOMB_RATIO * held_bytes
+def is_bomb(pixels: int, samples: int, compressed_bytes: int) -> bool:
+    """Whether a piece is large and compressed more than tissue or white glass ever is."""
+    # A baseline JPEG of one color packs some 170-fold, deflate of zeros a thousandfold.
+    return pixels > BOMB_PX and pixels * samples > BOMB_RATIO * compressed_bytes
 
 
 class TileReadError(SlideError):
-    """Pixels under one tile cannot be decoded; every other tile of the slide can still be read."""
+    """Pixels under one tile cannot be decoded; other tiles of the slide can still be read."""
 
 
 @dataclass(frozen=True)
 class Level:
     """One resolution of a slide.
 
-    width_px, height_px: its size in its own pixels.
-    downsample: level-0 pixels per pixel of this level, along one axis; 1.0 for level 0.
-    segment_px: (width, height) of what is decoded in one piece: a JPEG tile, a strip, a block of rows.
+    width_px, height_px: size in its own pixels. downsample: level-0 pixels per pixel along one axis; 1.0 for
+    level 0. segment_px: (width, height) decoded in one piece: a JPEG tile, a strip, a block of rows.
     """
 
     width_px: int
@@ -56,17 +53,29 @@ class Level:
 
 
 class Slide(ABC):
-    """A slide, open for reading; a context manager. `read` may be called from many threads at once.
+    """A slide open for reading; a context manager. Threads may read at the same time.
 
-    path: the file.
-    reader: "pillow", "tifffile" or "openslide".
-    vendor: who wrote it, as far as the file tells: "aperio", "hamamatsu", "jpeg", "generic-tiff", …
-    mpp: µm per level-0 pixel, or None where the file does not say it believably.
-    mpp_source: one phrase for people: where `mpp` comes from, or why there is none.
-    objective: (power, where the file names it), or None; it decides nothing.
-    icc: name of the colour profile the file carries, "" where none; pixels are given as stored, without it.
-    levels: finest first; never empty.
-    seconds_opening: what opening took, which for JPEG and PNG includes decoding.
+    Get one from `open_slide`.
+
+    Attributes
+    ----------
+    path : Path
+    reader : str
+        "pillow", "tifffile" or "openslide".
+    vendor : str
+        Who wrote the file: "aperio", "hamamatsu", "jpeg", "generic-tiff", …
+    levels : tuple of Level
+        Finest first; never empty.
+    mpp : float or None
+        µm per level-0 px; None if the file gives no plausible value.
+    mpp_source : str
+        Where `mpp` comes from, or why there is none.
+    objective : (float, str) or None
+        Power, and where the file names it; for information only.
+    icc : str
+        Name of the file's ICC profile, "" without one; it is not applied to the pixels.
+    seconds_opening : float
+        Time to open, which for JPEG and PNG includes decoding.
     """
 
     def __init__(
@@ -103,19 +112,38 @@ class Slide(ABC):
 
     @property
     def seconds_file(self) -> float | None:
-        """Busy seconds so far of all threads that read the file's bytes; None where a library reads them unseen."""
+        """Seconds that all threads spent reading the file so far; None if a library hides them."""
         return None
 
     def read(
         self, x: int, y: int, width: int, height: int, *, level: int = 0, pad: RGB = (0, 0, 0)
     ) -> NDArray[np.uint8]:
-        """Read a rectangle of one level, uint8 [height, width, 3], RGB; the array is the caller's own.
+        """Read a rectangle of one level.
 
-        x, y: its upper left corner, in pixels of `level`; the rectangle may lie partly or wholly outside.
-        pad: colour of what lies outside the image.
+        Parameters
+        ----------
+        x, y : int
+            Upper left corner, px of `level`; the rectangle may reach or lie outside the image.
+        width, height : int
+            Size, px of `level`, at least 1.
+        level : int
+            Index into `levels`.
+        pad : (int, int, int)
+            RGB outside the image.
 
-        Raises TileReadError where pixels under the rectangle cannot be decoded, SlideError where the file
-        has gone bad as a whole, ValueError for a size below 1 or a level that does not exist.
+        Returns
+        -------
+        uint8 [height, width, 3]
+            RGB, a new array.
+
+        Raises
+        ------
+        TileReadError
+            If pixels under the rectangle cannot be decoded.
+        SlideError
+            If the file can no longer be read.
+        ValueError
+            If the size is below 1 or the level does not exist.
         """
         if width < 1 or height < 1:
             raise ValueError(f"a rectangle of {width} x {height} px cannot be read")
@@ -126,65 +154,104 @@ class Slide(ABC):
     def read_into(
         self, pixels: NDArray[np.uint8], x: int, y: int, *, level: int = 0, pad: RGB = (0, 0, 0)
     ) -> None:
-        """Read a rectangle as `read` does into an array of the caller's, uint8 [height, width, 3]."""
+        """Read a rectangle into an array uint8 [height, width, 3]; see `read`."""
         if not 0 <= level < len(self.levels):
             raise ValueError(f"level {level} does not exist; {self.path} has {len(self.levels)}")
         height, width, _ = pixels.shape
         size = self.levels[level]
-        if x >= 0 and y >= 0 and x + width <= size.width_px and y + height <= size.height_px:
-            self._fill(pixels, x, y, level)
-            return
         left, right = max(x, 0), min(x + width, size.width_px)
         top, bottom = max(y, 0), min(y + height, size.height_px)
-        pixels[:] = pad
+        if (right - left, bottom - top) != (width, height):
+            pixels[:] = pad
         if left < right and top < bottom:
-            self._fill(pixels[top - y : bottom - y, left - x : right - x], left, top, level)
+            self._read_inside(pixels[top - y : bottom - y, left - x : right - x], left, top, level)
 
-    def expect(self, corners: NDArray[np.int64], side: int, level: int) -> None:  # noqa: B027 - a hint
-        """Say which squares of a level are going to be read, once each, so that what they share is decoded once.
+    def expect(self, corners: NDArray[np.int64], side: int, level: int) -> None:  # noqa: B027 - optional
+        """Announce the squares of a level that will be read, once each: a hint for caching.
 
-        corners: int64 [n, 2], (x, y) of their upper left corners, px of the level; side: px. Only a hint.
+        corners: int64 [n, 2], (x, y) of their upper left corners, px of the level; side: px of the level.
         """
 
     def thumbnail(self, max_px: int) -> tuple[NDArray[np.uint8], float]:
-        """Picture the whole slide: (uint8 [h, w, 3], scale), the longer side at most `max_px`.
+        """Picture the whole slide, area-averaged and never enlarged; undecodable areas are white.
 
-        Area-averaged from the smallest level that is large enough, in strips of bounded memory; never
-        enlarged. scale: thumbnail pixels per level-0 pixel. Areas that cannot be decoded stay white.
+        Parameters
+        ----------
+        max_px : int
+            Most pixels on the longer side.
+
+        Returns
+        -------
+        uint8 [h, w, 3]
+            RGB.
+        float
+            Thumbnail pixels per level-0 px.
         """
-        from mclst.runtime.slide.base import thumbnail
+        if max_px < 1:
+            raise ValueError(f"a thumbnail of {max_px} px cannot be made")
+        longest = max(self.width_px, self.height_px)
+        scale = min(1.0, max_px / longest)
+        width, height = max(1, round(self.width_px * scale)), max(1, round(self.height_px * scale))
+        level = max(
+            i
+            for i, size in enumerate(self.levels)
+            if i == 0 or (size.width_px >= width and size.height_px >= height)
+        )
+        size = self.levels[level]
+        step = size.height_px / height
+        rows = max(1, int(STRIP_PX / size.width_px / step))
+        picture = np.empty((height, width, 3), np.uint8)
+        # In strips, so that memory is bounded whatever the size of the level.
+        for row in range(0, height, rows):
+            end = min(row + rows, height)
+            top, bottom = int(row * step), min(size.height_px, int(np.ceil(end * step)))
+            strip = self._read_or_white(0, top, size.width_px, bottom - top, level)
+            # A box filter never looks beyond the rows an output row covers, so strips join without a seam.
+            box = (0.0, row * step - top, float(size.width_px), min(end * step, size.height_px) - top)
+            image = Image.fromarray(strip).resize((width, end - row), Image.Resampling.BOX, box=box)
+            picture[row:end] = np.asarray(image)
+        return picture, max(width, height) / longest
 
-        return thumbnail(self, max_px)
-
-    def _fill(self, pixels: NDArray[np.uint8], x: int, y: int, level: int) -> None:
-        """Fill uint8 [h, w, 3] with a rectangle that lies wholly inside the level."""
-        height, width, _ = pixels.shape
-        pixels[:] = self._read_inside(x, y, width, height, level)
+    def _read_or_white(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
+        """Read a rectangle, halving it around what cannot be decoded until the white hole is small."""
+        try:
+            return self.read(x, y, width, height, level=level)
+        except TileReadError:
+            if max(width, height) <= MIN_HOLE_PX:
+                return np.full((height, width, 3), 255, np.uint8)
+        if width >= height:
+            half = width // 2
+            left = self._read_or_white(x, y, half, height, level)
+            return np.hstack([left, self._read_or_white(x + half, y, width - half, height, level)])
+        half = height // 2
+        upper = self._read_or_white(x, y, width, half, level)
+        return np.vstack([upper, self._read_or_white(x, y + half, width, height - half, level)])
 
     @abstractmethod
-    def _read_inside(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
-        """Read a rectangle that lies wholly inside the level."""
+    def _read_inside(self, pixels: NDArray[np.uint8], x: int, y: int, level: int) -> None:
+        """Fill uint8 [h, w, 3] with the rectangle at (x, y), which is inside the level."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the file; reads under way in other threads finish first or are unharmed."""
+        """Release the file. Reads in progress in other threads finish or fail cleanly."""
 
     def __repr__(self) -> str:
         scale = "µm/px unknown" if self.mpp is None else f"{self.mpp:.4g} µm/px"
-        return f"Slide({str(self.path)!r}: {self.width_px} x {self.height_px} px, {scale}, {self.vendor} by {self.reader})"
+        size = f"{self.width_px} x {self.height_px} px"
+        return f"Slide({str(self.path)!r}: {size}, {scale}, {self.vendor} by {self.reader})"
 
     def _repr_html_(self) -> str:
-        from mclst.runtime.html_repr import as_html
+        from mclst.runtime.html_repr import html_table
 
         rows = [
             ("file", self.path),
             ("kind", f"{self.vendor}, read by {self.reader}"),
             ("level 0", f"{self.width_px:,} x {self.height_px:,} px"),
             ("µm per px", self.mpp),
-            ("said by", self.mpp_source),
+            ("source", self.mpp_source),
             ("levels", len(self.levels)),
         ]
-        return as_html("Slide", rows)
+        return html_table("Slide", rows)
 
     def __enter__(self) -> Self:
         return self
@@ -193,53 +260,3 @@ class Slide(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-STRIP_PX = 1 << 24
-SMALLEST_HOLE_PX = 64
-
-
-def thumbnail(slide: Slide, max_px: int) -> tuple[NDArray[np.uint8], float]:
-    """Area-average a slide to at most `max_px` on its longer side: (uint8 [h, w, 3], scale).
-
-    scale: thumbnail pixels per level-0 pixel. Pixels that cannot be decoded are white.
-    """
-    if max_px < 1:
-        raise ValueError(f"a thumbnail of {max_px} px cannot be made")
-    scale = min(1.0, max_px / max(slide.width_px, slide.height_px))
-    width, height = max(1, round(slide.width_px * scale)), max(1, round(slide.height_px * scale))
-    level = max(
-        i
-        for i, size in enumerate(slide.levels)
-        if i == 0 or (size.width_px >= width and size.height_px >= height)
-    )
-    size = slide.levels[level]
-    step = size.height_px / height
-    rows = max(1, int(STRIP_PX / size.width_px / step))
-    picture = np.empty((height, width, 3), np.uint8)
-    for row in range(0, height, rows):
-        end = min(row + rows, height)
-        top, bottom = int(row * step), min(size.height_px, int(np.ceil(end * step)))
-        strip = _read_or_white(slide, 0, top, size.width_px, bottom - top, level)
-        # A box filter never looks beyond the rows an output row covers, so strips join without a seam.
-        box = (0.0, row * step - top, float(size.width_px), min(end * step, size.height_px) - top)
-        image = Image.fromarray(strip).resize((width, end - row), Image.Resampling.BOX, box=box)
-        picture[row:end] = np.asarray(image)
-    return picture, max(width, height) / max(slide.width_px, slide.height_px)
-
-
-def _read_or_white(slide: Slide, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
-    from mclst.runtime.slide.base import TileReadError
-
-    try:
-        return slide.read(x, y, width, height, level=level)
-    except TileReadError:
-        if max(width, height) <= SMALLEST_HOLE_PX:
-            return np.full((height, width, 3), 255, np.uint8)
-    if width >= height:
-        half = width // 2
-        left = _read_or_white(slide, x, y, half, height, level)
-        return np.hstack([left, _read_or_white(slide, x + half, y, width - half, height, level)])
-    half = height // 2
-    upper = _read_or_white(slide, x, y, width, half, level)
-    return np.vstack([upper, _read_or_white(slide, x, y + half, width, height - half, level)])

@@ -1,4 +1,4 @@
-"""Colour as TIFF tiles hold it, made RGB."""
+"""Convert the colors of slides to RGB, and name their ICC profiles."""
 
 from __future__ import annotations
 
@@ -9,11 +9,21 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 PREMULTIPLIED, STRAIGHT = 1, 2
-"""TIFF ExtraSamples: what the fourth channel is; any other value is not transparency."""
+"""TIFF ExtraSamples: kind of the alpha channel; any other value is not transparency."""
+MAX_NAME_LENGTH = 80
+UNREADABLE = "unreadable"
+
+CHROMA = np.arange(256) - 128.0
+FIXED = 1 << 16
+# ITU-T T.871 in 16-bit fixed point; one half for rounding is added once per color.
+RED_CR = np.trunc(1.402 * FIXED * CHROMA + FIXED // 2).astype(np.int32)
+GREEN_CB = np.trunc(-0.34414 * FIXED * CHROMA).astype(np.int32)
+GREEN_CR = np.trunc(-0.71414 * FIXED * CHROMA + FIXED // 2).astype(np.int32)
+BLUE_CB = np.trunc(1.772 * FIXED * CHROMA + FIXED // 2).astype(np.int32)
 
 
-def over_white(rgba: NDArray[np.uint8], alpha: int) -> NDArray[np.uint8]:
-    """Lay uint8 [h, w, 4] over white, uint8 [h, w, 3]; a fourth channel of another meaning is dropped."""
+def composite_on_white(rgba: NDArray[np.uint8], alpha: int) -> NDArray[np.uint8]:
+    """Composite uint8 [h, w, 4] on white to uint8 [h, w, 3]; drop a fourth channel that is not alpha."""
     color, opacity = rgba[..., :3], rgba[..., 3:].astype(np.uint16)
     if alpha == STRAIGHT:
         mixed: NDArray[np.uint8] = ((color * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
@@ -25,20 +35,11 @@ def over_white(rgba: NDArray[np.uint8], alpha: int) -> NDArray[np.uint8]:
 
 
 def cmyk_to_rgb(cmyk: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Convert uint8 [h, w, 4], 255 full ink, to RGB uint8 [h, w, 3]: (1 - ink)(1 - black), without a profile."""
+    """Convert uint8 [h, w, 4], 255 full ink, to RGB uint8 [h, w, 3] as (1 - ink)(1 - black)."""
     height, width, _ = cmyk.shape
     return np.array(
         Image.frombytes("CMYK", (width, height), np.ascontiguousarray(cmyk).tobytes()).convert("RGB")
     )
-
-
-CHROMA = np.arange(256) - 128.0
-FIXED = 1 << 16
-# ITU-T T.871 in 16-bit fixed point; the half that rounds is added once per colour.
-RED_CR = np.trunc(1.402 * FIXED * CHROMA + FIXED // 2).astype(np.int32)
-GREEN_CB = np.trunc(-0.34414 * FIXED * CHROMA).astype(np.int32)
-GREEN_CR = np.trunc(-0.71414 * FIXED * CHROMA + FIXED // 2).astype(np.int32)
-BLUE_CB = np.trunc(1.772 * FIXED * CHROMA + FIXED // 2).astype(np.int32)
 
 
 def ycbcr_to_rgb(ycc: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -50,29 +51,27 @@ def ycbcr_to_rgb(ycc: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return clipped
 
 
-def ycbcr_of_jpeg2000(data: bytes) -> bool:
-    """Whether a JPEG 2000 codestream that holds YCbCr is still YCbCr once decoded.
+def jpeg2000_decodes_to_ycbcr(data: bytes) -> bool:
+    """Whether decoding a JPEG 2000 stream of YCbCr leaves it YCbCr.
 
-    The decoder converts by itself where the chroma is subsampled (ISO/IEC 15444-1, SIZ marker), and obeys the
-    colour box of a JP2 file.
+    The decoder itself converts subsampled chroma (ISO/IEC 15444-1, SIZ marker) and follows the color box of a
+    JP2 file.
     """
+    # SOC and SIZ: a bare codestream, not a JP2 file. Bytes 40-41: components; then 3 bytes each, the second
+    # XRsiz.
     if not data.startswith(b"\xff\x4f\xff\x51"):
         return False
     components = int.from_bytes(data[40:42], "big")
     return components == 3 and all(data[42 + 3 * i + 1] == 1 for i in range(3))
 
 
-LONGEST_NAME = 80
-UNREADABLE = "unreadable"
-
-
 def profile_name(profile: bytes | None) -> str:
-    """Name an ICC profile by its own description: "" where there is none, "unreadable" where it is damaged."""
+    """Describe an ICC profile in its own words: "" if there is none, "unreadable" if it is damaged."""
     if not profile:
         return ""
     try:
-        said = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+        description = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
     except (OSError, ValueError, TypeError, ImageCms.PyCMSError):
         return UNREADABLE
-    name = "".join(letter for letter in " ".join(said.split()) if letter.isprintable())
-    return name[:LONGEST_NAME] or "unnamed"
+    name = "".join(letter for letter in " ".join(description.split()) if letter.isprintable())
+    return name[:MAX_NAME_LENGTH] or "unnamed"

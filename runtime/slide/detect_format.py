@@ -1,4 +1,4 @@
-"""What a file is, told from its first bytes; the file's name is never trusted."""
+"""Detect a file's format from its first bytes, never from its name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mclst.runtime.errors import SlideError
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 HEAD_BYTES = 512
 
-# What people hand in by mistake, and the cure.
+# Files that users pass by mistake, and what to do.
 MISTAKEN = (
     (b"version https://git-lfs", "a git-lfs pointer, not the slide itself; fetch it with `git lfs pull`"),
     (b"<?xml", "an XML text, not a slide"),
@@ -29,13 +29,13 @@ HTML = (b"<!doctype html", b"<html")
 
 
 def detect_format(path: Path) -> str:
-    """Name what the file holds: "jpeg", "png", "tiff", or a slide format that OpenSlide reads.
+    """Name the format: "jpeg", "png", "tiff", or a slide format that OpenSlide reads.
 
-    Raises SlideError, in one sentence, where it is missing, not a file, empty, or nothing that is known.
+    Raises SlideError if the file is missing, not a regular file, empty, or of an unknown format.
     """
     head = _head(path)
     if head.startswith(b"\xff\xd8\xff"):
-        # A MIRAX slide is a JPEG thumbnail with its pixels in a folder of the same stem.
+        # A MIRAX slide is a JPEG thumbnail whose pixels are in a folder of the same stem.
         return "mirax" if path.with_suffix("").joinpath("Slidedat.ini").is_file() else "jpeg"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "png"
@@ -55,14 +55,14 @@ def detect_format(path: Path) -> str:
 
 def _head(path: Path) -> bytes:
     try:
-        # Looked at before it is opened: opening a pipe would wait for ever.
+        # Checked before opening: opening a pipe would block.
         mode = os.stat(path).st_mode
         if stat.S_ISREG(mode):
             with open(path, "rb") as file:
                 head = file.read(HEAD_BYTES)
     except FileNotFoundError:
-        what = "is a link to a file that" if path.is_symlink() else ""
-        raise SlideError(f"{path} {what} does not exist; check the path".replace("  ", " ")) from None
+        link = " is a link to a file that" if path.is_symlink() else ""
+        raise SlideError(f"{path}{link} does not exist; check the path") from None
     except (OSError, ValueError) as exc:
         reason = exc.strerror if isinstance(exc, OSError) else exc
         raise SlideError(f"{path} cannot be read ({reason}); check the path and its permissions") from exc
@@ -78,9 +78,9 @@ def _head(path: Path) -> bytes:
 
 
 def _describe(head: bytes) -> str:
-    for magic, what in MISTAKEN:
+    for magic, description in MISTAKEN:
         if head.startswith(magic):
-            return what
+            return description
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(HTML):
         return "an HTML page, not a slide; the download went wrong, fetch it again"
     if head.startswith(b"BM") and b"\0" in head:
@@ -89,19 +89,20 @@ def _describe(head: bytes) -> str:
         return "a WebP picture; save it as PNG or TIFF"
     if not any(head):
         return "nothing but zero bytes; the copy or download failed, fetch it again"
-    words = head.decode(errors="ignore")
-    text = all(letter.isprintable() or letter in "\t\r\n" for letter in words)
-    looks = "text" if text else f"bytes that start {head[:4].hex(' ')}"
+    text = head.decode(errors="ignore")
+    printable = all(letter.isprintable() or letter in "\t\r\n" for letter in text)
+    content = "text" if printable else f"bytes that start {head[:4].hex(' ')}"
     return (
-        f"not a slide or image that mclst knows (it holds {looks}); give a JPEG, a PNG or a whole-slide image"
+        f"not a slide or image that mclst knows (it holds {content}); "
+        "give a JPEG, a PNG or a whole-slide image"
     )
 
 
 def _refuse_cellsens(path: Path) -> None:
-    """A cellSens .vsi is a small TIFF; the slide lies beside it, in `_NAME_/stack…/frame_t.ets`."""
+    """Refuse a cellSens .vsi: a small TIFF whose slide is in `_NAME_/stack…/frame_t.ets`."""
     pixels = path.with_name(f"_{path.stem}_")
     if pixels.is_dir() and next(pixels.glob("stack*/*.ets"), None):
         raise SlideError(
-            f"{path} is a cellSens slide whose pixels lie in {pixels.name}, which mclst does not read; "
+            f"{path} is a cellSens slide whose pixels are in {pixels.name}, which mclst does not read; "
             "export it as OME-TIFF"
         )

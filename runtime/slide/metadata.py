@@ -1,4 +1,4 @@
-"""How large a level-0 pixel is: µm per pixel from what a file says, believed only where believable."""
+"""Pixel size and objective power from a slide's metadata, checked for plausibility."""
 
 from __future__ import annotations
 
@@ -12,6 +12,15 @@ from tifffile import TiffFile, TiffPage
 
 MIN_MPP, MAX_MPP = 0.05, 10.0
 ANISOTROPY = 0.05
+UM_TIMES_POWER = 10.0
+"""µm/px times objective power of usual scanners: 0.5 at 20x, 0.25 at 40x."""
+CONTRADICTS = 1.75
+"""Factor too fine or too coarse. 20x scanners of 0.46 µm/px and 40x ones of 0.17 exist; taking 20x for 40x is
+off by 1.84 or more."""
+MAGNIFYING_CAMERA_ADAPTER = {"mirax"}
+"""Vendors whose adapters magnify once more: their 20x slides rightly have 0.23 µm/px."""
+NDPI_SOURCE_LENS = 65421
+MIN_POWER, MAX_POWER = 0.5, 250.0
 
 UM_PER_UNIT = {
     "m": 1e6,
@@ -27,12 +36,14 @@ UM_PER_UNIT = {
     "inch": 25400.0,
 }
 
-Found = tuple[float, float, str]
-"""(x µm/px, y µm/px, where it was found)."""
+PixelSize = tuple[float, float, str]
+"""(x µm/px, y µm/px, source)."""
+Objective = tuple[float, str]
+"""(power, source)."""
 
 
-def believe(x: float, y: float, source: str) -> tuple[float | None, str]:
-    """Accept mpp within 0.05-10 µm/px: (mean of x and y, source), else (None, why not)."""
+def check_mpp(x: float, y: float, source: str) -> tuple[float | None, str]:
+    """(mean of x and y, source) if both are within 0.05-10 µm/px, else (None, why not)."""
     if not all(math.isfinite(value) and MIN_MPP <= value <= MAX_MPP for value in (x, y)):
         return None, f"none: {x:.4g} µm/px by {source} lies outside {MIN_MPP:g}-{MAX_MPP:g}"
     if abs(x - y) > ANISOTROPY * min(x, y):
@@ -41,33 +52,36 @@ def believe(x: float, y: float, source: str) -> tuple[float | None, str]:
 
 
 def tiff_mpp(tif: TiffFile, page: TiffPage, kind: str) -> tuple[float | None, str]:
-    """Find a TIFF slide's mpp: (µm per level-0 pixel or None, where from or why not).
+    """Find a TIFF slide's mpp: (µm per level-0 px or None, source or why not).
 
-    kind: tifffile's name of the series ("svs", "ome", "philips", "ndpi", …). The vendor's own word goes first,
-    the TIFF resolution tags last.
+    kind: tifffile's name of the series ("svs", "ome", "philips", "ndpi", …). The vendor's metadata take
+    precedence over the TIFF resolution tags.
     """
-    refused = "the file says none"
-    readers: dict[str, Callable[[TiffFile, TiffPage], Found | None]] = {
-        "svs": _aperio, "ome": _ome, "philips": _philips, "imagej": _imagej,
-    }  # fmt: skip
+    reason = "the file says none"
+    readers: dict[str, Callable[[TiffFile, TiffPage], PixelSize | None]] = {
+        "svs": _aperio,
+        "ome": _ome,
+        "philips": _philips,
+        "imagej": _imagej,
+    }
     for read in (readers.get(kind), _resolution_tags):
-        found = read(tif, page) if read else None
-        if found is None:
+        size = read(tif, page) if read else None
+        if size is None:
             continue
-        mpp, source = believe(*found)
+        mpp, source = check_mpp(*size)
         if mpp is not None:
             return mpp, source
-        refused = source
-    return None, refused
+        reason = source
+    return None, reason
 
 
-def _aperio(tif: TiffFile, page: TiffPage) -> Found | None:
+def _aperio(tif: TiffFile, page: TiffPage) -> PixelSize | None:
     match = re.search(r"\|\s*MPP\s*=\s*([^|\s]+)", page.description)
     value = _number(match.group(1)) if match else None
     return None if value is None else (value, value, "Aperio MPP")
 
 
-def _ome(tif: TiffFile, page: TiffPage) -> Found | None:
+def _ome(tif: TiffFile, page: TiffPage) -> PixelSize | None:
     root = _xml(tif.ome_metadata)
     if root is None:
         return None
@@ -83,7 +97,7 @@ def _ome(tif: TiffFile, page: TiffPage) -> Found | None:
     return None
 
 
-def _philips(tif: TiffFile, page: TiffPage) -> Found | None:
+def _philips(tif: TiffFile, page: TiffPage) -> PixelSize | None:
     root = _xml(tif.philips_metadata)
     if root is None:
         return None
@@ -95,16 +109,16 @@ def _philips(tif: TiffFile, page: TiffPage) -> Found | None:
     return None
 
 
-def _imagej(tif: TiffFile, page: TiffPage) -> Found | None:
+def _imagej(tif: TiffFile, page: TiffPage) -> PixelSize | None:
     unit = UM_PER_UNIT.get(str((tif.imagej_metadata or {}).get("unit", "")).lower())
     x, y = _tag_ratio(page, "XResolution"), _tag_ratio(page, "YResolution")
     return None if unit is None or not x or not y else (unit / x, unit / y, "ImageJ scale")
 
 
-def _resolution_tags(tif: TiffFile, page: TiffPage) -> Found | None:
+def _resolution_tags(tif: TiffFile, page: TiffPage) -> PixelSize | None:
     per_unit = {2: UM_PER_UNIT["inch"], 3: UM_PER_UNIT["cm"]}
     tag = page.tags.get("ResolutionUnit")
-    # TIFF 6.0: inch where the tag is missing; 1 says that the numbers are a mere aspect ratio.
+    # TIFF 6.0: inch if the tag is missing; unit 1 means that the numbers are only an aspect ratio.
     unit = per_unit.get(2 if tag is None else int(tag.value))
     x, y = _tag_ratio(page, "XResolution"), _tag_ratio(page, "YResolution")
     return None if unit is None or not x or not y else (unit / x, unit / y, "TIFF resolution tags")
@@ -136,48 +150,35 @@ def _xml(text: str | None) -> ElementTree.Element | None:
         return None
 
 
-UM_TIMES_POWER = 10.0
-CONTRADICTS = 1.75
-"""Times too fine or too coarse. 20x scanners of 0.46 µm/px and 40x ones of 0.17 are in use; who mistakes 20x for 40x is
-off by 1.84 or more."""
-BETWEEN_OBJECTIVE_AND_CAMERA = {"mirax"}
-"""Vendors whose adapters magnify once more: their 20x slides have 0.23 µm/px, and nothing is wrong."""
-NDPI_SOURCE_LENS = 65421
-POWERS = 0.5, 250.0
-
-Objective = tuple[float, str]
-"""(its power, where the file names it)."""
-
-
-def tiff_objective(tif: TiffFile, page: TiffPage, kind: str) -> Objective | None:
-    """The objective that a TIFF slide names; None where it names none, or no number. kind: tifffile's name of the series."""
+def tiff_objective(page: TiffPage, kind: str) -> Objective | None:
+    """Objective of a TIFF slide, None if it names none; kind: tifffile's name of the series."""
     if kind == "svs":
-        found = re.search(r"\|\s*AppMag\s*=\s*([^|\s]+)", page.description)
-        return believe_power(found and found.group(1), "AppMag")
+        match = re.search(r"\|\s*AppMag\s*=\s*([^|\s]+)", page.description)
+        return parse_power(match and match.group(1), "AppMag")
     if kind == "ndpi":
-        return believe_power(page.tags.valueof(NDPI_SOURCE_LENS), "SourceLens")
+        return parse_power(page.tags.valueof(NDPI_SOURCE_LENS), "SourceLens")
     return None
 
 
-def believe_power(said: object, source: str) -> Objective | None:
-    """(power, source) of what a file says as "20", "20.0" or "20x"; None of anything else."""
+def parse_power(value: object, source: str) -> Objective | None:
+    """(power, source) of a value such as "20", "20.0" or "20x"; None of anything else."""
     try:
-        power = float(str(said).strip().removesuffix("x").removesuffix("X"))
+        power = float(str(value).strip().removesuffix("x").removesuffix("X"))
     except ValueError:
         return None
-    return (power, source) if math.isfinite(power) and POWERS[0] <= power <= POWERS[1] else None
+    return (power, source) if math.isfinite(power) and MIN_POWER <= power <= MAX_POWER else None
 
 
-def contradiction(objective: Objective | None, vendor: str, mpp: float | None) -> str:
-    """A sentence where µm per level-0 px and the objective are CONTRADICTS times apart or more; else ""."""
-    if objective is None or mpp is None or vendor in BETWEEN_OBJECTIVE_AND_CAMERA:
+def objective_warning(objective: Objective | None, vendor: str, mpp: float | None) -> str:
+    """A sentence if µm per level-0 px and the objective contradict each other, else ""."""
+    if objective is None or mpp is None or vendor in MAGNIFYING_CAMERA_ADAPTER:
         return ""
     power, source = objective
     usual = UM_TIMES_POWER / power
-    times = max(mpp / usual, usual / mpp)
-    if times < CONTRADICTS:
+    factor = max(mpp / usual, usual / mpp)
+    if factor < CONTRADICTS:
         return ""
     return (
         f"{mpp:.4g} µm/px is taken, though the slide names a {power:g}x objective ({source}), for which some "
-        f"{usual:.3g} is usual: {times:.1f} times apart; check it (--mpp sets it)"
+        f"{usual:.3g} is usual: {factor:.1f} times apart; check it (--mpp sets it)"
     )

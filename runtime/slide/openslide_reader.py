@@ -1,4 +1,4 @@
-"""Slides that only OpenSlide reads: MIRAX, DICOM, Leica SCN, Ventana BIF, …; the extra `mclst[openslide]`."""
+"""Slides read by OpenSlide: MIRAX, DICOM, Leica SCN, Ventana BIF, …; needs the extra `mclst[openslide]`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from PIL import ImageCms
 from mclst.runtime.errors import SlideError
 from mclst.runtime.slide.base import Level, Slide, TileReadError
 from mclst.runtime.slide.color import UNREADABLE, profile_name
-from mclst.runtime.slide.metadata import believe, believe_power
+from mclst.runtime.slide.metadata import check_mpp, parse_power
 
 DEFAULT_SEGMENT_PX = 256
 
 
 def open_with_openslide(path: Path, kind: str) -> OpenSlideSlide:
-    """Open a slide through OpenSlide; kind: what it is, for the message where OpenSlide is missing."""
+    """Open a slide with OpenSlide; `kind` names its format if OpenSlide is missing."""
     try:
         import openslide
     except ImportError as exc:
@@ -34,10 +34,10 @@ def open_with_openslide(path: Path, kind: str) -> OpenSlideSlide:
 
 
 class OpenSlideSlide(Slide):
-    """A slide read by OpenSlide, its transparent areas laid over the slide's background colour.
+    """A slide read by OpenSlide; transparent areas show the slide's background color.
 
-    OpenSlide addresses every level by level-0 pixels; on levels whose downsample is not a whole number a
-    rectangle may therefore lie up to half a level-0 pixel beside the one asked for.
+    OpenSlide addresses every level in level-0 pixels. If a level's downsample is not an integer, a rectangle
+    may therefore be off by up to half a level-0 pixel.
     """
 
     def __init__(self, path: Path, openslide: Any, handle: Any) -> None:
@@ -60,7 +60,7 @@ class OpenSlideSlide(Slide):
             mpp=mpp,
             mpp_source=source,
             icc=_icc(handle),
-            objective=believe_power(properties.get("openslide.objective-power"), "OpenSlide objective power"),
+            objective=parse_power(properties.get("openslide.objective-power"), "OpenSlide objective power"),
         )
         background = int(properties.get("openslide.background-color", "FFFFFF"), 16)
         self._background = np.array([background >> 16, background >> 8 & 255, background & 255], np.uint16)
@@ -68,20 +68,21 @@ class OpenSlideSlide(Slide):
         self._handle = handle
         self._lock = Lock()
 
-    def _read_inside(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
+    def _read_inside(self, pixels: NDArray[np.uint8], x: int, y: int, level: int) -> None:
         handle = self._handle
         if handle is None:
             raise SlideError(f"{self.path} is closed; open it again to read from it")
         downsample = self.levels[level].downsample
+        height, width, _ = pixels.shape
         box = ((round(x * downsample), round(y * downsample)), level, (width, height))
         try:
             image = handle.read_region(*box)
         except self._openslide.OpenSlideError:
-            image = self._read_afresh(handle, box, x, y)
-        return self._over_background(np.asarray(image))
+            image = self._reopen_and_read(handle, box, x, y)
+        pixels[:] = self._on_background(np.asarray(image))
 
-    def _read_afresh(self, dead: Any, box: tuple[Any, ...], x: int, y: int) -> Any:
-        """Try once more with a new handle: after any error, another thread's included, the old one is dead."""
+    def _reopen_and_read(self, failed: Any, box: tuple[Any, ...], x: int, y: int) -> Any:
+        """Retry with a new handle: OpenSlide refuses a handle for good after an error in any thread."""
         with self._lock:
             try:
                 fresh = self._openslide.OpenSlide(self.path)
@@ -97,11 +98,11 @@ class OpenSlideSlide(Slide):
                     f"{self.path}: the tile at x {x}, y {y} of level {box[1]} fails: {exc}"
                 ) from exc
             finally:
-                if self._handle is dead:
+                if self._handle is failed:
                     self._handle = fresh
             return image
 
-    def _over_background(self, rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _on_background(self, rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
         alpha = rgba[..., 3:].astype(np.uint16)
         if alpha.min() == 255:
             return np.ascontiguousarray(rgba[..., :3])
@@ -109,7 +110,7 @@ class OpenSlideSlide(Slide):
         return ((mixed + 127) // 255).astype(np.uint8)
 
     def close(self) -> None:
-        """Let go of the handle; it closes once no other thread reads through it."""
+        """Release the handle, which closes after the last read in other threads."""
         self._handle = None
 
 
@@ -126,4 +127,4 @@ def _mpp(properties: dict[str, str]) -> tuple[float | None, str]:
         x, y = (float(properties[f"openslide.mpp-{axis}"].replace(",", ".")) for axis in "xy")
     except (KeyError, ValueError):
         return None, "the file says none"
-    return believe(x, y, "OpenSlide mpp")
+    return check_mpp(x, y, "OpenSlide mpp")

@@ -1,4 +1,4 @@
-"""JPEG and PNG pictures, decoded once and held whole."""
+"""JPEG and PNG pictures, decoded once into memory."""
 
 from __future__ import annotations
 
@@ -15,42 +15,43 @@ from mclst.runtime.slide import jpeg
 from mclst.runtime.slide.base import MAX_DECODED_PX, Level, Slide, is_bomb
 from mclst.runtime.slide.color import profile_name
 
-ROWS_VISITED_TOGETHER = 256
+SEGMENT_ROWS = 256
 
 
 class PictureSlide(Slide):
-    """A picture of one level, uint8 [height, width, 3], held in memory."""
+    """A slide of one level, decoded in memory."""
 
     def __init__(
         self, path: Path, kind: str, pixels: NDArray[np.uint8], icc: str, seconds_file: float
     ) -> None:
         height, width, _ = pixels.shape
-        level = Level(width, height, 1.0, (width, min(height, ROWS_VISITED_TOGETHER)))
+        level = Level(width, height, 1.0, (width, min(height, SEGMENT_ROWS)))
         super().__init__(path, reader="pillow", vendor=kind, levels=(level,), icc=icc)
         self._pixels: NDArray[np.uint8] | None = pixels
         self._seconds_file = seconds_file
 
     @property
     def seconds_file(self) -> float:
-        """What reading the whole file took."""
+        """Seconds to read the whole file."""
         return self._seconds_file
 
-    def _read_inside(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
-        pixels = self._pixels
-        if pixels is None:
+    def _read_inside(self, pixels: NDArray[np.uint8], x: int, y: int, level: int) -> None:
+        picture = self._pixels
+        if picture is None:
             raise SlideError(f"{self.path} is closed; open it again to read from it")
-        return pixels[y : y + height, x : x + width].copy()
+        height, width, _ = pixels.shape
+        pixels[:] = picture[y : y + height, x : x + width]
 
     def close(self) -> None:
-        """Let go of the pixels."""
+        """Free the pixels."""
         self._pixels = None
 
 
 def open_picture(path: Path, kind: str) -> PictureSlide:
-    """Decode a JPEG or PNG ("jpeg" or "png") to RGB; an EXIF orientation is left alone.
+    """Decode a JPEG or PNG ("jpeg" or "png") to RGB, ignoring EXIF orientation.
 
-    Gray becomes RGB, CMYK is converted, transparency is laid over white. Raises SlideError where the picture
-    is damaged, cut short or has 16 bits per channel; ResourceError beyond `MAX_DECODED_PX`.
+    Gray and CMYK are converted, transparency is composited on white. Raises SlideError if the picture is
+    damaged, truncated or has 16 bits per channel; ResourceError beyond `MAX_DECODED_PX`.
     """
     start = time.perf_counter()
     try:
@@ -70,7 +71,7 @@ def open_picture(path: Path, kind: str) -> PictureSlide:
 
 
 Decoded = tuple[NDArray[np.uint8], bytes | None]
-"""Pixels, and the colour profile that stands beside them."""
+"""Pixels and the ICC profile."""
 
 
 def _decode_jpeg(path: Path, data: bytes) -> Decoded:
@@ -88,7 +89,7 @@ def _decode_jpeg(path: Path, data: bytes) -> Decoded:
 
 
 def _decode_png(path: Path, data: bytes) -> Decoded:
-    # The plugin itself, not Image.open: that one warns of large pictures by a limit of its own.
+    # The plugin itself: Image.open warns of large pictures by its own limit.
     image = PngImagePlugin.PngImageFile(io.BytesIO(data))
     _refuse_huge(path, *image.size, len(data))
     if data[12:16] != b"IHDR":
@@ -98,19 +99,21 @@ def _decode_png(path: Path, data: bytes) -> Decoded:
     image.load()
     profile = image.info.get("icc_profile")
     if image.has_transparency_data:
-        seen = image.convert("RGBA")
-        white = Image.new("RGBA", seen.size, (255, 255, 255, 255))
-        return np.array(Image.alpha_composite(white, seen).convert("RGB")), profile
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return np.array(Image.alpha_composite(white, rgba).convert("RGB")), profile
     return np.array(image.convert("RGB")), profile
 
 
-def _refuse_huge(path: Path, width: int, height: int, held_bytes: int) -> None:
-    if is_bomb(width * height, 3, held_bytes):
+def _refuse_huge(path: Path, width: int, height: int, compressed_bytes: int) -> None:
+    if is_bomb(width * height, 3, compressed_bytes):
         raise SlideError(
-            f"{path} would unpack from {held_bytes:,} bytes to {width} x {height} px, as no picture of tissue does; refused"
+            f"{path} would unpack from {compressed_bytes:,} bytes to {width} x {height} px, "
+            "as no picture of tissue does; refused"
         )
     if width * height > MAX_DECODED_PX:
         raise ResourceError(
-            f"{path} has {width} x {height} px, more than the {MAX_DECODED_PX:,} that are decoded in one piece; "
+            f"{path} has {width} x {height} px, more than the {MAX_DECODED_PX:,} that are decoded "
+            "in one piece; "
             "save it as a tiled TIFF"
         )

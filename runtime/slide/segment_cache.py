@@ -1,8 +1,4 @@
-"""Decoded segments, shared between threads: each decoded once, and let go when no tile to come needs it.
-
-Letting go at once is not for the sake of memory alone: what is freed is used again for the next segment, while it is
-still in the processor's cache.
-"""
+"""Cache of decoded segments shared by threads: each is decoded once and evicted after its last use."""
 
 from __future__ import annotations
 
@@ -21,105 +17,109 @@ CACHE_BYTES = 256 << 20
 
 
 class SegmentCache:
-    """The segments used last, up to `limit` bytes; one larger than that is kept alone."""
+    """LRU cache of up to `limit` bytes; a segment larger than that is held alone.
+
+    decoded: segments decoded so far. held_bytes: size of the cached segments; peak_bytes: its maximum so far.
+    """
 
     def __init__(self, limit: int = CACHE_BYTES) -> None:
         self.limit = limit
         self.decoded = 0
-        self.most_bytes = 0
-        self._wanted: dict[Hashable, int] = {}
-        self._held: OrderedDict[Hashable, NDArray[np.uint8]] = OrderedDict()
-        self._bytes = 0
-        # What others wait on is made by the first of them: most segments are decoded unasked.
-        self._under_way: dict[Hashable, Future[NDArray[np.uint8]] | None] = {}
+        self.peak_bytes = 0
+        self._uses_left: dict[Hashable, int] = {}
+        self._segments: OrderedDict[Hashable, NDArray[np.uint8]] = OrderedDict()
+        self.held_bytes = 0
+        # Segments being decoded. The first thread that waits creates the future: most segments are never
+        # waited for.
+        self._pending: dict[Hashable, Future[NDArray[np.uint8]] | None] = {}
         self._lock = Lock()
 
-    def expect(self, wanted: dict[Hashable, int]) -> None:
-        """Say how often each segment will be asked for from now on; after that many times it is let go.
-
-        One that is not among them stays until the limit pushes it out.
-        """
+    def expect(self, uses: dict[Hashable, int]) -> None:
+        """Set how often each segment will be used, after which it is evicted; others stay until the limit."""
         with self._lock:
-            self._wanted = wanted
+            self._uses_left = uses
 
     def get(self, key: Hashable, decode: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """Give the segment `key`, read-only; where it is not held, one thread decodes and the others wait.
+        """Get a segment, read-only; if it is not cached, one thread decodes it and the others wait.
 
-        What `decode` raises goes to everyone who waits; a failure is not remembered.
+        All waiting threads get the exception that `decode` raises; a failure is not cached.
         """
-        waiting: Future[NDArray[np.uint8]] | None = None
+        future: Future[NDArray[np.uint8]] | None = None
         with self._lock:
-            held = self._held.get(key)
-            if held is not None:
-                self._held.move_to_end(key)
-                self._use(key)
-                return held
-            if key in self._under_way:
-                waiting = self._under_way[key] = self._under_way[key] or Future()
+            cached = self._segments.get(key)
+            if cached is not None:
+                self._segments.move_to_end(key)
+                self._count_use(key)
+                return cached
+            if key in self._pending:
+                future = self._pending[key] = self._pending[key] or Future()
             else:
-                self._under_way[key] = None
-        if waiting is not None:
-            shared = waiting.result()
+                self._pending[key] = None
+        # From here on without the lock: waiting and decoding take long.
+        if future is not None:
+            shared = future.result()
             with self._lock:
-                self._use(key)
+                self._count_use(key)
             return shared
         try:
             segment = decode()
             segment.flags.writeable = False
         except BaseException as exc:
             with self._lock:
-                waiting = self._under_way.pop(key)
-            if waiting is not None:
-                waiting.set_exception(exc)
+                future = self._pending.pop(key)
+            if future is not None:
+                future.set_exception(exc)
             raise
         with self._lock:
-            self._keep(key, segment)
-            self._use(key)
-            waiting = self._under_way.pop(key)
-        if waiting is not None:
-            waiting.set_result(segment)
+            # Stored and no longer pending in one step, so that no other thread decodes it again.
+            self._store(key, segment)
+            self._count_use(key)
+            future = self._pending.pop(key)
+        if future is not None:
+            future.set_result(segment)
         return segment
 
-    def _keep(self, key: Hashable, segment: NDArray[np.uint8]) -> None:
+    def _store(self, key: Hashable, segment: NDArray[np.uint8]) -> None:
         self.decoded += 1
-        self._held[key] = segment
-        self._bytes += segment.nbytes
-        self.most_bytes = max(self.most_bytes, self._bytes)
-        while self._bytes > self.limit and len(self._held) > 1:
-            self._bytes -= self._held.popitem(last=False)[1].nbytes
+        self._segments[key] = segment
+        self.held_bytes += segment.nbytes
+        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
+        while self.held_bytes > self.limit and len(self._segments) > 1:
+            self.held_bytes -= self._segments.popitem(last=False)[1].nbytes
 
-    def _use(self, key: Hashable) -> None:
-        left = self._wanted.get(key)
+    def _count_use(self, key: Hashable) -> None:
+        left = self._uses_left.get(key)
         if left is None:
             return
         if left > 1:
-            self._wanted[key] = left - 1
+            self._uses_left[key] = left - 1
             return
-        del self._wanted[key]
-        if key in self._held:
-            self._bytes -= self._held.pop(key).nbytes
+        del self._uses_left[key]
+        # May be gone already: the limit evicts regardless of uses left.
+        if key in self._segments:
+            self.held_bytes -= self._segments.pop(key).nbytes
 
     def clear(self) -> None:
-        """Forget every held segment."""
+        """Evict all segments."""
         with self._lock:
-            self._held.clear()
-            self._bytes = 0
+            self._segments.clear()
+            self.held_bytes = 0
 
 
 class SharedFile:
-    """A file read at offsets by many threads; its descriptor closes when the last of them lets go.
+    """A file that threads read at offsets; its descriptor closes with the last reference to the object.
 
-    seconds: busy seconds of all of them reading so far.
+    seconds: time all threads spent reading so far.
     """
 
     def __init__(self, path: Path) -> None:
-        self._fd = -1
+        self._fd = -1  # for __del__, if opening fails
         self.seconds = 0.0
         self._lock = Lock()
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self, offset: int, count: int) -> bytes:
-        """Read `count` bytes from `offset`; fewer where the file ends before."""
+        """Read `count` bytes from `offset`, fewer only at the end of the file."""
         start = time.perf_counter()
         try:
             return self._read(offset, count)
@@ -129,13 +129,9 @@ class SharedFile:
 
     def _read(self, offset: int, count: int) -> bytes:
         data = os.pread(self._fd, count, offset)
-        if len(data) == count or not data:
-            return data
-        parts = [data]
-        while count > sum(map(len, parts)) and parts[-1]:
-            done = sum(map(len, parts))
-            parts.append(os.pread(self._fd, count - done, offset + done))
-        return b"".join(parts)
+        while len(data) < count and (part := os.pread(self._fd, count - len(data), offset + len(data))):
+            data += part
+        return data
 
     def __del__(self) -> None:
         if self._fd >= 0:

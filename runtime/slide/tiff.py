@@ -1,7 +1,7 @@
-"""TIFF-based slides, whoever wrote them: Aperio, Hamamatsu, Philips, OME, generic pyramids, plain strips.
+"""TIFF-based slides of all vendors: Aperio, Hamamatsu, Philips, OME, generic pyramids, plain strips.
 
-tifffile reads the directories, once; from then on a read takes only the tiles or strips it needs, by offset,
-so that threads never share a file position.
+tifffile parses the directories once. After that a read takes only the tiles or strips it needs, by offset, so
+that threads share no file position.
 """
 
 from __future__ import annotations
@@ -22,20 +22,25 @@ from mclst.runtime.slide.metadata import Objective, tiff_mpp, tiff_objective
 from mclst.runtime.slide.segment_cache import SegmentCache, SharedFile
 from mclst.runtime.slide.tiff_level import RefusedLevel, TiffLevel, read_level
 
-# Its warnings would stand between a command and its one sentence; what matters of them is checked here.
+# A command prints one sentence; what matters of tifffile's warnings is checked here.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
-VENDORS = {"svs": "aperio", "ndpi": "hamamatsu", "qpi": "perkinelmer", "uniform": "generic-tiff",
-           "shaped": "generic-tiff", "generic": "generic-tiff"}  # fmt: skip
-PLACED_BY_OPENSLIDE = {"scn": "a Leica SCN slide", "bif": "a Ventana BIF slide"}
+VENDORS = {
+    "svs": "aperio",
+    "ndpi": "hamamatsu",
+    "qpi": "perkinelmer",
+    **dict.fromkeys(("uniform", "shaped", "generic"), "generic-tiff"),
+}
+# Their tiles overlap or are shifted by metadata that only OpenSlide applies.
+NEED_OPENSLIDE = {"scn": "a Leica SCN slide", "bif": "a Ventana BIF slide"}
 
 
 class NeedsOpenSlide(Exception):
-    """The message says what the slide is."""
+    """Only OpenSlide reads the slide; the message is its kind."""
 
 
 class TiffSlide(Slide):
-    """A TIFF slide; decoded tiles are held in a bounded cache that all threads share."""
+    """A TIFF slide; all threads share a bounded cache of decoded segments."""
 
     def __init__(
         self,
@@ -47,17 +52,19 @@ class TiffSlide(Slide):
         icc: str,
         objective: Objective | None,
     ) -> None:
-        levels = []
-        for part in parts:
-            downsample = _downsample(parts[0], part)
-            levels.append(
-                Level(part.width, part.height, downsample, (part.segment_width, part.segment_height))
-            )
         super().__init__(
             path,
             reader="tifffile",
             vendor=vendor,
-            levels=tuple(levels),
+            levels=tuple(
+                Level(
+                    part.width,
+                    part.height,
+                    _downsample(parts[0], part),
+                    (part.segment_width, part.segment_height),
+                )
+                for part in parts
+            ),
             mpp=mpp,
             mpp_source=mpp_source,
             icc=icc,
@@ -70,16 +77,10 @@ class TiffSlide(Slide):
 
     @property
     def seconds_file(self) -> float:
-        """Busy seconds of all threads reading segments' bytes so far."""
+        """Seconds that all threads spent reading segments so far."""
         return self._seconds_file if self._file is None else self._file.seconds
 
-    def _read_inside(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
-        pixels = np.empty((height, width, 3), np.uint8)
-        self._fill(pixels, x, y, level)
-        return pixels
-
-    def _fill(self, pixels: NDArray[np.uint8], x: int, y: int, level: int) -> None:
-        """Straight from the decoded segments, each of its pixels copied once."""
+    def _read_inside(self, pixels: NDArray[np.uint8], x: int, y: int, level: int) -> None:
         file = self._file
         if file is None:
             raise SlideError(f"{self.path} is closed; open it again to read from it")
@@ -96,7 +97,7 @@ class TiffSlide(Slide):
                 pixels[y0:y1, x0:x1] = segment[y0 - top : y1 - top, x0 - left : x1 - left]
 
     def expect(self, corners: NDArray[np.int64], side: int, level: int) -> None:
-        """Count how many of the squares each segment serves, so that it is let go after the last."""
+        """Count the squares that need each segment, so that it is evicted after its last use."""
         part = self._parts[level]
         first, last = [], []
         for axis, (size_px, segment_px) in enumerate(
@@ -108,11 +109,11 @@ class TiffSlide(Slide):
             last.append(np.where(stop > start, -(-stop // segment_px), start // segment_px))
         inside = (last[0] > first[0]) & (last[1] > first[1])
         columns, rows = part.columns + 1, part.rows + 1
-        # Each square adds 1 to a rectangle of segments: its four corners in a table of differences.
+        # Each square adds 1 to a rectangle of segments: mark its corners, then sum along both axes (2-D
+        # prefix sum).
         differences = np.zeros(rows * columns, np.int64)
-        for sign, row, column in (
-            (1, first[1], first[0]), (-1, first[1], last[0]), (-1, last[1], first[0]), (1, last[1], last[0]),
-        ):  # fmt: skip
+        corner_signs = ((1, first, first), (-1, last, first), (-1, first, last), (1, last, last))
+        for sign, (column, _), (_, row) in corner_signs:
             differences += sign * np.bincount((row * columns + column)[inside], minlength=rows * columns)
         counts = differences.reshape(rows, columns).cumsum(axis=0).cumsum(axis=1)
         row, column = np.nonzero(counts)
@@ -131,11 +132,12 @@ class TiffSlide(Slide):
             ) from exc
         except Exception as exc:
             raise TileReadError(
-                f"{self.path}: the tile at column {column}, row {row} of level {level} cannot be decoded: {exc}"
+                f"{self.path}: the tile at column {column}, row {row} of level {level} cannot be "
+                f"decoded: {exc}"
             ) from exc
 
     def close(self) -> None:
-        """Let go of the file; it closes once no other thread reads from it."""
+        """Release the file, which closes after the last read in other threads."""
         self._seconds_file, self._file = self.seconds_file, None
         self.cache.clear()
 
@@ -143,8 +145,8 @@ class TiffSlide(Slide):
 def open_tiff(path: Path) -> TiffSlide:
     """Open a TIFF-based slide.
 
-    Raises SlideError where level 0 is cut off or of a kind that is refused, by name; NeedsOpenSlide where the
-    vendor places tiles in a way that only OpenSlide knows.
+    Raises SlideError if level 0 is truncated or unsupported; NeedsOpenSlide if only OpenSlide places its
+    tiles right.
     """
     try:
         with np.errstate(all="ignore"), TiffFile(path) as tif:
@@ -161,43 +163,42 @@ def open_tiff(path: Path) -> TiffSlide:
 def _open(path: Path, tif: TiffFile) -> TiffSlide:
     size = path.stat().st_size
     if not len(tif.pages):
-        raise SlideError(
-            f"{path} is cut off: no image directory lies within its {size:,} bytes; copy it again"
-        )
+        raise SlideError(f"{path} is cut off: no image directory is within its {size:,} bytes; copy it again")
     if not _chain_ends(tif):
         raise SlideError(
             f"{path} is damaged: its chain of image directories loops or is cut off; copy it again"
         )
-    for flag, what in PLACED_BY_OPENSLIDE.items():
+    for flag, kind in NEED_OPENSLIDE.items():
         if flag in tif.flags:
-            raise NeedsOpenSlide(what)
+            raise NeedsOpenSlide(kind)
     if tif.pages.first.software.startswith("MedScan"):
         raise NeedsOpenSlide("a Trestle slide")
     series = max(tif.series, key=lambda s: s.keyframe.imagewidth * s.keyframe.imagelength)
     vendor = VENDORS.get(series.kind, series.kind)
     parts = _levels(path, size, series, vendor)
     mpp, source = tiff_mpp(tif, series.keyframe, series.kind)
-    objective = tiff_objective(tif, series.keyframe, series.kind)
+    objective = tiff_objective(series.keyframe, series.kind)
     return TiffSlide(path, vendor, parts, mpp, source, profile_name(series.keyframe.iccprofile), objective)
 
 
 def _chain_ends(tif: TiffFile) -> bool:
-    """Whether the last directory says that no other follows; tifffile stops in silence at a bad link."""
+    """Whether the last directory links to no other; tifffile silently stops at a bad link."""
     form, file = tif.tiff, tif.filehandle
-    at = tif.pages[-1].offset
-    file.seek(at)
+    offset = tif.pages[-1].offset
+    file.seek(offset)
     tags = struct.unpack(form.tagnoformat, file.read(form.tagnosize))[0]
-    file.seek(at + form.tagnosize + tags * form.tagsize)
+    file.seek(offset + form.tagnosize + tags * form.tagsize)
     return bool(struct.unpack(form.offsetformat, file.read(form.offsetsize))[0] == 0)
 
 
 def _levels(path: Path, size: int, series: TiffPageSeries, vendor: str) -> list[TiffLevel]:
-    """Read level 0, which must be right, and those of the others that are."""
+    """Read level 0, which must be valid, and the other levels that are."""
     count = sum(page is not None for page in series.pages)
     if count != 1 or int(np.prod(series.shape)) != int(np.prod(series.keyframe.shape)):
         raise SlideError(
-            f"{path} holds several planes of one size ({series.axes} {tuple(series.shape)}: channels, focal or time "
-            "planes), where one RGB image is needed; export it as 8-bit RGB"
+            f"{path} holds several planes of one size ({series.axes} {tuple(series.shape)}: "
+            "channels, focal or "
+            "time planes), where one RGB image is needed; export it as 8-bit RGB"
         )
     parts: list[TiffLevel] = []
     for level in series.levels:
@@ -210,13 +211,13 @@ def _levels(path: Path, size: int, series: TiffPageSeries, vendor: str) -> list[
             if not parts:
                 raise exc.kind(f"{path} {exc}") from exc
             continue
-        if not parts or _belongs(parts[0], parts[-1], part):
+        if not parts or _is_pyramid_level(parts[0], parts[-1], part):
             parts.append(part)
     return parts
 
 
-def _belongs(full: TiffLevel, finer: TiffLevel, part: TiffLevel) -> bool:
-    """Whether a level is the whole slide again, smaller: its two ratios agree within a pixel or 1 %."""
+def _is_pyramid_level(full: TiffLevel, finer: TiffLevel, part: TiffLevel) -> bool:
+    """Whether a level is the whole slide, reduced: both ratios agree within a pixel or 1 %."""
     if part.width >= finer.width or part.height > finer.height:
         return False
     downsample = full.width / part.width
@@ -224,9 +225,9 @@ def _belongs(full: TiffLevel, finer: TiffLevel, part: TiffLevel) -> bool:
 
 
 def _downsample(full: TiffLevel, part: TiffLevel) -> float:
-    """Level-0 pixels per pixel: the whole number where rounding to whole pixels explains the rest."""
+    """Level-0 pixels per pixel: an integer if rounding of the level's size explains the rest."""
     ratios = full.width / part.width, full.height / part.height
-    whole = round(sum(ratios) / 2)
-    if abs(full.width / whole - part.width) <= 1 and abs(full.height / whole - part.height) <= 1:
-        return float(whole)
+    nearest = round(sum(ratios) / 2)
+    if abs(full.width / nearest - part.width) <= 1 and abs(full.height / nearest - part.height) <= 1:
+        return float(nearest)
     return sum(ratios) / 2

@@ -1,4 +1,4 @@
-"""One level of a TIFF slide: where its tiles or strips lie, and how one of them becomes RGB."""
+"""One level of a TIFF slide: find its tiles or strips in the file and decode them to RGB."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tifffile import COMPRESSION, PHOTOMETRIC, TIFF, TiffFrame, TiffPage
 from mclst.runtime.errors import MclstError, ResourceError, SlideError
 from mclst.runtime.slide import jpeg
 from mclst.runtime.slide.base import MAX_DECODED_PX, is_bomb
-from mclst.runtime.slide.color import cmyk_to_rgb, over_white, ycbcr_of_jpeg2000, ycbcr_to_rgb
+from mclst.runtime.slide.color import cmyk_to_rgb, composite_on_white, jpeg2000_decodes_to_ycbcr, ycbcr_to_rgb
 from mclst.runtime.slide.segment_cache import SharedFile
 
 NONE, OLD_JPEG, APERIO_J2K_YCBCR = 1, 6, 33003
@@ -26,7 +26,7 @@ ROW_BLOCK_BYTES = 1 << 20
 
 
 class RefusedLevel(Exception):
-    """Why a level is refused; kind: the error it becomes where the level is needed."""
+    """Why a level cannot be read; kind: the error to raise if the level is needed."""
 
     def __init__(self, reason: str, kind: type[MclstError] = SlideError) -> None:
         super().__init__(reason)
@@ -35,13 +35,13 @@ class RefusedLevel(Exception):
 
 @dataclass(frozen=True)
 class TiffLevel:
-    """Where a level's segments lie in the file, and how they are decoded.
+    """Location and encoding of a level's segments (TIFF tiles or strips).
 
-    width, height: of the level, px. segment_width, segment_height: of a whole segment, px.
-    planes: 1 where samples are interleaved, else how many planes lie one after another.
+    width, height: of the level, px. segment_width, segment_height: of a full segment, px.
+    planes: 1 if samples are interleaved, else the number of planes.
     samples: per pixel. offsets, counts: int64 [planes * rows * columns], bytes.
-    row_bytes: of uncompressed rows that lie one after another from offsets[0] on; else 0.
-    blank_is_white: whether the vendor defines a segment without bytes as empty glass.
+    row_bytes: length of a row if all rows are uncompressed and contiguous from offsets[0] on; else 0.
+    blank_is_white: whether the vendor stores empty glass as a segment without bytes.
     """
 
     width: int
@@ -57,23 +57,23 @@ class TiffLevel:
     compression: int
     photometric: int
     alpha: int
-    streams: jpeg.Streams
+    jpeg_decoder: jpeg.StreamDecoder
     tiff_decode: Callable[..., Any]
 
     @property
     def columns(self) -> int:
-        """Segments side by side."""
+        """Number of segments across."""
         return -(-self.width // self.segment_width)
 
     @property
     def rows(self) -> int:
-        """Segments one below another."""
+        """Number of segments down."""
         return -(-self.height // self.segment_height)
 
     def decode(self, file: SharedFile, column: int, row: int) -> NDArray[np.uint8]:
-        """Decode the segment to uint8 [h, w, 3], cut where the image ends.
+        """Decode a segment to uint8 [h, w, 3], cropped to the image.
 
-        Raises OSError where the file cannot be read, any other exception where the segment is bad.
+        Raises OSError if the file cannot be read, any other exception if the segment is damaged.
         """
         height = min(self.segment_height, self.height - row * self.segment_height)
         width = min(self.segment_width, self.width - column * self.segment_width)
@@ -103,7 +103,7 @@ class TiffLevel:
 
     def _decode(self, data: bytes, index: int, width: int, height: int) -> NDArray[np.uint8]:
         if self.compression in JPEG:
-            pixels = self.streams.decode(data)
+            pixels = self.jpeg_decoder.decode(data)
         else:
             decoded = self.tiff_decode(data, index)[0]
             if decoded is None or decoded.dtype != np.uint8:
@@ -128,21 +128,21 @@ class TiffLevel:
         if (
             self.compression in JPEG2000
             and (self.photometric == YCBCR or self.compression == APERIO_J2K_YCBCR)
-            and ycbcr_of_jpeg2000(data)
+            and jpeg2000_decodes_to_ycbcr(data)
         ):
             return ycbcr_to_rgb(pixels)
         if self.photometric == SEPARATED:
             return cmyk_to_rgb(pixels)
         if pixels.shape[2] == 4:
-            return over_white(pixels, self.alpha)
+            return composite_on_white(pixels, self.alpha)
         return np.ascontiguousarray(pixels)
 
 
 def read_level(
     page: TiffPage | TiffFrame, keyframe: TiffPage, file_bytes: int, *, blank_is_white: bool
 ) -> TiffLevel:
-    """Take what is needed of a directory; RefusedLevel where it is of a refused kind, or its data is cut off."""
-    _refuse_kind(keyframe)
+    """Read a level's TIFF directory; RefusedLevel if it is unsupported or its data is truncated."""
+    _refuse_unsupported(keyframe)
     planes = keyframe.samplesperpixel if keyframe.planarconfig == 2 else 1
     width, height = keyframe.imagewidth, keyframe.imagelength
     segment_width, segment_height = (
@@ -164,18 +164,20 @@ def read_level(
     plain_bytes = width * height * keyframe.samplesperpixel
     if keyframe.compression == NONE and not keyframe.is_tiled and int(counts.sum()) < plain_bytes:
         raise RefusedLevel(
-            f"declares {width} x {height} px, {plain_bytes:,} bytes, but lists {int(counts.sum()):,} of them; "
+            f"declares {width} x {height} px, {plain_bytes:,} bytes, but lists "
+            f"{int(counts.sum()):,} of them; "
             "it is damaged, copy it again"
         )
     row_bytes = _row_bytes(keyframe, offsets, counts)
     if row_bytes:
+        # Contiguous rows can be cut anywhere, so a single huge strip is read in blocks.
         segment_height = min(height, max(1, ROW_BLOCK_BYTES // row_bytes))
     if min(segment_width, width) * min(segment_height, height) > MAX_DECODED_PX or (
         segment_width * segment_height > MAX_DECODED_PX
     ):
         raise RefusedLevel(
-            f"must be decoded in one piece of {segment_width} x {segment_height} px, more than {MAX_DECODED_PX:,}; "
-            "save it as a tiled TIFF",
+            f"must be decoded in one piece of {segment_width} x {segment_height} px, "
+            f"more than {MAX_DECODED_PX:,}; save it as a tiled TIFF",
             ResourceError,
         )
     smallest = int(counts[counts > 0].min(initial=np.iinfo(np.int64).max))
@@ -183,36 +185,48 @@ def read_level(
         segment_width * segment_height, keyframe.samplesperpixel, smallest
     ):
         raise RefusedLevel(
-            f"would unpack {segment_width} x {segment_height} px from {smallest:,} bytes, as no picture of tissue does; "
-            "refused"
+            f"would unpack {segment_width} x {segment_height} px from {smallest:,} bytes, as no "
+            "picture of tissue "
+            "does; refused"
         )
     keyframe.init_decode()
     return TiffLevel(
-        width=width, height=height, segment_width=segment_width, segment_height=segment_height,
-        planes=planes, samples=keyframe.samplesperpixel, offsets=offsets, counts=counts, row_bytes=row_bytes,
-        blank_is_white=blank_is_white, compression=int(keyframe.compression),
-        photometric=int(keyframe.photometric), alpha=int((*keyframe.extrasamples, 0)[0]),
-        streams=jpeg.Streams(
-            transform=jpeg.YCBCR if keyframe.photometric == YCBCR else jpeg.AS_IS, tables=page.jpegtables,
-            header=keyframe.jpegheader, largest=(segment_width, segment_height),
+        width=width,
+        height=height,
+        segment_width=segment_width,
+        segment_height=segment_height,
+        planes=planes,
+        samples=keyframe.samplesperpixel,
+        offsets=offsets,
+        counts=counts,
+        row_bytes=row_bytes,
+        blank_is_white=blank_is_white,
+        compression=int(keyframe.compression),
+        photometric=int(keyframe.photometric),
+        alpha=int((*keyframe.extrasamples, 0)[0]),
+        jpeg_decoder=jpeg.StreamDecoder(
+            transform=jpeg.YCBCR if keyframe.photometric == YCBCR else jpeg.AS_IS,
+            tables=page.jpegtables,
+            header=keyframe.jpegheader,
+            largest=(segment_width, segment_height),
         ),
         tiff_decode=keyframe.decode,
-    )  # fmt: skip
+    )
 
 
 def _row_bytes(page: TiffPage, offsets: NDArray[np.int64], counts: NDArray[np.int64]) -> int:
-    """Bytes of a row, where the rows lie uncompressed one after another; else 0."""
+    """Bytes of a row if all rows are uncompressed and contiguous; else 0."""
     row = page.imagewidth * page.samplesperpixel
     plain = (
         page.compression == NONE and page.predictor == 1 and page.planarconfig == 1 and page.fillorder == 1
     )
-    joined = bool((offsets[1:] == offsets[:-1] + counts[:-1]).all())
+    contiguous = bool((offsets[1:] == offsets[:-1] + counts[:-1]).all())
     full = int(offsets[0]) > 0 and bool((counts[:-1] == page.rowsperstrip * row).all())
-    return row if plain and joined and full and not page.is_tiled else 0
+    return row if plain and contiguous and full and not page.is_tiled else 0
 
 
-def _refuse_kind(page: TiffPage) -> None:
-    """Refuse what would not come out as the RGB that an H&E slide shows, by name."""
+def _refuse_unsupported(page: TiffPage) -> None:
+    """Refuse, by name, what does not decode to the RGB of an H&E slide."""
     reason = _unsupported(page)
     if reason:
         raise RefusedLevel(f"{reason}; mclst reads 8-bit RGB or gray, export it as such")
@@ -228,14 +242,14 @@ def _unsupported(page: TiffPage) -> str | None:
     if photometric == SEPARATED and samples == 4 and page.tags.valueof("InkSet", CMYK_INKS) == CMYK_INKS:
         return _undecodable(compression)
     if photometric not in (MIN_IS_WHITE, MIN_IS_BLACK, RGB, YCBCR):
-        return f"has {_name(PHOTOMETRIC, photometric)} colours"
+        return f"has {_name(PHOTOMETRIC, photometric)} colors"
     color = photometric in (RGB, YCBCR)
     if samples not in ((3, 4) if color else (1,)):
         return f"has {samples} samples per pixel ({_name(PHOTOMETRIC, photometric)})"
     if samples == 4 and (compression in JPEG or photometric == YCBCR):
         return "has a fourth channel beside RGB"
     if photometric == YCBCR and compression not in JPEG | JPEG2000 | DECODES_TO_RGB:
-        return f"has YCbCr colours under {_name(COMPRESSION, compression)} compression"
+        return f"has YCbCr colors under {_name(COMPRESSION, compression)} compression"
     return _undecodable(compression)
 
 

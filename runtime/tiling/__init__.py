@@ -1,1 +1,1 @@
-"""Where tiles lie on a slide, and how they are cut."""
+"""Place tiles on a slide and read them."""

@@ -1,9 +1,4 @@
-"""How large a level-0 pixel is, told from the spots: the array they lie on has a known pitch.
-
-Pitches: Visium 100 µm between centres, rows 100·√3/2 µm apart and every other one shifted by half, so that array_col
-counts half steps (10x Genomics, Visium slide layout); legacy ST 200 µm, square (Ståhl et al. 2016); Visium HD as its
-barcodes say. Never from a spot's diameter, which Space Ranger gives with a margin that differs between slides.
-"""
+"""Estimate µm/px from the known pitch of the spot array, and decide which source of µm/px wins."""
 
 from __future__ import annotations
 
@@ -14,23 +9,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.slide.base import Slide
-from mclst.runtime.slide.metadata import MAX_MPP, MIN_MPP, contradiction
+from mclst.runtime.slide.metadata import MAX_MPP, MIN_MPP, objective_warning
 from mclst.sections.section import Spots
 
-LEAST_SPOTS = 6
-LARGEST_RESIDUAL = 0.15
-"""Of the pitch, root mean square: legacy ST spots were printed by hand and lie 7-9 % off, Visium's under 1 %."""
-LARGEST_SKEW = 0.05
-AGREES = 0.03
-"""Two figures closer than this are the same."""
+MIN_SPOTS = 6
+MAX_RESIDUAL = 0.15
+"""RMS, as a fraction of the pitch: hand-printed legacy ST spots are 7-9 % off, Visium's below 1 %."""
+MAX_SKEW = 0.05
+TOLERANCE = 0.03
+"""Relative difference up to which two values agree."""
 
 
 @dataclass(frozen=True)
 class ArrayFit:
-    """An array laid over a slide.
+    """A spot array fitted to a slide.
 
-    mpp: µm per level-0 px. pitch_um: between neighbours, the array's own. residual_px: root mean square distance
-    of the spots from their places on it, level-0 px. spots: how many were fitted.
+    mpp: µm per level-0 px. pitch_um: nominal distance between neighbors. residual_px: RMS distance of the
+    spots from the array, level-0 px. spots: number fitted.
     """
 
     mpp: float
@@ -41,13 +36,13 @@ class ArrayFit:
     def __str__(self) -> str:
         return (
             f"{self.mpp:.4g} µm/px by the {self.pitch_um:g} µm pitch of {self.spots:,} spots, "
-            f"which lie {self.residual_px * self.mpp:.2g} µm off it"
+            f"which are {self.residual_px * self.mpp:.2g} µm off it"
         )
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """The µm per level-0 px that a run takes: None where nobody knows; source: whose word it is; notes: what to know."""
+    """µm per level-0 px of a run, None if unknown; source: where from, for people; notes: warnings."""
 
     mpp: float | None
     source: str
@@ -55,30 +50,46 @@ class Resolution:
 
 
 def fit_array(spots: Spots) -> ArrayFit | None:
-    """Fit the spots' array to their pixels by least squares; None where they have no array, or do not lie on it.
+    """Fit the spots' array to their pixel positions by least squares.
 
-    x, y = A·(u, v) + b, with u, v the array coordinates in µm; mpp = 1/√|det A|. A must be a similarity within 5 %.
+    Parameters
+    ----------
+    spots : Spots
+        With array coordinates.
+
+    Returns
+    -------
+    ArrayFit or None
+        None if the array is unknown, or the spots do not fit it.
+
+    Notes ----- (x, y) = A·(u, v) + b, with u, v the array coordinates in µm; mpp = 1/√|det A|; A must be a
+    similarity within 5 %. A spot's diameter is no measure: Space Ranger adds a margin that differs between
+    slides.
     """
     layout = _layout(spots)
-    if layout is None or spots.array_xy is None or len(spots) < LEAST_SPOTS:
+    if layout is None or spots.array_xy is None or len(spots) < MIN_SPOTS:
         return None
     step_um, pitch_um = layout
-    place_um = np.column_stack([spots.array_xy * step_um, np.ones(len(spots))])
-    found, _, rank, _ = np.linalg.lstsq(place_um, spots.xy_px, rcond=None)
+    array_um = np.column_stack([spots.array_xy * step_um, np.ones(len(spots))])
+    transform, _, rank, _ = np.linalg.lstsq(array_um, spots.xy_px, rcond=None)
     if rank < 3:
         return None
-    across, along = np.linalg.svd(found[:2], compute_uv=False)
-    if along <= 0 or across > along * (1 + LARGEST_SKEW):
+    major, minor = np.linalg.svd(transform[:2], compute_uv=False)
+    if minor <= 0 or major > minor * (1 + MAX_SKEW):
         return None
-    mpp = float(1 / np.sqrt(across * along))
-    residual_px = float(np.sqrt(np.square(place_um @ found - spots.xy_px).sum(axis=1).mean()))
-    if not MIN_MPP <= mpp <= MAX_MPP or residual_px * mpp > LARGEST_RESIDUAL * pitch_um:
+    mpp = float(1 / np.sqrt(major * minor))
+    residual_px = float(np.sqrt(np.square(array_um @ transform - spots.xy_px).sum(axis=1).mean()))
+    if not MIN_MPP <= mpp <= MAX_MPP or residual_px * mpp > MAX_RESIDUAL * pitch_um:
         return None
     return ArrayFit(mpp, pitch_um, residual_px, len(spots))
 
 
 def _layout(spots: Spots) -> tuple[NDArray[np.float64], float] | None:
-    """(µm per step of array x and y, pitch in µm) of an array that is known."""
+    """(µm per step of array x and y, pitch in µm) of a known array, else None.
+
+    Legacy ST: 200 µm, square (Ståhl et al. 2016). Visium HD: in its barcodes. Visium: 100 µm, hexagonal; rows
+    are 100·√3/2 µm apart and array_col counts half steps (10x Genomics, Visium slide layout).
+    """
     if spots.array_xy is None:
         return None
     if spots.variant.startswith("legacy ST"):
@@ -92,30 +103,41 @@ def _layout(spots: Spots) -> tuple[NDArray[np.float64], float] | None:
     return None
 
 
-def slide_resolution(slide: Slide, spots: Spots, given: float | None = None) -> Resolution:
-    """Whose µm/px counts: `given` before what the file says before what the spots' array says.
+def slide_resolution(slide: Slide, spots: Spots, override: float | None = None) -> Resolution:
+    """Choose µm/px: `override`, else the file's, else the spot array's.
 
-    The notes say where another of them differs by more than 3 %, or that the array's word alone is there; and where the
-    slide's objective contradicts it.
+    Parameters
+    ----------
+    slide : Slide
+    spots : Spots
+    override : float, optional
+        The user's µm per level-0 px.
+
+    Returns
+    -------
+    Resolution
+        Its notes warn if another source differs by more than 3 %, if the array is the only source, or if the
+        slide's objective contradicts the value.
     """
-    mpp, source, note = _taken(slide, spots, given)
-    doubt = contradiction(slide.objective, slide.vendor, mpp)
+    mpp, source, note = _choose(slide, spots, override)
+    doubt = objective_warning(slide.objective, slide.vendor, mpp)
     return Resolution(mpp, source, tuple(text for text in (note, doubt) if text))
 
 
-def _taken(slide: Slide, spots: Spots, given: float | None) -> tuple[float | None, str, str]:
-    """(mpp, whose word it is, "" or what to know of it)."""
+def _choose(slide: Slide, spots: Spots, override: float | None) -> tuple[float | None, str, str]:
+    """(mpp, source, "" or a warning)."""
     fit = fit_array(spots)
-    said = [(slide.mpp, slide.mpp_source), (None if fit is None else fit.mpp, str(fit))]
+    sources = [(slide.mpp, slide.mpp_source), (None if fit is None else fit.mpp, str(fit))]
 
-    def against(taken: float) -> str:
-        return " and ".join(source for mpp, source in said if mpp is not None and _differ(mpp, taken))
+    def disagreeing(chosen: float) -> str:
+        return " and ".join(source for mpp, source in sources if mpp is not None and _differ(mpp, chosen))
 
-    if given is not None:
-        others = against(given)
-        return given, "given", f"--mpp says {given:g} µm/px and is taken, against {others}" if others else ""
+    if override is not None:
+        others = disagreeing(override)
+        note = f"--mpp says {override:g} µm/px and is taken, against {others}" if others else ""
+        return override, "given", note
     if slide.mpp is not None:
-        other = against(slide.mpp)
+        other = disagreeing(slide.mpp)
         says = f"{slide.path.name} says {slide.mpp:.4g} µm/px ({slide.mpp_source}) and is taken"
         return slide.mpp, slide.mpp_source, f"{says}, against {other}; --mpp overrides both" if other else ""
     if fit is None:
@@ -125,4 +147,4 @@ def _taken(slide: Slide, spots: Spots, given: float | None) -> tuple[float | Non
 
 
 def _differ(one: float, other: float) -> bool:
-    return abs(one - other) > AGREES * min(one, other)
+    return abs(one - other) > TOLERANCE * min(one, other)

@@ -1,4 +1,4 @@
-"""Do the spots lie on the slide? Asked before anything is computed."""
+"""Check, before any work, that all spots are on the slide."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ from mclst.runtime.slide.base import Slide
 from mclst.sections.section import Spots
 
 HIRES_PX = (600, 2000, 4000, 6000)
-"""Longest sides of Space Ranger's downscaled images: coordinates are often scaled to one of these by mistake."""
+"""Longest sides of Space Ranger's downscaled images, which users often pass as the slide."""
 
 
 def check_spots(spots: Spots, slide: Slide) -> None:
-    """Raise SpotsError, naming the first spot and its line, where a centre lies outside the slide.
-
-    Where many do, the sentence says what would fit: x and y exchanged, or another scale.
-    """
+    """Raise SpotsError if a spot's center is outside the slide; name the first spot and a likely cause."""
     outside = ~_inside(spots.xy_px, slide.width_px, slide.height_px)
     if not outside.any():
         return

@@ -1,4 +1,4 @@
-"""A dense grid of places over tissue, as a table of spots."""
+"""A dense grid over tissue, as a table of spots."""
 
 from __future__ import annotations
 
@@ -13,17 +13,26 @@ from mclst.runtime.slide.base import Slide
 from mclst.runtime.tiling.tissue import TissueMask
 from mclst.sections.section import Spots
 
-LEAST_TISSUE = 0.5
-"""Part of a place's square that must be tissue."""
-MOST_PLACES = 50_000_000
+MIN_TISSUE = 0.5
+"""Fraction of a grid square that must be tissue."""
+MAX_POSITIONS = 50_000_000
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The places of a grid that lie on tissue.
+    """The positions of a grid that are on tissue.
 
-    spots: row by row, named COLUMNxROW. stride_um, stride_px: between neighbours; the square of that side around a
-    place is what it stands for. columns, rows: of the whole grid. skipped: places left out as background.
+    Attributes
+    ----------
+    spots : Spots
+        Row by row, named COLUMNxROW.
+    stride_um, stride_px : float
+        Distance between neighbors, µm and level-0 px; each position stands for the square of that side around
+        it.
+    columns, rows : int
+        Of the whole grid.
+    skipped : int
+        Positions left out as background.
     """
 
     spots: Spots
@@ -35,24 +44,42 @@ class Grid:
 
 
 def make_grid(slide: Slide, stride_um: float, mpp: float, tissue: TissueMask) -> Grid:
-    """Lay a grid over a slide: centres at ((column + ½)·stride, (row + ½)·stride) from its upper left corner.
+    """Make a grid over a slide's tissue, with centers at ((column + ½)·stride, (row + ½)·stride).
 
-    A place counts where at least half of its square is tissue. stride_um: µm. mpp: µm per level-0 px.
-    Raises SpotsError where the grid has no place or more than 50 million, SlideError where none is on tissue.
+    Parameters
+    ----------
+    slide : Slide
+    stride_um : float
+        Distance between neighbors, µm.
+    mpp : float
+        µm per level-0 px.
+    tissue : TissueMask
+        A position is kept if at least half of its square is tissue.
+
+    Returns
+    -------
+    Grid
+
+    Raises
+    ------
+    SpotsError
+        If the grid has no position, or more than 50 million.
+    SlideError
+        If none is on tissue.
     """
     stride_px = stride_um / mpp
     columns = max(0, int(np.ceil(slide.width_px / stride_px - 0.5)))
     rows = max(0, int(np.ceil(slide.height_px / stride_px - 0.5)))
-    said = f"a grid of {stride_um:g} µm over {slide.path.name} ({slide.width_px} x {slide.height_px} px)"
+    grid = f"a grid of {stride_um:g} µm over {slide.path.name} ({slide.width_px} x {slide.height_px} px)"
     if columns * rows == 0:
-        raise SpotsError(f"{said} has no place; give a smaller --grid")
-    if columns * rows > MOST_PLACES:
+        raise SpotsError(f"{grid} has no place; give a smaller --grid")
+    if columns * rows > MAX_POSITIONS:
         raise SpotsError(
-            f"{said} has {columns * rows:,} places, more than {MOST_PLACES:,}; give a larger --grid"
+            f"{grid} has {columns * rows:,} places, more than {MAX_POSITIONS:,}; give a larger --grid"
         )
     column, row = _on_tissue(tissue.mask, slide, stride_px, columns, rows)
     if not len(column):
-        raise SlideError(f"{slide.path}: no tissue is found for a grid ({tissue.how}); give --tissue-mask")
+        raise SlideError(f"{slide.path}: no tissue is found for a grid ({tissue.method}); give --tissue-mask")
     skipped = columns * rows - len(column)
     spots = Spots(
         path=slide.path,
@@ -63,8 +90,9 @@ def make_grid(slide: Slide, stride_um: float, mpp: float, tissue: TissueMask) ->
         row=np.arange(1, len(column) + 1, dtype=np.int64),
         table=pd.DataFrame(index=pd.RangeIndex(len(column))),
         spot_diameter_px=stride_px,
-        coordinates=f"every {stride_um:g} µm ({stride_px:.4g} px) on tissue; {skipped:,} skipped as background, "
-        f"{tissue.how}",
+        coordinates=f"every {stride_um:g} µm ({stride_px:.4g} px) on tissue; {skipped:,} skipped "
+        "as background, "
+        f"{tissue.method}",
     )
     return Grid(spots, stride_um, stride_px, columns, rows, skipped)
 
@@ -72,27 +100,28 @@ def make_grid(slide: Slide, stride_um: float, mpp: float, tissue: TissueMask) ->
 def _on_tissue(
     mask: NDArray[np.bool_], slide: Slide, stride_px: float, columns: int, rows: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(column, row) of the places on tissue, row by row; a row of the grid at a time."""
+    """(column, row) of the positions on tissue, row by row."""
+    # A summed-area table gives the tissue in any square from four of its entries.
     sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int32)
     np.cumsum(np.cumsum(mask, axis=0, dtype=np.int32), axis=1, out=sums[1:, 1:])
-    left, right = _cells(columns, stride_px, slide.width_px, mask.shape[1])
-    top, bottom = _cells(rows, stride_px, slide.height_px, mask.shape[0])
-    found = []
+    left, right = _mask_ranges(columns, stride_px, slide.width_px, mask.shape[1])
+    top, bottom = _mask_ranges(rows, stride_px, slide.height_px, mask.shape[0])
+    columns_on_tissue = []
     for row in range(rows):
         upper, lower = sums[top[row]], sums[bottom[row]]
         tissue = lower[right] - lower[left] - upper[right] + upper[left]
         area = (right - left) * (bottom[row] - top[row])
-        found.append(np.flatnonzero(tissue >= LEAST_TISSUE * area))
-    row_of = np.repeat(np.arange(rows), [len(columns_of) for columns_of in found])
-    return np.concatenate(found).astype(np.int64), row_of.astype(np.int64)
+        columns_on_tissue.append(np.flatnonzero(tissue >= MIN_TISSUE * area))
+    row_of = np.repeat(np.arange(rows), [len(some) for some in columns_on_tissue])
+    return np.concatenate(columns_on_tissue).astype(np.int64), row_of.astype(np.int64)
 
 
-def _cells(count: int, stride_px: float, size_px: int, mask_px: int) -> tuple[NDArray[np.int64], ...]:
-    """Mask pixels [start, stop) under each square along one axis, at least the one under its centre."""
+def _mask_ranges(count: int, stride_px: float, size_px: int, mask_px: int) -> tuple[NDArray[np.int64], ...]:
+    """Mask pixels [start, stop) of each square along one axis, at least the one at its center."""
     scale = mask_px / size_px
-    at = np.arange(count)
-    start = np.clip(np.round(at * stride_px * scale), 0, mask_px).astype(np.int64)
-    stop = np.clip(np.round((at + 1) * stride_px * scale), 0, mask_px).astype(np.int64)
-    centre = np.minimum(((at + 0.5) * stride_px * scale).astype(np.int64), mask_px - 1)
+    index = np.arange(count)
+    start = np.clip(np.round(index * stride_px * scale), 0, mask_px).astype(np.int64)
+    stop = np.clip(np.round((index + 1) * stride_px * scale), 0, mask_px).astype(np.int64)
+    center = np.minimum(((index + 0.5) * stride_px * scale).astype(np.int64), mask_px - 1)
     narrow = stop <= start
-    return np.where(narrow, centre, start), np.where(narrow, centre + 1, stop)
+    return np.where(narrow, center, start), np.where(narrow, center + 1, stop)

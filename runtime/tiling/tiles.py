@@ -1,4 +1,4 @@
-"""Tiles around places on a slide, read ahead by threads and handed over in batches."""
+"""Tiles around positions on a slide, read ahead by threads, in batches."""
 
 from __future__ import annotations
 
@@ -20,15 +20,21 @@ from mclst.runtime.slide.base import RGB, Slide, TileReadError
 BATCHES_AHEAD = 3
 TILES_PER_TASK = 16
 SAME_MPP = 1.01
-FARTHEST_PX = 2**31
+MAX_COORDINATE_PX = 2**31
 
 
 @dataclass(frozen=True)
 class TileShape:
-    """What an encoder eats.
+    """The tile that an encoder takes.
 
-    size_px: side of the square tile. mpp: µm per tile pixel, or None for level-0 pixels as they are.
-    pad: colour of what lies outside the slide.
+    Attributes
+    ----------
+    size_px : int
+        Side of the square tile, px.
+    mpp : float or None
+        µm per tile pixel; None: level-0 pixels, not resampled.
+    pad : (int, int, int)
+        RGB outside the slide.
     """
 
     size_px: int
@@ -38,10 +44,10 @@ class TileShape:
 
 @dataclass(frozen=True)
 class TilePlan:
-    """How tiles of a shape are read from a slide.
+    """How tiles are read from a slide.
 
-    level: the level read. read_px: side of the square read there, px of that level, then resampled to `size_px`.
-    level_mpp: µm per pixel of that level, where it matters, else None.
+    level: the level read. read_px: side of the square read, px of that level, then resampled to `size_px`.
+    level_mpp: µm per px of that level; None if tiles are level-0 pixels.
     """
 
     level: int
@@ -50,18 +56,18 @@ class TilePlan:
     level_mpp: float | None
 
     def __str__(self) -> str:
-        at = "" if self.level_mpp is None else f" ({self.level_mpp:.4g} µm/px)"
+        mpp = "" if self.level_mpp is None else f" ({self.level_mpp:.4g} µm/px)"
         if self.read_px == self.size_px:
-            return f"{self.size_px} px of level {self.level}{at} as they are"
-        way = "reduced" if self.read_px > self.size_px else "enlarged"
-        return f"{self.read_px} px of level {self.level}{at} {way} to {self.size_px} px"
+            return f"{self.size_px} px of level {self.level}{mpp} as they are"
+        change = "reduced" if self.read_px > self.size_px else "enlarged"
+        return f"{self.read_px} px of level {self.level}{mpp} {change} to {self.size_px} px"
 
 
 def plan_tiles(slide: Slide, shape: TileShape, slide_mpp: float | None = None) -> TilePlan:
-    """Choose the level: the most downscaled one that is at least as fine as the tile, within 1 %.
+    """Choose the coarsest level that is at least as fine as the tile, within 1 %; else level 0, enlarged.
 
-    slide_mpp: µm per level-0 pixel in place of the slide's own. Where no level is fine enough, level 0 is
-    enlarged. Raises SlideError where the tile's mpp is given and the slide's is not known.
+    slide_mpp: µm per level-0 px, overriding the slide's. Raises SlideError if the tile has an mpp and the
+    slide has none.
     """
     if shape.mpp is None:
         return TilePlan(0, shape.size_px, shape.size_px, None)
@@ -72,7 +78,7 @@ def plan_tiles(slide: Slide, shape: TileShape, slide_mpp: float | None = None) -
             f"{shape.mpp:g} µm/px; give --mpp, the µm per pixel of the slide"
         )
     level_mpp = [mpp * level.downsample for level in slide.levels]
-    level = max((i for i, fine in enumerate(level_mpp) if fine <= shape.mpp * SAME_MPP), default=0)
+    level = max((i for i, value in enumerate(level_mpp) if value <= shape.mpp * SAME_MPP), default=0)
     read_px = max(1, round(shape.size_px * shape.mpp / level_mpp[level]))
     return TilePlan(level, read_px, shape.size_px, level_mpp[level])
 
@@ -80,16 +86,44 @@ def plan_tiles(slide: Slide, shape: TileShape, slide_mpp: float | None = None) -
 class Tiles:
     """The tiles around positions, in batches; iterate once or more.
 
-    xy_px: float64 [n, 2], centres (x, y) in level-0 px. A tile of P px read at level-0 pixels covers
-    [floor(x) - P // 2, floor(x) + P - P // 2), and so in y; on another level x and y are divided by its
-    downsample first. Batches hold `batch_size` tiles (the last fewer) and come in an order that decodes
-    neighbouring tiles together; the order is the same in every run, whatever `workers`.
+    A tile of P px covers [floor(x) - P // 2, floor(x) + P - P // 2) in x, and likewise in y; on a coarser
+    level x and y are divided by its downsample first. Batches come in an order that decodes neighboring tiles
+    together, the same in every run, whatever `workers`. Memory: the buffers and the slide's cache, however
+    many positions there are.
 
-    group: batches that come together or, where `done` (bool [n], settable) says that all their rows are there already,
-    not at all; so that what is computed together is the same in a run that carries on another.
+    Parameters
+    ----------
+    slide : Slide
+    xy_px : float64 [n, 2]
+        Centers (x, y), level-0 px.
+    shape : TileShape
+    batch_size : int
+        Tiles per batch; the last has fewer.
+    workers : int
+        Reading threads.
+    slide_mpp : float, optional
+        µm per level-0 px, overriding the slide's.
+    group : int
+        Number of batches that come together, or not at all if all their rows are `done`. So a resumed run
+        computes the same groups as one that was never stopped.
 
-    plan: the level and size read; choice: the same in words. seconds_reading: busy seconds of all reading threads
-    so far. Memory: `BATCHES_AHEAD` batches and the slide's cache, however many positions there are.
+    Attributes
+    ----------
+    done : bool [n]
+        Rows not to read; may be set.
+    plan : TilePlan
+        The level and size read.
+    seconds_reading : float
+        Seconds that all threads spent reading so far.
+
+    Raises
+    ------
+    SlideError
+        If the tile has an mpp and the slide's is unknown.
+    SpotsError
+        If a position is not finite or beyond 2³¹ px.
+    ValueError
+        If a parameter has a wrong shape or is below 1.
     """
 
     def __init__(
@@ -108,16 +142,15 @@ class Tiles:
             raise ValueError(f"positions have shape {xy_px.shape}, where [n, 2] is needed")
         if min(batch_size, workers, shape.size_px, group) < 1:
             raise ValueError("batch_size, workers, group and the tile's size must be 1 or more")
-        wild = np.flatnonzero(~(np.abs(xy_px) < FARTHEST_PX).all(axis=1))
-        if len(wild):
-            x, y = xy_px[wild[0]]
+        invalid = np.flatnonzero(~(np.abs(xy_px) < MAX_COORDINATE_PX).all(axis=1))
+        if len(invalid):
+            x, y = xy_px[invalid[0]]
             raise SpotsError(
-                f"spot {wild[0]} (counted from 0) lies at x {x}, y {y}, which is no place on a slide"
+                f"spot {invalid[0]} (counted from 0) is at x {x}, y {y}, which is no position on a slide"
             )
         self.slide = slide
         self.shape = shape
         self.plan = plan_tiles(slide, shape, slide_mpp)
-        self.choice = str(self.plan)
         self.batch_size = batch_size
         self.workers = workers
         self.group = group
@@ -129,42 +162,41 @@ class Tiles:
         self._order = self._visiting_order()
 
     def _visiting_order(self) -> NDArray[np.int64]:
-        """By the row of segments a tile ends in, then by x: what is decoded for one tile serves the next."""
+        """By the row of segments in which a tile ends, then by x, so that successive tiles share segments."""
         height = self.slide.levels[self.plan.level].segment_px[1]
         bands = (self._corners[:, 1] + self.plan.read_px - 1) // height
         return np.lexsort((self._corners[:, 1], self._corners[:, 0], bands)).astype(np.int64)
 
     def _batches(self) -> tuple[list[NDArray[np.int64]], set[int]]:
-        """The rows of each batch still to be read, and which batches end a group."""
+        """Rows of each batch to be read, and which batches end a group."""
         batches, ends = [], set()
         size = self.batch_size * self.group
         for first in range(0, len(self._order), size):
-            together = self._order[first : first + size]
-            if not self.done[together].all():
-                starts = range(0, len(together), self.batch_size)
-                batches += [together[start : start + self.batch_size] for start in starts]
+            group = self._order[first : first + size]
+            if not self.done[group].all():
+                starts = range(0, len(group), self.batch_size)
+                batches += [group[start : start + self.batch_size] for start in starts]
                 ends.add(len(batches) - 1)
         return batches, ends
 
-    def in_part(self, part: int, parts: int) -> NDArray[np.bool_]:
-        """Bool [n]: the rows of a part of all groups, counted from 0; parts are whole groups, as equal as these allow."""
+    def part_mask(self, part: int, parts: int) -> NDArray[np.bool_]:
+        """Bool [n]: rows of one part, counted from 0, if the groups are split evenly into `parts`."""
         size = self.batch_size * self.group
         group = np.arange(len(self._order)) // size
-        here = np.zeros(len(self._order), np.bool_)
-        here[self._order[group * parts // -(-len(self._order) // size) == part]] = True
-        return here
+        mask = np.zeros(len(self._order), np.bool_)
+        mask[self._order[group * parts // -(-len(self._order) // size) == part]] = True
+        return mask
 
     def __iter__(self) -> Iterator[TileBatch]:
-        buffers = _InTurn(min(self.batch_size, len(self._order)), self.shape.size_px)
+        buffers = _PlainBuffers(min(self.batch_size, len(self._order)), self.shape.size_px)
         for batch in self.stream(buffers):
             yield batch
             buffers.free.append(batch.slot)
 
     def stream(self, buffers: Buffers) -> Generator[TileBatch]:
-        """The batches, read into `buffers`, as far ahead as these are free.
+        """Read the batches into `buffers`, as far ahead as buffers are free.
 
-        Whoever iterates gives a batch's buffer back when it is no longer looked at. Closing the iterator ends the
-        reading threads.
+        The caller returns a batch's buffer after use. Closing the iterator ends the reading threads.
         """
         batches, ends = self._batches()
         if batches:
@@ -174,6 +206,8 @@ class Tiles:
         try:
             for number, rows in enumerate(batches):
                 while (following := number + len(ahead)) < len(batches):
+                    # Wait only if nothing is read ahead: the caller may hold all other buffers until it gets
+                    # a batch.
                     slot = buffers.take(wait=not ahead)
                     if slot is None:
                         break
@@ -193,10 +227,10 @@ class Tiles:
             for at in range(0, len(rows), step)
         ]
 
-    def _read_some(self, rows: NDArray[np.int64], into: NDArray[np.uint8]) -> list[tuple[int, str]]:
+    def _read_some(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> list[tuple[int, str]]:
         start = time.perf_counter()
         failed = []
-        for row, tile in zip(rows.tolist(), into, strict=False):
+        for row, tile in zip(rows.tolist(), out, strict=False):
             try:
                 self.read_tile(row, tile)
             except TileReadError as exc:
@@ -205,11 +239,11 @@ class Tiles:
             self.seconds_reading += time.perf_counter() - start
         return failed
 
-    def read_tile(self, row: int, into: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-        """Read the tile of one position: uint8 [H, W, 3], `into` where given; TileReadError where it is broken."""
+    def read_tile(self, row: int, out: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """Read a position's tile uint8 [H, W, 3], into `out` if given; TileReadError if undecodable."""
         x, y = self._corners[row].tolist()
         plan, side = self.plan, self.plan.size_px
-        tile = np.empty((side, side, 3), np.uint8) if into is None else into
+        tile = np.empty((side, side, 3), np.uint8) if out is None else out
         if plan.read_px == side:
             self.slide.read_into(tile, x, y, level=plan.level, pad=self.shape.pad)
         else:
@@ -221,8 +255,8 @@ class Tiles:
 def resample(pixels: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
     """Resample a square to uint8 [size_px, size_px, 3].
 
-    Smaller: the mean over blocks where they divide evenly, else Pillow's Hamming filter, which averages as a box
-    does without moving details by parts of a pixel. Larger: bilinear.
+    Smaller: block means if the sizes divide, else Pillow's Hamming filter, which averages like a box filter
+    but does not shift details by fractions of a pixel. Larger: bilinear.
     """
     image = Image.fromarray(pixels)
     side = image.width
@@ -240,6 +274,7 @@ def _batch(
     ends_group: bool,
 ) -> TileBatch:
     if failed:
+        # Close the gaps that failed tiles leave in the buffer.
         good = np.flatnonzero(~np.isin(rows, [row for row, _ in failed]))
         for to, source in enumerate(good.tolist()):
             if to != source:
@@ -248,8 +283,8 @@ def _batch(
     return TileBatch(rows, buffer[: len(rows)], tuple(failed), ends_group, slot)
 
 
-class _InTurn:
-    """Plain buffers, made when first needed."""
+class _PlainBuffers:
+    """Buffers for plain iteration, allocated on first use."""
 
     def __init__(self, batch: int, side: int) -> None:
         self.free = deque(range(BATCHES_AHEAD))

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from mclst.runtime.atomic import WholeFolder, check_writable, whole_file, write_whole
+from mclst.runtime.atomic import AtomicFolder, atomic_file, check_writable, write_atomically
 from mclst.runtime.errors import OutputError
 
 
 def test_a_file_appears_whole(tmp_path: Path) -> None:
-    write_whole(tmp_path / "a", b"new")
+    write_atomically(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_bytes() == b"new" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"old")
-    with pytest.raises(RuntimeError), whole_file(tmp_path / "a") as part:
+    with pytest.raises(RuntimeError), atomic_file(tmp_path / "a") as part:
         part.write_bytes(b"half")
         raise RuntimeError
     assert (tmp_path / "a").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
@@ -31,10 +31,10 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"old")
     script = (
         "import resource, signal, sys; from pathlib import Path\n"
-        "from mclst.runtime.atomic import write_whole; from mclst.runtime.errors import OutputError\n"
+        "from mclst.runtime.atomic import write_atomically; from mclst.runtime.errors import OutputError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "try: write_whole(Path(sys.argv[1]), bytes(5000))\n"
+        "try: write_atomically(Path(sys.argv[1]), bytes(5000))\n"
         "except OutputError as error: print(error)"
     )
     done = subprocess.run(
@@ -59,7 +59,7 @@ def test_places_that_cannot_be_written_are_refused_before_the_work(tmp_path: Pat
 
 def test_what_came_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     for overwrite in (False, True):
-        with WholeFolder(tmp_path / "f", mark="mark", overwrite=overwrite) as folder:
+        with AtomicFolder(tmp_path / "f", mark="mark", overwrite=overwrite) as folder:
             (folder.part / "mark").touch()
             (tmp_path / "f").mkdir()
             (tmp_path / "f" / "precious").touch()
@@ -78,7 +78,7 @@ def test_leftovers_of_dead_runs_are_swept(tmp_path: Path) -> None:
     (dead / "half").touch()
     alive = tmp_path / f".f.{os.getpid()}-0123abcd.part"
     alive.mkdir()
-    with WholeFolder(tmp_path / "f", mark="mark", overwrite=False):
+    with AtomicFolder(tmp_path / "f", mark="mark", overwrite=False):
         assert not dead.exists() and alive.exists()
 
 
@@ -86,8 +86,8 @@ def test_a_folder_replaces_another_in_one_step(tmp_path: Path) -> None:
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "old").touch()
     with pytest.raises(OutputError, match="has no new"):
-        WholeFolder(tmp_path / "f", mark="new", overwrite=True)
-    with WholeFolder(tmp_path / "f", mark="old", overwrite=True) as folder:
+        AtomicFolder(tmp_path / "f", mark="new", overwrite=True)
+    with AtomicFolder(tmp_path / "f", mark="old", overwrite=True) as folder:
         (folder.part / "new").touch()
         assert {p.name for p in (tmp_path / "f").iterdir()} == {"old"}
         folder.publish()

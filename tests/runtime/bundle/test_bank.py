@@ -90,7 +90,7 @@ def test_positions_beyond_the_tables_are_named() -> None:
     section = made_up("A", 5, 1)
     assert section.array_xy is not None
     section.array_xy[3] = (7, 25)
-    with pytest.raises(ReferenceDataError, match=r"A-3 of section A stands at array position \(7, 25\)"):
+    with pytest.raises(ReferenceDataError, match=r"A-3 of section A is at array position \(7, 25\)"):
         positions(section, "array", POSITIONS)
     with pytest.raises(ReferenceDataError, match="no pixel coordinates"):
         positions(

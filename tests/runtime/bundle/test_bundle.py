@@ -137,7 +137,8 @@ def test_a_manifest_that_is_wrong_is_refused(
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "null", "{", '{"format": 1}', "[" * 100_000, '{"format": "mclst-bundle/1", "format": "x"}', '{"a": NaN}', "9" * 6000, "\x00", "é"],
+    ["", "[]", "null", "{", '{"format": 1}', "[" * 100_000, '{"format": "mclst-bundle/1", "format": "x"}',
+     '{"a": NaN}', "9" * 6000, "\x00", "é"],
 )  # fmt: skip
 def test_what_is_not_a_manifest_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text, encoding="latin-1")

@@ -1,4 +1,4 @@
-"""An ONNX file is looked through before ONNX Runtime opens it: no file outside the bundle, nothing that never ends."""
+"""The scan of an ONNX file: no file outside the bundle, no operator that never ends."""
 
 from __future__ import annotations
 
@@ -66,16 +66,20 @@ def test_a_file_that_the_bundle_does_not_list_is_refused(tmp_path: Path, where: 
 
 def test_a_loop_is_refused_wherever_it_stands(tmp_path: Path) -> None:
     body = helper.make_graph(
-        [helper.make_node("Identity", ["c"], ["d"])], "body",
-        [helper.make_tensor_value_info("i", TensorProto.INT64, []), helper.make_tensor_value_info("c", TensorProto.BOOL, [])],
+        [helper.make_node("Identity", ["c"], ["d"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+        ],
         [helper.make_tensor_value_info("d", TensorProto.BOOL, [])],
-    )  # fmt: skip
+    )
     loop = helper.make_node("Loop", ["many", ""], [], body=body)
     many = numpy_helper.from_array(np.array(10**12), "many")
     graph = helper.make_graph([loop], "g", [], [], [many])
     path = tmp_path / "encoder.onnx"
     path.write_bytes(helper.make_model(graph).SerializeToString())
-    with pytest.raises(BundleError, match="holds a Loop, which may run for ever"):
+    with pytest.raises(BundleError, match="holds a Loop, which may run forever"):
         check_graph(path, {"encoder.onnx"})
 
 

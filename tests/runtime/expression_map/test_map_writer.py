@@ -20,7 +20,7 @@ from mclst.kernels.definition.result import RetrievalResult
 from mclst.runtime.errors import OutputError
 from mclst.runtime.expression_map.h5ad_layout import H5adImage
 from mclst.runtime.expression_map.h5ad_values import storable_column, storable_names, storable_tree
-from mclst.runtime.expression_map.writer import MapWriter, shrink, usual_spot_diameter
+from mclst.runtime.expression_map.writer import MapWriter, downscale, estimate_spot_diameter
 
 
 def write_all(path, expression, *, spots=None, overwrite=False, **changes):
@@ -41,7 +41,7 @@ def test_rows_in_any_order_come_back_in_the_order_of_the_spots(tmp_path):
     with MapWriter(tmp_path / "m.h5ad", genes=genes_of(9), spots=spots_of(50), overwrite=False) as writer:
         for rows in np.array_split(order[~np.isin(order, left_out)], 6):
             writer.write(rows, RetrievalResult(expression[rows], nearest[rows], sure[rows]))
-        assert writer.unwritten == 2
+        assert list(np.flatnonzero(~writer.done)) == left_out
         assert publish(writer) == tmp_path / "m.h5ad"
     expression[left_out] = nearest[left_out] = sure[left_out] = np.nan
 
@@ -138,9 +138,9 @@ def test_the_slide_stands_where_scanpy_looks_for_it(tmp_path):
 def test_shrinking_averages_and_keeps_small_images(tmp_path):
     image = np.zeros((40, 80, 3), np.uint8)
     image[:, ::2] = 200
-    small, scale = shrink(image, 0.5, 20)
+    small, scale = downscale(image, 0.5, 20)
     assert small.shape == (10, 20, 3) and (small == 100).all() and scale == 0.125
-    same, scale = shrink(image, 0.5, 80)
+    same, scale = downscale(image, 0.5, 80)
     assert same is image and scale == 0.5
 
 
@@ -366,10 +366,12 @@ def test_two_runs_cannot_write_one_map(tmp_path):
 def test_bytes_that_changed_on_the_disk_are_noticed(tmp_path):
     path = tmp_path / "m.h5ad"
     with MapWriter(path, genes=genes_of(3), spots=spots_of(4), overwrite=False) as writer:
-        writer.write(np.arange(4), RetrievalResult(np.ones((4, 3), np.float32), *np.ones((2, 4), np.float32)))
+        expression = np.arange(12, dtype="<f4").reshape(4, 3)
+        writer.write(np.arange(4), RetrievalResult(expression, *np.ones((2, 4), np.float32)))
         (part,) = tmp_path.iterdir()
+        row = part.read_bytes().index(expression[2].tobytes())
         with part.open("r+b") as file:
-            file.seek(writer._open.place(2))
+            file.seek(row)
             file.write(b"\x01")
         with pytest.raises(OutputError, match="does not read back"):
             publish(writer)
@@ -408,7 +410,8 @@ def test_memory_does_not_grow_with_the_map(tmp_path):
         from mclst.runtime.expression_map.writer import MapWriter
         n, genes = 20_000, 3_000
         batch = np.ones((500, genes), np.float32)
-        with MapWriter(Path(sys.argv[2]) / "m.h5ad", genes=genes_of(genes), spots=spots_of(n), overwrite=False) as writer:
+        path = Path(sys.argv[2]) / "m.h5ad"
+        with MapWriter(path, genes=genes_of(genes), spots=spots_of(n), overwrite=False) as writer:
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             for start in range(0, n, 500):
                 writer.write(np.arange(start, start + 500), RetrievalResult(batch, batch[:, 0], batch[:, 0]))
@@ -422,8 +425,8 @@ def test_memory_does_not_grow_with_the_map(tmp_path):
 
 
 def test_usual_spot_diameter():
-    assert usual_spot_diameter(spots_of(20).xy_px) == pytest.approx(50.25)
-    assert usual_spot_diameter(np.zeros((1, 2))) == usual_spot_diameter(np.zeros((3, 2))) == 100.0
+    assert estimate_spot_diameter(spots_of(20).xy_px) == pytest.approx(50.25)
+    assert estimate_spot_diameter(np.zeros((1, 2))) == estimate_spot_diameter(np.zeros((3, 2))) == 100.0
 
 
 def test_hdf5_reaching_into_the_place_of_x_is_noticed():

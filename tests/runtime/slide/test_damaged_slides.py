@@ -167,7 +167,10 @@ def test_a_tile_without_data_is_an_error_unless_the_vendor_calls_it_glass(tmp_pa
         "compression": "jpeg",
         "metadata": None,
     }
-    spacing = '<Attribute Name="DICOM_PIXEL_SPACING" Group="0x28" Element="0x30" PMSVR="IDoubleArray">"{0}" "{0}"</Attribute>'
+    spacing = (
+        '<Attribute Name="DICOM_PIXEL_SPACING" Group="0x28" Element="0x30" PMSVR="IDoubleArray">'
+        '"{0}" "{0}"</Attribute>'
+    )
     level = '<DataObject ObjectType="PixelDataRepresentation">' + spacing + "</DataObject>"
     described = '<?xml version="1.0"?><DataObject ObjectType="DPUfsImport"><Attribute><Array>' + (
         level.format(0.00025) + level.format(0.0005) + "</Array></Attribute></DataObject>"

@@ -21,10 +21,18 @@ from mclst.runtime.slide.open import open_slide
 
 @pytest.mark.parametrize(
     ("mode", "form", "options"),
-    [("RGB", "jpeg", {}), ("L", "jpeg", {}), ("CMYK", "jpeg", {}), ("RGB", "jpeg", {"progressive": True}),
-     ("RGB", "jpeg", {"subsampling": 0, "dpi": (72, 72)}), ("RGB", "png", {}), ("L", "png", {}), ("P", "png", {}),
-     ("1", "png", {})],
-)  # fmt: skip
+    [
+        ("RGB", "jpeg", {}),
+        ("L", "jpeg", {}),
+        ("CMYK", "jpeg", {}),
+        ("RGB", "jpeg", {"progressive": True}),
+        ("RGB", "jpeg", {"subsampling": 0, "dpi": (72, 72)}),
+        ("RGB", "png", {}),
+        ("L", "png", {}),
+        ("P", "png", {}),
+        ("1", "png", {}),
+    ],
+)
 def test_pictures_equal_pillow(tmp_path: Path, mode: str, form: str, options: dict[str, Any]) -> None:
     path = tmp_path / "a"
     Image.fromarray(tissue()).convert(mode).save(path, format=form, **options)

@@ -171,9 +171,13 @@ def test_imagej_scale(tmp_path: Path) -> None:
         (np.zeros((2, 40, 40, 3), np.uint8), {"photometric": "rgb"}, "several planes"),
         (np.zeros((40, 40, 5), np.uint8), {"photometric": "separated"}, "SEPARATED"),
         (np.zeros((40, 40, 3), np.uint8), {"photometric": "cielab"}, "CIELAB"),
-        (np.zeros((40, 40), np.uint8), {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)}, "PALETTE"),
+        (
+            np.zeros((40, 40), np.uint8),
+            {"photometric": "palette", "colormap": np.zeros((3, 256), np.uint16)},
+            "PALETTE",
+        ),
     ],
-)  # fmt: skip
+)
 def test_kinds_refused_by_name(
     tmp_path: Path, pixels: NDArray[Any], options: dict[str, Any], why: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""Slides of vendors whose real files are large: made ones, against the pixels they were made of and OpenSlide's."""
+"""Synthetic slides of vendors whose real files are large, against their pixels and OpenSlide's."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Sized(Slide):
             mpp_source="Aperio MPP", objective=objective,
         )  # fmt: skip
 
-    def _read_inside(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
+    def _read_inside(self, pixels: NDArray[np.uint8], x: int, y: int, level: int) -> None:
         raise AssertionError("nothing is read")
 
     def close(self) -> None:
@@ -47,9 +47,16 @@ def placed(
     xy += np.random.default_rng(seed).normal(0, noise, xy.shape) / mpp
     n = len(array)
     return Spots(
-        Path("spots.csv"), variant, np.arange(n).astype(np.str_), xy, array, np.arange(n), pd.DataFrame(index=range(n)),
-        None, "made up",
-    )  # fmt: skip
+        Path("spots.csv"),
+        variant,
+        np.arange(n).astype(np.str_),
+        xy,
+        array,
+        np.arange(n),
+        pd.DataFrame(index=range(n)),
+        None,
+        "made up",
+    )
 
 
 def visium(rows: int = 12, columns: int = 20) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -22,7 +22,7 @@ from synthetic_slides import quick
 
 from mclst.runtime.cli.infer import main
 from mclst.runtime.errors import SlideError, SpotsError
-from mclst.runtime.report.export.ome_tiff import halved
+from mclst.runtime.report.export.ome_tiff import downsample
 from mclst.runtime.slide.base import Level, Slide
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.tiling.grid import make_grid
@@ -42,9 +42,15 @@ def write_slide(path: Path, mask: NDArray[np.bool_], seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     pixels = np.where(mask[..., None], np.array(PINK), np.array(GLASS)) + rng.normal(0, 4, (*mask.shape, 3))
     tifffile.imwrite(
-        path, np.clip(pixels, 0, 255).astype(np.uint8), tile=(256, 256), compression="zlib", photometric="rgb",
-        resolution=(20000, 20000), resolutionunit="CENTIMETER", metadata=None,
-    )  # fmt: skip
+        path,
+        np.clip(pixels, 0, 255).astype(np.uint8),
+        tile=(256, 256),
+        compression="zlib",
+        photometric="rgb",
+        resolution=(20000, 20000),
+        resolutionunit="CENTIMETER",
+        metadata=None,
+    )
 
 
 class Blank(Slide):
@@ -55,7 +61,7 @@ class Blank(Slide):
             Path("blank"), reader="none", vendor="none", levels=(Level(width, height, 1.0, (1, 1)),)
         )
 
-    def _read_inside(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
+    def _read_inside(self, pixels: NDArray[np.uint8], x: int, y: int, level: int) -> None:
         raise AssertionError("a grid reads nothing")
 
     def close(self) -> None:
@@ -237,7 +243,7 @@ def test_levels_of_the_pyramid_are_means_of_what_is_known(here: Path) -> None:
     sums = np.nansum(blocks, axis=(1, 3))
     np.testing.assert_array_equal(np.isnan(levels[1]), known == 0)
     np.testing.assert_allclose(levels[1][known > 0], (sums[known > 0] / known[known > 0]), rtol=1e-6)
-    odd = halved(np.arange(6, dtype=np.float32).reshape(1, 2, 3))
+    odd = downsample(np.arange(6, dtype=np.float32).reshape(1, 2, 3))
     np.testing.assert_array_equal(odd, [[[2.0, 3.5]]])
 
 
@@ -281,7 +287,7 @@ def test_a_grid_needs_to_know_the_size_of_a_pixel(here: Path) -> None:
 
 MEASURE = """
 import resource, sys
-from mclst.runtime.cli import main
+from mclst.runtime.cli.infer import main
 try:
     main(["slide.tif", "--grid", sys.argv[1], "--out", sys.argv[1] + ".h5ad", "-q", "--no-picture"])
 finally:

@@ -300,7 +300,8 @@ def test_an_interpreter_with_tiles_half_read_ends() -> None:
     import sys
 
     code = (
-        "import numpy as np; from formula_slide import MadeUpSlide, scattered; from mclst.runtime.tiling.tiles import *;"
+        "import numpy as np; from formula_slide import MadeUpSlide, scattered; from "
+        "mclst.runtime.tiling.tiles import *;"
         "it = iter(Tiles(MadeUpSlide(), scattered(500), TileShape(8), batch_size=8, workers=4)); next(it)"
     )
     folder = str(Path(__file__).parents[2] / "support")
@@ -340,8 +341,8 @@ def test_each_segment_is_decoded_once_and_let_go_after_its_last_tile(
             for y in range(max(top, 0), min(top + 50, level.height_px))
         }
         assert slide.cache.decoded == len(needed)
-        assert slide.cache._held == {} and slide.cache._wanted == {}
-        assert slide.cache.most_bytes < image.nbytes
+        assert slide.cache.held_bytes == 0
+        assert slide.cache.peak_bytes < image.nbytes
     for row, tile in zip(rows, pixels, strict=True):
         x, y = np.floor(places[row]).astype(int) - 25
         assert np.array_equal(tile, cut(image, int(x), int(y), 50, 50))
