@@ -1,4 +1,4 @@
-"""Checkpoints: every published layout is recognised, and nothing in a file is ever executed."""
+"""Every published checkpoint layout is recognized, and no file is ever executed."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ def test_every_layout_gives_the_same_embeddings(tmp_path: Path, state: State, la
         assert torch.allclose(
             network.encode_tiles(tiles), expected.encode_tiles(tiles), atol=tolerance, rtol=0
         )
-        found = network.encode_spots(expression, position)
-        assert torch.allclose(found, expected.encode_spots(expression, position), atol=tolerance, rtol=0)
+        embedding = network.encode_spots(expression, position)
+        assert torch.allclose(embedding, expected.encode_spots(expression, position), atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("encoder", ["densenet121", "resnet50", "resnet101", "vit_base_patch32_224"])
-def test_image_encoders_are_told_apart(tmp_path: Path, encoder: str) -> None:
+def test_image_encoders_are_recognized(tmp_path: Path, encoder: str) -> None:
     torch.save(tiny_network(encoder).state_dict(), tmp_path / "model.pt")
     assert open_checkpoint(tmp_path / "model.pt").encoder == encoder
 
@@ -82,10 +82,10 @@ def test_image_encoders_are_told_apart(tmp_path: Path, encoder: str) -> None:
 def test_older_timm_norm_of_the_vit_is_kept(tmp_path: Path) -> None:
     network = MclSTExp("vit_base_patch32_224", 5, positions=2, vit_norm="norm").eval()
     torch.save(network.state_dict(), tmp_path / "model.pt")
-    found = open_checkpoint(tmp_path / "model.pt").network(heads=8)
+    rebuilt = open_checkpoint(tmp_path / "model.pt").network(heads=8)
     tiles = torch.rand(1, 3, 224, 224)
     with torch.no_grad():
-        assert torch.equal(found.encode_tiles(tiles), network.encode_tiles(tiles))
+        assert torch.equal(rebuilt.encode_tiles(tiles), network.encode_tiles(tiles))
 
 
 def test_position_tables_are_cut_to_the_rows_used(tmp_path: Path, state: State) -> None:
@@ -97,7 +97,7 @@ def test_position_tables_are_cut_to_the_rows_used(tmp_path: Path, state: State) 
 
 
 def _peak_mb(path: Path) -> float:
-    """Peak memory of a process that opens the checkpoint and rebuilds its network, less one that only imports."""
+    """Peak memory of opening a checkpoint and rebuilding its network, without the imports."""
     script = (
         "import resource, sys, torch; from mclst.export.inputs.checkpoint import open_checkpoint\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
@@ -105,13 +105,13 @@ def _peak_mb(path: Path) -> float:
         "n = c.network(heads=8, x_rows=rows, y_rows=rows)\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True
     )
-    return float(done.stdout)
+    return float(process.stdout)
 
 
-def test_a_full_size_checkpoint_is_never_held_twice(tmp_path: Path) -> None:
+def test_a_full_size_checkpoint_is_never_in_memory_twice(tmp_path: Path) -> None:
     # The published tables: 65,536 rows of 785 genes, twice: 412 of 465 MB.
     with torch.device("meta"):
         network = MclSTExp("densenet121", 785)
@@ -152,17 +152,17 @@ def test_a_pickle_that_runs_a_program_is_refused_unexecuted(
     assert not canary.exists()
 
 
-@pytest.mark.parametrize("called", [False, True])
+@pytest.mark.parametrize("as_instance", [False, True])
 def test_classes_of_lightning_are_neither_needed_nor_run(
-    tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch, called: bool
+    tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch, as_instance: bool
 ) -> None:
-    """Lightning 1.4 names its callbacks by class, and keeps what they say of themselves."""
+    """Lightning 1.4 keys its callbacks by class and stores their state."""
     package, module = ModuleType("pytorch_lightning"), ModuleType("pytorch_lightning.callbacks")
     callback = type("ModelCheckpoint", (), {"__module__": module.__name__})
     module.ModelCheckpoint = callback  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, package.__name__, package)
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    content = {"state_dict": state, "callbacks": {callback: {"best": callback() if called else 0.5}}}
+    content = {"state_dict": state, "callbacks": {callback: {"best": callback() if as_instance else 0.5}}}
     torch.save(content, tmp_path / "last.ckpt")
     monkeypatch.delitem(sys.modules, module.__name__)
     monkeypatch.delitem(sys.modules, package.__name__)
@@ -187,8 +187,8 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path: Path, state: State) ->
         path.write_bytes(content)
         refuse(path, word)
     torch.save(state, path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
+    intact = path.read_bytes()
+    path.write_bytes(intact[: len(intact) // 2])
     refuse(path, "not a")
     safetensors.torch.save_file({name: t.contiguous() for name, t in state.items()}, path)
     path.write_bytes(path.read_bytes()[:-100])
@@ -232,7 +232,7 @@ def test_a_zip_bomb_is_refused_before_it_unpacks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 def test_a_changed_weight_is_refused(tmp_path: Path, state: State, share: float) -> None:
-    """torch itself loads it: the archive's checksums are there, and it does not look."""
+    """torch itself loads it without verifying the archive's checksums."""
     path = tmp_path / "model.pt"
     torch.save(state, path)
     content = bytearray(path.read_bytes())
@@ -245,16 +245,16 @@ def test_a_changed_weight_is_refused(tmp_path: Path, state: State, share: float)
 def test_damaged_safetensors_are_refused(tmp_path: Path, state: State) -> None:
     path = tmp_path / "model.safetensors"
     safetensors.torch.save_file({name: t.contiguous() for name, t in state.items()}, path)
-    whole = path.read_bytes()
-    size = int.from_bytes(whole[:8], "little")
-    twice = (
-        whole[8 : 8 + size].rstrip()[:-1]
+    intact = path.read_bytes()
+    size = int.from_bytes(intact[:8], "little")
+    duplicated = (
+        intact[8 : 8 + size].rstrip()[:-1]
         + b',"spot_projection.fc.bias":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
     )
     for content in (
-        whole[:-100],
-        (2**60).to_bytes(8, "little") + whole[8:],
-        len(twice).to_bytes(8, "little") + twice + whole[8 + size :],
+        intact[:-100],
+        (2**60).to_bytes(8, "little") + intact[8:],
+        len(duplicated).to_bytes(8, "little") + duplicated + intact[8 + size :],
     ):
         path.write_bytes(content)
         refuse(path)
@@ -267,11 +267,11 @@ def test_heads_must_divide_the_width(tmp_path: Path, state: State) -> None:
 
 
 def test_network_equals_plain_numpy(state: State) -> None:
-    """The spot encoder against the published formulas written out in float64 numpy."""
+    """The spot encoder equals the published formulas in float64 numpy."""
     network = tiny_network()
     p = {name: tensor.double().numpy() for name, tensor in state.items()}
     rng = np.random.default_rng(0)
-    x, where = rng.random((7, GENES)).astype(np.float32), rng.integers(0, POSITIONS, (7, 2))
+    x, rows = rng.random((7, GENES)).astype(np.float32), rng.integers(0, POSITIONS, (7, 2))
 
     def norm(v: np.ndarray, name: str) -> np.ndarray:
         centred = v - v.mean(-1, keepdims=True)
@@ -285,7 +285,7 @@ def test_network_equals_plain_numpy(state: State) -> None:
 
         return 0.5 * v * (1 + erf(v / np.sqrt(2)))
 
-    h = x.astype(np.float64) + p["x_embed.weight"][where[:, 0]] + p["y_embed.weight"][where[:, 1]]
+    h = x.astype(np.float64) + p["x_embed.weight"][rows[:, 0]] + p["y_embed.weight"][rows[:, 1]]
     for i in range(2):
         b = f"spot_encoder.{i}"
         qkv = norm(h, f"{b}.attn.norm") @ p[f"{b}.attn.fn.to_qkv.weight"].T
@@ -305,13 +305,13 @@ def test_network_equals_plain_numpy(state: State) -> None:
     mixed = gelu(projected) @ p["spot_projection.fc.weight"].T + p["spot_projection.fc.bias"] + projected
     expected = norm(mixed, "spot_projection.layer_norm")
     with torch.no_grad():
-        found = network.encode_spots(torch.from_numpy(x), torch.from_numpy(where))
-    assert np.abs(found.numpy() - expected).max() < 1e-5
+        embedding = network.encode_spots(torch.from_numpy(x), torch.from_numpy(rows))
+    assert np.abs(embedding.numpy() - expected).max() < 1e-5
 
 
-def test_the_real_checkpoint_is_recognised(her2st: Path) -> None:
-    found = open_checkpoint(her2st / "model.pt")
-    assert (found.encoder, found.genes, found.traits.width) == ("densenet121", 785, 256)
-    traits = found.traits
+def test_the_real_checkpoint_is_recognized(her2st: Path) -> None:
+    checkpoint = open_checkpoint(her2st / "model.pt")
+    assert (checkpoint.encoder, checkpoint.genes, checkpoint.traits.width) == ("densenet121", 785, 256)
+    traits = checkpoint.traits
     assert (traits.depth, traits.attention_width, traits.positions) == (2, 512, 64)
-    assert json.dumps(found.carried) == "{}"
+    assert json.dumps(checkpoint.metadata) == "{}"

@@ -1,9 +1,11 @@
-"""`mclst-export` as a stranger uses it: what it writes, and what it says to bad input."""
+"""`mclst-export` end to end: its files, and its messages for bad input."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,15 +18,16 @@ from refusals import assert_refused, tree
 from small_model import GENES, Small, tiny_network, write_reference
 
 from mclst.export.cli import main
+from mclst.export.options import PRECISION_NAMES
 from mclst.export.parity import compare as parity
-from mclst.runtime.bundle.bundle import open_bundle
+from mclst.runtime.bundle.bundle import PRECISIONS, open_bundle
 
 TINY = ("--tile-px", "32", "--k", "10", "--parity-tiles", "4")
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: Small) -> Path:
-    """A working folder with model.pt and reference/."""
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: Small) -> Path:
+    """Working directory with model.pt and reference/."""
     write_reference(tmp_path / "reference")
     shutil.copy(small.ckpt, tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -35,27 +38,31 @@ def export(*words: str) -> Result:
     return CliRunner().invoke(main, list(words))
 
 
-def test_the_short_form_writes_a_bundle(here: Path) -> None:
-    done = export("--ckpt", "model.pt", "--reference", "reference", "--hold-out", "B1", *TINY)
-    assert done.exit_code == 0, done.output
-    assert done.stdout == "mclst-bundle\n"
+def test_the_short_form_writes_a_bundle(workdir: Path) -> None:
+    result = export("--ckpt", "model.pt", "--reference", "reference", "--hold-out", "B1", *TINY)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "mclst-bundle\n"
     for word in ("resnet18", "48 spots of 2 sections", "12 genes", "parity", "section A1, A2"):
-        assert word in done.stderr
-    assert {p.name for p in (here / "mclst-bundle").iterdir()} == {
-        "manifest.json", "encoder.onnx", "bank.h5", "parity.json",
-    }  # fmt: skip
+        assert word in result.stderr
+    assert {p.name for p in (workdir / "mclst-bundle").iterdir()} == {
+        "manifest.json",
+        "encoder.onnx",
+        "bank.h5",
+        "parity.json",
+    }
     open_bundle("mclst-bundle")
 
 
-def test_every_option_reaches_the_manifest(here: Path) -> None:
+def test_every_option_reaches_the_manifest(workdir: Path) -> None:
     words = (
-        "--k 7 --rank l2 --distance cosine --weighting softmax --temperature 0.5 --heads 4 --context 5 --sentences section "
-        "--positions pixel --input-normalisation none --expression-normalisation spot-wise --tile-px 40 --tile-mpp 0.5 "
-        "--pad 255,254,253 --channels bgr --pixel-range 0-255 --mean 1,2,3 --std 4,5,6 --axes x-major --parity-tiles 4"
+        "--k 7 --rank l2 --distance cosine --weighting softmax --temperature 0.5 --heads 4 --context 5 "
+        "--sentences section --positions pixel --input-normalization none --expression-normalization "
+        "spot-wise --tile-px 40 --tile-mpp 0.5 --pad 255,254,253 --channels bgr --pixel-range 0-255 --mean "
+        "1,2,3 --std 4,5,6 --axes x-major --parity-tiles 4"
     )
     # Pixel positions need tables that reach them.
-    torch.save(tiny_network(positions=300).state_dict(), here / "model.pt")
-    done = export(
+    torch.save(tiny_network(positions=300).state_dict(), workdir / "model.pt")
+    result = export(
         "--ckpt",
         "model.pt",
         "--reference",
@@ -67,8 +74,8 @@ def test_every_option_reaches_the_manifest(here: Path) -> None:
         "-q",
         *words.split(),
     )
-    assert done.exit_code == 0 and done.stderr == "", done.output
-    m = json.loads(done.stdout)["manifest"]
+    assert result.exit_code == 0 and result.stderr == "", result.output
+    m = json.loads(result.stdout)["manifest"]
     assert m["retrieval"] == {
         "k": 7,
         "rank": "l2",
@@ -90,59 +97,67 @@ def test_every_option_reaches_the_manifest(here: Path) -> None:
     }
 
 
-def test_sections_are_chosen_and_held_out(here: Path) -> None:
-    done = export(
+def test_sections_are_chosen_and_held_out(workdir: Path) -> None:
+    result = export(
         "--ckpt", "model.pt", "--reference", "reference", "--sections", "A2-B1", "--hold-out", "A2", *TINY
     )
-    assert done.exit_code == 0, done.output
+    assert result.exit_code == 0, result.output
     assert [s.name for s in open_bundle("mclst-bundle").manifest.bank] == ["B1"]
 
 
-def test_a_reference_without_images_says_that_its_tiles_are_made_up(here: Path) -> None:
-    shutil.rmtree(here / "reference" / "images")
-    done = export("--ckpt", "model.pt", "--reference", "reference", *TINY)
-    assert done.exit_code == 0 and "made-up tissue" in done.stderr
-    assert "made-up" in json.loads((here / "mclst-bundle" / "parity.json").read_text())["tiles"]["source"]
+def test_a_reference_without_images_gets_synthetic_tiles(workdir: Path) -> None:
+    shutil.rmtree(workdir / "reference" / "images")
+    result = export("--ckpt", "model.pt", "--reference", "reference", *TINY)
+    assert result.exit_code == 0 and "made-up tissue" in result.stderr
+    assert "made-up" in json.loads((workdir / "mclst-bundle" / "parity.json").read_text())["tiles"]["source"]
 
 
 Change = Callable[[Path], object]
 
 
 def genes(names: list[str]) -> Change:
-    return lambda here: (here / "reference" / "genes.txt").write_text("\n".join(names))
+    return lambda workdir: (workdir / "reference" / "genes.txt").write_text("\n".join(names))
 
 
-def other_genes(here: Path) -> None:
-    for path in (here / "reference" / "counts").iterdir():
+def other_genes(workdir: Path) -> None:
+    for path in (workdir / "reference" / "counts").iterdir():
         path.write_text(path.read_text().replace("GENE3", "OTHER"))
 
 
-def empty_reference(here: Path) -> None:
-    shutil.rmtree(here / "reference")
-    (here / "reference").mkdir()
+def empty_reference(workdir: Path) -> None:
+    shutil.rmtree(workdir / "reference")
+    (workdir / "reference").mkdir()
 
 
 BAD = [
-    ("no checkpoint", lambda here: (here / "model.pt").unlink(), ("model.pt", "not a file")),
-    ("not a checkpoint", lambda here: (here / "model.pt").write_bytes(b"hello" * 50), ("model.pt", "not a checkpoint")),
-    ("half a checkpoint", lambda here: (here / "model.pt").write_bytes((here / "model.pt").read_bytes()[:90_000]), ("model.pt",)),
-    ("no reference", lambda here: shutil.rmtree(here / "reference"), ("reference",)),
+    ("no checkpoint", lambda workdir: (workdir / "model.pt").unlink(), ("model.pt", "not a file")),
+    (
+        "not a checkpoint",
+        lambda workdir: (workdir / "model.pt").write_bytes(b"hello" * 50),
+        ("model.pt", "not a checkpoint"),
+    ),
+    (
+        "half a checkpoint",
+        lambda workdir: (workdir / "model.pt").write_bytes((workdir / "model.pt").read_bytes()[:90_000]),
+        ("model.pt",),
+    ),
+    ("no reference", lambda workdir: shutil.rmtree(workdir / "reference"), ("reference",)),
     ("empty reference", empty_reference, ("reference",)),
     ("short gene list", genes([f"GENE{i}" for i in range(11)]), ("genes.txt", "11", "12")),
     ("long gene list", genes([f"GENE{i}" for i in range(13)]), ("genes.txt", "13", "12")),
     ("repeated gene", genes(["GENE0", *[f"GENE{i}" for i in range(11)]]), ("genes.txt", "GENE0")),
     ("other genes", other_genes, ("GENE3", "1 of the model's 12")),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("change", "words"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
 def test_bad_input_is_one_sentence_and_leaves_nothing(
-    here: Path, change: Change, words: tuple[str, ...]
+    workdir: Path, change: Change, words: tuple[str, ...]
 ) -> None:
-    change(here)
-    before = tree(here)
+    change(workdir)
+    before = tree(workdir)
     assert_refused(export("-q", "--ckpt", "model.pt", "--reference", "reference", *TINY), 4, words)
-    assert tree(here) == before
+    assert tree(workdir) == before
 
 
 @pytest.mark.parametrize(
@@ -157,35 +172,37 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     ],
 )
 def test_options_that_do_not_fit_are_refused(
-    here: Path, options: tuple[str, ...], words: tuple[str, ...]
+    workdir: Path, options: tuple[str, ...], words: tuple[str, ...]
 ) -> None:
-    before = tree(here)
+    before = tree(workdir)
     rest = tuple(w for w in TINY if options[0] != "--k" or w not in ("--k", "10"))
     assert_refused(export("-q", "--ckpt", "model.pt", "--reference", "reference", *rest, *options), 4, words)
-    assert tree(here) == before
+    assert tree(workdir) == before
 
 
-def test_a_published_checkpoint_needs_a_reference(here: Path) -> None:
+def test_a_published_checkpoint_needs_a_reference(workdir: Path) -> None:
     assert_refused(export("-q", "--ckpt", "model.pt"), 4, ("model.pt", "--reference"))
 
 
-def test_a_bundle_in_the_way_is_kept(here: Path) -> None:
-    (here / "mclst-bundle").mkdir()
-    done = export("-q", "--ckpt", "model.pt", "--reference", "reference", *TINY)
-    assert_refused(done, 5, ("mclst-bundle", "--overwrite"))
+def test_an_existing_bundle_is_kept(workdir: Path) -> None:
+    (workdir / "mclst-bundle").mkdir()
+    result = export("-q", "--ckpt", "model.pt", "--reference", "reference", *TINY)
+    assert_refused(result, 5, ("mclst-bundle", "--overwrite"))
 
 
-def test_no_bundle_without_parity(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A graph that differs from its checkpoint by a hundredth is no export of it."""
+def test_no_bundle_without_parity(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph that differs by 1 % is refused."""
     right = parity.encode_with_export
     monkeypatch.setattr(parity, "encode_with_export", lambda *words: right(*words) * np.float32(1.01))
-    before = tree(here)
-    done = export("-q", "--ckpt", "model.pt", "--reference", "reference", *TINY)
-    assert_refused(done, 4, ("does not give what the checkpoint gives", "largest difference of an embedding"))
-    assert tree(here) == before
+    before = tree(workdir)
+    result = export("-q", "--ckpt", "model.pt", "--reference", "reference", *TINY)
+    assert_refused(
+        result, 4, ("does not give what the checkpoint gives", "largest difference of an embedding")
+    )
+    assert tree(workdir) == before
 
 
-def test_a_checkpoint_that_carries_its_bank_needs_nothing_else(here: Path) -> None:
+def test_a_checkpoint_with_its_own_bank_needs_no_reference(workdir: Path) -> None:
     rng = np.random.default_rng(0)
     sections = [
         {
@@ -199,20 +216,22 @@ def test_a_checkpoint_that_carries_its_bank_needs_nothing_else(here: Path) -> No
     content = {
         "format": "mclst-checkpoint/1",
         "model": tiny_network().state_dict(),
-        "config": {"tile": {"size_px": 32, "pad": [255, 255, 255]}, "retrieval": {
-            "k": 5, "rank": "l2", "distance": "l2", "weighting": "softmax", "temperature": 2.0}},
+        "config": {
+            "tile": {"size_px": 32, "pad": [255, 255, 255]},
+            "retrieval": {"k": 5, "rank": "l2", "distance": "l2", "weighting": "softmax", "temperature": 2.0},
+        },
         "genes": [f"G{i}" for i in range(GENES)],
         "sections": sections,
-    }  # fmt: skip
-    torch.save(content, here / "model.pt")
-    done = export("--ckpt", "model.pt", "--k", "6", "--parity-tiles", "4")
-    assert done.exit_code == 0, done.output
+    }
+    torch.save(content, workdir / "model.pt")
+    result = export("--ckpt", "model.pt", "--k", "6", "--parity-tiles", "4")
+    assert result.exit_code == 0, result.output
     bundle = open_bundle("mclst-bundle")
     assert bundle.retrieval.k == 6 and bundle.retrieval.rank == "l2"
     assert bundle.manifest.tile.pad == (255, 255, 255)
     assert list(bundle.bank.genes[:2]) == ["G0", "G1"] and len(bundle.bank) == 18
     content["sections"][0]["counts"] = torch.zeros(8, GENES)  # type: ignore[index]
-    torch.save(content, here / "model.pt")
+    torch.save(content, workdir / "model.pt")
     assert_refused(
         export("-q", "--ckpt", "model.pt", "--k", "6", "--overwrite"), 4, ("do not fit its weights",)
     )
@@ -220,8 +239,8 @@ def test_a_checkpoint_that_carries_its_bank_needs_nothing_else(here: Path) -> No
 
 
 @pytest.fixture
-def carried() -> dict[str, Any]:
-    """A checkpoint that brings genes and one section."""
+def checkpoint() -> dict[str, Any]:
+    """A checkpoint that stores genes and one section."""
     counts = torch.from_numpy(np.random.default_rng(0).poisson(3, (9, GENES)).astype(np.float32))
     section = {"name": "S", "spot": [f"{i}x{i}" for i in range(9)], "counts": counts}
     return {
@@ -244,61 +263,62 @@ def carried() -> dict[str, Any]:
         {"spot": ["a"]},
     ],
 )
-def test_what_a_checkpoint_carries_is_checked(
-    here: Path, carried: dict[str, Any], change: dict[str, Any]
+def test_sections_stored_in_a_checkpoint_are_checked(
+    workdir: Path, checkpoint: dict[str, Any], change: dict[str, Any]
 ) -> None:
-    carried["sections"][0].update(change)
-    torch.save(carried, here / "model.pt")
+    checkpoint["sections"][0].update(change)
+    torch.save(checkpoint, workdir / "model.pt")
     assert_refused(export("-q", "--ckpt", "model.pt", "--k", "5"), 4, ("model.pt",))
 
 
 @pytest.mark.parametrize(
     "tiles", ["none", 1.5, torch.zeros(0, 32, 32, 3, dtype=torch.uint8), torch.zeros(2, 32, 32, 3)]
 )
-def test_tiles_that_are_none_are_not_used(here: Path, carried: dict[str, Any], tiles: object) -> None:
-    torch.save({**carried, "tiles": tiles}, here / "model.pt")
-    done = export("--ckpt", "model.pt", "--k", "5", "--parity-tiles", "4")
-    assert done.exit_code == 0 and "made-up tissue" in done.stderr, done.output
+def test_invalid_stored_tiles_are_ignored(workdir: Path, checkpoint: dict[str, Any], tiles: object) -> None:
+    torch.save({**checkpoint, "tiles": tiles}, workdir / "model.pt")
+    result = export("--ckpt", "model.pt", "--k", "5", "--parity-tiles", "4")
+    assert result.exit_code == 0 and "made-up tissue" in result.stderr, result.output
 
 
-def test_the_checkpoint_s_own_gene_order_comes_first(here: Path, carried: dict[str, Any]) -> None:
-    carried["genes"] = carried["genes"][::-1]
-    torch.save(carried, here / "model.pt")
-    done = export("--ckpt", "model.pt", "--reference", "reference", *TINY)
-    assert done.exit_code == 0 and "in the order of the checkpoint" in done.stderr, done.output
-    assert list(open_bundle("mclst-bundle").bank.genes) == carried["genes"]
+def test_gene_order_of_the_checkpoint_comes_first(workdir: Path, checkpoint: dict[str, Any]) -> None:
+    checkpoint["genes"] = checkpoint["genes"][::-1]
+    torch.save(checkpoint, workdir / "model.pt")
+    result = export("--ckpt", "model.pt", "--reference", "reference", *TINY)
+    assert result.exit_code == 0 and "in the order of the checkpoint" in result.stderr, result.output
+    assert list(open_bundle("mclst-bundle").bank.genes) == checkpoint["genes"]
 
 
-def test_where_the_gene_order_is_from_is_said(here: Path) -> None:
-    done = export("--ckpt", "model.pt", "--reference", "reference", *TINY)
-    assert "in the order of reference/genes.txt" in done.stderr
+def test_the_source_of_the_gene_order_is_reported(workdir: Path) -> None:
+    result = export("--ckpt", "model.pt", "--reference", "reference", *TINY)
+    assert "in the order of reference/genes.txt" in result.stderr
     assert open_bundle("mclst-bundle").manifest.genes_from == "reference/genes.txt"
-    (here / "reference" / "genes.txt").unlink()
-    done = export("--ckpt", "model.pt", "--reference", "reference", *TINY, "--overwrite")
-    assert "section A1, since nothing else tells the model's order" in done.stderr
+    (workdir / "reference" / "genes.txt").unlink()
+    result = export("--ckpt", "model.pt", "--reference", "reference", *TINY, "--overwrite")
+    assert "section A1, since nothing else tells the model's order" in result.stderr
 
 
-def test_gene_lists_that_contradict_each_other_are_refused(here: Path) -> None:
-    write_reference(here / "more", names=("C1",))
+def test_gene_lists_that_contradict_each_other_are_refused(workdir: Path) -> None:
+    write_reference(workdir / "more", names=("C1",))
     genes = [f"GENE{i}" for i in range(GENES)]
-    (here / "more" / "genes.txt").write_text("\n".join(genes[::-1]))
-    done = export("-q", "--ckpt", "model.pt", "--reference", "reference", "--reference", "more", *TINY)
-    assert_refused(done, 4, ("more/genes.txt", "differ", "--genes"))
+    (workdir / "more" / "genes.txt").write_text("\n".join(genes[::-1]))
+    result = export("-q", "--ckpt", "model.pt", "--reference", "reference", "--reference", "more", *TINY)
+    assert_refused(result, 4, ("more/genes.txt", "differ", "--genes"))
 
 
-def test_values_that_are_no_counts_are_said(here: Path) -> None:
-    path = here / "reference" / "counts" / "A1.tsv"
+def test_values_that_are_no_counts_give_a_warning(workdir: Path) -> None:
+    path = workdir / "reference" / "counts" / "A1.tsv"
     path.write_text(path.read_text().replace("\t5\t", "\t5.5\t"))
-    done = export("--ckpt", "model.pt", "--reference", "reference", *TINY)
-    assert done.exit_code == 0 and "section A1" in done.stderr and "not whole counts" in done.stderr
+    result = export("--ckpt", "model.pt", "--reference", "reference", *TINY)
+    assert result.exit_code == 0 and "section A1" in result.stderr and "not whole counts" in result.stderr
+    # The British spelling still works.
     raw = ("--input-normalisation", "none", "--expression-normalisation", "none", "--overwrite")
     assert (
         "not whole counts" not in export("--ckpt", "model.pt", "--reference", "reference", *TINY, *raw).stderr
     )
 
 
-def test_a_reference_without_expression_is_refused(here: Path) -> None:
-    for path in (here / "reference" / "counts").iterdir():
+def test_a_reference_without_expression_is_refused(workdir: Path) -> None:
+    for path in (workdir / "reference" / "counts").iterdir():
         lines = [line.split("\t") for line in path.read_text().splitlines()]
         path.write_text(
             "\n".join(
@@ -311,35 +331,61 @@ def test_a_reference_without_expression_is_refused(here: Path) -> None:
     )
 
 
-def test_an_image_that_cannot_be_read_is_passed_over(here: Path) -> None:
-    (here / "reference" / "images" / "A1.png").write_bytes(b"not an image")
-    done = export("--ckpt", "model.pt", "--reference", "reference", *TINY)
+def test_an_unreadable_image_is_skipped(workdir: Path) -> None:
+    (workdir / "reference" / "images" / "A1.png").write_bytes(b"not an image")
+    result = export("--ckpt", "model.pt", "--reference", "reference", *TINY)
     assert (
-        done.exit_code == 0 and "not proved on section A1" in done.stderr and "section A2, B1" in done.stderr
+        result.exit_code == 0
+        and "not proved on section A1" in result.stderr
+        and "section A2, B1" in result.stderr
     )
 
 
 @pytest.mark.parametrize(
     "words",
-    [("--temperature", "inf"), ("--temperature", "0"), ("--tile-mpp", "nan"), ("--std", "0,1,1"), ("--mean", "nan,0,0"),
-     ("--pad", "300,0,-4"), ("--pad", "1,2"), ("--parity-tiles", "1000000000")],
-)  # fmt: skip
-def test_numbers_out_of_range_are_wrong_usage(here: Path, words: tuple[str, ...]) -> None:
+    [
+        ("--temperature", "inf"),
+        ("--temperature", "0"),
+        ("--tile-mpp", "nan"),
+        ("--std", "0,1,1"),
+        ("--mean", "nan,0,0"),
+        ("--pad", "300,0,-4"),
+        ("--pad", "1,2"),
+        ("--parity-tiles", "1000000000"),
+    ],
+)
+def test_numbers_out_of_range_are_wrong_usage(workdir: Path, words: tuple[str, ...]) -> None:
     assert export("--ckpt", "model.pt", "--reference", "reference", *words).exit_code == 2
 
 
-@pytest.mark.parametrize("victim", ["model.pt", "reference/genes.txt"])
-def test_an_input_is_never_overwritten(here: Path, victim: str) -> None:
-    before = tree(here)
-    done = export(
-        "-q", "--ckpt", "model.pt", "--reference", "reference", "--json", victim, "--overwrite", *TINY
+@pytest.mark.parametrize("path", ["model.pt", "reference/genes.txt"])
+def test_an_input_is_never_overwritten(workdir: Path, path: str) -> None:
+    before = tree(workdir)
+    result = export(
+        "-q", "--ckpt", "model.pt", "--reference", "reference", "--json", path, "--overwrite", *TINY
     )
-    assert_refused(done, 5, (victim, "would be lost"))
-    assert tree(here) == before
+    assert_refused(result, 5, (path, "would be lost"))
+    assert tree(workdir) == before
 
 
-def test_help_speaks_of_what_it_does() -> None:
-    done = export("--help")
-    assert done.exit_code == 0
+def test_help_lists_options_and_defaults() -> None:
+    result = export("--help")
+    assert result.exit_code == 0
     for word in ("--ckpt", "--reference", "--hold-out", "--overwrite", "200", "cosine", "inverse-square"):
-        assert word in done.output
+        assert word in result.output
+
+
+HEAVY = ("torch", "numpy", "pandas", "onnx", "h5py", "anndata", "scipy", "matplotlib", "pydantic")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys, mclst.export.cli as cli; cli.main(['--help'], standalone_mode=False); "
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert process.stdout.splitlines()[-1] == "[]"
+
+
+def test_choices_are_those_of_the_modules_that_implement_them() -> None:
+    assert PRECISION_NAMES == PRECISIONS

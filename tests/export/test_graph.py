@@ -1,4 +1,4 @@
-"""The exported graph against the network it came from, for every encoder and preprocessing."""
+"""The exported graph equals its network for every encoder and preprocessing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_graph_equals_network_at_any_batch(
         assert np.abs(session.encode(batch) - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
-def test_preprocess_equals_what_the_published_scripts_do() -> None:
+def test_preprocess_equals_the_published_scripts() -> None:
     batch = tiles(2, 8)
     plain = batch.astype(np.float64).transpose(0, 3, 1, 2)
     assert np.abs(preprocess(batch, Preprocessing()).numpy() - plain / 255).max() < 1e-7
@@ -80,7 +80,7 @@ def test_graph_takes_uint8_and_casts_before_it_transposes(graph: Path) -> None:
     assert {opset.version for opset in model.opset_import if not opset.domain} == {18}
 
 
-def test_graph_tells_nothing_of_the_machine_it_was_made_on(graph: Path) -> None:
+def test_graph_contains_no_paths_of_the_exporting_machine(graph: Path) -> None:
     content = graph.read_bytes()
     assert b".py" not in content and b"site-packages" not in content
     assert not any(entry.name != graph.name for entry in graph.parent.iterdir())

@@ -1,4 +1,4 @@
-"""fp16, bf16 and int8 graphs: their arithmetic against numpy, what stays fp32, and what a bundle with them does."""
+"""fp16, bf16 and int8 graphs: arithmetic against numpy, fp32 operators, and bundles with them."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from refusals import assert_refused, tree
 from small_model import TILE_PX, Small, tiny_network
-from small_systems import set_apart
-from system_cases import MADE
+from small_systems import randomize_norms
+from system_cases import SYSTEM_CASES
 
 from mclst.benchmarks.cli import main as bench_main
 from mclst.benchmarks.systems.precision import rows
 from mclst.export.cli import main as export_main
-from mclst.export.onnx.calibrate import BINS, PERCENTILE, Magnitudes, calibrate
-from mclst.export.onnx.fp16 import captured, to_half
+from mclst.export.onnx.calibrate import BINS, PERCENTILE, MagnitudeHistogram, calibrate
+from mclst.export.onnx.fp16 import captured_names, to_half
 from mclst.export.onnx.int8 import find_products, to_int8
-from mclst.export.parity.precisions import _write_int8
-from mclst.export.parity.tiles import made_up_tiles
-from mclst.export.parity.tolerances import GATES, Gate, gate_for, judge
+from mclst.export.parity.precisions import derive_graphs
+from mclst.export.parity.tiles import synthetic_tiles
+from mclst.export.parity.tolerances import GATES, Gate, check_gate, gate_for
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.bundle.manifest import Tile
 from mclst.runtime.cli.infer import main as infer_main
@@ -44,7 +44,7 @@ HALVES = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 
 def graph(
-    nodes: list[onnx.NodeProto], held: dict[str, Any], shape: tuple[Any, ...], out: tuple[Any, ...]
+    nodes: list[onnx.NodeProto], constants: dict[str, Any], shape: tuple[Any, ...], out: tuple[Any, ...]
 ) -> onnx.ModelProto:
     """A float32 graph from `x` to `embedding`."""
     return helper.make_model(
@@ -53,7 +53,7 @@ def graph(
             "g",
             [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
             [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, out)],
-            [numpy_helper.from_array(np.asarray(values), name) for name, values in held.items()],
+            [numpy_helper.from_array(np.asarray(values), name) for name, values in constants.items()],
         ),
         opset_imports=[helper.make_opsetid("", 18)],
         ir_version=9,
@@ -72,22 +72,23 @@ def run(model: onnx.ModelProto, **inputs: np.ndarray) -> Any:
 def types(model: onnx.ModelProto) -> dict[str, int]:
     """Element type of each tensor."""
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
-    found = {
+    types_by_name = {
         v.name: v.type.tensor_type.elem_type
         for v in (*inferred.value_info, *inferred.input, *inferred.output)
     }
-    return found | {t.name: t.data_type for t in inferred.initializer}
+    return types_by_name | {t.name: t.data_type for t in inferred.initializer}
 
 
-# ---------------------------------------------------------------------------------------------- half precision
+# ---------------------------------------------------------------------------------------------- half
+# precision
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_half_is_rounding_where_it_is_said(precision: Any) -> None:
-    """Two products, a bias between and a mean behind: every half result rounded once, all else exact."""
+def test_half_rounds_each_half_result(precision: Any) -> None:
+    """Two products with a bias between and a mean after: half results are rounded once, the rest is exact."""
     rng = np.random.default_rng(0)
     w, v, b = rng.normal(size=(6, 5)), rng.normal(size=(5, 4)), rng.normal(size=5)
-    held = {
+    constants = {
         "w": w.astype(np.float32),
         "v": v.astype(np.float32),
         "b": b.astype(np.float32),
@@ -100,17 +101,17 @@ def test_half_is_rounding_where_it_is_said(precision: Any) -> None:
         helper.make_node("MatMul", ["r", "v"], ["d"]),
         helper.make_node("ReduceMean", ["d", "axes"], ["embedding"], keepdims=1),
     ]
-    model = graph(nodes, held, ("N", 6), ("N", 1))
+    model = graph(nodes, constants, ("N", 6), ("N", 1))
     x = rng.normal(size=(7, 6)).astype(np.float32)
 
     def r(values: np.ndarray) -> np.ndarray:
         return values.astype(np.float32).astype(HALVES[precision]).astype(np.float64)
 
-    c = r(r(r(x) @ r(held["w"])) + r(held["b"]))
-    expected = r(np.maximum(c, 0) @ r(held["v"])).mean(1, keepdims=True)
-    found = run(to_half(model, precision, rounded=True).model, x=x)
-    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6)
-    assert np.abs(found - (np.maximum(x @ w + b, 0) @ v).mean(1, keepdims=True)).max() > 1e-5
+    c = r(r(r(x) @ r(constants["w"])) + r(constants["b"]))
+    expected = r(np.maximum(c, 0) @ r(constants["v"])).mean(1, keepdims=True)
+    output = run(to_half(model, precision, rounded=True).model, x=x)
+    np.testing.assert_allclose(output, expected, rtol=2e-6, atol=1e-6)
+    assert np.abs(output - (np.maximum(x @ w + b, 0) @ v).mean(1, keepdims=True)).max() > 1e-5
     typed = to_half(model, precision)
     kinds = types(typed.model)
     half = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[precision]
@@ -123,7 +124,7 @@ def test_half_is_rounding_where_it_is_said(precision: Any) -> None:
 
 def test_a_squash_keeps_its_square_in_fp32() -> None:
     """|v|² of a capsule of length 2,000 is beyond fp16; v / |v| is not."""
-    held = {"w": np.eye(4, dtype=np.float32) * 1000, "axes": np.array([1])}
+    constants = {"w": np.eye(4, dtype=np.float32) * 1000, "axes": np.array([1])}
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["v"]),
         helper.make_node("Mul", ["v", "v"], ["square"]),
@@ -131,9 +132,9 @@ def test_a_squash_keeps_its_square_in_fp32() -> None:
         helper.make_node("Sqrt", ["sum"], ["norm"]),
         helper.make_node("Div", ["v", "norm"], ["embedding"]),
     ]
-    done = to_half(graph(nodes, held, ("N", 4), ("N", 4)), "fp16")
-    assert done.half == {"MatMul": 1}
-    np.testing.assert_allclose(run(done.model, x=np.ones((2, 4), np.float32)), 0.5, rtol=1e-3)
+    converted = to_half(graph(nodes, constants, ("N", 4), ("N", 4)), "fp16")
+    assert converted.half == {"MatMul": 1}
+    np.testing.assert_allclose(run(converted.model, x=np.ones((2, 4), np.float32)), 0.5, rtol=1e-3)
 
 
 def test_weights_beyond_fp16_are_refused_and_bf16_takes_them() -> None:
@@ -148,56 +149,88 @@ def test_weights_beyond_fp16_are_refused_and_bf16_takes_them() -> None:
     assert np.isfinite(run(to_half(model, "bf16", rounded=True).model, x=np.ones((1, 2), np.float32))).all()
 
 
-SENSITIVE = {"LayerNormalization", "Softmax", "ReduceMean", "ReduceSum", "ReduceL2", "Sqrt", "Exp", "Erf", "Div"} | {
-    "Scan", "LSTM", "ScatterElements", "Elu",
-}  # fmt: skip
+SENSITIVE = {
+    "LayerNormalization",
+    "Softmax",
+    "ReduceMean",
+    "ReduceSum",
+    "ReduceL2",
+    "Sqrt",
+    "Exp",
+    "Erf",
+    "Div",
+} | {
+    "Scan",
+    "LSTM",
+    "ScatterElements",
+    "Elu",
+}
 
 
-@pytest.fixture(scope="module", params=sorted(MADE))
-def direct(
+@pytest.fixture(scope="module", params=sorted(SYSTEM_CASES))
+def direct_bundle(
     request: pytest.FixtureRequest, small: Small, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path]:
-    """A system without a bank, small and untrained, exported in all precisions it takes."""
+    """A small untrained system without a bank, exported in all its precisions."""
     name: str = request.param
     folder = tmp_path_factory.mktemp(name)
-    make, tile_px, options = MADE[name]
+    make, tile_px, options = SYSTEM_CASES[name]
     torch.manual_seed(2)
-    torch.save(set_apart(make()).state_dict(), folder / "model.pt")
-    asked = ("fp16,bf16",) if name == "histogene" else ("fp16,bf16,int8", "--calibration", str(small.slide))
-    done = export(
-        "-q", "--ckpt", str(folder / "model.pt"), "--system", name, "--genes", str(small.folder / "genes.txt"),
-        "--tile-px", str(tile_px), "--parity-tiles", "8", "--calibration-tiles", "6", "--min-pearson", "0",
-        "--out", str(folder / "bundle"), *options, "--precision", *asked,
-    )  # fmt: skip
-    assert done.exit_code == 0, done.output
+    torch.save(randomize_norms(make()).state_dict(), folder / "model.pt")
+    precisions = (
+        ("fp16,bf16",) if name == "histogene" else ("fp16,bf16,int8", "--calibration", str(small.slide))
+    )
+    result = export(
+        "-q",
+        "--ckpt",
+        str(folder / "model.pt"),
+        "--system",
+        name,
+        "--genes",
+        str(small.folder / "genes.txt"),
+        "--tile-px",
+        str(tile_px),
+        "--parity-tiles",
+        "8",
+        "--calibration-tiles",
+        "6",
+        "--min-pearson",
+        "0",
+        "--out",
+        str(folder / "bundle"),
+        *options,
+        "--precision",
+        *precisions,
+    )
+    assert result.exit_code == 0, result.output
     return name, folder
 
 
-def test_every_system_s_graphs_keep_their_sensitive_operators(direct: tuple[str, Path]) -> None:
-    for path in (direct[1] / "bundle").glob("*.onnx"):
+def test_sensitive_operators_of_every_system_stay_fp32(direct_bundle: tuple[str, Path]) -> None:
+    for path in (direct_bundle[1] / "bundle").glob("*.onnx"):
         if len(path.suffixes) > 1:
             continue
         exact = onnx.load(path)
         inputs = feed(exact, rows=5)
         expected = run(exact, **inputs)
         for precision, half in (("fp16", TensorProto.FLOAT16), ("bf16", TensorProto.BFLOAT16)):
-            given = onnx.load(path.with_suffix(f".{precision}.onnx"))
-            kinds = types(given)
-            for node in given.graph.node:
-                touched = {kinds.get(n) for n in (*node.input, *captured(node), *node.output)}
+            converted = onnx.load(path.with_suffix(f".{precision}.onnx"))
+            kinds = types(converted)
+            for node in converted.graph.node:
+                touched = {kinds.get(n) for n in (*node.input, *captured_names(node), *node.output)}
                 if node.op_type in SENSITIVE:
                     assert half not in touched, (precision, node.op_type, node.name)
                 if node.op_type in ("Conv", "Gemm", "MatMul"):
                     assert TensorProto.FLOAT not in touched, (precision, node.op_type, node.name)
             if precision == "fp16":
-                # A tenth of the spread of what the graph gives: rounding is far inside, a broken graph far outside.
-                assert 0 < np.abs(run(given, **inputs) - expected).max() < 0.1 * expected.std()
+                # A tenth of the output's spread: rounding is far below, a broken graph far above.
+                assert 0 < np.abs(run(converted, **inputs) - expected).max() < 0.1 * expected.std()
         rounded = run(to_half(exact, "bf16", rounded=True).model, **inputs)
         assert 0 < np.abs(rounded - expected).max() < 0.5 * expected.std()
 
 
-def test_systems_without_a_bank_take_the_same_way(direct: tuple[str, Path], small: Small) -> None:
-    name, folder = direct
+def test_systems_without_a_bank_export_every_precision(direct_bundle: tuple[str, Path], small: Small) -> None:
+    name, folder = direct_bundle
     bundle = open_bundle(folder / "bundle")
     parity = json.loads((bundle.path / "parity.json").read_text())
     assert set(parity["precisions"]) == set(bundle.precisions) - {"fp32"}
@@ -206,49 +239,49 @@ def test_systems_without_a_bank_take_the_same_way(direct: tuple[str, Path], smal
         with pytest.raises(
             CheckpointError, match=r"no product behind its first .* leave --precision int8 out"
         ):
-            _write_int8(bundle.path, made_up_tiles(Tile(size_px=20), 2), "percentile")
+            derive_graphs(bundle.path, "int8", synthetic_tiles(Tile(size_px=20), 2), scratch=folder)
     else:
         assert parity["tiles"]["source"] == parity["precisions"]["int8"]["calibration"]["source"] == "B1.png"
     if bundle.manifest.kind == "sequence":
         assert bundle.sequence("fp16").name == "sequence.fp16.onnx"
         assert bundle.sequence("int8").name == "sequence.onnx"
         assert parity["precisions"]["bf16"]["sequence"]["half"]
-    given = (
+    arguments = (
         "-q",
         "--ckpt",
         str(folder / "model.pt"),
         "--genes",
         str(small.folder / "genes.txt"),
-        *MADE[name][2],
+        *SYSTEM_CASES[name][2],
     )
-    done = export(*given, "--out", str(folder / "other"), "--min-overlap", "0.5")
-    assert_refused(done, 4, ("no bank", "--min-overlap"))
+    result = export(*arguments, "--out", str(folder / "other"), "--min-overlap", "0.5")
+    assert_refused(result, 4, ("no bank", "--min-overlap"))
 
 
 def feed(model: onnx.ModelProto, rows: int) -> dict[str, np.ndarray]:
-    """Made-up inputs that fit a graph."""
+    """Random inputs of a graph."""
     rng = np.random.default_rng(4)
-    found: dict[str, np.ndarray] = {}
+    inputs: dict[str, np.ndarray] = {}
     for i in model.graph.input:
         shape = [d.dim_value or rows for d in i.type.tensor_type.shape.dim]
         if i.name == "tiles":
-            found[i.name] = rng.integers(0, 256, shape).astype(np.uint8)
+            inputs[i.name] = rng.integers(0, 256, shape).astype(np.uint8)
         elif i.name in ("embedding", "linked"):
-            found[i.name] = (
+            inputs[i.name] = (
                 np.ones(shape, np.float32)
                 if i.name == "linked"
                 else rng.normal(size=shape).astype(np.float32)
             )
         else:
-            found[i.name] = rng.integers(0, rows, shape)
-    return found
+            inputs[i.name] = rng.integers(0, rows, shape)
+    return inputs
 
 
 # ---------------------------------------------------------------------------------------------- int8
 
 
-def test_int8_is_the_arithmetic_it_says() -> None:
-    """The second convolution sees multiples of range/127, cut at the range; its weight is rounded per output channel."""
+def test_int8_arithmetic() -> None:
+    """The second convolution's input is rounded to range/127 and clipped, its weight per output channel."""
     rng = np.random.default_rng(1)
     first, second = (rng.normal(size=s).astype(np.float32) for s in ((4, 3, 3, 3), (5, 4, 3, 3)))
     second[2] *= 50
@@ -260,29 +293,31 @@ def test_int8_is_the_arithmetic_it_says() -> None:
     ]
     model = graph(nodes, {"w": first, "v": second, "b": bias}, ("N", 3, 8, 8), ("N", 5, 8, 8))
     assert [(p.activation, p.weight, p.axis) for p in find_products(model)] == [("r", "v", 0)]
-    reach = 3.0
-    done = to_int8(model, {"r": reach})
-    onnx.checker.check_model(done, full_check=True)
+    limit = 3.0
+    converted = to_int8(model, {"r": limit})
+    onnx.checker.check_model(converted, full_check=True)
     x = rng.normal(size=(2, 3, 8, 8)).astype(np.float32)
     conv = torch.nn.functional.conv2d
     r = torch.relu(conv(torch.from_numpy(x), torch.from_numpy(first), padding=1)).numpy()
-    steps = np.clip(np.rint(r / np.float32(reach / 127)), -128, 127) * np.float32(reach / 127)
+    steps = np.clip(np.rint(r / np.float32(limit / 127)), -128, 127) * np.float32(limit / 127)
     scale = np.abs(second).max((1, 2, 3), keepdims=True) / 127
     weight = np.rint(second / scale) * scale
     expected = conv(
         torch.from_numpy(steps), torch.from_numpy(weight), torch.from_numpy(bias), padding=1
     ).numpy()
-    found = run(done, x=x)
+    output = run(converted, x=x)
     # A value between two steps may round either way.
-    assert np.quantile(np.abs(found - expected), 0.99) < 1e-3 * np.abs(expected).std()
-    held = {t.name: t for t in done.graph.initializer}
-    quantize = [n for n in done.graph.node if n.op_type == "QuantizeLinear"]
-    assert len(quantize) == 1 and not held[quantize[0].input[1]].dims
-    assert {held[n.input[2]].data_type for n in done.graph.node if n.op_type.endswith("tizeLinear")} == {
-        TensorProto.INT8
-    }
+    assert np.quantile(np.abs(output - expected), 0.99) < 1e-3 * np.abs(expected).std()
+    initializers = {t.name: t for t in converted.graph.initializer}
+    quantize = [n for n in converted.graph.node if n.op_type == "QuantizeLinear"]
+    assert len(quantize) == 1 and not initializers[quantize[0].input[1]].dims
+    assert {
+        initializers[n.input[2]].data_type for n in converted.graph.node if n.op_type.endswith("tizeLinear")
+    } == {TensorProto.INT8}
     assert not any(
-        np.any(numpy_helper.to_array(held[n.input[2]])) for n in done.graph.node if "Quant" in n.op_type
+        np.any(numpy_helper.to_array(initializers[n.input[2]]))
+        for n in converted.graph.node
+        if "Quant" in n.op_type
     )
 
 
@@ -298,21 +333,21 @@ numbers = st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=200)
 
 
 @given(st.lists(numbers, min_size=1, max_size=5))
-def test_a_range_holds_its_share_however_the_values_came(batches: list[list[float]]) -> None:
-    seen = Magnitudes()
+def test_a_range_covers_its_percentile_in_any_batches(batches: list[list[float]]) -> None:
+    histogram = MagnitudeHistogram()
     for batch in batches:
-        seen.add(np.asarray(batch, np.float32))
+        histogram.add(np.asarray(batch, np.float32))
     magnitudes = np.abs(np.concatenate([np.asarray(b, np.float32) for b in batches]).astype(np.float64))
-    assert seen.counts.sum() == len(magnitudes)
-    reach, bin_width = seen.range("percentile"), seen.limit / BINS
-    assert np.mean(magnitudes <= reach * (1 + 1e-6)) >= PERCENTILE / 100 - 1e-12
-    assert reach <= np.quantile(magnitudes, PERCENTILE / 100, method="higher") + bin_width * (1 + 1e-6)
-    assert 0 <= seen.range("entropy") <= seen.limit
+    assert histogram.counts.sum() == len(magnitudes)
+    limit, bin_width = histogram.range("percentile"), histogram.limit / BINS
+    assert np.mean(magnitudes <= limit * (1 + 1e-6)) >= PERCENTILE / 100 - 1e-12
+    assert limit <= np.quantile(magnitudes, PERCENTILE / 100, method="higher") + bin_width * (1 + 1e-6)
+    assert 0 <= histogram.range("entropy") <= histogram.limit
 
 
-def test_entropy_cuts_a_tail_and_keeps_a_box() -> None:
+def test_entropy_clips_a_tail_and_keeps_a_box() -> None:
     rng = np.random.default_rng(0)
-    tail, box = Magnitudes(), Magnitudes()
+    tail, box = MagnitudeHistogram(), MagnitudeHistogram()
     tail.add(np.append(rng.normal(size=400_000), 60.0).astype(np.float32))
     box.add(rng.uniform(-1, 1, 400_000).astype(np.float32))
     assert 2.5 < tail.range("entropy") < 8
@@ -321,17 +356,17 @@ def test_entropy_cuts_a_tail_and_keeps_a_box() -> None:
 
 
 def test_ranges_are_those_of_the_graph(exported_bundle: Path) -> None:
-    """Of a convolution's input, against the network's own: torch's activations on the same tiles."""
+    """The range of a convolution's input equals that of torch's activations on the same tiles."""
     model = onnx.load(exported_bundle / "encoder.onnx")
     tiles = np.random.default_rng(0).integers(0, 256, (5, TILE_PX, TILE_PX, 3)).astype(np.uint8)
     name = find_products(model)[0].activation
     body = tiny_network().image_encoder.model
     x = torch.from_numpy(tiles).permute(0, 3, 1, 2) / 255
     with torch.inference_mode():
-        seen = torch.nn.Sequential(*list(body.children())[:4])(x).numpy()
-    expected = np.quantile(np.abs(seen), PERCENTILE / 100)
-    found = calibrate(model, [name], tiles, "percentile")[name]
-    assert found == pytest.approx(expected, rel=0.02)
+        activations = torch.nn.Sequential(*list(body.children())[:4])(x).numpy()
+    expected = np.quantile(np.abs(activations), PERCENTILE / 100)
+    limit = calibrate(model, [name], tiles, "percentile")[name]
+    assert limit == pytest.approx(expected, rel=0.02)
 
 
 # ---------------------------------------------------------------------------------------------- the gate
@@ -364,14 +399,14 @@ def test_each_figure_of_the_gate_stops_an_export(
     part: str, name: str, value: float, words: tuple[str, ...]
 ) -> None:
     gate = gate_for("fp16", Gate())
-    assert judge("fp16", FIGURES, gate, "64 tiles")["passed"]
+    assert check_gate("fp16", FIGURES, gate, "64 tiles")["passed"]
     with pytest.raises(ParityError) as caught:
-        judge("fp16", {**FIGURES, part: {name: value}}, gate, "64 tiles")
+        check_gate("fp16", {**FIGURES, part: {name: value}}, gate, "64 tiles")
     for word in (*words, "in fp16", "no bundle"):
         assert word in str(caught.value)
 
 
-def test_limits_that_are_given_take_the_place_of_the_gate_s() -> None:
+def test_overrides_replace_limits_of_the_gate() -> None:
     assert GATES["fp16"] == Gate(cosine=0.999, overlap=0.98, pearson=0.998, change=0.002)
     changed = gate_for("fp16", Gate(pearson=0.9, overlap=0.5))
     assert (changed.cosine, changed.overlap, changed.pearson) == (0.999, 0.5, 0.9)
@@ -387,32 +422,32 @@ TINY = ("--tile-px", "32", "--k", "10", "--parity-tiles", "8", "--hold-out", "B1
 
 
 @pytest.fixture(scope="module")
-def precise(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small bundle in all precisions; an untrained network's int8 is held to less."""
+def precise_bundle(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small bundle in all precisions, with lower gates for the untrained network."""
     folder = tmp_path_factory.mktemp("precise")
     shutil.copytree(small.folder, folder / "reference", ignore=shutil.ignore_patterns("model.pt"))
     shutil.copy(small.ckpt, folder)
-    asked = ("--precision", "fp16,bf16", "--precision", "int8", "--calibration-tiles", "16")
+    precisions = ("--precision", "fp16,bf16", "--precision", "int8", "--calibration-tiles", "16")
     lower = ("--min-cosine", "0.9", "--min-pearson", "0.5", "--min-overlap", "0.8")
-    out = ("--out", str(folder / "bundle"), "--json", str(folder / "told.json"))
-    done = export(
+    out = ("--out", str(folder / "bundle"), "--json", str(folder / "export.json"))
+    result = export(
         "--ckpt",
         str(folder / "model.pt"),
         "--reference",
         str(folder / "reference"),
         *TINY,
-        *asked,
+        *precisions,
         *lower,
         *out,
     )
-    assert done.exit_code == 0, done.output
+    assert result.exit_code == 0, result.output
     for word in ("fp16 ", "bf16 ", "int8 ", "overlap of the 50 nearest", "r against the measured"):
-        assert word in done.stderr
+        assert word in result.stderr
     return folder
 
 
-def test_a_bundle_lists_its_precisions_and_their_proof(precise: Path) -> None:
-    bundle = open_bundle(precise / "bundle")
+def test_a_bundle_lists_its_precisions_and_their_proof(precise_bundle: Path) -> None:
+    bundle = open_bundle(precise_bundle / "bundle")
     assert bundle.precisions == ("fp32", "fp16", "bf16", "int8")
     for precision in bundle.precisions:
         path = bundle.encoder(precision)
@@ -420,20 +455,21 @@ def test_a_bundle_lists_its_precisions_and_their_proof(precise: Path) -> None:
         assert bundle.manifest.files[path.name].sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     parity = json.loads((bundle.path / "parity.json").read_text())
     assert parity["passed"] and set(parity["precisions"]) == {"fp16", "bf16", "int8"}
-    for precision, found in parity["precisions"].items():
-        assert found["passed"] and found["gate"]["pearson"] == 0.5, precision
-        assert {"embedding", "neighbours", "expression", "measured", "encoder"} <= set(found)
+    for precision, record in parity["precisions"].items():
+        assert record["passed"] and record["gate"]["pearson"] == 0.5, precision
+        assert {"embedding", "neighbours", "expression", "measured", "encoder"} <= set(record)
     worst = [parity["precisions"][p]["embedding"]["max_abs"] for p in ("fp16", "bf16", "int8")]
     assert parity["embedding"]["max_abs"] < worst[0] < worst[1] and worst[0] < worst[2]
     calibration = parity["precisions"]["int8"]["calibration"]
     assert calibration["method"] == "percentile" and calibration["count"] >= 12
     assert "rounded" in parity["precisions"]["bf16"]["provider"]
-    assert json.loads((precise / "told.json").read_text())["parity"] == parity
+    assert json.loads((precise_bundle / "export.json").read_text())["parity"] == parity
 
 
-def test_a_half_graph_is_half_the_size_and_int8_a_quarter(precise: Path) -> None:
+def test_a_half_graph_is_half_the_size_and_int8_a_quarter(precise_bundle: Path) -> None:
     size = {
-        p: open_bundle(precise / "bundle").encoder(p).stat().st_size for p in ("fp32", "fp16", "bf16", "int8")
+        p: open_bundle(precise_bundle / "bundle").encoder(p).stat().st_size
+        for p in ("fp32", "fp16", "bf16", "int8")
     }
     assert (
         size["fp16"] < 0.55 * size["fp32"]
@@ -442,43 +478,47 @@ def test_a_half_graph_is_half_the_size_and_int8_a_quarter(precise: Path) -> None
     )
 
 
-def infer(precise: Path, small: Small, out: Path, *words: str) -> Result:
-    given = (
+def infer(precise_bundle: Path, small: Small, out: Path, *words: str) -> Result:
+    arguments = (
         str(small.slide),
         "--spots",
         str(small.spots),
         "--bundle",
-        str(precise / "bundle"),
+        str(precise_bundle / "bundle"),
         "--out",
         str(out),
     )
-    return CliRunner().invoke(infer_main, [*given, "--provider", "cpu", "--no-picture", *words])
+    return CliRunner().invoke(infer_main, [*arguments, "--provider", "cpu", "--no-picture", *words])
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_a_map_in_another_precision(precise: Path, small: Small, tmp_path: Path, precision: str) -> None:
+def test_a_map_in_another_precision(
+    precise_bundle: Path, small: Small, tmp_path: Path, precision: str
+) -> None:
     exact, other = tmp_path / "fp32.h5ad", tmp_path / "other.h5ad"
-    assert infer(precise, small, exact).exit_code == 0
-    done = infer(precise, small, other, "--precision", precision)
-    assert done.exit_code == 0 and f"encoder in {precision}" in done.stderr, done.output
-    one, two = anndata.read_h5ad(exact), anndata.read_h5ad(other)
-    assert two.uns["mclst"]["settings"]["precision"] == precision
-    given = open_bundle(precise / "bundle").encoder(precision)
-    assert np.abs(one.X - two.X).max() > 0, "another graph ran"
-    assert np.corrcoef(np.ravel(one.X), np.ravel(two.X))[0, 1] > (0.99 if precision == "fp16" else 0.8)
+    assert infer(precise_bundle, small, exact).exit_code == 0
+    result = infer(precise_bundle, small, other, "--precision", precision)
+    assert result.exit_code == 0 and f"encoder in {precision}" in result.stderr, result.output
+    fp32_map, other_map = anndata.read_h5ad(exact), anndata.read_h5ad(other)
+    assert other_map.uns["mclst"]["settings"]["precision"] == precision
+    graph_path = open_bundle(precise_bundle / "bundle").encoder(precision)
+    assert np.abs(fp32_map.X - other_map.X).max() > 0, "another graph ran"
+    assert np.corrcoef(np.ravel(fp32_map.X), np.ravel(other_map.X))[0, 1] > (
+        0.99 if precision == "fp16" else 0.8
+    )
     report = json.loads((tmp_path / "other.run.json").read_text())
-    assert report["run"]["precision"] == precision and given.exists()
+    assert report["run"]["precision"] == precision and graph_path.exists()
 
 
-def test_bf16_says_that_the_cpu_has_none(precise: Path, small: Small, tmp_path: Path) -> None:
+def test_bf16_is_refused_on_the_cpu(precise_bundle: Path, small: Small, tmp_path: Path) -> None:
     before = tree(tmp_path)
-    done = infer(precise, small, tmp_path / "map.h5ad", "-q", "--precision", "bf16")
-    assert_refused(done, 6, ("encoder.bf16.onnx", "--precision", "--provider"))
+    result = infer(precise_bundle, small, tmp_path / "map.h5ad", "-q", "--precision", "bf16")
+    assert_refused(result, 6, ("encoder.bf16.onnx", "--precision", "--provider"))
     assert tree(tmp_path) == before
 
 
 def test_a_precision_the_bundle_lacks_is_named(exported_bundle: Path, small: Small, tmp_path: Path) -> None:
-    given = (
+    arguments = (
         str(small.slide),
         "--spots",
         str(small.spots),
@@ -487,43 +527,56 @@ def test_a_precision_the_bundle_lacks_is_named(exported_bundle: Path, small: Sma
         "--out",
         str(tmp_path / "m.h5ad"),
     )
-    done = CliRunner().invoke(infer_main, [*given, "--precision", "fp16", "-q"])
-    assert_refused(done, 4, ("no encoder in fp16", "fp32", "--precision fp16"))
+    result = CliRunner().invoke(infer_main, [*arguments, "--precision", "fp16", "-q"])
+    assert_refused(result, 4, ("no encoder in fp16", "fp32", "--precision fp16"))
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
-        (("--precision", "int8", "--min-cosine", "0.9999999"), 4, ("in int8", "least cosine", "--precision int8")),
+        (
+            ("--precision", "int8", "--min-cosine", "0.9999999"),
+            4,
+            ("in int8", "least cosine", "--precision int8"),
+        ),
         (("--precision", "fp16", "--min-pearson", "0.9999999"), 4, ("in fp16", "Pearson", "--min-pearson")),
         (("--min-cosine", "1"), 4, ("in fp32", "cosine")),
         (("--precision", "fp8"), 2, ("fp8", "fp32, fp16, bf16, int8")),
         (("--calibration", "slide.tif"), 2, ("--calibration", "int8")),
         (("--precision", "int8", "--calibration", "missing.tif"), 4, ("missing.tif",)),
     ],
-)  # fmt: skip
-def test_an_export_fails_whole(
-    precise: Path, tmp_path: Path, words: tuple[str, ...], code: int, said: tuple[str, ...]
+)
+def test_a_failed_export_leaves_nothing(
+    precise_bundle: Path, tmp_path: Path, words: tuple[str, ...], code: int, message: tuple[str, ...]
 ) -> None:
-    given = (
+    arguments = (
         "--ckpt",
-        str(precise / "model.pt"),
+        str(precise_bundle / "model.pt"),
         "--reference",
-        str(precise / "reference"),
+        str(precise_bundle / "reference"),
         "--out",
         str(tmp_path / "b"),
     )
-    done = export("-q", *given, *TINY, *words)
-    assert done.exit_code == code and "Traceback" not in done.output, done.output
-    for word in said:
-        assert word in done.stderr
+    result = export("-q", *arguments, *TINY, *words)
+    assert result.exit_code == code and "Traceback" not in result.output, result.output
+    for word in message:
+        assert word in result.stderr
     assert tree(tmp_path) == {}
 
 
-def test_int8_needs_real_tiles_and_takes_a_slide(precise: Path, tmp_path: Path) -> None:
-    shutil.copytree(precise / "reference", tmp_path / "reference", ignore=shutil.ignore_patterns("images"))
-    given = ("-q", "--ckpt", str(precise / "model.pt"), "--reference", str(tmp_path / "reference"), *TINY)
-    asked = (
+def test_int8_needs_real_tiles_and_takes_a_slide(precise_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(
+        precise_bundle / "reference", tmp_path / "reference", ignore=shutil.ignore_patterns("images")
+    )
+    arguments = (
+        "-q",
+        "--ckpt",
+        str(precise_bundle / "model.pt"),
+        "--reference",
+        str(tmp_path / "reference"),
+        *TINY,
+    )
+    options = (
         "--out",
         str(tmp_path / "b"),
         "--precision",
@@ -535,11 +588,11 @@ def test_int8_needs_real_tiles_and_takes_a_slide(precise: Path, tmp_path: Path) 
         "--min-overlap",
         "0",
     )
-    assert_refused(export(*given, *asked), 4, ("real tiles", "--calibration"))
-    slide = precise / "reference" / "images" / "B1.png"
-    done = export(
-        *given,
-        *asked,
+    assert_refused(export(*arguments, *options), 4, ("real tiles", "--calibration"))
+    slide = precise_bundle / "reference" / "images" / "B1.png"
+    result = export(
+        *arguments,
+        *options,
         "--calibration",
         str(slide),
         "--calibration-tiles",
@@ -547,47 +600,53 @@ def test_int8_needs_real_tiles_and_takes_a_slide(precise: Path, tmp_path: Path) 
         "--calibration-method",
         "entropy",
     )
-    assert done.exit_code == 0, done.output
+    assert result.exit_code == 0, result.output
     parity = json.loads((tmp_path / "b" / "parity.json").read_text())
-    found = parity["precisions"]["int8"]["calibration"]
+    calibration = parity["precisions"]["int8"]["calibration"]
     assert (
-        found == {"method": "entropy", "source": "B1.png", "count": found["count"]}
-        and 0 < found["count"] <= 6
+        calibration == {"method": "entropy", "source": "B1.png", "count": calibration["count"]}
+        and 0 < calibration["count"] <= 6
     )
     assert "made-up" in parity["tiles"]["source"]
 
 
-# ---------------------------------------------------------------------------------------------- TensorRT's parser
+# ---------------------------------------------------------------------------------------------- TensorRT's
+# parser
 
 
-def test_tensorrt_rtx_builds_every_precision(precise: Path) -> None:
-    """NVIDIA's own parser and builder, without a GPU, for two generations; types audited layer by layer."""
+def test_tensorrt_rtx_builds_every_precision(precise_bundle: Path) -> None:
+    """NVIDIA's parser and builder, without a GPU, for two generations; types are counted by layer."""
     pytest.importorskip("tensorrt_rtx_libs", reason="the rtx extra is not installed")
     from mclst.runtime.encoder.tensorrt.build import build_engine
     from mclst.runtime.encoder.tensorrt.library import load_library
     from mclst.runtime.encoder.tensorrt.manifest import EngineKey
 
     library = load_library("tensorrt-rtx")
-    bundle = open_bundle(precise / "bundle")
+    bundle = open_bundle(precise_bundle / "bundle")
     layers = {}
     for precision in ("fp16", "bf16", "int8"):
         path = bundle.encoder(precision)
         key = EngineKey(
-            onnx_sha256=hashlib.sha256(path.read_bytes()).hexdigest(), precision=precision, flavour="tensorrt-rtx",
-            version=library.version, max_batch=8, targets=("sm_86", "sm_89"), platform="test",
-        )  # fmt: skip
+            onnx_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            precision=precision,
+            flavour="tensorrt-rtx",
+            version=library.version,
+            max_batch=8,
+            targets=("sm_86", "sm_89"),
+            platform="test",
+        )
         layers[precision] = build_engine(library, path, key).layers
     assert layers["fp16"]["HALF"] >= 22 and layers["bf16"]["BF16"] >= 22
     # An activation and a weight of each of the 19 convolutions that take int8; an activation may serve two.
     assert layers["int8"]["INT8"] >= 19
 
 
-def test_tensorrt_rtx_parses_every_system_s_encoder(direct: tuple[str, Path]) -> None:
+def test_tensorrt_rtx_parses_the_encoder_of_every_system(direct_bundle: tuple[str, Path]) -> None:
     pytest.importorskip("tensorrt_rtx_libs", reason="the rtx extra is not installed")
     from mclst.runtime.encoder.tensorrt.build import check_parses
     from mclst.runtime.encoder.tensorrt.library import load_library
 
-    bundle = open_bundle(direct[1] / "bundle")
+    bundle = open_bundle(direct_bundle[1] / "bundle")
     for precision in bundle.precisions:
         check_parses(load_library("tensorrt-rtx"), bundle.encoder(precision))
 
@@ -595,17 +654,17 @@ def test_tensorrt_rtx_parses_every_system_s_encoder(direct: tuple[str, Path]) ->
 # ---------------------------------------------------------------------------------------------- measured
 
 
-def test_the_benchmark_tells_what_each_precision_keeps(precise: Path, small: Small, tmp_path: Path) -> None:
-    given = [
+def test_the_benchmark_reports_each_precision(precise_bundle: Path, small: Small, tmp_path: Path) -> None:
+    arguments = [
         str(small.slide),
         "--spots",
         str(small.spots),
         "--bundle",
-        str(precise / "bundle"),
+        str(precise_bundle / "bundle"),
         "--provider",
         "cpu",
     ]
-    rest = [
+    options = [
         "--truth",
         str(small.folder),
         "--repeats",
@@ -613,21 +672,21 @@ def test_the_benchmark_tells_what_each_precision_keeps(precise: Path, small: Sma
         "--timed-tiles",
         "4",
         "--json",
-        str(tmp_path / "found.json"),
+        str(tmp_path / "results.json"),
     ]
-    done = CliRunner().invoke(bench_main, ["precision", *given, *rest])
-    assert done.exit_code == 0, done.output
-    found = json.loads((tmp_path / "found.json").read_text())["results"]
-    entries = found["precisions"]
-    assert list(entries) == ["fp32", "fp16", "bf16", "int8"] and found["tiles"] == 24
+    result = CliRunner().invoke(bench_main, ["precision", *arguments, *options])
+    assert result.exit_code == 0, result.output
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    entries = results["precisions"]
+    assert list(entries) == ["fp32", "fp16", "bf16", "int8"] and results["tiles"] == 24
     assert entries["fp32"]["against_fp32"]["embedding"]["max_abs"] == 0 and entries["fp32"]["times_fp32"] == 1
-    assert "bf16" in found["not_as_it_is"] and "tiles_per_second" not in entries["bf16"]
+    assert "bf16" in results["not_as_it_is"] and "tiles_per_second" not in entries["bf16"]
     assert entries["bf16"]["runs_as"] == "cpu, rounded" and "rounded" not in entries["int8"]["runs_as"]
-    bundle = open_bundle(precise / "bundle")
+    bundle = open_bundle(precise_bundle / "bundle")
     assert entries["fp16"]["against_fp32"]["embedding"]["max_abs"] > 0
     assert bundle.manifest.retrieval is not None
     assert entries["int8"]["against_fp32"]["neighbours"]["k"] == bundle.manifest.retrieval.k
-    alone = CliRunner().invoke(bench_main, ["precision", *given[:3], "--bundle", str(tmp_path / "none")])
+    alone = CliRunner().invoke(bench_main, ["precision", *arguments[:3], "--bundle", str(tmp_path / "none")])
     assert alone.exit_code == 4
 
 
@@ -649,15 +708,17 @@ def test_the_small_bundle_opens_as_before(exported_bundle: Path) -> None:
     assert open_session(bundle.encoder(), "cpu").encode(tiles).shape == (1, 16)
 
 
-def test_the_docs_say_what_was_measured() -> None:
-    """Every line of the committed measurements stands in docs/precision.md as it is, and so does the gate."""
-    home = Path(__file__).resolve().parents[2]
-    said = [re.sub(r" +", " ", line) for line in (home / "docs" / "precision.md").read_text().splitlines()]
-    measured = sorted((home / "benchmarks" / "results").glob("precision-*.json"))
+def test_the_docs_match_the_measurements() -> None:
+    """docs/precision.md has every line of the committed measurements, and the gates."""
+    root = Path(__file__).resolve().parents[2]
+    documented = [
+        re.sub(r" +", " ", line) for line in (root / "docs" / "precision.md").read_text().splitlines()
+    ]
+    measured = sorted((root / "benchmarks" / "results").glob("precision-*.json"))
     assert measured
     for path in measured:
         for line in rows(json.loads(path.read_text())["results"])[1:]:
-            assert f"| {' | '.join(line)} |" in said, (path.name, line)
+            assert f"| {' | '.join(line)} |" in documented, (path.name, line)
     for precision, gate in GATES.items():
         limits = (gate.cosine, gate.overlap, gate.pearson, gate.change)
-        assert f"| {precision} | {' | '.join(f'{limit:g}' for limit in limits if limit)} |" in said
+        assert f"| {precision} | {' | '.join(f'{limit:g}' for limit in limits if limit)} |" in documented

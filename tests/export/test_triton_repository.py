@@ -1,4 +1,4 @@
-"""`mclst-export --triton`: the repository's files and configs, read back by protobuf, and everything that is refused."""
+"""`mclst-export --triton`: files, configs read back by protobuf, and refusals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from small_model import GENES, TILE_PX, Small, fast_regression
 
 from mclst.export.cli import main
 from mclst.export.triton import repository as triton_repository
-from mclst.export.triton.config import Word, pbtxt
+from mclst.export.triton.config import Enum, pbtxt
 from mclst.export.triton.repository import Serving, write_repository
 from mclst.runtime import open_bundle
 from mclst.runtime.encoder.cuda.gpu import Gpu
@@ -62,19 +62,22 @@ UINT8, INT32, FP32, STRING = 2, 8, 11, 13
 
 
 def test_a_retrieval_bundle_becomes_four_models(bundle: Path, tmp_path: Path) -> None:
-    done = run("--bundle", bundle, "--triton", tmp_path / "repo", "--max-batch", 8)
-    assert done.exit_code == 0, done.output
-    assert done.stdout == f"{tmp_path / 'repo'}\n"
+    result = run("--bundle", bundle, "--triton", tmp_path / "repo", "--max-batch", 8)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{tmp_path / 'repo'}\n"
     repo = tmp_path / "repo"
     assert sorted(path.name for path in repo.iterdir()) == [
-        "mclst", "mclst_encoder", "mclst_manifest", "mclst_retrieval",
-    ]  # fmt: skip
+        "mclst",
+        "mclst_encoder",
+        "mclst_manifest",
+        "mclst_retrieval",
+    ]
     tiles = {"tiles": (UINT8, [TILE_PX, TILE_PX, 3])}
-    gives = {"expression": (FP32, [GENES]), "nearest_distance": (FP32, [1]), "effective_k": (FP32, [1])}
-    whole = config(repo, "mclst")
-    assert (whole.platform, whole.max_batch_size) == ("ensemble", 8)
-    assert (shapes(whole.input), shapes(whole.output)) == (tiles, gives)
-    steps = whole.ensemble_scheduling.step
+    outputs = {"expression": (FP32, [GENES]), "nearest_distance": (FP32, [1]), "effective_k": (FP32, [1])}
+    ensemble = config(repo, "mclst")
+    assert (ensemble.platform, ensemble.max_batch_size) == ("ensemble", 8)
+    assert (shapes(ensemble.input), shapes(ensemble.output)) == (tiles, outputs)
+    steps = ensemble.ensemble_scheduling.step
     assert [step.model_name for step in steps] == ["mclst_encoder", "mclst_retrieval"]
     assert dict(steps[0].output_map) == {"embedding": "encoded"}
     assert dict(steps[1].input_map) == {"embedding": "encoded"}
@@ -84,7 +87,7 @@ def test_a_retrieval_bundle_becomes_four_models(bundle: Path, tmp_path: Path) ->
     assert encoder.dynamic_batching.default_queue_policy.max_queue_size == 32
     assert [warm.batch_size for warm in encoder.model_warmup] == [1, 8]
     retrieval = config(repo, "mclst_retrieval")
-    assert (retrieval.backend, shapes(retrieval.output)) == ("python", gives)
+    assert (retrieval.backend, shapes(retrieval.output)) == ("python", outputs)
     manifest = config(repo, "mclst_manifest")
     assert manifest.max_batch_size == 0 and shapes(manifest.input) == {"ask": (INT32, [1])}
     assert shapes(manifest.output) == {"manifest": (STRING, [1])}
@@ -93,7 +96,7 @@ def test_a_retrieval_bundle_becomes_four_models(bundle: Path, tmp_path: Path) ->
     assert (repo / "mclst" / "1").is_dir()
 
 
-def test_the_document_is_the_published_one(bundle: Path, tmp_path: Path) -> None:
+def test_the_server_manifest_matches_its_schema(bundle: Path, tmp_path: Path) -> None:
     repo = write_repository(open_bundle(bundle), tmp_path / "repo", Serving("her2", max_batch=4))
     content = (repo / "her2_manifest" / "1" / "server.json").read_bytes()
     document = json.loads(content)
@@ -114,7 +117,7 @@ def test_the_document_is_the_published_one(bundle: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("change", "what"),
+    ("change", "message"),
     [
         ({"format": "mclst-server/2"}, "format"),
         ({"genes": ["A"] * GENES}, "names 1 genes"),
@@ -123,23 +126,23 @@ def test_the_document_is_the_published_one(bundle: Path, tmp_path: Path) -> None
         ({"bundle": None}, "bundle"),
     ],
 )
-def test_another_document_is_refused_by_its_field(
-    bundle: Path, tmp_path: Path, change: dict[str, Any], what: str
+def test_an_invalid_server_manifest_names_its_field(
+    bundle: Path, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     repo = write_repository(open_bundle(bundle), tmp_path / "repo")
     document = json.loads((repo / "mclst_manifest" / "1" / "server.json").read_text()) | change
-    with pytest.raises(InputError, match=rf"^http://lab:8000: .*{what}"):
+    with pytest.raises(InputError, match=rf"^http://lab:8000: .*{message}"):
         read_served(json.dumps(document).encode(), "http://lab:8000")
     with pytest.raises(InputError, match="http://lab:8000"):
         read_served(b"\xff{", "http://lab:8000")
 
 
-def test_a_regression_gives_what_its_network_gives(tmp_path: Path) -> None:
+def test_a_regression_bundle_becomes_three_models(tmp_path: Path) -> None:
     bundle = fast_regression(tmp_path / "bundle", 5)
     assert run("--bundle", bundle, "--triton", tmp_path / "repo").exit_code == 0
-    whole, direct = config(tmp_path / "repo", "mclst"), config(tmp_path / "repo", "mclst_direct")
-    assert shapes(whole.output) == shapes(direct.output) == {"expression": (FP32, [5])}
-    steps = whole.ensemble_scheduling.step
+    ensemble, direct = config(tmp_path / "repo", "mclst"), config(tmp_path / "repo", "mclst_direct")
+    assert shapes(ensemble.output) == shapes(direct.output) == {"expression": (FP32, [5])}
+    steps = ensemble.ensemble_scheduling.step
     assert [step.model_name for step in steps] == ["mclst_encoder", "mclst_direct"]
     assert dict(steps[0].output_map) == {"expression": "encoded"}
     assert dict(steps[1].input_map) == {"encoded": "encoded"}
@@ -157,7 +160,7 @@ def test_any_config_is_read_back_by_protobuf(
             "max_batch_size": batch,
             "parameters": [{"key": key, "value": {"string_value": value}} for key, value in parameters],
             "dynamic_batching": {"preserve_ordering": ordered, "preferred_batch_size": [1, 2]},
-            "input": [{"name": "x", "data_type": Word("TYPE_FP32"), "dims": [3, -1]}],
+            "input": [{"name": "x", "data_type": Enum("TYPE_FP32"), "dims": [3, -1]}],
         }
     )
     read = text_format.Parse(written, ModelConfig())
@@ -168,12 +171,27 @@ def test_any_config_is_read_back_by_protobuf(
 
 
 def test_a_checkpoint_becomes_bundle_and_repository(small: Small, tmp_path: Path) -> None:
-    words = ["--ckpt", small.ckpt, "--reference", small.folder, "--out", tmp_path / "bundle", "--parity-tiles", 4,
-             "--tile-px", TILE_PX, "--k", 10, "--json", "-", "-q"]  # fmt: skip
-    done = run(*words, "--triton", tmp_path / "repo", "--triton-name", "her2")
-    assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert (told["bundle"], told["triton"]) == (str(tmp_path / "bundle"), str(tmp_path / "repo"))
+    words = [
+        "--ckpt",
+        small.ckpt,
+        "--reference",
+        small.folder,
+        "--out",
+        tmp_path / "bundle",
+        "--parity-tiles",
+        4,
+        "--tile-px",
+        TILE_PX,
+        "--k",
+        10,
+        "--json",
+        "-",
+        "-q",
+    ]
+    result = run(*words, "--triton", tmp_path / "repo", "--triton-name", "her2")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert (report["bundle"], report["triton"]) == (str(tmp_path / "bundle"), str(tmp_path / "repo"))
     served = read_served((tmp_path / "repo" / "her2_manifest" / "1" / "server.json").read_bytes(), "here")
     assert served.bundle.sha256 == open_bundle(tmp_path / "bundle").sha256
     again = run(*words, "--triton", tmp_path / "repo")
@@ -181,7 +199,7 @@ def test_a_checkpoint_becomes_bundle_and_repository(small: Small, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("words", "what"),
+    ("words", "message"),
     [
         (["--bundle", "b"], "--bundle belongs to --triton"),
         (["--ckpt", "c", "--triton-name", "x"], "--triton-name belongs to --triton"),
@@ -190,33 +208,33 @@ def test_a_checkpoint_becomes_bundle_and_repository(small: Small, tmp_path: Path
         (["--bundle", "b", "--triton", "r", "--k", "3"], "--k is of an export"),
         (["--bundle", "b", "--triton", "r", "--engine", "tensorrt-rtx"], "no backend for tensorrt-rtx"),
         (["--bundle", "b", "--triton", "r", "--triton-name", "../x"], "'../x' is not a name"),
-        (["--ckpt", "c", "--triton", "r", "--triton-precision", "fp16"], "wants --precision fp16"),
+        (["--ckpt", "c", "--triton", "r", "--triton-precision", "fp16"], "needs --precision fp16"),
     ],
 )
-def test_options_that_do_not_belong_together(words: list[str], what: str) -> None:
-    done = run(*words)
-    assert done.exit_code == 2 and what in done.stderr
+def test_options_that_do_not_belong_together(words: list[str], message: str) -> None:
+    result = run(*words)
+    assert result.exit_code == 2 and message in result.stderr
 
 
 def test_what_cannot_be_served_leaves_nothing(
     bundle: Path, exported_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repo = tmp_path / "repo"
-    sequence = shutil.copytree(bundle, tmp_path / "sequence")
+    damaged = shutil.copytree(bundle, tmp_path / "damaged")
     assert run("--bundle", tmp_path / "none", "--triton", repo).exit_code == 4
-    done = run("--bundle", bundle, "--triton", repo, "--triton-precision", "int8")
-    assert done.exit_code == 4 and "has no encoder in int8 but in fp32" in done.stderr
-    done = run("--bundle", bundle, "--triton", tmp_path / "no" / "repo")
-    assert done.exit_code == 5 and "make it first" in done.stderr
+    result = run("--bundle", bundle, "--triton", repo, "--triton-precision", "int8")
+    assert result.exit_code == 4 and "has no encoder in int8 but in fp32" in result.stderr
+    result = run("--bundle", bundle, "--triton", tmp_path / "no" / "repo")
+    assert result.exit_code == 5 and "make it first" in result.stderr
     for words in ((bundle,), (bundle, "--overwrite"), (bundle / "models",)):
-        done = run("--bundle", bundle, "--triton", *words)
-        assert done.exit_code == 5 and "choose another" in done.stderr and open_bundle(bundle)
-    (sequence / "bank.h5").write_bytes(b"spoilt")
-    done = run("--bundle", sequence, "--triton", repo)
-    assert done.exit_code == 4 and "bank.h5" in done.stderr
-    done = run("--bundle", bundle, "--triton", repo, "--engine", "tensorrt")
-    assert done.exit_code == 6 and "tensorrt" in done.stderr.lower()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["sequence"]
+        result = run("--bundle", bundle, "--triton", *words)
+        assert result.exit_code == 5 and "choose another" in result.stderr and open_bundle(bundle)
+    (damaged / "bank.h5").write_bytes(b"spoilt")
+    result = run("--bundle", damaged, "--triton", repo)
+    assert result.exit_code == 4 and "bank.h5" in result.stderr
+    result = run("--bundle", bundle, "--triton", repo, "--engine", "tensorrt")
+    assert result.exit_code == 6 and "tensorrt" in result.stderr.lower()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged"]
 
 
 def test_a_full_disk_leaves_the_old_repository(
@@ -249,8 +267,8 @@ def test_a_full_disk_leaves_the_old_repository(
         write_repository(open_bundle(bundle), tmp_path / "mine", overwrite=True)
 
 
-def test_weights_beside_a_graph_go_along(bundle: Path, tmp_path: Path) -> None:
-    """As the export of a network beyond protobuf's 2 GB writes them."""
+def test_external_weights_are_copied(bundle: Path, tmp_path: Path) -> None:
+    """The export of a network beyond protobuf's 2 GB writes them."""
     large = shutil.copytree(bundle, tmp_path / "large")
     graph = onnx.load(large / "encoder.onnx")
     onnx.save(
@@ -273,22 +291,22 @@ def test_weights_beside_a_graph_go_along(bundle: Path, tmp_path: Path) -> None:
     )
 
 
-def test_an_engine_of_this_machine_is_served_in_place_of_the_graph(
+def test_an_engine_of_this_machine_is_served_instead_of_the_graph(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What TensorRT would have built stands in for it: bytes that are never looked into here."""
+    """Arbitrary bytes replace an engine, since its content is not read here."""
     from mclst.runtime.encoder.tensorrt.build import BuiltEngine
     from mclst.runtime.encoder.tensorrt.engine_cache import make_engine
     from mclst.runtime.encoder.tensorrt.library import Library
 
-    mine = shutil.copytree(bundle, tmp_path / "bundle")
+    copied = shutil.copytree(bundle, tmp_path / "bundle")
     library = Library("tensorrt", None, "10.3.0")
     monkeypatch.setattr(triton_repository, "load_library", lambda flavour: library)
     monkeypatch.setattr(triton_repository, "CudaDevice", lambda: SimpleNamespace(gpu=GPU))
     with pytest.raises(ResourceError, match="there is none yet"):
-        write_repository(open_bundle(mine), tmp_path / "repo", Serving(tensorrt=True))
+        write_repository(open_bundle(copied), tmp_path / "repo", Serving(tensorrt=True))
     key = EngineKey(
-        onnx_sha256=graph_sha256(mine / "encoder.onnx"),
+        onnx_sha256=graph_sha256(copied / "encoder.onnx"),
         precision="fp32",
         flavour="tensorrt",
         version="10.3.0",
@@ -298,10 +316,10 @@ def test_an_engine_of_this_machine_is_served_in_place_of_the_graph(
     )
     built = BuiltEngine(b"an engine", "embedding", TILE_PX, {"FLOAT": 3}, 0.1)
     monkeypatch.setattr("mclst.runtime.encoder.tensorrt.engine_cache.build_engine", lambda *_, **__: built)
-    make_engine(mine, mine / "encoder.onnx", key, library, kept=True)
+    make_engine(copied, copied / "encoder.onnx", key, library, must_store=True)
     with pytest.raises(ResourceError, match="takes up to 16 tiles at once and 64 are wanted"):
-        write_repository(open_bundle(mine), tmp_path / "repo", Serving(tensorrt=True))
-    repo = write_repository(open_bundle(mine), tmp_path / "repo", Serving(tensorrt=True, max_batch=16))
+        write_repository(open_bundle(copied), tmp_path / "repo", Serving(tensorrt=True))
+    repo = write_repository(open_bundle(copied), tmp_path / "repo", Serving(tensorrt=True, max_batch=16))
     encoder = config(repo, "mclst_encoder")
     assert encoder.backend == "tensorrt" and encoder.instance_group[0].kind == 1
     assert [path.name for path in (repo / "mclst_encoder" / "1").iterdir()] == ["model.plan"]
@@ -310,11 +328,11 @@ def test_an_engine_of_this_machine_is_served_in_place_of_the_graph(
         triton_repository, "CudaDevice", lambda: SimpleNamespace(gpu=replace(GPU, driver="581.2"))
     )
     with pytest.raises(ResourceError, match="under driver"):
-        write_repository(open_bundle(mine), repo, Serving(tensorrt=True, max_batch=16), overwrite=True)
+        write_repository(open_bundle(copied), repo, Serving(tensorrt=True, max_batch=16), overwrite=True)
 
 
 @pytest.mark.parametrize(
-    ("code", "body", "left", "says"),
+    ("code", "body", "exit_code", "message"),
     [
         (503, b"{}", 0, "no room for one more request"),
         (500, b'{"error": "Stub process is not healthy"}', 6, "answers mclst_manifest with 500"),
@@ -322,7 +340,9 @@ def test_an_engine_of_this_machine_is_served_in_place_of_the_graph(
         (200, b"[]", 4, "the document"),
     ],
 )
-def test_the_probe_tells_a_busy_server_from_a_dead_one(code: int, body: bytes, left: int, says: str) -> None:
+def test_the_probe_distinguishes_a_busy_from_a_dead_server(
+    code: int, body: bytes, exit_code: int, message: str
+) -> None:
     class Answer(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
@@ -334,7 +354,7 @@ def test_the_probe_tells_a_busy_server_from_a_dead_one(code: int, body: bytes, l
 
     with HTTPServer(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        done = CliRunner().invoke(probe, [f"http://127.0.0.1:{server.server_port}/", "--timeout", "20"])
+        result = CliRunner().invoke(probe, [f"http://127.0.0.1:{server.server_port}/", "--timeout", "20"])
         server.shutdown()
-    assert done.exit_code == left and says in " ".join(done.stderr.split())
+    assert result.exit_code == exit_code and message in " ".join(result.stderr.split())
     assert CliRunner().invoke(probe, ["grpc://lab:8001"]).exit_code == 2

@@ -1,4 +1,4 @@
-"""All six systems in their published layouts and sizes, from checkpoint to map on a real section."""
+"""All six systems in their published sizes, from checkpoint to map on a real section."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from mclst.runtime.cli.infer import main as infer_main
 from mclst.runtime.inference.spot_graph import nearest_spots
 from mclst.sections.tables.spots import Spots, read_spots
 
-# system: entries of the published state dict; parameters with 785 genes (250 for ST-Net, 3467 for BLEEP's own count)
+# system: entries of the published state dict; parameters with 785 genes (250 for ST-Net, 3467 for BLEEP's own
+# count)
 PUBLISHED: dict[str, tuple[int, int]] = {
     "mclstexp": (761, 116_132_850),
     "bleep": (330, 24_366_400),
@@ -41,7 +42,7 @@ OPTIONS: dict[str, list[str]] = {
     "stnet": ["--mean", "0.7,0.5,0.6", "--std", "0.2,0.25,0.3"],
 }
 BY_TILE = 32
-"""Spots of a system that treats each on its own; the others get all of the section."""
+"""Spots for systems that treat each independently; slide systems get the whole section."""
 
 
 @pytest.mark.parametrize("name", sorted(LAYOUTS))
@@ -51,14 +52,14 @@ def test_every_name_and_shape_is_the_published_one(name: str, tmp_path: Path) ->
     assert (len(layout), sum(torch.Size(s).numel() for s in weights.values())) == PUBLISHED[name]
     empty = {key: torch.zeros(()).expand(shape) for key, shape in layout.items()}
     torch.save(wrapped(name, empty), tmp_path / "model.ckpt")
-    found = open_checkpoint(tmp_path / "model.ckpt")
-    assert found.system.name == name
+    checkpoint = open_checkpoint(tmp_path / "model.ckpt")
+    assert checkpoint.system.name == name
     with torch.device("meta"):
-        state = found.system.build(found.traits, 1).state_dict()
+        state = checkpoint.system.build(checkpoint.traits, 1).state_dict()
     own = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    if found.system.cut_positions:
+    if checkpoint.system.cut_positions:
         own |= {key: layout[key] for key in ("x_embed.weight", "y_embed.weight")}
-    only_training = {key for key in layout if key.startswith(found.system.training_only)}
+    only_training = {key for key in layout if key.startswith(checkpoint.system.training_only)}
     assert own == {key: shape for key, shape in layout.items() if key not in only_training}
     assert bool(only_training) == (name == "hist2st")
 
@@ -67,7 +68,7 @@ def test_every_name_and_shape_is_the_published_one(name: str, tmp_path: Path) ->
 def deployed(
     request: pytest.FixtureRequest, her2st: Path, tmp_path: Path
 ) -> Iterator[tuple[str, dict[str, torch.Tensor], Bundle, Path]]:
-    """A published checkpoint with random weights → bundle → map of C4; gigabytes, so removed at once."""
+    """A published checkpoint with random weights → bundle → map of C4; gigabytes, removed afterwards."""
     name = request.param
     state = random_state(LAYOUTS[name]())
     torch.save(wrapped(name, state), tmp_path / "model.ckpt")
@@ -77,13 +78,13 @@ def deployed(
     if kind == "retrieval":
         words += ["--reference", her2st]
     else:
-        genes = (her2st / "genes.txt").read_text().split()[: len(state[_last(name)])]
+        genes = (her2st / "genes.txt").read_text().split()[: len(state[_gene_weight(name)])]
         (tmp_path / "genes.txt").write_text("\n".join(genes) + "\n")
         words += ["--genes", tmp_path / "genes.txt"]
-    done = CliRunner().invoke(export_main, [*map(str, words), *OPTIONS.get(name, [])])
-    assert done.exit_code == 0, done.output
+    result = CliRunner().invoke(export_main, [*map(str, words), *OPTIONS.get(name, [])])
+    assert result.exit_code == 0, result.output
     lines = (her2st / "spots" / "C4_selection.tsv").read_text().splitlines(keepends=True)
-    table.write_text("".join(lines if kind == "sequence" else lines[: 1 + BY_TILE]))
+    table.write_text("".join(lines if kind == "slide" else lines[: 1 + BY_TILE]))
     words = [
         her2st / "images" / "C4.jpg",
         "--spots",
@@ -93,22 +94,22 @@ def deployed(
         "--out",
         tmp_path / "C4.h5ad",
     ]
-    done = CliRunner().invoke(infer_main, [*map(str, words), "--no-picture", "-q", "--max-bad-tiles", "0"])
-    assert done.exit_code == 0, done.output
+    result = CliRunner().invoke(infer_main, [*map(str, words), "--no-picture", "-q", "--max-bad-tiles", "0"])
+    assert result.exit_code == 0, result.output
     yield name, state, open_bundle(bundle), tmp_path
     shutil.rmtree(tmp_path)
 
 
-def _last(name: str) -> str:
-    """The weight whose rows are the genes."""
+def _gene_weight(name: str) -> str:
+    """Key of the weight whose rows are the genes."""
     return {"stnet": "classifier.weight", "thitogene": "gene_head.3.weight"}.get(name, "gene_head.1.weight")
 
 
-def in_torch(name: str, bundle: Bundle, slide: Path, spots: Spots, ckpt: Path) -> np.ndarray:
-    """Tiles cut by hand, the checkpoint's network in torch over them: embeddings, or expression."""
+def predict_in_torch(name: str, bundle: Bundle, slide: Path, spots: Spots, ckpt: Path) -> np.ndarray:
+    """Cut tiles by hand and run the checkpoint's network in torch: embeddings or expression."""
     size = bundle.manifest.tile.size_px
-    picture, half = np.asarray(Image.open(slide).convert("RGB")), size // 2
-    corners = np.floor(spots.xy_px).astype(int) - half
+    picture, margin = np.asarray(Image.open(slide).convert("RGB")), size // 2
+    corners = np.floor(spots.xy_px).astype(int) - margin
     tiles = np.stack([picture[y : y + size, x : x + size] for x, y in corners])
     pixels = {
         "mclstexp": lambda: (tiles / 255).transpose(0, 3, 1, 2),
@@ -119,17 +120,17 @@ def in_torch(name: str, bundle: Bundle, slide: Path, spots: Spots, ckpt: Path) -
     heads = {"mclstexp": 8, "bleep": None, "stnet": None}.get(name, 16)
     network: Any = checkpoint.network(heads=heads)
     with torch.inference_mode():
-        found = torch.cat([
-            network.encode_tiles(torch.from_numpy(np.ascontiguousarray(some, np.float32)))
-            for some in np.array_split(pixels, -(-len(pixels) // 16))
+        output = torch.cat([
+            network.encode_tiles(torch.from_numpy(np.ascontiguousarray(batch, np.float32)))
+            for batch in np.array_split(pixels, -(-len(pixels) // 16))
         ])  # fmt: skip
         if bundle.manifest.kind == "sequence":
             assert spots.array_xy is not None
             prune: Any = "grid" if name == "hist2st" else "none"
             graph = nearest_spots(spots.array_xy, Graph(neighbours=4, prune=prune))
             edges = () if name == "histogene" else tuple(map(torch.from_numpy, graph))
-            found = network.predict_expression(found, torch.from_numpy(spots.array_xy), *edges)
-    out: np.ndarray = found.double().numpy()
+            output = network.predict_expression(output, torch.from_numpy(spots.array_xy), *edges)
+    out: np.ndarray = output.double().numpy()
     return out
 
 
@@ -138,22 +139,22 @@ def test_checkpoint_to_map_on_a_real_section(
 ) -> None:
     name, _, bundle, folder = deployed
     slide, spots = her2st / "images" / "C4.jpg", read_spots(folder / "spots.tsv")
-    found = anndata.read_h5ad(folder / "C4.h5ad")
-    expected = in_torch(name, bundle, slide, spots, folder / "model.ckpt")
-    assert found.uns["mclst"]["bundle"]["system"] == name
-    assert found.obs_names.tolist() == spots.id.tolist() and found.n_vars == bundle.manifest.genes
+    predicted = anndata.read_h5ad(folder / "C4.h5ad")
+    expected = predict_in_torch(name, bundle, slide, spots, folder / "model.ckpt")
+    assert predicted.uns["mclst"]["bundle"]["system"] == name
+    assert predicted.obs_names.tolist() == spots.id.tolist() and predicted.n_vars == bundle.manifest.genes
     if bundle.manifest.kind != "retrieval":
-        assert len(found) == (BY_TILE if name == "stnet" else 187)
-        assert np.abs(found.X - expected).max() < 1e-4 * max(1, float(np.abs(expected).max()))
+        assert len(predicted) == (BY_TILE if name == "stnet" else 187)
+        assert np.abs(predicted.X - expected).max() < 1e-4 * max(1, float(np.abs(expected).max()))
         assert np.ptp(expected, axis=0).mean() > 1e-3, "spots differ"
         return
     cosine = expected / np.linalg.norm(expected, axis=1, keepdims=True)
     bank = bundle.bank.embedding.astype(np.float64)
     ordered = -np.sort(-(cosine @ (bank / np.linalg.norm(bank, axis=1, keepdims=True)).T), axis=1)
     k = bundle.retrieval.k
-    clear = ordered[:, k - 1] - ordered[:, k] > 1e-6  # where rounding cannot change who the k nearest are
-    of_tiles = Retriever(bundle.bank, bundle.retrieval, provider="reference").aggregate(
+    clear = ordered[:, k - 1] - ordered[:, k] > 1e-6  # rounding cannot change the k nearest
+    retrieved = Retriever(bundle.bank, bundle.retrieval, provider="reference").aggregate(
         expected.astype(np.float32)
     )
     assert clear.mean() > 0.5
-    assert np.abs(found.X - of_tiles.expression)[clear].max() < 1e-4
+    assert np.abs(predicted.X - retrieved.expression)[clear].max() < 1e-4

@@ -1,4 +1,4 @@
-"""ST-Net, HisToGene, Hist2ST and THItoGene from checkpoint to map, and what is said where an option does not fit."""
+"""ST-Net, HisToGene, Hist2ST and THItoGene from checkpoint to map, and refused options."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from refusals import assert_refused
 from small_model import GENES, Small
-from small_systems import set_apart
-from system_cases import MADE
+from small_systems import randomize_norms
+from system_cases import SYSTEM_CASES
 
-from mclst.export.bundling import settle
 from mclst.export.cli import main as export_main
 from mclst.export.inputs.checkpoint import open_checkpoint
 from mclst.export.onnx.graph import write_graph
 from mclst.export.parity.compare import encode_with_checkpoint
+from mclst.export.settings import resolve_settings
 from mclst.models.hist2st import Hist2St
 from mclst.models.histogene import HisToGene
 from mclst.models.stnet import StNet
@@ -40,28 +40,54 @@ from mclst.sections.tables.spots import read_spots
 
 MEAN, STD = (0.7, 0.5, 0.6), (0.2, 0.25, 0.3)
 PUBLISHED: dict[str, tuple[Any, int | None, int | None, dict[str, tuple[int, ...]]]] = {
-    # keys, parameters, and some shapes with 785 genes (250 for ST-Net), as the published code has them
-    "stnet": (lambda: StNet(250), 727, 7_210_106, {"features.norm5.weight": (1024,), "classifier.weight": (250, 1024)}),
+    # keys, parameters and some shapes of the published code with 785 genes (250 for ST-Net)
+    "stnet": (
+        lambda: StNet(250),
+        727,
+        7_210_106,
+        {"features.norm5.weight": (1024,), "classifier.weight": (250, 1024)},
+    ),
     "histogene": (
-        lambda: HisToGene(785), 96, 106_648_337,
-        {"patch_embedding.weight": (1024, 37632), "x_embed.weight": (64, 1024),
-         "vit.transformer.layers.7.0.fn.to_qkv.weight": (3072, 1024),
-         "vit.transformer.layers.0.1.fn.net.3.weight": (1024, 2048), "gene_head.1.weight": (785, 1024)},
+        lambda: HisToGene(785),
+        96,
+        106_648_337,
+        {
+            "patch_embedding.weight": (1024, 37632),
+            "x_embed.weight": (64, 1024),
+            "vit.transformer.layers.7.0.fn.to_qkv.weight": (3072, 1024),
+            "vit.transformer.layers.0.1.fn.net.3.weight": (1024, 2048),
+            "gene_head.1.weight": (785, 1024),
+        },
     ),
     "hist2st": (
-        lambda: Hist2St(785), 162 - 10, None,
-        {"vit.transformer.layer1.1.dw.3.weight": (32, 1, 5, 5), "vit.transformer.layer1.0.pw.0.weight": (32, 32, 1, 1),
-         "vit.transformer.layer2.7.attn.fn.to_qkv.weight": (3072, 1024), "vit.transformer.layer3.3.weight": (1024, 1024),
-         "vit.transformer.jknet.0.weight_hh_l1": (4096, 1024), "vit.transformer.down.0.weight": (4, 32, 1, 1)},
+        lambda: Hist2St(785),
+        162 - 10,
+        None,
+        {
+            "vit.transformer.layer1.1.dw.3.weight": (32, 1, 5, 5),
+            "vit.transformer.layer1.0.pw.0.weight": (32, 32, 1, 1),
+            "vit.transformer.layer2.7.attn.fn.to_qkv.weight": (3072, 1024),
+            "vit.transformer.layer3.3.weight": (1024, 1024),
+            "vit.transformer.jknet.0.weight_hh_l1": (4096, 1024),
+            "vit.transformer.down.0.weight": (4, 32, 1, 1),
+        },
     ),
     "thitogene": (
-        lambda: ThitoGene(785), None, 63_586_712,
-        {"odconv2d.weight": (4, 16, 3, 4, 4), "odconv2d.attention.spatial_fc.weight": (16, 16, 1, 1),
-         "caps_layer.primary_caps.depthwise_conv.weight": (128, 1, 9, 9), "caps_layer.digit_caps.W": (20, 16, 8, 64),
-         "vit.transformer.layers.3.0.fn.to_out.0.weight": (1408, 1024), "gat.attention_7.a": (2048, 1),
-         "gat.out_att.W": (8192, 512), "gene_head.3.weight": (785, 1024)},
+        lambda: ThitoGene(785),
+        None,
+        63_586_712,
+        {
+            "odconv2d.weight": (4, 16, 3, 4, 4),
+            "odconv2d.attention.spatial_fc.weight": (16, 16, 1, 1),
+            "caps_layer.primary_caps.depthwise_conv.weight": (128, 1, 9, 9),
+            "caps_layer.digit_caps.W": (20, 16, 8, 64),
+            "vit.transformer.layers.3.0.fn.to_out.0.weight": (1408, 1024),
+            "gat.attention_7.a": (2048, 1),
+            "gat.out_att.W": (8192, 512),
+            "gene_head.3.weight": (785, 1024),
+        },
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
@@ -76,7 +102,7 @@ def test_names_and_shapes_are_the_published_ones(name: str) -> None:
 
 
 def wrapped(name: str, state: dict[str, torch.Tensor]) -> Any:
-    """As each system's training saves it."""
+    """Wrap a state dict as each system's training saves it."""
     if name == "stnet":
         return {"model": {f"module.{key}": t for key, t in state.items()}, "optim": {"lr": 1e-6}}
     if name == "hist2st":
@@ -89,18 +115,18 @@ def wrapped(name: str, state: dict[str, torch.Tensor]) -> Any:
     return {"state_dict": state, "epoch": 1, "global_step": 7, "pytorch-lightning_version": "1.4.0"}
 
 
-@pytest.fixture(scope="module", params=sorted(MADE))
+@pytest.fixture(scope="module", params=sorted(SYSTEM_CASES))
 def bundled(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, small: Small
 ) -> tuple[str, Any, Path]:
     name = request.param
     folder = tmp_path_factory.mktemp(name)
-    make, tile_px, options = MADE[name]
+    make, tile_px, options = SYSTEM_CASES[name]
     torch.manual_seed(2)
-    network = set_apart(make())
+    network = randomize_norms(make())
     torch.save(wrapped(name, network.state_dict()), folder / "model.ckpt")
-    done = export(folder, name, small, *options, "--tile-px", str(tile_px))
-    assert done.exit_code == 0, done.output
+    result = export(folder, name, small, *options, "--tile-px", str(tile_px))
+    assert result.exit_code == 0, result.output
     return name, network, folder
 
 
@@ -125,8 +151,8 @@ def infer(folder: Path, slide: Path, spots: Path, *options: str) -> Result:
 
 
 def expected_map(name: str, network: Any, slide: Path, table: Path) -> np.ndarray:
-    """Tiles cut by hand, the network in torch over all spots at once."""
-    tile_px = MADE[name][1]
+    """Cut tiles by hand and run the network in torch over all spots."""
+    tile_px = SYSTEM_CASES[name][1]
     picture, spots = np.asarray(Image.open(slide).convert("RGB")), read_spots(table)
     assert spots.array_xy is not None
     padded, half = np.pad(picture, ((100, 100), (100, 100), (0, 0))), tile_px // 2
@@ -143,25 +169,27 @@ def expected_map(name: str, network: Any, slide: Path, table: Path) -> np.ndarra
             graph = nearest_spots(spots.array_xy, Graph(neighbours=4, prune=prune))  # type: ignore[arg-type]
             edges = () if name == "histogene" else tuple(map(torch.from_numpy, graph))
             expected = network.predict_expression(expected, torch.from_numpy(spots.array_xy), *edges)
-    found: np.ndarray = expected.numpy()
-    return found
+    expression: np.ndarray = expected.numpy()
+    return expression
 
 
 def test_from_checkpoint_to_map(bundled: tuple[str, Any, Path], small: Small) -> None:
     name, network, folder = bundled
-    done = infer(folder, small.slide, small.spots, "--overwrite", "--batch-size", "5")
-    assert done.exit_code == 0, done.output
-    assert "straight from the network" in done.stderr
+    result = infer(folder, small.slide, small.spots, "--overwrite", "--batch-size", "5")
+    assert result.exit_code == 0, result.output
+    assert "straight from the network" in result.stderr
     expected = expected_map(name, network, small.slide, small.spots)
-    found = anndata.read_h5ad(folder / "map.h5ad")
-    assert np.abs(found.X - expected).max() < 1e-4 * max(1, float(np.abs(expected).max()))
-    assert list(found.var_names) == [f"GENE{i}" for i in range(GENES)]
-    assert not {"nearest_distance", "effective_k"} & set(found.obs)
-    said = found.uns["mclst"]["bundle"]
-    assert said["system"] == name and said["kind"] == ("regression" if name == "stnet" else "sequence")
+    predicted = anndata.read_h5ad(folder / "map.h5ad")
+    assert np.abs(predicted.X - expected).max() < 1e-4 * max(1, float(np.abs(expected).max()))
+    assert list(predicted.var_names) == [f"GENE{i}" for i in range(GENES)]
+    assert not {"nearest_distance", "effective_k"} & set(predicted.obs)
+    provenance = predicted.uns["mclst"]["bundle"]
+    assert provenance["system"] == name and provenance["kind"] == (
+        "regression" if name == "stnet" else "sequence"
+    )
 
 
-def test_what_needs_the_whole_slide_is_not_served(bundled: tuple[str, Any, Path], small: Small) -> None:
+def test_slide_systems_are_not_served(bundled: tuple[str, Any, Path], small: Small) -> None:
     name, _, folder = bundled
     of_a_bundle = (
         "--bundle",
@@ -170,42 +198,42 @@ def test_what_needs_the_whole_slide_is_not_served(bundled: tuple[str, Any, Path]
         str(folder / "models"),
         "--overwrite",
     )
-    done = CliRunner().invoke(export_main, of_a_bundle)
-    assert done.exit_code == (0 if name == "stnet" else 4), done.output
+    result = CliRunner().invoke(export_main, of_a_bundle)
+    assert result.exit_code == (0 if name == "stnet" else 4), result.output
     if name != "stnet":
         of_a_checkpoint = ("--ckpt", str(folder / "model.ckpt"), "--out", str(folder / "again"))
         again = CliRunner().invoke(export_main, [*of_a_checkpoint, "--triton", str(folder / "models")])
         assert again.exit_code == 4
-        for sentence in (done.stderr, again.stderr):
+        for sentence in (result.stderr, again.stderr):
             assert "comes from all spots of a slide together" in " ".join(sentence.split())
         assert not (folder / "models").exists() and not (folder / "again").exists()
 
 
-def test_an_unreadable_tile_is_left_out_of_the_sequence(
+def test_an_unreadable_tile_is_excluded_from_the_slide_network(
     bundled: tuple[str, Any, Path], small: Small, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its row is NaN; the others are what the network gives without it."""
+    """Its row is NaN; the others equal the network's output without it."""
     name, network, folder = bundled
-    right = Tiles.read_tile
+    read_tile = Tiles.read_tile
 
     def read(tiles: Tiles, row: int, into: Any = None) -> Any:
         if row == 5:
             raise TileReadError("broken on purpose")
-        return right(tiles, row, into)
+        return read_tile(tiles, row, into)
 
     monkeypatch.setattr(Tiles, "read_tile", read)
-    done = infer(folder, small.slide, small.spots, "-q", "--overwrite", "--max-bad-tiles", "1")
-    assert done.exit_code == 0, done.output
-    found = anndata.read_h5ad(folder / "map.h5ad").X
+    result = infer(folder, small.slide, small.spots, "-q", "--overwrite", "--max-bad-tiles", "1")
+    assert result.exit_code == 0, result.output
+    predicted = anndata.read_h5ad(folder / "map.h5ad").X
     kept = np.arange(24) != 5
     lines = small.spots.read_text().splitlines()
     (folder / "without.tsv").write_text("\n".join(lines[:6] + lines[7:]) + "\n")
     expected = expected_map(name, network, small.slide, folder / "without.tsv")
-    assert np.isnan(found[5]).all()
-    assert np.abs(found[kept] - expected).max() < 1e-4 * max(1, float(np.abs(expected).max()))
+    assert np.isnan(predicted[5]).all()
+    assert np.abs(predicted[kept] - expected).max() < 1e-4 * max(1, float(np.abs(expected).max()))
 
 
-def test_the_manifest_records_what_the_checkpoint_does_not_hold(bundled: tuple[str, Any, Path]) -> None:
+def test_the_manifest_records_settings_that_checkpoints_lack(bundled: tuple[str, Any, Path]) -> None:
     name, _, folder = bundled
     m = open_bundle(folder / "mclst-bundle").manifest
     assert m.system == name and m.retrieval is None and not m.bank and m.genes == GENES
@@ -225,7 +253,7 @@ def test_the_manifest_records_what_the_checkpoint_does_not_hold(bundled: tuple[s
 def test_options_that_do_not_apply_are_refused(bundled: tuple[str, Any, Path], small: Small) -> None:
     name, _, folder = bundled
     title = systems()[name].title
-    given = MADE[name][2]
+    required = SYSTEM_CASES[name][2]
     cases: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
         (("--k", "3"), (title, "retrieval.k")),
         (("--reference", str(small.folder)), (title, "--reference")),
@@ -235,10 +263,10 @@ def test_options_that_do_not_apply_are_refused(bundled: tuple[str, Any, Path], s
     else:
         cases += [(("--average",), (title, "preprocessing.symmetries")), (("--heads", "7"), ("7 heads",))]
     for options, words in cases:
-        done = export(folder, name, small, "-q", "--overwrite", *given, *options)
-        assert_refused(done, 4, words)
+        result = export(folder, name, small, "-q", "--overwrite", *required, *options)
+        assert_refused(result, 4, words)
     assert_refused(
-        export(folder, name, small, "-q", "--overwrite", *given, genes=False), 4, ("--genes", "12 genes")
+        export(folder, name, small, "-q", "--overwrite", *required, genes=False), 4, ("--genes", "12 genes")
     )
     assert_refused(
         infer(folder, small.slide, small.spots, "-q", "--overwrite", "--k", "3"), 4, ("without a bank",)
@@ -252,15 +280,15 @@ def test_stnet_needs_the_mean_and_std_of_its_training(tmp_path: Path, small: Sma
 
 
 class Tiny(torch.nn.Module):
-    """Some network that tells rotations and reflections apart."""
+    """A network that distinguishes rotations and reflections."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv = torch.nn.Conv2d(3, 4, 8)
 
     def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = torch.relu(self.conv(tiles)).flatten(1)
-        return found
+        features: torch.Tensor = torch.relu(self.conv(tiles)).flatten(1)
+        return features
 
 
 def test_the_mean_over_eight_symmetries_is_inside_the_graph(tmp_path: Path) -> None:
@@ -277,18 +305,18 @@ def test_the_mean_over_eight_symmetries_is_inside_the_graph(tmp_path: Path) -> N
     ]
     assert np.abs(each[1] - each[0]).max() > 0.1
     expected = np.mean(each, axis=0)
-    found = open_session(tmp_path / "encoder.onnx", "cpu").encode(tiles)
-    assert np.abs(found - expected).max() < 1e-5
+    averaged = open_session(tmp_path / "encoder.onnx", "cpu").encode(tiles)
+    assert np.abs(averaged - expected).max() < 1e-5
     assert (
         np.abs(encode_with_checkpoint(network, tiles, Settings(preprocessing=settings)) - expected).max()
         < 1e-5
     )
 
 
-def test_average_is_stnets_option(tmp_path: Path) -> None:
+def test_average_is_an_option_of_stnet(tmp_path: Path) -> None:
     torch.save(StNet(GENES).state_dict(), tmp_path / "model.ckpt")
     change = {"preprocessing": {"symmetries": 8, "mean": MEAN, "std": STD}}
-    assert settle(open_checkpoint(tmp_path / "model.ckpt"), change).preprocessing.symmetries == 8
+    assert resolve_settings(open_checkpoint(tmp_path / "model.ckpt"), change).preprocessing.symmetries == 8
     assert "--average" in CliRunner().invoke(export_main, ["--help"]).output
 
 

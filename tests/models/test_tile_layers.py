@@ -1,24 +1,24 @@
-"""Hist2ST's ConvMixers and THItoGene's capsule network, tile by tile, against the published formulas in float64."""
+"""Hist2ST's ConvMixers and THItoGene's capsules against the published formulas in float64."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from system_cases import network_of
+from system_cases import small_network
 from torch import Tensor
 from torch.nn import functional as F
 
 Weights = dict[str, Tensor]
 
 
-def of_network(name: str) -> tuple[Any, Weights]:
-    network = network_of(name).double()
+def build(name: str) -> tuple[Any, Weights]:
+    network = small_network(name).double()
     return network, dict(network.state_dict())
 
 
-def conv(x: Tensor, w: Weights, at: str, **how: Any) -> Tensor:
-    return F.conv2d(x, w[f"{at}.weight"], w[f"{at}.bias"], **how)
+def conv(x: Tensor, w: Weights, at: str, **options: Any) -> Tensor:
+    return F.conv2d(x, w[f"{at}.weight"], w[f"{at}.bias"], **options)
 
 
 def batch_norm(x: Tensor, w: Weights, at: str) -> Tensor:
@@ -34,8 +34,8 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def test_hist2st_per_tile() -> None:
-    """Patches, then per block: two depthwise convolutions beside their input, and a pointwise one; 1 x 1 at the end."""
-    network, w = of_network("hist2st")
+    """Patches; per block two depthwise convolutions with a residual and a pointwise one; 1 x 1 at the end."""
+    network, w = build("hist2st")
     tiles = torch.rand(3, 3, 28, 28, dtype=torch.float64) * 255
     x = conv(tiles, w, "patch_embedding", stride=7)
     for block in range(2):
@@ -55,9 +55,9 @@ def squash(v: Tensor) -> Tensor:
 
 def test_thitogene_per_tile() -> None:
     """The convolutions without padding, 28 → 24 → 22 → 20 → 9, 16 capsules of 8, and routing in one pass."""
-    network, w = of_network("thitogene")
+    network, w = build("thitogene")
     tiles = torch.rand(2, 3, 112, 112, dtype=torch.float64)
-    x = F.relu(network.odconv2d(tiles))  # itself under test beside its grouped form
+    x = F.relu(network.odconv2d(tiles))  # tested against its grouped form in test_slide_systems
     for i, stride in ((1, 1), (2, 1), (3, 1), (4, 2)):
         x = conv(x, w, f"caps_layer.conv{i}", stride=stride)
         x = F.relu(batch_norm(x, w, f"caps_layer.batch_norm{i}"))
@@ -72,5 +72,5 @@ def test_thitogene_per_tile() -> None:
         share = torch.exp(agree - agree.max(0).values)
         share = share / share.sum(0)  # over the capsules routed to
         expected.append(squash(((share.unsqueeze(-1) + bias) * u).sum(1)))
-    found = network.encode_tiles(tiles)
-    torch.testing.assert_close(found, torch.stack(expected).flatten(1), rtol=1e-9, atol=1e-9)
+    features = network.encode_tiles(tiles)
+    torch.testing.assert_close(features, torch.stack(expected).flatten(1), rtol=1e-9, atol=1e-9)

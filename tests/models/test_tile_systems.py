@@ -1,4 +1,4 @@
-"""mclSTExp, BLEEP and ST-Net: torch, the graph at once and the graph in batches agree for any number of tiles."""
+"""mclSTExp, BLEEP and ST-Net: torch and the graph, at once or in batches, agree for any number of tiles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_systems import set_apart
+from small_systems import randomize_norms
 from torch import nn
 
 from mclst.export.onnx.graph import write_graph
@@ -19,24 +19,31 @@ from mclst.runtime.bundle.manifest import Preprocessing, Tile
 from mclst.runtime.inference.providers import open_session
 
 MEAN, STD = (0.7, 0.5, 0.6), (0.2, 0.25, 0.3)
-# The network, tile px, preprocessing. DenseNet takes no smaller tiles; ResNets of 16 px make 3,000 of them affordable.
-MADE: dict[str, tuple[Any, int, Preprocessing]] = {
+# System: network, tile px, preprocessing. DenseNet needs 32 px; 16 px make 3,000 tiles affordable for
+# ResNets.
+CASES: dict[str, tuple[Any, int, Preprocessing]] = {
     "mclstexp": (
-        lambda: MclSTExp("resnet18", 6, projection_dim=16, heads=2, head_dim=4, depth=1, positions=4), 16, Preprocessing(),
+        lambda: MclSTExp("resnet18", 6, projection_dim=16, heads=2, head_dim=4, depth=1, positions=4),
+        16,
+        Preprocessing(),
     ),
-    "bleep": (lambda: Bleep("resnet50", 6, projection_dim=16), 16, Preprocessing(channels="bgr", pixel_range="0-255")),
+    "bleep": (
+        lambda: Bleep("resnet50", 6, projection_dim=16),
+        16,
+        Preprocessing(channels="bgr", pixel_range="0-255"),
+    ),
     "stnet": (lambda: StNet(6), 32, Preprocessing(mean=MEAN, std=STD)),
-}  # fmt: skip
+}
 
 
-@pytest.fixture(scope="module", params=sorted(MADE))
+@pytest.fixture(scope="module", params=sorted(CASES))
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, nn.Module, Path]:
     name = request.param
-    make, size, settings = MADE[name]
+    make, size, settings = CASES[name]
     torch.manual_seed(6)
-    network = set_apart(make())
+    network = randomize_norms(make())
     path = tmp_path_factory.mktemp(name) / "encoder.onnx"
     write_graph(network, Tile(size_px=size), settings, path)
     return name, network, path
@@ -45,15 +52,15 @@ def exported(
 @pytest.mark.parametrize("n", [1, 7, 184, 3000])
 def test_torch_and_the_graph_agree(exported: tuple[str, nn.Module, Path], n: int) -> None:
     name, network, path = exported
-    _, size, settings = MADE[name]
+    _, size, settings = CASES[name]
     tiles = np.random.default_rng(n).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
-    # By hand: the order of the colours, the range, mean and std.
+    # By hand: channel order, range, mean and std.
     pixels = tiles[..., ::-1] if settings.channels == "bgr" else tiles
     scaled = pixels.astype(np.float32) / (255 if settings.pixel_range == "0-1" else 1)
     scaled = (scaled - np.asarray(settings.mean, np.float32)) / np.asarray(settings.std, np.float32)
     with torch.inference_mode():
-        given = torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)))
-        expected = network.encode_tiles(given).numpy()  # type: ignore[operator]
+        inputs = torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)))
+        expected = network.encode_tiles(inputs).numpy()  # type: ignore[operator]
     session = open_session(path, "cpu", threads=1)
     streamed = np.concatenate([session.encode(tiles[i : i + 48]) for i in range(0, n, 48)])
     assert streamed.shape == (n, expected.shape[1])

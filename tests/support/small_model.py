@@ -1,4 +1,4 @@
-"""A small reference folder, and an mclSTExp checkpoint and ONNX graphs that fit it."""
+"""A small reference folder with a matching mclSTExp checkpoint and ONNX graphs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TILE_PX = 32
 
 
 def tiny_network(encoder: str = "resnet18", *, genes: int = GENES, positions: int = POSITIONS) -> MclSTExp:
-    """An mclSTExp small enough for a test, its normalisations' statistics away from 0 and 1."""
+    """A small mclSTExp with normalization statistics away from 0 and 1."""
     import torch
 
     from mclst.models.mclstexp import MclSTExp
@@ -54,7 +54,7 @@ class Small:
 
 
 def write_reference(folder: Path, names: tuple[str, ...] = ("A1", "A2", "B1"), spots: int = 24) -> None:
-    """Sections as the published HER2+ folder has them: counts, spots, images and genes.txt."""
+    """Write sections in the layout of the published HER2+ folder: counts, spots, images, genes.txt."""
     rng = np.random.default_rng(3)
     for part in ("counts", "spots", "images"):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -63,8 +63,8 @@ def write_reference(folder: Path, names: tuple[str, ...] = ("A1", "A2", "B1"), s
     for name in names:
         picture = np.kron(rng.integers(40, 256, (10, 12, 3)), np.ones((20, 20, 1))).astype(np.uint8)
         Image.fromarray(picture).save(folder / "images" / f"{name}.png")
-        place = rng.permutation(144)[:spots]
-        x, y = place % 12 + 2, place // 12 + 2
+        cell = rng.permutation(144)[:spots]
+        x, y = cell % 12 + 2, cell // 12 + 2
         counts = rng.poisson(6.0, (spots, GENES))
         table = ["\t" + "\t".join(genes)]
         table += [f"{a}x{b}\t" + "\t".join(map(str, row)) for a, b, row in zip(x, y, counts, strict=True)]
@@ -78,9 +78,9 @@ def write_reference(folder: Path, names: tuple[str, ...] = ("A1", "A2", "B1"), s
 
 
 def fast_regression(folder: Path, genes: int) -> Path:
-    """A bundle of a regression whose network is one matrix product."""
+    """Write a regression bundle whose network is one matrix product."""
     from mclst.runtime.bundle.bundle import BundleDraft
-    from mclst.runtime.bundle.manifest import Normalisation, Preprocessing, Tile
+    from mclst.runtime.bundle.manifest import Normalization, Preprocessing, Tile
 
     with BundleDraft(folder, overwrite=False) as draft:
         fast_graph(draft.part / "encoder.onnx", "expression", genes)
@@ -91,7 +91,7 @@ def fast_regression(folder: Path, genes: int) -> Path:
             encoder={"name": "one-product", "embedding_dim": genes},
             tile=Tile(size_px=TILE_PX).model_dump(mode="json"),
             preprocessing=Preprocessing().model_dump(mode="json"),
-            normalisation=Normalisation(input="none", expression="log-share").model_dump(),
+            normalisation=Normalization(input="none", expression="log-share").model_dump(),
             genes=genes,
             genes_from="the test",
             checkpoint={"name": "none", "sha256": "0" * 64},
@@ -101,7 +101,7 @@ def fast_regression(folder: Path, genes: int) -> Path:
 
 
 def fast_graph(path: Path, output: str, width: int) -> None:
-    """Tiles of TILE_PX → float32 [N, width] under the name `output`, by one matrix product."""
+    """Write a graph of one matrix product: tiles of TILE_PX → float32 [N, width], named `output`."""
     from onnx import TensorProto, helper, numpy_helper, save
 
     values = np.random.default_rng(5).normal(0, 1e-3, (TILE_PX * TILE_PX * 3, width)).astype(np.float32)
@@ -111,13 +111,13 @@ def fast_graph(path: Path, output: str, width: int) -> None:
         helper.make_node("MatMul", ["flat", "w"], [output]),
     ]
     tiles = helper.make_tensor_value_info("tiles", TensorProto.UINT8, ["N", TILE_PX, TILE_PX, 3])
-    given = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N", width])
-    held = [
+    result = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N", width])
+    weights = [
         numpy_helper.from_array(values, "w"),
         numpy_helper.from_array(np.array([-1, len(values)]), "shape"),
     ]
     model = helper.make_model(
-        helper.make_graph(nodes, "fast", [tiles], [given], held),
+        helper.make_graph(nodes, "fast", [tiles], [result], weights),
         opset_imports=[helper.make_opsetid("", 17)],
         ir_version=8,
     )

@@ -1,4 +1,4 @@
-"""Small networks of the systems beside mclSTExp, away from the values they are initialised with."""
+"""Random normalization statistics for small test networks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import nn
 N = TypeVar("N", bound=nn.Module)
 
 
-def set_apart(network: N, seed: int = 11) -> N:
-    """The network in eval mode, every normalisation's weights and statistics away from 0 and 1."""
+def randomize_norms(network: N, seed: int = 11) -> N:
+    """Set normalization weights and statistics away from 0 and 1; return the network in eval mode."""
     torch.manual_seed(seed)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):

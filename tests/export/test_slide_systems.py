@@ -1,4 +1,4 @@
-"""HisToGene, Hist2ST and THItoGene: their layers against independent float64 code, and torch against both graphs."""
+"""HisToGene, Hist2ST and THItoGene: layers against independent float64 code, torch against both graphs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import erf
-from system_cases import network_of
+from system_cases import small_network
 from torch import nn
 
-from mclst.export.engines import EngineBuilder, EngineWishes
+from mclst.export.direct_bundle import predict_with_checkpoint
+from mclst.export.engines import EngineBuilder, EngineOptions
 from mclst.export.inputs.checkpoint import open_checkpoint
-from mclst.export.no_bank_bundle import express_with_checkpoint
 from mclst.export.onnx.graph import preprocess, write_graph
-from mclst.export.onnx.slide_graph import write_sequence
+from mclst.export.onnx.slide_graph import write_slide_graph
 from mclst.models.hist2st import Hist2St
 from mclst.models.histogene import HisToGene
 from mclst.models.thitogene import GraphAttention, ThitoGene
@@ -30,37 +30,56 @@ from mclst.runtime.inference.spot_graph import nearest_spots
 
 GENES = 6
 X_MAJOR = Preprocessing(pixel_range="0-255", axes="x-major")
-Make = Callable[[], nn.Module]
-MADE: dict[str, tuple[Make, int, int, Graph | None]] = {
+NetworkFactory = Callable[[], nn.Module]
+CASES: dict[str, tuple[NetworkFactory, int, int, Graph | None]] = {
     # system: the network, tile px, heads, graph
     "histogene": (
-        lambda: HisToGene(GENES, tile_px=16, width=32, heads=4, head_dim=8, hidden=48, depth=2), 16, 4, None,
+        lambda: HisToGene(GENES, tile_px=16, width=32, heads=4, head_dim=8, hidden=48, depth=2),
+        16,
+        4,
+        None,
     ),
     "hist2st": (
-        lambda: Hist2St(GENES, tile_px=28, patch=7, channels=16, heads=4, head_dim=8, depths=(2, 2, 3)), 28, 4,
+        lambda: Hist2St(GENES, tile_px=28, patch=7, channels=16, heads=4, head_dim=8, depths=(2, 2, 3)),
+        28,
+        4,
         Graph(neighbours=4, prune="grid"),
     ),
     "thitogene": (
-        lambda: ThitoGene(GENES, depth=1, heads=2, head_dim=8, hidden=24, capsules=3, route_dim=8, graph_hidden=12,
-                          graph_out=10, graph_heads=2, head_hidden=14), 112, 2, Graph(neighbours=4, prune="none"),
+        lambda: ThitoGene(
+            GENES,
+            depth=1,
+            heads=2,
+            head_dim=8,
+            hidden=24,
+            capsules=3,
+            route_dim=8,
+            graph_hidden=12,
+            graph_out=10,
+            graph_heads=2,
+            head_hidden=14,
+        ),
+        112,
+        2,
+        Graph(neighbours=4, prune="none"),
     ),
-}  # fmt: skip
+}
 
 
 def tiles(n: int, size: int) -> np.ndarray:
     return np.random.default_rng(n).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
 
 
-def places(n: int, seed: int = 0) -> np.ndarray:
-    """Distinct array coordinates below 64, some of them with no neighbour near."""
-    some = np.random.default_rng(seed).permutation(64 * 64)[:n]
-    return np.stack([some % 64, some // 64], axis=1)
+def positions(n: int, seed: int = 0) -> np.ndarray:
+    """Distinct array coordinates below 64, some without a near neighbor."""
+    cells = np.random.default_rng(seed).permutation(64 * 64)[:n]
+    return np.stack([cells % 64, cells // 64], axis=1)
 
 
-def adjacency(neighbours: np.ndarray, linked: np.ndarray) -> np.ndarray:
-    dense = np.zeros((len(neighbours), len(neighbours)))
-    for row, (others, link) in enumerate(zip(neighbours, linked, strict=True)):
-        dense[row, others[link > 0]] = 1
+def adjacency(neighbors: np.ndarray, linked: np.ndarray) -> np.ndarray:
+    dense = np.zeros((len(neighbors), len(neighbors)))
+    for row, (row_neighbors, link) in enumerate(zip(neighbors, linked, strict=True)):
+        dense[row, row_neighbors[link > 0]] = 1
     return dense
 
 
@@ -82,7 +101,7 @@ def softmax(x: np.ndarray, axis: int) -> Any:
 
 
 def block(h: np.ndarray, p: dict[str, np.ndarray], attn: str, ff: str, heads: int) -> Any:
-    """A pre-norm Transformer block with the scores of all spots at once."""
+    """A pre-norm Transformer block that materializes all scores."""
     q, k, v = np.split(norm(h, p, f"{attn}.norm") @ p[f"{attn}.fn.to_qkv.weight"].T, 3, axis=1)
     d = q.shape[1] // heads
     parts = [np.s_[:, i * d : (i + 1) * d] for i in range(heads)]
@@ -116,7 +135,7 @@ def hist2st(p: dict[str, np.ndarray], f: np.ndarray, xy: np.ndarray, dense: np.n
         h = np.maximum(p[f"{t}.layer3.{i}.weight"] @ mean.T, 0).T
         h = h / np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-12)
         steps.append(h)
-    # torch's own LSTM, in float64: the module under test writes it out as matrix products.
+    # torch's own LSTM in float64; the module under test uses matrix products.
     lstm = nn.LSTM(h.shape[1], h.shape[1], 2).double()
     inside = f"{t}.jknet.0."
     lstm.load_state_dict(
@@ -128,7 +147,7 @@ def hist2st(p: dict[str, np.ndarray], f: np.ndarray, xy: np.ndarray, dense: np.n
 
 
 def published_gat(p: dict[str, np.ndarray], at: str, h: np.ndarray, dense: np.ndarray) -> Any:
-    """Dense, the mask of -9e15, and the softmax down the columns."""
+    """Dense attention with the mask of -9e15 and the softmax over columns."""
     wh, a = h @ p[f"{at}.W"], p[f"{at}.a"]
     e = wh @ a[: wh.shape[1]] + (wh @ a[wh.shape[1] :]).T
     return softmax(np.where(dense > 0, np.where(e > 0, e, 0.01 * e), -9e15), 0) @ wh
@@ -150,31 +169,31 @@ def thitogene(p: dict[str, np.ndarray], f: np.ndarray, xy: np.ndarray, dense: np
 ORACLES = {"histogene": histogene, "hist2st": hist2st, "thitogene": thitogene}
 
 
-@pytest.fixture(scope="module", params=sorted(MADE))
+@pytest.fixture(scope="module", params=sorted(CASES))
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Any, Path]:
-    """A network that went through its checkpoint, and the folder of its two graphs."""
+    """Name, network rebuilt from its checkpoint, and folder of its two graphs."""
     folder, name = tmp_path_factory.mktemp(request.param), request.param
-    made, (_, tile_px, heads, graph) = network_of(name), MADE[name]
-    torch.save({"state_dict": made.state_dict(), "epoch": 3}, folder / "last.ckpt")
+    original, (_, tile_px, heads, graph) = small_network(name), CASES[name]
+    torch.save({"state_dict": original.state_dict(), "epoch": 3}, folder / "last.ckpt")
     checkpoint = open_checkpoint(folder / "last.ckpt")
     assert checkpoint.system.name == name and checkpoint.positions == 64
     network = checkpoint.network(heads=heads)
     write_graph(network, Tile(size_px=tile_px), X_MAJOR, folder / "encoder.onnx")
-    write_sequence(network, checkpoint.traits, graph, folder / "sequence.onnx")
+    write_slide_graph(network, checkpoint.traits, graph, folder / "sequence.onnx")
     return name, network, folder
 
 
 @pytest.mark.parametrize("n", [1, 7, 184, 3000])
-def test_torch_float64_and_the_graph_agree_over_a_slide(exported: tuple[str, Any, Path], n: int) -> None:
+def test_torch_and_graph_equal_float64_over_a_slide(exported: tuple[str, Any, Path], n: int) -> None:
     name, network, folder = exported
-    graph = MADE[name][3]
+    graph = CASES[name][3]
     width = network.x_embed.weight.shape[1] if name != "thitogene" else 24
     features = np.random.default_rng(n).normal(size=(n, width)).astype(np.float32)
-    xy = places(n)
-    settings = Sequence(heads=MADE[name][2], depth=1, positions=64, graph=graph)
-    in_torch = express_with_checkpoint(network, features, xy, settings)
+    xy = positions(n)
+    settings = Sequence(heads=CASES[name][2], depth=1, positions=64, graph=graph)
+    in_torch = predict_with_checkpoint(network, features, xy, settings)
     in_graph = SequenceSession(folder / "sequence.onnx", settings, "cpu", threads=1).predict_expression(
         features, xy
     )
@@ -186,41 +205,41 @@ def test_torch_float64_and_the_graph_agree_over_a_slide(exported: tuple[str, Any
 
 
 @pytest.mark.parametrize("n", [1, 7])
-def test_the_image_graph_equals_the_published_order_of_pixels(
-    exported: tuple[str, Any, Path], n: int
-) -> None:
+def test_the_image_graph_uses_the_published_pixel_order(exported: tuple[str, Any, Path], n: int) -> None:
     name, network, folder = exported
-    batch = tiles(n, MADE[name][1])
+    batch = tiles(n, CASES[name][1])
     with torch.no_grad():
         expected = network.encode_tiles(preprocess(batch, X_MAJOR)).numpy()
-    found = open_session(folder / "encoder.onnx", "cpu").encode(batch)
-    assert np.abs(found - expected).max() < 1e-4 * max(1, np.abs(expected).max())
+    features = open_session(folder / "encoder.onnx", "cpu").encode(batch)
+    assert np.abs(features - expected).max() < 1e-4 * max(1, np.abs(expected).max())
     if name == "histogene":
         # The published slice of an [x, y, channel] image, flattened: x slowest, channel fastest.
         flat = batch.transpose(0, 2, 1, 3).reshape(n, -1).astype(np.float64)
         p = weights(network)
         by_hand = flat @ p["patch_embedding.weight"].T + p["patch_embedding.bias"]
-        assert np.abs(found - by_hand).max() < 1e-4 * np.abs(by_hand).max()
+        assert np.abs(features - by_hand).max() < 1e-4 * np.abs(by_hand).max()
 
 
 @pytest.mark.parametrize("n", [1, 7, 184, 3000])
-def test_the_streamed_run_of_two_parts_is_the_networks(exported: tuple[str, Any, Path], n: int) -> None:
-    """Tiles through the first graph in uneven batches, all features through the second."""
+def test_streamed_tiles_equal_the_network(exported: tuple[str, Any, Path], n: int) -> None:
+    """Tiles pass the encoder in uneven batches, then all features pass the slide graph."""
     name, network, folder = exported
-    batch = tiles(n, MADE[name][1])
+    batch = tiles(n, CASES[name][1])
     session = open_session(folder / "encoder.onnx", "cpu", threads=1)
     cuts = [0, 1, 5, *range(53, n, 48), n] if n > 5 else [0, n]
     streamed = np.concatenate([session.encode(batch[a:b]) for a, b in itertools.pairwise(cuts)])
-    settings = Sequence(heads=MADE[name][2], depth=1, positions=64, graph=MADE[name][3])
-    found = SequenceSession(folder / "sequence.onnx", settings, "cpu").predict_expression(streamed, places(n))
+    settings = Sequence(heads=CASES[name][2], depth=1, positions=64, graph=CASES[name][3])
+    expression = SequenceSession(folder / "sequence.onnx", settings, "cpu").predict_expression(
+        streamed, positions(n)
+    )
     with torch.no_grad():
         parts = np.array_split(batch, -(-n // 100))
-        whole = torch.cat([network.encode_tiles(preprocess(part, X_MAJOR)) for part in parts]).numpy()
-    expected = express_with_checkpoint(network, whole, places(n), settings)
-    assert found.shape == (n, GENES) and np.abs(found - expected).max() < 1e-4
+        features = torch.cat([network.encode_tiles(preprocess(part, X_MAJOR)) for part in parts]).numpy()
+    expected = predict_with_checkpoint(network, features, positions(n), settings)
+    assert expression.shape == (n, GENES) and np.abs(expression - expected).max() < 1e-4
 
 
-def test_graphs_are_of_standard_operators_without_a_table_of_all_pairs(
+def test_the_slide_graph_loops_over_queries_in_standard_operators(
     exported: tuple[str, Any, Path],
 ) -> None:
     import onnx
@@ -232,28 +251,28 @@ def test_graphs_are_of_standard_operators_without_a_table_of_all_pairs(
     assert set(inputs.values()) == {"N"}
 
 
-def test_a_spot_without_neighbours_spoils_no_other() -> None:
-    """The published 0/0 makes every spot NaN; the degree of at least 1 changes no other value."""
-    network = network_of("hist2st")
+def test_a_spot_without_neighbors_affects_no_other() -> None:
+    """The published 0/0 makes every spot NaN; a degree of at least 1 changes no other value."""
+    network = small_network("hist2st")
     xy = np.array([[2, 2], [3, 2], [2, 3], [3, 3], [40, 40]])
     graph = Graph(neighbours=4, prune="grid")
     linked = nearest_spots(xy, graph)[1]
     assert linked.sum(1).tolist() == [3, 3, 3, 3, 0]
     features = np.random.default_rng(0).normal(size=(5, 32)).astype(np.float32)
     settings = Sequence(heads=4, depth=2, positions=64, graph=graph)
-    found = express_with_checkpoint(network, features, xy, settings)
-    assert np.isfinite(found).all()
+    expression = predict_with_checkpoint(network, features, xy, settings)
+    assert np.isfinite(expression).all()
     published = torch.from_numpy(adjacency(*nearest_spots(xy, graph)))
     assert torch.isnan(published / published.sum(1, keepdim=True) @ torch.ones(5, 1).double())[4]
 
 
 def test_dynamic_convolution_equals_the_grouped_one() -> None:
-    """The published form: one group per tile."""
-    network = network_of("thitogene")
+    """The published form has one group per tile."""
+    network = small_network("thitogene")
     conv = network.odconv2d.double()
     x = torch.rand(3, 3, 112, 112, dtype=torch.float64) * 255
-    by_channel, by_filter, by_place, by_kernel = conv.attention(x)
-    kernels = by_place.reshape(3, 1, 1, 1, 4, 4) * by_kernel.reshape(3, 4, 1, 1, 1, 1) * conv.weight
+    by_channel, by_filter, by_cell, by_kernel = conv.attention(x)
+    kernels = by_cell.reshape(3, 1, 1, 1, 4, 4) * by_kernel.reshape(3, 4, 1, 1, 1, 1) * conv.weight
     grouped = nn.functional.conv2d(
         (x * by_channel).reshape(1, -1, 112, 112), kernels.sum(1).reshape(-1, 3, 4, 4), stride=4, groups=3
     )
@@ -262,7 +281,7 @@ def test_dynamic_convolution_equals_the_grouped_one() -> None:
 
 
 def test_capsules_equal_the_published_formulas() -> None:
-    network = network_of("thitogene")
+    network = small_network("thitogene")
     routing = network.caps_layer.digit_caps.double()
     x = np.random.default_rng(1).normal(size=(5, 16, 8))
     w, b = routing.W.detach().numpy(), routing.b.detach().numpy()
@@ -277,46 +296,48 @@ def test_capsules_equal_the_published_formulas() -> None:
 
 
 def test_graph_attention_is_finite_in_half_precision() -> None:
-    """A neighbour of nobody is all masked: -9e15 would be -inf in half precision, and its column NaN."""
+    """A fully masked column would be NaN, since -9e15 is -inf in half precision."""
     torch.manual_seed(0)
     layer = GraphAttention(8, 4).half()
-    neighbours = torch.tensor([[1], [2], [1]])  # nobody's neighbour: 0
+    neighbors = torch.tensor([[1], [2], [1]])  # spot 0 is nobody's neighbor
     linked = torch.ones(3, 1).half()
     h = torch.randn(3, 8).half() * 8
     with torch.no_grad():
-        found = layer(h, neighbours, linked).double().numpy()
+        attended = layer(h, neighbors, linked).double().numpy()
     p = {f"g.{k}": v.double().numpy() for k, v in layer.state_dict().items()}
-    expected = published_gat(p, "g", h.double().numpy(), adjacency(neighbours.numpy(), linked.numpy()))
-    assert np.isfinite(found).all() and np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+    expected = published_gat(p, "g", h.double().numpy(), adjacency(neighbors.numpy(), linked.numpy()))
+    assert np.isfinite(attended).all() and np.abs(attended - expected).max() < 0.05 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("prune", ["none", "grid", "std"])
 @pytest.mark.parametrize("n", [1, 2, 4, 60])
-def test_neighbours_equal_the_published_graph(prune: str, n: int) -> None:
-    """The published loop over spots, with a stable sort in place of its unstable one."""
-    xy = places(n, seed=n) // (1 if n < 60 else 7)
+def test_neighbors_equal_the_published_graph(prune: str, n: int) -> None:
+    """The published loop over spots, with a stable sort."""
+    xy = positions(n, seed=n) // (1 if n < 60 else 7)
     xy = np.unique(xy, axis=0)
     n = len(xy)
-    neighbours, linked = nearest_spots(xy, Graph(neighbours=4, prune=prune))  # type: ignore[arg-type]
+    neighbors, linked = nearest_spots(xy, Graph(neighbours=4, prune=prune))  # type: ignore[arg-type]
     for i in range(n):
         distance = np.sqrt(((xy - xy[i]) ** 2).sum(1))
         order = [j for j in np.argsort(distance, kind="stable") if j != i][:4]
         boundary = distance[order].mean() + distance[order].std() if order else 0
         limit = {"none": np.inf, "grid": 2.0, "std": boundary}[prune]
-        assert neighbours[i][linked[i] > 0].tolist() == [j for j in order if distance[j] <= limit]
-        assert (neighbours[i][linked[i] == 0] == i).all()
+        assert neighbors[i][linked[i] > 0].tolist() == [j for j in order if distance[j] <= limit]
+        assert (neighbors[i][linked[i] == 0] == i).all()
 
 
-def test_tensorrt_rtx_builds_the_image_part_and_says_what_serves_the_other(
+def test_tensorrt_rtx_builds_the_encoder_and_reports_the_slide_graph(
     exported: tuple[str, Any, Path], tmp_path: Path
 ) -> None:
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
     folder = exported[2]
     for graph in ("encoder.onnx", "sequence.onnx"):
         shutil.copy(folder / graph, tmp_path / graph)
-    said: list[str] = []
-    EngineBuilder(EngineWishes("tensorrt-rtx", max_batch=4, targets=("sm_86",))).build(tmp_path, said.append)
+    messages: list[str] = []
+    EngineBuilder(EngineOptions("tensorrt-rtx", max_batch=4, targets=("sm_86",))).build(
+        tmp_path, messages.append
+    )
     (engine,) = (tmp_path / "engines").iterdir()
     assert (engine / "engine.plan").stat().st_size > 0
-    (about,) = [line for line in said if "sequence.onnx" in line]
-    assert "ONNX Runtime serves it, on cuda where it is and else on cpu" in about
+    (note,) = [line for line in messages if "sequence.onnx" in line]
+    assert "ONNX Runtime runs it, on cuda if available and else on cpu" in note
