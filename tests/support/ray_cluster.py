@@ -68,7 +68,7 @@ def main() -> None:
     import mclst.runtime.cohort.cluster as module
     from mclst.runtime.cli.infer import main as infer
     from mclst.runtime.cohort.cluster_worker import Task, Worker
-    from mclst.runtime.expression_map.lock import claim
+    from mclst.runtime.expression_map.lock import lock_output
 
     class Poisoned(Worker):
         """Dies of slide s1."""
@@ -83,7 +83,7 @@ def main() -> None:
 
         def run(self, task: Task) -> Any:
             if task.name == "s1":
-                claim(task.job.map_path)
+                lock_output(task.job.map_path)
                 time.sleep(600)
             return super().run(task)
 
