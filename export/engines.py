@@ -9,7 +9,7 @@ from pathlib import Path
 from mclst.runtime.bundle.bundle import ENCODER, SEQUENCE
 from mclst.runtime.encoder.cuda.device import CudaDevice
 from mclst.runtime.encoder.cuda.gpu import Gpu
-from mclst.runtime.encoder.tensorrt.build import EngineError, check_parses, covered
+from mclst.runtime.encoder.tensorrt.build import EngineError, check_parses, supported_targets
 from mclst.runtime.encoder.tensorrt.engine_cache import graph_sha256, make_engine, this_platform
 from mclst.runtime.encoder.tensorrt.library import Flavour, Library, load_library
 from mclst.runtime.encoder.tensorrt.manifest import EngineKey
@@ -63,7 +63,7 @@ class EngineBuilder:
         if options.flavour == "tensorrt":
             self._gpu = CudaDevice().gpu
             return
-        known = covered(self._library)
+        known = supported_targets(self._library)
         self._targets = options.targets or tuple(target for target in DEFAULT_TARGETS if target in known)
         for target in self._targets:
             if target not in known:
@@ -89,7 +89,7 @@ class EngineBuilder:
                     self._key(graph, precision),
                     self._library,
                     timing_cache=self._options.timing_cache,
-                    kept=True,
+                    must_store=True,
                 )
             except EngineError as error:
                 say(f"Note: {error}; the bundle gets no such engine, use provider cuda or cpu")

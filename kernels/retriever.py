@@ -1,4 +1,4 @@
-"""The door to retrieval: checks the bank and the queries once, and hands them to a provider."""
+"""The public entry point of retrieval: validates bank and queries, then calls a provider."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from mclst.kernels.cuda.device_array import on_device
 from mclst.kernels.definition import reference
 from mclst.kernels.definition.contract import (
-    _BLOCK_BYTES,
-    LARGEST,
+    BLOCK_BYTES,
+    MAX_MAGNITUDE,
     BankRows,
     Expression,
     OnDevice,
@@ -21,21 +21,39 @@ from mclst.kernels.definition.contract import (
 )
 from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import RetrievalSpec
-from mclst.kernels.faiss.provider import _Faiss
+from mclst.kernels.faiss.provider import FaissProvider
 
 
 class Retriever:
-    """A bank made ready for queries.
+    """A bank prepared for queries.
 
-    bank: anything with `embedding` float32 [M, D] and `expression` float32 or float16 [M, G]. Answers are float32 either
-        way; "cuda" keeps float16 as it is, in half the memory, and the others widen it, which changes no value.
-    provider: "cpu" (compiled loops), "cuda" (a GPU), "faiss" (FAISS, on a GPU where it can, and scipy), "reference"
-        (float64, the definition, slow), or "auto": "cpu" where it was compiled, else "faiss". `.provider` is the one in use.
+    Parameters
+    ----------
+    bank : BankRows
+        `embedding` float32 [M, D] and `expression` float32 or float16 [M, G]. "cuda" keeps float16 as it is;
+        the other providers convert it to float32, which is exact.
+    spec : RetrievalSpec
+    provider : {"auto", "cpu", "cuda", "faiss", "reference"}
+        "cpu": compiled loops. "cuda": a GPU. "faiss": FAISS, on a GPU if possible, and scipy. "reference":
+        the slow float64 definition. "auto": "cpu" if it was compiled, else "faiss".
 
-    Every provider chooses the same rows, and the expression is within 1e-6·max|bank expression| of the reference's.
-    (Of cuda's dense means, for large k/M, only 4e-6 is proven.)
-    Raises ValueError where the bank is not of that form, holds NaN, infinity or a value beyond 1e30, or has fewer than
-    spec.k rows, and where the provider is unknown; ProviderError where it is not installed.
+    Attributes
+    ----------
+    provider : str
+        The provider in use.
+
+    Raises
+    ------
+    ValueError
+        If the provider is unknown, or the bank has other shapes or dtypes, holds NaN, infinity or a value
+        beyond 1e30, or has fewer than spec.k rows.
+    ProviderError
+        If the provider is not installed.
+
+    Notes
+    -----
+    Every provider selects the same rows, and its expression is within 1e-6·max|bank expression| of the
+    reference. For the dense means of "cuda" (large k/M) only 4e-6 is proven.
     """
 
     def __init__(self, bank: BankRows, spec: RetrievalSpec, provider: str = "auto") -> None:
@@ -48,7 +66,8 @@ class Retriever:
         )
         if len(embedding) != len(expression):
             raise ValueError(
-                f"the bank has {len(embedding)} rows of embedding and {len(expression)} of expression; give one of each per spot"
+                f"the bank has {len(embedding)} rows of embedding and {len(expression)} of expression; "
+                "give one of each per spot"
             )
         if spec.k > len(embedding):
             raise ValueError(
@@ -57,21 +76,34 @@ class Retriever:
         self.spec = spec
         self.provider = fastest_provider() if provider == "auto" else provider
         self._columns = embedding.shape[1]
-        kept = bank.expression if half and self.provider == "cuda" else expression
-        self._run = PROVIDERS[self.provider](embedding, kept, spec)
+        if half and self.provider == "cuda":
+            expression = bank.expression
+        self._run = PROVIDERS[self.provider](embedding, expression, spec)
 
-    def aggregate(self, embeddings: NDArray[np.float32], *, neighbours: bool = False) -> RetrievalResult:
-        """Expression for `embeddings` float32 [N, D]; N may be 0.
+    def aggregate(self, embeddings: NDArray[np.float32], *, neighbors: bool = False) -> RetrievalResult:
+        """Predict expression for embeddings.
 
-        neighbours: give the chosen bank rows as well, at some cost.
-        With provider "cuda" they may lie on the device: with `__cuda_array_interface__` or DLPack, without `neighbours`.
-        Raises ValueError where the embeddings are not float32 [N, D] or hold NaN, infinity or a value beyond 1e30.
+        Parameters
+        ----------
+        embeddings : float32 [N, D]
+            N may be 0. With provider "cuda" also a device array (`__cuda_array_interface__` or DLPack).
+        neighbors : bool
+            Also return the selected bank rows; not available for device arrays.
+
+        Returns
+        -------
+        RetrievalResult
+
+        Raises
+        ------
+        ValueError
+            If the embeddings are not float32 [N, D], or hold NaN, infinity or a value beyond 1e30.
         """
         if on_device(embeddings):
-            if not isinstance(self._run, OnDevice) or neighbours:
+            if not isinstance(self._run, OnDevice) or neighbors:
                 raise ValueError(
-                    f"the embeddings lie on a device, where provider {self.provider!r} does not retrieve"
-                    f"{' neighbours' if neighbours else ''}; bring them to the host"
+                    f"the embeddings are on a device, where provider {self.provider!r} does not retrieve"
+                    f"{' neighbors' if neighbors else ''}; copy them to the host"
                 )
             return self._run.aggregate_from(embeddings)
         queries = _checked("the embeddings", embeddings)
@@ -80,7 +112,7 @@ class Retriever:
                 f"the embeddings have {queries.shape[1]} columns and the bank's {self._columns}; "
                 "use the bank made with this encoder"
             )
-        return self._run.aggregate(queries, neighbours=neighbours)
+        return self._run.aggregate(queries, neighbors=neighbors)
 
 
 class _Reference:
@@ -89,16 +121,16 @@ class _Reference:
     ) -> None:
         self._bank, self._spec = (embedding, expression), spec
 
-    def aggregate(self, queries: NDArray[np.float32], *, neighbours: bool) -> RetrievalResult:
-        return reference.aggregate(queries, *self._bank, self._spec, neighbours=neighbours)
+    def aggregate(self, queries: NDArray[np.float32], *, neighbors: bool) -> RetrievalResult:
+        return reference.aggregate(queries, *self._bank, self._spec, neighbors=neighbors)
 
 
 def _cpu(embedding: NDArray[np.float32], expression: NDArray[np.float32], spec: RetrievalSpec) -> Provider:
     from mclst.kernels.cpu.compiled import NotCompiled
-    from mclst.kernels.cpu.provider import Cpu
+    from mclst.kernels.cpu.provider import CpuProvider
 
     try:
-        return Cpu(embedding, expression, spec)
+        return CpuProvider(embedding, expression, spec)
     except NotCompiled as error:
         raise ProviderError(
             f"retrieval with provider 'cpu' needs its compiled part, and {error}; "
@@ -107,14 +139,14 @@ def _cpu(embedding: NDArray[np.float32], expression: NDArray[np.float32], spec: 
 
 
 def _cuda(embedding: NDArray[np.float32], expression: Expression, spec: RetrievalSpec) -> Provider:
-    from mclst.kernels.cuda.provider import Cuda
+    from mclst.kernels.cuda.provider import CudaProvider
 
     half = expression.dtype == np.float16
-    return Cuda(embedding, expression.astype(np.float32), spec, half_expression=half)
+    return CudaProvider(embedding, expression.astype(np.float32), spec, half_expression=half)
 
 
 def fastest_provider() -> str:
-    """What "auto" stands for here: "cpu" where it was compiled, else "faiss"."""
+    """The provider that "auto" resolves to: "cpu" if it was compiled, else "faiss"."""
     from mclst.kernels.cpu.compiled import built
 
     return "cpu" if built() else "faiss"
@@ -123,22 +155,22 @@ def fastest_provider() -> str:
 PROVIDERS: dict[str, Callable[[Any, Any, RetrievalSpec], Provider]] = {
     "cpu": _cpu,
     "cuda": _cuda,
-    "faiss": _Faiss,
+    "faiss": FaissProvider,
     "reference": _Reference,
 }
 
 
 def _checked(name: str, array: Any) -> NDArray[np.float32]:
-    """`array` in C order, if it is finite float32 of two axes, the second not empty."""
+    """`array` in C order; ValueError unless it is finite float32 [n, m] with m > 0."""
     if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.ndim != 2:
         form = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
         raise ValueError(f"{name} is {form}; give float32 of two axes, a row per spot")
     if array.shape[1] == 0:
         raise ValueError(f"{name} has no columns; give at least one")
-    step = max(1, _BLOCK_BYTES // (8 * array.shape[1]))
+    step = max(1, BLOCK_BYTES // (8 * array.shape[1]))
     for start in range(0, len(array), step):
-        # NaN fails the comparison as infinity does.
-        bad = ~(np.abs(array[start : start + step]) <= LARGEST)
+        # `<=` is also False for NaN.
+        bad = ~(np.abs(array[start : start + step]) <= MAX_MAGNITUDE)
         if bad.any():
             row, column = np.argwhere(bad)[0] + (start, 0)
             raise ValueError(

@@ -1,8 +1,8 @@
-"""A bank in shards, each where its memory is: what each finds is merged to what the whole bank would give, exactly.
+"""Library only, not used by any command: exact retrieval from a bank split into shards.
 
-A query takes two rounds. Each shard names its k best rows with their scores; the best k of all of them are the best k of
-the bank, since none of these can be missing from its own shard's k. Then each shard sums the expression of its rows among
-them, under the weights of all. What crosses the network is k numbers per query and shard, then G sums.
+A query takes two rounds. Each shard returns its k best rows with their scores; the best k of these are the
+best k of the whole bank. Then each shard sums the weighted expression of its rows among them. The network
+carries k rows per query and shard, then G sums.
 """
 
 from __future__ import annotations
@@ -19,14 +19,19 @@ from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.kernels.retriever import Retriever
 
-AT_ONCE_BYTES = 64 << 20
+_BLOCK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Rows of the whole bank that may be a query's neighbours, best first, the lower row first among equal scores.
+    """Candidate neighbors of N queries, best first, ties by row.
 
-    row: int64 [N, c]. score, distance: float64 [N, c], see `reference.rank_scores` and `reference.distances`.
+    Attributes
+    ----------
+    row : int64 [N, c]
+        Rows of the whole bank.
+    score, distance : float64 [N, c]
+        See `reference.rank_scores` and `reference.distances`.
     """
 
     row: NDArray[np.int64]
@@ -35,14 +40,25 @@ class Candidates:
 
 
 class Shard:
-    """Rows `first` … `first` + m - 1 of a bank, made ready for queries."""
+    """Rows `first` … `first` + m - 1 of a bank, prepared for queries.
+
+    Parameters
+    ----------
+    bank : BankRows
+        The m rows of this shard.
+    first : int
+        Index of its first row in the whole bank.
+    spec : RetrievalSpec
+        Settings for the whole bank; k may exceed m.
+    provider : str
+        See `Retriever`, also for errors.
+    """
 
     def __init__(self, bank: BankRows, first: int, spec: RetrievalSpec, provider: str = "auto") -> None:
-        """bank: its rows here. spec: of the whole bank, its k perhaps more than the rows here. Raises as `Retriever`."""
         self._embedding, self._expression = bank.embedding, bank.expression
         self._spec = spec
-        here = RetrievalSpec(min(spec.k, len(bank.embedding)), spec.rank, spec.distance)
-        self._retriever = Retriever(bank, here, provider)
+        local_spec = RetrievalSpec(min(spec.k, len(bank.embedding)), spec.rank, spec.distance)
+        self._retriever = Retriever(bank, local_spec, provider)
         self.first = first
         self.genes = int(bank.expression.shape[1])
 
@@ -50,34 +66,33 @@ class Shard:
         return len(self._embedding)
 
     def candidates(self, queries: NDArray[np.float32]) -> Candidates:
-        """The best rows here for queries [N, D]: k of them, or all where the shard has fewer."""
-        rows = self._retriever.aggregate(queries, neighbours=True).neighbours
-        assert rows is not None, "asked for"
+        """The best min(k, m) rows of this shard for queries [N, D]."""
+        rows = self._retriever.aggregate(queries, neighbors=True).neighbors
+        assert rows is not None
         score, distance = np.empty(rows.shape), np.empty(rows.shape)
-        step = max(1, AT_ONCE_BYTES // (24 * rows.shape[1] * queries.shape[1]))
+        step = max(1, _BLOCK_BYTES // (24 * rows.shape[1] * queries.shape[1]))
         for start in range(0, len(queries), step):
-            some = slice(start, start + step)
-            q, b = queries[some, None], self._embedding[rows[some]]
-            score[some] = rank_scores(self._spec.rank, q, b)
-            distance[some] = distances(self._spec.distance, q, b)
+            block = slice(start, start + step)
+            q, b = queries[block, None], self._embedding[rows[block]]
+            score[block] = rank_scores(self._spec.rank, q, b)
+            distance[block] = distances(self._spec.distance, q, b)
         return Candidates(rows + self.first, score, distance)
 
     def weighted_sum(self, row: NDArray[np.int64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Σ weight · expression over those of the whole bank's rows [N, k] that are here: float64 [N, G]."""
-        here = (row >= self.first) & (row < self.first + len(self))
-        local = np.where(here, row - self.first, 0)
-        own = np.where(here, weight, 0.0)
-        found = np.zeros((len(row), self.genes))
-        for neighbour in range(row.shape[1]):
-            some = np.flatnonzero(here[:, neighbour])
-            found[some] += own[some, neighbour, None] * self._expression[local[some, neighbour]]
-        return found
+        """Σ weight · expression over those of the bank's rows [N, k] that are in this shard."""
+        local = row - self.first
+        in_shard = (local >= 0) & (local < len(self))
+        total = np.zeros((len(row), self.genes))
+        for j in range(row.shape[1]):
+            queries = np.flatnonzero(in_shard[:, j])
+            total[queries] += weight[queries, j, None] * self._expression[local[queries, j]]
+        return total
 
 
 def merge(candidates: Sequence[Candidates], k: int) -> Candidates:
-    """The best k of all shards' candidates for the same queries; ValueError where there are fewer."""
+    """The best k of all shards' candidates for the same queries; ValueError if there are fewer than k."""
     row, score, distance = (
-        np.concatenate([getattr(found, name) for found in candidates], axis=1)
+        np.concatenate([getattr(shard, name) for shard in candidates], axis=1)
         for name in ("row", "score", "distance")
     )
     if row.shape[1] < k:
@@ -87,11 +102,29 @@ def merge(candidates: Sequence[Candidates], k: int) -> Candidates:
 
 
 def aggregate(
-    queries: NDArray[np.float32], shards: Sequence[Shard], spec: RetrievalSpec, *, neighbours: bool = False
+    queries: NDArray[np.float32], shards: Sequence[Shard], spec: RetrievalSpec, *, neighbors: bool = False
 ) -> RetrievalResult:
-    """What `Retriever.aggregate` gives for the whole bank: the same rows, expression within 1e-6·max|bank expression|.
+    """Retrieve from all shards as `Retriever.aggregate` does from the whole bank.
 
-    The sums are float64 and rounded once; only their order is the shards' own. Raises ValueError as `merge` does.
+    Parameters
+    ----------
+    queries : float32 [N, D]
+    shards : sequence of Shard
+        Together the whole bank.
+    spec : RetrievalSpec
+        The spec the shards were made with.
+    neighbors : bool
+        Also return the selected rows.
+
+    Returns
+    -------
+    RetrievalResult
+        The same rows; expression within 1e-6·max|bank expression|, as float64 sums are added in shard order.
+
+    Raises
+    ------
+    ValueError
+        If the shards have fewer than spec.k rows.
     """
     best = merge([shard.candidates(queries) for shard in shards], spec.k)
     weight = weights(best.distance, spec)
@@ -100,5 +133,5 @@ def aggregate(
         np.broadcast_to(total, (len(queries), shards[0].genes)).astype(np.float32),
         best.distance.min(axis=1).astype(np.float32),
         (1 / np.square(weight).sum(axis=1)).astype(np.float32),
-        best.row if neighbours else None,
+        best.row if neighbors else None,
     )

@@ -1,7 +1,7 @@
-"""The compiled part of the `cpu` provider: found, loaded once, and its functions declared.
+"""ctypes bindings of the compiled `cpu` provider.
 
-It is plain C seen through ctypes, which lets go of the interpreter during a call, so that threads run side by side.
-`pip install` builds it from retrieve.cpp where a C++ compiler is found, and leaves it out where none is.
+ctypes releases the GIL during a call, so threads run in parallel. `pip install` builds the library from
+retrieve.cpp if there is a C++ compiler, and skips it otherwise.
 """
 
 from __future__ import annotations
@@ -33,42 +33,42 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
 
 
 class NotCompiled(ImportError):
-    """The compiled part is not there or does not load; the message says why."""
+    """The compiled library is missing or does not load; the message says why."""
 
 
 def built() -> bool:
-    """Whether the compiled part was built into this installation."""
+    """Whether this installation includes the compiled library."""
     return _path() is not None
 
 
 @cache
 def library() -> ctypes.CDLL:
-    """The compiled part, its functions declared. Raises NotCompiled."""
+    """Load the compiled library. Raises NotCompiled."""
     path = _path()
     if path is None:
         raise NotCompiled("it was installed without a C++ compiler")
     try:
-        found = ctypes.CDLL(str(path))
+        loaded = ctypes.CDLL(str(path))
         for name, (result, arguments) in _FUNCTIONS.items():
-            function = getattr(found, name)
+            function = getattr(loaded, name)
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         raise NotCompiled(f"{path} does not load: {error}") from error
-    return found
+    return loaded
 
 
-def check(failed: int) -> None:
-    """Raise MemoryError where a call ran out of memory."""
-    if failed:
+def check(status: int) -> None:
+    """Raise MemoryError if a call returned non-zero."""
+    if status:
         raise MemoryError("retrieval ran out of memory; give it fewer queries at once or a smaller bank")
 
 
 def pointer(array: NDArray[Any], dtype: type[np.generic]) -> int:
-    """The address of `array`, which has to be of `dtype` and in C order."""
+    """The address of a C-contiguous `array` of `dtype`."""
     assert array.dtype == dtype and array.flags.c_contiguous, (array.dtype, array.strides)
     return int(array.ctypes.data)
 
 
 def _path() -> Path | None:
-    here = (Path(__file__).with_name("_cpu" + suffix) for suffix in EXTENSION_SUFFIXES)
-    return next((path for path in here if path.is_file()), None)
+    candidates = (Path(__file__).with_name("_cpu" + suffix) for suffix in EXTENSION_SUFFIXES)
+    return next((path for path in candidates if path.is_file()), None)

@@ -1,4 +1,4 @@
-"""Arrays that already lie on a device, taken where they lie: `__cuda_array_interface__`, else DLPack."""
+"""Zero-copy access to device arrays, by `__cuda_array_interface__` or DLPack."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ _LEGACY_STREAM = 1
 class DeviceArray:
     """A float32 array in C order on a device.
 
-    pointer: its address. shape: its axes. stream: whose work must end before it is read; None where nothing is pending.
-    owner: kept as long as the pointer is in use.
+    stream: the stream to wait for before reading, or None. owner: keeps the memory at `pointer` alive.
     """
 
     pointer: int
@@ -41,47 +40,46 @@ class _Tensor(ctypes.Structure):
 
 
 def on_device(array: Any) -> bool:
-    """Whether `array` lies on a CUDA device and says so."""
+    """Whether `array` reports that it is on a CUDA device."""
     if hasattr(array, "__cuda_array_interface__"):
         return True
-    place = getattr(array, "__dlpack_device__", None)
-    return place is not None and int(place()[0]) == _CUDA
+    device = getattr(array, "__dlpack_device__", None)
+    return device is not None and int(device()[0]) == _CUDA
 
 
 def device_array(name: str, array: Any) -> DeviceArray:
-    """`array` where it lies.
-
-    Raises ValueError, calling it `name`, where it is not float32 in C order.
-    """
+    """View `array` without a copy; ValueError, calling it `name`, if it is not float32 in C order."""
     interface = getattr(array, "__cuda_array_interface__", None)
-    found, float32, contiguous = _by_dlpack(array) if interface is None else _by_interface(array, interface)
+    view, float32, contiguous = _by_dlpack(array) if interface is None else _by_interface(array, interface)
     if not float32 or not contiguous:
         raise ValueError(f"{name} on the device must be float32 in C order; convert it there first")
-    return found
+    return view
 
 
 def _by_interface(array: Any, interface: dict[str, Any]) -> tuple[DeviceArray, bool, bool]:
     shape, strides = tuple(interface["shape"]), interface.get("strides")
-    found = DeviceArray(int(interface["data"][0]), shape, interface.get("stream"), array)
-    return found, interface["typestr"] in ("<f4", "=f4"), strides is None or _in_order(shape, strides, 4)
+    view = DeviceArray(int(interface["data"][0]), shape, interface.get("stream"), array)
+    return view, interface["typestr"] in ("<f4", "=f4"), strides is None or _c_contiguous(shape, strides, 4)
 
 
 def _by_dlpack(array: Any) -> tuple[DeviceArray, bool, bool]:
-    """The tensor inside a capsule; the capsule, left unused, frees it when it is let go of itself."""
+    # The capsule is never consumed, so its destructor frees the tensor; DeviceArray.owner keeps it alive.
     capsule = array.__dlpack__(stream=_LEGACY_STREAM)
     read = ctypes.pythonapi.PyCapsule_GetPointer
     read.restype, read.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     tensor = _Tensor.from_address(read(capsule, b"dltensor"))
     shape = tuple(tensor.shape[i] for i in range(tensor.ndim))
-    contiguous = not tensor.strides or _in_order(shape, [tensor.strides[i] for i in range(tensor.ndim)], 1)
-    # An empty tensor may point nowhere.
+    contiguous = not tensor.strides or _c_contiguous(
+        shape, [tensor.strides[i] for i in range(tensor.ndim)], 1
+    )
+    # The data pointer of an empty tensor may be null.
     pointer = (tensor.data or 0) + tensor.byte_offset
     float32 = (tensor.code, tensor.bits, tensor.lanes) == (_FLOAT, 32, 1)
     return DeviceArray(pointer, shape, None, capsule), float32, contiguous
 
 
-def _in_order(shape: tuple[int, ...], strides: Any, step: int) -> bool:
-    """Whether strides are those of C order; an axis of one, or an empty array, has none that matters."""
+def _c_contiguous(shape: tuple[int, ...], strides: Any, step: int) -> bool:
+    """Whether strides are those of C order; axes of length 1 and empty arrays fit any."""
     if 0 in shape:
         return True
     for length, stride in zip(reversed(shape), reversed(tuple(strides)), strict=True):

@@ -1,4 +1,4 @@
-"""A bank made ready on a device: its points, the sample's, what exact scores need, and the expression."""
+"""A bank on a device: points of the bank and of the sample, data for exact scores, and the expression."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _BLOCK_BYTES = 64 << 20
 _ROUND = 2.0**-24
 _FLOOR = 2.0**-90
 _COSINE_SCORE_ERROR = 2.0**-46
-# Shared memory for one query in float64; the kernels' table of sums is made for as many columns.
-MOST_COLUMNS = 4096
-# Vectors of a block of `place`.
+# Limited by shared memory for one float64 query and by `WAITING` in score.cuh.
+MAX_COLUMNS = 4096
+# Vectors per block of `place`, a warp each.
 PLACED_PER_BLOCK = 8
 BLOCK = 256
 
 
 class DeviceBank:
-    """The bank's part of a retrieval on `driver`'s device.
+    """The bank's part of a retrieval on the device of `driver`.
 
-    job: everything of a `Job` that does not depend on the queries. sample_job: the same, with the sample as the bank of
-    keys. placing: everything of a `Placing` that does not depend on the vectors.
+    job: a `Job` with all fields that do not depend on the queries. sample_job: the same, with the sample in
+    place of the bank for keys. placing: a `Placing` with all fields that do not depend on the vectors.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class DeviceBank:
         self._zero_axis = spec.rank == "cosine" and not embedding.any(axis=1).all()
         self.columns = embedding.shape[1] + self._zero_axis
         self.padded = padded_columns(self.columns)
-        self.placing = self._placing()
-        self.job = self._job(expression.shape[1])
+        self.placing = self._make_placing()
+        self.job = self._make_job(expression.shape[1])
         self.sample_job = self.job
         self._put_bank()
         if spec.rank != "l1" and spec.k < len(embedding):
@@ -58,25 +58,25 @@ class DeviceBank:
         self._put_expression(expression, half_expression)
 
     def release(self) -> None:
-        """Give the device's memory back."""
+        """Free the device memory."""
         self._memory.release()
 
-    def _placing(self) -> Placing:
+    def _make_placing(self) -> Placing:
         rank = self._spec.rank
-        centre, size = (np.zeros(self.columns), 1.0) if rank == "l1" else self._frame()
-        self._memory.put("centre", centre)
+        center, size = (np.zeros(self.columns), 1.0) if rank == "l1" else self._frame()
+        self._memory.put("centre", center)
         placing = Placing(centre=self._memory["centre"], size=size, largest=np.inf, rank=RANKS.index(rank))
         placing.d, placing.columns, placing.padded = self._embedding.shape[1], self.columns, self.padded
         return placing
 
     def _frame(self) -> tuple[NDArray[np.float64], float]:
-        """μ [columns] and σ of the module's text in retrieve.cu, from the bank."""
-        centre = np.zeros(self.columns)
+        """μ [columns] and σ of the proof in retrieve.cu, from the bank."""
+        center = np.zeros(self.columns)
         for block in self._blocks():
-            centre += self._vectors(block).sum(axis=0)
-        centre /= len(self._embedding)
-        size = max(float(np.abs(self._vectors(block) - centre).max()) for block in self._blocks())
-        return centre, float(np.ldexp(1.0, -int(np.frexp(size)[1])))
+            center += self._vectors(block).sum(axis=0)
+        center /= len(self._embedding)
+        size = max(float(np.abs(self._vectors(block) - center).max()) for block in self._blocks())
+        return center, float(np.ldexp(1.0, -int(np.frexp(size)[1])))
 
     def _vectors(self, block: slice) -> NDArray[np.float64]:
         rows = self._embedding[block]
@@ -89,7 +89,7 @@ class DeviceBank:
         step = max(1, _BLOCK_BYTES // (32 * self.columns))
         return (slice(start, start + step) for start in range(0, len(self._embedding), step))
 
-    def _job(self, genes: int) -> Job:
+    def _make_job(self, genes: int) -> Job:
         spec, rows = self._spec, len(self._embedding)
         moved = 2 * SAME_DIRECTION * self.placing.size if spec.rank == "cosine" else 0.0
         terms = self._embedding.shape[1] + 8 if spec.rank == "l1" else 10 * self.padded + 64
@@ -111,7 +111,7 @@ class DeviceBank:
             rank=RANKS.index(spec.rank),
             distance=DISTANCES.index(spec.distance),
             weighting=WEIGHTINGS.index(spec.weighting),
-            wanted=self._plan.wanted,
+            sample_rank=self._plan.sample_rank,
             filter=int(self._plan.sample > 0),
         )
 
@@ -121,12 +121,12 @@ class DeviceBank:
         memory.put("leaf", leaves(d))
         self.job.bank, self.job.leaf, self.job.leaves = memory["bank"], memory["leaf"], len(leaves(d))
         if "cosine" in (self._spec.rank, self._spec.distance):
-            wide = (self._embedding[block].astype(np.float64) for block in self._blocks())
-            memory.put("square_sum", np.concatenate([np.multiply(b, b).sum(axis=-1) for b in wide]))
+            blocks = (self._embedding[block].astype(np.float64) for block in self._blocks())
+            memory.put("square_sum", np.concatenate([np.multiply(b, b).sum(axis=-1) for b in blocks]))
             self.job.square_sum = memory["square_sum"]
 
     def _put_points(self) -> None:
-        """The bank's points, and the length of the longest."""
+        """The bank's points, and an upper bound on their norm."""
         self._place("bank", self._memory["bank"], len(self._embedding))
         self._point_to("bank", self.job)
         square = np.empty(len(self._embedding), dtype=np.float32)
@@ -134,9 +134,9 @@ class DeviceBank:
         self.job.widest = math.sqrt(float(square.max())) * (1 + 2.0**-20)
 
     def _put_sample(self) -> None:
-        """A copy of rows chosen by chance, always the same ones."""
-        chosen = np.random.default_rng(0).choice(len(self._embedding), self._plan.sample, replace=False)
-        self._memory.put("sample", self._embedding[np.sort(chosen)])
+        """A copy of random rows, the same ones for every run."""
+        rows = np.random.default_rng(0).choice(len(self._embedding), self._plan.sample, replace=False)
+        self._memory.put("sample", self._embedding[np.sort(rows)])
         self.sample_job = Job.from_buffer_copy(self.job)
         self.sample_job.bank, self.sample_job.key_rows = self._memory["sample"], self._plan.sample
         if self._spec.rank != "l1":
@@ -182,16 +182,17 @@ class DeviceBank:
 
 
 def padded_columns(columns: int) -> int:
-    """Columns of a point as the tensor cores take them."""
+    """Columns of a point, padded for the tensor cores."""
     return -(-columns // 16) * 16
 
 
 def gene_halves(
     expression: NDArray[np.float32],
 ) -> tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.float32]]:
-    """Expression [M, G] by gene, as the sum of two halves times a power of two: [G, M padded to 32] twice, and [G].
+    """Split expression [M, G] into two float16 parts [G, M padded to 32] and a power of two [G] per gene.
 
-    A gene's largest value comes to 128 … 256, so that a value is off by at most 2⁻²² of itself and 2⁻³² of the largest.
+    The scale brings a gene's maximum to 128 … 256, so the error is at most 2⁻²² relative plus 2⁻³² of the
+    maximum.
     """
     rows, genes = expression.shape
     exponent = np.frexp(np.abs(expression).max(axis=0, initial=0).astype(np.float64))[1] - 8

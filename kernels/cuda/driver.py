@@ -1,7 +1,7 @@
-"""The device, through PyCUDA or through the driver calls of cuda-bindings, which cuda-core brings along.
+"""The CUDA device, by PyCUDA or by cuda-bindings (a dependency of cuda-core).
 
-Both work on the device's primary context, the one that torch, ONNX Runtime and TensorRT of the same process use, and
-on its default stream. Neither is imported before a device is asked for. Whatever the driver answers becomes one sentence.
+Both use the device's primary context, shared with torch, ONNX Runtime and TensorRT in the process, and its
+default stream. Neither is imported before a device is opened.
 """
 
 from __future__ import annotations
@@ -22,49 +22,50 @@ Grid = tuple[int, int]
 
 
 class Driver(Protocol):
-    """What retrieval asks of a device. Addresses are plain numbers."""
+    """The device operations of retrieval. Addresses are integers."""
 
     name: str
     architecture: int
     multiprocessors: int
 
     def load(self) -> None:
-        """Make the kernels ready to launch, once, compiling them where they are not yet."""
+        """Load the kernels, compiling them if they are not cached; later calls do nothing."""
 
     def allocate(self, nbytes: int) -> int:
-        """Address of `nbytes` of device memory. Raises ProviderError where there is not so much."""
+        """Address of `nbytes` of device memory. Raises ProviderError if there is not enough."""
 
     def free(self, address: int) -> None:
-        """Give memory back."""
+        """Free memory."""
 
     def upload(self, address: int, array: NDArray[Any]) -> None:
         """Copy a C-ordered array to the device."""
 
     def download(self, array: NDArray[Any], address: int) -> None:
-        """Copy from the device into a C-ordered array, after all launches so far."""
+        """Copy from the device into a C-ordered array, after all previous launches."""
 
-    def launch(self, kernel: str, grid: Grid, block: int, shared: int, passed: ctypes.Structure) -> None:
-        """Run a kernel that takes one structure, after all launches so far."""
+    def launch(self, kernel: str, grid: Grid, block: int, shared: int, argument: ctypes.Structure) -> None:
+        """Run a kernel that takes one structure, after all previous launches."""
 
     def wait(self, stream: int) -> None:
-        """Until the work of another's stream is done."""
+        """Wait for the work of an external stream."""
 
 
 def open_driver(device: int = 0) -> Driver:
-    """The device numbered `device`, by PyCUDA where it is installed, else by cuda-bindings.
+    """Open device number `device`, by PyCUDA if installed, else by cuda-bindings.
 
-    Raises ProviderError where neither is installed, or where there is no such device.
+    Raises ProviderError if neither is installed or there is no such device.
     """
     if find_spec("pycuda") is not None:
         return PyCuda(device)
     try:
-        found = find_spec("cuda.bindings.driver")
+        spec = find_spec("cuda.bindings.driver")
     except ModuleNotFoundError:
-        found = None
-    if found is not None:
+        spec = None
+    if spec is not None:
         return CudaBindings(device)
     raise ProviderError(
-        "retrieval with provider 'cuda' needs PyCUDA or cuda-core, and neither is installed; install mclst[gpu]"
+        "retrieval with provider 'cuda' needs PyCUDA or cuda-core, and neither is installed; "
+        "install mclst[gpu]"
     )
 
 
@@ -77,10 +78,10 @@ class CudaBindings:
 
             status = driver.cuInit(0)[0]
         except OSError as error:
-            # What looks for libcuda opens files, of which the process may have too many.
+            # Searching for libcuda opens files, which fails if the process has too many open.
             raise NoDevice(f"its driver library cannot be looked for: {error}") from error
         except RuntimeError as error:
-            # cuda-bindings raises this, in a line of its own, where libcuda is missing.
+            # Raised by cuda-bindings if libcuda is missing.
             raise NoDevice("its driver library cannot be loaded") from error
         self._cuda = driver
         self.name = "cuda-bindings"
@@ -125,9 +126,9 @@ class CudaBindings:
         with self._current():
             self._call("cuMemcpyDtoH", array.ctypes.data, address, array.nbytes)
 
-    def launch(self, kernel: str, grid: Grid, block: int, shared: int, passed: ctypes.Structure) -> None:
+    def launch(self, kernel: str, grid: Grid, block: int, shared: int, argument: ctypes.Structure) -> None:
         """See `Driver`."""
-        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(passed))
+        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
         with self._current():
             if kernel not in self._kernels:
                 self._kernels[kernel] = self._call("cuModuleGetFunction", self._module, kernel.encode())
@@ -175,7 +176,7 @@ class PyCuda:
             import pycuda.driver as cuda
         except ImportError as error:
             raise NoDevice("PyCUDA cannot load its driver library") from error
-        # The class of PyCUDA's errors is known only once it is loaded.
+        # A second try: PyCUDA's error class exists only after the import.
         try:
             cuda.init()
         except cuda.Error as error:
@@ -184,11 +185,11 @@ class PyCuda:
         self.name = "PyCUDA"
         if not 0 <= device < cuda.Device.count():
             raise NoDevice(f"it has {cuda.Device.count()}")
-        found = cuda.Device(device)
-        self._context = found.retain_primary_context()
-        major, minor = found.compute_capability()
+        opened = cuda.Device(device)
+        self._context = opened.retain_primary_context()
+        major, minor = opened.compute_capability()
         self.architecture = 10 * major + minor
-        self.multiprocessors = found.get_attribute(cuda.device_attribute.MULTIPROCESSOR_COUNT)
+        self.multiprocessors = opened.get_attribute(cuda.device_attribute.MULTIPROCESSOR_COUNT)
         self._module: Any = None
         self._kernels: dict[str, Any] = {}
         self._owned: dict[int, Any] = {}
@@ -221,39 +222,36 @@ class PyCuda:
         with self._current("memcpy_dtoh"):
             self._cuda.memcpy_dtoh(array, address)
 
-    def launch(self, kernel: str, grid: Grid, block: int, shared: int, passed: ctypes.Structure) -> None:
+    def launch(self, kernel: str, grid: Grid, block: int, shared: int, argument: ctypes.Structure) -> None:
         """See `Driver`."""
         with self._current(kernel):
             if kernel not in self._kernels:
                 function = self._module.get_function(kernel)
-                self._kernels[kernel] = function.prepare([f"{ctypes.sizeof(passed)}s"])
+                self._kernels[kernel] = function.prepare([f"{ctypes.sizeof(argument)}s"])
             self._kernels[kernel].prepared_async_call(
-                (*grid, 1), (block, 1, 1), None, bytes(passed), shared_size=shared
+                (*grid, 1), (block, 1, 1), None, bytes(argument), shared_size=shared
             )
 
     def wait(self, stream: int) -> None:
-        """See `Driver`: PyCUDA knows no streams but its own, so this waits for all work of the context."""
+        """See `Driver`. PyCUDA cannot wrap a foreign stream, so this waits for all work of the context."""
         with self._current("synchronize"):
             self._cuda.Context.synchronize()
 
     @contextmanager
-    def _current(self, doing: str, nbytes: int = 0) -> Iterator[None]:
+    def _current(self, operation: str, nbytes: int = 0) -> Iterator[None]:
         self._context.push()
         try:
             yield
         except self._cuda.MemoryError as error:
             raise _full(nbytes) from error
         except self._cuda.Error as error:
-            raise _failed(doing, str(error).strip().splitlines()[0]) from error
+            raise _failed(operation, str(error).strip().splitlines()[0]) from error
         finally:
             self._cuda.Context.pop()
 
 
 class Memory:
-    """Arrays on a device by name, given back together.
-
-    `address[name]` is 0 where nothing of that name was asked for.
-    """
+    """Named arrays on a device, freed together. `memory[name]` is the address, 0 for an unknown name."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
@@ -263,24 +261,24 @@ class Memory:
         return self._address.get(name, 0)
 
     def reserve(self, name: str, nbytes: int) -> None:
-        """Room for `nbytes`, at least one."""
+        """Allocate `nbytes`, at least one."""
         self._address[name] = self._driver.allocate(max(1, nbytes))
 
     def put(self, name: str, array: NDArray[Any]) -> None:
-        """A copy of `array`."""
+        """Allocate and upload a copy of `array`."""
         array = np.ascontiguousarray(array)
         self.reserve(name, array.nbytes)
         if array.nbytes:
             self._driver.upload(self._address[name], array)
 
     def release(self) -> None:
-        """Give everything back."""
+        """Free everything."""
         while self._address:
             self._driver.free(self._address.popitem()[1])
 
 
 class NoDevice(ProviderError):
-    """There is no such CUDA device; why: as the driver has it."""
+    """There is no such CUDA device. why: the driver's reason."""
 
     def __init__(self, why: str) -> None:
         self.why = why.strip().splitlines()[0]
@@ -293,11 +291,12 @@ class NoDevice(ProviderError):
 def _full(nbytes: int) -> ProviderError:
     return ProviderError(
         f"the CUDA device has no room for {nbytes / 2**20:.0f} MiB more; "
-        "end what else uses it, give a smaller workspace, or choose provider 'auto'"
+        "stop other programs on it, give a smaller workspace, or choose provider 'auto'"
     )
 
 
-def _failed(doing: str, status: str) -> ProviderError:
+def _failed(operation: str, status: str) -> ProviderError:
     return ProviderError(
-        f"the CUDA device answers {status} to {doing}; run again, and if it stays choose another provider"
+        f"the CUDA device answers {status} to {operation}; "
+        "run again, and if it persists choose another provider"
     )

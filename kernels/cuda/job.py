@@ -1,6 +1,6 @@
-"""What the host tells a kernel: `Placing` and `Job` of job.cuh, field for field, and the tables they point to.
+"""Kernel arguments: `Placing` and `Job` of job.cuh, field for field, and the tables they point to.
 
-Pointers are device addresses. The test of the host emulation compares the sizes with the compiler's.
+Pointers are device addresses. A test compares the layouts with the compiler's.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ def _fields(*groups: tuple[Any, str]) -> list[tuple[str, Any]]:
 
 
 class Placing(ctypes.Structure):
-    """Vectors to points: what `place` is told."""
+    """Arguments of `place`: vectors to points."""
 
     _fields_ = _fields(
-        (_P, "source centre high low scale square norm apart bad exact_count"),
+        (_P, "source centre high low scale square norm far bad exact_count"),
         (_D, "size largest"),
         (_I, "n d columns padded rank unused"),
     )
 
 
 class Job(ctypes.Structure):
-    """Queries to expression: what every other kernel is told."""
+    """Arguments of all other kernels: queries to expression."""
 
     _fields_ = _fields(
-        (_P, "query bank square_sum leaf query_high query_low query_scale query_norm apart"),
+        (_P, "query bank square_sum leaf query_high query_low query_scale query_norm far"),
         (_P, "bank_high bank_low bank_scale bank_square key row band count limit score chosen"),
         (_P, "exact_list exact_count exact_score near_row weight share"),
         (_P, "expression gene_high gene_low gene_scale out nearest effective_k"),
         (_D, "rounding floor widest moved gap temperature"),
         (_L, "bank_rows key_rows key_stride capacity"),
         (_I, "n d padded k genes gene_stride bank_stride words leaves rank distance weighting"),
-        (_I, "wanted filter half_expression unused"),
+        (_I, "sample_rank filter half_expression unused"),
     )
 
 
 def copy_of(job: Job, **changes: int) -> Job:
-    """`job` with some fields changed."""
+    """A copy of `job` with some fields changed."""
     copied = Job.from_buffer_copy(job)
     for name, value in changes.items():
         setattr(copied, name, value)
@@ -52,10 +52,10 @@ def copy_of(job: Job, **changes: int) -> Job:
 
 
 def leaves(columns: int) -> NDArray[np.int32]:
-    """How numpy adds a row of `columns` numbers: int32 [leaves, 3], each run's start, its length, and how many sums to
-    join, the last two each time, once it is added.
+    """numpy's pairwise summation order of `columns` numbers, as int32 [leaves, 3].
 
-    Up to 128 numbers are one run; more are halved, the first half rounded down to a multiple of 8.
+    Each run has its start, its length, and how often to add the last two partial sums after it. Up to 128
+    numbers are one run; more are halved, the first half rounded down to a multiple of 8.
     """
     runs: list[list[int]] = []
 

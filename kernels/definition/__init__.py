@@ -1,1 +1,1 @@
-"""Retrieval defined in float64, and the contract of its providers."""
+"""The float64 definition of retrieval and the interface of its providers."""

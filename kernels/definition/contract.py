@@ -1,4 +1,4 @@
-"""What a provider of retrieval takes, gives, and raises."""
+"""The interface of a retrieval provider: inputs, outputs and errors."""
 
 from __future__ import annotations
 
@@ -9,22 +9,16 @@ from numpy.typing import NDArray
 
 from mclst.kernels.definition.result import RetrievalResult
 
-# No encoder's embedding is near it, and below it every distance fits float32.
-LARGEST = 1e30
-
-
-_BLOCK_BYTES = 256 << 20
-
+# Far beyond any encoder's output; below it every distance fits float32.
+MAX_MAGNITUDE = 1e30
+# Temporary memory of one block of queries or bank rows.
+BLOCK_BYTES = 256 << 20
 
 Expression = NDArray[np.float32] | NDArray[np.float16]
 
 
-class ProviderError(ValueError):
-    """A provider is known but cannot run here; the message says what to install."""
-
-
 class BankRows(Protocol):
-    """What retrieval needs of a bank: one row per reference spot."""
+    """A bank: one row per reference spot."""
 
     @property
     def embedding(self) -> NDArray[np.float32]:
@@ -36,26 +30,30 @@ class BankRows(Protocol):
 
 
 class Provider(Protocol):
-    """One way of computing a retrieval over checked inputs."""
+    """One implementation of retrieval; its inputs are already checked."""
 
-    def aggregate(self, queries: NDArray[np.float32], *, neighbours: bool) -> RetrievalResult:
+    def aggregate(self, queries: NDArray[np.float32], *, neighbors: bool) -> RetrievalResult:
         """Retrieve for `queries` float32 [N, D]."""
 
 
 @runtime_checkable
 class OnDevice(Protocol):
-    """A provider that takes queries where they lie on the device."""
+    """A provider that also reads queries from device memory."""
 
     def aggregate_from(self, queries: Any) -> RetrievalResult:
         """Retrieve for `queries` float32 [N, D] on the device."""
 
 
+class ProviderError(ValueError):
+    """A known provider cannot run here; the message says what to install."""
+
+
 class BadQuery(ValueError):
-    """Query number `row` is no finite number."""
+    """Query number `row` holds NaN, infinity or a value beyond MAX_MAGNITUDE."""
 
     def __init__(self, row: int) -> None:
         self.row = row
         super().__init__(
-            f"row {row} of the embeddings holds NaN, infinity or a value beyond {LARGEST:g}; "
+            f"row {row} of the embeddings holds NaN, infinity or a value beyond {MAX_MAGNITUDE:g}; "
             "leave that row out or make it again"
         )

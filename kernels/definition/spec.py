@@ -1,4 +1,4 @@
-"""What a retrieval is: which rows are neighbours, and how their expression is weighed."""
+"""The settings of a retrieval: how neighbors are ranked and weighted."""
 
 from __future__ import annotations
 
@@ -16,17 +16,28 @@ WEIGHTINGS: tuple[str, ...] = get_args(Weighting)
 
 @dataclass(frozen=True)
 class RetrievalSpec:
-    """How a tile's expression is made from the bank.
+    """How a tile's expression is predicted from the bank.
 
-    k: neighbours per tile, 1 … M (M: rows of the bank).
-    rank: what chooses the k neighbours: largest `cosine` similarity, smallest `l2` or `l1` distance;
-        ties go to the lower bank row.
-    distance: what the weights are made of, on un-normalised embeddings; `cosine` means 1 - cos.
-    weighting: `softmax` of -d/temperature; `softmax-squared` of -d²/temperature; `inverse-square` d⁻², normalised,
-        where a zero distance takes all the weight, shared among equals; `uniform`.
-    temperature: > 0, used by the two softmax weightings alone.
+    Parameters
+    ----------
+    k : int
+        Neighbors per tile, 1 … M for a bank of M rows.
+    rank : {"cosine", "l2", "l1"}
+        What selects the k neighbors: largest `cosine` similarity, smallest `l2` or `l1` distance.
+        Ties go to the lower bank row.
+    distance : {"l2", "l1", "cosine"}
+        Distance that the weights are computed from, on embeddings that are not normalized; `cosine` is 1 -
+        cos.
+    weighting : {"softmax", "softmax-squared", "inverse-square", "uniform"}
+        softmax of -d/temperature; softmax of -d²/temperature; d⁻², normalized, where zero distances share all
+        the weight; or equal weights.
+    temperature : float
+        Above 0; used by the two softmax weightings only.
 
-    Raises ValueError, in one sentence, where a field is out of its range.
+    Raises
+    ------
+    ValueError
+        If a field is out of range.
     """
 
     k: int = 200
@@ -37,7 +48,7 @@ class RetrievalSpec:
 
     def __post_init__(self) -> None:
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
-            raise ValueError(f"k is {self.k!r}; give a whole number of neighbours, 1 or more")
+            raise ValueError(f"k is {self.k!r}; give a whole number of neighbors, 1 or more")
         for name, choices in (("rank", RANKS), ("distance", DISTANCES), ("weighting", WEIGHTINGS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}")

@@ -1,43 +1,49 @@
-"""A batch in pieces, side by side: each thread takes tiles through the whole network by itself.
+"""Split a batch into micro-batches and encode these in parallel threads.
 
-Threads that share every operator of a network meet at a barrier after each, and hand their cache's content around; those
-that have tiles of their own do not.
+Each thread takes its tiles through the whole network. If threads shared every operator instead, they would
+meet at a barrier after each one and move each other's data between caches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-PIECE = 4
-"""Tiles that go through the network together: few, so that what is between its layers stays in the cache."""
-
+# Small, so that the activations of a micro-batch stay in the cache.
+MICRO_BATCH_SIZE = 4
+# Every micro-batch reads all weights; above this size, micro-batches are as large as possible.
 HEAVY_BYTES = 64 << 20
-"""A network with more weights than this has them read for every piece; its pieces are as large as they can be."""
 
 
 class MicroBatches:
-    """A function from tiles [n, H, W, 3] to float32 [n, D], called with pieces of a batch on several threads."""
+    """Calls a function from tiles [n, H, W, 3] to float32 [n, D] in several threads."""
 
     def __init__(
         self,
         function: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
-        lanes: int,
+        threads: int,
         *,
         heavy: bool,
     ) -> None:
-        """lanes: threads. heavy: whether its weights are many (HEAVY_BYTES), so that pieces should be large."""
-        self._function, self._lanes, self._heavy = function, lanes, heavy
-        self._pool = ThreadPoolExecutor(lanes, thread_name_prefix="mclst-encode") if lanes > 1 else None
+        """heavy: whether the network has many weights, see `is_heavy`."""
+        self._function, self._threads, self._heavy = function, threads, heavy
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mclst-encode") if threads > 1 else None
 
     def __call__(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The function's result for the whole batch."""
-        share = -(-len(tiles) // self._lanes)
-        piece = share if self._heavy else min(PIECE, share)
-        if self._pool is None or piece >= len(tiles):
+        share = -(-len(tiles) // self._threads)
+        size = share if self._heavy else min(MICRO_BATCH_SIZE, share)
+        if self._pool is None or size >= len(tiles):
             return self._function(tiles)
-        pieces = [tiles[at : at + piece] for at in range(0, len(tiles), piece)]
-        return np.concatenate(list(self._pool.map(self._function, pieces)))
+        parts = [tiles[start : start + size] for start in range(0, len(tiles), size)]
+        return np.concatenate(list(self._pool.map(self._function, parts)))
+
+
+def is_heavy(path: Path) -> bool:
+    """Whether the graph at `path`, with its external weights, exceeds HEAVY_BYTES."""
+    weights = path.with_name(f"{path.name}.data")
+    return path.stat().st_size + (weights.stat().st_size if weights.is_file() else 0) > HEAVY_BYTES

@@ -1,4 +1,4 @@
-"""The encoder on OpenVINO: a processor's own half-precision arithmetic (AMX, AVX-512) for a bundle's bf16 graph."""
+"""The encoder on the CPU by OpenVINO, which runs bf16 graphs on AMX and AVX-512."""
 
 from __future__ import annotations
 
@@ -11,30 +11,50 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.encoder.cpu_stages import SLOTS, CpuStages
-from mclst.runtime.encoder.micro_batches import MicroBatches
+from mclst.runtime.encoder.micro_batches import MicroBatches, is_heavy
 from mclst.runtime.encoder.ring import Stages
-from mclst.runtime.encoder.session import AT_ONCE, INPUT, OUTPUTS, check_tiles, is_heavy
+from mclst.runtime.encoder.session import DEFAULT_BATCH_SIZE, INPUT, OUTPUTS, check_tiles
 from mclst.runtime.errors import BundleError, ResourceError
 from mclst.runtime.progress import Clock
 from mclst.runtime.resources import available_cores
 
+# OpenVINO's inference precision for a graph of each precision; quantized operators of an int8 graph stay
+# int8.
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
-"""What OpenVINO may compute in for a graph of a precision; quantised operators of an int8 graph stay int8."""
 
 
 class OpenVinoSession:
-    """OpenVINO on the CPU, one stream a thread."""
+    """An encoder on the CPU by OpenVINO, one stream per thread; see `Session`.
+
+    Parameters
+    ----------
+    path : Path
+        The graph.
+    precision : {"fp32", "bf16", "int8"}
+        Precision of the graph.
+    threads : int, optional
+        Default all cores.
+    batch_size : int
+        Tiles per call of `encode`, see `OnnxSession`.
+
+    Raises
+    ------
+    ResourceError
+        If OpenVINO is not installed or the processor does not support the precision.
+    BundleError
+        If the graph is not an encoder.
+    """
 
     provider = "openvino"
 
     def __init__(
-        self, path: Path, precision: str = "fp32", *, threads: int | None = None, at_once: int = AT_ONCE
+        self,
+        path: Path,
+        precision: str = "fp32",
+        *,
+        threads: int | None = None,
+        batch_size: int = DEFAULT_BATCH_SIZE,
     ) -> None:
-        """Open the graph `path`, which is of `precision`; threads: None for all cores. at_once: as OnnxSession's.
-
-        Raises ResourceError where OpenVINO is missing or the processor does not compute in `precision`, BundleError
-        where the graph is not an encoder.
-        """
         ov = openvino()
         core = ov.Core()
         if precision not in HINTS:
@@ -44,10 +64,10 @@ class OpenVinoSession:
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise ResourceError("this processor has no bf16 arithmetic; use --precision fp32")
         threads = threads or available_cores()
-        micro_batches = min(threads, at_once)
+        streams = min(threads, batch_size)
         settings = {
             "PERFORMANCE_HINT": "THROUGHPUT",
-            "NUM_STREAMS": micro_batches,
+            "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": HINTS[precision],
         }
@@ -59,23 +79,23 @@ class OpenVinoSession:
             reason = " ".join(str(error).split())[:200]
             raise BundleError(f"{path} does not open on openvino ({reason})") from error
         self.engine = f"openvino {ov.__version__.split('-')[0]}"
-        self._of_thread = threading.local()
-        # OpenVINO makes its tables of types at their first use. Two threads that come to that together wait for each
-        # other for ever, one holding the table and one Python's lock; so the first tile goes through before any thread.
+        self._thread_local = threading.local()
+        # OpenVINO initializes its type tables on first use. Two threads doing so deadlock, one holding the
+        # table and one the GIL, so encode one tile before any thread starts.
         self._encode(np.zeros((1, *self._tile), np.uint8))
-        self._run = MicroBatches(self._encode, micro_batches, heavy=is_heavy(path))
+        self._run = MicroBatches(self._encode, streams, heavy=is_heavy(path))
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """RGB uint8 [N, H, W, 3] → embeddings (or expression) float32 [N, D]."""
+        """See `Session`."""
         check_tiles(tiles, self._tile)
         return self._run(tiles)
 
     def _encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-        request = getattr(self._of_thread, "request", None)
+        request = getattr(self._thread_local, "request", None)
         if request is None:
-            request = self._of_thread.request = self._model.create_infer_request()
-        found: NDArray[np.float32] = request.infer({INPUT: tiles}, share_inputs=True)[0]
-        return found
+            request = self._thread_local.request = self._model.create_infer_request()
+        embedding: NDArray[np.float32] = request.infer({INPUT: tiles}, share_inputs=True)[0]
+        return embedding
 
     def stages(
         self, batch: int, *, group_rows: int, on_device: bool, clock: Clock, slots: int | None = None
@@ -87,17 +107,17 @@ class OpenVinoSession:
 
 
 def openvino() -> ModuleType:
-    """The library; raises ResourceError where it is not installed."""
+    """Import OpenVINO; ResourceError if it is not installed."""
     try:
-        import openvino as found
+        import openvino as ov
     except ImportError as error:
         raise ResourceError("openvino is not installed; install mclst[openvino]") from error
-    module: ModuleType = found
+    module: ModuleType = ov
     return module
 
 
 def _check(model: Any, path: Path) -> tuple[int, ...]:
-    """[H, W, 3] of a tile; BundleError where the graph is no encoder of any number of tiles."""
+    """Tile shape [H, W, 3]; BundleError if the graph is not an encoder with a dynamic batch."""
     inputs, outputs = model.inputs, model.outputs
     shape = inputs[0].partial_shape
     if (
@@ -108,7 +128,8 @@ def _check(model: Any, path: Path) -> tuple[int, ...]:
         or outputs[0].any_name not in OUTPUTS
     ):
         raise BundleError(
-            f"{path} is not an encoder from uint8 {INPUT!r} to {' or '.join(OUTPUTS)}; export the bundle again"
+            f"{path} is not an encoder from uint8 {INPUT!r} to {' or '.join(OUTPUTS)}; "
+            "export the bundle again"
         )
     if not shape[0].is_dynamic:
         raise BundleError(

@@ -1,60 +1,86 @@
-"""A session: the encoder open on a provider, uint8 tiles in, embeddings out; ONNX Runtime's on the CPU."""
+"""The `Session` protocol: an encoder open on a provider."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.runtime.encoder.micro_batches import HEAVY_BYTES
 from mclst.runtime.encoder.ring import Stages
 from mclst.runtime.errors import BundleError
 from mclst.runtime.progress import Clock
 
+# Tensor names of an encoder graph: it gives embeddings (or features), or the expression itself.
 INPUT = "tiles"
 OUTPUTS = ("embedding", "expression")
-"""What an encoder may give: embeddings or features, or the expression itself."""
-
-AT_ONCE = 16
-"""Tiles handed to an encoder at once, where nothing else is asked for."""
+# Tiles per call of `encode`, by default.
+DEFAULT_BATCH_SIZE = 16
 
 
 class Session(Protocol):
-    """The one swap point between the pipeline and what executes the encoder.
+    """An encoder open on a provider: the interface between the pipeline and what runs the network.
 
-    provider: what executes. engine: what decides its values beside the graph: the version, or the hash of an engine.
+    Attributes
+    ----------
+    provider : str
+        Name of the provider, such as "cpu" or "tensorrt".
+    engine : str
+        What determines the values besides the graph: a library version, or the hash of an engine.
     """
 
     provider: str
     engine: str
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """RGB uint8 [N, H, W, 3] as read from the slide → embeddings (or expression) float32 [N, D]."""
+        """Encode tiles in one call.
+
+        Parameters
+        ----------
+        tiles : uint8 [N, H, W, 3]
+            RGB, as read from the slide.
+
+        Returns
+        -------
+        float32 [N, D]
+            Embeddings, or expression if the network predicts it directly.
+        """
         ...
 
     def stages(
         self, batch: int, *, group_rows: int, on_device: bool, clock: Clock, slots: int | None = None
     ) -> Stages:
-        """The same as stages of a ring, for batches of up to `batch` tiles.
+        """Open the same encoder as stages of a `Ring`.
 
-        group_rows: the most rows retrieved together. on_device: leave groups on the device, where there is one.
-        clock: told of the seconds of each stage. slots: batches in the ring, by default as many as serve. Raises ResourceError where there is no room.
+        Parameters
+        ----------
+        batch : int
+            Most tiles per batch.
+        group_rows : int
+            Most rows retrieved together.
+        on_device : bool
+            Leave the embeddings on the device, if there is one.
+        clock : Clock
+            Receives the seconds of each stage.
+        slots : int, optional
+            Batches in the ring; default chosen by the session.
+
+        Returns
+        -------
+        Stages
+
+        Raises
+        ------
+        ResourceError
+            If there is not enough memory.
         """
         ...
 
 
 def check_tiles(tiles: NDArray[np.uint8], tile: tuple[int, ...]) -> None:
-    """Raise BundleError where tiles [N, H, W, 3] are not of the encoder's [H, W, 3]."""
+    """Raise BundleError unless tiles [N, H, W, 3] have the encoder's [H, W, 3]."""
     if tiles.shape[1:] != tile:
         raise BundleError(
             f"the encoder takes tiles of {tile}, not {tiles.shape[1:]}; the bundle's parts do not belong "
             "together, so export it again"
         )
-
-
-def is_heavy(path: Path) -> bool:
-    """Whether a graph, with the file beside it that holds the weights of a large one, is over HEAVY_BYTES."""
-    beside = path.with_name(f"{path.name}.data")
-    return path.stat().st_size + (beside.stat().st_size if beside.is_file() else 0) > HEAVY_BYTES

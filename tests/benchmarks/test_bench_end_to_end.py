@@ -1,4 +1,4 @@
-"""`mclst-bench end-to-end`: the published way gives the same map, and what is told of a run follows from its times."""
+"""`mclst-bench end-to-end`: the published notebook gives the same map, and the figures follow from the times."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from typing import Any
 import anndata
 import numpy as np
 import pytest
+import tifffile
 from click.testing import CliRunner, Result
-from fake_cuda import PlayedDriver
+from fake_cuda import FakeDriver
 from small_model import TILE_PX, Small
 
 from mclst.benchmarks.cli import main
 from mclst.benchmarks.contenders.inputs import open_notebook
-from mclst.benchmarks.end_to_end import command as end_to_end_command
 from mclst.benchmarks.end_to_end import measure as end_to_end
 from mclst.benchmarks.end_to_end.chart import stages_png
-from mclst.benchmarks.end_to_end.command import _hold_against_peak
+from mclst.benchmarks.end_to_end.command import add_share_of_peak
 from mclst.benchmarks.harness import stages
-from mclst.benchmarks.harness.errors import PeerUnavailable
+from mclst.benchmarks.harness.measure import PeerUnavailable
+from mclst.benchmarks.harness.options import parse_settings
 from mclst.benchmarks.roofline import peaks
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.cli.infer import main as infer
@@ -48,8 +49,8 @@ def quick_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def bench(small: Small, bundle: Path, *words: str) -> Result:
-    given = ["end-to-end", str(small.slide), "--spots", str(small.spots), "--bundle", str(bundle)]
-    return CliRunner().invoke(main, [*given, *words])
+    fixed = ["end-to-end", str(small.slide), "--spots", str(small.spots), "--bundle", str(bundle)]
+    return CliRunner().invoke(main, [*fixed, *words])
 
 
 def test_the_notebook_gives_the_map_of_mclst_infer(small: Small, exported_bundle: Path, tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_the_notebook_gives_the_map_of_mclst_infer(small: Small, exported_bundle
     assert clock["total"] >= clock["decode"] + clock["encode"] + clock["retrieve"]
 
 
-def test_a_run_is_told_with_its_samples(small: Small, exported_bundle: Path, tmp_path: Path) -> None:
+def test_a_run_is_reported_with_its_samples(small: Small, exported_bundle: Path, tmp_path: Path) -> None:
     saved, picture = tmp_path / "e.json", tmp_path / "e.png"
     words = ["--ckpt", str(small.ckpt), "--truth", str(small.folder), "--section", "B1", "--repeats", "2"]
     done = bench(
@@ -89,9 +90,9 @@ def test_a_run_is_told_with_its_samples(small: Small, exported_bundle: Path, tmp
     assert next(iter(fresh["steps_s"])) == "python" and list(fresh["steps_s"])[-1] == "first expression"
     assert fresh["first_result_s"] == pytest.approx(sum(fresh["steps_s"].values()), abs=0.05)
     assert fresh["peak_rss_bytes"] > 50e6
-    held = {entry["name"]: entry for entry in told["memory"]}
-    assert list(held) == ["mclst cpu fp32", "published notebook"]
-    own = {name: entry["peak_rss_bytes"] - entry["before_bytes"] for name, entry in held.items()}
+    memory = {entry["name"]: entry for entry in told["memory"]}
+    assert list(memory) == ["mclst cpu fp32", "published notebook"]
+    own = {name: entry["peak_rss_bytes"] - entry["before_bytes"] for name, entry in memory.items()}
     # The notebook brings torch with it, which mclst does without.
     assert 0 < own["mclst cpu fp32"] < own["published notebook"] > 100e6
     assert picture.read_bytes().startswith(b"\x89PNG") and len(stages_png(told)) > 10_000
@@ -99,7 +100,7 @@ def test_a_run_is_told_with_its_samples(small: Small, exported_bundle: Path, tmp
         assert word in done.stderr
 
 
-def test_without_a_checkpoint_the_notebook_is_said_to_be_absent(small: Small, exported_bundle: Path) -> None:
+def test_without_a_checkpoint_the_notebook_is_unavailable(small: Small, exported_bundle: Path) -> None:
     done = bench(small, exported_bundle, "--repeats", "1", "--no-cold", "--json", "-", "-q")
     assert done.exit_code == 0 and done.stderr == "", done.output
     told = json.loads(done.stdout)
@@ -135,48 +136,48 @@ def test_what_cannot_be_measured_is_refused(
     assert names.get(says, says) in " ".join(done.output.split())
 
 
-def test_the_published_way_is_left_out_where_it_would_do_other_work(
-    small: Small, exported_bundle: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_notebook_is_unavailable_where_its_work_would_differ(
+    small: Small, exported_bundle: Path, tmp_path: Path
 ) -> None:
-    bundle = open_bundle(exported_bundle)
+    bundle, tiff = open_bundle(exported_bundle), tmp_path / "slide.tif"
+    tifffile.imwrite(tiff, np.zeros((64, 64, 3), np.uint8), photometric="rgb")
     uniform = bundle.manifest.model_copy(
         update={"retrieval": bundle.manifest.retrieval.model_copy(update={"weighting": "uniform"})}  # type: ignore[union-attr]
     )
     with pytest.raises(PeerUnavailable, match="d⁻² weights"):
         open_notebook(type(bundle)(bundle.path, uniform, bundle.sha256), small.ckpt, small.slide, 1)
-    with pytest.raises(PeerUnavailable, match="pictures alone"):
-        monkeypatch.setattr("mclst.benchmarks.contenders.inputs.recognise", lambda path: "tiff")
-        open_notebook(bundle, small.ckpt, small.slide, 1)
+    with pytest.raises(PeerUnavailable, match="pictures, not slide files"):
+        open_notebook(bundle, small.ckpt, tiff, 1)
 
 
 # --- stages -------------------------------------------------------------------------------------------------------
 
 
-def described(wall: float, lanes: dict[str, int] | None = None, **busy: float) -> dict[str, Any]:
+def summary(wall: float, threads: dict[str, int] | None = None, **busy: float) -> dict[str, Any]:
     return stages.Stages(
-        {name.replace("_", " "): s for name, s in busy.items()}, wall, lanes or {}
-    ).described()
+        {name.replace("_", " "): s for name, s in busy.items()}, wall, threads or {}
+    ).summary()
 
 
 def test_shares_overlap_and_the_bound_by_hand() -> None:
-    told = described(10.0, {"decode": 2}, read=1.0, decode=12.0, encode=7.0, retrieve=0.5, write=0.5)
+    told = summary(10.0, {"decode": 2}, read=1.0, decode=12.0, encode=7.0, retrieve=0.5, write=0.5)
     assert told["overlap"] == pytest.approx(2.1)
     assert told["bound"] == "encode" and told["bound_share"] == pytest.approx(0.7)
     assert told["stages"]["decode"] == {"busy_s": 12.0, "share": 1.2, "lanes": 2}
     assert told["stages"]["copy up"] is None
     assert told["elsewhere_s"] == pytest.approx(2.0)
-    assert described(10.0, {"decode": 1}, decode=9.0, encode=7.0)["bound"] == "decode"
+    assert summary(10.0, {"decode": 1}, decode=9.0, encode=7.0)["bound"] == "decode"
 
 
-def test_stages_are_told_of_one_run_the_middle_one() -> None:
+def test_stages_are_those_of_the_median_run() -> None:
     runs = [
         stages.Stages({"encode": busy}, wall, {})
         for wall, busy in ((9.0, 1.0), (3.0, 2.0), (5.0, 4.5), (4.0, 3.5))
     ]
-    assert end_to_end._middle(runs) is runs[3] and end_to_end._middle(runs[:3]) is runs[2]
+    assert end_to_end.median_run(runs) is runs[3] and end_to_end.median_run(runs[:3]) is runs[2]
 
 
-def test_stages_of_a_run_part_the_file_from_its_decoding() -> None:
+def test_stages_of_a_run_separate_reading_from_decoding() -> None:
     seconds = {
         "read": 3.0,
         "file": 0.5,
@@ -186,28 +187,28 @@ def test_stages_of_a_run_part_the_file_from_its_decoding() -> None:
         "total": 6.0,
         "stream": 5.0,
     }
-    told = stages.of_run(seconds, workers=2)
-    assert told.busy_s["read"] == 0.5 and told.busy_s["decode"] == 2.5 and told.lanes["decode"] == 2
+    told = stages.stages_of_run(seconds, workers=2)
+    assert told.busy_s["read"] == 0.5 and told.busy_s["decode"] == 2.5 and told.threads["decode"] == 2
     del seconds["file"]
-    unseen = stages.of_run(seconds, workers=2)
+    unseen = stages.stages_of_run(seconds, workers=2)
     assert unseen.busy_s["read"] is None and unseen.busy_s["decode"] == 3.0
-    assert unseen.described()["elsewhere_s"] == pytest.approx(6.0 - 5.25)
-    on_device = stages.of_run(seconds | {"upload": 0.1, "download": 0.02, "gather": 9.0}, workers=2)
+    assert unseen.summary()["elsewhere_s"] == pytest.approx(6.0 - 5.25)
+    on_device = stages.stages_of_run(seconds | {"upload": 0.1, "download": 0.02, "gather": 9.0}, workers=2)
     assert (on_device.busy_s["copy up"], on_device.busy_s["copy down"]) == (0.1, 0.02)
     # There the host does not wait while a batch is encoded.
-    assert on_device.described()["elsewhere_s"] == pytest.approx(6.0 - 1.25)
+    assert on_device.summary()["elsewhere_s"] == pytest.approx(6.0 - 1.25)
 
 
-def test_an_encoder_is_held_against_the_peak_of_what_ran_it(exported_bundle: Path) -> None:
+def test_the_share_of_peak_is_that_of_the_device_in_use(exported_bundle: Path) -> None:
     bundle = open_bundle(exported_bundle)
     rates = {"host": {"fp32": 1e12}, "cuda": {"fp32": 1e13, "fp16": 1e14}}
-    sides = {side: {"operations_per_s": found, "bytes_per_s": 1e10} for side, found in rates.items()}
+    sides = {side: {"operations_per_s": operations, "bytes_per_s": 1e10} for side, operations in rates.items()}
     ways = [
         ("mclst auto fp16", "tensorrt", 1e14),
         ("mclst cpu fp32", "cpu", 1e12),
         ("mclst cuda fp32", "cuda", 1e13),
     ]
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "tiles": 10,
         "contenders": [
             {
@@ -219,19 +220,19 @@ def test_an_encoder_is_held_against_the_peak_of_what_ran_it(exported_bundle: Pat
             for name, provider, _ in ways
         ],
     }
-    _hold_against_peak(found, bundle, sides, 4)
-    for entry, (_, _, peak) in zip(found["contenders"], ways, strict=True):
+    add_share_of_peak(result, bundle, sides, 4)
+    for entry, (_, _, peak) in zip(result["contenders"], ways, strict=True):
         assert entry["encoder_of_peak"] == pytest.approx(
-            10 * found["encoder_operations_per_tile"] / 0.5 / peak
+            10 * result["encoder_operations_per_tile"] / 0.5 / peak
         )
-    _hold_against_peak(found, bundle, {**sides, "cuda": None}, 4)
-    assert [entry["encoder_of_peak"] is None for entry in found["contenders"]] == [True, False, True]
+    add_share_of_peak(result, bundle, {**sides, "cuda": None}, 4)
+    assert [entry["encoder_of_peak"] is None for entry in result["contenders"]] == [True, False, True]
 
 
-class OnPlayedDevice:
+class OnFakeDevice:
     """An encoder on a played device: its work stands in a stream until somebody asks for something."""
 
-    def __init__(self, driver: PlayedDriver, session: OnnxSession, batch: int) -> None:
+    def __init__(self, driver: FakeDriver, session: OnnxSession, batch: int) -> None:
         self.batch, self._driver, self._session = batch, driver, session
 
     def prepare(self, stream: int, inputs: Sequence[int], outputs: Sequence[int]) -> None:
@@ -243,18 +244,18 @@ class OnPlayedDevice:
         def run() -> None:
             shape = (self.batch, TILE_PX, TILE_PX, 3)
             tiles = np.frombuffer(ctypes.string_at(source, int(np.prod(shape))), np.uint8).reshape(shape)
-            found = self._session.encode(tiles).tobytes()
-            ctypes.memmove(to, found, len(found))
+            embedding = self._session.encode(tiles).tobytes()
+            ctypes.memmove(to, embedding, len(embedding))
 
         self._driver.put(self._stream, run)
 
     def close(self) -> None: ...
 
 
-def test_a_run_on_a_device_tells_its_copies(
+def test_a_run_on_a_device_reports_its_copies(
     small: Small, exported_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    driver = PlayedDriver()
+    driver = FakeDriver()
     package = ModuleType("cuda.bindings")
     package.driver = driver  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cuda.bindings", package)
@@ -264,20 +265,19 @@ def test_a_run_on_a_device_tells_its_copies(
     width = bundle.manifest.encoder.embedding_dim
     assert width is not None
     session = DeviceSession(
-        CudaDevice(), lambda batch: OnPlayedDevice(driver, on_host, batch), provider="tensorrt", engine="played",
+        CudaDevice(), lambda batch: OnFakeDevice(driver, on_host, batch), provider="tensorrt", engine="played",
         tile=(TILE_PX, TILE_PX, 3), width=width,
     )  # fmt: skip
-    ways = [
-        {"name": f"mclst {name} fp32", "provider": name, "workers": 1, "batch_size": 4}
-        for name in ("tensorrt", "cpu")
-    ]
+    settings = {
+        f"mclst {name} fp32": {"provider": name, "workers": 1, "batch_size": 4} for name in ("tensorrt", "cpu")
+    }
     opened = opened_module.open_encoder
     monkeypatch.setattr(
         opened_module,
         "open_encoder",
         lambda name, request: (session, "") if name == "tensorrt" else opened(name, request),
     )
-    told, expression = end_to_end.measure(bundle, small.slide, spots, settings=ways, notebook=None, rounds=1)
+    told, expression = end_to_end.measure(bundle, small.slide, spots, settings=settings, notebook=None, rounds=1)
     device, host = told["contenders"]
     assert (device["provider"], host["provider"]) == ("tensorrt", "cpu")
     np.testing.assert_allclose(expression[device["name"]], expression[host["name"]], atol=1e-5)
@@ -288,5 +288,5 @@ def test_a_run_on_a_device_tells_its_copies(
 
 
 def test_settings_are_pairs() -> None:
-    settings: Any = end_to_end_command.parse_settings
-    assert settings(None, None, "cpu, cpu:int8,cpu:fp32") == [("cpu", "fp32"), ("cpu", "int8")]
+    parse: Any = parse_settings
+    assert parse(None, None, "cpu, cpu:int8,cpu:fp32") == [("cpu", "fp32"), ("cpu", "int8")]

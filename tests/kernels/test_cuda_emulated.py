@@ -1,4 +1,4 @@
-"""The CUDA kernels and their provider, run on the CPU under tests/host_cuda, against the float64 definition."""
+"""The CUDA kernels and their provider in the CPU emulation, against the float64 definition."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from mclst.kernels.cuda.job import Job, Placing, leaves
-from mclst.kernels.cuda.provider import Cuda
+from mclst.kernels.cuda.provider import CudaProvider
 from mclst.kernels.definition import reference
 from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import DISTANCES, RANKS, WEIGHTINGS, RetrievalSpec, Weighting
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="g++ is not installed, and the emulation needs it")
 F32 = NDArray[np.float32]
-# How the keys are kept and the mean is taken.
+# Ways to keep keys and to compute the mean.
 WAYS: dict[str, dict[str, Any]] = {
     "all keys, gathered": {"sample": 0, "dense_from": 2},
     "keys within a limit, gathered": {"sample": 64, "dense_from": 2},
@@ -35,30 +35,33 @@ WAYS: dict[str, dict[str, Any]] = {
 SMALL = 8 << 20
 
 
-def made(bank: Bank, spec: RetrievalSpec, order: int = FORWARD, **how: Any) -> Cuda:
+def made(bank: Bank, spec: RetrievalSpec, order: int = FORWARD, **how: Any) -> CudaProvider:
     driver = HostDriver(order=order)
-    return Cuda(bank.embedding, bank.expression, spec, driver=driver, **({"workspace_bytes": SMALL} | how))
+    return CudaProvider(
+        bank.embedding, bank.expression, spec, driver=driver, **({"workspace_bytes": SMALL} | how)
+    )
 
 
 def run(queries: F32, bank: Bank, spec: RetrievalSpec, order: int = FORWARD, **how: Any) -> RetrievalResult:
-    return made(bank, spec, order, **how).aggregate(queries, neighbours=True)
+    return made(bank, spec, order, **how).aggregate(queries, neighbors=True)
 
 
-def array_of(cuda: Cuda, name: str, dtype: Any, *shape: int) -> NDArray[Any]:
-    """What a kernel left in the workspace."""
+def array_of(cuda: CudaProvider, name: str, dtype: Any, *shape: int) -> NDArray[Any]:
+    """Read an array of the workspace."""
     array = np.empty(shape, dtype=dtype)
     cuda._driver.download(array, cuda._memory[name])
     return array
 
 
-# --- against the definition ---------------------------------------------------------------------------------------
+# --- against the definition
+# ---------------------------------------------------------------------------------------
 
 
 def test_host_and_kernels_lay_their_structures_out_alike() -> None:
     calls = HostDriver().calls
     for which, structure, field in ((0, Placing, Placing.rank), (1, Job, Job.half_expression)):
         assert calls.host_cuda_size(which) == ctypes.sizeof(structure)
-        assert calls.host_cuda_place(which) == field.offset
+        assert calls.host_cuda_offset(which) == field.offset
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=spec_name)
@@ -103,7 +106,7 @@ def test_odd_shapes(rank: Any, n: int, m: int, d: int, genes: int, k: int) -> No
 
 @st.composite
 def small_cases(draw: st.DrawFn) -> tuple[F32, Bank, RetrievalSpec, dict[str, Any]]:
-    """Few whole numbers in few columns: ties, duplicates, zero rows and zero distances in nearly every case."""
+    """Small integers in few columns: most cases have ties, duplicates, zero rows and zero distances."""
     m, n, d = draw(st.integers(1, 70)), draw(st.integers(1, 6)), draw(st.integers(1, 5))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     spread, scale = draw(st.integers(0, 3)), 2.0 ** draw(st.integers(-60, 60))
@@ -127,7 +130,7 @@ def test_ties_go_to_the_lower_row(case: tuple[F32, Bank, RetrievalSpec, dict[str
     assert_same(run(queries, bank, spec, **how), queries, bank, spec)
 
 
-# --- the proof ----------------------------------------------------------------------------------------------------
+# --- the proof ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("d", [*range(1, 40), 127, 128, 129, 255, 257, 1000, 1536, 2055, 4095, 4096])
@@ -161,17 +164,17 @@ def test_scores_and_distances_are_the_references_to_the_bit(rank: Any, d: int) -
     spec = RetrievalSpec(k=20, rank=rank, distance=("l2", "l1", "cosine")[d % 3])
     cuda = made(bank, spec, sample=40)
     cuda._job.limit = cuda._sample_job.limit = cuda._memory["limit"]
-    # No room for keys sends every query the float64 way.
+    # Without room for keys every query goes to choose_exactly.
     cuda._job.capacity = 0
     cuda._job.k, cuda._job.filter = 20, 1
     cuda._driver.upload(cuda._memory["query"], queries)
     job = type(cuda._job).from_buffer_copy(cuda._job)
     job.n = 3
-    cuda._run(3, {})
+    cuda._run(3, cuda._memory["query"])
     assert array_of(cuda, "exact_count", np.uint32, 1)[0] == 3
     scores = array_of(cuda, "exact_score", np.float64, 3, 40)
-    for query, found in zip(queries, scores, strict=True):
-        np.testing.assert_array_equal(found, reference.bank_scores(rank, query, bank.embedding))
+    for query, row in zip(queries, scores, strict=True):
+        np.testing.assert_array_equal(row, reference.bank_scores(rank, query, bank.embedding))
 
 
 @pytest.mark.parametrize("name", ADVERSARIES)
@@ -181,7 +184,7 @@ def test_keys_stay_within_the_bound(rank: Any, name: str) -> None:
     queries, bank = adversary(name)
     cuda = made(bank, RetrievalSpec(k=9, rank=rank, distance="l2"), sample=0)
     cuda.aggregate(queries)
-    near = array_of(cuda, "apart", np.uint32, len(queries)) == 0
+    near = array_of(cuda, "far", np.uint32, len(queries)) == 0
     keys = array_of(cuda, "key", np.float32, len(queries), len(bank.embedding)).astype(np.longdouble)
     if rank == "l1":
         exact = np.abs(queries[:, None].astype(np.longdouble) - bank.embedding.astype(np.longdouble)).sum(
@@ -198,7 +201,7 @@ def test_keys_stay_within_the_bound(rank: Any, name: str) -> None:
     assert (np.abs(keys - exact) <= bound).all()
 
 
-def points(cuda: Cuda, rank: str, vectors: F32) -> Any:
+def points(cuda: CudaProvider, rank: str, vectors: F32) -> Any:
     """Points in long double, by the definition in retrieve.cu."""
     wide = vectors.astype(np.longdouble)
     zero = ~wide.any(axis=1)
@@ -208,9 +211,9 @@ def points(cuda: Cuda, rank: str, vectors: F32) -> Any:
         wide = wide / np.where(zero, 1, np.sqrt((wide**2).sum(axis=1)))[:, None]
     if cuda._bank.columns > vectors.shape[1]:
         wide = np.column_stack([wide, zero])
-    centre = np.empty(cuda._bank.columns)
-    cuda._driver.download(centre, cuda._placing.centre)
-    return (wide - centre) * np.longdouble(cuda._placing.size)
+    center = np.empty(cuda._bank.columns)
+    cuda._driver.download(center, cuda._placing.centre)
+    return (wide - center) * np.longdouble(cuda._placing.size)
 
 
 def test_float32_keys_alone_would_choose_wrongly() -> None:
@@ -218,17 +221,17 @@ def test_float32_keys_alone_would_choose_wrongly() -> None:
     queries, bank = adversary("near ties")
     spec = RetrievalSpec(k=17, rank="l2", distance="l2")
     cuda = made(bank, spec, sample=0)
-    got = cuda.aggregate(queries, neighbours=True)
+    got = cuda.aggregate(queries, neighbors=True)
     keys = array_of(cuda, "key", np.float32, len(queries), len(bank.embedding))
     plain = np.sort(np.argsort(keys, axis=1, kind="stable")[:, :17], axis=1)
-    assert got.neighbours is not None and (plain != np.sort(got.neighbours, axis=1)).any()
+    assert got.neighbors is not None and (plain != np.sort(got.neighbors, axis=1)).any()
 
 
 def test_the_limit_spares_most_keys_and_few_queries_go_the_long_way() -> None:
     queries, bank = clustered(40, 1500, 16)
     spec = RetrievalSpec(k=20, rank="l2")
     cuda = made(bank, spec, sample=300)
-    assert_same(cuda.aggregate(queries, neighbours=True), queries, bank, spec)
+    assert_same(cuda.aggregate(queries, neighbors=True), queries, bank, spec)
     kept = array_of(cuda, "count", np.uint32, 40)
     assert (kept >= 20).all() and kept.mean() < 150
     assert array_of(cuda, "exact_count", np.uint32, 1)[0] == 0
@@ -242,11 +245,11 @@ def test_more_equal_rows_than_there_is_room_for(rank: Any) -> None:
     spec = RetrievalSpec(k=30, rank=rank)
     cuda = made(bank, spec, sample=100)
     assert cuda.plan.capacity < 350
-    assert_same(cuda.aggregate(queries, neighbours=True), queries, bank, spec)
+    assert_same(cuda.aggregate(queries, neighbors=True), queries, bank, spec)
     assert array_of(cuda, "exact_count", np.uint32, 1)[0] >= 3
 
 
-# --- what must not change the answer ------------------------------------------------------------------------------
+# --- what must not change the answer --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -259,12 +262,10 @@ def test_the_order_of_threads_and_blocks_changes_no_bit(rank: Any, way: str) -> 
     others = [
         run(queries, bank, spec, REVERSE, **WAYS[way]),
         run(queries, bank, spec, SHUFFLED, workspace_bytes=90_000, **WAYS[way]),
-        joined(
-            [parts.aggregate(queries[:1], neighbours=True), parts.aggregate(queries[1:], neighbours=True)]
-        ),
+        joined([parts.aggregate(queries[:1], neighbors=True), parts.aggregate(queries[1:], neighbors=True)]),
     ]
     for other in others:
-        for field in ("expression", "nearest", "effective_k", "neighbours"):
+        for field in ("expression", "nearest", "effective_k", "neighbors"):
             np.testing.assert_array_equal(getattr(other, field), getattr(first, field))
 
 
@@ -272,7 +273,7 @@ def joined(parts: list[RetrievalResult]) -> RetrievalResult:
     return RetrievalResult(
         *(
             np.concatenate([getattr(part, field) for part in parts])
-            for field in ("expression", "nearest", "effective_k", "neighbours")
+            for field in ("expression", "nearest", "effective_k", "neighbors")
         )
     )
 
@@ -289,7 +290,7 @@ def test_half_the_expression_is_its_rounding() -> None:
 
 
 def test_the_dense_mean_is_as_near_as_it_says() -> None:
-    """Equal weights and equal values, the worst for tensor cores that truncate: far within the proven 4e-6."""
+    """Equal weights and values, the worst case of truncating tensor cores: far below the proven 4e-6."""
     queries, bank = clustered(5, 700, 6, genes=3)
     bank.expression[:] = 1 - 2.0**-20 * np.random.default_rng(1).random((700, 3))
     for weighting in get_args(Weighting):
@@ -297,23 +298,25 @@ def test_the_dense_mean_is_as_near_as_it_says() -> None:
         assert_same(run(queries, bank, spec, dense_from=0), queries, bank, spec, tolerance=4e-7)
 
 
-# --- memory -------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 def test_nothing_is_allocated_after_the_start_and_everything_is_given_back() -> None:
     queries, bank = clustered(9, 150, 12)
     driver = HostDriver()
-    cuda = Cuda(bank.embedding, bank.expression, RetrievalSpec(k=5), driver=driver, workspace_bytes=SMALL)
-    held = set(driver.held)
+    cuda = CudaProvider(
+        bank.embedding, bank.expression, RetrievalSpec(k=5), driver=driver, workspace_bytes=SMALL
+    )
+    allocated = set(driver.allocated)
     cuda.aggregate(queries)
     cuda.aggregate(queries[:2])
-    assert driver.held == held
+    assert driver.allocated == allocated
     cuda.release()
-    assert not driver.held
+    assert not driver.allocated
 
 
 def test_under_the_sanitizers(tmp_path: Path) -> None:
-    """Every kernel once under AddressSanitizer and UndefinedBehaviorSanitizer, in a process that loads them first."""
+    """Run every kernel under AddressSanitizer and UndefinedBehaviorSanitizer, in a new process."""
     runtime = sanitizer()
     if runtime is None:
         pytest.skip("g++ has no AddressSanitizer here")
@@ -326,7 +329,7 @@ import numpy as np
 from cuda_cases import assert_same, clustered
 from host_driver import SANITIZED, HostDriver, build
 from mclst.kernels import RetrievalSpec
-from mclst.kernels.cuda.provider import Cuda
+from mclst.kernels.cuda.provider import CudaProvider
 if len(sys.argv) > 2:
     driver = HostDriver(build(SANITIZED))
     driver.upload(driver.allocate(40), np.zeros(11, dtype=np.float32))
@@ -341,8 +344,8 @@ for rank, distance, m, k, how in [
     bank.embedding[10:30] = bank.embedding[10]
     driver = HostDriver(build(SANITIZED))
     spec = RetrievalSpec(k=k, rank=rank, distance=distance)
-    cuda = Cuda(bank.embedding, bank.expression, spec, driver=driver, workspace_bytes=60_000, **how)
-    assert_same(cuda.aggregate(queries, neighbours=True), queries, bank, spec)
+    cuda = CudaProvider(bank.embedding, bank.expression, spec, driver=driver, workspace_bytes=60_000, **how)
+    assert_same(cuda.aggregate(queries, neighbors=True), queries, bank, spec)
     cuda.release()
     launched |= set(driver.launched)
 print(len(launched), "kernels")
@@ -388,22 +391,22 @@ FAULTS = {
 def test_the_emulation_notices_a_planted_fault(fault: str, tmp_path: Path) -> None:
     name, old, new = FAULTS[fault]
     root = Path(__file__).resolve().parents[2]
-    shutil.copytree(root / "tests" / "host_cuda", tmp_path / "tests" / "host_cuda")
-    (tmp_path / "kernels").mkdir()
-    for path in (root / "kernels").glob("*.cu*"):
-        text = path.read_text()
-        if path.name == name:
-            assert text.count(old) == 1
-            text = text.replace(old, new)
-        (tmp_path / "kernels" / path.name).write_text(text)
+    for folder in ("tests/support/host_cuda", "kernels/cuda/src"):
+        shutil.copytree(root / folder, tmp_path / folder)
+    source = tmp_path / "kernels" / "cuda" / "src" / name
+    text = source.read_text()
+    assert text.count(old) == 1
+    source.write_text(text.replace(old, new))
     library = build(("-O1",), tmp_path)
     queries, bank = adversary("tight cluster far out")
     spec = RetrievalSpec(k=17, rank="l2", distance="l2")
     with pytest.raises(AssertionError):
         for order in (FORWARD, REVERSE):
             driver = HostDriver(library, order)
-            cuda = Cuda(bank.embedding, bank.expression, spec, driver=driver, sample=0, workspace_bytes=SMALL)
-            assert_same(cuda.aggregate(queries, neighbours=True), queries, bank, spec)
+            cuda = CudaProvider(
+                bank.embedding, bank.expression, spec, driver=driver, sample=0, workspace_bytes=SMALL
+            )
+            assert_same(cuda.aggregate(queries, neighbors=True), queries, bank, spec)
             keys = array_of(cuda, "key", np.float32, len(queries), len(bank.embedding)).astype(np.float64)
             x, p = (points(cuda, "l2", vectors).astype(np.float64) for vectors in (queries, bank.embedding))
             exact = (p**2).sum(axis=-1) - 2 * x @ p.T

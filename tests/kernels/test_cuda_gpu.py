@@ -1,6 +1,6 @@
-"""The cuda provider on a device: `make gpu-check` runs this file on a bare machine; elsewhere it is left out.
+"""The cuda provider on a device; `make gpu-check` runs this file.
 
-It needs numpy, scipy, pytest and one of PyCUDA and cuda-bindings; with torch, arrays on the device are tried too.
+Needs numpy, scipy, pytest and PyCUDA or cuda-bindings; with torch, device arrays are tested too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 from cuda_cases import ADVERSARIES, SPECS, Bank, adversary, assert_same, clustered, spec_name
 
 from mclst.kernels.cuda.driver import CudaBindings, Driver, PyCuda, open_driver
-from mclst.kernels.cuda.provider import Cuda
+from mclst.kernels.cuda.provider import CudaProvider
 from mclst.kernels.definition import reference
 from mclst.kernels.definition.contract import ProviderError
 from mclst.kernels.definition.spec import RANKS, RetrievalSpec
@@ -26,7 +26,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "keys within a limit, gathered": {"sample": 64, "dense_from": 2},
     "keys within a limit, dense": {"sample": 64, "dense_from": 0},
 }
-# Banks, neighbours and genes of the published cases.
+# Banks, neighbors and genes of the published cases.
 PUBLISHED = {"her2st": (11_372, 200, 785), "cSCC": (8_209, 600, 171), "Visium": (24_787, 2400, 685)}
 
 
@@ -44,12 +44,14 @@ def driver() -> Driver:
 
 @pytest.fixture
 def made(driver: Driver) -> Iterator[Any]:
-    """Makes a provider, and gives its memory back after the test."""
-    opened: list[Cuda] = []
+    """Make providers; their memory is freed after the test."""
+    opened: list[CudaProvider] = []
 
-    def make(bank: Bank, spec: RetrievalSpec, **how: Any) -> Cuda:
+    def make(bank: Bank, spec: RetrievalSpec, **how: Any) -> CudaProvider:
         opened.append(
-            Cuda(bank.embedding, bank.expression, spec, driver=driver, **({"workspace_bytes": GIB} | how))
+            CudaProvider(
+                bank.embedding, bank.expression, spec, driver=driver, **({"workspace_bytes": GIB} | how)
+            )
         )
         return opened[-1]
 
@@ -62,7 +64,7 @@ def made(driver: Driver) -> Iterator[Any]:
 @pytest.mark.parametrize("spec", SPECS, ids=spec_name)
 def test_every_spec(made: Any, spec: RetrievalSpec, way: str) -> None:
     queries, bank = clustered(90, 600, 70, genes=33)
-    assert_same(made(bank, spec, **WAYS[way]).aggregate(queries, neighbours=True), queries, bank, spec)
+    assert_same(made(bank, spec, **WAYS[way]).aggregate(queries, neighbors=True), queries, bank, spec)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -72,7 +74,7 @@ def test_adversaries(made: Any, name: str, rank: Any, way: str) -> None:
     queries, bank = adversary(name)
     for k in (1, 17, 120):
         spec = RetrievalSpec(k=k, rank=rank, distance="l2")
-        assert_same(made(bank, spec, **WAYS[way]).aggregate(queries, neighbours=True), queries, bank, spec)
+        assert_same(made(bank, spec, **WAYS[way]).aggregate(queries, neighbors=True), queries, bank, spec)
 
 
 @pytest.mark.parametrize("rank", RANKS)
@@ -83,7 +85,7 @@ def test_adversaries(made: Any, name: str, rank: Any, way: str) -> None:
 def test_odd_shapes(made: Any, rank: Any, d: int, n: int, m: int, k: int) -> None:
     queries, bank = clustered(n, m, d, genes=1 if d == 3 else 130)
     spec = RetrievalSpec(k=k, rank=rank)
-    assert_same(made(bank, spec).aggregate(queries, neighbours=True), queries, bank, spec)
+    assert_same(made(bank, spec).aggregate(queries, neighbors=True), queries, bank, spec)
 
 
 @pytest.mark.parametrize("spec", ["published", "softmax over l2"])
@@ -92,25 +94,25 @@ def test_published_shapes(made: Any, name: str, spec: str) -> None:
     """All queries of a section through the kernels; forty of them against the definition."""
     m, k, genes = PUBLISHED[name]
     queries, bank = clustered(3000, m, 256, genes=genes)
-    wanted = (
+    retrieval = (
         RetrievalSpec(k=k, rank="cosine", distance="l1")
         if spec == "published"
         else RetrievalSpec(k=k, rank="l2", distance="l2", weighting="softmax", temperature=2.0)
     )
-    cuda = made(bank, wanted)
+    cuda = made(bank, retrieval)
     whole = cuda.aggregate(queries)
-    some = slice(0, 3000, 75)
-    checked = cuda.aggregate(queries[some], neighbours=True)
-    assert_same(checked, queries[some], bank, wanted)
-    np.testing.assert_array_equal(whole.expression[some], checked.expression)
-    fallen = np.empty(1, dtype=np.uint32)
+    subset = slice(0, 3000, 75)
+    checked = cuda.aggregate(queries[subset], neighbors=True)
+    assert_same(checked, queries[subset], bank, retrieval)
+    np.testing.assert_array_equal(whole.expression[subset], checked.expression)
+    exact_count = np.empty(1, dtype=np.uint32)
     cuda.aggregate(queries)
-    cuda._driver.download(fallen, cuda._memory["exact_count"])
-    assert fallen[0] < 0.01 * len(queries)
+    cuda._driver.download(exact_count, cuda._memory["exact_count"])
+    assert exact_count[0] < 0.01 * len(queries)
 
 
 def test_a_bank_beyond_31_bits(made: Any) -> None:
-    """M·D of more than 2^31: the last rows are found as the first are."""
+    """M·D above 2^31: the last rows are found too."""
     rng = np.random.default_rng(0)
     m, d = (1 << 22) + 5, 513
     embedding = np.zeros((m, d), dtype=np.float32)
@@ -118,9 +120,9 @@ def test_a_bank_beyond_31_bits(made: Any) -> None:
     bank = Bank(embedding, rng.random(size=(m, 3), dtype=np.float32))
     spec = RetrievalSpec(k=5, rank="l2", distance="l2")
     queries = embedding[[0, m // 2, m - 1]]
-    got = made(bank, spec, workspace_bytes=4 * GIB).aggregate(queries, neighbours=True)
-    assert got.neighbours[:, 0].tolist() == [0, m // 2, m - 1]
-    for query, rows in zip(queries, got.neighbours, strict=True):
+    got = made(bank, spec, workspace_bytes=4 * GIB).aggregate(queries, neighbors=True)
+    assert got.neighbors[:, 0].tolist() == [0, m // 2, m - 1]
+    for query, rows in zip(queries, got.neighbors, strict=True):
         scores = ((query[:8].astype(np.float64) - embedding[:, :8]) ** 2).sum(axis=1)
         assert rows.tolist() == np.argsort(scores, kind="stable")[:5].tolist()
 
@@ -147,20 +149,18 @@ def test_either_binding_shares_the_device_with_torch(binding: type[Driver], driv
         pytest.skip(str(error))
     queries, bank = clustered(300, 2000, 64, genes=150)
     spec = RetrievalSpec(k=90, rank="l2")
-    cuda = Cuda(bank.embedding, bank.expression, spec, driver=opened, workspace_bytes=GIB)
-    there = torch.from_numpy(queries).cuda()
-    out, nearest = torch.zeros(300, 150, device="cuda"), torch.zeros(300, device="cuda")
-    cuda.aggregate_into(there * 1.0, out, nearest)
-    wanted = reference.aggregate(queries, bank.embedding, bank.expression, spec)
-    np.testing.assert_allclose(
-        out.cpu().numpy(), wanted.expression, rtol=0, atol=1e-6 * bank.expression.max()
-    )
-    np.testing.assert_allclose(nearest.cpu().numpy(), wanted.nearest, rtol=1e-6)
-    there[5, 6] = torch.nan
+    cuda = CudaProvider(bank.embedding, bank.expression, spec, driver=opened, workspace_bytes=GIB)
+    on_device = torch.from_numpy(queries).cuda()
+    result = cuda.aggregate_from(on_device * 1.0)
+    expected = reference.aggregate(queries, bank.embedding, bank.expression, spec)
+    tolerance = 1e-6 * bank.expression.max()
+    np.testing.assert_allclose(result.expression, expected.expression, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(result.nearest, expected.nearest, rtol=1e-6)
+    on_device[5, 6] = torch.nan
     with pytest.raises(ValueError, match="row 5 of the embeddings holds NaN"):
-        cuda.aggregate_into(there, out)
+        cuda.aggregate_from(on_device)
     cuda.release()
-    assert float((there.nan_to_num() @ there.nan_to_num().T).sum()) == pytest.approx(
+    assert float((on_device.nan_to_num() @ on_device.nan_to_num().T).sum()) == pytest.approx(
         float((queries.astype(np.float64) @ queries.T).sum()), rel=0.1
     )
 
@@ -168,4 +168,4 @@ def test_either_binding_shares_the_device_with_torch(binding: type[Driver], driv
 def test_through_the_door(driver: Driver) -> None:
     queries, bank = clustered(30, 400, 32)
     spec = RetrievalSpec(k=20)
-    assert_same(Retriever(bank, spec, "cuda").aggregate(queries, neighbours=True), queries, bank, spec)
+    assert_same(Retriever(bank, spec, "cuda").aggregate(queries, neighbors=True), queries, bank, spec)

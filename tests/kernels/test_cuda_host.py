@@ -1,4 +1,4 @@
-"""The host side of the cuda provider: plans, device arrays, both bindings over a device that is played, the compiler."""
+"""The host side of the cuda provider: plans, device arrays, both bindings on a fake device, the compiler."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from mclst.kernels.cuda import cubin
 from mclst.kernels.cuda.device_array import device_array, on_device
 from mclst.kernels.cuda.driver import CudaBindings, Driver, PyCuda, open_driver
 from mclst.kernels.cuda.plan import bytes_per_query, make_plan
-from mclst.kernels.cuda.provider import Cuda
-from mclst.kernels.definition.contract import ProviderError
+from mclst.kernels.cuda.provider import CudaProvider
+from mclst.kernels.definition.contract import BadQuery, ProviderError
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.kernels.retriever import Retriever
 
 emulated = pytest.mark.skipif(compiler() is None, reason="g++ is not installed, and the emulation needs it")
 
-# --- plans --------------------------------------------------------------------------------------------------------
+# --- plans ----------------------------------------------------------------------------------------
 
 
 @given(
@@ -46,18 +46,18 @@ def test_a_plan_keeps_to_its_budget(rows: int, share: float, genes: int, columns
     each = bytes_per_query(rows, columns, k, genes, plan.capacity, plan.sample)
     assert plan.queries >= 1 and plan.slots >= 1
     assert plan.queries * each + 8 * rows * plan.slots <= budget
-    assert k <= plan.capacity <= rows and plan.wanted <= plan.sample < rows
+    assert k <= plan.capacity <= rows and plan.sample_rank <= plan.sample < rows
 
 
 @pytest.mark.parametrize(("rows", "k"), [(11_372, 200), (8_209, 600), (24_787, 2400), (1_000_000, 200)])
 def test_the_sample_seldom_misleads(rows: int, k: int) -> None:
-    """Of random samples, the limit keeps at least k rows and at most the room there is, but for one query in 1000."""
+    """For 999 of 1000 random samples, the limit keeps at least k rows and no more than fit."""
     plan = make_plan(rows, 256, k, 785, multiprocessors=132)
     rng = np.random.default_rng(0)
-    place = np.array(
-        [np.sort(rng.choice(rows, plan.sample, replace=False))[plan.wanted - 1] for _ in range(1000)]
+    cut = np.array(
+        [np.sort(rng.choice(rows, plan.sample, replace=False))[plan.sample_rank - 1] for _ in range(1000)]
     )
-    assert plan.sample and ((place + 1 < k) | (place + 1 > plan.capacity)).mean() <= 0.001
+    assert plan.sample and ((cut + 1 < k) | (cut + 1 > plan.capacity)).mean() <= 0.001
     assert plan.capacity < rows / 4
 
 
@@ -68,11 +68,11 @@ def test_a_workspace_too_small_for_one_query_is_refused() -> None:
         make_plan(9000, 256, 200, 785, multiprocessors=1, workspace_bytes=80_000)
 
 
-# --- arrays on a device -------------------------------------------------------------------------------------------
+# --- arrays on a device ---------------------------------------------------------------------------
 
 
 class OnDevice:
-    """A numpy array that says it lies on a device, as the emulated one's memory does."""
+    """A numpy array in the memory of the emulated device."""
 
     def __init__(self, array: NDArray[Any], stream: int | None = None) -> None:
         self.array = array
@@ -95,9 +95,9 @@ class ByDlpack:
 def test_a_device_array_is_taken_where_it_lies(wrap: Any) -> None:
     whole = np.zeros((6, 4), dtype=np.float32)
     for part in (whole, whole[2:4], whole[:0], whole[:1, :]):
-        found = device_array("it", wrap(part))
-        assert found.shape == part.shape
-        assert found.pointer == part.ctypes.data or not part.size
+        view = device_array("it", wrap(part))
+        assert view.shape == part.shape
+        assert view.pointer == part.ctypes.data or not part.size
     for wrong in (whole.astype(np.float64), whole.astype(np.int32), whole[:, :3], whole.T, whole[::2]):
         with pytest.raises(ValueError, match="it on the device must be float32 in C order"):
             device_array("it", wrap(wrong))
@@ -106,27 +106,22 @@ def test_a_device_array_is_taken_where_it_lies(wrap: Any) -> None:
 
 @emulated
 @pytest.mark.parametrize("wrap", [OnDevice, ByDlpack])
-def test_queries_and_results_may_lie_on_the_device(wrap: Any) -> None:
+def test_queries_may_be_on_the_device(wrap: Any) -> None:
     queries, bank = clustered(9, 150, 12)
     spec = RetrievalSpec(k=11, rank="l2")
-    driver = HostDriver()
-    cuda = Cuda(bank.embedding, bank.expression, spec, driver=driver, workspace_bytes=25_000)
+    cuda = CudaProvider(bank.embedding, bank.expression, spec, driver=HostDriver(), workspace_bytes=25_000)
     assert cuda.plan.queries < 9
-    wanted = cuda.aggregate(queries)
-    expression, nearest, effective_k = (
-        np.zeros_like(a) for a in (wanted.expression, wanted.nearest, wanted.effective_k)
-    )
-    cuda.aggregate_into(wrap(queries), wrap(expression), wrap(nearest), wrap(effective_k))
-    np.testing.assert_array_equal(expression, wanted.expression)
-    np.testing.assert_array_equal(nearest, wanted.nearest)
-    np.testing.assert_array_equal(effective_k, wanted.effective_k)
-    expression[:] = 0
-    cuda.aggregate_into(wrap(queries), wrap(expression))
-    np.testing.assert_array_equal(expression, wanted.expression)
-    with pytest.raises(ValueError, match=r"expression on the device has shape \[9, 8\]; give \[9, 9\]"):
-        cuda.aggregate_into(wrap(queries), wrap(np.zeros((9, 8), np.float32)))
-    with pytest.raises(ValueError, match=r"the embeddings on the device has shape \[9, 11\]"):
-        cuda.aggregate_into(wrap(np.zeros((9, 11), np.float32)), wrap(expression))
+    expected = cuda.aggregate(queries)
+    result = cuda.aggregate_from(wrap(queries))
+    np.testing.assert_array_equal(result.expression, expected.expression)
+    np.testing.assert_array_equal(result.nearest, expected.nearest)
+    np.testing.assert_array_equal(result.effective_k, expected.effective_k)
+    with pytest.raises(
+        ValueError, match=r"the embeddings on the device have shape \[9, 11\]; give \[9, 12\]"
+    ):
+        cuda.aggregate_from(wrap(np.zeros((9, 11), np.float32)))
+    with pytest.raises(ValueError, match=r"the embeddings on the device have shape \[12\]; give \[0, 12\]"):
+        cuda.aggregate_from(wrap(np.zeros(12, np.float32)))
 
 
 @emulated
@@ -135,16 +130,18 @@ def test_queries_and_results_may_lie_on_the_device(wrap: Any) -> None:
 def test_a_value_on_the_device_that_is_no_number_is_refused_by_row(rank: Any, value: float) -> None:
     queries, bank = clustered(9, 150, 12)
     spec = RetrievalSpec(k=11, rank=rank)
-    cuda = Cuda(bank.embedding, bank.expression, spec, driver=HostDriver(), workspace_bytes=60_000, sample=40)
-    expression = np.zeros((9, 9), dtype=np.float32)
+    driver = HostDriver()
+    cuda = CudaProvider(
+        bank.embedding, bank.expression, spec, driver=driver, workspace_bytes=60_000, sample=40
+    )
     queries[7, 3] = value
     with pytest.raises(
-        ValueError, match=r"row 7 of the embeddings holds NaN, infinity or a value beyond 1e\+30"
+        BadQuery, match=r"row 7 of the embeddings holds NaN, infinity or a value beyond 1e\+30"
     ):
-        cuda.aggregate_into(OnDevice(queries), OnDevice(expression))
+        cuda.aggregate_from(OnDevice(queries))
     queries[7, 3] = 0
-    cuda.aggregate_into(OnDevice(queries), OnDevice(expression))
-    np.testing.assert_array_equal(expression, cuda.aggregate(queries).expression)
+    result = cuda.aggregate_from(OnDevice(queries))
+    np.testing.assert_array_equal(result.expression, cuda.aggregate(queries).expression)
 
 
 @emulated
@@ -153,26 +150,28 @@ def test_work_pending_on_a_stream_is_waited_for(monkeypatch: pytest.MonkeyPatch)
     driver = HostDriver()
     waited: list[int] = []
     monkeypatch.setattr(driver, "wait", waited.append)
-    cuda = Cuda(bank.embedding, bank.expression, RetrievalSpec(k=5), driver=driver, workspace_bytes=1 << 20)
-    out = np.zeros((3, 9), dtype=np.float32)
-    cuda.aggregate_into(OnDevice(queries, stream=77), OnDevice(out, stream=1))
+    cuda = CudaProvider(
+        bank.embedding, bank.expression, RetrievalSpec(k=5), driver=driver, workspace_bytes=1 << 20
+    )
+    cuda.aggregate_from(OnDevice(queries, stream=77))
+    cuda.aggregate_from(OnDevice(queries, stream=1))
     assert waited == [77]
 
 
-# --- bindings -----------------------------------------------------------------------------------------------------
+# --- bindings -------------------------------------------------------------------------------------
 
 
-class PlayedStatus(int):
+class FakeStatus(int):
     name = "CUDA_SUCCESS"
 
 
-def status(name: str) -> PlayedStatus:
-    made = PlayedStatus({"CUDA_SUCCESS": 0, "CUDA_ERROR_OUT_OF_MEMORY": 2}.get(name, 700))
+def status(name: str) -> FakeStatus:
+    made = FakeStatus({"CUDA_SUCCESS": 0, "CUDA_ERROR_OUT_OF_MEMORY": 2}.get(name, 700))
     made.name = name
     return made
 
 
-class PlayedBindings(ModuleType):
+class FakeBindings(ModuleType):
     """cuda.bindings.driver over the emulated device."""
 
     def __init__(self, fails: dict[str, str]) -> None:
@@ -189,43 +188,43 @@ class PlayedBindings(ModuleType):
 
     def answer(self, name: str, *arguments: Any) -> tuple[Any, ...]:
         if name in self.fails:
-            said = status(self.fails[name])
-            return (self.CUresult.CUDA_ERROR_OUT_OF_MEMORY if "MEMORY" in said.name else said,)
+            failure = status(self.fails[name])
+            return (self.CUresult.CUDA_ERROR_OUT_OF_MEMORY if "MEMORY" in failure.name else failure,)
         if name.startswith(("cuMem", "cuModule", "cuLaunch", "cuStream")):
             assert self.depth == 1, f"{name} without the context"
-        value = getattr(self, f"play_{name}", lambda *_: 0)(*arguments)
+        value = getattr(self, f"fake_{name}", lambda *_: 0)(*arguments)
         return (status("CUDA_SUCCESS"),) if value is None else (status("CUDA_SUCCESS"), value)
 
-    def play_cuDeviceGetCount(self) -> int:
+    def fake_cuDeviceGetCount(self) -> int:
         return 1
 
-    def play_cuDeviceGetAttribute(self, attribute: str, device: int) -> int:
+    def fake_cuDeviceGetAttribute(self, attribute: str, device: int) -> int:
         return {"COMPUTE_CAPABILITY_MAJOR": 8, "COMPUTE_CAPABILITY_MINOR": 7, "MULTIPROCESSOR_COUNT": 3}[
             attribute
         ]
 
-    def play_cuCtxPushCurrent(self, context: int) -> None:
+    def fake_cuCtxPushCurrent(self, context: int) -> None:
         self.depth += 1
 
-    def play_cuCtxPopCurrent(self) -> int:
+    def fake_cuCtxPopCurrent(self) -> int:
         self.depth -= 1
         return 0
 
-    def play_cuModuleGetFunction(self, module: int, name: bytes) -> str:
+    def fake_cuModuleGetFunction(self, module: int, name: bytes) -> str:
         return name.decode()
 
-    def play_cuMemAlloc(self, nbytes: int) -> int:
+    def fake_cuMemAlloc(self, nbytes: int) -> int:
         return self.host.allocate(nbytes)
 
-    def play_cuMemFree(self, address: int) -> None:
+    def fake_cuMemFree(self, address: int) -> None:
         self.host.free(address)
 
-    def play_cuMemcpyHtoD(self, to: int, source: int, nbytes: int) -> None:
+    def fake_cuMemcpyHtoD(self, to: int, source: int, nbytes: int) -> None:
         self.host._copy(to, source, nbytes)
 
-    play_cuMemcpyDtoH = play_cuMemcpyHtoD
+    fake_cuMemcpyDtoH = fake_cuMemcpyHtoD
 
-    def play_cuLaunchKernel(self, kernel: str, *rest: Any) -> None:
+    def fake_cuLaunchKernel(self, kernel: str, *rest: Any) -> None:
         grid, block, (shared, stream, parameters, extra) = rest[:3], rest[3:6], rest[6:]
         assert (grid[2], block[1:], stream, extra) == (1, (1, 1), 0, 0)
         self.host.launch(kernel, grid[:2], block[0], shared, self.structure(kernel, parameters))
@@ -238,7 +237,7 @@ class PlayedBindings(ModuleType):
         return (Placing if kernel == "place" else Job).from_address(address)
 
 
-class PlayedPyCuda(ModuleType):
+class FakePyCuda(ModuleType):
     """pycuda.driver over the emulated device."""
 
     class Error(Exception):
@@ -281,11 +280,11 @@ class PlayedPyCuda(ModuleType):
     def mem_alloc(self, nbytes: int) -> Any:
         assert self.depth == 1
         self.maybe_fail("cuMemAlloc")
-        played = self
+        fake = self
 
         class Allocation(int):
             def free(self) -> None:
-                played.host.free(int(self))
+                fake.host.free(int(self))
 
         return Allocation(self.host.allocate(nbytes))
 
@@ -299,42 +298,42 @@ class PlayedPyCuda(ModuleType):
 
     def module_from_buffer(self, code: bytes) -> Any:
         assert self.depth == 1
-        return SimpleNamespace(get_function=lambda name: PlayedFunction(self, name))
+        return SimpleNamespace(get_function=lambda name: FakeFunction(self, name))
 
 
-class PlayedFunction:
-    def __init__(self, played: PlayedPyCuda, name: str) -> None:
-        self.played, self.name, self.format = played, name, ""
+class FakeFunction:
+    def __init__(self, fake: FakePyCuda, name: str) -> None:
+        self.fake, self.name, self.format = fake, name, ""
 
-    def prepare(self, formats: list[str]) -> PlayedFunction:
+    def prepare(self, formats: list[str]) -> FakeFunction:
         (self.format,) = formats
         return self
 
     def prepared_async_call(
-        self, grid: tuple[int, ...], block: tuple[int, ...], stream: None, passed: bytes, shared_size: int
+        self, grid: tuple[int, ...], block: tuple[int, ...], stream: None, argument: bytes, shared_size: int
     ) -> None:
         from mclst.kernels.cuda.job import Job, Placing
 
-        assert self.played.depth == 1 and self.format == f"{len(passed)}s" and grid[2] == 1
-        self.played.maybe_fail("cuLaunchKernel")
-        structure = (Placing if self.name == "place" else Job).from_buffer_copy(passed)
-        self.played.host.launch(self.name, (grid[0], grid[1]), block[0], shared_size, structure)
+        assert self.fake.depth == 1 and self.format == f"{len(argument)}s" and grid[2] == 1
+        self.fake.maybe_fail("cuLaunchKernel")
+        structure = (Placing if self.name == "place" else Job).from_buffer_copy(argument)
+        self.fake.host.launch(self.name, (grid[0], grid[1]), block[0], shared_size, structure)
 
 
 @pytest.fixture(params=["cuda-bindings", "PyCUDA"])
 def binding(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Opens a device by the binding named, over a played driver whose calls fail as told."""
+    """Open a device by one of the bindings, over a fake driver; keywords name the calls that fail."""
 
     def opened(**fails: str) -> tuple[Driver, Any]:
         monkeypatch.setattr("mclst.kernels.cuda.driver.cubin", lambda architecture: b"code")
         if request.param == "PyCUDA":
-            pycuda = PlayedPyCuda(fails)
+            pycuda = FakePyCuda(fails)
             package = ModuleType("pycuda")
             package.driver = pycuda  # type: ignore[attr-defined]
             monkeypatch.setitem(sys.modules, "pycuda", package)
             monkeypatch.setitem(sys.modules, "pycuda.driver", pycuda)
             return PyCuda(0), pycuda
-        bindings = PlayedBindings(fails)
+        bindings = FakeBindings(fails)
         package = ModuleType("cuda.bindings")
         package.driver = bindings  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "cuda.bindings", package)
@@ -346,15 +345,17 @@ def binding(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @emulated
 def test_a_whole_retrieval_through_either_binding(binding: Any) -> None:
-    driver, played = binding()
+    driver, fake = binding()
     assert (driver.architecture, driver.multiprocessors) == (87, 3)
     queries, bank = clustered(9, 150, 12)
     spec = RetrievalSpec(k=11, rank="l2")
-    cuda = Cuda(bank.embedding, bank.expression, spec, driver=driver, workspace_bytes=1 << 20, sample=40)
-    assert_same(cuda.aggregate(queries, neighbours=True), queries, bank, spec)
+    cuda = CudaProvider(
+        bank.embedding, bank.expression, spec, driver=driver, workspace_bytes=1 << 20, sample=40
+    )
+    assert_same(cuda.aggregate(queries, neighbors=True), queries, bank, spec)
     driver.wait(5)
     cuda.release()
-    assert not played.host.held and played.depth == 0
+    assert not fake.host.allocated and fake.depth == 0
 
 
 @emulated
@@ -364,13 +365,15 @@ def test_what_the_driver_answers_becomes_one_sentence(binding: Any) -> None:
     ):
         binding(cuInit="CUDA_ERROR_NO_DEVICE")
     driver, _ = binding(cuMemAlloc="CUDA_ERROR_OUT_OF_MEMORY")
-    with pytest.raises(ProviderError, match=r"no room for 3 MiB more; end what else uses it"):
+    with pytest.raises(ProviderError, match=r"no room for 3 MiB more; stop other programs on it"):
         driver.allocate(3 << 20)
-    driver, played = binding(cuLaunchKernel="CUDA_ERROR_ILLEGAL_ADDRESS")
+    driver, fake = binding(cuLaunchKernel="CUDA_ERROR_ILLEGAL_ADDRESS")
     _, bank = clustered(3, 50, 4)
     with pytest.raises(ProviderError, match=r"device answers .*CUDA_ERROR_ILLEGAL_ADDRESS") as caught:
-        Cuda(bank.embedding, bank.expression, RetrievalSpec(k=5), driver=driver, workspace_bytes=1 << 20)
-    assert "\n" not in str(caught.value) and played.depth == 0
+        CudaProvider(
+            bank.embedding, bank.expression, RetrievalSpec(k=5), driver=driver, workspace_bytes=1 << 20
+        )
+    assert "\n" not in str(caught.value) and fake.depth == 0
 
 
 def test_without_a_binding_or_a_device_the_provider_says_what_to_install() -> None:
@@ -379,8 +382,10 @@ import sys
 hidden = sys.argv[1].split()
 sys.modules.update({name: None for name in hidden})
 import importlib.util, numpy as np
-found = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name.split(".")[0] in hidden else found(name, *rest)
+find_spec = importlib.util.find_spec
+def without_hidden(name, *rest):
+    return None if name.split(".")[0] in hidden else find_spec(name, *rest)
+importlib.util.find_spec = without_hidden
 from types import SimpleNamespace
 from mclst.kernels import ProviderError, RetrievalSpec, Retriever
 bank = SimpleNamespace(embedding=np.eye(4, dtype=np.float32), expression=np.eye(4, dtype=np.float32))
@@ -392,9 +397,10 @@ except ProviderError as error:
     done = subprocess.run(
         [sys.executable, "-c", code, "pycuda cuda"], capture_output=True, text=True, check=True
     )
-    assert done.stdout.splitlines() == [
-        "retrieval with provider 'cuda' needs PyCUDA or cuda-core, and neither is installed; install mclst[gpu]"
-    ]
+    assert done.stdout == (
+        "retrieval with provider 'cuda' needs PyCUDA or cuda-core, and neither is installed; "
+        "install mclst[gpu]\n"
+    )
 
 
 def test_on_a_machine_without_a_device() -> None:
@@ -412,10 +418,10 @@ def test_on_a_machine_without_a_device() -> None:
 def test_more_columns_than_the_kernels_hold_are_refused() -> None:
     bank = Bank(np.zeros((2, 4097), np.float32), np.zeros((2, 1), np.float32))
     with pytest.raises(ValueError, match="has 4097 columns and provider 'cuda' takes up to 4096"):
-        Cuda(bank.embedding, bank.expression, RetrievalSpec(k=1))
+        CudaProvider(bank.embedding, bank.expression, RetrievalSpec(k=1))
 
 
-# --- the compiler -------------------------------------------------------------------------------------------------
+# --- the compiler ---------------------------------------------------------------------------------
 
 needs_compiler = pytest.mark.skipif(
     cubin.find_nvcc() is None and cubin.find_nvrtc() is None,
@@ -428,14 +434,14 @@ def test_every_architecture_compiles_without_spills_into_the_registers_on_record
     recorded = json.loads(register_table.TABLE.read_text())
     compiled = register_table.compiled()
     assert compiled is not None
-    version, found = compiled
-    assert list(found) == [f"sm_{architecture}" for architecture in register_table.ARCHITECTURES]
-    for architecture, kernels in found.items():
+    version, table = compiled
+    assert list(table) == [f"sm_{architecture}" for architecture in register_table.ARCHITECTURES]
+    for architecture, kernels in table.items():
         assert set(kernels) == set(next(iter(recorded.values()))[architecture])
         assert all(kernel["spills"] == kernel["stack"] == 0 for kernel in kernels.values()), architecture
-    # Another compiler allots other registers.
+    # Other compiler versions allocate other registers.
     if version in recorded:
-        assert found == recorded[version]
+        assert table == recorded[version]
 
 
 @needs_compiler
@@ -443,10 +449,10 @@ def test_a_cubin_is_compiled_once(tmp_path: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("MCLST_CACHE", str(tmp_path / "cache"))
     first = cubin.cubin(90)
     assert first[:4] == b"\x7fELF"
-    (kept,) = (tmp_path / "cache").iterdir()
-    assert re.fullmatch(r"[0-9a-f]{32}-sm_90\.cubin", kept.name)
-    kept.write_bytes(b"kept")
-    assert cubin.cubin(90) == b"kept"
+    (cached,) = (tmp_path / "cache").iterdir()
+    assert re.fullmatch(r"[0-9a-f]{32}-sm_90\.cubin", cached.name)
+    cached.write_bytes(b"cached")
+    assert cubin.cubin(90) == b"cached"
     monkeypatch.setattr(cubin, "sources", lambda: {"retrieve.cu": 'extern "C" __global__ void f() {}'})
     monkeypatch.setenv("MCLST_CACHE", "/proc/no/such/folder")
     if cubin.find_nvrtc() is not None:

@@ -1,4 +1,4 @@
-"""Retrieval: the definition against scipy, every provider against the definition, and what must not change it."""
+"""Retrieval: the definition against scipy, every provider against the definition, and invariances."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from mclst.kernels.faiss.nearest import Nearest
 from mclst.kernels.retriever import Retriever
 
 F32 = NDArray[np.float32]
-# What is held against the reference here; a test of its own says so where the compiled provider is missing.
+# Providers compared with the reference.
 COMPARED = ["faiss", "cpu"] if built() else ["faiss"]
 METRIC: dict[str, Literal["cosine", "euclidean", "cityblock"]] = {
     "cosine": "cosine",
@@ -60,7 +60,7 @@ class Bank:
 
 @pytest.fixture(params=["matrix product", "row by row"])
 def search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """FAISS multiplies matrices above so many query values, and sums differences below."""
+    """Both search paths of FAISS: matrix products above a threshold, a loop below it."""
     monkeypatch.setattr(
         faiss.cvar, "distance_compute_blas_threshold", 1 if request.param[0] == "m" else 10**9
     )
@@ -73,36 +73,37 @@ def spec_name(spec: RetrievalSpec) -> str:
 
 def clustered(n: int, m: int, d: int, seed: int = 0, genes: int = 9) -> tuple[F32, Bank]:
     rng = np.random.default_rng(seed)
-    centres = 2 * rng.normal(size=(4, d))
-    points = centres[rng.integers(4, size=n + m)] + rng.normal(size=(n + m, d))
+    centers = 2 * rng.normal(size=(4, d))
+    points = centers[rng.integers(4, size=n + m)] + rng.normal(size=(n + m, d))
     expression = rng.gamma(1.0, size=(m, genes)).astype(np.float32)
     return points[:n].astype(np.float32), Bank(points[n:].astype(np.float32), expression)
 
 
 def rows(got: RetrievalResult) -> NDArray[np.int64]:
-    assert got.neighbours is not None and got.neighbours.dtype == np.int64
-    return got.neighbours
+    assert got.neighbors is not None and got.neighbors.dtype == np.int64
+    return got.neighbors
 
 
-def assert_same(got: RetrievalResult, wanted: RetrievalResult, bank: Bank) -> None:
-    """The same rows in the same order, and numbers as near as a provider promises."""
-    np.testing.assert_array_equal(rows(got), rows(wanted))
+def assert_same(got: RetrievalResult, expected: RetrievalResult, bank: Bank) -> None:
+    """Same rows in the same order, and values within the guaranteed tolerance."""
+    np.testing.assert_array_equal(rows(got), rows(expected))
     tolerance = 1e-6 * float(np.abs(bank.expression).max(initial=0))
-    np.testing.assert_allclose(got.expression, wanted.expression, rtol=0, atol=tolerance)
-    np.testing.assert_allclose(got.nearest, wanted.nearest, rtol=1e-6)
-    np.testing.assert_allclose(got.effective_k, wanted.effective_k, rtol=1e-6)
+    np.testing.assert_allclose(got.expression, expected.expression, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(got.nearest, expected.nearest, rtol=1e-6)
+    np.testing.assert_allclose(got.effective_k, expected.effective_k, rtol=1e-6)
     assert got.expression.dtype == got.nearest.dtype == got.effective_k.dtype == np.float32
 
 
 def check(queries: F32, bank: Bank, spec: RetrievalSpec) -> RetrievalResult:
-    """Every provider against the reference; the reference's answer."""
-    wanted = Retriever(bank, spec, "reference").aggregate(queries, neighbours=True)
+    """Compare every provider with the reference; return the reference's result."""
+    expected = Retriever(bank, spec, "reference").aggregate(queries, neighbors=True)
     for provider in COMPARED:
-        assert_same(Retriever(bank, spec, provider).aggregate(queries, neighbours=True), wanted, bank)
-    return wanted
+        assert_same(Retriever(bank, spec, provider).aggregate(queries, neighbors=True), expected, bank)
+    return expected
 
 
-# --- the definition, against scipy and plain float64 --------------------------------------------------------------
+# --- the definition, against scipy and plain float64
+# --------------------------------------------------------------
 
 
 def plain_weights(distance: NDArray[np.float64], spec: RetrievalSpec) -> NDArray[np.float64]:
@@ -118,17 +119,17 @@ def plain_weights(distance: NDArray[np.float64], spec: RetrievalSpec) -> NDArray
 @pytest.mark.parametrize("spec", SPECS, ids=spec_name)
 def test_the_definition_is_what_scipy_says(spec: RetrievalSpec) -> None:
     queries, bank = clustered(6, 60, 13)
-    got = reference.aggregate(queries, bank.embedding, bank.expression, spec, neighbours=True)
+    got = reference.aggregate(queries, bank.embedding, bank.expression, spec, neighbors=True)
     wide, far = queries.astype(np.float64), bank.embedding.astype(np.float64)
-    ranked, apart = cdist(wide, far, METRIC[spec.rank]), cdist(wide, far, METRIC[spec.distance])
+    ranked, distance = cdist(wide, far, METRIC[spec.rank]), cdist(wide, far, METRIC[spec.distance])
     for i in range(len(queries)):
         near = np.argsort(ranked[i])[: spec.k]
-        weight = plain_weights(apart[i, near], spec)
+        weight = plain_weights(distance[i, near], spec)
         np.testing.assert_array_equal(rows(got)[i], near)
         np.testing.assert_allclose(
             got.expression[i], weight @ bank.expression[near].astype(np.float64), rtol=1e-6
         )
-        np.testing.assert_allclose(got.nearest[i], apart[i, near].min(), rtol=1e-6)
+        np.testing.assert_allclose(got.nearest[i], distance[i, near].min(), rtol=1e-6)
         np.testing.assert_allclose(got.effective_k[i], 1 / (weight**2).sum(), rtol=1e-6)
 
 
@@ -144,7 +145,8 @@ def test_a_zero_vector_has_similarity_0_and_cosine_distance_1() -> None:
     np.testing.assert_array_equal(reference.distances("cosine", rows[:1], rows), [1, 1, 1, 1])
     np.testing.assert_array_equal(reference.distances("cosine", rows[1:2], rows), [1, 0, 2, 1])
     np.testing.assert_array_equal(reference.rank_scores("cosine", rows[:1], rows), [0, 0, 0, 0])
-    # A zero row ranks with the orthogonal ones: behind what points the same way, before what points the other.
+    # A zero row ranks with the orthogonal ones: behind what points the same way, before what points the
+    # other.
     np.testing.assert_array_equal(
         np.argsort(reference.rank_scores("cosine", rows[1:2], rows), kind="stable"), [1, 0, 3, 2]
     )
@@ -179,7 +181,8 @@ def test_extreme_temperatures_give_the_nearest_alone_or_all_alike(weighting: Any
     np.testing.assert_allclose(got.effective_k, 1 if temperature < 1 else 8, rtol=1e-6)
 
 
-# --- every provider against the definition ------------------------------------------------------------------------
+# --- every provider against the definition
+# ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=spec_name)
@@ -205,14 +208,14 @@ def test_few_queries(n: int) -> None:
     assert got.expression.shape == (n, 9) and got.nearest.shape == (n,) and rows(got).shape == (n, 10)
 
 
-def test_more_neighbours_than_a_gpu_index_would_give() -> None:
+def test_more_neighbors_than_a_gpu_index_would_give() -> None:
     queries, bank = clustered(4, 3000, 16)
     check(queries, bank, RetrievalSpec(k=2400, rank="cosine", distance="l2"))
 
 
 @st.composite
 def small_cases(draw: st.DrawFn) -> tuple[F32, Bank, RetrievalSpec]:
-    """Few whole numbers in few columns: ties, duplicates, zero rows and zero distances in nearly every case."""
+    """Small integers in few columns: most cases have ties, duplicates, zero rows and zero distances."""
     m, n, d = draw(st.integers(1, 40)), draw(st.integers(0, 25)), draw(st.integers(1, 5))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     spread, scale = draw(st.integers(0, 3)), 2.0 ** draw(st.integers(-60, 60))
@@ -237,8 +240,8 @@ def test_ties_go_to_the_lower_row(case: tuple[F32, Bank, RetrievalSpec]) -> None
     scale = np.abs(np.concatenate([queries, bank.embedding])).max(initial=0) or 1.0
     q, b = np.rint(queries / scale * 6).astype(object), np.rint(bank.embedding / scale * 6).astype(object)
     for i in range(len(q)):
-        wanted = sorted(range(len(b)), key=lambda j: (exact_score(spec.rank, q[i], b[j]), j))[: spec.k]
-        assert rows(got)[i].tolist() == wanted
+        expected = sorted(range(len(b)), key=lambda j: (exact_score(spec.rank, q[i], b[j]), j))[: spec.k]
+        assert rows(got)[i].tolist() == expected
 
 
 def exact_score(rank: str, q: Any, b: Any) -> Any:
@@ -280,7 +283,7 @@ def test_any_finite_numbers(case: tuple[F32, Bank, RetrievalSpec]) -> None:
     check(*case)
 
 
-# --- where float32 alone chooses wrongly --------------------------------------------------------------------------
+# --- where float32 alone chooses wrongly ----------------------------------------------------------
 
 
 Points = NDArray[np.float64]
@@ -299,7 +302,7 @@ def outlier(normal: Points) -> Points:
 
 
 def outliers(size: float) -> Callable[[Points, Points, np.random.Generator], Points]:
-    """Two rows that leave the mean at the others and bring these, once scaled, below what float32 can hold or square."""
+    """Two rows that keep the mean and scale the others below the range of float32 or its square."""
 
     def points(normal: Points, way: Points, rng: np.random.Generator) -> Points:
         normal *= size
@@ -313,7 +316,7 @@ def queries_out(factor: float) -> Callable[[Points, Points, np.random.Generator]
     return lambda normal, way, rng: np.multiply(normal, np.where(np.arange(N + M) < N, factor, 1)[:, None])
 
 
-# Each makes N + M points, the queries first, from standard normal ones, one direction, and chance.
+# Each makes N + M points, queries first, from standard normal points, a direction and a random generator.
 ADVERSARIES: dict[str, Callable[[Points, Points, np.random.Generator], Points]] = {
     "tight cluster far out": lambda normal, way, rng: 100 * way + 1e-4 * normal,
     "two tight clusters": lambda normal, way, rng: (
@@ -380,21 +383,21 @@ def test_faiss_stays_within_the_stated_bound(rank: Any, search: str) -> None:
     for name in ADVERSARIES:
         queries, bank = adversary(name)
         near = Nearest(bank.embedding, rank, 20)
-        points = near._place(queries)
+        points = near._points(queries)
         within = np.abs(points).max(axis=1) <= nearest._FAR
         if not within.any() or (rank == "cosine" and not queries.any()):
             continue
         queries, points, measured = queries[within], points[within], measured + 1
-        scores, found = near._index.search(points, 20)
+        scores, candidates = near._index.search(points, 20)
         error = near._error(points, scores[:, -1].astype(np.float64))
-        q, b = queries[:, None].astype(np.longdouble), bank.embedding[found].astype(np.longdouble)
+        q, b = queries[:, None].astype(np.longdouble), bank.embedding[candidates].astype(np.longdouble)
         worst = np.abs(scores - true_scores(rank, q, b, near._scale)) - error[:, None]
-        # A zero query has no place among directions; it is never searched for.
+        # Zero queries have no direction and are never searched for.
         worst[(rank == "cosine") & ~queries.any(axis=1)] = 0
         assert (worst <= 0).all(), name
         if rank != "l1":
             lengths = np.linalg.norm(points.astype(np.float64), axis=1)[:, None] + np.linalg.norm(
-                near._place(bank.embedding)[found].astype(np.float64), axis=2
+                near._points(bank.embedding)[candidates].astype(np.float64), axis=2
             )
             assert (error[:, None] >= near._gamma * lengths**2).all(), name
     assert measured >= len(ADVERSARIES) - 5
@@ -412,7 +415,7 @@ def true_scores(rank: str, q: Any, b: Any, scale: float) -> Any:
     return np.where(b.any(axis=-1), ((q - b) ** 2).sum(axis=-1), 2) * np.longdouble(scale) ** 2
 
 
-# --- what must not change the answer ------------------------------------------------------------------------------
+# --- what must not change the answer --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rank", RANKS)
@@ -421,8 +424,8 @@ def test_the_order_of_the_bank_matters_to_no_set_without_ties(rank: Any) -> None
     spec = RetrievalSpec(k=15, rank=rank)
     order = np.random.default_rng(1).permutation(200)
     shuffled = Bank(bank.embedding[order], bank.expression[order])
-    first, second = (Retriever(b, spec).aggregate(queries, neighbours=True) for b in (bank, shuffled))
-    np.testing.assert_array_equal(order[rows(second)], first.neighbours)
+    first, second = (Retriever(b, spec).aggregate(queries, neighbors=True) for b in (bank, shuffled))
+    np.testing.assert_array_equal(order[rows(second)], first.neighbors)
     np.testing.assert_allclose(second.expression, first.expression, rtol=1e-6)
 
 
@@ -430,11 +433,11 @@ def test_the_order_of_the_bank_matters_to_no_set_without_ties(rank: Any) -> None
 @pytest.mark.parametrize("spec", [s for s in SPECS if not s.weighting.startswith("softmax")], ids=spec_name)
 def test_a_power_of_two_scales_the_distance_and_nothing_else(provider: str, spec: RetrievalSpec) -> None:
     queries, bank = clustered(20, 200, 10)
-    first = Retriever(bank, spec, provider).aggregate(queries, neighbours=True)
+    first = Retriever(bank, spec, provider).aggregate(queries, neighbors=True)
     for scale in np.float32(2.0**-50), np.float32(2.0**50):
         scaled = Bank(bank.embedding * scale, bank.expression)
-        second = Retriever(scaled, spec, provider).aggregate(queries * scale, neighbours=True)
-        np.testing.assert_array_equal(second.neighbours, first.neighbours)
+        second = Retriever(scaled, spec, provider).aggregate(queries * scale, neighbors=True)
+        np.testing.assert_array_equal(second.neighbors, first.neighbors)
         np.testing.assert_array_equal(second.expression, first.expression)
         np.testing.assert_array_equal(
             second.nearest, first.nearest * (1 if spec.distance == "cosine" else scale)
@@ -448,15 +451,15 @@ def test_a_query_has_the_same_bits_in_any_block(
 ) -> None:
     queries, bank = clustered(70, 300, 40, genes=50)
     spec = RetrievalSpec(k=25, rank=rank, distance=distance)
-    whole = Retriever(bank, spec, "faiss").aggregate(queries, neighbours=True)
+    whole = Retriever(bank, spec, "faiss").aggregate(queries, neighbors=True)
     made = Retriever(bank, spec, "faiss")
     parts = [
-        made.aggregate(queries[start:stop], neighbours=True) for start, stop in ((0, 1), (1, 23), (23, 70))
+        made.aggregate(queries[start:stop], neighbors=True) for start, stop in ((0, 1), (1, 23), (23, 70))
     ]
-    monkeypatch.setattr(retriever, "_BLOCK_BYTES", 16_000)
+    monkeypatch.setattr(retriever, "BLOCK_BYTES", 16_000)
     monkeypatch.setattr(nearest, "_BLOCK_BYTES", 5_000)
-    blocked = Retriever(bank, spec, "faiss").aggregate(queries, neighbours=True)
-    for field in ("expression", "nearest", "effective_k", "neighbours"):
+    blocked = Retriever(bank, spec, "faiss").aggregate(queries, neighbors=True)
+    for field in ("expression", "nearest", "effective_k", "neighbors"):
         np.testing.assert_array_equal(
             np.concatenate([getattr(part, field) for part in parts]), getattr(whole, field)
         )
@@ -484,7 +487,7 @@ def test_strided_inputs_are_read_as_they_stand() -> None:
     np.testing.assert_array_equal(third.expression, first.expression)
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 2e30])
@@ -536,13 +539,14 @@ def test_the_provider_is_named_and_an_unknown_one_refused() -> None:
 
 
 def test_without_faiss_torch_and_the_compiled_part() -> None:
-    """Importing needs none; a provider that is missing says what to install, and the reference runs."""
+    """Importing needs none of them; a missing provider's error says what to install; the reference runs."""
     code = """
 import sys
 sys.modules.update(faiss=None, torch=None)
 import numpy as np
 from types import SimpleNamespace
-from mclst.kernels import ProviderError, RetrievalSpec, Retriever, compiled
+from mclst.kernels import ProviderError, RetrievalSpec, Retriever
+from mclst.kernels.cpu import compiled
 compiled.EXTENSION_SUFFIXES.clear()
 bank = SimpleNamespace(embedding=np.eye(4, dtype=np.float32), expression=np.eye(4, dtype=np.float32))
 for provider in ("auto", "faiss", "cpu"):

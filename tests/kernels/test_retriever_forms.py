@@ -1,4 +1,4 @@
-"""Forms of the bank and of FAISS that change where retrieval runs, and not what it answers."""
+"""Banks in float16 and FAISS on a GPU: they change where retrieval runs, not its result."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def test_float16_expression_is_averaged_as_the_numbers_it_holds(provider: str) -
     queries, embedding, expression = made(300)
     spec, half = RetrievalSpec(k=20, distance="l1"), expression.astype(np.float16)
     got = Retriever(SimpleNamespace(embedding=embedding, expression=half), spec, provider).aggregate(queries)
-    wanted = reference.aggregate(queries, embedding, half.astype(np.float32), spec, neighbours=False)
+    expected = reference.aggregate(queries, embedding, half.astype(np.float32), spec, neighbors=False)
     assert got.expression.dtype == np.float32
     tolerance = 1e-6 * float(half.max())
-    np.testing.assert_allclose(got.expression, wanted.expression, rtol=0, atol=tolerance)
-    unrounded = reference.aggregate(queries, embedding, expression, spec, neighbours=False)
+    np.testing.assert_allclose(got.expression, expected.expression, rtol=0, atol=tolerance)
+    unrounded = reference.aggregate(queries, embedding, expression, spec, neighbors=False)
     assert np.abs(got.expression - unrounded.expression).max() > tolerance
 
 
@@ -46,14 +46,14 @@ def test_an_infinite_float16_is_refused_by_row() -> None:
 
 
 class OnGpu:
-    """An index as FAISS has it on a GPU: it refuses to search for more than 2,048."""
+    """A FAISS GPU index, which searches for at most 2,048 neighbors."""
 
     def __init__(self, index: Any) -> None:
-        self.index, self.asked = index, list[int]()
+        self.index, self.requested = index, list[int]()
 
     def search(self, points: Any, k: int) -> Any:
         assert k <= 2048
-        self.asked.append(k)
+        self.requested.append(k)
         return self.index.search(points, k)
 
 
@@ -63,7 +63,7 @@ class OnGpu:
 def test_faiss_searches_on_a_gpu_where_it_can(
     rank: Any, k: int, on_gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """FAISS for GPUs played by FAISS for CPUs, with the GPU's limit."""
+    """FAISS on the CPU with the limit of FAISS on a GPU."""
     moved: list[OnGpu] = []
 
     def move(resources: Any, device: int, index: Any) -> OnGpu:
@@ -76,10 +76,10 @@ def test_faiss_searches_on_a_gpu_where_it_can(
     queries, embedding, expression = made(3000)
     spec = RetrievalSpec(k=k, rank=rank, distance="l2")
     bank = SimpleNamespace(embedding=embedding, expression=expression)
-    got = Retriever(bank, spec, "faiss").aggregate(queries, neighbours=True)
-    wanted = reference.aggregate(queries, embedding, expression, spec, neighbours=True)
-    np.testing.assert_array_equal(got.neighbours, wanted.neighbours)
-    assert bool(moved and moved[0].asked) == on_gpu
+    got = Retriever(bank, spec, "faiss").aggregate(queries, neighbors=True)
+    expected = reference.aggregate(queries, embedding, expression, spec, neighbors=True)
+    np.testing.assert_array_equal(got.neighbors, expected.neighbors)
+    assert bool(moved and moved[0].requested) == on_gpu
 
 
 def test_no_gpu_no_copy() -> None:

@@ -1,4 +1,4 @@
-"""A bank in shards against the whole bank: the same rows, ties included, and the same expression."""
+"""A sharded bank against the whole bank: the same rows, ties included, and the same expression."""
 
 from __future__ import annotations
 
@@ -31,13 +31,11 @@ def in_shards(bank: Rows, cuts: list[int], spec: RetrievalSpec, provider: str) -
     ]
 
 
-@pytest.mark.parametrize(
-    "provider", ["reference", "faiss", pytest.param("cpu", marks=pytest.mark.skipif(not built(), reason="not compiled"))]
-)  # fmt: skip
+@pytest.mark.parametrize("provider", ["reference", "faiss", *(["cpu"] if built() else [])])
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_shards_choose_what_the_whole_bank_chooses(provider: str, data: st.DataObject) -> None:
-    """Whole numbers from -1 to 1 in few columns: most rows stand there many times, in every shard."""
+    """Integers from -1 to 1 in few columns: most rows are repeated, also across shards."""
     seed = data.draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
     rows, columns = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 4))
@@ -54,14 +52,14 @@ def test_shards_choose_what_the_whole_bank_chooses(provider: str, data: st.DataO
         rng.normal(0, 3, (rows, 7)).astype(np.float32),
     )
     queries = rng.integers(-1, 2, (9, columns)).astype(np.float32)
-    expected = whole_bank(queries, bank.embedding, bank.expression, spec, neighbours=True)
-    found = aggregate(queries, in_shards(bank, cuts, spec, provider), spec, neighbours=True)
-    assert found.neighbours is not None and expected.neighbours is not None
-    assert np.array_equal(found.neighbours, expected.neighbours)
-    assert found.expression.dtype == np.float32
-    assert np.abs(found.expression - expected.expression).max() <= 1e-6 * np.abs(bank.expression).max()
-    assert np.array_equal(found.nearest, expected.nearest)
-    np.testing.assert_allclose(found.effective_k, expected.effective_k, rtol=1e-6)
+    expected = whole_bank(queries, bank.embedding, bank.expression, spec, neighbors=True)
+    result = aggregate(queries, in_shards(bank, cuts, spec, provider), spec, neighbors=True)
+    assert result.neighbors is not None and expected.neighbors is not None
+    assert np.array_equal(result.neighbors, expected.neighbors)
+    assert result.expression.dtype == np.float32
+    assert np.abs(result.expression - expected.expression).max() <= 1e-6 * np.abs(bank.expression).max()
+    assert np.array_equal(result.nearest, expected.nearest)
+    np.testing.assert_allclose(result.effective_k, expected.effective_k, rtol=1e-6)
 
 
 @pytest.mark.parametrize("provider", ["faiss", "auto"])
@@ -73,11 +71,11 @@ def test_a_bank_of_a_real_shape(provider: str) -> None:
     bank.embedding[2000:2500] = bank.embedding[100:600]
     queries = np.concatenate([rng.normal(size=(20, 64)), bank.embedding[110:120]]).astype(np.float32)
     spec = RetrievalSpec(600, "cosine", "l1", "inverse-square")
-    expected = whole_bank(queries, bank.embedding, bank.expression, spec, neighbours=True)
-    found = aggregate(queries, in_shards(bank, [400, 1000, 2250], spec, provider), spec, neighbours=True)
-    assert found.neighbours is not None and expected.neighbours is not None
-    assert np.array_equal(found.neighbours, expected.neighbours)
-    assert np.abs(found.expression - expected.expression).max() <= 1e-6 * np.abs(bank.expression).max()
+    expected = whole_bank(queries, bank.embedding, bank.expression, spec, neighbors=True)
+    result = aggregate(queries, in_shards(bank, [400, 1000, 2250], spec, provider), spec, neighbors=True)
+    assert result.neighbors is not None and expected.neighbors is not None
+    assert np.array_equal(result.neighbors, expected.neighbors)
+    assert np.abs(result.expression - expected.expression).max() <= 1e-6 * np.abs(bank.expression).max()
 
 
 def test_the_order_of_shards_does_not_matter() -> None:
@@ -86,10 +84,10 @@ def test_the_order_of_shards_does_not_matter() -> None:
     queries = rng.integers(0, 2, (6, 3)).astype(np.float32)
     spec = RetrievalSpec(13, "l2", "l2", "softmax")
     shards = in_shards(bank, [9, 20, 33], spec, "reference")
-    there, back = (aggregate(queries, some, spec, neighbours=True) for some in (shards, shards[::-1]))
-    assert there.neighbours is not None and back.neighbours is not None
-    assert np.array_equal(there.neighbours, back.neighbours)
-    np.testing.assert_allclose(there.expression, back.expression, rtol=1e-6)
+    forward, backward = (aggregate(queries, order, spec, neighbors=True) for order in (shards, shards[::-1]))
+    assert forward.neighbors is not None and backward.neighbors is not None
+    assert np.array_equal(forward.neighbors, backward.neighbors)
+    np.testing.assert_allclose(forward.expression, backward.expression, rtol=1e-6)
 
 
 def test_no_query_and_too_large_a_k() -> None:

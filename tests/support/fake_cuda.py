@@ -1,7 +1,8 @@
-"""A CUDA driver and a TensorRT played on the host: streams that run late and beside each other, events, graphs.
+"""A fake CUDA driver and a fake TensorRT on the host, with asynchronous streams, events and graphs.
 
-Device memory is host memory. A stream does its work in order, and only when somebody asks for something; which stream goes
-on next is up to chance. Every call must be one of the real cuda-bindings, with as many values, under the device's context.
+Device memory is host memory. Streams work in order, but only during queries and waits; a random stream goes
+next. Every call must exist in the real cuda-bindings with the same number of arguments, and be made in the
+device's context.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import numpy as np
 from cuda.bindings import driver as real
 from numpy.typing import NDArray
 
+# Weights of the fake encoder, for tiles of 4 px; integers, so that sums are exact.
 WEIGHTS = np.random.default_rng(7).integers(-5, 6, (4 * 4 * 3, 3)).astype(np.float32)
-"""Of the played encoder, from tiles of 4 px; whole numbers, so that sums are exact."""
 
 
 def encoded(tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -41,9 +42,9 @@ NO_MEMORY = status("CUDA_ERROR_OUT_OF_MEMORY", 2)
 
 @dataclass(eq=False)
 class Record:
-    """An event as it was recorded once."""
+    """One recording of an event; `time` is -1 until it is reached."""
 
-    at: float = -1.0
+    time: float = -1.0
 
 
 @dataclass(eq=False)
@@ -57,15 +58,15 @@ class Stream:
     captured: list[Callable[[], bool]] | None = None
 
 
-class PlayedDriver(ModuleType):
+class FakeDriver(ModuleType):
     """`cuda.bindings.driver`."""
 
     def __init__(self, seed: int = 0, fails: dict[str, str] | None = None) -> None:
         super().__init__("cuda.bindings.driver")
-        self.chance, self.fails, self.time = np.random.default_rng(seed), fails or {}, 0.0
+        self.rng, self.fails, self.time = np.random.default_rng(seed), fails or {}, 0.0
         self.depth = 0
         self.room = 1 << 40
-        self.held: dict[int, Any] = {}
+        self.memory: dict[int, Any] = {}
         self.streams: dict[int, Stream] = {}
         self.events: set[Event] = set()
         self.graphs = 0
@@ -88,66 +89,66 @@ class PlayedDriver(ModuleType):
             assert self.depth == 1, f"{name} without the context"
         if name in self.fails:
             return (status(self.fails[name], 700),)
-        found = getattr(self, f"play_{name}")(*arguments)
-        return found if isinstance(found, tuple) else (OK,) if found is None else (OK, found)
+        result = getattr(self, f"fake_{name}")(*arguments)
+        return result if isinstance(result, tuple) else (OK,) if result is None else (OK, result)
 
     # --- the device ---
 
-    def play_cuInit(self, flags: int) -> None: ...
+    def fake_cuInit(self, flags: int) -> None: ...
 
-    def play_cuDeviceGetCount(self) -> int:
+    def fake_cuDeviceGetCount(self) -> int:
         return 1
 
-    def play_cuDeviceGet(self, number: int) -> int:
+    def fake_cuDeviceGet(self, number: int) -> int:
         return number
 
-    def play_cuDevicePrimaryCtxRetain(self, device: int) -> int:
+    def fake_cuDevicePrimaryCtxRetain(self, device: int) -> int:
         return 1
 
-    def play_cuDeviceGetAttribute(self, attribute: Any, device: int) -> int:
+    def fake_cuDeviceGetAttribute(self, attribute: Any, device: int) -> int:
         names = {"COMPUTE_CAPABILITY_MAJOR": 8, "COMPUTE_CAPABILITY_MINOR": 6, "MULTIPROCESSOR_COUNT": 3}
         return names[attribute.name.removeprefix("CU_DEVICE_ATTRIBUTE_")]
 
-    def play_cuDeviceGetName(self, length: int, device: int) -> bytes:
+    def fake_cuDeviceGetName(self, length: int, device: int) -> bytes:
         return b"Made-up RTX".ljust(length, b"\0")
 
-    def play_cuDriverGetVersion(self) -> int:
+    def fake_cuDriverGetVersion(self) -> int:
         return 13000
 
-    def play_cuCtxPushCurrent(self, context: int) -> None:
+    def fake_cuCtxPushCurrent(self, context: int) -> None:
         self.depth += 1
 
-    def play_cuCtxPopCurrent(self) -> int:
+    def fake_cuCtxPopCurrent(self) -> int:
         self.depth -= 1
         return 1
 
     # --- memory ---
 
-    def take(self, nbytes: int) -> Any:
+    def allocate(self, nbytes: int) -> Any:
         if nbytes > self.room:
             return (NO_MEMORY,)
         memory = ctypes.create_string_buffer(b"\x99" * nbytes, nbytes)
-        self.held[ctypes.addressof(memory)] = memory
+        self.memory[ctypes.addressof(memory)] = memory
         self.room -= nbytes
         return ctypes.addressof(memory)
 
-    def give(self, address: int) -> None:
-        self.room += len(self.held.pop(address))
+    def free(self, address: int) -> None:
+        self.room += len(self.memory.pop(address))
 
-    play_cuMemAlloc, play_cuMemFree, play_cuMemFreeHost = take, give, give
+    fake_cuMemAlloc, fake_cuMemFree, fake_cuMemFreeHost = allocate, free, free
 
-    def play_cuMemHostAlloc(self, nbytes: int, flags: int) -> Any:
-        return self.take(nbytes)
+    def fake_cuMemHostAlloc(self, nbytes: int, flags: int) -> Any:
+        return self.allocate(nbytes)
 
-    def play_cuMemGetInfo(self) -> tuple[Any, ...]:
+    def fake_cuMemGetInfo(self) -> tuple[Any, ...]:
         return OK, self.room, 1 << 40
 
     def move(self, to: int, source: int, nbytes: int, stream: int) -> None:
         self.put(stream, lambda: ctypes.memmove(to, source, nbytes))
 
-    play_cuMemcpyHtoDAsync = play_cuMemcpyDtoHAsync = play_cuMemcpyDtoDAsync = move
+    fake_cuMemcpyHtoDAsync = fake_cuMemcpyDtoHAsync = fake_cuMemcpyDtoDAsync = move
 
-    def play_cuMemsetD8Async(self, to: int, value: int, nbytes: int, stream: int) -> None:
+    def fake_cuMemsetD8Async(self, to: int, value: int, nbytes: int, stream: int) -> None:
         self.put(stream, lambda: ctypes.memset(to, value, nbytes))
 
     # --- streams, events, graphs ---
@@ -160,109 +161,109 @@ class PlayedDriver(ModuleType):
             run()
             return True
 
-        there = self.streams[stream]
-        if there.captured is not None:
-            there.captured.append(work)
+        target = self.streams[stream]
+        if target.captured is not None:
+            target.captured.append(work)
         else:
-            there.work.append(work)
+            target.work.append(work)
             self.most_waiting = max(self.most_waiting, sum(len(s.work) for s in self.streams.values()))
 
-    def go_on(self, steps: int) -> None:
+    def advance(self, steps: int) -> None:
         for _ in range(steps):
             busy = [stream for stream in self.streams.values() if stream.work]
             if not busy:
                 return
-            stream = busy[self.chance.integers(len(busy))]
+            stream = busy[self.rng.integers(len(busy))]
             if stream.work[0]():
                 stream.work.popleft()
 
-    def play_cuStreamCreate(self, flags: int) -> int:
-        assert flags == 1, "a stream that waits for the default one"
+    def fake_cuStreamCreate(self, flags: int) -> int:
+        assert flags == 1, "a stream that synchronizes with the default one"
         number = 1000 + len(self.streams)
         self.streams[number] = Stream()
         return number
 
-    def play_cuStreamDestroy(self, stream: int) -> None:
+    def fake_cuStreamDestroy(self, stream: int) -> None:
         assert not self.streams.pop(stream).work
 
-    def play_cuStreamSynchronize(self, stream: int) -> None:
+    def fake_cuStreamSynchronize(self, stream: int) -> None:
         self.until(lambda: not self.streams[stream].work)
 
     def until(self, reached: Callable[[], bool]) -> None:
         for _ in range(100_000):
             if reached():
                 return
-            self.go_on(1)
+            self.advance(1)
         raise AssertionError("the device hangs")
 
-    def play_cuEventCreate(self, flags: int) -> Event:
-        assert flags == 0, "an event without its time"
+    def fake_cuEventCreate(self, flags: int) -> Event:
+        assert flags == 0, "an event without timing"
         event = Event()
         self.events.add(event)
         return event
 
-    def play_cuEventDestroy(self, event: Event) -> None:
+    def fake_cuEventDestroy(self, event: Event) -> None:
         self.events.remove(event)
 
-    def play_cuEventRecord(self, event: Event, stream: int) -> None:
+    def fake_cuEventRecord(self, event: Event, stream: int) -> None:
         record = event.record = Record()
 
         def reach() -> None:
-            record.at = self.time
+            record.time = self.time
 
         self.put(stream, reach)
 
-    def play_cuStreamWaitEvent(self, stream: int, event: Event, flags: int) -> None:
+    def fake_cuStreamWaitEvent(self, stream: int, event: Event, flags: int) -> None:
         record = event.record
         assert record is not None
-        self.put(stream, lambda: None, lambda: record.at >= 0)
+        self.put(stream, lambda: None, lambda: record.time >= 0)
 
-    def play_cuEventQuery(self, event: Event) -> Any:
-        self.go_on(int(self.chance.integers(3)))
+    def fake_cuEventQuery(self, event: Event) -> Any:
+        self.advance(int(self.rng.integers(3)))
         assert event.record is not None
-        return None if event.record.at >= 0 else (NOT_READY,)
+        return None if event.record.time >= 0 else (NOT_READY,)
 
-    def play_cuEventSynchronize(self, event: Event) -> None:
+    def fake_cuEventSynchronize(self, event: Event) -> None:
         record = event.record
         assert record is not None
-        self.until(lambda: record.at >= 0)
+        self.until(lambda: record.time >= 0)
 
-    def play_cuEventElapsedTime(self, start: Event, end: Event) -> float:
+    def fake_cuEventElapsedTime(self, start: Event, end: Event) -> float:
         assert start.record is not None and end.record is not None
-        assert 0 <= start.record.at <= end.record.at
-        return end.record.at - start.record.at
+        assert 0 <= start.record.time <= end.record.time
+        return end.record.time - start.record.time
 
-    def play_cuStreamBeginCapture(self, stream: int, mode: Any) -> None:
+    def fake_cuStreamBeginCapture(self, stream: int, mode: Any) -> None:
         self.streams[stream].captured = []
 
-    def play_cuStreamEndCapture(self, stream: int) -> Any:
+    def fake_cuStreamEndCapture(self, stream: int) -> Any:
         captured, self.streams[stream].captured = self.streams[stream].captured, None
         return (captured,) if captured is None else (OK, captured)
 
-    def play_cuGraphInstantiate(self, graph: list[Any], flags: int) -> list[Any]:
+    def fake_cuGraphInstantiate(self, graph: list[Any], flags: int) -> list[Any]:
         self.graphs += 1
         return list(graph)
 
-    def play_cuGraphDestroy(self, graph: list[Any]) -> None:
+    def fake_cuGraphDestroy(self, graph: list[Any]) -> None:
         graph.clear()
 
-    def play_cuGraphExecDestroy(self, graph: list[Any]) -> None:
+    def fake_cuGraphExecDestroy(self, graph: list[Any]) -> None:
         self.graphs -= 1
         graph.clear()
 
-    def play_cuGraphLaunch(self, graph: list[Any], stream: int) -> None:
+    def fake_cuGraphLaunch(self, graph: list[Any], stream: int) -> None:
         self.launched += 1
-        assert graph, "a graph that was given back"
+        assert graph, "a destroyed graph"
         for work in list(graph):
             self.streams[stream].work.append(work)
 
 
-class PlayedTensorRT(ModuleType):
-    """`tensorrt`, or `tensorrt_rtx_bindings`, with an engine of the played encoder for up to 8 tiles."""
+class FakeTensorRT(ModuleType):
+    """`tensorrt` or `tensorrt_rtx_bindings`, with an engine of the fake encoder for up to 8 tiles."""
 
     __version__ = "10.3.0"
 
-    def __init__(self, driver: PlayedDriver, fails: str = "") -> None:
+    def __init__(self, driver: FakeDriver, fails: str = "") -> None:
         super().__init__("tensorrt")
         self.driver, self.fails = driver, fails
         self.deserialized: list[bytes] = []
@@ -271,7 +272,7 @@ class PlayedTensorRT(ModuleType):
         self.DataType = SimpleNamespace(UINT8="uint8", FLOAT="float")
         self.CudaGraphStrategy = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
         self.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
-        played = self
+        module = self
 
         class Logger:
             ERROR = 2
@@ -283,16 +284,16 @@ class PlayedTensorRT(ModuleType):
                 assert driver.depth == 1
 
             def deserialize_cuda_engine(self, plan: bytes) -> Any:
-                played.deserialized.append(plan)
-                return None if played.fails == "deserialize" else PlayedEngine(played)
+                module.deserialized.append(plan)
+                return None if module.fails == "deserialize" else FakeEngine(module)
 
         self.Logger, self.Runtime = Logger, Runtime
 
 
-class PlayedEngine:
+class FakeEngine:
     num_io_tensors = 2
 
-    def __init__(self, trt: PlayedTensorRT) -> None:
+    def __init__(self, trt: FakeTensorRT) -> None:
         self.trt = trt
 
     def get_tensor_name(self, index: int) -> str:
@@ -313,11 +314,11 @@ class PlayedEngine:
         if config is not None:
             assert config.cuda_graph_strategy == "whole"
             assert config.dynamic_shapes_kernel_specialization_strategy == "eager"
-        return PlayedContext(self.trt)
+        return FakeContext(self.trt)
 
 
-class PlayedContext:
-    def __init__(self, trt: PlayedTensorRT) -> None:
+class FakeContext:
+    def __init__(self, trt: FakeTensorRT) -> None:
         self.trt, self.batch, self.address = trt, 0, dict[str, int]()
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -343,8 +344,8 @@ class PlayedContext:
 
         def run() -> None:
             tiles = np.ctypeslib.as_array((ctypes.c_uint8 * (n * 48)).from_address(source))
-            found = encoded(tiles.reshape(n, 4, 4, 3).copy())
-            ctypes.memmove(to, found.ctypes.data, found.nbytes)
+            embeddings = encoded(tiles.reshape(n, 4, 4, 3).copy())
+            ctypes.memmove(to, embeddings.ctypes.data, embeddings.nbytes)
 
         self.trt.driver.put(stream, run)
         return True

@@ -1,4 +1,4 @@
-"""The CUDA kernels on the CPU: tests/host_cuda compiled by g++, behind the interface of a device."""
+"""The CUDA kernels on the CPU: tests/support/host_cuda compiled by g++, behind the `Driver` interface."""
 
 from __future__ import annotations
 
@@ -25,41 +25,38 @@ def compiler() -> str | None:
 
 
 def sanitizer() -> str | None:
-    """AddressSanitizer's library, which must be loaded before anything else."""
+    """Path of AddressSanitizer's library, which must be preloaded."""
     gxx = compiler()
     if gxx is None:
         return None
-    said = subprocess.run([gxx, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
-    path = said.stdout.strip()
+    done = subprocess.run([gxx, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    path = done.stdout.strip()
     return path if Path(path).is_file() else None
 
 
 @cache
 def build(flags: tuple[str, ...] = PLAIN, root: Path = ROOT) -> Path:
-    """The shared library, compiled once per source and flags into build/host_cuda.
-
-    root: where tests/host_cuda and kernels are.
-    """
+    """Compile the shared library into build/host_cuda, once per source and flags. root: a repository."""
     gxx = compiler()
     assert gxx is not None
-    main = root / "tests" / "host_cuda" / "host_cuda.cpp"
-    sources = [*sorted(main.parent.glob("*.h")), main, *sorted((root / "kernels").glob("*.cu*"))]
+    main = root / "tests" / "support" / "host_cuda" / "host_cuda.cpp"
+    sources = [*sorted(main.parent.glob("*.h")), main, *sorted((root / "kernels/cuda/src").glob("*.cu*"))]
     text = b"".join(path.read_bytes() for path in sources)
     name = hashlib.sha256(text + repr((FLAGS, flags)).encode()).hexdigest()[:16]
     out = ROOT / "build" / "host_cuda" / f"{name}.so"
     if not out.is_file():
         out.parent.mkdir(parents=True, exist_ok=True)
-        half = out.with_suffix(f".{os.getpid()}")
+        part = out.with_suffix(f".{os.getpid()}")
         done = subprocess.run(
-            [gxx, *FLAGS, *flags, "-o", str(half), str(main)], capture_output=True, text=True, check=False
+            [gxx, *FLAGS, *flags, "-o", str(part), str(main)], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0 and not done.stderr, done.stderr
-        half.replace(out)
+        part.replace(out)
     return out
 
 
 class HostDriver:
-    """A device played by the CPU."""
+    """A `Driver` that runs kernels on the CPU."""
 
     name = "host"
     architecture = 80
@@ -69,9 +66,9 @@ class HostDriver:
         self.calls = ctypes.CDLL(str(library or build()))
         self.calls.host_cuda_allocate.restype = ctypes.c_void_p
         self.calls.host_cuda_launch.restype = ctypes.c_char_p
-        self.calls.host_cuda_size.restype = self.calls.host_cuda_place.restype = ctypes.c_size_t
+        self.calls.host_cuda_size.restype = self.calls.host_cuda_offset.restype = ctypes.c_size_t
         self.order = order
-        self.held: set[int] = set()
+        self.allocated: set[int] = set()
         self.launched: list[str] = []
 
     def load(self) -> None:
@@ -79,11 +76,11 @@ class HostDriver:
 
     def allocate(self, nbytes: int) -> int:
         address = self.calls.host_cuda_allocate(ctypes.c_size_t(nbytes))
-        self.held.add(address)
+        self.allocated.add(address)
         return int(address)
 
     def free(self, address: int) -> None:
-        self.held.remove(address)
+        self.allocated.remove(address)
         self.calls.host_cuda_free(ctypes.c_void_p(address))
 
     def upload(self, address: int, array: NDArray[Any]) -> None:
@@ -95,12 +92,12 @@ class HostDriver:
         self._copy(array.ctypes.data, address, array.nbytes)
 
     def launch(
-        self, kernel: str, grid: tuple[int, int], block: int, shared: int, passed: ctypes.Structure
+        self, kernel: str, grid: tuple[int, int], block: int, shared: int, argument: ctypes.Structure
     ) -> None:
         self.launched.append(kernel)
         shape = ctypes.c_uint * 3
         failure = self.calls.host_cuda_launch(
-            kernel.encode(), shape(*grid, 1), shape(block, 1, 1), shared, ctypes.byref(passed), self.order
+            kernel.encode(), shape(*grid, 1), shape(block, 1, 1), shared, ctypes.byref(argument), self.order
         )
         assert failure is None, f"{kernel}: {failure.decode()}"
 

@@ -1,6 +1,6 @@
-"""What every kernel takes on every architecture: compiled here, compared with kernels/cuda/src/registers.json by the tests.
+"""Registers and spills of every kernel on every architecture, recorded in kernels/cuda/src/registers.json.
 
-python tests/support/register_table.py writes the table anew, with every compiler at hand.
+`python tests/support/register_table.py` writes the table anew, with every compiler that is installed.
 """
 
 from __future__ import annotations
@@ -20,19 +20,17 @@ _ENTRY = re.compile(r"Compiling entry function '(\w+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers")
 _SHARED = re.compile(r"(\d+) bytes smem")
-
-
 Table = dict[str, dict[str, dict[str, int]]]
 
 
 def by_nvcc(nvcc: str) -> tuple[str, Table]:
-    """The compiler, and the table by it: of each architecture, of each kernel."""
+    """Compiler version, and its table by architecture and kernel."""
     logs = _each(lambda architecture: cubin.compile_by_nvcc(nvcc, architecture)[1])
     return f"nvcc {cubin.nvcc_version(nvcc)}", _table(logs)
 
 
 def by_nvrtc(nvrtc: Any) -> tuple[str, Table]:
-    """The same by NVRTC, which takes half the time."""
+    """The same by NVRTC, in half the time."""
     logs = _each(lambda architecture: cubin.compile_by_nvrtc(nvrtc, architecture)[1])
     return f"nvrtc {cubin.nvrtc_version(nvrtc)}", _table(logs)
 
@@ -47,7 +45,7 @@ def _table(logs: list[str]) -> Table:
 
 
 def read_log(log: str) -> dict[str, dict[str, int]]:
-    """Registers, bytes of stack, of spills and of shared memory of each kernel, from what ptxas says of it."""
+    """Registers and bytes of stack, spills and shared memory of each kernel, from the log of ptxas."""
     kernels: dict[str, dict[str, int]] = {}
     kernel = ""
     for line in log.splitlines():
@@ -65,11 +63,11 @@ def read_log(log: str) -> dict[str, dict[str, int]]:
 
 
 def compiled() -> tuple[str, Table] | None:
-    """The compiler at hand, NVRTC before nvcc, and the table by it; None where there is none."""
+    """Compile by NVRTC, else by nvcc; None if neither is installed."""
     if nvrtc := cubin.find_nvrtc():
         return by_nvrtc(nvrtc)
-    found = cubin.find_nvcc()
-    return by_nvcc(found) if found else None
+    nvcc = cubin.find_nvcc()
+    return by_nvcc(nvcc) if nvcc else None
 
 
 if __name__ == "__main__":

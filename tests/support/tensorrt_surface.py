@@ -1,6 +1,6 @@
-"""Run by itself: prints what a TensorRT binding offers, as JSON. The libraries under it are stubs that answer nothing.
+"""A script that prints the names of a TensorRT binding as JSON, loaded over empty libraries.
 
-{class: {name: its docstring}}, and under "" the names of the module.
+{class: {name: docstring}}; "" holds the names of the module.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import sys
 
 def main(module_name: str) -> None:
     module = importlib.import_module(module_name)
-    found: dict[str, dict[str, str]] = {"": dict.fromkeys(dir(module), "")}
+    names: dict[str, dict[str, str]] = {"": dict.fromkeys(dir(module), "")}
     for name, value in vars(module).items():
         if isinstance(value, type):
-            found[name] = {attribute: str(getattr(value, attribute, "").__doc__) for attribute in dir(value)}
-    print(json.dumps(found))
+            names[name] = {attribute: str(getattr(value, attribute, "").__doc__) for attribute in dir(value)}
+    print(json.dumps(names))
 
 
 if __name__ == "__main__":

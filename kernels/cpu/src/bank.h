@@ -1,4 +1,4 @@
-// The bank of the cpu provider: placed, rounded to integers, and laid out in panels for the loops of lanes.h.
+// The bank of the cpu provider: quantized points, laid out in panels for the loops of lanes.h.
 #pragma once
 
 #include <algorithm>
@@ -25,7 +25,7 @@
 namespace {
 
 struct Lanes {
-    bool bytes;  // the integers are laid out as bytes, 64 columns at a time
+    bool bytes;  // integers are stored as bytes, 64 columns at a time
     void (*panel_scores)(int64_t, const int32_t *, const float *, const int16_t *, int64_t, int64_t, const float *,
                          const float *, float *, int64_t);
     void (*panel_l1)(int64_t, const float *, const float *, int64_t, float *, int64_t);
@@ -77,7 +77,7 @@ namespace amx {
 
 using plain::Measure;
 
-// Whether the processor has AMX, and the system lets this process use it.
+// Whether the CPU has AMX and the kernel grants it to this process.
 bool may_use_tiles() {
 #if defined(MCLST_TILES)
     constexpr int kAskPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
@@ -121,7 +121,7 @@ enum Weighting { kSoftmax, kSoftmaxSquared, kInverseSquare, kUniform };
 constexpr int64_t kPanel = 32, kChunk = 2048, kTile = 128, kSample = 1024, kTies = 64, kLeap = kChunk + 16;
 constexpr double kFar = 1 << 20, kNothing = 0x1p-100, kRound = 0x1p-24, kSameDirection = 0x1p-48;
 
-// Memory from the start of a cache line: a row of a tile that lies across two takes twice as long.
+// Aligned to cache lines: a tile row across two lines takes twice as long to load.
 template <typename T>
 struct Aligned {
     using value_type = T;
@@ -155,8 +155,8 @@ struct Rounded {
     double norm, lost;
 };
 
-// `vector` [D] among unit vectors (cosine), or as it stands: out [placed], before centring.
-void uncentred(const Bank &bank, const float *vector, double *out) {
+// `vector` [D], normalized for cosine, before centering: out [placed].
+void uncentered(const Bank &bank, const float *vector, double *out) {
     double norm2 = 0;
     for (int64_t c = 0; c < bank.columns; ++c) norm2 += double(vector[c]) * vector[c];
     const double norm = bank.rank == kCosine && norm2 > 0 ? std::sqrt(norm2) : 1;
@@ -164,9 +164,9 @@ void uncentred(const Bank &bank, const float *vector, double *out) {
     if (bank.zero_axis) out[bank.columns] = norm2 > 0 ? 0 : 1;
 }
 
-// The float32 point searched for; false where it lies too far out to be searched.
+// The float32 point of a vector; false if it is too far out to be searched.
 bool place(const Bank &bank, const float *vector, double *room, float *point) {
-    uncentred(bank, vector, room);
+    uncentered(bank, vector, room);
     bool near = true;
     for (int64_t c = 0; c < bank.placed; ++c) {
         const double moved = (room[c] - bank.centre[c]) * bank.scale;
@@ -176,7 +176,7 @@ bool place(const Bank &bank, const float *vector, double *room, float *point) {
     return near;
 }
 
-// `point` as scale·whole. Any sum of products of two such fits an int32: both lengths stay below 46340.
+// Quantize `point` to scale·whole. Sums of products of two of these fit int32, as their norms are below 46340.
 Rounded round_to_int16(const float *point, int64_t columns, int16_t *whole) {
     double norm2 = 0, largest = 0;
     for (int64_t c = 0; c < columns; ++c) {
@@ -204,14 +204,14 @@ void find_frame(Bank &bank) {
     bank.centre.assign(bank.placed, 0);
     if (bank.rank != kL1) {
         for (int64_t i = 0; i < bank.rows; ++i) {
-            uncentred(bank, bank.embedding + i * bank.columns, point.data());
+            uncentered(bank, bank.embedding + i * bank.columns, point.data());
             for (int64_t c = 0; c < bank.placed; ++c) bank.centre[c] += point[c];
         }
         for (double &c : bank.centre) c /= double(bank.rows);
     }
     double size = 0;
     for (int64_t i = 0; i < bank.rows; ++i) {
-        uncentred(bank, bank.embedding + i * bank.columns, point.data());
+        uncentered(bank, bank.embedding + i * bank.columns, point.data());
         for (int64_t c = 0; c < bank.placed; ++c) size = std::max(size, std::fabs(point[c] - bank.centre[c]));
     }
     int exponent;
@@ -222,7 +222,7 @@ void find_frame(Bank &bank) {
 int8_t high_byte(int16_t whole) { return int8_t(whole >> 8); }
 int8_t low_byte(int16_t whole) { return int8_t(whole & 255); }
 
-// A row of integers to its place in the panels; the layouts are at the head of lanes.h.
+// Write a row of integers to its panel; lanes.h documents the layouts.
 void put_row(Bank &bank, int64_t panel, int64_t lane, const int16_t *whole) {
     int16_t *to = bank.whole.data() + panel * bank.pairs * 2 * kPanel;
     for (int64_t c = 0; c < 2 * bank.pairs; ++c) {
@@ -236,7 +236,7 @@ void put_row(Bank &bank, int64_t panel, int64_t lane, const int16_t *whole) {
     }
 }
 
-// A query's integers as the loops take them, `pairs` int32.
+// Write a query's integers in the layout of the loops, `pairs` int32.
 void put_query(const Bank &bank, const int16_t *whole, int32_t *to) {
     if (!bank.lanes->bytes) {
         std::memcpy(to, whole, 4 * bank.pairs);

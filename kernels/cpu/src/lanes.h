@@ -1,15 +1,15 @@
 // The inner loops of the cpu provider, compiled once for each instruction set.
 //
-// No include guard: retrieve.cpp includes this file several times, each time inside a namespace of its own and under
-// that set's compiler options, with MCLST_AMX, MCLST_VNNI, MCLST_AVX512 or MCLST_AVX2 saying which. Nothing of the standard library
-// is instantiated here, since the linker would keep one copy for all sets. Vectors are the compiler's own.
+// No include guard: bank.h includes this file several times, each time in its own namespace and with the compiler options
+// of one set, selected by MCLST_AMX, MCLST_VNNI, MCLST_AVX512 or MCLST_AVX2. No standard library template may be
+// instantiated here: the linker would keep one copy for all sets. Vectors are the compiler's vector extensions.
 //
 // Layouts: a panel is 32 bank rows side by side. Panels of integers hold pairs of columns, [columns/2][32][2] int16;
 // panels of floats hold [columns][32]. A slab is 16·S genes of all bank rows, [rows][16·S] float.
-// For AMX the same int16 are taken apart into bytes, v = 256·high + low with low unsigned: a panel then holds
+// For AMX the int16 are split into bytes, v = 256·high + low with low unsigned: a panel then holds
 // [columns/64][half of 16 rows][high, low][16 fours of columns][16 rows][4], a query [columns/64][high, low][64].
 
-// Floats to a vector, so that one fits a register; fd and dd are the halves of such a vector and that half as doubles.
+// Floats per vector register. fw, iw: such a vector of floats, of ints. fh, dh: half of it, as floats, as doubles.
 #if defined(MCLST_AVX512)
 constexpr int kWide = 16;
 #elif defined(MCLST_AVX2)
@@ -52,7 +52,7 @@ static inline double sum_of(dh value) {
 // ---- scores of a panel -------------------------------------------------------------------------------------------
 
 #if !defined(MCLST_AMX)
-// Exact integer products of R queries, each `pairs` int32 of two columns, with one panel, into out [R][32].
+// Exact integer products of R queries, each `pairs` int32 of two columns, with one panel: out [R][32].
 template <int R>
 static void products(const int32_t *queries, int64_t stride, const int16_t *panel, int64_t pairs, int32_t *out) {
 #if defined(MCLST_AVX512)
@@ -126,8 +126,8 @@ static void some_products(int count, const int32_t *queries, int64_t stride, con
 }
 #endif
 
-// s = |p|² - 2 x·p of `count` queries and `panels` panels that follow one another: score [count][32·panels], `leap` floats
-// from query to query. Queries hold `pairs` int32 each; with AMX there are some for a multiple of 16 queries.
+// s = |p|² - 2 x·p of `count` queries and `panels` consecutive panels: score [count][32·panels], with a stride of `leap`
+// floats. Queries hold `pairs` int32 each; with AMX their number is padded to a multiple of 16.
 #if defined(MCLST_AMX)
 struct __attribute__((packed)) TileShapes {
     uint8_t palette = 1, start = 0, none[14] = {};
@@ -135,7 +135,7 @@ struct __attribute__((packed)) TileShapes {
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// Exact integer products of 16 queries and 16 rows, into out [4][16][16]: high·high, high·low, low·high, low·low.
+// Exact integer products of 16 queries and 16 rows, out [4][16][16]: high·high, high·low, low·high, low·low.
 static inline void byte_products(const int8_t *query, int64_t stride, const int8_t *rows, int64_t blocks, int32_t *out) {
     _tile_zero(0);
     _tile_zero(1);
@@ -214,7 +214,7 @@ static void panel_l1(int64_t count, const float *queries, const float *panel, in
 
 // ---- selection ---------------------------------------------------------------------------------------------------
 
-// Append the places first + i and values of `scores` [n] that are <= limit; n is a multiple of 16. Room for n + 16 more.
+// Append value and index first + i of the `scores` [n] that are <= limit. n is a multiple of 16; needs room for n + 16.
 static int64_t keep_below(const float *scores, int64_t n, float limit, int32_t first, float *value, int32_t *place) {
     int64_t kept = 0;
 #if defined(MCLST_AVX512)
@@ -264,13 +264,13 @@ static inline float value_of(int32_t key) {
     return value;
 }
 
-// The r-th smallest (1 … n) of `values` [n], by halving the interval of float bit patterns. values [n … n+15] is spoiled.
+// The r-th smallest (1 … n) of `values` [n], by bisecting the float bit patterns. Overwrites values [n … n+15].
 static float ranked(float *values, int64_t n, int64_t r) {
-    const float nothing = __builtin_inff();
-    for (int64_t i = n; i < n + 15; ++i) values[i] = nothing;
+    const float infinity = __builtin_inff();
+    for (int64_t i = n; i < n + 15; ++i) values[i] = infinity;
     fw low_lanes = fw{} + values[0], high_lanes = low_lanes;
     for (int64_t i = 0; i < n; i += kWide) {
-        const fw some = load(values + i), finite = some < nothing ? some : low_lanes;
+        const fw some = load(values + i), finite = some < infinity ? some : low_lanes;
         low_lanes = some < low_lanes ? some : low_lanes;
         high_lanes = finite > high_lanes ? finite : high_lanes;
     }
@@ -304,7 +304,7 @@ static float ranked(float *values, int64_t n, int64_t r) {
 
 enum Measure { kSquares, kAbsolutes, kDot, kUnitSquares };
 
-// Σ over D columns of (q-b)², |q-b|, q·b or (q - by·b)² for R rows at once, the query widened beforehand.
+// Σ over D columns of (q-b)², |q-b|, q·b or (q - by·b)² for R rows at once, with a float64 query.
 template <Measure measure, int R>
 static inline void pair_sums(const double *query, const float *const *row, int64_t columns, const double *by, double *out) {
     dh sum[R][2]{};
@@ -313,9 +313,9 @@ static inline void pair_sums(const double *query, const float *const *row, int64
         if constexpr (measure == kDot) {
             to += q * b;
         } else {
-            const dh apart = measure == kUnitSquares ? q - by[r] * b : q - b;
-            if constexpr (measure == kAbsolutes) to += apart < 0 ? -apart : apart;
-            else to += apart * apart;
+            const dh difference = measure == kUnitSquares ? q - by[r] * b : q - b;
+            if constexpr (measure == kAbsolutes) to += difference < 0 ? -difference : difference;
+            else to += difference * difference;
         }
     };
     for (; c + 2 * kHalf <= columns; c += 2 * kHalf)
@@ -328,9 +328,9 @@ static inline void pair_sums(const double *query, const float *const *row, int64
     for (int r = 0; r < R; ++r) {
         out[r] = sum_of(sum[r][0] + sum[r][1]);
         for (int64_t d = c; d < columns; ++d) {
-            const double b = row[r][d], apart = measure == kUnitSquares ? query[d] - by[r] * b : query[d] - b;
+            const double b = row[r][d], difference = measure == kUnitSquares ? query[d] - by[r] * b : query[d] - b;
             if constexpr (measure == kDot) out[r] += query[d] * b;
-            else out[r] += measure != kAbsolutes ? apart * apart : apart < 0 ? -apart : apart;
+            else out[r] += measure != kAbsolutes ? difference * difference : difference < 0 ? -difference : difference;
         }
     }
 }
@@ -352,7 +352,7 @@ static void pairs_of(const double *query, const float *bank, const int32_t *rows
     }
 }
 
-// One of these sums for n rows of the bank, into out [n]. A pair's sum is the same bits whatever stands beside it.
+// One of these sums for n rows of the bank: out [n]. A pair's sum has the same bits in every batch.
 static void pairs(int measure, const double *query, const float *bank, const int32_t *rows, int64_t n, int64_t columns,
                   const double *by, double *out) {
     switch (measure) {
@@ -375,8 +375,8 @@ static inline void add_rows(fw (&a)[V], const float *slab, const int32_t *rows, 
     }
 }
 
-// total [16·S] += Σ weight·slab over the neighbours from `j` on that lie below row `end`; gives the next j. At most eight
-// rows follow one another in float32 before float64 takes the sum: whatever k is, the error is under 10·2⁻²⁴ Σ|weight·slab|.
+// total [16·S] += Σ weight·slab over the neighbors from `j` on below row `end`; returns the next j. At most eight rows are
+// added in float32 before the sum goes to float64, so the error is below 10·2⁻²⁴ Σ|weight·slab| for any k.
 template <int S>
 static int64_t slab_sum(const float *slab, const int32_t *rows, const float *weight, int64_t j, int64_t k, int64_t end,
                         double *total) {

@@ -1,24 +1,24 @@
 // Exact retrieval on a CPU: the k nearest bank rows of each query, their weights, and the weighted mean.
 //
-// A call works on a tile of at most 128 queries, on the thread that makes it; the caller divides the queries among threads.
+// A call works on tiles of at most 128 queries in the calling thread; the caller divides the queries among threads.
 //
 //   1 filter    Queries and bank rows, centred and scaled, are rounded to int16 with one scale each. Their integer
-//               products are exact, so an approximate score s errs by no more than a bound e known beforehand. The bank
-//               is stored in a random order: the first rows are a fair sample, from which a limit is read that lets
-//               about k rows through. Only those are kept; no N×M matrix is ever held.
-//   2 settle    s < s_k - 2e: a neighbour. s > s_k + 2e: none. Between: scored again in float64.
-//   3 ties      What float64 in this order of summation cannot tell apart is handed back, for the definition to decide.
-//   4 weigh     Distances to the chosen rows in float64, a range of the bank at a time so that it stays in cache.
-//   5 sum       Expression is stored in slabs of 16 genes: a slab of the paper's banks fits a core's second-level cache.
+//               products are exact, so the error of an approximate score s has a known bound e. The bank
+//               is stored in random order, so its first rows are a random sample; they give a limit that about k rows
+//               pass. Only those rows are kept; there is no N×M matrix.
+//   2 settle    s < s_k - 2e: a neighbor. s > s_k + 2e: not a neighbor. Otherwise: scored again in float64.
+//   3 ties      Rows that float64 in this summation order cannot separate are returned for the definition to decide.
+//   4 weigh     Distances to the chosen rows in float64, one range of the bank at a time so that it stays in cache.
+//   5 sum       Expression is stored in slabs of 16 genes: a slab of the paper's banks fits a core's L2 cache.
 //
-// The bound and its proof are in cpu.py. The loops themselves are in lanes.h, once per instruction set.
+// The bound and its proof are in provider.py. The inner loops are in lanes.h, compiled once per instruction set.
 
 #include <memory>
 
 #include "search.h"
 #include "weigh.h"
 
-// What Python calls; 0 or a pointer where all went well, else out of memory.
+// The C interface. Functions return 0 or a pointer; 1 or a null pointer means out of memory.
 
 extern "C" {
 
@@ -48,8 +48,8 @@ void *mclst_bank(const float *embedding, int64_t rows, int64_t columns, int rank
 
 void mclst_free(void *bank) { delete static_cast<Bank *>(bank); }
 
-// rows [count][k]: per query the `certain` chosen rows, ascending. Where that is fewer than k, the others are among the
-// `tied` rows in ties [count][k + kTies], or, where tied is -1, the query has to be scored against every row.
+// rows [count][k]: per query the `certain` selected rows, ascending. If these are fewer than k, the others are among the
+// `tied` rows in ties [count][k + kTies]; if tied is -1, the query must be scored against every row.
 int mclst_search(const void *bank, const float *queries, int64_t count, int64_t k, int32_t *rows, int32_t *certain,
                  int32_t *ties, int32_t *tied) try {
     const Bank &in = *static_cast<const Bank *>(bank);
@@ -70,7 +70,7 @@ int mclst_weigh(const void *bank, const float *queries, int64_t count, int64_t k
     return 1;
 }
 
-// out [count][genes] at the columns of one slab, which starts at gene `first` and holds `strips` times 16 of each row.
+// Writes out [count][genes] at the columns of one slab: `strips` times 16 genes from gene `first`.
 int mclst_slab_sums(int lanes, const float *slab, int strips, int64_t bank_rows, const int32_t *rows, const float *weight,
                     int64_t count, int64_t k, float *out, int64_t genes, int64_t first, int64_t step) try {
     const auto sum = lanes_at(lanes).slab_sum[strips - 1];

@@ -1,4 +1,4 @@
-// The search of the cpu provider: the k nearest rows of up to 128 queries, in one pass over the bank.
+// Search of the cpu provider: the k nearest rows of up to 128 queries, in one pass over the bank.
 #pragma once
 
 #include "bank.h"
@@ -13,7 +13,7 @@ struct Query {
     int64_t kept = 0;
 };
 
-// Room that is written before it is read, and so not cleared.
+// Uninitialized memory; it is written before it is read.
 template <typename T>
 std::unique_ptr<T[]> room_for(int64_t n) {
     return std::unique_ptr<T[]>(new T[n]);
@@ -42,7 +42,7 @@ struct Tile {
     void prepare(const float *queries);
     double error(const Query &q, double kth) const;
     bool within_reach(const Query &q) const;
-    void scan(const std::vector<int64_t> &asked, bool sampled);
+    void scan(const std::vector<int64_t> &active, bool sampled);
     void first_limit(int64_t q, int64_t slot);
     bool compact(int64_t q);
     int64_t settle(int64_t q, const float *vector, int32_t *rows, int32_t *ties, int32_t *tied);
@@ -70,15 +70,15 @@ bool Tile::within_reach(const Query &q) const {
     return bank.lost * (1 + relative) + relative < 1. / 25;
 }
 
-// e of cpu.py, for the score s - |x|² = `kth`.
+// e of provider.py, for the score s - |x|² = `kth`.
 double Tile::error(const Query &q, double kth) const {
     const double columns = double(bank.placed);
     if (bank.rank == kL1) {
         const double gamma = (columns + 8) * kRound / (1 - (columns + 8) * kRound);
         return gamma * kth + columns * 0x1p-120 * (1 + kth);
     }
-    const double apart = std::sqrt(std::max(0.0, kth + q.norm * q.norm));
-    const double reach = std::min(bank.widest, 2 * (q.norm + apart)), size = q.norm + reach;
+    const double distance = std::sqrt(std::max(0.0, kth + q.norm * q.norm));
+    const double reach = std::min(bank.widest, 2 * (q.norm + distance)), size = q.norm + reach;
     double error = 2 * reach * ((q.norm + q.lost) * bank.lost + q.lost) * (1 + 0x1p-20);
     error += 16 * kRound * size * size + columns * 0x1p-95 * (1 + size);
     if (bank.rank == kCosine) {
@@ -88,10 +88,10 @@ double Tile::error(const Query &q, double kth) const {
     return error;
 }
 
-// A limit above kth + 2e, as float.
+// The float above kth + 2e.
 float limit_of(double kth, double error) { return std::nextafter(float(kth + 2 * error), INFINITY); }
 
-// From the scores of the first rows, a random sample: a limit that about k rows of the bank, seldom fewer, lie below.
+// From the scores of the first rows (a random sample): a limit that about k rows of the bank pass, rarely fewer.
 void Tile::first_limit(int64_t q, int64_t slot) {
     const int64_t n = std::min({bank.rows, kChunk, kSample});
     const double expected = double(k) * double(n) / double(bank.rows);
@@ -102,7 +102,7 @@ void Tile::first_limit(int64_t q, int64_t slot) {
     query[q].limit = bank.lanes->ranked(sample.get(), n, r);
 }
 
-// Keep of the candidates those within 2e of the k-th so far; false where that leaves too many.
+// Keep only candidates within 2e of the current k-th; false if there are still too many.
 bool Tile::compact(int64_t q) {
     Query &it = query[q];
     const double kth = bank.lanes->ranked(values(q), it.kept, k);
@@ -117,16 +117,16 @@ bool Tile::compact(int64_t q) {
     return kept <= room;
 }
 
-// One pass over the bank for the queries `asked`, keeping every row whose score is within the query's limit.
-void Tile::scan(const std::vector<int64_t> &asked, bool sampled) {
-    const int64_t n = int64_t(asked.size()), width = bank.rank == kL1 ? bank.placed : bank.pairs;
+// One pass over the bank for the queries `active`, keeping every row whose score is within the query's limit.
+void Tile::scan(const std::vector<int64_t> &active, bool sampled) {
+    const int64_t n = int64_t(active.size()), width = bank.rank == kL1 ? bank.placed : bank.pairs;
     Lined<int32_t> ints(bank.rank == kL1 ? 0 : (n + 15) / 16 * 16 * width);
     std::vector<float> floats(bank.rank == kL1 ? n * width : 0), factors(n);
     for (int64_t i = 0; i < n; ++i) {
-        if (bank.rank == kL1) std::copy_n(point.data() + asked[i] * width, width, floats.data() + i * width);
-        else std::copy_n(whole.data() + asked[i] * width, width, ints.data() + i * width);
-        factors[i] = factor[asked[i]];
-        query[asked[i]].kept = 0;
+        if (bank.rank == kL1) std::copy_n(point.data() + active[i] * width, width, floats.data() + i * width);
+        else std::copy_n(whole.data() + active[i] * width, width, ints.data() + i * width);
+        factors[i] = factor[active[i]];
+        query[active[i]].kept = 0;
     }
     for (int64_t first = 0; first < bank.padded; first += kChunk) {
         const int64_t rows = std::min(kChunk, bank.padded - first);
@@ -140,19 +140,19 @@ void Tile::scan(const std::vector<int64_t> &asked, bool sampled) {
                                      panels, width, bank.row_scale.data() + first, bank.row_norm2.data() + first,
                                      score.get(), kLeap);
         for (int64_t i = 0; i < n; ++i) {
-            Query &it = query[asked[i]];
+            Query &it = query[active[i]];
             if (!it.open) continue;
-            if (sampled && first == 0) first_limit(asked[i], i);
+            if (sampled && first == 0) first_limit(active[i], i);
             it.kept += bank.lanes->keep_below(score.get() + i * kLeap, rows, it.limit, int32_t(first),
-                                              values(asked[i]) + it.kept, places(asked[i]) + it.kept);
-            if (it.kept > room) it.open = compact(asked[i]);
+                                              values(active[i]) + it.kept, places(active[i]) + it.kept);
+            if (it.kept > room) it.open = compact(active[i]);
         }
     }
 }
 
-// Scores [n] of rows as the definition has them, in float64 but summed in another order.
+// Scores [n] of rows by the definition, in float64 but in another summation order.
 void fine_scores(const Bank &bank, const double *query, const int32_t *rows, int64_t n, double *score) {
-    // They lie anywhere in the bank: all are asked for before the first is waited for.
+    // The rows are scattered over the bank: prefetch all of them before the first is used.
     for (int64_t i = 0; i < std::min<int64_t>(n, 64); ++i)
         for (int64_t c = 0; c < bank.columns; c += 16) __builtin_prefetch(bank.embedding + rows[i] * bank.columns + c);
     const Measure measure = bank.rank == kCosine ? Measure::kDot : bank.rank == kL2 ? Measure::kSquares : Measure::kAbsolutes;
@@ -164,12 +164,12 @@ void fine_scores(const Bank &bank, const double *query, const int32_t *rows, int
     }
 }
 
-// Choose among the candidates of query q. Gives the number of rows that are certain, written to `rows` in any order; the
-// k - certain others are among the `tied` ties, or among all rows where that is -1.
+// Choose among the candidates of query q. Returns the number of certain rows, written to `rows` in any order; the
+// k - certain others are among the `tied` ties, or among all rows if that is -1.
 int64_t Tile::settle(int64_t q, const float *vector, int32_t *rows, int32_t *ties, int32_t *tied) {
     const Query &it = query[q];
     const float *s = values(q);
-    // Rounded towards the open side: what is certain in float32 is certain.
+    // Rounded so that the undecided band grows: a row that is certain in float32 is certain.
     const double kth = it.kth, band = 2 * error(it, kth);
     const float below = std::nextafter(float(kth - band), -INFINITY), above = limit_of(kth, band / 2);
     int64_t certain = 0;
@@ -181,8 +181,8 @@ int64_t Tile::settle(int64_t q, const float *vector, int32_t *rows, int32_t *tie
     for (int64_t i = 0; i < it.kept; ++i)
         if (s[i] >= below && s[i] <= above) open.push_back(bank.order[places(q)[i]]);
     *tied = 0;
-    int64_t wanted = k - certain;
-    if (int64_t(open.size()) > wanted) {
+    int64_t missing = k - certain;
+    if (int64_t(open.size()) > missing) {
         double norm2 = 0;
         for (int64_t c = 0; c < bank.columns; ++c) {
             wide[c] = vector[c];
@@ -192,17 +192,17 @@ int64_t Tile::settle(int64_t q, const float *vector, int32_t *rows, int32_t *tie
         fine_scores(bank, wide.data(), open.data(), int64_t(open.size()), score.data());
         std::vector<std::pair<double, int32_t>> fine(open.size());
         for (size_t i = 0; i < open.size(); ++i) fine[i] = {score[i], open[i]};
-        std::nth_element(fine.begin(), fine.begin() + (wanted - 1), fine.end());
-        const double last = fine[wanted - 1].first, gap = 2 * double(bank.columns + 8) * 0x1p-53;
+        std::nth_element(fine.begin(), fine.begin() + (missing - 1), fine.end());
+        const double last = fine[missing - 1].first, gap = 2 * double(bank.columns + 8) * 0x1p-53;
         const double doubt = 2 * (bank.rank == kCosine ? 4 * gap * norm2 : 2 * gap * last);
         open.clear();
         for (const auto &[score, row] : fine) {
             if (score < last - doubt) rows[certain++] = row;
             else if (score <= last + doubt) open.push_back(row);
         }
-        wanted = k - certain;
+        missing = k - certain;
     }
-    if (int64_t(open.size()) == wanted) {
+    if (int64_t(open.size()) == missing) {
         std::copy(open.begin(), open.end(), rows + certain);
         return k;
     }
@@ -219,14 +219,14 @@ void search_tile(const Bank &bank, const float *queries, int64_t count, int64_t 
                  int32_t *ties, int32_t *tied) {
     Tile tile(bank, count, k);
     tile.prepare(queries);
-    std::vector<int64_t> asked;
+    std::vector<int64_t> active;
     for (int64_t q = 0; q < count; ++q)
-        if (tile.query[q].open) asked.push_back(q);
+        if (tile.query[q].open) active.push_back(q);
     std::vector<uint64_t> chosen((bank.rows + 63) / 64);
-    for (int pass = 0; pass < 3 && !asked.empty(); ++pass) {
-        tile.scan(asked, pass == 0);
+    for (int pass = 0; pass < 3 && !active.empty(); ++pass) {
+        tile.scan(active, pass == 0);
         std::vector<int64_t> again;
-        for (const int64_t q : asked) {
+        for (const int64_t q : active) {
             Query &it = tile.query[q];
             if (!it.open) continue;
             if (it.kept < k) {
@@ -241,16 +241,16 @@ void search_tile(const Bank &bank, const float *queries, int64_t count, int64_t 
                 again.push_back(q);
             }
         }
-        asked.swap(again);
+        active.swap(again);
     }
-    for (const int64_t q : asked) tile.query[q].open = false;
+    for (const int64_t q : active) tile.query[q].open = false;
     for (int64_t q = 0; q < count; ++q) {
         if (!tile.query[q].open) {
             certain[q] = 0, tied[q] = -1;
             continue;
         }
         certain[q] = int32_t(tile.settle(q, queries + q * bank.columns, rows + q * k, ties + q * (k + kTies), tied + q));
-        // In order of rows, by way of one bit a row.
+        // Sort the rows with a bit set.
         for (int64_t i = 0; i < certain[q]; ++i) chosen[rows[q * k + i] / 64] |= uint64_t(1) << (rows[q * k + i] % 64);
         int32_t *out = rows + q * k;
         for (size_t word = 0; word < chosen.size(); ++word)

@@ -5,7 +5,7 @@
 
 namespace {
 
-// Distances [n] of `query`, for cosine a unit vector, to rows of the bank.
+// Distances [n] of `query` (a unit vector for cosine) to rows of the bank.
 void distances(const Bank &bank, Distance distance, const double *query, double query_norm, const int32_t *rows, int64_t n,
                double *out) {
     const Measure measure = distance == kByL2   ? Measure::kSquares
@@ -20,7 +20,7 @@ void distances(const Bank &bank, Distance distance, const double *query, double 
     }
 }
 
-// Distances [k] into weights that sum to 1, as reference.weights; the nearest distance is found already.
+// Replace distances [k] by weights that sum to 1, as reference.weights does.
 void weigh(double *d, int64_t k, double nearest, Weighting weighting, double temperature) {
     double total = 0;
     for (int64_t j = 0; j < k; ++j) {
@@ -30,9 +30,9 @@ void weigh(double *d, int64_t k, double nearest, Weighting weighting, double tem
             const double ratio = nearest > 0 ? nearest / d[j] : d[j] == 0;
             d[j] = ratio * ratio;
         } else {
-            double beyond = d[j] - nearest;
-            if (weighting == kSoftmaxSquared) beyond *= d[j] + nearest;
-            d[j] = std::exp(-beyond / temperature);
+            double excess = d[j] - nearest;
+            if (weighting == kSoftmaxSquared) excess *= d[j] + nearest;
+            d[j] = std::exp(-excess / temperature);
         }
         total += d[j];
     }

@@ -1,22 +1,22 @@
-// Keys to the k nearest rows: a limit from the sample, the choice with its proof, and the float64 way for the rest.
+// Keys to the k nearest rows: the limit from the sample, the proven selection, and float64 for the rest.
 #pragma once
 
 #include "score.cuh"
 
-// e: no key of a row that matters lies farther than this from the true score. See retrieve.cu.
+// The error bound e of a key, see retrieve.cu.
 __device__ inline double error_bound(const Job& j, int q, double kth)
 {
     if (j.rank == RANK_L1)
         return j.rounding * kth;
     const double x = j.query_norm[q];
-    const double apart = kth + x * x;
-    double reach = 2 * (x + sqrt(apart > 0 ? apart : 0.0));
+    const double squared = kth + x * x;
+    double reach = 2 * (x + sqrt(squared > 0 ? squared : 0.0));
     reach = reach < j.widest ? reach : j.widest;
     const double moved = j.moved * (2 * (x + reach) + j.moved);
     return j.rounding * reach * (reach + 2 * x) + j.floor * (1 + x + reach) + moved + j.gap;
 }
 
-// The query as float64 in the launch's memory, by the whole block.
+// The query as float64 in dynamic shared memory, by the whole block.
 __device__ inline double* widen(const Job& j, int q)
 {
     double* query = launch_memory();
@@ -26,14 +26,14 @@ __device__ inline double* widen(const Job& j, int q)
     return query;
 }
 
-// Grid n: from the keys of the sample's rows, the limit within which keys of the bank are kept.
+// Grid n. The limit for keys of the bank, from the keys of the sample.
 extern "C" __global__ void __launch_bounds__(BLOCK) set_limit(const Job j)
 {
     __shared__ Tally tally;
     const int q = blockIdx.x;
     const float* key = j.key + q * j.key_stride;
     const Cut at = cut(
-        tally, (u32)j.key_rows, (u32)j.wanted, [=](u32 i) { return (u64)ordered(key[i]); }, [](u32) { return true; });
+        tally, (u32)j.key_rows, (u32)j.sample_rank, [=](u32 i) { return (u64)ordered(key[i]); }, [](u32) { return true; });
     if (threadIdx.x != 0)
         return;
     const double kth = unordered((u32)at.key);
@@ -75,12 +75,12 @@ template <class Row> __device__ void settle(const Job& j, int q, Tally& tally, u
     }
 }
 
-// Chooses the rows that their keys prove to be neighbours, and lists the undecided. Returns how many are still wanted, or
-// -1 where the keys cannot serve this query.
+// Selects the rows proven to be neighbors by their keys, and lists the undecided. Returns how many are missing, or -1 if
+// the keys are not enough for this query.
 __device__ inline int choose_proven(const Job& j, int q, Tally& tally, u32& listed)
 {
     const u32 n = j.filter ? j.count[q] : (u32)j.bank_rows;
-    if (j.apart[q] || n < (u32)j.k || (i64)n > j.capacity)
+    if (j.far[q] || n < (u32)j.k || (i64)n > j.capacity)
         return -1;
     const float* key = j.key + q * j.key_stride;
     const u32* row = j.row + q * j.capacity;
@@ -108,7 +108,7 @@ __device__ inline int choose_proven(const Job& j, int q, Tally& tally, u32& list
     return j.k - (int)block_sum(tally, proven);
 }
 
-// Grid n: each query's k rows, as bits; or its place in the list for `choose_exactly`.
+// Grid n. Sets the bits of a query's k rows, or appends it to the list for `choose_exactly`.
 extern "C" __global__ void __launch_bounds__(BLOCK, 2) choose(const Job j)
 {
     __shared__ Tally tally;
@@ -136,7 +136,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) choose(const Job j)
         settle(j, q, tally, n, (u32)want, [=](u32 i) { return band[i]; }, score);
 }
 
-// Grid as many as there is room for scores of a whole bank: the listed queries, every row in float64.
+// Grid `slots`. The listed queries, every row in float64.
 extern "C" __global__ void __launch_bounds__(BLOCK, 2) choose_exactly(const Job j)
 {
     __shared__ Tally tally;

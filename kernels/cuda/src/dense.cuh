@@ -1,14 +1,14 @@
-// The weighted mean as a product of matrices: weights [n, M], made tile by tile from the chosen bits, times expression.
+// The weighted mean as a matrix product: weights [n, M], built tile by tile from the selection bits, times expression.
 //
-// A block makes 64 queries by 128 genes, 32 bank rows (one word of bits) at a time. Sixteen rows are summed by the tensor
-// cores, which truncate; these sums are added up in float32 with their errors carried along.
+// A block computes 64 queries by 128 genes, 32 bank rows (one word of bits) at a time. Tensor cores sum sixteen rows, with
+// truncation; these sums are added in float32 with Kahan compensation.
 #pragma once
 
 #include "mean.cuh"
 
 constexpr int MEAN_QUERIES = 64, MEAN_GENES = 128;
 
-// Rows of 32 halves, four units of 16 bytes; the row's pair swaps units, so that no two lanes meet in a bank.
+// Rows of 32 float16, four units of 16 bytes; the row swaps units in pairs, which avoids bank conflicts.
 __device__ __forceinline__ int unit_of_four(int row, int unit) { return 4 * row + (unit ^ ((row >> 1) & 3)); }
 
 struct MeanStage {
@@ -28,7 +28,7 @@ __device__ __forceinline__ void load_genes(const Job& j, MeanStage& stage, int f
     }
 }
 
-// Eight rows' weights of one query, by each of its four threads; `place` counts the chosen rows before this word.
+// Weights of one query for 8 rows per thread, 4 threads per query; `place` counts the selected rows before this word.
 __device__ __forceinline__ void make_weights(const Job& j, MeanStage& stage, i64 q, int word, int& place)
 {
     const int part = threadIdx.x % 4;
@@ -50,7 +50,7 @@ __device__ __forceinline__ void make_weights(const Job& j, MeanStage& stage, i64
     stage.weight_low[unit] = uint4{low[0], low[1], low[2], low[3]};
 }
 
-// As `fragment_a` and `fragment_b`, of the columns 16·half … 16·half + 15.
+// Like `fragment_a` and `fragment_b`, for columns 16·half … 16·half + 15.
 __device__ __forceinline__ void weight_fragment(u32 (&a)[4], const uint4* units, int row, int half, int lane)
 {
     const u32* words = (const u32*)units;

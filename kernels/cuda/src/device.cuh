@@ -1,4 +1,4 @@
-// What one thread, warp or block does for the kernels: tensor-core products, asynchronous copies, sums, selection.
+// Building blocks of the kernels: tensor-core products, asynchronous copies, sums, selection.
 #pragma once
 
 using u16 = unsigned short;
@@ -10,7 +10,7 @@ constexpr u32 WHOLE_WARP = 0xffffffffu;
 // Threads of every block but those of `gather`.
 constexpr int BLOCK = 256;
 
-// The lines that only a GPU understands. Without a CUDA compiler the same names must be given beforehand.
+// GPU-only code. Without a CUDA compiler, the same names must be defined before this header.
 #ifdef __CUDACC__
 
 __device__ __forceinline__ u16 to_half(float value)
@@ -27,7 +27,7 @@ __device__ __forceinline__ float from_half(u16 bits)
     return value;
 }
 
-// c [16, 8] += a [16, 16] · b [16, 8], fp16 in, fp32 out, spread over the warp as PTX's m16n8k16 has it.
+// c [16, 8] += a [16, 16] · b [16, 8], fp16 in, fp32 out, spread over the warp as in PTX's m16n8k16.
 __device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2])
 {
 #if __CUDA_ARCH__ >= 800
@@ -43,7 +43,7 @@ __device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[4], const
 #endif
 }
 
-// 16 bytes from global to shared memory; there only after the `copies_wait` that covers it, and a barrier.
+// 16 bytes from global to shared memory; visible only after the matching `copies_wait` and a barrier.
 __device__ __forceinline__ void copy16(void* shared, const void* global)
 {
 #if __CUDA_ARCH__ >= 800
@@ -61,7 +61,7 @@ __device__ __forceinline__ void copies_commit()
 #endif
 }
 
-// Until all but the `Open` groups of copies committed last have arrived.
+// Wait until at most the `Open` most recent groups of copies are pending.
 template <int Open> __device__ __forceinline__ void copies_wait()
 {
 #if __CUDA_ARCH__ >= 800
@@ -69,7 +69,7 @@ template <int Open> __device__ __forceinline__ void copies_wait()
 #endif
 }
 
-// Shared memory of the size named at the launch.
+// Dynamic shared memory, sized at launch.
 __device__ __forceinline__ double* launch_memory()
 {
     extern __shared__ double memory[];
@@ -78,7 +78,7 @@ __device__ __forceinline__ double* launch_memory()
 
 #endif
 
-// Bits that sort as unsigned numbers as the values do; -0 and 0 are one.
+// Unsigned bits that sort like the values; -0 equals 0.
 __device__ __forceinline__ u32 ordered(float value)
 {
     const u32 bits = __float_as_uint(value + 0.0f);
@@ -96,7 +96,7 @@ __device__ __forceinline__ u64 ordered(double value)
     return bits >> 63 ? ~bits : bits | 0x8000000000000000ull;
 }
 
-// What a block needs to agree on a number and to select; one per block, in shared memory.
+// Scratch of block reductions and selection; one per block, in shared memory.
 struct Tally {
     u32 bin[256];
     u64 low[BLOCK / 32], high[BLOCK / 32];
@@ -104,7 +104,7 @@ struct Tally {
     u32 before, inside, digit;
 };
 
-// Σ value over the block, added in one fixed order; every thread gets it.
+// Σ value over the block in one fixed order; returned to every thread.
 __device__ inline double block_sum(Tally& tally, double value)
 {
     for (int step = 1; step < 32; step *= 2)
@@ -141,13 +141,13 @@ __device__ inline void block_range(Tally& tally, u64& low, u64& high)
 }
 
 // The `want` smallest keys are those below `key`, and `left` of the `equal` ones at it.
-// Where left == equal, `key` need not occur: then they are all those not above it.
+// If left == equal, `key` need not occur: the cut is then all keys not above it.
 struct Cut {
     u64 key;
     u32 left, equal;
 };
 
-// Finds the bin that holds the want-th of the counted ones; the first warp's work.
+// Finds the bin with the want-th key; called by the first warp.
 __device__ inline void find_bin(Tally& tally, u32 want)
 {
     const int lane = threadIdx.x;

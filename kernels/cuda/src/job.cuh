@@ -1,4 +1,4 @@
-// What the host tells a kernel. `kernels/cuda/job.py` has the same two lists, field for field.
+// Kernel arguments. `kernels/cuda/job.py` has the same two structures, field for field.
 #pragma once
 
 #include "device.cuh"
@@ -11,12 +11,12 @@ enum Weighting { SOFTMAX, SOFTMAX_SQUARED, INVERSE_SQUARE, UNIFORM };
 struct Placing {
     const float* from;        // [n, d]
     const double* centre;     // [columns], in units of the (unit) vectors
-    u16 *high, *low;          // [n, padded]: the point, times 256 / scale, as the sum of two halves
+    u16 *high, *low;          // [n, padded]: the point, times 256 / scale, as the sum of two float16
     float* scale;             // [n], a power of two
     float* square;            // [n] |point|²
-    float* norm;              // [n] |point|, not less; null for the bank
-    u32* apart;               // [n] 1 where the query is too far out, or has no direction; null for the bank
-    u32* bad;                 // smallest row that holds NaN, infinity or more than `largest`; null for the bank
+    float* norm;              // [n] upper bound on |point|; null for the bank
+    u32* far;                 // [n] 1 if the query is too far out or zero under cosine; null for the bank
+    u32* bad;                 // first row with NaN, infinity or a value beyond `largest`; null for the bank
     u32* exact_count;         // set to 0; null for the bank
     double size;              // σ
     double largest;
@@ -28,29 +28,29 @@ struct Placing {
 // Queries to expression. n queries, M = bank_rows; strides count elements.
 struct Job {
     const float* query;           // [n, d]
-    const float* bank;            // [M, d], or the sample's rows while keys of the sample are made under `l1`
+    const float* bank;            // [M, d]; the sample's rows for keys of the sample under `l1`
     const double* square_sum;     // [M] Σb² as numpy adds it, where rank or distance is cosine
-    const int* leaf;              // [leaves, 3] start, length, sums to join after it
+    const int* leaf;              // [leaves, 3] start, length, number of additions after it
     const u16 *query_high, *query_low;   // [n, padded]
     const float *query_scale, *query_norm;
-    const u32* apart;
+    const u32* far;
     const u16 *bank_high, *bank_low;     // [key_rows, padded]
     const float *bank_scale, *bank_square;
     float* key;                   // [n, key_stride]
-    u32* row;                     // [n, capacity] bank row of each key, where only some are kept
-    u32* band;                    // [n, capacity] rows that the keys leave undecided
-    u32* count;                   // [n] keys kept, were there room
-    float* limit;                 // [n] keys above it are not kept
+    u32* row;                     // [n, capacity] bank row of each key, if only some are kept
+    u32* band;                    // [n, capacity] rows undecided by their keys
+    u32* count;                   // [n] keys within the limit, including those that did not fit
+    float* limit;                 // [n] larger keys are dropped
     double* score;                // [n, capacity]
     u32* chosen;                  // [n, words] one bit per bank row
-    u32* exact_list;              // [n] queries that the keys cannot serve
+    u32* exact_list;              // [n] queries for choose_exactly
     u32* exact_count;
     double* exact_score;          // [blocks, M]
     u32* near_row;                // [n, k] ascending
     float* weight;                // [n, k] relative to the largest
     float* share;                 // [n] 1 / Σ weight
     const void* expression;       // [M, gene_stride] float or half
-    const u16 *gene_high, *gene_low;     // [genes, bank_stride] expression·256/scale as the sum of two halves, or one
+    const u16 *gene_high, *gene_low;     // [genes, bank_stride] expression·256/scale as the sum of two float16, or one
     const float* gene_scale;      // [genes]
     float* out;                   // [n, genes]
     float* nearest;               // [n]
@@ -61,8 +61,8 @@ struct Job {
     int n, d, padded, k;
     int genes, gene_stride, bank_stride, words;
     int leaves, rank, distance, weighting;
-    int wanted;                   // of a query's keys with the sample, the one that sets its limit
-    int filter;                   // 1 where only keys within the limit are kept
+    int sample_rank;              // rank of the sample key that sets a query's limit, from 1
+    int filter;                   // 1 if only keys within the limit are kept
     int half_expression;
     int unused;
 };

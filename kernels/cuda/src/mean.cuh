@@ -1,11 +1,11 @@
-// Chosen rows to expression: distances and weights in float64, then the weighted mean, gathered or as a dense product.
+// Selected rows to expression: distances and weights in float64, then the gathered weighted mean.
 #pragma once
 
 #include "score.cuh"
 
 // --- weights -----------------------------------------------------------------------------------------------------
 
-// The query's chosen rows in ascending order, from its bits.
+// Lists the query's selected rows in ascending order, from their bits.
 __device__ inline void list_rows(const Job& j, int q, Tally& tally)
 {
     u32* chosen = j.chosen + (i64)q * j.words;
@@ -33,7 +33,7 @@ __device__ inline void list_rows(const Job& j, int q, Tally& tally)
     }
 }
 
-// Makes the query a unit vector, as `reference.directions` does; false where it is zero.
+// Normalizes the query, as `reference.directions` does; false if it is zero.
 __device__ inline bool direct(const Job& j, double* query, double* length)
 {
     if (threadIdx.x < 8) {
@@ -86,9 +86,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) weigh(const Job j)
     const u32* row = j.near_row + (i64)q * j.k;
     double* distance = j.score + q * j.capacity;
     for (int i = threadIdx.x / 8; i < j.k; i += BLOCK / 8) {
-        const double found = weight_distance(j, query, directed, row[i]);
+        const double value = weight_distance(j, query, directed, row[i]);
         if (threadIdx.x % 8 == 0)
-            distance[i] = found;
+            distance[i] = value;
     }
     __syncthreads();
     u64 low = ~0ull, high = 0;
@@ -114,12 +114,12 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) weigh(const Job j)
     }
 }
 
-// A running sum whose rounding errors are carried along (Kahan): off by 2u of Σ|terms| whatever their number.
+// Kahan summation: an error of 2u·Σ|terms| for any number of terms.
 __device__ __forceinline__ void add(float& sum, float& lost, float term)
 {
-    const float mended = __fadd_rn(term, -lost);
-    const float next = __fadd_rn(sum, mended);
-    lost = __fadd_rn(__fadd_rn(next, -sum), -mended);
+    const float corrected = __fadd_rn(term, -lost);
+    const float next = __fadd_rn(sum, corrected);
+    lost = __fadd_rn(__fadd_rn(next, -sum), -corrected);
     sum = next;
 }
 
@@ -148,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(GATHER_BLOCK) gather(const Job j)
     const int gene = blockIdx.y * SLAB + 4 * lane;
     if (q >= j.n)
         return;
-    // Lanes past the last gene sum the first ones, and write nothing.
+    // Lanes past the last gene sum the first genes and write nothing.
     const int from = gene < j.gene_stride ? gene : 0;
     float sum[4] = {}, lost[4] = {};
     for (int first = 0; first < j.k; first += 32) {

@@ -1,11 +1,11 @@
-// Vectors to points, and points to keys: tiles of keys on tensor cores (cosine, l2) or in float32 sums (l1).
+// Vectors to points, and points to keys, on tensor cores (cosine, l2) or as float32 sums (l1).
 #pragma once
 
 #include "job.cuh"
 
-// Farther out than this, in units of the bank's size, a query is scored in float64 alone.
+// Queries farther out than this, in units of the bank's size, are scored only in float64.
 constexpr double FAR = 0x1p20;
-// A point's largest component comes to 128 … 256: its low half then keeps all the digits that float32 has.
+// A point's largest component is scaled to 128 … 256, so that hi + lo keeps float32 precision.
 constexpr int HALF_BITS = 8;
 constexpr int SMALLEST = -100;
 
@@ -25,7 +25,7 @@ __device__ inline double warp_sum(double value)
     return value;
 }
 
-// A warp per vector. Under l1 it only looks for values that are no numbers.
+// A warp per vector. Under l1 it only checks for invalid values.
 extern "C" __global__ void __launch_bounds__(BLOCK) place(const Placing p)
 {
     const int lane = threadIdx.x % 32;
@@ -46,8 +46,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK) place(const Placing p)
         atomicMin(p.bad, (u32)i);
     const bool zero = !(warp_sum(sum) > 0);
     if (p.rank == RANK_L1) {
-        if (lane == 0 && p.apart)
-            p.apart[i] = 0;
+        if (lane == 0 && p.far)
+            p.far[i] = 0;
         return;
     }
     const bool cosine = p.rank == RANK_COSINE;
@@ -65,22 +65,22 @@ extern "C" __global__ void __launch_bounds__(BLOCK) place(const Placing p)
     int exponent = 0;
     frexp(biggest, &exponent);
     exponent = exponent < SMALLEST ? SMALLEST : exponent;
-    const bool apart = p.apart && ((cosine && zero) || !(biggest <= FAR));
-    const double up = apart ? 0.0 : ldexp(1.0, HALF_BITS - exponent);
+    const bool far = p.far && ((cosine && zero) || !(biggest <= FAR));
+    const double up = far ? 0.0 : ldexp(1.0, HALF_BITS - exponent);
     for (int c = lane; c < p.padded; c += 32) {
-        const double value = apart ? 0.0 : component(p, from, c, length, extra) * up;
+        const double value = far ? 0.0 : component(p, from, c, length, extra) * up;
         const u16 high = to_half((float)value);
         p.high[i * p.padded + c] = high;
         p.low[i * p.padded + c] = to_half((float)(value - (double)from_half(high)));
     }
     if (lane != 0)
         return;
-    p.scale[i] = apart ? 0.0f : (float)ldexp(1.0, exponent - HALF_BITS);
+    p.scale[i] = far ? 0.0f : (float)ldexp(1.0, exponent - HALF_BITS);
     p.square[i] = (float)square;
     if (p.norm)
         p.norm[i] = (float)(sqrt(square) * (1 + 0x1p-20));
-    if (p.apart)
-        p.apart[i] = apart;
+    if (p.far)
+        p.far[i] = far;
 }
 
 template <bool Filter> __device__ __forceinline__ void emit(const Job& j, int q, i64 row, float key, float limit)
@@ -97,8 +97,8 @@ template <bool Filter> __device__ __forceinline__ void emit(const Job& j, int q,
 }
 
 // --- tensor cores ------------------------------------------------------------------------------------------------
-// A block makes 128 × 128 keys, 16 columns at a time, three such steps on the way at once. In shared memory a row of a
-// step is two units of 16 bytes; the second bit of the row's eights swaps them, so that no two lanes meet in a bank.
+// A block computes 128 × 128 keys, 16 columns at a time, with three such steps in flight. In shared memory a row of a step
+// is two units of 16 bytes; bit 2 of the row swaps them, which avoids bank conflicts.
 
 constexpr int TILE = 128, STEP = 16, STAGES = 3;
 constexpr int UNITS = 2 * TILE;
@@ -189,7 +189,7 @@ template <bool Filter> __device__ __forceinline__ void product(const Job& j, Sta
 {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const i64 first_row = (i64)blockIdx.x * TILE, first_query = (i64)blockIdx.y * TILE;
-    // Rows past the end are read as the last one, and their keys dropped.
+    // Rows past the end read the last one; their keys are dropped.
     i64 query_row = first_query + threadIdx.x / 2, bank_row = first_row + threadIdx.x / 2;
     query_row = query_row < j.n ? query_row : j.n - 1;
     bank_row = bank_row < j.key_rows ? bank_row : j.key_rows - 1;
@@ -226,7 +226,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) product_within(const Job 
 }
 
 // --- l1 ----------------------------------------------------------------------------------------------------------
-// A block makes 64 × 64 keys Σ|q - b|, a thread 4 × 4 of them.
+// A block computes 64 × 64 keys Σ|q - b|, a thread 4 × 4 of them.
 
 constexpr int SQUARE = 64, DEPTH = 16, PITCH = SQUARE + 4;
 

@@ -1,15 +1,15 @@
-// Scores and distances of one pair in float64, to the last bit those of `reference.py`.
+// Scores and distances of one pair in float64, with the bits of `reference.py`.
 //
-// numpy adds a row in pairs: at most 128 terms as eight interleaved sums, more by halves. Eight neighbouring lanes are
-// those eight sums. Products and sums are rounded one by one, as numpy's are, never fused.
+// numpy sums pairwise: up to 128 terms as eight interleaved sums, more by halves. Eight adjacent lanes hold those eight
+// sums. Products and sums are rounded separately, as numpy's are, never fused.
 #pragma once
 
 #include "job.cuh"
 
-// Halving leaves at most so many sums waiting, for d up to 4096.
+// Most partial sums that pairwise summation holds at once, for d up to 4096.
 constexpr int WAITING = 8;
 
-// Σ term(i), i < d, in each of the eight lanes that call it together.
+// Σ term(i), i < d, returned to each of the eight lanes that call it together.
 template <class Term> __device__ double pairwise(const Job& j, Term term)
 {
     const int lane = threadIdx.x % 8;
@@ -33,7 +33,7 @@ template <class Term> __device__ double pairwise(const Job& j, Term term)
             sum = __dadd_rn(sum, term(i));
         for (int joined = 0; joined < joins; ++joined) {
             --depth;
-            // Registers have no index at run time.
+            // Unrolled, because registers cannot be indexed at run time.
 #pragma unroll
             for (int i = 0; i < WAITING; ++i)
                 if (i == depth)
@@ -61,7 +61,7 @@ __device__ inline double squared_distance(const Job& j, const double* query, con
     });
 }
 
-// The score that chooses neighbours, smallest first.
+// The rank score, smallest first.
 __device__ inline double rank_score(const Job& j, const double* query, u32 index)
 {
     const float* row = j.bank + (i64)index * j.d;
@@ -75,7 +75,7 @@ __device__ inline double rank_score(const Job& j, const double* query, u32 index
     return dot > 0 ? -score : dot < 0 ? score : 0.0;
 }
 
-// The distance that weights are made of. Under cosine `query` is a unit vector, or zero where `directed` is false.
+// The distance that weights are computed from. Under cosine, `query` is a unit vector, or zero if `directed` is false.
 __device__ inline double weight_distance(const Job& j, const double* query, bool directed, u32 index)
 {
     const float* row = j.bank + (i64)index * j.d;
@@ -90,6 +90,6 @@ __device__ inline double weight_distance(const Job& j, const double* query, bool
         const double difference = __dsub_rn(query[i], __ddiv_rn((double)row[i], length));
         return __dmul_rn(difference, difference);
     });
-    // Directions nearer than 2⁻⁴⁸ are one.
+    // Directions closer than 2⁻⁴⁸ count as equal.
     return chord > 0x1p-96 ? chord / 2 : 0.0;
 }

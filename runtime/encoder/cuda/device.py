@@ -1,4 +1,4 @@
-"""A CUDA device for the encoder: streams, events, pinned memory and graphs, by cuda-bindings."""
+"""CUDA device of the encoder: streams, events, pinned memory and graphs, by cuda-bindings."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _NAME_BYTES = 256
 
 
 class CudaDevice(CudaBindings):
-    """Device 0, on the primary context that TensorRT, ONNX Runtime and the retrieval kernels of this process share.
+    """Device 0, in the primary context, which TensorRT, ONNX Runtime and the retrieval kernels share.
 
-    Streams do not wait for the default one. Raises ResourceError where there is no device, no cuda-bindings, or the
-    driver answers with an error.
+    Streams do not synchronize with the default stream. Raises ResourceError without a device or
+    cuda-bindings, or if a driver call fails.
     """
 
     def __init__(self) -> None:
@@ -46,44 +46,44 @@ class CudaDevice(CudaBindings):
         )
 
     def current(self) -> AbstractContextManager[None]:
-        """Make the device's context the calling thread's, for libraries that look for it there."""
+        """Make the device's context current in this thread, for libraries that use the current context."""
         return self._current()
 
     def free_bytes(self) -> int:
-        """Device memory that is not in use."""
+        """Free device memory."""
         with self._current():
             status, free, _ = self._cuda.cuMemGetInfo()
             self._check("cuMemGetInfo", status)
         return int(free)
 
-    def stream(self) -> int:
-        """A new stream."""
+    def create_stream(self) -> int:
+        """Create a stream."""
         with self._current():
             return int(self._call("cuStreamCreate", _NON_BLOCKING))
 
-    def end_stream(self, stream: int) -> None:
-        """Wait for a stream's work and give the stream back."""
+    def destroy_stream(self, stream: int) -> None:
+        """Wait for the stream's work and destroy it."""
         with self._current():
             self._call("cuStreamSynchronize", stream)
             self._call("cuStreamDestroy", stream)
 
-    def event(self) -> Any:
-        """A new event, which keeps its time."""
+    def create_event(self) -> Any:
+        """Create an event with timing."""
         with self._current():
             return self._call("cuEventCreate", 0)
 
     def record(self, event: Any, stream: int) -> None:
-        """Let `event` stand for all work of `stream` so far."""
+        """Record all work of `stream` so far in `event`."""
         with self._current():
             self._call("cuEventRecord", event, stream)
 
-    def hold(self, stream: int, event: Any) -> None:
-        """Let what follows on `stream` wait for `event`, on the device."""
+    def stream_wait(self, stream: int, event: Any) -> None:
+        """Make later work of `stream` wait for `event`, on the device."""
         with self._current():
             self._call("cuStreamWaitEvent", stream, event, 0)
 
     def done(self, event: Any) -> bool:
-        """Whether `event` has been reached."""
+        """Whether the work recorded in `event` is done."""
         with self._current():
             (status,) = self._cuda.cuEventQuery(event)
         if status == self._cuda.CUresult.CUDA_ERROR_NOT_READY:
@@ -91,43 +91,43 @@ class CudaDevice(CudaBindings):
         self._check("cuEventQuery", status)
         return True
 
-    def reach(self, event: Any) -> None:
-        """Wait, here, for `event`."""
+    def synchronize(self, event: Any) -> None:
+        """Block until `event` is done."""
         with self._current():
             self._call("cuEventSynchronize", event)
 
-    def seconds(self, start: Any, end: Any) -> float:
-        """Between two events that have been reached."""
+    def elapsed(self, start: Any, end: Any) -> float:
+        """Seconds between two events that are done."""
         with self._current():
             return float(self._call("cuEventElapsedTime", start, end)) / 1000
 
-    def end_event(self, event: Any) -> None:
-        """Give an event back."""
+    def destroy_event(self, event: Any) -> None:
+        """Destroy an event."""
         with self._current():
             self._call("cuEventDestroy", event)
 
-    def pinned(self, nbytes: int) -> NDArray[np.uint8]:
-        """uint8 [nbytes] of host memory that the device copies from without help; give it back with `unpin`."""
+    def allocate_pinned(self, nbytes: int) -> NDArray[np.uint8]:
+        """Page-locked host memory, uint8 [nbytes]; free it with `free_pinned`."""
         with self._current():
             address = int(self._call("cuMemHostAlloc", nbytes, _PORTABLE))
         return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
 
-    def unpin(self, memory: NDArray[np.uint8]) -> None:
-        """Give pinned memory back."""
+    def free_pinned(self, memory: NDArray[np.uint8]) -> None:
+        """Free pinned memory."""
         with self._current():
             self._call("cuMemFreeHost", memory.ctypes.data)
 
-    def copy_up(self, to: int, source: NDArray[Any], stream: int) -> None:
+    def copy_to_device(self, to: int, source: NDArray[Any], stream: int) -> None:
         """Copy a C-ordered pinned array to the device, on `stream`."""
         with self._current():
             self._call("cuMemcpyHtoDAsync", to, source.ctypes.data, source.nbytes, stream)
 
-    def copy_down(self, to: NDArray[Any], source: int, stream: int) -> None:
+    def copy_to_host(self, to: NDArray[Any], source: int, stream: int) -> None:
         """Copy from the device into a C-ordered pinned array, on `stream`."""
         with self._current():
             self._call("cuMemcpyDtoHAsync", to.ctypes.data, source, to.nbytes, stream)
 
-    def copy_across(self, to: int, source: int, nbytes: int, stream: int) -> None:
+    def copy_on_device(self, to: int, source: int, nbytes: int, stream: int) -> None:
         """Copy on the device, on `stream`."""
         with self._current():
             self._call("cuMemcpyDtoDAsync", to, source, nbytes, stream)
@@ -138,14 +138,14 @@ class CudaDevice(CudaBindings):
             self._call("cuMemsetD8Async", address, 0, nbytes, stream)
 
     def capture(self, stream: int, enqueue: Callable[[], None]) -> Any:
-        """What `enqueue` puts on `stream`, as a graph to replay; nothing runs yet."""
+        """Capture the work that `enqueue` submits to `stream` as a graph, without running it."""
         mode = self._cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         with self._current():
             self._call("cuStreamBeginCapture", stream, mode)
             try:
                 enqueue()
             finally:
-                # A capture that failed must end too, or the stream is of no use.
+                # A failed capture must end too, or the stream stays unusable.
                 status, graph = self._cuda.cuStreamEndCapture(stream)
             self._check("cuStreamEndCapture", status)
             try:
@@ -158,8 +158,8 @@ class CudaDevice(CudaBindings):
         with self._current():
             self._call("cuGraphLaunch", graph, stream)
 
-    def end_graph(self, graph: Any) -> None:
-        """Give a graph back."""
+    def destroy_graph(self, graph: Any) -> None:
+        """Destroy a graph."""
         with self._current():
             self._call("cuGraphExecDestroy", graph)
 
@@ -172,7 +172,8 @@ class CudaDevice(CudaBindings):
     def _check(self, function: str, status: Any) -> None:
         if int(status) != 0:
             raise ResourceError(
-                f"the CUDA device answers {status.name} to {function}; run again, and if it stays use --provider cpu"
+                f"the CUDA device answers {status.name} to {function}; "
+                "run again, and if it persists use --provider cpu"
             )
 
     def _call(self, function: str, *arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A GPU as engines know it."""
+"""The GPU an engine was built on or for."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True)
 class Gpu:
-    """A device: its name, its compute capability as "8.6", and the driver's version."""
+    """A GPU: name, compute capability such as "8.6", and driver version."""
 
-    # Read by pydantic where a manifest holds one; a device is looked at where pydantic is not installed too.
+    # Configures pydantic, which validates manifests, without importing it here.
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
 
     name: str
@@ -19,5 +19,5 @@ class Gpu:
 
     @property
     def target(self) -> str:
-        """The compute capability as "sm_86"."""
+        """The compute capability, such as "sm_86"."""
         return f"sm_{self.compute_capability.replace('.', '')}"

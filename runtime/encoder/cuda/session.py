@@ -1,4 +1,4 @@
-"""A session whose encoder runs on a CUDA device, whatever runs it there."""
+"""A session on a CUDA device, around any `Runner`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mclst.runtime.progress import Clock
 
 
 class DeviceSession:
-    """Stages on a device, around a runner made for a batch."""
+    """A session whose encoder is run on a device by a `Runner`."""
 
     def __init__(
         self,
@@ -27,11 +27,11 @@ class DeviceSession:
         tile: tuple[int, ...],
         width: int,
     ) -> None:
-        """make_runner: from the tiles of a batch. tile: [H, W, 3]. width: D. provider, engine: see `Session`."""
+        """make_runner: from the batch size. tile: [H, W, 3]. width: D. provider, engine: see `Session`."""
         self.provider, self.engine = provider, engine
         self._device, self._make_runner = device, make_runner
         self._tile, self._width = tile, width
-        self._alone: tuple[int, DeviceStages] | None = None
+        self._single: tuple[int, DeviceStages] | None = None
         self._clock = Clock()
 
     def stages(
@@ -55,18 +55,18 @@ class DeviceSession:
         )
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """RGB uint8 [N, H, W, 3] → embeddings (or expression) float32 [N, D], all N as one batch."""
+        """See `Session`; all N tiles are one batch."""
         check_tiles(tiles, self._tile)
         if not len(tiles):
             return np.empty((0, self._width), np.float32)
-        if self._alone is None or self._alone[0] != len(tiles):
-            if self._alone is not None:
-                self._alone[1].close()
-            self._alone = (len(tiles), self._stages(len(tiles), len(tiles), False, self._clock))
-        return encode_now(self._alone[1], tiles)
+        if self._single is None or self._single[0] != len(tiles):
+            if self._single is not None:
+                self._single[1].close()
+            self._single = (len(tiles), self._stages(len(tiles), len(tiles), False, self._clock))
+        return encode_now(self._single[1], tiles)
 
     def device_seconds(self) -> dict[str, float]:
-        """Seconds between events on the device in all calls of `encode`: "upload", "encode" and "download"."""
-        if self._alone is not None:
-            self._alone[1].settle()
+        """Device time of all calls of `encode`: seconds of "upload", "encode" and "download"."""
+        if self._single is not None:
+            self._single[1].settle()
         return dict(self._clock)

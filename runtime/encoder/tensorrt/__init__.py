@@ -1,1 +1,1 @@
-"""TensorRT engines: built, cached, run."""
+"""Build, cache and run TensorRT engines."""

@@ -1,4 +1,4 @@
-"""ONNX graph → TensorRT engine, by one path for TensorRT 10 and 11 and for TensorRT-RTX."""
+"""Build TensorRT engines from ONNX graphs, with TensorRT 10, 11 and TensorRT-RTX."""
 
 from __future__ import annotations
 
@@ -11,25 +11,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mclst.runtime.atomic import write_whole
+from mclst.runtime.atomic import write_atomically
 from mclst.runtime.encoder.session import INPUT, OUTPUTS
 from mclst.runtime.encoder.tensorrt.library import Library
 from mclst.runtime.encoder.tensorrt.manifest import EngineKey
 from mclst.runtime.errors import OutputError, ResourceError
 
-_SHOWN = 240
+_MAX_REASON = 240
 
 
 class EngineError(ResourceError):
-    """TensorRT does not make an engine of the graph; the graph itself runs elsewhere."""
+    """TensorRT cannot build an engine of the graph; other providers can still run it."""
 
 
 @dataclass(frozen=True)
 class BuiltEngine:
-    """An engine and what was seen of its network.
+    """A serialized engine and facts about its network.
 
-    plan: the serialized engine. output: its tensor's name. tile_px: side of the tiles. layers: how many layers give
-    each type of number, by the names of TensorRT's DataType. seconds: the build took.
+    Attributes
+    ----------
+    plan : bytes
+        The serialized engine.
+    output : str
+        Name of the output tensor.
+    tile_px : int
+        Side of the input tiles.
+    layers : dict
+        Number of layers by output type, named as in TensorRT's DataType.
+    seconds : float
+        Build time.
     """
 
     plan: bytes
@@ -40,39 +50,56 @@ class BuiltEngine:
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
-    """No garbage is collected meanwhile.
+def _gc_disabled() -> Iterator[None]:
+    """Disable garbage collection.
 
-    TensorRT calls the logger while it holds a lock of its own. A builder of earlier on that were freed there, its turn
-    come by chance, would wait for that lock for ever.
+    TensorRT calls our logger while it holds an internal lock. If the collector ran there and freed an older
+    builder,
+    that would wait for the same lock: a deadlock.
     """
-    collects = gc.isenabled()
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if collects:
+        if enabled:
             gc.enable()
 
 
-@_uncollected()
+@_gc_disabled()
 def build_engine(
     library: Library, onnx: Path, key: EngineKey, *, timing_cache: Path | None = None
 ) -> BuiltEngine:
-    """Build the engine that `key` describes from the graph `onnx`.
+    """Build an engine from an ONNX graph.
 
-    The graph's own types hold (strong typing), and TF32 is off: what is float32 in the graph stays it. timing_cache: of
-    tensorrt, read where it exists and written afterwards.
-    Raises EngineError with TensorRT's own words where it refuses the graph or the build, OutputError where the timing
-    cache cannot be written.
+    Parameters
+    ----------
+    library : Library
+    onnx : Path
+        The graph. Its types are kept (strong typing, no TF32).
+    key : EngineKey
+        What to build the engine for.
+    timing_cache : Path, optional
+        Read if it exists, and written afterwards.
+
+    Returns
+    -------
+    BuiltEngine
+
+    Raises
+    ------
+    EngineError
+        With TensorRT's message, if it rejects the graph or the build fails.
+    OutputError
+        If the timing cache cannot be read or written.
     """
     trt = library.trt
     started = time.perf_counter()
-    log = _log(trt)
-    builder = trt.Builder(log)
+    logger = _make_logger(trt)
+    builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    _parse(trt, network, log, onnx, library)
-    output, tile_px = _check_ends(trt, network, onnx)
+    _parse(trt, network, logger, onnx, library)
+    output, tile_px = _check_signature(trt, network, onnx)
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
     if key.workspace_bytes is not None:
@@ -80,40 +107,40 @@ def build_engine(
     _set_targets(trt, config, key, library)
     _set_compatibility(trt, config, key)
     profile = builder.create_optimization_profile()
-    most = (key.max_batch, tile_px, tile_px, 3)
-    profile.set_shape(INPUT, (1, *most[1:]), most, most)
+    max_shape = (key.max_batch, tile_px, tile_px, 3)
+    profile.set_shape(INPUT, (1, *max_shape[1:]), max_shape, max_shape)
     if config.add_optimization_profile(profile) < 0:
-        raise _refused(library, onnx, "it does not take the range of batches", log)
+        raise _failure(library, onnx, "it does not take the range of batches", logger)
     cache = None if timing_cache is None else _timing_cache(config, timing_cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise _refused(library, onnx, "it does not build it", log)
+        raise _failure(library, onnx, "it does not build it", logger)
     if cache is not None and timing_cache is not None:
-        write_whole(timing_cache, bytes(cache.serialize()))
+        write_atomically(timing_cache, bytes(cache.serialize()))
     layers = Counter(_layer_type(network.get_layer(i)) for i in range(network.num_layers))
     return BuiltEngine(bytes(plan), output, tile_px, dict(layers), time.perf_counter() - started)
 
 
-@_uncollected()
+@_gc_disabled()
 def check_parses(library: Library, onnx: Path) -> None:
-    """Raise EngineError where the library's parser does not take the graph; builds nothing."""
+    """Parse the graph without building; EngineError if the parser rejects it."""
     trt = library.trt
-    log = _log(trt)
-    builder = trt.Builder(log)
+    logger = _make_logger(trt)
+    builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    _parse(trt, network, log, onnx, library)
+    _parse(trt, network, logger, onnx, library)
 
 
-def covered(library: Library) -> tuple[str, ...]:
-    """Compute capabilities that tensorrt-rtx builds for, as `sm_86`, in order."""
+def supported_targets(library: Library) -> tuple[str, ...]:
+    """Compute capabilities that tensorrt-rtx builds for, such as `sm_86`, sorted."""
     names = [name for name in library.trt.ComputeCapability.__members__ if name.startswith("SM")]
     return tuple(f"sm_{name[2:]}" for name in sorted(names, key=lambda name: int(name[2:])))
 
 
-def _log(trt: Any) -> Any:
-    """A logger that keeps what it is told: builder and parser return None, and the reason is only said there."""
+def _make_logger(trt: Any) -> Any:
+    """A logger that keeps errors: builder and parser return None on failure and only log the reason."""
 
-    class Log(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.errors: list[str] = []
@@ -122,24 +149,24 @@ def _log(trt: Any) -> Any:
             if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
                 self.errors.append(msg)
 
-    return Log()
+    return Logger()
 
 
-def _parse(trt: Any, network: Any, log: Any, onnx: Path, library: Library) -> None:
+def _parse(trt: Any, network: Any, logger: Any, onnx: Path, library: Library) -> None:
     content = onnx.read_bytes()
-    parser = trt.OnnxParser(network, log)
-    # The path tells where weights lie that are not in the file. Of no bytes at all the parser says True.
-    taken = parser.parse(content, str(onnx))
-    if not taken or parser.num_errors or not network.num_layers:
-        said = ["the file holds no layer"]
-        for index in range(parser.num_errors):
-            error = parser.get_error(index)
-            said.insert(index, f"{error.node_operator() or 'graph'}: {error.desc()}")
-        raise _refused(library, onnx, f"its parser refuses it: {said[0]}", None)
+    parser = trt.OnnxParser(network, logger)
+    # The parser finds external weights relative to the path. It returns True for an empty file.
+    parsed = parser.parse(content, str(onnx))
+    if not parsed or parser.num_errors or not network.num_layers:
+        reason = "the file holds no layer"
+        if parser.num_errors:
+            error = parser.get_error(0)
+            reason = f"{error.node_operator() or 'graph'}: {error.desc()}"
+        raise _failure(library, onnx, f"its parser refuses it: {reason}", None)
 
 
-def _check_ends(trt: Any, network: Any, onnx: Path) -> tuple[str, int]:
-    """Name of the output and side of the tiles, of a graph from uint8 tiles to float32."""
+def _check_signature(trt: Any, network: Any, onnx: Path) -> tuple[str, int]:
+    """Output name and tile side; EngineError unless the graph maps uint8 tiles to float32."""
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     outputs = [network.get_output(i) for i in range(network.num_outputs)]
     shape = tuple(inputs[0].shape) if inputs else ()
@@ -154,7 +181,8 @@ def _check_ends(trt: Any, network: Any, onnx: Path) -> tuple[str, int]:
         or outputs[0].dtype != trt.DataType.FLOAT
     ):
         raise EngineError(
-            f"{onnx} is not an encoder from uint8 {INPUT!r} to float32 {' or '.join(OUTPUTS)}; export the bundle again"
+            f"{onnx} is not an encoder from uint8 {INPUT!r} to float32 {' or '.join(OUTPUTS)}; "
+            "export the bundle again"
         )
     return outputs[0].name, int(shape[1])
 
@@ -162,10 +190,10 @@ def _check_ends(trt: Any, network: Any, onnx: Path) -> tuple[str, int]:
 def _set_targets(trt: Any, config: Any, key: EngineKey, library: Library) -> None:
     if key.flavour != "tensorrt-rtx":
         return
-    known = covered(library)
+    supported = supported_targets(library)
     for target in key.targets:
-        if target not in known:
-            raise EngineError(f"{library} does not build for {target}, only for {', '.join(known)}")
+        if target not in supported:
+            raise EngineError(f"{library} does not build for {target}, only for {', '.join(supported)}")
     config.num_compute_capabilities = len(key.targets)
     for index, target in enumerate(key.targets):
         config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{target[3:]}"), index)
@@ -173,7 +201,7 @@ def _set_targets(trt: Any, config: Any, key: EngineKey, library: Library) -> Non
 
 def _set_compatibility(trt: Any, config: Any, key: EngineKey) -> None:
     if key.version_compatible:
-        # Without the runtime inside, an engine holds no code for the host.
+        # Leave out the lean runtime: engines then contain no host code.
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
     if key.hardware_compatible:
@@ -183,10 +211,10 @@ def _set_compatibility(trt: Any, config: Any, key: EngineKey) -> None:
 def _timing_cache(config: Any, path: Path) -> Any:
     try:
         content = path.read_bytes() if path.is_file() else b""
-    except OSError as refused:
+    except OSError as error:
         raise OutputError(
-            f"{path} cannot be read ({refused.strerror}); choose another --timing-cache"
-        ) from refused
+            f"{path} cannot be read ({error.strerror}); choose another --timing-cache"
+        ) from error
     cache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, False):
         raise EngineError(
@@ -199,8 +227,7 @@ def _layer_type(layer: Any) -> str:
     return str(layer.get_output(0).dtype).rsplit(".", 1)[-1]
 
 
-def _refused(library: Library, onnx: Path, what: str, log: Any) -> EngineError:
-    said = what
-    if log is not None and log.errors:
-        said += f": {log.errors[-1]}"
-    return EngineError(f"{library} makes no engine of {onnx.name}, {' '.join(said.split())[:_SHOWN]}")
+def _failure(library: Library, onnx: Path, reason: str, logger: Any) -> EngineError:
+    if logger is not None and logger.errors:
+        reason += f": {logger.errors[-1]}"
+    return EngineError(f"{library} makes no engine of {onnx.name}, {' '.join(reason.split())[:_MAX_REASON]}")

@@ -1,4 +1,4 @@
-"""The engines of a bundle: found by what they were built from, checked by hash, rebuilt where anything differs."""
+"""The engines of a bundle: looked up by their key, verified by hash, rebuilt if anything differs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mclst.runtime.atomic import WholeFolder
+from mclst.runtime.atomic import AtomicFolder
 from mclst.runtime.bundle.manifest import ENGINES, FileRecord
 from mclst.runtime.encoder.cuda.gpu import Gpu
-from mclst.runtime.encoder.tensorrt.build import build_engine, covered
+from mclst.runtime.encoder.tensorrt.build import build_engine, supported_targets
 from mclst.runtime.encoder.tensorrt.library import Library, lean_library
 from mclst.runtime.encoder.tensorrt.manifest import (
     ENGINE_MANIFEST,
@@ -30,7 +30,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine whose bytes are those that were built. plan: these. path: of its folder."""
+    """An engine whose bytes were verified. path: its folder. plan: the bytes."""
 
     path: Path
     manifest: EngineManifest
@@ -39,7 +39,7 @@ class Engine:
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """What an engine must be for: a graph of a precision, a library, a device and a number of tiles at once."""
+    """What an engine must fit: graph, precision, library, device, and tiles per batch."""
 
     onnx: Path
     precision: str
@@ -48,7 +48,7 @@ class EngineRequest:
     batch: int
 
     def key(self) -> EngineKey:
-        """Of the engine that is built where none fits."""
+        """The key of an engine built for this request."""
         rtx = self.library.flavour == "tensorrt-rtx"
         return EngineKey(
             onnx_sha256=graph_sha256(self.onnx),
@@ -68,7 +68,7 @@ def this_platform() -> str:
 
 
 def graph_sha256(onnx: Path) -> str:
-    """SHA-256 of a graph and, where its weights lie beside it, of these."""
+    """SHA-256 of a graph and its external weights, if any."""
     digest = hashlib.sha256()
     for path in (onnx, onnx.with_name(f"{onnx.name}.data")):
         if path == onnx or path.is_file():
@@ -77,37 +77,50 @@ def graph_sha256(onnx: Path) -> str:
     return digest.hexdigest()
 
 
-def open_engine(bundle: Path, wanted: EngineRequest, *, build: bool, tell: Tell) -> Engine:
-    """The engine of `bundle` that fits, else one built now and kept there.
+def open_engine(bundle: Path, request: EngineRequest, *, build: bool, tell: Tell) -> Engine:
+    """Open the engine of `bundle` that fits, else build one and store it there.
 
-    Where one is built, `tell` is given one line that says why. An engine that cannot be kept is used all the same.
-    Raises ResourceError where none fits and `build` is False, EngineError where TensorRT makes none of the graph.
+    Parameters
+    ----------
+    bundle : Path
+    request : EngineRequest
+    build : bool
+        Whether an engine may be built.
+    tell : callable
+        Receives one line that says why an engine is built, and one if it cannot be stored.
+
+    Returns
+    -------
+    Engine
+
+    Raises
+    ------
+    ResourceError
+        If no engine fits and `build` is False.
+    EngineError
+        If TensorRT cannot build an engine of the graph.
     """
-    found, why = find_engine(bundle, wanted)
-    if found is not None:
-        return found
-    reason = why or "there is none yet"
+    engine, reason = find_engine(bundle, request)
+    if engine is not None:
+        return engine
+    reason = reason or "there is none yet"
+    target = f"{request.library} for {request.gpu.name}"
     if not build:
-        raise ResourceError(
-            f"{bundle} has no engine of {wanted.library} for {wanted.gpu.name}: {reason}; leave --no-build out"
-        )
-    tell(
-        f"building an engine of {wanted.library} for {wanted.gpu.name}, since {reason}; this can take minutes"
-    )
-    return make_engine(bundle, wanted.onnx, wanted.key(), wanted.library, tell=tell)
+        raise ResourceError(f"{bundle} has no engine of {target}: {reason}; leave --no-build out")
+    tell(f"building an engine of {target}, since {reason}; this can take minutes")
+    return make_engine(bundle, request.onnx, request.key(), request.library, tell=tell)
 
 
-def find_engine(bundle: Path, wanted: EngineRequest) -> tuple[Engine | None, str]:
-    """An engine that fits; else None and why the nearest does not, "" where there is none of the kind."""
+def find_engine(bundle: Path, request: EngineRequest) -> tuple[Engine | None, str]:
+    """The engine that fits; else None and why the newest of its kind does not, "" if there is none."""
     reasons: list[str] = []
-    onnx_sha256 = graph_sha256(wanted.onnx)
+    onnx_sha256 = graph_sha256(request.onnx)
     for folder in _folders(bundle):
         try:
             manifest = read_engine_manifest(folder / ENGINE_MANIFEST)
-            why = _misfit(manifest.key, wanted, onnx_sha256)
-            if why is None:
-                return Engine(folder, manifest, _plan(folder, manifest.plan)), ""
-            reason = why
+            reason = _misfit(manifest.key, request, onnx_sha256)
+            if reason is None:
+                return Engine(folder, manifest, _read_plan(folder, manifest.plan)), ""
         except OSError as error:
             reason = f"its files cannot be read ({error.strerror or error})"
         except ValueError as error:
@@ -124,12 +137,12 @@ def make_engine(
     library: Library,
     *,
     timing_cache: Path | None = None,
-    kept: bool = False,
+    must_store: bool = False,
     tell: Tell = lambda text: None,
 ) -> Engine:
-    """Build the engine of `key` and keep it in `bundle`.
+    """Build the engine of `key` and store it in `bundle`.
 
-    Where it cannot be kept `tell` is given a line or, where `kept` asks for it, OutputError is raised.
+    If it cannot be stored, `tell` receives a line, or OutputError is raised with `must_store`.
     Raises EngineError and OutputError as `build_engine` does.
     """
     built = build_engine(library, onnx, key, timing_cache=timing_cache)
@@ -144,42 +157,42 @@ def make_engine(
     )
     folder = bundle / ENGINES / key.folder
     try:
-        _keep(folder, manifest, built.plan)
+        _store(folder, manifest, built.plan)
     except OutputError as error:
-        if kept:
+        if must_store:
             raise
         tell(f"the engine is used but not kept: {error}")
     return Engine(folder, manifest, built.plan)
 
 
 def check_target(library: Library, gpu: Gpu) -> None:
-    """Raise ResourceError where tensorrt-rtx does not build for the device."""
-    if library.flavour == "tensorrt-rtx" and gpu.target not in covered(library):
+    """Raise ResourceError if tensorrt-rtx does not build for the device."""
+    if library.flavour == "tensorrt-rtx" and gpu.target not in supported_targets(library):
         raise ResourceError(
-            f"{library} does not cover {gpu.name} ({gpu.target}), only {', '.join(covered(library))}; "
-            "use --provider tensorrt or cuda"
+            f"{library} does not cover {gpu.name} ({gpu.target}), "
+            f"only {', '.join(supported_targets(library))}; use --provider tensorrt or cuda"
         )
 
 
 def _folders(bundle: Path) -> list[Path]:
-    """The newest first."""
+    """Engine folders, newest first."""
     try:
-        found = [path for path in (bundle / ENGINES).iterdir() if path.is_dir() and not path.is_symlink()]
-        return sorted(found, key=lambda path: (-path.stat().st_mtime_ns, path.name))
+        folders = [path for path in (bundle / ENGINES).iterdir() if path.is_dir() and not path.is_symlink()]
+        return sorted(folders, key=lambda path: (-path.stat().st_mtime_ns, path.name))
     except OSError:
         return []
 
 
-def _misfit(key: EngineKey, wanted: EngineRequest, onnx_sha256: str) -> str | None:
-    """Why the engine of `key` does not fit, "" where it is another kind of engine altogether, None where it fits."""
-    library, gpu = wanted.library, wanted.gpu
-    if key.flavour != library.flavour or key.precision != wanted.precision:
+def _misfit(key: EngineKey, request: EngineRequest, onnx_sha256: str) -> str | None:
+    """Why the engine of `key` does not fit; "" if it is of another kind, None if it fits."""
+    library, gpu = request.library, request.gpu
+    if key.flavour != library.flavour or key.precision != request.precision:
         return ""
     if key.onnx_sha256 != onnx_sha256:
         return "it was built from another graph"
     if key.platform != this_platform():
         return f"it was built for {key.platform} and this is {this_platform()}"
-    if key.version != library.version and not _outlives(key, library):
+    if key.version != library.version and not _loads_newer(key, library):
         return f"it was built by {key.flavour} {key.version} and here is {library.version}"
     if key.flavour == "tensorrt-rtx" and gpu.target not in key.targets:
         return f"it was built for {', '.join(key.targets)} and this device is {gpu.target}"
@@ -187,13 +200,13 @@ def _misfit(key: EngineKey, wanted: EngineRequest, onnx_sha256: str) -> str | No
         if key.gpu.name != gpu.name or key.gpu.compute_capability != gpu.compute_capability:
             return f"it was built on {key.gpu.name} ({key.gpu.target}) and this is {gpu.name} ({gpu.target})"
         return f"it was built under driver {key.gpu.driver} and here is {gpu.driver}"
-    if key.max_batch < wanted.batch:
-        return f"it takes up to {key.max_batch} tiles at once and {wanted.batch} are wanted"
+    if key.max_batch < request.batch:
+        return f"it takes up to {key.max_batch} tiles at once and {request.batch} are wanted"
     return None
 
 
-def _outlives(key: EngineKey, library: Library) -> bool:
-    """Whether an engine built by an older version runs here: built for that, and its lean runtime is installed."""
+def _loads_newer(key: EngineKey, library: Library) -> bool:
+    """Whether an engine of an older version runs: version-compatible, and its lean runtime is installed."""
     if not key.version_compatible or key.flavour != "tensorrt":
         return False
     try:
@@ -209,8 +222,8 @@ def _runs_on(key: EngineKey, gpu: Gpu) -> bool:
     return key.gpu == gpu
 
 
-def _plan(folder: Path, record: FileRecord) -> bytes:
-    """The engine's bytes, read once and hashed before anything looks at them; ValueError where they are others."""
+def _read_plan(folder: Path, record: FileRecord) -> bytes:
+    """Read an engine's bytes and verify their hash; ValueError if they differ."""
     handle = os.open(folder / PLAN, os.O_RDONLY | os.O_NOFOLLOW)
     with os.fdopen(handle, "rb") as file:
         status = os.fstat(handle)
@@ -226,14 +239,15 @@ def _plan(folder: Path, record: FileRecord) -> bytes:
     return content
 
 
-def _keep(folder: Path, manifest: EngineManifest, plan: bytes) -> None:
-    """Write an engine's folder, whole; a damaged one of that name is replaced."""
+def _store(folder: Path, manifest: EngineManifest, plan: bytes) -> None:
+    """Write an engine's folder atomically; a damaged one is replaced."""
+    text = manifest.model_dump_json(indent=2) + "\n"
     try:
         folder.parent.mkdir(mode=0o755, exist_ok=True)
         if folder.is_symlink() or (folder.exists() and not (folder / ENGINE_MANIFEST).is_file()):
             folder.unlink() if not folder.is_dir() or folder.is_symlink() else shutil.rmtree(folder)
-        with WholeFolder(folder, mark=ENGINE_MANIFEST, overwrite=True) as draft:
-            for name, content in ((PLAN, plan), (ENGINE_MANIFEST, _text(manifest))):
+        with AtomicFolder(folder, mark=ENGINE_MANIFEST, overwrite=True) as draft:
+            for name, content in ((PLAN, plan), (ENGINE_MANIFEST, text.encode())):
                 handle = os.open(draft.part / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
                 with os.fdopen(handle, "wb") as file:
                     file.write(content)
@@ -242,7 +256,3 @@ def _keep(folder: Path, manifest: EngineManifest, plan: bytes) -> None:
             draft.publish()
     except OSError as error:
         raise OutputError(f"{folder} cannot be written ({error.strerror or error})") from error
-
-
-def _text(manifest: EngineManifest) -> bytes:
-    return (manifest.model_dump_json(indent=2) + "\n").encode()

@@ -1,4 +1,4 @@
-"""`engine.json`: what an engine was built from and for, and the hash of its bytes."""
+"""`engine.json`: the key of an engine, facts about it, and the hash of its bytes."""
 
 from __future__ import annotations
 
@@ -9,23 +9,40 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from mclst.runtime.bundle.manifest import FileRecord, Part
+from mclst.runtime.bundle.manifest import FileRecord, StrictModel
 from mclst.runtime.encoder.cuda.gpu import Gpu
 from mclst.runtime.encoder.tensorrt.library import Flavour
 
 ENGINE_MANIFEST, PLAN = "engine.json", "engine.plan"
 MAX_BYTES = 1 << 20
 
+# A compute capability, such as "sm_86".
 Target = str
-"""A compute capability as `sm_86`."""
 
 
-class EngineKey(Part):
-    """Everything that shapes an engine; engines themselves differ from build to build.
+class EngineKey(StrictModel):
+    """Everything that determines an engine, whose bytes differ from build to build.
 
-    onnx_sha256: of the graph, and of its weights where they lie beside it. targets: of tensorrt-rtx, the compute
-    capabilities it is built for. gpu: of tensorrt, the device it was built on. max_batch: tiles at once, from 1.
-    workspace_bytes: the builder's limit, null for its own. platform: system and processor.
+    Attributes
+    ----------
+    onnx_sha256 : str
+        Hash of the graph and its external weights.
+    precision : str
+        Precision of the graph.
+    flavour, version : str
+        The TensorRT that built it.
+    max_batch : int
+        Most tiles per batch.
+    targets : tuple of str
+        tensorrt-rtx: the compute capabilities it was built for.
+    gpu : Gpu, optional
+        tensorrt: the device it was built on.
+    workspace_bytes : int, optional
+        The builder's limit; None for TensorRT's default.
+    version_compatible, hardware_compatible : bool
+        tensorrt: whether it also runs with newer versions, and on Ampere and newer devices.
+    platform : str
+        System and processor.
     """
 
     onnx_sha256: str = Field(pattern="^[0-9a-f]{64}$")
@@ -42,17 +59,13 @@ class EngineKey(Part):
 
     @property
     def folder(self) -> str:
-        """Its name under `engines/`: SHA-256 of the key's canonical JSON, 16 digits."""
+        """Folder name under `engines/`: 16 digits of the SHA-256 of the key's canonical JSON."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class EngineManifest(Part):
-    """An engine's own manifest.
-
-    output: the tensor it gives. tile_px: side of the tiles it takes. layers: of its network, by the type they give.
-    seconds: the build took.
-    """
+class EngineManifest(StrictModel):
+    """Content of `engine.json`; see `BuiltEngine` for the fields."""
 
     format: Literal["mclst-engine/1"]
     key: EngineKey
@@ -64,12 +77,12 @@ class EngineManifest(Part):
 
 
 def read_engine_manifest(path: Path) -> EngineManifest:
-    """Read and validate; raises ValueError, saying what is wrong with it, and OSError."""
+    """Read and validate `engine.json`; raises ValueError or OSError."""
     if path.is_symlink() or path.stat().st_size > MAX_BYTES:
         raise ValueError(f"its {path.name} is no plain file of a few kilobytes")
     try:
         return EngineManifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"its {path.name} is damaged ({where}: {first['msg'].lower()})") from error
+        field = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"its {path.name} is damaged ({field}: {first['msg'].lower()})") from error

@@ -1,4 +1,4 @@
-"""TensorRT in the ring: an engine that was checked, one execution context, its work replayed as a CUDA graph."""
+"""TensorRT in the ring: a verified engine, one execution context, replayed as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mclst.runtime.errors import ResourceError
 
 
 class TensorRTRunner:
-    """An engine with an execution context for one number of tiles.
+    """A `Runner` with an execution context for a fixed batch.
 
-    Tiles are copied on the device into the context's own input, so that neither shape nor address ever changes under a
-    captured graph. TensorRT-RTX captures by itself.
+    Tiles are copied on the device into the context's own input, so that shape and address of a captured graph
+    never change. TensorRT-RTX captures graphs itself.
     """
 
     def __init__(
         self, library: Library, device: CudaDevice, engine: Any, manifest: EngineManifest, batch: int
     ) -> None:
-        """Raises ResourceError where the engine does not take `batch` tiles."""
+        """Raises ResourceError if the engine does not take `batch` tiles."""
         self.batch = batch
         self._library, self._device, self._manifest = library, device, manifest
         self._graph: Any = None
@@ -38,12 +38,13 @@ class TensorRTRunner:
                 or self._context.infer_shapes()
             ):
                 raise ResourceError(
-                    f"the engine of {library} does not take {batch} tiles of {tile_px} px at once; give a smaller --batch-size"
+                    f"the engine of {library} does not take {batch} tiles of {tile_px} px at once; "
+                    "give a smaller --batch-size"
                 )
         self._tile_bytes = batch * tile_px * tile_px * 3
 
     def prepare(self, stream: int, inputs: Sequence[int], outputs: Sequence[int]) -> None:
-        """See `Runner`. Runs once, then captures what ran."""
+        """See `Runner`. Runs once, which lets TensorRT initialize, before the capture."""
         device, context = self._device, self._context
         self._stream, self._inputs, self._outputs = stream, inputs, outputs
         width = tuple(context.get_tensor_shape(self._manifest.output))[-1]
@@ -61,17 +62,17 @@ class TensorRTRunner:
     def enqueue(self, slot: int) -> None:
         """See `Runner`."""
         device, stream = self._device, self._stream
-        device.copy_across(self._input, self._inputs[slot], self._tile_bytes, stream)
+        device.copy_on_device(self._input, self._inputs[slot], self._tile_bytes, stream)
         if self._graph is None:
             self._execute()
         else:
             device.replay(self._graph, stream)
-        device.copy_across(self._outputs[slot], self._output, self._row_bytes, stream)
+        device.copy_on_device(self._outputs[slot], self._output, self._row_bytes, stream)
 
     def close(self) -> None:
         """See `Runner`."""
         if self._graph is not None:
-            self._device.end_graph(self._graph)
+            self._device.destroy_graph(self._graph)
         self._context = None
         for address in self._memory:
             self._device.free(address)
@@ -80,20 +81,21 @@ class TensorRTRunner:
         with self._device.current():
             if not self._context.execute_async_v3(self._stream):
                 raise ResourceError(
-                    f"{self._library} could not run its engine; give a smaller --batch-size or use --provider cuda"
+                    f"{self._library} could not run its engine; "
+                    "give a smaller --batch-size or use --provider cuda"
                 )
 
 
-def open_tensorrt(library: Library, device: CudaDevice, found: Engine) -> DeviceSession:
-    """The engine `found`, whose hash was checked, on `device`; raises ResourceError where TensorRT refuses it."""
-    runtime, engine = _deserialized(library, device, found)
-    manifest = found.manifest
-    width = tuple(engine.get_tensor_shape(manifest.output))[-1]
+def open_tensorrt(library: Library, device: CudaDevice, engine: Engine) -> DeviceSession:
+    """Open a verified engine on `device`; ResourceError if TensorRT rejects it."""
+    runtime, cuda_engine = _deserialize(library, device, engine)
+    manifest = engine.manifest
+    width = tuple(cuda_engine.get_tensor_shape(manifest.output))[-1]
     tile_px = manifest.tile_px
     return DeviceSession(
         device,
-        # The runtime is kept as long as the engine is.
-        lambda batch, runtime=runtime: TensorRTRunner(library, device, engine, manifest, batch),  # type: ignore[misc]
+        # The default argument keeps the runtime alive as long as its engine.
+        lambda batch, runtime=runtime: TensorRTRunner(library, device, cuda_engine, manifest, batch),  # type: ignore[misc]
         provider=library.flavour,
         engine=f"{library}, engine {manifest.plan.sha256[:16]}",
         tile=(tile_px, tile_px, 3),
@@ -101,24 +103,24 @@ def open_tensorrt(library: Library, device: CudaDevice, found: Engine) -> Device
     )
 
 
-def _deserialized(library: Library, device: CudaDevice, found: Engine) -> tuple[Any, Any]:
+def _deserialize(library: Library, device: CudaDevice, engine: Engine) -> tuple[Any, Any]:
     trt = library.trt
     with device.current():
-        # Made only where there is a device: without one it ends the process.
+        # Only with a device: without one, the constructor ends the process.
         runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-        key = found.manifest.key
+        key = engine.manifest.key
         if key.version_compatible and key.version != library.version:
             runtime = runtime.load_runtime(str(lean_library(key.version)))
-        engine = None if runtime is None else runtime.deserialize_cuda_engine(found.plan)
-    if engine is None:
-        raise ResourceError(f"{library} refuses {found.path}, whose bytes are right; remove it and run again")
-    names = {
-        engine.get_tensor_name(i): engine.get_tensor_dtype(engine.get_tensor_name(i))
-        for i in range(engine.num_io_tensors)
-    }
-    if names != {INPUT: trt.DataType.UINT8, found.manifest.output: trt.DataType.FLOAT}:
-        raise ResourceError(f"{found.path} is not an encoder's engine; remove it and run again")
-    return runtime, engine
+        cuda_engine = None if runtime is None else runtime.deserialize_cuda_engine(engine.plan)
+    if cuda_engine is None:
+        raise ResourceError(
+            f"{library} refuses {engine.path}, whose bytes are right; remove it and run again"
+        )
+    names = [cuda_engine.get_tensor_name(i) for i in range(cuda_engine.num_io_tensors)]
+    dtypes = {name: cuda_engine.get_tensor_dtype(name) for name in names}
+    if dtypes != {INPUT: trt.DataType.UINT8, engine.manifest.output: trt.DataType.FLOAT}:
+        raise ResourceError(f"{engine.path} is not an encoder's engine; remove it and run again")
+    return runtime, cuda_engine
 
 
 def _context(library: Library, engine: Any) -> Any:
@@ -127,6 +129,6 @@ def _context(library: Library, engine: Any) -> Any:
     trt = library.trt
     config = engine.create_runtime_config()
     config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-    # Its default compiles beside the work and changes kernels, and so last digits, when it is done.
+    # The default compiles in the background and then switches kernels, which changes the last digits.
     config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
     return engine.create_execution_context(config)

@@ -1,7 +1,7 @@
-"""The stages on a CUDA device, TensorRT's and ONNX Runtime's runners, over a played driver that runs late.
+"""The stages on a CUDA device, with TensorRT's and ONNX Runtime's runners, on a fake asynchronous driver.
 
-What is proved: which calls are made, in which order the streams may do them, that all memory comes back. What is not: that
-a GPU does what the driver's documentation says.
+They test which calls are made, in which order streams may run them, and that all memory is freed. They do not
+test that a GPU behaves as the driver's documentation says.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from fake_cuda import PlayedDriver, PlayedTensorRT, encoded
+from fake_cuda import FakeDriver, FakeTensorRT, encoded
 from numpy.typing import NDArray
 from PIL import Image
 from synthetic_slides import tissue
@@ -41,22 +41,22 @@ from mclst.runtime.errors import ResourceError
 from mclst.runtime.progress import Clock
 from mclst.runtime.tiling.tiles import Tiles, TileShape
 
-Played = Callable[..., tuple[CudaDevice, PlayedDriver]]
+OpenDevice = Callable[..., tuple[CudaDevice, FakeDriver]]
 
 
 @pytest.fixture
-def played(monkeypatch: pytest.MonkeyPatch) -> Played:
-    """Opens the device of a played driver."""
+def fake_device(monkeypatch: pytest.MonkeyPatch) -> OpenDevice:
+    """Opens the device of a fake driver."""
 
-    def opened(seed: int = 0, **fails: str) -> tuple[CudaDevice, PlayedDriver]:
-        driver = PlayedDriver(seed, fails)
+    def open_device(seed: int = 0, **fails: str) -> tuple[CudaDevice, FakeDriver]:
+        driver = FakeDriver(seed, fails)
         package = ModuleType("cuda.bindings")
         package.driver = driver  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "cuda.bindings", package)
         monkeypatch.setitem(sys.modules, "cuda.bindings.driver", driver)
         return CudaDevice(), driver
 
-    return opened
+    return open_device
 
 
 def an_engine(flavour: str = "tensorrt") -> Engine:
@@ -77,14 +77,14 @@ def an_engine(flavour: str = "tensorrt") -> Engine:
         plan=FileRecord(bytes=4, sha256="1" * 64),
         seconds=0,
     )
-    # A played tile has 4 px, fewer than any manifest allows.
+    # The fake encoder takes tiles of 4 px, smaller than a manifest allows.
     return Engine(Path("engines/0"), manifest.model_copy(update={"tile_px": 4}), b"plan")
 
 
 def a_session(
-    device: CudaDevice, driver: PlayedDriver, flavour: str = "tensorrt", fails: str = ""
-) -> tuple[DeviceSession, PlayedTensorRT]:
-    trt = PlayedTensorRT(driver, fails)
+    device: CudaDevice, driver: FakeDriver, flavour: str = "tensorrt", fails: str = ""
+) -> tuple[DeviceSession, FakeTensorRT]:
+    trt = FakeTensorRT(driver, fails)
     library = Library(flavour, trt, trt.__version__)  # type: ignore[arg-type]
     return open_tensorrt(library, device, an_engine(flavour)), trt
 
@@ -107,7 +107,7 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> OneSlide:
 
 
 def on_host(group: Any) -> NDArray[np.float32]:
-    """A group, wherever it lies; here the device's memory is the host's."""
+    """A copy of a group on the host; device memory of the fake driver is host memory."""
     if isinstance(group, np.ndarray):
         return group.copy()
     interface = group.__cuda_array_interface__
@@ -120,30 +120,30 @@ def on_host(group: Any) -> NDArray[np.float32]:
 def whole_run(
     session: Any, slide: OneSlide, clock: Clock, *, on_device: bool, batch: int = 5
 ) -> NDArray[np.float32]:
-    found = np.full((len(slide.xy), 3), np.nan, np.float32)
+    embeddings = np.full((len(slide.xy), 3), np.nan, np.float32)
     with open_slide(slide.path) as opened:
         tiles = Tiles(opened, slide.xy, TileShape(4), batch_size=batch, workers=2, group=3)
         stages = session.stages(batch, group_rows=3 * batch, on_device=on_device, clock=clock)
         with closing(Ring(stages).run(tiles)) as steps:
             for step in steps:
                 if step.group is not None:
-                    found[step.group.rows] = on_host(step.group.given)
-    return found
+                    embeddings[step.group.rows] = on_host(step.group.values)
+    return embeddings
 
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
 def test_a_run_through_tensorrt(
-    played: Played, slide: OneSlide, flavour: str, on_device: bool, seed: int
+    fake_device: OpenDevice, slide: OneSlide, flavour: str, on_device: bool, seed: int
 ) -> None:
-    device, driver = played(seed)
+    device, driver = fake_device(seed)
     session, trt = a_session(device, driver, flavour)
     clock = Clock()
-    found = whole_run(session, slide, clock, on_device=on_device)
-    np.testing.assert_array_equal(found, slide.expected)
+    embeddings = whole_run(session, slide, clock, on_device=on_device)
+    np.testing.assert_array_equal(embeddings, slide.expected)
     assert trt.deserialized == [b"plan"]
-    # Once to warm up and once to capture, and from then on the graph; TensorRT-RTX captures by itself.
+    # One warm-up and one capture, then the graph; TensorRT-RTX captures itself.
     batches = -(-len(slide.xy) // 5)
     expected = (2, batches) if flavour == "tensorrt" else (1 + batches, 0)
     assert (trt.executed, driver.launched) == expected
@@ -152,13 +152,15 @@ def test_a_run_through_tensorrt(
         "encode",
         "gather" if on_device else "download",
     }
-    assert not driver.held and not driver.streams and not driver.graphs and driver.depth == 0
+    assert not driver.memory and not driver.streams and not driver.graphs and driver.depth == 0
     assert not driver.events
 
 
-def test_the_device_says_what_it_is(played: Played, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_device_says_what_it_is(
+    fake_device: OpenDevice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("mclst.runtime.encoder.cuda.device.DRIVER_VERSION", tmp_path / "none")
-    device, _ = played()
+    device, _ = fake_device()
     assert (device.gpu.name, device.gpu.compute_capability, device.gpu.target) == (
         "Made-up RTX",
         "8.6",
@@ -166,12 +168,12 @@ def test_the_device_says_what_it_is(played: Played, monkeypatch: pytest.MonkeyPa
     )
     assert device.gpu.driver == "CUDA 13000"
     (tmp_path / "none").write_text("580.159.03\n")
-    assert played()[0].gpu.driver == "580.159.03"
+    assert fake_device()[0].gpu.driver == "580.159.03"
 
 
 @pytest.mark.parametrize("n", [1, 3, 8])
-def test_tiles_at_hand(played: Played, n: int) -> None:
-    device, driver = played()
+def test_tiles_at_hand(fake_device: OpenDevice, n: int) -> None:
+    device, driver = fake_device()
     session, _ = a_session(device, driver)
     tiles = np.random.default_rng(n).integers(0, 256, (n, 4, 4, 3), dtype=np.uint8)
     for _ in range(3):
@@ -180,8 +182,8 @@ def test_tiles_at_hand(played: Played, n: int) -> None:
     assert session.encode(tiles[:0]).shape == (0, 3)
 
 
-def test_the_device_times_each_query_by_its_events(played: Played) -> None:
-    device, driver = played()
+def test_the_device_times_each_query_by_its_events(fake_device: OpenDevice) -> None:
+    device, driver = fake_device()
     session, _ = a_session(device, driver)
     rng = np.random.default_rng(0)
     tiles = rng.integers(0, 256, (16, 4, 4, 3), dtype=np.uint8)
@@ -190,15 +192,15 @@ def test_the_device_times_each_query_by_its_events(played: Played) -> None:
     for n in (3, 3, 8, 3):
         session.encode(tiles[:n])
         now = session.device_seconds()
-        # The played clock moves by 1 ms with each thing the device does: one copy, or copy, graph and copy.
+        # The fake clock advances 1 ms per operation: one copy, or copy, graph and copy.
         took = {name: round(1e3 * (now[name] - before.get(name, 0.0))) for name in now}
         assert took.keys() == {"upload", "encode", "download"} and min(took.values()) >= 1
         assert took["encode"] > took["upload"]
         before = now
 
 
-def test_a_benchmark_tells_copies_and_work_on_the_device_apart(played: Played) -> None:
-    device, driver = played()
+def test_a_benchmark_tells_copies_and_work_on_the_device_apart(fake_device: OpenDevice) -> None:
+    device, driver = fake_device()
     session, _ = a_session(device, driver)
     tiles = np.random.default_rng(0).integers(0, 256, (16, 4, 4, 3), dtype=np.uint8)
     ours = Encoder(
@@ -206,18 +208,20 @@ def test_a_benchmark_tells_copies_and_work_on_the_device_apart(played: Played) -
     )
     host = Encoder("host", False, "fp32", encoded)
     for batch in (1, 8):
-        told = latency.measure([ours, host], tiles, batch=batch, rounds=2, block_s=0.02, warm_s=(0.001, 0.01))
-        mine, theirs = told["results"]
+        document = latency.measure(
+            [ours, host], tiles, batch=batch, rounds=2, block_s=0.02, warm_s=(0.001, 0.01)
+        )
+        mine, theirs = document["results"]
         assert theirs["device_s"] is None and mine["device_s"].keys() == {"copy up", "encode", "copy down"}
-        for stage, of in mine["device_s"].items():
+        for stage, summary in mine["device_s"].items():
             seconds = mine["samples"][f"{stage}_s"]
-            assert of["n"] == len(seconds) == mine["latency_s"]["n"] and min(seconds) >= 0.001
-            assert of["mean"] == pytest.approx(np.mean(seconds))
+            assert summary["n"] == len(seconds) == mine["latency_s"]["n"] and min(seconds) >= 0.001
+            assert summary["mean"] == pytest.approx(np.mean(seconds))
         QueryResult.model_validate({**mine, "roofline_s": None, "of_roofline": None})
 
 
-def test_more_tiles_than_the_engine_takes_are_refused(played: Played) -> None:
-    device, driver = played()
+def test_more_tiles_than_the_engine_takes_are_refused(fake_device: OpenDevice) -> None:
+    device, driver = fake_device()
     session, _ = a_session(device, driver)
     with pytest.raises(
         ResourceError, match="does not take 9 tiles of 4 px at once; give a smaller --batch-size"
@@ -225,8 +229,8 @@ def test_more_tiles_than_the_engine_takes_are_refused(played: Played) -> None:
         session.encode(np.zeros((9, 4, 4, 3), np.uint8))
 
 
-def test_an_engine_that_is_refused_is_one_sentence(played: Played) -> None:
-    device, driver = played()
+def test_an_engine_that_is_refused_is_one_sentence(fake_device: OpenDevice) -> None:
+    device, driver = fake_device()
     with pytest.raises(ResourceError, match="refuses engines/0, whose bytes are right"):
         a_session(device, driver, fails="deserialize")
 
@@ -234,8 +238,8 @@ def test_an_engine_that_is_refused_is_one_sentence(played: Played) -> None:
 @pytest.mark.parametrize(
     "call", ["cuMemcpyHtoDAsync", "cuGraphLaunch", "cuEventQuery", "cuMemcpyDtoHAsync", "cuStreamWaitEvent"]
 )
-def test_a_driver_that_fails_ends_the_run(played: Played, slide: OneSlide, call: str) -> None:
-    device, driver = played()
+def test_a_driver_that_fails_ends_the_run(fake_device: OpenDevice, slide: OneSlide, call: str) -> None:
+    device, driver = fake_device()
     session, _ = a_session(device, driver)
     stages = session.stages(5, group_rows=15, on_device=False, clock=Clock())
     driver.fails[call] = "CUDA_ERROR_ILLEGAL_ADDRESS"
@@ -249,29 +253,29 @@ def test_a_driver_that_fails_ends_the_run(played: Played, slide: OneSlide, call:
     assert "\n" not in str(caught.value) and driver.depth == 0
 
 
-def test_a_device_without_room_says_so_and_gives_back_what_it_took(played: Played) -> None:
-    device, driver = played()
+def test_a_device_without_room_says_so_and_gives_back_what_it_took(fake_device: OpenDevice) -> None:
+    device, driver = fake_device()
     session, _ = a_session(device, driver)
     driver.room = 2000
     with pytest.raises(ResourceError, match=r"has no room for \d+ MiB more"):
         session.stages(8, group_rows=24, on_device=False, clock=Clock())
-    assert not driver.held and not driver.streams
+    assert not driver.memory and not driver.streams
 
 
-def test_without_a_device_it_is_one_sentence(played: Played) -> None:
+def test_without_a_device_it_is_one_sentence(fake_device: OpenDevice) -> None:
     with pytest.raises(
         ResourceError, match=r"no CUDA device was found \(its driver answers CUDA_ERROR_NO_DEVICE\)"
     ):
-        played(cuInit="CUDA_ERROR_NO_DEVICE")
+        fake_device(cuInit="CUDA_ERROR_NO_DEVICE")
 
 
-# --- ONNX Runtime ---------------------------------------------------------------------------------------------------
+# --- ONNX Runtime ---------------------------------------------------------------------------------
 
 
-class PlayedOnnx:
-    """A session of ONNX Runtime's CUDA provider: what it is bound to is put on the stream it was given."""
+class FakeOnnx:
+    """ONNX Runtime on its CUDA provider, enqueuing on a stream of the fake driver."""
 
-    def __init__(self, driver: PlayedDriver, stream: int) -> None:
+    def __init__(self, driver: FakeDriver, stream: int) -> None:
         self.driver, self.stream = driver, stream
 
     def get_inputs(self) -> list[Any]:
@@ -281,7 +285,7 @@ class PlayedOnnx:
         return [type("Output", (), {"name": "embedding", "shape": ["N", 3]})]
 
     def io_binding(self) -> Any:
-        return PlayedBinding()
+        return FakeBinding()
 
     def run_with_iobinding(self, binding: Any, options: onnxruntime.RunOptions) -> None:
         assert options.get_run_config_entry("disable_synchronize_execution_providers") == "1"
@@ -294,45 +298,45 @@ class PlayedOnnx:
 
         def run() -> None:
             tiles = np.ctypeslib.as_array((ctypes.c_uint8 * (n * 48)).from_address(source))
-            found = encoded(tiles.reshape(n, 4, 4, 3).copy())
-            ctypes.memmove(to, found.ctypes.data, found.nbytes)
+            embeddings = encoded(tiles.reshape(n, 4, 4, 3).copy())
+            ctypes.memmove(to, embeddings.ctypes.data, embeddings.nbytes)
 
         self.driver.put(self.stream, run)
 
 
-class PlayedBinding:
+class FakeBinding:
     def __init__(self) -> None:
         self.bound: dict[str, tuple[tuple[int, ...], int]] = {}
 
-    def bind_input(self, *given: Any) -> None:
-        self.bind(onnxruntime.IOBinding.bind_input, np.uint8, given)
+    def bind_input(self, *arguments: Any) -> None:
+        self.bind(onnxruntime.IOBinding.bind_input, np.uint8, arguments)
 
-    def bind_output(self, *given: Any) -> None:
-        self.bind(onnxruntime.IOBinding.bind_output, np.float32, given)
+    def bind_output(self, *arguments: Any) -> None:
+        self.bind(onnxruntime.IOBinding.bind_output, np.float32, arguments)
 
-    def bind(self, real: Any, dtype: Any, given: tuple[Any, ...]) -> None:
-        bound = inspect.signature(real).bind(self, *given).arguments
+    def bind(self, real: Any, dtype: Any, arguments: tuple[Any, ...]) -> None:
+        bound = inspect.signature(real).bind(self, *arguments).arguments
         assert (bound["device_type"], bound["device_id"], bound["element_type"]) == ("cuda", 0, dtype)
         self.bound[bound["name"]] = (tuple(bound["shape"]), bound["buffer_ptr"])
 
 
 @pytest.mark.parametrize("on_device", [False, True])
 def test_a_run_through_onnx_runtime(
-    played: Played, slide: OneSlide, on_device: bool, monkeypatch: pytest.MonkeyPatch
+    fake_device: OpenDevice, slide: OneSlide, on_device: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device, driver = played(4)
-    asked: list[dict[str, str]] = []
+    device, driver = fake_device(4)
+    options: list[dict[str, str]] = []
 
-    def open_graph(path: Path, provider: str, *, options_of_cuda: dict[str, str]) -> PlayedOnnx:
-        asked.append(options_of_cuda)
-        return PlayedOnnx(driver, int(options_of_cuda["user_compute_stream"]))
+    def open_graph(path: Path, provider: str, *, cuda_options: dict[str, str]) -> FakeOnnx:
+        options.append(cuda_options)
+        return FakeOnnx(driver, int(cuda_options["user_compute_stream"]))
 
     monkeypatch.setattr("mclst.runtime.encoder.cuda.onnxruntime_cuda.open_graph", open_graph)
     path = Path("encoder.onnx")
     session = DeviceSession(
         device, lambda batch: OnnxRunner(path, batch), provider="cuda", engine="", tile=(4, 4, 3), width=3
     )
-    found = whole_run(session, slide, Clock(), on_device=on_device)
-    np.testing.assert_array_equal(found, slide.expected)
-    assert len(asked) == 1 and asked[0]["use_tf32"] == "0"
-    assert not driver.held and not driver.streams
+    embeddings = whole_run(session, slide, Clock(), on_device=on_device)
+    np.testing.assert_array_equal(embeddings, slide.expected)
+    assert len(options) == 1 and options[0]["use_tf32"] == "0"
+    assert not driver.memory and not driver.streams

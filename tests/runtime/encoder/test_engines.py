@@ -1,4 +1,4 @@
-"""Engines really built by TensorRT-RTX on the CPU, and the cache that never trusts one without looking."""
+"""Engines built by TensorRT-RTX on the CPU, and the cache, which verifies every engine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mclst.runtime import open_bundle
 from mclst.runtime.bundle.manifest import Preprocessing, Tile
 from mclst.runtime.encoder.cuda.gpu import Gpu
 from mclst.runtime.encoder.tensorrt import build as engine_build
-from mclst.runtime.encoder.tensorrt.build import EngineError, build_engine, check_parses, covered
+from mclst.runtime.encoder.tensorrt.build import EngineError, build_engine, check_parses, supported_targets
 from mclst.runtime.encoder.tensorrt.engine_cache import (
     Engine,
     EngineRequest,
@@ -45,7 +45,7 @@ from mclst.runtime.errors import ResourceError
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed; install mclst[rtx]")
 
 GPU = Gpu(name="Made-up RTX", compute_capability="8.6", driver="580.1")
-# Name, and side of a tile: DenseNet and ResNet take small ones, a ViT's patches are 32 px.
+# Tile side by name: DenseNet and ResNet take small ones, a ViT's patches are 32 px.
 NETWORKS = {"densenet121": 64, "resnet50": 64, "vit_base_patch32_224": 224}
 
 
@@ -56,7 +56,7 @@ def library() -> Library:
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def graph(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """The image part of an mclSTExp with random weights."""
+    """An image encoder with random weights."""
     path = tmp_path_factory.mktemp(request.param) / "encoder.onnx"
     write_graph(tiny_network(request.param), Tile(size_px=NETWORKS[request.param]), Preprocessing(), path)
     return request.param, path
@@ -76,7 +76,7 @@ def key_of(path: Path, library: Library, **changed: Any) -> EngineKey:
 
 
 class Watched:
-    """A library whose builder keeps what was asked of it, so that it can be looked at without a GPU."""
+    """A library whose builder keeps network, config and profiles for inspection; needs no GPU."""
 
     def __init__(self, library: Library) -> None:
         trt, watched = library.trt, self
@@ -135,7 +135,8 @@ def test_an_engine_of_every_encoder_for_two_targets(
     assert config.num_compute_capabilities == 2
     assert [str(config.get_compute_capability(i)).rsplit(".", 1)[-1] for i in (0, 1)] == ["SM86", "SM89"]
     assert sum(built.layers.values()) == network.num_layers
-    # A product's type is the graph's: nothing is rounded that the graph does not round, nothing is left that it does.
+    # A product's type is the graph's: nothing is rounded that the graph does not round, nothing is left that
+    # it does.
     products = [network.get_layer(i) for i in range(network.num_layers)]
     kinds = (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
     types = {layer.get_output(0).dtype for layer in products if layer.type in kinds}
@@ -152,7 +153,7 @@ def test_a_workspace_is_the_builders_limit(library: Library, tmp_path: Path) -> 
     assert watched.config.get_memory_pool_limit(library.trt.MemoryPoolType.WORKSPACE) == 123 << 20
 
 
-# --- graphs that are refused ---------------------------------------------------------------------------------------
+# --- graphs that are refused ----------------------------------------------------------------------
 
 
 def made_graph(folder: Path, name: str = "right") -> Path:
@@ -227,7 +228,9 @@ def test_a_damaged_graph_is_one_sentence(cut: int, library: Library, tmp_path: P
 
 
 def test_a_target_that_is_not_covered_is_named(library: Library, tmp_path: Path) -> None:
-    assert {"sm_86", "sm_89", "sm_120"} <= set(covered(library)) and "sm_90" not in covered(library)
+    assert {"sm_86", "sm_89", "sm_120"} <= set(
+        supported_targets(library)
+    ) and "sm_90" not in supported_targets(library)
     path = made_graph(tmp_path)
     with pytest.raises(EngineError, match=r"does not build for sm_87, only for sm_75, sm_80"):
         build_engine(library, path, key_of(path, library, targets=("sm_86", "sm_87")))
@@ -237,15 +240,15 @@ def test_a_target_that_is_not_covered_is_named(library: Library, tmp_path: Path)
     check_target(library, GPU)
 
 
-# --- the cache -----------------------------------------------------------------------------------------------------
+# --- the cache ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def stored(small_bundle: Path, library: Library, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with one engine in it; copied before it is changed."""
+    """A bundle with one engine; tests copy it before changing it."""
     bundle = Path(shutil.copytree(small_bundle, tmp_path_factory.mktemp("stored") / "bundle"))
-    engine = open_engine(bundle, wanted(bundle, library), build=True, tell=lambda text: None)
-    assert engine.manifest.key == wanted(bundle, library).key()
+    engine = open_engine(bundle, a_request(bundle, library), build=True, tell=lambda text: None)
+    assert engine.manifest.key == a_request(bundle, library).key()
     return bundle
 
 
@@ -254,7 +257,7 @@ def bundle(stored: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(stored, tmp_path / "bundle"))
 
 
-def wanted(
+def a_request(
     bundle: Path, library: Library, *, precision: str = "fp32", gpu: Gpu = GPU, batch: int = 8
 ) -> EngineRequest:
     return EngineRequest(bundle / "encoder.onnx", precision, library, gpu, batch)
@@ -267,12 +270,12 @@ def the_engine(bundle: Path) -> Path:
 
 def test_an_engine_is_built_once(bundle: Path, library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mclst.runtime.encoder.tensorrt.engine_cache.build_engine", no_build)
-    said: list[str] = []
-    found = open_engine(bundle, wanted(bundle, library), build=False, tell=said.append)
-    assert not said and found.path == the_engine(bundle)
-    assert found.plan == (the_engine(bundle) / "engine.plan").read_bytes()
-    smaller = open_engine(bundle, wanted(bundle, library, batch=3), build=False, tell=said.append)
-    assert smaller.path == found.path
+    messages: list[str] = []
+    engine = open_engine(bundle, a_request(bundle, library), build=False, tell=messages.append)
+    assert not messages and engine.path == the_engine(bundle)
+    assert engine.plan == (the_engine(bundle) / "engine.plan").read_bytes()
+    smaller = open_engine(bundle, a_request(bundle, library, batch=3), build=False, tell=messages.append)
+    assert smaller.path == engine.path
     assert open_bundle(bundle).manifest.kind == "retrieval"
 
 
@@ -348,24 +351,24 @@ def test_a_spoilt_engine_is_built_again_with_one_line(how: str, bundle: Path, li
     spoil, reason = SPOILT[how]
     folder = the_engine(bundle)
     spoil(folder)
-    found, why = find_engine(bundle, wanted(bundle, library))
-    assert found is None and reason in why and folder.name in why
+    engine, refusal = find_engine(bundle, a_request(bundle, library))
+    assert engine is None and reason in refusal and folder.name in refusal
     with pytest.raises(ResourceError, match="leave --no-build out"):
-        open_engine(bundle, wanted(bundle, library), build=False, tell=no_build)
-    said: list[str] = []
-    made = open_engine(bundle, wanted(bundle, library), build=True, tell=said.append)
-    assert len(said) == 1 and reason in said[0] and "\n" not in said[0]
-    assert made.manifest.key == wanted(bundle, library).key()
-    again, why = find_engine(bundle, wanted(bundle, library))
-    assert again == made and not why
+        open_engine(bundle, a_request(bundle, library), build=False, tell=no_build)
+    messages: list[str] = []
+    made = open_engine(bundle, a_request(bundle, library), build=True, tell=messages.append)
+    assert len(messages) == 1 and reason in messages[0] and "\n" not in messages[0]
+    assert made.manifest.key == a_request(bundle, library).key()
+    again, refusal = find_engine(bundle, a_request(bundle, library))
+    assert again == made and not refusal
     mode = (made.path / "engine.plan").stat().st_mode & 0o777
     assert not mode & 0o022
 
 
 def test_an_engine_of_another_precision_or_flavour_is_none_of_ours(bundle: Path, library: Library) -> None:
-    assert find_engine(bundle, wanted(bundle, library, precision="fp16")) == (None, "")
+    assert find_engine(bundle, a_request(bundle, library, precision="fp16")) == (None, "")
     other = replace(library, flavour="tensorrt", version="10.3.0")
-    assert find_engine(bundle, wanted(bundle, other)) == (None, "")
+    assert find_engine(bundle, a_request(bundle, other)) == (None, "")
 
 
 def tensorrt_key(library: Library, bundle: Path, **changed: Any) -> EngineKey:
@@ -401,11 +404,11 @@ def test_an_engine_of_tensorrt_belongs_to_its_gpu_driver_and_version(
     keep_as(bundle, library, tensorrt_key(library, bundle, **changed))
     other = replace(library, flavour="tensorrt", version="10.3.0")
     gpu = replace(GPU, **here)
-    found, why = find_engine(bundle, wanted(bundle, other, gpu=gpu))
+    engine, refusal = find_engine(bundle, a_request(bundle, other, gpu=gpu))
     if reason is None:
-        assert found is not None and not why
+        assert engine is not None and not refusal
     else:
-        assert found is None and reason in why
+        assert engine is None and reason in refusal
 
 
 def test_an_older_version_runs_where_its_lean_runtime_is(
@@ -416,7 +419,7 @@ def test_an_older_version_runs_where_its_lean_runtime_is(
     monkeypatch.setattr("mclst.runtime.encoder.tensorrt.engine_cache.lean_library", lambda version: tmp_path)
     for version, fits in (("10.3.0", True), ("11.0.0.114", True), ("10.1.0", False)):
         other = replace(library, flavour="tensorrt", version=version)
-        assert (find_engine(bundle, wanted(bundle, other))[0] is not None) == fits
+        assert (find_engine(bundle, a_request(bundle, other))[0] is not None) == fits
 
 
 def keep_as(bundle: Path, library: Library, key: EngineKey) -> Engine:
@@ -425,7 +428,7 @@ def keep_as(bundle: Path, library: Library, key: EngineKey) -> Engine:
     with pytest.MonkeyPatch.context() as patch:
         built = BuiltEngine(b"bytes", "embedding", TILE_PX, {"FLOAT": 3}, 0.1)
         patch.setattr("mclst.runtime.encoder.tensorrt.engine_cache.build_engine", lambda *_, **__: built)
-        return make_engine(bundle, bundle / "encoder.onnx", key, library, kept=True)
+        return make_engine(bundle, bundle / "encoder.onnx", key, library, must_store=True)
 
 
 def test_a_bundle_that_cannot_be_written_still_runs(
@@ -434,10 +437,10 @@ def test_a_bundle_that_cannot_be_written_still_runs(
     shutil.rmtree(bundle / "engines")
     # A file where the folder should be stops root too.
     (bundle / "engines").write_text("in the way")
-    said: list[str] = []
-    found = open_engine(bundle, wanted(bundle, library), build=True, tell=said.append)
-    assert len(found.plan) == found.manifest.plan.bytes
-    assert len(said) == 2 and "is used but not kept" in said[1]
+    messages: list[str] = []
+    engine = open_engine(bundle, a_request(bundle, library), build=True, tell=messages.append)
+    assert len(engine.plan) == engine.manifest.plan.bytes
+    assert len(messages) == 2 and "is used but not kept" in messages[1]
     assert (bundle / "engines").read_text() == "in the way"
 
 
@@ -447,7 +450,7 @@ def test_a_build_that_fails_leaves_nothing(
     shutil.rmtree(bundle / "engines")
     (bundle / "encoder.onnx").write_bytes(b"no graph")
     with pytest.raises(EngineError, match="parser refuses it"):
-        open_engine(bundle, wanted(bundle, library), build=True, tell=lambda text: None)
+        open_engine(bundle, a_request(bundle, library), build=True, tell=lambda text: None)
     assert not (bundle / "engines").exists()
 
 
@@ -498,7 +501,7 @@ def test_whatever_shapes_an_engine_gives_it_another_place(changed: dict[str, Any
     assert len(other.folder) == 16
 
 
-# --- the commands --------------------------------------------------------------------------------------------------
+# --- the commands ---------------------------------------------------------------------------------
 
 
 def export(small: Small, out: Path, *options: str) -> Any:
@@ -529,14 +532,14 @@ def test_an_export_carries_its_engines(small: Small, library: Library, tmp_path:
     assert key.folder == folder.name and manifest.tile_px == TILE_PX
     bundle = open_bundle(out)
     assert not [name for name in bundle.manifest.files if "engines" in name]
-    found, why = find_engine(out, wanted(out, library, batch=4))
-    assert found is not None and not why
+    engine, refusal = find_engine(out, a_request(out, library, batch=4))
+    assert engine is not None and not refusal
     flip(folder)
     assert open_bundle(out).sha256 == bundle.sha256
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "said"),
+    ("options", "code", "message"),
     [
         (["--engine", "tensorrt", "--target", "sm_86"], 2, "--target belongs to --engine tensorrt-rtx"),
         (["--target", "sm_86"], 2, "--target belongs to --engine tensorrt-rtx"),
@@ -548,10 +551,10 @@ def test_an_export_carries_its_engines(small: Small, library: Library, tmp_path:
     ],
 )
 def test_wishes_that_cannot_be_met_are_refused_before_any_work(
-    small: Small, tmp_path: Path, options: list[str], code: int, said: str
+    small: Small, tmp_path: Path, options: list[str], code: int, message: str
 ) -> None:
     done = export(small, tmp_path / "bundle", *options)
-    assert done.exit_code == code and said in " ".join(done.output.split())
+    assert done.exit_code == code and message in " ".join(done.output.split())
     assert not (tmp_path / "bundle").exists()
 
 
@@ -575,6 +578,6 @@ def test_no_garbage_is_collected_while_tensorrt_logs(
         def log(self, severity: Any, msg: str) -> None:
             collecting.append(gc.isenabled())
 
-    monkeypatch.setattr(engine_build, "_log", lambda trt: Log())
+    monkeypatch.setattr(engine_build, "_make_logger", lambda trt: Log())
     check_parses(library, made_graph(tmp_path))
     assert collecting and not any(collecting) and gc.isenabled()

@@ -1,8 +1,8 @@
-"""The encoder on a device: `make gpu-check` runs this file on a bare machine, with what is there; elsewhere it is left out.
+"""The encoder on a device; `make gpu-check` runs this file.
 
-With numpy, Pillow, pytest, cuda-bindings and torch: the ring over a network of torch, its stages at the same time, what it
-gathers handed to the retrieval kernels. With onnx and onnxruntime-gpu, TensorRT or TensorRT-RTX (and pydantic): their
-embeddings against the CPU's. What was measured goes to benchmarks/results/engines-<device>.json.
+With torch: the ring around a torch network, its overlap, and retrieval on the device. With onnx, pydantic and
+onnxruntime-gpu, TensorRT or TensorRT-RTX: their embeddings against the CPU's. Needs numpy, Pillow and
+cuda-bindings; measurements go to benchmarks/results/engines-<device>.json.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ MEASURED: dict[str, Any] = {
 
 @pytest.fixture(scope="module", autouse=True)
 def results() -> Iterator[None]:
-    """What was measured, kept whatever else fails."""
+    """Write the measurements, also if a test fails."""
     yield
     name = re.sub(r"[^a-z0-9]+", "-", DEVICE.gpu.name.lower()).strip("-")
     path = ROOT / "benchmarks" / "results" / f"engines-{name}.json"
@@ -63,7 +63,7 @@ def results() -> Iterator[None]:
 
 
 class MadeTiles:
-    """Tiles that threads unpack into the buffers they are given, `again` times over to take as long as decoding does."""
+    """Tiles that threads unpack `again` times, to take as long as decoding."""
 
     def __init__(self, batches: int, again: int = 1) -> None:
         rng = np.random.default_rng(0)
@@ -104,29 +104,29 @@ class MadeTiles:
 
 
 def whole_run(session: Any, tiles: MadeTiles, clock: Clock) -> tuple[NDArray[np.float32], float]:
-    """Embeddings of all tiles, and the seconds it took once everything stood."""
-    found = np.full((tiles.n, WIDTH), np.nan, np.float32)
+    """Embeddings of all tiles, and the seconds of the run without set-up."""
+    result = np.full((tiles.n, WIDTH), np.nan, np.float32)
     stages = session.stages(BATCH, group_rows=BATCH * GROUP, on_device=False, clock=clock)
     start = time.perf_counter()
     with closing(Ring(stages).run(tiles)) as steps:
         for step in steps:
             if step.group is not None:
-                found[step.group.rows] = step.group.given
-    return found, time.perf_counter() - start
+                result[step.group.rows] = step.group.values
+    return result, time.perf_counter() - start
 
 
 def compare(session: Any, expected: NDArray[np.float32]) -> None:
-    """A run long enough to be measured, as right as one tile at a time, with its stages at the same time."""
+    """A measured run: correct, with the same bits in every batch, and with overlapping stages."""
     first = MadeTiles(2 * GROUP)
     whole_run(session, first, Clock())
     clock = Clock()
     whole_run(session, first, clock)
-    # As much reading as encoding, so that neither hides the other.
+    # As much reading as encoding, so that both can be seen to overlap.
     again = max(1, round(clock["encode"] * WORKERS / max(first.seconds / 2, 1e-9)))
     tiles, clock = MadeTiles(12 * GROUP, again), Clock()
-    found, wall = whole_run(session, tiles, clock)
-    wanted = expected[np.arange(tiles.n) % 16]
-    cosine = (found * wanted).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(wanted, axis=1)
+    result, wall = whole_run(session, tiles, clock)
+    expected = expected[np.arange(tiles.n) % 16]
+    cosine = (result * expected).sum(1) / np.linalg.norm(result, axis=1) / np.linalg.norm(expected, axis=1)
     stages = {"read": tiles.seconds / WORKERS, **clock}
     MEASURED["runs"][session.provider] = {
         "engine": session.engine,
@@ -135,17 +135,17 @@ def compare(session: Any, expected: NDArray[np.float32]) -> None:
         "stages_s": stages,
         "overlap": sum(stages.values()) / wall,
         "smallest_cosine": float(cosine.min()),
-        "largest_difference": float(np.abs(found - wanted).max()),
+        "largest_difference": float(np.abs(result - expected).max()),
     }
     assert cosine.min() > 0.99999
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-3 * np.abs(wanted).max())
-    # A tile at its place in a batch has the same bits in every batch, full or not.
-    for place in range(BATCH):
-        assert (found[place::BATCH] == found[place]).all()
+    np.testing.assert_allclose(result, expected, rtol=0, atol=2e-3 * np.abs(expected).max())
+    # A tile at the same position has the same bits in every batch, full or not.
+    for i in range(BATCH):
+        assert (result[i::BATCH] == result[i]).all()
     assert sum(stages.values()) > wall, stages
 
 
-# --- torch in the ring ----------------------------------------------------------------------------------------------
+# --- torch in the ring ----------------------------------------------------------------------------
 
 
 def torch_session() -> tuple[DeviceSession, Any]:
@@ -218,26 +218,26 @@ def test_the_ring_over_a_network_of_torch() -> None:
 
 def test_a_graph_replays_what_was_captured() -> None:
     """Copies alone, so that nothing but the driver is needed."""
-    stream = DEVICE.stream()
+    stream = DEVICE.create_stream()
     first, second = DEVICE.allocate(4096), DEVICE.allocate(4096)
-    up, down = DEVICE.pinned(4096), DEVICE.pinned(4096)
-    graph = DEVICE.capture(stream, lambda: DEVICE.copy_across(second, first, 4096, stream))
+    up, down = DEVICE.allocate_pinned(4096), DEVICE.allocate_pinned(4096)
+    graph = DEVICE.capture(stream, lambda: DEVICE.copy_on_device(second, first, 4096, stream))
     for value in (3, 200):
         up[:] = value
-        DEVICE.copy_up(first, up, stream)
+        DEVICE.copy_to_device(first, up, stream)
         DEVICE.replay(graph, stream)
-        DEVICE.copy_down(down, second, stream)
-        event = DEVICE.event()
+        DEVICE.copy_to_host(down, second, stream)
+        event = DEVICE.create_event()
         DEVICE.record(event, stream)
-        DEVICE.reach(event)
+        DEVICE.synchronize(event)
         assert DEVICE.done(event) and (down == value).all()
-        DEVICE.end_event(event)
-    DEVICE.end_graph(graph)
-    DEVICE.end_stream(stream)
+        DEVICE.destroy_event(event)
+    DEVICE.destroy_graph(graph)
+    DEVICE.destroy_stream(stream)
     for address in (first, second):
         DEVICE.free(address)
-    DEVICE.unpin(up)
-    DEVICE.unpin(down)
+    DEVICE.free_pinned(up)
+    DEVICE.free_pinned(down)
 
 
 def test_what_is_gathered_is_retrieved_where_it_lies() -> None:
@@ -262,16 +262,16 @@ def test_what_is_gathered_is_retrieved_where_it_lies() -> None:
         for step in steps:
             if step.group is None:
                 continue
-            assert not isinstance(step.group.given, np.ndarray)
-            found = retriever.aggregate(step.group.given)
+            assert not isinstance(step.group.values, np.ndarray)
+            result = retriever.aggregate(step.group.values)
             embedding = session.encode(
                 np.stack([tiles.pictures[row % 16] for row in step.group.rows[:BATCH]])
             )
-            wanted = reference.aggregate(embedding, Bank.embedding, Bank.expression, spec)
-            np.testing.assert_allclose(found.expression[:BATCH], wanted.expression, rtol=0, atol=1e-5)
+            by_definition = reference.aggregate(embedding, Bank.embedding, Bank.expression, spec)
+            np.testing.assert_allclose(result.expression[:BATCH], by_definition.expression, rtol=0, atol=1e-5)
 
 
-# --- the providers --------------------------------------------------------------------------------------------------
+# --- the providers --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -280,37 +280,37 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     onnx = pytest.importorskip("onnx", reason="onnx is not installed")
     from onnx import TensorProto, helper, numpy_helper
 
-    rng, nodes, held = np.random.default_rng(0), [], []
+    rng, nodes, weights = np.random.default_rng(0), [], []
 
     def put(kind: str, name: str, *inputs: str, **attributes: Any) -> None:
         nodes.append(helper.make_node(kind, list(inputs), [name], **attributes))
 
-    def hold(name: str, *shape: int) -> str:
+    def add_weight(name: str, *shape: int) -> str:
         fan_in = int(np.prod(shape[1:]))
-        held.append(
+        weights.append(
             numpy_helper.from_array(rng.normal(0, (2 / fan_in) ** 0.5, shape).astype(np.float32), name)
         )
         return name
 
     put("Cast", "float", "tiles", to=TensorProto.FLOAT)
     put("Transpose", "nchw", "float", perm=[0, 3, 1, 2])
-    held.append(numpy_helper.from_array(np.array(1 / 255, np.float32), "scale"))
+    weights.append(numpy_helper.from_array(np.array(1 / 255, np.float32), "scale"))
     put("Mul", "x0", "nchw", "scale")
     widths, strides = (3, 32, 64, 64, 128, 128, 256), (4, 2, 1, 2, 1, 2)
     for i, stride in enumerate(strides):
-        weights = hold(f"w{i}", widths[i + 1], widths[i], 3, 3)
+        weights = add_weight(f"w{i}", widths[i + 1], widths[i], 3, 3)
         put("Conv", f"c{i}", f"x{i}", weights, strides=[stride, stride], pads=[1, 1, 1, 1])
         put("Relu", f"x{i + 1}", f"c{i}")
     put("GlobalAveragePool", "pooled", "x6")
     put("Flatten", "flat", "pooled")
-    put("Gemm", "embedding", "flat", hold("w", WIDTH, 256), transB=1)
+    put("Gemm", "embedding", "flat", add_weight("w", WIDTH, 256), transB=1)
     model = helper.make_model(
         helper.make_graph(
             nodes,
             "encoder",
             [helper.make_tensor_value_info("tiles", TensorProto.UINT8, ["N", SIDE, SIDE, 3])],
             [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["N", WIDTH])],
-            held,
+            weights,
         ),
         opset_imports=[helper.make_opsetid("", 18)],
         ir_version=8,
@@ -326,11 +326,11 @@ def test_a_provider_gives_what_the_cpu_gives(provider: str, bundle: Path) -> Non
     pytest.importorskip("pydantic", reason="pydantic is not installed")
     from mclst.runtime.inference.providers import EncoderRequest, open_encoder, open_session
 
-    said: list[str] = []
+    messages: list[str] = []
     started = time.perf_counter()
     try:
         session, _ = open_encoder(
-            provider, EncoderRequest(bundle, bundle / "encoder.onnx", "fp32", BATCH, tell=said.append)
+            provider, EncoderRequest(bundle, bundle / "encoder.onnx", "fp32", BATCH, tell=messages.append)
         )
     except ResourceError as error:
         MEASURED["runs"][provider] = {"not_run": str(error)}
@@ -340,8 +340,8 @@ def test_a_provider_gives_what_the_cpu_gives(provider: str, bundle: Path) -> Non
     compare(session, expected)
     MEASURED["runs"][provider]["opened_s"] = opened
     if provider != "cuda":
-        # The second time nothing is built.
-        assert len(said) == 1
+        # The second time, nothing is built.
+        assert len(messages) == 1
         again, _ = open_encoder(
             provider, EncoderRequest(bundle, bundle / "encoder.onnx", "fp32", BATCH, build=False)
         )

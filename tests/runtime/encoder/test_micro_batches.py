@@ -1,4 +1,4 @@
-"""Pieces of a batch side by side: in order, of the right size, really at the same time, and the same numbers."""
+"""Micro-batches: in order, of the right size, in parallel, and with the same results."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mclst.runtime.bundle.bundle import open_bundle
-from mclst.runtime.encoder.micro_batches import PIECE, MicroBatches
-from mclst.runtime.encoder.onnxruntime_cpu import OnnxSession
+from mclst.runtime.encoder.micro_batches import MICRO_BATCH_SIZE, MicroBatches
 from mclst.runtime.inference.providers import open_session
 
 
@@ -20,8 +19,8 @@ def numbered(n: int) -> np.ndarray:
     return np.arange(n, dtype=np.uint8).reshape(n, 1, 1, 1)
 
 
-@given(n=st.integers(0, 60), lanes=st.integers(1, 9), heavy=st.booleans())
-def test_every_tile_is_seen_once_and_in_order(n: int, lanes: int, heavy: bool) -> None:
+@given(n=st.integers(0, 60), threads=st.integers(1, 9), heavy=st.booleans())
+def test_every_tile_is_seen_once_and_in_order(n: int, threads: int, heavy: bool) -> None:
     sizes, lock = [], Lock()
 
     def double(tiles: np.ndarray) -> np.ndarray:
@@ -29,16 +28,16 @@ def test_every_tile_is_seen_once_and_in_order(n: int, lanes: int, heavy: bool) -
             sizes.append(len(tiles))
         return tiles.reshape(len(tiles), 1).astype(np.float32) * 2
 
-    found = MicroBatches(double, lanes, heavy=heavy)(numbered(n))
-    assert np.array_equal(found[:, 0], 2 * np.arange(n))
-    assert sum(sizes) == n and max(sizes) <= -(-n // lanes)
-    if lanes > 1 and not heavy:
-        assert max(sizes) <= PIECE
-    if lanes > 1 and heavy:
-        assert len(sizes) <= lanes
+    result = MicroBatches(double, threads, heavy=heavy)(numbered(n))
+    assert np.array_equal(result[:, 0], 2 * np.arange(n))
+    assert sum(sizes) == n and max(sizes) <= -(-n // threads)
+    if threads > 1 and not heavy:
+        assert max(sizes) <= MICRO_BATCH_SIZE
+    if threads > 1 and heavy:
+        assert len(sizes) <= threads
 
 
-def test_lanes_work_at_the_same_time() -> None:
+def test_threads_work_at_the_same_time() -> None:
     barrier = Barrier(3)
 
     def meet(tiles: np.ndarray) -> np.ndarray:
@@ -48,7 +47,7 @@ def test_lanes_work_at_the_same_time() -> None:
     assert len(MicroBatches(meet, 3, heavy=False)(numbered(9))) == 9
 
 
-def test_a_fault_in_a_lane_reaches_the_caller() -> None:
+def test_a_fault_in_a_thread_reaches_the_caller() -> None:
     def fails(tiles: np.ndarray) -> np.ndarray:
         if tiles[0, 0, 0, 0] >= 4:
             raise RuntimeError("no memory")
@@ -58,16 +57,16 @@ def test_a_fault_in_a_lane_reaches_the_caller() -> None:
         MicroBatches(fails, 2, heavy=False)(numbered(12))
 
 
-@pytest.mark.parametrize(("threads", "at_once"), [(1, 16), (2, 16), (3, 2), (4, 1)])
+@pytest.mark.parametrize(("threads", "batch_size"), [(1, 16), (2, 16), (3, 2), (4, 1)])
 @pytest.mark.slow
 def test_an_encoder_gives_the_same_however_its_threads_are_shared_out(
-    exported_bundle: Path, threads: int, at_once: int
+    exported_bundle: Path, threads: int, batch_size: int
 ) -> None:
-    path = open_bundle(exported_bundle).encoder_path
-    side = OnnxSession(path)._tile[0]
+    bundle = open_bundle(exported_bundle)
+    path, side = bundle.encoder_path, bundle.manifest.tile.size_px
     tiles = np.random.default_rng(2).integers(0, 256, (13, side, side, 3), dtype=np.uint8)
-    one_by_one = open_session(path, "cpu", threads=1, at_once=1)
-    wanted = np.concatenate([one_by_one.encode(tiles[i : i + 1]) for i in range(len(tiles))])
-    found = open_session(path, "cpu", threads=threads, at_once=at_once).encode(tiles)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5)
+    one_by_one = open_session(path, "cpu", threads=1, batch_size=1)
+    expected = np.concatenate([one_by_one.encode(tiles[i : i + 1]) for i in range(len(tiles))])
+    result = open_session(path, "cpu", threads=threads, batch_size=batch_size).encode(tiles)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, expected, rtol=0, atol=2e-5)

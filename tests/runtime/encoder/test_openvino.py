@@ -31,24 +31,24 @@ def tiles(graph: Path) -> np.ndarray:
     return np.random.default_rng(4).integers(0, 256, (13, side, side, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize(("threads", "at_once"), [(1, 16), (2, 16), (2, 1)])
+@pytest.mark.parametrize(("threads", "batch_size"), [(1, 16), (2, 16), (2, 1)])
 def test_it_gives_what_the_cpu_provider_gives(
-    graph: Path, tiles: np.ndarray, threads: int, at_once: int
+    graph: Path, tiles: np.ndarray, threads: int, batch_size: int
 ) -> None:
-    session = OpenVinoSession(graph, threads=threads, at_once=at_once)
-    wanted = open_session(graph, "cpu").encode(tiles)
+    session = OpenVinoSession(graph, threads=threads, batch_size=batch_size)
+    expected = open_session(graph, "cpu").encode(tiles)
     for n in (13, 1):
-        found = session.encode(tiles[:n])
-        assert found.dtype == np.float32 and found.shape == wanted[:n].shape
-        np.testing.assert_allclose(found, wanted[:n], rtol=0, atol=5e-5)
+        result = session.encode(tiles[:n])
+        assert result.dtype == np.float32 and result.shape == expected[:n].shape
+        np.testing.assert_allclose(result, expected[:n], rtol=0, atol=5e-5)
 
 
 def test_results_do_not_share_memory_with_the_next_call(graph: Path, tiles: np.ndarray) -> None:
-    session = OpenVinoSession(graph, threads=1, at_once=1)
+    session = OpenVinoSession(graph, threads=1, batch_size=1)
     first = session.encode(tiles[:2])
-    kept = first.copy()
+    copied = first.copy()
     session.encode(tiles[2:4])
-    assert np.array_equal(first, kept)
+    assert np.array_equal(first, copied)
 
 
 def test_half_precision_is_near_or_refused(graph: Path, tiles: np.ndarray) -> None:
@@ -56,10 +56,10 @@ def test_half_precision_is_near_or_refused(graph: Path, tiles: np.ndarray) -> No
         with pytest.raises(ResourceError, match="no bf16"):
             OpenVinoSession(graph, "bf16")
         return
-    wanted = open_session(graph, "cpu").encode(tiles)
-    found = OpenVinoSession(graph, "bf16").encode(tiles)
-    cosine = (found * wanted).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(wanted, axis=1)
-    assert cosine.min() > 0.999 and np.abs(found - wanted).max() > 1e-5
+    expected = open_session(graph, "cpu").encode(tiles)
+    result = OpenVinoSession(graph, "bf16").encode(tiles)
+    cosine = (result * expected).sum(1) / np.linalg.norm(result, axis=1) / np.linalg.norm(expected, axis=1)
+    assert cosine.min() > 0.999 and np.abs(result - expected).max() > 1e-5
 
 
 def test_what_it_cannot_run_is_said(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,12 +76,21 @@ def test_what_it_cannot_run_is_said(graph: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_a_map_by_either_provider(small: Small, exported_bundle: Path, tmp_path: Path) -> None:
-    found = {}
+    result = {}
     for provider in ("cpu", "openvino"):
         out = tmp_path / f"{provider}.h5ad"
-        words = [small.slide, "--spots", small.spots, "--bundle", exported_bundle, "--out", out, "--no-picture"]
+        words = [
+            small.slide,
+            "--spots",
+            small.spots,
+            "--bundle",
+            exported_bundle,
+            "--out",
+            out,
+            "--no-picture",
+        ]
         done = CliRunner().invoke(infer, [*map(str, words), "--provider", provider])
         assert done.exit_code == 0, done.output
         assert provider in done.stderr
-        found[provider] = anndata.read_h5ad(out).X
-    np.testing.assert_allclose(found["openvino"], found["cpu"], atol=1e-3)
+        result[provider] = anndata.read_h5ad(out).X
+    np.testing.assert_allclose(result["openvino"], result["cpu"], atol=1e-3)

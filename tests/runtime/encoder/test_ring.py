@@ -201,7 +201,7 @@ def test_a_slot_is_read_into_only_when_its_tiles_are_on_the_device(slide_path: P
 
         def run_some(self, share: float) -> None:
             if share == 0.5:
-                super().some(1.0)
+                super().run_some(1.0)
 
     device = Stubborn(np.random.default_rng(0), 4, 8, slots=3)
     result, _, _ = through(device, slide_path, places(50), 4, 2, 2)

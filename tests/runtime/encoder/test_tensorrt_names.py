@@ -1,7 +1,8 @@
-"""Every call made to TensorRT exists under its name and takes what it is given, in the bindings of 10.x, 11.x and RTX.
+"""Every name of TensorRT in use exists in the bindings of 10.x, 11.x and RTX, and takes the values passed.
 
-The bindings are the real ones of PyPI (tests/tensorrt-bindings.txt, put under build/tensorrt by `make test`). They load
-over three empty libraries, so that their classes and signatures can be looked at on any machine; nothing is called.
+The code runs on a stand-in made from the real bindings of PyPI (tests/tensorrt-bindings.txt, which `make
+test` installs under build/tensorrt). These load over three empty libraries, so that classes and signatures
+can be read on any machine.
 """
 
 from __future__ import annotations
@@ -10,14 +11,27 @@ import ast
 import functools
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
+from fake_cuda import FakeDriver
+from recording_tensorrt import RecordingTensorRT, Surface, signatures
+
+from mclst.runtime.bundle.manifest import FileRecord
+from mclst.runtime.encoder.cuda.device import CudaDevice
+from mclst.runtime.encoder.cuda.gpu import Gpu
+from mclst.runtime.encoder.tensorrt import build, session
+from mclst.runtime.encoder.tensorrt.build import EngineError, build_engine, check_parses
+from mclst.runtime.encoder.tensorrt.engine_cache import Engine
+from mclst.runtime.encoder.tensorrt.library import Library
+from mclst.runtime.encoder.tensorrt.manifest import EngineKey, EngineManifest
 
 ROOT = Path(__file__).resolve().parents[3]
 BINDINGS = ROOT / "build" / "tensorrt"
@@ -38,82 +52,12 @@ FUNCTIONS = (
     "getPluginRegistry",
     "initLibNvInferPlugins",
 )
-
-# What an expression in these files is, by how it is written.
-OBJECTS = {
-    "engine_build.py": {
-        "builder": "Builder",
-        "network": "INetworkDefinition",
-        "parser": "OnnxParser",
-        "error": "ParserError",
-        "config": "IBuilderConfig",
-        "profile": "IOptimizationProfile",
-        "cache": "ITimingCache",
-        "layer": "ILayer",
-        "layer.get_output(0)": "ITensor",
-        "i": "ITensor",
-        "inputs[0]": "ITensor",
-        "outputs[0]": "ITensor",
-    },
-    "trt.py": {
-        "runtime": "Runtime",
-        "engine": "ICudaEngine",
-        "context": "IExecutionContext",
-        "self._context": "IExecutionContext",
-        "config": "IRuntimeConfig",
-    },
-}
-RTX_ALONE = {
-    ("", "ComputeCapability"),
-    ("ComputeCapability", "__members__"),
-    ("IBuilderConfig", "num_compute_capabilities"),
-    ("IBuilderConfig", "set_compute_capability"),
-    ("", "CudaGraphStrategy"),
-    ("CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE"),
-    ("", "DynamicShapesKernelSpecializationStrategy"),
-    ("DynamicShapesKernelSpecializationStrategy", "EAGER"),
-    ("IRuntimeConfig", "cuda_graph_strategy"),
-    ("IRuntimeConfig", "dynamic_shapes_kernel_specialization_strategy"),
-    ("ICudaEngine", "create_runtime_config"),
-}
-"""Used where the library is known to be tensorrt-rtx."""
-
-
-@dataclass(frozen=True)
-class Use:
-    """`owner.name`, and how many values it is called with; None where it is not called."""
-
-    owner: str
-    name: str
-    given: int | None
-    where: str
-
-
-@functools.cache
-def uses() -> tuple[Use, ...]:
-    found = []
-    for file, objects in OBJECTS.items():
-        tree = ast.parse((ROOT / "runtime" / file).read_text())
-        called = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.Attribute):
-                continue
-            base = ast.unparse(node.value)
-            if base == "trt" or base.startswith("trt."):
-                owner = base.removeprefix("trt").removeprefix(".")
-            elif base in objects:
-                owner = objects[base]
-            else:
-                continue
-            call = called.get(id(node))
-            given = None if call is None else len(call.args) + len(call.keywords)
-            found.append(Use(owner, node.attr, given, f"{file}:{node.lineno}"))
-    return tuple(found)
+TILE_PX, WIDTH = 8, 3
 
 
 @functools.cache
 def stubs() -> Path:
-    """A folder with the three libraries, of 10 and 11."""
+    """A folder with the three empty libraries, of 10 and 11."""
     folder = BINDINGS / "stubs"
     folder.mkdir(parents=True, exist_ok=True)
     source = folder / "stub.c"
@@ -127,7 +71,7 @@ def stubs() -> Path:
 
 
 @functools.cache
-def surface(version: str) -> dict[str, dict[str, str]]:
+def surface(version: str) -> Surface:
     if version == "rtx":
         pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
         module, path = "tensorrt_rtx_bindings", ""
@@ -137,40 +81,125 @@ def surface(version: str) -> dict[str, dict[str, str]]:
         if shutil.which("cc") is None:
             pytest.skip("there is no C compiler for the libraries under the bindings")
         module, path = "tensorrt_bindings", str(BINDINGS / version)
-    where = {"PYTHONPATH": path, "LD_LIBRARY_PATH": "" if version == "rtx" else str(stubs())}
+    paths = {"PYTHONPATH": path, "LD_LIBRARY_PATH": "" if version == "rtx" else str(stubs())}
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "tensorrt_surface.py"), module],
-        env=os.environ | where,
+        [sys.executable, str(ROOT / "tests" / "support" / "tensorrt_surface.py"), module],
+        env=os.environ | paths,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, dict[str, str]] = json.loads(done.stdout)
-    return found
+    names: Surface = json.loads(done.stdout)
+    return names
 
 
-def numbers_of_arguments(doc: str) -> list[tuple[int, int]]:
-    """(fewest, most) values beside `self` of each signature in a docstring of pybind11."""
-    found = []
-    for match in re.finditer(r"^(?:\d+\. )?\w+\((?P<inside>.*)\) -> ", doc, re.MULTILINE):
-        parts, depth, part = [], 0, ""
-        for character in match["inside"] + ",":
-            depth += (character in "([{<") - (character in ")]}>")
-            if character == "," and depth == 0:
-                parts.append(part.strip())
-                part = ""
-            else:
-                part += character
-        parts = [p for p in parts if p and not p.startswith("self") and p != "*"]
-        if parts != ["*args", "**kwargs"]:
-            found.append((sum("=" not in p for p in parts), len(parts)))
-    return found
+def recorder(version: str, driver: FakeDriver, errors: int = 0) -> RecordingTensorRT:
+    """A TensorRT whose parser reports `errors`, and whose networks and engines are those of an encoder."""
+    trt: RecordingTensorRT
+
+    def by_direction(inputs: Any, outputs: Any) -> Any:
+        return lambda tensor: inputs() if tensor.origin == "get_input" else outputs()
+
+    def execute(context: Any, stream: int) -> bool:
+        driver.put(stream, lambda: None)
+        return True
+
+    shapes = {"tiles": (-1, TILE_PX, TILE_PX, 3), "embedding": (-1, WIDTH)}
+    values: dict[tuple[str, str], Any] = {
+        ("ComputeCapability", "__members__"): {"SM86": 0, "SM120": 1, "CURRENT": 2},
+        ("Builder", "build_serialized_network"): b"plan",
+        ("INetworkDefinition", "num_inputs"): 1,
+        ("INetworkDefinition", "num_outputs"): 1,
+        ("INetworkDefinition", "num_layers"): 2,
+        ("OnnxParser", "num_errors"): errors,
+        ("OnnxParser", "get_error"): lambda parser, index: trt.instance("ParserError", "get_error", (index,)),
+        ("ParserError", "node_operator"): "Loop",
+        ("ParserError", "desc"): "no such operator",
+        ("IBuilderConfig", "add_optimization_profile"): 0,
+        ("IBuilderConfig", "set_timing_cache"): True,
+        ("ITimingCache", "serialize"): b"timings",
+        ("ITensor", "name"): by_direction(lambda: "tiles", lambda: "embedding"),
+        ("ITensor", "dtype"): by_direction(lambda: trt.DataType.UINT8, lambda: trt.DataType.FLOAT),
+        ("ITensor", "shape"): by_direction(lambda: shapes["tiles"], lambda: shapes["embedding"]),
+        ("ICudaEngine", "num_io_tensors"): 2,
+        ("ICudaEngine", "get_tensor_name"): lambda engine, index: ("tiles", "embedding")[index],
+        ("ICudaEngine", "get_tensor_dtype"): lambda engine, name: (
+            trt.DataType.UINT8 if name == "tiles" else trt.DataType.FLOAT
+        ),
+        ("ICudaEngine", "get_tensor_shape"): lambda engine, name: shapes[name],
+        ("IExecutionContext", "infer_shapes"): [],
+        ("IExecutionContext", "get_tensor_shape"): lambda context, name: shapes[name],
+        ("IExecutionContext", "execute_async_v3"): execute,
+    }
+    trt = RecordingTensorRT(f"TensorRT {version}", surface(version), values)
+    return trt
 
 
-def test_the_calls_that_are_looked_at_are_those_that_matter() -> None:
-    names = {(use.owner, use.name) for use in uses()}
-    assert {
+def run_everything(version: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
+    """Build, parse, load and run an engine with every option; the (class, name) pairs used."""
+    driver = FakeDriver()
+    package = ModuleType("cuda.bindings")
+    package.driver = driver  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cuda.bindings", package)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", driver)
+    monkeypatch.setattr(session, "lean_library", lambda version: Path("libnvinfer_lean.so"))
+    rtx = version == "rtx"
+    onnx = folder / "encoder.onnx"
+    onnx.write_bytes(b"graph")
+    key = EngineKey(
+        onnx_sha256="0" * 64,
+        precision="fp32",
+        flavour="tensorrt-rtx" if rtx else "tensorrt",
+        version="10.0.0",
+        max_batch=4,
+        targets=("sm_86",) if rtx else (),
+        gpu=None if rtx else Gpu("Made-up RTX", "8.6", "580"),
+        workspace_bytes=1 << 20,
+        version_compatible=not rtx,
+        hardware_compatible=not rtx,
+        platform="linux-x86_64",
+    )
+    trt = recorder(version, driver)
+    library = Library(key.flavour, trt, "10.0.1")
+    built = build_engine(library, onnx, key, timing_cache=folder / "timings")
+    assert (built.plan, built.output, built.tile_px) == (b"plan", "embedding", TILE_PX)
+    assert (folder / "timings").read_bytes() == b"timings"
+    logger = build._make_logger(trt)
+    for severity in (trt.ILogger.ERROR, trt.ILogger.INFO):
+        logger.log(severity, str(severity))
+    assert logger.errors == ["ILogger.ERROR"]
+
+    failing = recorder(version, driver, errors=1)
+    with pytest.raises(EngineError, match="its parser refuses it: Loop: no such operator"):
+        check_parses(Library(key.flavour, failing, "10.0.1"), onnx)
+
+    manifest = EngineManifest(
+        format="mclst-engine/1",
+        key=key,
+        output=built.output,
+        tile_px=built.tile_px,
+        layers=built.layers,
+        plan=FileRecord(bytes=4, sha256="1" * 64),
+        seconds=0,
+    )
+    opened = session.open_tensorrt(library, CudaDevice(), Engine(folder, manifest, built.plan))
+    tiles = np.zeros((4, TILE_PX, TILE_PX, 3), np.uint8)
+    assert opened.encode(tiles).shape == (4, WIDTH)
+    return (trt.used | failing.used) - {("ILogger", "INFO")}
+
+
+@pytest.mark.parametrize(
+    "doc", ["f(self: A, x: int, y: list[int, int] = [1, 2]) -> None", "f(x: int, y: A = (1, 2)) -> m.None"]
+)
+def test_signatures_are_read_as_they_stand(doc: str) -> None:
+    assert signatures(doc) == [(1, 2, "None")]
+
+
+@pytest.mark.parametrize("version", [*VERSIONS, "rtx"])
+def test_every_call_is_there(version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = run_everything(version, tmp_path, monkeypatch)
+    expected = {
         ("Builder", "build_serialized_network"),
         ("OnnxParser", "parse"),
         ("OnnxParser", "get_error"),
@@ -178,47 +207,59 @@ def test_the_calls_that_are_looked_at_are_those_that_matter() -> None:
         ("IBuilderConfig", "set_timing_cache"),
         ("NetworkDefinitionCreationFlag", "STRONGLY_TYPED"),
         ("Runtime", "deserialize_cuda_engine"),
-        ("Runtime", "load_runtime"),
         ("IExecutionContext", "set_input_shape"),
         ("IExecutionContext", "set_tensor_address"),
         ("IExecutionContext", "execute_async_v3"),
-    } <= names
-    assert len(names) > 50
+    }
+    if version == "rtx":
+        expected |= {("IBuilderConfig", "set_compute_capability"), ("ICudaEngine", "create_runtime_config")}
+    else:
+        expected |= {("Runtime", "load_runtime"), ("BuilderFlag", "VERSION_COMPATIBLE")}
+    assert expected <= used
     gone = {"FP16", "INT8", "EXPLICIT_BATCH", "execute_async_v2", "device_memory_size", "supports_model"}
-    assert not gone & {name for _, name in names}
+    assert not gone & {name for _, name in used}
 
 
-@pytest.mark.parametrize(
-    "doc", ["f(self: A, x: int, y: list[int, int] = [1, 2]) -> None", "f(x: int, y: A = (1, 2)) -> B"]
-)
-def test_signatures_are_read_as_they_stand(doc: str) -> None:
-    assert numbers_of_arguments(doc) == [(1, 2)]
+def test_no_name_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run above uses every attribute in the source that TensorRT also has."""
+    used: set[str] = set()
+    names: set[str] = set()
+    for version in (VERSIONS[-1], "rtx"):
+        folder = tmp_path / version
+        folder.mkdir()
+        used |= {name for _, name in run_everything(version, folder, monkeypatch)}
+        names |= {name for members in surface(version).values() for name in members}
+    written = {
+        node.attr
+        for module in (build, session)
+        for node in ast.walk(ast.parse(Path(module.__file__).read_text()))
+        if isinstance(node, ast.Attribute)
+    }
+    of_other_objects = {"append", "allocate", "__init__"}
+    assert (written & names) - used <= of_other_objects
 
 
-@pytest.mark.parametrize("version", [*VERSIONS, "rtx"])
-def test_every_call_is_there(version: str) -> None:
-    there, missing = surface(version), []
-    for use in uses():
-        if (use.owner, use.name) in RTX_ALONE and version != "rtx":
-            continue
-        # A logger's levels, and the methods of layers, are those of the class above.
-        if use.name not in there.get(use.owner, {}):
-            missing.append(f"{use.where}: {use.owner or 'the module'} has no {use.name}")
-            continue
-        if use.given is None:
-            continue
-        doc = there[use.owner][use.name] if use.owner else there[use.name].get("__init__", "")
-        takes = numbers_of_arguments(doc)
-        if takes and not any(fewest <= use.given <= most for fewest, most in takes):
-            missing.append(
-                f"{use.where}: {use.owner}.{use.name} takes {takes} values and is given {use.given}"
-            )
-    assert not missing
+WRONG: dict[str, Callable[[Any, Any], Any]] = {
+    "module": lambda trt, config: trt.NoSuchClass,
+    "method": lambda trt, config: config.set_flags(),
+    "values": lambda trt, config: config.set_flag(),
+    "property": lambda trt, config: setattr(config, "no_such_property", 1),
+    "constructor": lambda trt, config: trt.Builder(),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_name_or_call_is_noticed(wrong: str) -> None:
+    trt = recorder(VERSIONS[-1], FakeDriver())
+    config = trt.Builder(trt.Logger(trt.Logger.ERROR)).create_builder_config()
+    config.set_flag(trt.BuilderFlag.TF32)
+    with pytest.raises(AssertionError, match=r"has no|takes \["):
+        WRONG[wrong](trt, config)
 
 
 def test_a_name_that_went_away_is_noticed() -> None:
-    """The method itself, on names that 11 removed."""
+    """Names that 11 removed."""
     old, new = surface("10.3.0"), surface("11.4.0.106")
     for owner, name in (("BuilderFlag", "FP16"), ("OnnxParser", "supports_model"), ("", "IInt8Calibrator")):
         assert name in old[owner] and name not in new[owner]
-    assert numbers_of_arguments(new["IOptimizationProfile"]["set_shape"]) == [(4, 4)]
+    assert signatures(new["IOptimizationProfile"]["set_shape"])[0][:2] == (4, 4)

@@ -1,4 +1,4 @@
-// The kernels as a shared library: launches by name, memory that a sanitizer watches, and the layout of what is passed.
+// The kernels as a shared library: launches by name, heap memory for sanitizers, and the layout of the arguments.
 #include "host_cuda.h"
 
 #include "../../../kernels/cuda/src/retrieve.cu"
@@ -10,9 +10,9 @@ namespace {
 
 using Kernel = std::function<void(const void*)>;
 
-template <class Passed> Kernel passing(void (*kernel)(Passed))
+template <class Argument> Kernel passing(void (*kernel)(Argument))
 {
-    return [kernel](const void* passed) { kernel(*(const Passed*)passed); };
+    return [kernel](const void* argument) { kernel(*(const Argument*)argument); };
 }
 
 const std::map<std::string, Kernel> KERNELS = {
@@ -35,8 +35,8 @@ std::string last_failure;
 
 extern "C" {
 
-// What went wrong, or null.
-const char* host_cuda_launch(const char* name, const unsigned* grid, const unsigned* block, unsigned shared, const void* passed,
+// Returns an error message, or null.
+const char* host_cuda_launch(const char* name, const unsigned* grid, const unsigned* block, unsigned shared, const void* argument,
                              int order)
 {
     const auto kernel = KERNELS.find(name);
@@ -45,7 +45,7 @@ const char* host_cuda_launch(const char* name, const unsigned* grid, const unsig
     } else {
         host::order = order;
         last_failure = host::launch({grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, shared,
-                                    [&] { kernel->second(passed); });
+                                    [&] { kernel->second(argument); });
     }
     return last_failure.empty() ? nullptr : last_failure.c_str();
 }
@@ -65,8 +65,8 @@ void host_cuda_copy(void* to, const void* from, size_t bytes) { std::memcpy(to, 
 
 size_t host_cuda_size(int which) { return which == 0 ? sizeof(Placing) : sizeof(Job); }
 
-// Places of the fields that a shift of any other would move.
-size_t host_cuda_place(int which)
+// Offset of the last checked field: it moves if any field before it changes size.
+size_t host_cuda_offset(int which)
 {
     return which == 0 ? offsetof(Placing, rank) : offsetof(Job, half_expression);
 }
