@@ -1,1 +1,1 @@
-"""The whole way on a made-up slide."""
+"""End-to-end demo on a synthetic slide: mclst-demo."""

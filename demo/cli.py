@@ -1,4 +1,4 @@
-"""`mclst-demo`: options → the whole way → a summary."""
+"""`mclst-demo`: run the demo and print a summary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mclst.runtime.console import command, progress, say, table
 from mclst.runtime.errors import ResourceError
 
 if TYPE_CHECKING:
-    from mclst.demo.end_to_end import Outcome
+    from mclst.demo.end_to_end import DemoResult
 
 OWN_DATA = """The same on your own data, with a checkpoint and measured sections:
   mclst-export --ckpt model.pt --reference SECTIONS
@@ -22,28 +22,28 @@ OWN_DATA = """The same on your own data, with a checkpoint and measured sections
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--out", type=click.Path(path_type=Path), default=Path("mclst-demo"), help="Folder to make.")
-@click.option("--overwrite", is_flag=True, help="Replace a folder of that name.")
-@click.option("--seed", type=click.IntRange(0, 1_000_000), default=0, help="Which tissue is made up.")
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("mclst-demo"), help="Output folder.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing folder.")
+@click.option("--seed", type=click.IntRange(0, 1_000_000), default=0, help="Random seed of the tissue.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
 @click.option(
-    "-v", "--verbose", is_flag=True, help="Also the loss of every epoch and the time of every stage."
+    "-v", "--verbose", is_flag=True, help="Also print the loss of each epoch and the time of each stage."
 )
 @click.version_option(package_name="mclst")
 @command
 def main(out: Path, overwrite: bool, seed: int, quiet: bool, verbose: bool) -> None:
-    """Go the whole way on made-up tissue: train, export, predict, compare. Offline, on the CPU, about two minutes.
+    """Train, export, predict and compare on synthetic tissue: offline, on the CPU, about two minutes.
 
-    Makes four H&E slides with spots and counts in which expression programmes are planted, trains a small model on
-    three, and predicts the fourth. The path of the folder made is printed on stdout.
+    Creates four H&E slides with spots and counts that contain planted expression programs, trains a small
+    model on three of them, and predicts the fourth. Prints the output folder on stdout.
     """
     check_writable(out, overwrite=overwrite)
     try:
         from mclst.demo.end_to_end import run_demo
     except ImportError as error:
         raise ResourceError(f"{error.name} is not installed; install mclst[export,cpu]") from error
-    say("made-up tissue, from measuring to predicting: about two minutes on two CPU cores", quiet=quiet)
-    outcome = run_demo(
+    say("synthetic tissue, from training to prediction: about two minutes on two CPU cores", quiet=quiet)
+    result = run_demo(
         out,
         seed,
         overwrite=overwrite,
@@ -51,54 +51,53 @@ def main(out: Path, overwrite: bool, seed: int, quiet: bool, verbose: bool) -> N
         progress=functools.partial(progress, quiet=quiet),
     )
     if verbose:
-        losses = " ".join(f"{loss:.2f}" for loss in outcome.trained.losses)
-        spent = ", ".join(f"{stage} {value:.0f}" for stage, value in outcome.seconds.items())
-        table([("loss", losses), ("seconds", spent)], quiet=quiet)
-    _say_outcome(out, outcome, quiet=quiet)
+        losses = " ".join(f"{loss:.2f}" for loss in result.trained.losses)
+        timing = ", ".join(f"{stage} {value:.0f}" for stage, value in result.seconds.items())
+        table([("loss", losses), ("seconds", timing)], quiet=quiet)
+    _print_summary(out, result, quiet=quiet)
     click.echo(str(out))
 
 
-def _say_outcome(out: Path, outcome: Outcome, *, quiet: bool) -> None:
-    from mclst.demo.end_to_end import CONTROL, of_programme
-    from mclst.demo.gene_programs import PLANTED, PROGRAMMES
+def _print_summary(out: Path, result: DemoResult, *, quiet: bool) -> None:
+    from mclst.demo.end_to_end import CONTROL, genes_of_program
+    from mclst.demo.gene_programs import PLANTED, PROGRAMS
 
-    tell = functools.partial(say, quiet=quiet)
-    r, best = outcome.correlation, outcome.attainable
-    tell("")
-    tell("Pearson r of predicted with measured expression on the held-out section")
-    tell("(in brackets: what a perfect prediction would reach against counts this noisy)")
+    log = functools.partial(say, quiet=quiet)
+    r, best = result.correlation, result.attainable
+    log("")
+    log("Pearson r of predicted with measured expression on the held-out section")
+    log("(in parentheses: the limit of a perfect prediction, given the noise of the counts)")
     rows = [
-        (name, f"{outcome.mean(r, genes):.2f}  ({outcome.mean(best, genes):.2f})")
-        for name in PROGRAMMES
-        if (genes := of_programme(name))[0] in PLANTED
+        (name, f"{result.mean(r, genes):.2f}  ({result.mean(best, genes):.2f})")
+        for name in PROGRAMS
+        if (genes := genes_of_program(name))[0] in PLANTED
     ]
-    rows.append(("all planted", f"{outcome.mean(r):.2f}  ({outcome.mean(best):.2f})"))
-    rows.append(("control", f"{outcome.mean(r, CONTROL):.2f}  genes with nothing planted: about 0 is right"))
+    rows.append(("all planted", f"{result.mean(r):.2f}  ({result.mean(best):.2f})"))
     rows.append(
-        ("MSE", f"{outcome.mse:.3f}  each gene's mean, without looking at the slide: {outcome.mean_mse:.3f}")
+        ("control", f"{result.mean(r, CONTROL):.2f}  genes without a planted program: expect about 0")
+    )
+    rows.append(
+        ("MSE", f"{result.mse:.3f}  predicting each gene's mean without the slide: {result.mean_mse:.3f}")
     )
     table(rows, quiet=quiet)
-    tell("")
-    tell("Tissue and counts are made up, and easier than real ones: this shows that every stage works, not")
-    tell("how well a model predicts real tissue.")
-    tell("")
-    assert outcome.run.picture_path is not None
-    pictures = [
-        ("comparison.png", "slide, predicted, measured"),
-        (outcome.run.picture_path.name, "the most spatially structured genes of the map"),
-        *(
-            (path.name, "the map to look at, predicted beside measured")
-            for path in outcome.run.files.values()
-        ),
-        (outcome.run.map_path.name, "the map, for scanpy and squidpy"),
-        ("model.pt, bundle", "the checkpoint and what was exported from it"),
-        ("sections", "the made-up slides, spots and counts"),
+    log("")
+    log("Tissue and counts are made up and easier than real ones: this shows that every stage works,")
+    log("not how well a model predicts real tissue.")
+    log("")
+    assert result.run.picture_path is not None
+    files = [
+        ("comparison.png", "slide, predicted and measured expression"),
+        (result.run.picture_path.name, "the most spatially structured genes of the map"),
+        *((path.name, "the map as a page, predicted and measured") for path in result.run.files.values()),
+        (result.run.map_path.name, "the map, for scanpy and squidpy"),
+        ("model.pt, bundle", "the checkpoint and the bundle exported from it"),
+        ("sections", "the synthetic slides, spots and counts"),
     ]
-    tell(f"In {out}:")
-    table(pictures, quiet=quiet)
-    tell("")
+    log(f"In {out}:")
+    table(files, quiet=quiet)
+    log("")
     for line in OWN_DATA.splitlines():
-        tell(line)
+        log(line)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One picture: the held-out slide, what was predicted for it, and what was measured."""
+"""Figure of the held-out slide with predicted and measured expression."""
 
 from __future__ import annotations
 
@@ -10,23 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.runtime.atomic import write_whole
-from mclst.runtime.report.figures.colors import COLORMAP, usual_limits
-from mclst.runtime.report.figures.contact_sheet import Window, add_spots, show_tissue
-from mclst.runtime.report.figures.layout import QUIET, WIDTH, Page
+from mclst.runtime.atomic import write_atomically
+from mclst.runtime.report.figures.contact_sheet import Window, draw_spots, draw_tissue
+from mclst.runtime.report.figures.layout import WIDTH, Page
+from mclst.runtime.report.figures.style import COLORMAP, MUTED, color_limits
 
 MARGIN, GAP = 0.45, 0.14
 HEAD, CAPTION, FOOT = 0.8, 0.34, 0.42
 ROW_NAME = 0.4
-"""Inches: margins, gaps, and the strip for the words "predicted" and "measured"."""
+"""Inches: width of the strip for row names."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One gene, predicted and measured.
-
-    correlation: Pearson r between the two. predicted, measured: float [n], normalised.
-    """
+    """One gene: predicted and measured expression, float [n], normalized, and their Pearson r."""
 
     gene: str
     correlation: float
@@ -43,45 +40,46 @@ def draw_comparison(
     spot_px: float,
     panels: Sequence[Panel],
 ) -> None:
-    """Draw the slide beside two rows of maps, predicted above measured, to the PNG `out`.
+    """Draw the slide next to two rows of maps, predicted above measured, to the PNG `out`.
 
-    image: uint8 [h, w, 3]; image_scale: image px per level-0 px. xy_px: float64 [n, 2] spot centres; spot_px: their
-    diameter; level-0 px. Colours run from the 1st to the 99th percentile of each map by itself: a prediction, being
-    an average of neighbours, spans less than the measurement.
+    image: uint8 [h, w, 3]; image_scale: image px per level-0 px. xy_px: float64 [n, 2] spot centers; spot_px:
+    their diameter; level-0 px. Each map has its own color range, the 1st to 99th percentile: a prediction
+    averages neighbors and spans less than the measurement.
     """
-    shown = _window(xy_px, spot_px)
-    aspect = (shown[1] - shown[0]) / (shown[3] - shown[2])
-    room = WIDTH - 2 * MARGIN - ROW_NAME - (len(panels) - 1) * GAP
-    side = (room - CAPTION * aspect) / (len(panels) + 2)  # the slide is as high as both rows
-    tall = side / aspect
-    first, second = HEAD + CAPTION, HEAD + 2 * CAPTION + tall
-    large = 2 * tall + CAPTION
-    page = Page(second + tall + FOOT)
+    window = _window(xy_px, spot_px)
+    aspect = (window[1] - window[0]) / (window[3] - window[2])
+    available = WIDTH - 2 * MARGIN - ROW_NAME - (len(panels) - 1) * GAP
+    panel_width = (available - CAPTION * aspect) / (len(panels) + 2)  # the slide is as high as both rows
+    panel_height = panel_width / aspect
+    first, second = HEAD + CAPTION, HEAD + 2 * CAPTION + panel_height
+    slide_height = 2 * panel_height + CAPTION
+    page = Page(second + panel_height + FOOT)
     page.text(MARGIN, 0.5, title, size=18, weight="bold")
     edges = (0.0, image.shape[1] / image_scale, 0.0, image.shape[0] / image_scale)
-    show_tissue(page.axes(MARGIN, first, large * aspect, large), image, edges, shown)
-    start = MARGIN + large * aspect + ROW_NAME
+    draw_tissue(page.axes(MARGIN, first, slide_height * aspect, slide_height), image, edges, window)
+    start = MARGIN + slide_height * aspect + ROW_NAME
     for top, name in ((first, "Predicted"), (second, "Measured")):
-        turned: dict[str, Any] = {"rotation": 90, "va": "center", "ha": "center", "weight": "bold"}
-        page.text(start - 0.14, top + tall / 2, name, size=11, **turned)
+        rotated: dict[str, Any] = {"rotation": 90, "va": "center", "ha": "center", "weight": "bold"}
+        page.text(start - 0.14, top + panel_height / 2, name, size=11, **rotated)
     for column, panel in enumerate(panels):
-        left = start + column * (side + GAP)
-        page.text(left + side / 2, first - 0.08, panel.gene, size=11, weight="bold", ha="center")
-        told = f"r = {panel.correlation:.2f}"
-        page.text(left + side / 2, second - 0.08, told, size=10, color=QUIET, ha="center")
+        left = start + column * (panel_width + GAP)
+        page.text(left + panel_width / 2, first - 0.08, panel.gene, size=11, weight="bold", ha="center")
+        label = f"r = {panel.correlation:.2f}"
+        page.text(left + panel_width / 2, second - 0.08, label, size=10, color=MUTED, ha="center")
         for top, values in ((first, panel.predicted), (second, panel.measured)):
-            axes = page.axes(left, top, side, tall)
-            axes.set_xlim(shown[0], shown[1])
-            axes.set_ylim(shown[3], shown[2])
-            seen = np.isfinite(values)
-            style = {"cmap": COLORMAP, "linewidths": 0, "clim": usual_limits(values[seen])}
-            add_spots(axes, xy_px[seen], spot_px, **style).set_array(values[seen])
+            axes = page.axes(left, top, panel_width, panel_height)
+            axes.set_xlim(window[0], window[1])
+            axes.set_ylim(window[3], window[2])
+            finite = np.isfinite(values)
+            style = {"cmap": COLORMAP, "linewidths": 0, "clim": color_limits(values[finite])}
+            draw_spots(axes, xy_px[finite], spot_px, **style).set_array(values[finite])
     note = (
-        "Made-up tissue and counts.   Of each programme the gene with the highest r, Pearson correlation over the spots.   "
-        "Dark is more; each map is coloured from its own 1st to 99th percentile."
+        "Synthetic tissue and counts.   The gene of each program with the highest Pearson r over the spots.  "
+        " "
+        "Darker is higher; each map has its own color range, 1st to 99th percentile."
     )
-    page.text(MARGIN, page.height - 0.16, note, size=9, color=QUIET)
-    write_whole(out, page.content())
+    page.text(MARGIN, page.height - 0.16, note, size=9, color=MUTED)
+    write_atomically(out, page.content())
 
 
 def _window(xy_px: NDArray[np.float64], spot_px: float) -> Window:

@@ -1,7 +1,7 @@
-"""A made-up measured section on disk: an H&E slide, a table of spots, and counts with planted programmes.
+"""Write a synthetic measured section: an H&E slide, a table of spots, and counts with planted programs.
 
-Laid out as a folder of legacy Spatial Transcriptomics sections: counts/NAME.tsv.gz, spots/NAME_selection.tsv,
-images/NAME.tif, and genes.txt for all of them.
+The layout is a folder of legacy Spatial Transcriptomics sections: counts/NAME.tsv.gz,
+spots/NAME_selection.tsv, images/NAME.tif, and genes.txt.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ import pandas as pd
 import tifffile
 from numpy.typing import NDArray
 
-from mclst.demo.domains import CELL_PX, lay_out
-from mclst.demo.gene_programs import GENES, expected, measure
-from mclst.demo.staining import paint
+from mclst.demo.domains import CELL_PX, make_layout
+from mclst.demo.gene_programs import GENES, expected_counts, sample_counts
+from mclst.demo.staining import render_he
 
 TILE_PX = 256
-SMALLEST_LEVEL_PX = 512
+MIN_LEVEL_PX = 512
 
 
 @dataclass(frozen=True)
-class MadeUpSection:
-    """What was written, and what no measurement knows: the truth behind the counts.
+class SyntheticSection:
+    """Files of a synthetic section, and the truth behind its counts.
 
     name: the section.
     image, counts, spots: files written.
     genes: str [G].
     spot: str [n], `XxY` of the array coordinates.
     array_xy: int64 [n, 2] (x, y) on the spot array.
-    xy_px: float64 [n, 2], centre (x, y) in level-0 px.
+    xy_px: float64 [n, 2], center (x, y) in level-0 px.
     expected: float64 [n, G], transcripts expected before depth and noise.
     """
 
@@ -56,15 +56,15 @@ def write_section(
     pitch_um: float = 90.0,
     spot_um: float = 60.0,
     depth: float = 3000.0,
-) -> MadeUpSection:
-    """Make up one section under `folder` (made where missing); the same arguments give the same pixels and counts.
+) -> SyntheticSection:
+    """Write one section to `folder`, created if missing; the same arguments give the same files.
 
     size_px: side of the slide, level-0 px, a multiple of 8; 4000 gives some 280 spots, 400 (with pitch_um=25)
         some 30.
     mpp: µm per level-0 px, written into the slide.
     pitch_um, spot_um: distance between spots on the square array, and a spot's diameter, µm.
     depth: transcripts of an average spot over all genes.
-    Raises ValueError where size_px does not divide by 8, or a length or depth is not above 0.
+    Raises ValueError if size_px is not a multiple of 8, or a length or depth is not above 0.
     """
     if size_px < 8 * CELL_PX or size_px % CELL_PX:
         raise ValueError(f"size_px is {size_px}; give a multiple of {CELL_PX}, {8 * CELL_PX} or more")
@@ -72,12 +72,13 @@ def write_section(
         raise ValueError(
             f"mpp, pitch, spot and depth are {mpp}, {pitch_um}, {spot_um}, {depth}; give numbers above 0"
         )
-    layout = lay_out(np.random.default_rng([seed, 0]), size_px, mpp)
+    # Independent generators: changing one step leaves the others as they are.
+    layout = make_layout(np.random.default_rng([seed, 0]), size_px, mpp)
     array_xy, xy_px = spot_array(np.random.default_rng([seed, 1]), size_px, pitch_um / mpp)
     on_tissue = layout.at(layout.tissue, xy_px) > 0.9
-    mean = expected(layout, xy_px[on_tissue], spot_um)
-    counts = measure(np.random.default_rng([seed, 2]), mean, depth)
-    picture = paint(np.random.default_rng([seed, 3]), layout)
+    mean = expected_counts(layout, xy_px[on_tissue], spot_um)
+    counts = sample_counts(np.random.default_rng([seed, 2]), mean, depth)
+    picture = render_he(np.random.default_rng([seed, 3]), layout)
 
     image = folder / "images" / f"{name}.tif"
     matrix = folder / "counts" / f"{name}.tsv.gz"
@@ -90,7 +91,7 @@ def write_section(
     table.to_csv(matrix, sep="\t", compression={"method": "gzip", "mtime": 0})
     write_selection(selection, array_xy, xy_px, on_tissue, pitch_um / mpp)
     (folder / "genes.txt").write_text("\n".join(GENES) + "\n", encoding="utf-8")
-    return MadeUpSection(
+    return SyntheticSection(
         name, image, matrix, selection, GENES, spot, array_xy[on_tissue], xy_px[on_tissue], mean
     )
 
@@ -98,9 +99,9 @@ def write_section(
 def spot_array(
     rng: np.random.Generator, size_px: int, pitch_px: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """A square array over the slide: array (x, y) int64 [n, 2] from 1, centres float64 [n, 2] level-0 px.
+    """Square array over the slide: array (x, y) int64 [n, 2] from 1, centers float64 [n, 2] in level-0 px.
 
-    Spots are printed a little off their place, as on a real array.
+    Spot centers have a small random offset, as on a real array.
     """
     count = max(int((size_px - pitch_px) // pitch_px) + 1, 1)
     first = (size_px - (count - 1) * pitch_px) / 2
@@ -117,7 +118,7 @@ def write_selection(
     selected: NDArray[np.bool_],
     pitch_px: float,
 ) -> None:
-    """The legacy ST table of all spots, tab-separated; `selected` marks those under tissue."""
+    """Write the legacy ST table of all spots; `selected` marks those under tissue."""
     printed = array_xy + (xy_px - xy_px.min(axis=0)) / pitch_px - (array_xy - array_xy.min(axis=0))
     table = pd.DataFrame(
         {
@@ -134,7 +135,7 @@ def write_selection(
 
 
 def write_slide(path: Path, picture: NDArray[np.uint8], mpp: float) -> None:
-    """A tiled pyramid in JPEG, halved until SMALLEST_LEVEL_PX, resolution tags from `mpp` (µm per level-0 px)."""
+    """Write a tiled JPEG pyramid, halved until MIN_LEVEL_PX, with resolution tags from `mpp` (µm/px)."""
     level = picture
     with tifffile.TiffWriter(path) as tiff:
         scale = 1
@@ -152,7 +153,7 @@ def write_slide(path: Path, picture: NDArray[np.uint8], mpp: float) -> None:
                 metadata=None,
                 software=False,
             )
-            if max(level.shape) <= SMALLEST_LEVEL_PX:
+            if max(level.shape) <= MIN_LEVEL_PX:
                 return
             height, width = level.shape[0] // 2 * 2, level.shape[1] // 2 * 2
             quads = level[:height, :width].reshape(height // 2, 2, width // 2, 2, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import click
@@ -56,3 +57,20 @@ class Bytes(click.ParamType[int]):
         if match is None or match[2].lower() not in units or not float(match[1]):
             self.fail(f"{value!r} is not an amount of memory such as 4GB or 512MiB", param, ctx)
         return int(float(match[1]) * units[match[2].lower()])
+
+
+class AliasedOption(click.Option):
+    """An option that also accepts old spellings, which `--help` and messages do not show."""
+
+    def __init__(self, *args: Any, aliases: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._aliases = list(aliases)
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Register the shown names and the aliases."""
+        shown = self.opts
+        self.opts = [*shown, *self._aliases]
+        try:
+            super().add_to_parser(parser, ctx)
+        finally:
+            self.opts = shown

@@ -1,4 +1,4 @@
-"""`mclst-train`: options → run → a checkpoint that mclst-export takes as it is."""
+"""`mclst-train`: train a model and write a checkpoint for mclst-export."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mclst.runtime.atomic import check_apart, check_writable
+from mclst.runtime.atomic import check_distinct, check_writable
 from mclst.runtime.console import check_json, command, progress, publish_json, say, table
 from mclst.runtime.errors import ResourceError
-from mclst.training.options import config_of, model_options, settled
+from mclst.training.options import build_config, model_options, resolve_options
 
 if TYPE_CHECKING:
     from mclst.training.data import TrainingSection
-    from mclst.training.run import Outcome
+    from mclst.training.run import TrainingResult
     from mclst.training.settings import TrainConfig
 
 PATH = click.Path(path_type=Path)
@@ -26,26 +26,28 @@ PATH = click.Path(path_type=Path)
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.argument("paths", metavar="SECTIONS...", type=PATH, nargs=-1, required=True)
 @click.option("--out", type=PATH, default=Path("model.pt"), help="The checkpoint to write.")
-@click.option("--sections", help="Those to train on: names and ranges, such as A2-G3,H1.  [default: all]")
-@click.option("--hold-out", multiple=True, help="Section not to train on; repeatable.")
+@click.option("--sections", help="Sections to train on: names and ranges, such as A2-G3,H1.  [default: all]")
+@click.option("--hold-out", multiple=True, help="Section to exclude; repeatable.")
 @click.option(
-    "--validation", multiple=True, help="Section to score after epochs, not trained on; repeatable."
+    "--validation", multiple=True, help="Section to score between epochs, not trained on; repeatable."
 )
-@click.option("--validate-every", type=click.IntRange(1), default=1, help="Epochs between two validations.")
+@click.option("--validate-every", type=click.IntRange(1), default=1, help="Epochs between validations.")
 @click.option(
-    "--genes", type=PATH, help="The genes to model: .txt, .tsv or .npy.  [default: genes.txt there]"
+    "--genes",
+    type=PATH,
+    help="Genes of the model: .txt, .tsv or .npy.  [default: genes.txt in SECTIONS, else all]",
 )
 @model_options
 @click.option("--workers", type=click.IntRange(1, 256), default=2, help="Threads that read tiles.")
 @click.option(
-    "--published-layout", is_flag=True, help="Also the plain state dict, as the published code loads it."
+    "--published-layout", is_flag=True, help="Also write the state dict that the published code loads."
 )
-@click.option("--restart", is_flag=True, help="Begin anew where a stopped run could go on.")
-@click.option("--overwrite", is_flag=True, help="Replace a checkpoint of that name.")
+@click.option("--restart", is_flag=True, help="Start over instead of resuming an interrupted run.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing checkpoint.")
 @click.option(
     "--json", "json_path", type=PATH, help="Write settings, losses and scores as JSON; - for stdout."
 )
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
 @click.version_option(package_name="mclst")
 @click.pass_context
 @command
@@ -60,41 +62,40 @@ def main(
 ) -> None:
     """Train mclSTExp or BLEEP on measured SECTIONS and write a checkpoint.
 
-    SECTIONS are folders or files of legacy ST, Space Ranger or .h5ad sections, each with its H&E image. The checkpoint
-    brings settings, genes and the training sections along, so that mclst-export --ckpt needs nothing else. A run that
-    was stopped goes on after its last whole epoch when the same command is given again. The defaults are those of
-    mclSTExp's published HER2+ script; nothing is downloaded, so give ImageNet weights, which it starts from, with --init.
+    SECTIONS are folders or files of legacy ST, Space Ranger or .h5ad sections, each with its H&E image. The
+    checkpoint includes settings, genes and the training sections, so mclst-export --ckpt needs nothing else.
+    Re-run the same command to resume an interrupted run after its last complete epoch. The defaults are those
+    of mclSTExp's published HER2+ script, which starts from ImageNet weights; mclst downloads nothing, so pass
+    them with --init.
 
-    --system bleep: resnet50, dropout 0.1, 4 epochs of batches of 256, adamw at 1e-3, tiles flipped both ways and turned by
-    quarters, BGR from 0 to 255, median-log1p expression, plain mean of the 50 nearest.
+    --system bleep: resnet50, dropout 0.1, 4 epochs of batches of 256, adamw at 1e-3, both flips and quarter
+    turns, BGR from 0 to 255, median-log1p expression, plain mean of the 50 nearest.
     """
-    options = settled(context)
+    options = resolve_options(context)
     overwrite = options["overwrite"]
     check_writable(out, overwrite=overwrite)
     published = out.with_suffix(".state_dict.pt") if options["published_layout"] else None
     if published is not None:
         check_writable(published, overwrite=overwrite)
     inputs, outputs = (*paths, options["init"], options["genes"]), (out, published)
-    check_apart(outputs, inputs)
+    check_distinct(outputs, inputs)
     check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=outputs)
     try:
-        from mclst.training.run import run
+        from mclst.training.run import run_training
     except ImportError as error:
         raise ResourceError(f"{error.name} is not installed; install mclst[export,cpu]") from error
-    tell = functools.partial(say, quiet=quiet)
-    config = config_of(options)
+    log = functools.partial(say, quiet=quiet)
+    config = build_config(options)
     sections, held_out = _read(paths, config, options, quiet=quiet)
-    tell(
+    log(
         f"{sum(len(s.spot) for s in sections):,} spots of {', '.join(s.name for s in sections)}; "
         f"{len(sections[0].genes)} genes; {config.encoder}"
     )
     for section in [*sections, *held_out]:
-        if section.left_out:
-            spot, reason = section.left_out[0]
-            tell(
-                f"Note: {len(section.left_out)} spots of {section.name} are left out (first {spot}: {reason})"
-            )
-    outcome = run(
+        if section.skipped:
+            spot, reason = section.skipped[0]
+            log(f"Note: {len(section.skipped)} spots of {section.name} are skipped (first {spot}: {reason})")
+    result = run_training(
         sections,
         config,
         out,
@@ -103,74 +104,76 @@ def main(
         init=options["init"],
         published=published,
         restart=options["restart"],
-        say=tell,
+        say=log,
         progress=functools.partial(progress, quiet=quiet),
     )
-    _say_outcome(outcome, quiet=quiet)
+    _print_summary(result, quiet=quiet)
     if json_path is not None:
-        publish_json(json_path, _as_json(outcome, held_out))
+        publish_json(json_path, _as_json(result, held_out))
     if json_path is None or str(json_path) != "-":
-        click.echo(str(outcome.checkpoint))
+        click.echo(str(result.checkpoint))
 
 
 def _read(
     paths: tuple[Path, ...], config: TrainConfig, options: dict[str, Any], *, quiet: bool
 ) -> tuple[list[TrainingSection], list[TrainingSection]]:
-    from mclst.training.sources import find_all, part, read_all, read_genes
+    from mclst.training.sources import find_all_sections, read_genes, read_training_sections, split_sections
 
-    sources, held = part(find_all(paths), options["sections"], options["hold_out"], options["validation"])
-    with progress("sections", len(sources) + len(held), quiet=quiet) as advance:
+    sources, held_out = split_sections(
+        find_all_sections(paths), options["sections"], options["hold_out"], options["validation"]
+    )
+    with progress("sections", len(sources) + len(held_out), quiet=quiet) as advance:
         reader = functools.partial(
-            read_all,
+            read_training_sections,
             tile=config.settings.tile,
             workers=options["workers"],
             slide_mpp=options["mpp"],
-            placed_on_array=config.settings.context.positions == "array",
+            needs_array=config.settings.context.positions == "array",
             advance=advance,
         )
         sections = reader(sources, lambda first: read_genes(paths, options["genes"], first))
-        return sections, reader(held, lambda first: sections[0].genes)
+        return sections, reader(held_out, lambda first: sections[0].genes)
 
 
-def _say_outcome(outcome: Outcome, *, quiet: bool) -> None:
-    trained = outcome.trained
+def _print_summary(result: TrainingResult, *, quiet: bool) -> None:
+    trained = result.trained
     rows = [
-        ("loss", f"{trained.losses[0]:.3f} → {trained.losses[-1]:.3f}, chance {outcome.chance:.3f}"),
+        ("loss", f"{trained.losses[0]:.3f} → {trained.losses[-1]:.3f}, chance {result.chance:.3f}"),
         ("steps", f"{trained.steps:,} in {trained.seconds:,.0f} s"),
-        ("checkpoint", outcome.checkpoint),
+        ("checkpoint", result.checkpoint),
     ]
-    if outcome.published is not None:
-        rows.append(("state dict", outcome.published))
+    if result.published is not None:
+        rows.append(("state dict", result.published))
     table(rows, quiet=quiet)
 
 
-def _as_json(outcome: Outcome, held_out: list[TrainingSection]) -> dict[str, Any]:
+def _as_json(result: TrainingResult, held_out: list[TrainingSection]) -> dict[str, Any]:
     def number(value: float) -> float | None:
         return value if math.isfinite(value) else None
 
     measures = ("pcc_acg", "pcc_heg", "mse", "mae")
-    trained = outcome.trained
+    trained = result.trained
     return {
-        "checkpoint": str(outcome.checkpoint),
-        "published_layout": None if outcome.published is None else str(outcome.published),
+        "checkpoint": str(result.checkpoint),
+        "published_layout": None if result.published is None else str(result.published),
         "settings": trained.config.settings.model_dump(mode="json"),
         "training": trained.config.record(),
         "sections": {section.name: len(section.spot) for section in trained.sections},
         "genes": len(trained.genes),
         "losses": list(trained.losses),
-        "chance": outcome.chance,
+        "chance": result.chance,
         "steps": trained.steps,
         "seconds": round(trained.seconds, 2),
-        "started_after_epoch": outcome.started_at,
+        "started_after_epoch": result.resumed_after,
         "validation": [
             {
                 "epoch": epoch,
                 **{
-                    section.name: {name: number(getattr(found, name)) for name in measures}
-                    for section, found in zip(held_out, scores, strict=True)
+                    section.name: {name: number(getattr(score, name)) for name in measures}
+                    for section, score in zip(held_out, scores, strict=True)
                 },
             }
-            for epoch, scores in outcome.validation
+            for epoch, scores in result.validation
         ],
     }
 

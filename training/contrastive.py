@@ -1,4 +1,4 @@
-"""Contrastive training: every measured spot beside its own tile, apart from the others of its batch."""
+"""Contrastive training of spots and the tiles under them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from torch import Tensor
 from mclst.models.bleep import Bleep
 from mclst.models.mclstexp import MclSTExp
 from mclst.runtime.errors import InputError, ResourceError
-from mclst.training.data import Pairs, TrainingSection, augment, encoder_input, pair_up
+from mclst.training.data import Pairs, TrainingSection, augment, encoder_input, make_pairs
 from mclst.training.losses import LOSSES
 from mclst.training.positions import prepare_positions, tabulate_positions
 from mclst.training.settings import TrainConfig
 
-SMALLEST_TABLE = 128
-"""Rows of a position table at least: a Visium array is 128 columns wide."""
+MIN_TABLE_ROWS = 128
+"""Minimum rows of a position table: a Visium array has 128 columns."""
 HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 Network = MclSTExp | Bleep
 
 
 @dataclass(frozen=True)
-class Step:
-    """One optimisation step, for whoever watches: loss before the step, wall seconds since the start."""
+class TrainingStep:
+    """One optimizer step: the loss before it and the training seconds after it."""
 
     epoch: int
     step: int
@@ -38,9 +38,21 @@ class Step:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What training leaves.
+    """Result of training.
 
-    network: on the CPU, in eval mode. losses: mean loss of every epoch begun. steps, seconds: the work done.
+    Attributes
+    ----------
+    network : MclSTExp or Bleep
+        On the CPU, in eval mode.
+    config : TrainConfig
+    genes : tuple of str
+    sections : tuple of TrainingSection
+    losses : tuple of float
+        Mean loss of each epoch, the last one possibly incomplete.
+    steps : int
+        Optimizer steps.
+    seconds : float
+        Training time.
     """
 
     network: Network
@@ -52,96 +64,122 @@ class TrainedModel:
     seconds: float = field(compare=False)
 
 
-Watch = Callable[[Step], None]
+StepCallback = Callable[[TrainingStep], None]
 
 
 def train(
     sections: Sequence[TrainingSection],
     config: TrainConfig,
-    progress: Watch | None = None,
+    on_step: StepCallback | None = None,
 ) -> TrainedModel:
-    """Train from random weights on measured sections; `progress` hears of every step.
+    """Train a model from random weights.
 
-    Raises what Training raises.
+    Parameters
+    ----------
+    sections : sequence of TrainingSection
+        Sections with the same genes.
+    config : TrainConfig
+    on_step : callable, optional
+        Called with a TrainingStep after each optimizer step.
+
+    Returns
+    -------
+    TrainedModel
+
+    Raises
+    ------
+    ReferenceDataError
+        If the sections have fewer than two spots, or lack the coordinates that the config requires.
+    ValueError
+        If genes, array lengths or the tile size do not match.
+    InputError
+        If the encoder does not accept the tile size, or the loss becomes NaN.
+    ResourceError
+        If the device is not available.
     """
     training = Training(sections, config)
     while not training.finished:
-        training.epoch(progress)
-    return training.trained()
+        training.run_epoch(on_step)
+    return training.finish()
 
 
 class Training:
-    """A run, an epoch at a time; between epochs it can be put away with `state` and taken up again with `resume`.
+    """A training run, one epoch at a time; `state` saves it between epochs and `resume` continues it.
 
-    network: in training. losses: mean loss of every epoch so far. steps, seconds: the work done so far.
-    Taken up, it gives the weights it would have given had it never stopped (unless `seconds` ends it).
+    A resumed run gives the same weights as an uninterrupted one, unless `config.seconds` ends it.
+
+    network: in training mode.
+    losses: mean loss of each epoch so far.
+    steps, seconds: optimizer steps and training time so far.
     """
 
     def __init__(
         self,
         sections: Sequence[TrainingSection],
         config: TrainConfig,
-        initialise: Callable[[Network], None] | None = None,
+        initialize: Callable[[Network], None] | None = None,
     ) -> None:
-        """Line the sections up and make the network, which `initialise` may change before anything is learned.
+        """Pair up the sections and build the network; `initialize` may load weights into it.
 
-        Raises ReferenceDataError and ValueError as `pair_up` does; InputError where the image encoder does not take
-        tiles of this size; ResourceError where the device is not there.
+        Raises ReferenceDataError and ValueError as `make_pairs` does; InputError if the image encoder does
+        not accept tiles of this size; ResourceError if the device is not available.
         """
         self.sections, self.config = tuple(sections), config
-        self.pairs = pair_up(sections, config.settings)
+        self.pairs = make_pairs(sections, config.settings)
         self.losses: list[float] = []
-        self.steps, self.seconds, self._done = 0, 0.0, 0.0
+        self.steps, self.seconds, self._progress = 0, 0.0, 0.0
         self._cuda = config.device.startswith("cuda")
         if self._cuda and not torch.cuda.is_available():
             raise ResourceError(f"there is no device {config.device}; choose --device cpu")
-        with self._random_numbers():
+        with self._own_rng():
             torch.manual_seed(config.seed)
             self.network = build_network(config, self.pairs)
-            if initialise is not None:
-                initialise(self.network)
+            if initialize is not None:
+                initialize(self.network)
             _check_tile(self.network, config)
             self.network.to(config.device).train()
-            self._keep_random_numbers()
-        kind = torch.optim.Adam if config.optimiser == "adam" else torch.optim.AdamW
-        learned = [weight for weight in self.network.parameters() if weight.requires_grad]
-        self._optimiser = kind(learned, lr=config.learning_rate, weight_decay=config.weight_decay)
+            self._save_rng()
+        optimizer = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+        trainable = [weight for weight in self.network.parameters() if weight.requires_grad]
+        self.optimizer = optimizer(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
         self._scaler = torch.amp.GradScaler("cuda", enabled=config.precision == "fp16")
 
     @property
     def finished(self) -> bool:
-        """Whether the epochs or the seconds are spent."""
-        return self._done >= 1
+        """Whether the limit of epochs or seconds is reached."""
+        return self._progress >= 1
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimisation steps of a whole epoch."""
+        """Optimizer steps of a full epoch."""
         return batches_per_epoch(len(self.pairs), self.config.batch_size)
 
-    def epoch(self, watch: Watch | None = None) -> float:
-        """Go once through all pairs, or until the seconds are spent; the mean loss.
+    def run_epoch(self, on_step: StepCallback | None = None) -> float:
+        """Train on all pairs once, or until the seconds are over; returns the mean loss.
 
-        Raises InputError where the loss stops being a number.
+        Raises InputError if the loss becomes NaN or infinite.
         """
         started, before = time.monotonic(), self.seconds
-        of_epoch: list[float] = []
-        with self._random_numbers(self._random):
+        losses: list[float] = []
+        with self._own_rng(self._rng_state):
             for rows in batches(len(self.pairs), self.config.batch_size):
-                for group in self._optimiser.param_groups:
-                    group["lr"] = learning_rate(self.config, self._done)
-                of_epoch.append(self._step(rows))
+                for group in self.optimizer.param_groups:
+                    group["lr"] = learning_rate(self.config, self._progress)
+                losses.append(self._step(rows))
                 self.steps, self.seconds = self.steps + 1, before + time.monotonic() - started
-                self._done = share_done(self.config, self.steps, self.steps_per_epoch, self.seconds)
-                if watch is not None:
-                    watch(Step(len(self.losses), self.steps, of_epoch[-1], self.seconds))
+                self._progress = progress_fraction(
+                    self.config, self.steps, self.steps_per_epoch, self.seconds
+                )
+                if on_step is not None:
+                    on_step(TrainingStep(len(self.losses), self.steps, losses[-1], self.seconds))
                 if self.finished:
                     break
-            self._keep_random_numbers()
-        self.losses.append(sum(of_epoch) / len(of_epoch))
+            self._save_rng()
+        self.losses.append(sum(losses) / len(losses))
         return self.losses[-1]
 
-    def trained(self) -> TrainedModel:
-        """The model as it is now, on the CPU; training is over with it."""
+    def finish(self) -> TrainedModel:
+        """Move the model to the CPU and return it; training cannot continue afterwards."""
         network = self.network.to("cpu").eval()
         if isinstance(network, MclSTExp):
             tabulate_positions(network, table_rows(self.config, self.pairs))
@@ -152,43 +190,44 @@ class Training:
         )
 
     def state(self) -> dict[str, Any]:
-        """Tensors and plain values from which `resume` goes on."""
+        """Tensors and plain values for `resume`."""
         return {
             "network": self.network.state_dict(),
-            "optimiser": self._optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
-            "random": self._random,
+            "random": self._rng_state,
             "losses": list(self.losses),
             "steps": self.steps,
             "seconds": self.seconds,
-            "done": self._done,
+            "done": self._progress,
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`, of a run of the same sections and settings."""
+        """Continue from `state`, which must be of a run with the same sections and settings."""
         self.network.load_state_dict(state["network"])
-        self._optimiser.load_state_dict(state["optimiser"])
+        # States written by earlier versions have the British spelling.
+        self.optimizer.load_state_dict(state["optimizer" if "optimizer" in state else "optimiser"])
         if state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
-        self._random = state["random"]
+        self._rng_state = state["random"]
         self.losses = list(state["losses"])
-        self.steps, self.seconds, self._done = state["steps"], state["seconds"], state["done"]
+        self.steps, self.seconds, self._progress = state["steps"], state["seconds"], state["done"]
 
     @contextmanager
-    def _random_numbers(self, kept: Mapping[str, Tensor] | None = None) -> Iterator[None]:
-        """The run's own random numbers, taken up from `kept`; the caller's come back afterwards."""
+    def _own_rng(self, state: Mapping[str, Tensor] | None = None) -> Iterator[None]:
+        """Use the run's own random number generators, set to `state`; restore the caller's afterwards."""
         devices = [torch.device(self.config.device)] if self._cuda else []
         with torch.random.fork_rng(devices=devices):
-            if kept is not None:
-                torch.set_rng_state(kept["cpu"])
+            if state is not None:
+                torch.set_rng_state(state["cpu"])
                 if self._cuda:
-                    torch.cuda.set_rng_state(kept["cuda"], self.config.device)
+                    torch.cuda.set_rng_state(state["cuda"], self.config.device)
             yield
 
-    def _keep_random_numbers(self) -> None:
-        self._random = {"cpu": torch.get_rng_state()}
+    def _save_rng(self) -> None:
+        self._rng_state = {"cpu": torch.get_rng_state()}
         if self._cuda:
-            self._random["cuda"] = torch.cuda.get_rng_state(self.config.device)
+            self._rng_state["cuda"] = torch.cuda.get_rng_state(self.config.device)
 
     def _step(self, rows: Tensor) -> float:
         loss = self._loss(rows)
@@ -198,9 +237,9 @@ class Training:
                 f"the loss is not a number at learning rate {self.config.learning_rate:g}; "
                 "lower it or raise the temperature"
             )
-        self._optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self._scaler.scale(loss))
-        self._scaler.step(self._optimiser)
+        self._scaler.step(self.optimizer)
         self._scaler.update()
         return value
 
@@ -208,7 +247,7 @@ class Training:
         config, pairs = self.config, self.pairs
         pixels = augment(pairs.tiles_of(rows).to(config.device), config.augmentation)
         tiles = encoder_input(pixels, config.settings.preprocessing)
-        expression, position = (of[rows].to(config.device) for of in (pairs.expression, pairs.position))
+        expression, position = (x[rows].to(config.device) for x in (pairs.expression, pairs.position))
         half = HALF.get(config.precision)
         with torch.autocast(torch.device(config.device).type, dtype=half, enabled=half is not None):
             spots = self.network.encode_spots(expression, position)
@@ -219,14 +258,14 @@ class Training:
 
 
 def table_rows(config: TrainConfig, pairs: Pairs) -> int:
-    """Rows of the position tables: a power of two long enough for `pairs`, none without positions."""
+    """Rows of the position tables: a power of two that covers `pairs`, or 0 without positions."""
     if config.positions == "none":
         return 0
-    return max(SMALLEST_TABLE, 1 << int(pairs.position.max()).bit_length())
+    return max(MIN_TABLE_ROWS, 1 << int(pairs.position.max()).bit_length())
 
 
 def build_network(config: TrainConfig, pairs: Pairs) -> Network:
-    """The network `config` describes, with random weights and positions for `pairs`."""
+    """Build the network of `config` with random weights and position tables for `pairs`."""
     if config.system == "bleep":
         width, dropout = config.projection_dim, config.dropout
         return Bleep(config.encoder, len(pairs.genes), projection_dim=width, dropout=dropout)
@@ -257,26 +296,24 @@ def _check_tile(network: Network, config: TrainConfig) -> None:
 
 
 def batches_per_epoch(count: int, size: int) -> int:
-    """How many batches `batches` makes of `count` pairs."""
+    """Number of batches that `batches` makes of `count` pairs."""
     return -(-count // size)
 
 
 def batches(count: int, size: int) -> Iterator[Tensor]:
-    """A random order of `count` pairs, int64, in batches that differ by one pair at most and hold `size` at most.
-
-    Equal batches matter here: the loss of a short one is on another scale, and a batch of one teaches nothing.
-    """
+    """Yield shuffled indices, int64, of `count` pairs in batches of at most `size`, even to one pair."""
+    # Equal batches: the loss of a short one is on another scale, and a batch of one has no gradient.
     yield from torch.tensor_split(torch.randperm(count), batches_per_epoch(count, size))
 
 
-def share_done(config: TrainConfig, steps: int, steps_per_epoch: int, elapsed: float) -> float:
-    """How much of the run is behind, 0 … 1, by whichever limit is the nearer."""
+def progress_fraction(config: TrainConfig, steps: int, steps_per_epoch: int, elapsed: float) -> float:
+    """Fraction of the run that is done, 0 … 1, by the limit that will be reached first."""
     by_epochs = steps / (config.epochs * steps_per_epoch) if config.epochs is not None else 0.0
     by_seconds = elapsed / config.seconds if config.seconds is not None else 0.0
     return min(max(by_epochs, by_seconds), 1.0)
 
 
-def learning_rate(config: TrainConfig, done: float) -> float:
-    """The rate once `done` (0 … 1) of the run is behind: constant, or half a cosine down to 0."""
-    falling = 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1.0
-    return config.learning_rate * falling
+def learning_rate(config: TrainConfig, progress: float) -> float:
+    """Learning rate at `progress` (0 … 1): constant, or half a cosine down to 0."""
+    factor = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1.0
+    return config.learning_rate * factor

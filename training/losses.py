@@ -1,4 +1,4 @@
-"""What is minimised: a tile's embedding and its spot's beside one another, apart from the others of the batch."""
+"""Contrastive losses of mclSTExp and BLEEP."""
 
 from __future__ import annotations
 
@@ -10,28 +10,42 @@ from torch.nn import functional
 
 
 def _logits(spots: Tensor, tiles: Tensor, temperature: float) -> Tensor:
-    """Spot x tile similarities [N, N]: dot products as they are, without normalisation, over the temperature."""
+    """Spot x tile similarities [N, N]: unnormalized dot products over the temperature."""
     return spots @ tiles.T / temperature
 
 
 def contrastive_loss(spots: Tensor, tiles: Tensor, *, temperature: float, image_weight: float) -> Tensor:
-    """The loss of N pairs: λ·CE(tile picks its spot) + (1 - λ)·CE(spot picks its tile), a scalar.
+    """Loss of N pairs: λ·CE(tile picks its spot) + (1 - λ)·CE(spot picks its tile).
 
-    spots, tiles: embeddings float32 [N, D], row i of one belonging to row i of the other; compared as they are, by
-    spots·tilesᵀ / temperature, without normalisation (Min et al. 2024, as the published code computes it).
+    Parameters
+    ----------
+    spots, tiles : Tensor of float32, shape (N, D)
+        Embeddings; row i of both belongs to pair i.
+    temperature : float
+        Divides the similarities spots·tilesᵀ, which are not normalized.
+    image_weight : float
+        λ, 0 … 1.
+
+    Notes
+    -----
+    Min et al. 2024, as the published code computes it.
     """
     logits = _logits(spots, tiles, temperature)
-    own = torch.arange(len(logits), device=logits.device)
-    by_spot = functional.cross_entropy(logits, own)
-    by_tile = functional.cross_entropy(logits.T, own)
+    target = torch.arange(len(logits), device=logits.device)
+    by_spot = functional.cross_entropy(logits, target)
+    by_tile = functional.cross_entropy(logits.T, target)
     return image_weight * by_tile + (1 - image_weight) * by_spot
 
 
 def soft_contrastive_loss(spots: Tensor, tiles: Tensor, *, temperature: float, image_weight: float) -> Tensor:
-    """The same with soft targets: a spot may pick any tile that is like its own, a scalar.
+    """Contrastive loss with soft targets: similar spots and tiles share the target.
 
-    Targets are softmax((spots·spotsᵀ + tiles·tilesᵀ) / (2·temperature)) by rows, transposed where tiles pick; the
-    gradient flows through them too (Xie et al. 2023, as the published code computes it, where λ is ½).
+    Parameters as in `contrastive_loss`.
+
+    Notes
+    -----
+    Targets are softmax((spots·spotsᵀ + tiles·tilesᵀ) / (2·temperature)) over rows, transposed for the tile
+    side. The gradient flows through them (Xie et al. 2023, as the published code computes it, where λ is ½).
     """
     logits = _logits(spots, tiles, temperature)
     targets = functional.softmax((spots @ spots.T + tiles @ tiles.T) / (2 * temperature), dim=1)
@@ -41,4 +55,4 @@ def soft_contrastive_loss(spots: Tensor, tiles: Tensor, *, temperature: float, i
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"mclstexp": contrastive_loss, "bleep": soft_contrastive_loss}
-"""By system."""
+"""Loss of each system."""

@@ -1,4 +1,4 @@
-"""The options that describe a training run, each system's published defaults, and the run they add up to."""
+"""Command-line options of a training run, each system's published defaults, and the TrainConfig they give."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import click
 from click.core import ParameterSource
 
 from mclst.kernels.definition.spec import DISTANCES, RANKS, WEIGHTINGS
-from mclst.runtime.console import Numbers
-from mclst.sections.normalize import NORMALIZATIONS
+from mclst.runtime.click_types import AliasedOption, Numbers
+from mclst.sections.normalization_names import NORMALIZATION_NAMES
 
 if TYPE_CHECKING:
     from mclst.training.settings import TrainConfig
 
 PATH = click.Path(path_type=Path)
-NORMALISATION = click.Choice(tuple(NORMALIZATIONS))
+NORMALIZATION = click.Choice(NORMALIZATION_NAMES)
 BLEEP: dict[str, Any] = {
     "encoder": "resnet50",
     "dropout": 0.1,
     "epochs": 4,
     "batch_size": 256,
-    "optimiser": "adamw",
+    "optimizer": "adamw",
     "learning_rate": 1e-3,
-    "colour_jitter": 0.0,
+    "color_jitter": 0.0,
     "rotation": 0.0,
     "vertical_flip": True,
     "quarter_turns": True,
@@ -35,40 +35,42 @@ BLEEP: dict[str, Any] = {
     "k": 50,
     "distance": "l2",
     "weighting": "uniform",
-    "input_normalisation": "median-log1p",
-    "expression_normalisation": "median-log1p",
+    "input_normalization": "median-log1p",
+    "expression_normalization": "median-log1p",
 }
-"""BLEEP's published defaults, where they differ: its command line's and configuration's, and its notebook's k."""
+"""Published defaults of BLEEP that differ, from its command line, configuration and notebook (k)."""
 ONLY_MCLSTEXP = (
     *("positions", "coordinates", "position_std", "depth", "heads", "head_dim", "context", "sentences"),
 )
-"""Options of the spot encoder, which BLEEP has not."""
+"""Options of the spot encoder, which BLEEP lacks."""
 OPTIONS = (
     click.option(
         "--system",
         type=click.Choice(("mclstexp", "bleep")),
         default="mclstexp",
-        help="What to train; bleep has its own published defaults (above).",
+        help="Model to train; bleep has its own published defaults (see above).",
     ),
     click.option(
         "--encoder",
         default="densenet121",
-        help="Image encoder: densenet121, resnet18, resnet50, resnet101, vit_base_patch32_224 or any name of timm.",
+        help="Image encoder: densenet121, resnet18/50/101, vit_base_patch32_224 or a timm model.",
     ),
-    click.option("--init", type=PATH, help="Starting weights of the image encoder, or of a whole model."),
+    click.option("--init", type=PATH, help="Initial weights of the image encoder or of a whole model."),
     click.option(
         "--positions",
         type=click.Choice(("learnable", "sinusoidal", "naive", "none")),
         default="learnable",
-        help="How a spot's place is encoded.",
+        help="Encoding of a spot's position.",
     ),
     click.option(
         "--coordinates",
         type=click.Choice(("array", "pixel")),
         default="array",
-        help="What a place is: array x, y; or level-0 row, column, as in mclSTExp's Visium script.",
+        help="Position of a spot: array x, y; or level-0 row, column, as in mclSTExp's Visium script.",
     ),
-    click.option("--position-std", type=float, default=1.0, help="Spread of learned positions at the start."),
+    click.option(
+        "--position-std", type=float, default=1.0, help="Initial standard deviation of learned positions."
+    ),
     click.option(
         "--lambda",
         "image_weight",
@@ -78,107 +80,146 @@ OPTIONS = (
     ),
     click.option("--temperature", type=float, default=1.0, help="Divides the similarities in the loss."),
     click.option(
-        "--projection-dim", type=click.IntRange(1), default=256, help="Of the shared embedding space."
+        "--projection-dim",
+        type=click.IntRange(1),
+        default=256,
+        help="Dimension of the shared embedding space.",
     ),
     click.option("--depth", type=click.IntRange(1), default=2, help="Blocks of the spot Transformer."),
     click.option(
         "--heads", type=click.IntRange(1), default=8, help="Attention heads of the spot Transformer."
     ),
-    click.option("--head-dim", type=click.IntRange(1), default=64, help="Width of a head."),
-    click.option("--dropout", type=click.FloatRange(0, 0.9), default=0.0, help="Of the projections."),
-    click.option("--epochs", type=click.IntRange(1), default=90, help="Times through all spots."),
+    click.option("--head-dim", type=click.IntRange(1), default=64, help="Width of an attention head."),
+    click.option("--dropout", type=click.FloatRange(0, 0.9), default=0.0, help="Dropout of the projections."),
+    click.option("--epochs", type=click.IntRange(1), default=90, help="Passes over all spots."),
     click.option("--seconds", type=float, help="Stop after this long, even within an epoch."),
-    click.option("--batch-size", type=click.IntRange(2), default=128, help="Spots in a step and a sentence."),
     click.option(
-        "--optimiser", type=click.Choice(("adam", "adamw")), default="adam", help="Adam couples the decay."
-    ),
-    click.option("--learning-rate", type=float, default=1e-4),
-    click.option("--weight-decay", type=float, default=1e-3),
-    click.option(
-        "--schedule", type=click.Choice(("constant", "cosine")), default="constant", help="Of the rate."
+        "--batch-size", type=click.IntRange(2), default=128, help="Spots per step, which form one sentence."
     ),
     click.option(
-        "--colour-jitter", type=float, default=0.5, help="Brightness, contrast, saturation: 1 ± this."
+        "--optimizer",
+        cls=AliasedOption,
+        aliases=("--optimiser",),
+        type=click.Choice(("adam", "adamw")),
+        default="adam",
+        help="adam couples weight decay to the gradient, adamw does not.",
     ),
-    click.option("--flip/--no-flip", default=True, help="Mirror every other tile."),
-    click.option("--vertical-flip/--no-vertical-flip", default=False, help="Turn every other upside down."),
+    click.option("--learning-rate", type=float, default=1e-4, help="Initial learning rate."),
+    click.option("--weight-decay", type=float, default=1e-3, help="Weight decay."),
     click.option(
-        "--quarter-turns/--no-quarter-turns", default=False, help="Turn by 0, 90, 180 or 270 degrees."
-    ),
-    click.option("--rotation", type=float, default=180.0, help="Turn tiles by up to this, degrees."),
-    click.option(
-        "--channels", type=click.Choice(("rgb", "bgr")), default="rgb", help="Order of the colours."
-    ),
-    click.option(
-        "--pixel-range", type=click.Choice(("0-1", "0-255")), default="0-1", help="Of the encoder's input."
-    ),
-    click.option(
-        "--mean", type=Numbers(float), default="0,0,0", help="Per channel, subtracted in that range."
-    ),
-    click.option("--std", type=Numbers(float, 1e-6), default="1,1,1", help="Per channel, divided by."),
-    click.option("--tile-px", type=click.IntRange(8, 4096), default=224, help="Side of a tile."),
-    click.option("--tile-mpp", type=float, help="µm/px of the tiles.  [default: level-0 pixels as they are]"),
-    click.option("--mpp", type=click.FloatRange(0.05, 10), help="µm/px of level 0, where images do not say."),
-    click.option("--k", type=click.IntRange(1), default=200, help="Neighbours that the bundle will average."),
-    click.option("--rank", type=click.Choice(RANKS), default="cosine", help="What chooses the neighbours."),
-    click.option(
-        "--distance", type=click.Choice(DISTANCES), default="l1", help="What the weights are made of."
+        "--schedule",
+        type=click.Choice(("constant", "cosine")),
+        default="constant",
+        help="Learning rate schedule.",
     ),
     click.option(
-        "--weighting", type=click.Choice(WEIGHTINGS), default="inverse-square", help="Distance to weight."
+        "--color-jitter",
+        cls=AliasedOption,
+        aliases=("--colour-jitter",),
+        type=float,
+        default=0.5,
+        help="Change brightness, contrast and saturation by a factor of 1 ± this.",
+    ),
+    click.option("--flip/--no-flip", default=True, help="Flip tiles horizontally at random."),
+    click.option(
+        "--vertical-flip/--no-vertical-flip", default=False, help="Flip tiles vertically at random."
+    ),
+    click.option(
+        "--quarter-turns/--no-quarter-turns", default=False, help="Rotate by 0, 90, 180 or 270 degrees."
+    ),
+    click.option("--rotation", type=float, default=180.0, help="Rotate tiles by up to this angle, degrees."),
+    click.option(
+        "--channels", type=click.Choice(("rgb", "bgr")), default="rgb", help="Order of the color channels."
+    ),
+    click.option(
+        "--pixel-range",
+        type=click.Choice(("0-1", "0-255")),
+        default="0-1",
+        help="Range of the encoder's input.",
+    ),
+    click.option("--mean", type=Numbers(float), default="0,0,0", help="Mean per channel, in that range."),
+    click.option("--std", type=Numbers(float, 1e-6), default="1,1,1", help="Standard deviation per channel."),
+    click.option("--tile-px", type=click.IntRange(8, 4096), default=224, help="Side of a tile, px."),
+    click.option("--tile-mpp", type=float, help="µm/px of the tiles.  [default: level-0 pixels]"),
+    click.option(
+        "--mpp", type=click.FloatRange(0.05, 10), help="µm/px of level 0, if images do not give it."
+    ),
+    click.option("--k", type=click.IntRange(1), default=200, help="Neighbors that the bundle averages."),
+    click.option(
+        "--rank", type=click.Choice(RANKS), default="cosine", help="Similarity that ranks the neighbors."
+    ),
+    click.option("--distance", type=click.Choice(DISTANCES), default="l1", help="Distance for the weights."),
+    click.option(
+        "--weighting",
+        type=click.Choice(WEIGHTINGS),
+        default="inverse-square",
+        help="Weight as a function of distance.",
     ),
     click.option("--context", type=click.IntRange(1), default=32, help="Spots per sentence in the bank."),
     click.option(
         "--sentences",
         type=click.Choice(("file", "section")),
         default="file",
-        help="Whether the bank's sentences run on over section borders.",
+        help="Whether the bank's sentences cross section borders (file) or not (section).",
     ),
     click.option(
-        "--input-normalisation", type=NORMALISATION, default="spot-wise", help="Of the encoder's input."
+        "--input-normalization",
+        cls=AliasedOption,
+        aliases=("--input-normalisation",),
+        type=NORMALIZATION,
+        default="spot-wise",
+        help="Normalization of the spot encoder's input.",
     ),
     click.option(
-        "--expression-normalisation", type=NORMALISATION, default="gene-wise", help="Of what is averaged."
+        "--expression-normalization",
+        cls=AliasedOption,
+        aliases=("--expression-normalisation",),
+        type=NORMALIZATION,
+        default="gene-wise",
+        help="Normalization of the averaged expression.",
     ),
     click.option("--device", default="cpu", help="cpu, cuda or cuda:N."),
     click.option(
-        "--precision", type=click.Choice(("fp32", "fp16", "bf16")), default="fp32", help="Of products."
+        "--precision",
+        type=click.Choice(("fp32", "fp16", "bf16")),
+        default="fp32",
+        help="Precision of products.",
     ),
-    click.option("--seed", type=click.IntRange(0), default=0),
+    click.option("--seed", type=click.IntRange(0), default=0, help="Random seed."),
 )
-"""What the model is, and how it is trained."""
+"""Options of the model and its training."""
 
 
 def model_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a command with OPTIONS, in their order."""
+    """Add OPTIONS to a command, in their order."""
     for option in reversed(OPTIONS):
         function = option(function)
     return function
 
 
-def settled(context: click.Context) -> dict[str, Any]:
-    """The command's options, defaults of the chosen system in place of those that were not given.
+def resolve_options(context: click.Context) -> dict[str, Any]:
+    """Options of the command, with the chosen system's defaults.
 
-    Raises click.UsageError where one was given that the system has no use for.
+    Raises click.UsageError if an option does not apply to the system.
     """
     options = dict(context.params)
     if options["system"] == "mclstexp":
         return options
-    given = {name for name in options if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
-    if odd := [name for name in ONLY_MCLSTEXP if name in given]:
+    explicit = {name for name in options if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
+    if unused := [name for name in ONLY_MCLSTEXP if name in explicit]:
         raise click.UsageError(
-            f"--{odd[0].replace('_', '-')} is of mclSTExp's spot encoder, which bleep has not; leave it out"
+            f"--{unused[0].replace('_', '-')} is of mclSTExp's spot encoder, which bleep lacks; omit it"
         )
-    options |= {name: value for name, value in BLEEP.items() if name not in given}
+    options |= {name: value for name, value in BLEEP.items() if name not in explicit}
     return options | {"positions": "none"}
 
 
-def config_of(options: dict[str, Any]) -> TrainConfig:
-    """The run that the command's options describe; click.UsageError where they contradict one another."""
+def build_config(options: dict[str, Any]) -> TrainConfig:
+    """Build the TrainConfig of the command's options; click.UsageError if they contradict each other."""
     from mclst.models.encoders import known_encoder
     from mclst.runtime.bundle.manifest import (
         Context,
-        Normalisation,
+        Normalization,
         Preprocessing,
         Retrieval,
         Settings,
@@ -208,21 +249,21 @@ def config_of(options: dict[str, Any]) -> TrainConfig:
                 sentences=options["sentences"],
                 positions="none" if options["positions"] == "none" else options["coordinates"],
             ),
-            normalisation=Normalisation(
-                input=options["input_normalisation"], expression=options["expression_normalisation"]
+            normalisation=Normalization(
+                input=options["input_normalization"], expression=options["expression_normalization"]
             ),
         )
-        own = {name.name for name in dataclasses.fields(TrainConfig)} & options.keys()
+        fields = {field.name for field in dataclasses.fields(TrainConfig)} & options.keys()
         return TrainConfig(
             settings,
             augmentation=Augmentation(
-                options["colour_jitter"],
+                options["color_jitter"],
                 options["flip"],
                 options["rotation"],
                 options["vertical_flip"],
                 options["quarter_turns"],
             ),
-            **{name: options[name] for name in own},
+            **{name: options[name] for name in fields},
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error

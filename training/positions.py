@@ -1,7 +1,7 @@
-"""How a spot's place on the array enters its embedding: learned tables, fixed ones, a learned slope, or not at all.
+"""Position encodings of spots: learned tables, fixed ones, a learned slope, or none.
 
-Whatever was trained ends as two tables under the published names, one row per array coordinate, so that a checkpoint
-is read in one way; without positions the tables are empty.
+After training, every encoding becomes two tables under the published names, one row per coordinate, so that
+all checkpoints have one format; without positions the tables are empty.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from mclst.training.settings import TrainConfig
 
 WAVELENGTH = 10_000.0
 NAIVE_UNIT = {"array": 64.0, "pixel": 16_384.0}
-"""What a naive position counts in: array steps (a legacy ST array is 33 to 35 spots wide, a Visium one 128 columns), or
-level-0 pixels."""
+"""Units of a naive position: 64 array steps (a legacy ST array is 33 to 35 spots wide, a Visium one 128) or
+16,384 level-0 pixels."""
 
 
 class LinearPosition(nn.Module):
-    """A learned direction of the expression space, along which a spot moves in proportion to its coordinate."""
+    """Position proportional to the coordinate, along a learned direction of the expression space."""
 
     def __init__(self, width: int, std: float, unit: float) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class LinearPosition(nn.Module):
 
 
 def prepare_positions(network: MclSTExp, config: TrainConfig) -> None:
-    """Give a network, made with `table_rows` rows, the positions that `config` trains."""
+    """Set up the positions of `config` in a network built with `table_rows` rows."""
     tables = (network.x_embed, network.y_embed)
     if config.positions == "learnable":
         for table in tables:
@@ -49,7 +49,7 @@ def prepare_positions(network: MclSTExp, config: TrainConfig) -> None:
 
 
 def tabulate_positions(network: MclSTExp, rows: int) -> None:
-    """Replace a learned slope by the table of its values at 0 … rows - 1; other positions are tables already."""
+    """Replace a LinearPosition by a table of its values at 0 … rows - 1; other encodings are tables."""
     for name in ("x_embed", "y_embed"):
         module = network.get_submodule(name)
         if isinstance(module, LinearPosition):
@@ -59,18 +59,18 @@ def tabulate_positions(network: MclSTExp, rows: int) -> None:
 
 
 def sinusoids(rows: int, width: int) -> tuple[Tensor, Tensor]:
-    """Fixed tables float32 [rows, width] for x and for y.
+    """Fixed sinusoidal tables float32 [rows, width] for x and for y.
 
-    x fills the first half of the columns and y the rest, for a sum of two equal tables could not tell (x, y) from
-    (y, x). In each half, column 2i is sin(p / 10000^(2i/w)) and column 2i + 1 the cosine, w the half's width.
-    Source: Vaswani et al. 2017, section 3.5.
+    x uses the first half of the columns and y the rest, since the sum of two equal tables cannot tell (x, y)
+    from (y, x). In each half of width w, column 2i is sin(p / 10000^(2i/w)) and column 2i + 1 the cosine
+    (Vaswani et al. 2017, section 3.5).
     """
     halves = (width - width // 2, width // 2)
-    place = torch.arange(rows, dtype=torch.float64)[:, None]
+    position = torch.arange(rows, dtype=torch.float64)[:, None]
     tables = []
     for side, columns in enumerate(halves):
         column = torch.arange(columns)
-        angle = place / WAVELENGTH ** ((column - column % 2).double() / max(columns, 1))
+        angle = position / WAVELENGTH ** ((column - column % 2).double() / max(columns, 1))
         values = torch.where(column % 2 == 0, angle.sin(), angle.cos())
         table = torch.zeros(rows, width, dtype=torch.float64)
         table[:, side * halves[0] : side * halves[0] + columns] = values

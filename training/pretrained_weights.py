@@ -1,4 +1,4 @@
-"""Starting weights from a file: of a whole model, or of an image encoder as torchvision and timm save it."""
+"""Load initial weights: a whole model, or an image encoder as torchvision and timm save it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from mclst.runtime.errors import CheckpointError
 
 PREFIX = "image_encoder.model."
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
-"""torchvision's ImageNet file still says `norm.1` where its network says `norm1`."""
+"""torchvision's ImageNet file has `norm.1` where its network has `norm1`."""
 State = dict[str, Tensor]
 
 
 def read_weights(path: Path) -> State:
-    """The tensors of a .pt, .pth, .ckpt or .safetensors file by name, without executing anything.
+    """Read the tensors of a .pt, .pth, .ckpt or .safetensors file by name, without executing code.
 
-    `{"model": …}` and `{"state_dict": …}` are unwrapped, the prefixes `module.` and `backbone.` dropped.
-    Raises CheckpointError where the file is none of that.
+    `{"model": …}` and `{"state_dict": …}` are unwrapped, the prefixes `module.` and `backbone.` removed.
+    Raises CheckpointError for any other content.
     """
     refusal = f"{path} holds no weights that can be read safely; give a state dict (.pt, .pth, .safetensors)"
     try:
@@ -54,43 +54,46 @@ def read_weights(path: Path) -> State:
 
 
 def load_weights(network: MclSTExp | Bleep, path: Path, encoder: str) -> str:
-    """Load what `path` holds into `network`; says in words what that was.
+    """Load the weights in `path` into `network`; returns a description of what was loaded.
 
-    Raises CheckpointError unless the whole image encoder is there with its shapes: a part of it left at random would
-    pass unnoticed. Of the spot encoder and the projections, what fits is loaded.
+    The image encoder must be complete; of the spot encoder and projections, matching tensors are loaded.
+    Raises CheckpointError if tensors of the image encoder are missing or have other shapes.
     """
-    found = read_weights(path)
+    weights = read_weights(path)
     state = network.state_dict()
-    whole_model = any(name.startswith(PREFIX) for name in found)
+    whole_model = any(name.startswith(PREFIX) for name in weights)
     if not whole_model:
         # BLEEP's image networks keep timm's names, which for ResNets are torchvision's own.
-        found = found if isinstance(network, Bleep) else _as_published(found, encoder)
-        found = {PREFIX + name: tensor for name, tensor in found.items()}
+        weights = weights if isinstance(network, Bleep) else _as_published(weights, encoder)
+        weights = {PREFIX + name: tensor for name, tensor in weights.items()}
+    # A partly random image encoder would go unnoticed, so all its tensors are required.
     encoder_part = [name for name in state if name.startswith(PREFIX) and "num_batches" not in name]
-    lacking = [n for n in encoder_part if n not in found or found[n].shape != state[n].shape]
-    if lacking:
+    missing = [n for n in encoder_part if n not in weights or weights[n].shape != state[n].shape]
+    if missing:
         raise CheckpointError(
-            f"{path} lacks {len(lacking)} of the {len(encoder_part)} tensors of {encoder} "
-            f"(first {lacking[0].removeprefix(PREFIX)}); give the weights of that encoder"
+            f"{path} lacks {len(missing)} of the {len(encoder_part)} tensors of {encoder} "
+            f"(first {missing[0].removeprefix(PREFIX)}); give the weights of that encoder"
         )
-    fitting = {name: t for name, t in found.items() if name in state and t.shape == state[name].shape}
+    fitting = {name: t for name, t in weights.items() if name in state and t.shape == state[name].shape}
     network.load_state_dict(fitting, strict=False)
     if not whole_model:
         return f"{encoder} from {path.name}"
     rest = len([name for name in state if not name.startswith(PREFIX)])
-    taken = len([name for name in fitting if not name.startswith(PREFIX)])
-    return f"{encoder} and {taken} of {rest} other tensors from {path.name}"
+    loaded = len([name for name in fitting if not name.startswith(PREFIX)])
+    return f"{encoder} and {loaded} of {rest} other tensors from {path.name}"
 
 
-def _as_published(found: State, encoder: str) -> State:
-    """Names of torchvision's whole network → of the published code's list of its children; timm's stay."""
-    found = {OLD_DENSENET.sub(r"\1\2.", name): tensor for name, tensor in found.items()}
+def _as_published(weights: State, encoder: str) -> State:
+    """Rename torchvision's tensors to the published code's list of children; timm's names stay."""
+    weights = {OLD_DENSENET.sub(r"\1\2.", name): tensor for name, tensor in weights.items()}
     if encoder not in WIDTHS or encoder.startswith("vit"):
-        return found
+        return weights
     with torch.device("meta"):
         network = torchvision.models.get_model(encoder, weights=None)
-    place = {child: str(i) for i, (child, _) in enumerate(network.named_children())}
-    parted = {name: name.partition(".") for name in found}
+    index_of = {child: str(i) for i, (child, _) in enumerate(network.named_children())}
+    parts = {name: name.partition(".") for name in weights}
     return {
-        f"{place[child]}.{rest}": found[name] for name, (child, _, rest) in parted.items() if child in place
+        f"{index_of[child]}.{rest}": weights[name]
+        for name, (child, _, rest) in parts.items()
+        if child in index_of
     }

@@ -1,4 +1,4 @@
-"""A training run from beginning to end: epochs, validation, the state of a stopped run, the checkpoint."""
+"""Run a training: resume, epochs, validation, checkpoint."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 from mclst.runtime.errors import ReferenceDataError
 from mclst.sections.accuracy import Score
 from mclst.training.checkpoint import write_checkpoint, write_published_state
-from mclst.training.contrastive import Step, TrainedModel, Training
+from mclst.training.contrastive import TrainedModel, Training
 from mclst.training.data import TrainingSection
 from mclst.training.pretrained_weights import load_weights
 from mclst.training.settings import TrainConfig
-from mclst.training.training_state import forget, take_up, write_state
+from mclst.training.training_state import delete_state, resume_training, write_state
 from mclst.training.validation import validate
 
 Say = Callable[[str], None]
@@ -25,22 +25,23 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a run did.
+class TrainingResult:
+    """Result of `run_training`.
 
-    started_at: epochs that an earlier, stopped run had done. validation: (epoch, scores of the validation sections).
-    chance: the loss of a network that knows nothing, ln of the pairs in a batch.
+    resumed_after: epochs done by an earlier, interrupted run.
+    validation: (epoch, scores of the validation sections).
+    chance: loss of an untrained network, ln of the pairs in a batch.
     """
 
     checkpoint: Path
     published: Path | None
     trained: TrainedModel
-    started_at: int
+    resumed_after: int
     validation: tuple[tuple[int, tuple[Score, ...]], ...]
     chance: float
 
 
-def run(
+def run_training(
     sections: Sequence[TrainingSection],
     config: TrainConfig,
     out: Path,
@@ -52,12 +53,27 @@ def run(
     restart: bool = False,
     say: Say = lambda text: None,
     progress: Progress = lambda title, total: nullcontext(lambda n: None),
-) -> Outcome:
-    """Train on `sections` and write `out`; go on where an earlier run that writes `out` was stopped.
+) -> TrainingResult:
+    """Train on `sections` and write the checkpoint `out`, resuming an interrupted run of the same `out`.
 
-    held_out: scored every `validate_every` epochs and after the last; training takes no notice of them. init: file of
-    starting weights. published: also write the plain state dict there. restart: forget a stopped run.
-    Raises InputError, ReferenceDataError, CheckpointError and OutputError.
+    Parameters
+    ----------
+    sections : sequence of TrainingSection
+    config : TrainConfig
+    out : Path
+        Checkpoint to write; the state between epochs is kept next to it.
+    held_out : sequence of TrainingSection
+        Scored every `validate_every` epochs and after the last; never trained on.
+    init : Path, optional
+        File of initial weights.
+    published : Path, optional
+        Also write the published code's state dict here.
+    restart : bool
+        Discard an interrupted run.
+
+    Raises
+    ------
+    InputError, ReferenceDataError, CheckpointError, OutputError
     """
     spots = sum(len(section.spot) for section in sections)
     if config.settings.retrieval.k > spots:
@@ -74,45 +90,38 @@ def run(
     if loaded:
         say(f"starting from {loaded[0]}")
     if restart:
-        forget(out)
-    told: dict[str, Any] = {"init": None if init is None else str(init)}
-    take_up(out, training, told)
-    started_at = len(training.losses)
-    if started_at:
-        say(f"going on after epoch {started_at}, {training.seconds:,.0f} s")
+        delete_state(out)
+    extra: dict[str, Any] = {"init": None if init is None else str(init)}
+    resume_training(out, training, extra)
+    resumed_after = len(training.losses)
+    if resumed_after:
+        say(f"resuming after epoch {resumed_after}, {training.seconds:,.0f} s")
     chance = math.log(spots / training.steps_per_epoch)
     scores: list[tuple[int, tuple[Score, ...]]] = []
     epochs = config.epochs
     total = 0 if epochs is None else epochs * training.steps_per_epoch
     with progress("steps", total) as advance:
         advance(training.steps)
-
-        def watch(step: Step) -> None:
-            advance(1)
-
         while not training.finished:
             started = time.monotonic()
-            loss = training.epoch(watch)
+            loss = training.run_epoch(lambda step: advance(1))
             done = len(training.losses)
             line = (
                 f"epoch {done}"
                 + (f"/{epochs}" if epochs else "")
                 + f"  loss {loss:.4f} (chance {chance:.2f})"
             )
-            write_state(out, training, told)
+            write_state(out, training, extra)
             if held_out and (training.finished or done % validate_every == 0):
                 scores.append((done, tuple(validate(training, held_out))))
                 line += "".join(
-                    _told(s.name, found) for s, found in zip(held_out, scores[-1][1], strict=True)
+                    f"  {section.name}: PCC {score.pcc_acg:.4f} / {score.pcc_heg:.4f}, MSE {score.mse:.4f}"
+                    for section, score in zip(held_out, scores[-1][1], strict=True)
                 )
             say(f"{line}  {time.monotonic() - started:.1f} s")
-    trained = training.trained()
+    trained = training.finish()
     write_checkpoint(out, trained)
     if published is not None:
         write_published_state(published, trained)
-    forget(out)
-    return Outcome(out, published, trained, started_at, tuple(scores), chance)
-
-
-def _told(name: str, found: Score) -> str:
-    return f"  {name}: PCC {found.pcc_acg:.4f} / {found.pcc_heg:.4f}, MSE {found.mse:.4f}"
+    delete_state(out)
+    return TrainingResult(out, published, trained, resumed_after, tuple(scores), chance)

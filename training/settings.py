@@ -1,4 +1,4 @@
-"""What a training run is told, and what a checkpoint will say of it."""
+"""Settings of a training run, as checkpoints record them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from mclst.runtime.bundle.manifest import Settings
 
-Optimiser = Literal["adam", "adamw"]
+Optimizer = Literal["adam", "adamw"]
 Schedule = Literal["constant", "cosine"]
 Positions = Literal["learnable", "sinusoidal", "naive", "none"]
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -16,53 +16,84 @@ SystemName = Literal["mclstexp", "bleep"]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to each training tile; the defaults are those of mclSTExp's HER2+ script.
+    """Augmentation of training tiles; defaults are those of mclSTExp's HER2+ script.
 
-    colour_jitter: brightness, contrast and saturation each change by a factor within 1 ± this, in random order.
-    horizontal_flip: mirror every other tile, at random.
-    vertical_flip: the same upside down. quarter_turns: turn by 0, 90, 180 or 270 degrees.
-    rotation_deg: turn by an angle within ± this; corners that come into view are black.
-    BLEEP and mclSTExp's Visium script flip both ways and take quarter turns, and leave colours and angles alone.
+    Attributes
+    ----------
+    color_jitter : float
+        Brightness, contrast and saturation each change by a factor within 1 ± this, in random order.
+    horizontal_flip, vertical_flip : bool
+        Flip tiles with probability 1/2.
+    rotation_deg : float
+        Rotate by an angle within ± this; uncovered corners are black.
+    quarter_turns : bool
+        Rotate by 0, 90, 180 or 270 degrees.
+
+    Notes
+    -----
+    BLEEP and mclSTExp's Visium script use both flips and quarter turns, without color jitter or other
+    rotations.
     """
 
-    colour_jitter: float = 0.5
+    color_jitter: float = 0.5
     horizontal_flip: bool = True
     rotation_deg: float = 180.0
     vertical_flip: bool = False
     quarter_turns: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.colour_jitter < 1 or not 0 <= self.rotation_deg <= 180:
+        if not 0 <= self.color_jitter < 1 or not 0 <= self.rotation_deg <= 180:
             raise ValueError(
-                f"colour_jitter is {self.colour_jitter} and rotation_deg {self.rotation_deg}; "
+                f"color_jitter is {self.color_jitter} and rotation_deg {self.rotation_deg}; "
                 "give 0 up to 1, and 0 to 180"
             )
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run. Defaults are the published mclSTExp settings for HER2+.
+    """Configuration of a training run; defaults are the published mclSTExp settings for HER2+.
 
-    system: whose network and loss: mclSTExp's, or BLEEP's, which has no spot encoder and knows no positions.
-    settings: what the model's bundle will say of it: tile and preprocessing (which training applies), normalisation,
-        retrieval, context, and the heads of the spot Transformer.
-    encoder: a name of mclst.models.encoders.WIDTHS, or of timm.
-    projection_dim: D, of the shared embedding space.
-    head_dim, depth: of the spot Transformer.
-    dropout: of the projection heads.
-    temperature: τ, divides the similarities.
-    image_weight: λ, the share of the tile-picks-spot cross-entropy in the loss; the spot side has 1 - λ.
-    batch_size: pairs per step, which are also one Transformer sentence.
-    epochs, seconds: training ends with whichever is reached first; None for no such limit.
-    learning_rate, weight_decay, optimiser: `adam` couples the decay to the gradient (L2), `adamw` does not.
-    schedule: of the learning rate, `constant` or `cosine` from learning_rate to 0 at the end of the run.
-    positions: `learnable` tables as published, fixed `sinusoidal` ones, `naive` (proportional to the coordinate,
-        in a learned direction), or `none`.
-    position_std: standard deviation of learned positions before training; published 1, which drowns the expression
-        where little data can teach the network otherwise.
-    seed: the same seed, sections and settings give the same weights on one machine, unless `seconds` ends the run.
-    precision: `fp16` and `bf16` are mixed precision: products in 16 bits, weights and sums in 32.
-    device: as torch spells it.
+    Attributes
+    ----------
+    settings : Settings
+        The bundle's settings: tile, preprocessing, normalization, retrieval, context and attention heads.
+    encoder : str
+        Image encoder: a name of mclst.models.encoders.WIDTHS or of timm.
+    projection_dim : int
+        D, dimension of the shared embedding space.
+    head_dim, depth : int
+        Width of a head and number of blocks of the spot Transformer.
+    dropout : float
+        Dropout of the projection heads.
+    temperature : float
+        τ, divides the similarities.
+    image_weight : float
+        λ, weight of the tile-picks-spot cross-entropy; the spot side has 1 - λ.
+    batch_size : int
+        Pairs per step, which also form one Transformer sentence.
+    epochs, seconds : int and float, optional
+        Training ends at the limit reached first; None means no limit.
+    learning_rate, weight_decay : float
+    optimizer : {"adam", "adamw"}
+        `adam` couples the decay to the gradient (L2), `adamw` does not.
+    schedule : {"constant", "cosine"}
+        `cosine` lowers the learning rate to 0 at the end of the run.
+    positions : {"learnable", "sinusoidal", "naive", "none"}
+        Learned tables as published, fixed tables, proportional to the coordinate in a learned direction, or
+        none.
+    position_std : float
+        Standard deviation of learned positions before training. The published 1 drowns the expression if
+        there is little data.
+    precision : {"fp32", "fp16", "bf16"}
+        `fp16` and `bf16` are mixed precision: products in 16 bits, weights and sums in 32.
+    seed : int
+        The same seed, sections and settings give the same weights on one machine, unless `seconds` ends the
+        run.
+    device : str
+        A torch device.
+    system : {"mclstexp", "bleep"}
+        Network and loss. BLEEP has no spot encoder and no positions.
+    augmentation : Augmentation
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -78,7 +109,7 @@ class TrainConfig:
     seconds: float | None = None
     learning_rate: float = 1e-4
     weight_decay: float = 1e-3
-    optimiser: Optimiser = "adam"
+    optimizer: Optimizer = "adam"
     schedule: Schedule = "constant"
     positions: Positions = "learnable"
     position_std: float = 1.0
@@ -102,8 +133,8 @@ class TrainConfig:
                 f"temperature is {self.temperature} and image_weight {self.image_weight}; "
                 "give a temperature above 0 and a weight from 0 to 1"
             )
-        if self.optimiser not in ("adam", "adamw"):
-            raise ValueError(f"optimiser is {self.optimiser!r}; choose adam or adamw")
+        if self.optimizer not in ("adam", "adamw"):
+            raise ValueError(f"optimizer is {self.optimizer!r}; choose adam or adamw")
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"schedule is {self.schedule!r}; choose constant or cosine")
         if self.positions not in get_args(Positions):
@@ -113,7 +144,7 @@ class TrainConfig:
         if self.system not in get_args(SystemName):
             raise ValueError(f"system is {self.system!r}; choose one of {', '.join(get_args(SystemName))}")
         if self.system == "bleep" and self.positions != "none":
-            raise ValueError(f"positions is {self.positions!r}, and BLEEP knows none; give none")
+            raise ValueError(f"positions is {self.positions!r}, and BLEEP has none; give none")
         if (self.settings.context.positions == "none") != (self.positions == "none"):
             raise ValueError(
                 f"positions is {self.positions!r} and the bundle's {self.settings.context.positions!r}; "
@@ -129,7 +160,7 @@ class TrainConfig:
             raise ValueError(f"position_std is {self.position_std}; give 0 or more")
 
     def record(self) -> dict[str, Any]:
-        """How the model was trained, beside `settings`, as plain values: what a checkpoint keeps for people."""
+        """All fields but `settings` as plain values, for the checkpoint."""
         plain = asdict(self)
         del plain["settings"]
         return plain

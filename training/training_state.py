@@ -1,4 +1,4 @@
-"""A run that was stopped: its state beside the output, written whole after every epoch, and taken up again."""
+"""State of an interrupted training run, written next to the output after every epoch."""
 
 from __future__ import annotations
 
@@ -13,74 +13,77 @@ import numpy as np
 import torch
 
 from mclst.runtime.errors import InputError
-from mclst.training.checkpoint import save_whole
+from mclst.training.checkpoint import save_atomically
 from mclst.training.contrastive import Training
 from mclst.training.data import TrainingSection
 from mclst.training.settings import TrainConfig
 
 FORMAT = "mclst-training/1"
+RENAMED_KEYS = {"optimiser": "optimizer", "colour_jitter": "color_jitter"}
+"""Keys of runs written by earlier versions."""
 
 
 def state_path(out: Path) -> Path:
-    """Where the state of a run that writes `out` is kept: `model.pt.training`."""
+    """Path of the state of a run that writes `out`: `model.pt.training`."""
     return out.with_name(out.name + ".training")
 
 
-def write_state(out: Path, training: Training, told: Mapping[str, Any]) -> None:
-    """Put the run away; `told` is what else shaped it (plain values). Raises OutputError."""
-    path = state_path(out)
-    content = {
-        "format": FORMAT,
-        "run": describe(training.config, training.sections, told),
-        "state": training.state(),
-    }
-    save_whole(path, content)
+def write_state(out: Path, training: Training, extra: Mapping[str, Any]) -> None:
+    """Save the run; `extra` holds further settings it depends on (plain values). Raises OutputError."""
+    run = describe_run(training.config, training.sections, extra)
+    save_atomically(state_path(out), {"format": FORMAT, "run": run, "state": training.state()})
 
 
-def take_up(out: Path, training: Training, told: Mapping[str, Any]) -> bool:
-    """Go on where a run that writes `out` was stopped; False where there is none.
+def resume_training(out: Path, training: Training, extra: Mapping[str, Any]) -> bool:
+    """Resume the interrupted run that writes `out`; False if there is none.
 
-    Raises InputError where the state is damaged or of a run with other sections or settings.
+    Raises InputError if the state is damaged or of a run with other sections or settings.
     """
     path = state_path(out)
     if not path.exists():
         return False
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        found, state = content["run"], content["state"]
-        known = content["format"] == FORMAT
+        saved, state = upgrade_keys(content["run"]), content["state"]
+        format_ok = content["format"] == FORMAT
     except (RuntimeError, EOFError, OSError, LookupError, TypeError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} is not the state of a stopped run; delete it or add --restart") from error
-    own = describe(training.config, training.sections, told)
-    other = sorted(key for key in own.keys() | found.keys() if own.get(key) != found.get(key))
-    if other or not known:
-        what = other[0] if other else "format"
         raise InputError(
-            f"{path} is of a run with another {what} ({_short(found.get(what))}, now {_short(own.get(what))}); "
-            "give the same again to go on, or add --restart to begin anew"
+            f"{path} is not the state of an interrupted run; delete it or add --restart"
+        ) from error
+    run = describe_run(training.config, training.sections, extra)
+    different = sorted(key for key in run.keys() | saved.keys() if run.get(key) != saved.get(key))
+    if different or not format_ok:
+        key = different[0] if different else "format"
+        raise InputError(
+            f"{path} is of a run with another {key} ({_short(saved.get(key))}, now {_short(run.get(key))}); "
+            "use the same options to resume, or add --restart to start over"
         )
     training.resume(state)
     return True
 
 
-def forget(out: Path) -> None:
-    """Remove the state, where there is one."""
+def delete_state(out: Path) -> None:
+    """Delete the state, if any."""
     state_path(out).unlink(missing_ok=True)
 
 
-def describe(
-    config: TrainConfig, sections: Sequence[TrainingSection], told: Mapping[str, Any]
+def describe_run(
+    config: TrainConfig, sections: Sequence[TrainingSection], extra: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What must be the same for a run to go on, as plain values; the device may change.
-
-    told: what else shaped the run.
-    """
-    plain = {**config.record(), **config.settings.model_dump(mode="json"), **told}
+    """Everything that must be equal to resume a run, as plain values; the device may change."""
+    plain = {**config.record(), **config.settings.model_dump(mode="json"), **extra}
     del plain["device"]
     plain["sections"] = [section.name for section in sections]
     plain["data"] = _digest(sections)
-    # As JSON has it: tuples and lists are one.
+    # A round trip through JSON turns tuples into lists, so that runs compare equal.
     return dict(json.loads(json.dumps(plain)))
+
+
+def upgrade_keys(value: Any) -> Any:
+    """Rename keys of earlier versions in a description of a run."""
+    if not isinstance(value, dict):
+        return value
+    return {RENAMED_KEYS.get(key, key): upgrade_keys(item) for key, item in value.items()}
 
 
 def _digest(sections: Sequence[TrainingSection]) -> str:
@@ -89,8 +92,8 @@ def _digest(sections: Sequence[TrainingSection]) -> str:
         digest.update("\n".join(section.spot).encode())
         for array in (section.tiles, section.counts, section.array_xy):
             digest.update(np.ascontiguousarray(array).data)
-        for known in (section.xy_px, section.total):
-            digest.update(b"-" if known is None else np.ascontiguousarray(known).data)
+        for optional in (section.xy_px, section.total):
+            digest.update(b"-" if optional is None else np.ascontiguousarray(optional).data)
     return digest.hexdigest()
 
 

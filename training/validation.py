@@ -1,4 +1,4 @@
-"""How a network in training does on sections it is not trained on."""
+"""Score a network in training on held-out sections."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from mclst.sections.accuracy import Score, score
 from mclst.training.contrastive import Network, Training
 from mclst.training.data import TrainingSection, encoder_input
 
-TILES_AT_ONCE = 64
+BATCH_SIZE = 64
 
-Encode = Callable[[TrainingSection], NDArray[np.float32]]
+EncodeTiles = Callable[[TrainingSection], NDArray[np.float32]]
 """A section's tiles → embeddings float32 [n, D]."""
 
 
 @dataclass(frozen=True)
 class TrainingBank:
-    """The training sections as the bundle's bank will have them: embedding float32 [M, D], expression [M, G]."""
+    """The training sections as a bank: embedding float32 [M, D], expression float32 [M, G]."""
 
     embedding: NDArray[np.float32]
     expression: NDArray[np.float32]
 
 
 def validate(training: Training, held_out: Sequence[TrainingSection]) -> list[Score]:
-    """Predict each held-out section from its tiles and the training sections, and score it; one Score per section.
+    """Predict and score each held-out section with the training sections as bank.
 
-    Encoding, sentences and retrieval are as the settings say, so that the scores are those of the exported bundle.
-    The network is back in training mode afterwards. Raises ValueError where k exceeds the training spots.
+    Uses the settings' sentences and retrieval, so the scores match the exported bundle. The network returns
+    to training mode. Raises ValueError if k exceeds the training spots.
     """
     return score_settings(training, held_out, [training.config.settings])[0]
 
@@ -41,7 +41,7 @@ def validate(training: Training, held_out: Sequence[TrainingSection]) -> list[Sc
 def score_settings(
     training: Training, held_out: Sequence[TrainingSection], several: Sequence[Settings]
 ) -> list[list[Score]]:
-    """The same for several settings of retrieval, context and normalisation with one network; a list for each."""
+    """Scores as `validate` under several retrieval, context and normalization settings; one list each."""
     network, device = training.network, torch.device(training.config.device)
     network.eval()
     try:
@@ -52,9 +52,9 @@ def score_settings(
 
 
 def score_encoded(
-    training: Training, held_out: Sequence[TrainingSection], settings: Settings, encode: Encode
+    training: Training, held_out: Sequence[TrainingSection], settings: Settings, encode: EncodeTiles
 ) -> list[Score]:
-    """The same where `encode` gives the sections' embeddings in place of the network; one Score per section."""
+    """Scores as `validate`, with tile embeddings from `encode` instead of the network."""
     network, device = training.network, torch.device(training.config.device)
     network.eval()
     try:
@@ -70,13 +70,13 @@ def _scores(
     held_out: Sequence[TrainingSection],
     settings: Settings,
     device: torch.device,
-    encode: Encode | None = None,
+    encode: EncodeTiles | None = None,
 ) -> list[Score]:
     retriever = Retriever(_bank(network, sections, settings, device), settings.retrieval.spec())
-    given = encode or (lambda section: _embeddings(network, section, settings, device))
+    encode = encode or (lambda section: _embeddings(network, section, settings, device))
     return [
         score(
-            retriever.aggregate(given(section)).expression,
+            retriever.aggregate(encode(section)).expression,
             section.normalized(settings.normalisation.expression),
         )
         for section in held_out
@@ -87,26 +87,28 @@ def _bank(
     network: Network, sections: Sequence[TrainingSection], settings: Settings, device: torch.device
 ) -> TrainingBank:
     inputs = [section.normalized(settings.normalisation.input) for section in sections]
-    places = [section.positions(settings.context.positions) for section in sections]
-    if settings.context.sentences == "file":
-        inputs, places = [np.concatenate(inputs)], [np.concatenate(places)]
-    found, run = [], settings.context.spots
-    for counts, where in zip(inputs, places, strict=True):
-        for start in range(0, len(counts), run):
-            words = torch.from_numpy(counts[start : start + run]).to(device)
-            position = torch.from_numpy(where[start : start + run]).to(device)
-            found.append(network.encode_spots(words, position).float().cpu().numpy())
+    positions = [section.positions(settings.context.positions) for section in sections]
+    if settings.context.sentences == "file":  # sentences run on over section borders
+        inputs, positions = [np.concatenate(inputs)], [np.concatenate(positions)]
+    embeddings, length = [], settings.context.spots
+    for expression, position in zip(inputs, positions, strict=True):
+        for start in range(0, len(expression), length):
+            sentence = slice(start, start + length)
+            spots = torch.from_numpy(expression[sentence]).to(device)
+            embedding = network.encode_spots(spots, torch.from_numpy(position[sentence]).to(device))
+            embeddings.append(embedding.float().cpu().numpy())
     unit = settings.normalisation.expression
-    expression = np.concatenate([section.normalized(unit) for section in sections])
-    return TrainingBank(np.concatenate(found), expression)
+    return TrainingBank(
+        np.concatenate(embeddings), np.concatenate([section.normalized(unit) for section in sections])
+    )
 
 
 def _embeddings(
     network: Network, section: TrainingSection, settings: Settings, device: torch.device
 ) -> NDArray[np.float32]:
-    found = []
-    for start in range(0, len(section.tiles), TILES_AT_ONCE):
-        pixels = torch.from_numpy(np.ascontiguousarray(section.tiles[start : start + TILES_AT_ONCE]))
+    embeddings = []
+    for start in range(0, len(section.tiles), BATCH_SIZE):
+        pixels = torch.from_numpy(np.ascontiguousarray(section.tiles[start : start + BATCH_SIZE]))
         tiles = encoder_input(pixels.to(device).permute(0, 3, 1, 2), settings.preprocessing)
-        found.append(network.encode_tiles(tiles).float().cpu().numpy())
-    return np.concatenate(found)
+        embeddings.append(network.encode_tiles(tiles).float().cpu().numpy())
+    return np.concatenate(embeddings)

@@ -1,4 +1,4 @@
-"""Made-up tissue is what it says, readers accept it, and the whole way runs on it."""
+"""Synthetic tissue has the planted structure, readers accept it, and the demo runs on it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,27 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from mclst.demo import end_to_end as whole_way
+from mclst.demo import end_to_end
 from mclst.demo.cli import main
-from mclst.demo.domains import DOMAINS, lay_out
-from mclst.demo.gene_programs import DISPERSION, GENES, HOME, PLANTED, PROGRAMMES, expected, measure
-from mclst.demo.staining import paint
-from mclst.demo.tissue import MadeUpSection, write_section
+from mclst.demo.domains import DOMAINS, make_layout
+from mclst.demo.gene_programs import (
+    DISPERSION,
+    GENES,
+    HOME,
+    PLANTED,
+    PROGRAMS,
+    expected_counts,
+    sample_counts,
+)
+from mclst.demo.staining import render_he
+from mclst.demo.tissue import SyntheticSection, write_section
 from mclst.runtime.slide.open import open_slide
 from mclst.sections.formats.reference import find_sections, match_genes, read_section
 from mclst.sections.normalize import spot_wise
 from mclst.sections.tables.genes import read_gene_list
 from mclst.sections.tables.spots import read_spots
 
-SMALL = whole_way.Scale(size_px=960, pitch_um=50, sections=1, epochs=2, batch_size=24, k=5)
+SMALL = end_to_end.DemoScale(size_px=960, pitch_um=50, sections=1, epochs=2, batch_size=24, k=5)
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +44,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def section(folder: Path) -> MadeUpSection:
+def section(folder: Path) -> SyntheticSection:
     return write_section(folder, "S1", 7, size_px=1600, pitch_um=40)
 
 
-def columns(programme: str) -> list[int]:
-    return [i for i, gene in enumerate(GENES) if gene.rstrip("0123456789") == programme]
+def columns(program: str) -> list[int]:
+    return [i for i, gene in enumerate(GENES) if gene.rstrip("0123456789") == program]
 
 
 def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
-    for place, seed in (("a", 1), ("b", 1), ("c", 2)):
-        write_section(tmp_path / place, "S1", seed, size_px=400, pitch_um=25)
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        write_section(tmp_path / name, "S1", seed, size_px=400, pitch_um=25)
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
     assert [str(path) for path in files] == [
         "counts/S1.tsv.gz",
@@ -55,23 +63,23 @@ def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
         "spots/S1_selection.tsv",
     ]
     for path in files:
-        content = [(tmp_path / place / path).read_bytes() for place in "abc"]
+        content = [(tmp_path / name / path).read_bytes() for name in "abc"]
         assert content[0] == content[1], path
         assert (content[0] == content[2]) == (path.name == "genes.txt"), path
 
 
-def test_openslide_and_the_runtime_read_the_slide_alike(section: MadeUpSection) -> None:
+def test_openslide_and_the_runtime_read_the_slide_alike(section: SyntheticSection) -> None:
     theirs = openslide.OpenSlide(section.image)
     assert theirs.level_dimensions == ((1600, 1600), (800, 800), (400, 400))
     assert float(theirs.properties[openslide.PROPERTY_NAME_MPP_X]) == pytest.approx(0.5)
     with open_slide(section.image) as ours:
         assert ours.mpp == pytest.approx(0.5)
-        found = ours.read(300, 420, 64, 64).astype(int)
+        result = ours.read(300, 420, 64, 64).astype(int)
     expected_pixels = np.asarray(theirs.read_region((300, 420), 0, (64, 64)).convert("RGB")).astype(int)
-    assert np.abs(found - expected_pixels).max() <= 3  # two JPEG decoders
+    assert np.abs(result - expected_pixels).max() <= 3  # two JPEG decoders
 
 
-def test_levels_of_the_pyramid_show_the_same_picture(section: MadeUpSection) -> None:
+def test_levels_of_the_pyramid_show_the_same_picture(section: SyntheticSection) -> None:
     slide = openslide.OpenSlide(section.image)
     whole, small = (
         np.asarray(slide.read_region((0, 0), level, (side, side)).convert("RGB").reduce(side // 100), float)
@@ -81,66 +89,66 @@ def test_levels_of_the_pyramid_show_the_same_picture(section: MadeUpSection) -> 
     assert np.abs(whole - np.roll(small, 1, axis=0)).mean() > 4
 
 
-def test_readers_of_sections_accept_it(folder: Path, section: MadeUpSection) -> None:
+def test_readers_of_sections_accept_it(folder: Path, section: SyntheticSection) -> None:
     source = find_sections(folder)["S1"]
-    found = read_section(source)
+    result = read_section(source)
     spots = read_spots(section.spots)
     everywhere = read_spots(section.spots, all_spots=True)
     assert source.image == section.image
-    assert read_gene_list(folder / "genes.txt") == list(GENES) == list(found.genes)
-    assert tuple(found.spot) == section.spot == tuple(spots.id)
-    assert found.xy_px is not None
-    np.testing.assert_allclose(found.xy_px, section.xy_px)
+    assert read_gene_list(folder / "genes.txt") == list(GENES) == list(result.genes)
+    assert tuple(result.spot) == section.spot == tuple(spots.id)
+    assert result.xy_px is not None
+    np.testing.assert_allclose(result.xy_px, section.xy_px)
     np.testing.assert_array_equal(spots.array_xy, section.array_xy)
     assert len(everywhere) > len(spots) > 100
-    assert (match_genes(found, GENES).sum(axis=1) > 100).all()
+    assert (match_genes(result, GENES).sum(axis=1) > 100).all()
 
 
-def test_planted_programmes_stand_where_their_tissue_is(folder: Path, section: MadeUpSection) -> None:
-    layout = lay_out(np.random.default_rng([7, 0]), 1600, 0.5)
+def test_planted_programs_follow_their_tissue(folder: Path, section: SyntheticSection) -> None:
+    layout = make_layout(np.random.default_rng([7, 0]), 1600, 0.5)
     weight = layout.at(layout.weight, section.xy_px)
     level = spot_wise(match_genes(read_section(find_sections(folder)["S1"]), GENES))
-    for programme, home in HOME.items():
-        mean = level[:, columns(programme)].mean(axis=1)
+    for program, home in HOME.items():
+        mean = level[:, columns(program)].mean(axis=1)
         r = [np.corrcoef(mean, weight[d])[0, 1] for d in range(len(DOMAINS))]
-        assert int(np.argmax(r)) == DOMAINS.index(home), programme
-        assert max(r) > 0.6, programme
-    inside = weight[DOMAINS.index("tumour")] > 0.8
+        assert int(np.argmax(r)) == DOMAINS.index(home), program
+        assert max(r) > 0.6, program
+    inside = weight[DOMAINS.index("tumor")] > 0.8
     grade = layout.at(layout.grade, section.xy_px)
     assert np.corrcoef(level[inside][:, columns("GRADE")].mean(axis=1), grade[inside])[0, 1] > 0.6
 
 
-def test_control_genes_are_planted_nowhere(section: MadeUpSection) -> None:
+def test_control_genes_are_constant(section: SyntheticSection) -> None:
     share = section.expected / section.expected.sum(axis=1, keepdims=True)
     assert np.ptp(share[:, columns("HOUSE")], axis=0).max() < 1e-12
     assert np.ptp(share[:, [GENES.index(g) for g in PLANTED]], axis=0).min() > 1e-4
-    assert sum(PROGRAMMES.values()) == len(GENES) == len(set(GENES))
+    assert sum(PROGRAMS.values()) == len(GENES) == len(set(GENES))
 
 
 def test_domains_look_different() -> None:
-    """Red, which haematoxylin takes: dense immune and tumour darkest, then stroma, then fat; glass is near white."""
-    layout = lay_out(np.random.default_rng(3), 1600, 0.5)
-    picture = Image.fromarray(paint(np.random.default_rng(4), layout)).reduce(8)
+    """In red, which hematoxylin absorbs: immune and tumor darkest, stroma, fat; glass near white."""
+    layout = make_layout(np.random.default_rng(3), 1600, 0.5)
+    picture = Image.fromarray(render_he(np.random.default_rng(4), layout)).reduce(8)
     red, green, _ = np.moveaxis(np.asarray(picture, float), 2, 0)
     pure = {d: (layout.weight[i] > 0.95) & (layout.tissue > 0.99) for i, d in enumerate(DOMAINS)}
     assert all(mask.sum() > 200 for mask in pure.values())
     mean = {d: red[mask].mean() for d, mask in pure.items()}
-    assert mean["tumour"] < mean["stroma"] - 10
+    assert mean["tumor"] < mean["stroma"] - 10
     assert mean["immune"] < mean["stroma"] - 10
     assert mean["stroma"] < mean["adipose"] - 5
     assert green[pure["stroma"]].mean() < green[pure["adipose"]].mean() - 30  # eosin
     glass = np.asarray(picture, float)[layout.tissue == 0]
     assert np.percentile(glass, 1) > 225  # a nucleus may stand out over the rim
     rough = {d: (red * mask)[mask].std() for d, mask in pure.items()}
-    assert rough["tumour"] > 1.5 * rough["stroma"]
+    assert rough["tumor"] > 1.5 * rough["stroma"]
 
 
-def test_high_grade_tumour_is_darker() -> None:
-    layout = lay_out(np.random.default_rng(3), 1600, 0.5)
-    picture = Image.fromarray(paint(np.random.default_rng(4), layout)).reduce(8)
+def test_high_grade_tumor_is_darker() -> None:
+    layout = make_layout(np.random.default_rng(3), 1600, 0.5)
+    picture = Image.fromarray(render_he(np.random.default_rng(4), layout)).reduce(8)
     red = np.asarray(picture, float)[..., 0]
-    tumour = (layout.weight[0] > 0.95) & (layout.tissue > 0.99)
-    low, high = tumour & (layout.grade < 0.35), tumour & (layout.grade > 0.65)
+    tumor = (layout.weight[0] > 0.95) & (layout.tissue > 0.99)
+    low, high = tumor & (layout.grade < 0.35), tumor & (layout.grade > 0.65)
     assert low.sum() > 50
     assert high.sum() > 50
     assert red[high].mean() < red[low].mean() - 8
@@ -148,7 +156,7 @@ def test_high_grade_tumour_is_darker() -> None:
 
 def test_counts_have_the_moments_they_should() -> None:
     mean = np.full((60_000, 1), 0.02)
-    counts = measure(np.random.default_rng(0), mean, 1000.0).astype(float)
+    counts = sample_counts(np.random.default_rng(0), mean, 1000.0).astype(float)
     about = 20.0
     spread = (1 + DISPERSION) * np.exp(0.35**2) - 1  # gamma noise times log-normal depth
     assert counts.mean() == pytest.approx(about, rel=0.01)
@@ -156,11 +164,11 @@ def test_counts_have_the_moments_they_should() -> None:
 
 
 def test_a_spot_on_glass_would_express_nothing() -> None:
-    layout = lay_out(np.random.default_rng(3), 1600, 0.5)
-    found = expected(layout, np.array([[2.0, 2.0], [800.0, 800.0]]), 60.0)
-    assert np.isfinite(found).all()
-    assert found[0].sum() < 1e-3
-    assert found[1].sum() > 0.1
+    layout = make_layout(np.random.default_rng(3), 1600, 0.5)
+    result = expected_counts(layout, np.array([[2.0, 2.0], [800.0, 800.0]]), 60.0)
+    assert np.isfinite(result).all()
+    assert result[0].sum() < 1e-3
+    assert result[1].sum() > 0.1
 
 
 @pytest.mark.parametrize("size_px", [0, 60, 401])
@@ -178,9 +186,9 @@ def test_a_length_of_nothing_is_refused(tmp_path: Path, length: str) -> None:
 
 
 def test_a_pitch_wider_than_the_slide_leaves_one_spot(tmp_path: Path) -> None:
-    found = write_section(tmp_path, "S1", 0, size_px=400, pitch_um=300)
-    assert found.spot == ("1x1",)
-    np.testing.assert_allclose(found.xy_px, [[200, 200]], atol=30)
+    result = write_section(tmp_path, "S1", 0, size_px=400, pitch_um=300)
+    assert result.spot == ("1x1",)
+    np.testing.assert_allclose(result.xy_px, [[200, 200]], atol=30)
 
 
 @contextmanager
@@ -188,21 +196,21 @@ def no_progress(title: str, total: int) -> Iterator[Any]:
     yield lambda n: None
 
 
-def test_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whole_way, "Scale", lambda: SMALL)
+def test_demo_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(end_to_end, "DemoScale", lambda: SMALL)
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(main, ["-v"])
-    assert done.exit_code == 0, done.output
-    assert done.stdout == "mclst-demo\n"
+    completed = CliRunner().invoke(main, ["-v"])
+    assert completed.exit_code == 0, completed.output
+    assert completed.stdout == "mclst-demo\n"
     assert [path.name for path in tmp_path.iterdir()] == ["mclst-demo"]
     out = tmp_path / "mclst-demo"
     assert (out / "bundle" / "manifest.json").is_file()
     summary = json.loads((out / "summary.json").read_text())
-    said = read_section(find_sections(out / "sections")["S2"])
-    found = anndata.read_h5ad(out / "S2.h5ad")
-    assert list(found.obs_names) == list(said.spot)
-    truth = spot_wise(match_genes(said, GENES)).astype(float)
-    values = found[:, list(GENES)].to_df().to_numpy().astype(float)
+    section = read_section(find_sections(out / "sections")["S2"])
+    result = anndata.read_h5ad(out / "S2.h5ad")
+    assert list(result.obs_names) == list(section.spot)
+    truth = spot_wise(match_genes(section, GENES)).astype(float)
+    values = result[:, list(GENES)].to_df().to_numpy().astype(float)
     r = [
         np.corrcoef(values[:, g], truth[:, g])[0, 1] if np.ptp(truth[:, g]) else np.nan
         for g in range(len(GENES))
@@ -213,12 +221,12 @@ def test_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads((out / "S2.run.json").read_text())["slide"]["mpp"] == pytest.approx(0.5)
     assert summary["mse"] == pytest.approx(np.square(values - truth).mean(), rel=1e-5)
     assert summary["pcc_planted_attainable"] > summary["pcc_planted"]
-    assert f"{summary['pcc_planted']:.2f}" in done.stderr
-    assert "made up" in done.stderr
+    assert f"{summary['pcc_planted']:.2f}" in completed.stderr
+    assert "made up" in completed.stderr
     for command in ("mclst-export --ckpt", "mclst-infer slide.tif"):
-        assert command in done.stderr
+        assert command in completed.stderr
     for name in ("comparison.png", "S2.genes.png"):
-        assert f"  {name} " in done.stderr
+        assert f"  {name} " in completed.stderr
         with Image.open(out / name) as picture:
             assert picture.width > 1000
             assert np.asarray(picture.convert("L")).std() > 10
@@ -232,9 +240,9 @@ def test_nothing_is_left_when_a_stage_fails(tmp_path: Path, monkeypatch: pytest.
     def fail(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(whole_way, "train", fail)
+    monkeypatch.setattr(end_to_end, "train", fail)
     with pytest.raises(KeyboardInterrupt):
-        whole_way.run_demo(
+        end_to_end.run_demo(
             tmp_path / "demo", 0, overwrite=False, say=lambda text: None, progress=no_progress, scale=SMALL
         )
     assert not any(tmp_path.iterdir())

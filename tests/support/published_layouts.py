@@ -1,6 +1,6 @@
-"""Names and shapes of the six systems' published state dicts, written out without mclst's own networks.
+"""Names and shapes of the six systems' published state dicts, independent of mclst's own networks.
 
-DenseNet-121 and ResNet-50 are torchvision's and timm's, from which the published code takes them; all else stands here.
+DenseNet-121 and ResNet-50 come from torchvision and timm, as in the published code.
 """
 
 from __future__ import annotations

@@ -16,9 +16,7 @@ from mclst.training.settings import Augmentation, TrainConfig
 
 GENES = tuple(f"GENE{i}" for i in range(6))
 
-
-PLAIN = Augmentation(colour_jitter=0.0, horizontal_flip=False, rotation_deg=0.0)
-
+PLAIN = Augmentation(color_jitter=0.0, horizontal_flip=False, rotation_deg=0.0)
 
 TINY = TrainConfig(
     Settings(
@@ -39,7 +37,7 @@ TINY = TrainConfig(
 
 
 def made_up(name: str, spots: int, seed: int) -> TrainingSection:
-    """Two kinds of spots, told apart by colour and by expression."""
+    """A section with two kinds of spots that differ in color and expression."""
     rng = np.random.default_rng(seed)
     kind = np.arange(spots) % 2
     tiles = rng.integers(0, 60, (spots, 16, 16, 3)) + 150 * kind[:, None, None, None]
@@ -78,23 +76,23 @@ def run(*words: Any) -> Result:
     return CliRunner().invoke(main, [str(word) for word in words])
 
 
-def config(**change: Any) -> TrainConfig:
-    positions = change.get("positions", "learnable")
+def config(**changes: Any) -> TrainConfig:
+    positions = changes.get("positions", "learnable")
     context = Context(spots=32, sentences="file", positions="none" if positions == "none" else "array")
     settings = TINY.settings.model_copy(update={"context": context})
-    return dataclasses.replace(TINY, settings=settings, **{"epochs": 1, **change})
+    return dataclasses.replace(TINY, settings=settings, **{"epochs": 1, **changes})
 
 
 def in_float64(network: Any, expression: Any, position: Any) -> Any:
-    """The spot encoder and its projection, written out in numpy."""
+    """The spot encoder and its projection in float64 numpy."""
     w = {name: tensor.detach().double().numpy() for name, tensor in network.state_dict().items()}
 
     def linear(x: Any, name: str) -> Any:
         return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0.0)
 
     def norm(x: Any, name: str) -> Any:
-        centred = x - x.mean(-1, keepdims=True)
-        scaled = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + 1e-5)
+        centered = x - x.mean(-1, keepdims=True)
+        scaled = centered / np.sqrt(np.square(centered).mean(-1, keepdims=True) + 1e-5)
         return scaled * w[f"{name}.weight"] + w[f"{name}.bias"]
 
     def gelu(x: Any) -> Any:
@@ -104,16 +102,16 @@ def in_float64(network: Any, expression: Any, position: Any) -> Any:
     if len(w["x_embed.weight"]):
         x = x + w["x_embed.weight"][position[:, 0]] + w["y_embed.weight"][position[:, 1]]
     for block in range(len(network.spot_encoder)):
-        at = f"spot_encoder.{block}"
+        prefix = f"spot_encoder.{block}"
         heads = 2
-        qkv = linear(norm(x, f"{at}.attn.norm"), f"{at}.attn.fn.to_qkv")
+        qkv = linear(norm(x, f"{prefix}.attn.norm"), f"{prefix}.attn.fn.to_qkv")
         q, k, v = (part.reshape(len(x), heads, -1) for part in np.split(qkv, 3, axis=1))
         logits = np.einsum("ihd,jhd->hij", q, k) / np.sqrt(q.shape[-1])
         share = np.exp(logits - logits.max(-1, keepdims=True))
         share /= share.sum(-1, keepdims=True)
         mixed = np.einsum("hij,jhd->ihd", share, v).reshape(len(x), -1)
-        x = x + linear(mixed, f"{at}.attn.fn.to_out.0")
-        inner = gelu(linear(norm(x, f"{at}.ff.norm"), f"{at}.ff.fn.net.0"))
-        x = x + linear(inner, f"{at}.ff.fn.net.3")
+        x = x + linear(mixed, f"{prefix}.attn.fn.to_out.0")
+        inner = gelu(linear(norm(x, f"{prefix}.ff.norm"), f"{prefix}.ff.fn.net.0"))
+        x = x + linear(inner, f"{prefix}.ff.fn.net.3")
     p = linear(x, "spot_projection.projection")
     return norm(p + linear(gelu(p), "spot_projection.fc"), "spot_projection.layer_norm")

@@ -1,4 +1,4 @@
-"""mclst-train: what it writes exports as it is, goes on after a kill, and every option changes what it should."""
+"""mclst-train: its checkpoints export, it resumes after a kill, and its options take effect."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mclst.training.data import encoder_input, read_training_section
 from mclst.training.losses import contrastive_loss
 from mclst.training.positions import sinusoids
 from mclst.training.pretrained_weights import load_weights
-from mclst.training.training_state import state_path, take_up, write_state
+from mclst.training.training_state import resume_training, state_path, write_state
 from mclst.training.validation import validate
 
 
@@ -43,7 +43,7 @@ def test_loss_and_gradient_are_those_of_an_independent_float64_network(positions
         encoder_input(pairs.tiles_of(rows).permute(0, 3, 1, 2), training.config.settings.preprocessing)
     ).detach()
     expression, position = pairs.expression[rows], pairs.position[rows]
-    trained = training.trained().network  # positions as tables, which the float64 network reads
+    trained = training.finish().network  # positions as tables, which the float64 network reads
 
     def loss64() -> float:
         logits = in_float64(trained, expression.numpy(), position.numpy()) @ images.double().numpy().T / 4.0
@@ -66,16 +66,16 @@ def test_loss_and_gradient_are_those_of_an_independent_float64_network(positions
         "spot_encoder.0.ff.norm.bias",
     ):
         weight = trained.get_parameter(name)
-        place = int(weight.grad.abs().argmax())  # type: ignore[union-attr]
+        index = int(weight.grad.abs().argmax())  # type: ignore[union-attr]
         step = 1e-2
         with torch.no_grad():
             ends = []
             for sign in (1, -1):
-                weight.view(-1)[place] += sign * step
-                ends.append((float(weight.view(-1)[place]), loss64()))
-                weight.view(-1)[place] -= sign * step
+                weight.view(-1)[index] += sign * step
+                ends.append((float(weight.view(-1)[index]), loss64()))
+                weight.view(-1)[index] -= sign * step
         slope = (ends[0][1] - ends[1][1]) / (ends[0][0] - ends[1][0])
-        assert float(weight.grad.view(-1)[place]) == pytest.approx(slope, rel=2e-3), name  # type: ignore[union-attr]
+        assert float(weight.grad.view(-1)[index]) == pytest.approx(slope, rel=2e-3), name  # type: ignore[union-attr]
 
 
 def test_lambda_weighs_the_two_sides() -> None:
@@ -84,25 +84,27 @@ def test_lambda_weighs_the_two_sides() -> None:
     assert abs(losses[0.0] - losses[1.0]) > 1e-4
 
 
-def test_positions_are_what_they_are_called() -> None:
-    found = {kind: train(SECTIONS, config(positions=kind, epochs=2)).network for kind in
+def test_position_encodings() -> None:
+    result = {kind: train(SECTIONS, config(positions=kind, epochs=2)).network for kind in
              ("learnable", "sinusoidal", "naive", "none")}  # fmt: skip
-    assert len(found["none"].get_parameter("x_embed.weight")) == 0
+    assert len(result["none"].get_parameter("x_embed.weight")) == 0
     x, y = sinusoids(128, 6)
-    assert torch.equal(found["sinusoidal"].get_parameter("x_embed.weight"), x), "a fixed table does not learn"
-    assert torch.equal(found["sinusoidal"].get_parameter("y_embed.weight"), y)
-    slope = found["naive"].get_parameter("x_embed.weight")
+    assert torch.equal(result["sinusoidal"].get_parameter("x_embed.weight"), x), (
+        "a fixed table does not learn"
+    )
+    assert torch.equal(result["sinusoidal"].get_parameter("y_embed.weight"), y)
+    slope = result["naive"].get_parameter("x_embed.weight")
     np.testing.assert_allclose(
         slope.numpy(), np.arange(128)[:, None] * slope[1].numpy(), rtol=1e-5, atol=1e-7
     )
     assert float(slope[1].abs().max()) > 0
-    learned = found["learnable"].get_parameter("x_embed.weight")
+    learned = result["learnable"].get_parameter("x_embed.weight")
     before = Training(SECTIONS, config()).network.get_parameter("x_embed.weight")
     changed = (learned != before).any(dim=1)
     assert changed[: int(max(s.array_xy.max() for s in SECTIONS))].any()
 
 
-def test_sinusoids_tell_x_from_y() -> None:
+def test_sinusoids_distinguish_x_from_y() -> None:
     x, y = (table.double().numpy() for table in sinusoids(40, 7))
     np.testing.assert_allclose(x[:, 0], np.sin(np.arange(40)), atol=1e-6)
     np.testing.assert_allclose(x[:, 1], np.cos(np.arange(40)), atol=1e-6)
@@ -119,8 +121,8 @@ def test_every_position_encoding_exports_alone(tmp_path: Path, positions: Any) -
     bank = export_bundle(ckpt, tmp_path / "bundle", parity_tiles=4).bank
     normalized = np.concatenate([s.counts for s in SECTIONS]).astype(np.float64)
     normalized = np.log10(1e4 * normalized / normalized.sum(axis=1, keepdims=True) + 1)
-    where = np.concatenate([s.array_xy for s in SECTIONS])
-    expected = in_float64(trained.network, normalized, where)  # 16 spots: one sentence of up to 32
+    position = np.concatenate([s.array_xy for s in SECTIONS])
+    expected = in_float64(trained.network, normalized, position)  # 16 spots: one sentence of up to 32
     np.testing.assert_allclose(bank.embedding, expected, atol=1e-4)
 
 
@@ -134,10 +136,10 @@ def test_a_timm_encoder_trains_and_exports(tmp_path: Path) -> None:
     ckpt = write_checkpoint(tmp_path / "model.pt", trained)
     bundle = export_bundle(ckpt, tmp_path / "bundle", parity_tiles=4)
     assert bundle.manifest.encoder.name == "mobilenetv3_small_050"
-    found = open_session(bundle.encoder_path, "cpu").encode(sections[0].tiles[:3])
+    result = open_session(bundle.encoder_path, "cpu").encode(sections[0].tiles[:3])
     pixels = torch.from_numpy(sections[0].tiles[:3]).permute(0, 3, 1, 2)
     expected = trained.network.encode_tiles(encoder_input(pixels, settings.preprocessing))
-    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+    np.testing.assert_allclose(result, expected.numpy(), atol=1e-4)
 
 
 def test_an_encoder_that_does_not_take_the_tiles_is_refused() -> None:
@@ -152,43 +154,62 @@ def test_mixed_precision_stays_near_full_precision() -> None:
         config(precision="fp16")
 
 
-def test_a_run_taken_up_gives_the_same_weights(tmp_path: Path) -> None:
-    whole = Training(SECTIONS, config(epochs=4, schedule="cosine"))
+def test_a_resumed_run_gives_the_same_weights(tmp_path: Path) -> None:
+    uninterrupted = Training(SECTIONS, config(epochs=4, schedule="cosine"))
     for _ in range(4):
-        whole.epoch()
+        uninterrupted.run_epoch()
     first = Training(SECTIONS, config(epochs=4, schedule="cosine"))
-    first.epoch()
-    first.epoch()
+    first.run_epoch()
+    first.run_epoch()
     out = tmp_path / "model.pt"
     write_state(out, first, {})
-    first.epoch()  # lost with the process
+    first.run_epoch()  # lost with the process
     second = Training(SECTIONS, config(epochs=4, schedule="cosine"))
-    assert take_up(out, second, {}) and len(second.losses) == 2
+    assert resume_training(out, second, {}) and len(second.losses) == 2
     while not second.finished:
-        second.epoch()
-    assert second.losses == whole.losses
+        second.run_epoch()
+    assert second.losses == uninterrupted.losses
     for (name, a), b in zip(
-        whole.network.state_dict().items(), second.network.state_dict().values(), strict=True
+        uninterrupted.network.state_dict().items(), second.network.state_dict().values(), strict=True
     ):
         assert torch.equal(a, b), name
 
 
 @pytest.mark.parametrize(
-    ("change", "told"), [({"seed": 3}, "another seed"), ({"learning_rate": 1.0}, "another learning_rate")]
+    ("changes", "fragment"),
+    [({"seed": 3}, "another seed"), ({"learning_rate": 1.0}, "another learning_rate")],
 )
-def test_a_run_of_other_settings_is_not_taken_up(tmp_path: Path, change: Any, told: str) -> None:
+def test_a_run_of_other_settings_is_not_resumed(tmp_path: Path, changes: Any, fragment: str) -> None:
     out = tmp_path / "model.pt"
     first = Training(SECTIONS, config(epochs=4))
-    first.epoch()
+    first.run_epoch()
     write_state(out, first, {})
-    with pytest.raises(InputError, match=told):
-        take_up(out, Training(SECTIONS, config(epochs=4, **change)), {})
+    with pytest.raises(InputError, match=fragment):
+        resume_training(out, Training(SECTIONS, config(epochs=4, **changes)), {})
     other = [SECTIONS[0], dataclasses.replace(SECTIONS[1], counts=SECTIONS[1].counts + 1)]
     with pytest.raises(InputError, match="another data"):
-        take_up(out, Training(other, config(epochs=4)), {})
+        resume_training(out, Training(other, config(epochs=4)), {})
     state_path(out).write_bytes(state_path(out).read_bytes()[:500])
-    with pytest.raises(InputError, match="is not the state of a stopped run"):
-        take_up(out, Training(SECTIONS, config(epochs=4)), {})
+    with pytest.raises(InputError, match="is not the state of an interrupted run"):
+        resume_training(out, Training(SECTIONS, config(epochs=4)), {})
+
+
+def test_a_state_with_the_keys_of_earlier_versions_is_resumed(tmp_path: Path) -> None:
+    out = tmp_path / "model.pt"
+    first = Training(SECTIONS, config(epochs=4))
+    first.run_epoch()
+    write_state(out, first, {})
+    content = torch.load(state_path(out), weights_only=True)
+    content["run"]["optimiser"] = content["run"].pop("optimizer")
+    augmentation = content["run"]["augmentation"]
+    augmentation["colour_jitter"] = augmentation.pop("color_jitter")
+    content["state"]["optimiser"] = content["state"].pop("optimizer")
+    torch.save(content, state_path(out))
+    second = Training(SECTIONS, config(epochs=4))
+    assert resume_training(out, second, {}) and second.losses == first.losses
+    assert second.run_epoch() == first.run_epoch()
+    with pytest.raises(InputError, match="another optimizer"):
+        resume_training(out, Training(SECTIONS, config(epochs=4, optimizer="adamw")), {})
 
 
 KILLED = """
@@ -206,10 +227,10 @@ main(sys.argv[1:])
 """
 
 
-def test_a_killed_command_goes_on_where_it_was(small: Small, tmp_path: Path) -> None:
+def test_a_killed_command_resumes(small: Small, tmp_path: Path) -> None:
     words = [str(small.folder), *QUICK, "--epochs", "4", "--hold-out", "B1"]
-    whole, killed = tmp_path / "whole.pt", tmp_path / "killed.pt"
-    done = run(*words, "--out", whole)
+    uninterrupted, killed = tmp_path / "whole.pt", tmp_path / "killed.pt"
+    done = run(*words, "--out", uninterrupted)
     assert done.exit_code == 0, done.output
     command = [sys.executable, "-c", KILLED, *words, "--out", str(killed)]
     # To the last bit only with as many threads as the run that was not killed.
@@ -219,22 +240,22 @@ def test_a_killed_command_goes_on_where_it_was(small: Small, tmp_path: Path) -> 
     assert state_path(killed).exists() and not killed.exists()
     again = run(*words, "--out", killed)
     assert again.exit_code == 0, again.output
-    assert "going on after epoch 2" in again.stderr
+    assert "resuming after epoch 2" in again.stderr
     assert not state_path(killed).exists()
-    a, b = (torch.load(path, weights_only=True)["model"] for path in (whole, killed))
+    a, b = (torch.load(path, weights_only=True)["model"] for path in (uninterrupted, killed))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_the_command_validates_reports_and_exports(small: Small, tmp_path: Path) -> None:
-    out, told = tmp_path / "model.pt", tmp_path / "run.json"
-    words = ["--validation", "B1", "--published-layout", "--json", told, "--out", out]
+    out, fragment = tmp_path / "model.pt", tmp_path / "run.json"
+    words = ["--validation", "B1", "--published-layout", "--json", fragment, "--out", out]
     done = run(small.folder, *QUICK, *words)
     assert done.exit_code == 0, done.output
     assert done.stdout == f"{out}\n"
-    found = json.loads(told.read_text())
-    assert found["sections"] == {"A1": 24, "A2": 24} and len(found["losses"]) == 2
-    assert found["chance"] == pytest.approx(np.log(24))
-    assert [entry["epoch"] for entry in found["validation"]] == [1, 2]
+    result = json.loads(fragment.read_text())
+    assert result["sections"] == {"A1": 24, "A2": 24} and len(result["losses"]) == 2
+    assert result["chance"] == pytest.approx(np.log(24))
+    assert [entry["epoch"] for entry in result["validation"]] == [1, 2]
     bundle = export_bundle(out, tmp_path / "bundle", parity_tiles=4)
     assert [s.name for s in bundle.manifest.bank] == ["A1", "A2"]
     assert bundle.manifest.retrieval is not None and bundle.manifest.retrieval.k == 10
@@ -254,23 +275,23 @@ def test_validation_is_what_the_bundle_will_score(small: Small, tmp_path: Path) 
         update={"retrieval": TINY.settings.retrieval.model_copy(update={"k": 5})}
     )
     training = Training(SECTIONS, dataclasses.replace(TINY, settings=settings, epochs=1))
-    training.epoch()
+    training.run_epoch()
     held_out = made_up("C", 11, 5)
-    (found,) = validate(training, [held_out])
+    (result,) = validate(training, [held_out])
     assert training.network.training
     bundle = export_bundle(
-        write_checkpoint(tmp_path / "model.pt", training.trained()), tmp_path / "bundle", parity_tiles=4
+        write_checkpoint(tmp_path / "model.pt", training.finish()), tmp_path / "bundle", parity_tiles=4
     )
     queries = open_session(bundle.encoder_path, "cpu").encode(held_out.tiles)
     predicted = Retriever(bundle.bank, settings.retrieval.spec()).aggregate(queries).expression
     expected = score(predicted, gene_wise(held_out.counts))
-    assert [found.pcc_acg, found.pcc_heg, found.mse, found.mae] == pytest.approx(
+    assert [result.pcc_acg, result.pcc_heg, result.mse, result.mae] == pytest.approx(
         [expected.pcc_acg, expected.pcc_heg, expected.mse, expected.mae], rel=1e-3
     )
 
 
 @pytest.mark.parametrize("encoder", ["densenet121", "resnet18", "mobilenetv3_small_050"])
-def test_starting_weights_as_torchvision_and_timm_save_them(tmp_path: Path, encoder: str) -> None:
+def test_initial_weights_from_torchvision_and_timm(tmp_path: Path, encoder: str) -> None:
     torch.manual_seed(1)
     if encoder.startswith("mobilenet"):
         import timm
@@ -287,7 +308,7 @@ def test_starting_weights_as_torchvision_and_timm_save_them(tmp_path: Path, enco
     network = MclSTExp(encoder, 6, projection_dim=8, heads=2, head_dim=4, depth=1, positions=4).eval()
     assert load_weights(network, tmp_path / "start.pth", encoder) == f"{encoder} from start.pth"
     tile = torch.rand(1, 3, 64, 64)
-    found = network.image_encoder(tile)
+    result = network.image_encoder(tile)
     source.eval()
     if encoder == "resnet18":
         source.fc = torch.nn.Identity()
@@ -297,10 +318,10 @@ def test_starting_weights_as_torchvision_and_timm_save_them(tmp_path: Path, enco
     else:
         source.reset_classifier(0)
         expected = source(tile)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(result, expected)
 
 
-def test_starting_weights_of_a_model_and_of_something_else(tmp_path: Path) -> None:
+def test_initial_weights_from_a_model_and_invalid_files(tmp_path: Path) -> None:
     trained = train(SECTIONS, config())
     ckpt = write_checkpoint(tmp_path / "model.pt", trained)
     loaded: list[str] = []
@@ -331,7 +352,7 @@ def test_published_state_keeps_the_trained_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "fragment"),
     [
         (["--encoder", "resnet5000"], 2, "is no image encoder of mclst or of this timm"),
         (
@@ -348,12 +369,12 @@ def test_published_state_keeps_the_trained_rows() -> None:
     ],
 )
 def test_the_command_refuses_in_one_sentence(
-    small: Small, tmp_path: Path, words: list[str], code: int, told: str
+    small: Small, tmp_path: Path, words: list[str], code: int, fragment: str
 ) -> None:
     if "cuda" in words and torch.cuda.is_available():
         pytest.skip("this machine has the device")
     done = run(small.folder, *QUICK, "--hold-out", "B1", "--out", tmp_path / "model.pt", *words)
-    assert done.exit_code == code and told in done.stderr, done.output
+    assert done.exit_code == code and fragment in done.stderr, done.output
     assert "Traceback" not in done.output
     assert not list(tmp_path.iterdir())
 
@@ -361,7 +382,7 @@ def test_the_command_refuses_in_one_sentence(
 def test_sections_without_an_array_are_read_for_training_without_positions(small: Small) -> None:
     section = dataclasses.replace(read_section(find_sections(small.folder)["A1"]), array_xy=None)
     tile, genes = TINY.settings.tile, section.genes.tolist()
-    found = read_training_section(section, genes, tile, placed_on_array=False)
-    assert found.array_xy.shape == (24, 2) and not found.array_xy.any()
+    result = read_training_section(section, genes, tile, needs_array=False)
+    assert result.array_xy.shape == (24, 2) and not result.array_xy.any()
     with pytest.raises(ReferenceDataError, match=r"no array coordinates \(only --positions none"):
         read_training_section(section, genes, tile)

@@ -1,4 +1,4 @@
-"""mclst-train beyond mclSTExp's HER2+ defaults: BLEEP, places in pixels, totals over all genes, flips and quarter turns."""
+"""mclst-train beyond mclSTExp's HER2+ defaults: BLEEP, pixel positions, totals over all genes, flips."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from mclst.training.cli import main
 from mclst.training.contrastive import Training, train
 from mclst.training.data import augment, encoder_input
 from mclst.training.losses import soft_contrastive_loss
-from mclst.training.options import config_of, settled
+from mclst.training.options import build_config, resolve_options
 from mclst.training.settings import TrainConfig
 from mclst.training.validation import validate
 
@@ -51,8 +51,8 @@ BLEEP = [
 BLEEP += ["--batch-size", "24", "--epochs", "1"]
 
 
-def placed(pitch_px: float = 30.25) -> list[Any]:
-    """The sections with places in pixels, some of them with a fraction."""
+def with_pixels(pitch_px: float = 30.25) -> list[Any]:
+    """The sections with pixel coordinates, some of them fractional."""
     return [
         dataclasses.replace(s, xy_px=s.array_xy[:, ::-1] * pitch_px + np.array([10.75, 3.5]))
         for s in SECTIONS
@@ -60,7 +60,7 @@ def placed(pitch_px: float = 30.25) -> list[Any]:
 
 
 def config_from(*words: str) -> TrainConfig:
-    return config_of(settled(main.make_context("mclst-train", ["SECTIONS", *words])))
+    return build_config(resolve_options(main.make_context("mclst-train", ["SECTIONS", *words])))
 
 
 @settings(max_examples=40, deadline=None)
@@ -71,29 +71,46 @@ def test_the_soft_loss_is_its_definition(n: int, weight: float, temperature: flo
     target = softmax((spots @ spots.T + tiles @ tiles.T) / 2 / temperature, axis=1)
     by_spot = -(target * log_softmax(logits, axis=1)).sum(axis=1).mean()
     by_tile = -(target.T * log_softmax(logits.T, axis=1)).sum(axis=1).mean()
-    found = soft_contrastive_loss(
+    result = soft_contrastive_loss(
         torch.from_numpy(spots), torch.from_numpy(tiles), temperature=temperature, image_weight=weight
     )
-    assert float(found) == pytest.approx(weight * by_tile + (1 - weight) * by_spot, rel=1e-9)
+    assert float(result) == pytest.approx(weight * by_tile + (1 - weight) * by_spot, rel=1e-9)
 
 
 def test_bleeps_defaults_are_the_published_ones() -> None:
-    found = config_from("--system", "bleep")
-    assert (found.encoder, found.dropout, found.temperature) == ("resnet50", 0.1, 1.0)
-    assert (found.optimiser, found.learning_rate, found.weight_decay) == ("adamw", 1e-3, 1e-3)
-    assert (found.epochs, found.batch_size, found.projection_dim) == (4, 256, 256)
-    retrieval = found.settings.retrieval
+    result = config_from("--system", "bleep")
+    assert (result.encoder, result.dropout, result.temperature) == ("resnet50", 0.1, 1.0)
+    assert (result.optimizer, result.learning_rate, result.weight_decay) == ("adamw", 1e-3, 1e-3)
+    assert (result.epochs, result.batch_size, result.projection_dim) == (4, 256, 256)
+    retrieval = result.settings.retrieval
     assert (retrieval.k, retrieval.rank, retrieval.weighting) == (50, "cosine", "uniform")
-    pixels = found.settings.preprocessing
+    pixels = result.settings.preprocessing
     assert (pixels.channels, pixels.pixel_range, pixels.mean) == ("bgr", "0-255", (0.0, 0.0, 0.0))
-    assert found.augmentation == dataclasses.replace(
+    assert result.augmentation == dataclasses.replace(
         PLAIN, horizontal_flip=True, vertical_flip=True, quarter_turns=True
     )
-    assert found.settings.normalisation.expression == found.settings.normalisation.input == "median-log1p"
+    assert result.settings.normalisation.expression == result.settings.normalisation.input == "median-log1p"
     later = config_from("--system", "bleep", "--pixel-range", "0-1", "--mean", "0.4,0.5,0.6", "--k", "7")
     assert later.settings.preprocessing.mean == (0.4, 0.5, 0.6) and later.settings.retrieval.k == 7
     assert later.settings.preprocessing.pixel_range == "0-1"
     assert config_from() == TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (("--optimiser", "adamw"), ("--optimizer", "adamw")),
+        (("--colour-jitter", "0.1"), ("--color-jitter", "0.1")),
+        (("--input-normalisation", "none"), ("--input-normalization", "none")),
+        (("--expression-normalisation", "none"), ("--expression-normalization", "none")),
+    ],
+)
+def test_old_option_names_are_accepted(old: tuple[str, str], new: tuple[str, str]) -> None:
+    assert config_from(*old) == config_from(*new) != config_from()
+    # An explicit option under its old name also overrides the defaults of BLEEP.
+    assert config_from("--system", "bleep", *old) == config_from("--system", "bleep", *new)
+    shown = CliRunner().invoke(main, ["--help"]).output
+    assert new[0] in shown and old[0] not in shown
 
 
 @pytest.mark.parametrize("option", [("--positions", "learnable"), ("--heads", "4"), ("--context", "8")])
@@ -131,11 +148,11 @@ def test_bleep_from_sections_to_a_map(small: Small, tmp_path: Path) -> None:
 def bundle_score(training: Training, held_out: Any, tmp_path: Path) -> Any:
     from mclst.kernels.retriever import Retriever
 
-    ckpt = write_checkpoint(tmp_path / "model.pt", training.trained())
+    ckpt = write_checkpoint(tmp_path / "model.pt", training.finish())
     bundle = export_bundle(ckpt, tmp_path / "bundle", parity_tiles=4)
     queries = open_session(bundle.encoder_path, "cpu").encode(held_out.tiles)
-    found = Retriever(bundle.bank, bundle.retrieval).aggregate(queries).expression
-    return score(found, held_out.normalized(bundle.manifest.normalisation.expression))
+    result = Retriever(bundle.bank, bundle.retrieval).aggregate(queries).expression
+    return score(result, held_out.normalized(bundle.manifest.normalisation.expression))
 
 
 @pytest.mark.parametrize("variant", ["bleep", "pixel"])
@@ -149,12 +166,12 @@ def test_validation_is_what_the_bundle_will_score(variant: str, tmp_path: Path) 
         system="bleep" if variant == "bleep" else "mclstexp",
         positions="none" if variant == "bleep" else "learnable",
     )
-    training = Training(placed(), changed)
-    training.epoch()
+    training = Training(with_pixels(), changed)
+    training.run_epoch()
     held_out = made_up("C", 11, 5)
-    (found,) = validate(training, [held_out])
+    (result,) = validate(training, [held_out])
     expected = bundle_score(training, held_out, tmp_path)
-    assert [found.pcc_acg, found.mse] == pytest.approx([expected.pcc_acg, expected.mse], rel=1e-3)
+    assert [result.pcc_acg, result.mse] == pytest.approx([expected.pcc_acg, expected.mse], rel=1e-3)
 
 
 @pytest.mark.parametrize("positions", ["learnable", "sinusoidal", "naive"])
@@ -162,15 +179,15 @@ def test_places_may_be_pixels(tmp_path: Path, positions: Any) -> None:
     base = config(positions=positions)
     context = Context(spots=32, sentences="file", positions="pixel")
     changed = dataclasses.replace(base, settings=base.settings.model_copy(update={"context": context}))
-    trained = train(placed(), changed)
+    trained = train(with_pixels(), changed)
     bank = export_bundle(
         write_checkpoint(tmp_path / "model.pt", trained), tmp_path / "bundle", parity_tiles=4
     ).bank
     counts = np.concatenate([s.counts for s in SECTIONS]).astype(np.float64)
-    where = np.concatenate([np.floor(s.xy_px).astype(int)[:, ::-1] for s in placed()])  # row, column
-    assert len(trained.network.get_parameter("x_embed.weight")) > where.max() > 128
+    positions = np.concatenate([np.floor(s.xy_px).astype(int)[:, ::-1] for s in with_pixels()])  # row, column
+    assert len(trained.network.get_parameter("x_embed.weight")) > positions.max() > 128
     expected = in_float64(
-        trained.network, np.log10(1e4 * counts / counts.sum(axis=1, keepdims=True) + 1), where
+        trained.network, np.log10(1e4 * counts / counts.sum(axis=1, keepdims=True) + 1), positions
     )
     np.testing.assert_allclose(bank.embedding, expected, atol=1e-4)
 
@@ -188,13 +205,13 @@ def test_flips_and_quarter_turns_are_the_eight_symmetries() -> None:
     same = torch.from_numpy(np.repeat(tile, 64, axis=0))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        found = augment(
+        result = augment(
             same, dataclasses.replace(PLAIN, horizontal_flip=True, vertical_flip=True, quarter_turns=True)
         )
         down = augment(same, dataclasses.replace(PLAIN, vertical_flip=True))
     upright = tile[0].transpose(2, 0, 1)
     eight = [np.rot90(t, k, (1, 2)).tobytes() for t in (upright, upright[:, :, ::-1]) for k in range(4)]
-    assert {one.tobytes() for one in found.numpy()} == set(eight) and len(set(eight)) == 8
+    assert {one.tobytes() for one in result.numpy()} == set(eight) and len(set(eight)) == 8
     assert {one.tobytes() for one in down.numpy()} == {upright.tobytes(), upright[:, ::-1].tobytes()}
 
 
@@ -213,8 +230,10 @@ def test_training_sees_the_pixels_the_manifest_names(small: Small, tmp_path: Pat
     ]
     done = run(small.folder, *QUICK, *words, "--out", tmp_path / "model.pt", "--hold-out", "B1")
     assert done.exit_code == 0, done.output
-    said = export_bundle(tmp_path / "model.pt", tmp_path / "bundle", parity_tiles=4).manifest.preprocessing
+    preprocessing = export_bundle(
+        tmp_path / "model.pt", tmp_path / "bundle", parity_tiles=4
+    ).manifest.preprocessing
     tiles = made_up("A", 2, 3).tiles
     expected = (tiles[..., ::-1] - np.array([9.0, 8, 7])) / np.array([2.0, 3, 4])
-    found = encoder_input(torch.from_numpy(tiles).permute(0, 3, 1, 2), said)
-    np.testing.assert_allclose(found.numpy(), expected.transpose(0, 3, 1, 2), rtol=1e-6)
+    result = encoder_input(torch.from_numpy(tiles).permute(0, 3, 1, 2), preprocessing)
+    np.testing.assert_allclose(result.numpy(), expected.transpose(0, 3, 1, 2), rtol=1e-6)

@@ -20,19 +20,26 @@ from training_runs import GENES, PLAIN, TINY, made_up
 from mclst.demo.tissue import write_section
 from mclst.export.inputs.bank import encode_bank
 from mclst.export.inputs.checkpoint import open_checkpoint
-from mclst.export.inputs.references import carried_sections
+from mclst.export.inputs.references import stored_sections
 from mclst.export.onnx.graph import preprocess
 from mclst.runtime.bundle.manifest import Preprocessing, Settings, Tile
 from mclst.runtime.errors import InputError, OutputError, ReferenceDataError
 from mclst.sections.formats.reference import find_sections, read_section
 from mclst.sections.normalize import NORMALIZATIONS
 from mclst.training.checkpoint import checkpoint_content, write_checkpoint
-from mclst.training.contrastive import Step, TrainedModel, batches, learning_rate, share_done, train
+from mclst.training.contrastive import (
+    TrainedModel,
+    TrainingStep,
+    batches,
+    learning_rate,
+    progress_fraction,
+    train,
+)
 from mclst.training.data import (
     TrainingSection,
     augment,
     encoder_input,
-    pair_up,
+    make_pairs,
     read_training_section,
 )
 from mclst.training.losses import contrastive_loss
@@ -68,14 +75,14 @@ def loss_by_hand(spots: NDArray[Any], tiles: NDArray[Any], temperature: float, i
 def test_loss_is_the_definition(n: int, dim: int, temperature: float, image_weight: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     spots, tiles = rng.normal(0, 3, (2, n, dim)).astype(np.float32)
-    found = contrastive_loss(
+    result = contrastive_loss(
         torch.from_numpy(spots),
         torch.from_numpy(tiles),
         temperature=temperature,
         image_weight=image_weight,
     )
     expected = loss_by_hand(spots, tiles, temperature, image_weight)
-    assert float(found) == pytest.approx(expected, rel=2e-5, abs=2e-5 * max(1, 30 / temperature))
+    assert float(result) == pytest.approx(expected, rel=2e-5, abs=2e-5 * max(1, 30 / temperature))
 
 
 def test_loss_weighs_the_two_directions_and_does_not_normalise() -> None:
@@ -87,10 +94,10 @@ def test_loss_weighs_the_two_directions_and_does_not_normalise() -> None:
     assert abs(float(contrastive_loss(2 * spots, tiles, temperature=1.0, image_weight=0.0) - by_spot)) > 0.1
 
 
-@pytest.mark.parametrize("optimiser", ["adam", "adamw"])
-def test_two_steps_reduce_the_loss(sections: list[TrainingSection], optimiser: Any) -> None:
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_two_steps_reduce_the_loss(sections: list[TrainingSection], optimizer: Any) -> None:
     losses: list[float] = []
-    config = dataclasses.replace(TINY, optimiser=optimiser)
+    config = dataclasses.replace(TINY, optimizer=optimizer)
     train(sections, config, lambda step: losses.append(step.loss))  # one batch holds everything
     assert len(losses) == 3
     assert losses[0] > losses[1] > losses[2]
@@ -113,7 +120,7 @@ def test_same_seed_same_weights(sections: list[TrainingSection], trained: Traine
 
 
 def test_seconds_end_the_run(sections: list[TrainingSection]) -> None:
-    steps: list[Step] = []
+    steps: list[TrainingStep] = []
     trained = train(sections, dataclasses.replace(TINY, epochs=None, seconds=0.3, batch_size=8), steps.append)
     assert trained.seconds >= 0.3
     assert trained.steps == len(steps)
@@ -127,17 +134,17 @@ def test_a_loss_that_is_no_number_is_refused(sections: list[TrainingSection]) ->
 
 def test_schedule() -> None:
     config = dataclasses.replace(TINY, epochs=4, seconds=10.0, schedule="cosine")
-    assert share_done(config, steps=6, steps_per_epoch=3, elapsed=1.0) == pytest.approx(0.5)
-    assert share_done(config, steps=6, steps_per_epoch=3, elapsed=8.0) == pytest.approx(0.8)
+    assert progress_fraction(config, steps=6, steps_per_epoch=3, elapsed=1.0) == pytest.approx(0.5)
+    assert progress_fraction(config, steps=6, steps_per_epoch=3, elapsed=8.0) == pytest.approx(0.8)
     assert [learning_rate(config, done) for done in (0.0, 0.5, 1.0)] == pytest.approx([1e-3, 5e-4, 0.0])
     assert learning_rate(TINY, 0.9) == TINY.learning_rate
 
 
 @given(count=st.integers(1, 400), size=st.integers(2, 130))
 def test_batches_take_every_pair_once_and_evenly(count: int, size: int) -> None:
-    found = list(batches(count, size))
-    lengths = {len(batch) for batch in found}
-    assert sorted(torch.cat(found).tolist()) == list(range(count))
+    result = list(batches(count, size))
+    lengths = {len(batch) for batch in result}
+    assert sorted(torch.cat(result).tolist()) == list(range(count))
     assert max(lengths) <= size
     assert max(lengths) - min(lengths) <= 1
 
@@ -151,7 +158,7 @@ def test_batches_take_every_pair_once_and_evenly(count: int, size: int) -> None:
         {"batch_size": 1},
         {"temperature": 0.0},
         {"image_weight": 1.5},
-        {"optimiser": "sgd"},
+        {"optimizer": "sgd"},
         {"schedule": "step"},
         {"position_std": -1.0},
     ],
@@ -162,10 +169,10 @@ def test_settings_out_of_range_are_refused(change: dict[str, Any]) -> None:
 
 
 def test_pairs_stand_in_section_order(sections: list[TrainingSection]) -> None:
-    pairs = pair_up(sections, TINY.settings)
+    pairs = make_pairs(sections, TINY.settings)
     rows = torch.tensor([15, 0, 8, 9])
-    whole = np.concatenate([section.tiles for section in sections])
-    np.testing.assert_array_equal(pairs.tiles_of(rows).numpy(), whole[rows.numpy()])
+    all_tiles = np.concatenate([section.tiles for section in sections])
+    np.testing.assert_array_equal(pairs.tiles_of(rows).numpy(), all_tiles[rows.numpy()])
     share = sections[1].counts.astype(np.float64)
     expected = np.log10(1e4 * share / share.sum(axis=1, keepdims=True) + 1)
     np.testing.assert_allclose(pairs.expression[9:].numpy(), expected, rtol=1e-6)
@@ -178,18 +185,18 @@ def test_sections_that_do_not_fit_are_refused(sections: list[TrainingSection]) -
     negative = dataclasses.replace(b, array_xy=b.array_xy - 1)
     lacking = dataclasses.replace(b, counts=b.counts[1:])
     with pytest.raises(ValueError, match="different genes"):
-        pair_up([a, other_genes], TINY.settings)
+        make_pairs([a, other_genes], TINY.settings)
     with pytest.raises(ReferenceDataError, match=r"section B.*below 0"):
-        pair_up([a, negative], TINY.settings)
+        make_pairs([a, negative], TINY.settings)
     with pytest.raises(ValueError, match="section B has 7 spots"):
-        pair_up([a, lacking], TINY.settings)
+        make_pairs([a, lacking], TINY.settings)
     with pytest.raises(ValueError, match="32 px"):
-        pair_up([a, b], Settings(tile=Tile(size_px=32)))
+        make_pairs([a, b], Settings(tile=Tile(size_px=32)))
     with pytest.raises(ReferenceDataError, match="fewer than two"):
-        pair_up([], TINY.settings)
+        make_pairs([], TINY.settings)
 
 
-def test_augmentation_leaves_alone_what_it_is_told_to() -> None:
+def test_disabled_augmentation_changes_nothing() -> None:
     tiles = torch.from_numpy(made_up("A", 8, 3).tiles)
     upright = tiles.permute(0, 3, 1, 2)
     assert torch.equal(augment(tiles, PLAIN), upright)
@@ -197,10 +204,10 @@ def test_augmentation_leaves_alone_what_it_is_told_to() -> None:
         torch.manual_seed(0)
         flipped = augment(tiles, dataclasses.replace(PLAIN, horizontal_flip=True))
     mirrored = [torch.equal(a, b.flip(-1)) for a, b in zip(flipped, upright, strict=True)]
-    kept = [torch.equal(a, b) for a, b in zip(flipped, upright, strict=True)]
-    assert all(m or k for m, k in zip(mirrored, kept, strict=True))
+    saved = [torch.equal(a, b) for a, b in zip(flipped, upright, strict=True)]
+    assert all(m or k for m, k in zip(mirrored, saved, strict=True))
     assert any(mirrored)
-    assert any(kept)
+    assert any(saved)
 
 
 def test_every_tile_changes_in_its_own_way() -> None:
@@ -221,12 +228,12 @@ def test_every_tile_changes_in_its_own_way() -> None:
 @pytest.mark.parametrize("channels", ["rgb", "bgr"])
 @pytest.mark.parametrize("pixel_range", ["0-1", "0-255"])
 def test_training_sees_what_the_bundle_will_see(channels: Any, pixel_range: Any) -> None:
-    said = Preprocessing(
+    preprocessing = Preprocessing(
         channels=channels, pixel_range=pixel_range, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)
     )
     tiles = made_up("A", 4, 3).tiles
-    found = encoder_input(torch.from_numpy(tiles).permute(0, 3, 1, 2), said)
-    torch.testing.assert_close(found, preprocess(tiles, said))
+    result = encoder_input(torch.from_numpy(tiles).permute(0, 3, 1, 2), preprocessing)
+    torch.testing.assert_close(result, preprocess(tiles, preprocessing))
 
 
 def test_checkpoint_reads_back_without_executing_anything(trained: TrainedModel, tmp_path: Path) -> None:
@@ -240,19 +247,19 @@ def test_checkpoint_reads_back_without_executing_anything(trained: TrainedModel,
     assert Settings.model_validate_json(json.dumps(content["config"])) == TINY.settings
     assert content["training"]["steps"] == 3
     assert content["tiles"].dtype == torch.uint8
-    for section, kept in zip(trained.sections, content["sections"], strict=True):
-        assert kept["name"] == section.name
-        assert kept["spot"] == list(section.spot)
-        np.testing.assert_array_equal(kept["counts"].numpy(), section.counts)
-        np.testing.assert_array_equal(kept["array_xy"].numpy(), section.array_xy)
+    for section, saved in zip(trained.sections, content["sections"], strict=True):
+        assert saved["name"] == section.name
+        assert saved["spot"] == list(section.spot)
+        np.testing.assert_array_equal(saved["counts"].numpy(), section.counts)
+        np.testing.assert_array_equal(saved["array_xy"].numpy(), section.array_xy)
 
 
 def test_export_takes_the_bank_a_checkpoint_carries(trained: TrainedModel, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "model.pt", trained))
-    carried, genes = carried_sections(checkpoint)
+    carried, genes = stored_sections(checkpoint)
     settings_ = TINY.settings
     bank = encode_bank(checkpoint, carried, genes.names, settings_)
-    pairs = pair_up(trained.sections, settings_)
+    pairs = make_pairs(trained.sections, settings_)
     with torch.inference_mode():
         expected = trained.network.encode_spots(pairs.expression, pairs.position).numpy()
     np.testing.assert_allclose(bank.embedding, expected, atol=1e-5)  # 16 spots: one sentence of 32
@@ -280,30 +287,30 @@ def test_checkpoint_is_written_whole_or_not_at_all(
 
 def test_few_tiles_travel_with_the_checkpoint(trained: TrainedModel) -> None:
     tiles = checkpoint_content(trained)["tiles"]
-    whole = np.concatenate([section.tiles for section in trained.sections])
-    np.testing.assert_array_equal(tiles.numpy(), whole)  # 16 spots, fewer than the 64 that would be drawn
+    all_tiles = np.concatenate([section.tiles for section in trained.sections])
+    np.testing.assert_array_equal(tiles.numpy(), all_tiles)  # 16 spots, fewer than the 64 that would be drawn
 
 
 def test_a_measured_section_becomes_pairs(tmp_path: Path) -> None:
     written = write_section(tmp_path, "S1", 3, size_px=400, pitch_um=25)
     section = read_section(find_sections(tmp_path)["S1"])
-    found = read_training_section(section, written.genes[:5], Tile(size_px=16))
-    assert found.spot == written.spot
-    assert found.left_out == ()
+    result = read_training_section(section, written.genes[:5], Tile(size_px=16))
+    assert result.spot == written.spot
+    assert result.skipped == ()
     picture = tifffile.imread(written.image, key=0)
-    for (x, y), tile in zip(np.floor(written.xy_px).astype(int), found.tiles, strict=True):
+    for (x, y), tile in zip(np.floor(written.xy_px).astype(int), result.tiles, strict=True):
         np.testing.assert_array_equal(tile, picture[y - 8 : y + 8, x - 8 : x + 8])
-    np.testing.assert_array_equal(found.counts, section.counts[:, :5].toarray())
+    np.testing.assert_array_equal(result.counts, section.counts[:, :5].toarray())
 
     assert section.xy_px is not None
-    lost = section.xy_px.copy()
-    lost[2] = np.nan
+    xy_px = section.xy_px.copy()
+    xy_px[2] = np.nan
     short = read_training_section(
-        dataclasses.replace(section, xy_px=lost), written.genes[:5], Tile(size_px=16)
+        dataclasses.replace(section, xy_px=xy_px), written.genes[:5], Tile(size_px=16)
     )
-    assert short.left_out == ((written.spot[2], "has no place on the image"),)
+    assert short.skipped == ((written.spot[2], "has no pixel coordinates"),)
     assert short.spot == written.spot[:2] + written.spot[3:]
-    np.testing.assert_array_equal(short.tiles[2], found.tiles[3])
+    np.testing.assert_array_equal(short.tiles[2], result.tiles[3])
 
 
 def test_a_section_without_an_image_cannot_be_trained_on(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""An epoch of training against float64 networks, losses and optimisers written anew, step for step."""
+"""An epoch of training against float64 networks, losses and optimizers written again, step by step."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Weights = dict[str, Tensor]
 def by_name(w: Weights) -> Weights:
     """The image network's weights under torchvision's names."""
     inside = "image_encoder.model."
-    found = {}
+    renamed = {}
     for name, tensor in w.items():
         if name.startswith(inside):
             first, _, rest = name.removeprefix(inside).partition(".")
-            found[f"{CHILDREN[int(first)] if first.isdigit() else first}.{rest}"] = tensor
-    return found
+            renamed[f"{CHILDREN[int(first)] if first.isdigit() else first}.{rest}"] = tensor
+    return renamed
 
 
 def batch_norm(x: Tensor, w: Weights, at: str) -> Tensor:
@@ -116,9 +116,9 @@ def adam(w: Weights, grad: Weights, past: dict[str, tuple[Tensor, Tensor]], t: i
 def test_every_step_of_an_epoch_is_the_one_in_float64(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss, gradients and new weights of each step, from the weights that the step began with."""
     of_system = (
-        {"positions": "learnable", "optimiser": "adam"}
+        {"positions": "learnable", "optimizer": "adam"}
         if system == "mclstexp"
-        else {"positions": "none", "optimiser": "adamw"}
+        else {"positions": "none", "optimizer": "adamw"}
     )
     plain = config(system=system, batch_size=8, image_weight=0.3, encoder="resnet18", **of_system)
     training = Training(SECTIONS, plain)
@@ -127,7 +127,7 @@ def test_every_step_of_an_epoch_is_the_one_in_float64(system: Any, monkeypatch: 
     real = contrastive.batches
     monkeypatch.setattr(contrastive, "batches", lambda n, size: (order.append(r) or r for r in real(n, size)))
     began, grads = [weights(training)], []
-    step = training._optimiser.step
+    step = training.optimizer.step
 
     def watched() -> None:
         named = training.network.named_parameters()
@@ -135,9 +135,9 @@ def test_every_step_of_an_epoch_is_the_one_in_float64(system: Any, monkeypatch: 
         step()
         began.append(weights(training))
 
-    monkeypatch.setattr(training._optimiser, "step", watched)
+    monkeypatch.setattr(training.optimizer, "step", watched)
     losses: list[float] = []
-    training.epoch(lambda done: losses.append(done.loss))
+    training.run_epoch(lambda step: losses.append(step.loss))
     assert len(losses) == len(order) == len(grads) == 2 and losses[0] != losses[1]
 
     counts = np.concatenate([s.counts for s in SECTIONS]).astype(np.float64)
@@ -145,10 +145,10 @@ def test_every_step_of_an_epoch_is_the_one_in_float64(system: Any, monkeypatch: 
     place = torch.from_numpy(np.concatenate([s.array_xy for s in SECTIONS]))
     pixels = torch.from_numpy(np.concatenate([s.tiles for s in SECTIONS]) / 255).permute(0, 3, 1, 2)
     past: dict[str, tuple[Tensor, Tensor]] = {}
-    for t, (rows, found, grad) in enumerate(zip(order, losses, grads, strict=True), start=1):
+    for t, (rows, value, grad) in enumerate(zip(order, losses, grads, strict=True), start=1):
         leaves = {n: x.clone().requires_grad_(n in learned) for n, x in began[t - 1].items()}
         loss = loss_of(system, leaves, pixels[rows], expression[rows], place[rows])
-        assert found == pytest.approx(float(loss.detach()), rel=1e-5)
+        assert value == pytest.approx(float(loss.detach()), rel=1e-5)
         expected = torch.autograd.grad(loss, [leaves[n] for n in learned])
         largest = max(float(g.abs().max()) for g in expected)
         for name, own in zip(learned, expected, strict=True):

@@ -32,11 +32,11 @@ def test_a_device_trains_as_the_cpu_does(system: str, precision: str, within: fl
 def test_a_device_goes_on_with_its_random_numbers_and_loss_scale() -> None:
     whole = Training(SECTIONS, config(device="cuda", precision="fp16", epochs=3))
     for _ in range(3):
-        whole.epoch()
+        whole.run_epoch()
     first = Training(SECTIONS, config(device="cuda", precision="fp16", epochs=3))
-    first.epoch()
+    first.run_epoch()
     second = Training(SECTIONS, config(device="cuda", precision="fp16", epochs=3))
     second.resume(first.state())
-    second.epoch()
-    second.epoch()
+    second.run_epoch()
+    second.run_epoch()
     assert second.finished and second.losses == pytest.approx(whole.losses, rel=1e-2)
