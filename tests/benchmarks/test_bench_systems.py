@@ -12,10 +12,10 @@ from click.testing import CliRunner, Result
 
 from mclst.benchmarks.cli import main
 from mclst.benchmarks.retrieval.cases import Case
-from mclst.benchmarks.systems import exported_systems as deployed
+from mclst.benchmarks.systems import exported_systems
+from mclst.benchmarks.systems.commands import SYSTEMS
 from mclst.benchmarks.systems.exported_systems import PUBLISHED, Published
-from mclst.benchmarks.systems.slide_memory import places
-from mclst.benchmarks.systems.systems import NAMES
+from mclst.benchmarks.systems.slide_memory import array_positions
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.models.bleep import Bleep
 from mclst.models.hist2st import Hist2St
@@ -37,54 +37,43 @@ def small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         "hist2st": Published(
             lambda: Hist2St(5, tile_px=28, channels=16, heads=4, head_dim=8, depths=(1, 1, 2)),
-            given={"tile": {"size_px": 28}, "heads": 4},
+            settings={"tile": {"size_px": 28}, "heads": 4},
         ),
     }
-    monkeypatch.setattr(deployed, "PUBLISHED", small)
+    monkeypatch.setattr(exported_systems, "PUBLISHED", small)
 
 
 def test_rates_and_memory(small_ones: None, tmp_path: Path) -> None:
-    words = [
-        "--system",
-        "bleep",
-        "--system",
-        "hist2st",
-        "--spots",
-        "9",
-        "--batch-size",
-        "4",
-        "--repeats",
-        "2",
-    ]
+    words = "--system bleep --system hist2st --spots 9 --batch-size 4 --repeats 2".split()
     done = run(*words, "--provider", "cpu", "--memory", "300", "--json", tmp_path / "s.json")
     assert done.exit_code == 0, done.output
-    found = json.loads((tmp_path / "s.json").read_text())
-    assert found["settings"]["weights"] == "random" and len(found["load"]) == 2
-    bleep, hist2st = (found["systems"][name] for name in ("bleep", "hist2st"))
-    for of in (bleep, hist2st):
-        rate = of["tiles_per_second"]
+    document = json.loads((tmp_path / "s.json").read_text())
+    assert document["settings"]["weights"] == "random" and len(document["load"]) == 2
+    bleep, hist2st = (document["systems"][name] for name in ("bleep", "hist2st"))
+    for system in (bleep, hist2st):
+        rate = system["tiles_per_second"]
         assert rate["tiles"]["n"] == 2 and 0 < rate["all"]["median"] < rate["tiles"]["max"]
     assert bleep["after"].startswith("retrieval on") and "memory" not in bleep
     assert hist2st["after"] == "whole slide on cpu" and hist2st["kind"] == "sequence"
-    of = hist2st["memory"]
-    assert of["spots"] == 300 and of["peak_mib"] >= of["open_mib"] > 20
+    memory = hist2st["memory"]
+    assert memory["spots"] == 300 and memory["peak_mib"] >= memory["open_mib"] > 20
     assert "bleep" in done.stderr and "MiB at the peak over 300 spots" in done.stderr
     assert run(*words, "--json", tmp_path / "s.json").exit_code == 5
 
 
 def test_it_measures_all_systems_in_their_published_sizes() -> None:
-    assert set(NAMES) == set(PUBLISHED) == set(systems())
+    assert set(SYSTEMS) == set(PUBLISHED) == set(systems())
     for name, published in PUBLISHED.items():
         assert (published.bank is not None) == (systems()[name].kind == "retrieval")
     assert run("--system", "alexnet").exit_code == 2
 
 
-def test_places_stay_in_the_tables() -> None:
-    found = places(200, 8)
-    assert found.min() == 0 and found.max() == 7 and len(np.unique(found, axis=0)) == 64
+def test_positions_stay_below_the_limit() -> None:
+    positions = array_positions(200, 8)
+    assert positions.min() == 0 and positions.max() == 7 and len(np.unique(positions, axis=0)) == 64
 
 
-def test_the_readme_tells_the_committed_run() -> None:
+def test_the_readme_has_the_committed_rates() -> None:
     root = Path(__file__).resolve().parents[2]
     run = json.loads((root / "benchmarks" / "results" / "systems-cpu.json").read_text())
     rows = [line.split(" | ") for line in (root / "README.md").read_text().splitlines() if " px" in line]

@@ -1,4 +1,4 @@
-"""`mclst-bench compare` against simulated noise: what it calls slower is, and what is the same it leaves alone."""
+"""`mclst-bench compare` on simulated noise: it reports true regressions, and only those."""
 
 from __future__ import annotations
 
@@ -12,22 +12,27 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mclst.benchmarks.cli import main
-from mclst.benchmarks.reporting.compare import NotComparable, change, compare, different_ground
+from mclst.benchmarks.reporting.compare import (
+    NotComparable,
+    compare_documents,
+    compare_samples,
+    environment_differences,
+)
 
 
-def noisy(rng: np.random.Generator, middle: float, n: int) -> list[float]:
-    """Rounds as machines give them: a skewed scatter of some percent, now and then a round much slower."""
-    values = middle * rng.lognormal(0, 0.03, n)
+def noisy(rng: np.random.Generator, median: float, n: int) -> list[float]:
+    """Rounds with a skewed scatter of a few percent, and now and then a much slower round."""
+    values = median * rng.lognormal(0, 0.03, n)
     return list(np.where(rng.random(n) < 0.05, values * rng.uniform(1.2, 2, n), values))
 
 
 def called_slower(slowdown: float, tolerance: float, rounds: int, trials: int = 400) -> float:
     rng = np.random.default_rng(11)
-    found = [
-        change("x", noisy(rng, 1.0, rounds), noisy(rng, slowdown, rounds), seed=t).slower(tolerance)
+    slower = [
+        compare_samples("x", noisy(rng, 1.0, rounds), noisy(rng, slowdown, rounds), seed=t).slower(tolerance)
         for t in range(trials)
     ]
-    return float(np.mean(found))
+    return float(np.mean(slower))
 
 
 def test_the_same_speed_is_not_called_slower() -> None:
@@ -41,16 +46,16 @@ def test_a_real_slowdown_is_found() -> None:
 
 
 def test_the_interval_holds_the_true_ratio() -> None:
-    rng, held = np.random.default_rng(3), 0
+    rng, covered = np.random.default_rng(3), 0
     for t in range(400):
-        found = change("x", noisy(rng, 2.0, 15), noisy(rng, 3.0, 15), seed=t)
-        held += found.low95 <= 1.5 <= found.high95
-    assert held / 400 > 0.9
+        change = compare_samples("x", noisy(rng, 2.0, 15), noisy(rng, 3.0, 15), seed=t)
+        covered += change.low95 <= 1.5 <= change.high95
+    assert covered / 400 > 0.9
 
 
 def test_too_few_rounds_are_refused() -> None:
     with pytest.raises(NotComparable, match="has 2 rounds; 3 are needed"):
-        change("x", [1.0, 1.0], [1.0, 1.0, 1.0])
+        compare_samples("x", [1.0, 1.0], [1.0, 1.0, 1.0])
 
 
 # --- documents and the command ------------------------------------------------------------------------------------
@@ -92,18 +97,17 @@ def test_a_regression_leaves_with_1_and_is_named(tmp_path: Path) -> None:
     assert run(tmp_path, BASE, BASE, "-q").output == ""
 
 
-def test_other_ground_is_named(tmp_path: Path) -> None:
+def test_environment_differences_are_named(tmp_path: Path) -> None:
     other = copy.deepcopy(BASE)
     other["machine"] |= {"cpu": "B", "versions": {"onnxruntime": "1.32", "torch": "2"}}
     other["verdict"] = "busy"
-    told = different_ground(BASE, other)
-    assert told == [
+    assert environment_differences(BASE, other) == [
         "processor: A → B", "onnxruntime: 1.31 → 1.32", "torch: None → 2", "the machine was busy in the second run",
     ]  # fmt: skip
     del other["result"]["contenders"][1]
     done = run(tmp_path, BASE, other)
     assert done.exit_code == 0 and "processor: A → B" in done.stderr
-    assert "in one of them alone: notebook" in done.stderr
+    assert "only in one of them: notebook" in done.stderr
 
 
 def test_latency_and_retrieval_documents_are_read_too() -> None:
@@ -113,15 +117,15 @@ def test_latency_and_retrieval_documents_are_read_too() -> None:
         "batches": [{"batch": 8, "results": [result]}],
         "offline": {"results": [{"name": "x", "samples": {"wall_s": [2.0] * 3}}]},
     }
-    assert [c.what for c in compare(latency, latency)[0]] == ["batch 8: x", "offline: x"]
+    assert [c.what for c in compare_documents(latency, latency)[0]] == ["batch 8: x", "offline: x"]
     root = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
     committed = json.loads((root / "retrieval-xeon-2-cores.json").read_text())
-    changes, alone = compare(committed, committed)
-    assert changes and not alone and all(c.ratio == 1 and not c.slower(0) for c in changes)
+    changes, unmatched = compare_documents(committed, committed)
+    assert changes and not unmatched and all(c.ratio == 1 and not c.slower(0) for c in changes)
     for path in root.glob("retrieval-*-n1e*.json"):
         few = json.loads(path.read_text())
         with pytest.raises(NotComparable, match="rounds; 3 are needed"):
-            compare(few, few)
+            compare_documents(few, few)
 
 
 @pytest.mark.parametrize(

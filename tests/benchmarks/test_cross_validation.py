@@ -17,10 +17,10 @@ from training_runs import run as run_train
 from mclst.benchmarks.accuracy.command import accuracy
 from mclst.benchmarks.accuracy.cross_validation import (
     MEASURES,
-    changed,
     make_folds,
     parse_sweep,
     summarize,
+    with_setting,
 )
 from mclst.runtime.errors import InputError
 from mclst.training.settings import TrainConfig
@@ -53,14 +53,14 @@ def test_folds_leave_out_a_section_or_a_patient() -> None:
 def test_sweeps_change_what_they_name() -> None:
     base = TrainConfig()
     assert parse_sweep("k=5,10") == ("k", [5, 10])
-    assert changed(base, "k", 5).settings.retrieval.k == 5
-    assert changed(base, "distance", "cosine").settings.retrieval.distance == "cosine"
-    assert changed(base, "normalisation", "spot-wise").settings.normalisation.expression == "spot-wise"
-    assert changed(base, "context", 8).settings.context.spots == 8
-    assert changed(base, "lambda", 1.0).image_weight == 1
-    without = changed(base, "positions", "none")
+    assert with_setting(base, "k", 5).settings.retrieval.k == 5
+    assert with_setting(base, "distance", "cosine").settings.retrieval.distance == "cosine"
+    assert with_setting(base, "normalisation", "spot-wise").settings.normalisation.expression == "spot-wise"
+    assert with_setting(base, "context", 8).settings.context.spots == 8
+    assert with_setting(base, "lambda", 1.0).image_weight == 1
+    without = with_setting(base, "positions", "none")
     assert (without.positions, without.settings.context.positions) == ("none", "none")
-    assert changed(without, "positions", "naive").settings.context.positions == "array"
+    assert with_setting(without, "positions", "naive").settings.context.positions == "array"
     for wrong in ("k", "k=a", "colour=1"):
         with pytest.raises(ValueError, match="--sweep"):
             parse_sweep(wrong)

@@ -1,4 +1,4 @@
-"""`make gpu-check` where there is no GPU: every step says what is missing, none ends the check, nothing outlives its time."""
+"""`make gpu-check` without a GPU: each step names what is missing, none ends the check or outlives its limit."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from mclst.benchmarks.gpu_check.run import (
 
 
 def ends(pid: int) -> bool:
-    """Whether a process is gone within ten seconds, or ended and only waits for its parent to look."""
+    """Whether a process ends within ten seconds (a zombie has ended)."""
     for _ in range(100):
         try:
             os.kill(pid, 0)
@@ -43,7 +44,10 @@ def ends(pid: int) -> bool:
 def test_steps_pass_fail_run_late_and_lack_what_they_need(tmp_path: Path) -> None:
     document = tmp_path / "d.json"
     child = tmp_path / "child"
-    forks = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); open({str(child)!r}, 'w').write(str(p.pid)); p.wait()"
+    forks = (
+        "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
+        f"open({str(child)!r}, 'w').write(str(p.pid)); p.wait()"
+    )
     chosen = [
         Step(
             "good", ("-c", f"open({str(document)!r}, 'w').write('[1]'); print('done')"), 30, document=document
@@ -65,7 +69,7 @@ def test_steps_pass_fail_run_late_and_lack_what_they_need(tmp_path: Path) -> Non
     assert by_name["bad"]["why"] == "exit status 3" and by_name["bad"]["said"] == ["line"]
     assert by_name["lacks"]["why"] == "not installed: no_such_module"
     assert "absent.txt" in by_name["behind"]["why"]
-    assert ends(int(child.read_text()))  # what a late step started is ended with it
+    assert ends(int(child.read_text()))  # the child of a late step ends with it
     json.dumps(told, allow_nan=False)
 
 
@@ -78,7 +82,7 @@ def test_without_a_device_the_rest_is_left_out_and_time_runs_out_at_the_end(tmp_
     told = check(tmp_path, chosen)
     assert [step["status"] for step in told["steps"]] == [FAILED, MISSING, PASSED]
     assert told["steps"][1]["why"] == "no CUDA device" and told["steps"][0]["said"] == ["no CUDA device"]
-    assert [s["status"] for s in check(tmp_path, chosen[2:], all_seconds=1.0)["steps"]] == [NO_TIME]
+    assert [s["status"] for s in check(tmp_path, chosen[2:], total_seconds=1.0)["steps"]] == [NO_TIME]
 
 
 def test_it_imports_the_standard_library_alone() -> None:
@@ -93,12 +97,16 @@ def test_every_step_is_there_and_they_fit_into_eight_minutes(tmp_path: Path) -> 
     assert names[0] == "device" and names[-4:] == ["retrieval", "bundle", "latency", "end-to-end"]
     on_gpu = {
         path.stem
-        for path in (ROOT / "tests").glob("test_*.py")
+        for path in (ROOT / "tests").rglob("test_*.py")
         if any(line.startswith("pytestmark = pytest.mark.gpu") for line in path.read_text().splitlines())
     }
-    assert on_gpu
+    assert len(on_gpu) == 3
+    files = [word for step in steps(tmp_path) for word in step.arguments if word.endswith(".py")]
+    assert files and all((ROOT / file).is_file() for file in files)
+    modules = [step.arguments[1] for step in steps(tmp_path) if step.arguments[1].startswith("mclst.")]
+    assert modules and all(find_spec(module) for module in modules)
     assert {f"tests: {stem}" for stem in on_gpu} <= set(names)
-    assert gpu_check.ALL_SECONDS < 480
+    assert gpu_check.TOTAL_SECONDS < 480
 
 
 def test_the_whole_of_it_on_a_machine_without_a_gpu(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""`mclst-bench latency`: on clocks made up for it, with a trtexec made up for it, and as a command whose JSON is published."""
+"""`mclst-bench latency`: on a fake clock, with a fake trtexec, and as a command with a published schema."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,24 +17,24 @@ from click.testing import CliRunner, Result
 from small_model import Small
 
 from mclst.benchmarks.cli import main
-from mclst.benchmarks.contenders import encoders
+from mclst.benchmarks.contenders import encoders, peak_memory
 from mclst.benchmarks.contenders.base import ContenderInputs, Encoder
-from mclst.benchmarks.contenders.peak_memory import measure_alone
+from mclst.benchmarks.contenders.peak_memory import measure_peak_memory
 from mclst.benchmarks.contenders.tensorrt_peers import polygraphy, trtexec
 from mclst.benchmarks.encoder.chart import latency_png
 from mclst.benchmarks.encoder.measure import agreement, measure, offline, sustained, warm_up
-from mclst.benchmarks.harness.errors import PeerUnavailable
-from mclst.benchmarks.roofline import datasheets as devices
+from mclst.benchmarks.harness.measure import PeerUnavailable
+from mclst.benchmarks.roofline import datasheets
 from mclst.benchmarks.roofline import peaks
-from mclst.benchmarks.schemas import common as document_parts
-from mclst.benchmarks.schemas import validate as documents
+from mclst.benchmarks.schemas import validate
+from mclst.benchmarks.schemas.common import PeakMemory
 
 SCHEMAS = Path(__file__).resolve().parents[2] / "docs" / "schemas"
 TILES = np.zeros((24, 4, 4, 3), np.uint8)
 
 
 class Clock:
-    """A clock that only moves when work is done."""
+    """A clock that moves only with work."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -41,7 +42,7 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
-    def encoder(self, name: str, seconds: Callable[[int], float], **how: Any) -> Encoder:
+    def encoder(self, name: str, seconds: Callable[[int], float], **options: Any) -> Encoder:
         """An encoder that takes `seconds` of its nth call."""
         calls = [0]
 
@@ -50,7 +51,7 @@ class Clock:
             calls[0] += 1
             return np.ones((len(tiles), 3), np.float32)
 
-        return Encoder(name, how.pop("ours", False), "fp32", encode, **how)
+        return Encoder(name, options.pop("ours", False), "fp32", encode, **options)
 
 
 def test_known_latencies_in_known_percentiles_out() -> None:
@@ -67,8 +68,8 @@ def test_known_latencies_in_known_percentiles_out() -> None:
     assert steady["tiles_per_s"] == pytest.approx(8 / 0.02)
     assert steady["latency_s"]["n"] == pytest.approx(20 * 150, rel=0.01)
     for level in (50, 90, 95, 99):
-        found = exponential["latency_s"]["percentiles"][f"p{level}"]["s"]
-        assert found == pytest.approx(0.001 - 0.01 * np.log(1 - level / 100), rel=0.06)
+        value = exponential["latency_s"]["percentiles"][f"p{level}"]["s"]
+        assert value == pytest.approx(0.001 - 0.01 * np.log(1 - level / 100), rel=0.06)
     assert exponential["latency_to_first"] == pytest.approx(0.011 / 0.02, rel=0.05)
     samples = exponential["samples"]
     assert len(samples["query_s"]) == exponential["latency_s"]["n"]
@@ -79,11 +80,11 @@ def test_known_latencies_in_known_percentiles_out() -> None:
 def test_a_peer_that_fails_is_left_out_and_the_others_go_on() -> None:
     clock = Clock()
 
-    def fails(*given: Any) -> Any:
+    def fails(*arguments: Any) -> Any:
         raise RuntimeError("no  kernel\nimage")
 
     steady = clock.encoder("steady", lambda n: 0.02, ours=True)
-    peers = [Encoder("broken", False, "fp32", fails), Encoder("late", False, "fp32", fails, times=fails)]
+    peers = [Encoder("broken", False, "fp32", fails), Encoder("late", False, "fp32", fails, measure=fails)]
     told = measure([steady, *peers], TILES, batch=2, rounds=2, block_s=0.1, warm_s=(0.01, 0.01), clock=clock)
     assert [result["name"] for result in told["results"]] == ["steady"]
     assert told["failed"] == [{"name": peer.name, "why": "no kernel image"} for peer in peers]
@@ -112,16 +113,16 @@ def test_blocks_take_turns_and_ratios_do_not_see_drift() -> None:
 def test_warming_up_waits_until_the_times_settle() -> None:
     clock = Clock()
     falling = clock.encoder("falling", lambda n: 0.01 + 0.1 * 0.8**n)
-    told = warm_up(lambda: falling.encode(TILES[:1]), least_s=0.1, most_s=50, clock=clock)
+    told = warm_up(lambda: falling.encode(TILES[:1]), min_s=0.1, max_s=50, clock=clock)
     assert told.settled and 5 < told.queries < 60
     restless = clock.encoder("restless", lambda n: 0.01 if n % 2 else 0.03)
-    told = warm_up(lambda: restless.encode(TILES[:1]), least_s=0.02, most_s=1.0, clock=clock)
+    told = warm_up(lambda: restless.encode(TILES[:1]), min_s=0.02, max_s=1.0, clock=clock)
     assert not told.settled and told.seconds >= 1.0
     slow = clock.encoder("slow", lambda n: 100.0)
-    assert warm_up(lambda: slow.encode(TILES[:1]), least_s=0.1, most_s=1, clock=clock).queries == 3
+    assert warm_up(lambda: slow.encode(TILES[:1]), min_s=0.1, max_s=1, clock=clock).queries == 3
 
 
-def test_energy_goes_to_the_tiles_it_was_used_for() -> None:
+def test_energy_is_attributed_to_its_tiles() -> None:
     clock = Clock()
     meter = SimpleNamespace(name="made", covers="all", joules=lambda: 50 * clock.now, close=lambda: None)
     encoders = [clock.encoder("a", lambda n: 0.01), clock.encoder("b", lambda n: 0.04)]
@@ -162,16 +163,16 @@ def test_offline_takes_every_tile_in_each_ones_own_batch() -> None:
 
 
 def test_agreement_is_the_worst_tiles() -> None:
-    wanted = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
+    reference = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
     turned = Encoder("turned", False, "fp32", lambda tiles: np.array([[1.0, 0.0], [2.0, 2.0]], np.float32))
-    found = agreement([turned], TILES[:2], wanted)["turned"]
-    assert found["cosine_min"] == pytest.approx(np.sqrt(0.5)) and found["max_abs_share"] == pytest.approx(1.0)
+    result = agreement([turned], TILES[:2], reference)["turned"]
+    assert result["cosine_min"] == pytest.approx(np.sqrt(0.5)) and result["max_abs_share"] == pytest.approx(1.0)
 
 
 # --- trtexec ------------------------------------------------------------------------------------------------------
 
 
-def test_trtexec_builds_once_per_batch_and_tells_its_latencies(
+def test_trtexec_builds_once_per_batch_and_reports_its_latencies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = tmp_path / "log"
@@ -194,10 +195,10 @@ esac; done
     (tmp_path / "trace").write_text(json.dumps(trace))
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     encoder = trtexec(ContenderInputs(tmp_path, {"fp32": tmp_path / "e.onnx"}, 1, 224))
-    assert encoder.times is not None
+    assert encoder.measure is not None
     assert encoder.versions == {"trtexec": "110100"}
-    told = encoder.times(8, 0.5)
-    assert told == encoder.times(8, 0.5) and told.query_s == pytest.approx([0.002375, 0.003375])
+    told = encoder.measure(8, 0.5)
+    assert told == encoder.measure(8, 0.5) and told.query_s == pytest.approx([0.002375, 0.003375])
     assert told.device_s == {"upload": [0.00025] * 2, "encode": [0.002, 0.003], "download": [0.000125] * 2}
     result = measure([encoder], TILES, batch=8, rounds=2, block_s=0.5)["results"][0]
     assert result["device_s"]["encode"]["mean"] == pytest.approx(0.0025)
@@ -205,15 +206,15 @@ esac; done
     lines = log.read_text().splitlines()[:3]
     assert [("--saveEngine" in line, "--loadEngine" in line) for line in lines] == [(True, False), (False, True), (False, True)]  # fmt: skip
     assert "--shapes=tiles:8x224x224x3" in lines[0] and "--duration=1" in lines[1]
-    # Since version 11 copies are left out unless it is told otherwise; before, the word is unknown.
+    # Since version 11 copies need this option; older versions lack it.
     assert lines[1].endswith("--useSpinWait --useCudaGraph --includeDataTransfers")
     program.write_text(program.read_text().replace(" --includeDataTransfers", ""))
     older = trtexec(ContenderInputs(tmp_path, {"fp32": tmp_path / "e.onnx"}, 1, 224))
-    assert older.times is not None and older.times(8, 0.5) == told
+    assert older.measure is not None and older.measure(8, 0.5) == told
     assert log.read_text().splitlines()[-1].endswith("--useSpinWait --useCudaGraph")
     program.write_text("#!/bin/sh\necho 'Unknown option'; exit 1\n")
     with pytest.raises(PeerUnavailable, match="trtexec fails: Unknown option"):
-        encoder.times(16, 1.0)
+        encoder.measure(16, 1.0)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(PeerUnavailable, match="no trtexec"):
         trtexec(ContenderInputs(tmp_path, {"fp32": tmp_path / "e.onnx"}, 1, 224))
@@ -224,10 +225,10 @@ def test_polygraphy_has_an_engine_for_each_batch_size(
 ) -> None:
     from polygraphy.backend import trt
 
-    given, opened = ContenderInputs(tmp_path, {"fp32": tmp_path / "e.onnx"}, 1, 4), []
+    inputs, opened = ContenderInputs(tmp_path, {"fp32": tmp_path / "e.onnx"}, 1, 4), []
 
     class Runner:
-        """In place of what needs a GPU; engine, network and profile are Polygraphy's own."""
+        """Replaces the part that needs a GPU; engine, network and profile are Polygraphy's."""
 
         def __init__(self, engine: Any) -> None:
             assert isinstance(engine, trt.EngineFromNetwork)
@@ -248,12 +249,12 @@ def test_polygraphy_has_an_engine_for_each_batch_size(
             return {"embedding": feed["tiles"].reshape(len(feed["tiles"]), -1)[:, :3].astype(np.float32)}
 
     with pytest.raises(PeerUnavailable, match="tensorrt is not installed"):
-        polygraphy(given)
+        polygraphy(inputs)
     monkeypatch.setitem(sys.modules, "tensorrt", ModuleType("tensorrt"))
     monkeypatch.setattr(trt, "TrtRunner", Runner)
     with pytest.raises(PeerUnavailable, match="no fp16 graph"):
-        polygraphy(given, "fp16")
-    peer = polygraphy(given)
+        polygraphy(inputs, "fp16")
+    peer = polygraphy(inputs)
     assert peer.gpu and "polygraphy" in peer.versions
     for batch in (2, 2, 5):
         tiles = np.random.default_rng(batch).integers(0, 256, (batch, 4, 4, 3), dtype=np.uint8)
@@ -264,14 +265,14 @@ def test_polygraphy_has_an_engine_for_each_batch_size(
 # --- memory, and the data sheets ------------------------------------------------------------------------------------
 
 
-def test_a_peer_alone_in_a_process_tells_its_memory(exported_bundle: Path) -> None:
-    given = {"bundle": exported_bundle, "ckpt": None, "settings": [("cpu", "fp32")], "threads": 1}
-    found = measure_alone("ONNX Runtime fp32", "encoder", **given, batch=4)
-    assert 20e6 < found["before_bytes"] < found["peak_rss_bytes"] < 1e9 and found["why"] == ""
-    failed = measure_alone("torch eager", "encoder", **given, batch=4)
+def test_memory_of_a_peer_in_its_own_process(exported_bundle: Path) -> None:
+    arguments = {"bundle_path": exported_bundle, "ckpt": None, "settings": [("cpu", "fp32")], "threads": 1}
+    result = measure_peak_memory("ONNX Runtime fp32", "encoder", **arguments, batch=4)
+    assert 20e6 < result["before_bytes"] < result["peak_rss_bytes"] < 1e9 and result["why"] == ""
+    failed = measure_peak_memory("torch eager", "encoder", **arguments, batch=4)
     assert failed["peak_rss_bytes"] is None and "give --ckpt" in failed["why"]
-    for entry in (found, failed):
-        document_parts.Memory.model_validate(entry)
+    for entry in (result, failed):
+        PeakMemory.model_validate(entry)
 
 
 @pytest.mark.parametrize(
@@ -279,11 +280,11 @@ def test_a_peer_alone_in_a_process_tells_its_memory(exported_bundle: Path) -> No
     [("orin", 42.5, 85), ("thor", 258.75, 517.5), ("l4", 121, 242.5), ("h200", 989.5, 1979)],
 )
 def test_a_bound_is_the_slowest_of_arithmetic_memory_and_bus(name: str, fp16: float, int8: float) -> None:
-    device = devices.DEVICES[name]
+    device = datasheets.DEVICES[name]
     assert device.operations["fp16"] == pytest.approx(fp16 * 1e12, rel=1e-3)
     assert device.operations["int8"] == pytest.approx(int8 * 1e12, rel=1e-3)
     work = SimpleNamespace(products=3e12, least_bytes=2e9)
-    told = devices.predict(name, "fp16", work, 150_528, 64)  # type: ignore[arg-type]
+    told = datasheets.predict(name, "fp16", work, 150_528, 64)  # type: ignore[arg-type]
     parts = {"arithmetic": 3 / fp16, "memory": 2e9 / device.memory}
     if device.link is not None:
         parts["link"] = 64 * 150_528 / device.link
@@ -298,9 +299,7 @@ def test_a_bound_is_the_slowest_of_arithmetic_memory_and_bus(name: str, fp16: fl
 
 @pytest.fixture(autouse=True)
 def quick_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peaks, "_SIDE", 128)
-    monkeypatch.setattr("mclst.benchmarks.roofline.retrieval_bound._SIDE", 128)
-    monkeypatch.setattr("mclst.benchmarks.roofline.retrieval_bound._COPY_BYTES", 1 << 20)
+    monkeypatch.setattr(peaks, "measure_peaks", partial(peaks.measure_peaks, side=128, copy_bytes=1 << 20))
 
 
 def bench(bundle: Path, *words: str) -> Result:
@@ -310,15 +309,15 @@ def bench(bundle: Path, *words: str) -> Result:
 def test_a_document_of_real_encoders(
     small: Small, exported_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def too_slow(given: ContenderInputs, device: str = "cpu") -> Encoder:
+    def too_slow(inputs: ContenderInputs, device: str = "cpu") -> Encoder:
         raise PeerUnavailable("compiling takes a minute")
 
-    def alone(name: str, work: str, **given: Any) -> dict[str, Any]:
+    def measured(name: str, work: str, **arguments: Any) -> dict[str, Any]:
         return {"name": name, "before_bytes": 1 << 20, "peak_rss_bytes": 3 << 20, "why": ""}
 
     monkeypatch.setattr(encoders, "torch_compiled", too_slow)
-    # Each takes a process of its own; one of them is asked above.
-    monkeypatch.setattr("mclst.benchmarks.contenders.peak_memory.measure_alone", alone)
+    # Each takes a process; a test above runs one.
+    monkeypatch.setattr(peak_memory, "measure_peak_memory", measured)
     saved, picture = tmp_path / "l.json", tmp_path / "l.png"
     done = bench(
         exported_bundle, "--ckpt", str(small.ckpt), "--slide", str(small.slide), "--spots", str(small.spots),
@@ -379,7 +378,7 @@ def test_made_up_tiles_and_no_peers(exported_bundle: Path) -> None:
 def test_a_fresh_process_that_fails_loses_no_measurement(
     exported_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mclst.benchmarks.harness.subprocess_json.sys.executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     done = bench(
         exported_bundle, "--batch-sizes", "2", "--repeats", "1", "--block", "0.01", "--no-peers", "--no-offline",
         "--tiles", "4", "--settings", "cpu:fp32", "--json", "-", "-q",
@@ -388,9 +387,9 @@ def test_a_fresh_process_that_fails_loses_no_measurement(
     told = json.loads(done.stdout)
     assert told["fresh"] == [] and [batch["batch"] for batch in told["batches"]] == [2]
     (why,) = [one["why"] for one in told["absent"] if one["name"] == "mclst cpu fp32, fresh process"]
-    assert "fresh process of cpu fp32 failed with status 1 (it said nothing)" in why
-    (held,) = told["memory"]
-    assert held["peak_rss_bytes"] is None and "failed with status 1" in held["why"]
+    assert "fresh process of cpu fp32 failed with status 1 (no message)" in why
+    (memory,) = told["memory"]
+    assert memory["peak_rss_bytes"] is None and "failed with status 1" in memory["why"]
 
 
 @pytest.mark.parametrize(
@@ -412,10 +411,10 @@ def test_what_cannot_be_measured_is_refused(
     assert done.exit_code == code and says in " ".join(done.output.split()) and "Traceback" not in done.output
 
 
-@pytest.mark.parametrize("name", documents.DOCUMENTS)
-def test_the_published_schema_is_what_the_commands_hold_to(name: str) -> None:
+@pytest.mark.parametrize("name", validate.DOCUMENTS)
+def test_the_published_schema_is_that_of_the_command(name: str) -> None:
     published = json.loads((SCHEMAS / f"{name}.json").read_text())
-    assert published == documents.json_schema(name)
+    assert published == validate.json_schema(name)
     jsonschema.Draft202012Validator.check_schema(published)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"schema": f"mclst-bench-{name}/1"}, published)

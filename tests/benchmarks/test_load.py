@@ -1,4 +1,4 @@
-"""`mclst-bench load` counts what the server counts, leaves no request out, and notices answers to other tiles."""
+"""`mclst-bench load` counts what the server counts, drops no request, and notices answers to other tiles."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from small_model import Small, tiny_network
 from torch.utils.flop_counter import FlopCounterMode
 
 from mclst.benchmarks.roofline.datasheets import DEVICES, predict
-from mclst.benchmarks.roofline.onnx_flops import GraphWork, Uncounted, count
+from mclst.benchmarks.roofline.onnx_flops import GraphWork, UncountedNode, count_work
 from mclst.runtime.bundle.bundle import open_bundle
 
 FLOAT = TensorProto.FLOAT
@@ -46,7 +46,7 @@ def test_published_networks_against_torchs_counter(name: str, side: int, tmp_pat
     network = torchvision.models.get_model(name, weights=None).eval()
     path = traced(network, side, tmp_path / "graph.onnx")
     for batch in (1, 5):
-        found = count(path, batch)
+        found = count_work(path, batch)
         assert found.products == operations_by_torch(network, (batch, 3, side, side))
     assert 0.7 * found.products < found.by_operator["Conv"] < found.products
 
@@ -55,7 +55,7 @@ def test_densenet_at_full_size_is_what_torchvision_publishes(tmp_path: Path) -> 
     """2.834 GMAC per tile of 224 px, in the metadata of its weights."""
     meta = torchvision.models.DenseNet121_Weights.DEFAULT.meta
     network = torchvision.models.densenet121().eval()
-    found = count(traced(network, 32, tmp_path / "graph.onnx"), 1).products
+    found = count_work(traced(network, 32, tmp_path / "graph.onnx"), 1).products
     classifier = 2 * 1024 * 1000
     # Every convolution sees 49 times the places at 224 px; the classifier does not.
     assert (49 * (found - classifier) + classifier) / 2e9 == pytest.approx(meta["_ops"], abs=0.001)
@@ -70,7 +70,7 @@ def test_a_bundles_encoder_against_torchs_counter(small: Small, exported_bundle:
         def forward(self, tiles: torch.Tensor) -> torch.Tensor:
             return network.encode_tiles(tiles)
 
-    found = count(bundle.encoder_path, 7)
+    found = count_work(bundle.encoder_path, 7)
     assert found.products == operations_by_torch(Encoder(), (7, 3, side, side))
     assert found.tile_bytes == 7 * (3 * side * side + 4 * 16)
     parameters = sum(
@@ -110,7 +110,7 @@ def test_small_graphs_by_hand(tmp_path: Path) -> None:
         {"x": ["N", 4, 9, 9]},
         {"w": w, "g": np.zeros((6, 5), np.float32)},
     )
-    found = count(path, 3)
+    found = count_work(path, 3)
     conv = 2 * (3 * 6 * 4 * 4) * (2 * 3 * 3)
     gemm = 2 * 5 * 3 * 6
     assert found.by_operator == {"Conv": conv, "Gemm": gemm, "Relu": 288, "GlobalAveragePool": 288}
@@ -125,9 +125,9 @@ def test_products_of_other_kinds_by_hand(tmp_path: Path) -> None:
     path = graph(
         tmp_path, [lstm], {"x": ["T", 2, 3]}, {"w": np.zeros((1, 16, 3), np.float32), "r": np.zeros((1, 16, 4), np.float32)}
     )  # fmt: skip
-    assert count(path, 5).products == 2 * 5 * 2 * 16 * (3 + 4)
+    assert count_work(path, 5).products == 2 * 5 * 2 * 16 * (3 + 4)
     path = graph(tmp_path, [helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": ["N", 8, 5, 6]}, {"w": np.zeros((6, 7), np.float32)})  # fmt: skip
-    assert count(path, 2).products == 2 * 2 * 8 * 5 * 7 * 6
+    assert count_work(path, 2).products == 2 * 2 * 8 * 5 * 7 * 6
 
 
 @pytest.mark.parametrize("kind", ["Einsum", "NonMaxSuppression"])
@@ -138,8 +138,8 @@ def test_unknown_work_is_refused_and_never_counted_as_nothing(tmp_path: Path, ki
         tmp_path, [helper.make_node(kind, names, ["y"], name="odd", **attributes)], {"x": ["N", 4]}, {}
     )
     with pytest.raises(Exception, match=r"odd|NonMaxSuppression") as error:
-        count(path, 1)
-    assert kind != "Einsum" or isinstance(error.value, Uncounted)
+        count_work(path, 1)
+    assert kind != "Einsum" or isinstance(error.value, UncountedNode)
 
 
 # --- bounds of devices one does not have --------------------------------------------------------------------------

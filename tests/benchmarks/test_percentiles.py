@@ -1,4 +1,4 @@
-"""Percentiles of known distributions: the values, what their intervals hold, and how many samples each needs."""
+"""Percentiles of known distributions: values, coverage of intervals, and number of samples."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from scipy import stats
 
 from mclst.benchmarks.harness.percentiles import (
     LEVELS,
-    latency,
+    min_samples,
     mlperf_samples,
     percentile,
-    samples_for,
+    summarize_latency,
 )
 
 DRAWN_FROM = {
@@ -48,39 +48,41 @@ def test_known_distributions_give_known_percentiles(name: str, level: int) -> No
 @pytest.mark.parametrize("level", [50, 90, 95])
 def test_the_interval_holds_the_true_percentile_as_often_as_it_says(name: str, level: int) -> None:
     rng, trials = np.random.default_rng(7), 1500
-    held = 0
+    covered = 0
     for _ in range(trials):
         _, low, high = percentile(draw(name, rng, 300).tolist(), level)
-        held += low <= true_percentile(name, level) <= high
-    # At least 95 % but for what 1,500 trials scatter by (three standard deviations).
-    assert held / trials > 0.95 - 3 * np.sqrt(0.95 * 0.05 / trials)
+        covered += low <= true_percentile(name, level) <= high
+    # At least 95 %, less three standard deviations of 1,500 trials.
+    assert covered / trials > 0.95 - 3 * np.sqrt(0.95 * 0.05 / trials)
 
 
 @given(st.lists(st.floats(1e-6, 10), min_size=1, max_size=60), st.sampled_from(LEVELS))
-def test_the_value_is_numpys_and_lies_within(samples: list[float], level: int) -> None:
+def test_the_value_is_numpys_and_within_the_samples(samples: list[float], level: int) -> None:
     value, low, high = percentile(samples, level)
     assert value == pytest.approx(np.percentile(samples, level))
     assert min(samples) <= low <= high <= max(samples)
 
 
-def test_percentiles_are_told_only_where_the_samples_carry_them() -> None:
-    for n, wanted in ((5, {"p50"}), (100, {"p50", "p90"}), (200, {"p50", "p90", "p95"}), (1000, {"p50", "p90", "p95", "p99"})):  # fmt: skip
-        told = latency(np.linspace(1, 2, n).tolist())
-        assert set(told["percentiles"]) == wanted
-        assert set(told["not_told"]) == {"p50", "p90", "p95", "p99"} - wanted
+def test_percentiles_need_enough_samples() -> None:
+    levels = ["p50", "p90", "p95", "p99"]
+    for n, count in ((5, 1), (100, 2), (200, 3), (1000, 4)):
+        expected = set(levels[:count])
+        told = summarize_latency(np.linspace(1, 2, n).tolist())
+        assert set(told["percentiles"]) == expected
+        assert set(told["not_told"]) == set(levels) - expected
         if n > 5:
-            assert set(latency(np.linspace(1, 2, n - 1).tolist())["percentiles"]) < wanted
-    assert samples_for(99) == 1000
+            assert set(summarize_latency(np.linspace(1, 2, n - 1).tolist())["percentiles"]) < expected
+    assert min_samples(99) == 1000
 
 
 def test_mlperfs_own_table_of_queries() -> None:
-    """The numbers of its rules."""
+    """The numbers of MLPerf's rules."""
     assert [mlperf_samples(level) for level in (90, 95, 97, 99)] == [24_576, 57_344, 90_112, 270_336]
-    assert latency([1.0] * 200)["percentiles"]["p90"]["mlperf"] is False
+    assert summarize_latency([1.0] * 200)["percentiles"]["p90"]["mlperf"] is False
 
 
-def test_no_sample_is_left_out() -> None:
-    told = latency([1.0] * 999 + [500.0])
+def test_no_sample_is_dropped() -> None:
+    told = summarize_latency([1.0] * 999 + [500.0])
     assert told["max"] == 500 and told["n"] == 1000
     assert told["mean"] == pytest.approx(1.499) and told["std"] == pytest.approx(
         np.std([1.0] * 999 + [500.0], ddof=1)

@@ -1,4 +1,4 @@
-"""Energy meters against made counters: RAPL that wraps, tegrastats of several JetPacks, NVML; and the machine's condition."""
+"""Energy meters on fake counters (RAPL, tegrastats, NVML), and the thermal state."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ from typing import Any
 
 import pytest
 
-from mclst.benchmarks.harness import power
-from mclst.benchmarks.harness import thermal_state as conditions
 from mclst.benchmarks.harness.power import (
-    NoMeter,
+    MeterUnavailable,
     Nvml,
     Rapl,
     Tegrastats,
     module_watts,
     open_meters,
 )
-from mclst.benchmarks.harness.thermal_state import condition, throttled
+from mclst.benchmarks.harness.thermal_state import thermal_state, throttling_signs
 
 
 def rapl_zone(root: Path, name: str, kind: str, energy: int, most: int = 1_000_000) -> Path:
@@ -46,18 +44,18 @@ def test_rapl_adds_packages_and_survives_a_wrap(tmp_path: Path) -> None:
 
 
 def test_rapl_says_why_it_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(NoMeter, match="no RAPL"):
+    with pytest.raises(MeterUnavailable, match="no RAPL"):
         Rapl(tmp_path)
     zone = rapl_zone(tmp_path, "intel-rapl:0", "package-0", 1)
     read = Path.read_text
 
-    def refuse(path: Path, *given: Any, **named: Any) -> str:
+    def refuse(path: Path, *args: Any, **kwargs: Any) -> str:
         if path.name == "energy_uj":
             raise PermissionError
-        return read(path, *given, **named)
+        return read(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "read_text", refuse)
-    with pytest.raises(NoMeter, match="root alone") as error:
+    with pytest.raises(MeterUnavailable, match="root alone") as error:
         Rapl(tmp_path)
     assert str(zone) in str(error.value)
 
@@ -98,10 +96,10 @@ def test_tegrastats_without_a_known_rail_or_at_all(tmp_path: Path, monkeypatch: 
     program.write_text("#!/bin/sh\necho RAM 1/2MB\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    with pytest.raises(NoMeter, match="names none of VDD_IN"):
+    with pytest.raises(MeterUnavailable, match="reports none of VDD_IN"):
         Tegrastats()
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(NoMeter, match="no tegrastats"):
+    with pytest.raises(MeterUnavailable, match="no tegrastats"):
         Tegrastats()
 
 
@@ -139,51 +137,45 @@ def test_nvml_counts_joules(monkeypatch: pytest.MonkeyPatch) -> None:
     before = meter.joules()
     fake.mj += 2500
     assert meter.joules() - before == pytest.approx(2.5)
-    told = condition(gpu=True)["gpu"]
+    told = thermal_state(gpu=True)["gpu"]
     assert told["sm_mhz"] == 1980 and told["power_limit_w"] is None
     assert told["held_back_by"] == ["power cap", "hardware thermal"]
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    monkeypatch.setattr(power, "RAPL", tmp_path)
-    monkeypatch.setattr(Rapl.__init__, "__defaults__", (tmp_path,))
     monkeypatch.setenv("PATH", "/nowhere")
-    meters, why = open_meters(gpu=True)
+    meters, why = open_meters(gpu=True, rapl=tmp_path)
     assert meters == [] and set(why) == {"nvml", "tegrastats", "rapl"}
     assert "nvidia-ml-py" in why["nvml"]
-    assert open_meters(gpu=False)[1]["nvml"] == "no GPU takes part"
-    assert condition(gpu=True)["gpu"] is None
+    assert open_meters(gpu=False, rapl=tmp_path)[1]["nvml"] == "no GPU takes part"
+    assert thermal_state(gpu=True)["gpu"] is None
 
 
-def moment(mhz: float | None, sm: float | None = None, held: list[str] | None = None) -> dict[str, Any]:
-    gpu = None if sm is None else {"sm_mhz": sm, "held_back_by": held or []}
+def moment(mhz: float | None, sm: float | None = None, reasons: list[str] | None = None) -> dict[str, Any]:
+    gpu = None if sm is None else {"sm_mhz": sm, "held_back_by": reasons or []}
     return {"cpu_mhz": mhz, "gpu": gpu}
 
 
-def test_throttling_is_seen_in_clocks_and_reasons() -> None:
-    assert throttled([moment(3000)] * 8) == []
-    assert throttled([moment(3000)] * 4 + [moment(2900)] * 4) == []
-    assert throttled([moment(3000)] * 4 + [moment(2400)] * 4) == ["CPU clock fell from 3,000 to 2,400 MHz"]
-    assert throttled([moment(None)] * 8) == [] and throttled([]) == []
-    hot = throttled([moment(None, 1900)] * 4 + [moment(None, 1200, ["hardware thermal"])] * 4)
+def test_throttling_shows_in_clocks_and_reasons() -> None:
+    assert throttling_signs([moment(3000)] * 8) == []
+    assert throttling_signs([moment(3000)] * 4 + [moment(2900)] * 4) == []
+    assert throttling_signs([moment(3000)] * 4 + [moment(2400)] * 4) == ["CPU clock fell from 3,000 to 2,400 MHz"]
+    assert throttling_signs([moment(None)] * 8) == [] and throttling_signs([]) == []
+    hot = throttling_signs([moment(None, 1900)] * 4 + [moment(None, 1200, ["hardware thermal"])] * 4)
     assert hot == ["GPU SM clock fell from 1,900 to 1,200 MHz", "GPU held back by hardware thermal"]
 
 
-def test_condition_reads_what_the_system_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_state_is_what_the_system_exposes(tmp_path: Path) -> None:
     for core, khz in ((0, 2_000_000), (1, 3_000_000)):
-        folder = tmp_path / "cpu" / f"cpu{core}" / "cpufreq"
+        folder = tmp_path / "sys/devices/system/cpu" / f"cpu{core}" / "cpufreq"
         folder.mkdir(parents=True)
         (folder / "scaling_cur_freq").write_text(f"{khz}\n")
-    zone = tmp_path / "thermal" / "thermal_zone0"
+    zone = tmp_path / "sys/class/thermal/thermal_zone0"
     zone.mkdir(parents=True)
     (zone / "type").write_text("soc\n")
     (zone / "temp").write_text("48500\n")
-    monkeypatch.setattr(conditions, "_CPU", tmp_path / "cpu")
-    monkeypatch.setattr(conditions, "_THERMAL", tmp_path / "thermal")
-    told = condition()
+    told = thermal_state(root=tmp_path)
     assert told["cpu_mhz"] == 2500 and told["temperature_c"] == {"soc (0)": 48.5} and told["gpu"] is None
-    monkeypatch.setattr(conditions, "_CPU", tmp_path / "none")
-    monkeypatch.setattr(conditions, "_THERMAL", tmp_path / "none")
-    monkeypatch.setattr(conditions, "_CPUINFO", tmp_path / "none")
-    assert condition()["cpu_mhz"] is None and condition()["temperature_c"] is None
+    nothing = thermal_state(root=tmp_path / "none")
+    assert nothing["cpu_mhz"] is None and nothing["temperature_c"] is None

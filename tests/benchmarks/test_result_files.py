@@ -1,4 +1,4 @@
-"""Where a benchmark's result goes: whatever would be lost is refused before the work, and a result is there whole."""
+"""Result files: an output that would be lost is refused before the work."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from mclst.benchmarks.cli import main
-from mclst.benchmarks.harness.result_files import ResultFiles, result_options
+from mclst.benchmarks.cli import COMMANDS, main
+from mclst.benchmarks.harness.options import ResultFiles, result_options
 from mclst.runtime.console import command
 
 
@@ -20,10 +20,10 @@ from mclst.runtime.console import command
 @result_options(plot="Draw it (PNG).")
 @command
 def measuring(slide: Path, keep: Path | None, result_files: ResultFiles, quiet: bool) -> None:
-    """Work that says when it is done."""
+    """Print when the work is done."""
     result_files.check((slide,), (keep,))
     click.echo("worked", err=True)
-    result_files.publish(lambda: {"quiet": quiet}, lambda: b"png")
+    result_files.publish({"quiet": quiet}, lambda: b"png")
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_what_would_be_lost_is_refused_before_the_work(slide: Path, words: list[
     assert slide.read_bytes() == b"pixels" and list(slide.parent.iterdir()) == [slide]
 
 
-def test_results_go_where_they_are_asked_to(slide: Path) -> None:
+def test_results_are_written_to_the_named_files(slide: Path) -> None:
     done = CliRunner().invoke(measuring, [slide.name, "--json", "r.json", "--plot", "r.png", "-q"])
     assert (done.exit_code, done.stdout) == (0, "")
     assert json.loads(Path("r.json").read_text()) == {"quiet": True}
@@ -62,10 +62,10 @@ def test_results_go_where_they_are_asked_to(slide: Path) -> None:
     assert CliRunner().invoke(measuring, [slide.name]).exit_code == 0
 
 
-@pytest.mark.parametrize("name", sorted(set(main.commands) - {"page"}))
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"page"}))
 def test_every_benchmark_has_the_same_three(name: str) -> None:
     done = CliRunner().invoke(main, [name, "-h"])
     words = " ".join(done.output.split())
     assert done.exit_code == 0 and "--json PATH" in words and "- for stdout" in words
-    assert "--overwrite Replace files of those names." in words
-    assert "-q, --quiet Say nothing but errors." in words
+    assert "--overwrite Replace existing files." in words
+    assert "-q, --quiet Print nothing but errors." in words

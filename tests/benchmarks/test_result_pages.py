@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from mclst.benchmarks.cli import main
 from mclst.benchmarks.page.browser import find_chromium, open_browser
-from mclst.benchmarks.page.synthetic_maps import noisy, retrieved
+from mclst.benchmarks.page.synthetic_maps import noisy_map, retrieved_map
 from mclst.runtime.expression_map.reader import Map
 from mclst.runtime.report.page.openseadragon import VIEWER_PATH
 
@@ -133,7 +133,7 @@ def test_bad_results_are_one_sentence(
     assert not list(Path().glob("*.html")) and json.loads(Path("r.json").read_text()) == MADE
 
 
-@pytest.mark.parametrize("make", [retrieved, noisy])
+@pytest.mark.parametrize("make", [retrieved_map, noisy_map])
 def test_made_up_maps_have_what_they_say(make: Callable[[int, int], Map]) -> None:
     found = make(500, 40)
     assert found.expression.shape == (500, 40) and len(found.spots) == len(set(found.spots)) == 500
@@ -164,7 +164,7 @@ def test_viewing_is_measured_and_its_page_sorts(tmp_path: Path, monkeypatch: pyt
     assert done.exit_code == 0, done.output
     results = json.loads(Path("v.json").read_text())["results"]
     assert results[0]["page_bytes"] == os.path.getsize("p.html")
-    assert [result["map"] for result in results] == ["made up: as retrieved", "made up: noise of its own"]
+    assert [result["map"] for result in results] == ["synthetic: retrieved", "synthetic: noisy"]
     for result in results:
         assert result["first_picture_ms"]["n"] == 1 and result["spots"] == 900 and result["genes"] == 40
         assert result["frame_ms"]["n"] == 90 and result["paint_ms"]["n"] == 20

@@ -26,7 +26,7 @@ from small_systems import randomize_norms
 from system_cases import SYSTEM_CASES
 
 from mclst.benchmarks.cli import main as bench_main
-from mclst.benchmarks.systems.precision import rows
+from mclst.benchmarks.systems.commands import precision_rows
 from mclst.export.cli import main as export_main
 from mclst.export.onnx.calibrate import BINS, PERCENTILE, MagnitudeHistogram, calibrate
 from mclst.export.onnx.fp16 import captured_names, to_half
@@ -717,7 +717,7 @@ def test_the_docs_match_the_measurements() -> None:
     measured = sorted((root / "benchmarks" / "results").glob("precision-*.json"))
     assert measured
     for path in measured:
-        for line in rows(json.loads(path.read_text())["results"])[1:]:
+        for line in precision_rows(json.loads(path.read_text())["results"])[1:]:
             assert f"| {' | '.join(line)} |" in documented, (path.name, line)
     for precision, gate in GATES.items():
         limits = (gate.cosine, gate.overlap, gate.pearson, gate.change)
