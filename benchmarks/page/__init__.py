@@ -1,1 +1,1 @@
-"""How fast the HTML page draws."""
+"""Size and speed of the HTML page."""

@@ -23,7 +23,7 @@ SMOOTH, TEXTURE = 8.0, 1.0
 TEXTURE_SCALE = 0.4
 """Amplitude of the texture relative to the smooth fields."""
 PROGRAM_DECAY, LOADING = 0.8, 0.9
-"""Ratio of successive programs' widths in the embedding; loadings of the first program, halved for each next."""
+"""Ratio of successive programs' widths in the embedding; loadings of the first program, then halved."""
 BANK_SPOTS, MEAN_COUNT = 8000, 0.5
 NOISE = 0.05
 """Standard deviation of the noise as a share of a gene's range."""
@@ -32,9 +32,9 @@ NOISE = 0.05
 def retrieved_map(spots: int, genes: int, seed: int = 0) -> Map:
     """Predict a map by retrieval, so that neighbors share reference spots and their noise.
 
-    The embedding of a spot is its programs: smooth fields plus texture. Reference counts are Poisson with mean
-    exp(embedding · loadings), log1p-transformed and scaled to 0 … 1. Expression is the inverse-square mean of up to
-    200 nearest reference spots.
+    The embedding of a spot is its programs: smooth fields plus texture. Reference counts are Poisson with
+    mean exp(embedding · loadings), log1p-transformed and scaled to 0 … 1. Expression is the inverse-square
+    mean of up to 200 nearest reference spots.
     """
     rng = np.random.default_rng(seed)
     width = PROGRAM_DECAY ** np.arange(PROGRAMS)

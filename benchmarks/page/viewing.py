@@ -1,9 +1,10 @@
-"""`mclst-bench viewing`: how large the page of a large map is, and how fast a browser shows, changes and moves it."""
+"""`mclst-bench viewing`: size of a large map's page and its speed in a browser."""
 
 from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,50 +19,57 @@ if TYPE_CHECKING:
 SCRIPT = """async () => {
     const [pane] = report.panes;
     const { viewport } = pane.viewer;
-    const timed = async (work) => { const start = performance.now(); await work(); return performance.now() - start; };
+    const timed = async (work) => {
+        const start = performance.now();
+        await work();
+        return performance.now() - start;
+    };
     const frame = () => new Promise(requestAnimationFrame);
-    const found = { gene_ms: [], paint_ms: [], frame_ms: [] };
+    const times = { gene_ms: [], paint_ms: [], frame_ms: [] };
     for (let i = 0; i < 20; i++) {
-        found.gene_ms.push(await timed(() => pane.set({ gene: (37 * i + 5) % report.told.genes.length })));
-        found.paint_ms.push(await timed(() => pane.draw()));
+        const gene = (37 * i + 5) % report.metadata.genes.length;
+        times.gene_ms.push(await timed(() => pane.show({ gene })));
+        times.paint_ms.push(await timed(() => pane.draw()));
     }
     let last = await frame();
     for (let i = 0; i < 90; i++) {
         viewport.zoomBy(i % 30 < 15 ? 1.05 : 1 / 1.05, null, true);
         viewport.panBy(new OpenSeadragon.Point(i % 2 ? 0.004 : -0.003, 0.001), true);
         const now = await frame();
-        found.frame_ms.push(now - last);
+        times.frame_ms.push(now - last);
         last = now;
     }
-    return found;
+    return times;
 }"""
 
 
-def measure(page_path: Path, rounds: int, done: Any) -> dict[str, Any]:
-    """Open a page `rounds` times: ms to the first picture, to another gene, to paint the spots, from frame to frame."""
+def measure(page_path: Path, repeats: int, advance: Callable[[int], None]) -> dict[str, Any]:
+    """Open a page several times; ms to the first picture, to another gene, to paint, between frames."""
     from mclst.benchmarks.harness.measure import summarize
     from mclst.benchmarks.page.browser import open_browser, wait_for_picture
 
-    taken: dict[str, list[float]] = {"first_picture_ms": [], "gene_ms": [], "paint_ms": [], "frame_ms": []}
+    times: dict[str, list[float]] = {"first_picture_ms": [], "gene_ms": [], "paint_ms": [], "frame_ms": []}
     with open_browser() as browser:
         version = browser.browser.version if browser.browser else None
-        for _ in range(rounds):
+        for _ in range(repeats):
             page = browser.new_page()
             page.goto(page_path.as_uri())
-            taken["first_picture_ms"].append(wait_for_picture(page))
+            times["first_picture_ms"].append(wait_for_picture(page))
             for name, values in page.evaluate(SCRIPT).items():
-                taken[name] += values
+                times[name] += values
             page.close()
-            done(1)
-    return {"browser": version, **{name: summarize(values) for name, values in taken.items()}}
+            advance(1)
+    return {"browser": version, **{name: summarize(values) for name, values in times.items()}}
 
 
 @click.command("viewing", context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.argument("map_path", metavar="[MAP]", required=False, type=PATH)
-@click.option("--spots", type=click.IntRange(4, 1_000_000), default=30_000, help="Of the made-up maps.")
-@click.option("--genes", type=click.IntRange(2, 20_000), default=1_000, help="Of the made-up maps.")
-@click.option("--repeats", type=click.IntRange(1), default=5, help="How often the page is opened.")
-@click.option("--keep", type=PATH, help="Keep the first page under this name.")
+@click.option(
+    "--spots", type=click.IntRange(4, 1_000_000), default=30_000, help="Size of the synthetic maps."
+)
+@click.option("--genes", type=click.IntRange(2, 20_000), default=1_000, help="Size of the synthetic maps.")
+@click.option("--repeats", type=click.IntRange(1), default=5, help="Times to open each page.")
+@click.option("--keep", type=PATH, help="Keep the first page at this path.")
 @result_options()
 @command
 def viewing(
@@ -73,13 +81,13 @@ def viewing(
     result_files: ResultFiles,
     quiet: bool,
 ) -> None:
-    """The page of a large map in a browser without a window or a GPU: size, first picture, change of gene, frames.
+    """Measure the page of a large map in a headless browser without GPU: size, first picture, gene, frames.
 
-    MAP: of mclst-infer; by default two are made up, one as retrieval makes them and one whose noise is each spot's own.
+    MAP: a map of mclst-infer. Default: two synthetic maps, one retrieved and one noisy.
     """
     result_files.check(inputs=(map_path,), others=(keep,))
     from mclst.benchmarks.harness.machine import new_document
-    from mclst.benchmarks.page.synthetic_maps import MADE
+    from mclst.benchmarks.page.synthetic_maps import MAPS
     from mclst.runtime.expression_map.reader import open_map
     from mclst.runtime.report.page.slide_page import check_viewer
 
@@ -88,34 +96,36 @@ def viewing(
     results = []
     with tempfile.TemporaryDirectory() as folder:
         if map_path is not None:
-            with open_map(map_path) as found:
+            with open_map(map_path) as expression_map:
                 path = Path(folder) / "map.html" if keep is None else keep.absolute()
-                results.append({"map": map_path.name, **view(found, path, repeats, quiet=quiet)})
+                results.append({"map": map_path.name, **view(expression_map, path, repeats, quiet=quiet)})
         else:
-            for kind, make in MADE.items():
+            for kind, make in MAPS.items():
                 path = keep.absolute() if keep is not None and not results else Path(folder) / f"{kind}.html"
-                made = make(spots, genes)
-                results.append({"map": f"made up: {kind}", **view(made, path, repeats, quiet=quiet)})
+                synthetic = make(spots, genes)
+                results.append({"map": f"synthetic: {kind}", **view(synthetic, path, repeats, quiet=quiet)})
     result_files.publish(document | {"results": results})
 
 
-def view(found: Map, path: Path, repeats: int, *, quiet: bool = False) -> dict[str, Any]:
-    """Write the page of a map to `path`, open it `repeats` times, and tell what was measured."""
+def view(expression_map: Map, path: Path, repeats: int, *, quiet: bool = False) -> dict[str, Any]:
+    """Write the page of a map to `path` and measure it."""
     from mclst.runtime.report.page.slide_page import write_slide_page
 
-    clock = time.perf_counter()
-    write_slide_page(found, path)
-    seconds = time.perf_counter() - clock
+    start = time.perf_counter()
+    notes = write_slide_page(expression_map, path)
+    seconds = time.perf_counter() - start
     size = path.stat().st_size
     with progress("openings", repeats, quiet=quiet) as advance:
-        taken = measure(path, repeats, advance)
-    spots, genes = found.expression.shape
-    say(f"{found.title}: {size / 1e6:.1f} MB, written in {seconds:.1f} s", quiet=quiet)
-    for name, value in taken.items():
+        times = measure(path, repeats, advance)
+    spots, genes = expression_map.expression.shape
+    say(f"{expression_map.title}: {size / 1e6:.1f} MB, written in {seconds:.1f} s", quiet=quiet)
+    for note in notes:
+        say(f"  {note}", quiet=quiet)
+    for name, value in times.items():
         if isinstance(value, dict):
-            median, least, most = value["median"], value["min"], value["max"]
-            say(f"  {name.removesuffix('_ms'):<14} {median:8.1f} ms  ({least:.1f} - {most:.1f})", quiet=quiet)
-    return {"spots": spots, "genes": genes, "page_bytes": size, "write_s": seconds, **taken}
+            median, low, high = value["median"], value["min"], value["max"]
+            say(f"  {name.removesuffix('_ms'):<14} {median:8.1f} ms  ({low:.1f} - {high:.1f})", quiet=quiet)
+    return {"spots": spots, "genes": genes, "page_bytes": size, "write_s": seconds, **times}
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""What people and other programs open instead of the map itself: a page, figures, tables, QuPath, SpatialData."""
+"""Files made from a map: page, figures, exports."""

@@ -143,7 +143,9 @@ def test_made_up_maps_have_what_they_say(make: Callable[[int, int], Map]) -> Non
 @pytest.mark.skipif(
     find_chromium() is None, reason="no Chromium is installed; `make browser` does, on Debian"
 )
-@pytest.mark.skipif(not VIEWER_PATH.is_file(), reason="OpenSeadragon was not fetched when mclst was installed")
+@pytest.mark.skipif(
+    not VIEWER_PATH.is_file(), reason="OpenSeadragon was not fetched when mclst was installed"
+)
 def test_viewing_is_measured_and_its_page_sorts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("playwright", reason="playwright is not installed")
     monkeypatch.chdir(tmp_path)

@@ -1,1 +1,1 @@
-"""A map in other formats: GeoJSON, SpatialData, tables, OME-TIFF."""
+"""Exports of a map: GeoJSON, SpatialData, tables, OME-TIFF."""

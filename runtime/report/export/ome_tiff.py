@@ -1,7 +1,7 @@
-"""Chosen genes of a dense map as a pyramidal OME-TIFF: float32, one channel per gene, NaN where nothing is known.
+"""Export genes of a dense map as a pyramidal OME-TIFF: float32, one channel per gene, NaN off the tissue.
 
-QuPath, napari and Fiji open it as it is. Pixel (column, row) is the grid's place of that name, so that its upper left
-corner is the slide's, and PhysicalSizeX its stride: laid over the slide by physical size, the two coincide.
+QuPath, napari and Fiji open it. Pixel (column, row) is that tile of the grid and PhysicalSizeX the grid's
+stride, so the image aligns with the slide by physical size from the upper left corner.
 """
 
 from __future__ import annotations
@@ -21,30 +21,47 @@ from mclst.runtime.errors import InputError
 from mclst.runtime.tiling.grid import Grid
 
 TILE_PX = 256
-SMALLEST_PX = 256
+MIN_LEVEL_PX = 256
 BLOCK_BYTES = 64 << 20
 
 
-def check_genes(wanted: Sequence[str], genes: Sequence[str]) -> list[int]:
-    """Places of `wanted` among the bundle's genes; InputError naming the first that is not there or stands twice."""
-    place = {gene: number for number, gene in enumerate(genes)}
-    for gene in wanted:
-        if gene not in place:
-            near = [other for other in genes if other.casefold() == gene.casefold()]
-            hint = f"; the bundle has {near[0]}" if near else ""
+def find_genes(names: Sequence[str], genes: Sequence[str]) -> list[int]:
+    """Return the indices of named genes among the bundle's; InputError if one is missing or named twice."""
+    index = {gene: number for number, gene in enumerate(genes)}
+    for gene in names:
+        if gene not in index:
+            similar = [other for other in genes if other.casefold() == gene.casefold()]
+            hint = f"; the bundle has {similar[0]}" if similar else ""
             raise InputError(f"--genes names {gene}, which this bundle does not predict{hint}")
-    if len(set(wanted)) != len(wanted):
+    if len(set(names)) != len(names):
         raise InputError("--genes names a gene twice; name each once")
-    return [place[gene] for gene in wanted]
+    return [index[gene] for gene in names]
 
 
 def write_ome_tiff(
-    map_path: Path, out: Path, grid: Grid, genes: Sequence[str], columns: Sequence[int]
-) -> Path:
-    """Write genes of a map over a grid to the OME-TIFF `out`, whole or not at all; returns `out`.
+    map_path: Path, path: Path, grid: Grid, genes: Sequence[str], columns: Sequence[int]
+) -> None:
+    """Write genes of a map over a grid as an OME-TIFF, atomically.
 
-    map_path: the `.h5ad`, its X float32 [spots of the grid, G]. genes: names of the channels; columns: theirs in X.
-    Each coarser level is the mean over 2 x 2 pixels, of those that are known. Raises OutputError.
+    Parameters
+    ----------
+    map_path : Path
+        The `.h5ad`; its X is float32 [spots of the grid, G].
+    path : Path
+    grid : Grid
+    genes : sequence of str
+        Names of the channels.
+    columns : sequence of int
+        Their columns in X.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+
+    Notes
+    -----
+    Each coarser level is the mean over 2 x 2 pixels without NaN.
     """
     array = grid.spots.array_xy
     if array is None:
@@ -63,16 +80,15 @@ def write_ome_tiff(
         "PhysicalSizeY": grid.stride_um,
         "PhysicalSizeYUnit": "µm",
     }
-    with atomic_file(out) as part:
+    with atomic_file(path) as part:
         planes = _planes(map_path, grid, array, columns)
         levels = [planes]
-        while max(levels[-1].shape[1:]) > SMALLEST_PX:
-            levels.append(halved(levels[-1]))
+        while max(levels[-1].shape[1:]) > MIN_LEVEL_PX:
+            levels.append(downsample(levels[-1]))
         with tifffile.TiffWriter(part, ome=True, bigtiff=True) as tif:
             tif.write(planes, subifds=len(levels) - 1, metadata=metadata, **options)
             for level in levels[1:]:
                 tif.write(level, subfiletype=1, **options)
-    return out
 
 
 def _planes(
@@ -88,11 +104,11 @@ def _planes(
     return planes
 
 
-def halved(planes: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean over 2 x 2 pixels of those that are not NaN: float32 [c, h, w] to [c, ⌈h/2⌉, ⌈w/2⌉]."""
+def downsample(planes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Average 2 x 2 pixels without NaN: float32 [c, h, w] to [c, ⌈h/2⌉, ⌈w/2⌉]."""
     _, height, width = planes.shape
     even = np.pad(planes, ((0, 0), (0, height % 2), (0, width % 2)), constant_values=np.nan)
     quarters = np.stack([even[:, y::2, x::2] for y in (0, 1) for x in (0, 1)])
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing is NaN, as it should be
+        warnings.simplefilter("ignore", RuntimeWarning)  # mean of an empty slice: NaN is intended
         return np.asarray(np.nanmean(quarters, axis=0, dtype=np.float64), np.float32)

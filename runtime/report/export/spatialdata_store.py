@@ -1,4 +1,4 @@
-"""A map as a SpatialData zarr store: spots as circles or squares, the tissue image, the table of expression."""
+"""Export a map as a SpatialData zarr store."""
 
 from __future__ import annotations
 
@@ -14,15 +14,29 @@ from mclst.runtime.errors import OutputError, ResourceError
 from mclst.runtime.expression_map.reader import Map
 
 MARK = "zarr.json"
+"""Identifies a store that may be overwritten."""
 REGION, IMAGE, TABLE = "spots", "tissue", "expression"
 
 
-def write_store(found: Map, out: Path, *, overwrite: bool) -> Path:
-    """Write a map to the folder `out`, whole or not at all; returns `out`.
+def write_store(expression_map: Map, path: Path, *, overwrite: bool) -> None:
+    """Write a map as a zarr folder, atomically; loads all expression into memory.
 
-    All lies in the coordinate system "global", level-0 px: spots as shapes `spots`, the picture as the image `tissue`,
-    expression as the table `expression`, whose obs name their spot. The whole expression is held in memory.
-    Raises ResourceError where spatialdata is not installed, OutputError where `out` cannot be written.
+    The coordinate system "global" is level-0 px. Spots are the shapes `spots`: circles, or squares of a grid.
+    The tissue is the image `tissue`, expression the table `expression`.
+
+    Parameters
+    ----------
+    expression_map : Map
+    path : Path
+    overwrite : bool
+        Whether to replace a store.
+
+    Raises
+    ------
+    ResourceError
+        If spatialdata is not installed.
+    OutputError
+        If the folder cannot be written.
     """
     try:
         with warnings.catch_warnings():
@@ -30,55 +44,59 @@ def write_store(found: Map, out: Path, *, overwrite: bool) -> Path:
             from spatialdata import SpatialData
     except ImportError as error:
         raise ResourceError(f"{error.name} is not installed; install mclst[spatialdata]") from error
-    with AtomicFolder(out, mark=MARK, overwrite=overwrite) as folder, warnings.catch_warnings():
+    with AtomicFolder(path, mark=MARK, overwrite=overwrite) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        held = SpatialData(
-            images={IMAGE: _image(found)}, shapes={REGION: _shapes(found)}, tables={TABLE: _table(found)}
+        store = SpatialData(
+            images={IMAGE: _image(expression_map)},
+            shapes={REGION: _shapes(expression_map)},
+            tables={TABLE: _table(expression_map)},
         )
         try:
-            folder.part.rmdir()  # spatialdata makes its folder itself, and takes no other
-            held.write(folder.part)
+            folder.part.rmdir()  # spatialdata refuses an existing folder
+            store.write(folder.part)
         except OSError as error:
-            raise OutputError(f"{out} cannot be written ({error.strerror or error}); free space") from error
-        return folder.publish()
+            raise OutputError(f"{path} cannot be written ({error.strerror or error}); free space") from error
+        folder.publish()
 
 
-def _image(found: Map) -> Any:
+def _image(expression_map: Map) -> Any:
     from spatialdata.models import Image2DModel
     from spatialdata.transformations import Scale
 
-    back = Scale([1 / found.image_scale, 1 / found.image_scale], axes=("x", "y"))
-    image = np.moveaxis(found.image, 2, 0)
+    to_level0 = Scale([1 / expression_map.image_scale, 1 / expression_map.image_scale], axes=("x", "y"))
+    image = np.moveaxis(expression_map.image, 2, 0)
     return Image2DModel.parse(
-        image, dims=("c", "y", "x"), c_coords=["r", "g", "b"], transformations={"global": back}
+        image, dims=("c", "y", "x"), c_coords=["r", "g", "b"], transformations={"global": to_level0}
     )
 
 
-def _shapes(found: Map) -> Any:
+def _shapes(expression_map: Map) -> Any:
     from geopandas import GeoDataFrame
     from shapely import box
     from spatialdata.models import ShapesModel
     from spatialdata.transformations import Identity
 
-    here = {"global": Identity()}
-    radius = found.spot_diameter_px / 2
-    if not found.on_grid:
-        index = np.arange(len(found.xy_px))
-        return ShapesModel.parse(found.xy_px, geometry=0, radius=radius, index=index, transformations=here)
-    x, y = found.xy_px.T
+    transformations = {"global": Identity()}
+    radius = expression_map.spot_diameter_px / 2
+    if not expression_map.on_grid:
+        index = np.arange(len(expression_map.xy_px))
+        return ShapesModel.parse(
+            expression_map.xy_px, geometry=0, radius=radius, index=index, transformations=transformations
+        )
+    x, y = expression_map.xy_px.T
     squares = GeoDataFrame(geometry=box(x - radius, y - radius, x + radius, y + radius))
-    return ShapesModel.parse(squares, transformations=here)
+    return ShapesModel.parse(squares, transformations=transformations)
 
 
-def _table(found: Map) -> Any:
+def _table(expression_map: Map) -> Any:
     from spatialdata.models import TableModel
 
     table = anndata.AnnData(
-        np.asarray(found.expression[:], np.float32),
-        obs=found.table.assign(region=REGION, spot_id=np.arange(len(found.xy_px))),
-        obsm={"spatial": found.xy_px},
-        uns={"mclst": dict(found.provenance)} if found.provenance else {},
+        np.asarray(expression_map.expression[:], np.float32),
+        obs=expression_map.table.assign(region=REGION, spot_id=np.arange(len(expression_map.xy_px))),
+        obsm={"spatial": expression_map.xy_px},
+        uns={"mclst": dict(expression_map.provenance)} if expression_map.provenance else {},
     )
-    table.var_names = list(found.genes)
+    table.var_names = list(expression_map.genes)
     table.obs["region"] = table.obs["region"].astype("category")
     return TableModel.parse(table, region=REGION, region_key="region", instance_key="spot_id")

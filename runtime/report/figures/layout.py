@@ -40,7 +40,7 @@ class Page:
     def text(
         self, left: float, top: float, content: str, max_width: float | None = None, **style: Any
     ) -> float:
-        """Draw literal text with its baseline at (left, top), cut to `max_width`; return its width in inches."""
+        """Draw literal text with its baseline at (left, top), cut to `max_width`; return its width."""
         position = (left / self.width, 1 - top / self.height)
         text = self.figure.text(*position, content, **{"color": INK, "parse_math": False, **style})
         renderer = cast(Any, self.canvas).get_renderer()

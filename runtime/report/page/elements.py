@@ -68,7 +68,7 @@ def data(name: str, content: str, kind: str = "text/plain") -> str:
 
 
 def _escape_script(code: str) -> str:
-    """Keep JavaScript from closing its element; both sequences occur only in strings, whose values stay equal."""
+    """Keep JavaScript from closing its element; these sequences occur only in strings, which stay equal."""
     return code.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 

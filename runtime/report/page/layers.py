@@ -22,7 +22,7 @@ MAX_FINE_VALUES = 1_000_000
 BATCH_VALUES = 20_000_000
 """Values read at a time, of each matrix."""
 GENE_CHARS, CHANNEL_CHARS = 110, 140
-"""Estimated characters that a gene adds outside the blocks: its name and table row; its scale in each layer."""
+"""Estimated characters of a gene outside the blocks: name and table row; its channel in each layer."""
 
 Matrix = NDArray[np.floating] | h5py.Dataset
 Block = tuple[int, int]

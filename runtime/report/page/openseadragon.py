@@ -1,7 +1,7 @@
 """Locate and fetch OpenSeadragon, the viewer that pages embed.
 
-`setup.py` fetches it at installation if npm is available; `python -m mclst.runtime.report.page.openseadragon` does
-so later.
+`setup.py` fetches it at installation if npm is available. To fetch it later, run
+`python -m mclst.runtime.report.page.openseadragon`.
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ def check_viewer() -> None:
     """Raise ResourceError if this installation lacks the viewer that pages embed."""
     if not VIEWER_PATH.is_file():
         raise ResourceError(
-            "the viewer OpenSeadragon is not in this installation, so no page can be made; with npm at hand, run "
-            "python -m mclst.runtime.report.page.openseadragon"
+            "the viewer OpenSeadragon is not in this installation, so no page can be made; "
+            "install npm and run python -m mclst.runtime.report.page.openseadragon"
         )
 
 
@@ -118,7 +118,7 @@ def write_slide_page(
         page.layers[number].channels = [channels[gene][number] for gene in page.genes]
     left_out = len(expression_map.genes) - len(page.genes)
     if left_out:
-        kept = "the most spatially structured" + (" and the named ones" if required else "")
+        kept = "the most spatially structured ones" + (" and the requested ones" if required else "")
         page.size_note = (
             f"{left_out:,} of {len(expression_map.genes):,} genes are left out to keep this page below "
             f"{max_bytes / 1e6:g} MB (--html-mb); it shows {kept}."
@@ -162,8 +162,8 @@ class _SlidePage:
         scripts = [VIEWER_PATH.read_text(encoding="utf-8"), *map(elements.script, SCRIPTS)]
         metadata = json.dumps(self._metadata(), allow_nan=False, separators=(",", ":"))
         main = [
-            elements.script("report.html"),
             elements.paragraph(self.size_note) if self.size_note else "",
+            elements.script("report.html"),
             self._details(),
             f'<img id="tissue-image" alt="" hidden src="data:image/jpeg;base64,{self.jpeg}">\n',
             elements.data("metadata", metadata, "application/json"),
@@ -221,22 +221,22 @@ class _SlidePage:
         expression_map, sample = self.expression_map, self.sample
         percent = f"{50 / self.steps:.2g} %"
         notes = [
-            "Colors span the 1st to 99th percentile of each map by default. A ring is a spot without a value.",
-            f"Expression in this page is off by at most {percent} of the gene's range; the map file is exact.",
+            "Colors span each map's 1st to 99th percentile by default. A ring is a spot without a value.",
+            f"Expression in this page is off by at most {percent} of the gene's range; the map is exact.",
         ]
         if sample.stride > 1:
             side = expression_map.spot_diameter_px * sample.stride
             mpp = expression_map.mpp
             length = f"{side:.4g} px" if mpp is None else f"{side * mpp:.4g} µm"
             notes.append(
-                f"This page shows {len(sample.indices):,} of the map's {len(expression_map.xy_px):,} spots: the one "
-                f"nearest the center of each square of {length}, with its own values, drawn as large as the square. "
-                "Moran's I is over all spots."
+                f"This page shows {len(sample.indices):,} of the map's {len(expression_map.xy_px):,} spots: "
+                f"the one nearest the center of each square of {length}, with its own values, drawn as "
+                "large as the square. Moran's I is over all spots."
             )
         if "nearest_distance" in expression_map.table:
             notes.append(
-                "Nearest distance: from the spot's embedding to the nearest reference spot behind its prediction; "
-                "a large distance means tissue unlike the reference. "
+                "Nearest distance: from the spot's embedding to the nearest reference spot behind its "
+                "prediction; a large distance means tissue unlike the reference. "
                 "Effective k: how many reference spots contribute to the prediction."
             )
         if any(layer.name == "measured" for layer in self.layers):

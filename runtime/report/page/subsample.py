@@ -15,7 +15,7 @@ MAX_SPOTS = 100_000
 class SpotSample:
     """Selected spots.
 
-    indices: int [m], ascending. stride: pitches along the side of the square that each spot represents; 1: all spots.
+    indices: int [m], ascending. stride: each spot represents stride x stride pitches; 1: all spots.
     """
 
     indices: NDArray[np.intp]

@@ -98,7 +98,7 @@ def test_morans_i_is_bounded_or_nan_where_spots_coincide(rows):
 
 
 def make_map(n_side=6, genes=12, *, diameter=60.0, mpp=None, width=1000, height=800):
-    """Spots on a grid over a white image at a tenth; gene g falls with x and y, the more evenly the smaller g."""
+    """A grid of spots over a white image; gene g falls with x and y, with more noise the larger g."""
     x, y = np.meshgrid(np.linspace(100, width - 100, n_side), np.linspace(100, height - 100, n_side))
     xy = np.stack([x.ravel(), y.ravel()], axis=1)
     noise = np.random.default_rng(4).normal(size=(len(xy), genes)) * np.arange(genes) * 60

@@ -1,4 +1,4 @@
-"""What `mclst-report` writes from a map, read back by those it is written for, and what it says to bad input."""
+"""Files of `mclst-report`, read back by the programs they are for, and errors of bad input."""
 
 from __future__ import annotations
 
@@ -320,21 +320,13 @@ def test_infer_writes_what_report_writes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     options = ["--csv", "--plot", "GENE1", "--geojson"]
-    words = [
-        str(small.slide),
-        "--spots",
-        str(small.spots),
-        "--bundle",
-        str(small_bundle),
-        "--json",
-        "-",
-        *options,
-    ]
+    words = [str(small.slide), "--spots", str(small.spots), "--bundle", str(small_bundle)]
+    words += ["--json", "-", *options]
     done = CliRunner().invoke(infer, words)
     assert done.exit_code == 0, done.output
     files = json.loads(done.stdout)["files"]
-    assert files == {kind: f"B1{end}" for kind, end in
-                     (("html", ".html"), ("geojson", ".geojson"), ("csv", ".csv"), ("plot", ".plot.png"))}  # fmt: skip
+    suffixes = {"html": ".html", "geojson": ".geojson", "csv": ".csv", "plot": ".plot.png"}
+    assert files == {kind: f"B1{suffix}" for kind, suffix in suffixes.items()}
     done = CliRunner().invoke(main, ["B1.h5ad", "--out", "again", *options, "-q"])
     assert done.exit_code == 0, done.output
     for place in files.values():
@@ -407,7 +399,7 @@ def test_moran_over_squidpys_own_graph_of_a_map(made: Made) -> None:
 
 BAD = [
     (("--section", "A"), 2, "belong to --truth"),
-    (("--no-html",), 2, "nothing is asked for"),
+    (("--no-html",), 2, "nothing to write"),
     (("--no-html", "--truth", "x"), 2, "leaves out"),
     (("--no-html", "--slide", "x"), 2, "leaves out"),
     (("--no-html", "--plot", " , "), 2, "name one gene"),
@@ -496,8 +488,9 @@ def test_the_pages_scripts_parse() -> None:
 
 @pytest.mark.slow
 def test_the_command_is_installed_under_its_name() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", "import sys; sys.argv = ['mclst-report', '-h']; from mclst.runtime.entry_points import report; report()"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    code = (
+        "import sys; sys.argv = ['mclst-report', '-h']; "
+        "from mclst.runtime.entry_points import report; report()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "--geojson" in done.stdout and "--truth" in done.stdout

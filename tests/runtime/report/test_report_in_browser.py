@@ -37,6 +37,10 @@ def browser() -> Iterator[Any]:
         yield context
 
 
+TO_SCREEN = """window.toScreen = ({ viewer }, x, y) =>
+    viewer.viewport.imageToViewerElementCoordinates(new OpenSeadragon.Point(x, y));
+undefined"""
+"""Pixels of the tissue image to CSS px of the viewer."""
 SETTLED = """report.panes.filter(({ root }) => !root.hidden).every((pane) => {
     const { viewport } = pane.viewer;
     const close = (a, b) => Math.abs(a - b) <= 1e-6 * Math.abs(b) + 1e-9;
@@ -54,6 +58,7 @@ class OpenPage:
 
     def __init__(self, page: Any, made: Made) -> None:
         self.page, self.made = page, made
+        page.evaluate(TO_SCREEN)
 
     def settle(self) -> None:
         """Wait until all panes are settled and the next two frames are drawn."""
@@ -69,7 +74,7 @@ class OpenPage:
                 const pane = report.panes[number];
                 const context = pane.canvas.getContext("2d");
                 return spots.map(([x, y]) => {
-                    const at = pane.viewer.viewport.imageToViewerElementCoordinates(new OpenSeadragon.Point(x, y));
+                    const at = toScreen(pane, x, y);
                     return [...context.getImageData(Math.floor(at.x), Math.floor(at.y), 1, 1).data];
                 });
             }""",
@@ -292,7 +297,7 @@ def test_a_spot_is_read_out_under_the_pointer_and_by_name(show: Any, made: Made)
     page.pick("GENE2")
     at = page.page.evaluate(
         """([x, y]) => { const pane = report.panes[0]; const box = pane.canvas.getBoundingClientRect();
-        const at = pane.viewer.viewport.imageToViewerElementCoordinates(new OpenSeadragon.Point(x, y));
+        const at = toScreen(pane, x, y);
         return [box.left + at.x, box.top + at.y]; }""",
         (made.xy_px[33] * SCALE).tolist(),
     )
@@ -323,8 +328,9 @@ def test_a_touched_spot_stays_in_the_readout(show: Any, made: Made) -> None:
             const pane = report.panes[0];
             const surface = pane.part("surface");
             const box = surface.getBoundingClientRect();
-            const at = pane.viewer.viewport.imageToViewerElementCoordinates(new OpenSeadragon.Point(x, y));
-            const touch = { pointerType: "touch", bubbles: true, clientX: box.left + at.x, clientY: box.top + at.y };
+            const at = toScreen(pane, x, y);
+            const [clientX, clientY] = [box.left + at.x, box.top + at.y];
+            const touch = { pointerType: "touch", bubbles: true, clientX, clientY };
             for (const kind of ["pointerdown", "pointerup", "pointerleave"]) {
                 surface.dispatchEvent(new PointerEvent(kind, touch));
             }
@@ -399,8 +405,9 @@ def test_grid_spots_leave_no_gaps(show: Any, tmp_path: Path) -> None:
     between = page.page.evaluate(
         """(points) => points.map(([x, y]) => {
             const pane = report.panes[0];
-            const at = pane.viewer.viewport.imageToViewerElementCoordinates(new OpenSeadragon.Point(x, y));
-            return pane.canvas.getContext("2d").getImageData(Math.floor(at.x), Math.floor(at.y), 1, 1).data[3];
+            const at = toScreen(pane, x, y);
+            const context = pane.canvas.getContext("2d");
+            return context.getImageData(Math.floor(at.x), Math.floor(at.y), 1, 1).data[3];
         })""",
         ((made.xy_px[:60] + DIAMETER / 2 - 1) * SCALE).tolist(),
     )
