@@ -109,8 +109,7 @@ class CudaProvider:
     def aggregate_from(self, queries: Any) -> RetrievalResult:
         """Retrieve for queries float32 [N, D] on the device; the result is on the host.
 
-        queries: has `__cuda_array_interface__` or DLPack and is in C order. Work pending on its stream is
-            waited for.
+        queries: C-ordered, with `__cuda_array_interface__` or DLPack; pending work on its stream is waited for.
         Raises ValueError for other shapes or dtypes, BadQuery for NaN, infinity or a value beyond 1e30.
         """
         source = device_array("the embeddings", queries)

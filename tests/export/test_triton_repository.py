@@ -317,7 +317,7 @@ def test_an_engine_of_this_machine_is_served_instead_of_the_graph(
     built = BuiltEngine(b"an engine", "embedding", TILE_PX, {"FLOAT": 3}, 0.1)
     monkeypatch.setattr("mclst.runtime.encoder.tensorrt.engine_cache.build_engine", lambda *_, **__: built)
     make_engine(copied, copied / "encoder.onnx", key, library, must_store=True)
-    with pytest.raises(ResourceError, match="takes up to 16 tiles at once and 64 are wanted"):
+    with pytest.raises(ResourceError, match="takes up to 16 tiles at once and 64 are needed"):
         write_repository(open_bundle(copied), tmp_path / "repo", Serving(tensorrt=True))
     repo = write_repository(open_bundle(copied), tmp_path / "repo", Serving(tensorrt=True, max_batch=16))
     encoder = config(repo, "mclst_encoder")

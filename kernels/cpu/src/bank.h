@@ -118,8 +118,8 @@ enum Rank { kCosine, kL2, kL1 };
 enum Distance { kByL2, kByL1, kByCosine };
 enum Weighting { kSoftmax, kSoftmaxSquared, kInverseSquare, kUniform };
 
-constexpr int64_t kPanel = 32, kChunk = 2048, kTile = 128, kSample = 1024, kTies = 64, kLeap = kChunk + 16;
-constexpr double kFar = 1 << 20, kNothing = 0x1p-100, kRound = 0x1p-24, kSameDirection = 0x1p-48;
+constexpr int64_t kPanel = 32, kChunk = 2048, kTile = 128, kSample = 1024, kTies = 64, kScoreStride = kChunk + 16;
+constexpr double kFar = 1 << 20, kTiny = 0x1p-100, kRound = 0x1p-24, kSameDirection = 0x1p-48;
 
 // Aligned to cache lines: a tile row across two lines takes twice as long to load.
 template <typename T>
@@ -134,7 +134,7 @@ struct Aligned {
     bool operator!=(const Aligned &) const { return false; }
 };
 template <typename T>
-using Lined = std::vector<T, Aligned<T>>;
+using AlignedVector = std::vector<T, Aligned<T>>;
 
 struct Bank {
     const Lanes *lanes;
@@ -143,10 +143,10 @@ struct Bank {
     Rank rank;
     bool zero_axis = false;
     std::vector<int32_t> order;
-    Lined<int16_t> whole;  // panels, or
-    Lined<float> real;     // panels under l1
-    Lined<float> row_scale, row_norm2;
-    std::vector<double> centre, norm2, inverse_norm;
+    AlignedVector<int16_t> quantized;  // panels, for cosine and l2
+    AlignedVector<float> real;         // panels, for l1
+    AlignedVector<float> row_scale, row_norm2;
+    std::vector<double> center, norm2, inverse_norm;
     double scale = 1, widest = 0, lost = 0;
 };
 
@@ -165,35 +165,35 @@ void uncentered(const Bank &bank, const float *vector, double *out) {
 }
 
 // The float32 point of a vector; false if it is too far out to be searched.
-bool place(const Bank &bank, const float *vector, double *room, float *point) {
-    uncentered(bank, vector, room);
+bool place(const Bank &bank, const float *vector, double *buffer, float *point) {
+    uncentered(bank, vector, buffer);
     bool near = true;
     for (int64_t c = 0; c < bank.placed; ++c) {
-        const double moved = (room[c] - bank.centre[c]) * bank.scale;
+        const double moved = (buffer[c] - bank.center[c]) * bank.scale;
         near &= std::fabs(moved) <= kFar;
         point[c] = float(moved);
     }
     return near;
 }
 
-// Quantize `point` to scale·whole. Sums of products of two of these fit int32, as their norms are below 46340.
-Rounded round_to_int16(const float *point, int64_t columns, int16_t *whole) {
+// Quantize `point` to scale·quantized. Sums of products of two of these fit int32, as their norms are below 46340.
+Rounded round_to_int16(const float *point, int64_t columns, int16_t *quantized) {
     double norm2 = 0, largest = 0;
     for (int64_t c = 0; c < columns; ++c) {
         norm2 += double(point[c]) * point[c];
         largest = std::max(largest, std::fabs(double(point[c])));
     }
     const double norm = std::sqrt(norm2), length = 46340 - 1 - std::sqrt(double(columns)) / 2;
-    if (norm < kNothing) {
-        std::fill(whole, whole + columns, int16_t(0));
+    if (norm < kTiny) {
+        std::fill(quantized, quantized + columns, int16_t(0));
         return {0, norm, 0};
     }
     const float scale = float(std::max(norm / length, largest / 32766) * (1 + 0x1p-22));
     const double inverse = 1 / double(scale);
     double lost2 = 0;
     for (int64_t c = 0; c < columns; ++c) {
-        whole[c] = int16_t(std::lrint(point[c] * inverse));
-        const double left = point[c] - double(scale) * whole[c];
+        quantized[c] = int16_t(std::lrint(point[c] * inverse));
+        const double left = point[c] - double(scale) * quantized[c];
         lost2 += left * left;
     }
     return {scale, norm, std::sqrt(lost2)};
@@ -201,78 +201,78 @@ Rounded round_to_int16(const float *point, int64_t columns, int16_t *whole) {
 
 void find_frame(Bank &bank) {
     std::vector<double> point(bank.placed);
-    bank.centre.assign(bank.placed, 0);
+    bank.center.assign(bank.placed, 0);
     if (bank.rank != kL1) {
         for (int64_t i = 0; i < bank.rows; ++i) {
             uncentered(bank, bank.embedding + i * bank.columns, point.data());
-            for (int64_t c = 0; c < bank.placed; ++c) bank.centre[c] += point[c];
+            for (int64_t c = 0; c < bank.placed; ++c) bank.center[c] += point[c];
         }
-        for (double &c : bank.centre) c /= double(bank.rows);
+        for (double &c : bank.center) c /= double(bank.rows);
     }
     double size = 0;
     for (int64_t i = 0; i < bank.rows; ++i) {
         uncentered(bank, bank.embedding + i * bank.columns, point.data());
-        for (int64_t c = 0; c < bank.placed; ++c) size = std::max(size, std::fabs(point[c] - bank.centre[c]));
+        for (int64_t c = 0; c < bank.placed; ++c) size = std::max(size, std::fabs(point[c] - bank.center[c]));
     }
     int exponent;
     std::frexp(size, &exponent);
     bank.scale = std::ldexp(1.0, -exponent);
 }
 
-int8_t high_byte(int16_t whole) { return int8_t(whole >> 8); }
-int8_t low_byte(int16_t whole) { return int8_t(whole & 255); }
+int8_t high_byte(int16_t quantized) { return int8_t(quantized >> 8); }
+int8_t low_byte(int16_t quantized) { return int8_t(quantized & 255); }
 
 // Write a row of integers to its panel; lanes.h documents the layouts.
-void put_row(Bank &bank, int64_t panel, int64_t lane, const int16_t *whole) {
-    int16_t *to = bank.whole.data() + panel * bank.pairs * 2 * kPanel;
+void put_row(Bank &bank, int64_t panel, int64_t lane, const int16_t *quantized) {
+    int16_t *to = bank.quantized.data() + panel * bank.pairs * 2 * kPanel;
     for (int64_t c = 0; c < 2 * bank.pairs; ++c) {
         if (!bank.lanes->bytes) {
-            to[(c / 2 * kPanel + lane) * 2 + c % 2] = whole[c];
+            to[(c / 2 * kPanel + lane) * 2 + c % 2] = quantized[c];
             continue;
         }
         int8_t *byte = reinterpret_cast<int8_t *>(to) + (c / 64 * 2 + lane / 16) * 2048;
         byte += c % 64 / 4 * 64 + lane % 16 * 4 + c % 4;
-        byte[0] = high_byte(whole[c]), byte[1024] = low_byte(whole[c]);
+        byte[0] = high_byte(quantized[c]), byte[1024] = low_byte(quantized[c]);
     }
 }
 
 // Write a query's integers in the layout of the loops, `pairs` int32.
-void put_query(const Bank &bank, const int16_t *whole, int32_t *to) {
+void put_query(const Bank &bank, const int16_t *quantized, int32_t *to) {
     if (!bank.lanes->bytes) {
-        std::memcpy(to, whole, 4 * bank.pairs);
+        std::memcpy(to, quantized, 4 * bank.pairs);
         return;
     }
     int8_t *byte = reinterpret_cast<int8_t *>(to);
     for (int64_t c = 0; c < 2 * bank.pairs; ++c) {
-        byte[c / 64 * 128 + c % 64] = high_byte(whole[c]);
-        byte[c / 64 * 128 + 64 + c % 64] = low_byte(whole[c]);
+        byte[c / 64 * 128 + c % 64] = high_byte(quantized[c]);
+        byte[c / 64 * 128 + 64 + c % 64] = low_byte(quantized[c]);
     }
 }
 
 void fill_panels(Bank &bank) {
-    std::vector<double> room(bank.placed);
+    std::vector<double> buffer(bank.placed);
     std::vector<float> point(bank.placed);
-    std::vector<int16_t> whole(2 * bank.pairs);
+    std::vector<int16_t> quantized(2 * bank.pairs);
     bank.order.resize(bank.rows);
     std::iota(bank.order.begin(), bank.order.end(), 0);
     std::shuffle(bank.order.begin(), bank.order.end(), std::mt19937_64(0));
     if (bank.rank == kL1) bank.real.assign(bank.padded * bank.placed, INFINITY);
-    else bank.whole.assign(bank.padded * 2 * bank.pairs, 0);
+    else bank.quantized.assign(bank.padded * 2 * bank.pairs, 0);
     bank.row_scale.assign(bank.padded, 0);
     bank.row_norm2.assign(bank.padded, INFINITY);
     for (int64_t i = 0; i < bank.rows; ++i) {
-        place(bank, bank.embedding + int64_t(bank.order[i]) * bank.columns, room.data(), point.data());
+        place(bank, bank.embedding + int64_t(bank.order[i]) * bank.columns, buffer.data(), point.data());
         const int64_t panel = i / kPanel, lane = i % kPanel;
         if (bank.rank == kL1) {
             for (int64_t c = 0; c < bank.placed; ++c) bank.real[(panel * bank.placed + c) * kPanel + lane] = point[c];
             continue;
         }
-        const Rounded row = round_to_int16(point.data(), bank.placed, whole.data());
-        put_row(bank, panel, lane, whole.data());
+        const Rounded row = round_to_int16(point.data(), bank.placed, quantized.data());
+        put_row(bank, panel, lane, quantized.data());
         bank.row_scale[i] = row.scale;
         bank.row_norm2[i] = float(row.norm * row.norm);
         bank.widest = std::max(bank.widest, row.norm);
-        if (row.norm >= kNothing) bank.lost = std::max(bank.lost, row.lost / row.norm);
+        if (row.norm >= kTiny) bank.lost = std::max(bank.lost, row.lost / row.norm);
     }
 }
 

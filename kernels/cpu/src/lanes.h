@@ -109,11 +109,11 @@ static void products(const int32_t *queries, int64_t stride, const int16_t *pane
 }
 
 #if defined(MCLST_AVX512)
-constexpr int kTogether = 12;
+constexpr int kQueryBlock = 12;
 #elif defined(MCLST_AVX2)
-constexpr int kTogether = 3;
+constexpr int kQueryBlock = 3;
 #else
-constexpr int kTogether = 1;
+constexpr int kQueryBlock = 1;
 #endif
 
 template <int R>
@@ -126,7 +126,7 @@ static void some_products(int count, const int32_t *queries, int64_t stride, con
 }
 #endif
 
-// s = |p|² - 2 x·p of `count` queries and `panels` consecutive panels: score [count][32·panels], with a stride of `leap`
+// s = |p|² - 2 x·p of `count` queries and `panels` consecutive panels: score [count][32·panels], with a stride of `stride`
 // floats. Queries hold `pairs` int32 each; with AMX their number is padded to a multiple of 16.
 #if defined(MCLST_AMX)
 struct __attribute__((packed)) TileShapes {
@@ -158,7 +158,7 @@ static inline void byte_products(const int8_t *query, int64_t stride, const int8
 }
 
 static void panel_scores(int64_t count, const int32_t *queries, const float *factor, const int16_t *panel, int64_t panels,
-                         int64_t pairs, const float *row_scale, const float *row_norm2, float *score, int64_t leap) {
+                         int64_t pairs, const float *row_scale, const float *row_norm2, float *score, int64_t stride) {
     const TileShapes shapes;
     _tile_loadconfig(&shapes);
     alignas(64) int32_t part[4 * 256];
@@ -174,7 +174,7 @@ static void panel_scores(int64_t count, const int32_t *queries, const float *fac
                     _mm512_add_epi32(_mm512_slli_epi32(_mm512_load_si512(of), 16), _mm512_load_si512(of + 768));
                 const __m512i dot = _mm512_add_epi32(outer, _mm512_slli_epi32(middle, 8));
                 const __m512 scaled = _mm512_mul_ps(scale, _mm512_cvtepi32_ps(dot));
-                store(score + q * leap + first, (fw)norm2 + factor[q] * (fw)scaled);
+                store(score + q * stride + first, (fw)norm2 + factor[q] * (fw)scaled);
             }
         }
     }
@@ -182,17 +182,17 @@ static void panel_scores(int64_t count, const int32_t *queries, const float *fac
 }
 #else
 static void panel_scores(int64_t count, const int32_t *queries, const float *factor, const int16_t *panel, int64_t panels,
-                         int64_t pairs, const float *row_scale, const float *row_norm2, float *score, int64_t leap) {
-    int32_t dot[kTogether * 32];
+                         int64_t pairs, const float *row_scale, const float *row_norm2, float *score, int64_t stride) {
+    int32_t dot[kQueryBlock * 32];
     for (int64_t first = 0; first < 32 * panels; first += 32, panel += 64 * pairs)
-        for (int64_t start = 0; start < count; start += kTogether) {
-            const int some = count - start < kTogether ? int(count - start) : kTogether;
-            some_products<kTogether>(some, queries + start * pairs, pairs, panel, pairs, dot);
+        for (int64_t start = 0; start < count; start += kQueryBlock) {
+            const int some = count - start < kQueryBlock ? int(count - start) : kQueryBlock;
+            some_products<kQueryBlock>(some, queries + start * pairs, pairs, panel, pairs, dot);
             for (int r = 0; r < some; ++r)
                 for (int j = 0; j < 32; j += kWide) {
-                    const fw whole = __builtin_convertvector(*reinterpret_cast<const iw *>(dot + 32 * r + j), fw);
-                    store(score + (start + r) * leap + first + j,
-                          load(row_norm2 + first + j) + factor[start + r] * (load(row_scale + first + j) * whole));
+                    const fw product = __builtin_convertvector(*reinterpret_cast<const iw *>(dot + 32 * r + j), fw);
+                    store(score + (start + r) * stride + first + j,
+                          load(row_norm2 + first + j) + factor[start + r] * (load(row_scale + first + j) * product));
                 }
         }
 }
@@ -200,7 +200,7 @@ static void panel_scores(int64_t count, const int32_t *queries, const float *fac
 
 // Σ|x - p| of `count` queries [count][columns] and one panel of floats.
 static void panel_l1(int64_t count, const float *queries, const float *panel, int64_t columns, float *score,
-                     int64_t leap) {
+                     int64_t stride) {
     const iw magnitude = iw{} + 0x7fffffff;
     for (int64_t q = 0; q < count; ++q) {
         fw sum[32 / kWide]{};
@@ -208,14 +208,14 @@ static void panel_l1(int64_t count, const float *queries, const float *panel, in
 #pragma GCC unroll 8
             for (int v = 0; v < 32 / kWide; ++v)
                 sum[v] += (fw)((iw)(load(panel + 32 * c + kWide * v) - queries[q * columns + c]) & magnitude);
-        for (int v = 0; v < 32 / kWide; ++v) store(score + q * leap + kWide * v, sum[v]);
+        for (int v = 0; v < 32 / kWide; ++v) store(score + q * stride + kWide * v, sum[v]);
     }
 }
 
 // ---- selection ---------------------------------------------------------------------------------------------------
 
 // Append value and index first + i of the `scores` [n] that are <= limit. n is a multiple of 16; needs room for n + 16.
-static int64_t keep_below(const float *scores, int64_t n, float limit, int32_t first, float *value, int32_t *place) {
+static int64_t keep_below(const float *scores, int64_t n, float limit, int32_t first, float *value, int32_t *position) {
     int64_t kept = 0;
 #if defined(MCLST_AVX512)
     const __m512 most = _mm512_set1_ps(limit);
@@ -225,7 +225,7 @@ static int64_t keep_below(const float *scores, int64_t n, float limit, int32_t f
         const __m512 some = _mm512_loadu_ps(scores + i);
         const __mmask16 below = _mm512_cmp_ps_mask(some, most, _CMP_LE_OQ);
         _mm512_storeu_ps(value + kept, _mm512_maskz_compress_ps(below, some));
-        _mm512_storeu_si512(place + kept, _mm512_maskz_compress_epi32(below, at));
+        _mm512_storeu_si512(position + kept, _mm512_maskz_compress_epi32(below, at));
         kept += __builtin_popcount(below);
     }
 #else
@@ -235,7 +235,7 @@ static int64_t keep_below(const float *scores, int64_t n, float limit, int32_t f
         if (!any) continue;
         for (int64_t j = i; j < i + 16; ++j) {
             value[kept] = scores[j];
-            place[kept] = first + int32_t(j);
+            position[kept] = first + int32_t(j);
             kept += scores[j] <= limit;
         }
     }

@@ -15,29 +15,29 @@ struct Query {
 
 // Uninitialized memory; it is written before it is read.
 template <typename T>
-std::unique_ptr<T[]> room_for(int64_t n) {
+std::unique_ptr<T[]> uninitialized(int64_t n) {
     return std::unique_ptr<T[]>(new T[n]);
 }
 
 struct Tile {
     const Bank &bank;
-    const int64_t count, k, room;
+    const int64_t count, k, capacity;
     std::vector<Query> query;
     std::vector<float> point, factor;
-    std::vector<int32_t> whole;
+    std::vector<int32_t> quantized;
     std::vector<double> wide;
     std::unique_ptr<float[]> score, value, sample;
-    std::unique_ptr<int32_t[]> place_;
+    std::unique_ptr<int32_t[]> position_;
 
     Tile(const Bank &bank, int64_t count, int64_t k)
-        : bank(bank), count(count), k(k), room(4 * k + 4096), query(count), point(count * bank.placed),
-          factor(count), whole(count * bank.pairs), wide(bank.placed), score(room_for<float>(count * kLeap)),
-          value(room_for<float>(count * width())), sample(room_for<float>(width())),
-          place_(room_for<int32_t>(count * width())) {}
+        : bank(bank), count(count), k(k), capacity(4 * k + 4096), query(count), point(count * bank.placed),
+          factor(count), quantized(count * bank.pairs), wide(bank.placed), score(uninitialized<float>(count * kScoreStride)),
+          value(uninitialized<float>(count * width())), sample(uninitialized<float>(width())),
+          position_(uninitialized<int32_t>(count * width())) {}
 
-    int64_t width() const { return room + kChunk + 32; }
+    int64_t width() const { return capacity + kChunk + 32; }
     float *values(int64_t q) { return value.get() + q * width(); }
-    int32_t *places(int64_t q) { return place_.get() + q * width(); }
+    int32_t *positions(int64_t q) { return position_.get() + q * width(); }
 
     void prepare(const float *queries);
     double error(const Query &q, double kth) const;
@@ -59,14 +59,14 @@ void Tile::prepare(const float *queries) {
         if (!query[q].open || bank.rank == kL1) continue;
         std::fill(some.begin(), some.end(), int16_t(0));
         const Rounded it = round_to_int16(at, bank.placed, some.data());
-        put_query(bank, some.data(), whole.data() + q * bank.pairs);
+        put_query(bank, some.data(), quantized.data() + q * bank.pairs);
         query[q].norm = it.norm, query[q].lost = it.lost, factor[q] = -2 * it.scale;
         query[q].open = within_reach(query[q]);
     }
 }
 
 bool Tile::within_reach(const Query &q) const {
-    const double relative = q.norm >= kNothing ? q.lost / q.norm : 0;
+    const double relative = q.norm >= kTiny ? q.lost / q.norm : 0;
     return bank.lost * (1 + relative) + relative < 1. / 25;
 }
 
@@ -98,7 +98,7 @@ void Tile::first_limit(int64_t q, int64_t slot) {
     const int64_t r = int64_t(std::ceil(expected + 3 * std::sqrt(expected) + 3));
     query[q].limit = FLT_MAX;
     if (r >= n) return;
-    std::copy_n(score.get() + slot * kLeap, n, sample.get());
+    std::copy_n(score.get() + slot * kScoreStride, n, sample.get());
     query[q].limit = bank.lanes->ranked(sample.get(), n, r);
 }
 
@@ -110,21 +110,21 @@ bool Tile::compact(int64_t q) {
     int64_t kept = 0;
     for (int64_t i = 0; i < it.kept; ++i) {
         values(q)[kept] = values(q)[i];
-        places(q)[kept] = places(q)[i];
+        positions(q)[kept] = positions(q)[i];
         kept += values(q)[i] <= it.limit;
     }
     it.kept = kept;
-    return kept <= room;
+    return kept <= capacity;
 }
 
 // One pass over the bank for the queries `active`, keeping every row whose score is within the query's limit.
 void Tile::scan(const std::vector<int64_t> &active, bool sampled) {
     const int64_t n = int64_t(active.size()), width = bank.rank == kL1 ? bank.placed : bank.pairs;
-    Lined<int32_t> ints(bank.rank == kL1 ? 0 : (n + 15) / 16 * 16 * width);
+    AlignedVector<int32_t> ints(bank.rank == kL1 ? 0 : (n + 15) / 16 * 16 * width);
     std::vector<float> floats(bank.rank == kL1 ? n * width : 0), factors(n);
     for (int64_t i = 0; i < n; ++i) {
         if (bank.rank == kL1) std::copy_n(point.data() + active[i] * width, width, floats.data() + i * width);
-        else std::copy_n(whole.data() + active[i] * width, width, ints.data() + i * width);
+        else std::copy_n(quantized.data() + active[i] * width, width, ints.data() + i * width);
         factors[i] = factor[active[i]];
         query[active[i]].kept = 0;
     }
@@ -134,18 +134,18 @@ void Tile::scan(const std::vector<int64_t> &active, bool sampled) {
         if (bank.rank == kL1)
             for (int64_t p = 0; p < panels; ++p)
                 bank.lanes->panel_l1(n, floats.data(), bank.real.data() + (panel + p) * width * kPanel, width,
-                                     score.get() + p * kPanel, kLeap);
+                                     score.get() + p * kPanel, kScoreStride);
         else
-            bank.lanes->panel_scores(n, ints.data(), factors.data(), bank.whole.data() + panel * width * 2 * kPanel,
+            bank.lanes->panel_scores(n, ints.data(), factors.data(), bank.quantized.data() + panel * width * 2 * kPanel,
                                      panels, width, bank.row_scale.data() + first, bank.row_norm2.data() + first,
-                                     score.get(), kLeap);
+                                     score.get(), kScoreStride);
         for (int64_t i = 0; i < n; ++i) {
             Query &it = query[active[i]];
             if (!it.open) continue;
             if (sampled && first == 0) first_limit(active[i], i);
-            it.kept += bank.lanes->keep_below(score.get() + i * kLeap, rows, it.limit, int32_t(first),
-                                              values(active[i]) + it.kept, places(active[i]) + it.kept);
-            if (it.kept > room) it.open = compact(active[i]);
+            it.kept += bank.lanes->keep_below(score.get() + i * kScoreStride, rows, it.limit, int32_t(first),
+                                              values(active[i]) + it.kept, positions(active[i]) + it.kept);
+            if (it.kept > capacity) it.open = compact(active[i]);
         }
     }
 }
@@ -175,11 +175,11 @@ int64_t Tile::settle(int64_t q, const float *vector, int32_t *rows, int32_t *tie
     int64_t certain = 0;
     std::vector<int32_t> open;
     for (int64_t i = 0; i < it.kept; ++i) {
-        rows[certain] = bank.order[places(q)[i]];
+        rows[certain] = bank.order[positions(q)[i]];
         certain += s[i] < below;
     }
     for (int64_t i = 0; i < it.kept; ++i)
-        if (s[i] >= below && s[i] <= above) open.push_back(bank.order[places(q)[i]]);
+        if (s[i] >= below && s[i] <= above) open.push_back(bank.order[positions(q)[i]]);
     *tied = 0;
     int64_t missing = k - certain;
     if (int64_t(open.size()) > missing) {

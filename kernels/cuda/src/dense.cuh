@@ -39,9 +39,9 @@ __device__ __forceinline__ void make_weights(const Job& j, MeanStage& stage, i64
         const u32 bit = 1u << (8 * part + b);
         if (bits & bit) {
             const float weight = 256.0f * j.weight[q * j.k + place + __popc(bits & (bit - 1))];
-            const u16 whole = to_half(weight);
-            high[b / 2] |= (u32)whole << 16 * (b % 2);
-            low[b / 2] |= (u32)to_half(weight - from_half(whole)) << 16 * (b % 2);
+            const u16 upper = to_half(weight);
+            high[b / 2] |= (u32)upper << 16 * (b % 2);
+            low[b / 2] |= (u32)to_half(weight - from_half(upper)) << 16 * (b % 2);
         }
     }
     place += __popc(bits);

@@ -201,7 +201,7 @@ def _misfit(key: EngineKey, request: EngineRequest, onnx_sha256: str) -> str | N
             return f"it was built on {key.gpu.name} ({key.gpu.target}) and this is {gpu.name} ({gpu.target})"
         return f"it was built under driver {key.gpu.driver} and here is {gpu.driver}"
     if key.max_batch < request.batch:
-        return f"it takes up to {key.max_batch} tiles at once and {request.batch} are wanted"
+        return f"it takes up to {key.max_batch} tiles at once and {request.batch} are needed"
     return None
 
 

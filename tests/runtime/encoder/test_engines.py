@@ -342,7 +342,7 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "another version": (change_key(version="1.6.0"), "it was built by tensorrt-rtx 1.6.0 and here is"),
     "another system": (change_key(platform="linux-sparc"), "it was built for linux-sparc"),
     "another target": (change_key(targets=["sm_120"]), "it was built for sm_120 and this device is sm_86"),
-    "too small": (change_key(max_batch=2), "it takes up to 2 tiles at once and 8 are wanted"),
+    "too small": (change_key(max_batch=2), "it takes up to 2 tiles at once and 8 are needed"),
 }
 
 
