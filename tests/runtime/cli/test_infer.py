@@ -51,7 +51,8 @@ def test_the_short_form_writes_map_and_picture(here: Path) -> None:
     assert done.stdout == "slide.h5ad\n"
     for word in ("24, pixel_x, pixel_y", "tiles/s", "cpu", "slide.h5ad", "slide.genes.png"):
         assert word in done.stderr
-    assert Image.open(here / "slide.genes.png").size[0] > 1000
+    with Image.open(here / "slide.genes.png") as picture:
+        assert picture.size[0] > 1000
 
 
 def test_an_objective_that_contradicts_is_one_line(here: Path) -> None:
