@@ -1,5 +1,5 @@
 PYTHON ?= python3
-# Test processes at once.
+# Test processes at once. Each computes on one thread: several would spin while they wait for a core.
 JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +16,7 @@ quick: $(VENV)/quick  ## fast tests within a minute, without torch: installs .[c
 	$(BIN)/pytest -m "not slow and not gpu" --numprocesses $(JOBS) --dist worksteal
 
 test: $(VENV)/installed bindings  ## all tests
-	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 bindings: build/tensorrt/installed build/tritonserver/installed  ## packages that only tests use: TensorRT bindings, tritonserver
 

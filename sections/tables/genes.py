@@ -74,10 +74,11 @@ def read_gene_list(path: Path) -> list[str]:
         If a gene is repeated or blank, a line holds several genes, or the array holds Python objects.
     """
     path = Path(path)
-    if path.is_file() and path.open("rb").read(6) == b"\x93NUMPY":
-        genes = _from_npy(path)
-    else:
-        genes = _from_text(path)
+    start = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(6)
+    genes = _from_npy(path) if start == b"\x93NUMPY" else _from_text(path)
     if not genes:
         raise SectionError(f"{path}: the list holds no gene")
     if all(re.fullmatch(r"\d+", gene) for gene in genes):
