@@ -84,8 +84,7 @@ class Bundle:
         if precision not in self.precisions:
             raise BundleError(
                 f"{self.server or self.path} has no encoder in {precision} but in "
-                f"{', '.join(self.precisions)}; "
-                f"choose one of these, or export with --precision {precision}"
+                f"{', '.join(self.precisions)}; choose one of these, or export with --precision {precision}"
             )
         return self.path / graph_name(ENCODER, precision)
 
@@ -108,8 +107,7 @@ class Bundle:
         if len(genes) != self.manifest.genes or len(set(genes)) != len(genes):
             raise BundleError(
                 f"{self.path / GENES} names {len(set(genes))} genes and the manifest says "
-                f"{self.manifest.genes}; "
-                "export the bundle again"
+                f"{self.manifest.genes}; export the bundle again"
             )
         return genes
 
@@ -122,8 +120,7 @@ class Bundle:
         if actual != declared:
             raise BundleError(
                 f"{self.path / BANK} is {actual} (spots, dimensions, genes) and the manifest says "
-                f"{declared}; "
-                "export the bundle again"
+                f"{declared}; export the bundle again"
             )
         return bank
 
@@ -146,8 +143,8 @@ class Bundle:
     def __repr__(self) -> str:
         m = self.manifest
         return (
-            f"Bundle({self.server or str(self.path)!r}: {m.system} with {m.encoder.name}, "
-            f"{m.tile.size_px} px tiles, "
+            f"Bundle({self.server or str(self.path)!r}: {m.system} with {m.encoder.name}, {m.tile.size_px} "
+            "px tiles, "
             + (f"{m.bank_rows} reference spots, " if m.retrieval else "")
             + f"{m.genes} genes"
             + (f", k={m.retrieval.k})" if m.retrieval else ")")

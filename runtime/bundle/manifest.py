@@ -200,8 +200,8 @@ class Manifest(StrictModel):
         for name in ("retrieval", "bank", "sequence"):
             if bool(getattr(self, name)) != (name in required):
                 raise ValueError(
-                    f"{name} {'is missing' if name in required else 'does not belong'} in a "
-                    f"{self.kind} bundle"
+                    f"{name} {'is missing' if name in required else 'does not belong'} in a {self.kind} "
+                    "bundle"
                 )
         if self.kind == "regression" and self.encoder.embedding_dim != self.genes:
             raise ValueError(f"the encoder gives {self.encoder.embedding_dim} values for {self.genes} genes")

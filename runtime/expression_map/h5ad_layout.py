@@ -112,7 +112,7 @@ class H5adImage:
         memory = self._memory
         if memory.gap_touched:
             raise RuntimeError(
-                "HDF5 reached into the place of X; this version of HDF5 lays files out differently"
+                "HDF5 accessed the bytes of X; this version of HDF5 lays files out differently"
             )
         content = memory.bytes.getbuffer()
         segments = [(0, content[: memory.start]), (memory.stop, content[memory.start :])]

@@ -23,9 +23,9 @@ def storable_text(value: object) -> str:
 
 
 def storable_names(
-    names: Iterable[object], *, taken: Sequence[str] = (), unnamed: str = "column"
+    names: Iterable[object], *, reserved: Sequence[str] = (), unnamed: str = "column"
 ) -> list[str]:
-    """Column names or keys that HDF5 and anndata accept, unique, none of `taken`, in the order of `names`.
+    """Column names or keys that HDF5 and anndata accept, unique, none of `reserved`, in the order of `names`.
 
     `/` becomes `_`, an empty name `<unnamed>_<number>`, `_index` becomes `index`; a name in use gets `_2`,
     `_3`, …
@@ -36,7 +36,7 @@ def storable_names(
         text = storable_text(name).replace("/", "_").strip()
         default = f"{unnamed}_{number}"
         valid.append({"": default, ".": default, "_index": "index"}.get(text, text))
-    used = set(taken)
+    used = set(reserved)
     result = [""] * len(valid)
     # Valid names first, so that only changed names give way in a clash.
     for i in sorted(range(len(valid)), key=lambda i: valid[i] != original[i]):
@@ -70,14 +70,14 @@ def text_index(values: Iterable[object]) -> pd.Index[Any]:
     return index
 
 
-def spots_table(spots: Spots, *, taken: Sequence[str]) -> pd.DataFrame:
-    """The spots table [n rows] as `obs`, indexed by spot ids, without the column names in `taken`.
+def spots_table(spots: Spots, *, reserved: Sequence[str]) -> pd.DataFrame:
+    """The spots table [n rows] as `obs`, indexed by spot ids, without the column names in `reserved`.
 
     `array_row` and `array_col` are added if the table has them under other names.
     """
     index = text_index(spots.id.tolist())
     columns: dict[str, NDArray[Any]] = {}
-    for i, name in enumerate(storable_names(spots.table.columns, taken=taken)):
+    for i, name in enumerate(storable_names(spots.table.columns, reserved=reserved)):
         columns[name] = storable_column(spots.table.iloc[:, i])
     if spots.array_xy is not None:
         columns.setdefault("array_row", spots.array_xy[:, 1])

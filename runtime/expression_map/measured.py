@@ -181,8 +181,7 @@ def pair_with_truth(
         row, column = np.argwhere(~np.isfinite(expression))[0]
         raise InputError(
             f"{predicted.path}: spot {predicted.spot[rows[row]]} has {expression[row, column]} for "
-            f"{genes[column]}; "
-            "a map has finite values, or NaN in a whole row"
+            f"{genes[column]}; a map has finite values, or NaN in a whole row"
         )
     if len(rows) < 2:
         raise InputError(
@@ -212,8 +211,8 @@ def _unit(predicted: Prediction, override: str | None) -> str:
             "does not say how its expression is normalised" if unit is None else f"is normalised {unit!r}"
         )
         raise InputError(
-            f"{predicted.path} {reason}; give --normalisation, one of {', '.join(NORMALIZATIONS)}, "
-            "for the truth"
+            f"{predicted.path} {reason}; give --normalisation, one of {', '.join(NORMALIZATIONS)}, for the "
+            "truth"
         )
     return unit
 
@@ -240,8 +239,8 @@ def check_comparable(pairs: Sequence[Pair]) -> None:
     for pair in pairs:
         if (pair.method, pair.section) in seen:
             raise InputError(
-                f"two maps are of section {pair.section}; tell them apart as METHOD=MAP, or give "
-                "--section for each"
+                f"two maps are of section {pair.section}; tell them apart as METHOD=MAP, or give --section "
+                "for each"
             )
         seen.add((pair.method, pair.section))
         for name, own, first in (
@@ -250,8 +249,8 @@ def check_comparable(pairs: Sequence[Pair]) -> None:
         ):
             if own != first:
                 raise InputError(
-                    f"the maps of {pairs[0].section} and {pair.section} differ in {name}; evaluate "
-                    "them separately"
+                    f"the maps of {pairs[0].section} and {pair.section} differ in {name}; evaluate them "
+                    "separately"
                 )
 
 

@@ -78,10 +78,10 @@ def take_parts(
 ) -> int:
     """Write the parts' rows that `into` lacks into it; return their number.
 
-    Only intact rows with the same fingerprint are taken. `tell` hears of a part with another fingerprint,
+    Only intact rows with the same fingerprint are taken. `tell` is called for one with another fingerprint,
     such as one made with another batch size. Raises OutputError if a part is still being written.
     """
-    taken = 0
+    count = 0
     for part in range(share.parts):
         lock = lock_output(share.path(out, part))
         source = RowFile(lock, (len(into.done), genes), 0)
@@ -89,9 +89,8 @@ def take_parts(
             state = source.resume(fingerprint)
             if state is not None and state.changed:
                 tell(
-                    f"part {part + 1} of {share.parts} was made with another: {state.changed}; its "
-                    f"{state.rows:,} tiles "
-                    "are done again"
+                    f"part {part + 1} of {share.parts} was made with another: {state.changed}; "
+                    f"its {state.rows:,} tiles are done again"
                 )
             missing = np.flatnonzero(source.done & ~into.done)
             for start in range(0, len(missing), MERGE_ROWS):
@@ -99,10 +98,10 @@ def take_parts(
                 values = [source.read(source.row_offset(row), 4 * genes) for row in rows.tolist()]
                 expression = np.frombuffer(b"".join(values), "<f4").reshape(len(rows), genes)
                 into.write(rows, RetrievalResult(expression, source.nearest[rows], source.effective_k[rows]))
-            taken += len(missing)
+            count += len(missing)
         finally:
             source.close(keep=lock.journal.exists())
-    return taken
+    return count
 
 
 def remove_parts(out: Path, share: SlidePart) -> None:

@@ -268,14 +268,14 @@ def estimate_spot_diameter(xy_px: NDArray[np.float64]) -> float:
 
 def _checked_table(spots: Spots) -> tuple[pd.DataFrame, int]:
     """`obs` without the map's own columns, and the bytes to reserve; SpotsError if no `.h5ad` can hold it."""
-    table = spots_table(spots, taken=OWN_COLUMNS)
+    table = spots_table(spots, reserved=OWN_COLUMNS)
     trial = H5adImage((1, 1))
     try:
         trial.put("obs", table)
         segments, _ = trial.close()
     except (TypeError, ValueError, RuntimeError, OSError, KeyError) as error:
         raise SpotsError(
-            f"{spots.path}: its {table.shape[1]} columns do not fit into a .h5ad ({error}); "
-            "leave out those not needed"
+            f"{spots.path}: its {table.shape[1]} columns do not fit into a .h5ad ({error}); leave out those "
+            "not needed"
         ) from error
     return table, 2 * sum(len(content) for _, content in segments)

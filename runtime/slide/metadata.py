@@ -45,7 +45,7 @@ Objective = tuple[float, str]
 def check_mpp(x: float, y: float, source: str) -> tuple[float | None, str]:
     """(mean of x and y, source) if both are within 0.05-10 µm/px, else (None, why not)."""
     if not all(math.isfinite(value) and MIN_MPP <= value <= MAX_MPP for value in (x, y)):
-        return None, f"none: {x:.4g} µm/px by {source} lies outside {MIN_MPP:g}-{MAX_MPP:g}"
+        return None, f"none: {x:.4g} µm/px by {source} is outside {MIN_MPP:g}-{MAX_MPP:g}"
     if abs(x - y) > ANISOTROPY * min(x, y):
         source = f"{source}, mean of {x:.4g} across and {y:.4g} down"
     return (x + y) / 2, source

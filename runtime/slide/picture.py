@@ -113,7 +113,6 @@ def _refuse_huge(path: Path, width: int, height: int, compressed_bytes: int) -> 
         )
     if width * height > MAX_DECODED_PX:
         raise ResourceError(
-            f"{path} has {width} x {height} px, more than the {MAX_DECODED_PX:,} that are decoded "
-            "in one piece; "
-            "save it as a tiled TIFF"
+            f"{path} has {width} x {height} px, more than the {MAX_DECODED_PX:,} that are decoded in one "
+            "piece; save it as a tiled TIFF"
         )

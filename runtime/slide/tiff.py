@@ -132,8 +132,8 @@ class TiffSlide(Slide):
             ) from exc
         except Exception as exc:
             raise TileReadError(
-                f"{self.path}: the tile at column {column}, row {row} of level {level} cannot be "
-                f"decoded: {exc}"
+                f"{self.path}: the tile at column {column}, row {row} of level {level} cannot be decoded: "
+                f"{exc}"
             ) from exc
 
     def close(self) -> None:
@@ -196,9 +196,8 @@ def _levels(path: Path, size: int, series: TiffPageSeries, vendor: str) -> list[
     count = sum(page is not None for page in series.pages)
     if count != 1 or int(np.prod(series.shape)) != int(np.prod(series.keyframe.shape)):
         raise SlideError(
-            f"{path} holds several planes of one size ({series.axes} {tuple(series.shape)}: "
-            "channels, focal or "
-            "time planes), where one RGB image is needed; export it as 8-bit RGB"
+            f"{path} holds several planes of one size ({series.axes} {tuple(series.shape)}: channels, focal "
+            "or time planes), where one RGB image is needed; export it as 8-bit RGB"
         )
     parts: list[TiffLevel] = []
     for level in series.levels:

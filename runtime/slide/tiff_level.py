@@ -164,9 +164,8 @@ def read_level(
     plain_bytes = width * height * keyframe.samplesperpixel
     if keyframe.compression == NONE and not keyframe.is_tiled and int(counts.sum()) < plain_bytes:
         raise RefusedLevel(
-            f"declares {width} x {height} px, {plain_bytes:,} bytes, but lists "
-            f"{int(counts.sum()):,} of them; "
-            "it is damaged, copy it again"
+            f"declares {width} x {height} px, {plain_bytes:,} bytes, but lists {int(counts.sum()):,} of "
+            "them; it is damaged, copy it again"
         )
     row_bytes = _row_bytes(keyframe, offsets, counts)
     if row_bytes:
@@ -185,9 +184,8 @@ def read_level(
         segment_width * segment_height, keyframe.samplesperpixel, smallest
     ):
         raise RefusedLevel(
-            f"would unpack {segment_width} x {segment_height} px from {smallest:,} bytes, as no "
-            "picture of tissue "
-            "does; refused"
+            f"would unpack {segment_width} x {segment_height} px from {smallest:,} bytes, as no picture of "
+            "tissue does; refused"
         )
     keyframe.init_decode()
     return TiffLevel(
@@ -247,7 +245,7 @@ def _unsupported(page: TiffPage) -> str | None:
     if samples not in ((3, 4) if color else (1,)):
         return f"has {samples} samples per pixel ({_name(PHOTOMETRIC, photometric)})"
     if samples == 4 and (compression in JPEG or photometric == YCBCR):
-        return "has a fourth channel beside RGB"
+        return "has a fourth channel besides RGB"
     if photometric == YCBCR and compression not in JPEG | JPEG2000 | DECODES_TO_RGB:
         return f"has YCbCr colors under {_name(COMPRESSION, compression)} compression"
     return _undecodable(compression)

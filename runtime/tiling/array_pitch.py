@@ -138,8 +138,9 @@ def _choose(slide: Slide, spots: Spots, override: float | None) -> tuple[float |
         return override, "given", note
     if slide.mpp is not None:
         other = disagreeing(slide.mpp)
-        says = f"{slide.path.name} says {slide.mpp:.4g} µm/px ({slide.mpp_source}) and is taken"
-        return slide.mpp, slide.mpp_source, f"{says}, against {other}; --mpp overrides both" if other else ""
+        choice = f"{slide.path.name} says {slide.mpp:.4g} µm/px ({slide.mpp_source}) and is taken"
+        note = f"{choice}, against {other}; --mpp overrides both" if other else ""
+        return slide.mpp, slide.mpp_source, note
     if fit is None:
         return None, slide.mpp_source, ""
     note = f"{slide.path.name} does not say how large its pixels are; taken: {fit}; --mpp overrides it"

@@ -72,10 +72,10 @@ def make_grid(slide: Slide, stride_um: float, mpp: float, tissue: TissueMask) ->
     rows = max(0, int(np.ceil(slide.height_px / stride_px - 0.5)))
     grid = f"a grid of {stride_um:g} µm over {slide.path.name} ({slide.width_px} x {slide.height_px} px)"
     if columns * rows == 0:
-        raise SpotsError(f"{grid} has no place; give a smaller --grid")
+        raise SpotsError(f"{grid} has no position; give a smaller --grid")
     if columns * rows > MAX_POSITIONS:
         raise SpotsError(
-            f"{grid} has {columns * rows:,} places, more than {MAX_POSITIONS:,}; give a larger --grid"
+            f"{grid} has {columns * rows:,} positions, more than {MAX_POSITIONS:,}; give a larger --grid"
         )
     column, row = _on_tissue(tissue.mask, slide, stride_px, columns, rows)
     if not len(column):
@@ -91,8 +91,7 @@ def make_grid(slide: Slide, stride_um: float, mpp: float, tissue: TissueMask) ->
         table=pd.DataFrame(index=pd.RangeIndex(len(column))),
         spot_diameter_px=stride_px,
         coordinates=f"every {stride_um:g} µm ({stride_px:.4g} px) on tissue; {skipped:,} skipped "
-        "as background, "
-        f"{tissue.method}",
+        f"as background, {tissue.method}",
     )
     return Grid(spots, stride_um, stride_px, columns, rows, skipped)
 

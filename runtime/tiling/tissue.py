@@ -79,8 +79,7 @@ def read_mask(path: Path, slide: Slide) -> TissueMask:
         if abs(wide - high) > max(ASPECT * min(wide, high), rounding):
             raise SlideError(
                 f"{path} is {width} x {height} px and {slide.path.name} {slide.width_px} x "
-                f"{slide.height_px}: "
-                "another shape; give a mask of the whole slide, at any scale"
+                f"{slide.height_px}: another shape; give a mask of the whole slide, at any scale"
             )
         pixels, _ = picture.thumbnail(MASK_PX)
         mask = pixels.max(axis=2) > (127 if picture.vendor == "jpeg" else 0)

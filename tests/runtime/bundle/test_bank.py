@@ -29,10 +29,10 @@ def context(spots: int, scope: str = "file", kind: str = "array") -> Context:
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=6), st.integers(1, 40))
 def test_sentences_cover_every_spot_once_in_order(lengths: list[int], spots: int) -> None:
     for scope in ("file", "section"):
-        found = sentences(lengths, context(spots, scope))
-        rows = [row for part in found for row in range(part.start, part.stop)]
+        slices = sentences(lengths, context(spots, scope))
+        rows = [row for part in slices for row in range(part.start, part.stop)]
         assert rows == list(range(sum(lengths)))
-        assert all(1 <= part.stop - part.start <= spots for part in found)
+        assert all(1 <= part.stop - part.start <= spots for part in slices)
     borders = np.cumsum(lengths)
     within = sentences(lengths, context(spots, "section"))
     assert all(not np.any((borders > part.start) & (borders < part.stop)) for part in within)
@@ -112,9 +112,9 @@ def small_bank() -> Bank:
 def test_bank_file_reads_back(tmp_path: Path) -> None:
     bank = small_bank()
     (tmp_path / "bank.h5").write_bytes(bank_bytes(bank))
-    found = read_bank(tmp_path / "bank.h5")
+    read_back = read_bank(tmp_path / "bank.h5")
     for name in ("embedding", "expression", "genes", "spot", "section"):
-        assert np.array_equal(getattr(found, name), getattr(bank, name))
+        assert np.array_equal(getattr(read_back, name), getattr(bank, name))
     with h5py.File(tmp_path / "bank.h5") as file:
         assert set(file) == {"embedding", "expression", "genes", "spot", "section"}
 

@@ -41,8 +41,8 @@ def edit(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 @pytest.mark.slow
 def test_manifest_says_what_shaped_the_bundle(exported_bundle: Path) -> None:
-    found = open_bundle(exported_bundle)
-    m = found.manifest
+    bundle = open_bundle(exported_bundle)
+    m = bundle.manifest
     assert (m.format, m.system, m.encoder.name, m.encoder.embedding_dim) == (
         "mclst-bundle/1",
         "mclstexp",
@@ -54,14 +54,14 @@ def test_manifest_says_what_shaped_the_bundle(exported_bundle: Path) -> None:
     assert (m.spot_encoder.heads, m.spot_encoder.depth) == (8, 2)
     assert (m.context.spots, m.context.sentences, m.context.positions) == (32, "file", "array")
     assert (m.normalisation.input, m.normalisation.expression) == ("spot-wise", "gene-wise")
-    spec = found.retrieval
+    spec = bundle.retrieval
     assert (spec.k, spec.rank, spec.distance, spec.weighting) == (10, "cosine", "l1", "inverse-square")
     assert [(s.name, s.spots) for s in m.bank] == [("A1", 24), ("A2", 24)]
     assert set(m.files) == {"encoder.onnx", "bank.h5", "parity.json"} and {"mclst", "torch", "onnx"} <= set(
         m.versions
     )
     assert m.files["bank.h5"].sha256 == file_sha256(exported_bundle / "bank.h5")
-    assert found.bank.embedding.shape == (48, 16) and list(found.bank.genes) == [
+    assert bundle.bank.embedding.shape == (48, 16) and list(bundle.bank.genes) == [
         f"GENE{i}" for i in range(12)
     ]
     parity = json.loads((exported_bundle / "parity.json").read_text())
@@ -70,12 +70,12 @@ def test_manifest_says_what_shaped_the_bundle(exported_bundle: Path) -> None:
 
 
 def test_defaults_are_the_published_ones() -> None:
-    found = Settings()
-    assert found.retrieval.model_dump() == {
+    defaults = Settings()
+    assert defaults.retrieval.model_dump() == {
         "k": 200, "rank": "cosine", "distance": "l1", "weighting": "inverse-square", "temperature": 1.0,
     }  # fmt: skip
-    assert found.context.model_dump() == {"spots": 32, "sentences": "file", "positions": "array"}
-    assert (found.heads, found.tile.size_px, found.preprocessing.channels) == (8, 224, "rgb")
+    assert defaults.context.model_dump() == {"spots": 32, "sentences": "file", "positions": "array"}
+    assert (defaults.heads, defaults.tile.size_px, defaults.preprocessing.channels) == (8, 224, "rgb")
 
 
 @pytest.mark.parametrize("name", ["encoder.onnx", "bank.h5", "parity.json"])

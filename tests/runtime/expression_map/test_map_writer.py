@@ -45,17 +45,17 @@ def test_rows_in_any_order_come_back_in_the_order_of_the_spots(tmp_path):
         assert publish(writer) == tmp_path / "m.h5ad"
     expression[left_out] = nearest[left_out] = sure[left_out] = np.nan
 
-    found = anndata.read_h5ad(tmp_path / "m.h5ad")
-    assert found.X.dtype == np.float32
-    np.testing.assert_array_equal(found.X, expression)
-    np.testing.assert_array_equal(found.obs["nearest_distance"], nearest)
-    np.testing.assert_array_equal(found.obs["effective_k"], sure)
-    assert list(found.obs_names) == list(spots_of(50).id)
-    assert list(found.var_names) == genes_of(9)
-    np.testing.assert_array_equal(found.obsm["spatial"], spots_of(50).xy_px)
-    assert found.obsm["spatial"].dtype == np.float64
-    np.testing.assert_array_equal(found.obs["array_row"], np.arange(50) // 6)
-    np.testing.assert_array_equal(found.obs["array_col"], np.arange(50) % 6)
+    adata = anndata.read_h5ad(tmp_path / "m.h5ad")
+    assert adata.X.dtype == np.float32
+    np.testing.assert_array_equal(adata.X, expression)
+    np.testing.assert_array_equal(adata.obs["nearest_distance"], nearest)
+    np.testing.assert_array_equal(adata.obs["effective_k"], sure)
+    assert list(adata.obs_names) == list(spots_of(50).id)
+    assert list(adata.var_names) == genes_of(9)
+    np.testing.assert_array_equal(adata.obsm["spatial"], spots_of(50).xy_px)
+    assert adata.obsm["spatial"].dtype == np.float64
+    np.testing.assert_array_equal(adata.obs["array_row"], np.arange(50) // 6)
+    np.testing.assert_array_equal(adata.obs["array_col"], np.arange(50) % 6)
     assert os.listdir(tmp_path) == ["m.h5ad"]
 
 
@@ -67,16 +67,16 @@ def test_the_file_equals_what_anndata_itself_would_write(tmp_path):
     ours.copy().write_h5ad(tmp_path / "theirs.h5ad", convert_strings_to_categoricals=False)
 
     def content(path):
-        found = {}
+        nodes = {}
 
         def keep(name, item):
             array = item[()] if isinstance(item, h5py.Dataset) else np.zeros(0)
             shown = array.tolist() if isinstance(array, np.ndarray) else array
-            found[name] = (np.asarray(array).dtype, shown, sorted(map(str, item.attrs.items())))
+            nodes[name] = (np.asarray(array).dtype, shown, sorted(map(str, item.attrs.items())))
 
         with h5py.File(path) as file:
             file.visititems(keep)
-            return found, sorted(map(str, file.attrs.items()))
+            return nodes, sorted(map(str, file.attrs.items()))
 
     (ours_has, ours_root), (theirs_has, theirs_root) = (
         content(tmp_path / "ours.h5ad"),
@@ -102,10 +102,10 @@ def test_scanpy_and_squidpy_draw_it_unmodified(tmp_path, monkeypatch):
         import scanpy
         import squidpy
 
-        found = scanpy.read_h5ad(path)
-        scanpy.pl.spatial(found, color="GENE1", show=False)
+        adata = scanpy.read_h5ad(path)
+        scanpy.pl.spatial(adata, color="GENE1", show=False)
         plt.savefig(tmp_path / "scanpy.png")
-        axes = squidpy.pl.spatial_scatter(found, color=["GENE2", "effective_k"], return_ax=True)
+        axes = squidpy.pl.spatial_scatter(adata, color=["GENE2", "effective_k"], return_ax=True)
         plt.savefig(tmp_path / "squidpy.png")
         plt.close("all")
     assert len(axes) == 2
@@ -185,10 +185,10 @@ def test_odd_columns_are_kept_under_names_that_can_be_stored(tmp_path):
 )
 @pytest.mark.slow
 def test_any_column_names_become_unique_and_storable(names):
-    kept = storable_names(names, taken=["a"])
-    assert len(set(kept)) == len(names) and "a" not in kept
+    storable = storable_names(names, reserved=["a"])
+    assert len(set(storable)) == len(names) and "a" not in storable
     image = H5adImage((1, 1))
-    image.put("obs", pd.DataFrame({name: [1.0] for name in kept}, index=["i"]))
+    image.put("obs", pd.DataFrame({name: [1.0] for name in storable}, index=["i"]))
     image.close()
 
 
@@ -231,16 +231,19 @@ def test_settings_of_the_run_come_back(tmp_path):
         "huge": 2**70,
     }
     path = write_all(tmp_path / "m.h5ad", np.ones((3, 2), np.float32), run=run)
-    found = anndata.read_h5ad(path).uns["mclst"]
+    settings_read = anndata.read_h5ad(path).uns["mclst"]
     assert (
-        found["bundle"]["sha256"] == "ab"
-        and found["bundle"]["path"] == "/b"
-        and "none" not in found["bundle"]
+        settings_read["bundle"]["sha256"] == "ab"
+        and settings_read["bundle"]["path"] == "/b"
+        and "none" not in settings_read["bundle"]
     )
-    assert found["tiles_s"] == 12.5 and found["workers"] == 3 and found["exact"]
-    assert found["providers"].tolist() == ["cpu", "cuda"] and found["seconds"].tolist() == [1.0, 2.5]
-    assert found["failed"] == r'[[3, "bad\u0000tile"], [9, "gone"]]'
-    assert found["huge"] == str(2**70)
+    assert settings_read["tiles_s"] == 12.5 and settings_read["workers"] == 3 and settings_read["exact"]
+    assert settings_read["providers"].tolist() == ["cpu", "cuda"] and settings_read["seconds"].tolist() == [
+        1.0,
+        2.5,
+    ]
+    assert settings_read["failed"] == r'[[3, "bad\u0000tile"], [9, "gone"]]'
+    assert settings_read["huge"] == str(2**70)
     with pytest.raises(TypeError, match="odd is a set"):
         storable_tree({"odd": {1, 2}})
 
@@ -393,9 +396,9 @@ def test_a_row_written_again_is_replaced_and_wrong_rows_are_refused(tmp_path):
             with pytest.raises(ValueError):
                 writer.write(np.array(rows), RetrievalResult(np.array(expression, np.float32), one, one))
         publish(writer)
-    found = anndata.read_h5ad(tmp_path / "m.h5ad")
-    np.testing.assert_array_equal(found.X, [[np.nan] * 2, [6, 6], [np.nan] * 2])
-    assert found.obs["nearest_distance"].tolist()[1] == 2.0
+    adata = anndata.read_h5ad(tmp_path / "m.h5ad")
+    np.testing.assert_array_equal(adata.X, [[np.nan] * 2, [6, 6], [np.nan] * 2])
+    assert adata.obs["nearest_distance"].tolist()[1] == 2.0
 
 
 @pytest.mark.slow
@@ -432,5 +435,5 @@ def test_usual_spot_diameter():
 def test_hdf5_reaching_into_the_place_of_x_is_noticed():
     image = H5adImage((4, 3))
     image._file["X"][0] = 1.0
-    with pytest.raises(RuntimeError, match="place of X"):
+    with pytest.raises(RuntimeError, match="bytes of X"):
         image.close()

@@ -83,11 +83,11 @@ def test_a_colour_profile_is_named_and_left_alone(tmp_path: Path, form: str) -> 
     image.save(tmp_path / "profile", format=form, icc_profile=SRGB.tobytes())
     image.save(tmp_path / "damaged", format=form, icc_profile=b"no profile at all")
     np.testing.assert_array_equal(whole(tmp_path / "profile"), whole(tmp_path / "plain"))
-    said = []
+    names = []
     for name in ("plain", "profile", "damaged"):
         with open_slide(tmp_path / name) as slide:
-            said.append(slide.icc)
-    assert said == ["", ImageCms.getProfileDescription(SRGB).strip(), "unreadable"]
+            names.append(slide.icc)
+    assert names == ["", ImageCms.getProfileDescription(SRGB).strip(), "unreadable"]
 
 
 def test_the_profile_of_a_real_slide_is_named_alike_by_both_readers(slides: Path) -> None:

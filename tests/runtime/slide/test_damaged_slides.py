@@ -74,13 +74,13 @@ def test_what_is_no_slide_is_refused_by_content(tmp_path: Path) -> None:
             open_slide(tmp_path / "slide.svs")
     (tmp_path / "gone.svs").symlink_to(tmp_path / "nowhere")
     os.mkfifo(tmp_path / "pipe.svs")
-    places = {
+    paths = {
         "missing.svs": "does not exist",
         "gone.svs": "link to a file",
         "pipe.svs": "not a regular",
         ".": "folder",
     }
-    for name, why in places.items():
+    for name, why in paths.items():
         with pytest.raises(SlideError, match=why):
             open_slide(tmp_path / name)
     for path in ("a" * 300, "a\0b"):

@@ -54,8 +54,8 @@ def test_transparent_png_lies_over_white(tmp_path: Path) -> None:
     Image.fromarray(rgba).save(tmp_path / "a.png")
     opacity = rgba[..., 3:] / 255.0
     with open_slide(tmp_path / "a.png") as slide:
-        found = slide.read(0, 0, 420, 300)
-    assert np.abs(found - (rgba[..., :3] * opacity + 255.0 * (1 - opacity))).max() <= 1
+        pixels = slide.read(0, 0, 420, 300)
+    assert np.abs(pixels - (rgba[..., :3] * opacity + 255.0 * (1 - opacity))).max() <= 1
 
 
 def test_sixteen_bit_pngs_are_refused(tmp_path: Path) -> None:
@@ -106,9 +106,9 @@ def test_large_jpeg_equals_pillow_without_a_bomb_warning(her2st: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with open_slide(path) as slide:
-            found = slide.read(4000, 5000, 1500, 900)
+            pixels = slide.read(4000, 5000, 1500, 900)
             assert (slide.width_px, slide.height_px, slide.reader) == (9278, 9916, "pillow")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         expected = np.asarray(Image.open(path).crop((4000, 5000, 5500, 5900)))
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(pixels, expected)

@@ -20,8 +20,8 @@ def grid(width: int, height: int, step: int) -> np.ndarray:
     return np.stack([x.ravel(), y.ravel()], 1)
 
 
-def write_grid(path: Path, places: np.ndarray) -> None:
-    path.write_text("id,x,y\n" + "".join(f"s{i},{x},{y}\n" for i, (x, y) in enumerate(places)))
+def write_grid(path: Path, xy: np.ndarray) -> None:
+    path.write_text("id,x,y\n" + "".join(f"s{i},{x},{y}\n" for i, (x, y) in enumerate(xy)))
 
 
 def openslide_tile(path: Path, x: int, y: int) -> np.ndarray:
@@ -45,22 +45,22 @@ def test_a_grid_over_a_real_slide(
     mpp: float,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    places = grid(*size, 211)
-    write_grid(tmp_path / "grid.csv", places)
+    xy = grid(*size, 211)
+    write_grid(tmp_path / "grid.csv", xy)
     done = CliRunner().invoke(
         main, [str(slides / name), "--spots", "grid.csv", "--bundle", str(small_bundle)]
     )
     assert done.exit_code == 0, done.output
-    found = anndata.read_h5ad(Path(name).stem + ".h5ad")
-    assert found.n_obs == len(places) and np.isfinite(found.X).all()
-    assert np.array_equal(found.obsm["spatial"], places)
-    assert float(found.uns["mclst"]["slide"]["mpp"]) == pytest.approx(mpp, rel=1e-3)
+    adata = anndata.read_h5ad(Path(name).stem + ".h5ad")
+    assert adata.n_obs == len(xy) and np.isfinite(adata.X).all()
+    assert np.array_equal(adata.obsm["spatial"], xy)
+    assert float(adata.uns["mclst"]["slide"]["mpp"]) == pytest.approx(mpp, rel=1e-3)
     bundle = open_bundle(small_bundle)
     session = open_session(bundle.encoder_path, "cpu")
-    some = np.linspace(0, len(places) - 1, 25).astype(int)
-    tiles = np.stack([openslide_tile(slides / name, *places[i]) for i in some])
+    some = np.linspace(0, len(xy) - 1, 25).astype(int)
+    tiles = np.stack([openslide_tile(slides / name, *xy[i]) for i in some])
     expected = Retriever(bundle.bank, bundle.retrieval, "reference").aggregate(session.encode(tiles))
-    assert np.abs(found.X[some] - expected.expression).max() < 1e-4
+    assert np.abs(adata.X[some] - expected.expression).max() < 1e-4
 
 
 @pytest.mark.slow

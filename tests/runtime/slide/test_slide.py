@@ -159,8 +159,8 @@ def test_a_segment_is_decoded_once_however_many_ask(tmp_path: Path) -> None:
             together.wait()
             return slide.read(0, 0, 420, 300)
 
-        for found in pool.map(read, range(8)):
-            np.testing.assert_array_equal(found, image)
+        for pixels in pool.map(read, range(8)):
+            np.testing.assert_array_equal(pixels, image)
         assert slide.cache.decoded == 5 * 5  # type: ignore[attr-defined]
 
 

@@ -22,9 +22,9 @@ from mclst.runtime.slide.open import open_slide
 def made(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Made, Slide]]:
-    found = VENDORS[request.param](tmp_path_factory.mktemp("vendor"))
-    with open_slide(found.path) as slide:
-        yield found, slide
+    synthetic = VENDORS[request.param](tmp_path_factory.mktemp("vendor"))
+    with open_slide(synthetic.path) as slide:
+        yield synthetic, slide
 
 
 def test_levels_size_and_source_are_told(made: tuple[Made, Slide]) -> None:
@@ -43,20 +43,20 @@ def test_any_rectangle_is_what_was_written(made: tuple[Made, Slide], data: st.Da
     pixels = expected.levels[number]
     x, y = data.draw(st.integers(-100, pixels.shape[1])), data.draw(st.integers(-100, pixels.shape[0]))
     width, height = data.draw(st.integers(1, 250)), data.draw(st.integers(1, 250))
-    found = slide.read(x, y, width, height, level=number, pad=PAD)
-    np.testing.assert_array_equal(found, cut(pixels, x, y, width, height))
+    rectangle = slide.read(x, y, width, height, level=number, pad=PAD)
+    np.testing.assert_array_equal(rectangle, cut(pixels, x, y, width, height))
 
 
 def test_every_file_of_a_slide_counts_for_its_hash(tmp_path: Path) -> None:
     """A level of a DICOM slide, the photographs of a MIRAX: another file than the one that is named."""
     for name, part in (("DICOM, uncompressed", "level1.dcm"), ("MIRAX", "Data0000.dat")):
         (tmp_path / name).mkdir()
-        found = VENDORS[name](tmp_path / name)
+        synthetic = VENDORS[name](tmp_path / name)
         hashes = []
         for end in (b"", b"more"):
             with next((tmp_path / name).rglob(part)).open("ab") as file:
                 file.write(end)
-            with SlideHash(found.path) as hashed:
+            with SlideHash(synthetic.path) as hashed:
                 hashes.append(hashed.result())
         assert hashes[0] != hashes[1]
 

@@ -101,8 +101,8 @@ def test_other_arrays() -> None:
     assert legacy is not None and legacy.mpp == pytest.approx(0.69, rel=0.01) and legacy.pitch_um == 200
     hd = placed(square, square * 8.0, 0.27, variant="Visium HD")
     object.__setattr__(hd, "id", np.array([f"s_008um_{i:05}_00000-1" for i in range(200)]))
-    found = fit_array(hd)
-    assert found is not None and found.mpp == pytest.approx(0.27) and found.pitch_um == 8
+    fit = fit_array(hd)
+    assert fit is not None and fit.mpp == pytest.approx(0.27) and fit.pitch_um == 8
     assert fit_array(placed(square, square * 200.0, 0.69)) is None, (
         "no Visium array has such columns and rows"
     )
@@ -147,11 +147,14 @@ def test_whose_word_counts(
     slide: float | None, array: float | None, given_mpp: float | None, mpp: float | None, source: str,
     words: tuple[str, ...],
 ) -> None:  # fmt: skip
-    places, um = visium()
-    spots = placed(places, um, array or 1.0, noise=0.1, variant="Space Ranger 2" if array else "id, x, y")
-    found = slide_resolution(Sized(slide), spots, given_mpp)
-    assert found.mpp == (None if mpp is None else pytest.approx(mpp, rel=1e-3)) and found.source == source
-    note = " ".join(found.notes)
+    grid, um = visium()
+    spots = placed(grid, um, array or 1.0, noise=0.1, variant="Space Ranger 2" if array else "id, x, y")
+    resolution = slide_resolution(Sized(slide), spots, given_mpp)
+    assert (
+        resolution.mpp == (None if mpp is None else pytest.approx(mpp, rel=1e-3))
+        and resolution.source == source
+    )
+    note = " ".join(resolution.notes)
     assert bool(note) == bool(words) and all(word in note for word in words), note
 
 
@@ -173,10 +176,10 @@ def test_whose_word_counts(
 def test_an_objective_that_contradicts_is_told_and_changes_nothing(
     power: float, mpp: float | None, vendor: str, doubted: bool
 ) -> None:
-    places, um = visium()
-    spots = placed(places, um, 1.0, variant="id, x, y")
-    found = slide_resolution(Sized(mpp, objective=(power, "AppMag"), vendor=vendor), spots)
-    assert found.mpp == mpp and len(found.notes) == doubted
-    assert all(f"{power:g}x objective (AppMag)" in note and "--mpp" in note for note in found.notes)
-    given = slide_resolution(Sized(mpp, objective=(20.0, "AppMag"), vendor=vendor), spots, 0.5)
-    assert given.mpp == 0.5 and not any("objective" in note for note in given.notes)
+    array, um = visium()
+    spots = placed(array, um, 1.0, variant="id, x, y")
+    resolution = slide_resolution(Sized(mpp, objective=(power, "AppMag"), vendor=vendor), spots)
+    assert resolution.mpp == mpp and len(resolution.notes) == doubted
+    assert all(f"{power:g}x objective (AppMag)" in note and "--mpp" in note for note in resolution.notes)
+    overridden = slide_resolution(Sized(mpp, objective=(20.0, "AppMag"), vendor=vendor), spots, 0.5)
+    assert overridden.mpp == 0.5 and not any("objective" in note for note in overridden.notes)

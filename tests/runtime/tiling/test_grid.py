@@ -72,9 +72,9 @@ def test_tissue_is_found_within_20_um_of_its_border(tmp_path: Path) -> None:
     truth = disc(1200, 1600, 450)
     write_slide(tmp_path / "s.tif", truth)
     with open_slide(tmp_path / "s.tif") as slide:
-        found = find_tissue(slide, 0.5)
-    assert found.mask.shape == (75, 100)  # 8 µm per pixel
-    large = np.kron(found.mask, np.ones((16, 16), bool))
+        tissue = find_tissue(slide, 0.5)
+    assert tissue.mask.shape == (75, 100)  # 8 µm per pixel
+    large = np.kron(tissue.mask, np.ones((16, 16), bool))
     near = ndimage.binary_dilation(truth, iterations=40) & ~ndimage.binary_erosion(truth, iterations=40)
     assert np.array_equal(large & ~near, truth & ~near)
 
@@ -95,8 +95,8 @@ def test_specks_are_dropped_and_small_holes_filled(tmp_path: Path) -> None:
     mask[40:80, 40:80] = True
     write_slide(tmp_path / "s.tif", mask)
     with open_slide(tmp_path / "s.tif") as slide:
-        found = find_tissue(slide, 0.5).mask
-    assert found[50, 50] and not found[:10, :10].any()
+        tissue = find_tissue(slide, 0.5).mask
+    assert tissue[50, 50] and not tissue[:10, :10].any()
 
 
 @pytest.mark.slow
@@ -104,12 +104,12 @@ def test_tissue_of_real_sections(slides: Path, her2st: Path) -> None:
     with open_slide(slides / "CMU-1-Small-Region.svs") as slide:
         assert 0.3 < find_tissue(slide, 0.499).fraction < 0.45
     with open_slide(her2st / "images" / "C4.jpg") as slide:
-        found = find_tissue(slide, 0.69).mask
-        scale = found.shape[1] / slide.width_px
+        tissue = find_tissue(slide, 0.69).mask
+        scale = tissue.shape[1] / slide.width_px
     spots = np.loadtxt(her2st / "spots" / "C4_selection.tsv", skiprows=1)
     column, row = (spots[spots[:, 6] == 1][:, 4:6] * scale).astype(int).T
-    assert found[row, column].mean() > 0.95, "the published selection of spots lies on tissue"
-    assert found.mean() < 0.35
+    assert tissue[row, column].mean() > 0.95, "the published selection of spots lies on tissue"
+    assert tissue.mean() < 0.35
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -138,7 +138,7 @@ def test_a_grid_keeps_what_plain_numpy_keeps(
     mask_height = max(1, round(mask_width * height / width))
     mask = np.random.default_rng(seed).random((mask_height, mask_width)) < 0.5
     slide = Blank(width, height)
-    kept = set()
+    expected = set()
     columns, rows = (sum(1 for i in range(500) if (i + 0.5) * stride < side) for side in (width, height))
     for row in range(rows):
         for column in range(columns):
@@ -152,14 +152,14 @@ def test_a_grid_keeps_what_plain_numpy_keeps(
                 across = slice(x[0], x[1]) if min(x[1], mask_width) > x[0] else slice(at_x, at_x + 1)
                 part = mask[lines, across]
             if part.sum() >= 0.5 * part.size:
-                kept.add(f"{column}x{row}")
-    if not kept:
+                expected.add(f"{column}x{row}")
+    if not expected:
         with pytest.raises((SpotsError, SlideError)):
             make_grid(slide, stride, 1.0, TissueMask(mask, "made up"))
         return
     grid = make_grid(slide, stride, 1.0, TissueMask(mask, "made up"))
-    assert set(grid.spots.id) == kept
-    assert grid.skipped == columns * rows - len(kept) and (grid.columns, grid.rows) == (columns, rows)
+    assert set(grid.spots.id) == expected
+    assert grid.skipped == columns * rows - len(expected) and (grid.columns, grid.rows) == (columns, rows)
     first = [float(part) for part in str(grid.spots.id[0]).split("x")]
     assert np.allclose(grid.spots.xy_px[0], [(side + 0.5) * stride for side in first])
     assert (grid.spots.xy_px < (width, height)).all() and (grid.spots.xy_px >= 0).all()
@@ -169,7 +169,7 @@ def test_absurd_grids_are_refused_before_any_memory_is_taken() -> None:
     whole = TissueMask(np.ones((2, 2), bool), "all")
     with pytest.raises(SpotsError, match="more than 50,000,000; give a larger --grid"):
         make_grid(Blank(400_000, 300_000), 1.0, 0.25, whole)
-    with pytest.raises(SpotsError, match="has no place; give a smaller --grid"):
+    with pytest.raises(SpotsError, match="has no position; give a smaller --grid"):
         make_grid(Blank(100, 100), 1000.0, 0.25, whole)
 
 
@@ -211,13 +211,13 @@ def infer(*words: str) -> Result:
 def test_a_dense_map_and_its_ome_tiff(here: Path) -> None:
     done = infer("--grid", "20", "--genes", "GENE7, GENE2")
     assert done.exit_code == 0, done.output
-    found = anndata.read_h5ad("slide.h5ad")
-    assert np.isfinite(found.X).all() and 0.25 < found.n_obs / (40 * 30) < 0.45
-    assert f"{40 * 30 - found.n_obs:,} skipped as background" in done.stderr
-    assert int(found.uns["mclst"]["skipped_background"]) == 40 * 30 - found.n_obs
+    adata = anndata.read_h5ad("slide.h5ad")
+    assert np.isfinite(adata.X).all() and 0.25 < adata.n_obs / (40 * 30) < 0.45
+    assert f"{40 * 30 - adata.n_obs:,} skipped as background" in done.stderr
+    assert int(adata.uns["mclst"]["skipped_background"]) == 40 * 30 - adata.n_obs
     assert (
         json.loads((here / "slide.run.json").read_text())["run"]["skipped_background"]
-        == 40 * 30 - found.n_obs
+        == 40 * 30 - adata.n_obs
     )
     with tifffile.TiffFile("slide.genes.ome.tif") as tif:
         assert tif.is_ome and tif.series[0].axes == "CYX"
@@ -225,7 +225,7 @@ def test_a_dense_map_and_its_ome_tiff(here: Path) -> None:
         xml = tif.ome_metadata or ""
     assert 'Name="GENE7"' in xml and 'PhysicalSizeX="20.0"' in xml
     expected = np.full((2, 30, 40), np.nan, np.float32)
-    for name, values in zip(found.obs_names, found[:, ["GENE7", "GENE2"]].X, strict=True):
+    for name, values in zip(adata.obs_names, adata[:, ["GENE7", "GENE2"]].X, strict=True):
         column, row = map(int, name.split("x"))
         expected[:, row, column] = values
     np.testing.assert_array_equal(planes, expected)
@@ -252,12 +252,12 @@ def test_a_mask_from_outside_decides(here: Path) -> None:
     mask[:30, :40] = 1
     Image.fromarray(mask).save("mask.png")
     assert infer("--grid", "20", "--tissue-mask", "mask.png").exit_code == 0
-    found = anndata.read_h5ad("slide.h5ad")
-    assert found.n_obs == 20 * 15 and (found.obsm["spatial"] < (800, 600)).all()
+    adata = anndata.read_h5ad("slide.h5ad")
+    assert adata.n_obs == 20 * 15 and (adata.obsm["spatial"] < (800, 600)).all()
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         ((), 2, "either --spots or --grid"),
         (("--grid", "20", "--spots", "x.csv"), 2, "either --spots or --grid"),
@@ -272,9 +272,9 @@ def test_a_mask_from_outside_decides(here: Path) -> None:
         (("--grid", "20", "--max-bad-tiles", "101%"), 2, "101%"),
     ],
 )
-def test_what_does_not_go_together(here: Path, words: tuple[str, ...], code: int, said: str) -> None:
+def test_what_does_not_go_together(here: Path, words: tuple[str, ...], code: int, message: str) -> None:
     done = infer(*words)
-    assert done.exit_code == code and said in done.stderr and "Traceback" not in done.stderr, done.output
+    assert done.exit_code == code and message in done.stderr and "Traceback" not in done.stderr, done.output
     assert {path.name for path in here.iterdir()} == {"slide.tif", "mclst-bundle"}
 
 
@@ -321,8 +321,8 @@ def test_too_many_bad_tiles_fail_the_run_and_the_rest_is_kept(slides: Path, here
     assert not Path("bad.h5ad").exists()
     done = CliRunner().invoke(main, [*words, "--tissue-mask", "mask.png", "--max-bad-tiles", "500"])
     assert done.exit_code == 0, done.output
-    found = anndata.read_h5ad("bad.h5ad")
-    x, y = np.floor(found.obsm["spatial"]).T
+    adata = anndata.read_h5ad("bad.h5ad")
+    x, y = np.floor(adata.obsm["spatial"]).T
     over = (x + 16 > 960) & (x - 16 < 1200) & (y + 16 > 1200) & (y - 16 < 1440)
-    assert np.array_equal(np.isnan(found.X).any(axis=1), over) and over.any()
+    assert np.array_equal(np.isnan(adata.X).any(axis=1), over) and over.any()
     assert len(json.loads(Path("bad.run.json").read_text())["run"]["failed"]) == over.sum()

@@ -126,10 +126,10 @@ def test_real_slide_tiles_equal_openslide(slides: Path) -> None:
 def test_the_level_read(
     mpp: float, levels: tuple[float, ...], target: float | None, plan: TilePlan, words: str
 ) -> None:
-    found = plan_tiles(MadeUpSlide(levels, mpp), TileShape(224, target))
-    assert (found.level, found.read_px, found.size_px) == (plan.level, plan.read_px, plan.size_px)
-    assert found.level_mpp == pytest.approx(plan.level_mpp)
-    assert words in str(found)
+    chosen = plan_tiles(MadeUpSlide(levels, mpp), TileShape(224, target))
+    assert (chosen.level, chosen.read_px, chosen.size_px) == (plan.level, plan.read_px, plan.size_px)
+    assert chosen.level_mpp == pytest.approx(plan.level_mpp)
+    assert words in str(chosen)
 
 
 def test_mpp_given_outweighs_the_slide_and_none_is_an_error() -> None:
@@ -155,11 +155,11 @@ def test_reducing_by_a_whole_number_is_the_mean_over_blocks(pixels: NDArray[np.u
 def test_resampling_moves_nothing(side: int, size: int) -> None:
     """A ramp stays the same ramp: pixel centres at (i + ½) side / size, wherever the edge has no say."""
     ramp = np.repeat(np.linspace(0, 255, side)[None, :, None], side, axis=0).repeat(3, axis=2)
-    found = resample(np.rint(ramp).astype(np.uint8), size)
+    resampled = resample(np.rint(ramp).astype(np.uint8), size)
     centres = (np.arange(size) + 0.5) * side / size - 0.5
     inner = slice(size // 16, -size // 16)
-    assert np.abs(found[size // 2, inner, 0] - centres[inner] * 255 / (side - 1)).max() <= 1.6
-    np.testing.assert_array_equal(found, found[:1].repeat(size, axis=0))
+    assert np.abs(resampled[size // 2, inner, 0] - centres[inner] * 255 / (side - 1)).max() <= 1.6
+    np.testing.assert_array_equal(resampled, resampled[:1].repeat(size, axis=0))
 
 
 def test_reduced_tiles_come_through_the_batches(tmp_path: Path) -> None:
@@ -328,15 +328,15 @@ def test_each_segment_is_decoded_once_and_let_go_after_its_last_tile(
     tmp_path: Path, name: str, workers: int
 ) -> None:
     path, (image, *_) = write_layout(tmp_path, name)
-    places = np.random.default_rng(1).uniform((-30, -30), (450, 330), (400, 2))
+    xy_px = np.random.default_rng(1).uniform((-30, -30), (450, 330), (400, 2))
     with open_slide(path) as slide:
         assert isinstance(slide, TiffSlide)
-        tiles = Tiles(slide, places, TileShape(50, pad=PAD), batch_size=8, workers=workers)
+        tiles = Tiles(slide, xy_px, TileShape(50, pad=PAD), batch_size=8, workers=workers)
         rows, pixels = all_tiles(tiles)
         level = slide.levels[0]
         needed = {
             (x // level.segment_px[0], y // level.segment_px[1])
-            for left, top in np.floor(places).astype(int) - 25
+            for left, top in np.floor(xy_px).astype(int) - 25
             for x in range(max(left, 0), min(left + 50, level.width_px))
             for y in range(max(top, 0), min(top + 50, level.height_px))
         }
@@ -344,5 +344,5 @@ def test_each_segment_is_decoded_once_and_let_go_after_its_last_tile(
         assert slide.cache.held_bytes == 0
         assert slide.cache.peak_bytes < image.nbytes
     for row, tile in zip(rows, pixels, strict=True):
-        x, y = np.floor(places[row]).astype(int) - 25
+        x, y = np.floor(xy_px[row]).astype(int) - 25
         assert np.array_equal(tile, cut(image, int(x), int(y), 50, 50))
