@@ -68,7 +68,7 @@ def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
         assert (content[0] == content[2]) == (path.name == "genes.txt"), path
 
 
-def test_openslide_and_the_runtime_read_the_slide_alike(section: SyntheticSection) -> None:
+def test_openslide_and_the_runtime_agree(section: SyntheticSection) -> None:
     theirs = openslide.OpenSlide(section.image)
     assert theirs.level_dimensions == ((1600, 1600), (800, 800), (400, 400))
     assert float(theirs.properties[openslide.PROPERTY_NAME_MPP_X]) == pytest.approx(0.5)
@@ -154,7 +154,7 @@ def test_high_grade_tumor_is_darker() -> None:
     assert red[high].mean() < red[low].mean() - 8
 
 
-def test_counts_have_the_moments_they_should() -> None:
+def test_moments_of_counts() -> None:
     mean = np.full((60_000, 1), 0.02)
     counts = sample_counts(np.random.default_rng(0), mean, 1000.0).astype(float)
     about = 20.0
@@ -163,7 +163,7 @@ def test_counts_have_the_moments_they_should() -> None:
     assert counts.var() == pytest.approx(about + about**2 * spread, rel=0.05)
 
 
-def test_a_spot_on_glass_would_express_nothing() -> None:
+def test_a_spot_on_glass_expresses_nothing() -> None:
     layout = make_layout(np.random.default_rng(3), 1600, 0.5)
     result = expected_counts(layout, np.array([[2.0, 2.0], [800.0, 800.0]]), 60.0)
     assert np.isfinite(result).all()
@@ -172,14 +172,14 @@ def test_a_spot_on_glass_would_express_nothing() -> None:
 
 
 @pytest.mark.parametrize("size_px", [0, 60, 401])
-def test_a_slide_that_cannot_be_laid_out_is_refused(tmp_path: Path, size_px: int) -> None:
+def test_an_invalid_slide_size_is_refused(tmp_path: Path, size_px: int) -> None:
     with pytest.raises(ValueError, match="multiple of 8"):
         write_section(tmp_path, "S1", 0, size_px=size_px)
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("length", ["mpp", "pitch_um", "spot_um", "depth"])
-def test_a_length_of_nothing_is_refused(tmp_path: Path, length: str) -> None:
+def test_a_zero_length_is_refused(tmp_path: Path, length: str) -> None:
     with pytest.raises(ValueError, match="above 0"):
         write_section(tmp_path, "S1", 0, size_px=400, **{length: 0.0})
     assert not any(tmp_path.iterdir())
@@ -236,7 +236,7 @@ def test_demo_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--overwrite" in again.stderr
 
 
-def test_nothing_is_left_when_a_stage_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_stage_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 

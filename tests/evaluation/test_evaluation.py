@@ -122,13 +122,13 @@ def test_coexpression_agrees_over_the_pairs_that_are_defined() -> None:
     )
 
 
-def test_correlations_are_averaged_over_the_sections_that_have_them() -> None:
+def test_only_defined_correlations_are_averaged() -> None:
     a, b = np.array([[1.0, 0.2], [0.2, 1.0]]), np.array([[1.0, np.nan], [np.nan, np.nan]])
     np.testing.assert_array_equal(mean_of([a, b]), a)
     assert np.isnan(mean_of([b, b])[0, 1])
 
 
-def test_genes_that_go_together_stand_together() -> None:
+def test_correlated_genes_are_adjacent() -> None:
     rng = np.random.default_rng(0)
     programme = rng.normal(size=(60, 3))
     genes = programme[:, np.tile([0, 1, 2], 5)] + 0.3 * rng.normal(size=(60, 15))
@@ -167,7 +167,7 @@ def test_adjusted_rand_index_is_its_definition(pairs: list[tuple[int, int]]) -> 
 
 
 @given(st.dictionaries(st.sampled_from("abcd"), st.frozensets(st.sampled_from("ABCDEFG")), min_size=1))
-def test_intersections_part_the_genes(sets: dict[str, frozenset[str]]) -> None:
+def test_intersections_partition_the_genes(sets: dict[str, frozenset[str]]) -> None:
     parts = intersections(sets)
     union = frozenset().union(*sets.values())
     assert sum(len(genes) for genes in parts.values()) == len(union)
@@ -179,7 +179,7 @@ def test_intersections_part_the_genes(sets: dict[str, frozenset[str]]) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_every_number_of_a_venn_diagram_stands_in_its_region(count: int) -> None:
+def test_venn_numbers_are_in_their_regions(count: int) -> None:
     names = ["one", "two", "three"][:count]
     sets = {name: frozenset(f"{name}{i}" for i in range(3 + i)) | {"all"} for i, name in enumerate(names)}
     (axes,) = draw_venn(intersections(sets), names).axes
@@ -198,7 +198,7 @@ def test_every_number_of_a_venn_diagram_stands_in_its_region(count: int) -> None
         draw_venn({}, ["a", "b", "c", "d"])
 
 
-def test_a_predicted_gene_is_sure_and_of_the_right_sign() -> None:
+def test_a_predicted_gene_is_significant_and_positive() -> None:
     ranked = pd.DataFrame(
         {"gene": list("ABCD"), "minus_log10_p": [9.0, 8.0, 4.0, np.nan], "pcc": [0.9, -0.9, 0.4, np.nan]}
     )
@@ -226,7 +226,7 @@ def pair(name: str = "S1", method: str = "", *, seed: int = 0, genes: int = 6) -
     )
 
 
-def test_sections_count_once_each_and_genes_may_stand_in_another_order() -> None:
+def test_sections_have_equal_weight_and_gene_order_is_free() -> None:
     import dataclasses
 
     a, b = pair("S1"), pair("S2", seed=1)
@@ -243,7 +243,7 @@ def test_sections_count_once_each_and_genes_may_stand_in_another_order() -> None
             evaluate([a, other])
 
 
-def test_domains_are_held_against_the_annotation_of_labelled_spots_alone() -> None:
+def test_domains_are_compared_on_labeled_spots_only() -> None:
     one = pair()
     region = np.array(["tumour"] * 8 + ["stroma"] * 8 + [""] * 4)
     result = evaluate([one], regions={("", "S1"): region}).methods[0].sections[0].domains
@@ -284,7 +284,7 @@ def run(*args: Any) -> Result:
     return CliRunner().invoke(main, [str(word) for word in args])
 
 
-def test_a_map_is_lined_up_with_its_truth_by_spot_names(small: Small, maps: dict[str, Path]) -> None:
+def test_a_map_is_joined_with_its_truth_by_spot_name(small: Small, maps: dict[str, Path]) -> None:
     predicted = read_map(maps["A1"])
     source = choose_section(predicted, small.folder, None)
     result = pair_with_truth(predicted, source)
@@ -432,7 +432,7 @@ def test_a_map_in_unknown_units_or_of_other_spots_is_refused(small: Small, maps:
     assert "has inf for GENE1" in run(*args, "--overwrite").stderr
 
 
-def test_genes_not_measured_are_refused_or_left_out_by_name(small: Small, maps: dict[str, Path]) -> None:
+def test_unmeasured_genes_are_refused_or_skipped(small: Small, maps: dict[str, Path]) -> None:
     result = anndata.read_h5ad(maps["A1"])
     result.var_names = ["ALIEN", *result.var_names[1:]]
     path = maps["A1"].parent / "alien.h5ad"

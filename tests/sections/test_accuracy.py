@@ -58,7 +58,7 @@ def test_heg_takes_the_fifty_highest_genes_of_the_truth():
     assert result.pcc_acg == pytest.approx((50 - 10) / 60)
 
 
-def test_a_constant_gene_drops_out_of_acg_but_not_of_heg():
+def test_a_constant_gene_is_skipped_in_acg_but_not_in_heg():
     rng = np.random.default_rng(2)
     truth = rng.random((10, 60))
     predicted = rng.random((10, 60))
@@ -73,7 +73,7 @@ def test_a_constant_gene_drops_out_of_acg_but_not_of_heg():
     assert np.isfinite(score(predicted, truth).pcc_acg)
 
 
-def test_unreadable_spots_are_left_out_and_counted():
+def test_unreadable_spots_are_skipped_and_counted():
     rng = np.random.default_rng(3)
     truth, predicted = rng.random((12, 5)), rng.random((12, 5)).astype(np.float32)
     holed = predicted.copy()

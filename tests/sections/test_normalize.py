@@ -107,14 +107,14 @@ def test_log_share_is_st_nets() -> None:
 
 @pytest.mark.parametrize("normalize", [spot_wise, gene_wise, median_log1p, log_share])
 @pytest.mark.parametrize("wrong", [-1.0, np.nan, np.inf])
-def test_what_is_no_count_is_refused(normalize: Callable[[Matrix], Matrix], wrong: float) -> None:
+def test_invalid_counts_are_refused(normalize: Callable[[Matrix], Matrix], wrong: float) -> None:
     with pytest.raises(ValueError, match="row 2, column 1"):
         normalize(np.array([[1, 2], [wrong, 3]], dtype=np.float32))
     with pytest.raises(ValueError, match="shape"):
         normalize(np.ones(3, dtype=np.float32))
 
 
-def test_the_published_truth_is_met() -> None:
+def test_published_truth() -> None:
     if not (SHARED / "her2st" / "reference" / "C4.npz").exists():
         pytest.skip("reference data her2st is not beside the checkout")
     reference = np.load(SHARED / "her2st" / "reference" / "C4.npz")

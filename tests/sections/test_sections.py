@@ -554,3 +554,11 @@ def test_any_damage_gives_a_valid_section_or_an_error(tmp_path: Path, position: 
         return
     assert section.counts.shape == (len(section.spot), len(section.genes))
     assert np.isfinite(section.counts.data).all() and (section.counts.data > 0).all()
+
+
+def test_public_names_resolve() -> None:
+    import mclst.sections
+
+    assert dir(mclst.sections) == sorted(mclst.sections.__all__)
+    assert all(hasattr(mclst.sections, name) for name in mclst.sections.__all__)
+    assert set(mclst.sections.NORMALIZATIONS) == set(mclst.sections.NORMALIZATION_NAMES)

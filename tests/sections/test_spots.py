@@ -118,7 +118,7 @@ def test_plain_x_y_are_level_0_pixels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("delimiter", ["\t", ";", ","])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
-def test_separator_line_end_and_bom(tmp_path: Path, delimiter: str, end: str, bom: bytes) -> None:
+def test_delimiter_line_end_and_bom(tmp_path: Path, delimiter: str, end: str, bom: bytes) -> None:
     text = (
         end.join(
             delimiter.join(cells) for cells in (["id", "x_px", "y_px"], ["a", "1.5", "2"], ["b", "1e3", "-4"])
@@ -137,7 +137,7 @@ def test_names_stay_text(tmp_path: Path) -> None:
     assert spots_of(tmp_path, text).table["id"].tolist() == names
 
 
-def test_other_columns_become_numbers_only_where_nothing_is_lost(tmp_path: Path) -> None:
+def test_columns_become_numbers_only_without_loss(tmp_path: Path) -> None:
     text = "id,x_px,y_px,count,score,zip,note\na,1,2,10,0.5,007,NA\nb,3,4,-2,1,12,\n"
     table = spots_of(tmp_path, text).table
     assert table["count"].tolist() == [10, -2] and table["count"].dtype == np.int64
@@ -270,7 +270,7 @@ def test_round_trip(
 @given(
     raw=st.one_of(st.binary(max_size=200), st.text("ixy_pd,;\t\n\r\"'019.-e", max_size=80).map(str.encode))
 )
-def test_any_bytes_give_spots_or_a_sentence(tmp_path: Path, raw: bytes) -> None:
+def test_any_bytes_give_spots_or_an_error(tmp_path: Path, raw: bytes) -> None:
     try:
         spots = spots_of(tmp_path, raw)
     except SectionError as error:
@@ -284,7 +284,7 @@ def test_any_bytes_give_spots_or_a_sentence(tmp_path: Path, raw: bytes) -> None:
     position=st.integers(0, len(SPACE_RANGER_2) - 1),
     damage=st.sampled_from([b"", b"\x00", b'"', b",", b"\n", b"\xff", b"9", b";"]),
 )
-def test_a_damaged_table_gives_spots_or_a_sentence(tmp_path: Path, position: int, damage: bytes) -> None:
+def test_a_damaged_table_gives_spots_or_an_error(tmp_path: Path, position: int, damage: bytes) -> None:
     raw = SPACE_RANGER_2.encode()
     try:
         spots = spots_of(tmp_path, raw[:position] + damage + raw[position + 1 :])

@@ -65,17 +65,17 @@ def densenet() -> torch.nn.Module:
 
 
 def mclstexp(genes: int = 785) -> Layout:
-    found: Layout = {"x_embed.weight": (65536, genes), "y_embed.weight": (65536, genes)}
-    found |= of_library("image_encoder.model.0.", densenet)
+    layout: Layout = {"x_embed.weight": (65536, genes), "y_embed.weight": (65536, genes)}
+    layout |= of_library("image_encoder.model.0.", densenet)
     for block in range(2):
-        found |= attention(f"spot_encoder.{block}.attn", genes, 512)
-        found |= feed_forward(f"spot_encoder.{block}.ff", genes, genes)
-    return found | projection("image_projection", 1024) | projection("spot_projection", genes)
+        layout |= attention(f"spot_encoder.{block}.attn", genes, 512)
+        layout |= feed_forward(f"spot_encoder.{block}.ff", genes, genes)
+    return layout | projection("image_projection", 1024) | projection("spot_projection", genes)
 
 
 def bleep(genes: int = 785) -> Layout:
-    found = of_library("image_encoder.model.", lambda: timm.create_model("resnet50", num_classes=0))
-    return found | projection("image_projection", 2048) | projection("spot_projection", genes)
+    layout = of_library("image_encoder.model.", lambda: timm.create_model("resnet50", num_classes=0))
+    return layout | projection("image_projection", 2048) | projection("spot_projection", genes)
 
 
 def stnet(genes: int = 250) -> Layout:
@@ -83,58 +83,58 @@ def stnet(genes: int = 250) -> Layout:
 
 
 def histogene(genes: int = 785, depth: int = 8) -> Layout:
-    found: Layout = {"x_embed.weight": (64, 1024), "y_embed.weight": (64, 1024)}
-    found |= linear("patch_embedding", 1024, 37632)
+    layout: Layout = {"x_embed.weight": (64, 1024), "y_embed.weight": (64, 1024)}
+    layout |= linear("patch_embedding", 1024, 37632)
     for i in range(depth):
-        found |= attention(f"vit.transformer.layers.{i}.0", 1024, 1024)
-        found |= feed_forward(f"vit.transformer.layers.{i}.1", 1024, 2048)
-    return found | norm("gene_head.0", 1024) | linear("gene_head.1", genes, 1024)
+        layout |= attention(f"vit.transformer.layers.{i}.0", 1024, 1024)
+        layout |= feed_forward(f"vit.transformer.layers.{i}.1", 1024, 2048)
+    return layout | norm("gene_head.0", 1024) | linear("gene_head.1", genes, 1024)
 
 
 def hist2st(genes: int = 785) -> Layout:
     """With the heads that only training has: mean, disp, pi of the ZINB loss, and coef."""
-    found: Layout = {"x_embed.weight": (64, 1024), "y_embed.weight": (64, 1024)}
-    found |= conv("patch_embedding", 32, 3, 7, 7)
+    layout: Layout = {"x_embed.weight": (64, 1024), "y_embed.weight": (64, 1024)}
+    layout |= conv("patch_embedding", 32, 3, 7, 7)
     at = "vit.transformer"
     for i in range(2):
         mixer = f"{at}.layer1.{i}"
-        found |= conv(f"{mixer}.dw.0", 32, 1, 5, 5) | batch_norm(f"{mixer}.dw.1", 32)
-        found |= conv(f"{mixer}.dw.3", 32, 1, 5, 5) | batch_norm(f"{mixer}.dw.4", 32)
-        found |= conv(f"{mixer}.pw.0", 32, 32, 1, 1) | batch_norm(f"{mixer}.pw.2", 32)
+        layout |= conv(f"{mixer}.dw.0", 32, 1, 5, 5) | batch_norm(f"{mixer}.dw.1", 32)
+        layout |= conv(f"{mixer}.dw.3", 32, 1, 5, 5) | batch_norm(f"{mixer}.dw.4", 32)
+        layout |= conv(f"{mixer}.pw.0", 32, 32, 1, 1) | batch_norm(f"{mixer}.pw.2", 32)
     for i in range(8):
-        found |= attention(f"{at}.layer2.{i}.attn", 1024, 1024)
-        found |= feed_forward(f"{at}.layer2.{i}.ff", 1024, 1024)
-    found |= {f"{at}.layer3.{i}.weight": (1024, 1024) for i in range(4)}
+        layout |= attention(f"{at}.layer2.{i}.attn", 1024, 1024)
+        layout |= feed_forward(f"{at}.layer2.{i}.ff", 1024, 1024)
+    layout |= {f"{at}.layer3.{i}.weight": (1024, 1024) for i in range(4)}
     for i in range(2):
         lstm = f"{at}.jknet.0."
-        found |= {f"{lstm}weight_{part}_l{i}": (4096, 1024) for part in ("ih", "hh")}
-        found |= {f"{lstm}bias_{part}_l{i}": (4096,) for part in ("ih", "hh")}
-    found |= conv(f"{at}.down.0", 4, 32, 1, 1)
+        layout |= {f"{lstm}weight_{part}_l{i}": (4096, 1024) for part in ("ih", "hh")}
+        layout |= {f"{lstm}bias_{part}_l{i}": (4096,) for part in ("ih", "hh")}
+    layout |= conv(f"{at}.down.0", 4, 32, 1, 1)
     for head in ("mean", "disp", "pi"):
-        found |= linear(f"{head}.0", genes, 1024)
-    found |= linear("coef.0", 1024, 1024) | linear("coef.2", 1, 1024)
-    return found | norm("gene_head.0", 1024) | linear("gene_head.1", genes, 1024)
+        layout |= linear(f"{head}.0", genes, 1024)
+    layout |= linear("coef.0", 1024, 1024) | linear("coef.2", 1, 1024)
+    return layout | norm("gene_head.0", 1024) | linear("gene_head.1", genes, 1024)
 
 
 def thitogene(genes: int = 785, depth: int = 4) -> Layout:
-    found: Layout = {"odconv2d.weight": (4, 16, 3, 4, 4)}
+    layout: Layout = {"odconv2d.weight": (4, 16, 3, 4, 4)}
     kernels = "odconv2d.attention"
-    found |= conv(f"{kernels}.fc", 16, 3, 1, 1, bias=False) | batch_norm(f"{kernels}.bn", 16)
+    layout |= conv(f"{kernels}.fc", 16, 3, 1, 1, bias=False) | batch_norm(f"{kernels}.bn", 16)
     for name, out in (("channel", 3), ("filter", 16), ("spatial", 16), ("kernel", 4)):
-        found |= conv(f"{kernels}.{name}_fc", out, 16, 1, 1)
+        layout |= conv(f"{kernels}.{name}_fc", out, 16, 1, 1)
     for i, shape in enumerate(((32, 16, 5, 5), (64, 32, 3, 3), (64, 64, 3, 3), (128, 64, 3, 3)), start=1):
-        found |= conv(f"caps_layer.conv{i}", *shape) | batch_norm(f"caps_layer.batch_norm{i}", shape[0])
-    found |= conv("caps_layer.primary_caps.depthwise_conv", 128, 1, 9, 9)
-    found |= {"caps_layer.digit_caps.W": (20, 16, 8, 64), "caps_layer.digit_caps.b": (20, 16, 1)}
-    found |= {"x_embed.weight": (64, 64), "y_embed.weight": (64, 64)}
+        layout |= conv(f"caps_layer.conv{i}", *shape) | batch_norm(f"caps_layer.batch_norm{i}", shape[0])
+    layout |= conv("caps_layer.primary_caps.depthwise_conv", 128, 1, 9, 9)
+    layout |= {"caps_layer.digit_caps.W": (20, 16, 8, 64), "caps_layer.digit_caps.b": (20, 16, 1)}
+    layout |= {"x_embed.weight": (64, 64), "y_embed.weight": (64, 64)}
     for i in range(depth):
-        found |= attention(f"vit.transformer.layers.{i}.0", 1408, 1024)
-        found |= feed_forward(f"vit.transformer.layers.{i}.1", 1408, 2048)
+        layout |= attention(f"vit.transformer.layers.{i}.0", 1408, 1024)
+        layout |= feed_forward(f"vit.transformer.layers.{i}.1", 1408, 2048)
     for head in range(8):
-        found |= {f"gat.attention_{head}.W": (1408, 1024), f"gat.attention_{head}.a": (2048, 1)}
-    found |= {"gat.out_att.W": (8192, 512), "gat.out_att.a": (1024, 1)}
-    found |= linear("gene_head.0", 1024, 512) | norm("gene_head.2", 1024)
-    return found | linear("gene_head.3", genes, 1024)
+        layout |= {f"gat.attention_{head}.W": (1408, 1024), f"gat.attention_{head}.a": (2048, 1)}
+    layout |= {"gat.out_att.W": (8192, 512), "gat.out_att.a": (1024, 1)}
+    layout |= linear("gene_head.0", 1024, 512) | norm("gene_head.2", 1024)
+    return layout | linear("gene_head.3", genes, 1024)
 
 
 LAYOUTS: dict[str, Callable[[], Layout]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from typing import Any
 
 import numpy as np
@@ -55,21 +56,10 @@ def made_up(name: str, spots: int, seed: int) -> TrainingSection:
 SECTIONS = [made_up("A", 9, 1), made_up("B", 7, 2)]
 
 
-QUICK = [
-    "--encoder",
-    "resnet18",
-    "--tile-px",
-    "32",
-    "--heads",
-    "2",
-    "--head-dim",
-    "4",
-    "--projection-dim",
-    "8",
-]
-
-
-QUICK += ["--k", "10", "--epochs", "2", "--batch-size", "24", "--no-flip", "--rotation", "0"]
+QUICK = shlex.split(
+    "--encoder resnet18 --tile-px 32 --heads 2 --head-dim 4 --projection-dim 8 "
+    "--k 10 --epochs 2 --batch-size 24 --no-flip --rotation 0"
+)
 
 
 def run(*words: Any) -> Result:

@@ -142,7 +142,7 @@ def test_a_timm_encoder_trains_and_exports(tmp_path: Path) -> None:
     np.testing.assert_allclose(result, expected.numpy(), atol=1e-4)
 
 
-def test_an_encoder_that_does_not_take_the_tiles_is_refused() -> None:
+def test_an_encoder_that_rejects_the_tile_size() -> None:
     with pytest.raises(InputError, match="vit_base_patch32_224 does not take tiles of 16 px"):
         Training(SECTIONS, config(encoder="vit_base_patch32_224"))
 

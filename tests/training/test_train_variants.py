@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,9 @@ from mclst.training.settings import TrainConfig
 from mclst.training.validation import validate
 
 SECTIONS = [made_up("A", 9, 1), made_up("B", 7, 2)]
-BLEEP = [
-    "--system",
-    "bleep",
-    "--encoder",
-    "resnet18",
-    "--tile-px",
-    "32",
-    "--projection-dim",
-    "8",
-    "--k",
-    "10",
-]
-BLEEP += ["--batch-size", "24", "--epochs", "1"]
+BLEEP = shlex.split(
+    "--system bleep --encoder resnet18 --tile-px 32 --projection-dim 8 --k 10 --batch-size 24 --epochs 1"
+)
 
 
 def with_pixels(pitch_px: float = 30.25) -> list[Any]:
@@ -175,7 +166,7 @@ def test_validation_is_what_the_bundle_will_score(variant: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("positions", ["learnable", "sinusoidal", "naive"])
-def test_places_may_be_pixels(tmp_path: Path, positions: Any) -> None:
+def test_pixel_positions(tmp_path: Path, positions: Any) -> None:
     base = config(positions=positions)
     context = Context(spots=32, sentences="file", positions="pixel")
     changed = dataclasses.replace(base, settings=base.settings.model_copy(update={"context": context}))
@@ -192,7 +183,7 @@ def test_places_may_be_pixels(tmp_path: Path, positions: Any) -> None:
     np.testing.assert_allclose(bank.embedding, expected, atol=1e-4)
 
 
-def test_a_section_without_places_in_pixels_is_refused() -> None:
+def test_a_section_without_pixel_coordinates_is_refused() -> None:
     base = config()
     context = Context(spots=32, sentences="file", positions="pixel")
     changed = dataclasses.replace(base, settings=base.settings.model_copy(update={"context": context}))
@@ -215,19 +206,8 @@ def test_flips_and_quarter_turns_are_the_eight_symmetries() -> None:
     assert {one.tobytes() for one in down.numpy()} == {upright.tobytes(), upright[:, ::-1].tobytes()}
 
 
-def test_training_sees_the_pixels_the_manifest_names(small: Small, tmp_path: Path) -> None:
-    words = [
-        "--channels",
-        "bgr",
-        "--pixel-range",
-        "0-255",
-        "--mean",
-        "9,8,7",
-        "--std",
-        "2,3,4",
-        "--epochs",
-        "1",
-    ]
+def test_training_preprocesses_like_the_manifest(small: Small, tmp_path: Path) -> None:
+    words = shlex.split("--channels bgr --pixel-range 0-255 --mean 9,8,7 --std 2,3,4 --epochs 1")
     done = run(small.folder, *QUICK, *words, "--out", tmp_path / "model.pt", "--hold-out", "B1")
     assert done.exit_code == 0, done.output
     preprocessing = export_bundle(

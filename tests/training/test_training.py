@@ -85,7 +85,7 @@ def test_loss_is_the_definition(n: int, dim: int, temperature: float, image_weig
     assert float(result) == pytest.approx(expected, rel=2e-5, abs=2e-5 * max(1, 30 / temperature))
 
 
-def test_loss_weighs_the_two_directions_and_does_not_normalise() -> None:
+def test_loss_weighs_both_directions_without_normalization() -> None:
     spots = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
     tiles = torch.tensor([[1.0, 2.0], [0.5, 1.0]])
     by_spot = contrastive_loss(spots, tiles, temperature=1.0, image_weight=0.0)
@@ -127,7 +127,7 @@ def test_seconds_end_the_run(sections: list[TrainingSection]) -> None:
     assert all(step.seconds < 0.3 for step in steps[:-1])
 
 
-def test_a_loss_that_is_no_number_is_refused(sections: list[TrainingSection]) -> None:
+def test_a_nan_loss_is_refused(sections: list[TrainingSection]) -> None:
     with pytest.raises(InputError, match="learning rate"):
         train(sections, dataclasses.replace(TINY, learning_rate=1e30))
 
@@ -141,7 +141,7 @@ def test_schedule() -> None:
 
 
 @given(count=st.integers(1, 400), size=st.integers(2, 130))
-def test_batches_take_every_pair_once_and_evenly(count: int, size: int) -> None:
+def test_batches_cover_all_pairs_evenly(count: int, size: int) -> None:
     result = list(batches(count, size))
     lengths = {len(batch) for batch in result}
     assert sorted(torch.cat(result).tolist()) == list(range(count))
@@ -168,7 +168,7 @@ def test_settings_out_of_range_are_refused(change: dict[str, Any]) -> None:
         dataclasses.replace(TINY, **change)
 
 
-def test_pairs_stand_in_section_order(sections: list[TrainingSection]) -> None:
+def test_pairs_are_in_section_order(sections: list[TrainingSection]) -> None:
     pairs = make_pairs(sections, TINY.settings)
     rows = torch.tensor([15, 0, 8, 9])
     all_tiles = np.concatenate([section.tiles for section in sections])
@@ -179,7 +179,7 @@ def test_pairs_stand_in_section_order(sections: list[TrainingSection]) -> None:
     np.testing.assert_array_equal(pairs.position[9:].numpy(), sections[1].array_xy)
 
 
-def test_sections_that_do_not_fit_are_refused(sections: list[TrainingSection]) -> None:
+def test_mismatched_sections_are_refused(sections: list[TrainingSection]) -> None:
     a, b = sections
     other_genes = dataclasses.replace(b, genes=GENES[::-1])
     negative = dataclasses.replace(b, array_xy=b.array_xy - 1)
@@ -210,7 +210,7 @@ def test_disabled_augmentation_changes_nothing() -> None:
     assert any(saved)
 
 
-def test_every_tile_changes_in_its_own_way() -> None:
+def test_each_tile_is_augmented_independently() -> None:
     same = torch.from_numpy(np.repeat(made_up("A", 1, 3).tiles + np.uint8(90), 8, axis=0))
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -227,7 +227,7 @@ def test_every_tile_changes_in_its_own_way() -> None:
 
 @pytest.mark.parametrize("channels", ["rgb", "bgr"])
 @pytest.mark.parametrize("pixel_range", ["0-1", "0-255"])
-def test_training_sees_what_the_bundle_will_see(channels: Any, pixel_range: Any) -> None:
+def test_training_preprocesses_like_the_bundle(channels: Any, pixel_range: Any) -> None:
     preprocessing = Preprocessing(
         channels=channels, pixel_range=pixel_range, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)
     )
@@ -236,7 +236,7 @@ def test_training_sees_what_the_bundle_will_see(channels: Any, pixel_range: Any)
     torch.testing.assert_close(result, preprocess(tiles, preprocessing))
 
 
-def test_checkpoint_reads_back_without_executing_anything(trained: TrainedModel, tmp_path: Path) -> None:
+def test_checkpoint_loads_with_weights_only(trained: TrainedModel, tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "model.pt", trained)
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.pt"]
     content = torch.load(path, weights_only=True)
@@ -254,7 +254,7 @@ def test_checkpoint_reads_back_without_executing_anything(trained: TrainedModel,
         np.testing.assert_array_equal(saved["array_xy"].numpy(), section.array_xy)
 
 
-def test_export_takes_the_bank_a_checkpoint_carries(trained: TrainedModel, tmp_path: Path) -> None:
+def test_export_uses_the_bank_of_the_checkpoint(trained: TrainedModel, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "model.pt", trained))
     carried, genes = stored_sections(checkpoint)
     settings_ = TINY.settings
@@ -268,7 +268,7 @@ def test_export_takes_the_bank_a_checkpoint_carries(trained: TrainedModel, tmp_p
     assert list(bank.section) == ["A"] * 9 + ["B"] * 7
 
 
-def test_checkpoint_is_written_whole_or_not_at_all(
+def test_checkpoint_is_written_atomically(
     trained: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "model.pt"
@@ -285,7 +285,7 @@ def test_checkpoint_is_written_whole_or_not_at_all(
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.pt"]
 
 
-def test_few_tiles_travel_with_the_checkpoint(trained: TrainedModel) -> None:
+def test_checkpoint_contains_parity_tiles(trained: TrainedModel) -> None:
     tiles = checkpoint_content(trained)["tiles"]
     all_tiles = np.concatenate([section.tiles for section in trained.sections])
     np.testing.assert_array_equal(tiles.numpy(), all_tiles)  # 16 spots, fewer than the 64 that would be drawn

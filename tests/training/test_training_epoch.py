@@ -113,7 +113,7 @@ def adam(w: Weights, grad: Weights, past: dict[str, tuple[Tensor, Tensor]], t: i
 
 
 @pytest.mark.parametrize("system", ["mclstexp", "bleep"])
-def test_every_step_of_an_epoch_is_the_one_in_float64(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_step_of_an_epoch_agrees_with_float64(system: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Loss, gradients and new weights of each step, from the weights that the step began with."""
     of_system = (
         {"positions": "learnable", "optimizer": "adam"}

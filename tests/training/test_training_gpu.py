@@ -22,14 +22,14 @@ pytestmark = [
 
 @pytest.mark.parametrize("system", ["mclstexp", "bleep"])
 @pytest.mark.parametrize(("precision", "within"), [("fp32", 1e-2), ("bf16", 0.05), ("fp16", 0.05)])
-def test_a_device_trains_as_the_cpu_does(system: str, precision: str, within: float) -> None:
+def test_a_device_trains_like_the_cpu(system: str, precision: str, within: float) -> None:
     of_system = {"system": system, "positions": "learnable" if system == "mclstexp" else "none"}
     on_cpu = train(SECTIONS, config(**of_system)).losses
     on_device = train(SECTIONS, config(**of_system, device="cuda", precision=precision)).losses
     assert on_device == pytest.approx(on_cpu, rel=within)
 
 
-def test_a_device_goes_on_with_its_random_numbers_and_loss_scale() -> None:
+def test_a_device_resumes_with_its_rng_and_loss_scale() -> None:
     whole = Training(SECTIONS, config(device="cuda", precision="fp16", epochs=3))
     for _ in range(3):
         whole.run_epoch()
