@@ -31,7 +31,7 @@ HEADINGS = ("PCC (ACG)", "PCC (HEG)", "MSE", "MAE")
     "--leave-out",
     type=click.Choice(("section", "patient")),
     default="section",
-    help="Unit that a fold leaves out; section, as published, keeps the patient's other sections in training.",
+    help="Unit of a fold; section, as published, keeps the patient's other sections in training.",
 )
 @click.option(
     "--patient", default=r"^(.*?)\d+$", help="Regular expression for the patient in a section's name."
@@ -39,8 +39,9 @@ HEADINGS = ("PCC (ACG)", "PCC (HEG)", "MSE", "MAE")
 @click.option("--fold", "fold_names", multiple=True, help="Only this fold; repeatable.  [default: all]")
 @click.option(
     "--sweep",
-    help="A setting and its values, such as k=50,200,800. One training for all values: k, distance, rank, weighting, "
-    "normalisation, context, precision of the export. One training per value: positions, encoder, lambda.",
+    help="A setting and its values, such as k=50,200,800. One training for all values: k, distance, rank, "
+    "weighting, normalisation, context, precision of the export. "
+    "One training per value: positions, encoder, lambda.",
 )
 @click.option("--train", "train_options", default="", help='Options of mclst-train, such as "--epochs 20".')
 @click.option(
@@ -62,8 +63,8 @@ def accuracy(
 ) -> None:
     """Cross-validate a training run: leave a section or patient out, score it, and vary one setting.
 
-    Scores are those of `mclst-eval`, computed with the network itself; a sweep over the precision uses exported graphs.
-    Re-run the same command to resume an interrupted run.
+    Scores are those of `mclst-eval`, computed with the network itself; a sweep over the precision uses
+    exported graphs. Re-run the same command to resume an interrupted run.
     """
     result_files.check(paths)
     try:
@@ -89,7 +90,7 @@ def accuracy(
     _show(table, label, quiet=quiet)
     if leave_out == "section":
         say(
-            "  Note: training saw other sections of the same patient; --leave-out patient excludes them",
+            "  Note: training saw other sections of the same patient; --leave-out patient keeps them out",
             quiet=quiet,
         )
     document: dict[str, Any] = {

@@ -36,8 +36,9 @@ def score_precisions(
 
     Notes
     -----
-    The graphs run on ONNX Runtime's CPU provider, bf16 as fp32 operators with rounded results. int8 is calibrated on
-    tiles of the training sections. The export's tolerances do not apply: this measures what a precision costs.
+    The graphs run on ONNX Runtime's CPU provider, bf16 as fp32 operators with rounded results. int8 is
+    calibrated on tiles of the training sections. The export's tolerances do not apply: this measures what a
+    precision costs.
     """
     settings = training.config.settings
     with TemporaryDirectory() as folder:

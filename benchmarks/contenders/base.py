@@ -27,10 +27,10 @@ class QueryTimes:
 class Encoder:
     """An opened contender.
 
-    ours: whether it is mclst's. precision: of its arithmetic. encode: uint8 tiles [b, H, W, 3] → float32 [b, D], done
-    when it returns. gpu: whether it runs on one. versions: of the packages that run it. device_seconds: seconds so far
-    of its device stages (stages.DEVICE_STAGES), by events. measure: for contenders that time themselves:
-    (batch, seconds) → QueryTimes.
+    ours: whether it is mclst's. precision: of its arithmetic. encode: uint8 tiles [b, H, W, 3] → float32 [b,
+    D], done when it returns. gpu: whether it runs on one. versions: of the packages that run it.
+    device_seconds: seconds so far of its device stages (stages.DEVICE_STAGES), by events. measure: for
+    contenders that time themselves: (batch, seconds) → QueryTimes.
     """
 
     name: str
@@ -47,9 +47,9 @@ class Encoder:
 class ContenderInputs:
     """Inputs that contenders are opened from.
 
-    bundle: its folder. graphs: ONNX graphs by precision, "fp32" included. threads: of the processor, per contender.
-    tile_px: side of a tile. network: the checkpoint's torch module, if there is one. prepare: its preprocessing,
-    tiles uint8 [b, S, S, 3] → tensor.
+    bundle: its folder. graphs: ONNX graphs by precision, "fp32" included. threads: of the processor, per
+    contender. tile_px: side of a tile. network: the checkpoint's torch module, if there is one. prepare: its
+    preprocessing, tiles uint8 [b, S, S, 3] → tensor.
     """
 
     bundle: Path

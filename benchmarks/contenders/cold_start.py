@@ -1,7 +1,7 @@
 """Cold start: a fresh process up to its first expression, step by step, and its peak memory.
 
-As a program this module is that process: it works like `mclst-infer` up to the first spot's expression, encodes more
-batches, and prints one JSON object.
+As a program this module is that process: it works like `mclst-infer` up to the first spot's expression,
+encodes more batches, and prints one JSON object.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from mclst.runtime.resources import peak_bytes
 
 
 def cold_start(
-    graph: Path, provider: str, precision: str = "fp32", *, tile_px: int, batch: int = 16, slide: Path | None = None,
-    spots: Path | None = None, bundle: Path | None = None, more: int = 4, timeout: float = 300.0,
+    graph: Path, provider: str, precision: str = "fp32", *, tile_px: int, batch: int = 16,
+    slide: Path | None = None, spots: Path | None = None, bundle: Path | None = None,
+    more: int = 4, timeout: float = 300.0,
 ) -> dict[str, Any]:  # fmt: skip
     """Time a fresh process up to its first result.
 
@@ -27,8 +28,8 @@ def cold_start(
     graph : Path
         Encoder of tiles of `tile_px`.
     slide, spots, bundle : Path, optional
-        With all three the first result is the expression of the first batch of spots; without, the embedding of a
-        blank tile.
+        With all three the first result is the expression of the first batch of spots; without, the embedding
+        of a blank tile.
     more : int
         Batches encoded after the first, so that the peak memory is that of steady work.
     timeout : float
@@ -45,7 +46,8 @@ def cold_start(
         If the process fails.
     """
     options: dict[str, object] = {
-        "graph": graph, "provider": provider, "precision": precision, "tile": tile_px, "batch": batch, "more": more,
+        "graph": graph, "provider": provider, "precision": precision, "tile": tile_px, "batch": batch,
+        "more": more,
     }  # fmt: skip
     if slide is not None and spots is not None and bundle is not None:
         options |= {"slide": slide, "spots": spots, "bundle": bundle}

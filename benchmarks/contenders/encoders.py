@@ -23,7 +23,7 @@ Opener = Callable[[ContenderInputs], Encoder]
 
 
 def open_mclst(inputs: ContenderInputs, provider: str, precision: str, batch: int) -> Encoder:
-    """mclst's session; PeerUnavailable where the provider does not start or the bundle lacks the precision."""
+    """mclst's session; PeerUnavailable where the provider or the precision is missing."""
     if precision not in inputs.graphs:
         raise PeerUnavailable(f"the bundle has no {precision} graph")
     try:
@@ -97,8 +97,8 @@ def torch_eager(inputs: ContenderInputs, device: str = "cpu", *, channels_last: 
     network = network.to(memory_format=layout)
     name = f"torch eager{' channels-last' if channels_last else ''}{'' if device == 'cpu' else f' {device}'}"
     return Encoder(
-        name, False, "fp32", _through(torch, inputs, network.encode_tiles, device, layout), gpu=device != "cpu",
-        versions=installed_versions("torch"),
+        name, False, "fp32", _through(torch, inputs, network.encode_tiles, device, layout),
+        gpu=device != "cpu", versions=installed_versions("torch"),
     )  # fmt: skip
 
 

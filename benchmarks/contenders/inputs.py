@@ -1,4 +1,4 @@
-"""Inputs of the encoder benchmarks, checked against each other: bundle, checkpoint, slide, spots, measured section."""
+"""Inputs of the encoder benchmarks: bundle, checkpoint, slide, spots, measured section."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def make_inputs(
 
 
 def open_notebook(bundle: Bundle, ckpt: Path | None, slide: Path, threads: int) -> PublishedNotebook:
-    """Open the published notebook with this bundle's reference spots; PeerUnavailable where its work would differ."""
+    """Open the published notebook on this bundle's bank; PeerUnavailable where its work would differ."""
     if ckpt is None:
         raise PeerUnavailable("needs the checkpoint; give --ckpt")
     if bundle.manifest.kind != "retrieval":

@@ -1,4 +1,4 @@
-"""Peak memory of one contender in a process of its own: an encoder on some batches, or a run from slide to map.
+"""Peak memory of a contender in its own process: an encoder on some batches, or a run from slide to map.
 
 As a program this module is that process. Device memory is not counted.
 """
@@ -36,8 +36,8 @@ def measure_peak_memory(name: str, work: str, **arguments: Any) -> dict[str, Any
     Returns
     -------
     dict
-        name, before_bytes (resident with harness and bundle, before the contender's libraries) and peak_rss_bytes, or
-        None and `why` it failed.
+        name, before_bytes (resident with harness and bundle, before the contender's libraries) and
+        peak_rss_bytes, or None and `why` it failed.
     """
     request = json.dumps({"work": work, "name": name, **arguments}, default=str)
     try:

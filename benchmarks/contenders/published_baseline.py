@@ -1,7 +1,7 @@
 """The published notebook: Pillow, a data loader of 32 tiles, torch, and a Python loop per spot.
 
-It follows the evaluation scripts of mclSTExp and BLEEP, and is faster than they are in two ways: it encodes only the
-section in question, and it receives the spot embeddings instead of computing them.
+It follows the evaluation scripts of mclSTExp and BLEEP, and is faster than they are in two ways: it encodes
+only the section in question, and it receives the spot embeddings instead of computing them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class PublishedNotebook:
         -------
         expression : ndarray of float32, shape (n, G)
         clock : Clock
-            Seconds by stage: `decode` opens the whole picture, `read` crops and prepares tiles, `total` is the run.
+            Seconds by stage: `decode` opens the whole picture, `read` crops and prepares tiles, `total` is
+            the run.
         """
         import torch
         from PIL import Image

@@ -22,7 +22,7 @@ PUBLISHED = "published notebook"
 
 
 class MclstRun:
-    """`mclst-infer` with one setting, from the slide's path to the map on disk, without picture, page and report."""
+    """`mclst-infer` with one setting, from slide to map on disk, without picture, page and report."""
 
     def __init__(self, bundle: Bundle, slide: Path, spots: Spots, folder: Path, **options: Any) -> None:
         """Prepare runs of `predict` with `options`, among them `workers` and `batch_size`."""

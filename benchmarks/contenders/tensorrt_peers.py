@@ -75,7 +75,7 @@ def trtexec(inputs: ContenderInputs, precision: str = "fp32") -> Encoder:
 
 
 def polygraphy(inputs: ContenderInputs, precision: str = "fp32") -> Encoder:
-    """Polygraphy's TensorRT runner on a strongly typed engine, built at the first query of each batch size."""
+    """Polygraphy's TensorRT runner on a strongly typed engine, built at a batch size's first query."""
     graph = _graph(inputs, precision)
     try:
         from polygraphy.backend.trt import (

@@ -92,7 +92,8 @@ def latency(
 ) -> None:
     """Measure an encoder: latency by batch size, throughput, energy and roofline, beside other libraries.
 
-    Contenders take turns in blocks. No sample is dropped; a percentile appears only where there are enough samples.
+    Contenders take turns in blocks. No sample is dropped; a percentile appears only where there are enough
+    samples.
     """
     if (slide is None) != (spots_path is None):
         raise click.UsageError("--slide and --spots belong together")
@@ -131,7 +132,8 @@ def latency(
             unavailable += [entry for entry in failed if entry not in unavailable]
             result = measuring.measure(
                 [*ours, *peers], tiles, batch=batch, rounds=repeats, block_s=block_s,
-                warm_s=(min(0.5, block_s), min(5.0, 10 * block_s)), meters=meters, on_round=partial(advance, 1),
+                warm_s=(min(0.5, block_s), min(5.0, 10 * block_s)), meters=meters,
+                on_round=partial(advance, 1),
             )  # fmt: skip
             results.append(result)
             if batch == max(batches):
@@ -323,7 +325,8 @@ def _predictions(
     predictions = []
     for device in devices:
         for precision in DEVICES[device].operations:
-            # Without a graph of that precision: the fp32 graph has the same operations, and at least its bytes.
+            # Without a graph of that precision: the fp32 graph has the same operations, and at least its
+            # bytes.
             path = inputs.graphs.get(precision, inputs.graphs["fp32"])
             for batch in batches:
                 work = _count_work(path, batch)

@@ -104,8 +104,8 @@ def measure(
 
     Notes
     -----
-    Queries follow each other without a pause (MLPerf's single stream at batch 1); none is dropped. A ratio is the
-    median over rounds of the ratio of mean latencies. On a device, events time the stages of each query.
+    Queries follow each other without a pause (MLPerf's single stream at batch 1); none is dropped. A ratio is
+    the median over rounds of the ratio of mean latencies. On a device, events time the stages of each query.
     """
     tile_batches = _batches(tiles, batch)
     warm_ups = {}
@@ -260,7 +260,8 @@ def sustained(
 def agreement(encoders: Sequence[Encoder], tiles: U8, reference: F32) -> dict[str, dict[str, float]]:
     """Compare each encoder's embeddings with `reference` [n, D].
 
-    Returns least cosine, and largest difference relative to the largest value. Encoders without embeddings are skipped.
+    Returns least cosine, and largest difference relative to the largest value. Encoders without embeddings
+    are skipped.
     """
     agreements = {}
     b = reference.astype(np.float64)

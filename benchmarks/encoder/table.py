@@ -82,8 +82,9 @@ def _show_rest(document: dict[str, Any]) -> None:
     if sustained is not None:
         signs = "; ".join(sustained["throttled"]) or "no sign of throttling in the clocks that can be read"
         say(
-            f"sustained, {sustained['name']}: {sustained['tiles_per_s']['median']:.1f} tiles/s, the last quarter "
-            f"{100 * sustained['last_to_first']:.0f} % of the first; {signs}; {_temperatures(sustained['windows'])}"
+            f"sustained, {sustained['name']}: {sustained['tiles_per_s']['median']:.1f} tiles/s, "
+            f"the last quarter {100 * sustained['last_to_first']:.0f} % of the first; {signs}; "
+            f"{_temperatures(sustained['windows'])}"
         )
     for run in document["fresh"]:
         say(
@@ -97,8 +98,8 @@ def _show_rest(document: dict[str, Any]) -> None:
     for bound in document["predictions"]:
         say(
             f"bound, not measured: {bound['device_name']}, {bound['precision']}, batch {bound['batch']}: "
-            f"at most {bound['at_most_tiles_per_s']:,.0f} tiles/s, at least {1e3 * bound['at_least_s']:.2f} ms "
-            f"({bound['limited_by']})"
+            f"at most {bound['at_most_tiles_per_s']:,.0f} tiles/s, "
+            f"at least {1e3 * bound['at_least_s']:.2f} ms ({bound['limited_by']})"
         )
     for source in dict.fromkeys(
         f"{bound['device_name']}: {bound['source']}" for bound in document["predictions"]

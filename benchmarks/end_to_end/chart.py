@@ -17,7 +17,7 @@ STAGE_COLORS = dict(
 
 
 def stages_png(document: dict[str, Any]) -> bytes:
-    """PNG of a document of `mclst-bench end-to-end`: busy seconds by stage as a waterfall, and tiles per second."""
+    """PNG of an end-to-end document: busy seconds by stage as a waterfall, and tiles per second."""
     from matplotlib.figure import Figure
 
     entries = document["result"]["contenders"]
@@ -52,8 +52,8 @@ def stages_png(document: dict[str, Any]) -> bytes:
     rates.set_xlim(right=1.2 * max(entry["tiles_per_s"]["median_high95"] for entry in entries))
     machine = document["machine"]
     figure.suptitle(
-        f"{document['result']['tiles']:,} tiles of {document['slide']['name']} on {machine['cpu']}, {machine['cores']} cores, "
-        f"machine {document['verdict']}",
+        f"{document['result']['tiles']:,} tiles of {document['slide']['name']} on {machine['cpu']}, "
+        f"{machine['cores']} cores, machine {document['verdict']}",
         fontsize=10,
     )
     return figure_bytes(figure)

@@ -63,8 +63,8 @@ def end_to_end(
 ) -> None:
     """Measure runs from SLIDE and its spots to a map: stages, overlap, bound; beside the published notebook.
 
-    Contenders take turns, each starting from the slide's file, with bundle or network in memory. mclst writes its .h5ad;
-    the notebook stops at an array.
+    Contenders take turns, each starting from the slide's file, with bundle or network in memory. mclst writes
+    its .h5ad; the notebook stops at an array.
     """
     result_files.check((slide, spots_path, bundle_path, ckpt, truth))
     from mclst.benchmarks.contenders.cold_start import cold_start

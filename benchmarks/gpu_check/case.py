@@ -34,7 +34,7 @@ def make_case(
     reference: int = REFERENCE_SPOTS,
     tile_px: int = TILE_PX,
 ) -> dict[str, object]:
-    """Create `model.pt`, `slide.png`, `spots.csv` and `mclst-bundle` in `folder`; return encoder and precisions.
+    """Create `model.pt`, `slide.png`, `spots.csv` and `mclst-bundle` in `folder`; return what was made.
 
     The bundle has an fp16 graph where that passes the export's tolerances.
 

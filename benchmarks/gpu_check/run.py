@@ -1,7 +1,7 @@
 """`make gpu-check`: tests and benchmarks that need a CUDA device, from this tree alone, in one JSON document.
 
-Imports only the standard library and downloads nothing. Each step is a process with a time limit; a step that lacks a
-package, fails or times out is recorded, and the next one starts.
+Imports only the standard library and downloads nothing. Each step is a process with a time limit; a step that
+lacks a package, fails or times out is recorded, and the next one starts.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ TAIL_LINES = 25
 class Step:
     """One process.
 
-    arguments: of Python. seconds: its limit. needs: required modules. any_of: modules of which one is required. files:
-    required results of earlier steps. document: its JSON result, merged into the whole. device: skipped where the
-    first step found no device.
+    arguments: of Python. seconds: its limit. needs: required modules. any_of: modules of which one is
+    required. files: required results of earlier steps. document: its JSON result, merged into the whole.
+    device: skipped where the first step found no device.
     """
 
     name: str
@@ -114,8 +114,9 @@ def steps(folder: Path) -> list[Step]:
         Step(
             "latency",
             (*bench, "latency", "--bundle", str(bundle), "--ckpt", str(case / "model.pt"), "--settings",
-             "tensorrt:fp16,tensorrt:fp32,tensorrt-rtx:fp16,cuda:fp16,cuda:fp32,cpu:fp32", "--batch-sizes", "1,16,64",
-             "--repeats", "3", "--block", "0.7", "--no-fresh", "--quiet", "--json", str(folder / "latency.json")),
+             "tensorrt:fp16,tensorrt:fp32,tensorrt-rtx:fp16,cuda:fp16,cuda:fp32,cpu:fp32", "--batch-sizes",
+             "1,16,64", "--repeats", "3", "--block", "0.7", "--no-fresh", "--quiet", "--json",
+             str(folder / "latency.json")),
             170,
             needs=EXPORT,
             files=(bundle / "manifest.json",),
@@ -125,8 +126,9 @@ def steps(folder: Path) -> list[Step]:
         Step(
             "end-to-end",
             (*bench, "end-to-end", str(case / "slide.png"), "--spots", str(case / "spots.csv"), "--bundle",
-             str(bundle), "--ckpt", str(case / "model.pt"), "--settings", "auto:fp32,cpu:fp32", "--batch-size",
-             "64", "--repeats", "2", "--no-cold", "--quiet", "--json", str(folder / "end-to-end.json")),
+             str(bundle), "--ckpt", str(case / "model.pt"), "--settings", "auto:fp32,cpu:fp32",
+             "--batch-size", "64", "--repeats", "2", "--no-cold", "--quiet", "--json",
+             str(folder / "end-to-end.json")),
             120,
             needs=EXPORT,
             files=(bundle / "manifest.json",),

@@ -34,7 +34,7 @@ class MeasuredBundle(Protocol):
 
 
 def describe_machine() -> dict[str, Any]:
-    """Describe processor, memory, GPU, system and library versions as a JSON object; unknown values are None."""
+    """Processor, memory, GPU, system and library versions as a JSON object; unknown values are None."""
     from mclst.kernels.cpu import compiled
 
     return {

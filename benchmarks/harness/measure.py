@@ -78,7 +78,7 @@ def time_interleaved(
 
 
 def summarize(values: list[float]) -> dict[str, float]:
-    """Summarize samples: n, min, median, mean, max, std (0 for one) and the median's 95 % bootstrap interval."""
+    """n, min, median, mean, max, std (0 for one sample) and the median's 95 % bootstrap interval."""
     x = np.asarray(values, dtype=np.float64)
     low, high = median_interval(x)
     return {

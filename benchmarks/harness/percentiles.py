@@ -36,9 +36,9 @@ def percentile(samples: Sequence[float], level: float) -> tuple[float, float, fl
 
     Notes
     -----
-    The interval's ends are the order statistics at the 2.5 % and 97.5 % quantiles of Binomial(n, level). It covers
-    the true percentile in at least 95 % of samples, whatever the distribution. Where the sample is too small for an
-    end, that end is its smallest or largest value.
+    The interval's ends are the order statistics at the 2.5 % and 97.5 % quantiles of Binomial(n, level). It
+    covers the true percentile in at least 95 % of samples, whatever the distribution. Where the sample is too
+    small for an end, that end is its smallest or largest value.
     """
     x = np.sort(np.asarray(samples, dtype=np.float64))
     n, p = len(x), level / 100
@@ -52,8 +52,8 @@ def summarize_latency(samples: Sequence[float]) -> dict[str, Any]:
     Returns
     -------
     dict
-        n, mean, std, cv, min, max; `percentiles` that n supports, each with its interval and whether n meets MLPerf;
-        `not_told`: the fewest samples that each missing percentile needs.
+        n, mean, std, cv, min, max; `percentiles` that n supports, each with its interval and whether n meets
+        MLPerf; `not_told`: the fewest samples that each missing percentile needs.
     """
     x = np.asarray(samples, dtype=np.float64)
     std = float(x.std(ddof=1)) if len(x) > 1 else 0.0

@@ -20,8 +20,8 @@ DEVICE_STAGES = {"upload": "copy up", "encode": "encode", "download": "copy down
 class Stages:
     """Busy seconds by stage of NAMES (None: the run has no such stage) and the run's wall seconds.
 
-    threads: how many threads share a stage's busy time, by default 1. concurrent: stages that need not wait for each
-    other.
+    threads: how many threads share a stage's busy time, by default 1. concurrent: stages that need not wait
+    for each other.
     """
 
     busy_s: Mapping[str, float | None]
@@ -35,10 +35,10 @@ class Stages:
         Returns
         -------
         dict
-            `stages`: busy_s, its share of the wall time and its threads; shares of overlapping stages exceed 1 in sum.
-            `overlap`: all busy times over the wall time. `bound`: the stage with the longest busy time per thread, a
-            lower bound on the run time. `bound_share`: that time over the wall time. `elsewhere_s`: wall time that
-            no blocking stage accounts for.
+            `stages`: busy_s, its share of the wall time and its threads; shares of overlapping stages exceed
+            1 in sum. `overlap`: all busy times over the wall time. `bound`: the stage with the longest busy
+            time per thread, a lower bound on the run time. `bound_share`: that time over the wall time.
+            `elsewhere_s`: wall time that no blocking stage accounts for.
         """
         busy = {name: seconds for name, seconds in self.busy_s.items() if seconds is not None}
         per_thread = {name: seconds / self.threads.get(name, 1) for name, seconds in busy.items()}
@@ -66,8 +66,9 @@ class Stages:
 def stages_of_run(seconds: Mapping[str, float], *, workers: int) -> Stages:
     """Stages of a `Run.seconds`.
 
-    Its `read` is the reading threads' busy time, of which `file` is spent on the file's bytes. A run on a device also
-    has `upload`, and `download` where embeddings return to the host; device events time these and `encode`.
+    Its `read` is the reading threads' busy time, of which `file` is spent on the file's bytes. A run on a
+    device also has `upload`, and `download` where embeddings return to the host; device events time these and
+    `encode`.
     """
     file = seconds.get("file")
     return Stages(

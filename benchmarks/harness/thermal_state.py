@@ -33,8 +33,8 @@ def thermal_state(*, gpu: bool = False, root: Path = Path("/")) -> dict[str, Any
     Returns
     -------
     dict
-        monotonic_s; load; cpu_mhz: mean over cores; temperature_c: by thermal zone; gpu: SM and memory clock (MHz),
-        temperature, power cap (W) and throttle reasons.
+        monotonic_s; load; cpu_mhz: mean over cores; temperature_c: by thermal zone; gpu: SM and memory clock
+        (MHz), temperature, power cap (W) and throttle reasons.
     """
     return {
         "monotonic_s": time.monotonic(),

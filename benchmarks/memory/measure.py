@@ -27,7 +27,7 @@ LIMIT_MIB = 2048
 
 
 def synthetic_bundle(folder: Path, genes: int) -> Path:
-    """Write a bundle whose encoder is one matrix product, so that a million tiles take minutes; return `folder`.
+    """Write a bundle whose encoder is one matrix product, and return `folder`; a million tiles take minutes.
 
     Memory that grows with the number of tiles does not depend on the encoder; the encoder's own comes on top.
     """
@@ -54,7 +54,8 @@ def synthetic_bundle(folder: Path, genes: int) -> Path:
     )
     names = np.array([f"GENE{i}" for i in range(genes)])
     bank = Bank(
-        rng.normal(size=(BANK_ROWS, WIDTH)).astype(np.float32), rng.random((BANK_ROWS, genes), np.float32), names,
+        rng.normal(size=(BANK_ROWS, WIDTH)).astype(np.float32),
+        rng.random((BANK_ROWS, genes), np.float32), names,
         np.array([f"s{i}" for i in range(BANK_ROWS)]), np.array(["made up"] * BANK_ROWS),
     )  # fmt: skip
     with BundleDraft(folder, overwrite=False) as draft:
@@ -64,15 +65,19 @@ def synthetic_bundle(folder: Path, genes: int) -> Path:
         draft.seal(
             kind="retrieval", system="mclstexp", encoder={"name": "projection", "embedding_dim": WIDTH},
             tile={"size_px": TILE_PX}, preprocessing={}, genes=genes, genes_from="made up",
-            retrieval={"k": 200, "rank": "cosine", "distance": "l2", "weighting": "inverse-square", "temperature": 1.0},
-            normalisation={"input": "none", "expression": "none"}, bank=[{"name": "made up", "spots": BANK_ROWS}],
+            retrieval={
+                "k": 200, "rank": "cosine", "distance": "l2", "weighting": "inverse-square",
+                "temperature": 1.0,
+            },
+            normalisation={"input": "none", "expression": "none"},
+            bank=[{"name": "made up", "spots": BANK_ROWS}],
             checkpoint={"name": "none", "sha256": "0" * 64}, versions={},
         )  # fmt: skip
     return folder
 
 
 def grid_of(slide: Slide, n: int) -> Grid:
-    """Grid of about `n` tiles over the whole slide, background included; SlideError where none has that many."""
+    """Grid of about `n` tiles over the whole slide, background included; SlideError if there is none."""
     mpp = slide.mpp or 1.0
     stride_px = float(np.sqrt(slide.width_px * slide.height_px / n))
     everywhere = TissueMask(np.ones((1, 1), np.bool_), "everywhere")
@@ -88,8 +93,8 @@ def measure_in_subprocess(slide: Path, bundle: Path, n: int, workers: int, folde
     Returns
     -------
     dict
-        tiles, genes, peak_mib (resident, whole process), open_mib (libraries, bundle and slide, before the run),
-        spots_mib (with the table of spots), seconds, map_mib.
+        tiles, genes, peak_mib (resident, whole process), open_mib (libraries, bundle and slide, before the
+        run), spots_mib (with the table of spots), seconds, map_mib.
 
     Raises
     ------

@@ -65,8 +65,8 @@ def measure(
 ) -> dict[str, Any]:
     """Time every installed reader on the tiles of one order, `rounds` times, interleaved.
 
-    Every reader opens the slide anew in each round. The result has tiles per second by wall clock and by CPU time of
-    all threads, and how many of a reader's tiles equal mclst's byte for byte.
+    Every reader opens the slide anew in each round. The result has tiles per second by wall clock and by CPU
+    time of all threads, and how many of a reader's tiles equal mclst's byte for byte.
 
     Raises
     ------

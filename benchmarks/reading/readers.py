@@ -1,7 +1,7 @@
 """Slide readers under one interface: each opens the slide and passes every tile to a callback.
 
-A tile is uint8 [size, size, 3] RGB of level 0, at `corners` [n, 2] (x, y), wholly inside the slide. With several
-workers a reader uses threads, each with its own handle where its library needs that.
+A tile is uint8 [size, size, 3] RGB of level 0, at `corners` [n, 2] (x, y), wholly inside the slide. With
+several workers a reader uses threads, each with its own handle where its library needs that.
 """
 
 from __future__ import annotations

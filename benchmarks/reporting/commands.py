@@ -36,8 +36,8 @@ def compare(
 ) -> None:
     """Compare the runs BEFORE and AFTER, two --json documents of the same benchmark.
 
-    The table has the ratio of times with a 95 % interval. Exit status 1 where a contender is more than --tolerance
-    slower and its interval is above 1.
+    The table has the ratio of times with a 95 % interval. Exit status 1 where a contender is more than
+    --tolerance slower and its interval is above 1.
     """
     result_files.check((before, after))
     from mclst.benchmarks.harness.tables import show_table

@@ -20,8 +20,8 @@ class NotComparable(ValueError):
 class Change:
     """A contender's time in the second run over that in the first.
 
-    ratio: of the medians over rounds. low95, high95: its 95 % bootstrap interval, each run resampled separately.
-    rounds: number of rounds in the first and in the second run.
+    ratio: of the medians over rounds. low95, high95: its 95 % bootstrap interval, each run resampled
+    separately. rounds: number of rounds in the first and in the second run.
     """
 
     what: str

@@ -24,7 +24,7 @@ _LATENCY_HEAD = ("encoder alone", "batch 1: p50, ms", "offline: tiles/s", "of ro
 
 
 def documents(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file name, document) of every end-to-end and latency run in `folder`, those of `make gpu-check` included."""
+    """(file name, document) of the end-to-end and latency runs in `folder`, `make gpu-check` included."""
     for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text())
         nested = [step["document"] for step in content["steps"]] if content.get("schema") == _CHECK else []
@@ -55,7 +55,7 @@ def tables(folder: Path) -> str:
 
 
 def notebook_ratios(folder: Path) -> str:
-    """Markdown: how many times as long the published notebook takes, by contender of section C4's committed run."""
+    """Markdown: the published notebook's time over each contender's, of section C4's committed run."""
     document = json.loads((folder / "end-to-end-c4-cpu.json").read_text())
     notebook = _notebook_samples(document)
     rows = [
@@ -67,7 +67,7 @@ def notebook_ratios(folder: Path) -> str:
 
 
 def batch_ratios(folder: Path) -> str:
-    """Markdown: mean latency relative to the first contender, by batch size, of section C4's committed run."""
+    """Markdown: latency over the first contender's, by batch size, of section C4's committed run."""
     document = json.loads((folder / "latency-c4-cpu.json").read_text())
     ratios = {
         (result["name"], of_batch["batch"]): result["latency_to_first"]
@@ -94,7 +94,7 @@ BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
 
 
 def update(text: str, blocks: Mapping[str, str]) -> str:
-    """Replace the text between the marks of each block; ValueError where a block's marks do not occur once."""
+    """Replace the text between each block's marks; ValueError where a block's marks do not occur once."""
     for name, block in blocks.items():
         begin = f"<!-- {name}: {COMMAND} -->"
         before, *rest = text.split(begin)
@@ -127,7 +127,8 @@ def _caption(name: str, document: Mapping[str, Any]) -> str:
     )
     gpu = f", {machine['gpu']}" if _on_gpu(document) else ""
     return (
-        f"{document['bundle']['encoder']}, {tiles}; {machine['cpu']}, {document['settings']['threads']} threads{gpu}, "
+        f"{document['bundle']['encoder']}, {tiles}; {machine['cpu']}, "
+        f"{document['settings']['threads']} threads{gpu}, "
         f"{document['verdict']} at the start (`benchmarks/results/{name}`):"
     )
 

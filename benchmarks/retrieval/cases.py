@@ -22,7 +22,8 @@ class Case:
     d: int = COLUMNS
 
 
-# M: the most spots left when one section is held out. k: the published scripts', and the paper's where it differs.
+# M: the most spots left when one section is held out. k: the published scripts', and the paper's where it
+# differs.
 CASES = {
     case.name: case
     for case in (

@@ -1,7 +1,7 @@
 """The same retrieval by other libraries: cosine rank, d⁻² weights of L2 or L1, in each library's fastest way.
 
-A peer prepares the bank outside the timing, then maps queries float32 [N, D] to expression float32 [N, G]. Those that
-build a score matrix process the queries in blocks to keep it small.
+A peer prepares the bank outside the timing, then maps queries float32 [N, D] to expression float32 [N, G].
+Those that build a score matrix process the queries in blocks to keep it small.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Peer:
 
 
 def published_loop(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
-    """The published evaluation scripts: one topk, then a Python loop over spots that averages embedding and expression."""
+    """The published evaluation scripts: one topk, then a Python loop over spots that averages both tables."""
     torch = _torch(threads)
     norm_order = {"l1": 1, "l2": 2}[spec.distance]
 

@@ -23,9 +23,10 @@ class Bank:
 class Source:
     """Embeddings and expression of one kind, the same for the same seed.
 
-    clustered: twelve separate clusters, isotropic, so that no projection helps. contrastive: like a trained pair of
-        encoders: tissue domains and gradients in a few dozen directions of falling weight, noise in all directions,
-        layer-normalized, with a constant gap between the modalities.
+    clustered: twelve separate clusters, isotropic, so that no projection helps. contrastive: like a trained
+    pair of
+        encoders: tissue domains and gradients in a few dozen directions of falling weight, noise in all
+        directions, layer-normalized, with a constant gap between the modalities.
     """
 
     def __init__(self, kind: str, case: Case, seed: int = 0) -> None:

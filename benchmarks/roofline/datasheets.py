@@ -15,9 +15,10 @@ TERA, GIGA = 1e12, 1e9
 class Device:
     """A device by its data sheet.
 
-    operations: per second by precision, dense, of the matrix units; fp32 without TF32. memory: bytes per second.
-    link: bytes per second from the host, one way; None where host and device share memory. source: the vendor's
-    document. unconfirmed: those of "memory" and the precisions whose figure no readable copy of it confirms.
+    operations: per second by precision, dense, of the matrix units; fp32 without TF32. memory: bytes per
+    second. link: bytes per second from the host, one way; None where host and device share memory. source:
+    the vendor's document. unconfirmed: those of "memory" and the precisions whose figure no readable copy of
+    it confirms.
     """
 
     name: str
@@ -37,8 +38,8 @@ DEVICES = {
         204.8 * GIGA,
         None,
         # 2048 cores, 64 tensor cores; of the 275 TOPS that are advertised 105 are the two DLAs'.
-        "Jetson AGX Orin technical brief: 5.3 TFLOPS FP32, 170 sparse INT8 TOPS, of which dense is half and FP16 a "
-        "quarter; 204.8 GB/s",
+        "Jetson AGX Orin technical brief: 5.3 TFLOPS FP32, 170 sparse INT8 TOPS, of which dense is half "
+        "and FP16 a quarter; 204.8 GB/s",
         ("memory",),
     ),
     "thor": Device(
@@ -48,8 +49,8 @@ DEVICES = {
         None,
         # The blog has 1035 for "dense FP4, sparse FP8, sparse INT8" and 517 for "dense FP8, sparse FP16".
         # FP32 is 2 x cores x clock; the clock is from another source.
-        "NVIDIA's blog on Jetson Thor, 2025: 1035 sparse INT8 and 517 sparse FP16 TFLOPS, 273 GB/s; FP32 of 2560 cores "
-        "at 1.57 GHz",
+        "NVIDIA's blog on Jetson Thor, 2025: 1035 sparse INT8 and 517 sparse FP16 TFLOPS, 273 GB/s; "
+        "FP32 of 2560 cores at 1.57 GHz",
         ("fp32",),
     ),
     "l4": Device(
@@ -65,8 +66,8 @@ DEVICES = {
         1008.0 * GIGA,
         _PCIE4_X16,
         # Boards clock higher than the paper's 2.52 GHz: others measured 168 TFLOPS where it says 165.2.
-        "Ada architecture white paper: 82.6 TFLOPS FP32, 330.3 dense FP16 with FP16 sums (twice those with FP32 sums), "
-        "165.2 BF16, 660.6 INT8, 1008 GB/s",
+        "Ada architecture white paper: 82.6 TFLOPS FP32, 330.3 dense FP16 with FP16 sums "
+        "(twice those with FP32 sums), 165.2 BF16, 660.6 INT8, 1008 GB/s",
     ),
     "h200": Device(
         "H200 SXM",

@@ -16,26 +16,28 @@ Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 
 _POINTWISE = {
-    "Add": 1, "Sub": 1, "Mul": 1, "Div": 1, "Neg": 1, "Abs": 1, "Max": 1, "Min": 1, "Clip": 1, "Relu": 1, "Where": 1,
-    "Sqrt": 1, "Pow": 1, "Exp": 1, "Log": 1, "Erf": 1, "Tanh": 1, "Sigmoid": 1, "Reciprocal": 1, "LeakyRelu": 2,
-    "Elu": 2, "HardSigmoid": 2, "HardSwish": 3, "Gelu": 4, "Swish": 2, "Softplus": 2, "Sin": 1, "Cos": 1,
+    "Add": 1, "Sub": 1, "Mul": 1, "Div": 1, "Neg": 1, "Abs": 1, "Max": 1, "Min": 1, "Clip": 1, "Relu": 1,
+    "Where": 1, "Sqrt": 1, "Pow": 1, "Exp": 1, "Log": 1, "Erf": 1, "Tanh": 1, "Sigmoid": 1, "Reciprocal": 1,
+    "LeakyRelu": 2, "Elu": 2, "HardSigmoid": 2, "HardSwish": 3, "Gelu": 4, "Swish": 2,
+    "Softplus": 2, "Sin": 1, "Cos": 1,
     "BatchNormalization": 2, "LayerNormalization": 8, "InstanceNormalization": 8, "GroupNormalization": 8,
-    "RMSNormalization": 6, "Softmax": 5, "LogSoftmax": 5, "QuantizeLinear": 2, "DequantizeLinear": 2, "Round": 1,
-    "Floor": 1, "Ceil": 1,
+    "RMSNormalization": 6, "Softmax": 5, "LogSoftmax": 5, "QuantizeLinear": 2, "DequantizeLinear": 2,
+    "Round": 1, "Floor": 1, "Ceil": 1,
 }  # fmt: skip
 """Operations per output value: a convention, for a small share of a network's work."""
 
 _REDUCING = (
-    "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceProd", "ReduceSumSquare",
-    "GlobalAveragePool", "GlobalMaxPool", "ArgMax", "ArgMin", "CumSum", "TopK",
+    "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceProd",
+    "ReduceSumSquare", "GlobalAveragePool", "GlobalMaxPool", "ArgMax", "ArgMin", "CumSum", "TopK",
 )  # fmt: skip
 """One operation per input value."""
 
 _MOVING = (
-    "Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Concat", "Split", "Slice", "Gather", "Expand",
-    "Pad", "Identity", "Constant", "ConstantOfShape", "Shape", "Size", "Range", "Tile", "Dropout", "GatherElements",
-    "GatherND", "ScatterND", "ScatterElements", "DepthToSpace", "SpaceToDepth", "Equal", "Less", "Greater", "Not",
-    "And", "Or", "GreaterOrEqual", "LessOrEqual", "IsNaN", "Trilu", "EyeLike", "OneHot", "CastLike",
+    "Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Concat", "Split", "Slice", "Gather",
+    "Expand", "Pad", "Identity", "Constant", "ConstantOfShape", "Shape", "Size", "Range", "Tile", "Dropout",
+    "GatherElements", "GatherND", "ScatterND", "ScatterElements", "DepthToSpace", "SpaceToDepth", "Equal",
+    "Less", "Greater", "Not", "And", "Or", "GreaterOrEqual", "LessOrEqual", "IsNaN", "Trilu", "EyeLike",
+    "OneHot", "CastLike",
 )  # fmt: skip
 """No arithmetic."""
 
@@ -48,9 +50,10 @@ class UncountedNode(ValueError):
 class GraphWork:
     """Work of one run of a graph.
 
-    products: operations of convolutions and matrix products, two per multiply-add. other: all other operations.
-    weight_bytes: all constants, once. tile_bytes: the graph's inputs and outputs. between_bytes: traffic if every
-    node read its inputs from memory and wrote its outputs there. by_operator: operations by kind of node.
+    products: operations of convolutions and matrix products, two per multiply-add. other: all other
+    operations. weight_bytes: all constants, once. tile_bytes: the graph's inputs and outputs. between_bytes:
+    traffic if every node read its inputs from memory and wrote its outputs there. by_operator: operations by
+    kind of node.
     """
 
     products: int

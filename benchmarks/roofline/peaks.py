@@ -29,7 +29,7 @@ def has_cuda() -> bool:
 
 
 def host_peaks(threads: int, *, side: int = SIDE, copy_bytes: int = COPY_BYTES) -> Peaks:
-    """Measure float32 products by numpy's BLAS and a copy by `threads` threads, the best of a few tries each."""
+    """Measure float32 products by numpy's BLAS and a copy by `threads` threads; the best of a few tries."""
     rng = np.random.default_rng(0)
     a, b = rng.random((2, side, side), dtype=np.float32)
     out = np.empty_like(a)
@@ -63,9 +63,9 @@ def measure_peaks(
     Returns
     -------
     dict
-        `host` and `cuda`, each with `operations_per_s` by precision and `bytes_per_s`. On the host fp32 is by numpy's
-        BLAS, bf16 by torch, int8 by ONNX Runtime; None where one cannot be measured. `cuda` is by torch, None
-        without a device.
+        `host` and `cuda`, each with `operations_per_s` by precision and `bytes_per_s`. On the host fp32 is by
+        numpy's BLAS, bf16 by torch, int8 by ONNX Runtime; None where one cannot be measured. `cuda` is by
+        torch, None without a device.
     """
     host = host_peaks(threads, side=side, copy_bytes=copy_bytes)
     peaks: dict[str, Any] = {

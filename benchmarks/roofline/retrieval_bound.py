@@ -15,7 +15,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Peaks:
-    """Operations per second of a large float32 matrix product, and bytes per second of a large copy (both ways)."""
+    """Operations per second of a float32 matrix product, bytes per second of a copy (read and write)."""
 
     flops_per_s: float
     bytes_per_s: float

@@ -51,7 +51,7 @@ class Spread(StrictModel):
 
 
 class DevicePeaks(StrictModel):
-    """Measured peaks of a processor or device: operations per second by precision, bytes per second of a copy."""
+    """Measured peaks of a processor or device: operations by precision and bytes of a copy, per second."""
 
     operations_per_s: dict[str, Rate | None]
     bytes_per_s: Rate
@@ -91,7 +91,7 @@ class ColdStart(StrictModel):
 
 
 class PeakMemory(StrictModel):
-    """Resident bytes of a contender in its own process, before it was opened and at the peak; or why it failed."""
+    """Resident bytes of a contender's own process before it opened and at the peak, or why it failed."""
 
     name: str
     before_bytes: Count | None = None

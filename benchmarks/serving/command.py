@@ -56,8 +56,8 @@ def load(
 ) -> None:
     """Measure the latency of a server of mclst-export --triton against the number of clients.
 
-    A client sends its next request when the last is answered. A request that the server rejects is sent again after a
-    pause, as mclst-infer does, and its time continues.
+    A client sends its next request when the last is answered. A request that the server rejects is sent again
+    after a pause, as mclst-infer does, and its time continues.
     """
     result_files.check()
     from mclst.benchmarks.harness.machine import new_document

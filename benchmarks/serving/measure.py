@@ -18,7 +18,7 @@ from mclst.runtime.serving.connection import Server
 from mclst.runtime.serving.flow_control import FlowControl
 
 TOLERANCE = 1e-3
-"""Relative to the largest value. Answers vary, because the server batches different tiles together each time."""
+"""Relative to the largest value. Answers vary with the tiles that the server batches together."""
 
 
 @dataclass

@@ -120,7 +120,7 @@ def precision(
     result_files: ResultFiles,
     quiet: bool,
 ) -> None:
-    """Compare a bundle's fp16, bf16 and int8 encoders with its fp32 one at the spots of SLIDE: accuracy and speed."""
+    """Compare a bundle's fp16, bf16 and int8 encoders with fp32 at the spots of SLIDE: accuracy, speed."""
     result_files.check((slide, spots_path, bundle_path, truth))
     from mclst.benchmarks.harness.machine import new_document
     from mclst.benchmarks.systems.precision import measure

@@ -37,7 +37,8 @@ def open_precisions(
     runs_as : dict
         What runs each.
     emulated : dict
-        Why a precision does not run natively. Without native bf16, an fp32 graph in `folder` rounds every result.
+        Why a precision does not run natively. Without native bf16, an fp32 graph in `folder` rounds every
+        result.
 
     Raises
     ------
@@ -99,9 +100,10 @@ def measure(
     timed: int,
     on_round: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Compare precisions with fp32, and with the measured section in `truth`; time `timed` tiles, interleaved.
+    """Compare precisions with fp32 and with the measured section in `truth`; time `timed` tiles.
 
-    The figures against fp32 are those of `mclst.export.parity.compare`, against the section those of `mclst-eval`.
+    The figures against fp32 are those of `mclst.export.parity.compare`, against the section those of
+    `mclst-eval`.
     """
     from mclst.export.parity.compare import compare, compare_expression
 

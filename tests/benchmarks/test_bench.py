@@ -35,7 +35,8 @@ def tiny(distance: Any = "l2", k: int = 9) -> Case:
     return Case("tiny", 60, 7, spec, d=16)
 
 
-# --- timing ----------------------------------------------------------------------------------------------------
+# --- timing
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_contenders_take_turns_and_warm_up_is_not_counted() -> None:
@@ -66,7 +67,10 @@ def test_wall_time_counts_waiting_and_cpu_time_counts_work() -> None:
         clocks["cpu"] += 2  # two threads
 
     timed = measure.time_interleaved(
-        {"wait": wait, "work": work}, rounds=3, wall_clock=lambda: clocks["wall"], cpu_clock=lambda: clocks["cpu"]
+        {"wait": wait, "work": work},
+        rounds=3,
+        wall_clock=lambda: clocks["wall"],
+        cpu_clock=lambda: clocks["cpu"],
     )
     assert timed.samples == {"wait": Samples([4] * 3, [0] * 3), "work": Samples([1] * 3, [2] * 3)}
 
@@ -95,7 +99,8 @@ def test_a_ratio_is_taken_within_rounds() -> None:
     assert measure.paired_ratio([4.0, 40.0, 4.2], [2.0, 20.0, 2.0]) == 2
 
 
-# --- the limits ---------------------------------------------------------------------------------------------------
+# --- the limits
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_work_is_counted_by_hand() -> None:
@@ -115,7 +120,8 @@ def test_peaks_are_of_a_plausible_machine() -> None:
     assert 1e8 < got.flops_per_s < 1e15 and 1e8 < got.bytes_per_s < 1e14
 
 
-# --- the cases and the peers --------------------------------------------------------------------------------------
+# --- the cases and the peers
+# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", cases.KINDS)
@@ -166,12 +172,21 @@ def test_peers_of_a_gpu_say_why_they_are_absent() -> None:
                 peer.prepare(bank, case.spec, 1)
 
 
-# --- a measurement ------------------------------------------------------------------------------------------------
+# --- a measurement
+# ------------------------------------------------------------------------------------------------
 
 
 def run_tiny(n: int, chosen: list[Peer], providers: list[str], **options: Any) -> dict[str, Any]:
     return retrieval.measure(
-        tiny(), "clustered", n=n, providers=providers, rounds=2, threads=1, peaks=PEAKS, peers=chosen, **options
+        tiny(),
+        "clustered",
+        n=n,
+        providers=providers,
+        rounds=2,
+        threads=1,
+        peaks=PEAKS,
+        peers=chosen,
+        **options,
     )
 
 
@@ -229,7 +244,8 @@ def test_providers_that_do_not_run_here_are_named() -> None:
         run_tiny(5, [], ["cuda"])
 
 
-# --- the command --------------------------------------------------------------------------------------------------
+# --- the command
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -245,7 +261,18 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_the_command_writes_json_and_a_picture(bench: Any, tmp_path: Path) -> None:
     saved, picture = tmp_path / "r.json", tmp_path / "r.png"
-    short = "--case her2st-l2 --data clustered --n 12 --repeats 2 --providers faiss".split()
+    short = [
+        "--case",
+        "her2st-l2",
+        "--data",
+        "clustered",
+        "--n",
+        "12",
+        "--repeats",
+        "2",
+        "--providers",
+        "faiss",
+    ]
     done = bench(*short, "--json", str(saved), "--plot", str(picture))
     assert done.exit_code == 0, done.output
     assert done.stdout == "" and "mclst faiss" in done.stderr and "not run here" in done.stderr
@@ -306,7 +333,8 @@ def test_the_help_of_the_group_lists_every_command() -> None:
     assert CliRunner().invoke(cli.main, ["no-such"]).exit_code == 2
 
 
-# --- what is committed --------------------------------------------------------------------------------------------
+# --- what is committed
+# --------------------------------------------------------------------------------------------
 
 RESULTS = sorted((Path(__file__).resolve().parents[2] / "benchmarks" / "results").glob("retrieval-*.json"))
 
@@ -320,7 +348,9 @@ def test_committed_figures_follow_from_their_samples(path: Path) -> None:
         ours = by_name[result["summary"]["ours"]]["samples"]["wall_s"]
         for entry in by_name.values():
             assert entry["wall_s"] == pytest.approx(measure.summarize(entry["samples"]["wall_s"]))
-            assert entry["wall_to_ours"] == pytest.approx(measure.paired_ratio(entry["samples"]["wall_s"], ours))
+            assert entry["wall_to_ours"] == pytest.approx(
+                measure.paired_ratio(entry["samples"]["wall_s"], ours)
+            )
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)

@@ -1,4 +1,4 @@
-"""`mclst-bench end-to-end`: the published notebook gives the same map, and the figures follow from the times."""
+"""`mclst-bench end-to-end`: the notebook gives the same map, and the figures follow from the times."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def bench(small: Small, bundle: Path, *words: str) -> Result:
     return CliRunner().invoke(main, [*fixed, *words])
 
 
-def test_the_notebook_gives_the_map_of_mclst_infer(small: Small, exported_bundle: Path, tmp_path: Path) -> None:
+def test_the_notebook_gives_the_map_of_mclst_infer(
+    small: Small, exported_bundle: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "map.h5ad"
     words = [small.slide, "--spots", small.spots, "--bundle", exported_bundle, "--out", out, "--no-picture"]
     assert CliRunner().invoke(infer, list(map(str, words))).exit_code == 0
@@ -71,8 +73,8 @@ def test_a_run_is_reported_with_its_samples(small: Small, exported_bundle: Path,
         small, exported_bundle, *words, "--settings", "cpu:fp32", "--json", str(saved), "--plot", str(picture)
     )
     assert done.exit_code == 0, done.output
-    told = json.loads(saved.read_text())
-    ours, theirs = told["result"]["contenders"]
+    report = json.loads(saved.read_text())
+    ours, theirs = report["result"]["contenders"]
     assert (ours["name"], theirs["name"]) == ("mclst cpu fp32", "published notebook")
     assert ours["wall_to_first"] == 1 and ours["equal_to_first"]["max_abs"] == 0
     assert theirs["equal_to_first"]["max_abs"] < 1e-4 and theirs["equal_to_first"]["spots"] == 24
@@ -83,19 +85,19 @@ def test_a_run_is_reported_with_its_samples(small: Small, exported_bundle: Path,
         assert entry["tiles_per_s"]["median"] == pytest.approx(np.median([24 / s for s in walls]))
         encode = entry["stages"]["stages"]["encode"]
         assert encode["share"] == pytest.approx(encode["busy_s"] / entry["stages"]["wall_s"])
-        rate = 24 * told["result"]["encoder_operations_per_tile"] / encode["busy_s"]
+        rate = 24 * report["result"]["encoder_operations_per_tile"] / encode["busy_s"]
         assert entry["encoder_of_peak"] == pytest.approx(rate / 1e12)
     assert ours["stages"]["stages"]["read"]["busy_s"] > 0 and theirs["stages"]["stages"]["write"] is None
-    (fresh,) = told["cold_start"]
+    (fresh,) = report["cold_start"]
     assert next(iter(fresh["steps_s"])) == "python" and list(fresh["steps_s"])[-1] == "first expression"
     assert fresh["first_result_s"] == pytest.approx(sum(fresh["steps_s"].values()), abs=0.05)
     assert fresh["peak_rss_bytes"] > 50e6
-    memory = {entry["name"]: entry for entry in told["memory"]}
+    memory = {entry["name"]: entry for entry in report["memory"]}
     assert list(memory) == ["mclst cpu fp32", "published notebook"]
     own = {name: entry["peak_rss_bytes"] - entry["before_bytes"] for name, entry in memory.items()}
     # The notebook brings torch with it, which mclst does without.
     assert 0 < own["mclst cpu fp32"] < own["published notebook"] > 100e6
-    assert picture.read_bytes().startswith(b"\x89PNG") and len(stages_png(told)) > 10_000
+    assert picture.read_bytes().startswith(b"\x89PNG") and len(stages_png(report)) > 10_000
     for word in ("published notebook", "bound by", "cold start", "memory of published", "PCC"):
         assert word in done.stderr
 
@@ -103,10 +105,10 @@ def test_a_run_is_reported_with_its_samples(small: Small, exported_bundle: Path,
 def test_without_a_checkpoint_the_notebook_is_unavailable(small: Small, exported_bundle: Path) -> None:
     done = bench(small, exported_bundle, "--repeats", "1", "--no-cold", "--json", "-", "-q")
     assert done.exit_code == 0 and done.stderr == "", done.output
-    told = json.loads(done.stdout)
-    assert told["absent"] == [{"name": "published notebook", "why": "needs the checkpoint; give --ckpt"}]
-    assert told["cold_start"] == told["memory"] == [] and [
-        c["name"] for c in told["result"]["contenders"]
+    report = json.loads(done.stdout)
+    assert report["absent"] == [{"name": "published notebook", "why": "needs the checkpoint; give --ckpt"}]
+    assert report["cold_start"] == report["memory"] == [] and [
+        c["name"] for c in report["result"]["contenders"]
     ] == ["mclst auto fp32"]
 
 
@@ -150,7 +152,8 @@ def test_the_notebook_is_unavailable_where_its_work_would_differ(
         open_notebook(bundle, small.ckpt, tiff, 1)
 
 
-# --- stages -------------------------------------------------------------------------------------------------------
+# --- stages
+# -------------------------------------------------------------------------------------------------------
 
 
 def summary(wall: float, threads: dict[str, int] | None = None, **busy: float) -> dict[str, Any]:
@@ -160,12 +163,12 @@ def summary(wall: float, threads: dict[str, int] | None = None, **busy: float) -
 
 
 def test_shares_overlap_and_the_bound_by_hand() -> None:
-    told = summary(10.0, {"decode": 2}, read=1.0, decode=12.0, encode=7.0, retrieve=0.5, write=0.5)
-    assert told["overlap"] == pytest.approx(2.1)
-    assert told["bound"] == "encode" and told["bound_share"] == pytest.approx(0.7)
-    assert told["stages"]["decode"] == {"busy_s": 12.0, "share": 1.2, "lanes": 2}
-    assert told["stages"]["copy up"] is None
-    assert told["elsewhere_s"] == pytest.approx(2.0)
+    report = summary(10.0, {"decode": 2}, read=1.0, decode=12.0, encode=7.0, retrieve=0.5, write=0.5)
+    assert report["overlap"] == pytest.approx(2.1)
+    assert report["bound"] == "encode" and report["bound_share"] == pytest.approx(0.7)
+    assert report["stages"]["decode"] == {"busy_s": 12.0, "share": 1.2, "lanes": 2}
+    assert report["stages"]["copy up"] is None
+    assert report["elsewhere_s"] == pytest.approx(2.0)
     assert summary(10.0, {"decode": 1}, decode=9.0, encode=7.0)["bound"] == "decode"
 
 
@@ -187,8 +190,8 @@ def test_stages_of_a_run_separate_reading_from_decoding() -> None:
         "total": 6.0,
         "stream": 5.0,
     }
-    told = stages.stages_of_run(seconds, workers=2)
-    assert told.busy_s["read"] == 0.5 and told.busy_s["decode"] == 2.5 and told.threads["decode"] == 2
+    report = stages.stages_of_run(seconds, workers=2)
+    assert report.busy_s["read"] == 0.5 and report.busy_s["decode"] == 2.5 and report.threads["decode"] == 2
     del seconds["file"]
     unseen = stages.stages_of_run(seconds, workers=2)
     assert unseen.busy_s["read"] is None and unseen.busy_s["decode"] == 3.0
@@ -202,7 +205,9 @@ def test_stages_of_a_run_separate_reading_from_decoding() -> None:
 def test_the_share_of_peak_is_that_of_the_device_in_use(exported_bundle: Path) -> None:
     bundle = open_bundle(exported_bundle)
     rates = {"host": {"fp32": 1e12}, "cuda": {"fp32": 1e13, "fp16": 1e14}}
-    sides = {side: {"operations_per_s": operations, "bytes_per_s": 1e10} for side, operations in rates.items()}
+    sides = {
+        side: {"operations_per_s": operations, "bytes_per_s": 1e10} for side, operations in rates.items()
+    }
     ways = [
         ("mclst auto fp16", "tensorrt", 1e14),
         ("mclst cpu fp32", "cpu", 1e12),
@@ -265,11 +270,12 @@ def test_a_run_on_a_device_reports_its_copies(
     width = bundle.manifest.encoder.embedding_dim
     assert width is not None
     session = DeviceSession(
-        CudaDevice(), lambda batch: OnFakeDevice(driver, on_host, batch), provider="tensorrt", engine="played",
-        tile=(TILE_PX, TILE_PX, 3), width=width,
+        CudaDevice(), lambda batch: OnFakeDevice(driver, on_host, batch), provider="tensorrt",
+        engine="played", tile=(TILE_PX, TILE_PX, 3), width=width,
     )  # fmt: skip
     settings = {
-        f"mclst {name} fp32": {"provider": name, "workers": 1, "batch_size": 4} for name in ("tensorrt", "cpu")
+        f"mclst {name} fp32": {"provider": name, "workers": 1, "batch_size": 4}
+        for name in ("tensorrt", "cpu")
     }
     opened = opened_module.open_encoder
     monkeypatch.setattr(
@@ -277,11 +283,14 @@ def test_a_run_on_a_device_reports_its_copies(
         "open_encoder",
         lambda name, request: (session, "") if name == "tensorrt" else opened(name, request),
     )
-    told, expression = end_to_end.measure(bundle, small.slide, spots, settings=settings, notebook=None, rounds=1)
-    device, host = told["contenders"]
+    report, expression = end_to_end.measure(
+        bundle, small.slide, spots, settings=settings, notebook=None, rounds=1
+    )
+    device, host = report["contenders"]
     assert (device["provider"], host["provider"]) == ("tensorrt", "cpu")
     np.testing.assert_allclose(expression[device["name"]], expression[host["name"]], atol=1e-5)
-    # The played clock moves by a millisecond with each thing the device does, on any stream; 24 tiles are six batches.
+    # The played clock moves by a millisecond with each thing the device does, on any stream; 24 tiles are six
+    # batches.
     for name in ("copy up", "encode", "copy down"):
         assert device["stages"]["stages"][name]["busy_s"] >= 6e-3
     assert host["stages"]["stages"]["copy up"] is host["stages"]["stages"]["copy down"] is None

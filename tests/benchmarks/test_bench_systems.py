@@ -44,7 +44,18 @@ def small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rates_and_memory(small_ones: None, tmp_path: Path) -> None:
-    words = "--system bleep --system hist2st --spots 9 --batch-size 4 --repeats 2".split()
+    words = [
+        "--system",
+        "bleep",
+        "--system",
+        "hist2st",
+        "--spots",
+        "9",
+        "--batch-size",
+        "4",
+        "--repeats",
+        "2",
+    ]
     done = run(*words, "--provider", "cpu", "--memory", "300", "--json", tmp_path / "s.json")
     assert done.exit_code == 0, done.output
     document = json.loads((tmp_path / "s.json").read_text())
@@ -77,20 +88,22 @@ def test_the_readme_has_the_committed_rates() -> None:
     root = Path(__file__).resolve().parents[2]
     run = json.loads((root / "benchmarks" / "results" / "systems-cpu.json").read_text())
     rows = [line.split(" | ") for line in (root / "README.md").read_text().splitlines() if " px" in line]
-    told = {
+    documented = {
         row[0].strip("| ").lstrip("[").split("]")[0]: row[-1].strip(" |") for row in rows if len(row) == 7
     }
     measured = {
         name: f"{of['tiles_per_second']['all']['median']:,.0f}" for name, of in run["systems"].items()
     }
-    assert {name.lower().replace("-", ""): rate for name, rate in told.items()} == measured
+    assert {name.lower().replace("-", ""): rate for name, rate in documented.items()} == measured
 
 
 def test_the_documented_memory_is_the_committed_run() -> None:
     root = Path(__file__).resolve().parents[2]
     run = json.loads((root / "benchmarks" / "results" / "systems-memory-cpu.json").read_text())
     text = (root / "docs" / "benchmarks.md").read_text()
-    told = {name: run["systems"][name.lower()]["memory"] for name in ("HisToGene", "Hist2ST", "THItoGene")}
-    for name, memory in told.items():
+    documented = {
+        name: run["systems"][name.lower()]["memory"] for name in ("HisToGene", "Hist2ST", "THItoGene")
+    }
+    for name, memory in documented.items():
         assert memory["spots"] == 30000
         assert f"| {name} | {memory['peak_mib']:,} | {memory['open_mib']:,} |" in text

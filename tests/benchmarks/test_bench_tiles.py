@@ -75,9 +75,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path, words: tuple[str, ..
     assert done.exit_code == code and "Traceback" not in done.stderr
 
 
-def test_a_reader_that_crashes_is_skipped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_that_crashes_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The subprocess really crashes, in a module that replaces a fragile reader."""
     path, _ = write_layout(tmp_path, "tiled deflate")
     (tmp_path / "cucim.py").write_text("import ctypes; ctypes.string_at(0)")

@@ -58,7 +58,8 @@ def test_too_few_rounds_are_refused() -> None:
         compare_samples("x", [1.0, 1.0], [1.0, 1.0, 1.0])
 
 
-# --- documents and the command ------------------------------------------------------------------------------------
+# --- documents and the command
+# ------------------------------------------------------------------------------------
 
 
 def document(times: dict[str, list[float]], schema: str = "mclst-bench-end-to-end/1") -> dict[str, Any]:
@@ -87,9 +88,9 @@ def test_a_regression_leaves_with_1_and_is_named(tmp_path: Path) -> None:
     worse["result"]["contenders"][0]["samples"]["wall_s"] = [1.2, 1.21, 1.19, 1.2]
     done = run(tmp_path, BASE, worse, "--json", "-")
     assert done.exit_code == 1, done.output
-    told = json.loads(done.stdout)
-    assert [(c["what"], c["slower"]) for c in told["changes"]] == [("mclst", True), ("notebook", False)]
-    assert told["changes"][0]["ratio"] == pytest.approx(1.2)
+    report = json.loads(done.stdout)
+    assert [(c["what"], c["slower"]) for c in report["changes"]] == [("mclst", True), ("notebook", False)]
+    assert report["changes"][0]["ratio"] == pytest.approx(1.2)
     assert "1 of 2 are more than 5 % slower" in done.stderr
     assert run(tmp_path, BASE, worse, "--tolerance", "0.3").exit_code == 0
     assert run(tmp_path, BASE, worse, "--only", "notebook").exit_code == 0
@@ -102,7 +103,8 @@ def test_environment_differences_are_named(tmp_path: Path) -> None:
     other["machine"] |= {"cpu": "B", "versions": {"onnxruntime": "1.32", "torch": "2"}}
     other["verdict"] = "busy"
     assert environment_differences(BASE, other) == [
-        "processor: A → B", "onnxruntime: 1.31 → 1.32", "torch: None → 2", "the machine was busy in the second run",
+        "processor: A → B", "onnxruntime: 1.31 → 1.32", "torch: None → 2",
+        "the machine was busy in the second run",
     ]  # fmt: skip
     del other["result"]["contenders"][1]
     done = run(tmp_path, BASE, other)

@@ -73,9 +73,9 @@ def test_mean_and_spread_are_over_folds() -> None:
             for fold, number in (("A", 1.0), ("A", 3.0), ("B", 6.0))
         ]
     )
-    (found,) = summarize(rows).to_dict(orient="records")
-    assert found["folds"] == 2 and found["mse"] == 4.0
-    assert found["mse_sd"] == pytest.approx(np.std([2.0, 6.0], ddof=1))
+    (report,) = summarize(rows).to_dict(orient="records")
+    assert report["folds"] == 2 and report["mse"] == 4.0
+    assert report["mse_sd"] == pytest.approx(np.std([2.0, 6.0], ddof=1))
     rows.loc[0, "pcc_heg"] = None
     assert np.isnan(summarize(rows)["pcc_heg"][0])
 
@@ -84,21 +84,21 @@ def test_a_sweep_over_k_trains_once_and_scores_as_mclst_train_does(small: Small,
     work = tmp_path / "work"
     done = run(small, work, "--sweep", "k=5,10", "--fold", "B1", "--fold", "A1")
     assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
-    assert [(line["value"], line["folds"]) for line in found["table"]] == [("5", 2), ("10", 2)]
+    report = json.loads(done.stdout)
+    assert [(line["value"], line["folds"]) for line in report["table"]] == [("5", 2), ("10", 2)]
     assert done.stderr.count("fold B1: loss") == 1 and "--leave-out patient keeps them out" in done.stderr
-    at = {(row["value"], row["fold"]): row for row in found["folds"]}
-    assert at["5", "B1"]["mse"] != at["10", "B1"]["mse"]
+    rows_by_value = {(row["value"], row["fold"]): row for row in report["folds"]}
+    assert rows_by_value["5", "B1"]["mse"] != rows_by_value["10", "B1"]["mse"]
 
-    told = tmp_path / "run.json"
-    words = [small.folder, *QUICK, "--epochs", "1", "--validation", "B1", "--json", told]
+    report = tmp_path / "run.json"
+    words = [small.folder, *QUICK, "--epochs", "1", "--validation", "B1", "--json", report]
     assert run_train(*words, "--out", tmp_path / "model.pt").exit_code == 0
-    (validation,) = json.loads(told.read_text())["validation"]
+    (validation,) = json.loads(report.read_text())["validation"]
     for measure in MEASURES:
-        assert at["10", "B1"][measure] == pytest.approx(validation["B1"][measure], rel=1e-6)
+        assert rows_by_value["10", "B1"][measure] == pytest.approx(validation["B1"][measure], rel=1e-6)
 
     again = run(small, work, "--sweep", "k=5,10", "--fold", "B1", "--fold", "A1")
-    assert again.stderr.count("done before") == 2 and json.loads(again.stdout) == found
+    assert again.stderr.count("done before") == 2 and json.loads(again.stdout) == report
     other = run(small, work, "--sweep", "k=5,7", "--fold", "B1")
     assert other.exit_code == 4 and "is of other settings or sections" in other.stderr
 
@@ -107,15 +107,17 @@ def test_a_sweep_over_precisions_scores_the_exported_graphs(small: Small, tmp_pa
     words = ("--sweep", "precision=fp32,fp16,bf16,int8", "--fold", "B1")
     done = run(small, tmp_path / "work", *words)
     assert done.exit_code == 0, done.output
-    at = {row["value"]: row for row in json.loads(done.stdout)["folds"]}
-    assert list(at) == ["fp32", "fp16", "bf16", "int8"] and done.stderr.count("fold B1: loss") == 1
+    rows_by_value = {row["value"]: row for row in json.loads(done.stdout)["folds"]}
+    assert list(rows_by_value) == ["fp32", "fp16", "bf16", "int8"] and done.stderr.count("fold B1: loss") == 1
     alone = run(small, tmp_path / "other", "--fold", "B1")
     network = json.loads(alone.stdout)["folds"][0]
     for measure in MEASURES:
-        assert at["fp32"][measure] == pytest.approx(network[measure], rel=1e-4, abs=1e-5), measure
-    apart = {value: abs(at[value]["mse"] - at["fp32"]["mse"]) for value in at}
+        assert rows_by_value["fp32"][measure] == pytest.approx(network[measure], rel=1e-4, abs=1e-5), measure
+    apart = {
+        value: abs(rows_by_value[value]["mse"] - rows_by_value["fp32"]["mse"]) for value in rows_by_value
+    }
     assert all(apart[value] > 0 for value in ("fp16", "bf16", "int8"))
-    assert max(apart.values()) < 0.2 * at["fp32"]["mse"]
+    assert max(apart.values()) < 0.2 * rows_by_value["fp32"]["mse"]
     assert run(small, tmp_path / "work", *words).stderr.count("done before") == 1
 
 
@@ -132,19 +134,19 @@ def test_a_sweep_over_precisions_scores_the_exported_graphs(small: Small, tmp_pa
 def test_every_axis_changes_the_scores(small: Small, tmp_path: Path, axis: str, trainings: int) -> None:
     done = run(small, tmp_path / "work", "--sweep", axis, "--fold", "B1")
     assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)["table"]
+    report = json.loads(done.stdout)["table"]
     name, _, values = axis.partition("=")
-    assert [line["value"] for line in found] == values.split(",") and done.stderr.count("loss") == trainings
-    assert len({line["mse"] for line in found}) == len(found), name
+    assert [line["value"] for line in report] == values.split(",") and done.stderr.count("loss") == trainings
+    assert len({line["mse"] for line in report}) == len(report), name
 
 
 def test_leaving_a_patient_out_scores_all_its_sections(small: Small, tmp_path: Path) -> None:
     done = run(small, tmp_path / "work", "--leave-out", "patient", "--sweep", "lambda=0,1")
     assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
-    seen = {(row["value"], row["fold"], row["section"]) for row in found["folds"]}
+    report = json.loads(done.stdout)
+    seen = {(row["value"], row["fold"], row["section"]) for row in report["folds"]}
     assert seen == {(v, f, s) for v in ("0.0", "1.0") for f, s in (("A", "A1"), ("A", "A2"), ("B", "B1"))}
-    assert len({row["mse"] for row in found["folds"]}) == 6
+    assert len({row["mse"] for row in report["folds"]}) == 6
 
 
 @pytest.mark.parametrize(
@@ -159,8 +161,8 @@ def test_leaving_a_patient_out_scores_all_its_sections(small: Small, tmp_path: P
     ],
 )
 def test_wrong_words_are_refused(
-    small: Small, tmp_path: Path, words: list[str], code: int, told: str
+    small: Small, tmp_path: Path, words: list[str], code: int, report: str
 ) -> None:
     done = run(small, tmp_path / "work", *words)
-    assert done.exit_code == code and told in done.stderr, done.output
+    assert done.exit_code == code and report in done.stderr, done.output
     assert "Traceback" not in done.output

@@ -24,8 +24,7 @@ from mclst.benchmarks.contenders.tensorrt_peers import polygraphy, trtexec
 from mclst.benchmarks.encoder.chart import latency_png
 from mclst.benchmarks.encoder.measure import agreement, measure, offline, sustained, warm_up
 from mclst.benchmarks.harness.measure import PeerUnavailable
-from mclst.benchmarks.roofline import datasheets
-from mclst.benchmarks.roofline import peaks
+from mclst.benchmarks.roofline import datasheets, peaks
 from mclst.benchmarks.schemas import validate
 from mclst.benchmarks.schemas.common import PeakMemory
 
@@ -61,9 +60,9 @@ def test_known_latencies_in_known_percentiles_out() -> None:
         clock.encoder("steady", lambda n: 0.02, ours=True),
         clock.encoder("exponential", lambda n: drawn[n]),
     ]
-    told = measure(encoders, TILES, batch=8, rounds=20, block_s=3.0, warm_s=(0.05, 0.05), clock=clock)
-    steady, exponential = told["results"]
-    assert told["scenario"] == "batch" and told["first"] == "steady"
+    report = measure(encoders, TILES, batch=8, rounds=20, block_s=3.0, warm_s=(0.05, 0.05), clock=clock)
+    steady, exponential = report["results"]
+    assert report["scenario"] == "batch" and report["first"] == "steady"
     assert steady["latency_s"]["percentiles"]["p99"]["s"] == pytest.approx(0.02)
     assert steady["tiles_per_s"] == pytest.approx(8 / 0.02)
     assert steady["latency_s"]["n"] == pytest.approx(20 * 150, rel=0.01)
@@ -85,9 +84,11 @@ def test_a_peer_that_fails_is_left_out_and_the_others_go_on() -> None:
 
     steady = clock.encoder("steady", lambda n: 0.02, ours=True)
     peers = [Encoder("broken", False, "fp32", fails), Encoder("late", False, "fp32", fails, measure=fails)]
-    told = measure([steady, *peers], TILES, batch=2, rounds=2, block_s=0.1, warm_s=(0.01, 0.01), clock=clock)
-    assert [result["name"] for result in told["results"]] == ["steady"]
-    assert told["failed"] == [{"name": peer.name, "why": "no kernel image"} for peer in peers]
+    report = measure(
+        [steady, *peers], TILES, batch=2, rounds=2, block_s=0.1, warm_s=(0.01, 0.01), clock=clock
+    )
+    assert [result["name"] for result in report["results"]] == ["steady"]
+    assert report["failed"] == [{"name": peer.name, "why": "no kernel image"} for peer in peers]
     with pytest.raises(RuntimeError):
         measure([Encoder("ours", True, "fp32", fails)], TILES, batch=2, rounds=1, block_s=0.1, clock=clock)
 
@@ -103,9 +104,9 @@ def test_blocks_take_turns_and_ratios_do_not_see_drift() -> None:
         return of
 
     encoders = [clock.encoder("a", slowing("a", 0.01)), clock.encoder("b", slowing("b", 0.03))]
-    told = measure(encoders, TILES, batch=1, rounds=9, block_s=0.2, warm_s=(0.01, 0.01), clock=clock)
-    assert told["results"][1]["latency_to_first"] == pytest.approx(3, rel=0.1)
-    assert told["scenario"] == "single-stream"
+    report = measure(encoders, TILES, batch=1, rounds=9, block_s=0.2, warm_s=(0.01, 0.01), clock=clock)
+    assert report["results"][1]["latency_to_first"] == pytest.approx(3, rel=0.1)
+    assert report["scenario"] == "single-stream"
     turns = [name for at, name in enumerate(order) if at == 0 or order[at - 1] != name]
     assert len(turns) >= 10
 
@@ -113,11 +114,11 @@ def test_blocks_take_turns_and_ratios_do_not_see_drift() -> None:
 def test_warming_up_waits_until_the_times_settle() -> None:
     clock = Clock()
     falling = clock.encoder("falling", lambda n: 0.01 + 0.1 * 0.8**n)
-    told = warm_up(lambda: falling.encode(TILES[:1]), min_s=0.1, max_s=50, clock=clock)
-    assert told.settled and 5 < told.queries < 60
+    report = warm_up(lambda: falling.encode(TILES[:1]), min_s=0.1, max_s=50, clock=clock)
+    assert report.settled and 5 < report.queries < 60
     restless = clock.encoder("restless", lambda n: 0.01 if n % 2 else 0.03)
-    told = warm_up(lambda: restless.encode(TILES[:1]), min_s=0.02, max_s=1.0, clock=clock)
-    assert not told.settled and told.seconds >= 1.0
+    report = warm_up(lambda: restless.encode(TILES[:1]), min_s=0.02, max_s=1.0, clock=clock)
+    assert not report.settled and report.seconds >= 1.0
     slow = clock.encoder("slow", lambda n: 100.0)
     assert warm_up(lambda: slow.encode(TILES[:1]), min_s=0.1, max_s=1, clock=clock).queries == 3
 
@@ -126,10 +127,10 @@ def test_energy_is_attributed_to_its_tiles() -> None:
     clock = Clock()
     meter = SimpleNamespace(name="made", covers="all", joules=lambda: 50 * clock.now, close=lambda: None)
     encoders = [clock.encoder("a", lambda n: 0.01), clock.encoder("b", lambda n: 0.04)]
-    told = measure(
+    report = measure(
         encoders, TILES, batch=4, rounds=3, block_s=0.4, meters=[meter], warm_s=(0.01, 0.01), clock=clock
     )
-    joules = [result["joules_per_tile"]["made"] for result in told["results"]]
+    joules = [result["joules_per_tile"]["made"] for result in report["results"]]
     assert joules == pytest.approx([50 * 0.01 / 4, 50 * 0.04 / 4])
 
 
@@ -137,14 +138,16 @@ def test_sustained_work_that_slows_down_is_seen() -> None:
     clock = Clock()
     encoder = clock.encoder("a", lambda n: 0.01 if clock.now < 60 else 0.02)
     meter = SimpleNamespace(name="made", covers="all", joules=lambda: 7 * clock.now, close=lambda: None)
-    told = sustained(
+    report = sustained(
         encoder, TILES, batch=8, seconds=120, window_s=5, condition=lambda: {"at": clock.now}, meters=[meter],
         clock=clock,
     )  # fmt: skip
-    assert told["last_to_first"] == pytest.approx(0.5, rel=0.02)
-    assert told["windows"][0]["tiles_per_s"] == pytest.approx(800)
-    assert told["windows"][3]["watts"] == pytest.approx({"made": 7})
-    assert len(told["windows"]) == 24 and told["windows"][-1]["condition"]["at"] == pytest.approx(clock.now)
+    assert report["last_to_first"] == pytest.approx(0.5, rel=0.02)
+    assert report["windows"][0]["tiles_per_s"] == pytest.approx(800)
+    assert report["windows"][3]["watts"] == pytest.approx({"made": 7})
+    assert len(report["windows"]) == 24 and report["windows"][-1]["condition"]["at"] == pytest.approx(
+        clock.now
+    )
 
 
 def test_offline_takes_every_tile_in_each_ones_own_batch() -> None:
@@ -157,19 +160,21 @@ def test_offline_takes_every_tile_in_each_ones_own_batch() -> None:
 
         return Encoder(name, False, "fp32", encode)
 
-    told = offline([encoder("a"), encoder("b")], {"a": 10, "b": 24}, TILES, rounds=2)
+    report = offline([encoder("a"), encoder("b")], {"a": 10, "b": 24}, TILES, rounds=2)
     assert seen["a"] == [10, 10, 4] * 3 and seen["b"] == [24] * 3
-    assert [result["batch"] for result in told["results"]] == [10, 24]
+    assert [result["batch"] for result in report["results"]] == [10, 24]
 
 
 def test_agreement_is_the_worst_tiles() -> None:
     reference = np.array([[1.0, 0.0], [0.0, 2.0]], np.float32)
     turned = Encoder("turned", False, "fp32", lambda tiles: np.array([[1.0, 0.0], [2.0, 2.0]], np.float32))
     result = agreement([turned], TILES[:2], reference)["turned"]
-    assert result["cosine_min"] == pytest.approx(np.sqrt(0.5)) and result["max_abs_share"] == pytest.approx(1.0)
+    assert result["cosine_min"] == pytest.approx(np.sqrt(0.5))
+    assert result["max_abs_share"] == pytest.approx(1.0)
 
 
-# --- trtexec ------------------------------------------------------------------------------------------------------
+# --- trtexec
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_trtexec_builds_once_per_batch_and_reports_its_latencies(
@@ -179,7 +184,10 @@ def test_trtexec_builds_once_per_batch_and_reports_its_latencies(
     program = tmp_path / "trtexec"
     program.write_text(
         f"""#!/bin/sh
-case "$1" in --help) echo "&&&& RUNNING TensorRT.trtexec [TensorRT v110100] [b9]"; echo "--useSpinWait --useCudaGraph --includeDataTransfers"; exit;; esac
+case "$1" in --help)
+  echo "&&&& RUNNING TensorRT.trtexec [TensorRT v110100] [b9]"
+  echo "--useSpinWait --useCudaGraph --includeDataTransfers"; exit;;
+esac
 echo "$@" >> {log}
 for word in "$@"; do case $word in
   --exportTimes=*) cat {tmp_path}/trace > "${{word#--exportTimes=}}" ;;
@@ -197,20 +205,21 @@ esac; done
     encoder = trtexec(ContenderInputs(tmp_path, {"fp32": tmp_path / "e.onnx"}, 1, 224))
     assert encoder.measure is not None
     assert encoder.versions == {"trtexec": "110100"}
-    told = encoder.measure(8, 0.5)
-    assert told == encoder.measure(8, 0.5) and told.query_s == pytest.approx([0.002375, 0.003375])
-    assert told.device_s == {"upload": [0.00025] * 2, "encode": [0.002, 0.003], "download": [0.000125] * 2}
+    report = encoder.measure(8, 0.5)
+    assert report == encoder.measure(8, 0.5) and report.query_s == pytest.approx([0.002375, 0.003375])
+    assert report.device_s == {"upload": [0.00025] * 2, "encode": [0.002, 0.003], "download": [0.000125] * 2}
     result = measure([encoder], TILES, batch=8, rounds=2, block_s=0.5)["results"][0]
     assert result["device_s"]["encode"]["mean"] == pytest.approx(0.0025)
     assert result["samples"]["copy down_s"] == [0.000125] * 4
     lines = log.read_text().splitlines()[:3]
-    assert [("--saveEngine" in line, "--loadEngine" in line) for line in lines] == [(True, False), (False, True), (False, True)]  # fmt: skip
+    assert ["--saveEngine" in line for line in lines] == [True, False, False]
+    assert ["--loadEngine" in line for line in lines] == [False, True, True]
     assert "--shapes=tiles:8x224x224x3" in lines[0] and "--duration=1" in lines[1]
     # Since version 11 copies need this option; older versions lack it.
     assert lines[1].endswith("--useSpinWait --useCudaGraph --includeDataTransfers")
     program.write_text(program.read_text().replace(" --includeDataTransfers", ""))
     older = trtexec(ContenderInputs(tmp_path, {"fp32": tmp_path / "e.onnx"}, 1, 224))
-    assert older.measure is not None and older.measure(8, 0.5) == told
+    assert older.measure is not None and older.measure(8, 0.5) == report
     assert log.read_text().splitlines()[-1].endswith("--useSpinWait --useCudaGraph")
     program.write_text("#!/bin/sh\necho 'Unknown option'; exit 1\n")
     with pytest.raises(PeerUnavailable, match="trtexec fails: Unknown option"):
@@ -262,7 +271,8 @@ def test_polygraphy_has_an_engine_for_each_batch_size(
     assert [runner.active for runner in opened] == [False, True]
 
 
-# --- memory, and the data sheets ------------------------------------------------------------------------------------
+# --- memory, and the data sheets
+# ------------------------------------------------------------------------------------
 
 
 def test_memory_of_a_peer_in_its_own_process(exported_bundle: Path) -> None:
@@ -284,17 +294,18 @@ def test_a_bound_is_the_slowest_of_arithmetic_memory_and_bus(name: str, fp16: fl
     assert device.operations["fp16"] == pytest.approx(fp16 * 1e12, rel=1e-3)
     assert device.operations["int8"] == pytest.approx(int8 * 1e12, rel=1e-3)
     work = SimpleNamespace(products=3e12, least_bytes=2e9)
-    told = datasheets.predict(name, "fp16", work, 150_528, 64)  # type: ignore[arg-type]
+    report = datasheets.predict(name, "fp16", work, 150_528, 64)  # type: ignore[arg-type]
     parts = {"arithmetic": 3 / fp16, "memory": 2e9 / device.memory}
     if device.link is not None:
         parts["link"] = 64 * 150_528 / device.link
-    assert told["seconds"] == pytest.approx(parts, rel=1e-3)
-    assert told["at_least_s"] == pytest.approx(max(parts.values()), rel=1e-3)
-    assert told["at_most_tiles_per_s"] * told["at_least_s"] == pytest.approx(64)
-    assert all(part in told["source"].split("not confirmed: ")[-1] for part in device.unconfirmed)
+    assert report["seconds"] == pytest.approx(parts, rel=1e-3)
+    assert report["at_least_s"] == pytest.approx(max(parts.values()), rel=1e-3)
+    assert report["at_most_tiles_per_s"] * report["at_least_s"] == pytest.approx(64)
+    assert all(part in report["source"].split("not confirmed: ")[-1] for part in device.unconfirmed)
 
 
-# --- the command and its documents --------------------------------------------------------------------------------
+# --- the command and its documents
+# --------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
@@ -325,15 +336,15 @@ def test_a_document_of_real_encoders(
         "--predict", "orin", "--sustained", "0.01", "--json", str(saved), "--plot", str(picture),
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    told = json.loads(saved.read_text())
-    jsonschema.validate(told, json.loads((SCHEMAS / "latency.json").read_text()))
-    assert told["settings"]["tiles"] == "of B1.png" and told["settings"]["different_tiles"] == 24
-    assert [of_batch["batch"] for of_batch in told["batches"]] == [1, 4]
-    names = {result["name"] for result in told["batches"][0]["results"]}
+    report = json.loads(saved.read_text())
+    jsonschema.validate(report, json.loads((SCHEMAS / "latency.json").read_text()))
+    assert report["settings"]["tiles"] == "of B1.png" and report["settings"]["different_tiles"] == 24
+    assert [of_batch["batch"] for of_batch in report["batches"]] == [1, 4]
+    names = {result["name"] for result in report["batches"][0]["results"]}
     assert {"mclst cpu fp32", "ONNX Runtime fp32", "torch eager"} <= names
-    assert {entry["name"] for entry in told["absent"]} >= {"torch eager cuda", "trtexec fp32"} - names
-    work = {w["batch"]: w for w in told["work"]}
-    for of_batch in told["batches"]:
+    assert {entry["name"] for entry in report["absent"]} >= {"torch eager cuda", "trtexec fp32"} - names
+    work = {w["batch"]: w for w in report["work"]}
+    for of_batch in report["batches"]:
         for result in of_batch["results"]:
             assert result["latency_s"]["percentiles"]["p50"]["s"] > 0
             if result["roofline_s"] is not None:
@@ -341,15 +352,17 @@ def test_a_document_of_real_encoders(
                     result["roofline_s"] / result["latency_s"]["mean"]
                 )
         assert work[of_batch["batch"]]["products"] == of_batch["batch"] * work[1]["products"]
-    for name, near in told["agreement"]["contenders"].items():
+    for name, near in report["agreement"]["contenders"].items():
         assert near["cosine_min"] > (0.999 if "bf16" in name else 0.999999), name
-    assert told["agreement"]["reference"] == "checkpoint in torch, float32"
-    assert all(bound["kind"] == "bound" for bound in told["predictions"]) and len(told["predictions"]) == 8
+    assert report["agreement"]["reference"] == "checkpoint in torch, float32"
+    assert (
+        all(bound["kind"] == "bound" for bound in report["predictions"]) and len(report["predictions"]) == 8
+    )
     assert "bound, not measured: Jetson AGX Orin" in done.stderr
     ran = {name.split()[1] for name in names if name.startswith("mclst ")}
-    assert {run["provider"] for run in told["fresh"]} == ran >= {"cpu"}
-    assert {entry["name"] for entry in told["memory"]} == names
-    assert picture.read_bytes().startswith(b"\x89PNG") and len(latency_png(told)) > 20_000
+    assert {run["provider"] for run in report["fresh"]} == ran >= {"cpu"}
+    assert {entry["name"] for entry in report["memory"]} == names
+    assert picture.read_bytes().startswith(b"\x89PNG") and len(latency_png(report)) > 20_000
     for word in (
         "least cosine",
         "offline",
@@ -366,13 +379,13 @@ def test_a_document_of_real_encoders(
 
 def test_made_up_tiles_and_no_peers(exported_bundle: Path) -> None:
     done = bench(
-        exported_bundle, "--batch-sizes", "2", "--repeats", "1", "--block", "0.01", "--no-peers", "--no-fresh",
-        "--no-offline", "--tiles", "4", "--json", "-", "-q",
+        exported_bundle, "--batch-sizes", "2", "--repeats", "1", "--block", "0.01", "--no-peers",
+        "--no-fresh", "--no-offline", "--tiles", "4", "--json", "-", "-q",
     )  # fmt: skip
     assert done.exit_code == 0 and done.stderr == "", done.output
-    told = json.loads(done.stdout)
-    jsonschema.validate(told, json.loads((SCHEMAS / "latency.json").read_text()))
-    assert told["settings"]["tiles"] == "made up" and told["offline"] is None and told["fresh"] == []
+    report = json.loads(done.stdout)
+    jsonschema.validate(report, json.loads((SCHEMAS / "latency.json").read_text()))
+    assert report["settings"]["tiles"] == "made up" and report["offline"] is None and report["fresh"] == []
 
 
 def test_a_fresh_process_that_fails_loses_no_measurement(
@@ -380,15 +393,15 @@ def test_a_fresh_process_that_fails_loses_no_measurement(
 ) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     done = bench(
-        exported_bundle, "--batch-sizes", "2", "--repeats", "1", "--block", "0.01", "--no-peers", "--no-offline",
-        "--tiles", "4", "--settings", "cpu:fp32", "--json", "-", "-q",
+        exported_bundle, "--batch-sizes", "2", "--repeats", "1", "--block", "0.01", "--no-peers",
+        "--no-offline", "--tiles", "4", "--settings", "cpu:fp32", "--json", "-", "-q",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert told["fresh"] == [] and [batch["batch"] for batch in told["batches"]] == [2]
-    (why,) = [one["why"] for one in told["absent"] if one["name"] == "mclst cpu fp32, fresh process"]
+    report = json.loads(done.stdout)
+    assert report["fresh"] == [] and [batch["batch"] for batch in report["batches"]] == [2]
+    (why,) = [one["why"] for one in report["absent"] if one["name"] == "mclst cpu fp32, fresh process"]
     assert "fresh process of cpu fp32 failed with status 1 (no message)" in why
-    (memory,) = told["memory"]
+    (memory,) = report["memory"]
     assert memory["peak_rss_bytes"] is None and "failed with status 1" in memory["why"]
 
 

@@ -45,9 +45,9 @@ def test_every_request_is_counted(fake: FakeServer, tmp_path: Path) -> None:
     fake.trouble, fake.most_at_once = trouble, 0
     out, plot = tmp_path / "load.json", tmp_path / "load.png"
     words = ("--clients", "1", "--clients", "4", "--requests", "20", "--batch", "3", "--warm-up", "1")
-    found = bench(fake, *words, "--json", str(out), "--plot", str(plot))
-    assert found.exit_code == 0, found.stderr
-    assert plot.read_bytes().startswith(b"\x89PNG") and "clients" in found.stderr
+    done = bench(fake, *words, "--json", str(out), "--plot", str(plot))
+    assert done.exit_code == 0, done.stderr
+    assert plot.read_bytes().startswith(b"\x89PNG") and "clients" in done.stderr
     results = json.loads(out.read_text())["results"]
     assert [result["concurrency"] for result in results] == [1, 4]
     warm_up = 1 + 4
@@ -64,14 +64,14 @@ def test_every_request_is_counted(fake: FakeServer, tmp_path: Path) -> None:
 
 def test_answers_to_other_tiles_are_noticed(fake: FakeServer) -> None:
     fake.trouble = lambda number: "of other tiles" if number == 9 else ""
-    found = bench(fake, "--clients", "2", "--requests", "20", "-q")
-    assert found.exit_code == 4 and "other expression for the same tiles" in found.stderr
+    done = bench(fake, "--clients", "2", "--requests", "20", "-q")
+    assert done.exit_code == 4 and "other expression for the same tiles" in done.stderr
 
 
 def test_a_server_that_answers_nothing_ends_it(fake: FakeServer) -> None:
     fake.trouble = lambda number: "503"
-    found = bench(fake, "--clients", "2", "--requests", "4", "--server-patience", "1", "-q")
-    assert found.exit_code == 6 and "no more for now" in found.stderr
+    done = bench(fake, "--clients", "2", "--requests", "4", "--server-patience", "1", "-q")
+    assert done.exit_code == 6 and "no more for now" in done.stderr
 
 
 def test_more_tiles_than_the_server_takes(fake: FakeServer) -> None:

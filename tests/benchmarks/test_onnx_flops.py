@@ -46,19 +46,19 @@ def test_published_networks_against_torchs_counter(name: str, side: int, tmp_pat
     network = torchvision.models.get_model(name, weights=None).eval()
     path = traced(network, side, tmp_path / "graph.onnx")
     for batch in (1, 5):
-        found = count_work(path, batch)
-        assert found.products == operations_by_torch(network, (batch, 3, side, side))
-    assert 0.7 * found.products < found.by_operator["Conv"] < found.products
+        work = count_work(path, batch)
+        assert work.products == operations_by_torch(network, (batch, 3, side, side))
+    assert 0.7 * work.products < work.by_operator["Conv"] < work.products
 
 
 def test_densenet_at_full_size_is_what_torchvision_publishes(tmp_path: Path) -> None:
     """2.834 GMAC per tile of 224 px, in the metadata of its weights."""
     meta = torchvision.models.DenseNet121_Weights.DEFAULT.meta
     network = torchvision.models.densenet121().eval()
-    found = count_work(traced(network, 32, tmp_path / "graph.onnx"), 1).products
+    work = count_work(traced(network, 32, tmp_path / "graph.onnx"), 1).products
     classifier = 2 * 1024 * 1000
     # Every convolution sees 49 times the places at 224 px; the classifier does not.
-    assert (49 * (found - classifier) + classifier) / 2e9 == pytest.approx(meta["_ops"], abs=0.001)
+    assert (49 * (work - classifier) + classifier) / 2e9 == pytest.approx(meta["_ops"], abs=0.001)
 
 
 def test_a_bundles_encoder_against_torchs_counter(small: Small, exported_bundle: Path) -> None:
@@ -70,15 +70,15 @@ def test_a_bundles_encoder_against_torchs_counter(small: Small, exported_bundle:
         def forward(self, tiles: torch.Tensor) -> torch.Tensor:
             return network.encode_tiles(tiles)
 
-    found = count_work(bundle.encoder_path, 7)
-    assert found.products == operations_by_torch(Encoder(), (7, 3, side, side))
-    assert found.tile_bytes == 7 * (3 * side * side + 4 * 16)
+    work = count_work(bundle.encoder_path, 7)
+    assert work.products == operations_by_torch(Encoder(), (7, 3, side, side))
+    assert work.tile_bytes == 7 * (3 * side * side + 4 * 16)
     parameters = sum(
         p.numel() for part in (network.image_encoder, network.image_projection) for p in part.parameters()
     )
     # Folding adds and drops some scales and shifts.
-    assert found.weight_bytes == pytest.approx(4 * parameters, rel=0.01)
-    assert found.between_bytes > found.least_bytes
+    assert work.weight_bytes == pytest.approx(4 * parameters, rel=0.01)
+    assert work.between_bytes > work.least_bytes
 
 
 def graph(
@@ -110,23 +110,25 @@ def test_small_graphs_by_hand(tmp_path: Path) -> None:
         {"x": ["N", 4, 9, 9]},
         {"w": w, "g": np.zeros((6, 5), np.float32)},
     )
-    found = count_work(path, 3)
+    work = count_work(path, 3)
     conv = 2 * (3 * 6 * 4 * 4) * (2 * 3 * 3)
     gemm = 2 * 5 * 3 * 6
-    assert found.by_operator == {"Conv": conv, "Gemm": gemm, "Relu": 288, "GlobalAveragePool": 288}
-    assert (found.products, found.other) == (conv + gemm, 576)
-    assert found.weight_bytes == 4 * (w.size + 30) and found.tile_bytes == 4 * (3 * 4 * 81 + 5 * 3)
+    assert work.by_operator == {"Conv": conv, "Gemm": gemm, "Relu": 288, "GlobalAveragePool": 288}
+    assert (work.products, work.other) == (conv + gemm, 576)
+    assert work.weight_bytes == 4 * (w.size + 30) and work.tile_bytes == 4 * (3 * 4 * 81 + 5 * 3)
     moved = (3 * 4 * 81 + w.size + 288) + 2 * 288 + (288 + 18) + (18 + 18) + (30 + 18 + 15)
-    assert found.between_bytes == 4 * moved
+    assert work.between_bytes == 4 * moved
 
 
 def test_products_of_other_kinds_by_hand(tmp_path: Path) -> None:
     lstm = helper.make_node("LSTM", ["x", "w", "r"], ["y"], hidden_size=4)
     path = graph(
-        tmp_path, [lstm], {"x": ["T", 2, 3]}, {"w": np.zeros((1, 16, 3), np.float32), "r": np.zeros((1, 16, 4), np.float32)}
+        tmp_path, [lstm], {"x": ["T", 2, 3]},
+        {"w": np.zeros((1, 16, 3), np.float32), "r": np.zeros((1, 16, 4), np.float32)},
     )  # fmt: skip
     assert count_work(path, 5).products == 2 * 5 * 2 * 16 * (3 + 4)
-    path = graph(tmp_path, [helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": ["N", 8, 5, 6]}, {"w": np.zeros((6, 7), np.float32)})  # fmt: skip
+    product = helper.make_node("MatMul", ["x", "w"], ["y"])
+    path = graph(tmp_path, [product], {"x": ["N", 8, 5, 6]}, {"w": np.zeros((6, 7), np.float32)})
     assert count_work(path, 2).products == 2 * 2 * 8 * 5 * 7 * 6
 
 
@@ -142,7 +144,8 @@ def test_unknown_work_is_refused_and_never_counted_as_nothing(tmp_path: Path, ki
     assert kind != "Einsum" or isinstance(error.value, UncountedNode)
 
 
-# --- bounds of devices one does not have --------------------------------------------------------------------------
+# --- bounds of devices one does not have
+# --------------------------------------------------------------------------
 
 WORK = GraphWork(
     products=10**12, other=0, weight_bytes=3 * 10**7, tile_bytes=10**6, between_bytes=0, by_operator={}
@@ -150,12 +153,12 @@ WORK = GraphWork(
 
 
 def test_a_prediction_is_the_slowest_of_three_limits() -> None:
-    told = predict("l4", "fp16", WORK, tile_bytes_in=150_528, batch=64)
-    assert told["kind"] == "bound" and told["limited_by"] == "arithmetic"
-    assert told["at_least_s"] == pytest.approx(1e12 / 121e12)
-    assert told["at_most_tiles_per_s"] == pytest.approx(64 / told["at_least_s"])
-    assert told["seconds"]["memory"] == pytest.approx(31e6 / 300e9)
-    assert told["seconds"]["link"] == pytest.approx(64 * 150_528 / 31.5e9)
+    bound = predict("l4", "fp16", WORK, tile_bytes=150_528, batch=64)
+    assert bound["kind"] == "bound" and bound["limited_by"] == "arithmetic"
+    assert bound["at_least_s"] == pytest.approx(1e12 / 121e12)
+    assert bound["at_most_tiles_per_s"] == pytest.approx(64 / bound["at_least_s"])
+    assert bound["seconds"]["memory"] == pytest.approx(31e6 / 300e9)
+    assert bound["seconds"]["link"] == pytest.approx(64 * 150_528 / 31.5e9)
     little = GraphWork(1000, 0, 3 * 10**7, 10**6, 0, {})
     assert predict("l4", "fp16", little, 150_528, 64)["limited_by"] == "link"
     assert predict("orin", "fp16", little, 150_528, 64)["limited_by"] == "memory"

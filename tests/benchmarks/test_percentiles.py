@@ -67,9 +67,9 @@ def test_percentiles_need_enough_samples() -> None:
     levels = ["p50", "p90", "p95", "p99"]
     for n, count in ((5, 1), (100, 2), (200, 3), (1000, 4)):
         expected = set(levels[:count])
-        told = summarize_latency(np.linspace(1, 2, n).tolist())
-        assert set(told["percentiles"]) == expected
-        assert set(told["not_told"]) == set(levels) - expected
+        summary = summarize_latency(np.linspace(1, 2, n).tolist())
+        assert set(summary["percentiles"]) == expected
+        assert set(summary["not_told"]) == set(levels) - expected
         if n > 5:
             assert set(summarize_latency(np.linspace(1, 2, n - 1).tolist())["percentiles"]) < expected
     assert min_samples(99) == 1000
@@ -82,9 +82,9 @@ def test_mlperfs_own_table_of_queries() -> None:
 
 
 def test_no_sample_is_dropped() -> None:
-    told = summarize_latency([1.0] * 999 + [500.0])
-    assert told["max"] == 500 and told["n"] == 1000
-    assert told["mean"] == pytest.approx(1.499) and told["std"] == pytest.approx(
+    summary = summarize_latency([1.0] * 999 + [500.0])
+    assert summary["max"] == 500 and summary["n"] == 1000
+    assert summary["mean"] == pytest.approx(1.499) and summary["std"] == pytest.approx(
         np.std([1.0] * 999 + [500.0], ddof=1)
     )
-    assert told["percentiles"]["p99"]["high95"] == 500 or told["percentiles"]["p99"]["high95"] == 1
+    assert summary["percentiles"]["p99"]["high95"] == 500 or summary["percentiles"]["p99"]["high95"] == 1

@@ -137,9 +137,9 @@ def test_nvml_counts_joules(monkeypatch: pytest.MonkeyPatch) -> None:
     before = meter.joules()
     fake.mj += 2500
     assert meter.joules() - before == pytest.approx(2.5)
-    told = thermal_state(gpu=True)["gpu"]
-    assert told["sm_mhz"] == 1980 and told["power_limit_w"] is None
-    assert told["held_back_by"] == ["power cap", "hardware thermal"]
+    state = thermal_state(gpu=True)["gpu"]
+    assert state["sm_mhz"] == 1980 and state["power_limit_w"] is None
+    assert state["held_back_by"] == ["power cap", "hardware thermal"]
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -160,7 +160,9 @@ def moment(mhz: float | None, sm: float | None = None, reasons: list[str] | None
 def test_throttling_shows_in_clocks_and_reasons() -> None:
     assert throttling_signs([moment(3000)] * 8) == []
     assert throttling_signs([moment(3000)] * 4 + [moment(2900)] * 4) == []
-    assert throttling_signs([moment(3000)] * 4 + [moment(2400)] * 4) == ["CPU clock fell from 3,000 to 2,400 MHz"]
+    assert throttling_signs([moment(3000)] * 4 + [moment(2400)] * 4) == [
+        "CPU clock fell from 3,000 to 2,400 MHz"
+    ]
     assert throttling_signs([moment(None)] * 8) == [] and throttling_signs([]) == []
     hot = throttling_signs([moment(None, 1900)] * 4 + [moment(None, 1200, ["hardware thermal"])] * 4)
     assert hot == ["GPU SM clock fell from 1,900 to 1,200 MHz", "GPU held back by hardware thermal"]
@@ -175,7 +177,7 @@ def test_the_state_is_what_the_system_exposes(tmp_path: Path) -> None:
     zone.mkdir(parents=True)
     (zone / "type").write_text("soc\n")
     (zone / "temp").write_text("48500\n")
-    told = thermal_state(root=tmp_path)
-    assert told["cpu_mhz"] == 2500 and told["temperature_c"] == {"soc (0)": 48.5} and told["gpu"] is None
+    state = thermal_state(root=tmp_path)
+    assert state["cpu_mhz"] == 2500 and state["temperature_c"] == {"soc (0)": 48.5} and state["gpu"] is None
     nothing = thermal_state(root=tmp_path / "none")
     assert nothing["cpu_mhz"] is None and nothing["temperature_c"] is None

@@ -81,8 +81,8 @@ def test_a_run_is_a_table_and_a_missing_gpu_is_a_row(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps(a_document(None, "cpu")))
     text = tables(tmp_path)
     assert (
-        "densenet121, 187 tiles of C4.jpg; Xeon, 2 threads, quiet at the start (`benchmarks/results/run.json`):"
-        in text
+        "densenet121, 187 tiles of C4.jpg; Xeon, 2 threads, quiet at the start "
+        "(`benchmarks/results/run.json`):" in text
     )
     assert "| mclst ours fp32 | 37.4 (31.2 – 46.8) | 2.00 | 50 % | 0.99906 | 0.2571 |" in text
     assert "| published notebook | 18.7 (18.7 – 20.8) | 1.00 | – | – | – |" in text
@@ -107,7 +107,7 @@ def test_every_row_has_as_many_cells_as_its_head(tmp_path: Path) -> None:
 
 def test_only_the_text_between_the_marks_changes() -> None:
     blocks = {"one": "| 1 |", "two": "| 2 |"}
-    text = "".join(f"before {name}\n<!-- {name}: {COMMAND} -->\nold\n{END}\nafter {name}\n" for name in blocks)
+    text = "".join(f"before\n<!-- {name}: {COMMAND} -->\nold\n{END}\nafter\n" for name in blocks)
     updated = update(text, blocks)
     assert updated == text.replace("\nold\n", "\n\n| 1 |\n\n", 1).replace("\nold\n", "\n\n| 2 |\n\n")
     assert update(updated, blocks) == updated
