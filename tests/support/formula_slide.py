@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mclst.runtime.slide.base import Level, Slide
 
 
-class MadeUpSlide(Slide):
+class FormulaSlide(Slide):
     """A slide whose every pixel tells its place; reads can be watched, spoilt or held up."""
 
     def __init__(self, levels: tuple[float, ...] = (1.0,), mpp: float | None = None) -> None:

@@ -16,7 +16,7 @@ HOSTILE = "</script><img src=x onerror=alert(1)>&<b>"
 
 
 @dataclass(frozen=True)
-class Made:
+class SyntheticMap:
     """A map on disk and what it was made of."""
 
     path: Path
@@ -31,7 +31,7 @@ class Made:
         return self.expression[:, self.genes.index(gene)]
 
 
-def made_map(
+def synthetic_map(
     path: Path,
     *,
     side: int = 9,
@@ -39,7 +39,7 @@ def made_map(
     mpp: float | None = 0.5,
     grid: bool = False,
     title: str = "made",
-) -> Made:
+) -> SyntheticMap:
     """Spots in `side` rows and columns over pale tissue; gene g is a slope with more noise the larger g. One is unread."""
     rng = np.random.default_rng(11)
     pitch = DIAMETER if grid else 2 * DIAMETER
@@ -78,4 +78,4 @@ def made_map(
     )
     data.var_names = names
     data.write_h5ad(path)
-    return Made(path, expression, xy, names, spots, nearest)
+    return SyntheticMap(path, expression, xy, names, spots, nearest)

@@ -23,7 +23,7 @@ Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Made:
+class SyntheticSlide:
     """path: what is opened. levels: the pixels of each, uint8 [h, w, 3]. mpp: µm per level-0 pixel."""
 
     path: Path
@@ -44,7 +44,7 @@ def on_white(height: int, width: int, *pieces: tuple[int, int, Pixels]) -> Pixel
     return canvas
 
 
-def leica_scn(folder: Path) -> Made:
+def leica_scn(folder: Path) -> SyntheticSlide:
     """Two scanned areas and an overview; areas lie at offsets in nm on the glass, here of 500 nm per pixel."""
     nm, (height, width) = 500, (480, 640)
     areas = [(100, 60, tissue(200, 240)), (380, 240, tissue(160, 220, seed=1))]
@@ -72,7 +72,7 @@ def leica_scn(folder: Path) -> Made:
         )
         for by in (1, 2)
     ]
-    return Made(path, tuple(levels), nm / 1000, "leica")
+    return SyntheticSlide(path, tuple(levels), nm / 1000, "leica")
 
 
 def _scn_image(x: int, y: int, width: int, height: int, levels: list[Pixels], first: int) -> str:
@@ -91,7 +91,7 @@ def _scn_image(x: int, y: int, width: int, height: int, levels: list[Pixels], fi
 BIF_TILE, BIF_ADVANCE, BIF_ACROSS, BIF_DOWN = 64, 56, 6, 4
 
 
-def ventana_bif(folder: Path) -> Made:
+def ventana_bif(folder: Path) -> SyntheticSlide:
     """Overlapping tiles: the file holds them side by side, the slide has them 8 px closer."""
     tile, advance, across, down = BIF_TILE, BIF_ADVANCE, BIF_ACROSS, BIF_DOWN
     whole = tissue(advance * (down - 1) + tile, advance * (across - 1) + tile)
@@ -114,7 +114,7 @@ def ventana_bif(folder: Path) -> Made:
                 pixels, tile=(tile, tile), description=f"level={level} mag={20 >> level} quality=90",
                 extratags=[(700, 1, len(joints), joints, True)] if level == 0 else [], **options,
             )  # fmt: skip
-    return Made(path, (whole, halved(whole)), 0.465, "ventana")
+    return SyntheticSlide(path, (whole, halved(whole)), 0.465, "ventana")
 
 
 def _bif_joints(across: int, down: int, overlap: int) -> str:
@@ -140,7 +140,7 @@ def _bif_joints(across: int, down: int, overlap: int) -> str:
     )
 
 
-def mirax(folder: Path) -> Made:
+def mirax(folder: Path) -> SyntheticSlide:
     """A thumbnail with a folder beside it: photographs 8 px over each other, one of them never taken."""
     side, overlap, across, down, missing = 64, 8, 6, 4, (3, 1)
     advance = side - overlap
@@ -178,7 +178,9 @@ def mirax(folder: Path) -> Made:
     seen = whole.copy()
     x, y = missing[0] * advance, missing[1] * advance
     seen[y + overlap : y + advance, x + overlap : x + advance] = 255
-    return Made(folder / "made.mrxs", (seen, _halved_mirax(seen, whole, x // 2, y // 2)), 0.25, "mirax")
+    return SyntheticSlide(
+        folder / "made.mrxs", (seen, _halved_mirax(seen, whole, x // 2, y // 2)), 0.25, "mirax"
+    )
 
 
 MIRAX_ID = "0123456789ABCDEF0123456789ABCDEF"
@@ -219,7 +221,7 @@ def _slidedat(across: int, down: int, side: int, overlap: int) -> str:
     )
 
 
-def philips_tiff(folder: Path) -> Made:
+def philips_tiff(folder: Path) -> SyntheticSlide:
     """Levels whose declared sizes are whole tiles: what they truly are stands in the description."""
     image = tissue(64 * 5, 64 * 7)
     true = [image, image[::2, ::2], image[::4, ::4]]
@@ -253,10 +255,10 @@ def philips_tiff(folder: Path) -> Made:
         np.ascontiguousarray(pixels[: level.shape[0], : level.shape[1]])
         for pixels, level in zip(decoded, true, strict=True)
     ]
-    return Made(path, tuple(levels), 0.25, "philips")
+    return SyntheticSlide(path, tuple(levels), 0.25, "philips")
 
 
-def dicom(folder: Path, *, compressed: bool = True) -> Made:
+def dicom(folder: Path, *, compressed: bool = True) -> SyntheticSlide:
     """A DICOM whole slide: one file per level in a folder of its own, opened by any of them."""
     inside = folder / ("dicom" if compressed else "dicom uncompressed")
     inside.mkdir()
@@ -265,7 +267,7 @@ def dicom(folder: Path, *, compressed: bool = True) -> Made:
         _dicom_level(inside, pixels, number, compressed)
         for number, pixels in enumerate((image, halved(image)))
     ]
-    return Made(inside / "level0.dcm", tuple(levels), 0.25, "dicom")
+    return SyntheticSlide(inside / "level0.dcm", tuple(levels), 0.25, "dicom")
 
 
 def _dicom_level(folder: Path, pixels: Pixels, number: int, compressed: bool) -> Pixels:
@@ -326,11 +328,11 @@ def _dicom_level(folder: Path, pixels: Pixels, number: int, compressed: bool) ->
     return seen[:height, :width]
 
 
-def dicom_uncompressed(folder: Path) -> Made:
+def dicom_uncompressed(folder: Path) -> SyntheticSlide:
     return dicom(folder, compressed=False)
 
 
-VENDORS: dict[str, Callable[[Path], Made]] = {
+VENDORS: dict[str, Callable[[Path], SyntheticSlide]] = {
     "Leica SCN": leica_scn,
     "Ventana BIF": ventana_bif,
     "MIRAX": mirax,

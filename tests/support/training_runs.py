@@ -37,7 +37,7 @@ TINY = TrainConfig(
 )
 
 
-def made_up(name: str, spots: int, seed: int) -> TrainingSection:
+def synthetic_section(name: str, spots: int, seed: int) -> TrainingSection:
     """A section with two kinds of spots that differ in color and expression."""
     rng = np.random.default_rng(seed)
     kind = np.arange(spots) % 2
@@ -53,7 +53,7 @@ def made_up(name: str, spots: int, seed: int) -> TrainingSection:
     )
 
 
-SECTIONS = [made_up("A", 9, 1), made_up("B", 7, 2)]
+SECTIONS = [synthetic_section("A", 9, 1), synthetic_section("B", 7, 2)]
 
 
 QUICK = shlex.split(

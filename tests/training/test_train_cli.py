@@ -16,7 +16,7 @@ import pytest
 import torch
 import torchvision
 from small_model import Small
-from training_runs import QUICK, SECTIONS, TINY, config, in_float64, made_up, run
+from training_runs import QUICK, SECTIONS, TINY, config, in_float64, run, synthetic_section
 
 from mclst.export.bundling import export_bundle
 from mclst.models.mclstexp import MclSTExp
@@ -276,7 +276,7 @@ def test_validation_is_what_the_bundle_will_score(small: Small, tmp_path: Path) 
     )
     training = Training(SECTIONS, dataclasses.replace(TINY, settings=settings, epochs=1))
     training.run_epoch()
-    held_out = made_up("C", 11, 5)
+    held_out = synthetic_section("C", 11, 5)
     (result,) = validate(training, [held_out])
     assert training.network.training
     bundle = export_bundle(

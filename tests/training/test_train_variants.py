@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 from small_model import Small
-from training_runs import PLAIN, QUICK, config, in_float64, made_up, run
+from training_runs import PLAIN, QUICK, config, in_float64, run, synthetic_section
 
 from mclst.export.bundling import export_bundle
 from mclst.models.bleep import Bleep
@@ -36,7 +36,7 @@ from mclst.training.options import build_config, resolve_options
 from mclst.training.settings import TrainConfig
 from mclst.training.validation import validate
 
-SECTIONS = [made_up("A", 9, 1), made_up("B", 7, 2)]
+SECTIONS = [synthetic_section("A", 9, 1), synthetic_section("B", 7, 2)]
 BLEEP = shlex.split(
     "--system bleep --encoder resnet18 --tile-px 32 --projection-dim 8 --k 10 --batch-size 24 --epochs 1"
 )
@@ -159,7 +159,7 @@ def test_validation_is_what_the_bundle_will_score(variant: str, tmp_path: Path) 
     )
     training = Training(with_pixels(), changed)
     training.run_epoch()
-    held_out = made_up("C", 11, 5)
+    held_out = synthetic_section("C", 11, 5)
     (result,) = validate(training, [held_out])
     expected = bundle_score(training, held_out, tmp_path)
     assert [result.pcc_acg, result.mse] == pytest.approx([expected.pcc_acg, expected.mse], rel=1e-3)
@@ -192,7 +192,7 @@ def test_a_section_without_pixel_coordinates_is_refused() -> None:
 
 
 def test_flips_and_quarter_turns_are_the_eight_symmetries() -> None:
-    tile = made_up("A", 1, 3).tiles
+    tile = synthetic_section("A", 1, 3).tiles
     same = torch.from_numpy(np.repeat(tile, 64, axis=0))
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -213,7 +213,7 @@ def test_training_preprocesses_like_the_manifest(small: Small, tmp_path: Path) -
     preprocessing = export_bundle(
         tmp_path / "model.pt", tmp_path / "bundle", parity_tiles=4
     ).manifest.preprocessing
-    tiles = made_up("A", 2, 3).tiles
+    tiles = synthetic_section("A", 2, 3).tiles
     expected = (tiles[..., ::-1] - np.array([9.0, 8, 7])) / np.array([2.0, 3, 4])
     result = encoder_input(torch.from_numpy(tiles).permute(0, 3, 1, 2), preprocessing)
     np.testing.assert_allclose(result.numpy(), expected.transpose(0, 3, 1, 2), rtol=1e-6)

@@ -1,4 +1,4 @@
-"""The contrastive core: loss against float64 numpy, one optimisation loop, checkpoints that read back."""
+"""Contrastive training: losses against float64 numpy, the training loop, checkpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import logsumexp
-from training_runs import GENES, PLAIN, TINY, made_up
+from training_runs import GENES, PLAIN, TINY, synthetic_section
 
 from mclst.demo.tissue import write_section
 from mclst.export.inputs.bank import encode_bank
@@ -48,7 +48,7 @@ from mclst.training.settings import Augmentation
 
 @pytest.fixture(scope="module")
 def sections() -> list[TrainingSection]:
-    return [made_up("A", 9, 1), made_up("B", 7, 2)]
+    return [synthetic_section("A", 9, 1), synthetic_section("B", 7, 2)]
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def test_mismatched_sections_are_refused(sections: list[TrainingSection]) -> Non
 
 
 def test_disabled_augmentation_changes_nothing() -> None:
-    tiles = torch.from_numpy(made_up("A", 8, 3).tiles)
+    tiles = torch.from_numpy(synthetic_section("A", 8, 3).tiles)
     upright = tiles.permute(0, 3, 1, 2)
     assert torch.equal(augment(tiles, PLAIN), upright)
     with torch.random.fork_rng():
@@ -211,7 +211,7 @@ def test_disabled_augmentation_changes_nothing() -> None:
 
 
 def test_each_tile_is_augmented_independently() -> None:
-    same = torch.from_numpy(np.repeat(made_up("A", 1, 3).tiles + np.uint8(90), 8, axis=0))
+    same = torch.from_numpy(np.repeat(synthetic_section("A", 1, 3).tiles + np.uint8(90), 8, axis=0))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         jittered = augment(same, Augmentation(horizontal_flip=False, rotation_deg=0)).float()
@@ -231,7 +231,7 @@ def test_training_preprocesses_like_the_bundle(channels: Any, pixel_range: Any) 
     preprocessing = Preprocessing(
         channels=channels, pixel_range=pixel_range, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)
     )
-    tiles = made_up("A", 4, 3).tiles
+    tiles = synthetic_section("A", 4, 3).tiles
     result = encoder_input(torch.from_numpy(tiles).permute(0, 3, 1, 2), preprocessing)
     torch.testing.assert_close(result, preprocess(tiles, preprocessing))
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from training_runs import config, made_up
+from training_runs import config, synthetic_section
 
 from mclst.training import contrastive
 from mclst.training.contrastive import Training
 
-SECTIONS = [made_up("A", 9, 1), made_up("B", 7, 2)]
+SECTIONS = [synthetic_section("A", 9, 1), synthetic_section("B", 7, 2)]
 CHILDREN = ("conv1", "bn1", "", "", "layer1", "layer2", "layer3", "layer4")
 """torchvision's ResNet as the published mclSTExp numbers it."""
 Weights = dict[str, Tensor]
@@ -58,9 +58,9 @@ def linear(x: Tensor, w: Weights, at: str) -> Tensor:
 
 
 def layer_norm(x: Tensor, w: Weights, at: str) -> Tensor:
-    centred = x - x.mean(-1, keepdim=True)
+    centered = x - x.mean(-1, keepdim=True)
     return (
-        centred / torch.sqrt(centred.square().mean(-1, keepdim=True) + 1e-5) * w[f"{at}.weight"]
+        centered / torch.sqrt(centered.square().mean(-1, keepdim=True) + 1e-5) * w[f"{at}.weight"]
         + w[f"{at}.bias"]
     )
 

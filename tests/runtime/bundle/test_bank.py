@@ -40,7 +40,7 @@ def test_sentences_cover_every_spot_once_in_order(lengths: list[int], spots: int
     assert all(part.stop - part.start == spots for part in across[:-1])
 
 
-def made_up(name: str, spots: int, seed: int) -> ReferenceSection:
+def synthetic_section(name: str, spots: int, seed: int) -> ReferenceSection:
     rng = np.random.default_rng(seed)
     return ReferenceSection(
         name,
@@ -65,7 +65,7 @@ def coordinates(section: ReferenceSection, kind: str) -> np.ndarray:
 
 @pytest.mark.parametrize(("scope", "kind"), [("file", "array"), ("section", "array"), ("file", "pixel")])
 def test_bank_equals_the_published_procedure(checkpoint: Checkpoint, scope: str, kind: str) -> None:
-    sections = [made_up("A", 11, 1), made_up("B", 6, 2)]
+    sections = [synthetic_section("A", 11, 1), synthetic_section("B", 6, 2)]
     settings = Settings(context=context(4, scope, kind))
     genes = np.array([f"G{i}" for i in range(GENES)])
     bank = encode_bank(checkpoint, sections, genes, settings)
@@ -87,7 +87,7 @@ def test_bank_equals_the_published_procedure(checkpoint: Checkpoint, scope: str,
 
 
 def test_positions_beyond_the_tables_are_named() -> None:
-    section = made_up("A", 5, 1)
+    section = synthetic_section("A", 5, 1)
     assert section.array_xy is not None
     section.array_xy[3] = (7, 25)
     with pytest.raises(ReferenceDataError, match=r"A-3 of section A is at array position \(7, 25\)"):

@@ -135,8 +135,7 @@ def test_an_engine_of_every_encoder_for_two_targets(
     assert config.num_compute_capabilities == 2
     assert [str(config.get_compute_capability(i)).rsplit(".", 1)[-1] for i in (0, 1)] == ["SM86", "SM89"]
     assert sum(built.layers.values()) == network.num_layers
-    # A product's type is the graph's: nothing is rounded that the graph does not round, nothing is left that
-    # it does.
+    # Products have the graph's types: TensorRT adds no rounding and leaves none out.
     products = [network.get_layer(i) for i in range(network.num_layers)]
     kinds = (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
     types = {layer.get_output(0).dtype for layer in products if layer.type in kinds}
@@ -147,7 +146,7 @@ def test_an_engine_of_every_encoder_for_two_targets(
 
 
 def test_a_workspace_is_the_builders_limit(library: Library, tmp_path: Path) -> None:
-    path = made_graph(tmp_path)
+    path = synthetic_graph(tmp_path)
     watched = Watched(library)
     build_engine(watched.library, path, key_of(path, library, workspace_bytes=123 << 20))
     assert watched.config.get_memory_pool_limit(library.trt.MemoryPoolType.WORKSPACE) == 123 << 20
@@ -156,7 +155,7 @@ def test_a_workspace_is_the_builders_limit(library: Library, tmp_path: Path) -> 
 # --- graphs that are refused ----------------------------------------------------------------------
 
 
-def made_graph(folder: Path, name: str = "right") -> Path:
+def synthetic_graph(folder: Path, name: str = "right") -> Path:
     """A small encoder, or one that is wrong as its name says."""
     dtype = TensorProto.FLOAT if name == "float tiles" else TensorProto.UINT8
     side = 16
@@ -209,7 +208,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_wrong_graph_is_one_sentence(name: str, library: Library, tmp_path: Path) -> None:
-    path = made_graph(tmp_path, name)
+    path = synthetic_graph(tmp_path, name)
     with pytest.raises(EngineError, match=REFUSED[name]) as caught:
         build_engine(library, path, key_of(path, library))
     assert "\n" not in str(caught.value) and "encoder.onnx" in str(caught.value)
@@ -217,7 +216,7 @@ def test_a_wrong_graph_is_one_sentence(name: str, library: Library, tmp_path: Pa
 
 @pytest.mark.parametrize("cut", [0, 1, 60, -1])
 def test_a_damaged_graph_is_one_sentence(cut: int, library: Library, tmp_path: Path) -> None:
-    path = made_graph(tmp_path)
+    path = synthetic_graph(tmp_path)
     content = path.read_bytes()
     path.write_bytes(content[:cut])
     with pytest.raises(EngineError, match=r"parser refuses it|is not an encoder"):
@@ -231,7 +230,7 @@ def test_a_target_that_is_not_covered_is_named(library: Library, tmp_path: Path)
     assert {"sm_86", "sm_89", "sm_120"} <= set(
         supported_targets(library)
     ) and "sm_90" not in supported_targets(library)
-    path = made_graph(tmp_path)
+    path = synthetic_graph(tmp_path)
     with pytest.raises(EngineError, match=r"does not build for sm_87, only for sm_75, sm_80"):
         build_engine(library, path, key_of(path, library, targets=("sm_86", "sm_87")))
     for capability in ("8.7", "9.0", "11.0"):
@@ -455,7 +454,7 @@ def test_a_build_that_fails_leaves_nothing(
 
 
 def test_weights_beside_a_graph_are_part_of_what_it_is(tmp_path: Path) -> None:
-    path = made_graph(tmp_path)
+    path = synthetic_graph(tmp_path)
     alone = graph_sha256(path)
     path.with_name("encoder.onnx.data").write_bytes(b"weights")
     assert graph_sha256(path) != alone
@@ -579,5 +578,5 @@ def test_no_garbage_is_collected_while_tensorrt_logs(
             collecting.append(gc.isenabled())
 
     monkeypatch.setattr(engine_build, "_make_logger", lambda trt: Log())
-    check_parses(library, made_graph(tmp_path))
+    check_parses(library, synthetic_graph(tmp_path))
     assert collecting and not any(collecting) and gc.isenabled()

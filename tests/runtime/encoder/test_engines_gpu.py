@@ -62,7 +62,7 @@ def results() -> Iterator[None]:
     path.write_text(json.dumps(MEASURED, indent=2) + "\n")
 
 
-class MadeTiles:
+class SyntheticTiles:
     """Tiles that threads unpack `again` times, to take as long as decoding."""
 
     def __init__(self, batches: int, again: int = 1) -> None:
@@ -103,7 +103,7 @@ class MadeTiles:
             self.seconds += time.perf_counter() - start
 
 
-def whole_run(session: Any, tiles: MadeTiles, clock: Clock) -> tuple[NDArray[np.float32], float]:
+def whole_run(session: Any, tiles: SyntheticTiles, clock: Clock) -> tuple[NDArray[np.float32], float]:
     """Embeddings of all tiles, and the seconds of the run without set-up."""
     result = np.full((tiles.n, WIDTH), np.nan, np.float32)
     stages = session.stages(BATCH, group_rows=BATCH * GROUP, on_device=False, clock=clock)
@@ -117,13 +117,13 @@ def whole_run(session: Any, tiles: MadeTiles, clock: Clock) -> tuple[NDArray[np.
 
 def compare(session: Any, expected: NDArray[np.float32]) -> None:
     """A measured run: correct, with the same bits in every batch, and with overlapping stages."""
-    first = MadeTiles(2 * GROUP)
+    first = SyntheticTiles(2 * GROUP)
     whole_run(session, first, Clock())
     clock = Clock()
     whole_run(session, first, clock)
     # As much reading as encoding, so that both can be seen to overlap.
     again = max(1, round(clock["encode"] * WORKERS / max(first.seconds / 2, 1e-9)))
-    tiles, clock = MadeTiles(12 * GROUP, again), Clock()
+    tiles, clock = SyntheticTiles(12 * GROUP, again), Clock()
     result, wall = whole_run(session, tiles, clock)
     expected = expected[np.arange(tiles.n) % 16]
     cosine = (result * expected).sum(1) / np.linalg.norm(result, axis=1) / np.linalg.norm(expected, axis=1)
@@ -202,7 +202,7 @@ def torch_session() -> tuple[DeviceSession, Any]:
         tile=(SIDE, SIDE, 3),
         width=WIDTH,
     )
-    pictures = torch.from_numpy(np.stack(MadeTiles(1).pictures)).cuda()
+    pictures = torch.from_numpy(np.stack(SyntheticTiles(1).pictures)).cuda()
     with torch.inference_mode():
         expected = embed(pictures).cpu().numpy()
     return session, expected
@@ -211,7 +211,10 @@ def torch_session() -> tuple[DeviceSession, Any]:
 def test_the_ring_over_a_network_of_torch() -> None:
     session, expected = torch_session()
     np.testing.assert_allclose(
-        session.encode(np.stack(MadeTiles(1).pictures)), expected, rtol=0, atol=1e-4 * np.abs(expected).max()
+        session.encode(np.stack(SyntheticTiles(1).pictures)),
+        expected,
+        rtol=0,
+        atol=1e-4 * np.abs(expected).max(),
     )
     compare(session, expected)
 
@@ -256,7 +259,7 @@ def test_what_is_gathered_is_retrieved_where_it_lies() -> None:
 
     spec = RetrievalSpec(k=50, rank="cosine", distance="l1")
     retriever = Retriever(Bank(), spec, "cuda")
-    tiles = MadeTiles(3 * GROUP)
+    tiles = SyntheticTiles(3 * GROUP)
     stages = session.stages(BATCH, group_rows=BATCH * GROUP, on_device=True, clock=Clock())
     with closing(Ring(stages).run(tiles)) as steps:
         for step in steps:
@@ -336,7 +339,7 @@ def test_a_provider_gives_what_the_cpu_gives(provider: str, bundle: Path) -> Non
         MEASURED["runs"][provider] = {"not_run": str(error)}
         pytest.skip(str(error))
     opened = time.perf_counter() - started
-    expected = open_session(bundle / "encoder.onnx").encode(np.stack(MadeTiles(1).pictures))
+    expected = open_session(bundle / "encoder.onnx").encode(np.stack(SyntheticTiles(1).pictures))
     compare(session, expected)
     MEASURED["runs"][provider]["opened_s"] = opened
     if provider != "cuda":

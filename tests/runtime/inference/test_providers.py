@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from fake_cuda import FakeDriver, FakeTensorRT
 from small_model import Small
 
+from mclst.runtime.choices import FASTEST_FIRST
 from mclst.runtime.cli.infer import main
 from mclst.runtime.encoder.tensorrt.build import BuiltEngine
 from mclst.runtime.encoder.tensorrt.library import FLAVOURS, Library, load_library
-from mclst.runtime.choices import FASTEST_FIRST
 from mclst.runtime.errors import BundleError, ResourceError
 from mclst.runtime.inference import providers
 from mclst.runtime.inference.providers import (
@@ -36,14 +36,14 @@ def opening(monkeypatch: pytest.MonkeyPatch, **ends: BaseException | str) -> lis
     """Providers that open, or raise what they are told; the names that were tried."""
     tried: list[str] = []
 
-    def played(name: str, request: EncoderRequest) -> Any:
+    def fake_open(name: str, request: EncoderRequest) -> Any:
         tried.append(name)
         end = ends.get(name.replace("-", "_"), ResourceError(f"{name} is not here; install it"))
         if isinstance(end, BaseException):
             raise end
         return end
 
-    monkeypatch.setattr(providers, "_open", played)
+    monkeypatch.setattr(providers, "_open", fake_open)
     return tried
 
 
@@ -161,7 +161,9 @@ def test_a_sequence_part_goes_by_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def played(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[Any]]:
+def fake_tensorrt(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, list[Any]]:
     """A bundle, on a machine with a played GPU and TensorRT; the keys of the engines that were built."""
     bundle = Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
     driver, built = FakeDriver(), list[Any]()
@@ -180,8 +182,8 @@ def played(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return bundle, built
 
 
-def test_auto_builds_an_engine_once_and_says_so(played: tuple[Path, list[Any]]) -> None:
-    bundle, built = played
+def test_auto_builds_an_engine_once_and_says_so(fake_tensorrt: tuple[Path, list[Any]]) -> None:
+    bundle, built = fake_tensorrt
     said: list[str] = []
     session, passed = open_encoder("auto", request_of(bundle, tell=said.append))
     assert (session.provider, passed, len(built)) == ("tensorrt", "", 1)
@@ -195,8 +197,8 @@ def test_auto_builds_an_engine_once_and_says_so(played: tuple[Path, list[Any]]) 
     assert again.engine == session.engine and "engine " in session.engine
 
 
-def test_without_building_the_next_is_taken(played: tuple[Path, list[Any]]) -> None:
-    bundle, built = played
+def test_without_building_the_next_is_taken(fake_tensorrt: tuple[Path, list[Any]]) -> None:
+    bundle, built = fake_tensorrt
     with pytest.raises(ResourceError, match=r"has no engine of tensorrt 10\.3\.0 .* leave --no-build out"):
         open_encoder("tensorrt", request_of(bundle, build=False))
     session, passed = open_encoder("auto", request_of(bundle, build=False))

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from page_reader import PageReader
 from scipy.ndimage import gaussian_filter
-from synthetic_maps import made_map
+from synthetic_maps import synthetic_map
 
 from mclst.runtime.cli.report import main
 from mclst.runtime.expression_map.reader import open_map
@@ -73,7 +73,7 @@ def test_every_value_is_within_half_a_step(
 ) -> None:
     if large:
         monkeypatch.setattr(slide_page, "MAX_FINE_VALUES", 1000)
-    made = made_map(tmp_path / "made.h5ad", side=24, genes=40)
+    made = synthetic_map(tmp_path / "made.h5ad", side=24, genes=40)
     measured = field("noise", 24, 40)
     measured[[3, 99]] = np.nan
     with open_map(made.path) as opened:
@@ -94,7 +94,7 @@ def test_a_page_above_its_limit_keeps_the_most_structured_and_the_named_genes(
     batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layers, "BATCH_VALUES", batch)
-    made = made_map(tmp_path / "made.h5ad", side=24, genes=200)
+    made = synthetic_map(tmp_path / "made.h5ad", side=24, genes=200)
     with open_map(made.path) as expression_map:
         ranked = [made.genes[gene] for gene in expression_map.order]
         write_slide_page(expression_map, tmp_path / "all.html")
@@ -117,7 +117,7 @@ def test_a_page_above_its_limit_keeps_the_most_structured_and_the_named_genes(
 
 @with_viewer
 def test_the_command_notes_the_genes_that_a_page_leaves_out(tmp_path: Path) -> None:
-    made = made_map(tmp_path / "made.h5ad", genes=5)
+    made = synthetic_map(tmp_path / "made.h5ad", genes=5)
     done = CliRunner().invoke(main, [str(made.path), "--html-mb", "0", "--plot", "GENE3,GENE4"])
     assert done.exit_code == 0, done.output
     assert "Note: made.html: 3 of 5 genes are left out" in done.stderr and "--html-mb" in done.stderr
@@ -149,7 +149,7 @@ def test_a_subsampled_grid_keeps_one_spot_of_each_square(
 
 @with_viewer
 def test_a_page_of_more_spots_than_it_shows_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = made_map(tmp_path / "made.h5ad", side=30, genes=5, grid=True)
+    made = synthetic_map(tmp_path / "made.h5ad", side=30, genes=5, grid=True)
     monkeypatch.setattr(slide_page, "subsample", lambda xy, pitch: subsample(xy, pitch, 100))
     with open_map(made.path) as expression_map:
         write_slide_page(expression_map, tmp_path / "slide.html")

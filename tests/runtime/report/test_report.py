@@ -26,7 +26,7 @@ from hypothesis.extra.numpy import arrays
 from page_reader import PageReader
 from PIL import Image
 from small_model import GENES, Small
-from synthetic_maps import DIAMETER, SCALE, Made, made_map
+from synthetic_maps import DIAMETER, SCALE, SyntheticMap, synthetic_map
 
 from mclst.runtime.cli.infer import main as infer
 from mclst.runtime.cli.report import main
@@ -43,10 +43,10 @@ with_viewer = pytest.mark.skipif(
 
 
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SyntheticMap:
     """A working folder with made.h5ad."""
     monkeypatch.chdir(tmp_path)
-    return made_map(tmp_path / "made.h5ad")
+    return synthetic_map(tmp_path / "made.h5ad")
 
 
 def report(*words: str) -> Result:
@@ -74,7 +74,7 @@ def test_a_value_in_a_page_is_off_by_half_a_step_at_most(values: np.ndarray, ste
         assert channel["limits"] == pytest.approx(tuple(np.percentile(values[known].astype(float), [1, 99])))
 
 
-def test_values_are_read_in_parts_as_they_stand(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_are_read_in_parts_as_they_stand(made: SyntheticMap, monkeypatch: pytest.MonkeyPatch) -> None:
     spots, genes = np.array([0, 3, 4, 40, 79, 80]), [7, 0, 11, 3]
     for part in (1, 8 * 12 * 5, 1 << 20):
         monkeypatch.setattr("mclst.runtime.report.page.layers.BLOCK_BYTES", part)
@@ -85,7 +85,7 @@ def test_values_are_read_in_parts_as_they_stand(made: Made, monkeypatch: pytest.
 
 
 @with_viewer
-def test_the_short_form_writes_one_page_that_needs_nothing_else(made: Made) -> None:
+def test_the_short_form_writes_one_page_that_needs_nothing_else(made: SyntheticMap) -> None:
     done = report()
     assert done.exit_code == 0 and done.stdout == "made.html\n", done.output
     assert sorted(os.listdir()) == ["made.h5ad", "made.html"]
@@ -104,7 +104,7 @@ def test_the_short_form_writes_one_page_that_needs_nothing_else(made: Made) -> N
 @with_viewer
 @pytest.mark.slow
 def test_the_page_of_a_large_map_stays_small(tmp_path: Path) -> None:
-    made = made_map(tmp_path / "made.h5ad", side=100, genes=120)
+    made = synthetic_map(tmp_path / "made.h5ad", side=100, genes=120)
     assert CliRunner().invoke(main, [str(made.path), "-q"]).exit_code == 0
     page = PageReader(tmp_path / "made.html")
     assert page.layer("predicted")["steps"] == COARSE_STEPS and len(page.metadata["genes"]) == 120
@@ -123,7 +123,7 @@ def test_geojson_is_what_qupath_imports_as_detections(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grid: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    made = made_map(tmp_path / "made.h5ad", grid=grid)
+    made = synthetic_map(tmp_path / "made.h5ad", grid=grid)
     done = report("--no-html", "--geojson", "--geojson-genes", "GENE5,GENE0")
     assert done.exit_code == 0 and done.stdout == "made.geojson\n", done.output
     lines = Path("made.geojson").read_text(encoding="utf-8").splitlines()
@@ -148,7 +148,7 @@ def test_geojson_is_what_qupath_imports_as_detections(
             assert all(isinstance(value, float) for value in measured.values())
 
 
-def test_geojson_is_read_by_gdal(made: Made) -> None:
+def test_geojson_is_read_by_gdal(made: SyntheticMap) -> None:
     import geopandas
 
     assert report("--no-html", "--geojson", "-q").exit_code == 0
@@ -190,7 +190,7 @@ def test_the_store_is_read_back_by_spatialdata(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grid: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    made = made_map(tmp_path / "made.h5ad", grid=grid)
+    made = synthetic_map(tmp_path / "made.h5ad", grid=grid)
     done = report("--no-html", "--spatialdata")
     assert done.exit_code == 0 and done.stdout == "made.zarr\n", done.output
     with warnings.catch_warnings():
@@ -226,7 +226,7 @@ def test_the_store_is_read_back_by_spatialdata(
     assert os.listdir("made.zarr") == ["mine.txt"]
 
 
-def test_tables_hold_every_value(made: Made) -> None:
+def test_tables_hold_every_value(made: SyntheticMap) -> None:
     data = anndata.read_h5ad(made.path)
     data.obs["GENE3"] = np.arange(data.n_obs)  # a column called as a gene
     data.obs["region"] = pd.Categorical(["a", "b"] * 40 + ["a"])
@@ -243,7 +243,7 @@ def test_tables_hold_every_value(made: Made) -> None:
     assert pd.read_parquet("made.parquet")["GENE0"].dtype == np.float32
 
 
-def test_tables_are_written_in_parts(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_are_written_in_parts(made: SyntheticMap, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report("--no-html", "--csv", "--parquet", "-q").exit_code == 0
     whole = Path("made.csv").read_bytes(), pd.read_parquet("made.parquet")
     monkeypatch.setattr("mclst.runtime.report.export.tables.BLOCK_BYTES", 8 * 12 * 7)
@@ -253,7 +253,7 @@ def test_tables_are_written_in_parts(made: Made, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slow
-def test_figures_are_for_print(made: Made) -> None:
+def test_figures_are_for_print(made: SyntheticMap) -> None:
     done = report("--no-html", "--plot", "GENE1, GENE4")
     assert done.exit_code == 0 and done.stdout == "made.plot.png\n", done.output
     picture = Image.open("made.plot.png")
@@ -269,7 +269,7 @@ def test_figures_are_for_print(made: Made) -> None:
 
 
 @pytest.mark.slow
-def test_a_map_of_scanpy_is_reported_too(made: Made) -> None:
+def test_a_map_of_scanpy_is_reported_too(made: SyntheticMap) -> None:
     """A map without anything of mclst, its picture in floats and its counts sparse."""
     import scipy.sparse as sp
 
@@ -378,7 +378,7 @@ def test_the_slide_gives_the_page_a_finer_picture(
     assert Path("big.html").read_bytes() == before
 
 
-def test_moran_over_squidpys_own_graph_of_a_map(made: Made) -> None:
+def test_moran_over_squidpys_own_graph_of_a_map(made: SyntheticMap) -> None:
     """The map as squidpy opens it: its own neighbours, its own Moran's I, the page's order."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -411,14 +411,16 @@ BAD = [
 
 
 @pytest.mark.parametrize(("words", "code", "message"), BAD)
-def test_bad_options_are_one_sentence(made: Made, words: tuple[str, ...], code: int, message: str) -> None:
+def test_bad_options_are_one_sentence(
+    made: SyntheticMap, words: tuple[str, ...], code: int, message: str
+) -> None:
     before = made.path.read_bytes()
     done = report(*words)
     assert done.exit_code == code and message in done.stderr and "Traceback" not in done.output, done.output
     assert os.listdir() == ["made.h5ad"] and made.path.read_bytes() == before
 
 
-def test_maps_that_are_none_are_refused(made: Made) -> None:
+def test_maps_that_are_none_are_refused(made: SyntheticMap) -> None:
     data = anndata.read_h5ad(made.path)
     wrongs = {
         "text.h5ad": None,
@@ -443,7 +445,7 @@ def test_maps_that_are_none_are_refused(made: Made) -> None:
 
 
 def test_without_the_viewer_a_page_is_refused_in_a_sentence_and_infer_goes_on(
-    made: Made, small: Small, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    made: SyntheticMap, small: Small, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mclst.runtime.report.page.slide_page.VIEWER_PATH", Path("nowhere.js"))
     done = report()
@@ -457,7 +459,7 @@ def test_without_the_viewer_a_page_is_refused_in_a_sentence_and_infer_goes_on(
 
 
 def test_a_package_that_is_missing_is_named_with_its_extra(
-    made: Made, monkeypatch: pytest.MonkeyPatch
+    made: SyntheticMap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mclst.runtime.report.files.find_spec", lambda name: None)
     for option, extra in (("--spatialdata", "mclst[spatialdata]"), ("--parquet", "mclst[parquet]")):

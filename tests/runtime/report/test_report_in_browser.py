@@ -10,7 +10,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pytest
-from synthetic_maps import DIAMETER, HOSTILE, SCALE, Made, made_map
+from synthetic_maps import DIAMETER, HOSTILE, SCALE, SyntheticMap, synthetic_map
 
 from mclst.benchmarks.page.browser import find_chromium, open_browser, wait_for_picture, wait_until
 from mclst.runtime.expression_map.morans_i import morans_i
@@ -56,7 +56,7 @@ SETTLED = """report.panes.filter(({ root }) => !root.hidden).every((pane) => {
 class OpenPage:
     """A page in the browser and the map it shows."""
 
-    def __init__(self, page: Any, made: Made) -> None:
+    def __init__(self, page: Any, made: SyntheticMap) -> None:
         self.page, self.made = page, made
         page.evaluate(TO_SCREEN)
 
@@ -98,7 +98,7 @@ def show(browser: Any, tmp_path: Path) -> Iterator[Any]:
     complaints: list[str] = []
     pages = []
 
-    def opened(made: Made, measured: np.ndarray | None = None, **options: Any) -> OpenPage:
+    def opened(made: SyntheticMap, measured: np.ndarray | None = None, **options: Any) -> OpenPage:
         out = tmp_path / "slide.html"
         with open_map(made.path) as expression_map:
             write_slide_page(expression_map, out, measured=measured, **options)
@@ -136,11 +136,11 @@ SPOTS = [0, 5, 17, 33, 62, 80]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return made_map(tmp_path_factory.mktemp("made") / "made.h5ad")
+def made(tmp_path_factory: pytest.TempPathFactory) -> SyntheticMap:
+    return synthetic_map(tmp_path_factory.mktemp("made") / "made.h5ad")
 
 
-def test_the_most_structured_gene_is_shown_as_its_values_are(show: Any, made: Made) -> None:
+def test_the_most_structured_gene_is_shown_as_its_values_are(show: Any, made: SyntheticMap) -> None:
     page = show(made)
     moran = morans_i(made.expression, made.xy_px)
     first = made.genes[int(np.argmax(moran))]
@@ -153,7 +153,7 @@ def test_the_most_structured_gene_is_shown_as_its_values_are(show: Any, made: Ma
     assert chips == [made.genes[g] for g in np.argsort(-moran)[:10]]
 
 
-def test_a_gene_is_found_by_typing_and_the_spots_change(show: Any, made: Made) -> None:
+def test_a_gene_is_found_by_typing_and_the_spots_change(show: Any, made: SyntheticMap) -> None:
     page = show(made)
     before = page.colors(SPOTS)
     page.pick("GENE10")
@@ -179,7 +179,7 @@ def test_a_gene_is_found_by_typing_and_the_spots_change(show: Any, made: Made) -
     np.testing.assert_array_equal(page.colors(SPOTS), after)
 
 
-def moran_of(made: Made) -> Any:
+def moran_of(made: SyntheticMap) -> Any:
     return zip(made.genes, morans_i(made.expression, made.xy_px), strict=True)
 
 
@@ -198,7 +198,7 @@ def slide_to(page: OpenPage, name: str, value: str) -> None:
     page.settle()
 
 
-def test_sliders_change_size_opacity_and_hidden_spots(show: Any, made: Made) -> None:
+def test_sliders_change_size_opacity_and_hidden_spots(show: Any, made: SyntheticMap) -> None:
     page = show(made)
     usual = painted(page)
     slide_to(page, "spot-size", "0.5")
@@ -220,7 +220,7 @@ def test_sliders_change_size_opacity_and_hidden_spots(show: Any, made: Made) -> 
     assert shown == set(sure.tolist()) - {40}
 
 
-def test_colormaps_and_limits(show: Any, made: Made) -> None:
+def test_colormaps_and_limits(show: Any, made: SyntheticMap) -> None:
     import matplotlib
 
     page = show(made)
@@ -245,7 +245,7 @@ def test_colormaps_and_limits(show: Any, made: Made) -> None:
     np.testing.assert_allclose(page.colors(SPOTS), expected(values, SPOTS, cividis), atol=3)
 
 
-def test_two_genes_side_by_side_move_together(show: Any, made: Made) -> None:
+def test_two_genes_side_by_side_move_together(show: Any, made: SyntheticMap) -> None:
     page = show(made)
     assert page.page.get_by_role("region", name="Map").count() == 1
     page.page.get_by_label("Two maps side by side").check()
@@ -279,7 +279,7 @@ def test_two_genes_side_by_side_move_together(show: Any, made: Made) -> None:
         )
 
 
-def test_measured_is_shown_next_to_predicted(show: Any, made: Made) -> None:
+def test_measured_is_shown_next_to_predicted(show: Any, made: SyntheticMap) -> None:
     measured = np.flip(made.expression, axis=0) * 3 + 1
     measured[7] = np.nan
     page = show(made, measured)
@@ -292,7 +292,7 @@ def test_measured_is_shown_next_to_predicted(show: Any, made: Made) -> None:
     assert page.colors([7], 1)[0, 3] == 0
 
 
-def test_a_spot_is_read_out_under_the_pointer_and_by_name(show: Any, made: Made) -> None:
+def test_a_spot_is_read_out_under_the_pointer_and_by_name(show: Any, made: SyntheticMap) -> None:
     page = show(made)
     page.pick("GENE2")
     at = page.page.evaluate(
@@ -321,7 +321,7 @@ def test_a_spot_is_read_out_under_the_pointer_and_by_name(show: Any, made: Made)
     np.testing.assert_allclose(centre, made.xy_px[40] * SCALE / width, rtol=1e-4)
 
 
-def test_a_touched_spot_stays_in_the_readout(show: Any, made: Made) -> None:
+def test_a_touched_spot_stays_in_the_readout(show: Any, made: SyntheticMap) -> None:
     page = show(made)
     page.page.evaluate(
         """([x, y]) => {
@@ -340,7 +340,7 @@ def test_a_touched_spot_stays_in_the_readout(show: Any, made: Made) -> None:
     assert page.page.locator("[data-part=readout]").first.inner_text().startswith(made.spots[17])
 
 
-def test_the_focused_map_is_outlined(show: Any, made: Made) -> None:
+def test_the_focused_map_is_outlined(show: Any, made: SyntheticMap) -> None:
     page = show(made)
     surface = page.page.locator("[data-part=surface]").first
     frame = "(one) => getComputedStyle(one).outlineStyle"
@@ -351,7 +351,7 @@ def test_the_focused_map_is_outlined(show: Any, made: Made) -> None:
     assert surface.evaluate(frame) == "solid"
 
 
-def test_the_nearest_distance_is_a_map_too(show: Any, made: Made) -> None:
+def test_the_nearest_distance_is_a_map_too(show: Any, made: SyntheticMap) -> None:
     page = show(made)
     page.page.get_by_label("Layer").first.select_option("Nearest distance")
     page.settle()
@@ -365,7 +365,7 @@ def test_decoded_values_are_within_the_stated_error(
 ) -> None:
     if large:
         monkeypatch.setattr(slide_page, "MAX_FINE_VALUES", 1000)
-    made = made_map(tmp_path / "grid.h5ad", grid=True, side=22, genes=30)
+    made = synthetic_map(tmp_path / "grid.h5ad", grid=True, side=22, genes=30)
     page = show(made)
     layer = page.page.evaluate("report.metadata.layers[0]")
     assert layer["steps"] == (254 if large else 65_534)
@@ -392,7 +392,7 @@ def test_decoded_values_are_within_the_stated_error(
     np.testing.assert_allclose(page.colors([3, 100, 321]), expected(values, [3, 100, 321]), atol=8)
 
 
-def test_genes_left_out_are_stated_visibly(show: Any, made: Made) -> None:
+def test_genes_left_out_are_stated_visibly(show: Any, made: SyntheticMap) -> None:
     page = show(made, max_bytes=0)
     note = page.page.get_by_text("11 of 12 genes are left out to keep this page below 0 MB")
     assert note.is_visible()
@@ -400,7 +400,7 @@ def test_genes_left_out_are_stated_visibly(show: Any, made: Made) -> None:
 
 
 def test_grid_spots_leave_no_gaps(show: Any, tmp_path: Path) -> None:
-    made = made_map(tmp_path / "grid.h5ad", grid=True, side=12)
+    made = synthetic_map(tmp_path / "grid.h5ad", grid=True, side=12)
     page = show(made)
     between = page.page.evaluate(
         """(points) => points.map(([x, y]) => {
@@ -414,7 +414,7 @@ def test_grid_spots_leave_no_gaps(show: Any, tmp_path: Path) -> None:
     assert min(between) == 255
 
 
-def test_the_scale_bar_has_its_length(show: Any, made: Made, tmp_path: Path) -> None:
+def test_the_scale_bar_has_its_length(show: Any, made: SyntheticMap, tmp_path: Path) -> None:
     page = show(made)
     bar = page.page.locator("[data-part=scale-bar]").first
     text, width = bar.inner_text(), bar.bounding_box()["width"]
@@ -425,11 +425,11 @@ def test_the_scale_bar_has_its_length(show: Any, made: Made, tmp_path: Path) -> 
         return at(1000) - at(0); }"""
     )
     assert width == pytest.approx(um / 0.5 * px / 1000, abs=1.0) and 40 < width <= 121
-    without = show(made_map(tmp_path / "bare.h5ad", mpp=None))
+    without = show(synthetic_map(tmp_path / "bare.h5ad", mpp=None))
     assert not without.page.locator("[data-part=scale-bar]").first.is_visible()
 
 
-def test_everything_is_reached_by_keyboard_and_has_a_name(show: Any, made: Made) -> None:
+def test_everything_is_reached_by_keyboard_and_has_a_name(show: Any, made: SyntheticMap) -> None:
     page = show(made)
     seen, last = [], None
     for _ in range(60):
@@ -460,7 +460,7 @@ def test_everything_is_reached_by_keyboard_and_has_a_name(show: Any, made: Made)
     assert not page.page.evaluate("report.panes[0].viewer.viewport.getFlip()")
 
 
-def test_print_and_picture(show: Any, made: Made, tmp_path: Path) -> None:
+def test_print_and_picture(show: Any, made: SyntheticMap, tmp_path: Path) -> None:
     page = show(made)
     with page.page.expect_download() as waiting:
         page.page.get_by_role("button", name="Save as PNG").click()
@@ -475,7 +475,7 @@ def test_print_and_picture(show: Any, made: Made, tmp_path: Path) -> None:
     assert page.page.pdf().startswith(b"%PDF")
 
 
-def test_tables_are_sorted_by_a_click(show: Any, made: Made) -> None:
+def test_tables_are_sorted_by_a_click(show: Any, made: SyntheticMap) -> None:
     page = show(made)
     page.page.get_by_text("Genes by spatial structure").click()
     first = page.page.locator("table tbody tr td:first-child")
@@ -489,7 +489,7 @@ def test_tables_are_sorted_by_a_click(show: Any, made: Made) -> None:
 
 
 def test_names_are_text_whatever_they_hold(show: Any, tmp_path: Path) -> None:
-    made = made_map(tmp_path / "hostile.h5ad", title=HOSTILE)
+    made = synthetic_map(tmp_path / "hostile.h5ad", title=HOSTILE)
     data = anndata.read_h5ad(made.path)
     data.var_names = [HOSTILE, *data.var_names[1:]]
     data.obs_names = [HOSTILE, *data.obs_names[1:]]
@@ -502,7 +502,7 @@ def test_names_are_text_whatever_they_hold(show: Any, tmp_path: Path) -> None:
     assert json.loads(page.page.evaluate("JSON.stringify(report.names[0])")) == HOSTILE
 
 
-def test_a_browser_that_cannot_decompress_says_so(browser: Any, made: Made, tmp_path: Path) -> None:
+def test_a_browser_that_cannot_decompress_says_so(browser: Any, made: SyntheticMap, tmp_path: Path) -> None:
     with open_map(made.path) as expression_map:
         write_slide_page(expression_map, tmp_path / "slide.html")
     page = browser.new_page()
@@ -513,7 +513,7 @@ def test_a_browser_that_cannot_decompress_says_so(browser: Any, made: Made, tmp_
 
 
 def test_a_map_of_one_spot_and_one_constant_gene_opens(show: Any, tmp_path: Path) -> None:
-    made = made_map(tmp_path / "one.h5ad", side=3, genes=1)
+    made = synthetic_map(tmp_path / "one.h5ad", side=3, genes=1)
     data = anndata.read_h5ad(made.path)[:1].copy()
     data.X[:] = 0.7
     data.write_h5ad(made.path)
@@ -525,7 +525,7 @@ def test_a_map_of_one_spot_and_one_constant_gene_opens(show: Any, tmp_path: Path
 
 
 def test_a_map_without_any_value_opens(show: Any, tmp_path: Path) -> None:
-    made = made_map(tmp_path / "none.h5ad", side=3, genes=2)
+    made = synthetic_map(tmp_path / "none.h5ad", side=3, genes=2)
     data = anndata.read_h5ad(made.path)
     data.X[:] = np.nan
     data.write_h5ad(made.path)

@@ -49,7 +49,7 @@ def run(
     return loop.run_until_complete(together())
 
 
-class Played:
+class FakeServer:
     """A server by a script: what becomes of its n-th call; it counts who is inside at once."""
 
     def __init__(self, script: list[str]) -> None:
@@ -81,14 +81,14 @@ class Played:
 def test_every_request_is_answered_once_and_never_too_many_are_under_way(
     loop: asyncio.AbstractEventLoop, script: list[str], most: int, count: int
 ) -> None:
-    clock, played = Clock(), Played(script)
+    clock, server = Clock(), FakeServer(script)
     flow = flow_of(clock, most=most, patience_s=1e6)
-    assert run(loop, flow, [played.request(i) for i in range(count)]) == list(range(count))
-    assert played.most <= most
-    assert flow.counts.most_at_once == played.most
+    assert run(loop, flow, [server.request(i) for i in range(count)]) == list(range(count))
+    assert server.most <= most
+    assert flow.counts.most_at_once == server.most
     counts = flow.counts
     assert counts.answered == count and counts.retried == counts.rejected + counts.lost
-    assert counts.answered + counts.retried == played.calls
+    assert counts.answered + counts.retried == server.calls
     assert all(0 < pause <= LONGEST_PAUSE_S for pause in clock.pauses)
 
 
@@ -96,27 +96,27 @@ def test_the_window_opens_with_answers_halves_when_busy_and_falls_to_one_when_lo
     loop: asyncio.AbstractEventLoop,
 ) -> None:
     flow = flow_of(Clock())
-    run(loop, flow, [Played([]).request(0)] * 20)
+    run(loop, flow, [FakeServer([]).request(0)] * 20)
     assert flow.window == 8
-    run(loop, flow, [Played(["busy"]).request(0)])
+    run(loop, flow, [FakeServer(["busy"]).request(0)])
     assert 4 <= flow.window < 5
-    run(loop, flow, [Played([]).request(0)] * 60)
+    run(loop, flow, [FakeServer([]).request(0)] * 60)
     assert flow.window == 8
-    run(loop, flow, [Played(["lost"]).request(0)])
+    run(loop, flow, [FakeServer(["lost"]).request(0)])
     assert 1 < flow.window <= 2
 
 
 def test_failures_of_one_window_close_it_once(loop: asyncio.AbstractEventLoop) -> None:
     flow = flow_of(Clock())
-    run(loop, flow, [Played([]).request(0)] * 20)
-    played = Played(["busy"] * 8)
-    run(loop, flow, [played.request(i) for i in range(8)])
+    run(loop, flow, [FakeServer([]).request(0)] * 20)
+    server = FakeServer(["busy"] * 8)
+    run(loop, flow, [server.request(i) for i in range(8)])
     assert flow.window >= 4
 
 
 def test_pauses_double_up_to_a_bound(loop: asyncio.AbstractEventLoop) -> None:
     clock = Clock()
-    run(loop, flow_of(clock), [Played(["busy"] * 8).request(0)])
+    run(loop, flow_of(clock), [FakeServer(["busy"] * 8).request(0)])
     doubled = [min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**n) for n in range(8)]
     assert clock.pauses == doubled
 
@@ -124,7 +124,7 @@ def test_pauses_double_up_to_a_bound(loop: asyncio.AbstractEventLoop) -> None:
 def test_patience_counts_only_while_nobody_is_answered(loop: asyncio.AbstractEventLoop) -> None:
     clock = Clock()
     flow = flow_of(clock, patience_s=20.0)
-    found = run(loop, flow, [Played(["lost"] * 1000).request(0)])
+    found = run(loop, flow, [FakeServer(["lost"] * 1000).request(0)])
     assert isinstance(found[0], ResourceError) and "gone" in str(found[0]) and "there" in str(found[0])
     assert 20 <= clock.now <= 20 + LONGEST_PAUSE_S
     assert flow.gave_up
@@ -132,8 +132,8 @@ def test_patience_counts_only_while_nobody_is_answered(loop: asyncio.AbstractEve
     clock = Clock()
     flow = flow_of(clock, most=1, patience_s=20.0)
     clock.now = 1000.0  # nobody asked for anything for a long time
-    assert run(loop, flow, [Played(["lost", "lost"]).request(3)]) == [3]
-    patient = Played(["busy", "good"] * 100)
+    assert run(loop, flow, [FakeServer(["lost", "lost"]).request(3)]) == [3]
+    patient = FakeServer(["busy", "good"] * 100)
     assert run(loop, flow, [patient.request(i) for i in range(100)]) == list(range(100))
     assert clock.now > 1005
 
@@ -168,6 +168,6 @@ def test_a_long_failure_is_told_once_and_so_is_its_end(loop: asyncio.AbstractEve
     told: list[str] = []
     flow = flow_of(clock)
     flow.tell = told.append
-    run(loop, flow, [Played(["lost"] * 12).request(0)])
+    run(loop, flow, [FakeServer(["lost"] * 12).request(0)])
     assert len(told) == 2
     assert "gone" in told[0] and "answers again" in told[1]

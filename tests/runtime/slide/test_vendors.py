@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_slides import PAD, cut, quick
-from synthetic_vendors import VENDORS, Made
+from synthetic_vendors import VENDORS, SyntheticSlide
 
 from mclst.runtime.run.hashes import SlideHash
 from mclst.runtime.slide.base import Slide
@@ -21,13 +21,13 @@ from mclst.runtime.slide.open import open_slide
 @pytest.fixture(scope="module", params=sorted(VENDORS))
 def made(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Made, Slide]]:
+) -> Iterator[tuple[SyntheticSlide, Slide]]:
     synthetic = VENDORS[request.param](tmp_path_factory.mktemp("vendor"))
     with open_slide(synthetic.path) as slide:
         yield synthetic, slide
 
 
-def test_levels_size_and_source_are_told(made: tuple[Made, Slide]) -> None:
+def test_levels_size_and_source_are_told(made: tuple[SyntheticSlide, Slide]) -> None:
     expected, slide = made
     sizes = [level.shape[1::-1] for level in expected.levels]
     assert [(level.width_px, level.height_px) for level in slide.levels] == sizes
@@ -37,7 +37,7 @@ def test_levels_size_and_source_are_told(made: tuple[Made, Slide]) -> None:
 
 @quick
 @given(data=st.data())
-def test_any_rectangle_is_what_was_written(made: tuple[Made, Slide], data: st.DataObject) -> None:
+def test_any_rectangle_is_what_was_written(made: tuple[SyntheticSlide, Slide], data: st.DataObject) -> None:
     expected, slide = made
     number = data.draw(st.integers(0, len(slide.levels) - 1))
     pixels = expected.levels[number]
@@ -61,7 +61,7 @@ def test_every_file_of_a_slide_counts_for_its_hash(tmp_path: Path) -> None:
         assert hashes[0] != hashes[1]
 
 
-def test_every_pixel_equals_openslides(made: tuple[Made, Slide]) -> None:
+def test_every_pixel_equals_openslides(made: tuple[SyntheticSlide, Slide]) -> None:
     expected, slide = made
     with openslide.OpenSlide(expected.path) as oracle:
         for number, level in enumerate(slide.levels):

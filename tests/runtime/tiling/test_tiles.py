@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from formula_slide import MadeUpSlide, scattered
+from formula_slide import FormulaSlide, scattered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -126,7 +126,7 @@ def test_real_slide_tiles_equal_openslide(slides: Path) -> None:
 def test_the_level_read(
     mpp: float, levels: tuple[float, ...], target: float | None, plan: TilePlan, words: str
 ) -> None:
-    chosen = plan_tiles(MadeUpSlide(levels, mpp), TileShape(224, target))
+    chosen = plan_tiles(FormulaSlide(levels, mpp), TileShape(224, target))
     assert (chosen.level, chosen.read_px, chosen.size_px) == (plan.level, plan.read_px, plan.size_px)
     assert chosen.level_mpp == pytest.approx(plan.level_mpp)
     assert words in str(chosen)
@@ -134,9 +134,9 @@ def test_the_level_read(
 
 def test_mpp_given_outweighs_the_slide_and_none_is_an_error() -> None:
     shape = TileShape(224, 0.5)
-    assert plan_tiles(MadeUpSlide(mpp=0.25), shape, 0.5).read_px == 224
+    assert plan_tiles(FormulaSlide(mpp=0.25), shape, 0.5).read_px == 224
     with pytest.raises(SlideError, match="--mpp"):
-        plan_tiles(MadeUpSlide(), shape)
+        plan_tiles(FormulaSlide(), shape)
 
 
 @quick
@@ -179,7 +179,7 @@ def test_reduced_tiles_come_through_the_batches(tmp_path: Path) -> None:
 
 def test_every_row_once_in_one_order_whatever_the_workers() -> None:
     xy = scattered(101)
-    runs = [all_tiles(Tiles(MadeUpSlide(), xy, TileShape(32), batch_size=16, workers=w)) for w in (1, 2, 7)]
+    runs = [all_tiles(Tiles(FormulaSlide(), xy, TileShape(32), batch_size=16, workers=w)) for w in (1, 2, 7)]
     assert sorted(runs[0][0].tolist()) == list(range(101))
     for rows, pixels in runs[1:]:
         np.testing.assert_array_equal(rows, runs[0][0])
@@ -187,15 +187,15 @@ def test_every_row_once_in_one_order_whatever_the_workers() -> None:
 
 
 def test_batches_are_full_but_the_last_and_can_be_read_again() -> None:
-    tiles = Tiles(MadeUpSlide(), scattered(50), TileShape(8), batch_size=16, workers=2)
+    tiles = Tiles(FormulaSlide(), scattered(50), TileShape(8), batch_size=16, workers=2)
     for _ in range(2):
         assert [len(batch.rows) for batch in tiles] == [16, 16, 16, 2]
     assert tiles.seconds_reading > 0
-    assert list(Tiles(MadeUpSlide(), np.empty((0, 2)), TileShape(8), batch_size=4, workers=1)) == []
+    assert list(Tiles(FormulaSlide(), np.empty((0, 2)), TileShape(8), batch_size=4, workers=1)) == []
 
 
 def test_a_batch_stays_valid_until_the_next_is_asked_for() -> None:
-    slide = MadeUpSlide()
+    slide = FormulaSlide()
     xy = scattered(200)
     for batch in Tiles(slide, xy, TileShape(16), batch_size=8, workers=3):
         time.sleep(0.002)  # the readers run ahead meanwhile
@@ -205,7 +205,7 @@ def test_a_batch_stays_valid_until_the_next_is_asked_for() -> None:
 
 
 def test_readers_stay_a_few_batches_ahead() -> None:
-    slide = MadeUpSlide()
+    slide = FormulaSlide()
     tiles = iter(Tiles(slide, scattered(1000), TileShape(8), batch_size=10, workers=2))
     for number in range(1, 6):
         next(tiles)
@@ -253,7 +253,7 @@ def test_unreadable_tiles_are_named_and_all_others_come(slides: Path) -> None:
 
 
 def test_a_batch_may_hold_failures_alone() -> None:
-    slide = MadeUpSlide()
+    slide = FormulaSlide()
     slide.fault = TileReadError("spoilt")
     (batch,) = Tiles(slide, scattered(5), TileShape(8), batch_size=8, workers=2)
     assert batch.tiles.shape == (0, 8, 8, 3)
@@ -262,7 +262,7 @@ def test_a_batch_may_hold_failures_alone() -> None:
 
 @pytest.mark.parametrize("fault", [SlideError("the slide is gone"), RuntimeError("a bug")])
 def test_what_goes_wrong_in_a_reader_surfaces(fault: Exception) -> None:
-    slide = MadeUpSlide()
+    slide = FormulaSlide()
     tiles = iter(Tiles(slide, scattered(500), TileShape(8), batch_size=8, workers=3))
     next(tiles)
     slide.fault = fault
@@ -274,7 +274,7 @@ def test_what_goes_wrong_in_a_reader_surfaces(fault: Exception) -> None:
 
 
 def test_no_thread_outlives_a_consumer_that_stops_early() -> None:
-    slide = MadeUpSlide()
+    slide = FormulaSlide()
     for batch in Tiles(slide, scattered(500), TileShape(8), batch_size=8, workers=4):
         assert len(batch.rows) == 8
         break
@@ -284,7 +284,7 @@ def test_no_thread_outlives_a_consumer_that_stops_early() -> None:
 
 def test_no_thread_outlives_a_consumer_that_raises() -> None:
     def consume() -> None:
-        for _ in Tiles(MadeUpSlide(), scattered(500), TileShape(8), batch_size=8, workers=4):
+        for _ in Tiles(FormulaSlide(), scattered(500), TileShape(8), batch_size=8, workers=4):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as stop:
@@ -300,9 +300,9 @@ def test_an_interpreter_with_tiles_half_read_ends() -> None:
     import sys
 
     code = (
-        "import numpy as np; from formula_slide import MadeUpSlide, scattered; from "
+        "import numpy as np; from formula_slide import FormulaSlide, scattered; from "
         "mclst.runtime.tiling.tiles import *;"
-        "it = iter(Tiles(MadeUpSlide(), scattered(500), TileShape(8), batch_size=8, workers=4)); next(it)"
+        "it = iter(Tiles(FormulaSlide(), scattered(500), TileShape(8), batch_size=8, workers=4)); next(it)"
     )
     folder = str(Path(__file__).parents[2] / "support")
     done = subprocess.run(
@@ -314,11 +314,11 @@ def test_an_interpreter_with_tiles_half_read_ends() -> None:
 def test_places_that_are_none_are_refused() -> None:
     for bad in (np.nan, np.inf, 1e30, -(2.0**31)):
         with pytest.raises(SpotsError, match="spot 1"):
-            Tiles(MadeUpSlide(), np.array([[5.0, 5.0], [5.0, bad]]), TileShape(8), batch_size=1, workers=1)
+            Tiles(FormulaSlide(), np.array([[5.0, 5.0], [5.0, bad]]), TileShape(8), batch_size=1, workers=1)
     with pytest.raises(ValueError, match="shape"):
-        Tiles(MadeUpSlide(), np.zeros((3, 3)), TileShape(8), batch_size=1, workers=1)
+        Tiles(FormulaSlide(), np.zeros((3, 3)), TileShape(8), batch_size=1, workers=1)
     with pytest.raises(ValueError, match="1 or more"):
-        Tiles(MadeUpSlide(), np.zeros((3, 2)), TileShape(8), batch_size=0, workers=1)
+        Tiles(FormulaSlide(), np.zeros((3, 2)), TileShape(8), batch_size=0, workers=1)
 
 
 @pytest.mark.parametrize("workers", [1, 4])
