@@ -75,8 +75,7 @@ def draw_comparison(
             draw_spots(axes, xy_px[finite], spot_px, **style).set_array(values[finite])
     note = (
         "Synthetic tissue and counts.   The gene of each program with the highest Pearson r over the spots.  "
-        " "
-        "Darker is higher; each map has its own color range, 1st to 99th percentile."
+        " Darker is higher; each map has its own color range, 1st to 99th percentile."
     )
     page.text(MARGIN, page.height - 0.16, note, size=9, color=MUTED)
     write_atomically(out, page.content())

@@ -150,8 +150,7 @@ def run_demo(
         *measured, held_out = sections
         say(
             f"made {len(sections)} sections of {scale.size_px} px, {sum(len(m.spot) for m in sections)} "
-            "spots, "
-            f"{len(GENES)} genes"
+            f"spots, {len(GENES)} genes"
         )
         with _stage("train", seconds):
             trained = _train(folder.part, [m.name for m in measured], scale.config(seed), progress)

@@ -14,7 +14,7 @@ from mclst.sections.formats.source import SectionSource
 from mclst.sections.tables.delimited import detect_delimiter
 from mclst.sections.tables.text_file import read_text
 
-UNLABELLED = frozenset({"", "nan", "none", "na", "undetermined", "unlabelled", "unlabeled"})
+UNLABELED = frozenset({"", "nan", "none", "na", "undetermined", "unlabelled", "unlabeled"})
 ID_COLUMNS = ("id", "barcode", "spot", "spot_id")
 LABEL_COLUMNS = ("label", "annotation", "region", "cluster", "domain")
 OBS = "obs:"
@@ -74,5 +74,5 @@ def _labels(names: list[str], labels: list[str]) -> dict[str, str]:
     return {
         name.strip(): label.strip()
         for name, label in zip(names, labels, strict=True)
-        if label.strip().casefold() not in UNLABELLED
+        if label.strip().casefold() not in UNLABELED
     }

@@ -36,8 +36,7 @@ def counts_csr(matrix: Any, path: Path, spot: NDArray[np.str_], genes: NDArray[n
         row, gene = int(np.searchsorted(wide.indptr, first, side="right")) - 1, int(wide.indices[first])
         raise SectionError(
             f"{path}: spot {str(spot[row])!r} (row {row + 1}), gene {str(genes[gene])!r} is "
-            f"{wide.data[first]}; "
-            "counts are finite numbers, 0 or more"
+            f"{wide.data[first]}; counts are finite numbers, 0 or more"
         )
     counts = sp.csr_matrix((values, wide.indices.copy(), wide.indptr.copy()), shape=wide.shape)
     counts.sum_duplicates()

@@ -175,8 +175,7 @@ def _coordinates(
         missing = str(spot[np.argmax(rows < 0)])
         raise SectionError(
             f"{positions}: {np.count_nonzero(rows < 0)} of {len(spot)} barcodes of {matrix.name} have no "
-            "coordinates, "
-            f"the first is {missing}; the files do not belong together"
+            f"coordinates, the first is {missing}; the files do not belong together"
         )
     return (None if spots.array_xy is None else spots.array_xy[rows]), spots.xy_px[rows]
 

@@ -113,8 +113,7 @@ def _check_size(path: Path) -> None:
         error = MemoryError()
         error.add_note(
             f"the table {path} would take {needed / 1e9:,.0f} GB or more of the {available / 1e9:,.0f} GB of "
-            "memory; "
-            "give it in pieces"
+            "memory; give it in pieces"
         )
         raise error
 

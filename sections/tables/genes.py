@@ -120,8 +120,7 @@ def _from_npy(path: Path) -> list[str]:
             raise SectionError(f"{path}: the array cannot be read ({error})") from error
         raise SectionError(
             f"{path}: the array holds Python objects, which could run code when read; if you trust it, save "
-            "it again "
-            "with numpy.save(path, numpy.load(path, allow_pickle=True).astype(str))"
+            "it again with numpy.save(path, numpy.load(path, allow_pickle=True).astype(str))"
         ) from error
     if values.ndim != 1 or values.dtype.kind not in "US":
         raise SectionError(

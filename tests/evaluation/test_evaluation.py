@@ -130,8 +130,8 @@ def test_only_defined_correlations_are_averaged() -> None:
 
 def test_correlated_genes_are_adjacent() -> None:
     rng = np.random.default_rng(0)
-    programme = rng.normal(size=(60, 3))
-    genes = programme[:, np.tile([0, 1, 2], 5)] + 0.3 * rng.normal(size=(60, 15))
+    program = rng.normal(size=(60, 3))
+    genes = program[:, np.tile([0, 1, 2], 5)] + 0.3 * rng.normal(size=(60, 15))
     order = order_genes(correlate_genes(genes)) % 3
     assert len([1 for a, b in itertools.pairwise(order) if a != b]) == 2
     assert sorted(order_genes(np.full((4, 4), np.nan)).tolist()) == [0, 1, 2, 3]
@@ -187,7 +187,7 @@ def test_venn_numbers_are_in_their_regions(count: int) -> None:
     result: dict[tuple[str, ...], int] = {}
     for text in axes.texts:
         if text.get_text().isdigit():
-            inside = [np.linalg.norm(text.get_position() - centre) < r for centre, r in circles]
+            inside = [np.linalg.norm(text.get_position() - center) < r for center, r in circles]
             result[tuple(n for n, within in zip(names, inside, strict=True) if within)] = int(text.get_text())
     alone: dict[tuple[str, ...], int] = {(name,): 3 + i for i, name in enumerate(names)}
     of_two: list[tuple[str, ...]] = list(itertools.combinations(names, 2)) if count == 3 else []
@@ -420,7 +420,7 @@ def test_a_map_in_unknown_units_or_of_other_spots_is_refused(small: Small, maps:
     plain.write_h5ad(path)
     args = [path, "--truth", small.folder, "--section", "A1", "--figures", "none"]
     assert "does not say how its expression is normalised" in run(*args).stderr
-    assert run(*args, "--normalisation", "gene-wise").exit_code == 0
+    assert run(*args, "--normalization", "gene-wise").exit_code == 0
     plain.obs_names = [f"spot{i}" for i in range(plain.n_obs)]
     plain.write_h5ad(path)
     assert "have no spot in common" in run(*args, "--normalisation", "gene-wise", "--overwrite").stderr

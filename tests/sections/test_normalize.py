@@ -1,4 +1,4 @@
-"""Normalisation against the formula written out in float64, scprep's steps, and the published matrices."""
+"""Normalizations against the formula in float64, scanpy, and the published matrices."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ counts = hnp.arrays(
 
 
 def by_hand(matrix: Matrix) -> list[list[float]]:
-    """Normalise each row, one number at a time."""
+    """Normalize each row, one number at a time."""
     rows = []
     for row in matrix.astype(float).tolist():
         total = math.fsum(row)
