@@ -64,7 +64,7 @@ class CpuProvider:
 
     embedding: float32 [M, D], expression: float32 [M, G], both finite and in C order. spec.k: 1 … M.
     threads: per call; default OMP_NUM_THREADS, else the cores available to this process.
-    lanes: instruction set, 0 plain, 1 AVX2, 2 AVX-512, 3 with VNNI, 4 with AMX; default the best one here.
+    isa: instruction set, 0 plain, 1 AVX2, 2 AVX-512, 3 with VNNI, 4 with AMX; default the best one here.
     Memory: 1.5 times the embedding and one copy of the expression. Raises NotCompiled, MemoryError.
     """
 
@@ -75,15 +75,15 @@ class CpuProvider:
         spec: RetrievalSpec,
         *,
         threads: int | None = None,
-        lanes: int | None = None,
+        isa: int | None = None,
     ) -> None:
         self._library = library()
         best = self._library.mclst_best_lanes()
-        self._lanes = best if lanes is None else min(lanes, best)
+        self._isa = best if isa is None else min(isa, best)
         self._embedding, self._spec, self._genes = embedding, spec, expression.shape[1]
         self._threads = threads or _threads()
         self._bank = self._library.mclst_bank(
-            pointer(embedding, np.float32), *embedding.shape, RANKS.index(spec.rank), self._lanes
+            pointer(embedding, np.float32), *embedding.shape, RANKS.index(spec.rank), self._isa
         )
         if not self._bank:
             raise MemoryError("the bank does not fit in memory; use a machine with more, or a smaller bank")
@@ -190,7 +190,7 @@ class CpuProvider:
         genes = self._slabs[slab]
         check(
             self._library.mclst_slab_sums(
-                self._lanes,
+                self._isa,
                 pointer(genes, np.float32),
                 genes.shape[1] // _VECTOR,
                 len(genes),

@@ -191,8 +191,8 @@ def gene_halves(
 ) -> tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.float32]]:
     """Split expression [M, G] into two float16 parts [G, M padded to 32] and a power of two [G] per gene.
 
-    The scale brings a gene's maximum to 128 … 256, so the error is at most 2⁻²² relative plus 2⁻³² of the
-    maximum.
+    The scale brings a gene's maximum to 128 … 256, so the error is at most 2⁻²² of the value
+    plus 2⁻³² of the maximum.
     """
     rows, genes = expression.shape
     exponent = np.frexp(np.abs(expression).max(axis=0, initial=0).astype(np.float64))[1] - 8

@@ -38,8 +38,7 @@ _ORDER_BYTES = 64 << 20
 class CudaProvider:
     """A bank on a device, prepared for queries.
 
-    embedding: float32 [M, D], D up to 4096. expression: float32 [M, G]. Both already checked, as `Retriever`
-        does.
+    embedding: float32 [M, D], D up to 4096. expression: float32 [M, G]. Both already checked.
     driver: the device; default the first one.
     workspace_bytes: device memory for a block of queries, allocated once, in addition to the bank's.
     half_expression: store expression as float16: half the memory traffic, values rounded to 11 bits.
@@ -48,8 +47,7 @@ class CudaProvider:
     sample: rows sampled for the key limit; default chosen by the plan. Affects only speed.
 
     Selects exactly the reference's rows, ties included; retrieve.cu has the proof.
-    Raises ProviderError without a device, compiler or memory; ValueError if the bank is too large for the
-    kernels.
+    Raises ProviderError without a device, compiler or memory; ValueError if D is too large.
     """
 
     def __init__(
@@ -109,7 +107,7 @@ class CudaProvider:
     def aggregate_from(self, queries: Any) -> RetrievalResult:
         """Retrieve for queries float32 [N, D] on the device; the result is on the host.
 
-        queries: C-ordered, with `__cuda_array_interface__` or DLPack; pending work on its stream is waited for.
+        queries: C-ordered, with `__cuda_array_interface__` or DLPack; waits for pending work on its stream.
         Raises ValueError for other shapes or dtypes, BadQuery for NaN, infinity or a value beyond 1e30.
         """
         source = device_array("the embeddings", queries)

@@ -26,8 +26,7 @@ class RetrievalSpec:
         What selects the k neighbors: largest `cosine` similarity, smallest `l2` or `l1` distance.
         Ties go to the lower bank row.
     distance : {"l2", "l1", "cosine"}
-        Distance that the weights are computed from, on embeddings that are not normalized; `cosine` is 1 -
-        cos.
+        Distance for the weights, between embeddings that are not normalized; `cosine` is 1 - cos.
     weighting : {"softmax", "softmax-squared", "inverse-square", "uniform"}
         softmax of -d/temperature; softmax of -d²/temperature; d⁻², normalized, where zero distances share all
         the weight; or equal weights.

@@ -18,8 +18,7 @@ from mclst.runtime.errors import BundleError, ResourceError
 from mclst.runtime.progress import Clock
 from mclst.runtime.resources import available_cores
 
-# OpenVINO's inference precision for a graph of each precision; quantized operators of an int8 graph stay
-# int8.
+# OpenVINO's inference precision by graph precision; quantized operators of an int8 graph stay int8.
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 

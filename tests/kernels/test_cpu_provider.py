@@ -25,7 +25,7 @@ if not compiled.built():
 from mclst.kernels.cpu.provider import CpuProvider
 
 F32 = NDArray[np.float32]
-LANES = range(compiled.library().mclst_best_lanes() + 1)
+ISAS = range(compiled.library().mclst_best_lanes() + 1)
 
 
 def blobs(n: int, m: int, d: int, genes: int = 5, seed: int = 0) -> tuple[F32, F32, F32]:
@@ -45,29 +45,29 @@ def assert_right(got: RetrievalResult, queries: F32, bank: F32, expression: F32,
     np.testing.assert_allclose(got.effective_k, expected.effective_k, rtol=2e-7)
 
 
-@pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize(("d", "k"), [(7, 1), (64, 90), (33, 1500)])
-def test_every_instruction_set_over_several_chunks(lanes: int, rank: Any, d: int, k: int) -> None:
+def test_every_instruction_set_over_several_chunks(isa: int, rank: Any, d: int, k: int) -> None:
     queries, bank, expression = blobs(67, 5000, d, genes=70)
     spec = RetrievalSpec(k=k, rank=rank, distance="l2")
-    got = CpuProvider(bank, expression, spec, lanes=lanes).aggregate(queries, neighbors=True)
+    got = CpuProvider(bank, expression, spec, isa=isa).aggregate(queries, neighbors=True)
     assert_right(got, queries, bank, expression, spec)
 
 
-@pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_every_weight_on_every_instruction_set(lanes: int, distance: Any, weighting: Any) -> None:
+def test_every_weight_on_every_instruction_set(isa: int, distance: Any, weighting: Any) -> None:
     queries, bank, expression = blobs(9, 400, 21)
     spec = RetrievalSpec(k=30, rank="l2", distance=distance, weighting=weighting, temperature=2.0)
-    got = CpuProvider(bank, expression, spec, lanes=lanes).aggregate(queries, neighbors=True)
+    got = CpuProvider(bank, expression, spec, isa=isa).aggregate(queries, neighbors=True)
     assert_right(got, queries, bank, expression, spec)
 
 
-@pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_rows_of_one_direction_are_at_cosine_distance_0(lanes: int, weighting: Any) -> None:
+def test_rows_of_one_direction_are_at_cosine_distance_0(isa: int, weighting: Any) -> None:
     queries, bank, expression = blobs(4, 300, 37)
     scale = np.random.default_rng(2).uniform(0.1, 9, size=(40, 1)).astype(np.float32)
     # Powers of two besides: exactly one direction, and directions that rounding to float32 has moved.
@@ -75,7 +75,7 @@ def test_rows_of_one_direction_are_at_cosine_distance_0(lanes: int, weighting: A
     bank[120:140] = queries[1] * np.exp2(np.rint(scale[20:]))
     for k in (60, 300):
         spec = RetrievalSpec(k=k, rank="l2", distance="cosine", weighting=weighting)
-        got = CpuProvider(bank, expression, spec, lanes=lanes).aggregate(queries, neighbors=True)
+        got = CpuProvider(bank, expression, spec, isa=isa).aggregate(queries, neighbors=True)
         assert_right(got, queries, bank, expression, spec)
 
 
@@ -91,11 +91,11 @@ def test_the_published_shapes(m: int, k: int, genes: int, distance: Any) -> None
 
 
 @pytest.mark.parametrize("genes", [1, 15, 16, 17, 63, 64, 65, 129])
-@pytest.mark.parametrize("lanes", LANES)
-def test_genes_that_do_not_fill_a_slab(genes: int, lanes: int) -> None:
+@pytest.mark.parametrize("isa", ISAS)
+def test_genes_that_do_not_fill_a_slab(genes: int, isa: int) -> None:
     queries, bank, expression = blobs(6, 300, 8, genes)
     spec = RetrievalSpec(k=37)
-    got = CpuProvider(bank, expression, spec, lanes=lanes).aggregate(queries, neighbors=True)
+    got = CpuProvider(bank, expression, spec, isa=isa).aggregate(queries, neighbors=True)
     assert_right(got, queries, bank, expression, spec)
 
 
@@ -130,8 +130,8 @@ def test_more_equal_rows_than_there_is_room_for(rank: Any, copies: int) -> None:
 
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("m", [6000, 10_000])
-@pytest.mark.parametrize("lanes", LANES)
-def test_rows_that_int16_cannot_tell_apart(rank: Any, m: int, lanes: int) -> None:
+@pytest.mark.parametrize("isa", ISAS)
+def test_rows_that_int16_cannot_tell_apart(rank: Any, m: int, isa: int) -> None:
     """Two tight clusters far apart: all rows of one are undecided; in the larger bank, more than fit."""
     rng = np.random.default_rng(4)
     way = rng.normal(size=40)
@@ -139,15 +139,15 @@ def test_rows_that_int16_cannot_tell_apart(rank: Any, m: int, lanes: int) -> Non
     points = (side * way + 1e-4 * rng.normal(size=(m + 6, 40))).astype(np.float32)
     queries, bank, expression = points[:6], points[6:], rng.random((m, 3), dtype=np.float32)
     spec = RetrievalSpec(k=25, rank=rank, distance="l2")
-    got = CpuProvider(bank, expression, spec, lanes=lanes).aggregate(queries, neighbors=True)
+    got = CpuProvider(bank, expression, spec, isa=isa).aggregate(queries, neighbors=True)
     np.testing.assert_array_equal(
         got.neighbors, reference.aggregate(queries, bank, expression, spec, neighbors=True).neighbors
     )
 
 
-@pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("d", [1, 2, 3, 64, 4096])
-def test_the_longest_integer_vectors_do_not_overflow(d: int, lanes: int) -> None:
+def test_the_longest_integer_vectors_do_not_overflow(d: int, isa: int) -> None:
     """Rows along an axis and along the diagonal: products near the limits of int32."""
     rng = np.random.default_rng(d)
     axis, diagonal = np.eye(d)[0], np.ones(d)
@@ -155,7 +155,7 @@ def test_the_longest_integer_vectors_do_not_overflow(d: int, lanes: int) -> None
     bank = (length * np.where(rng.random((200, 1)) < 0.5, axis, diagonal)).astype(np.float32)
     queries = np.array([axis, -axis, diagonal, -diagonal], dtype=np.float32)
     spec = RetrievalSpec(k=11, rank="l2", distance="l2", weighting="uniform")
-    got = CpuProvider(bank, bank[:, :1].copy(), spec, lanes=lanes).aggregate(queries, neighbors=True)
+    got = CpuProvider(bank, bank[:, :1].copy(), spec, isa=isa).aggregate(queries, neighbors=True)
     assert_right(got, queries, bank, bank[:, :1], spec)
 
 
@@ -195,17 +195,17 @@ def test_threads_and_blocks_change_no_bit(rank: Any, monkeypatch: pytest.MonkeyP
     d=st.integers(1, 9),
     spread=st.integers(1, 60),
     rank=st.sampled_from(RANKS),
-    lanes=st.sampled_from(LANES),
+    isa=st.sampled_from(ISAS),
     seed=st.integers(0, 2**32),
 )
 def test_whole_numbers_have_ties_everywhere(
-    m: int, share: float, d: int, spread: int, rank: Any, lanes: int, seed: int
+    m: int, share: float, d: int, spread: int, rank: Any, isa: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     points = rng.integers(-spread, spread + 1, size=(m + 5, d)).astype(np.float32)
     queries, bank, expression = points[:5], points[5:], rng.random((m, 2), dtype=np.float32)
     spec = RetrievalSpec(k=1 + int(share * (m - 1)), rank=rank, distance="l2", weighting="softmax")
-    got = CpuProvider(bank, expression, spec, lanes=lanes).aggregate(queries, neighbors=True)
+    got = CpuProvider(bank, expression, spec, isa=isa).aggregate(queries, neighbors=True)
     expected = reference.aggregate(queries, bank, expression, spec, neighbors=True)
     np.testing.assert_array_equal(got.neighbors, expected.neighbors)
     np.testing.assert_allclose(got.expression, expected.expression, rtol=0, atol=1e-6)
@@ -221,7 +221,7 @@ def test_real_embeddings_of_tissue(her2st: Path) -> None:
         assert_right(got, queries, bank, expression, spec)
 
 
-def test_threads_are_as_many_as_openmp_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_follow_omp_num_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     for setting, threads in (("3", 3), ("2,1", 2)):
         monkeypatch.setenv("OMP_NUM_THREADS", setting)
         assert provider._threads() == threads
@@ -230,7 +230,7 @@ def test_threads_are_as_many_as_openmp_is_told(monkeypatch: pytest.MonkeyPatch) 
         assert provider._threads() >= 1
 
 
-def test_a_compiled_part_that_does_not_load_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_does_not_load_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, bank, expression = blobs(2, 30, 3)
     broken = tmp_path / "_cpu.so"
     broken.write_bytes(b"not a library")

@@ -53,8 +53,7 @@ def array_of(cuda: CudaProvider, name: str, dtype: Any, *shape: int) -> NDArray[
     return array
 
 
-# --- against the definition
-# ---------------------------------------------------------------------------------------
+# --- against the definition -----------------------------------------------------------------------
 
 
 def test_host_and_kernels_lay_their_structures_out_alike() -> None:

@@ -102,8 +102,7 @@ def check(queries: F32, bank: Bank, spec: RetrievalSpec) -> RetrievalResult:
     return expected
 
 
-# --- the definition, against scipy and plain float64
-# --------------------------------------------------------------
+# --- the definition, against scipy and plain float64 ----------------------------------------------
 
 
 def plain_weights(distance: NDArray[np.float64], spec: RetrievalSpec) -> NDArray[np.float64]:
@@ -145,8 +144,7 @@ def test_a_zero_vector_has_similarity_0_and_cosine_distance_1() -> None:
     np.testing.assert_array_equal(reference.distances("cosine", rows[:1], rows), [1, 1, 1, 1])
     np.testing.assert_array_equal(reference.distances("cosine", rows[1:2], rows), [1, 0, 2, 1])
     np.testing.assert_array_equal(reference.rank_scores("cosine", rows[:1], rows), [0, 0, 0, 0])
-    # A zero row ranks with the orthogonal ones: behind what points the same way, before what points the
-    # other.
+    # A zero row ranks with orthogonal ones: after rows of the same direction, before opposite ones.
     np.testing.assert_array_equal(
         np.argsort(reference.rank_scores("cosine", rows[1:2], rows), kind="stable"), [1, 0, 3, 2]
     )
@@ -181,8 +179,7 @@ def test_extreme_temperatures_give_the_nearest_alone_or_all_alike(weighting: Any
     np.testing.assert_allclose(got.effective_k, 1 if temperature < 1 else 8, rtol=1e-6)
 
 
-# --- every provider against the definition
-# ------------------------------------------------------------------------
+# --- every provider against the definition --------------------------------------------------------
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=spec_name)

@@ -1,8 +1,7 @@
 """A stand-in for a TensorRT module: it has exactly the names of a binding and records their use.
 
 The names come from tensorrt_surface.py. Objects know their class: a method returns what its pybind11
-signature says. Using a name that the binding lacks, or passing a number of values that no signature takes, is
-an error.
+signature says. A name that the binding lacks, or a number of values that no signature takes, is an error.
 """
 
 from __future__ import annotations

@@ -43,8 +43,7 @@ class Library:
 def load_library(flavour: Flavour) -> Library:
     """Import TensorRT; needs no GPU.
 
-    Raises ResourceError, saying what to install, if the flavour is missing, does not load or is of another
-    major version.
+    Raises ResourceError if the flavour is missing, does not load or is of an unsupported major version.
     """
     reason = ""
     for name in _MODULES[flavour]:

@@ -62,7 +62,7 @@ def test_half_precision_is_near_or_refused(graph: Path, tiles: np.ndarray) -> No
     assert cosine.min() > 0.999 and np.abs(result - expected).max() > 1e-5
 
 
-def test_what_it_cannot_run_is_said(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_it_cannot_run_is_refused(graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ResourceError, match="does not run fp16; choose --precision fp32"):
         OpenVinoSession(graph, "fp16")
     other = tmp_path / "encoder.onnx"

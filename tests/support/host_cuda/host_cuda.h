@@ -1,10 +1,10 @@
-// A GPU played by one CPU thread, so that a .cu file runs, unchanged, where there is no device.
+// Emulates a GPU on one CPU thread, so that a .cu file runs unchanged without a device.
 //
 // Blocks run one after another. Each thread of a block is a fiber that runs until it must wait: at a barrier, or at a warp
-// intrinsic, which returns once every lane of its mask is there. Lanes that disagree about mask or intrinsic, and waits that
-// nothing will end, are errors. Shared memory starts as 0xFF bytes in every block. An asynchronous copy arrives only when it
-// is waited for, and its target holds 0xFF until then. A tensor-core product truncates as hardware may: addends are aligned
-// to the largest and cut to 24 bits, four products at a time.
+// intrinsic, which returns once every lane of its mask has reached it. Lanes that disagree about mask or intrinsic, and
+// waits that never end, are errors. Shared memory starts as 0xFF bytes in every block. An asynchronous copy arrives only
+// when it is waited for; its target holds 0xFF until then. A tensor-core product truncates as hardware may: addends are
+// aligned to the largest and cut to 24 bits, four products at a time.
 #pragma once
 
 #include <algorithm>
@@ -33,7 +33,7 @@
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #if HOST_CUDA_ASAN
-// The sanitizer guards only variables that lie in no section of their own.
+// The sanitizer does not guard variables with a section attribute.
 #define __shared__ static
 #else
 #define __shared__ static __attribute__((section("host_shared")))
@@ -65,7 +65,7 @@ struct Failure {
 };
 
 #ifdef __x86_64__
-// Saves what a call must keep, and the stack; continues on the other stack.
+// Saves the callee-saved registers and the stack pointer; continues on the other stack.
 extern "C" void host_cuda_switch(void** from, void* to);
 asm(R"(
 .text
@@ -120,7 +120,7 @@ struct Meeting {
     uint64_t generation = 0;
 };
 
-// Meetings of a whole warp, and of eight lanes, in turn use one of two tables, so that none is overwritten while read.
+// Exchanges of a warp, or of eight lanes, alternate between two tables, so that none is overwritten while it is read.
 struct Warp {
     Meeting meeting[2][LANES];
     uint64_t table[2][2][LANES][WORDS];
@@ -246,7 +246,7 @@ inline void resume(Fiber& fiber)
 
 // --- launches ----------------------------------------------------------------------------------------------------
 
-// The order in which a block's threads get their turn: forward, reverse, or shuffled anew each round.
+// The order in which the threads of a block run: forward, reverse, or shuffled in each round.
 inline int order = 0;
 inline std::mt19937 chance(7);
 
@@ -289,7 +289,7 @@ inline void run_block(int threads)
     }
 }
 
-// Runs `kernel` over a grid; what went wrong, or nothing.
+// Runs `kernel` over a grid; returns an error message, or an empty string.
 inline std::string launch(Index grid, Index block, size_t shared, std::function<void()> kernel)
 {
     grid_size = grid;
@@ -310,7 +310,7 @@ inline std::string launch(Index grid, Index block, size_t shared, std::function<
 
 // --- warps -------------------------------------------------------------------------------------------------------
 
-// Lays down `n` words and returns every lane's, once all of the mask have come.
+// Publishes `n` words and returns every lane's, once all lanes of the mask have arrived.
 inline const uint64_t (*meet(unsigned mask, const char* kind, const uint64_t* words, int n))[WORDS]
 {
     Warp& warp = warps[current->thread / LANES];
@@ -365,7 +365,7 @@ template <class T> T shuffle(unsigned mask, const char* kind, T value, int from)
 #define blockDim (host::block_size)
 #define gridDim (host::grid_size)
 
-// A barrier is the line that calls it: threads that meet at different ones are an error.
+// A barrier is identified by its source line; threads waiting at different ones are an error.
 inline void __syncthreads(const char* file = __builtin_FILE(), int line = __builtin_LINE())
 {
     if (host::at_barrier == 0) {
@@ -422,14 +422,14 @@ inline unsigned __float_as_uint(float value) { return (unsigned)host::to_word(va
 inline float __uint_as_float(unsigned bits) { return host::from_word<float>(bits); }
 inline long long __double_as_longlong(double value) { return (long long)host::to_word(value); }
 inline double __longlong_as_double(long long bits) { return host::from_word<double>((uint64_t)bits); }
-// Compiled without contraction, so these round one by one.
+// Compiled without contraction, so each operation rounds.
 inline double __dadd_rn(double a, double b) { return a + b; }
 inline double __dsub_rn(double a, double b) { return a - b; }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __ddiv_rn(double a, double b) { return a / b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 
-// --- what device.cuh writes in PTX -------------------------------------------------------------------------------
+// --- the PTX of device.cuh ----------------------------------------------------------------------------------------
 
 inline unsigned short to_half(float value)
 {
@@ -448,15 +448,15 @@ inline float from_half(unsigned short bits)
 
 namespace host {
 
-// Products summed at once by the tensor cores played: 4, 8 and 16 on the generations known.
+// Products that tensor cores sum at once: 4, 8 or 16 depending on the generation.
 constexpr int SUMMED_AT_ONCE = 4;
 
-// 2 to a power within double's normal range.
+// 2 to a power in the normal range of double.
 inline double power_of_two(int exponent) { return from_word<double>((uint64_t)(exponent + 1023) << 52); }
 
 inline int exponent_of(double value) { return (int)(to_word(value) >> 52 & 2047) - 1023; }
 
-// c + Σ products as hardware may: no bit below the 24 of the largest addend, nor of the sum, survives.
+// c + Σ products, truncated below the 24 bits of the largest addend and of the sum, as hardware may do.
 inline float truncated_sum(float c, const double* products)
 {
     for (int first = 0; first < 16; first += SUMMED_AT_ONCE) {
