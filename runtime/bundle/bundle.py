@@ -60,16 +60,6 @@ class Bundle:
     stamps: Mapping[str, Stamp] = field(default_factory=dict, repr=False, compare=False)
 
     @property
-    def server(self) -> str:
-        """URL of the server that holds the bundle; "" if it is local."""
-        return ""
-
-    @property
-    def output_dim(self) -> int:
-        """Number of values that the encoder returns per tile."""
-        return self.manifest.encoder.embedding_dim
-
-    @property
     def encoder_path(self) -> Path:
         """The fp32 ONNX graph from tiles to embeddings, features or expression."""
         return self.encoder()
@@ -83,7 +73,7 @@ class Bundle:
         """The encoder's graph in a precision; raises BundleError if the bundle has none."""
         if precision not in self.precisions:
             raise BundleError(
-                f"{self.server or self.path} has no encoder in {precision} but in "
+                f"{self.path} has no encoder in {precision} but in "
                 f"{', '.join(self.precisions)}; choose one of these, or export with --precision {precision}"
             )
         return self.path / graph_name(ENCODER, precision)
@@ -143,7 +133,7 @@ class Bundle:
     def __repr__(self) -> str:
         m = self.manifest
         return (
-            f"Bundle({self.server or str(self.path)!r}: {m.system} with {m.encoder.name}, {m.tile.size_px} "
+            f"Bundle({str(self.path)!r}: {m.system} with {m.encoder.name}, {m.tile.size_px} "
             "px tiles, "
             + (f"{m.bank_rows} reference spots, " if m.retrieval else "")
             + f"{m.genes} genes"
@@ -155,7 +145,7 @@ class Bundle:
 
         m = self.manifest
         rows = [
-            ("server" if self.server else "folder", self.server or self.path),
+            ("folder", self.path),
             ("system", f"{m.system}, {m.encoder.name}"),
             ("tile", f"{m.tile.size_px} px" + (f" of {m.tile.mpp:g} µm" if m.tile.mpp else " of level 0")),
             ("genes", m.genes),

@@ -30,8 +30,8 @@ RERUN = "finished slides are kept, and the same command resumes with the others"
 class CohortOptions:
     """A table of slides and how to run it.
 
-    shard: (i, n), run every n-th slide from the i-th. cluster: "auto" or a Ray cluster's address, None: this process.
-    cores: of a worker. shard_tiles: slides with more tiles are split. deadline: seconds per attempt.
+    shard: (i, n), run every n-th slide from the i-th. cluster: "auto" or a Ray cluster's address, None: this
+    process. cores: of a worker. shard_tiles: slides with more tiles are split. deadline: seconds per attempt.
     """
 
     slides: Path | None = None
@@ -82,7 +82,7 @@ OPTIONS = (
         "--deadline",
         type=Finite(0, min_open=True),
         metavar="SECONDS",
-        help="With --cluster: kill a worker that takes longer for a slide or part; counts as one of three attempts."
+        help="With --cluster: kill a worker that takes longer; it counts as one of three attempts."
         "  [default: none]",
     ),
 )
@@ -102,7 +102,8 @@ def cohort_options(function: Callable[..., Any]) -> Callable[..., Any]:
             raise click.UsageError("--cores and --shard-tiles belong to --cluster")
         if cohort.cluster is None and cohort.deadline:
             raise click.UsageError(
-                "--deadline belongs to --cluster, whose workers can be killed; --cluster auto runs them on this machine"
+                "--deadline belongs to --cluster, whose workers can be killed; --cluster auto runs them on "
+                "this machine"
             )
         return function(cohort=cohort, **values)
 

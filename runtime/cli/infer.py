@@ -97,12 +97,14 @@ def main(
 ) -> None:
     """Predict gene expression at the spots of a SLIDE, or of many, and write it as a map.
 
-    The .h5ad opens in scanpy and squidpy; its path is printed on stdout. A picture of the most spatially structured
-    genes, a viewer page and a report are written next to it. Re-run the same command to resume an interrupted run.
+    The .h5ad opens in scanpy and squidpy; its path is printed on stdout. A picture of the most spatially
+    structured genes, a viewer page and a report are written next to it. Re-run the same command to resume an
+    interrupted run.
 
-    --slides takes a table with a row per slide. Its columns are slide, spots or grid, and optionally name, tissue-mask,
-    genes, mpp, reader, all-spots, max-bad-tiles, k, rank, distance, weighting and temperature; a cell overrides the
-    option. Finished slides are skipped. A slide that fails is recorded, the others continue, and the exit code is 3.
+    --slides takes a table with a row per slide. Its columns are slide, spots or grid, and optionally name,
+    tissue-mask, genes, mpp, reader, all-spots, max-bad-tiles, k, rank, distance, weighting and temperature; a
+    cell overrides the option. Finished slides are skipped. A slide that fails is recorded, the others
+    continue, and the exit code is 3.
     """
     if (slide is None) == (cohort.slides is None):
         raise click.UsageError("give either a SLIDE or a table of them with --slides")

@@ -51,8 +51,9 @@ def main(
     json_path: Path | None,
     quiet: bool,
 ) -> None:
-    """Make a viewer page and other files from a MAP of mclst-infer, or from any .h5ad with spots and one tissue image.
+    """Make a viewer page and other files from a MAP of mclst-infer.
 
+    Any .h5ad with spots and one tissue image will do.
     The page is a single file that opens offline in any browser. The path of each file is printed on stdout.
     """
     from mclst.runtime.atomic import check_distinct
@@ -112,7 +113,8 @@ def _tissue_image(expression_map: Map, slide_path: Path, longest_px: int) -> Tis
         fits = abs(size[0] - width) <= tolerance and abs(size[1] - height) <= tolerance
         if not fits or size != (recorded.get("width_px", size[0]), recorded.get("height_px", size[1])):
             raise InputError(
-                f"{slide_path} is {size[0]} x {size[1]} px, and the map is of a slide of about {width:.0f} x {height:.0f} px; "
+                f"{slide_path} is {size[0]} x {size[1]} px, and the map is of a slide of about {width:.0f} x "
+                f"{height:.0f} px; "
                 "give the slide it was made from"
             )
         return slide.thumbnail(longest_px)

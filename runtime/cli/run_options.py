@@ -54,7 +54,7 @@ OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     click.option(
         "--memory-budget",
         type=Bytes(),
-        help="Memory to stay within, such as 4GB; chooses batch (up to --batch-size), ring and bank precision.",
+        help="Memory to stay within, such as 4GB: sets batch (up to --batch-size), ring and bank precision.",
     ),
     click.option(
         "--workers",

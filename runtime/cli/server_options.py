@@ -29,7 +29,7 @@ PATIENCE_S, REQUESTS = 120.0, 8
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """How to reach a server; url: None, the bundle is here. batch: most tiles per request, None: the server's."""
+    """How to reach a server; url: None if the bundle is here. batch: most tiles per request."""
 
     url: str | None = None
     model: str = "mclst"

@@ -1,7 +1,8 @@
 """Slides over a Ray cluster: Ray places workers and reports their death; retries are decided here.
 
-Ray's own retries are off: they count a node's death many times, or never end. A task is tried three times in all. A dead
-worker is requested anew and gets tasks only once it has answered, which it never does if its node is gone for good.
+Ray's own retries are off: they count a node's death many times, or never end. A task is tried three times in
+all. A dead worker is requested anew and gets tasks only once it has answered, which it never does if its node
+is gone for good.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from pathlib import Path
 from sys import stderr
 from typing import Any
 
+from mclst.runtime.choices import ON_CPU
 from mclst.runtime.cohort.cluster_worker import Task, Worker, lost
 from mclst.runtime.cohort.run import FAILED, SlideOutcome
 from mclst.runtime.errors import BundleError, MclstError, OutputError, ResourceError
 from mclst.runtime.expression_map.parts import SlidePart
 from mclst.runtime.inference.model import Model
-from mclst.runtime.choices import ON_CPU
 from mclst.runtime.run.job import Job
 
 ATTEMPTS = 3
@@ -36,7 +37,7 @@ KINDS: dict[int, type[MclstError]] = {4: BundleError, 5: OutputError, 6: Resourc
 
 @contextmanager
 def cluster(address: str) -> Iterator[Any]:
-    """Connect to the Ray cluster at `address`; "auto" starts one on this machine and stops it with the context.
+    """Connect to the Ray cluster at `address`; "auto" starts one here and stops it with the context.
 
     Telemetry and dashboard are off, and Ray's output goes to stderr. Raises ResourceError.
     """
@@ -78,7 +79,7 @@ class Pool:
         arguments: tuple[Any, ...],
         deadline: float | None = None,
     ) -> None:
-        """options: of a Ray actor. arguments: of a Worker. deadline: seconds after which a busy one is killed."""
+        """options: of a Ray actor. arguments: of a Worker. deadline: seconds until a busy one is killed."""
         self._ray = ray
         self._make = ray.remote(Worker).options(max_restarts=0, max_task_retries=0, **options)
         self._arguments = arguments
@@ -112,7 +113,8 @@ class Pool:
                 self._alive_at = time.monotonic()
             elif time.monotonic() - self._alive_at > PATIENCE_SECONDS:
                 raise ResourceError(
-                    f"no worker of the cluster has been alive for {PATIENCE_SECONDS:.0f} s; see that nodes are up and "
+                    f"no worker of the cluster has been alive for {PATIENCE_SECONDS:.0f} s; see that nodes "
+                    "are up and "
                     "have what a worker asks for"
                 )
             for ref in ready:
@@ -122,7 +124,10 @@ class Pool:
                     yield self._finish(ref)
 
     def _wait(self) -> list[Any]:
-        """Return what is ready within a heartbeat; kill workers past the deadline, ready once their files are unlocked."""
+        """Return what is ready within a heartbeat; kill workers past the deadline.
+
+        A killed worker's task is ready once its files are unlocked.
+        """
         now = time.monotonic()
         for ref in [ref for ref, due in self._due.items() if due <= now]:
             if self._ray.wait([ref], timeout=0)[0]:  # it finished meanwhile

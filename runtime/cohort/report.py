@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mclst.runtime.atomic import check_writable, remove_stale, write_atomically
 from mclst.runtime.cohort.run import DONE, FAILED, SKIPPED, SlideOutcome
-from mclst.runtime.console import stderr_console, say
+from mclst.runtime.console import say, stderr_console
 from mclst.runtime.progress import Advance
 from mclst.runtime.run.job import Watch
 from mclst.runtime.versions import installed_versions

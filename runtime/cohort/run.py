@@ -23,9 +23,10 @@ DONE, SKIPPED, FAILED = "done", "skipped", "failed"
 class SlideOutcome:
     """Outcome of a slide.
 
-    status: DONE, SKIPPED (its map was finished before) or FAILED. unreadable: number of tiles. resumed: spots taken over
-    from a stopped run. seconds: of the last attempt. attempts: workers that tried. error, exit_code: as a single run would
-    report them. trace: traceback of a defect. worker: host name. notes: for the user.
+    status: DONE, SKIPPED (its map was finished before) or FAILED. unreadable: number of tiles. resumed: spots
+    taken over from a stopped run. seconds: of the last attempt. attempts: workers that tried. error,
+    exit_code: as a single run would report them. trace: traceback of a defect. worker: host name. notes: for
+    the user.
     """
 
     name: str

@@ -38,8 +38,8 @@ def read_cohort(path: Path, folder: Path, defaults: Job, convert: Convert) -> di
     Parameters
     ----------
     path : Path
-        Text separated by commas, semicolons or tabs, with columns `slide` and `spots` or `grid`, and optionally `name`,
-        COLUMNS and RETRIEVAL_OPTIONS. Paths are relative to its folder.
+        Text separated by commas, semicolons or tabs, with columns `slide` and `spots` or `grid`, and
+        optionally `name`, COLUMNS and RETRIEVAL_OPTIONS. Paths are relative to its folder.
     folder : Path
         Where the maps go, as `<name>.h5ad`; the name is by default the slide's stem.
     defaults : Job
@@ -78,7 +78,8 @@ def read_cohort(path: Path, folder: Path, defaults: Job, convert: Convert) -> di
         key = name.casefold()
         if key in lines:
             raise InputError(
-                f"{table.location(row)}: the map would be named {name!r} as that of {lines[key]}; give names in a column 'name'"
+                f"{table.location(row)}: the map would be named {name!r} as that of {lines[key]}; give names "
+                "in a column 'name'"
             )
         lines[key] = f"{table.unit} {table.row[row]}"
         jobs[name] = job

@@ -67,7 +67,7 @@ class LoadedModel:
     @property
     def output_dim(self) -> int:
         """See Model."""
-        return self.bundle.output_dim
+        return self.manifest.encoder.embedding_dim
 
     @property
     def is_open(self) -> bool:

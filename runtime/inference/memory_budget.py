@@ -1,4 +1,4 @@
-"""How much at once: the batch and the depth of the ring that fit into a given amount of memory, found by trying."""
+"""Batch size and ring depth that fit into a memory budget, found by trying."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from mclst.runtime.progress import Clock
 from mclst.runtime.resources import peak_bytes
 from mclst.runtime.slide.segment_cache import CACHE_BYTES
 
-KEPT_BYTES = CACHE_BYTES + (128 << 20)
-"""For what comes after the trial: the slide's decoded segments, and the map's pictures."""
+RESERVED_BYTES = CACHE_BYTES + (128 << 20)
+"""Reserved for what follows the trial: decoded segments of the slide, and pictures."""
 
 FEWEST_SLOTS, MOST_SLOTS = 2, 6
 BANK_SHARE = 4
-"""A bank that takes more than one part in so many of the budget is held in float16, where its retriever can."""
+"""A bank larger than the budget divided by this is held in float16, if the retriever can."""
 
 OpenStages = Callable[[int, int], Stages]
 """(batch, slots) → stages."""
@@ -30,18 +30,15 @@ OpenStages = Callable[[int, int], Stages]
 
 @dataclass(frozen=True)
 class Fit:
-    """What fits: tiles at once and batches in the ring; `text` says how it came about."""
+    """What fits: tiles per batch and batches in the ring; text: the reason, for the user."""
 
     batch: int
     slots: int
     text: str
 
 
-def fit_run(session: Session, readout: Readout, budget: int, most: int, free: int) -> Fit:
-    """What fits into `budget`: of this process's memory and, on a GPU, of what was `free` there before.
-
-    most: the largest batch. Says too in what precision the bank is held. Raises as `fit` does.
-    """
+def fit_run(session: Session, readout: Readout, budget: int, max_batch: int, free: int) -> Fit:
+    """Return what fits into `budget` bytes of host and GPU memory; free: of the GPU before the run."""
     device = None if session.provider in ON_CPU else CudaDevice()
 
     def in_use() -> int:
@@ -51,13 +48,13 @@ def fit_run(session: Session, readout: Readout, budget: int, most: int, free: in
         rows = max(readout.rows_at_once, batch)
         return session.stages(batch, group_rows=rows, on_device=False, clock=Clock(), slots=slots)
 
-    found = fit(open_stages, budget, most=most, in_use=in_use, on_device=device is not None)
+    result = fit(open_stages, budget, max_batch=max_batch, in_use=in_use, on_device=device is not None)
     bank = readout.settings.get("bank_precision", "float32")
-    return replace(found, text=f"{found.text}; the bank in {bank}") if "k" in readout.settings else found
+    return replace(result, text=f"{result.text}; the bank in {bank}") if "k" in readout.settings else result
 
 
 def device_free_bytes() -> int:
-    """Of the GPU; 0 where there is none."""
+    """Return the GPU's free memory; 0 without a GPU."""
     try:
         return CudaDevice().free_bytes()
     except ResourceError:
@@ -68,49 +65,68 @@ def fit(
     open_stages: OpenStages,
     budget: int,
     *,
-    most: int,
+    max_batch: int,
     in_use: Callable[[], int],
     on_device: bool,
 ) -> Fit:
-    """The largest batch up to `most`, doubled from 1 while it fits, and then the deepest ring.
+    """Find the largest batch, doubled from 1 while it fits, then the deepest ring.
 
-    Each batch is really encoded once, with a ring of FEWEST_SLOTS; a larger one is tried only where twice the growth of
-    the last step would still fit. in_use: bytes in use, the most so far. on_device: whether a slot has its tiles there
-    too. Raises ResourceError where not even one tile fits, naming what it takes.
+    Each batch is encoded once with a ring of FEWEST_SLOTS. A larger one is tried only if twice the growth of
+    the last step would still fit.
+
+    Parameters
+    ----------
+    open_stages : callable
+    budget : int
+        Bytes.
+    max_batch : int
+        Largest batch to try.
+    in_use : callable
+        Returns the peak of bytes in use.
+    on_device : bool
+        Whether a slot also has its tiles on the device.
+
+    Raises
+    ------
+    ResourceError
+        If not even one tile fits, naming what it takes.
     """
-    room = budget - KEPT_BYTES
+    room = budget - RESERVED_BYTES
     batch, before, used = 0, in_use(), 0
     size = 1
-    while size <= most:
+    while size <= max_batch:
         tile_bytes = _try(open_stages, size)
         used = in_use()
         if used > room:
             break
         batch, growth, before = size, used - before, used
-        if size == most or used + 2 * growth > room:
+        if size == max_batch or used + 2 * growth > room:
             break
-        size = min(2 * size, most)
+        size = min(2 * size, max_batch)
     if not batch:
         raise ResourceError(
-            f"a memory budget of {_gb(budget)} is too small: one tile at a time takes {_gb(used + KEPT_BYTES)}, of which "
-            f"{_gb(KEPT_BYTES)} are kept for the slide and its pictures; give a larger --memory-budget"
+            f"a memory budget of {_gb(budget)} is too small: one tile at a time takes "
+            f"{_gb(used + RESERVED_BYTES)}, of which "
+            f"{_gb(RESERVED_BYTES)} are reserved for the slide and its pictures; give a larger "
+            "--memory-budget"
         )
-    each = batch * tile_bytes * (2 if on_device else 1)
-    slots = max(FEWEST_SLOTS, min(MOST_SLOTS, FEWEST_SLOTS + (room - before) // each))
+    slot_bytes = batch * tile_bytes * (2 if on_device else 1)
+    slots = max(FEWEST_SLOTS, min(MOST_SLOTS, FEWEST_SLOTS + (room - before) // slot_bytes))
     text = (
-        f"memory budget {_gb(budget)}: batches of {batch}, a ring of {slots}; {_gb(before)} in use when tried, "
-        f"{_gb(KEPT_BYTES)} kept for the slide and its pictures"
+        f"memory budget {_gb(budget)}: batches of {batch}, a ring of {slots}; {_gb(before)} in use when "
+        "tried, "
+        f"{_gb(RESERVED_BYTES)} reserved for the slide and its pictures"
     )
     return Fit(batch, slots, text)
 
 
 def use_fp16_bank(rows: int, genes: int, budget: int | None) -> bool:
-    """Whether a bank's expression [rows, genes] is large enough against a budget to be held in float16."""
+    """Return whether a bank's expression [rows, genes] is too large for a budget in float32."""
     return budget is not None and 4 * rows * genes * BANK_SHARE > budget
 
 
 def _try(open_stages: OpenStages, size: int) -> int:
-    """Encode a batch of `size` tiles; bytes of a tile."""
+    """Encode a batch of `size` tiles; return the bytes of a tile."""
     stages = open_stages(size, FEWEST_SLOTS)
     try:
         shape = stages.tiles(0).shape

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mclst.runtime.choices import FASTEST_FIRST, ON_CPU, PROVIDERS
 from mclst.runtime.encoder.cuda.device import CudaDevice
 from mclst.runtime.encoder.cuda.onnxruntime_cuda import open_onnx_cuda
 from mclst.runtime.encoder.onnxruntime_cpu import OnnxSession, check_onnxruntime
@@ -15,15 +16,15 @@ from mclst.runtime.encoder.tensorrt.engine_cache import EngineRequest, check_tar
 from mclst.runtime.encoder.tensorrt.library import Flavour, load_library
 from mclst.runtime.encoder.tensorrt.session import open_tensorrt
 from mclst.runtime.errors import ResourceError
-from mclst.runtime.choices import FASTEST_FIRST, ON_CPU, PROVIDERS
 
 
 @dataclass(frozen=True)
 class EncoderRequest:
     """The encoder to open.
 
-    bundle: its folder. onnx: the graph in `precision`. batch: tiles encoded at once. build: whether to build a missing
-    engine. threads: of the CPU, None for all cores. tell: called with what takes time or could not be kept.
+    bundle: its folder. onnx: the graph in `precision`. batch: tiles encoded at once. build: whether to build
+    a missing engine. threads: of the CPU, None for all cores. tell: called with what takes time or could not
+    be kept.
     """
 
     bundle: Path
@@ -41,7 +42,8 @@ def open_encoder(provider: str, request: EncoderRequest) -> tuple[Session, str]:
     Parameters
     ----------
     provider : str
-        One of `PROVIDERS`. "auto" takes the first of `FASTEST_FIRST` that opens; any other is opened or refused.
+        One of `PROVIDERS`. "auto" takes the first of `FASTEST_FIRST` that opens; any other is opened or
+        refused.
     request : EncoderRequest
 
     Returns
@@ -71,7 +73,7 @@ def open_encoder(provider: str, request: EncoderRequest) -> tuple[Session, str]:
 
 
 def list_providers() -> list[tuple[str, str, str]]:
-    """Return (name, "yes" or "no", version or reason) of each provider, fastest first, without opening an encoder."""
+    """Return (name, "yes" or "no", version or reason) of each provider, fastest first."""
     rows = []
     for name in FASTEST_FIRST:
         try:
@@ -82,7 +84,7 @@ def list_providers() -> list[tuple[str, str, str]]:
 
 
 def onnxruntime_beside(provider: str) -> str:
-    """Return ONNX Runtime's provider, "cuda" or "cpu", for a second graph next to an encoder on `provider`."""
+    """Return ONNX Runtime's provider, "cuda" or "cpu", for a graph next to an encoder on `provider`."""
     if provider in ON_CPU:
         return "cpu"
     try:

@@ -137,7 +137,7 @@ class SlideReadout:
     resumable = False
 
     def __init__(self, bundle: Bundle, spots: Spots, provider: str, precision: str) -> None:
-        """Open it next to an encoder on `provider`; raises SpotsError if a spot lacks coordinates the network knows."""
+        """Open it next to an encoder on `provider`; raises SpotsError if a spot lacks coordinates."""
         settings = bundle.manifest.sequence
         assert settings is not None, "the manifest is validated"
         self._array_xy = check_positions(spots, settings.positions)
@@ -200,7 +200,8 @@ def open_readout(
     """
     if retriever != "auto" and bundle.manifest.kind != "retrieval":
         raise InputError(
-            f"{bundle.path} is a bundle of {bundle.manifest.system}, which retrieves nothing; leave --retriever out"
+            f"{bundle.path} is a bundle of {bundle.manifest.system}, which retrieves nothing; leave "
+            "--retriever out"
         )
     if bundle.manifest.kind == "regression":
         return RegressionReadout()

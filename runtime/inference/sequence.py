@@ -1,4 +1,4 @@
-"""Features of all of a slide's tiles → expression, for systems that see the slide as a whole."""
+"""Features of all tiles of a slide → expression, for networks over the whole slide."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from mclst.sections.section import Spots
 
 
 class SequenceSession:
-    """The part of a network that runs once per slide, open on a provider.
+    """The part of a network that runs once per slide.
 
-    Its attention runs over blocks of queries, so memory grows with the number of spots, not with its square.
-    features: F, per spot, that it takes.
+    Attention runs over blocks of queries, so memory grows linearly with the number of spots. features: F per
+    spot.
     """
 
     def __init__(self, path: Path, settings: Sequence, provider: str, *, threads: int | None = None) -> None:
-        """Open `path` on "cpu" or "cuda"; raises ResourceError or BundleError as the encoder's session does."""
+        """Open `path` on "cpu" or "cuda"; raises ResourceError or BundleError."""
         self._session = open_graph(path, provider, threads=threads)
         self._settings = settings
-        wanted = ["embedding", "position", *(("neighbours", "linked") if settings.graph else ())]
-        found = [i.name for i in self._session.get_inputs()]
-        if found != wanted or self._session.get_outputs()[0].name != "expression":
+        expected = ["embedding", "position", *(("neighbours", "linked") if settings.graph else ())]
+        inputs = [i.name for i in self._session.get_inputs()]
+        if inputs != expected or self._session.get_outputs()[0].name != "expression":
             raise BundleError(
-                f"{path} takes {found} and the manifest asks for {wanted}; export the bundle again"
+                f"{path} takes {inputs} and the manifest asks for {expected}; export the bundle again"
             )
         self.features = int(self._session.get_inputs()[0].shape[1])
 
     def predict_expression(
         self, features: NDArray[np.float32], array_xy: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """Features float32 [N, F] and array coordinates int64 [N, 2] of a slide's spots → expression float32 [N, G]."""
+        """Predict expression float32 [N, G] from features [N, F] and array coordinates int64 [N, 2]."""
         inputs = {"embedding": features, "position": array_xy}
         if self._settings.graph is not None:
             inputs["neighbours"], inputs["linked"] = nearest_spots(array_xy, self._settings.graph)
-        found: NDArray[np.float32] = self._session.run(["expression"], inputs)[0]
-        return found
+        expression: NDArray[np.float32] = self._session.run(["expression"], inputs)[0]
+        return expression
 
 
 def check_positions(spots: Spots, rows: int) -> NDArray[np.int64]:
-    """Array coordinates int64 [n, 2] of spots; SpotsError, naming the first, where the tables of `rows` rows lack one."""
+    """Return the spots' array coordinates int64 [n, 2]; raise SpotsError if one is outside 0 … rows - 1."""
     if spots.array_xy is None:
         raise SpotsError(
             f"{spots.path} has no array coordinates, which this system needs of every spot; "
@@ -56,7 +56,9 @@ def check_positions(spots: Spots, rows: int) -> NDArray[np.int64]:
         first = int(np.argmax(beyond))
         x, y = spots.array_xy[first]
         raise SpotsError(
-            f"{spots.path}, line {spots.row[first]}: spot {spots.id[first]} stands at array position ({x}, {y}), as "
-            f"{int(beyond.sum()) - 1} more beyond the model's 0 … {rows - 1}; use a model trained on this array"
+            f"{spots.path}, line {spots.row[first]}: spot {spots.id[first]} is at array position ({x}, {y}), "
+            "and "
+            f"{int(beyond.sum()) - 1} more are beyond the model's 0 … {rows - 1}; use a model trained on "
+            "this array"
         )
     return spots.array_xy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -20,6 +21,8 @@ from mclst.runtime.tiling.array_pitch import Resolution
 from mclst.runtime.tiling.grid import Grid
 from mclst.runtime.tiling.tiles import Tiles, TileShape
 from mclst.sections.section import Spots
+
+LOGGER = logging.getLogger("mclst")
 
 
 class RetrievalError(InputError):
@@ -51,6 +54,7 @@ class RunLog:
     def note(self, text: str) -> None:
         """Tell the user now and in the report."""
         self.notes.append(text)
+        LOGGER.info(text)
         self.tell(text)
 
 
@@ -76,13 +80,14 @@ class RunContext:
         if len(failed) > most_bad:
             spot, reason = failed[0]
             raise SlideError(
-                f"{self.inputs.slide.path}: more than {most_bad:,} of {len(spots):,} tiles cannot be read, first "
+                f"{self.inputs.slide.path}: more than {most_bad:,} of {len(spots):,} tiles cannot be read, "
+                "first "
                 f"that of spot {spot} ({reason}); copy the slide again, or give --max-bad-tiles"
             )
 
 
 def retrieval_spec(model: Model, options: RunOptions) -> RetrievalSpec | None:
-    """Return the bundle's retrieval with the options' overrides; None if the network predicts expression itself.
+    """Return the bundle's retrieval with the options' overrides; None without a bank.
 
     Raises
     ------
@@ -99,7 +104,8 @@ def retrieval_spec(model: Model, options: RunOptions) -> RetrievalSpec | None:
             raise RetrievalError(str(error)) from error
     if options.retrieval:
         raise BundleError(
-            f"{describe_location(model)} is a bundle of {model.manifest.system}, which gives expression without a bank; "
+            f"{describe_location(model)} is a bundle of {model.manifest.system}, which gives expression "
+            "without a bank; "
             "leave the retrieval options out"
         )
     return None

@@ -1,4 +1,4 @@
-"""What a run is made of, as hashes and words: two runs with the same are the same run."""
+"""Hashes of a run's inputs."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ ROWS_AT_ONCE = 65_536
 
 
 class SlideHash:
-    """SHA-256 of a slide's file, in a thread beside the work; a context manager that does not wait for it.
+    """SHA-256 of a slide's files, computed in a thread while the `with` body runs.
 
-    Of a MIRAX slide, whose pixels lie in a folder of the same stem, that folder's files are hashed after it; of a DICOM
-    slide, whose levels are files of their own, all DICOM files of its folder.
+    A MIRAX slide includes the folder of the same stem, which holds its pixels; a DICOM slide all DICOM files
+    of its folder, which hold its levels.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._seen = stamp(path)
+        self._stamp = stamp(path)
         self._stop = Event()
-        self._found: Future[str] = Future()
+        self._future: Future[str] = Future()
         self._thread = Thread(target=self._run, name="mclst-hash", daemon=True)
 
     @property
     def ready(self) -> bool:
-        """Whether `result` comes at once."""
-        return self._found.done()
+        """Whether `result` returns at once."""
+        return self._future.done()
 
     def result(self) -> str:
-        """The hash, as hex; raises SlideError where the file cannot be read."""
+        """Wait for the hash, as hex; raise SlideError if the file cannot be read."""
         try:
-            return self._found.result()
+            return self._future.result()
         except OSError as error:
             raise SlideError(f"{self.path} can no longer be read ({error.strerror or error})") from error
 
     def check_unchanged(self) -> None:
-        """Raise SlideError where the file is not the one it was when this was made."""
-        if stamp(self.path) != self._seen:
+        """Raise SlideError if the file has changed since this was created."""
+        if stamp(self.path) != self._stamp:
             raise SlideError(f"{self.path} changed while it was being read; run again once it is complete")
 
     def _run(self) -> None:
@@ -59,9 +59,9 @@ class SlideHash:
                 with part.open("rb") as file:
                     while (block := file.read(BLOCK_BYTES)) and not self._stop.is_set():
                         digest.update(block)
-            self._found.set_result(digest.hexdigest())
-        except BaseException as error:  # noqa: BLE001 - handed to whoever asks for the result
-            self._found.set_exception(error)
+            self._future.set_result(digest.hexdigest())
+        except BaseException as error:  # noqa: BLE001 - raised by `result`
+            self._future.set_exception(error)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -74,10 +74,10 @@ class SlideHash:
 
 
 def _parts(path: Path) -> list[Path]:
-    """Other files that a slide consists of."""
-    inside = path.with_suffix("")
-    if (inside / "Slidedat.ini").is_file():
-        return sorted(inside.glob("*.*"))
+    """Return the other files of a slide."""
+    folder = path.with_suffix("")
+    if (folder / "Slidedat.ini").is_file():
+        return sorted(folder.glob("*.*"))
     if not _is_dicom(path):
         return []
     return [other for other in sorted(path.parent.iterdir()) if other != path and _is_dicom(other)]
@@ -91,8 +91,8 @@ def _is_dicom(path: Path) -> bool:
 
 
 def spots_sha256(spots: Spots) -> str:
-    """SHA-256 over all that a table of spots brings into a map: ids, places and the table's own columns."""
-    import pandas as pd  # a server hashes bundles alone, and starts without what reads tables
+    """SHA-256 of what a table of spots contributes to a map: ids, positions and further columns."""
+    import pandas as pd  # a server hashes only bundles, and starts without pandas
 
     digest = hashlib.sha256()
     for values in (spots.xy_px, spots.array_xy):
@@ -101,6 +101,6 @@ def spots_sha256(spots: Spots) -> str:
     digest.update(np.ascontiguousarray(spots.id).view(np.uint8).data)
     digest.update(repr([str(name) for name in spots.table.columns]).encode())
     for start in range(0, len(spots) if len(spots.table.columns) else 0, ROWS_AT_ONCE):
-        some = spots.table.iloc[start : start + ROWS_AT_ONCE].astype(str)
-        digest.update(pd.util.hash_pandas_object(some, index=False).to_numpy().tobytes())
+        block = spots.table.iloc[start : start + ROWS_AT_ONCE].astype(str)
+        digest.update(pd.util.hash_pandas_object(block, index=False).to_numpy().tobytes())
     return digest.hexdigest()

@@ -43,8 +43,8 @@ def unwatched(count: int) -> AbstractContextManager[Advance]:
 class Job:
     """What to predict, and how.
 
-    out: the map; None: named after the slide, in the working folder. spots: a table; or grid: the stride in µm of a
-    dense one over tissue, or over `mask`. all_spots: include spots not in tissue.
+    out: the map; None: named after the slide, in the working folder. spots: a table; or grid: the stride in
+    µm of a dense one over tissue, or over `mask`. all_spots: include spots not in tissue.
     """
 
     slide: Path
@@ -108,8 +108,9 @@ def run_job(
 
 
 def identity(model: Model, job: Job) -> dict[str, str]:
-    """Return what decides a slide's map, by the names users know; slide and mask by size and modification time.
+    """Return what decides a slide's map, by the names users know.
 
+    Slide and mask count by size and modification time.
     Reports of finished maps hold these keys and values, so they must not change.
     Raises InputError if an input cannot be read.
     """
@@ -139,7 +140,7 @@ def _describe_file(path: Path | None) -> str:
 
 
 def finished(job: Job, outputs: Outputs, now: Mapping[str, str]) -> tuple[dict[str, Any] | None, str]:
-    """Return a finished map's report if it is of `now`, its `identity`; else None and why not, "" if there is no map.
+    """Return a finished map's report if its identity is `now`; else None and the reason, "" without a map.
 
     A slide with another modification time is hashed before it counts as changed.
     """

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mclst.kernels.definition.result import RetrievalResult
 from mclst.runtime.bundle.bundle import Bundle
+from mclst.runtime.choices import ON_CPU
 from mclst.runtime.encoder.ring import Group, Ring
 from mclst.runtime.errors import BundleError, InputError, SlideError
 from mclst.runtime.expression_map.parts import PartWriter, SlidePart, remove_parts, take_parts
@@ -16,7 +17,6 @@ from mclst.runtime.expression_map.row_writer import RowWriter
 from mclst.runtime.expression_map.writer import MapWriter
 from mclst.runtime.inference.loaded_model import LoadedModel
 from mclst.runtime.inference.model import Model, describe_location
-from mclst.runtime.choices import ON_CPU
 from mclst.runtime.inference.readout import NotFinite
 from mclst.runtime.progress import Advance, Tell
 from mclst.runtime.report.export.ome_tiff import find_genes
@@ -53,8 +53,8 @@ def predict(
 ) -> Run:
     """Predict the expression at each spot and write it as a map.
 
-    Memory does not grow with the number of spots beyond their table. The map appears last, once all other files are
-    complete. A run that stops keeps its rows hidden next to `out`; call it again to resume.
+    Memory does not grow with the number of spots beyond their table. The map appears last, once all other
+    files are complete. A run that stops keeps its rows hidden next to `out`; call it again to resume.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def predict(
     log = RunLog(advance, tell)
     with SlideHash(slide.path) as slide_hash:
         outputs.check_map(slide, table, model.folder, overwrite=options.overwrite)
-        # A stopped run's own files may be replaced, but only once its rows are known to be of this run: see `_stream`.
+        # A stopped run's own files may be replaced, but only once its rows are this run's: see `_stream`.
         check_later = options.resume and outputs.was_stopped
         if not check_later:
             outputs.check_others(overwrite=options.overwrite)
@@ -185,7 +185,7 @@ def _encode_tiles(
     *,
     journaled: bool,
 ) -> bool:
-    """Encode each batch, retrieve some hundred embeddings together, write their rows; return whether they are journaled."""
+    """Encode batches, retrieve several together and write rows; return whether they are journaled."""
     tiles, spots, clock = run.tiles, run.inputs.spots, run.log.clock
     stages = run.session.stages(
         min(tiles.batch_size, len(spots)),
@@ -235,11 +235,13 @@ def _resume(run: RunContext, writer: RowWriter, fingerprint: Mapping[str, str]) 
     if state.changed:
         if server and BUNDLE in state.changed.split(", "):
             raise BundleError(
-                f"a stopped run of {out} has {state.rows:,} spots of another bundle than the one that {server} serves "
+                f"a stopped run of {out} has {state.rows:,} spots of another bundle than the one that "
+                f"{server} serves "
                 "now; serve that one again, or give --no-resume to start over"
             )
         log.note(
-            f"a stopped run of {out} with {state.rows:,} spots cannot be resumed, since this one has another: "
+            f"a stopped run of {out} with {state.rows:,} spots cannot be resumed, since this one has "
+            "another: "
             f"{state.changed}; starting over"
         )
         return False

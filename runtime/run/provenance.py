@@ -76,7 +76,7 @@ class SpotsRecord:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Everything a map records about its origin; settings: what decides the values; server: what computed it, if any."""
+    """What a map records about its origin; settings: what decides its values; server: None without one."""
 
     bundle: BundleRecord
     slide: SlideRecord

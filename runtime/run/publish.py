@@ -35,7 +35,8 @@ def publish(
 ) -> Run:
     """Complete the map, make the files next to it, then rename the map to its final path.
 
-    channels: columns of `options.genes`. started: of the run, by time.perf_counter. identity: the report's `record`.
+    channels: columns of `options.genes`. started: of the run, by time.perf_counter. identity: the report's
+    `record`.
     """
     outputs, log, inputs = run.outputs, run.log, run.inputs
     content, slide, record = outputs.content, inputs.slide, provenance.as_dict()
@@ -124,7 +125,7 @@ def _times(run: RunContext) -> dict[str, str]:
 
 
 def report_stop(run: RunContext, writer: RowWriter, error: BaseException) -> None:
-    """Report a run that stops with rows to resume from; a report that cannot be written is noted on `error`."""
+    """Report a run that stops with rows to resume from; a failure to write it is noted on `error`."""
     if run.outputs.report is None or not writer.resumable_rows:
         return
     content = {

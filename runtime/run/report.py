@@ -36,8 +36,9 @@ class Run:
     structured : tuple of (str, float)
         Genes drawn, the most spatially structured first, with Moran's I.
     seconds : dict
-        Wall time by stage. `read` is the busy time of opening the slide and of the reading threads, `file` its share
-        spent on the file's bytes (if the library reports it), `stream` the time from the first tile to the last row.
+        Wall time by stage. `read` is the busy time of opening the slide and of the reading threads, `file`
+        its share spent on the file's bytes (if the library reports it), `stream` the time from the first tile
+        to the last row.
     mpp, mpp_source : float or None, str
         µm/px of level 0 and where it is from.
     resumed : int

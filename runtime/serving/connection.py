@@ -1,4 +1,4 @@
-"""A server opened and looked at: what it serves, and tiles sent to it from any thread."""
+"""A connection to a server: what it serves, and sending tiles from any thread."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mclst.runtime.serving.server_manifest import (
 T = TypeVar("T")
 
 REQUEST_BYTES = 4_000_000
-"""No request is longer, nor its answer, where more than one tile goes: a gRPC server takes 4 MiB unless told otherwise."""
+"""Longest request and answer of more than one tile: gRPC servers take 4 MiB by default."""
 
 END_S = 5.0
 
@@ -38,9 +38,40 @@ END_S = 5.0
 class Server:
     """A server of the Open Inference Protocol with a bundle behind it; a context manager.
 
-    served: what it says of itself. program: its name and version. outputs: what it gives for tiles, in the order of the
-    columns of `submit`. batch: the most tiles of a request. at_once: the most requests under way. flow: what becomes of
-    them.
+    Parameters
+    ----------
+    url : str
+        `http://host:port` or `grpc://host:port`.
+    model : str
+        Name of the model that takes tiles.
+    patience_s : float
+        How long the server may give no answer.
+    at_once : int
+        Most requests under way.
+    batch : int, optional
+        Most tiles per request; a request never exceeds REQUEST_BYTES.
+    tell : callable
+        Called with notes on the connection for the user.
+
+    Attributes
+    ----------
+    served : Served
+        The server's manifest.
+    program : str
+        Name and version of the server's program.
+    outputs : tuple of str
+        Outputs, in the order of the columns of `submit`.
+    batch, at_once : int
+    flow : FlowControl
+
+    Raises
+    ------
+    ServerError
+        If this is no server of an mclst bundle.
+    ResourceError
+        If there is no answer, or no client library.
+    InputError
+        If the URL is invalid.
     """
 
     def __init__(
@@ -53,14 +84,6 @@ class Server:
         batch: int | None = None,
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """Connect and see what is served.
-
-        url: `http://host:port` or `grpc://host:port`. model: what takes tiles there. patience_s: how long the server may
-        give no answer. at_once: the most requests under way. batch: the most tiles of a request, which is never longer
-        than REQUEST_BYTES. tell: given what the user should know of the connection.
-        Raises ServerError where this is no server of an mclst bundle, ResourceError where there is no answer or no
-        client library, InputError where the URL is none.
-        """
         try:
             self.address = Address.of(url)
         except ValueError as error:
@@ -72,17 +95,18 @@ class Server:
         self.at_once = at_once
         self._thread = _LoopThread()
         try:
-            self._wire = self._thread.run(self._connect())
+            self._client = self._thread.run(self._connect())
             self._document = self._ask_document()
             self.served = read_served(self._document, f"{self.address}, model {inner_model(model, MANIFEST)}")
             if self.served.name != model:
                 raise ServerError(
-                    f"{self.address}: model {model!r} comes with the document of {self.served.name!r}; {EXPORT_AGAIN}"
+                    f"{self.address}: model {model!r} comes with the document of {self.served.name!r}; "
+                    f"{EXPORT_AGAIN}"
                 )
-            self.program: str = self._call(self._wire.server)
+            self.program: str = self._call(self._client.server)
             retrieves = self.served.bundle.manifest.kind == "retrieval"
             self.outputs = (EXPRESSION, NEAREST, EFFECTIVE_K) if retrieves else (EXPRESSION,)
-            self._check_tensors(self._call(lambda: self._wire.tensors(model)))
+            self._check_tensors(self._call(lambda: self._client.tensors(model)))
         except BaseException:
             self.close()
             raise
@@ -92,34 +116,43 @@ class Server:
 
     @property
     def width(self) -> int:
-        """Values per tile: expression, and what belongs to it."""
+        """Values per tile: expression, and with retrieval nearest distance and effective k."""
         return len(self.served.genes) + len(self.outputs) - 1
 
     def submit(self, tiles: NDArray[np.uint8]) -> Future[NDArray[np.float32]]:
-        """Send uint8 [n, S, S, 3], n up to `batch`, which must stay as it is until then; → float32 [n, width].
+        """Send tiles.
 
-        The future holds ServerError where an answer is not what it should be, ResourceError where none came.
+        Parameters
+        ----------
+        tiles : uint8 array [n, S, S, 3]
+            At most `batch`; must not change until answered.
+
+        Returns
+        -------
+        Future of float32 array [n, width]
+            Holds ServerError for an invalid answer, ResourceError for none.
         """
         return self._thread.start(self.predict_expression(tiles, self.flow))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do work on the event loop of this connection, such as calls of `predict_expression`, and wait for it."""
+        """Run a coroutine on this connection's event loop, and wait for it."""
         return self._thread.run(work)
 
     def check_same(self) -> None:
-        """Raise ServerError where what is served is no longer what it was when this was opened."""
+        """Raise ServerError if the server's manifest has changed since this was opened."""
         document = self._ask_document()
         if document != self._document:
             now = read_served(document, str(self.address))
-            what = "another bundle" if now.bundle.sha256 != self.served.bundle.sha256 else "in another way"
+            change = "another bundle" if now.bundle.sha256 != self.served.bundle.sha256 else "in another way"
             raise ServerError(
-                f"{self.address} serves {what} than when this run began; once it serves bundle "
-                f"{self.served.bundle.sha256[:12]} as before, the same command carries on, and with --no-resume it starts anew"
+                f"{self.address} serves {change} than when this run began; once it serves bundle "
+                f"{self.served.bundle.sha256[:12]} as before, the same command resumes, and with --no-resume "
+                "it starts over"
             )
 
     def close(self) -> None:
-        """Give up what is under way and close the connections."""
-        self._thread.close(self._wire.close if hasattr(self, "_wire") else None)
+        """Cancel pending requests and close the connections."""
+        self._thread.close(self._client.close if hasattr(self, "_client") else None)
 
     def _call(self, request: Callable[[], Coroutine[Any, Any, T]]) -> T:
         return self._thread.run(self.flow.send(request))
@@ -130,25 +163,26 @@ class Server:
     def _ask_document(self) -> bytes:
         model = inner_model(self.model, MANIFEST)
         ask = {ASK: np.zeros(1, np.int32)}
-        found = self._call(lambda: self._wire.infer(model, ask, (MANIFEST,))).arrays[MANIFEST]
-        if found.shape != (1,) or not isinstance(found[0], bytes):
+        document = self._call(lambda: self._client.infer(model, ask, (MANIFEST,))).arrays[MANIFEST]
+        if document.shape != (1,) or not isinstance(document[0], bytes):
             raise ServerError(f"{self.address}: model {model!r} gives no document; {EXPORT_AGAIN}")
-        return bytes(found[0])
+        return bytes(document[0])
 
-    def _check_tensors(self, found: Tensors) -> None:
+    def _check_tensors(self, tensors: Tensors) -> None:
         side = self.served.bundle.manifest.tile.size_px
         inputs = {TILES: ("UINT8", (-1, side, side, 3))}
         widths = (len(self.served.genes), 1, 1)
         outputs = {name: ("FP32", (-1, width)) for name, width in zip(self.outputs, widths, strict=False)}
-        if found.inputs != inputs or found.outputs != outputs:
+        if tensors.inputs != inputs or tensors.outputs != outputs:
             raise ServerError(
-                f"{self.address}: model {self.model!r} takes {_told(found.inputs)} and gives {_told(found.outputs)}, where "
-                f"its bundle takes {_told(inputs)} and gives {_told(outputs)}; {EXPORT_AGAIN}"
+                f"{self.address}: model {self.model!r} takes {_describe(tensors.inputs)} and gives "
+                f"{_describe(tensors.outputs)}, where "
+                f"its bundle takes {_describe(inputs)} and gives {_describe(outputs)}; {EXPORT_AGAIN}"
             )
 
     async def predict_expression(self, tiles: NDArray[np.uint8], flow: FlowControl) -> NDArray[np.float32]:
-        """What `submit` promises, through a flow of one's own."""
-        answer: Answer = await flow.send(lambda: self._wire.infer(self.model, {TILES: tiles}, self.outputs))
+        """See `submit`; through the caller's own flow control."""
+        answer: Answer = await flow.send(lambda: self._client.infer(self.model, {TILES: tiles}, self.outputs))
         widths = (len(self.served.genes), 1, 1)
         for name, width in zip(self.outputs, widths, strict=False):
             array = answer.arrays[name]
@@ -159,12 +193,14 @@ class Server:
                 )
             if not np.isfinite(array).all():
                 raise ServerError(
-                    f"{self.address} gives {name} that is not finite; look at the server's log, and export its bundle again"
+                    f"{self.address} gives {name} that is not finite; look at the server's log, and export "
+                    "its bundle again"
                 )
         self.version = self.version or answer.version
         if answer.version != self.version:
             raise ServerError(
-                f"{self.address} serves version {answer.version} of {self.model!r} now and served {self.version} before; "
+                f"{self.address} serves version {answer.version} of {self.model!r} now and served "
+                f"{self.version} before; "
                 "run again once one version alone is served"
             )
         return np.concatenate([answer.arrays[name] for name in self.outputs], axis=1)
@@ -178,17 +214,17 @@ class Server:
         self.close()
 
 
-def _told(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:
+def _describe(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:
     return ", ".join(f"{name} {kind} {list(shape)}" for name, (kind, shape) in tensors.items()) or "nothing"
 
 
 def batch_of(most: int, *, tile_bytes: int, row_bytes: int) -> int:
-    """Tiles of a request, up to `most`, so that it and its answer stay within REQUEST_BYTES; 1 where not even one does."""
+    """Return tiles per request, 1 to `most`, so that request and answer fit into REQUEST_BYTES."""
     return max(1, min(most, REQUEST_BYTES // max(tile_bytes, row_bytes)))
 
 
 class _LoopThread:
-    """An event loop in a thread of its own."""
+    """An event loop in a separate thread."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -196,11 +232,11 @@ class _LoopThread:
         self._thread.start()
 
     def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Put work under way."""
+        """Start a coroutine."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do work, and wait for it."""
+        """Run a coroutine and wait for it."""
         future = self.start(work)
         try:
             return future.result()
@@ -209,7 +245,7 @@ class _LoopThread:
             raise
 
     def close(self, last: Callable[[], Coroutine[Any, Any, None]] | None) -> None:
-        """Cancel what is under way, do the `last` thing, and end; harmless when called again."""
+        """Cancel what is under way, run `last`, and end; may be called again."""
         if self._loop.is_closed():
             return
         with suppress(TimeoutError):

@@ -1,4 +1,4 @@
-"""How many requests a server is given at once, and how often and how long one that fails is tried again."""
+"""Flow control: how many requests run at once, and how failed ones are retried."""
 
 from __future__ import annotations
 
@@ -15,33 +15,30 @@ from mclst.runtime.errors import ResourceError
 T = TypeVar("T")
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
-"""Before the second try of a request, and before any; doubled in between, and up to half of it left to chance."""
+"""Pause before the first retry, doubled up to the longest; up to half of it is random."""
 
 ANSWER_S = 60.0
-"""How long an answer may take; twice as long after each one that took longer."""
+"""Time limit of an answer, doubled after each timeout."""
 
 NOTICE_S = 5.0
-"""A server that gives no answer for so long is spoken of."""
+"""The user is notified when a server gives no answer for this long."""
 
 
 class TryAgain(Exception):
-    """A request that may be answered if it is sent again; the text says why it was not."""
+    """A request to retry; the text says why."""
 
 
 class Busy(TryAgain):
-    """The server is there and takes no more for now."""
+    """The server is up and takes no more for now."""
 
 
 class Lost(TryAgain):
-    """No answer came: no connection, one that broke, an answer cut off or too late, or a server that failed."""
+    """No answer: no or a broken connection, a truncated or late answer, or a failed server."""
 
 
 @dataclass
 class Counts:
-    """Of requests: answered; tried again, after Busy (rejected) or Lost (lost); the most that were under way at once.
-
-    busy_s: seconds with any under way.
-    """
+    """Counts of requests: rejected by Busy, lost by Lost; busy_s: seconds with any under way."""
 
     answered: int = 0
     retried: int = 0
@@ -51,29 +48,37 @@ class Counts:
     busy_s: float = 0.0
 
     def as_json(self) -> dict[str, int]:
-        """The numbers of requests."""
+        """Return the counts."""
         return {name: value for name, value in asdict(self).items() if name != "busy_s"}
 
 
 class FlowControl:
-    """Sends requests, from one event loop: never more at once than a window, which follows what becomes of them.
+    """Sends requests from one event loop, at most a window at once.
 
-    The window opens and closes as TCP's does (RFC 5681): one more per answer at first, then one more per windowful; half
-    of it after a Busy, one after a Lost; requests that were already under way do not close it twice.
+    The window follows TCP (RFC 5681): it grows by one per answer at first, then by one per window; it halves
+    after Busy and falls to one after Lost. Requests already under way then do not shrink it again.
+
+    Parameters
+    ----------
+    most : int
+        Requests at once.
+    patience_s : float
+        How long a server may answer nothing at all.
+    server : str
+        Its name, for messages.
     """
 
     def __init__(
         self,
         most: int,
         patience_s: float,
-        where: str,
+        server: str,
         *,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        """most: requests at once. patience_s: how long a server may answer nothing at all. where: it, for people."""
-        self.where = where
+        self.server = server
         self.tell: Callable[[str], None] = lambda text: None
         self.counts = Counts()
         self.gave_up = False
@@ -90,10 +95,9 @@ class FlowControl:
         self._room = asyncio.Condition()
 
     async def send(self, request: Callable[[], Awaitable[T]]) -> T:
-        """The answer of `request`, which is called until it raises no TryAgain.
+        """Call `request` until it raises no TryAgain, and return its answer.
 
-        Raises ResourceError where the server has answered nothing, neither this request nor another, for the
-        patience's time; and what else `request` raises.
+        Raises ResourceError if the server has answered no request at all for `patience_s`.
         """
         tries = late = 0
         while True:
@@ -107,22 +111,22 @@ class FlowControl:
             except TryAgain as failure:
                 why = failure
             else:
-                self._went_well()
+                self._succeeded()
                 return answer
             finally:
                 await self._leave()
-            self._went_wrong(why, era, started)
+            self._failed(why, era, started)
             await self._pause(self._pause_s(tries))
             tries += 1
 
     def _limit(self, late: int) -> float:
-        """Seconds for an answer; raises ResourceError where patience is at its end already."""
-        left = self._patience_s
+        """Return the seconds an answer may take; raise ResourceError if patience has run out."""
+        remaining = self._patience_s
         if self._failing_since is not None:
-            left -= self._clock() - self._failing_since
-            if left <= 0 or self.gave_up:
+            remaining -= self._clock() - self._failing_since
+            if remaining <= 0 or self.gave_up:
                 raise self._end()
-        return min(left, math.ldexp(ANSWER_S, late))
+        return min(remaining, math.ldexp(ANSWER_S, late))
 
     def _pause_s(self, tries: int) -> float:
         longest = min(LONGEST_PAUSE_S, math.ldexp(FIRST_PAUSE_S, min(tries, 16)))
@@ -144,15 +148,15 @@ class FlowControl:
                 self.counts.busy_s += self._clock() - self._since
             self._room.notify_all()
 
-    def _went_well(self) -> None:
+    def _succeeded(self) -> None:
         self.counts.answered += 1
         if self._noticed and self._failing_since is not None:
-            self.tell(f"{self.where} answers again, after {self._clock() - self._failing_since:.0f} s")
+            self.tell(f"{self.server} answers again, after {self._clock() - self._failing_since:.0f} s")
         self._failing_since, self._noticed = None, False
         grown = self.window + (1 if self.window < self._threshold else 1 / self.window)
         self.window = min(float(self._most), grown)
 
-    def _went_wrong(self, why: TryAgain, era: int, started: float) -> None:
+    def _failed(self, why: TryAgain, era: int, started: float) -> None:
         busy, self._why = isinstance(why, Busy), str(why)
         self.counts.rejected += busy
         self.counts.lost += not busy
@@ -168,10 +172,11 @@ class FlowControl:
         self.counts.retried += 1
         if failing_s >= NOTICE_S and not self._noticed:
             self._noticed = True
-            self.tell(f"{self.where}: {why}; trying again, for {self._patience_s:.0f} s in all")
+            self.tell(f"{self.server}: {why}; trying again, for {self._patience_s:.0f} s in all")
 
     def _end(self) -> ResourceError:
         self.gave_up = True
         return ResourceError(
-            f"{self.where}: {self._why}, for {self._patience_s:.0f} s (--server-patience); see that it runs and is not overloaded"
+            f"{self.server}: {self._why}, for {self._patience_s:.0f} s (--server-patience); see that it runs "
+            "and is not overloaded"
         )

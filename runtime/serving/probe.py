@@ -1,7 +1,7 @@
-"""Whether a server still gives expression: one gray tile through all its models. `python -m mclst.runtime.serving.probe`.
+"""Health check of a server: one gray tile through all its models. `python -m mclst.runtime.serving.probe`.
 
-Triton calls itself ready while a process of its Python backend is dead, so only an inference tells. Standard library
-alone: this runs inside the server's container.
+Triton reports ready even if a process of its Python backend is dead, so only an inference shows its health.
+The request uses the standard library alone, since this runs inside the server's container.
 """
 
 from __future__ import annotations
@@ -29,33 +29,51 @@ from mclst.runtime.serving.server_manifest import (
 
 GRAY = 200
 JSON_LENGTH = "Inference-Header-Content-Length"
-"""Where the JSON of a request ends and the bytes of its tensors begin: the binary tensor data extension."""
+"""Header with the length of a request's JSON, before the tensors' bytes: the binary tensor data extension."""
 
 
 class Busy(Exception):
-    """The server turned the request away for the number of those that wait: it lives."""
+    """The server is up, but its queue is full."""
 
 
 def probe(url: str, name: str, seconds: float) -> Served:
-    """Ask the server at `url` (http://host:port) for its manifest, and for the expression of one tile.
+    """Request a server's manifest and the expression of one tile.
 
-    seconds: patience with each answer. Raises ResourceError where one does not come or is no finite expression of all
-    genes, InputError where the manifest is not one; Busy.
+    Parameters
+    ----------
+    url : str
+        `http://host:port`.
+    name : str
+        Of the model.
+    seconds : float
+        Time limit of each answer.
+
+    Returns
+    -------
+    Served
+
+    Raises
+    ------
+    ResourceError
+        If there is no answer, or no finite expression of all genes.
+    InputError
+        If the manifest is invalid.
+    Busy
     """
     ask = {"name": ASK, "shape": [1], "datatype": "INT32", "data": [0]}
     answer = _infer(url, inner_model(name, "manifest"), {"inputs": [ask]}, b"", seconds)
     served = read_served(str(_values(answer, MANIFEST)[0]).encode(), url)
     size_px = served.bundle.manifest.tile.size_px
     tile = bytes([GRAY]) * (size_px * size_px * 3)
-    given = {
+    tensor = {
         "name": TILES,
         "shape": [1, size_px, size_px, 3],
         "datatype": "UINT8",
         "parameters": {"binary_data_size": len(tile)},
     }
-    found = _values(_infer(url, name, {"inputs": [given]}, tile, seconds), EXPRESSION)
-    if len(found) != len(served.genes) or not all(
-        isinstance(value, float | int) and isfinite(value) for value in found
+    expression = _values(_infer(url, name, {"inputs": [tensor]}, tile, seconds), EXPRESSION)
+    if len(expression) != len(served.genes) or not all(
+        isinstance(value, float | int) and isfinite(value) for value in expression
     ):
         raise ResourceError(
             f"{url} gives {name} no finite expression of {len(served.genes)} genes; restart it"
@@ -63,8 +81,8 @@ def probe(url: str, name: str, seconds: float) -> Served:
     return served
 
 
-def _infer(url: str, model: str, asked: dict[str, Any], tensors: bytes, seconds: float) -> Any:
-    header = json.dumps(asked).encode()
+def _infer(url: str, model: str, content: dict[str, Any], tensors: bytes, seconds: float) -> Any:
+    header = json.dumps(content).encode()
     request = urllib.request.Request(
         f"{url.rstrip('/')}/v2/models/{model}/infer",
         header + tensors,
@@ -83,28 +101,30 @@ def _infer(url: str, model: str, asked: dict[str, Any], tensors: bytes, seconds:
 
 
 def _values(answer: Any, name: str) -> list[Any]:
-    """The values of an output, or none where the answer has another form."""
+    """Return an output's values; [""] if the answer has another form."""
     outputs = answer.get("outputs", []) if isinstance(answer, dict) else []
-    found = [output.get("data") for output in outputs if output.get("name") == name]
-    return found[0] if found and isinstance(found[0], list) and found[0] else [""]
+    values = next((output.get("data") for output in outputs if output.get("name") == name), None)
+    return values if isinstance(values, list) and values else [""]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.argument("url", default="http://127.0.0.1:8000")
-@click.option("--server-model", default="mclst", help="The model to ask.")
-@click.option("--timeout", type=click.FloatRange(0.1, 600), default=120.0, help="Seconds for each answer.")
+@click.option("--server-model", default="mclst", help="Model on the server.")
+@click.option(
+    "--timeout", type=click.FloatRange(0.1, 600), default=120.0, help="Time limit of each answer in seconds."
+)
 @command
 def main(url: str, server_model: str, timeout: float) -> None:
-    """Leave with 0 where the server at URL gives the expression of a tile, else with a sentence and 6.
+    """Exit with 0 if the server at URL predicts the expression of a tile, else with 6.
 
-    A server whose queue is full answers 503, and is as it should be.
+    A server whose queue is full answers 503 and counts as healthy.
     """
     if not url.startswith(("http://", "https://")):
         raise click.UsageError(f"{url!r} is no http:// or https:// address")
     try:
         served = probe(url, server_model, timeout)
     except Busy:
-        say(f"{url} is up, and has no room for one more request now")
+        say(f"{url} is up, but its queue is full")
         return
     say(f"{url} gives {server_model}: {len(served.genes)} genes of bundle {served.bundle.sha256[:16]}")
 

@@ -30,7 +30,7 @@ AHEAD = 2
 
 
 class ServerSession:
-    """Session over a server: its rows hold expression and, with retrieval, nearest distance and effective k."""
+    """Session over a server: rows of expression and, with retrieval, nearest distance and effective k."""
 
     provider = "server"
 
@@ -209,7 +209,8 @@ class ServedModel:
         """See Model."""
         if batch_size > self._connection.batch:
             raise InputError(
-                f"{self.server} takes {self._connection.batch} tiles at once and not {batch_size}; give a smaller batch"
+                f"{self.server} takes {self._connection.batch} tiles at once and not {batch_size}; give a "
+                "smaller batch"
             )
         self._connection.flow.tell = tell
         return ServerSession(self._connection), ""

@@ -1,4 +1,4 @@
-"""What a server says of the bundle behind it: the JSON document that its model `NAME_manifest` gives."""
+"""A server's manifest: the JSON document of its model `NAME_manifest`."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from mclst.runtime.errors import InputError
 
 TILES, EMBEDDING, EXPRESSION = INPUT, "embedding", "expression"
 NEAREST, EFFECTIVE_K = "nearest_distance", "effective_k"
-"""Tensors of the models, named as the encoder's graph and the columns of a map are."""
+"""Tensors, named like those of the encoder's graph and the columns of a map."""
 
 ASK, MANIFEST = "ask", "manifest"
-"""Input (int32 [1], its value is not looked at) and output (bytes [1]) of `NAME_manifest`."""
+"""Input (int32 [1], ignored) and output (bytes [1]) of `NAME_manifest`."""
 
 SERVABLE = ("retrieval", "regression")
-"""Kinds of bundle whose expression comes tile by tile."""
+"""Kinds of bundle that predict tile by tile."""
 
 NAME = r"^[a-z][a-z0-9_-]{0,40}$"
-"""A server's name, and the beginning of all its models' names."""
+"""A server's name, the prefix of its models' names."""
 
 
 def inner_model(name: str, part: str) -> str:
-    """`mclst_manifest` of `mclst` and `manifest`; parts: manifest, encoder, retrieval, direct."""
+    """Return `mclst_manifest` for `mclst` and `manifest`; parts: manifest, encoder, retrieval, direct."""
     return f"{name}_{part}"
 
 
 class ServedBundle(StrictModel):
-    """sha256: of the bundle's manifest.json, as a map made with it says."""
+    """A bundle; sha256: of its manifest.json."""
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     manifest: Manifest
 
 
 class Served(StrictModel):
-    """Everything a client has to know, without the bank.
+    """Everything a client needs to know, without the bank.
 
-    name: of the model that takes `tiles` uint8 [n, S, S, 3] and gives `expression` float32 [n, G] and, of a retrieval,
-    `nearest_distance` and `effective_k` float32 [n, 1]. genes: the G names. precision: of the encoder. max_batch: the
-    largest n. backend: what runs the encoder. files: of the repository, by their path in it. retriever: what does the
-    retrieval, null without one. versions: of the packages on the server.
+    name: of the model from `tiles` uint8 [n, S, S, 3] to `expression` float32 [n, G] and, with retrieval,
+    `nearest_distance` and `effective_k` float32 [n, 1]. genes: the G names. precision: of the encoder.
+    max_batch: largest n. backend: runtime of the encoder. files: of the repository, by path. retriever: null
+    without retrieval. versions: of packages on the server.
     """
 
     format: Literal["mclst-server/1"]
@@ -66,23 +66,23 @@ class Served(StrictModel):
         return self
 
 
-def read_served(content: bytes, where: str) -> Served:
-    """The document `content`, which came from `where` (a URL, a path); raises InputError naming the field that is wrong."""
+def read_served(content: bytes, origin: str) -> Served:
+    """Parse a manifest from `origin`, a URL or path; raise InputError naming the invalid field."""
     try:
         return Served.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "the document"
         raise InputError(
-            f"{where}: {field}: {first['msg'].lower()}; give the server a repository that this version's "
+            f"{origin}: {field}: {first['msg'].lower()}; give the server a repository that this version's "
             "mclst-export --triton wrote"
         ) from error
 
 
-def check_servable(kind: str, what: str) -> None:
-    """Raise InputError where a system of `kind`, called `what`, has no expression tile by tile."""
+def check_servable(kind: str, name: str) -> None:
+    """Raise InputError if the system `name` of `kind` does not predict tile by tile."""
     if kind not in SERVABLE:
         raise InputError(
-            f"{what}, whose expression comes from all spots of a slide together and not tile by tile, so a server of "
-            "tiles cannot give it; leave --triton out and run mclst-infer where the bundle is"
+            f"{name}, which predicts from all spots of a slide together, so a server of tiles cannot run it; "
+            "leave --triton out and run mclst-infer where the bundle is"
         )

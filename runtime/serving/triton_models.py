@@ -1,6 +1,7 @@
-"""The models that NVIDIA Triton's Python backend runs: retrieval, the check of a regression, the manifest.
+"""Models of NVIDIA Triton's Python backend: retrieval, the check of a regression, the manifest.
 
-A `model.py` of the repository names one of these classes; `triton_python_backend_utils` exists only inside Triton.
+Each `model.py` of the repository names one of these classes. `triton_python_backend_utils` exists only inside
+Triton.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from mclst.runtime.serving.server_manifest import (
 from mclst.runtime.versions import installed_versions
 
 DOCUMENT = "server.json"
-"""`Served` as it was exported, in the folder of `NAME_manifest`; retriever and versions are the server's own."""
+"""`Served` as exported, in the folder of `NAME_manifest`; the server sets retriever and versions."""
 
 ENCODED = "encoded"
-"""What the encoder of a regression gave, before it is checked."""
+"""A regression encoder's output, before the check."""
 
 VERSION = "1"
-"""Of every model: a repository is written whole, never updated."""
+"""Version of every model: a repository is written whole, never updated."""
 
 EncoderRequest = Any
 Response = Any
@@ -45,7 +46,7 @@ class RetrievalModel:
     """`embedding` float32 [n, D] → `expression` [n, G], `nearest_distance` [n, 1], `effective_k` [n, 1]."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the bank; raises where its bytes are not the exported ones, which keeps the model from loading."""
+        """Read the bank; raise if its bytes have changed, so that the model does not load."""
         repository, served = _served(args)
         bank = inner_model(served.name, "retrieval") + f"/{VERSION}/{BANK}"
         _check_file(repository, served, bank)
@@ -54,15 +55,15 @@ class RetrievalModel:
         self._retrieve = Retriever(read_bank(repository / bank), settings.spec(), fastest_provider())
 
     def execute(self, requests: list[EncoderRequest]) -> list[Response]:
-        """All requests in one retrieval; where one of them is refused, each by itself."""
-        given = [_input(request, EMBEDDING) for request in requests]
+        """Run all requests in one retrieval; each separately if one is invalid."""
+        queries = [_input(request, EMBEDDING) for request in requests]
         try:
-            found = self._expression(np.concatenate(given))
+            outputs = self._expression(np.concatenate(queries))
         except ValueError:
-            return [self._alone(embeddings) for embeddings in given]
-        ends = np.cumsum([len(embeddings) for embeddings in given])
-        parts = [np.split(values, ends[:-1]) for values in found.values()]
-        return [_response(dict(zip(found, rows, strict=True))) for rows in zip(*parts, strict=True)]
+            return [self._alone(embeddings) for embeddings in queries]
+        ends = np.cumsum([len(embeddings) for embeddings in queries])
+        parts = [np.split(values, ends[:-1]) for values in outputs.values()]
+        return [_response(dict(zip(outputs, rows, strict=True))) for rows in zip(*parts, strict=True)]
 
     def _alone(self, embeddings: NDArray[np.float32]) -> Response:
         try:
@@ -71,19 +72,19 @@ class RetrievalModel:
             return _refusal(str(error))
 
     def _expression(self, embeddings: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        found = self._retrieve.aggregate(embeddings)
+        result = self._retrieve.aggregate(embeddings)
         return {
-            EXPRESSION: found.expression,
-            NEAREST: found.nearest[:, None],
-            EFFECTIVE_K: found.effective_k[:, None],
+            EXPRESSION: result.expression,
+            NEAREST: result.nearest[:, None],
+            EFFECTIVE_K: result.effective_k[:, None],
         }
 
 
 class DirectModel:
-    """`encoded` float32 [n, G] of a regression's encoder → the same as `expression`, if it is finite."""
+    """`encoded` float32 [n, G] of a regression's encoder → `expression`, if finite."""
 
     def execute(self, requests: list[EncoderRequest]) -> list[Response]:
-        """Each request by itself."""
+        """Check each request."""
         return [self._checked(_input(request, ENCODED)) for request in requests]
 
     def _checked(self, expression: NDArray[np.float32]) -> Response:
@@ -91,7 +92,8 @@ class DirectModel:
         if len(bad):
             row, gene = bad[0]
             return _refusal(
-                f"row {row} of the expression holds {expression[row, gene]} in column {gene}; export the bundle again"
+                f"row {row} of the expression holds {expression[row, gene]} in column {gene}; export the "
+                "bundle again"
             )
         return _response({EXPRESSION: expression})
 
@@ -100,21 +102,21 @@ class ManifestModel:
     """`ask` int32 [1] → `manifest` bytes [1]: `Served` of this repository, as JSON."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Hash the whole repository; raises where a byte of it is not the exported one."""
+        """Hash the whole repository; raise if a byte has changed."""
         repository, served = _served(args)
         for name in served.files:
             _check_file(repository, served, name)
         retrieves = served.bundle.manifest.kind == "retrieval"
-        here = {"versions": installed_versions(), "retriever": fastest_provider() if retrieves else None}
-        self._document = served.model_copy(update=here).model_dump_json().encode()
+        update = {"versions": installed_versions(), "retriever": fastest_provider() if retrieves else None}
+        self._document = served.model_copy(update=update).model_dump_json().encode()
 
     def execute(self, requests: list[EncoderRequest]) -> list[Response]:
-        """The same for every request."""
+        """Answer every request with the manifest."""
         return [_response({MANIFEST: np.array([self._document], np.object_)}) for _ in requests]
 
 
 def _served(args: dict[str, str]) -> tuple[Path, Served]:
-    """The repository's folder, and what it says of itself, for the model that Triton describes by `args`."""
+    """Return the repository's folder and manifest; args: Triton's description of a model."""
     model = Path(args["model_repository"])
     name = args["model_name"].rsplit("_", 1)[0]
     document = model.parent / inner_model(name, "manifest") / VERSION / DOCUMENT
@@ -127,18 +129,18 @@ def _served(args: dict[str, str]) -> tuple[Path, Served]:
 def _check_file(repository: Path, served: Served, name: str) -> None:
     path, record = repository / name, served.files[name]
     try:
-        found = path.stat().st_size, file_sha256(path)
+        actual = path.stat().st_size, file_sha256(path)
     except OSError as error:
         raise BundleError(f"{path} cannot be read ({error.strerror}); export the repository again") from error
-    if found != (record.bytes, record.sha256):
+    if actual != (record.bytes, record.sha256):
         raise BundleError(f"{path} is not what was exported (SHA-256 differs); export the repository again")
 
 
 def _input(request: EncoderRequest, name: str) -> NDArray[Any]:
     import triton_python_backend_utils as pb
 
-    found: NDArray[Any] = pb.get_input_tensor_by_name(request, name).as_numpy()
-    return found
+    array: NDArray[Any] = pb.get_input_tensor_by_name(request, name).as_numpy()
+    return array
 
 
 def _response(outputs: dict[str, NDArray[Any]]) -> Response:
@@ -149,7 +151,7 @@ def _response(outputs: dict[str, NDArray[Any]]) -> Response:
 
 
 def _refusal(sentence: str) -> Response:
-    """The client's fault, as HTTP 400 or gRPC's INVALID_ARGUMENT."""
+    """Refuse with HTTP 400 or gRPC's INVALID_ARGUMENT."""
     import triton_python_backend_utils as pb
 
     return pb.InferenceResponse(error=pb.TritonError(sentence, pb.TritonError.INVALID_ARG))

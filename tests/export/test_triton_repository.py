@@ -334,7 +334,7 @@ def test_an_engine_of_this_machine_is_served_instead_of_the_graph(
 @pytest.mark.parametrize(
     ("code", "body", "exit_code", "message"),
     [
-        (503, b"{}", 0, "no room for one more request"),
+        (503, b"{}", 0, "its queue is full"),
         (500, b'{"error": "Stub process is not healthy"}', 6, "answers mclst_manifest with 500"),
         (200, b"[1", 6, "does not answer mclst_manifest"),
         (200, b"[]", 4, "the document"),

@@ -326,7 +326,7 @@ def test_coordinates_beyond_the_tables_are_named(small: Small, tmp_path: Path) -
     lines[3] = "\t".join(["64", *cells[1:]])
     (tmp_path / "spots.tsv").write_text("\n".join(lines) + "\n")
     with pytest.raises(
-        SpotsError, match=r"spots.tsv, line 4: spot 64x\d+ stands at array position \(64, \d+\)"
+        SpotsError, match=r"spots.tsv, line 4: spot 64x\d+ is at array position \(64, \d+\)"
     ):
         check_positions(read_spots(tmp_path / "spots.tsv"), 64)
     (tmp_path / "plain.csv").write_text("id,x,y\na,20,30\n")

@@ -290,7 +290,7 @@ def test_a_read_only_folder_is_refused_before_the_work(here: Path, monkeypatch: 
 def refuse_a_read_only_folder(here: Path) -> None:
     (here / "out").mkdir(mode=0o555)
     script = (
-        "import os, sys; from mclst.runtime.cli.infer import main\n"
+        "import os, sys, rich.console; from mclst.runtime.cli.infer import main\n"
         "words = ['slide.png', '--spots', 'spots.tsv', '-q', '--no-picture', '--out']\n"
         "main([*words, 'first.h5ad'], standalone_mode=False)\n"
         "os.getuid() or (os.setgid(65534), os.setuid(65534))\n"
@@ -336,7 +336,7 @@ def test_a_stopped_run_says_what_it_keeps(here: Path, name: str, code: int) -> N
     process.send_signal(getattr(signal, name))
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code and "Traceback" not in stderr, stderr
-    assert "of 60,000 spots are kept" in stderr and "the same command carries on" in stderr
+    assert "of 60,000 spots are kept" in stderr and "the same command resumes" in stderr
     left = tree(here)
     assert set(left) - set(before) == {".slide.h5ad.rows", ".slide.h5ad.journal", "slide.run.json"}
     assert {name: left[name] for name in before} == before

@@ -132,7 +132,7 @@ def test_a_slide_that_hangs_costs_an_attempt_at_each_deadline(
         "s2": "done",
     }
     error = found["s1"]["error"]["message"]
-    assert found["s1"]["attempts"] == 2 and "longer at it than --deadline 6 s" in error
+    assert found["s1"]["attempts"] == 2 and "it took longer than --deadline 6 s" in error
     assert told["hung"]["seconds"] >= 2 * 6
     # The workers that were ended hold nothing back: the same command does what is left.
     assert told["hung again"]["code"] == 0, told["hung again"]["stderr"]

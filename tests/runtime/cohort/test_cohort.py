@@ -199,8 +199,8 @@ def test_shards_part_any_cohort(slides: int, parts: int) -> None:
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (("image,spots", "A1.png,A1.tsv"), "no column 'slide'|column 'image' is not known"),
-        (("slide,spots,colour", "A1.png,A1.tsv,red"), "column 'colour' is not known"),
+        (("image,spots", "A1.png,A1.tsv"), "no column 'slide'|column 'image' is unknown"),
+        (("slide,spots,colour", "A1.png,A1.tsv,red"), "column 'colour' is unknown"),
         (("slide,spots", ",A1.tsv"), "line 2: column 'slide' is empty"),
         (("slide,spots", "A1.png,"), "line 2 gives neither spots nor grid"),
         (("slide,spots,grid", "A1.png,A1.tsv,50"), "line 2 gives both spots and grid"),
@@ -270,7 +270,7 @@ def test_a_stopped_cohort_goes_on(
     write_table(tmp_path, "name,slide,spots", *rows)
     words = ("--slides", "cohort.csv", *QUICK, "-q")
     stop = f"""
-import mclst.runtime.cohort as module
+import mclst.runtime.cohort.run as module
 whole = module.run_job
 def stopping(bundle, job, *rest, **named):
     if job.map_path.stem == "s1":

@@ -23,8 +23,8 @@ from mclst.runtime.expression_map.parts import SlidePart
 from mclst.runtime.inference import loaded_model as opened
 from mclst.runtime.inference.memory_budget import (
     FEWEST_SLOTS,
-    KEPT_BYTES,
     MOST_SLOTS,
+    RESERVED_BYTES,
     Fit,
     fit,
     use_fp16_bank,
@@ -67,13 +67,13 @@ class Machine:
 def test_what_is_chosen_fits_and_what_is_refused_does_not(
     base: int, each: int, most: int, room: int, on_device: bool
 ) -> None:
-    machine, budget = Machine(base, each), room + KEPT_BYTES
+    machine, budget = Machine(base, each), room + RESERVED_BYTES
     one = base + each + FEWEST_SLOTS * TILE
     if one > room:
         with pytest.raises(ResourceError, match="is too small: one tile at a time takes"):
-            fit(machine.open_stages, budget, most=most, in_use=machine.in_use, on_device=on_device)
+            fit(machine.open_stages, budget, max_batch=most, in_use=machine.in_use, on_device=on_device)
         return
-    found = fit(machine.open_stages, budget, most=most, in_use=machine.in_use, on_device=on_device)
+    found = fit(machine.open_stages, budget, max_batch=most, in_use=machine.in_use, on_device=on_device)
     assert 1 <= found.batch <= most and FEWEST_SLOTS <= found.slots <= MOST_SLOTS
     sides = 2 if on_device else 1
     ring = found.batch * (found.slots - FEWEST_SLOTS) * TILE * sides
@@ -86,7 +86,7 @@ def test_what_is_chosen_fits_and_what_is_refused_does_not(
 
 def test_the_text_says_how() -> None:
     machine = Machine(10**9, 10**7)
-    found = fit(machine.open_stages, 4 * 10**9, most=64, in_use=machine.in_use, on_device=False)
+    found = fit(machine.open_stages, 4 * 10**9, max_batch=64, in_use=machine.in_use, on_device=False)
     assert (found.batch, found.slots) == (64, 6)
     assert found.text.startswith(
         "memory budget 4.00 GB: batches of 64, a ring of 6; 1.64 GB in use when tried"
