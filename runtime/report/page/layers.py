@@ -6,7 +6,7 @@ import base64
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import h5py
 import numpy as np
@@ -24,7 +24,8 @@ BATCH_VALUES = 20_000_000
 GENE_CHARS, CHANNEL_CHARS = 110, 140
 """Estimated characters of a gene outside the blocks: name and table row; its channel in each layer."""
 
-Matrix = NDArray[np.floating] | h5py.Dataset
+Matrix: TypeAlias = NDArray[np.floating] | h5py.Dataset
+Codes: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 Block = tuple[int, int]
 """Start and length of a block, in characters."""
 Channel = dict[str, Any]
@@ -65,7 +66,7 @@ class Layer:
     channels: list[Channel] = field(default_factory=list)
 
 
-def quantize(values: NDArray[np.floating], steps: int) -> tuple[NDArray[np.unsignedinteger], Channel]:
+def quantize(values: NDArray[np.floating], steps: int) -> tuple[Codes, Channel]:
     """Round values to equal steps of their range.
 
     Parameters
@@ -86,7 +87,9 @@ def quantize(values: NDArray[np.floating], steps: int) -> tuple[NDArray[np.unsig
     known = np.isfinite(values)
     low, high = (float(values[known].min()), float(values[known].max())) if known.any() else (0.0, 0.0)
     step = (high - low) / steps
-    codes = np.zeros(len(values), np.uint16 if steps > COARSE_STEPS else np.uint8)
+    codes: Codes = (
+        np.zeros(len(values), np.uint16) if steps > COARSE_STEPS else np.zeros(len(values), np.uint8)
+    )
     codes[known] = 1 + (np.rint((values[known] - low) / step) if step > 0 else 0)
     return codes, {"low": low, "step": step, "limits": color_limits(values[known])}
 
