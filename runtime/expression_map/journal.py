@@ -28,15 +28,14 @@ _LONGEST_SHOWN = 40
 class Journal:
     """A journal open for writing. Raises OSError if the file system refuses."""
 
-    def __init__(self, path: Path, handle: int) -> None:
-        self.path = path
+    def __init__(self, handle: int) -> None:
         self._handle = handle
 
     @classmethod
     def begin(cls, path: Path, fingerprint: Mapping[str, str], rows: int) -> Journal:
         """Start a journal, replacing any at `path`, and preallocate the space for `rows` records."""
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        journal = cls(path, handle)
+        journal = cls(handle)
         head = json.dumps({"format": FORMAT, "made_of": dict(fingerprint)}).encode() + b"\n"
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(handle, 0, len(head) + (RECORD.itemsize + 4) * rows + 4096)
@@ -48,7 +47,7 @@ class Journal:
         """Append to the journal at `path` after its first `end` bytes."""
         handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         os.lseek(handle, end, os.SEEK_SET)
-        return cls(path, handle)
+        return cls(handle)
 
     def append(self, records: NDArray[np.void]) -> None:
         """Append RECORDs as one checksummed block."""

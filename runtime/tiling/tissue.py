@@ -30,11 +30,6 @@ class TissueMask:
     mask: NDArray[np.bool_]
     method: str
 
-    @property
-    def fraction(self) -> float:
-        """Fraction of the slide that is tissue."""
-        return float(self.mask.mean())
-
 
 def find_tissue(slide: Slide, mpp: float) -> TissueMask:
     """Find the tissue of an H&E slide by its color.
