@@ -8,9 +8,9 @@ from typing import Any
 import anndata
 import numpy as np
 
+from mclst.benchmarks.contenders.base import F32
 from mclst.benchmarks.contenders.published_baseline import PublishedNotebook
 from mclst.benchmarks.harness.stages import Stages, stages_of_run
-from mclst.benchmarks.retrieval.synthetic import F32
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.report.files import Files
 from mclst.runtime.run.options import RunOptions

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from mclst.benchmarks.contenders.base import F32
 from mclst.benchmarks.contenders.published_baseline import PublishedNotebook
 from mclst.benchmarks.contenders.slide_runs import PUBLISHED, BaselineRun, MclstRun
 from mclst.benchmarks.harness.measure import paired_ratio, summarize, time_interleaved
 from mclst.benchmarks.harness.stages import Stages
-from mclst.benchmarks.retrieval.synthetic import F32
 from mclst.export.parity.compare import compare_expression
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.sections.section import Spots

@@ -90,10 +90,10 @@ def test_a_sweep_over_k_trains_once_and_scores_as_mclst_train_does(small: Small,
     rows_by_value = {(row["value"], row["fold"]): row for row in report["folds"]}
     assert rows_by_value["5", "B1"]["mse"] != rows_by_value["10", "B1"]["mse"]
 
-    report = tmp_path / "run.json"
-    words = [small.folder, *QUICK, "--epochs", "1", "--validation", "B1", "--json", report]
+    run_report = tmp_path / "run.json"
+    words = [small.folder, *QUICK, "--epochs", "1", "--validation", "B1", "--json", run_report]
     assert run_train(*words, "--out", tmp_path / "model.pt").exit_code == 0
-    (validation,) = json.loads(report.read_text())["validation"]
+    (validation,) = json.loads(run_report.read_text())["validation"]
     for measure in MEASURES:
         assert rows_by_value["10", "B1"][measure] == pytest.approx(validation["B1"][measure], rel=1e-6)
 
@@ -150,7 +150,7 @@ def test_leaving_a_patient_out_scores_all_its_sections(small: Small, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "message"),
     [
         (["--sweep", "k=0"], 2, "--sweep k=0"),
         (["--sweep", "precision=fp8"], 2, "fp8 is none of fp32, fp16, bf16, int8"),
@@ -161,8 +161,8 @@ def test_leaving_a_patient_out_scores_all_its_sections(small: Small, tmp_path: P
     ],
 )
 def test_wrong_words_are_refused(
-    small: Small, tmp_path: Path, words: list[str], code: int, report: str
+    small: Small, tmp_path: Path, words: list[str], code: int, message: str
 ) -> None:
     done = run(small, tmp_path / "work", *words)
-    assert done.exit_code == code and report in done.stderr, done.output
+    assert done.exit_code == code and message in done.stderr, done.output
     assert "Traceback" not in done.output
