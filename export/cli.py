@@ -18,7 +18,7 @@ from mclst.export.options import (
     settings_options,
     settings_overrides,
 )
-from mclst.export.triton.options import (
+from mclst.export.triton_options import (
     check_repository,
     parse_serving,
     publish_repository,
