@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from mclst.kernels.definition.spec import RetrievalSpec
+from mclst.runtime.choices import PRECISIONS
 from mclst.runtime.cli.bundle_options import retrieval_options
 from mclst.runtime.click_types import Bytes, Finite, Numbers
 from mclst.runtime.encoder.tensorrt.library import FLAVOURS
@@ -19,7 +20,6 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator = Callable[[Function], Function]
 
 PATH = click.Path(path_type=Path)
-PRECISION_NAMES = ("fp32", "fp16", "bf16", "int8")
 
 # Names of options before their American spelling, still accepted.
 OLD_SPELLINGS = {
@@ -77,14 +77,14 @@ def settings_overrides(options: Mapping[str, Any]) -> dict[str, Any]:
 class PrecisionList(click.ParamType[tuple[str, ...]]):
     """Comma-separated precisions."""
 
-    name = "|".join(PRECISION_NAMES)
+    name = "|".join(PRECISIONS)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Split `value`; an unknown precision is wrong usage."""
         precisions = tuple(part.strip() for part in str(value).split(","))
         for precision in precisions:
-            if precision not in PRECISION_NAMES:
-                self.fail(f"{precision!r} is none of {', '.join(PRECISION_NAMES)}", param, ctx)
+            if precision not in PRECISIONS:
+                self.fail(f"{precision!r} is none of {', '.join(PRECISIONS)}", param, ctx)
         return precisions
 
 
@@ -214,7 +214,7 @@ precision_options = combine(
         "precisions",
         type=PrecisionList(),
         multiple=True,
-        metavar=",".join(PRECISION_NAMES),
+        metavar=",".join(PRECISIONS),
         help="Graphs to write besides fp32, such as fp16,int8; repeatable.  [default: fp32 only]",
     ),
     click.option(

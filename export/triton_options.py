@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from mclst.export.options import PATH, PRECISION_NAMES, combine
+from mclst.export.options import PATH, combine
 from mclst.runtime.atomic import check_distinct, check_writable
+from mclst.runtime.choices import PRECISIONS
 from mclst.runtime.console import check_json, publish_json, say, table
 from mclst.runtime.errors import OutputError
 
@@ -51,7 +52,7 @@ triton_options = combine(
     ),
     click.option(
         "--triton-precision",
-        type=click.Choice(PRECISION_NAMES),
+        type=click.Choice(PRECISIONS),
         default="fp32",
         help="Precision of the served encoder.",
     ),

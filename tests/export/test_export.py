@@ -18,9 +18,8 @@ from refusals import assert_refused, tree
 from small_model import GENES, Small, tiny_network, write_reference
 
 from mclst.export.cli import main
-from mclst.export.options import PRECISION_NAMES
 from mclst.export.parity import compare as parity
-from mclst.runtime.bundle.bundle import PRECISIONS, open_bundle
+from mclst.runtime.bundle.bundle import open_bundle
 
 TINY = ("--tile-px", "32", "--k", "10", "--parity-tiles", "4")
 
@@ -385,7 +384,3 @@ def test_help_imports_nothing_heavy() -> None:
     )
     process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert process.stdout.splitlines()[-1] == "[]"
-
-
-def test_choices_are_those_of_the_modules_that_implement_them() -> None:
-    assert PRECISION_NAMES == PRECISIONS
