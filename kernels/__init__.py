@@ -1,4 +1,4 @@
-"""Embeddings and a bank in, expression out: the definition and its providers."""
+"""Retrieval: predict expression for query embeddings from a bank of reference spots."""
 
 from __future__ import annotations
 

@@ -76,9 +76,8 @@ class Retriever:
         self.spec = spec
         self.provider = fastest_provider() if provider == "auto" else provider
         self._columns = embedding.shape[1]
-        if half and self.provider == "cuda":
-            expression = bank.expression
-        self._run = PROVIDERS[self.provider](embedding, expression, spec)
+        stored = bank.expression if half and self.provider == "cuda" else expression
+        self._run = PROVIDERS[self.provider](embedding, stored, spec)
 
     def aggregate(self, embeddings: NDArray[np.float32], *, neighbors: bool = False) -> RetrievalResult:
         """Predict expression for embeddings.
