@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.bundle.bundle import Bundle
-from mclst.runtime.bundle.manifest import Manifest
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.inference.memory_budget import Fit, device_free_bytes, fit_run
 from mclst.runtime.inference.model import EncoderSettings
@@ -33,11 +32,13 @@ class LoadedModel:
         CPU threads of the encoder; all cores by default.
     """
 
-    server = ""
-    encoder_settings: EncoderSettings | None = None
-
     def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
         self.bundle = bundle
+        self.manifest, self.sha256 = bundle.manifest, bundle.sha256
+        self.folder: Path | None = bundle.path
+        self.server = ""
+        self.output_dim = bundle.manifest.encoder.embedding_dim
+        self.encoder_settings: EncoderSettings | None = None
         self._threads = threads
         self._encoder: tuple[object, tuple[Session, str]] | None = None
         self._readout: tuple[object, Readout] | None = None
@@ -45,29 +46,9 @@ class LoadedModel:
         self._device_free: int | None = None
 
     @property
-    def manifest(self) -> Manifest:
-        """See Model."""
-        return self.bundle.manifest
-
-    @property
-    def sha256(self) -> str:
-        """See Model."""
-        return self.bundle.sha256
-
-    @property
     def genes(self) -> list[str]:
         """See Model."""
         return self.bundle.genes
-
-    @property
-    def folder(self) -> Path | None:
-        """See Model."""
-        return self.bundle.path
-
-    @property
-    def output_dim(self) -> int:
-        """See Model."""
-        return self.manifest.encoder.embedding_dim
 
     @property
     def is_open(self) -> bool:

@@ -25,65 +25,52 @@ class EncoderSettings:
 
 
 class Model(Protocol):
-    """An encoder and the step after it, opened on demand and reused from one run to the next."""
+    """An encoder and the step after it, opened on demand and reused from one run to the next.
 
-    @property
-    def manifest(self) -> Manifest:
-        """The bundle's manifest."""
-        ...
+    Attributes
+    ----------
+    manifest : Manifest
+        The bundle's.
+    sha256 : str
+        Of the manifest.
+    folder : Path, optional
+        The bundle's; None if its files are elsewhere.
+    server : str
+        URL of the server; "" if the bundle is opened here.
+    output_dim : int
+        Values per tile that the session returns.
+    encoder_settings : EncoderSettings, optional
+        Settings that runs must use; None if they may choose.
+    """
 
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of the manifest."""
-        ...
+    manifest: Manifest
+    sha256: str
+    folder: Path | None
+    server: str
+    output_dim: int
+    encoder_settings: EncoderSettings | None
 
     @property
     def genes(self) -> list[str]:
         """The G gene names, in the order of the expression."""
-        ...
-
-    @property
-    def folder(self) -> Path | None:
-        """The bundle's folder; None if its files are elsewhere."""
-        ...
-
-    @property
-    def server(self) -> str:
-        """URL of the server; "" if the bundle is opened here."""
-        ...
-
-    @property
-    def output_dim(self) -> int:
-        """Values per tile that the session returns."""
-        ...
-
-    @property
-    def encoder_settings(self) -> EncoderSettings | None:
-        """Settings that runs must use; None if they may choose."""
-        ...
 
     @property
     def is_open(self) -> bool:
         """Whether an encoder is ready, so that a failure is likely the slide's."""
-        ...
 
     def server_record(self) -> dict[str, Any] | None:
         """Return what a map records about the server; None if there is none."""
-        ...
 
     def check_precision(self, precision: str) -> None:
         """Raise BundleError if there is no encoder in `precision`."""
-        ...
 
     def check_unchanged(self) -> None:
         """Raise BundleError if a file has changed since it was verified."""
-        ...
 
     def encoder(
         self, provider: str, precision: str, batch_size: int, *, build: bool, tell: Tell
     ) -> tuple[Session, str]:
         """Return the encoder's session, and why "auto" skipped faster providers."""
-        ...
 
     def readout(
         self,
@@ -96,15 +83,12 @@ class Model(Protocol):
         fp16: bool,
     ) -> Readout:
         """Return the step after the encoder, which runs on `provider`; fp16: precision of the bank."""
-        ...
 
     def measure_free_memory(self) -> None:
         """Record the GPU's free memory; call it before anything is opened."""
-        ...
 
     def fit(self, session: Session, readout: Readout, budget: int, max_batch: int) -> Fit:
         """Return the batch and ring that fit into `budget` bytes."""
-        ...
 
 
 def describe_location(model: Model) -> str:

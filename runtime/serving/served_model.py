@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import RetrievalSpec
-from mclst.runtime.bundle.manifest import Manifest
 from mclst.runtime.encoder.ring import GROUPS
 from mclst.runtime.encoder.session import Session
-from mclst.runtime.errors import BundleError, InputError
+from mclst.runtime.errors import InputError
 from mclst.runtime.inference.memory_budget import Fit
 from mclst.runtime.inference.model import EncoderSettings
 from mclst.runtime.inference.readout import RETRIEVE_ROWS, Readout, without_neighbors
@@ -131,7 +130,7 @@ class ServerReadout:
 
 
 class ServedModel:
-    """A `Model` over a server, in place of a bundle opened here.
+    """A `Model` over a server; a run's provider, precision and batch size are the server's.
 
     Parameters
     ----------
@@ -139,41 +138,20 @@ class ServedModel:
         Opened, and open for as long as this is used.
     """
 
-    folder: Path | None = None
-
-    def __init__(self, connection: Server) -> None:
-        self._connection = connection
-
-    @property
-    def manifest(self) -> Manifest:
-        """See Model."""
-        return self._connection.served.bundle.manifest
-
-    @property
-    def sha256(self) -> str:
-        """See Model."""
-        return self._connection.served.bundle.sha256
+    def __init__(self, server: Server) -> None:
+        self._connection, served = server, server.served
+        self.manifest, self.sha256 = served.bundle.manifest, served.bundle.sha256
+        self.folder: Path | None = None
+        self.server = str(server.address)
+        self.output_dim = server.width
+        self.encoder_settings: EncoderSettings | None = EncoderSettings(
+            ServerSession.provider, served.precision, server.batch
+        )
 
     @property
     def genes(self) -> list[str]:
         """See Model."""
         return list(self._connection.served.genes)
-
-    @property
-    def server(self) -> str:
-        """See Model."""
-        return str(self._connection.address)
-
-    @property
-    def output_dim(self) -> int:
-        """See Model: expression and, with retrieval, nearest distance and effective k."""
-        return self._connection.width
-
-    @property
-    def encoder_settings(self) -> EncoderSettings | None:
-        """See Model."""
-        served = self._connection.served
-        return EncoderSettings(ServerSession.provider, served.precision, self._connection.batch)
 
     @property
     def is_open(self) -> bool:
@@ -194,11 +172,7 @@ class ServedModel:
         }
 
     def check_precision(self, precision: str) -> None:
-        """See Model."""
-        if precision != self._connection.served.precision:
-            raise BundleError(
-                f"{self.server} serves its encoder in {self._connection.served.precision}, not in {precision}"
-            )
+        """See Model: `encoder_settings` names the only one."""
 
     def check_unchanged(self) -> None:
         """See Model: each answer is checked instead, by `ServerReadout`."""
@@ -207,11 +181,6 @@ class ServedModel:
         self, provider: str, precision: str, batch_size: int, *, build: bool, tell: Tell
     ) -> tuple[Session, str]:
         """See Model."""
-        if batch_size > self._connection.batch:
-            raise InputError(
-                f"{self.server} takes {self._connection.batch} tiles at once and not {batch_size}; give a "
-                "smaller batch"
-            )
         self._connection.flow.tell = tell
         return ServerSession(self._connection), ""
 

@@ -280,7 +280,7 @@ module.run_job = stopping
 """
     stopped = fork_server.run(tmp_path, *words, log_dir=log_dir, before=stop)
     assert stopped.code == 143, stopped.stderr
-    assert "the same command goes on" in stopped.stderr
+    assert "the same command resumes" in stopped.stderr
     found = json.loads((tmp_path / "cohort" / "cohort.run.json").read_text())
     assert (found["status"], found["counts"]["done"], found["counts"]["left"]) == ("stopped", 1, 2)
     again = fork_server.run(tmp_path, *words, log_dir=log_dir)
