@@ -74,7 +74,7 @@ def test_a_value_in_a_page_is_off_by_half_a_step_at_most(values: np.ndarray, ste
         assert channel["limits"] == pytest.approx(tuple(np.percentile(values[known].astype(float), [1, 99])))
 
 
-def test_values_are_read_in_parts_as_they_stand(made: SyntheticMap, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_are_read_in_blocks(made: SyntheticMap, monkeypatch: pytest.MonkeyPatch) -> None:
     spots, genes = np.array([0, 3, 4, 40, 79, 80]), [7, 0, 11, 3]
     for part in (1, 8 * 12 * 5, 1 << 20):
         monkeypatch.setattr("mclst.runtime.report.page.layers.BLOCK_BYTES", part)
@@ -85,7 +85,7 @@ def test_values_are_read_in_parts_as_they_stand(made: SyntheticMap, monkeypatch:
 
 
 @with_viewer
-def test_the_short_form_writes_one_page_that_needs_nothing_else(made: SyntheticMap) -> None:
+def test_the_default_is_one_self_contained_page(made: SyntheticMap) -> None:
     done = report()
     assert done.exit_code == 0 and done.stdout == "made.html\n", done.output
     assert sorted(os.listdir()) == ["made.h5ad", "made.html"]
@@ -119,7 +119,7 @@ def square_of(feature: dict[str, Any]) -> tuple[float, float, float, float]:
 
 
 @pytest.mark.parametrize("grid", [False, True])
-def test_geojson_is_what_qupath_imports_as_detections(
+def test_geojson_has_the_fields_of_qupath_detections(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grid: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -243,7 +243,7 @@ def test_tables_hold_every_value(made: SyntheticMap) -> None:
     assert pd.read_parquet("made.parquet")["GENE0"].dtype == np.float32
 
 
-def test_tables_are_written_in_parts(made: SyntheticMap, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_are_written_in_blocks(made: SyntheticMap, monkeypatch: pytest.MonkeyPatch) -> None:
     assert report("--no-html", "--csv", "--parquet", "-q").exit_code == 0
     whole = Path("made.csv").read_bytes(), pd.read_parquet("made.parquet")
     monkeypatch.setattr("mclst.runtime.report.export.tables.BLOCK_BYTES", 8 * 12 * 7)
@@ -269,7 +269,7 @@ def test_figures_are_for_print(made: SyntheticMap) -> None:
 
 
 @pytest.mark.slow
-def test_a_map_of_scanpy_is_reported_too(made: SyntheticMap) -> None:
+def test_a_scanpy_map_without_mclst_fields_works(made: SyntheticMap) -> None:
     """A map without anything of mclst, its picture in floats and its counts sparse."""
     import scipy.sparse as sp
 
@@ -292,7 +292,7 @@ def test_a_map_of_scanpy_is_reported_too(made: SyntheticMap) -> None:
 
 
 @with_viewer
-def test_what_was_measured_is_taken_as_evaluation_takes_it(
+def test_measured_values_equal_those_of_the_evaluation(
     small: Small, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -339,7 +339,7 @@ def test_infer_writes_what_report_writes(
 
 @with_viewer
 @pytest.mark.slow
-def test_the_slide_gives_the_page_a_finer_picture(
+def test_a_slide_gives_the_page_a_finer_tissue_image(
     small: Small, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -378,7 +378,7 @@ def test_the_slide_gives_the_page_a_finer_picture(
     assert Path("big.html").read_bytes() == before
 
 
-def test_moran_over_squidpys_own_graph_of_a_map(made: SyntheticMap) -> None:
+def test_morans_i_of_a_map_is_that_of_squidpy(made: SyntheticMap) -> None:
     """The map as squidpy opens it: its own neighbours, its own Moran's I, the page's order."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -420,7 +420,7 @@ def test_bad_options_are_one_sentence(
     assert os.listdir() == ["made.h5ad"] and made.path.read_bytes() == before
 
 
-def test_maps_that_are_none_are_refused(made: SyntheticMap) -> None:
+def test_files_that_are_no_maps_are_refused(made: SyntheticMap) -> None:
     data = anndata.read_h5ad(made.path)
     wrongs = {
         "text.h5ad": None,
@@ -444,7 +444,7 @@ def test_maps_that_are_none_are_refused(made: SyntheticMap) -> None:
     assert not list(Path().glob("*.csv"))
 
 
-def test_without_the_viewer_a_page_is_refused_in_a_sentence_and_infer_goes_on(
+def test_without_the_viewer_report_fails_and_infer_skips_the_page(
     made: SyntheticMap, small: Small, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mclst.runtime.report.page.slide_page.VIEWER_PATH", Path("nowhere.js"))
@@ -458,7 +458,7 @@ def test_without_the_viewer_a_page_is_refused_in_a_sentence_and_infer_goes_on(
     assert not Path("b.h5ad").exists()
 
 
-def test_a_package_that_is_missing_is_named_with_its_extra(
+def test_a_missing_package_is_named_with_its_extra(
     made: SyntheticMap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mclst.runtime.report.files.find_spec", lambda name: None)
@@ -467,7 +467,7 @@ def test_a_package_that_is_missing_is_named_with_its_extra(
         assert done.exit_code == 6 and extra in done.stderr and os.listdir() == ["made.h5ad"]
 
 
-def test_pages_say_what_they_are_given_as_text() -> None:
+def test_pages_escape_their_content() -> None:
     page = elements.page(
         "a<b", "c&d", elements.table([{"<n>": 1.5, "m": None}, {"<n>": float("nan"), "m": "x<y"}], label="t")
     )
@@ -480,7 +480,7 @@ def test_pages_say_what_they_are_given_as_text() -> None:
     assert "<\\/script" in elements.page("t", "", "", scripts=['"</script"']).decode()
 
 
-def test_the_pages_scripts_parse() -> None:
+def test_scripts_parse() -> None:
     node = shutil.which("node")
     if node is None:
         pytest.skip("no node here; the browser's tests run the scripts too")
@@ -489,7 +489,7 @@ def test_the_pages_scripts_parse() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_is_installed_under_its_name() -> None:
+def test_the_command_has_an_entry_point() -> None:
     code = (
         "import sys; sys.argv = ['mclst-report', '-h']; "
         "from mclst.runtime.entry_points import report; report()"

@@ -140,7 +140,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> SyntheticMap:
     return synthetic_map(tmp_path_factory.mktemp("made") / "made.h5ad")
 
 
-def test_the_most_structured_gene_is_shown_as_its_values_are(show: Any, made: SyntheticMap) -> None:
+def test_the_most_structured_gene_is_shown_first(show: Any, made: SyntheticMap) -> None:
     page = show(made)
     moran = morans_i(made.expression, made.xy_px)
     first = made.genes[int(np.argmax(moran))]
@@ -153,7 +153,7 @@ def test_the_most_structured_gene_is_shown_as_its_values_are(show: Any, made: Sy
     assert chips == [made.genes[g] for g in np.argsort(-moran)[:10]]
 
 
-def test_a_gene_is_found_by_typing_and_the_spots_change(show: Any, made: SyntheticMap) -> None:
+def test_typing_selects_a_gene(show: Any, made: SyntheticMap) -> None:
     page = show(made)
     before = page.colors(SPOTS)
     page.pick("GENE10")
@@ -488,7 +488,7 @@ def test_tables_are_sorted_by_a_click(show: Any, made: SyntheticMap) -> None:
     assert first.first.inner_text() == made.genes[int(np.argmax(morans_i(made.expression, made.xy_px)))]
 
 
-def test_names_are_text_whatever_they_hold(show: Any, tmp_path: Path) -> None:
+def test_hostile_names_are_escaped(show: Any, tmp_path: Path) -> None:
     made = synthetic_map(tmp_path / "hostile.h5ad", title=HOSTILE)
     data = anndata.read_h5ad(made.path)
     data.var_names = [HOSTILE, *data.var_names[1:]]
