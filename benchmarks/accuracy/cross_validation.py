@@ -49,21 +49,10 @@ class Fold:
 
 
 def make_folds(names: Sequence[str], leave_out: str, patient: str) -> list[Fold]:
-    """Leave out each section, or each patient's sections.
+    """Leave out each section, or each patient's sections; `patient` is a regular expression for the name.
 
-    Parameters
-    ----------
-    names : sequence of str
-        Of the sections.
-    leave_out : str
-        "section" or "patient".
-    patient : str
-        Regular expression; its first group, or its match, names the patient.
-
-    Raises
-    ------
-    InputError
-        If a name does not match, or a fold would leave nothing to train on.
+    Its first group, or its match, names the patient. Raises InputError where a name does not match, or a fold
+    would leave nothing to train on.
     """
     if leave_out == "section":
         folds = [Fold(name, (name,)) for name in names]
@@ -136,24 +125,10 @@ def cross_validate(
     work: Path,
     say: Callable[[str], None],
 ) -> pd.DataFrame:
-    """Train and score every fold under every value of the sweep.
+    """Train and score every fold under every value of the sweep: rows of value, fold, section and MEASURES.
 
-    Parameters
-    ----------
-    sweep : (str, list), optional
-        Name and values of a setting.
-    work : Path
-        Folder of finished folds and of the state of an unfinished one; the same call resumes from there.
-
-    Returns
-    -------
-    DataFrame
-        Columns value, fold, section and MEASURES.
-
-    Raises
-    ------
-    InputError
-        If the folder belongs to other settings or sections.
+    The folder `work` has finished folds and the state of an unfinished one; the same call resumes from there.
+    Raises InputError where it belongs to other settings or sections.
     """
     name, values = sweep or ("", [""])
     configs = [with_setting(config, name, value) if name else config for value in values]

@@ -27,18 +27,11 @@ CALIBRATION_TILES = 64
 def score_precisions(
     training: Training, held_out: Sequence[TrainingSection], precisions: Sequence[str]
 ) -> list[list[Score]]:
-    """One Score per held-out section, for each precision.
+    """One Score per held-out section, for each precision; CheckpointError where a graph cannot be converted.
 
-    Raises
-    ------
-    CheckpointError
-        If a graph cannot be converted.
-
-    Notes
-    -----
     The graphs run on ONNX Runtime's CPU provider, bf16 as fp32 operators with rounded results. int8 is
-    calibrated on tiles of the training sections. The export's tolerances do not apply: this measures what a
-    precision costs.
+    calibrated on training sections. The export's tolerances do not apply: this measures what a precision
+    costs.
     """
     settings = training.config.settings
     with TemporaryDirectory() as folder:

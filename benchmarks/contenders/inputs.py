@@ -51,21 +51,9 @@ def open_torch_model(ckpt: Path, bundle: Bundle) -> TorchModel:
 def make_inputs(
     bundle: Bundle, ckpt: Path | None, settings: Sequence[tuple[str, str]], threads: int
 ) -> ContenderInputs:
-    """Collect the graphs of `settings` and, with `ckpt`, the torch network.
+    """Collect the graphs of `settings` (provider, precision) and, with `ckpt`, the torch network.
 
-    Parameters
-    ----------
-    settings : sequence of (str, str)
-        Provider and precision.
-    threads : int
-        Of the processor, per contender.
-
-    Raises
-    ------
-    BundleError
-        If the bundle lacks a precision.
-    CheckpointError
-        If `ckpt` is not the bundle's checkpoint.
+    Raises BundleError if the bundle lacks a precision, CheckpointError if `ckpt` is not the bundle's.
     """
     graphs = {"fp32": bundle.encoder_path}
     graphs |= {precision: bundle.encoder(precision) for _, precision in settings}

@@ -82,30 +82,12 @@ def measure(
     clock: Clock = time.perf_counter,
     on_round: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Time queries of `batch` tiles by every encoder, in interleaved blocks.
+    """Time queries of `batch` tiles by every encoder, in interleaved blocks of at least `block_s` seconds.
 
-    Parameters
-    ----------
-    encoders : sequence of Encoder
-        The first is the reference of the ratios.
-    tiles : ndarray of uint8, shape (n, H, W, 3)
-        Queries cycle through them.
-    block_s : float
-        Least seconds of an encoder's block in each round.
-    meters : sequence of Meter
-        Read around each block.
-    warm_s : (float, float)
-        Least and most seconds of the warm-up.
-
-    Returns
-    -------
-    dict
-        batch, scenario, first, results, load, and `failed`: peers that failed in their warm-up, and why.
-
-    Notes
-    -----
-    Queries follow each other without a pause (MLPerf's single stream at batch 1); none is dropped. A ratio is
-    the median over rounds of the ratio of mean latencies. On a device, events time the stages of each query.
+    Queries cycle through `tiles` uint8 [n, H, W, 3] without a pause (MLPerf's single stream at batch 1); none
+    is dropped. Ratios are to the first encoder: the median over rounds of the ratio of mean latencies. On a
+    device, events time the stages of each query. warm_s: least and most seconds of the warm-up; a peer that
+    fails in it is skipped, and `failed` says why.
     """
     tile_batches = _batches(tiles, batch)
     warm_ups = {}

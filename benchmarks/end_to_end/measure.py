@@ -31,18 +31,9 @@ def measure(
 ) -> tuple[dict[str, Any], dict[str, F32]]:
     """Run every setting, and the notebook, `rounds` times, interleaved, after an uncounted round.
 
-    Parameters
-    ----------
-    settings : mapping of str to dict
-        Options of `predict` by contender; the first is the reference of the ratios.
-
-    Returns
-    -------
-    result : dict
-        By contender: wall and CPU seconds of whole runs, tiles per second of them and of the stream (tiles to
-        expression, with slide and encoder open), stages, and difference of its expression from the first's.
-    expression : dict
-        float32 [n, G], by contender.
+    settings: options of `predict` by contender; ratios are to the first. Returns, by contender: seconds of
+    whole runs, tiles per second of them and of the stream (first tile to last expression), stages, and
+    difference of the expression from the first's; and the expressions float32 [n, G].
     """
     tiles = len(spots)
     with tempfile.TemporaryDirectory(prefix="mclst-bench-") as temporary:

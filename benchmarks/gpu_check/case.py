@@ -36,12 +36,8 @@ def make_case(
 ) -> dict[str, object]:
     """Create `model.pt`, `slide.png`, `spots.csv` and `mclst-bundle` in `folder`; return what was made.
 
-    The bundle has an fp16 graph where that passes the export's tolerances.
-
-    Raises
-    ------
-    MclstError
-        If the export fails.
+    The bundle has an fp16 graph where that passes the export's tolerances. Raises MclstError as the export
+    does.
     """
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)

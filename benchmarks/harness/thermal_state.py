@@ -23,18 +23,8 @@ _THROTTLE_REASONS = {
 def thermal_state(*, gpu: bool = False, root: Path = Path("/")) -> dict[str, Any]:
     """Read the state now; values the system does not expose are None.
 
-    Parameters
-    ----------
-    gpu : bool
-        Query NVML as well.
-    root : Path
-        Where /sys and /proc are mounted.
-
-    Returns
-    -------
-    dict
-        monotonic_s; load; cpu_mhz: mean over cores; temperature_c: by thermal zone; gpu: SM and memory clock
-        (MHz), temperature, power cap (W) and throttle reasons.
+    monotonic_s; load; cpu_mhz: mean over cores; temperature_c: by thermal zone; gpu, if asked for: clocks
+    (MHz), temperature, power cap (W) and throttle reasons by NVML. root: where /sys and /proc are mounted.
     """
     return {
         "monotonic_s": time.monotonic(),

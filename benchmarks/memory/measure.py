@@ -88,18 +88,10 @@ def grid_of(slide: Slide, n: int) -> Grid:
 
 
 def measure_in_subprocess(slide: Path, bundle: Path, n: int, workers: int, folder: Path) -> dict[str, Any]:
-    """Predict about `n` tiles of a slide in a fresh process, with outputs in `folder`.
+    """Predict about `n` tiles in a fresh process, outputs in `folder`; ResourceError where that fails.
 
-    Returns
-    -------
-    dict
-        tiles, genes, peak_mib (resident, whole process), open_mib (libraries, bundle and slide, before the
-        run), spots_mib (with the table of spots), seconds, map_mib.
-
-    Raises
-    ------
-    ResourceError
-        If the process is killed or fails.
+    Returns tiles, genes, peak_mib (resident, whole process), open_mib (libraries, bundle and slide),
+    spots_mib (with the table of spots), seconds and map_mib.
     """
     arguments = (str(slide), str(bundle), str(n), str(workers), str(folder))
     return run_json_subprocess(

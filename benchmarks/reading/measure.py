@@ -19,28 +19,9 @@ from mclst.runtime.slide.open import open_slide
 
 
 def tile_corners(width: int, height: int, size: int, n: int, order: str, seed: int = 0) -> Corners:
-    """Upper left corners of tiles at level 0.
+    """Upper left corners (x, y) of `n` tiles at level 0, int64 [n, 2]; ValueError where the slide holds none.
 
-    Parameters
-    ----------
-    width, height : int
-        Of the slide, px.
-    size : int
-        Side of a tile, px.
-    n : int
-        Tiles; a dense grid may have fewer.
-    order : str
-        "dense": side by side, row by row, over a square part; "random": anywhere.
-
-    Returns
-    -------
-    ndarray of int64, shape (n, 2)
-        x, y.
-
-    Raises
-    ------
-    ValueError
-        If the slide is too small for one tile.
+    order: "dense", side by side over a square part (perhaps fewer than n), or "random", anywhere.
     """
     if min(width, height) < size:
         raise ValueError(f"a slide of {width} x {height} px holds no tile of {size} px")
@@ -63,15 +44,10 @@ def measure(
     peers: bool = True,
     on_round: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Time every installed reader on the tiles of one order, `rounds` times, interleaved.
+    """Time every installed reader on the tiles of one order; SlideError where mclst cannot read.
 
     Every reader opens the slide anew in each round. The result has tiles per second by wall clock and by CPU
     time of all threads, and how many of a reader's tiles equal mclst's byte for byte.
-
-    Raises
-    ------
-    SlideError
-        If mclst cannot read the slide.
     """
     with open_slide(path) as slide:
         try:

@@ -49,18 +49,9 @@ def compare_samples(what: str, before: Sequence[float], after: Sequence[float], 
 
 
 def compare_documents(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[list[Change], list[str]]:
-    """Compare every contender that both documents have.
+    """Changes of the contenders that both documents have, and names of those in one only.
 
-    Returns
-    -------
-    changes : list of Change
-    unmatched : list of str
-        Contenders of one document only.
-
-    Raises
-    ------
-    NotComparable
-        If the benchmarks differ or are not supported, or share no contender.
+    Raises NotComparable if the benchmarks differ, are not supported, or share no contender.
     """
     kinds = [str(document.get("schema")) for document in (before, after)]
     if kinds[0] != kinds[1]:

@@ -84,22 +84,8 @@ DEVICES = {
 def predict(name: str, precision: str, work: GraphWork, tile_bytes: int, batch: int) -> dict[str, Any]:
     """Least time of `batch` tiles on a device by its data sheet, and the limit that sets it.
 
-    Parameters
-    ----------
-    name : str
-        Of DEVICES.
-    precision : str
-        Of the graph.
-    work : GraphWork
-        Of the graph over the batch.
-    tile_bytes : int
-        Bytes of one uint8 tile, which crosses the link.
-    batch : int
-        Tiles.
-
-    Notes
-    -----
-    Arithmetic, memory and link are assumed to overlap fully. No run is faster at the data sheet's clocks.
+    work: of the graph over the batch. tile_bytes: of one uint8 tile, which crosses the link. Arithmetic,
+    memory and link are assumed to overlap fully: no run is faster at the data sheet's clocks.
     """
     device = DEVICES[name]
     seconds = {

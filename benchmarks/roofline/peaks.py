@@ -58,14 +58,10 @@ def cuda_peaks() -> Peaks:
 def measure_peaks(
     threads: int, *, gpu: bool, side: int = SIDE, copy_bytes: int = COPY_BYTES
 ) -> dict[str, Any]:
-    """Measure the peaks of host and device, by precision.
+    """Peaks of `host` and `cuda`: operations_per_s by precision, and bytes_per_s.
 
-    Returns
-    -------
-    dict
-        `host` and `cuda`, each with `operations_per_s` by precision and `bytes_per_s`. On the host fp32 is by
-        numpy's BLAS, bf16 by torch, int8 by ONNX Runtime; None where one cannot be measured. `cuda` is by
-        torch, None without a device.
+    On the host fp32 is by numpy's BLAS, bf16 by torch, int8 by ONNX Runtime; None where one cannot be
+    measured. The device's are by torch, None without a device.
     """
     host = host_peaks(threads, side=side, copy_bytes=copy_bytes)
     peaks: dict[str, Any] = {

@@ -19,12 +19,6 @@ def json_schema(name: str) -> dict[str, Any]:
 
 
 def validated(name: str, document: dict[str, Any]) -> dict[str, Any]:
-    """Return `document` if it fits its schema.
-
-    Raises
-    ------
-    pydantic.ValidationError
-        If it does not.
-    """
+    """Return `document` if it fits its schema; raises pydantic.ValidationError."""
     DOCUMENTS[name].model_validate(document)
     return document

@@ -66,12 +66,7 @@ def measure(
 ) -> dict[str, Any]:
     """Run `concurrency` clients until `requests` are answered; `warm_up` requests per client do not count.
 
-    Every request is answered and counted.
-
-    Raises
-    ------
-    ResourceError
-        If the server answers nothing for `patience_s`.
+    Every request is answered and counted; ResourceError if the server answers nothing for `patience_s`.
     """
     side = server.served.bundle.manifest.tile.size_px
     clients = [

@@ -128,13 +128,7 @@ def measure(
     rounds: int,
     on_round: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Time every system on `spots` random tiles, interleaved: the encoder, and the rest.
-
-    Returns
-    -------
-    dict
-        Load, and by system tiles per second by wall clock, of the encoder and of both together.
-    """
+    """Time encoder and rest of every system on `spots` random tiles, interleaved; rates by wall clock."""
     features: dict[str, NDArray[np.float32]] = {}
     contenders: dict[str, Callable[[], object]] = {}
     for name, system in exported.items():

@@ -28,22 +28,9 @@ BATCH = 16
 def open_precisions(
     bundle: Bundle, provider: str, folder: Path
 ) -> tuple[dict[str, Session], dict[str, str], dict[str, str]]:
-    """Open the encoder in each precision of `bundle`.
+    """Sessions by precision, what runs each, and why a precision does not run natively.
 
-    Returns
-    -------
-    sessions : dict
-        By precision.
-    runs_as : dict
-        What runs each.
-    emulated : dict
-        Why a precision does not run natively. Without native bf16, an fp32 graph in `folder` rounds every
-        result.
-
-    Raises
-    ------
-    ResourceError
-        If fp32 does not run.
+    Without native bf16, an fp32 graph in `folder` rounds every result. Raises ResourceError if fp32 fails.
     """
     sessions: dict[str, Session] = {}
     runs_as: dict[str, str] = {}

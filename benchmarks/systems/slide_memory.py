@@ -24,17 +24,9 @@ def array_positions(spots: int, side: int) -> NDArray[np.int64]:
 
 
 def measure_in_subprocess(path: Path, settings: Sequence, spots: int) -> dict[str, Any]:
-    """Run the graph at `path` once on `spots` random spots in a fresh process.
+    """Run the graph at `path` on `spots` random spots in a fresh process; ResourceError where that fails.
 
-    Returns
-    -------
-    dict
-        spots, peak_mib (resident, whole process), open_mib (libraries and weights, before the run), seconds.
-
-    Raises
-    ------
-    ResourceError
-        If the process is killed or fails, for example for lack of memory.
+    Returns spots, peak_mib (resident, whole process), open_mib (libraries and weights) and seconds.
     """
     arguments = (str(path), settings.model_dump_json(), str(spots))
     return run_json_subprocess(
