@@ -58,10 +58,21 @@ def pytest_make_collect_report(
     """Skip a test file, with the reason, whose optional import is missing."""
     report = yield
     missing = re.search(r"No module named '([\w.]+)'", str(report.longrepr)) if report.failed else None
-    if missing and any(f"{missing[1]}.".startswith(f"{name}.") for name in OPTIONAL):
+    if missing and missing[1].partition(".")[0] in OPTIONAL:
         report.outcome = "skipped"
         report.longrepr = (str(collector.path), 0, f"Skipped: {missing[1]} is not installed")
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Skip a test that imports what is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] not in OPTIONAL:
+            raise
+        pytest.skip(f"{error.name} is not installed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -79,6 +79,7 @@ def test_none_changes_nothing() -> None:
     assert NORMALIZATIONS["spot-wise"] is spot_wise and NORMALIZATIONS["gene-wise"] is gene_wise
 
 
+@pytest.mark.slow
 def test_median_log1p_is_scanpys() -> None:
     """normalize_total and log1p over all genes, then the model's genes are taken."""
     import anndata

@@ -68,6 +68,7 @@ def stated_percent(text: str) -> float:
 @with_viewer
 @pytest.mark.parametrize("kind", ["noise", "zeros", "constant", "smooth", "spike", "holes"])
 @pytest.mark.parametrize("large", [False, True])
+@pytest.mark.slow
 def test_every_value_is_within_half_a_step(
     kind: str, large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,7 @@ def test_morans_i_is_its_definition():
         np.testing.assert_allclose(morans_i(values, xy, neighbours), expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_morans_i_is_that_of_squidpy():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

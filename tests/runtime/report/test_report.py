@@ -148,6 +148,7 @@ def test_geojson_has_the_fields_of_qupath_detections(
             assert all(isinstance(value, float) for value in measured.values())
 
 
+@pytest.mark.slow
 def test_geojson_is_read_by_gdal(made: SyntheticMap) -> None:
     import geopandas
 
@@ -226,6 +227,7 @@ def test_the_store_is_read_back_by_spatialdata(
     assert os.listdir("made.zarr") == ["mine.txt"]
 
 
+@pytest.mark.slow
 def test_tables_hold_every_value(made: SyntheticMap) -> None:
     data = anndata.read_h5ad(made.path)
     data.obs["GENE3"] = np.arange(data.n_obs)  # a column called as a gene

@@ -47,6 +47,7 @@ def code(text: str) -> str:
 
 
 @pytest.mark.parametrize("memory_mb", [1, 2, 40])
+@pytest.mark.slow
 def test_a_limit_under_which_threads_would_hang_is_refused_at_once(
     fork_server: ForkServer, here: Path, log_dir: Path, memory_mb: int
 ) -> None:
@@ -253,6 +254,7 @@ def listed(apart: ForkServer, here: Path, log_dir: Path) -> set[str]:
 INTO = (*WORDS, "--out", "disk/slide.h5ad")
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_too_small_is_refused_before_the_work(apart: ForkServer, here: Path, log_dir: Path) -> None:
     mount(apart, here, log_dir, 4)
     assert_one_sentence(apart.run(here, *INTO, log_dir=log_dir), 5, "MB free")
@@ -287,6 +289,7 @@ home.{method} = full
     ],
     ids=["rows", "journal", "picture", "report"],
 )
+@pytest.mark.slow
 def test_a_disk_that_fills_up_is_one_sentence_and_then_carried_on(
     apart: ForkServer, here: Path, log_dir: Path, whole: bytes, module: str, owner: str, method: str
 ) -> None:

@@ -90,6 +90,7 @@ def test_a_colour_profile_is_named_and_left_alone(tmp_path: Path, form: str) -> 
     assert names == ["", ImageCms.getProfileDescription(SRGB).strip(), "unreadable"]
 
 
+@pytest.mark.slow
 def test_the_profile_of_a_real_slide_is_named_alike_by_both_readers(slides: Path) -> None:
     path = slides / "CMU-1-Small-Region.svs"
     with open_slide(path) as ours, open_slide(path, reader="openslide") as theirs:

@@ -47,10 +47,12 @@ def against_openslide(path: Path, boxes: int) -> None:
                 )
 
 
+@pytest.mark.slow
 def test_aperio_rgb_jpeg_equals_openslide(slides: Path) -> None:
     against_openslide(slides / "CMU-1-Small-Region.svs", 60)
 
 
+@pytest.mark.slow
 def test_ndpi_equals_openslide_on_every_level(slides: Path) -> None:
     against_openslide(slides / "test3-DAPI-2-_387_.ndpi", 25)
 
@@ -64,6 +66,7 @@ def test_plain_strip_tiff_equals_tifffile(slides: Path) -> None:
 
 
 @pytest.mark.parametrize("reader", ["tifffile", "openslide"])
+@pytest.mark.slow
 def test_one_bad_tile_spoils_only_what_lies_over_it(slides: Path, reader: str) -> None:
     """Eight threads at once: with OpenSlide one thread's error kills the handle under the others."""
     boxes = [(x, y) for y in range(900, 1700, 90) for x in range(700, 1400, 90)]
@@ -117,6 +120,7 @@ def test_aperio_cut_anywhere_is_refused_unless_its_pixels_are_there(slides: Path
         np.testing.assert_array_equal(slide.read(0, 0, slide.width_px, slide.height_px), expected)
 
 
+@pytest.mark.slow
 def test_openslide_reader_equals_openslide(slides: Path) -> None:
     import openslide
 
@@ -144,6 +148,7 @@ def test_a_slide_that_needs_openslide_says_so_where_it_is_missing(
         open_slide(tmp_path / "a.scn", reader="tifffile")
 
 
+@pytest.mark.slow
 def test_what_openslide_cannot_open_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.dcm").write_bytes(bytes(128) + b"DICM" + bytes(100))
     with pytest.raises(SlideError, match="OpenSlide cannot open"):
@@ -201,6 +206,7 @@ def test_a_level_or_size_that_does_not_exist_is_a_programming_error(tmp_path: Pa
                 slide.read(*box, level=level)
 
 
+@pytest.mark.slow
 def test_descriptors_are_given_back(tmp_path: Path) -> None:
     path, _ = write_layout(tmp_path, "tiled zstd")
     before = len(os.listdir("/proc/self/fd"))

@@ -74,6 +74,7 @@ def test_the_main_image_wins_over_a_thumbnail_before_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compression", [33003, 33005])
+@pytest.mark.slow
 def test_aperio_jpeg2000_equals_openslide(tmp_path: Path, compression: int) -> None:
     import openslide
 

@@ -88,6 +88,7 @@ def test_tiles_of_a_reduced_level(tmp_path: Path) -> None:
     np.testing.assert_array_equal(batch.tiles[0], levels[1][50:100, 75:125])
 
 
+@pytest.mark.slow
 def test_real_slide_tiles_equal_openslide(slides: Path) -> None:
     import openslide
 
