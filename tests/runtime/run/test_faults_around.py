@@ -282,10 +282,10 @@ home.{method} = full
 @pytest.mark.parametrize(
     ("module", "owner", "method"),
     [
-        ("expression", "MapWriter", "write"),
-        ("expression", "MapWriter", "begin"),
-        ("completion", "", "write_contact_sheet"),
-        ("completion", "", "write_report"),
+        ("expression_map.writer", "MapWriter", "write"),
+        ("expression_map.writer", "MapWriter", "begin"),
+        ("run.publish", "", "write_contact_sheet"),
+        ("run.publish", "", "write_report"),
     ],
     ids=["rows", "journal", "picture", "report"],
 )
