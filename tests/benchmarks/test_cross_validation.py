@@ -100,7 +100,7 @@ def test_a_sweep_over_k_trains_once_and_scores_as_mclst_train_does(small: Small,
     again = run(small, work, "--sweep", "k=5,10", "--fold", "B1", "--fold", "A1")
     assert again.stderr.count("done before") == 2 and json.loads(again.stdout) == report
     other = run(small, work, "--sweep", "k=5,7", "--fold", "B1")
-    assert other.exit_code == 4 and "is of other settings or sections" in other.stderr
+    assert other.exit_code == 4 and "belongs to other settings or sections" in other.stderr
 
 
 def test_a_sweep_over_precisions_scores_the_exported_graphs(small: Small, tmp_path: Path) -> None:
