@@ -14,6 +14,7 @@ from mclst.runtime.choices import PRECISIONS, PROVIDERS, RETRIEVERS
 from mclst.runtime.cli.bundle_options import retrieval_options
 from mclst.runtime.cli.report_options import FILE_OPTIONS, split_names, take_files
 from mclst.runtime.click_types import Bytes, Finite
+from mclst.runtime.resources import check_limit
 from mclst.runtime.run.options import RETRIEVAL_OPTIONS, RunOptions, most_bad_tiles
 
 
@@ -94,6 +95,8 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapped(**values: Any) -> Any:
+        # Before heavy imports, which fail with a worse message under such a limit.
+        check_limit()
         # In the order of the command line, which the identity of a cohort's maps has always had.
         overrides = {name: values.pop(name) for name in [*values] if name in RETRIEVAL_OPTIONS}
         options = RunOptions(

@@ -21,7 +21,8 @@ IMPORTS = (
     "anndata.io", "faiss", "h5py", "imagecodecs", "onnxruntime", "openslide", "pyarrow", "scipy.ndimage",
     "scipy.spatial", "simplejpeg", "tifffile", "PIL.JpegImagePlugin", "PIL.PngImagePlugin",
     "mclst.runtime.slide.openslide_reader", "mclst.runtime.slide.picture", "mclst.runtime.slide.tiff",
-    "mclst.kernels.cpu",
+    "mclst.kernels.cpu", "mclst.runtime.cohort.report", "mclst.runtime.cohort.table", "mclst.runtime.cohort.run",
+    "mclst.runtime.inference.loaded_model", "mclst.runtime.serving.served_model", "rich.console",
 )  # fmt: skip
 """What the server imports once, for all its children, where it is installed."""
 
