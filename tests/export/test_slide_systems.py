@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import erf
-from system_cases import small_network
+from small_systems import randomize_norms
 from torch import nn
 
 from mclst.export.direct_bundle import predict_with_checkpoint
@@ -64,6 +64,11 @@ CASES: dict[str, tuple[NetworkFactory, int, int, Graph | None]] = {
         Graph(neighbours=4, prune="none"),
     ),
 }
+
+
+def small_network(name: str) -> Any:
+    torch.manual_seed(5)
+    return randomize_norms(CASES[name][0]())
 
 
 def tiles(n: int, size: int) -> np.ndarray:

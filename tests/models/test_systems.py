@@ -205,7 +205,7 @@ def test_slide_systems_are_not_served(bundled: tuple[str, Any, Path], small: Sma
         again = CliRunner().invoke(export_main, [*of_a_checkpoint, "--triton", str(folder / "models")])
         assert again.exit_code == 4
         for sentence in (result.stderr, again.stderr):
-            assert "comes from all spots of a slide together" in " ".join(sentence.split())
+            assert "predicts from all spots of a slide together" in " ".join(sentence.split())
         assert not (folder / "models").exists() and not (folder / "again").exists()
 
 
@@ -325,9 +325,7 @@ def test_coordinates_beyond_the_tables_are_named(small: Small, tmp_path: Path) -
     cells = lines[3].split("\t")
     lines[3] = "\t".join(["64", *cells[1:]])
     (tmp_path / "spots.tsv").write_text("\n".join(lines) + "\n")
-    with pytest.raises(
-        SpotsError, match=r"spots.tsv, line 4: spot 64x\d+ is at array position \(64, \d+\)"
-    ):
+    with pytest.raises(SpotsError, match=r"spots.tsv, line 4: spot 64x\d+ is at array position \(64, \d+\)"):
         check_positions(read_spots(tmp_path / "spots.tsv"), 64)
     (tmp_path / "plain.csv").write_text("id,x,y\na,20,30\n")
     with pytest.raises(SpotsError, match="no array coordinates"):
