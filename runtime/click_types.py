@@ -32,13 +32,13 @@ class Numbers(click.ParamType[list[float]]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Text → list of three numbers; anything else is wrong usage."""
         try:
-            found = [self.kind(part) for part in str(value).split(",")]
+            numbers = [self.kind(part) for part in str(value).split(",")]
         except ValueError:
-            found = []
-        if len(found) != 3 or not all(self.lowest <= n <= self.highest and math.isfinite(n) for n in found):
+            numbers = []
+        if len(numbers) != 3 or not all(self.lowest <= n <= self.highest and math.isfinite(n) for n in numbers):
             bounds = "" if math.isinf(self.highest) else f" from {self.lowest:g} to {self.highest:g}"
             self.fail(f"{value!r} is not three numbers{bounds} with commas between", param, ctx)
-        return found
+        return numbers
 
 
 class Bytes(click.ParamType[int]):

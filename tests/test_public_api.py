@@ -49,6 +49,6 @@ def test_docstrings_describe_every_parameter(name: str) -> None:
     assert text
     if inspect.isclass(thing) and issubclass(thing, Exception):
         return
-    described = set(re.findall(r"^(\w+(?:, \w+)*) ?:", text, re.M))
+    described = set(re.findall(r"^(\w+(?:, \w+)*) ?:", text, re.MULTILINE))
     described = {word for group in described for word in group.split(", ")}
     assert parameters_of(thing) <= described

@@ -42,9 +42,9 @@ def photograph(report: Path, gene: str, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
+    arguments = sys.argv[1:]
     photograph(
-        Path(given[0]),
-        given[1] if len(given) > 1 else "FASN",
-        Path(given[2] if len(given) > 2 else "report.jpg"),
+        Path(arguments[0]),
+        arguments[1] if len(arguments) > 1 else "FASN",
+        Path(arguments[2] if len(arguments) > 2 else "report.jpg"),
     )

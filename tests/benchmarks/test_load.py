@@ -29,7 +29,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def bench(fake: FakeServer, *words: str) -> Result:
-    fake.asked = 0
+    fake.n_requests = 0
     return CliRunner().invoke(load, ["--server", fake.url, *words])
 
 
@@ -51,7 +51,7 @@ def test_every_request_is_counted(fake: FakeServer, tmp_path: Path) -> None:
     results = json.loads(out.read_text())["results"]
     assert [result["concurrency"] for result in results] == [1, 4]
     warm_up = 1 + 4
-    assert fake.asked == 2 * 20 + warm_up + len(turned_away)
+    assert fake.n_requests == 2 * 20 + warm_up + len(turned_away)
     counted = sum(result["rejected"] for result in results)
     assert 0 < counted <= len(turned_away) and all(result["lost"] == 0 for result in results)
     assert 1 < fake.most_at_once <= 4

@@ -90,14 +90,14 @@ def test_every_result_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     Path("r.json").write_text(json.dumps(MADE))
     done = page("r.json")
     assert done.exit_code == 0 and done.stdout == "mclst-bench.html\n", done.output
-    found = read(Path("mclst-bench.html"))
-    assert "case one" in found.headings and "case two" in found.headings
-    assert found.tables[0] == [
+    result = read(Path("mclst-bench.html"))
+    assert "case one" in result.headings and "case two" in result.headings
+    assert result.tables[0] == [
         ["name", "wall s", "wall s, range", "error"],
         ["ours", "0.25", "0.125 – 0.5", "1e-09"],
         ["theirs", "1.5", "0.75 – 3", "–"],
     ]
-    assert found.tables[1][1] == ["a", "7", "3.5 – 14"] and found.tables[1][2][0] == "b"
+    assert result.tables[1][1] == ["a", "7", "3.5 – 14"] and result.tables[1][2][0] == "b"
     text = Path("mclst-bench.html").read_text()
     assert "<script>x" not in text and "&lt;script&gt;x" in text and "2026-01-02" in text
     assert "var(--bar) 100.0%" in text and "var(--bar) 16.7%" in text
@@ -107,9 +107,9 @@ def test_published_results_make_a_page(tmp_path: Path) -> None:
     assert RESULTS
     done = page(*map(str, RESULTS), "--out", str(tmp_path / "all.html"), "-q")
     assert done.exit_code == 0, done.output
-    found = read(tmp_path / "all.html")
+    result = read(tmp_path / "all.html")
     retrieval = json.loads((RESULTS[0].parent / "retrieval-xeon-2-cores.json").read_text())
-    names = {row[0] for table in found.tables for row in table}
+    names = {row[0] for table in result.tables for row in table}
     for result in retrieval["results"]:
         assert {one["name"] for one in result["contenders"]} <= names
 
@@ -135,9 +135,9 @@ def test_bad_results_are_one_sentence(
 
 @pytest.mark.parametrize("make", [retrieved_map, noisy_map])
 def test_made_up_maps_have_what_they_say(make: Callable[[int, int], Map]) -> None:
-    found = make(500, 40)
-    assert found.expression.shape == (500, 40) and len(found.spots) == len(set(found.spots)) == 500
-    assert found.on_grid and found.mpp == 0.5 and found.morans_i.min() > 0.3
+    result = make(500, 40)
+    assert result.expression.shape == (500, 40) and len(result.spots) == len(set(result.spots)) == 500
+    assert result.on_grid and result.mpp == 0.5 and result.morans_i.min() > 0.3
 
 
 @pytest.mark.skipif(

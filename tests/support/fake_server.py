@@ -40,8 +40,8 @@ class FakeServer:
     ) -> None:
         self.protocol, self.max_batch, self.trouble = protocol, max_batch, trouble
         self.port = 0
-        self.asked = self.at_once = self.most_at_once = self.told = 0
-        self.when_told: Callable[[int], None] = lambda number: None
+        self.n_requests = self.at_once = self.most_at_once = self.metadata_requests = 0
+        self.on_metadata: Callable[[int], None] = lambda number: None
         self.tiles: list[int] = []
         self._lock = Lock()
         self._compute = Lock()
@@ -106,12 +106,12 @@ class FakeServer:
         """The outputs, and what is to go wrong with sending them."""
         if model == "mclst_manifest":
             content = json.dumps(self.document).encode()
-            self.told += 1
-            self.when_told(self.told)
+            self.metadata_requests += 1
+            self.on_metadata(self.metadata_requests)
             return {"manifest": np.array([content], np.object_)}, ""
         self.metadata(model)
         with self._lock:
-            number, self.asked = self.asked, self.asked + 1
+            number, self.n_requests = self.n_requests, self.n_requests + 1
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
         try:
@@ -128,13 +128,13 @@ class FakeServer:
         if len(tiles) > self.max_batch:
             raise Refusal(400, f"batch-size must be <= {self.max_batch}")
         with self._compute:
-            given = self._session.encode(tiles)
-            found = self._readout.predict_expression(np.arange(len(tiles)), given)
+            embeddings = self._session.encode(tiles)
+            result = self._readout.predict_expression(np.arange(len(tiles)), embeddings)
         self.tiles.append(len(tiles))
-        outputs: dict[str, NDArray[Any]] = {"expression": found.expression}
+        outputs: dict[str, NDArray[Any]] = {"expression": result.expression}
         if self._bundle.manifest.kind == "retrieval":
-            outputs["nearest_distance"] = found.nearest[:, None]
-            outputs["effective_k"] = found.effective_k[:, None]
+            outputs["nearest_distance"] = result.nearest[:, None]
+            outputs["effective_k"] = result.effective_k[:, None]
         if trouble == "NaN":
             outputs["expression"][0, 0] = np.nan
         if trouble == "of other tiles":
@@ -177,20 +177,22 @@ class _Http:
             def do_GET(self) -> None:
                 parts = self.path.strip("/").split("/")
                 try:
-                    told = fake.metadata(parts[2]) if len(parts) == 3 else {"name": "fake", "version": "1"}
+                    metadata = (
+                        fake.metadata(parts[2]) if len(parts) == 3 else {"name": "fake", "version": "1"}
+                    )
                 except Refusal as refusal:
                     return self.send(refusal.status, json.dumps({"error": str(refusal)}).encode())
-                self.send(200, json.dumps(told).encode())
+                self.send(200, json.dumps(metadata).encode())
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 head_length = int(self.headers["Inference-Header-Content-Length"])
                 head, at = json.loads(body[:head_length]), head_length
                 inputs = {}
-                for told in head["inputs"]:
-                    size = told["parameters"]["binary_data_size"]
-                    array = np.frombuffer(body[at : at + size], TYPES[told["datatype"]])
-                    inputs[told["name"]], at = array.reshape(told["shape"]), at + size
+                for tensor in head["inputs"]:
+                    size = tensor["parameters"]["binary_data_size"]
+                    array = np.frombuffer(body[at : at + size], TYPES[tensor["datatype"]])
+                    inputs[tensor["name"]], at = array.reshape(tensor["shape"]), at + size
                 model = self.path.strip("/").split("/")[2]
                 try:
                     outputs, trouble = fake.infer(model, inputs)
@@ -268,8 +270,8 @@ class _Grpc:
 
             def ModelInfer(self, request: Any, context: Any) -> Any:
                 inputs = {
-                    told.name: np.frombuffer(raw, TYPES[told.datatype]).reshape(list(told.shape))
-                    for told, raw in zip(request.inputs, request.raw_input_contents, strict=True)
+                    tensor.name: np.frombuffer(raw, TYPES[tensor.datatype]).reshape(list(tensor.shape))
+                    for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True)
                 }
                 try:
                     outputs, trouble = fake.infer(request.model_name, inputs)

@@ -88,7 +88,7 @@ def main() -> None:
             return super().run(task)
 
     node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
-    found: dict[str, Any] = {"interfaces": [name for _, name in socket.if_nameindex()]}
+    result: dict[str, Any] = {"interfaces": [name for _, name in socket.if_nameindex()]}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
 
     def cohort(name: str, *words: str, table: str = "cohort.csv", out: str = "") -> None:
@@ -105,7 +105,7 @@ def main() -> None:
             *words,
         )
         done = CliRunner().invoke(infer, [*words, "--no-picture", "--no-html", "--workers", "1"])
-        found[name] = {
+        result[name] = {
             "code": done.exit_code,
             "stdout": done.stdout,
             "stderr": done.stderr,
@@ -120,7 +120,7 @@ def main() -> None:
             Path(f"{name}.csv").write_text("name,slide,spots\n" + rows)
         watching = after(4, Path("worker"), kill_a_worker)
         cohort("worker")
-        found["killed"] = watching.done  # type: ignore[attr-defined]
+        result["killed"] = watching.done  # type: ignore[attr-defined]
         cohort("parts", "--shard-tiles", "200", "--batch-size", "4", table="few.csv")
         module.Worker = Poisoned  # type: ignore[misc]
         cohort("poison", table="few.csv")
@@ -131,12 +131,12 @@ def main() -> None:
         cohort("hung again", "--deadline", "600", table="few.csv", out="hung")
         watching = after(4, Path("node"), lambda: cluster.remove_node(second, allow_graceful=False))
         cohort("node")
-        found["node killed"] = len(watching.done)  # type: ignore[attr-defined]
-        found["nodes left"] = len(cluster.list_all_nodes())
+        result["node killed"] = len(watching.done)  # type: ignore[attr-defined]
+        result["nodes left"] = len(cluster.list_all_nodes())
     finally:
         cluster.shutdown()
         shutil.rmtree(temporary, ignore_errors=True)
-    print(json.dumps(found))
+    print(json.dumps(result))
     sys.stdout.flush()
     os._exit(0)
 

@@ -61,7 +61,7 @@ def synthetic_map(
     settings: dict[str, object] = {"k": 10}
     if grid:
         settings["grid_um"] = DIAMETER * (mpp or 1.0)
-    told: dict[str, object] = {
+    provenance: dict[str, object] = {
         "bundle": {"system": "mclstexp", "normalisation_expression": "gene-wise"},
         "slide": {"name": f"{title}.svs"} | ({} if mpp is None else {"mpp": mpp}),
         "settings": settings,
@@ -74,7 +74,7 @@ def synthetic_map(
     }
     names = [f"GENE{g}" for g in range(genes)]
     data = anndata.AnnData(
-        expression, obs=table, obsm={"spatial": xy}, uns={"spatial": {library: slide}, "mclst": told}
+        expression, obs=table, obsm={"spatial": xy}, uns={"spatial": {library: slide}, "mclst": provenance}
     )
     data.var_names = names
     data.write_h5ad(path)

@@ -50,11 +50,11 @@ class TritonPythonModel:
         self.output = self.session.get_outputs()[0].name
 
     def execute(self, requests):
-        given = [pb.get_input_tensor_by_name(request, "tiles").as_numpy() for request in requests]
-        (found,) = self.session.run([self.output], {"tiles": np.concatenate(given)})
+        batches = [pb.get_input_tensor_by_name(request, "tiles").as_numpy() for request in requests]
+        (values,) = self.session.run([self.output], {"tiles": np.concatenate(batches)})
         time.sleep(SECONDS)
-        ends = np.cumsum([len(tiles) for tiles in given])
-        parts = np.split(found, ends[:-1])
+        ends = np.cumsum([len(tiles) for tiles in batches])
+        parts = np.split(values, ends[:-1])
         return [pb.InferenceResponse([pb.Tensor(self.output, np.ascontiguousarray(part))]) for part in parts]
 '''
 
@@ -157,7 +157,7 @@ class TritonServer:
 
     def stubs(self, model: str = "") -> list[int]:
         """Pids of the Python backend's processes, of one model or all."""
-        found = []
+        values = []
         for entry in Path("/proc").glob("[0-9]*/cmdline"):
             try:
                 words = entry.read_bytes().decode(errors="replace").split("\0")
@@ -165,8 +165,8 @@ class TritonServer:
                 continue
             ours = len(words) > 1 and words[0].endswith("triton_python_backend_stub")
             if ours and any(self._shm in word for word in words) and f"/{model}" in words[1]:
-                found.append(int(entry.parent.name))
-        return found
+                values.append(int(entry.parent.name))
+        return values
 
     def _answers(self) -> bool:
         try:

@@ -96,22 +96,22 @@ def test_the_map_is_what_the_definition_gives(
 ) -> None:
     done = infer("slide.png", "--spots", "spots.tsv", "--out", "map.h5ad", "--no-picture", *options)
     assert done.exit_code == 0, done.output
-    found = anndata.read_h5ad(here / "map.h5ad")
-    assert np.abs(found.X - expected_map(here, spec)).max() < 1e-4
+    written = anndata.read_h5ad(here / "map.h5ad")
+    assert np.abs(written.X - expected_map(here, spec)).max() < 1e-4
     first = (here / "spots.tsv").read_text().splitlines()[1].split("\t")
-    assert found.obs_names[0] == f"{first[0]}x{first[1]}"
-    assert np.allclose(found.obsm["spatial"][0], [float(first[4]), float(first[5])])
-    said = found.uns["mclst"]
-    assert said["settings"]["k"] == spec.k and said["bundle"]["sha256"] == open_bundle("mclst-bundle").sha256
-    assert said["slide"]["sha256"] and said["provider"] == "cpu" and said["versions"]["mclst"]
+    assert written.obs_names[0] == f"{first[0]}x{first[1]}"
+    assert np.allclose(written.obsm["spatial"][0], [float(first[4]), float(first[5])])
+    summary = written.uns["mclst"]
+    assert summary["settings"]["k"] == spec.k and summary["bundle"]["sha256"] == open_bundle("mclst-bundle").sha256
+    assert summary["slide"]["sha256"] and summary["provider"] == "cpu" and summary["versions"]["mclst"]
     assert not (here / "map.genes.png").exists()
 
 
 def test_json_and_quiet(here: Path) -> None:
     done = infer("slide.png", "--spots", "spots.tsv", "--json", "-", "-q", "--out", "a.h5ad", "--no-picture")
-    said = json.loads(done.stdout)
-    assert done.stderr == "" and said["spots"] == 24 and said["genes"] == 12 and said["map"] == "a.h5ad"
-    assert set(said["tiles_per_second"]) == {"read", "encode", "retrieve", "total"}
+    summary = json.loads(done.stdout)
+    assert done.stderr == "" and summary["spots"] == 24 and summary["genes"] == 12 and summary["map"] == "a.h5ad"
+    assert set(summary["tiles_per_second"]) == {"read", "encode", "retrieve", "total"}
 
 
 def test_the_bundle_is_found_by_the_environment(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

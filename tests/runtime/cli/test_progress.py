@@ -13,18 +13,18 @@ def test_a_line_every_ten_seconds(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr("mclst.runtime.console.time.monotonic", lambda: now[0])
-    said: list[str] = []
-    monkeypatch.setattr("mclst.runtime.console.say", lambda text, **options: said.append(text))
+    lines: list[str] = []
+    monkeypatch.setattr("mclst.runtime.console.say", lambda text, **options: lines.append(text))
     with progress("tiles", 1000) as advance:
         for _ in range(100):
             now[0] += 1.0
             advance(10)
-    assert len(said) == 9 and " ".join(said[0].split()) == "100 of 1,000 tiles, 10.0/s, 0:01:30 left"
-    said.clear()
+    assert len(lines) == 9 and " ".join(lines[0].split()) == "100 of 1,000 tiles, 10.0/s, 0:01:30 left"
+    lines.clear()
     with progress("tiles", 1000, quiet=True) as advance:
         now[0] += 100
         advance(10)
-    assert said == []
+    assert lines == []
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def ran(run_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 @pytest.fixture(scope="module")
 def expected(run_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, np.ndarray]:
     """The expression of the slide by one process without a cluster, by batch size."""
-    found = {}
+    outcomes = {}
     for batch in (16, 4):
         out = tmp_path_factory.mktemp("alone") / "map.h5ad"
         words = [
@@ -59,23 +59,23 @@ def expected(run_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
         ]
         options = ["--out", out, "--no-picture", "--no-html", "--batch-size", batch]
         assert CliRunner().invoke(main, [str(word) for word in (*words, *options)]).exit_code == 0
-        found[batch] = anndata.read_h5ad(out).X
-    return found
+        outcomes[batch] = anndata.read_h5ad(out).X
+    return outcomes
 
 
 def report(folder: Path, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / name / "cohort.run.json").read_text())
-    return found
+    outcomes: dict[str, Any] = json.loads((folder / name / "cohort.run.json").read_text())
+    return outcomes
 
 
 def assert_all_done(ran: tuple[Path, dict[str, Any]], name: str, slides: int, expected: np.ndarray) -> None:
     """Each slide once in the report and on stdout, each map as one process makes it, and nothing else left."""
-    folder, told = ran
-    assert told[name]["code"] == 0, told[name]["stderr"]
+    folder, runs = ran
+    assert runs[name]["code"] == 0, runs[name]["stderr"]
     names = sorted(f"s{i}" for i in range(slides))
     assert sorted(slide["name"] for slide in report(folder, name)["slides"]) == names
     assert {slide["status"] for slide in report(folder, name)["slides"]} == {"done"}
-    assert sorted(told[name]["stdout"].split()) == sorted(f"{name}/{slide}.h5ad" for slide in names)
+    assert sorted(runs[name]["stdout"].split()) == sorted(f"{name}/{slide}.h5ad" for slide in names)
     for slide in names:
         assert np.array_equal(anndata.read_h5ad(folder / name / f"{slide}.h5ad").X, expected)
     kept = {f"{slide}.{end}" for slide in names for end in ("h5ad", "run.json")} | {"cohort.run.json"}
@@ -107,35 +107,37 @@ def test_a_node_killed_costs_what_it_was_at(
 def test_a_slide_that_kills_its_worker_is_tried_three_times(
     ran: tuple[Path, dict[str, Any]], expected: dict[int, np.ndarray]
 ) -> None:
-    folder, told = ran
-    assert told["poison"]["code"] == 3
-    found = {slide["name"]: slide for slide in report(folder, "poison")["slides"]}
-    assert {name: slide["status"] for name, slide in found.items()} == {
+    folder, runs = ran
+    assert runs["poison"]["code"] == 3
+    outcomes = {slide["name"]: slide for slide in report(folder, "poison")["slides"]}
+    assert {name: slide["status"] for name, slide in outcomes.items()} == {
         "s0": "done",
         "s1": "failed",
         "s2": "done",
     }
-    assert found["s1"]["attempts"] == 3 and "its worker ended 3 times" in found["s1"]["error"]["message"]
-    assert "1 of 3 slides failed" in told["poison"]["stderr"]
+    assert (
+        outcomes["s1"]["attempts"] == 3 and "its worker ended 3 times" in outcomes["s1"]["error"]["message"]
+    )
+    assert "1 of 3 slides failed" in runs["poison"]["stderr"]
     assert np.array_equal(anndata.read_h5ad(folder / "poison" / "s2.h5ad").X, expected[16])
 
 
 def test_a_slide_that_hangs_costs_an_attempt_at_each_deadline(
     ran: tuple[Path, dict[str, Any]], expected: dict[int, np.ndarray]
 ) -> None:
-    folder, told = ran
-    assert told["hung"]["code"] == 3, told["hung"]["stderr"]
-    found = {slide["name"]: slide for slide in json.loads((folder / "hung.json").read_text())["slides"]}
-    assert {name: slide["status"] for name, slide in found.items()} == {
+    folder, runs = ran
+    assert runs["hung"]["code"] == 3, runs["hung"]["stderr"]
+    outcomes = {slide["name"]: slide for slide in json.loads((folder / "hung.json").read_text())["slides"]}
+    assert {name: slide["status"] for name, slide in outcomes.items()} == {
         "s0": "done",
         "s1": "failed",
         "s2": "done",
     }
-    error = found["s1"]["error"]["message"]
-    assert found["s1"]["attempts"] == 2 and "it took longer than --deadline 6 s" in error
-    assert told["hung"]["seconds"] >= 2 * 6
+    error = outcomes["s1"]["error"]["message"]
+    assert outcomes["s1"]["attempts"] == 2 and "it took longer than --deadline 6 s" in error
+    assert runs["hung"]["seconds"] >= 2 * 6
     # The workers that were ended hold nothing back: the same command does what is left.
-    assert told["hung again"]["code"] == 0, told["hung again"]["stderr"]
+    assert runs["hung again"]["code"] == 0, runs["hung again"]["stderr"]
     statuses = {slide["name"]: slide["status"] for slide in report(folder, "hung")["slides"]}
     assert statuses == {"s0": "skipped", "s1": "done", "s2": "skipped"}
     for slide in statuses:

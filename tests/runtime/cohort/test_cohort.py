@@ -134,11 +134,11 @@ def test_a_slide_that_fails_is_recorded_and_the_others_go_on(here: Path) -> None
     done = cohort()
     assert done.exit_code == 3
     assert statuses() == {"gone": "failed", "A1": "done", "A2": "failed", "B1": "done"}
-    found = {slide["name"]: slide.get("error") for slide in report()["slides"]}
-    assert "gone.png does not exist" in found["gone"]["message"] and found["gone"]["exit_code"] == 4
-    assert "A2.png" in found["A2"]["message"] and found["A2"]["exit_code"] == 4
+    outcome = {slide["name"]: slide.get("error") for slide in report()["slides"]}
+    assert "gone.png does not exist" in outcome["gone"]["message"] and outcome["gone"]["exit_code"] == 4
+    assert "A2.png" in outcome["A2"]["message"] and outcome["A2"]["exit_code"] == 4
     assert report()["counts"] == {"done": 2, "skipped": 0, "failed": 2, "left": 0}
-    assert "2 of 4 slides failed" in done.stderr and found["A2"]["message"] in done.stderr
+    assert "2 of 4 slides failed" in done.stderr and outcome["A2"]["message"] in done.stderr
     assert done.stdout.split() == ["maps/A1.h5ad", "maps/B1.h5ad"]
     assert sorted(path.name for path in Path("maps").glob("*.h5ad")) == ["A1.h5ad", "B1.h5ad"]
 
@@ -191,9 +191,9 @@ def test_shards_are_all_slides_once(here: Path) -> None:
 @given(st.integers(0, 40), st.integers(1, 50))
 def test_shards_part_any_cohort(slides: int, parts: int) -> None:
     jobs = {str(i): Job(Path(f"{i}.tif")) for i in range(slides)}
-    found = [shard_of(jobs, part, parts) for part in range(1, parts + 1)]
-    assert sorted(name for shard in found for name in shard) == sorted(jobs)
-    assert max(map(len, found)) - min(map(len, found)) <= 1
+    shards = [shard_of(jobs, part, parts) for part in range(1, parts + 1)]
+    assert sorted(name for shard in shards for name in shard) == sorted(jobs)
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
 @pytest.mark.parametrize(
@@ -281,22 +281,24 @@ module.run_job = stopping
     stopped = fork_server.run(tmp_path, *words, log_dir=log_dir, before=stop)
     assert stopped.code == 143, stopped.stderr
     assert "the same command resumes" in stopped.stderr
-    found = json.loads((tmp_path / "cohort" / "cohort.run.json").read_text())
-    assert (found["status"], found["counts"]["done"], found["counts"]["left"]) == ("stopped", 1, 2)
+    outcome = json.loads((tmp_path / "cohort" / "cohort.run.json").read_text())
+    assert (outcome["status"], outcome["counts"]["done"], outcome["counts"]["left"]) == ("stopped", 1, 2)
     again = fork_server.run(tmp_path, *words, log_dir=log_dir)
     assert again.code == 0, again.stderr
-    found = json.loads((tmp_path / "cohort" / "cohort.run.json").read_text())
-    assert [slide["status"] for slide in found["slides"]] == ["skipped", "done", "done"]
+    outcome = json.loads((tmp_path / "cohort" / "cohort.run.json").read_text())
+    assert [slide["status"] for slide in outcome["slides"]] == ["skipped", "done", "done"]
     maps = [anndata.read_h5ad(tmp_path / "cohort" / f"s{i}.h5ad").X for i in range(3)]
     assert np.array_equal(maps[0], maps[1]) and np.array_equal(maps[0], maps[2])
 
 
-def task_of_nextflow(shard: int, **given: object) -> str:
+def task_of_nextflow(shard: int, **params: object) -> str:
     """The shell script of a task of docs/cohort.nf, as Groovy makes it of the string there."""
     source = (Path(__file__).parents[3] / "docs" / "cohort.nf").read_text()
     (script,) = re.findall(r'script:\n\s+"""\n(.*?)"""', source, re.DOTALL)
-    known = {"shard": shard, "task.cpus": 2, **{f"params.{name}": value for name, value in given.items()}}
-    script = re.sub(r"(?<!\\)\$\{([\w.]+)\}", lambda found: str(known[found[1]]), script.replace("\\\n", ""))
+    known = {"shard": shard, "task.cpus": 2, **{f"params.{name}": value for name, value in params.items()}}
+    script = re.sub(
+        r"(?<!\\)\$\{([\w.]+)\}", lambda match: str(known[match[1]]), script.replace("\\\n", "")
+    )
     return script.replace("\\$", "$")
 
 
@@ -323,8 +325,8 @@ def test_the_script_of_the_documented_nextflow_process(run_inputs: Path, tmp_pat
     )
     assert run_as_nextflow(script, here / "work", Path(sys.executable).parent) == 0
     assert [path.stem for path in (here / "maps").glob("*.h5ad")] == ["slide"]
-    told = json.loads((here / "maps" / "cohort.run.json").read_text())
-    assert told["counts"] == {"done": 1, "skipped": 0, "failed": 1, "left": 0}
+    outcome = json.loads((here / "maps" / "cohort.run.json").read_text())
+    assert outcome["counts"] == {"done": 1, "skipped": 0, "failed": 1, "left": 0}
 
 
 @pytest.mark.parametrize(("code", "left"), [(0, 0), (3, 0), (4, 4), (6, 6), (137, 137), (143, 143)])
@@ -345,14 +347,14 @@ def test_the_documented_slurm_array_does_all_slides(run_inputs: Path, tmp_path: 
     script = Path(__file__).parents[3] / "docs" / "cohort.slurm"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for task in (1, 2):
-        told = {
+        slurm = {
             "PATH": path,
             "SLURM_ARRAY_TASK_ID": str(task),
             "SLURM_ARRAY_TASK_COUNT": "2",
             "SLURM_CPUS_PER_TASK": "2",
         }
         done = subprocess.run(
-            ["bash", script, "cohort.csv", "maps"], cwd=tmp_path, env={**os.environ, **told}, capture_output=True, text=True,
+            ["bash", script, "cohort.csv", "maps"], cwd=tmp_path, env={**os.environ, **slurm}, capture_output=True, text=True,
             timeout=200, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr

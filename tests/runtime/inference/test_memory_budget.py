@@ -12,7 +12,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import args
 from hypothesis import strategies as st
 from small_model import Small
 
@@ -57,7 +57,7 @@ class Machine:
         return self.base + self.most
 
 
-@given(
+@args(
     base=st.integers(0, 10**9),
     each=st.integers(1, 10**8),
     most=st.integers(1, 100),
@@ -73,22 +73,22 @@ def test_what_is_chosen_fits_and_what_is_refused_does_not(
         with pytest.raises(ResourceError, match="is too small: one tile at a time takes"):
             fit(machine.open_stages, budget, max_batch=most, in_use=machine.in_use, on_device=on_device)
         return
-    found = fit(machine.open_stages, budget, max_batch=most, in_use=machine.in_use, on_device=on_device)
-    assert 1 <= found.batch <= most and FEWEST_SLOTS <= found.slots <= MOST_SLOTS
+    result = fit(machine.open_stages, budget, max_batch=most, in_use=machine.in_use, on_device=on_device)
+    assert 1 <= result.batch <= most and FEWEST_SLOTS <= result.slots <= MOST_SLOTS
     sides = 2 if on_device else 1
-    ring = found.batch * (found.slots - FEWEST_SLOTS) * TILE * sides
-    assert base + found.batch * (each + FEWEST_SLOTS * TILE) + ring <= room
+    ring = result.batch * (result.slots - FEWEST_SLOTS) * TILE * sides
+    assert base + result.batch * (each + FEWEST_SLOTS * TILE) + ring <= room
     # It stopped at the limit, or where doubling might not fit.
-    following = base + min(most, 2 * found.batch) * (each + FEWEST_SLOTS * TILE)
-    assert found.batch == most or following + found.batch * (each + FEWEST_SLOTS * TILE) > room
-    assert machine.tried == sorted(machine.tried) and max(machine.tried) == found.batch
+    following = base + min(most, 2 * result.batch) * (each + FEWEST_SLOTS * TILE)
+    assert result.batch == most or following + result.batch * (each + FEWEST_SLOTS * TILE) > room
+    assert machine.tried == sorted(machine.tried) and max(machine.tried) == result.batch
 
 
 def test_the_text_says_how() -> None:
     machine = Machine(10**9, 10**7)
-    found = fit(machine.open_stages, 4 * 10**9, max_batch=64, in_use=machine.in_use, on_device=False)
-    assert (found.batch, found.slots) == (64, 6)
-    assert found.text.startswith(
+    result = fit(machine.open_stages, 4 * 10**9, max_batch=64, in_use=machine.in_use, on_device=False)
+    assert (result.batch, result.slots) == (64, 6)
+    assert result.text.startswith(
         "memory budget 4.00 GB: batches of 64, a ring of 6; 1.64 GB in use when tried"
     )
 
@@ -98,8 +98,8 @@ def test_a_bank_is_halved_where_it_is_large_against_the_budget() -> None:
     assert use_fp16_bank(10**6, 1000, 4 * 10**9)
 
 
-def assert_same_map(found: Path, wanted: Path) -> None:
-    one, other = anndata.read_h5ad(found), anndata.read_h5ad(wanted)
+def assert_same_map(result: Path, expected: Path) -> None:
+    one, other = anndata.read_h5ad(result), anndata.read_h5ad(expected)
     assert np.array_equal(one.X, other.X) and np.isfinite(one.X).all()
     for column in ("nearest_distance", "effective_k"):
         assert np.array_equal(one.obs[column], other.obs[column])
@@ -107,7 +107,7 @@ def assert_same_map(found: Path, wanted: Path) -> None:
 
 def fitting(monkeypatch: pytest.MonkeyPatch, batch: int, slots: int) -> None:
     """As on a machine where so much fits into the budget."""
-    monkeypatch.setattr(opened, "fit_run", lambda *given: Fit(batch, slots, f"batches of {batch}"))
+    monkeypatch.setattr(opened, "fit_run", lambda *args: Fit(batch, slots, f"batches of {batch}"))
 
 
 @pytest.mark.slow
@@ -120,16 +120,16 @@ def test_the_map_does_not_depend_on_what_fits(
         (small_bundle, small.slide, small.spots),
         (run_inputs / "mclst-bundle", run_inputs / "slide.tif", run_inputs / "spots.csv"),
     ):
-        bundle, wanted = open_bundle(folder), tmp_path / f"{slide.stem}.h5ad"
+        bundle, expected = open_bundle(folder), tmp_path / f"{slide.stem}.h5ad"
         with open_slide(slide) as opened_slide:
-            predict(bundle, opened_slide, spots, wanted, bare)
+            predict(bundle, opened_slide, spots, expected, bare)
             for batch, slots in ((1, 2), (3, 6), (16, 4), (100, 3)):
                 fitting(monkeypatch, batch, slots)
                 out = tmp_path / f"{slide.stem}-{batch}.h5ad"
                 options = replace(bare, memory_budget=10**9, batch_size=100)
                 run = predict(bundle, opened_slide, spots, out, options)
                 assert f"batches of {batch}" in run.notes
-                assert_same_map(out, wanted)
+                assert_same_map(out, expected)
 
 
 def test_a_part_from_where_less_fits_is_not_mixed_in(
@@ -137,16 +137,16 @@ def test_a_part_from_where_less_fits_is_not_mixed_in(
 ) -> None:
     bundle = open_bundle(run_inputs / "mclst-bundle")
     bare = RunOptions(picture=False, report=False, files=Files(html=False), provider="cpu")
-    wanted, out = tmp_path / "wanted.h5ad", tmp_path / "map.h5ad"
+    expected, out = tmp_path / "wanted.h5ad", tmp_path / "map.h5ad"
     with open_slide(run_inputs / "slide.tif") as slide:
-        predict(bundle, slide, run_inputs / "spots.csv", wanted, bare)
+        predict(bundle, slide, run_inputs / "spots.csv", expected, bare)
         for shard, batch in ((SlidePart(2, 0), 16), (SlidePart(2, 1), 4), (SlidePart(2), 16)):
             fitting(monkeypatch, batch, 2)
             options = replace(bare, memory_budget=10**9, overwrite=True)
             run = predict(bundle, slide, run_inputs / "spots.csv", out, options, shard=shard)
     (note,) = [note for note in run.notes if "part" in note]
     assert note == "part 2 of 2 was made with another: the batch size (4 → 16); its 88 tiles are done again"
-    assert_same_map(out, wanted)
+    assert_same_map(out, expected)
     assert {path.name for path in tmp_path.iterdir()} == {"map.h5ad", "wanted.h5ad"}
 
 
@@ -176,17 +176,17 @@ main(sys.argv[1:])
         done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
         return done.returncode, done.stderr, 1024 * int((tmp_path / "most").read_text())
 
-    code, said, most = run("3GB")
-    assert code == 0, said
+    code, stderr, most = run("3GB")
+    assert code == 0, stderr
     (note,) = [n for n in json.loads((tmp_path / "run.json").read_text())["notes"] if "memory budget" in n]
     assert (
         "batches of 16, a ring of 6" in note
         and "the bank in float32" in note
-        and note in " ".join(said.split())
+        and note in " ".join(stderr.split())
     )
     assert most <= 3 * 10**9
     (tmp_path / "run.json").unlink()
     (tmp_path / "map.h5ad").unlink()
-    code, said, _ = run("400MB")
-    assert code == 6 and "is too small: one tile at a time takes" in " ".join(said.split())
+    code, stderr, _ = run("400MB")
+    assert code == 6 and "is too small: one tile at a time takes" in " ".join(stderr.split())
     assert not (tmp_path / "map.h5ad").exists()

@@ -184,16 +184,16 @@ def fake_tensorrt(
 
 def test_auto_builds_an_engine_once_and_says_so(fake_tensorrt: tuple[Path, list[Any]]) -> None:
     bundle, built = fake_tensorrt
-    said: list[str] = []
-    session, passed = open_encoder("auto", request_of(bundle, tell=said.append))
+    messages: list[str] = []
+    session, passed = open_encoder("auto", request_of(bundle, tell=messages.append))
     assert (session.provider, passed, len(built)) == ("tensorrt", "", 1)
     assert (
-        len(said) == 1
-        and "building an engine of tensorrt 10.3.0 for Made-up RTX, since there is none" in said[0]
+        len(messages) == 1
+        and "building an engine of tensorrt 10.3.0 for Made-up RTX, since there is none" in messages[0]
     )
     assert built[0].gpu.name == "Made-up RTX" and built[0].max_batch == 4
-    again, _ = open_encoder("tensorrt", request_of(bundle, build=False, tell=said.append))
-    assert len(said) == 1 and len(built) == 1
+    again, _ = open_encoder("tensorrt", request_of(bundle, build=False, tell=messages.append))
+    assert len(messages) == 1 and len(built) == 1
     assert again.engine == session.engine and "engine " in session.engine
 
 

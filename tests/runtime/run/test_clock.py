@@ -59,9 +59,9 @@ def test_a_slide_tells_how_long_its_bytes_took(tmp_path: Path) -> None:
     with open_slide(path) as slide:
         assert slide.seconds_file == 0.0
         slide.read(0, 0, 100, 100)
-        told = slide.seconds_file
-        assert told is not None and told > 0
-    assert slide.seconds_file == told
+        seconds = slide.seconds_file
+        assert seconds is not None and seconds > 0
+    assert slide.seconds_file == seconds
     Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / "picture.png")
     with open_slide(tmp_path / "picture.png") as picture:
         assert picture.seconds_file is not None and 0 < picture.seconds_file <= picture.seconds_opening

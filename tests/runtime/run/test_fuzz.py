@@ -75,8 +75,8 @@ def test_damaged_files_are_read_or_refused(kind: str, tmp_path: Path, run_inputs
         capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-3000:]}"
-    told = json.loads(done.stdout)
-    assert told["files"] == COUNTS[kind] and 0 < told["readable"] < told["files"]
+    counts = json.loads(done.stdout)
+    assert counts["files"] == COUNTS[kind] and 0 < counts["readable"] < counts["files"]
 
 
 def test_a_crash_would_be_seen(tmp_path: Path, run_inputs: Path) -> None:

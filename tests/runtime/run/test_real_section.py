@@ -72,17 +72,17 @@ def embeddings(bundle: Bundle, her2st: Path, reference: dict[str, np.ndarray]) -
     place = {str(name): i for i, name in enumerate(spots.id)}
     rows = [place[name.decode()] for name in reference["spot"]]
     session = open_session(bundle.encoder_path, "cpu")
-    found = np.empty((len(rows), 256), np.float32)
+    result = np.empty((len(rows), 256), np.float32)
     with open_slide(her2st / "images" / "C4.jpg") as slide:
         for batch in Tiles(slide, spots.xy_px[rows], TileShape(224), batch_size=16, workers=2):
             assert not batch.failed
-            found[batch.rows] = session.encode(batch.tiles)
-    return found
+            result[batch.rows] = session.encode(batch.tiles)
+    return result
 
 
-def assert_equal_expression(found: np.ndarray, expected: np.ndarray) -> None:
-    assert np.quantile(np.abs(found - expected), 0.999) <= 1e-3
-    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.99999
+def assert_equal_expression(result: np.ndarray, expected: np.ndarray) -> None:
+    assert np.quantile(np.abs(result - expected), 0.999) <= 1e-3
+    assert np.corrcoef(result.ravel(), expected.ravel())[0, 1] > 0.99999
 
 
 def test_embeddings_of_tiles_and_bank(
@@ -98,9 +98,9 @@ def test_expression_and_accuracy_of_every_setting(
     bundle: Bundle, embeddings: np.ndarray, reference: dict[str, np.ndarray], column: str
 ) -> None:
     spec, metrics = SETTINGS[column]
-    found = Retriever(bundle.bank, spec).aggregate(embeddings).expression
-    assert_equal_expression(found, reference[column])
-    scored = score(found, reference["truth_genewise"])
+    result = Retriever(bundle.bank, spec).aggregate(embeddings).expression
+    assert_equal_expression(result, reference[column])
+    scored = score(result, reference["truth_genewise"])
     assert np.round([scored.pcc_acg, scored.pcc_heg, scored.mse, scored.mae], 3) == pytest.approx(
         np.round(metrics, 3)
     )
@@ -109,18 +109,18 @@ def test_expression_and_accuracy_of_every_setting(
 def test_neighbours_are_those_of_the_published_code(
     bundle: Bundle, embeddings: np.ndarray, reference: dict[str, np.ndarray]
 ) -> None:
-    found = Retriever(bundle.bank, RetrievalSpec(200)).aggregate(embeddings, neighbors=True).neighbors
-    assert found is not None
-    common = [len(np.intersect1d(a, b)) for a, b in zip(found, reference["neighbours_k200"], strict=True)]
+    result = Retriever(bundle.bank, RetrievalSpec(200)).aggregate(embeddings, neighbors=True).neighbors
+    assert result is not None
+    common = [len(np.intersect1d(a, b)) for a, b in zip(result, reference["neighbours_k200"], strict=True)]
     assert min(common) >= 198 and np.mean(common) > 199.9
 
 
 def test_the_map_is_the_published_prediction(run: Path, reference: dict[str, np.ndarray]) -> None:
-    found = anndata.read_h5ad(run / "C4.h5ad")
-    assert found.shape == (187, 785) and found.X.dtype == np.float32
+    result = anndata.read_h5ad(run / "C4.h5ad")
+    assert result.shape == (187, 785) and result.X.dtype == np.float32
     names = [name.decode() for name in reference["spot"]]
-    assert_equal_expression(found[names].X, reference["expression_l1_k200"])
-    nearest, effective = found.obs["nearest_distance"], found.obs["effective_k"]
+    assert_equal_expression(result[names].X, reference["expression_l1_k200"])
+    nearest, effective = result.obs["nearest_distance"], result.obs["effective_k"]
     assert nearest.min() > 0 and effective.between(1, 200).all()
     assert Image.open(run / "C4.genes.png").size[0] > 1500
 
@@ -134,12 +134,12 @@ def test_scanpy_and_squidpy_open_the_map_unmodified(run: Path, monkeypatch: pyte
     import squidpy as sq
 
     monkeypatch.chdir(run)
-    found = sc.read_h5ad("C4.h5ad")
+    result = sc.read_h5ad("C4.h5ad")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of scanpy's plans for this function
-        sc.pl.spatial(found, color="GNAS", show=False)
+        sc.pl.spatial(result, color="GNAS", show=False)
     plt.savefig("scanpy.png")
-    sq.pl.spatial_scatter(found, color="GNAS")
+    sq.pl.spatial_scatter(result, color="GNAS")
     plt.savefig("squidpy.png")
     plt.close("all")
     for name in ("scanpy.png", "squidpy.png"):

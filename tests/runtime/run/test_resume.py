@@ -76,13 +76,13 @@ def infer(*words: str) -> Result:
 
 def arrays(path: Path) -> dict[str, bytes]:
     """The arrays of a map, and its names."""
-    found = anndata.read_h5ad(path)
-    columns = {name: found.obs[name].to_numpy().tobytes() for name in found.obs.columns}
+    result = anndata.read_h5ad(path)
+    columns = {name: result.obs[name].to_numpy().tobytes() for name in result.obs.columns}
     names = {
-        "obs_names": "\n".join(found.obs_names).encode(),
-        "var_names": "\n".join(found.var_names).encode(),
+        "obs_names": "\n".join(result.obs_names).encode(),
+        "var_names": "\n".join(result.var_names).encode(),
     }
-    return {"X": found.X.tobytes(), "spatial": found.obsm["spatial"].tobytes(), **columns, **names}
+    return {"X": result.X.tobytes(), "spatial": result.obsm["spatial"].tobytes(), **columns, **names}
 
 
 def outputs(folder: Path) -> set[str]:
@@ -259,14 +259,14 @@ def touch_bundle(here: Path) -> None:
 )
 @pytest.mark.slow
 def test_another_run_starts_anew_and_says_why(
-    here: Path, change: Callable[[Path], None] | None, words: tuple[str, ...], said: str
+    here: Path, change: Callable[[Path], None] | None, words: tuple[str, ...], message: str
 ) -> None:
     stop_after(here, 2)
     if change is not None:
         change(here)
     done = CliRunner().invoke(main, [*(word for word in WORDS if word != "-q"), *words])
     assert done.exit_code == 0, done.output
-    assert f"{said}" in done.stderr and "starting over" in done.stderr
+    assert f"{message}" in done.stderr and "starting over" in done.stderr
     with_leftovers = arrays(here / "slide.h5ad")
     assert infer(*words, "--overwrite").exit_code == 0
     assert arrays(here / "slide.h5ad") == with_leftovers
@@ -363,14 +363,14 @@ def test_a_journal_is_believed_up_to_where_it_is_damaged(
     for block in written:
         journal.append(block)
     journal.close()
-    run_fingerprint, found, end = read_journal(path) or pytest.fail("not read")
+    run_fingerprint, result, end = read_journal(path) or pytest.fail("not read")
     assert run_fingerprint == {"the slide": "abc", "k": "3"}
-    assert found.tobytes() == b"".join(block.tobytes() for block in written)
+    assert result.tobytes() == b"".join(block.tobytes() for block in written)
     content = bytearray(path.read_bytes()[:end])
     content[min(int(flip * end), end - 1)] ^= 0xFF
     path.write_bytes(content[: int(cut * end)])
     damaged = read_journal(path)
-    assert damaged is None or found.tobytes().startswith(damaged[1].tobytes())
+    assert damaged is None or result.tobytes().startswith(damaged[1].tobytes())
 
 
 @quick
@@ -380,8 +380,8 @@ def test_any_bytes_are_a_journal_or_none(tmp_path_factory: pytest.TempPathFactor
     path.write_bytes(content)
     read_journal(path)
     path.write_bytes(b'{"format": "mclst-journal/1", "made_of": {}}\n' + content)
-    run_fingerprint, found, _ = read_journal(path) or pytest.fail("not read")
-    assert run_fingerprint == {} and found.dtype == RECORD
+    run_fingerprint, result, _ = read_journal(path) or pytest.fail("not read")
+    assert run_fingerprint == {} and result.dtype == RECORD
 
 
 def test_what_changed_names_hashes_and_shows_settings() -> None:

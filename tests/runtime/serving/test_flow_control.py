@@ -124,8 +124,8 @@ def test_pauses_double_up_to_a_bound(loop: asyncio.AbstractEventLoop) -> None:
 def test_patience_counts_only_while_nobody_is_answered(loop: asyncio.AbstractEventLoop) -> None:
     clock = Clock()
     flow = flow_of(clock, patience_s=20.0)
-    found = run(loop, flow, [FakeServer(["lost"] * 1000).request(0)])
-    assert isinstance(found[0], ResourceError) and "gone" in str(found[0]) and "there" in str(found[0])
+    results = run(loop, flow, [FakeServer(["lost"] * 1000).request(0)])
+    assert isinstance(results[0], ResourceError) and "gone" in str(results[0]) and "there" in str(results[0])
     assert 20 <= clock.now <= 20 + LONGEST_PAUSE_S
     assert flow.gave_up
 
@@ -158,16 +158,16 @@ def test_an_answer_that_takes_too_long_is_asked_for_again(loop: asyncio.Abstract
         return "here"
 
     flow = FlowControl(2, 0.2, "there")
-    found = run(loop, flow, [slow_first])
-    assert isinstance(found[0], ResourceError)  # the patience was gone with the first
+    results = run(loop, flow, [slow_first])
+    assert isinstance(results[0], ResourceError)  # the patience was gone with the first
     assert len(calls) == 1
 
 
 def test_a_long_failure_is_told_once_and_so_is_its_end(loop: asyncio.AbstractEventLoop) -> None:
     clock = Clock()
-    told: list[str] = []
+    messages: list[str] = []
     flow = flow_of(clock)
-    flow.tell = told.append
+    flow.tell = messages.append
     run(loop, flow, [FakeServer(["lost"] * 12).request(0)])
-    assert len(told) == 2
-    assert "gone" in told[0] and "answers again" in told[1]
+    assert len(messages) == 2
+    assert "gone" in messages[0] and "answers again" in messages[1]

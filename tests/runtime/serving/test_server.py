@@ -52,11 +52,11 @@ def report(name: str = "slide") -> dict[str, Any]:
     return json.loads(Path(f"{name}.run.json").read_text())
 
 
-def assert_one_sentence(found: Result, code: int, *words: str) -> None:
-    assert found.exit_code == code, found.stderr
-    assert found.stderr.startswith("Error: ") and found.stderr.count("\n") == 1, found.stderr
-    assert all(word in found.stderr for word in words), found.stderr
-    assert found.stdout == ""
+def assert_one_sentence(result: Result, code: int, *words: str) -> None:
+    assert result.exit_code == code, result.stderr
+    assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1, result.stderr
+    assert all(word in result.stderr for word in words), result.stderr
+    assert result.stdout == ""
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def local(run_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[N
     """The map of a run without a server."""
     out = tmp_path_factory.mktemp("local") / "slide.h5ad"
     words = [str(run_inputs / "slide.tif"), "--spots", str(run_inputs / "spots.csv"), "--out", str(out)]
-    found = infer(*words, *QUICK, "--bundle", str(run_inputs / "mclst-bundle"), "--provider", "cpu")
-    assert found.exit_code == 0, found.stderr
+    result = infer(*words, *QUICK, "--bundle", str(run_inputs / "mclst-bundle"), "--provider", "cpu")
+    assert result.exit_code == 0, result.stderr
     return values(out)
 
 
@@ -91,7 +91,7 @@ def lasting(request: pytest.FixtureRequest, run_inputs: Path) -> Iterator[FakeSe
 def fake(lasting: FakeServer) -> FakeServer:
     """It, well-behaved so far."""
     lasting.trouble = lambda number: ""
-    lasting.asked = lasting.most_at_once = 0
+    lasting.n_requests = lasting.most_at_once = 0
     lasting.tiles.clear()
     return lasting
 
@@ -104,13 +104,16 @@ def assert_the_local_map(local: tuple[NDArray[np.float32], ...], path: Path | st
 def test_a_server_gives_the_local_map_and_is_named_in_it(
     here: Path, fake: FakeServer, local: tuple[NDArray[np.float32], ...]
 ) -> None:
-    found = infer(*WORDS, "--server", fake.url)
-    assert found.exit_code == 0, found.stderr
+    result = infer(*WORDS, "--server", fake.url)
+    assert result.exit_code == 0, result.stderr
     assert_the_local_map(local)
     assert sum(fake.tiles) == 600 and max(fake.tiles) == 8
-    told = report()
-    assert told["provider"] == "server" and told["bundle"]["sha256"] == fake.document["bundle"]["sha256"]
-    server = told["server"]
+    run_report = report()
+    assert (
+        run_report["provider"] == "server"
+        and run_report["bundle"]["sha256"] == fake.document["bundle"]["sha256"]
+    )
+    server = run_report["server"]
     assert (server["url"], server["program"]) == (fake.url, "fake 1")
     assert (server["model"], server["model_version"]) == ("mclst", "1")
     assert server["requests"]["answered"] >= 75 and server["requests"]["retried"] == 0
@@ -125,8 +128,8 @@ def test_a_real_network_and_a_grid(protocol: str, here: Path, small: Small, expo
     local = infer(*words, "--bundle", str(exported_bundle), "--out", "local.h5ad", "--provider", "cpu")
     assert local.exit_code == 0, local.stderr
     with FakeServer(exported_bundle, protocol) as fake:
-        found = infer(*words, "--server", fake.url, "--out", "served.h5ad")
-    assert found.exit_code == 0, found.stderr
+        result = infer(*words, "--server", fake.url, "--out", "served.h5ad")
+    assert result.exit_code == 0, result.stderr
     assert_the_local_map(values("local.h5ad"), "served.h5ad")
 
 
@@ -136,8 +139,8 @@ def test_a_system_without_a_bank(here: Path) -> None:
     local = infer(*WORDS, "--bundle", str(regression), "--out", "local.h5ad", "--provider", "cpu")
     assert local.exit_code == 0, local.stderr
     with FakeServer(regression) as fake:
-        found = infer(*WORDS, "--server", fake.url)
-    assert found.exit_code == 0, found.stderr
+        result = infer(*WORDS, "--server", fake.url)
+    assert result.exit_code == 0, result.stderr
     with h5py.File("local.h5ad") as ours, h5py.File("slide.h5ad") as theirs:
         np.testing.assert_allclose(theirs["X"][:], ours["X"][:], rtol=1e-6, atol=1e-6)
         assert "nearest_distance" not in theirs["obs"]
@@ -159,8 +162,8 @@ def test_no_row_is_lost_and_none_comes_twice(
     if trouble == "answers cut off in the middle" and fake.protocol == "grpc":
         pytest.skip("gRPC frames its answers: a stopped server stands for this, below")
     fake.trouble = TROUBLES[trouble]
-    found = infer(*WORDS, "--server", fake.url)
-    assert found.exit_code == 0, found.stderr
+    result = infer(*WORDS, "--server", fake.url)
+    assert result.exit_code == 0, result.stderr
     assert_the_local_map(local)
     assert fake.most_at_once <= 8
     if "slow" not in trouble:
@@ -171,8 +174,8 @@ def test_a_server_with_little_room_is_given_little(
     here: Path, fake: FakeServer, local: tuple[NDArray[np.float32], ...]
 ) -> None:
     fake.trouble = lambda number: "503" if fake.at_once > 2 else "slow 0.002"
-    found = infer(*WORDS, "--server", fake.url, "--server-requests", "16")
-    assert found.exit_code == 0, found.stderr
+    result = infer(*WORDS, "--server", fake.url, "--server-requests", "16")
+    assert result.exit_code == 0, result.stderr
     assert_the_local_map(local)
     requests = report()["server"]["requests"]
     assert 0 < requests["rejected"] < requests["answered"]
@@ -188,7 +191,7 @@ def test_a_server_killed_and_restarted_under_load(
         def restart() -> None:
             give_up = time.monotonic() + 60
             for after in (20, 50):
-                while fake.asked < after and time.monotonic() < give_up:
+                while fake.n_requests < after and time.monotonic() < give_up:
                     time.sleep(0.001)
                 fake.stop()
                 time.sleep(0.3)
@@ -197,9 +200,9 @@ def test_a_server_killed_and_restarted_under_load(
         fake.trouble = lambda number: "slow 0.005"
         restarts = Thread(target=restart)
         restarts.start()
-        found = infer(*WORDS, "--server", fake.url)
+        result = infer(*WORDS, "--server", fake.url)
         restarts.join()
-    assert found.exit_code == 0, found.stderr
+    assert result.exit_code == 0, result.stderr
     assert_the_local_map(local)
     assert report()["server"]["requests"]["lost"] > 0
 
@@ -218,24 +221,24 @@ def test_a_server_that_does_not_come_back_ends_the_run_and_the_same_command_carr
         fake.stop()
         stopped.set()
 
-    def when_told(number: int) -> None:
+    def on_metadata(number: int) -> None:
         """Before each group of 512 is written the server is asked what it serves: the first one is, no more."""
         if number == 2:
             Timer(0.3, stop).start()
         if number > 2:
             stopped.wait(10)
 
-    fake.when_told = when_told
-    found = infer(*words)
-    assert_one_sentence(found, 6, fake.url, "--server-patience", "512 of 600 spots are kept")
+    fake.on_metadata = on_metadata
+    result = infer(*words)
+    assert_one_sentence(result, 6, fake.url, "--server-patience", "512 of 600 spots are kept")
     assert report()["status"] == "stopped"
-    fake.when_told = lambda number: None
-    found = infer(*words)
-    assert_one_sentence(found, 6, fake.url)
+    fake.on_metadata = lambda number: None
+    result = infer(*words)
+    assert_one_sentence(result, 6, fake.url)
     fake.tiles.clear()
     with fake:
-        found = infer(*words)
-    assert found.exit_code == 0, found.stderr
+        result = infer(*words)
+    assert result.exit_code == 0, result.stderr
     assert_the_local_map(local)
     assert sum(fake.tiles) == 600 - 512
     assert report()["run"]["carried_on"] == 512
@@ -253,7 +256,11 @@ mclst.runtime.expression_map.journal.Journal.append = append_and_die
 
 @pytest.mark.slow
 def test_a_killed_client_is_carried_on(
-    here: Path, run_inputs: Path, log_dir: Path, fork_server: ForkServer, local: tuple[NDArray[np.float32], ...]
+    here: Path,
+    run_inputs: Path,
+    log_dir: Path,
+    fork_server: ForkServer,
+    local: tuple[NDArray[np.float32], ...],
 ) -> None:
     with FakeServer(run_inputs / "mclst-bundle") as fake:
         fake.trouble = lambda number: "slow 0.02"  # so that the slide is hashed by then
@@ -264,8 +271,8 @@ def test_a_killed_client_is_carried_on(
         fake.trouble = lambda number: ""
         time.sleep(0.5)  # for what the killed client had sent
         fake.tiles.clear()
-        found = infer(*words)
-    assert found.exit_code == 0, found.stderr
+        result = infer(*words)
+    assert result.exit_code == 0, result.stderr
     assert_the_local_map(local)
     assert report()["run"]["carried_on"] == 512 and sum(fake.tiles) == 600 - 512
 
@@ -283,13 +290,13 @@ def another(tmp_path_factory: pytest.TempPathFactory, small_bundle: Path) -> Pat
 @pytest.mark.slow
 def test_another_bundle_behind_the_server_is_noticed(here: Path, run_inputs: Path, another: Path) -> None:
     with FakeServer(run_inputs / "mclst-bundle") as fake:
-        fake.when_told = lambda number: fake.hold(another) if number == 2 else None
-        found = infer(*WORDS, "--server", fake.url)
-        assert_one_sentence(found, 4, "another bundle", "512 of 600 spots are kept")
-        found = infer(*WORDS, "--server", fake.url)
-        assert_one_sentence(found, 4, "512 spots of another bundle", "--no-resume")
-        found = infer(*WORDS, "--server", fake.url, "--no-resume")
-        assert found.exit_code == 0, found.stderr
+        fake.on_metadata = lambda number: fake.hold(another) if number == 2 else None
+        result = infer(*WORDS, "--server", fake.url)
+        assert_one_sentence(result, 4, "another bundle", "512 of 600 spots are kept")
+        result = infer(*WORDS, "--server", fake.url)
+        assert_one_sentence(result, 4, "512 spots of another bundle", "--no-resume")
+        result = infer(*WORDS, "--server", fake.url, "--no-resume")
+        assert result.exit_code == 0, result.stderr
         fresh = infer(*WORDS, "--bundle", str(another), "--out", "fresh.h5ad", "--provider", "cpu")
         assert fresh.exit_code == 0, fresh.stderr
         assert_the_local_map(values("fresh.h5ad"))
@@ -313,8 +320,8 @@ def test_an_answer_that_is_wrong_ends_the_run_in_a_sentence(wrong: str, here: Pa
     if fake.protocol == "grpc" and wrong in ("no JSON", "another's answer"):
         pytest.skip("of HTTP")
     fake.trouble = lambda number: wrong if number == 5 else ""
-    found = infer(*WORDS, "--server", fake.url)
-    assert_one_sentence(found, 4, fake.url, WRONG[wrong])
+    result = infer(*WORDS, "--server", fake.url)
+    assert_one_sentence(result, 4, fake.url, WRONG[wrong])
     assert sorted(path.name for path in here.iterdir()) == ["slide.tif", "spots.csv"]
 
 
@@ -340,8 +347,8 @@ def test_what_a_server_says_of_itself_is_checked(here: Path, run_inputs: Path) -
 
 def test_http_to_the_port_of_grpc(here: Path, run_inputs: Path) -> None:
     with FakeServer(run_inputs / "mclst-bundle", "grpc") as fake:
-        found = infer(*WORDS, "--server", fake.url.replace("grpc", "http"))
-    assert_one_sentence(found, 4, "does not answer by HTTP", "grpc://")
+        result = infer(*WORDS, "--server", fake.url.replace("grpc", "http"))
+    assert_one_sentence(result, 4, "does not answer by HTTP", "grpc://")
 
 
 @pytest.mark.parametrize(
@@ -360,8 +367,8 @@ def test_http_to_the_port_of_grpc(here: Path, run_inputs: Path) -> None:
     ],
 )
 def test_wrong_usage(words: tuple[str, ...], here: Path) -> None:
-    found = infer(*WORDS, *words)
-    assert found.exit_code == 2, (found.exit_code, found.stderr)
+    result = infer(*WORDS, *words)
+    assert result.exit_code == 2, (result.exit_code, result.stderr)
 
 
 def test_a_cohort_by_a_server(here: Path, fake: FakeServer, local: tuple[NDArray[np.float32], ...]) -> None:
@@ -369,8 +376,8 @@ def test_a_cohort_by_a_server(here: Path, fake: FakeServer, local: tuple[NDArray
         shutil.copy("slide.tif", f"{name}.tif")
     Path("cohort.csv").write_text("slide,spots\na.tif,spots.csv\nb.tif,spots.csv\n")
     words = ("--slides", "cohort.csv", "--out", "maps", *QUICK, "--server", fake.url)
-    found = infer(*words)
-    assert found.exit_code == 0, found.stderr
+    result = infer(*words)
+    assert result.exit_code == 0, result.stderr
     for name in "ab":
         assert_the_local_map(local, f"maps/{name}.h5ad")
     fake.tiles.clear()
@@ -386,8 +393,8 @@ def test_a_cohort_ends_with_its_server(here: Path, run_inputs: Path) -> None:
     with FakeServer(run_inputs / "mclst-bundle") as fake:
         fake.trouble = lambda number: "500"
         words = ("--slides", "cohort.csv", "--out", "maps", *QUICK, "--server", fake.url)
-        found = infer(*words, "--server-patience", "1")
-    assert found.exit_code == 6 and "finished slides are kept" in found.stderr
+        result = infer(*words, "--server-patience", "1")
+    assert result.exit_code == 6 and "finished slides are kept" in result.stderr
 
 
 @pytest.mark.slow
@@ -420,11 +427,11 @@ def test_requests_and_answers_stay_short(side: int, genes: int, most: int) -> No
 @given(st.text(max_size=40) | st.from_regex(r"(http|grpc|https)://[a-z.:@/0-9?#\[\]]{0,20}", fullmatch=True))
 def test_any_text_is_an_address_or_refused_in_words(text: str) -> None:
     try:
-        found = Address.of(text)
+        result = Address.of(text)
     except ValueError as error:
         assert repr(text) in str(error)
     else:
-        assert Address.of(str(found)) == found
+        assert Address.of(str(result)) == result
 
 
 def test_python_gets_the_same_errors(here: Path) -> None:

@@ -103,11 +103,11 @@ def test_clients_that_ask_for_more_than_there_is_room_for_all_get_their_maps(
     """Three with up to 24 requests each, before a queue of 32: some are turned away and come again."""
     with ThreadPoolExecutor(3) as pool:
         protocols = ("http", "grpc", "http")
-        found: list[Future[Counts]] = [
+        futures: list[Future[Counts]] = [
             pool.submit(served, place, f"client{i}", running.url(protocol), 24)
             for i, protocol in enumerate(protocols)
         ]
-        counts = [future.result() for future in found]
+        counts = [future.result() for future in futures]
     for i in range(3):
         assert_the_local_map(place, f"client{i}")
     assert sum(count.rejected for count in counts) > 0 and sum(count.lost for count in counts) == 0
@@ -116,14 +116,14 @@ def test_clients_that_ask_for_more_than_there_is_room_for_all_get_their_maps(
 def test_a_server_killed_and_restarted_under_load(place: Path, running: Running) -> None:
     """By SIGKILL, with two clients under way; the last test, since it takes the server's place."""
     with ThreadPoolExecutor(2) as pool:
-        found = {
+        futures = {
             protocol: pool.submit(served, place, f"{protocol}-again", running.url(protocol))
             for protocol in ("http", "grpc")
         }
         before = executions(running)
         until(lambda: executions(running) > before + 10)
         running.kill_and_start()
-        counts = {protocol: future.result() for protocol, future in found.items()}
+        counts = {protocol: future.result() for protocol, future in futures.items()}
     for protocol, count in counts.items():
         assert_the_local_map(place, f"{protocol}-again")
         assert count.lost > 0, counts

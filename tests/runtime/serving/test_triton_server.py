@@ -190,16 +190,16 @@ def clients(server: TritonServer) -> Iterator[dict[Any, Any]]:
 
 
 def ask(library: Any, client: Any, model: str, name: str, values: NDArray[Any], kind: str) -> Any:
-    given = library.InferInput(name, list(values.shape), kind)
-    given.set_data_from_numpy(values)
-    return client.infer(model, [given])
+    tensor = library.InferInput(name, list(values.shape), kind)
+    tensor.set_data_from_numpy(values)
+    return client.infer(model, [tensor])
 
 
 def test_the_repository_as_written_lacks_nothing_but_the_backend(serves: Serves) -> None:
     assert NO_BACKEND in serves.refused["asis_encoder"]
     assert not {"asis_manifest", "asis_retrieval", "mclst", "mclst_encoder"} & set(serves.refused)
     complaints = [
-        line for line in serves.server.said().splitlines() if line.startswith("E") and "asis" in line
+        line for line in serves.server.log().splitlines() if line.startswith("E") and "asis" in line
     ]
     assert len(complaints) == 2 and all(NO_BACKEND in line for line in complaints)
     assert "ensemble 'asis' depends on 'asis_encoder'" in complaints[1]
@@ -211,16 +211,16 @@ def test_what_is_broken_is_refused_by_the_server(serves: Serves, name: str) -> N
     model = f"{name}_{part}"
     client = serves.clients[http]
     assert not client.is_model_ready(model)
-    lines = [line for line in serves.server.said().splitlines() if line.startswith("E") and model in line]
-    said = " ".join([serves.refused.get(model, ""), *lines])
-    assert says in said, said
+    lines = [line for line in serves.server.log().splitlines() if line.startswith("E") and model in line]
+    log = " ".join([serves.refused.get(model, ""), *lines])
+    assert says in log, log
 
 
 def test_an_ensemble_of_other_genes_is_refused_by_the_server(serves: Serves) -> None:
     client = serves.clients[http]
     assert not client.is_model_ready("ensemble") and client.is_model_ready("mclst")
-    said = [line for line in serves.server.said().splitlines() if line.startswith("E") and "ensemble" in line]
-    assert any(f"[-1,{GENES + 1}]" in line and f"[-1,{GENES}]" in line for line in said), said
+    log = [line for line in serves.server.log().splitlines() if line.startswith("E") and "ensemble" in line]
+    assert any(f"[-1,{GENES + 1}]" in line and f"[-1,{GENES}]" in line for line in log), log
 
 
 @pytest.mark.parametrize("n", [1, 5, BATCH])
@@ -228,17 +228,17 @@ def test_a_server_gives_what_this_machine_gives(serves: Serves, n: int) -> None:
     tiles = some_tiles(n, n)
     expected = here(serves.bundle, tiles)
     for library, client in serves.clients.items():
-        found = ask(library, client, "mclst", "tiles", tiles, "UINT8")
+        result = ask(library, client, "mclst", "tiles", tiles, "UINT8")
         largest = np.abs(serves.bundle.bank.expression).max()
-        np.testing.assert_allclose(found.as_numpy("expression"), expected.expression, atol=1e-6 * largest)
-        np.testing.assert_allclose(found.as_numpy("nearest_distance")[:, 0], expected.nearest, rtol=1e-5)
-        np.testing.assert_allclose(found.as_numpy("effective_k")[:, 0], expected.effective_k, rtol=1e-4)
+        np.testing.assert_allclose(result.as_numpy("expression"), expected.expression, atol=1e-6 * largest)
+        np.testing.assert_allclose(result.as_numpy("nearest_distance")[:, 0], expected.nearest, rtol=1e-5)
+        np.testing.assert_allclose(result.as_numpy("effective_k")[:, 0], expected.effective_k, rtol=1e-4)
 
 
 def check_manifest(serves: Serves, name: str, retriever: str | None) -> None:
     for library, client in serves.clients.items():
-        found = ask(library, client, f"{name}_manifest", "ask", np.zeros(1, np.int32), "INT32")
-        (document,) = found.as_numpy("manifest")
+        result = ask(library, client, f"{name}_manifest", "ask", np.zeros(1, np.int32), "INT32")
+        (document,) = result.as_numpy("manifest")
         jsonschema.validate(json.loads(document), json.loads(SCHEMA.read_text()))
         served = read_served(document, "the server")
         assert served.bundle.sha256 == serves.bundle.sha256 and list(served.genes) == serves.bundle.genes
@@ -267,13 +267,13 @@ def test_nan_is_refused_by_name_and_alone(serves: Serves) -> None:
                 return error
 
     with ThreadPoolExecutor(6) as pool:
-        found = list(pool.map(one, embeddings))
-    for i, given in enumerate(embeddings):
+        result = list(pool.map(one, embeddings))
+    for i, tensor in enumerate(embeddings):
         if i in (3, 5):
-            assert found[i].status() == "StatusCode.INVALID_ARGUMENT"
-            assert "row 1 of the embeddings holds nan in column 7" in found[i].message() or i == 5
+            assert result[i].status() == "StatusCode.INVALID_ARGUMENT"
+            assert "row 1 of the embeddings holds nan in column 7" in result[i].message() or i == 5
         else:
-            np.testing.assert_allclose(found[i], expected.aggregate(given).expression, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(result[i], expected.aggregate(tensor).expression, rtol=1e-5, atol=1e-6)
     client = serves.clients[http]
     with pytest.raises(InferenceServerException) as caught:
         ask(http, client, "mclst_retrieval", "embedding", embeddings[5], "FP32")
@@ -301,8 +301,8 @@ def test_another_request_is_refused(
 
 def statistics(server: TritonServer, model: str) -> dict[str, Any]:
     with urllib.request.urlopen(f"{server.url}/v2/models/{model}/stats", timeout=10) as answer:
-        found: dict[str, Any] = json.loads(answer.read())["model_stats"][0]
-        return found
+        result: dict[str, Any] = json.loads(answer.read())["model_stats"][0]
+        return result
 
 
 def many(server: TritonServer, requests: list[NDArray[np.uint8]]) -> list[Any]:
@@ -310,9 +310,9 @@ def many(server: TritonServer, requests: list[NDArray[np.uint8]]) -> list[Any]:
     from tritonclient.grpc.aio import InferenceServerClient
 
     async def one(client: Any, tiles: NDArray[np.uint8]) -> Any:
-        given = grpc.InferInput("tiles", list(tiles.shape), "UINT8")
-        given.set_data_from_numpy(tiles)
-        return (await client.infer("mclst", [given])).as_numpy("expression")
+        tensor = grpc.InferInput("tiles", list(tiles.shape), "UINT8")
+        tensor.set_data_from_numpy(tiles)
+        return (await client.infer("mclst", [tensor])).as_numpy("expression")
 
     async def run() -> list[Any]:
         async with InferenceServerClient(f"127.0.0.1:{server.grpc}") as client:
@@ -324,8 +324,8 @@ def many(server: TritonServer, requests: list[NDArray[np.uint8]]) -> list[Any]:
 def test_small_requests_share_a_batch(serves: Serves) -> None:
     before = statistics(serves.server, "mclst_encoder")
     requests = [some_tiles(1, seed) for seed in range(24)]
-    found = many(serves.server, requests)
-    for tiles, rows in zip(requests, found, strict=True):
+    result = many(serves.server, requests)
+    for tiles, rows in zip(requests, result, strict=True):
         np.testing.assert_allclose(rows, here(serves.bundle, tiles).expression, rtol=1e-5, atol=1e-6)
     after = statistics(serves.server, "mclst_encoder")
     assert after["inference_count"] - before["inference_count"] == 24
@@ -334,8 +334,8 @@ def test_small_requests_share_a_batch(serves: Serves) -> None:
 
 def test_more_than_the_queue_holds_is_turned_away(serves: Serves) -> None:
     """With 503, at once; what was taken is answered, and after it all is as before."""
-    found = many(serves.server, [some_tiles(BATCH)] * 48)
-    turned = [one for one in found if isinstance(one, InferenceServerException)]
+    result = many(serves.server, [some_tiles(BATCH)] * 48)
+    turned = [one for one in result if isinstance(one, InferenceServerException)]
     assert turned and {one.status() for one in turned} == {"StatusCode.UNAVAILABLE"}
     assert all("maximum queue size" in one.message() for one in turned)
     assert 32 <= 48 - len(turned) < 48
@@ -373,10 +373,10 @@ def test_a_server_that_is_told_to_end_answers_all_it_took(serves: Serves) -> Non
             assert time.monotonic() < until
             time.sleep(0.01)
         code = serves.server.terminate()
-        found = answers.result()
-    assert code == 0, serves.server.said()[-3000:]
-    assert any(not isinstance(rows, InferenceServerException) for rows in found)
-    for tiles, rows in zip(requests, found, strict=True):
+        result = answers.result()
+    assert code == 0, serves.server.log()[-3000:]
+    assert any(not isinstance(rows, InferenceServerException) for rows in result)
+    for tiles, rows in zip(requests, result, strict=True):
         if isinstance(rows, InferenceServerException):
             assert rows.status() == "StatusCode.UNAVAILABLE" and "Server is stopping" in rows.message()
         else:
@@ -387,9 +387,9 @@ def test_a_regression_gives_what_this_machine_gives(regression: Serves) -> None:
     tiles = some_tiles(BATCH)
     expected = open_session(regression.bundle.encoder_path).encode(tiles)
     for library, client in regression.clients.items():
-        found = ask(library, client, "direct", "tiles", tiles, "UINT8")
-        np.testing.assert_allclose(found.as_numpy("expression"), expected, rtol=1e-5, atol=1e-6)
-        assert found.as_numpy("nearest_distance") is None
+        result = ask(library, client, "direct", "tiles", tiles, "UINT8")
+        np.testing.assert_allclose(result.as_numpy("expression"), expected, rtol=1e-5, atol=1e-6)
+        assert result.as_numpy("nearest_distance") is None
         with pytest.raises(InferenceServerException, match="row 0 of the expression holds inf in column 2"):
             wrong = np.where(np.arange(5) == 2, np.inf, 0).astype(np.float32)[None]
             ask(library, client, "direct_direct", "encoded", wrong, "FP32")
@@ -400,12 +400,12 @@ def test_the_probe_finds_a_dead_model_that_the_server_calls_ready(regression: Se
     def probed(*words: str) -> Any:
         return CliRunner().invoke(probe, words)
 
-    asked = (regression.server.url, "--server-model", "direct")
-    done = probed(*asked)
+    words = (regression.server.url, "--server-model", "direct")
+    done = probed(*words)
     assert done.exit_code == 0 and "5 genes" in done.stderr
     (stub,) = regression.server.stubs("direct_direct")
     os.kill(stub, signal.SIGKILL)
-    done = probed(*asked)
+    done = probed(*words)
     assert done.exit_code == 6 and "answers direct with 500" in done.stderr and "restart it" in done.stderr
     client = regression.clients[http]
     assert client.is_server_ready() and client.is_model_ready("direct_direct")
