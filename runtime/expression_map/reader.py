@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import anndata
 import h5py
 import numpy as np
 import pandas as pd
@@ -17,6 +16,15 @@ from numpy.typing import NDArray
 
 from mclst.runtime.errors import InputError
 from mclst.runtime.expression_map.morans_i import morans_i, sort_by_morans_i
+from mclst.sections.hdf5 import (
+    MAX_METADATA_BYTES,
+    MAX_TABLE_BYTES,
+    check_hdf5,
+    max_matrix_bytes,
+    read_limited,
+)
+
+MAX_IMAGE_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -118,14 +126,19 @@ def open_map(path: Path) -> Iterator[Map]:
 
 
 def _read(path: Path, file: h5py.File) -> Map:
-    read = anndata.io.read_elem
     try:
-        ((title, slide),) = read(file["uns/spatial"]).items()
-        provenance = read(file["uns/mclst"]) if "uns/mclst" in file else {}
-        table, xy_px = read(file["obs"]), np.asarray(read(file["obsm/spatial"]), np.float64)
-        matrix = file["X"] if isinstance(file["X"], h5py.Dataset) else read(file["X"]).toarray()
-        genes = tuple(str(gene) for gene in read(file["var"]).index)
-        if matrix.shape != (len(table), len(genes)) or xy_px.shape != (len(table), 2):
+        check_hdf5(file)
+        ((title, slide),) = _member(file, "uns/spatial").items()
+        scales = read_limited(slide, "scalefactors", MAX_METADATA_BYTES)
+        provenance = read_limited(file, "uns/mclst", MAX_METADATA_BYTES) if "uns/mclst" in file else {}
+        table = read_limited(file, "obs", MAX_TABLE_BYTES)
+        genes = tuple(str(gene) for gene in read_limited(file, "var", MAX_TABLE_BYTES).index)
+        size = len(table), len(genes)
+        xy_px = np.asarray(read_limited(file, "obsm/spatial", max_matrix_bytes(len(table), 2)), np.float64)
+        matrix = _member(file, "X")
+        if not isinstance(matrix, h5py.Dataset):
+            matrix = read_limited(file, "X", max_matrix_bytes(*size))
+        if matrix.shape != size or xy_px.shape != (len(table), 2):
             raise ValueError(f"X is {matrix.shape} for {len(table)} spots and {len(genes)} genes")
         if not len(table) or not len(genes):
             raise ValueError("it has no spots or no genes")
@@ -134,23 +147,33 @@ def _read(path: Path, file: h5py.File) -> Map:
                 raise ValueError(f"a {kind} occurs twice")
         if not np.isfinite(xy_px).all():
             raise ValueError("a spot has no position")
+        image = _as_bytes(np.asarray(read_limited(slide, "images/hires", MAX_IMAGE_BYTES)))
         return Map(
             path=path,
             title=str(title),
             genes=genes,
-            expression=matrix,
+            expression=matrix if isinstance(matrix, h5py.Dataset) else matrix.toarray(),
             table=table,
             xy_px=xy_px,
-            image=_as_bytes(np.asarray(slide["images"]["hires"])),
-            image_scale=float(slide["scalefactors"]["tissue_hires_scalef"]),
-            spot_diameter_px=float(slide["scalefactors"]["spot_diameter_fullres"]),
+            image=image,
+            image_scale=float(scales["tissue_hires_scalef"]),
+            spot_diameter_px=float(scales["spot_diameter_fullres"]),
             mpp=_mpp(provenance),
             provenance=provenance,
         )
     except KeyError as error:
         raise InputError(f"{path} has no {error}; give a map with its spots and one tissue image") from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not a map with one tissue image ({error}); give another") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # on damaged bytes h5py and anndata raise nearly every type
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} is not a map with one tissue image ({reason}); give another") from error
+
+
+def _member(file: h5py.File, path: str) -> h5py.Group | h5py.Dataset:
+    if path not in file:
+        raise KeyError(path)
+    return file[path]
 
 
 def _as_bytes(image: NDArray[Any]) -> NDArray[np.uint8]:

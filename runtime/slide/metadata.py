@@ -42,6 +42,16 @@ Objective = tuple[float, str]
 """(power, source)."""
 
 
+def has_entities(description: object) -> bool:
+    """Whether an image description declares XML entities, in UTF-8 or UTF-16.
+
+    No slide needs them, and a long chain of them crashes Expat before 2.7 (CVE-2024-8176).
+    """
+    text = str(description, "latin-1") if isinstance(description, bytes) else str(description)
+    text = text.replace("\0", "")
+    return "<!DOCTYPE" in text or "<!ENTITY" in text
+
+
 def check_mpp(x: float, y: float, source: str) -> tuple[float | None, str]:
     """(mean of x and y, source) if both are within 0.05-10 µm/px, else (None, why not)."""
     if not all(math.isfinite(value) and MIN_MPP <= value <= MAX_MPP for value in (x, y)):

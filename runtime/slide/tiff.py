@@ -18,7 +18,7 @@ from tifffile import TiffFile, TiffPageSeries
 from mclst.runtime.errors import MclstError, ResourceError, SlideError
 from mclst.runtime.slide.base import Level, Slide, TileReadError
 from mclst.runtime.slide.color import profile_name
-from mclst.runtime.slide.metadata import Objective, tiff_mpp, tiff_objective
+from mclst.runtime.slide.metadata import Objective, has_entities, tiff_mpp, tiff_objective
 from mclst.runtime.slide.segment_cache import SegmentCache, SharedFile
 from mclst.runtime.slide.tiff_level import RefusedLevel, TiffLevel, read_level
 
@@ -168,6 +168,9 @@ def _open(path: Path, tif: TiffFile) -> TiffSlide:
         raise SlideError(
             f"{path} is damaged: its chain of image directories loops or is cut off; copy it again"
         )
+    # tifffile and we parse the XML of the first directory alone: here, before anything does.
+    if has_entities(tif.pages.first.tags.valueof("ImageDescription", "")):
+        raise SlideError(f"{path} declares XML entities in its description, as no slide does; export it anew")
     for flag, kind in NEED_OPENSLIDE.items():
         if flag in tif.flags:
             raise NeedsOpenSlide(kind)

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from anndata.io import read_elem
 from numpy.typing import NDArray
 
 from mclst.sections.errors import SectionError
 from mclst.sections.formats.counts import counts_csr, require_unique_spots
 from mclst.sections.formats.source import SectionSource, find_image, list_folder
-from mclst.sections.hdf5 import open_hdf5
+from mclst.sections.hdf5 import MAX_TABLE_BYTES, max_matrix_bytes, name_array, open_hdf5, read_limited
 from mclst.sections.section import Section
 from mclst.sections.tables.h5ad_obs import require_anndata, spot_centers
 
@@ -36,19 +35,19 @@ def read(source: SectionSource) -> Section:
     """
     with open_hdf5(source.path, "AnnData") as file:
         require_anndata(file, source.path)
-        obs, var = read_elem(file["obs"]), read_elem(file["var"])
-        counts_from = "layers['counts']" if "counts" in file.get("layers", {}) else "X"
+        obs, var = (read_limited(file, name, MAX_TABLE_BYTES) for name in ("obs", "var"))
+        counts_from = "layers['counts']" if "layers/counts" in file else "X"
         if counts_from == "X" and "X" not in file:
             raise SectionError(
                 f"{source.path}: there is neither layers['counts'] nor X; give a file with counts"
             )
-        matrix = read_elem(file["layers/counts" if counts_from != "X" else "X"])
-        xy_px = (
-            spot_centers(source.path, read_elem(file["obsm/spatial"]), len(obs))
-            if "obsm/spatial" in file
-            else None
-        )
-    spot, genes = obs.index.to_numpy().astype(np.str_), var.index.to_numpy().astype(np.str_)
+        counts = "layers/counts" if counts_from != "X" else "X"
+        matrix = read_limited(file, counts, max_matrix_bytes(len(obs), len(var)))
+        xy_px = None
+        if "obsm/spatial" in file:
+            spatial = read_limited(file, "obsm/spatial", max_matrix_bytes(len(obs), 2))
+            xy_px = spot_centers(source.path, spatial, len(obs))
+    spot, genes = name_array(obs.index, source.path), name_array(var.index, source.path)
     require_unique_spots(spot, source.path)
     return Section(
         name=source.name,

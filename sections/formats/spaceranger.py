@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mclst.sections.errors import SectionError
 from mclst.sections.formats.counts import counts_csr, require_unique_spots
 from mclst.sections.formats.source import SectionSource, find_image, list_folder
-from mclst.sections.hdf5 import open_hdf5
+from mclst.sections.hdf5 import name_array, open_hdf5
 from mclst.sections.section import Section
 from mclst.sections.tables.spots import POSITIONS, positions_file, read_spots
 from mclst.sections.tables.text_file import read_text
@@ -99,10 +99,12 @@ def _read_h5(path: Path) -> tuple[Any, NDArray[np.str_], NDArray[np.str_]]:
             raise SectionError(f"{path}: there is no matrix/features/name; give a matrix of Space Ranger")
         group = file["matrix"]
         features, barcodes = (int(size) for size in group["shape"][:])
-        spot, genes = _text(group["barcodes"][:]), _text(group["features/name"][:])
+        spot, genes = name_array(group["barcodes"][:], path), name_array(group["features/name"][:], path)
         if (features, barcodes) != (len(genes), len(spot)):
             raise SectionError(_size_mismatch(path, features, barcodes, len(genes), len(spot)))
-        kinds = _text(group["features/feature_type"][:]) if "feature_type" in group["features"] else None
+        _check_entries(path, group["data"].size, features, barcodes)
+        typed = "feature_type" in group["features"]
+        kinds = name_array(group["features/feature_type"][:], path) if typed else None
         parts = (group["data"][:], group["indices"][:], group["indptr"][:])
         matrix = sp.csr_matrix(parts, shape=(barcodes, features))
         matrix.check_format(full_check=True)
@@ -132,15 +134,19 @@ def _read_mtx(path: Path, features: int, barcodes: int) -> Any:
         rows, columns, entries, *_ = scipy.io.mminfo(path)
         if (rows, columns) != (features, barcodes):
             raise SectionError(_size_mismatch(path, rows, columns, features, barcodes))
-        if entries > rows * columns:
-            raise SectionError(
-                f"{path}: the matrix claims {entries} entries for {rows} x {columns}; it is damaged"
-            )
+        _check_entries(path, entries, rows, columns)
         return sp.csr_matrix(scipy.io.mmread(path).T)
     except (OSError, EOFError, ValueError, TypeError, OverflowError, zlib.error) as error:
         if isinstance(error, SectionError):
             raise
         raise SectionError(f"{path}: the matrix cannot be read ({error})") from error
+
+
+def _check_entries(path: Path, entries: int, rows: int, columns: int) -> None:
+    if entries > rows * columns:
+        raise SectionError(
+            f"{path}: the matrix claims {entries} entries for {rows} x {columns}; it is damaged"
+        )
 
 
 def _size_mismatch(
@@ -183,7 +189,3 @@ def _coordinates(
 def _lines(path: Path) -> list[list[str]]:
     text = read_text(path, may_be_gzip=True).replace("\r\n", "\n").rstrip("\n")
     return [[cell.strip() for cell in line.split("\t")] for line in text.split("\n")]
-
-
-def _text(values: Any) -> NDArray[np.str_]:
-    return np.array([v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()], dtype=np.str_)

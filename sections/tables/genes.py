@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mclst.sections.errors import SectionError
 from mclst.sections.section import Section
 from mclst.sections.tables.delimited import detect_delimiter
-from mclst.sections.tables.text_file import read_text
+from mclst.sections.tables.text_file import MAX_LIST_BYTES, read_text
 
 HEADERS = frozenset({"", "gene", "genes", "gene_name", "gene_names", "gene_symbol", "symbol", "name"})
 
@@ -98,7 +98,7 @@ def read_gene_list(path: Path) -> list[str]:
 
 
 def _from_text(path: Path) -> list[str]:
-    text = read_text(path, may_be_gzip=True)
+    text = read_text(path, may_be_gzip=True, max_unpacked=MAX_LIST_BYTES)
     lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     if path.suffix.lower() in (".csv", ".tsv"):
         delimiter = detect_delimiter(text)

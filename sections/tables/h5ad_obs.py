@@ -11,11 +11,19 @@ import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
-from anndata.io import read_elem
 from numpy.typing import NDArray
 
 from mclst.sections.errors import SectionError
-from mclst.sections.hdf5 import open_hdf5
+from mclst.sections.hdf5 import (
+    MAX_METADATA_BYTES,
+    MAX_TABLE_BYTES,
+    max_matrix_bytes,
+    name_array,
+    open_hdf5,
+    read_limited,
+)
+
+DIAMETER = "scalefactors/spot_diameter_fullres"
 
 
 @dataclass(frozen=True)
@@ -38,14 +46,13 @@ def read_obs_table(path: Path) -> ObsTable:
         require_anndata(file, path)
         if "obsm/spatial" not in file:
             raise SectionError(f"{path}: there is no obsm['spatial']; give the spots' level-0 pixels there")
-        obs, spatial = read_elem(file["obs"]), read_elem(file["obsm/spatial"])
+        obs = read_limited(file, "obs", MAX_TABLE_BYTES)
+        spatial = read_limited(file, "obsm/spatial", max_matrix_bytes(len(obs), 2))
         library = list(file["uns/spatial"].values()) if "uns/spatial" in file else []
-        diameter = (
-            _diameter_of(library[0], "scalefactors/spot_diameter_fullres") if len(library) == 1 else None
-        )
-    return ObsTable(
-        obs.index.to_numpy().astype(np.str_), obs, spot_centers(path, spatial, len(obs)), diameter
-    )
+        diameter = None
+        if len(library) == 1 and isinstance(library[0], h5py.Group) and DIAMETER in library[0]:
+            diameter = _positive(read_limited(library[0], DIAMETER, MAX_METADATA_BYTES))
+    return ObsTable(name_array(obs.index, path), obs, spot_centers(path, spatial, len(obs)), diameter)
 
 
 def obs_table(data: ad.AnnData) -> ObsTable:
@@ -55,7 +62,7 @@ def obs_table(data: ad.AnnData) -> ObsTable:
         raise SectionError("AnnData: there is no obsm['spatial']; give the spots' level-0 pixels there")
     library = list(data.uns["spatial"].values()) if isinstance(data.uns.get("spatial"), dict) else []
     diameter = library[0].get("scalefactors", {}).get("spot_diameter_fullres") if len(library) == 1 else None
-    name = data.obs_names.to_numpy().astype(np.str_)
+    name = name_array(data.obs_names, path)
     return ObsTable(name, data.obs, spot_centers(path, data.obsm["spatial"], data.n_obs), _positive(diameter))
 
 
@@ -83,12 +90,6 @@ def spot_centers(path: Path, spatial: Any, spots: int) -> NDArray[np.float64]:
             f"{path}: row {int(np.argmax(infinite)) + 1}: obsm['spatial'] is infinite; give level-0 pixels"
         )
     return centers
-
-
-def _diameter_of(library: Any, key: str) -> float | None:
-    if not isinstance(library, h5py.Group) or key not in library:
-        return None
-    return _positive(library[key][()])
 
 
 def _positive(value: Any) -> float | None:

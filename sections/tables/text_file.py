@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import io
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 from mclst.sections.errors import SectionError
 
 BLOCK_BYTES = 1 << 20
+MAX_LIST_BYTES = 64 << 20  # a gene list of 100,000 rows takes 10 MB
+MAX_UNPACKED_BYTES = 1 << 30  # counts of 5,000 spots and 36,000 genes take 400 MB
 MAGIC = {
     b"\x1f\x8b": "gzip-compressed; unpack it first",
     b"PK\x03\x04": "a zip archive or an Excel workbook; save the table as .csv",
@@ -21,15 +24,21 @@ MAGIC = {
 ENCODING = "utf-8-sig"
 
 
-def read_text(path: Path, *, may_be_gzip: bool = False) -> str:
+def read_text(path: Path, *, may_be_gzip: bool = False, max_unpacked: int = MAX_UNPACKED_BYTES) -> str:
     """Read a UTF-8 file without its byte-order mark.
 
-    Raises SectionError if it cannot be read, is empty, holds NUL or is not UTF-8 (the line is named).
+    Raises SectionError if it cannot be read, is empty, holds NUL, is not UTF-8 (the line is named), or unpacks
+    to more than `max_unpacked` bytes.
     """
     try:
         raw = path.read_bytes()
         if may_be_gzip and raw[:2] == b"\x1f\x8b":
-            raw = gzip.decompress(raw)
+            with gzip.GzipFile(fileobj=io.BytesIO(raw)) as unpacked:
+                raw = unpacked.read(max_unpacked + 1)
+            if len(raw) > max_unpacked:
+                raise SectionError(
+                    f"{path}: the file unpacks to more than {max_unpacked >> 20:,} MB; unpack it if that is right"
+                )
     except (OSError, EOFError, zlib.error) as error:
         raise _unreadable(path, error) from error
     _check(path, [raw])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 from pathlib import Path
 
 import anndata as ad
@@ -490,6 +491,19 @@ def test_gene_lists(tmp_path: Path, file: str, raw: bytes) -> None:
 def test_gene_list_from_numpy(tmp_path: Path, dtype: str) -> None:
     np.save(tmp_path / "genes.npy", np.array(["TP53", "MYC"], dtype=dtype))
     assert read_gene_list(tmp_path / "genes.npy") == ["TP53", "MYC"]
+
+
+def test_l9_a_gene_list_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "genes.txt.gz"
+    path.write_bytes(gzip.compress(b"G1\nG2\n", 1) + gzip.compress(bytes(48 << 20), 1) * 60)
+    tracemalloc.start()
+    with pytest.raises(SectionError, match=r"genes\.txt\.gz: the file unpacks to more than 64 MB"):
+        read_gene_list(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200 << 20
+    path.write_bytes(gzip.compress(b"G1\n") + gzip.compress(b"G2\n"))
+    assert read_gene_list(path) == ["G1", "G2"]
 
 
 def test_unusable_gene_lists_are_refused(tmp_path: Path) -> None:

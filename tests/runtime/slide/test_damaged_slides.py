@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -264,3 +266,49 @@ def test_a_file_that_shrinks_under_the_reader_is_an_error(tmp_path: Path) -> Non
         os.truncate(path, 1000)
         with pytest.raises(SlideError):
             slide.read(0, 0, 420, 300)
+
+
+def ome_with_entities(count: int, use: str) -> str:
+    """OME-XML with a chain of entities, each naming the one before."""
+    chain = "".join(f'<!ENTITY e{i} "&e{i - 1};">' for i in range(1, count))
+    return f'<!DOCTYPE OME [<!ENTITY e0 "x">{chain}]><OME {use.format(f"&e{count - 1};")}</OME>'
+
+
+@pytest.mark.parametrize("use", [">{}", 'a="{}">'])
+@pytest.mark.parametrize("count", [2, 200_000])
+def test_m5_xml_entities_are_refused_before_they_are_parsed(tmp_path: Path, count: int, use: str) -> None:
+    """In a process apart: 200,000 in a chain crash Expat before 2.7."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(
+        path, tissue(), photometric="rgb", description=ome_with_entities(count, use), metadata=None
+    )
+    source = (
+        "import sys\nfrom mclst.runtime.slide.open import open_slide\n"
+        "try: open_slide(sys.argv[1])\nexcept Exception as error: print(repr(error))"
+    )
+    done = subprocess.run([sys.executable, "-c", source, path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("SlideError(") and "declares XML entities" in done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("kind", [2, 7])  # ASCII, undefined
+def test_m5_xml_entities_in_any_encoding(tmp_path: Path, encoding: str, kind: int) -> None:
+    """As bytes that tifffile decodes, or leaves as they are."""
+    path, text = tmp_path / "a.tif", ome_with_entities(3, ">{}").encode(encoding)
+    tifffile.imwrite(
+        path, tissue(), photometric="rgb", metadata=None, extratags=[(270, kind, len(text), text)]
+    )
+    with pytest.raises(SlideError, match="declares XML entities"):
+        open_slide(path)
+
+
+def test_m5_xml_entities_beyond_the_first_directory_are_never_parsed(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as tif:
+        tif.write(tissue(), photometric="rgb", metadata=None, description="<OME></OME>")
+        tif.write(
+            tissue(150, 210), photometric="rgb", metadata=None, description=ome_with_entities(200_000, ">{}")
+        )
+    with open_slide(path) as slide:
+        assert slide.width_px == 420
