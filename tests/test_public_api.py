@@ -18,8 +18,9 @@ PUBLIC = {
     "mclst.runtime.slide": ["Slide", "open_slide"],
     "mclst.kernels": ["ProviderError", "RetrievalResult", "RetrievalSpec", "Retriever"],
     "mclst.sections": [
-        "NORMALIZATIONS", "Section", "SectionError", "SectionSource", "Spots", "choose_sections", "find_sections",
-        "gene_wise", "match_genes", "read_gene_list", "read_section", "read_spots", "spot_wise",
+        "NORMALIZATIONS", "NORMALIZATION_NAMES", "Section", "SectionError", "SectionSource", "Spots",
+        "choose_sections", "find_sections", "gene_wise", "log_share", "match_genes", "median_log1p",
+        "normalize", "read_gene_list", "read_section", "read_spots", "spot_wise",
     ],
 }  # fmt: skip
 OBJECTS = {

@@ -14,7 +14,6 @@ from small_model import Small
 from training_runs import QUICK
 from training_runs import run as run_train
 
-from mclst.benchmarks.accuracy.command import accuracy
 from mclst.benchmarks.accuracy.cross_validation import (
     MEASURES,
     make_folds,
@@ -22,6 +21,7 @@ from mclst.benchmarks.accuracy.cross_validation import (
     summarize,
     with_setting,
 )
+from mclst.benchmarks.cli import main
 from mclst.runtime.errors import InputError
 from mclst.training.settings import TrainConfig
 
@@ -30,7 +30,7 @@ TRAIN = " ".join([*QUICK, "--epochs", "1"])
 
 def run(small: Small, work: Path, *words: Any) -> Result:
     fixed = [small.folder, "--train", TRAIN, "--work", work, "--json", "-"]
-    return CliRunner().invoke(accuracy, [str(word) for word in [*fixed, *words]])
+    return CliRunner().invoke(main, [str(word) for word in ["accuracy", *fixed, *words]])
 
 
 def test_folds_leave_out_a_section_or_a_patient() -> None:

@@ -18,7 +18,7 @@ SCRIPTS: dict[str, str] = tomllib.loads((Path(__file__).resolve().parents[2] / "
 STOPPED_AT_IMPORT = """
 import importlib.abc, os, signal, sys
 
-when, number, script = sys.argv[1:]
+when, number, script, *words = sys.argv[1:]
 
 class Stop(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -29,7 +29,7 @@ class Stop(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Stop())
 module, function = script.split(":")
-sys.argv[1:] = ["--help"]
+sys.argv[1:] = words or ["--help"]
 getattr(__import__(module, fromlist=[function]), function)()
 """
 
@@ -55,7 +55,7 @@ def test_a_signal_while_a_command_starts_is_one_sentence(script: str) -> None:
 @pytest.mark.parametrize("module", ["numpy._core._multiarray_umath", "tifffile"])
 @pytest.mark.slow
 def test_a_signal_amid_the_imports_of_mclst_infer(name: str, code: int, module: str) -> None:
-    done = run(STOPPED_AT_IMPORT, module, name, SCRIPTS["mclst-infer"])
+    done = run(STOPPED_AT_IMPORT, module, name, SCRIPTS["mclst-infer"], "slide.tif", "--spots", "spots.csv")
     assert done.returncode == code and done.stdout == ""
     assert done.stderr.startswith("Error: ") and done.stderr.count("\n") == 1
 
