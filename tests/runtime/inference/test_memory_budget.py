@@ -12,7 +12,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pytest
-from hypothesis import args
+from hypothesis import given
 from hypothesis import strategies as st
 from small_model import Small
 
@@ -57,7 +57,7 @@ class Machine:
         return self.base + self.most
 
 
-@args(
+@given(
     base=st.integers(0, 10**9),
     each=st.integers(1, 10**8),
     most=st.integers(1, 100),

@@ -246,7 +246,7 @@ def touch_bundle(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words", "said"),
+    ("change", "words", "message"),
     [
         (touch_slide, (), "the slide"),
         (touch_bundle, (), "the bundle"),
