@@ -16,7 +16,8 @@ from mclst.runtime.errors import BundleError
 VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
 """Wire types."""
 MODEL_GRAPH, MODEL_FUNCTIONS = 7, 25
-GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_SPARSE_INITIALIZER, FUNCTION_NODE = 1, 5, 15, 7
+GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_SPARSE_INITIALIZER = 1, 5, 15
+FUNCTION_NAME, FUNCTION_NODE = 1, 7
 NODE_OP_TYPE, NODE_ATTRIBUTE = 4, 5
 # Of an attribute: a tensor, a graph, tensors, graphs, a sparse tensor, sparse tensors.
 ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS, ATTRIBUTE_SPARSE = {5, 10}, {6, 11}, {22, 23}
@@ -28,7 +29,10 @@ UNBOUNDED_OPERATORS = {"Loop"}
 
 
 def check_graph(path: Path, listed: Collection[str]) -> None:
-    """Raise BundleError if a graph reads a file that is not `listed`, may never end, or is no ONNX graph."""
+    """Raise BundleError if a graph reads other files than its own weights, may never end, or is no ONNX graph.
+
+    Its weights are the file `NAME.onnx.data`, if `listed`: the key of an engine covers no other file.
+    """
     try:
         with path.open("rb") as file:
             findings = set(_model(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))))
@@ -44,12 +48,21 @@ def check_graph(path: Path, listed: Collection[str]) -> None:
                 f"{path} reads {name!r}, which is no file of the bundle; "
                 "export the bundle again, or do not use it"
             )
+        if kind == "file" and name != f"{path.name}.data":
+            raise BundleError(
+                f"{path} reads {name!r}, but its weights belong in {path.name}.data; export the bundle again"
+            )
+        # Runtimes inline functions: each level of calls can double the graph.
+        if kind == "call" and ("function", name) in findings:
+            raise BundleError(
+                f"{path} has a function that calls the function {name!r}; export the bundle again"
+            )
         if kind == "operator" and name in UNBOUNDED_OPERATORS:
             raise BundleError(f"{path} holds a {name}, which may run forever; export the bundle again")
 
 
 Finding = tuple[str, str]
-"""("file", its location) or ("operator", its type)."""
+"""("file", its location), ("operator", its type), ("function", its name) or ("call", an operator in a function)."""
 
 
 def _model(data: memoryview) -> Iterator[Finding]:
@@ -58,8 +71,13 @@ def _model(data: memoryview) -> Iterator[Finding]:
             yield from _graph(value, 0)
         elif number == MODEL_FUNCTIONS:
             for inner, node in _fields(value):
-                if inner == FUNCTION_NODE:
-                    yield from _node(node, 0)
+                if inner == FUNCTION_NAME:
+                    yield "function", str(node, "utf-8")
+                elif inner == FUNCTION_NODE:
+                    for kind, name in _node(node, 0):
+                        yield kind, name
+                        if kind == "operator":
+                            yield "call", name
 
 
 def _graph(data: memoryview, depth: int) -> Iterator[Finding]:

@@ -1,6 +1,6 @@
 """Damaged files, one after another, read in this process: `python fuzzing.py KIND SEED COUNT FOLDER`.
 
-KIND: slide, openslide, bundle, manifest or graph. FOLDER holds whole files of the kind. Every damaged file must be read, or
+KIND: slide, openslide, bundle, manifest, graph, map, section or spots. FOLDER holds whole files of the kind. Every damaged file must be read, or
 refused in one sentence; the one at work is FOLDER/current/…, so that it is there when the process dies of it. A seed
 gives the same damage on every machine.
 """
@@ -18,8 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hostile_hdf5
+
 MEMORY_MB = 3000
 SECONDS_A_FILE = 20
+STRUCTURE = 0.6
+"""Share of HDF5 files whose objects change; of the others, bytes do."""
 ODD = [0, 1, 2, 7, 8, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1]
 ODD_VALUES: list[Any] = [
     None,
@@ -110,11 +114,32 @@ def read_a_manifest(path: Path) -> None:
 def read_a_graph(path: Path) -> None:
     from mclst.runtime.bundle.onnx_scan import check_graph
 
-    check_graph(path, {"encoder.onnx", "encoder.onnx.data"})
+    check_graph(path, {path.name, f"{path.name}.data"})
 
 
+def read_a_map(path: Path) -> None:
+    from mclst.runtime.expression_map.reader import open_map
+
+    with open_map(path) as expression_map:
+        assert len(expression_map.spots) == len(expression_map.xy_px)
+
+
+def read_a_section(path: Path) -> None:
+    from mclst.sections import find_sections, read_section
+
+    (source,) = find_sections(path).values()
+    read_section(source)
+
+
+def read_a_spot_table(path: Path) -> None:
+    from mclst.sections.tables.spots import read_spots
+
+    read_spots(path)
+
+
+HDF5 = {"map": read_a_map, "section": read_a_section, "spots": read_a_spot_table}
 READ: dict[str, Callable[[Path], None]] = {
-    "slide": read_slide, "openslide": read_slide, "bundle": read_a_bundle, "manifest": read_a_manifest, "graph": read_a_graph,
+    "slide": read_slide, "openslide": read_slide, "bundle": read_a_bundle, "manifest": read_a_manifest, "graph": read_a_graph, **HDF5,
 }  # fmt: skip
 
 
@@ -128,6 +153,7 @@ def opened_of(source: Path) -> Path:
 def one(kind: str, source: Path, folder: Path, chance: random.Random) -> bool:
     """Damage one file of `folder` (of those beside it that belong to it, one) and read it; whether it was readable."""
     from mclst.runtime.errors import MclstError
+    from mclst.sections import SectionError
 
     shutil.rmtree(folder / "current", ignore_errors=True)
     if source.is_dir():
@@ -138,16 +164,22 @@ def one(kind: str, source: Path, folder: Path, chance: random.Random) -> bool:
         (folder / "current").mkdir()
         opened = victim = folder / "current" / source.name
     whole = (victim if source.is_dir() else source).read_bytes()
-    victim.write_bytes(damaged_json(whole, chance) if kind == "manifest" else damaged(whole, chance))
+    leads_out = False
+    if kind in HDF5 and chance.random() < STRUCTURE:
+        victim.write_bytes(whole)
+        leads_out = hostile_hdf5.damage(victim, source, chance)
+    else:
+        victim.write_bytes(damaged_json(whole, chance) if kind == "manifest" else damaged(whole, chance))
     try:
         READ[kind](opened)
-    except MclstError as error:
+    except (MclstError, SectionError) as error:
         text = str(error)
         place = opened.parent.name if kind == "bundle" else opened.name
         assert "\n" not in text and 20 < len(text) < 2000 and place in text, f"no sentence: {text!r}"
         return False
     except MemoryError:
         raise AssertionError(f"asked for more than {MEMORY_MB} MB") from None
+    assert not leads_out, "read what leads out of the file"
     return True
 
 

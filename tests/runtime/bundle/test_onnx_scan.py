@@ -64,7 +64,7 @@ def test_a_file_that_the_bundle_does_not_list_is_refused(tmp_path: Path, where: 
     check_graph(path, {"encoder.onnx", "encoder.onnx.data"})
 
 
-def test_a_loop_is_refused_wherever_it_stands(tmp_path: Path) -> None:
+def loop_forever() -> onnx.ModelProto:
     body = helper.make_graph(
         [helper.make_node("Identity", ["c"], ["d"])],
         "body",
@@ -77,8 +77,12 @@ def test_a_loop_is_refused_wherever_it_stands(tmp_path: Path) -> None:
     loop = helper.make_node("Loop", ["many", ""], [], body=body)
     many = numpy_helper.from_array(np.array(10**12), "many")
     graph = helper.make_graph([loop], "g", [], [], [many])
+    return helper.make_model(graph)
+
+
+def test_a_loop_is_refused_wherever_it_stands(tmp_path: Path) -> None:
     path = tmp_path / "encoder.onnx"
-    path.write_bytes(helper.make_model(graph).SerializeToString())
+    path.write_bytes(loop_forever().SerializeToString())
     with pytest.raises(BundleError, match="holds a Loop, which may run forever"):
         check_graph(path, {"encoder.onnx"})
 
@@ -90,15 +94,74 @@ def test_the_graphs_of_an_export_pass(exported_bundle: Path) -> None:
 
 def test_a_bundle_is_refused_for_its_graph(small_bundle: Path, tmp_path: Path) -> None:
     """Though every hash is right: whoever writes a bundle writes its hashes."""
-    bundle = Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
-    content = graph_with(elsewhere("../secret"), "weight").SerializeToString()
     (tmp_path / "secret").write_bytes(bytes(16))
-    (bundle / "encoder.onnx").write_bytes(content)
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["files"]["encoder.onnx"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    graph = graph_with(elsewhere("../secret"), "weight")
     with pytest.raises(BundleError, match=r"reads '\.\./secret'"):
-        open_bundle(bundle)
+        open_bundle(bundle_with(graph, "encoder.onnx", small_bundle, tmp_path))
+
+
+def bundle_with(graph: onnx.ModelProto, name: str, small_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the small bundle that also lists `graph`, with the right hash."""
+    bundle = Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
+    content = graph.SerializeToString()
+    (bundle / name).write_bytes(content)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    return bundle
+
+
+@pytest.mark.parametrize("name", ["encoder.fp16.onnx", "encoder.int8.onnx", "sequence.bf16.onnx"])
+@pytest.mark.parametrize(
+    ("graph", "words"),
+    [
+        (loop_forever(), "holds a Loop, which may run forever"),
+        (
+            graph_with(elsewhere("/etc/passwd"), "weight"),
+            "reads '/etc/passwd', which is no file of the bundle",
+        ),
+    ],
+    ids=["loop", "file"],
+)
+def test_m2_graphs_of_every_precision_are_checked(
+    name: str, graph: onnx.ModelProto, words: str, small_bundle: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BundleError, match=f"{name} {words}"):
+        open_bundle(bundle_with(graph, name, small_bundle, tmp_path))
+
+
+def functions(levels: int) -> onnx.ModelProto:
+    """Function i calls function i - 1 twice: 2 ** levels nodes once inlined."""
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    bodies = [
+        helper.make_function("own", "F0", ["x"], ["y"], [helper.make_node("Neg", ["x"], ["y"])], opsets)
+    ]
+    for i in range(1, levels):
+        calls = [helper.make_node(f"F{i - 1}", [a], [b], domain="own") for a, b in (("x", "z"), ("z", "y"))]
+        bodies.append(helper.make_function("own", f"F{i}", ["x"], ["y"], calls, opsets))
+    top = helper.make_node(f"F{levels - 1}", ["x"], ["y"], domain="own")
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([top], "g", values[:1], values[1:])
+    return helper.make_model(graph, opset_imports=opsets, functions=bodies, ir_version=8)
+
+
+def test_l1_functions_that_call_functions_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.onnx"
+    path.write_bytes(functions(25).SerializeToString())
+    with pytest.raises(BundleError, match="a function that calls the function 'F0'"):
+        check_graph(path, {"encoder.onnx"})
+    path.write_bytes(functions(1).SerializeToString())
+    check_graph(path, {"encoder.onnx"})
+
+
+def test_l7_weights_under_another_name_are_refused(tmp_path: Path) -> None:
+    """The key of an engine covers the graph and NAME.onnx.data alone."""
+    path = tmp_path / "encoder.onnx"
+    path.write_bytes(graph_with(elsewhere("weights.bin"), "weight").SerializeToString())
+    with pytest.raises(
+        BundleError, match=r"reads 'weights\.bin', but its weights belong in encoder\.onnx\.data"
+    ):
+        check_graph(path, {"encoder.onnx", "encoder.onnx.data", "weights.bin"})
 
 
 @quick

@@ -15,8 +15,11 @@ import sys
 from pathlib import Path
 
 import fuzzing
+import numpy as np
+import onnx
 import pytest
 import tifffile
+from onnx import numpy_helper
 from PIL import Image
 from synthetic_slides import tissue, write_layout
 from synthetic_vendors import VENDORS
@@ -56,6 +59,19 @@ def write_openslide(folder: Path) -> None:
         VENDORS[name](folder / name)
 
 
+def write_graphs(encoder: Path, folder: Path) -> None:
+    """A graph of each precision: weights in raw bytes of its type, converted by hand."""
+    shutil.copy(encoder, folder)
+    for precision, dtype in (("fp16", np.float16), ("bf16", np.uint16), ("int8", np.int8)):
+        model = onnx.load(encoder)
+        for weight in model.graph.initializer:
+            array = numpy_helper.to_array(weight)
+            if array.dtype == np.float32:
+                weight.CopyFrom(numpy_helper.from_array(array.astype(dtype), weight.name))
+        for graph in ("encoder", "sequence"):
+            onnx.save(model, folder / f"{graph}.{precision}.onnx")
+
+
 COUNTS = {"slide": 700, "openslide": 250, "bundle": 300, "manifest": 1500, "graph": 1500}
 
 
@@ -67,9 +83,10 @@ def test_damaged_files_are_read_or_refused(kind: str, tmp_path: Path, run_inputs
         write_openslide(tmp_path)
     elif kind == "bundle":
         shutil.copytree(run_inputs / "mclst-bundle", tmp_path / "mclst-bundle")
+    elif kind == "manifest":
+        shutil.copy(run_inputs / "mclst-bundle" / "manifest.json", tmp_path)
     else:
-        name = {"manifest": "manifest.json", "graph": "encoder.onnx"}[kind]
-        shutil.copy(run_inputs / "mclst-bundle" / name, tmp_path)
+        write_graphs(run_inputs / "mclst-bundle" / "encoder.onnx", tmp_path)
     done = subprocess.run(
         [sys.executable, fuzzing.__file__, kind, "20", str(COUNTS[kind]), str(tmp_path)],
         capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
