@@ -50,10 +50,17 @@ def raise_on_signals() -> None:
     install_signal_handlers(_stop)
 
 
+def escape_controls(text: str) -> str:
+    r"""Write what is not printable as escapes such as `\x1b`, as files and servers may send terminal sequences."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def say(text: str, *, quiet: bool = False) -> None:
-    """Print one line on stderr, without markup."""
+    """Print one line on stderr, without markup or control characters."""
     if not quiet:
-        stderr_console().print(text, markup=False, emoji=False, soft_wrap=True)
+        stderr_console().print(escape_controls(text), markup=False, emoji=False, soft_wrap=True)
 
 
 def fail(sentence: str, code: int) -> NoReturn:
@@ -81,7 +88,8 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
         except BaseException as error:  # noqa: BLE001 - no bare traceback reaches the user
             sentence, code = describe_error(error)
             if code == DEFECT:
-                traceback.print_exc()
+                for line in traceback.format_exc().splitlines():
+                    say(line)
             fail(sentence, code)
 
     return wrapped

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mclst.runtime.atomic import check_writable, remove_stale, write_atomically
 from mclst.runtime.cohort.run import DONE, FAILED, SKIPPED, SlideOutcome
-from mclst.runtime.console import say, stderr_console
+from mclst.runtime.console import escape_controls, say, stderr_console
 from mclst.runtime.progress import Advance
 from mclst.runtime.run.job import Watch
 from mclst.runtime.versions import installed_versions
@@ -99,7 +99,7 @@ class Board:
             if self._running is None:
                 yield lambda n: None
                 return
-            running, task = self._running, self._running.add_task(name, total=count)
+            running, task = self._running, self._running.add_task(escape_controls(name), total=count)
             try:
                 yield lambda n: running.advance(task, n)
             finally:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mclst.runtime.errors import ResourceError, ServerError
 from mclst.runtime.serving.flow_control import Busy, Lost
+from mclst.runtime.serving.server_manifest import MAX_ANSWER_BYTES
 
 BUSY = ("429", "503", "UNAVAILABLE", "RESOURCE_EXHAUSTED")
 FAILED = (
@@ -31,7 +32,7 @@ LONGEST_REASON = 300
 
 GRPC_OPTIONS = [
     ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
     # gRPC's own pauses grow to minutes, which delays the connection to a restarted server.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
@@ -51,6 +52,11 @@ class Address:
     @classmethod
     def of(cls, url: str) -> Address:
         """Parse a URL; raise ValueError if it is not an address."""
+        if "@" in url:
+            # Neither the URL nor urlsplit's errors, which quote parts of it: messages reach logs.
+            raise ValueError(
+                "the address of the server holds '@', and so perhaps a password, which is not sent"
+            )
         try:
             parts = urlsplit(url.strip())
             port, host = parts.port, parts.hostname
@@ -58,7 +64,7 @@ class Address:
             raise ValueError(f"{url!r} is no URL ({error})") from error
         if parts.scheme not in ("http", "grpc") or not host or (parts.scheme == "grpc" and port is None):
             raise ValueError(f"{url!r} is neither http://HOST:PORT nor grpc://HOST:PORT")
-        if parts.username or parts.password or parts.query or parts.fragment:
+        if parts.query or parts.fragment:
             raise ValueError(f"{url!r} holds more than a host, a port and a path")
         if parts.scheme == "grpc" and parts.path.strip("/"):
             raise ValueError(f"{url!r} holds a path, and gRPC has none")
@@ -105,6 +111,8 @@ class ProtocolClient:
         if self._http:
             # FlowControl limits the time of each request.
             self._client = aio.InferenceServerClient(address.host, conn_limit=0, conn_timeout=None)
+            # tritonclient follows redirects and reads whole answers of any size.
+            self._client._stub = _Session(self._client._stub, f"{address}")
             from aiohttp import ClientError, ClientResponseError
 
             self._broken: tuple[type[Exception], ...] = (ClientError, OSError)
@@ -126,8 +134,6 @@ class ProtocolClient:
                 request_id=request,
             )
             return self._answer(result, request, outputs)
-        except ServerError:
-            raise
         except Exception as error:
             raise self._classify(error, model) from error
 
@@ -183,6 +189,8 @@ class ProtocolClient:
 
     def _classify(self, error: Exception, model: str) -> Exception:
         """Turn a failure into Busy, Lost or ServerError."""
+        if isinstance(error, ServerError):
+            return error
         if isinstance(error, self._error):
             return _of_status(str(error.status() or ""), _line(error.message()), f"{self.address}", model)
         if isinstance(error, self._foreign):
@@ -194,6 +202,60 @@ class ProtocolClient:
         return ServerError(
             f"{self.address} gives an answer that cannot be understood ({reason}); {EXPORT_AGAIN}"
         )
+
+
+@dataclass(frozen=True)
+class _HttpAnswer:
+    """What tritonclient needs of an answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    async def read(self) -> bytes:
+        return self.body
+
+
+class _Session:
+    """An aiohttp session that sends to one server alone and bounds the memory of an answer."""
+
+    def __init__(self, session: Any, address: str) -> None:
+        self._session, self._address = session, address
+
+    async def get(self, **request: Any) -> _HttpAnswer:
+        return await self._read(self._session.get, **request)
+
+    async def post(self, **request: Any) -> _HttpAnswer:
+        return await self._read(self._session.post, **request)
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def _read(self, method: Any, *, headers: Mapping[str, str] | None, **request: Any) -> _HttpAnswer:
+        """Send a request; raise ServerError for a redirect, a compressed or an oversized answer."""
+        # aiohttp asks for gzip by default, and Triton then compresses.
+        headers = {**(headers or {}), "Accept-Encoding": "identity"}
+        async with method(headers=headers, allow_redirects=False, **request) as response:
+            if 300 <= response.status < 400:
+                raise ServerError(
+                    f"{self._address} redirects to another address, and tiles go to no other server; "
+                    "give --server the address that answers"
+                )
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                raise ServerError(
+                    f"{self._address} compresses its answers, which was not asked for; {EXPORT_AGAIN}"
+                )
+            chunks, size = [], 0
+            async for chunk in response.content.iter_any():
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > MAX_ANSWER_BYTES:
+                    raise ServerError(_too_long(self._address))
+            return _HttpAnswer(response.status, response.headers, b"".join(chunks))
+
+
+def _too_long(address: str) -> str:
+    return f"{address} gives an answer longer than {MAX_ANSWER_BYTES >> 20} MiB; {EXPORT_AGAIN}"
 
 
 EXPORT_AGAIN = "give it the repository that mclst-export --triton of this version writes"
@@ -209,6 +271,8 @@ def _line(text: object) -> str:
 
 def _of_status(status: str, reason: str, address: str, model: str) -> Exception:
     code = status.removeprefix("StatusCode.")
+    if code == "RESOURCE_EXHAUSTED" and "CLIENT: Received message larger" in reason:
+        return ServerError(_too_long(address))
     too_large = code == "413" or (code == "RESOURCE_EXHAUSTED" and "larger than max" in reason)
     if code in BUSY and not too_large:
         no_server = code == "UNAVAILABLE" and NO_CONNECTION.search(reason)

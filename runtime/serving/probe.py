@@ -21,6 +21,7 @@ from mclst.runtime.serving.server_manifest import (
     ASK,
     EXPRESSION,
     MANIFEST,
+    MAX_ANSWER_BYTES,
     TILES,
     Served,
     inner_model,
@@ -30,6 +31,15 @@ from mclst.runtime.serving.server_manifest import (
 GRAY = 200
 JSON_LENGTH = "Inference-Header-Content-Length"
 """Header with the length of a request's JSON, before the tensors' bytes: the binary tensor data extension."""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *request: Any) -> None:
+        """Make a redirect an HTTPError."""
+
+
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
+"""Requests go to the named server alone: no redirects, no proxy of the environment."""
 
 
 class Busy(Exception):
@@ -89,8 +99,11 @@ def _infer(url: str, model: str, content: dict[str, Any], tensors: bytes, second
         {"Content-Type": "application/octet-stream", JSON_LENGTH: str(len(header))},
     )
     try:
-        with urllib.request.urlopen(request, timeout=seconds) as answer:
-            return json.loads(answer.read())
+        with OPENER.open(request, timeout=seconds) as answer:
+            content = answer.read(MAX_ANSWER_BYTES + 1)
+        if len(content) > MAX_ANSWER_BYTES:
+            raise ValueError(f"its answer is longer than {MAX_ANSWER_BYTES >> 20} MiB")
+        return json.loads(content)
     except urllib.error.HTTPError as error:
         if error.code == 503:
             raise Busy from error
@@ -119,6 +132,10 @@ def main(url: str, server_model: str, timeout: float) -> None:
 
     A server whose queue is full answers 503 and counts as healthy.
     """
+    if "@" in url:
+        raise click.UsageError(
+            "the address holds '@', and so perhaps a password; give http://HOST:PORT alone"
+        )
     if not url.startswith(("http://", "https://")):
         raise click.UsageError(f"{url!r} is no http:// or https:// address")
     try:
