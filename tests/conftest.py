@@ -25,6 +25,7 @@ SLOW = (
     "runtime/encoder/test_engines.py",
     "runtime/encoder/test_openvino.py",
     "runtime/report/test_report_in_browser.py",
+    "runtime/run/test_faults_around.py",
     "runtime/run/test_fuzz.py",
     "runtime/run/test_real_section.py",
     "runtime/serving/test_server_triton.py",

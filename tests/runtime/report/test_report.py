@@ -246,6 +246,7 @@ def test_tables_hold_every_value(made: SyntheticMap) -> None:
 
 
 def test_tables_are_written_in_blocks(made: SyntheticMap, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
     assert report("--no-html", "--csv", "--parquet", "-q").exit_code == 0
     whole = Path("made.csv").read_bytes(), pd.read_parquet("made.parquet")
     monkeypatch.setattr("mclst.runtime.report.export.tables.BLOCK_BYTES", 8 * 12 * 7)
