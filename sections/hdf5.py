@@ -10,6 +10,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 from anndata.io import read_elem
 from numpy.typing import NDArray
 
@@ -91,6 +92,14 @@ def read_limited(group: h5py.Group, path: str, limit: int) -> Any:
     if declared > limit:
         raise ValueError(f"{path} declares {declared:,} bytes, where at most {limit:,} are expected")
     return read_elem(group[path])
+
+
+def read_frame(file: h5py.File, path: str) -> pd.DataFrame:
+    """Read obs or var of a checked file."""
+    frame = read_limited(file, path, MAX_TABLE_BYTES)
+    if not isinstance(frame, pd.DataFrame):
+        raise TypeError(f"{path} is not a table")
+    return frame
 
 
 def max_matrix_bytes(rows: int, columns: int) -> int:

@@ -18,9 +18,9 @@ from mclst.runtime.errors import InputError
 from mclst.runtime.expression_map.morans_i import morans_i, sort_by_morans_i
 from mclst.sections.hdf5 import (
     MAX_METADATA_BYTES,
-    MAX_TABLE_BYTES,
     check_hdf5,
     max_matrix_bytes,
+    read_frame,
     read_limited,
 )
 
@@ -131,8 +131,8 @@ def _read(path: Path, file: h5py.File) -> Map:
         ((title, slide),) = _member(file, "uns/spatial").items()
         scales = read_limited(slide, "scalefactors", MAX_METADATA_BYTES)
         provenance = read_limited(file, "uns/mclst", MAX_METADATA_BYTES) if "uns/mclst" in file else {}
-        table = read_limited(file, "obs", MAX_TABLE_BYTES)
-        genes = tuple(str(gene) for gene in read_limited(file, "var", MAX_TABLE_BYTES).index)
+        table = read_frame(file, "obs")
+        genes = tuple(str(gene) for gene in read_frame(file, "var").index)
         size = len(table), len(genes)
         xy_px = np.asarray(read_limited(file, "obsm/spatial", max_matrix_bytes(len(table), 2)), np.float64)
         matrix = _member(file, "X")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mclst.sections.errors import SectionError
 from mclst.sections.formats.counts import counts_csr, require_unique_spots
 from mclst.sections.formats.source import SectionSource, find_image, list_folder
-from mclst.sections.hdf5 import MAX_TABLE_BYTES, max_matrix_bytes, name_array, open_hdf5, read_limited
+from mclst.sections.hdf5 import max_matrix_bytes, name_array, open_hdf5, read_frame, read_limited
 from mclst.sections.section import Section
 from mclst.sections.tables.h5ad_obs import require_anndata, spot_centers
 
@@ -35,7 +35,7 @@ def read(source: SectionSource) -> Section:
     """
     with open_hdf5(source.path, "AnnData") as file:
         require_anndata(file, source.path)
-        obs, var = (read_limited(file, name, MAX_TABLE_BYTES) for name in ("obs", "var"))
+        obs, var = read_frame(file, "obs"), read_frame(file, "var")
         counts_from = "layers['counts']" if "layers/counts" in file else "X"
         if counts_from == "X" and "X" not in file:
             raise SectionError(
@@ -47,19 +47,19 @@ def read(source: SectionSource) -> Section:
         if "obsm/spatial" in file:
             spatial = read_limited(file, "obsm/spatial", max_matrix_bytes(len(obs), 2))
             xy_px = spot_centers(source.path, spatial, len(obs))
-    spot, genes = name_array(obs.index, source.path), name_array(var.index, source.path)
-    require_unique_spots(spot, source.path)
-    return Section(
-        name=source.name,
-        path=source.path,
-        genes=genes,
-        spot=spot,
-        counts=counts_csr(matrix, source.path, spot, genes),
-        array_xy=_array_xy(source.path, obs),
-        xy_px=xy_px,
-        image=source.image,
-        counts_from=counts_from,
-    )
+        spot, genes = name_array(obs.index, source.path), name_array(var.index, source.path)
+        require_unique_spots(spot, source.path)
+        return Section(
+            name=source.name,
+            path=source.path,
+            genes=genes,
+            spot=spot,
+            counts=counts_csr(matrix, source.path, spot, genes),
+            array_xy=_array_xy(source.path, obs),
+            xy_px=xy_px,
+            image=source.image,
+            counts_from=counts_from,
+        )
 
 
 def _array_xy(path: Path, obs: pd.DataFrame) -> NDArray[np.int64] | None:

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from mclst.sections.errors import SectionError
 from mclst.sections.hdf5 import (
     MAX_METADATA_BYTES,
-    MAX_TABLE_BYTES,
     max_matrix_bytes,
     name_array,
     open_hdf5,
+    read_frame,
     read_limited,
 )
 
@@ -46,7 +46,7 @@ def read_obs_table(path: Path) -> ObsTable:
         require_anndata(file, path)
         if "obsm/spatial" not in file:
             raise SectionError(f"{path}: there is no obsm['spatial']; give the spots' level-0 pixels there")
-        obs = read_limited(file, "obs", MAX_TABLE_BYTES)
+        obs = read_frame(file, "obs")
         spatial = read_limited(file, "obsm/spatial", max_matrix_bytes(len(obs), 2))
         library = list(file["uns/spatial"].values()) if "uns/spatial" in file else []
         diameter = None

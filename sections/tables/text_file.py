@@ -27,9 +27,8 @@ ENCODING = "utf-8-sig"
 def read_text(path: Path, *, may_be_gzip: bool = False, max_unpacked: int = MAX_UNPACKED_BYTES) -> str:
     """Read a UTF-8 file without its byte-order mark.
 
-    Raises SectionError if it cannot be read, is empty, holds NUL, is not UTF-8 (the line is named), or unpacks
-    to more than `max_unpacked` bytes.
-    """
+    Raises SectionError if it cannot be read, is empty, holds NUL, is not UTF-8 (the line is named), or
+    unpacks to more than `max_unpacked` bytes."""
     try:
         raw = path.read_bytes()
         if may_be_gzip and raw[:2] == b"\x1f\x8b":

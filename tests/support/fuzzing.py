@@ -22,8 +22,6 @@ import hostile_hdf5
 
 MEMORY_MB = 3000
 SECONDS_A_FILE = 20
-STRUCTURE = 0.6
-"""Share of HDF5 files whose objects change; of the others, bytes do."""
 ODD = [0, 1, 2, 7, 8, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1]
 ODD_VALUES: list[Any] = [
     None,
@@ -165,7 +163,7 @@ def one(kind: str, source: Path, folder: Path, chance: random.Random) -> bool:
         opened = victim = folder / "current" / source.name
     whole = (victim if source.is_dir() else source).read_bytes()
     leads_out = False
-    if kind in HDF5 and chance.random() < STRUCTURE:
+    if kind in HDF5:  # objects, not bytes: HDF5 2.0 may never return from a damaged heap of texts
         victim.write_bytes(whole)
         leads_out = hostile_hdf5.damage(victim, source, chance)
     else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,3 +83,63 @@ LEADS_OUT: dict[str, Change] = {
 }
 ENDLESS: dict[str, Change] = {change.__name__: change for change in (holds_itself, doubles, many_links)}
 HUGE: dict[str, Change] = {change.__name__: change for change in (huge, huge_element)}
+
+
+def removed(file: h5py.File, name: str, other: Path) -> None:
+    del file[name]
+
+
+def swapped(file: h5py.File, name: str, other: Path) -> None:
+    """Another object under its name."""
+    del file[name]
+    file[name] = next(iter(file.values()))
+
+
+def without_attributes(file: h5py.File, name: str, other: Path) -> None:
+    for key in list(file[name].attrs):
+        del file[name].attrs[key]
+
+
+def odd_attribute(file: h5py.File, name: str, other: Path) -> None:
+    attributes = file[name].attrs
+    key, *_ = attributes
+    attributes[key] = [b"/X", b"", b"obs"]
+
+
+def empty(file: h5py.File, name: str, other: Path) -> None:
+    attributes = _replace(file, name)[2]
+    file.create_dataset(name, data=h5py.Empty("f4")).attrs.update(attributes)
+
+
+def other_shape(file: h5py.File, name: str, other: Path) -> None:
+    shape, dtype, attributes = _replace(file, name)
+    file.create_dataset(name, (shape[0] + 1, *shape), dtype).attrs.update(attributes)
+
+
+def other_type(file: h5py.File, name: str, other: Path) -> None:
+    shape, _, attributes = _replace(file, name)
+    file.create_dataset(name, shape, [("a", "i4"), ("b", "S3")]).attrs.update(attributes)
+
+
+DAMAGED: dict[str, Change] = {
+    change.__name__: change
+    for change in (removed, swapped, without_attributes, odd_attribute, empty, other_shape, other_type)
+}
+
+
+def damage(path: Path, other: Path, chance: random.Random) -> bool:
+    """Change one to three objects; whether the file now leads out of itself."""
+    leads_out = False
+    with h5py.File(path, "r+") as file:
+        for _ in range(chance.choice((1, 1, 2, 3))):
+            names: list[str] = []
+            file.visit(names.append)
+            (changes,) = chance.choices((LEADS_OUT, HUGE, ENDLESS, DAMAGED), (30, 20, 3, 47))
+            change = chance.choice(sorted(changes))
+            name = chance.choice(names)
+            with contextlib.suppress(ValueError, KeyError, OSError, RuntimeError, TypeError, IndexError):
+                changes[change](file, name, other)
+                leads_out |= changes is LEADS_OUT
+            if changes is not DAMAGED:
+                break
+    return leads_out

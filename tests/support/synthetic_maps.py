@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -79,3 +80,10 @@ def synthetic_map(
     data.var_names = names
     data.write_h5ad(path)
     return SyntheticMap(path, expression, xy, names, spots, nearest)
+
+
+def write_counts_map(path: Path) -> None:
+    """A map that is a section and a spot table too: no value is missing or negative."""
+    synthetic_map(path)
+    with h5py.File(path, "r+") as file:
+        file["X"][...] = np.nan_to_num(np.abs(file["X"][...]))

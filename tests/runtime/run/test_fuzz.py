@@ -1,4 +1,4 @@
-"""Some thousand damaged slides, bundles, manifests and graphs: each is read, or refused in one sentence.
+"""Some thousand damaged slides, bundles, manifests, graphs, maps, sections and spot tables: each is read, or refused in one sentence.
 
 In a process apart, so that one that dies of a file is seen. Longer: `python tests/support/fuzzing.py KIND SEED COUNT FOLDER`.
 """
@@ -21,6 +21,7 @@ import pytest
 import tifffile
 from onnx import numpy_helper
 from PIL import Image
+from synthetic_maps import write_counts_map
 from synthetic_slides import tissue, write_layout
 from synthetic_vendors import VENDORS
 
@@ -72,7 +73,16 @@ def write_graphs(encoder: Path, folder: Path) -> None:
             onnx.save(model, folder / f"{graph}.{precision}.onnx")
 
 
-COUNTS = {"slide": 700, "openslide": 250, "bundle": 300, "manifest": 1500, "graph": 1500}
+COUNTS = {
+    "slide": 700,
+    "openslide": 250,
+    "bundle": 300,
+    "manifest": 1500,
+    "graph": 1500,
+    "map": 300,
+    "section": 300,
+    "spots": 300,
+}
 
 
 @pytest.mark.parametrize("kind", sorted(COUNTS))
@@ -81,6 +91,8 @@ def test_damaged_files_are_read_or_refused(kind: str, tmp_path: Path, run_inputs
         write_slides(tmp_path)
     elif kind == "openslide":
         write_openslide(tmp_path)
+    elif kind in fuzzing.HDF5:
+        write_counts_map(tmp_path / "made.h5ad")
     elif kind == "bundle":
         shutil.copytree(run_inputs / "mclst-bundle", tmp_path / "mclst-bundle")
     elif kind == "manifest":
