@@ -60,6 +60,11 @@ FILE_OPTIONS = {
         help="Format of the figure; PNG has 300 dpi.",
     ),
     "csv": click.option("--csv", is_flag=True, help="Write all values as CSV, a row per spot."),
+    "csv_escape": click.option(
+        "--csv-escape",
+        is_flag=True,
+        help="Prefix names in the CSV that a spreadsheet takes for formulas with '.",
+    ),
     "parquet": click.option("--parquet", is_flag=True, help="Write all values as Parquet."),
 }
 """Field of Files → its option."""

@@ -56,6 +56,8 @@ class Files:
         Format of that figure.
     csv, parquet : bool
         All values as a table.
+    csv_escape : bool
+        Prefix `'` to names in the CSV that a spreadsheet takes for formulas.
 
     Raises
     ------
@@ -73,6 +75,7 @@ class Files:
     plot_format: str = "png"
     csv: bool = False
     parquet: bool = False
+    csv_escape: bool = False
 
     def __post_init__(self) -> None:
         if self.plot_format not in FORMATS:
@@ -185,7 +188,7 @@ def write_files(
         elif kind == "plot":
             write_contact_sheet(expression_map, path, genes=files.plot, dpi=PLOT_DPI)
         elif kind == "csv":
-            write_csv(expression_map, path)
+            write_csv(expression_map, path, escape=files.csv_escape)
         else:
             write_parquet(expression_map, path)
     return notes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,18 +14,24 @@ from mclst.runtime.errors import ResourceError
 from mclst.runtime.expression_map.morans_i import BLOCK_BYTES
 from mclst.runtime.expression_map.reader import Map
 
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+"""A spreadsheet takes a cell that begins so for a formula, which can run programs."""
 POSITION = ("spot", "x_px", "y_px")
 
 
-def write_csv(expression_map: Map, path: Path) -> None:
+def write_csv(expression_map: Map, path: Path, *, escape: bool = False) -> None:
     """Write a map as CSV with seven digits, in blocks of rows, atomically.
 
     Columns: spot, x_px, y_px (level-0 px), those of `obs`, the genes; a repeated name gets the suffix _2.
+    With `escape`, `'` precedes names and texts that begin as formulas do.
     Raises OutputError if the file cannot be written.
     """
+    # A writer quotes the characters of its line end: a bare CR in a name would begin a row, perhaps of a formula.
+    end = "\r\n" if escape else "\n"
     with atomic_file(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         for number, block in enumerate(_blocks(expression_map)):
-            block.to_csv(file, index=False, header=number == 0, float_format="%.7g", lineterminator="\n")
+            table = _escaped(block) if escape else block
+            table.to_csv(file, index=False, header=number == 0, float_format="%.7g", lineterminator=end)
 
 
 def write_parquet(expression_map: Map, path: Path) -> None:
@@ -68,6 +75,17 @@ def _blocks(expression_map: Map) -> Iterator[pd.DataFrame]:
         frame = pd.concat([position, columns, values], axis=1)
         frame.columns = pd.Index(names)
         yield frame
+
+
+def _escaped(block: pd.DataFrame) -> pd.DataFrame:
+    """Prefix `'` to column names and texts that begin as formulas do; numbers stay."""
+
+    def escaped(value: Any) -> Any:
+        return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA_STARTS) else value
+
+    texts = [name for name, dtype in block.dtypes.items() if not pd.api.types.is_numeric_dtype(dtype)]
+    block = block.assign(**{str(name): block[name].astype(object).map(escaped) for name in texts})
+    return block.rename(columns=escaped)
 
 
 def _unique(names: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import math
 import os
@@ -243,6 +244,33 @@ def test_tables_hold_every_value(made: SyntheticMap) -> None:
         np.testing.assert_allclose(frame[genes], made.expression, rtol=1e-6)
         assert list(frame["GENE3"]) == list(range(data.n_obs)) and list(frame["region"][:2]) == ["a", "b"]
     assert pd.read_parquet("made.parquet")["GENE0"].dtype == np.float32
+
+
+def test_l5_formulas_are_defused_by_option(made: SyntheticMap) -> None:
+    starts = ["=cmd|' /C calc'!A0", "+1+1", "-1+1", "@SUM(1+1)", "\tx", "\r=1+1", "plain", "a=b"]
+    data = anndata.read_h5ad(made.path)
+    data.obs_names = starts + [f"spot{i}" for i in range(data.n_obs - len(starts))]
+    data.var_names = ["=GENE()", *data.var_names[1:]]
+    data.obs["note"] = pd.Categorical(["-2", "3"] * 40 + ["@x"])
+    data.obs["number"] = -1.5
+    data.write_h5ad(made.path)
+    assert report("--no-html", "--csv").exit_code == 0
+    raw = [line.split(",") for line in Path("made.csv").read_bytes().decode().split("\n")[:-1]]
+    assert report("--no-html", "--csv", "--csv-escape", "--overwrite").exit_code == 0
+    with Path("made.csv").open(newline="", encoding="utf-8") as file:
+        defused = list(csv.reader(file))
+    spots = [row[0] for row in raw[1:9]]
+    assert spots == starts and "=GENE()" in raw[0]
+    assert [row[0] for row in defused[1:9]] == [f"'{name}" for name in starts[:6]] + starts[6:]
+    # Nothing else differs, and numbers stay numbers.
+    for before, after in zip(raw, defused, strict=True):
+        assert len(before) == len(after)
+        for old, new in zip(before, after, strict=True):
+            assert new in (old, f"'{old}")
+    column = raw[0].index("number")
+    assert "'=GENE()" in defused[0] and {row[column] for row in defused[1:]} == {"-1.5"}
+    note = raw[0].index("note")
+    assert {row[note] for row in defused[1:]} == {"'-2", "3", "'@x"}
 
 
 def test_tables_are_written_in_blocks(made: SyntheticMap, monkeypatch: pytest.MonkeyPatch) -> None:

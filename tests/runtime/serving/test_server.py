@@ -429,7 +429,7 @@ def test_any_text_is_an_address_or_refused_in_words(text: str) -> None:
     try:
         result = Address.of(text)
     except ValueError as error:
-        assert repr(text) in str(error)
+        assert ("a password" if "@" in text else repr(text)) in str(error)
     else:
         assert Address.of(str(result)) == result
 
