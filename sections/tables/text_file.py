@@ -36,7 +36,7 @@ def read_text(path: Path, *, may_be_gzip: bool = False, max_unpacked: int = MAX_
                 raw = unpacked.read(max_unpacked + 1)
             if len(raw) > max_unpacked:
                 raise SectionError(
-                    f"{path}: the file unpacks to more than {max_unpacked >> 20:,} MB; unpack it if that is right"
+                    f"{path}: the file unpacks to more than {max_unpacked >> 20:,} MB; unpack it first"
                 )
     except (OSError, EOFError, zlib.error) as error:
         raise _unreadable(path, error) from error
