@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: a build also fetches the viewer that `slide.html` carries, where npm is at hand."""
+"""The part of the build that pyproject.toml cannot express: fetch the page's viewer with npm."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from openseadragon import VIEWER_PATH, fetch_viewer
 
 
 class BuildWithViewer(build_py):
-    """Collect the packages once OpenSeadragon lies among them; without npm it is left out, and no page can be made."""
+    """Fetch OpenSeadragon before the packages are collected; without npm, no page can be made."""
 
     def run(self) -> None:
         """Fetch, then collect."""

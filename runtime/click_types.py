@@ -35,7 +35,9 @@ class Numbers(click.ParamType[list[float]]):
             numbers = [self.kind(part) for part in str(value).split(",")]
         except ValueError:
             numbers = []
-        if len(numbers) != 3 or not all(self.lowest <= n <= self.highest and math.isfinite(n) for n in numbers):
+        if len(numbers) != 3 or not all(
+            self.lowest <= n <= self.highest and math.isfinite(n) for n in numbers
+        ):
             bounds = "" if math.isinf(self.highest) else f" from {self.lowest:g} to {self.highest:g}"
             self.fail(f"{value!r} is not three numbers{bounds} with commas between", param, ctx)
         return numbers

@@ -51,7 +51,9 @@ def raise_on_signals() -> None:
 
 
 def escape_controls(text: str) -> str:
-    r"""Write what is not printable as escapes such as `\x1b`, as files and servers may send terminal sequences."""
+    r"""Write what is not printable as escapes such as `\x1b`, as files and servers may send terminal
+    sequences.
+    """
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -72,8 +74,8 @@ def fail(sentence: str, code: int) -> NoReturn:
 def command(function: Callable[P, T]) -> Callable[P, T]:
     """Wrap a click callback: each expected failure becomes one sentence on stderr and an exit code.
 
-    0 done, 1 internal error (with a traceback), 4 input refused, 5 output cannot be written, 6 resources missing,
-    130 interrupted, 141 broken pipe, 143 terminated. click itself exits with 2 on wrong usage.
+    0 done, 1 internal error (with a traceback), 4 input refused, 5 output cannot be written, 6 resources
+    missing, 130 interrupted, 141 broken pipe, 143 terminated. click itself exits with 2 on wrong usage.
     """
 
     @functools.wraps(function)
@@ -161,7 +163,9 @@ def check_json(
     inputs: Iterable[Path | None] = (),
     outputs: Iterable[Path | None] = (),
 ) -> None:
-    """Refuse a `--json` path before any work, as `check_writable` and `check_distinct` do; None and `-` are right."""
+    """Refuse a `--json` path before any work, as `check_writable` and `check_distinct` do; None and `-` are
+    right.
+    """
     if path is not None and str(path) != "-":
         check_writable(path, overwrite=overwrite)
         check_distinct((path, *outputs), inputs)

@@ -1,8 +1,8 @@
 """The console commands, and how each answers a signal while it still imports.
 
-Imports take up to seconds. Until `mclst.runtime.console` takes over, nothing has been written, so the process exits
-at once with the sentence and the exit code it would have later. This module names the commands' modules and imports
-nothing slow.
+Imports take up to seconds. Until `mclst.runtime.console` takes over, nothing has been written, so the process
+exits at once with the sentence and the exit code it would have later. This module names the commands' modules
+and imports nothing slow.
 """
 
 from __future__ import annotations

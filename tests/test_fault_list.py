@@ -29,7 +29,8 @@ def test_the_list_of_faults_names_tests_that_exist() -> None:
         text=True,
         check=False,
     )
-    # "folder/test_x.py::test_y[case]": the list leaves out the folder, and the case where it names all of them.
+    # "folder/test_x.py::test_y[case]": the list leaves out the folder, and the case where it names all of
+    # them.
     collected = {re.sub(r"^(?:[^:\[]*/)?(\w+)\.py::", r"\1::", line) for line in result.stdout.splitlines()}
     collected |= {line.partition("[")[0] for line in collected}
     missing = sorted(named - collected)

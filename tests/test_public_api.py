@@ -11,18 +11,42 @@ import pytest
 
 PUBLIC = {
     "mclst.runtime": [
-        "Bundle", "Files", "InputError", "MclstError", "OutputError", "ResourceError", "Run", "RunOptions", "Slide",
-        "open_bundle", "open_slide", "predict",
+        "Bundle",
+        "Files",
+        "InputError",
+        "MclstError",
+        "OutputError",
+        "ResourceError",
+        "Run",
+        "RunOptions",
+        "Slide",
+        "open_bundle",
+        "open_slide",
+        "predict",
     ],
     "mclst.runtime.bundle": ["Bundle", "open_bundle"],
     "mclst.runtime.slide": ["Slide", "open_slide"],
     "mclst.kernels": ["ProviderError", "RetrievalResult", "RetrievalSpec", "Retriever"],
     "mclst.sections": [
-        "NORMALIZATIONS", "NORMALIZATION_NAMES", "Section", "SectionError", "SectionSource", "Spots",
-        "choose_sections", "find_sections", "gene_wise", "log_share", "match_genes", "median_log1p",
-        "normalize", "read_gene_list", "read_section", "read_spots", "spot_wise",
+        "NORMALIZATIONS",
+        "NORMALIZATION_NAMES",
+        "Section",
+        "SectionError",
+        "SectionSource",
+        "Spots",
+        "choose_sections",
+        "find_sections",
+        "gene_wise",
+        "log_share",
+        "match_genes",
+        "median_log1p",
+        "normalize",
+        "read_gene_list",
+        "read_section",
+        "read_spots",
+        "spot_wise",
     ],
-}  # fmt: skip
+}
 OBJECTS = {
     f"{package}.{name}": getattr(importlib.import_module(package), name)
     for package, names in PUBLIC.items()

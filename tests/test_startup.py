@@ -10,9 +10,25 @@ import pytest
 from mclst.runtime.entry_points import COMMANDS
 
 HEAVY = {
-    "anndata", "dask", "faiss", "h5py", "matplotlib", "numpy", "onnx", "onnxruntime", "pandas", "PIL", "pydantic",
-    "ray", "rich", "scipy", "sklearn", "tifffile", "torch", "zarr",
-}  # fmt: skip
+    "anndata",
+    "dask",
+    "faiss",
+    "h5py",
+    "matplotlib",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "pandas",
+    "PIL",
+    "pydantic",
+    "ray",
+    "rich",
+    "scipy",
+    "sklearn",
+    "tifffile",
+    "torch",
+    "zarr",
+}
 
 
 def imported_by(code: str) -> set[str]:

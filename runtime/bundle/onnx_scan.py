@@ -29,7 +29,8 @@ UNBOUNDED_OPERATORS = {"Loop"}
 
 
 def check_graph(path: Path, listed: Collection[str]) -> None:
-    """Raise BundleError if a graph reads other files than its own weights, may never end, or is no ONNX graph.
+    """Raise BundleError if a graph reads other files than its own weights, may never end, or is no ONNX
+    graph.
 
     Its weights are the file `NAME.onnx.data`, if `listed`: the key of an engine covers no other file.
     """
@@ -62,7 +63,9 @@ def check_graph(path: Path, listed: Collection[str]) -> None:
 
 
 Finding = tuple[str, str]
-"""("file", its location), ("operator", its type), ("function", its name) or ("call", an operator in a function)."""
+"""("file", its location), ("operator", its type), ("function", its name) or ("call", an operator in a
+function).
+"""
 
 
 def _model(data: memoryview) -> Iterator[Finding]:

@@ -100,10 +100,10 @@ def _infer(url: str, model: str, content: dict[str, Any], tensors: bytes, second
     )
     try:
         with OPENER.open(request, timeout=seconds) as answer:
-            content = answer.read(MAX_ANSWER_BYTES + 1)
-        if len(content) > MAX_ANSWER_BYTES:
+            body = answer.read(MAX_ANSWER_BYTES + 1)
+        if len(body) > MAX_ANSWER_BYTES:
             raise ValueError(f"its answer is longer than {MAX_ANSWER_BYTES >> 20} MiB")
-        return json.loads(content)
+        return json.loads(body)
     except urllib.error.HTTPError as error:
         if error.code == 503:
             raise Busy from error

@@ -18,7 +18,9 @@ ASK, MANIFEST = "ask", "manifest"
 """Input (int32 [1], ignored) and output (bytes [1]) of `NAME_manifest`."""
 
 MAX_ANSWER_BYTES = 16 << 20
-"""Longest answer a client reads: four times REQUEST_BYTES, which bounds the tensors, for headers and documents."""
+"""Longest answer a client reads: four times REQUEST_BYTES, which bounds the tensors, for headers and
+documents.
+"""
 
 SERVABLE = ("retrieval", "regression")
 """Kinds of bundle that predict tile by tile."""

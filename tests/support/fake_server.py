@@ -1,4 +1,6 @@
-"""A small Open Inference Protocol server around a real bundle, by HTTP or gRPC, that can be made to misbehave."""
+"""A small Open Inference Protocol server around a real bundle, by HTTP or gRPC, that can be made to
+misbehave.
+"""
 
 from __future__ import annotations
 

@@ -18,12 +18,30 @@ DEFAULT_SIGHUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
 """First line of a child process: under nohup it would inherit that SIGHUP is ignored."""
 
 IMPORTS = (
-    "anndata.io", "faiss", "h5py", "imagecodecs", "onnxruntime", "openslide", "pyarrow", "scipy.ndimage",
-    "scipy.spatial", "simplejpeg", "tifffile", "PIL.JpegImagePlugin", "PIL.PngImagePlugin",
-    "mclst.runtime.slide.openslide_reader", "mclst.runtime.slide.picture", "mclst.runtime.slide.tiff",
-    "mclst.kernels.cpu", "mclst.runtime.cohort.report", "mclst.runtime.cohort.table", "mclst.runtime.cohort.run",
-    "mclst.runtime.inference.loaded_model", "mclst.runtime.serving.served_model", "rich.console",
-)  # fmt: skip
+    "anndata.io",
+    "faiss",
+    "h5py",
+    "imagecodecs",
+    "onnxruntime",
+    "openslide",
+    "pyarrow",
+    "scipy.ndimage",
+    "scipy.spatial",
+    "simplejpeg",
+    "tifffile",
+    "PIL.JpegImagePlugin",
+    "PIL.PngImagePlugin",
+    "mclst.runtime.slide.openslide_reader",
+    "mclst.runtime.slide.picture",
+    "mclst.runtime.slide.tiff",
+    "mclst.kernels.cpu",
+    "mclst.runtime.cohort.report",
+    "mclst.runtime.cohort.table",
+    "mclst.runtime.cohort.run",
+    "mclst.runtime.inference.loaded_model",
+    "mclst.runtime.serving.served_model",
+    "rich.console",
+)
 """What the server imports once, for all its children, where it is installed."""
 
 _SERVER = rf"""

@@ -1,9 +1,8 @@
 """Damaged files, one after another, read in this process: `python fuzzing.py KIND SEED COUNT FOLDER`.
 
-KIND: slide, openslide, bundle, manifest, graph, map, section or spots. FOLDER holds whole files of the kind. Every damaged file must be read, or
-refused in one sentence; the one at work is FOLDER/current/…, so that it is there when the process dies of it. A seed
-gives the same damage on every machine.
-"""
+KIND: slide, openslide, bundle, manifest, graph, map, section or spots. FOLDER holds whole files of the kind.
+Every damaged file must be read, or refused in one sentence; the one at work is FOLDER/current/…, so that it
+is there when the process dies of it. A seed gives the same damage on every machine."""
 
 from __future__ import annotations
 
@@ -137,8 +136,13 @@ def read_a_spot_table(path: Path) -> None:
 
 HDF5 = {"map": read_a_map, "section": read_a_section, "spots": read_a_spot_table}
 READ: dict[str, Callable[[Path], None]] = {
-    "slide": read_slide, "openslide": read_slide, "bundle": read_a_bundle, "manifest": read_a_manifest, "graph": read_a_graph, **HDF5,
-}  # fmt: skip
+    "slide": read_slide,
+    "openslide": read_slide,
+    "bundle": read_a_bundle,
+    "manifest": read_a_manifest,
+    "graph": read_a_graph,
+    **HDF5,
+}
 
 
 def opened_of(source: Path) -> Path:
@@ -149,7 +153,7 @@ def opened_of(source: Path) -> Path:
 
 
 def one(kind: str, source: Path, folder: Path, chance: random.Random) -> bool:
-    """Damage one file of `folder` (of those beside it that belong to it, one) and read it; whether it was readable."""
+    """Damage one file of `folder`, or one that belongs to it, and read it; return whether it was readable."""
     from mclst.runtime.errors import MclstError
     from mclst.sections import SectionError
 
@@ -182,7 +186,7 @@ def one(kind: str, source: Path, folder: Path, chance: random.Random) -> bool:
 
 
 def main(kind: str, seed: int, count: int, folder: Path) -> int:
-    """0 where every file was read or refused; else the number of the first that was neither is said on stderr."""
+    """Return 0 if every file was read or refused; else print the number of the first that was neither."""
     sources = [path for path in sorted(folder.iterdir()) if path.name != "current"]
     for source in sources:
         READ[kind](opened_of(source))

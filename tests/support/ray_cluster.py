@@ -1,7 +1,8 @@
-"""Cohorts on a real Ray cluster of two nodes; a script, started in a network of its own where there is only loopback.
+"""Cohorts on a real Ray cluster of two nodes; a script, started in a network of its own where there is only
+loopback.
 
-It runs five cohorts in turn, with a worker, a node and a slide that kills its worker among what goes wrong, and prints one
-line of JSON.
+It runs five cohorts in turn, with a worker, a node and a slide that kills its worker among what goes wrong,
+and prints one line of JSON.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def synthetic_map(
     grid: bool = False,
     title: str = "made",
 ) -> SyntheticMap:
-    """Spots in `side` rows and columns over pale tissue; gene g is a slope with more noise the larger g. One is unread."""
+    """Spots in `side` rows and columns over pale tissue; gene g is a slope, noisier with g. One is unread."""
     rng = np.random.default_rng(11)
     pitch = DIAMETER if grid else 2 * DIAMETER
     x, y = np.meshgrid(np.arange(side) * pitch + 200.0, np.arange(side) * pitch + 150.0)

@@ -1,7 +1,8 @@
 """Slides as vendors' scanners lay them out, made small, each with the pixels that belong at every place.
 
-No real file of these vendors could be had in a few megabytes. The layouts follow OpenSlide's own description of each
-format; the pixels expected are composed here from the pieces that were written, so that OpenSlide is checked too.
+No real file of these vendors could be had in a few megabytes. The layouts follow OpenSlide's own description
+of each format; the pixels expected are composed here from the pieces that were written, so that OpenSlide is
+checked too.
 """
 
 from __future__ import annotations
@@ -63,9 +64,15 @@ def leica_scn(folder: Path) -> SyntheticSlide:
     with tifffile.TiffWriter(path, bigtiff=True) as tif:
         for number, pixels in enumerate(written):
             tif.write(
-                pixels, tile=(64, 64), photometric="rgb", compression="zlib", metadata=None,
-                description=text if number == 0 else None, resolution=(20000, 20000), resolutionunit="CENTIMETER",
-            )  # fmt: skip
+                pixels,
+                tile=(64, 64),
+                photometric="rgb",
+                compression="zlib",
+                metadata=None,
+                description=text if number == 0 else None,
+                resolution=(20000, 20000),
+                resolutionunit="CENTIMETER",
+            )
     levels = [
         on_white(
             height // by, width // by, *((x // by, y // by, pixels[::by, ::by]) for x, y, pixels in areas)
@@ -245,10 +252,16 @@ def philips_tiff(folder: Path) -> SyntheticSlide:
             padded = np.full((*(-(-side // 64) * 64 for side in level.shape[:2]), 3), 255, np.uint8)
             padded[: level.shape[0], : level.shape[1]] = level
             tif.write(
-                padded, tile=(64, 64), photometric="ycbcr", compression="jpeg", compressionargs={"level": 90},
-                metadata=None, description=text if number == 0 else None, software="Philips DP v1.0" if number == 0 else None,
+                padded,
+                tile=(64, 64),
+                photometric="ycbcr",
+                compression="jpeg",
+                compressionargs={"level": 90},
+                metadata=None,
+                description=text if number == 0 else None,
+                software="Philips DP v1.0" if number == 0 else None,
                 subfiletype=int(number > 0),
-            )  # fmt: skip
+            )
     with tifffile.TiffFile(path) as tif:
         decoded = [np.asarray(tif.pages[number].asarray()) for number in range(len(true))]
     levels = [

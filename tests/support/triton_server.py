@@ -1,7 +1,7 @@
 """A real tritonserver on loopback, for tests alone: its wheel is an old release that must not meet a network.
 
-It holds no ONNX Runtime backend, so `stand_in` puts a Python-backend model with onnxruntime in the encoder's place, its
-tensors, shapes and scheduling unchanged. Start it with `TritonServer`, in a `with` block.
+It holds no ONNX Runtime backend, so `stand_in` puts a Python-backend model with onnxruntime in the encoder's
+place, its tensors, shapes and scheduling unchanged. Start it with `TritonServer`, in a `with` block.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def why_absent() -> str:
 
 
 def stand_in(repository: Path, name: str, *, seconds: float = 0.0) -> None:
-    """Have `NAME_encoder` of a repository run by onnxruntime in Triton's Python backend, each batch `seconds` longer."""
+    """Have `NAME_encoder` of a repository run by onnxruntime in Triton's Python backend, each batch `seconds`
+    longer.
+    """
     from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
     folder = repository / f"{name}_encoder"
@@ -80,7 +82,7 @@ def stand_in(repository: Path, name: str, *, seconds: float = 0.0) -> None:
 
 
 class TritonServer:
-    """A server of some repositories, its address known once `wait` returns; what it leaves behind is swept."""
+    """A server of some repositories; its address is known once `wait` returns."""
 
     def __init__(
         self,
@@ -202,7 +204,8 @@ def _backends(folder: Path) -> Path:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """The stub embeds this Python, whose own library it must find, and takes its packages from the first one in PATH.
+    """The stub embeds this Python, whose own library it must find, and takes its packages from the first one
+    in PATH.
 
     So that one is an environment which sees what this process sees.
     """

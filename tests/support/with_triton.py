@@ -1,7 +1,8 @@
-"""Run a command beside a real tritonserver of a bundle: `python tests/support/with_triton.py BUNDLE mclst-bench load --server {http}`.
+"""Run a command beside a real tritonserver of a bundle: `python tests/support/with_triton.py BUNDLE
+mclst-bench load --server {http}`.
 
-`{http}` and `{grpc}` in the command stand for the server's URLs. The encoder runs by onnxruntime in the Python backend, see
-`triton_server`: a figure taken here is of that, not of Triton's ONNX Runtime backend.
+`{http}` and `{grpc}` in the command stand for the server's URLs. The encoder runs by onnxruntime in the
+Python backend, see `triton_server`: a figure taken here is of that, not of Triton's ONNX Runtime backend.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def write_csv(expression_map: Map, path: Path, *, escape: bool = False) -> None:
     With `escape`, `'` precedes names and texts that begin as formulas do.
     Raises OutputError if the file cannot be written.
     """
-    # A writer quotes the characters of its line end: a bare CR in a name would begin a row, perhaps of a formula.
+    # A writer quotes the characters of its line end: a bare CR in a name would begin a row.
     end = "\r\n" if escape else "\n"
     with atomic_file(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         for number, block in enumerate(_blocks(expression_map)):

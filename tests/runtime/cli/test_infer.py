@@ -102,7 +102,10 @@ def test_the_map_is_what_the_definition_gives(
     assert written.obs_names[0] == f"{first[0]}x{first[1]}"
     assert np.allclose(written.obsm["spatial"][0], [float(first[4]), float(first[5])])
     summary = written.uns["mclst"]
-    assert summary["settings"]["k"] == spec.k and summary["bundle"]["sha256"] == open_bundle("mclst-bundle").sha256
+    assert (
+        summary["settings"]["k"] == spec.k
+        and summary["bundle"]["sha256"] == open_bundle("mclst-bundle").sha256
+    )
     assert summary["slide"]["sha256"] and summary["provider"] == "cpu" and summary["versions"]["mclst"]
     assert not (here / "map.genes.png").exists()
 
@@ -110,7 +113,9 @@ def test_the_map_is_what_the_definition_gives(
 def test_json_and_quiet(here: Path) -> None:
     done = infer("slide.png", "--spots", "spots.tsv", "--json", "-", "-q", "--out", "a.h5ad", "--no-picture")
     summary = json.loads(done.stdout)
-    assert done.stderr == "" and summary["spots"] == 24 and summary["genes"] == 12 and summary["map"] == "a.h5ad"
+    assert (
+        done.stderr == "" and summary["spots"] == 24 and summary["genes"] == 12 and summary["map"] == "a.h5ad"
+    )
     assert set(summary["tiles_per_second"]) == {"read", "encode", "retrieve", "total"}
 
 
@@ -171,7 +176,12 @@ BAD = [
     ("no bundle", lambda here: shutil.rmtree(here / "mclst-bundle"), 4, ("mclst-bundle", "mclst-export")),
     ("not an image", slide(b"once upon a time " * 40), 4, ("slide.png",)),
     ("empty slide", slide(b""), 4, ("slide.png", "empty")),
-    ("truncated picture", lambda here: slide((here / "slide.png").read_bytes()[:-200])(here), 4, ("slide.png",)),
+    (
+        "truncated picture",
+        lambda here: slide((here / "slide.png").read_bytes()[:-200])(here),
+        4,
+        ("slide.png",),
+    ),
     ("truncated TIFF", half_a_tiff, 4, ("slide.png",)),
     ("empty table", spots(""), 4, ("spots.tsv", "empty")),
     ("header only", spots("id,x,y\n"), 4, ("spots.tsv",)),
@@ -182,11 +192,21 @@ BAD = [
     ("negative", spots("id,x,y\na,20,30\nb,-5,30\n"), 4, ("spots.tsv", "line 3", "b")),
     ("outside", spots("id,x,y\na,20,30\nb,20,300\n"), 4, ("spots.tsv", "line 3", "b", "240 x 200")),
     ("exchanged", spots("id,x,y\na,20,230\nb,20,210\n"), 4, ("x and y exchanged",)),
-    ("duplicate barcodes", spots("barcode,x,y\nAAC,20,30\nAAG,30,30\nAAC,40,30\n"), 4, ("spots.tsv", "AAC", "4")),
+    (
+        "duplicate barcodes",
+        spots("barcode,x,y\nAAC,20,30\nAAG,30,30\nAAC,40,30\n"),
+        4,
+        ("spots.tsv", "AAC", "4"),
+    ),
     ("changed byte", flip_a_byte, 4, ("bank.h5", "not the file that was exported")),
     ("newer format", newer, 4, ("mclst-bundle/2", "upgrade")),
-    ("output exists", lambda here: (here / "slide.h5ad").write_text("precious"), 5, ("slide.h5ad", "--overwrite")),
-]  # fmt: skip
+    (
+        "output exists",
+        lambda here: (here / "slide.h5ad").write_text("precious"),
+        5,
+        ("slide.h5ad", "--overwrite"),
+    ),
+]
 
 
 @pytest.mark.parametrize(("change", "code", "words"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
@@ -361,7 +381,8 @@ def test_a_full_disk_ends_the_process_with_its_exit_code(here: Path) -> None:
     script = (
         "import errno, os, sys; from mclst.runtime.cli.infer import main; real = os.pwrite\n"
         "def full(handle, *rest):\n"
-        "    if '.slide.' in os.readlink(f'/proc/self/fd/{handle}'): raise OSError(errno.ENOSPC, 'No space left')\n"
+        "    if '.slide.' in os.readlink(f'/proc/self/fd/{handle}'):\n"
+        "        raise OSError(errno.ENOSPC, 'No space left')\n"
         "    return real(handle, *rest)\n"
         "os.pwrite = full\n"
         "main(['slide.png', '--spots', 'spots.tsv'])"

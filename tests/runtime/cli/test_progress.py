@@ -29,8 +29,17 @@ def test_a_line_every_ten_seconds(
 
 @pytest.mark.parametrize(
     ("limit", "tiles", "most"),
-    [("1%", 24, 1), ("1%", 100, 1), ("1%", 101, 2), ("0%", 50, 0), ("0", 50, 0), ("7", 50, 7), (3, 1, 3), ("2.5 %", 80, 2)],
-)  # fmt: skip
+    [
+        ("1%", 24, 1),
+        ("1%", 100, 1),
+        ("1%", 101, 2),
+        ("0%", 50, 0),
+        ("0", 50, 0),
+        ("7", 50, 7),
+        (3, 1, 3),
+        ("2.5 %", 80, 2),
+    ],
+)
 def test_how_many_tiles_may_be_bad(limit: int | str, tiles: int, most: int) -> None:
     assert most_bad_tiles(limit, tiles) == most
 

@@ -1,4 +1,4 @@
-"""Cohorts on a real Ray cluster: workers, a node and a poisonous slide die, and nothing is lost or done twice."""
+"""Cohorts on a real Ray cluster whose workers and a node die: nothing is lost or done twice."""
 
 from __future__ import annotations
 
@@ -38,8 +38,13 @@ def ran(run_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no network namespace can be made here, so Ray would listen beyond loopback")
     done = subprocess.run(
-        [*alone, sys.executable, str(SCRIPT)], cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=False
-    )  # fmt: skip
+        [*alone, sys.executable, str(SCRIPT)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -69,7 +74,7 @@ def report(folder: Path, name: str) -> dict[str, Any]:
 
 
 def assert_all_done(ran: tuple[Path, dict[str, Any]], name: str, slides: int, expected: np.ndarray) -> None:
-    """Each slide once in the report and on stdout, each map as one process makes it, and nothing else left."""
+    """Each slide is once in the report and on stdout; each map is as one process makes it."""
     folder, runs = ran
     assert runs[name]["code"] == 0, runs[name]["stderr"]
     names = sorted(f"s{i}" for i in range(slides))
@@ -156,7 +161,7 @@ def test_slides_in_parts_are_merged_to_the_same_map(
 
 
 def test_a_map_finished_by_a_worker_that_died_is_done_and_tidied_up(run_inputs: Path, tmp_path: Path) -> None:
-    """A worker here, without Ray: the second attempt at the merging of a slide whose first ended after publishing."""
+    """Without Ray: the second attempt at merging a slide whose first ended after publishing."""
     options = RunOptions(provider="cpu", picture=False, files=Files(html=False))
     job = Job(
         run_inputs / "slide.tif", tmp_path / "map.h5ad", spots=run_inputs / "spots.csv", options=options

@@ -1,4 +1,4 @@
-"""`mclst-infer --slides`: many slides by one command, in parts, twice, and with slides among them that fail."""
+"""`mclst-infer --slides`: many slides by one command, in shards, run twice, some of them failing."""
 
 from __future__ import annotations
 
@@ -211,12 +211,15 @@ def test_shards_part_any_cohort(slides: int, parts: int) -> None:
         (("slide,spots,name", "A1.png,A1.tsv,../A1"), "line 2: '../A1' cannot name a map"),
         (("slide,spots,name", "A1.png,A1.tsv,.A1"), "cannot name a map"),
         (("slide,spots,genes", "A1.png,A1.tsv,GENE1"), "belong to grid"),
-        (("slide,spots", "A1.png,A1.tsv", "x/a1.tif,A1.tsv"), "line 3: the map would be named 'a1' as that of line 2"),
+        (
+            ("slide,spots", "A1.png,A1.tsv", "x/a1.tif,A1.tsv"),
+            "line 3: the map would be named 'a1' as that of line 2",
+        ),
         (("slide,spots", "cohort.png,A1.tsv"), "names a slide 'cohort'"),
         (("slide,spots", "A1.png,A1.tsv,x"), "line 2 has 3 cells"),
         (("slide,spots",), "a header and no rows"),
     ],
-)  # fmt: skip
+)
 def test_a_table_that_is_not_right_is_refused_before_any_work(
     here: Path, lines: tuple[str, ...], words: str
 ) -> None:
@@ -296,9 +299,7 @@ def task_of_nextflow(shard: int, **params: object) -> str:
     source = (Path(__file__).parents[3] / "docs" / "cohort.nf").read_text()
     (script,) = re.findall(r'script:\n\s+"""\n(.*?)"""', source, re.DOTALL)
     known = {"shard": shard, "task.cpus": 2, **{f"params.{name}": value for name, value in params.items()}}
-    script = re.sub(
-        r"(?<!\\)\$\{([\w.]+)\}", lambda match: str(known[match[1]]), script.replace("\\\n", "")
-    )
+    script = re.sub(r"(?<!\\)\$\{([\w.]+)\}", lambda match: str(known[match[1]]), script.replace("\\\n", ""))
     return script.replace("\\$", "$")
 
 
@@ -306,9 +307,13 @@ def run_as_nextflow(script: str, folder: Path, commands: Path) -> int:
     """`bash -ue`, in a folder of the task's own."""
     path = f"{commands}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
-        ["bash", "-ue", "-c", script], cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, timeout=200,
+        ["bash", "-ue", "-c", script],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        timeout=200,
         check=False,
-    ).returncode  # fmt: skip
+    ).returncode
 
 
 @pytest.mark.slow
@@ -354,8 +359,13 @@ def test_the_documented_slurm_array_does_all_slides(run_inputs: Path, tmp_path: 
             "SLURM_CPUS_PER_TASK": "2",
         }
         done = subprocess.run(
-            ["bash", script, "cohort.csv", "maps"], cwd=tmp_path, env={**os.environ, **slurm}, capture_output=True, text=True,
-            timeout=200, check=False,
-        )  # fmt: skip
+            ["bash", script, "cohort.csv", "maps"],
+            cwd=tmp_path,
+            env={**os.environ, **slurm},
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr
     assert sorted(path.stem for path in (tmp_path / "maps").glob("*.h5ad")) == ["s0", "s1", "s2"]

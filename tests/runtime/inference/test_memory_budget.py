@@ -1,4 +1,6 @@
-"""Batch and ring within a memory budget: found by trying, against a device whose memory is a formula; and for real."""
+"""Batch and ring within a memory budget: found by trying, against a device whose memory is a formula; and for
+real.
+"""
 
 from __future__ import annotations
 
@@ -161,7 +163,8 @@ def test_a_run_stays_within_its_budget(small: Small, exported_bundle: Path, tmp_
         code = """
 import atexit, sys
 from mclst.runtime.cli.infer import main
-atexit.register(lambda: open("most", "w").write(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]))
+status = lambda: open("/proc/self/status").read()
+atexit.register(lambda: open("most", "w").write(status().split("VmHWM:")[1].split()[0]))
 main(sys.argv[1:])
 """
         command = [

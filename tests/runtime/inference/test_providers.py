@@ -1,4 +1,4 @@
-"""Choice of a provider: the first that opens, said why not the others; one asked for by name, or a sentence."""
+"""The provider chosen: the first that opens, with the reasons of the others; or the one named."""
 
 from __future__ import annotations
 
@@ -157,7 +157,8 @@ def test_a_sequence_part_goes_by_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -
         assert {onnxruntime_beside(name) for name in ("tensorrt", "tensorrt-rtx", "cuda")} == {on_device}
 
 
-# --- TensorRT, played ----------------------------------------------------------------------------------------------
+# --- TensorRT, played
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -206,7 +207,8 @@ def test_without_building_the_next_is_taken(fake_tensorrt: tuple[Path, list[Any]
     assert "there is none yet" in passed and "does not cover Made-up RTX (sm_86), only sm_89" in passed
 
 
-# --- the library ---------------------------------------------------------------------------------------------------
+# --- the library
+# ---------------------------------------------------------------------------------------------------
 
 
 class Found(ModuleType):

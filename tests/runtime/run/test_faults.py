@@ -1,4 +1,5 @@
-"""A campaign of faults against `mclst-infer`: each ends in one sentence and the right exit code, and changes nothing.
+"""A campaign of faults against `mclst-infer`: each ends in one sentence and the right exit code, and changes
+nothing.
 
 Which fault is tested where, and which cannot happen here, stands in docs/faults.md.
 """
@@ -207,19 +208,39 @@ def bundle_is_a_file(here: Path) -> None:
 BUNDLES: list[tuple[str, Change, str]] = [
     ("a manifest nested 100,000 deep", manifest("[" * 100_000), "manifest.json"),
     ("a number of 5,000 digits", manifest('{"format": ' + "9" * 5000 + "}"), "manifest.json"),
-    ("a Git LFS pointer for a manifest", manifest("version https://git-lfs.github.com/spec/v1\n"), "manifest.json"),
+    (
+        "a Git LFS pointer for a manifest",
+        manifest("version https://git-lfs.github.com/spec/v1\n"),
+        "manifest.json",
+    ),
     ("a web page for a manifest", manifest("<!doctype html>"), "manifest.json"),
-    ("a manifest in UTF-16", lambda here: manifest((here / "mclst-bundle/manifest.json").read_text().encode("utf-16"))(here), "manifest.json"),
-    ("a manifest without its end", lambda here: manifest((here / "mclst-bundle/manifest.json").read_bytes()[:-40])(here), "manifest.json"),
+    (
+        "a manifest in UTF-16",
+        lambda here: manifest((here / "mclst-bundle/manifest.json").read_text().encode("utf-16"))(here),
+        "manifest.json",
+    ),
+    (
+        "a manifest without its end",
+        lambda here: manifest((here / "mclst-bundle/manifest.json").read_bytes()[:-40])(here),
+        "manifest.json",
+    ),
     ("a manifest of zeros", manifest(bytes(500)), "manifest.json"),
     ("a bundle that is a file", bundle_is_a_file, "is not a bundle"),
     ("no encoder", without("encoder.onnx"), "encoder.onnx"),
     ("no bank", without("bank.h5"), "bank.h5"),
-    ("an encoder cut off", lambda here: encoder((here / "mclst-bundle/encoder.onnx").read_bytes()[:-100])(here), "encoder.onnx"),
+    (
+        "an encoder cut off",
+        lambda here: encoder((here / "mclst-bundle/encoder.onnx").read_bytes()[:-100])(here),
+        "encoder.onnx",
+    ),
     ("an empty encoder", encoder(b""), "encoder.onnx"),
     ("a web page for an encoder", encoder(b"<!doctype html><html></html>"), "encoder.onnx"),
     ("operators of a later ONNX", encoder(linear(opset=99)), "encoder.onnx"),
-    ("an operator nobody knows", encoder(graph(helper.make_node("Teleport", ["tiles"], ["embedding"], domain="own"))), "encoder.onnx"),
+    (
+        "an operator nobody knows",
+        encoder(graph(helper.make_node("Teleport", ["tiles"], ["embedding"], domain="own"))),
+        "encoder.onnx",
+    ),
     ("an embedding of another width", encoder(linear(8)), "do not belong together"),
     ("an embedding that is not finite", encoder(linear(scale=float("nan"))), "not finite"),
     ("weights above the bundle", encoder(outside("../spots.csv")), "../spots.csv"),
@@ -231,8 +252,21 @@ BUNDLES: list[tuple[str, Change, str]] = [
     ("a bank whose writer was killed", left_open, "bank.h5"),
     ("a bank of a trillion rows", bank(replaced("embedding", shape=(10**12, 16), dtype="f4")), "bank.h5"),
     ("a trillion names", bank(replaced("genes", shape=(10**12,), dtype=h5py.string_dtype())), "bank.h5"),
-    ("a compressed bank", bank(replaced("embedding", shape=(10**9, 16), dtype="f4", chunks=(10**6, 16), compression="gzip")), "bank.h5"),
-    ("a bank elsewhere", bank(lambda file: (file.pop("embedding"), file.__setitem__("embedding", h5py.ExternalLink("/etc/passwd", "/x")))), "bank.h5"),
+    (
+        "a compressed bank",
+        bank(replaced("embedding", shape=(10**9, 16), dtype="f4", chunks=(10**6, 16), compression="gzip")),
+        "bank.h5",
+    ),
+    (
+        "a bank elsewhere",
+        bank(
+            lambda file: (
+                file.pop("embedding"),
+                file.__setitem__("embedding", h5py.ExternalLink("/etc/passwd", "/x")),
+            )
+        ),
+        "bank.h5",
+    ),
     ("a bank put together from other files", bank(virtual), "bank.h5"),
     ("a bank's part by another name", bank(soft_link), "bank.h5"),
     ("whole numbers for embeddings", bank(replaced("embedding", data=np.ones((48, 16), "i4"))), "bank.h5"),
@@ -241,18 +275,24 @@ BUNDLES: list[tuple[str, Change, str]] = [
     ("no spots in the bank", bank(replaced("embedding", data=np.ones((0, 16), "f4"))), "bank.h5"),
     ("a row that is not finite", bank_of(embedding=with_row(np.nan)), "not finite in row 3"),
     ("expression that is not finite", bank_of(expression=with_row(np.inf)), "not finite in row 3"),
-    ("names that are not UTF-8", bank(replaced("genes", data=[b"\xff\xfe"] * 12, dtype=h5py.string_dtype())), "bank.h5"),
+    (
+        "names that are not UTF-8",
+        bank(replaced("genes", data=[b"\xff\xfe"] * 12, dtype=h5py.string_dtype())),
+        "bank.h5",
+    ),
     ("numbers for names", bank(replaced("genes", data=np.arange(12))), "bank.h5"),
     ("a gene twice", bank(replaced("genes", data=["A"] * 12, dtype=h5py.string_dtype())), "bank.h5"),
     ("a name of ten million letters", bank(long_name), "bank.h5"),
     ("more genes than the bank has", lambda here: rehash(here, genes=13), "bank.h5"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
     ("change", "words"), [case[1:] for case in BUNDLES], ids=[case[0] for case in BUNDLES]
 )
-def test_a_bundle_that_is_wrong(fork_server: ForkServer, here: Path, log_dir: Path, change: Change, words: str) -> None:
+def test_a_bundle_that_is_wrong(
+    fork_server: ForkServer, here: Path, log_dir: Path, change: Change, words: str
+) -> None:
     change(here)
     before = tree(here)
     ended = fork_server.run(here, *WORDS, log_dir=log_dir, memory_mb=1500, seconds=30)
@@ -264,7 +304,9 @@ def test_a_bundle_that_is_wrong(fork_server: ForkServer, here: Path, log_dir: Pa
 
 
 def zeros(count: int) -> bytes:
-    """A zlib stream of at least `count` zeros, put together from one megabyte's: its checksum is wrong, if asked."""
+    """A zlib stream of at least `count` zeros, put together from one megabyte's: its checksum is wrong, if
+    asked.
+    """
     packer = zlib.compressobj(9)
     first = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
     again = packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)
@@ -360,7 +402,11 @@ def sixteen_bits(shape: tuple[int, ...]) -> Any:
 
 
 SLIDES: list[tuple[str, Change, str]] = [
-    ("a picture of 900 megapixels in 3 MB", lambda here: (here / "slide.tif").write_bytes(png_bomb(30_000, 30_000)), "slide.tif"),
+    (
+        "a picture of 900 megapixels in 3 MB",
+        lambda here: (here / "slide.tif").write_bytes(png_bomb(30_000, 30_000)),
+        "slide.tif",
+    ),
     ("a strip of 900 megapixels in 3 MB", huge_strip, "slide.tif"),
     ("a tile that unpacks to gigabytes", inflates_to_gigabytes, "slide.tif"),
     ("a pipe", fifo, "not a regular file"),
@@ -372,11 +418,13 @@ SLIDES: list[tuple[str, Change, str]] = [
     ("a tile of zeros", patched("data", lambda data: bytes(len(data))), "cannot be decoded"),
     ("a tile without bytes", patched("TileByteCounts", lambda data: b"\0"), "no data"),
     ("a tile that starts at 0", patched("TileOffsets", lambda data: b"\0"), "no data"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("change", "words"), [case[1:] for case in SLIDES], ids=[case[0] for case in SLIDES])
-def test_a_slide_that_is_wrong(fork_server: ForkServer, here: Path, log_dir: Path, change: Change, words: str) -> None:
+def test_a_slide_that_is_wrong(
+    fork_server: ForkServer, here: Path, log_dir: Path, change: Change, words: str
+) -> None:
     change(here)
     before = tree(here)
     ended = fork_server.run(here, *WORDS, log_dir=log_dir, memory_mb=1500, seconds=30)

@@ -1,4 +1,6 @@
-"""Faults of what is around a run: memory, disk, pipes, signals, names, files that change; what it keeps, it keeps whole."""
+"""Faults of what is around a run: memory, disk, pipes, signals, names, files that change; what it keeps, it
+keeps whole.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ LEFT_BY_A_STOP = {".slide.h5ad.rows", ".slide.h5ad.journal", "slide.run.json"}
 
 
 @pytest.fixture(scope="module")
-def here_once(run_inputs: Path, fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+def here_once(
+    run_inputs: Path, fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, bytes]:
     """The folder, and X as a run that nothing befalls writes it."""
     folder, log_dir = tmp_path_factory.mktemp("once"), tmp_path_factory.mktemp("said")
     shutil.copytree(run_inputs, folder, dirs_exist_ok=True)
@@ -76,7 +80,9 @@ def test_a_limit_of_file_size_is_one_sentence(
     fork_server: ForkServer, here: Path, log_dir: Path, whole: bytes, file_bytes: int
 ) -> None:
     before = tree(here)
-    assert_one_sentence(fork_server.run(here, *WORDS, log_dir=log_dir, file_bytes=file_bytes), 5, "File too large")
+    assert_one_sentence(
+        fork_server.run(here, *WORDS, log_dir=log_dir, file_bytes=file_bytes), 5, "File too large"
+    )
     assert {name: kept for name, kept in tree(here).items() if name not in LEFT_BY_A_STOP} == before
     assert fork_server.run(here, *WORDS, log_dir=log_dir).code == 0 and x_of(here / "slide.h5ad") == whole
 
@@ -93,7 +99,9 @@ def test_a_full_device_for_what_is_said_costs_no_map(
     assert x_of(here / "slide.h5ad") == whole
 
 
-def test_a_reader_that_went_away_costs_no_map(fork_server: ForkServer, here: Path, log_dir: Path, whole: bytes) -> None:
+def test_a_reader_that_went_away_costs_no_map(
+    fork_server: ForkServer, here: Path, log_dir: Path, whole: bytes
+) -> None:
     gone = "r, w = os.pipe(); os.close(r); os.dup2(w, 1)"
     ended = fork_server.run(here, *WORDS, "-q", log_dir=log_dir, before=gone)
     assert ended.code == 141 and ended.stderr == "" and x_of(here / "slide.h5ad") == whole
@@ -103,13 +111,18 @@ def test_a_reader_that_went_away_costs_no_map(fork_server: ForkServer, here: Pat
 def test_few_open_files_are_enough_or_said(fork_server: ForkServer, here: Path, log_dir: Path) -> None:
     for most in (6, 9, 11, 12, 13, 16):
         ended = fork_server.run(
-            here, *WORDS, log_dir=log_dir, before=f"resource.setrlimit(resource.RLIMIT_NOFILE, ({most}, {most}))"
+            here,
+            *WORDS,
+            log_dir=log_dir,
+            before=f"resource.setrlimit(resource.RLIMIT_NOFILE, ({most}, {most}))",
         )
         if ended.code:
             assert ended.code in (4, 5, 6) and "Traceback" not in ended.stderr and "Error: " in ended.stderr
 
 
-def test_a_thread_that_does_not_start_is_a_lack_of_resources(fork_server: ForkServer, here: Path, log_dir: Path) -> None:
+def test_a_thread_that_does_not_start_is_a_lack_of_resources(
+    fork_server: ForkServer, here: Path, log_dir: Path
+) -> None:
     before = code(
         """
         import threading
@@ -139,7 +152,9 @@ def test_a_second_signal_does_not_break_into_the_first(
         MapWriter.write, predict.report_stop = write, stop
         """
     )
-    assert_one_sentence(fork_server.run(here, *WORDS, "-q", log_dir=log_dir, before=before), 130, "interrupted")
+    assert_one_sentence(
+        fork_server.run(here, *WORDS, "-q", log_dir=log_dir, before=before), 130, "interrupted"
+    )
     assert json.loads((here / "slide.run.json").read_text())["status"] == "stopped"
     assert fork_server.run(here, *WORDS, log_dir=log_dir).code == 0 and x_of(here / "slide.h5ad") == whole
 
@@ -190,14 +205,18 @@ def test_a_bundle_that_changes_under_the_run(fork_server: ForkServer, here: Path
     assert_one_sentence(fork_server.run(here, *WORDS, log_dir=log_dir, before=before), 4, "bank.h5")
 
 
-def test_the_future_makes_no_difference(fork_server: ForkServer, here: Path, log_dir: Path, whole: bytes) -> None:
+def test_the_future_makes_no_difference(
+    fork_server: ForkServer, here: Path, log_dir: Path, whole: bytes
+) -> None:
     for path in here.rglob("*"):
         os.utime(path, (4e9, 4e9))
     assert fork_server.run(here, *WORDS, log_dir=log_dir).code == 0 and x_of(here / "slide.h5ad") == whole
 
 
 @pytest.mark.parametrize("name", ["with space", "ñandú", "组织 切片", "a\nb", "-q", "'\"$(x)", "x" * 200])
-def test_odd_names_of_files_work(fork_server: ForkServer, here: Path, log_dir: Path, whole: bytes, name: str) -> None:
+def test_odd_names_of_files_work(
+    fork_server: ForkServer, here: Path, log_dir: Path, whole: bytes, name: str
+) -> None:
     (here / "slide.tif").rename(here / f"{name}.tif")
     (here / "spots.csv").rename(here / f"{name}.csv")
     words = ("--spots", f"./{name}.csv", "--no-picture", "-q", "--", f"{name}.tif")
@@ -247,7 +266,9 @@ def mount(apart: ForkServer, here: Path, log_dir: Path, megabytes: int) -> Path:
 
 def listed(apart: ForkServer, here: Path, log_dir: Path) -> set[str]:
     return set(
-        apart.run(here, log_dir=log_dir, before="print(*os.listdir('disk'), sep='\\n'); sys.exit(0)").stdout.split()
+        apart.run(
+            here, log_dir=log_dir, before="print(*os.listdir('disk'), sep='\\n'); sys.exit(0)"
+        ).stdout.split()
     )
 
 
@@ -255,7 +276,9 @@ INTO = (*WORDS, "--out", "disk/slide.h5ad")
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_too_small_is_refused_before_the_work(apart: ForkServer, here: Path, log_dir: Path) -> None:
+def test_a_disk_that_is_too_small_is_refused_before_the_work(
+    apart: ForkServer, here: Path, log_dir: Path
+) -> None:
     mount(apart, here, log_dir, 4)
     assert_one_sentence(apart.run(here, *INTO, log_dir=log_dir), 5, "MB free")
     assert listed(apart, here, log_dir) == set()

@@ -1,6 +1,7 @@
-"""Some thousand damaged slides, bundles, manifests, graphs, maps, sections and spot tables: each is read, or refused in one sentence.
+"""Thousands of damaged files of each kind are read, or refused in one sentence.
 
-In a process apart, so that one that dies of a file is seen. Longer: `python tests/support/fuzzing.py KIND SEED COUNT FOLDER`.
+A subprocess reads them, so that a crash is seen. For longer campaigns:
+`python tests/support/fuzzing.py KIND SEED COUNT FOLDER`.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from synthetic_maps import write_counts_map
 from synthetic_slides import tissue, write_layout
 from synthetic_vendors import VENDORS
 
-LAYOUTS = ("tiled jpeg 4:2:0", "tiled deflate", "lzw strips", "planar tiles", "big-endian bigtiff", "jpeg strips",
-           "one plain strip", "tiled jpeg 2000", "tiled zstd", "tiled webp", "packbits strips")  # fmt: skip
+LAYOUTS = ("tiled jpeg 4:2:0", "tiled deflate", "lzw strips", "planar tiles", "big-endian bigtiff",
+           "jpeg strips", "one plain strip", "tiled jpeg 2000", "tiled zstd",
+           "tiled webp", "packbits strips")  # fmt: skip
 
 
 def write_slides(folder: Path) -> None:
@@ -120,10 +122,13 @@ def test_a_crash_would_be_seen(tmp_path: Path, run_inputs: Path) -> None:
         "fuzzing.READ['manifest'] = dies\n"
         "fuzzing.main('manifest', 1, 5, Path(sys.argv[1]))\n"
     )
+    paths = [str(Path(__file__).parents[2] / "support"), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
-        [sys.executable, "-c", source, str(tmp_path)], capture_output=True, check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2] / "support"), os.environ.get("PYTHONPATH", "")])},
-    )  # fmt: skip
+        [sys.executable, "-c", source, str(tmp_path)],
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    )
     assert done.returncode < 0 and (tmp_path / "current" / "manifest.json").is_file()
 
 

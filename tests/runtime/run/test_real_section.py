@@ -1,4 +1,4 @@
-"""The two commands on a real section and a published checkpoint, against predictions of the published code."""
+"""Both commands on a real section and checkpoint, against predictions of the published code."""
 
 from __future__ import annotations
 
@@ -25,9 +25,12 @@ from mclst.sections.accuracy import score
 SETTINGS = {
     "expression_l1_k200": (RetrievalSpec(200, "cosine", "l1"), (0.2571, 0.3918, 0.9136, 0.7800)),
     "expression_l2_k200": (RetrievalSpec(200, "cosine", "l2"), (0.2571, 0.3917, 0.9136, 0.7800)),
-    "expression_softmax_k200": (RetrievalSpec(200, "cosine", "l2", "softmax"), (0.2572, 0.3916, 0.9142, 0.7799)),
+    "expression_softmax_k200": (
+        RetrievalSpec(200, "cosine", "l2", "softmax"),
+        (0.2572, 0.3916, 0.9142, 0.7799),
+    ),
     "expression_l2_k2400": (RetrievalSpec(2400, "cosine", "l2"), (0.2640, 0.3841, 0.9478, 0.8010)),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

@@ -93,7 +93,7 @@ DONE = {"slide.h5ad", "slide.run.json", "slide.genes.ome.tif"}
 
 KILLED_AT_RANDOM = """
     import os, random, signal, sys, time
-    import anndata.io, imagecodecs, scipy.ndimage, scipy.spatial, simplejpeg, tifffile  # once, not in each child
+    import anndata.io, imagecodecs, scipy.ndimage, scipy.spatial, simplejpeg, tifffile  # once
     from mclst.runtime.cli import infer
 
     def start():
@@ -122,7 +122,7 @@ KILLED_AT_RANDOM = """
         if code == -signal.SIGKILL:
             kills += 1
             kept += os.path.exists(".slide.h5ad.journal")
-        if os.path.exists("slide.h5ad"):  # finished before the signal came: it is whole, and the next starts anew
+        if os.path.exists("slide.h5ad"):  # finished before the signal came
             os.rename("slide.h5ad", f"map{kills}.h5ad")
             for name in ("slide.run.json", "slide.genes.ome.tif"):
                 os.unlink(name)
@@ -152,10 +152,21 @@ def test_twenty_kills_at_random_moments_change_nothing(here: Path, place: Path) 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 BROKEN = OSError(errno.EIO, "Input/output error")
 FAULTS = [
-    ("pwrite", 1, FULL), ("pwrite", 3, FULL), ("pwrite", 9, BROKEN), ("write", 2, FULL), ("write", 5, BROKEN),
-    ("posix_fallocate", 1, FULL), ("posix_fallocate", 2, FULL), ("ftruncate", 1, BROKEN), ("fsync", 1, BROKEN),
-    ("fsync", 2, FULL), ("fsync", 3, FULL), ("replace", 1, BROKEN), ("replace", 3, BROKEN), ("pread", 2, BROKEN),
-]  # fmt: skip
+    ("pwrite", 1, FULL),
+    ("pwrite", 3, FULL),
+    ("pwrite", 9, BROKEN),
+    ("write", 2, FULL),
+    ("write", 5, BROKEN),
+    ("posix_fallocate", 1, FULL),
+    ("posix_fallocate", 2, FULL),
+    ("ftruncate", 1, BROKEN),
+    ("fsync", 1, BROKEN),
+    ("fsync", 2, FULL),
+    ("fsync", 3, FULL),
+    ("replace", 1, BROKEN),
+    ("replace", 3, BROKEN),
+    ("pread", 2, BROKEN),
+]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +189,9 @@ def test_a_disk_that_fails_anywhere_is_one_sentence_and_then_carried_on(
 
 @contextmanager
 def failing_of_map(name: str, call: int, error: OSError) -> Iterator[None]:
-    """`os.<name>` raises from its `call`-th call on a hidden file of the run: the slide and the terminal are spared."""
+    """`os.<name>` raises from its `call`-th call on a hidden file of the run: the slide and the terminal are
+    spared.
+    """
     real: Callable[..., Any] = getattr(os, name)
     calls = 0
 

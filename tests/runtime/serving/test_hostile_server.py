@@ -1,4 +1,4 @@
-"""A server that is not what it seems: where tiles go, how much memory its answers take, what messages repeat."""
+"""A hostile server: where tiles go, how much memory answers take, what messages repeat."""
 
 from __future__ import annotations
 
@@ -165,10 +165,17 @@ def test_m4_grpc_answers_are_bounded() -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "http://user:geheim@h:1", "grpc://user:geheim@h:1", "http://user:geheim@h:x", "http://u:geheim/@h",
-        "http://u:/geheim@h:1", "ftp://user:geheim@h", "user:geheim@h:1", "http://[geheim@h:1", "http://geheim@h:1",
+        "http://user:geheim@h:1",
+        "grpc://user:geheim@h:1",
+        "http://user:geheim@h:x",
+        "http://u:geheim/@h",
+        "http://u:/geheim@h:1",
+        "ftp://user:geheim@h",
+        "user:geheim@h:1",
+        "http://[geheim@h:1",
+        "http://geheim@h:1",
     ],
-)  # fmt: skip
+)
 def test_l8_no_message_repeats_a_password(url: str) -> None:
     with pytest.raises(InputError, match="perhaps a password") as caught:
         Server(url)

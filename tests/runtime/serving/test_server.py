@@ -1,4 +1,4 @@
-"""A slide through an Open Inference Protocol server: the local map comes back, whatever happens on the way."""
+"""A slide through an Open Inference Protocol server gives the local map, whatever happens."""
 
 from __future__ import annotations
 
@@ -222,7 +222,7 @@ def test_a_server_that_does_not_come_back_ends_the_run_and_the_same_command_carr
         stopped.set()
 
     def on_metadata(number: int) -> None:
-        """Before each group of 512 is written the server is asked what it serves: the first one is, no more."""
+        """The server is asked what it serves before each group of 512 is written: only the first is."""
         if number == 2:
             Timer(0.3, stop).start()
         if number > 2:

@@ -1,6 +1,8 @@
-"""mclst-infer through a real tritonserver: the local map by HTTP and gRPC, under overload, and through a restart.
+"""mclst-infer through a real tritonserver: the local map by HTTP and gRPC, under overload, and through a
+restart.
 
-Its ONNX Runtime backend is not in the wheel; `stand_in` runs the same graph by onnxruntime in the Python backend.
+Its ONNX Runtime backend is not in the wheel; `stand_in` runs the same graph by onnxruntime in the Python
+backend.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The repository of `mclst-export --triton` under a real tritonserver on the CPU, over HTTP and gRPC.
 
-The server at hand has no ONNX Runtime backend: `stand_in` runs the encoder's graph in its place. The repository as it was
-written is loaded beside it, and the missing backend must be all that the server has to say against it.
+The server at hand has no ONNX Runtime backend: `stand_in` runs the encoder's graph in its place. The
+repository as it was written is loaded beside it, and the missing backend must be all that the server has to
+say against it.
 """
 
 from __future__ import annotations
@@ -90,12 +91,14 @@ def flipped(name: str) -> Callable[[Path], object]:
     return flip
 
 
-# What is done to a repository of that name; the model it is done to; what the server, or the model, says of it.
+# What is done to a repository of that name; the model it is done to; what the server, or the model, says of
+# it.
 BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "backend": (edited(lambda c: setattr(c, "backend", "onnxrumtime")), "encoder", "onnxrumtime"),
     "batch": (edited(lambda c: setattr(c, "max_batch_size", -3)), "manifest", "max_batch_size"),
     "preferred": (
-        edited(lambda c: c.dynamic_batching.preferred_batch_size.append(BATCH + 1)), "retrieval",
+        edited(lambda c: c.dynamic_batching.preferred_batch_size.append(BATCH + 1)),
+        "retrieval",
         "preferred size must be <= max batch size",
     ),
     "gpu": (edited(lambda c: setattr(c.instance_group[0], "kind", 1)), "retrieval", "no GPUs are available"),
@@ -103,12 +106,19 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "field": (replaced("backend:", "back_end:"), "retrieval", "failed to read text proto"),
     "renamed": (edited(lambda c: setattr(c, "name", "another")), "retrieval", "renamed_retrieval"),
     "version": (lambda model: shutil.rmtree(model / "1"), "retrieval", "version directory is not present"),
-    "import": (lambda model: (model / "1" / "model.py").write_text("import nothing_of_that_name"), "manifest",
-               "No module named 'nothing_of_that_name'"),
+    "import": (
+        lambda model: (model / "1" / "model.py").write_text("import nothing_of_that_name"),
+        "manifest",
+        "No module named 'nothing_of_that_name'",
+    ),
     "bank": (flipped("bank_retrieval/1/bank.h5"), "retrieval", "bank.h5 is not what was exported"),
     "graph": (flipped("graph_encoder/1/model.onnx"), "manifest", "model.onnx is not what was exported"),
-    "document": (lambda model: (model / "1" / "server.json").write_text("{}"), "manifest", "server.json: format"),
-}  # fmt: skip
+    "document": (
+        lambda model: (model / "1" / "server.json").write_text("{}"),
+        "manifest",
+        "server.json: format",
+    ),
+}
 
 
 def break_one(bundle: Bundle, folder: Path, name: str) -> None:
@@ -362,7 +372,9 @@ def test_it_listens_on_loopback_alone_and_guards_what_no_client_needs(serves: Se
 
 
 def test_a_server_that_is_told_to_end_answers_all_it_took(serves: Serves) -> None:
-    """The last one: SIGTERM while requests are under way. Their expression, or that they are to be sent again."""
+    """The last one: SIGTERM while requests are under way. Their expression, or that they are to be sent
+    again.
+    """
     requests = [some_tiles(BATCH, seed) for seed in range(12)]
     before = statistics(serves.server, "mclst_encoder")["execution_count"]
     serves.clients[http].close()  # else the server waits for it to go
