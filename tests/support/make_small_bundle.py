@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from small_model import GENES, TILE_PX, write_reference
 
-from mclst.runtime import open_bundle, open_slide, predict
+from mclst.runtime import RunOptions, open_bundle, open_slide, predict
 from mclst.runtime.bundle.bank import Bank, bank_bytes
 from mclst.runtime.bundle.bundle import BundleDraft
 from mclst.runtime.bundle.manifest import Settings
@@ -139,7 +139,7 @@ def main(folder: Path) -> None:
     slide = section / "images" / "B1.png"
     with open_slide(slide) as opened:
         spots = section / "spots" / "B1_selection.tsv"
-        predict(open_bundle(bundle), opened, spots, folder / "small.h5ad", picture=False)
+        predict(open_bundle(bundle), opened, spots, folder / "small.h5ad", RunOptions(picture=False))
     (folder / "small.html").unlink()
     write_journal_header(bundle, slide, folder / "journal-header.json")
 

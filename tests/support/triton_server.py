@@ -129,11 +129,11 @@ class TritonServer:
         """Until it answers, or has ended."""
         until = time.monotonic() + seconds
         while self.process.poll() is None and not self._answers():
-            assert time.monotonic() < until, f"no answer in {seconds} s: {self.said()[-3000:]}"
+            assert time.monotonic() < until, f"no answer in {seconds} s: {self.log_text()[-3000:]}"
             time.sleep(0.1)
         return self
 
-    def said(self) -> str:
+    def log_text(self) -> str:
         return self.log.read_text(errors="replace")
 
     def terminate(self, seconds: float = 60) -> int:

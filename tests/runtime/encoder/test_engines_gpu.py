@@ -301,8 +301,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     put("Mul", "x0", "nchw", "scale")
     widths, strides = (3, 32, 64, 64, 128, 128, 256), (4, 2, 1, 2, 1, 2)
     for i, stride in enumerate(strides):
-        weights = add_weight(f"w{i}", widths[i + 1], widths[i], 3, 3)
-        put("Conv", f"c{i}", f"x{i}", weights, strides=[stride, stride], pads=[1, 1, 1, 1])
+        weight = add_weight(f"w{i}", widths[i + 1], widths[i], 3, 3)
+        put("Conv", f"c{i}", f"x{i}", weight, strides=[stride, stride], pads=[1, 1, 1, 1])
         put("Relu", f"x{i + 1}", f"c{i}")
     put("GlobalAveragePool", "pooled", "x6")
     put("Flatten", "flat", "pooled")

@@ -232,7 +232,7 @@ def test_no_name_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     written = {
         node.attr
         for module in (build, session)
-        for node in ast.walk(ast.parse(Path(module.__file__).read_text()))
+        for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text()))
         if isinstance(node, ast.Attribute)
     }
     of_other_objects = {"append", "allocate", "__init__"}

@@ -209,7 +209,7 @@ def test_the_repository_as_written_lacks_nothing_but_the_backend(serves: Serves)
     assert NO_BACKEND in serves.refused["asis_encoder"]
     assert not {"asis_manifest", "asis_retrieval", "mclst", "mclst_encoder"} & set(serves.refused)
     complaints = [
-        line for line in serves.server.log().splitlines() if line.startswith("E") and "asis" in line
+        line for line in serves.server.log_text().splitlines() if line.startswith("E") and "asis" in line
     ]
     assert len(complaints) == 2 and all(NO_BACKEND in line for line in complaints)
     assert "ensemble 'asis' depends on 'asis_encoder'" in complaints[1]
@@ -221,7 +221,7 @@ def test_what_is_broken_is_refused_by_the_server(serves: Serves, name: str) -> N
     model = f"{name}_{part}"
     client = serves.clients[http]
     assert not client.is_model_ready(model)
-    lines = [line for line in serves.server.log().splitlines() if line.startswith("E") and model in line]
+    lines = [line for line in serves.server.log_text().splitlines() if line.startswith("E") and model in line]
     log = " ".join([serves.refused.get(model, ""), *lines])
     assert says in log, log
 
@@ -229,7 +229,8 @@ def test_what_is_broken_is_refused_by_the_server(serves: Serves, name: str) -> N
 def test_an_ensemble_of_other_genes_is_refused_by_the_server(serves: Serves) -> None:
     client = serves.clients[http]
     assert not client.is_model_ready("ensemble") and client.is_model_ready("mclst")
-    log = [line for line in serves.server.log().splitlines() if line.startswith("E") and "ensemble" in line]
+    lines = serves.server.log_text().splitlines()
+    log = [line for line in lines if line.startswith("E") and "ensemble" in line]
     assert any(f"[-1,{GENES + 1}]" in line and f"[-1,{GENES}]" in line for line in log), log
 
 
@@ -386,7 +387,7 @@ def test_a_server_that_is_told_to_end_answers_all_it_took(serves: Serves) -> Non
             time.sleep(0.01)
         code = serves.server.terminate()
         result = answers.result()
-    assert code == 0, serves.server.log()[-3000:]
+    assert code == 0, serves.server.log_text()[-3000:]
     assert any(not isinstance(rows, InferenceServerException) for rows in result)
     for tiles, rows in zip(requests, result, strict=True):
         if isinstance(rows, InferenceServerException):

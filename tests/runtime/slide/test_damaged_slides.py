@@ -297,7 +297,7 @@ def test_m5_xml_entities_in_any_encoding(tmp_path: Path, encoding: str, kind: in
     """As bytes that tifffile decodes, or leaves as they are."""
     path, text = tmp_path / "a.tif", ome_with_entities(3, ">{}").encode(encoding)
     tifffile.imwrite(
-        path, tissue(), photometric="rgb", metadata=None, extratags=[(270, kind, len(text), text)]
+        path, tissue(), photometric="rgb", metadata=None, extratags=[(270, kind, len(text), text, True)]
     )
     with pytest.raises(SlideError, match="declares XML entities"):
         open_slide(path)
