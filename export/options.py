@@ -12,7 +12,7 @@ import click
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.choices import PRECISIONS
 from mclst.runtime.cli.bundle_options import retrieval_options
-from mclst.runtime.click_types import Bytes, Finite, Numbers
+from mclst.runtime.click_types import AliasedOption, Bytes, Finite, Numbers
 from mclst.runtime.encoder.tensorrt.library import FLAVOURS
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
 
@@ -21,17 +21,7 @@ Decorator = Callable[[Function], Function]
 
 PATH = click.Path(path_type=Path)
 
-# Names of options before their American spelling, still accepted.
-OLD_SPELLINGS = {
-    "input-normalisation": "input-normalization",
-    "expression-normalisation": "expression-normalization",
-    "neighbours": "neighbors",
-}
-CONTEXT_SETTINGS: dict[str, Any] = {
-    "help_option_names": ["-h", "--help"],
-    "show_default": True,
-    "token_normalize_func": lambda name: OLD_SPELLINGS.get(name, name),
-}
+CONTEXT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "show_default": True}
 
 SETTINGS = {
     "heads": "heads",
@@ -149,11 +139,15 @@ settings_options = combine(
     ),
     click.option(
         "--input-normalization",
+        cls=AliasedOption,
+        aliases=("--input-normalisation",),
         type=click.Choice(NORMALIZATION_NAMES),
         help="Normalization of the spot encoder's input.  [default: spot-wise]",
     ),
     click.option(
         "--expression-normalization",
+        cls=AliasedOption,
+        aliases=("--expression-normalisation",),
         type=click.Choice(NORMALIZATION_NAMES),
         help="Normalization of the averaged expression, and so of the map.  [default: gene-wise]",
     ),
@@ -199,7 +193,11 @@ settings_options = combine(
         help="ST-Net: average each tile's eight rotations and reflections inside the graph.",
     ),
     click.option(
-        "--neighbors", type=click.IntRange(1, 64), help="Neighbors per spot in the slide graph.  [default: 4]"
+        "--neighbors",
+        cls=AliasedOption,
+        aliases=("--neighbours",),
+        type=click.IntRange(1, 64),
+        help="Neighbors per spot in the slide graph.  [default: 4]",
     ),
     click.option(
         "--prune",

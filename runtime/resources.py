@@ -35,8 +35,7 @@ def check_limit() -> None:
     if limit != resource.RLIM_INFINITY and free < MIN_FREE_BYTES:
         raise ResourceError(
             f"the limit of {limit >> 20} MiB of memory (ulimit -v) leaves {max(free, 0) >> 20} MiB "
-            "where at least "
-            f"{MIN_FREE_BYTES >> 20} are needed to begin; raise it"
+            f"where at least {MIN_FREE_BYTES >> 20} are needed to begin; raise it"
         )
 
 

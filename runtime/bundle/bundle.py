@@ -133,8 +133,7 @@ class Bundle:
     def __repr__(self) -> str:
         m = self.manifest
         return (
-            f"Bundle({str(self.path)!r}: {m.system} with {m.encoder.name}, {m.tile.size_px} "
-            "px tiles, "
+            f"Bundle({str(self.path)!r}: {m.system} with {m.encoder.name}, {m.tile.size_px} px tiles, "
             + (f"{m.bank_rows} reference spots, " if m.retrieval else "")
             + f"{m.genes} genes"
             + (f", k={m.retrieval.k})" if m.retrieval else ")")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mclst.runtime.cli.report_options import file_options
+from mclst.runtime.click_types import AliasedOption
 from mclst.runtime.console import check_json, command, publish_json, say, table
 from mclst.runtime.errors import InputError
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
@@ -29,7 +30,9 @@ PATH = click.Path(path_type=Path)
 @click.option("--truth", type=PATH, help="Measured sections, to compare measured and predicted expression.")
 @click.option("--section", help="Section of --truth that the map predicts.  [default: by the map's name]")
 @click.option(
-    "--normalisation",
+    "--normalization",
+    cls=AliasedOption,
+    aliases=("--normalisation",),
     type=click.Choice(NORMALIZATION_NAMES),
     help="Normalization of --truth, if the map does not name its own.",
 )
@@ -44,7 +47,7 @@ def main(
     files: Files,
     truth: Path | None,
     section: str | None,
-    normalisation: str | None,
+    normalization: str | None,
     slide_path: Path | None,
     out: Path | None,
     overwrite: bool,
@@ -61,8 +64,8 @@ def main(
     from mclst.runtime.expression_map.reader import open_map
     from mclst.runtime.report.files import check_paths, write_files
 
-    if truth is None and (section is not None or normalisation is not None):
-        raise click.UsageError("--section and --normalisation belong to --truth")
+    if truth is None and (section is not None or normalization is not None):
+        raise click.UsageError("--section and --normalization belong to --truth")
     for option, value in (("--truth", truth), ("--slide", slide_path)):
         if value is not None and files.html is False:
             raise click.UsageError(f"{option} is for the page, which --no-html leaves out")
@@ -76,7 +79,7 @@ def main(
         files.check_genes(expression_map.genes)
         check_paths(paths, overwrite=overwrite)
         measured = (
-            None if truth is None else measured_expression(expression_map, truth, section, normalisation)
+            None if truth is None else measured_expression(expression_map, truth, section, normalization)
         )
         tissue_image = (
             None if slide_path is None else _tissue_image(expression_map, slide_path, files.html_px)
@@ -114,8 +117,7 @@ def _tissue_image(expression_map: Map, slide_path: Path, longest_px: int) -> Tis
         if not fits or size != (recorded.get("width_px", size[0]), recorded.get("height_px", size[1])):
             raise InputError(
                 f"{slide_path} is {size[0]} x {size[1]} px, and the map is of a slide of about {width:.0f} x "
-                f"{height:.0f} px; "
-                "give the slide it was made from"
+                f"{height:.0f} px; give the slide it was made from"
             )
         return slide.thumbnail(longest_px)
 

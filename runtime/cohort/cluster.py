@@ -114,8 +114,7 @@ class Pool:
             elif time.monotonic() - self._alive_at > PATIENCE_SECONDS:
                 raise ResourceError(
                     f"no worker of the cluster has been alive for {PATIENCE_SECONDS:.0f} s; see that nodes "
-                    "are up and "
-                    "have what a worker asks for"
+                    "are up and have what a worker asks for"
                 )
             for ref in ready:
                 if ref in self._starting:

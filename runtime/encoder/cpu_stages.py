@@ -1,4 +1,4 @@
-"""`Stages` of an encoder on the CPU: synchronous and without copies."""
+"""What sessions on the CPU share: part of `Session`, and stages that are synchronous and copy nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.runtime.encoder.ring import GROUPS
+from mclst.runtime.encoder.micro_batches import MicroBatches
+from mclst.runtime.encoder.ring import GROUPS, Stages
+from mclst.runtime.encoder.session import check_tiles
 from mclst.runtime.progress import Clock
 
 # One batch is encoded while two are read ahead.
@@ -68,3 +70,23 @@ class CpuStages:
 
     def close(self) -> None:
         """See `Stages`."""
+
+
+class CpuSession:
+    """Base of a `Session` on the CPU; a subclass sets the tile's shape [H, W, 3] and what encodes tiles."""
+
+    _tile: tuple[int, ...]
+    _run: MicroBatches
+
+    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See `Session`."""
+        check_tiles(tiles, self._tile)
+        return self._run(tiles)
+
+    def stages(
+        self, batch: int, *, group_rows: int, on_device: bool, clock: Clock, slots: int | None = None
+    ) -> Stages:
+        """See `Session`."""
+        return CpuStages(
+            self.encode, batch=(batch, *self._tile), group_rows=group_rows, clock=clock, slots=slots or SLOTS
+        )

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.runtime.encoder.cpu_stages import SLOTS, CpuStages
+from mclst.runtime.encoder.cpu_stages import CpuSession
 from mclst.runtime.encoder.micro_batches import MicroBatches, is_heavy
-from mclst.runtime.encoder.ring import Stages
-from mclst.runtime.encoder.session import DEFAULT_BATCH_SIZE, INPUT, OUTPUTS, check_tiles
+from mclst.runtime.encoder.session import DEFAULT_BATCH_SIZE, INPUT, OUTPUTS
 from mclst.runtime.errors import BundleError, ResourceError
-from mclst.runtime.progress import Clock
 from mclst.runtime.resources import available_cores
 
 
@@ -74,7 +72,7 @@ def check_encoder(session: Any, path: Path) -> tuple[str, tuple[int, ...], int]:
     return outputs[0].name, tuple(inputs[0].shape[1:]), outputs[0].shape[-1]
 
 
-class OnnxSession:
+class OnnxSession(CpuSession):
     """An encoder on the CPU by ONNX Runtime; see `Session`.
 
     Parameters
@@ -107,22 +105,9 @@ class OnnxSession:
         self._output, self._tile, _ = check_encoder(self._session, path)
         self._run = MicroBatches(self._encode, streams, heavy=is_heavy(path))
 
-    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See `Session`."""
-        check_tiles(tiles, self._tile)
-        return self._run(tiles)
-
     def _encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         embedding: NDArray[np.float32] = self._session.run([self._output], {INPUT: tiles})[0]
         return embedding
-
-    def stages(
-        self, batch: int, *, group_rows: int, on_device: bool, clock: Clock, slots: int | None = None
-    ) -> Stages:
-        """See `Session`."""
-        return CpuStages(
-            self.encode, batch=(batch, *self._tile), group_rows=group_rows, clock=clock, slots=slots or SLOTS
-        )
 
 
 def _onnxruntime() -> ModuleType:

@@ -10,19 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.runtime.encoder.cpu_stages import SLOTS, CpuStages
+from mclst.runtime.encoder.cpu_stages import CpuSession
 from mclst.runtime.encoder.micro_batches import MicroBatches, is_heavy
-from mclst.runtime.encoder.ring import Stages
-from mclst.runtime.encoder.session import DEFAULT_BATCH_SIZE, INPUT, OUTPUTS, check_tiles
+from mclst.runtime.encoder.session import DEFAULT_BATCH_SIZE, INPUT, OUTPUTS
 from mclst.runtime.errors import BundleError, ResourceError
-from mclst.runtime.progress import Clock
 from mclst.runtime.resources import available_cores
 
 # OpenVINO's inference precision by graph precision; quantized operators of an int8 graph stay int8.
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
-class OpenVinoSession:
+class OpenVinoSession(CpuSession):
     """An encoder on the CPU by OpenVINO, one stream per thread; see `Session`.
 
     Parameters
@@ -84,25 +82,12 @@ class OpenVinoSession:
         self._encode(np.zeros((1, *self._tile), np.uint8))
         self._run = MicroBatches(self._encode, streams, heavy=is_heavy(path))
 
-    def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See `Session`."""
-        check_tiles(tiles, self._tile)
-        return self._run(tiles)
-
     def _encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         request = getattr(self._thread_local, "request", None)
         if request is None:
             request = self._thread_local.request = self._model.create_infer_request()
         embedding: NDArray[np.float32] = request.infer({INPUT: tiles}, share_inputs=True)[0]
         return embedding
-
-    def stages(
-        self, batch: int, *, group_rows: int, on_device: bool, clock: Clock, slots: int | None = None
-    ) -> Stages:
-        """See `Session`."""
-        return CpuStages(
-            self.encode, batch=(batch, *self._tile), group_rows=group_rows, clock=clock, slots=slots or SLOTS
-        )
 
 
 def openvino() -> ModuleType:

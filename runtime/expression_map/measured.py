@@ -211,7 +211,7 @@ def _unit(predicted: Prediction, override: str | None) -> str:
             "does not say how its expression is normalised" if unit is None else f"is normalised {unit!r}"
         )
         raise InputError(
-            f"{predicted.path} {reason}; give --normalisation, one of {', '.join(NORMALIZATIONS)}, for the "
+            f"{predicted.path} {reason}; give --normalization, one of {', '.join(NORMALIZATIONS)}, for the "
             "truth"
         )
     return unit

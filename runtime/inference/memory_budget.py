@@ -114,8 +114,7 @@ def fit(
     slots = max(FEWEST_SLOTS, min(MOST_SLOTS, FEWEST_SLOTS + (room - before) // slot_bytes))
     text = (
         f"memory budget {_gb(budget)}: batches of {batch}, a ring of {slots}; {_gb(before)} in use when "
-        "tried, "
-        f"{_gb(RESERVED_BYTES)} reserved for the slide and its pictures"
+        f"tried, {_gb(RESERVED_BYTES)} reserved for the slide and its pictures"
     )
     return Fit(batch, slots, text)
 

@@ -57,8 +57,7 @@ def check_positions(spots: Spots, rows: int) -> NDArray[np.int64]:
         x, y = spots.array_xy[first]
         raise SpotsError(
             f"{spots.path}, line {spots.row[first]}: spot {spots.id[first]} is at array position ({x}, {y}), "
-            "and "
-            f"{int(beyond.sum()) - 1} more are beyond the model's 0 … {rows - 1}; use a model trained on "
+            f"and {int(beyond.sum()) - 1} more are beyond the model's 0 … {rows - 1}; use a model trained on "
             "this array"
         )
     return spots.array_xy

@@ -74,6 +74,8 @@ class RunContext:
 
     def fail_tiles(self, rows: Sequence[tuple[int, str]]) -> None:
         """Record unreadable tiles; raise SlideError if there are too many."""
+        if not rows:
+            return
         spots, failed = self.inputs.spots, self.log.failed
         failed += [(str(spots.id[row]), reason) for row, reason in rows]
         most_bad = most_bad_tiles(self.options.max_bad_tiles, len(spots))
@@ -81,8 +83,7 @@ class RunContext:
             spot, reason = failed[0]
             raise SlideError(
                 f"{self.inputs.slide.path}: more than {most_bad:,} of {len(spots):,} tiles cannot be read, "
-                "first "
-                f"that of spot {spot} ({reason}); copy the slide again, or give --max-bad-tiles"
+                f"first that of spot {spot} ({reason}); copy the slide again, or give --max-bad-tiles"
             )
 
 
@@ -105,8 +106,7 @@ def retrieval_spec(model: Model, options: RunOptions) -> RetrievalSpec | None:
     if options.retrieval:
         raise BundleError(
             f"{describe_location(model)} is a bundle of {model.manifest.system}, which gives expression "
-            "without a bank; "
-            "leave the retrieval options out"
+            "without a bank; leave the retrieval options out"
         )
     return None
 

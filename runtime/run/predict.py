@@ -236,13 +236,11 @@ def _resume(run: RunContext, writer: RowWriter, fingerprint: Mapping[str, str]) 
         if server and BUNDLE in state.changed.split(", "):
             raise BundleError(
                 f"a stopped run of {out} has {state.rows:,} spots of another bundle than the one that "
-                f"{server} serves "
-                "now; serve that one again, or give --no-resume to start over"
+                f"{server} serves now; serve that one again, or give --no-resume to start over"
             )
         log.note(
             f"a stopped run of {out} with {state.rows:,} spots cannot be resumed, since this one has "
-            "another: "
-            f"{state.changed}; starting over"
+            f"another: {state.changed}; starting over"
         )
         return False
     run.tiles.done |= writer.done

@@ -200,8 +200,7 @@ class Server:
         if answer.version != self.version:
             raise ServerError(
                 f"{self.address} serves version {answer.version} of {self.model!r} now and served "
-                f"{self.version} before; "
-                "run again once one version alone is served"
+                f"{self.version} before; run again once one version alone is served"
             )
         return np.concatenate([answer.arrays[name] for name in self.outputs], axis=1)
 

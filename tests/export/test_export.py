@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -372,15 +370,3 @@ def test_help_lists_options_and_defaults() -> None:
     assert result.exit_code == 0
     for word in ("--ckpt", "--reference", "--hold-out", "--overwrite", "200", "cosine", "inverse-square"):
         assert word in result.output
-
-
-HEAVY = ("torch", "numpy", "pandas", "onnx", "h5py", "anndata", "scipy", "matplotlib", "pydantic")
-
-
-def test_help_imports_nothing_heavy() -> None:
-    script = (
-        "import sys, mclst.export.cli as cli; cli.main(['--help'], standalone_mode=False); "
-        f"print([name for name in {HEAVY} if name in sys.modules])"
-    )
-    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert process.stdout.splitlines()[-1] == "[]"

@@ -12,11 +12,11 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from cuda_cases import ADVERSARIES, SPECS, Bank, adversary, assert_same, clustered, spec_name
 from host_driver import FORWARD, REVERSE, SHUFFLED, HostDriver, build, compiler, sanitizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from retrieval_cases import ADVERSARIES, SPECS, Bank, adversary, assert_same, clustered, spec_name
 
 from mclst.kernels.cuda.job import Job, Placing, leaves
 from mclst.kernels.cuda.provider import CudaProvider
@@ -325,7 +325,7 @@ def test_under_the_sanitizers(tmp_path: Path) -> None:
 import sys
 sys.path.insert(0, sys.argv[1])
 import numpy as np
-from cuda_cases import assert_same, clustered
+from retrieval_cases import assert_same, clustered
 from host_driver import SANITIZED, HostDriver, build
 from mclst.kernels import RetrievalSpec
 from mclst.kernels.cuda.provider import CudaProvider

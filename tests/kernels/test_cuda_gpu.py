@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_cases import ADVERSARIES, SPECS, Bank, adversary, assert_same, clustered, spec_name
+from retrieval_cases import ADVERSARIES, SPECS, Bank, adversary, assert_same, clustered, spec_name
 
 from mclst.kernels.cuda.driver import CudaBindings, Driver, PyCuda, open_driver
 from mclst.kernels.cuda.provider import CudaProvider

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import register_table
-from cuda_cases import Bank, assert_same, clustered
 from host_driver import HostDriver, compiler
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from retrieval_cases import Bank, assert_same, clustered
 
 from mclst.kernels.cuda import cubin
 from mclst.kernels.cuda.device_array import device_array, on_device

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import faiss
 import numpy as np
@@ -16,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from retrieval_cases import SPECS, Bank, clustered, spec_name
 from scipy.spatial.distance import cdist
 from scipy.special import softmax
 
@@ -27,10 +26,7 @@ from mclst.kernels.definition.spec import (
     DISTANCES,
     RANKS,
     WEIGHTINGS,
-    Distance,
-    Rank,
     RetrievalSpec,
-    Weighting,
 )
 from mclst.kernels.faiss import nearest
 from mclst.kernels.faiss.nearest import Nearest
@@ -44,18 +40,6 @@ METRIC: dict[str, Literal["cosine", "euclidean", "cityblock"]] = {
     "l2": "euclidean",
     "l1": "cityblock",
 }
-SPECS = [
-    RetrievalSpec(k=7, rank=rank, distance=distance, weighting=weighting, temperature=3.0)
-    for rank, distance, weighting in itertools.product(
-        get_args(Rank), get_args(Distance), get_args(Weighting)
-    )
-]
-
-
-@dataclass
-class Bank:
-    embedding: F32
-    expression: F32
 
 
 @pytest.fixture(params=["matrix product", "row by row"])
@@ -65,18 +49,6 @@ def search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
         faiss.cvar, "distance_compute_blas_threshold", 1 if request.param[0] == "m" else 10**9
     )
     return str(request.param)
-
-
-def spec_name(spec: RetrievalSpec) -> str:
-    return f"{spec.rank}-{spec.distance}-{spec.weighting}"
-
-
-def clustered(n: int, m: int, d: int, seed: int = 0, genes: int = 9) -> tuple[F32, Bank]:
-    rng = np.random.default_rng(seed)
-    centers = 2 * rng.normal(size=(4, d))
-    points = centers[rng.integers(4, size=n + m)] + rng.normal(size=(n + m, d))
-    expression = rng.gamma(1.0, size=(m, genes)).astype(np.float32)
-    return points[:n].astype(np.float32), Bank(points[n:].astype(np.float32), expression)
 
 
 def rows(got: RetrievalResult) -> NDArray[np.int64]:

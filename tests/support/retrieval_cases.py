@@ -1,4 +1,4 @@
-"""Queries and banks for tests of the cuda provider, emulated and on a device."""
+"""Queries and banks for tests of retrieval; the adversaries are for the cuda provider."""
 
 from __future__ import annotations
 
