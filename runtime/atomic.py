@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
+import stat
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -87,6 +89,75 @@ def check_distinct(outputs: Iterable[Path | None], inputs: Iterable[Path | None]
         if path in seen:
             raise OutputError(f"{output} would be written twice; give each output its own path")
         seen.add(path)
+
+
+def open_private(path: Path, flags: int) -> int:
+    """Open, or with O_CREAT create, a working file that only this user can have made; return its descriptor.
+
+    Raises OutputError for a file that another user may have planted, OSError if the file system refuses.
+    """
+    # Neither a link is followed, nor does a pipe block.
+    flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    handle = None
+    try:
+        while handle is None:
+            if flags & os.O_CREAT:
+                with suppress(FileExistsError):
+                    return os.open(path, flags | os.O_EXCL, 0o666)
+            try:
+                handle = os.open(path, flags & ~(os.O_CREAT | os.O_TRUNC))
+            except FileNotFoundError:  # another run has removed it just now
+                if not flags & os.O_CREAT:
+                    raise
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+            raise
+        raise OutputError(_foreign(path, "is not a plain file")) from error
+    try:
+        if reason := _why_foreign(path, os.fstat(handle)):
+            raise OutputError(_foreign(path, reason))
+        os.set_blocking(handle, True)
+        if flags & os.O_TRUNC:
+            os.ftruncate(handle, 0)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _why_foreign(path: Path, status: os.stat_result) -> str:
+    if not stat.S_ISREG(status.st_mode):
+        return "is not a plain file"
+    if status.st_nlink > 1:
+        return "is a hard link"
+    if not others_may_write(status, {os.geteuid()}):
+        return ""
+    # What a new file here has as well proves nothing: umask 002 lets the group write, as it may the finished
+    # map; NFS that squashes root, or a FAT disk, sets the owner and the mode itself.
+    probe = temp_path(path)
+    handle = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        new = os.fstat(handle)
+    finally:
+        os.close(handle)
+        probe.unlink(missing_ok=True)
+    return others_may_write(status, {new.st_uid}, allowed=new.st_mode)
+
+
+def others_may_write(status: os.stat_result, owners: Collection[int], allowed: int = 0) -> str:
+    """Why users other than `owners` may have written a file or folder; "" if they cannot have.
+
+    allowed: mode whose write permissions for group and others it may have.
+    """
+    if status.st_uid not in owners:
+        return f"belongs to user {status.st_uid}"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) & ~allowed:
+        return f"may be written by others (mode {stat.S_IMODE(status.st_mode):04o})"
+    return ""
+
+
+def _foreign(path: Path, reason: str) -> str:
+    return f"{path} {reason}, so this run cannot trust it; remove it or choose another --out"
 
 
 def remove_stale(path: Path) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mclst.runtime.atomic import open_private
+
 FORMAT = "mclst-journal/1"
 RECORD = np.dtype([("row", "<u4"), ("crc", "<u4"), ("nearest", "<f4"), ("effective_k", "<f4")])
 """A row of the map: its index, the CRC-32 of its bytes, and its two columns of `obs`."""
@@ -26,7 +28,7 @@ _LONGEST_SHOWN = 40
 
 
 class Journal:
-    """A journal open for writing. Raises OSError if the file system refuses."""
+    """A journal open for writing. Raises what `open_private` raises."""
 
     def __init__(self, handle: int) -> None:
         self._handle = handle
@@ -34,7 +36,7 @@ class Journal:
     @classmethod
     def begin(cls, path: Path, fingerprint: Mapping[str, str], rows: int) -> Journal:
         """Start a journal, replacing any at `path`, and preallocate the space for `rows` records."""
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        handle = open_private(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         journal = cls(handle)
         head = json.dumps({"format": FORMAT, "made_of": dict(fingerprint)}).encode() + b"\n"
         if hasattr(os, "posix_fallocate"):
@@ -45,7 +47,7 @@ class Journal:
     @classmethod
     def resume(cls, path: Path, end: int) -> Journal:
         """Append to the journal at `path` after its first `end` bytes."""
-        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        handle = open_private(path, os.O_RDWR)
         os.lseek(handle, end, os.SEEK_SET)
         return cls(handle)
 
@@ -71,10 +73,11 @@ class Journal:
 def read_journal(path: Path) -> tuple[dict[str, str], NDArray[np.void], int] | None:
     """Read a stopped run's journal: (fingerprint, RECORDs in the order written, bytes of its valid part).
 
-    None if there is no journal or its first line is damaged.
+    None if there is no journal or its first line is damaged; OutputError if another user may have planted it.
     """
     try:
-        content = path.read_bytes()
+        with os.fdopen(open_private(path, os.O_RDONLY), "rb") as file:
+            content = file.read()
     except OSError:
         return None
     head, newline, _ = content.partition(b"\n")

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mclst.runtime.atomic import remove_stale, temp_path
+from mclst.runtime.atomic import open_private, remove_stale, temp_path
 from mclst.runtime.errors import OutputError
 
 
@@ -29,7 +29,8 @@ class RunLock:
     def remove(self) -> None:
         """Remove both files and release the lock."""
         self.rows.unlink(missing_ok=True)
-        self.journal.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder, or planted by another user, which has been an OutputError
+            self.journal.unlink(missing_ok=True)
         os.close(self.handle)
 
 
@@ -37,13 +38,14 @@ def lock_output(path: Path) -> RunLock:
     """Open and lock `.NAME.rows` and `.NAME.journal` next to `path`, keeping what a dead run left in them.
 
     Other leftovers of dead runs are removed first. The kernel drops the lock when the process ends, however
-    it ends. Raises OutputError if a live run is writing `path`, OSError if the folder refuses.
+    it ends. Raises OutputError if a live run is writing `path` or another user may have planted the rows,
+    OSError if the folder refuses.
     """
     remove_stale(path)
     folder, name = path.absolute().parent, path.name
     rows, journal = folder / f".{name}.rows", folder / f".{name}.journal"
     while True:
-        handle = os.open(rows, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        handle = open_private(rows, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
