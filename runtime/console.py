@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import signal
 import sys
 import time
@@ -12,12 +13,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import click
 
 from mclst.runtime.atomic import check_distinct, check_writable, write_atomically
-from mclst.runtime.entry_points import STOP_SIGNALS, install_signal_handlers
+from mclst.runtime.entry_points import exit_now, install_signal_handlers
 from mclst.runtime.errors import DEFECT, Terminated, describe_error
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LINE_SECONDS = 10.0
+CLEANUP_SECONDS = 5.0
+"""How long a stopped command cleans up undisturbed: another signal within that time is ignored."""
 
 
 @functools.cache
@@ -38,16 +42,29 @@ def stderr_console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-def _stop(number: int, frame: object) -> NoReturn:
-    # Only the first signal counts: another would break into what the first one cleans up.
-    for other in STOP_SIGNALS:
-        signal.signal(other, signal.SIG_IGN)
-    raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+class _StopHandler:
+    """Raise at the first signal and at the second; end the process at the third."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._stopped_at = -math.inf
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if now - self._stopped_at < CLEANUP_SECONDS:
+            return
+        self._stopped_at = now
+        self._count += 1
+        # Python swallows what is raised in a __del__ or a callback of a C library, so one exception is not
+        # enough, and two may not be.
+        if self._count > 2:
+            exit_now(number, frame)
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
 
 def raise_on_signals() -> None:
     """Have SIGINT, SIGTERM and SIGHUP unwind the command as an exception."""
-    install_signal_handlers(_stop)
+    install_signal_handlers(_StopHandler())
 
 
 def escape_controls(text: str) -> str:

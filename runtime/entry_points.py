@@ -10,7 +10,9 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 from mclst.runtime.errors import INTERRUPTED, RUN_AGAIN, TERMINATED
@@ -44,7 +46,8 @@ def install_signal_handlers(handler: Callable[[int, FrameType | None], object]) 
             signal.signal(number, handler)
 
 
-def _exit_now(number: int, frame: FrameType | None) -> None:
+def exit_now(number: int, frame: FrameType | None) -> None:
+    """End the process at once, with the sentence and the exit code of a stopped command."""
     interrupted = number == signal.SIGINT
     text = f"Error: {'interrupted' if interrupted else 'terminated'}; {RUN_AGAIN}\n"
     try:
@@ -56,8 +59,17 @@ def _exit_now(number: int, frame: FrameType | None) -> None:
 
 def _entry_point(command: str) -> Callable[[], None]:
     def run() -> None:
-        install_signal_handlers(_exit_now)
-        importlib.import_module(COMMANDS[command][0]).main()
+        install_signal_handlers(exit_now)
+        try:
+            importlib.import_module(COMMANDS[command][0]).main()
+        except SystemExit as end:
+            if end.code not in (INTERRUPTED, TERMINATED):
+                raise
+            # The command has cleaned up, but the interpreter would wait for threads busy in native code.
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError):
+                    stream.flush()
+            os._exit(INTERRUPTED if end.code == INTERRUPTED else TERMINATED)
 
     return run
 
@@ -73,7 +85,7 @@ demo = _entry_point("mclst-demo")
 
 def overview() -> None:
     """List the commands, one line each: `mclst`."""
-    install_signal_handlers(_exit_now)
+    install_signal_handlers(exit_now)
     import click
 
     @click.command("mclst", context_settings={"help_option_names": ["-h", "--help"]})
