@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -442,6 +444,68 @@ def test_every_architecture_compiles_without_spills_into_the_registers_on_record
     # Other compiler versions allocate other registers.
     if version in recorded:
         assert table == recorded[version]
+
+
+def give_away(path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root can give a file away")
+    os.chown(path, 65534, 65534)
+
+
+def link_away(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+def make_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("where", ["MCLST_CACHE", "XDG_CACHE_HOME"])
+@pytest.mark.parametrize(
+    ("file", "spoil"),
+    [
+        (True, give_away),
+        (True, lambda path: path.chmod(0o660)),
+        (True, lambda path: path.chmod(0o602)),
+        (True, link_away),
+        (True, make_pipe),
+        (False, give_away),
+        (False, lambda path: path.chmod(0o770)),
+        (False, lambda path: path.chmod(0o1777)),
+    ],
+    ids=["owner", "group", "all", "a link", "a pipe", "folder's owner", "folder's group", "folder of all"],
+)
+def test_l6_a_cubin_that_others_may_have_written_is_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, file: bool, spoil: Any
+) -> None:
+    monkeypatch.delenv("MCLST_CACHE", raising=False)
+    monkeypatch.setenv(where, str(tmp_path / "cache"))
+    folder = tmp_path / "cache" / ("" if where == "MCLST_CACHE" else "mclst")
+    compiled: list[int] = []
+
+    def compile_(*_: Any) -> tuple[bytes, str]:
+        compiled.append(1)
+        return b"code", ""
+
+    monkeypatch.setattr(cubin, "find_nvrtc", lambda: None)
+    monkeypatch.setattr(cubin, "_nvcc", lambda: "nvcc")
+    monkeypatch.setattr(cubin, "nvcc_version", lambda nvcc: "13.0")
+    monkeypatch.setattr(cubin, "compile_by_nvcc", compile_)
+    umask = os.umask(0o002)
+    try:
+        assert cubin.cubin(90) == cubin.cubin(90) == b"code" and len(compiled) == 1
+        assert folder.stat().st_mode & 0o777 == 0o700
+        (path,) = folder.iterdir()
+        path.write_bytes(b"hostile")
+        spoil(path if file else folder)
+        assert cubin.cubin(90) == b"code" and len(compiled) == 2
+        # The default folder may come from an earlier version under this umask: it is made private again.
+        again = file or (where == "XDG_CACHE_HOME" and spoil is not give_away)
+        assert cubin.cubin(90) == b"code" and len(compiled) == (2 if again else 3)
+    finally:
+        os.umask(umask)
 
 
 @needs_compiler

@@ -1,4 +1,4 @@
-"""A stop signal ends a command even where its exception is swallowed or threads stay busy (findings L1, L2)."""
+"""A stop signal ends a command even if its exception is swallowed or threads stay busy (findings L1, L2)."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mclst.runtime.atomic import AtomicFolder
+from mclst.runtime.atomic import AtomicFolder, others_may_write
 from mclst.runtime.bundle.manifest import ENGINES, FileRecord
 from mclst.runtime.encoder.cuda.gpu import Gpu
 from mclst.runtime.encoder.tensorrt.build import build_engine, supported_targets
@@ -223,14 +223,17 @@ def _runs_on(key: EngineKey, gpu: Gpu) -> bool:
 
 
 def _read_plan(folder: Path, record: FileRecord) -> bytes:
-    """Read an engine's bytes and verify their hash; ValueError if they differ."""
-    handle = os.open(folder / PLAN, os.O_RDONLY | os.O_NOFOLLOW)
+    """Read an engine's bytes; ValueError if others may have written them or their hash differs."""
+    trusted = {0, os.geteuid()}
+    if reason := others_may_write(folder.stat(), trusted):
+        raise ValueError(f"its folder {reason}, and an engine is code")
+    handle = os.open(folder / PLAN, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(handle, "rb") as file:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"its {PLAN} is not a plain file")
-        if status.st_mode & stat.S_IWOTH:
-            raise ValueError(f"anyone may write its {PLAN}, which is code")
+        if reason := others_may_write(status, trusted):
+            raise ValueError(f"its {PLAN} {reason}, and an engine is code")
         if status.st_size != record.bytes:
             raise ValueError(f"its {PLAN} has {status.st_size} bytes and {record.bytes} were written")
         content = file.read()
@@ -247,6 +250,8 @@ def _store(folder: Path, manifest: EngineManifest, plan: bytes) -> None:
         if folder.is_symlink() or (folder.exists() and not (folder / ENGINE_MANIFEST).is_file()):
             folder.unlink() if not folder.is_dir() or folder.is_symlink() else shutil.rmtree(folder)
         with AtomicFolder(folder, mark=ENGINE_MANIFEST, overwrite=True) as draft:
+            # Under umask 002 the group could write it, and the next run would not trust it.
+            draft.part.chmod(draft.part.stat().st_mode & 0o755)
             for name, content in ((PLAN, plan), (ENGINE_MANIFEST, text.encode())):
                 handle = os.open(draft.part / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
                 with os.fdopen(handle, "wb") as file:

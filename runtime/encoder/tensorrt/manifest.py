@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from pathlib import Path
 from typing import Literal
 
@@ -78,7 +79,8 @@ class EngineManifest(StrictModel):
 
 def read_engine_manifest(path: Path) -> EngineManifest:
     """Read and validate `engine.json`; raises ValueError or OSError."""
-    if path.is_symlink() or path.stat().st_size > MAX_BYTES:
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
         raise ValueError(f"its {path.name} is no plain file of a few kilobytes")
     try:
         return EngineManifest.model_validate_json(path.read_bytes())

@@ -336,7 +336,7 @@ SPOILT: dict[str, tuple[Callable[[Path], None], str]] = {
     "no plan": (remove_plan, "cannot be read"),
     "no manifest": (remove_manifest, "cannot be read"),
     "manifest damaged": (spoil_manifest, "its engine.json is damaged"),
-    "writable by all": (let_anyone_write, "anyone may write"),
+    "writable by all": (let_anyone_write, "may be written by others"),
     "another graph": (change_key(onnx_sha256="0" * 64), "it was built from another graph"),
     "another version": (change_key(version="1.6.0"), "it was built by tensorrt-rtx 1.6.0 and here is"),
     "another system": (change_key(platform="linux-sparc"), "it was built for linux-sparc"),
@@ -362,6 +362,45 @@ def test_a_spoilt_engine_is_built_again_with_one_line(how: str, bundle: Path, li
     assert again == made and not refusal
     mode = (made.path / "engine.plan").stat().st_mode & 0o777
     assert not mode & 0o022
+
+
+def give_away(path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root can give a file away")
+    os.chown(path, 65534, 65534)
+
+
+def make_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+UNTRUSTED: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "another user's plan": ("engine.plan", give_away, "its engine.plan belongs to user 65534"),
+    "another user's folder": ("", give_away, "its folder belongs to user 65534"),
+    "plan of a group": ("engine.plan", lambda path: path.chmod(0o664), "its engine.plan may be written"),
+    "folder of a group": ("", lambda path: path.chmod(0o775), "its folder may be written by others"),
+    "folder of all": ("", lambda path: path.chmod(0o1777), "its folder may be written by others"),
+    "a pipe for a plan": ("engine.plan", make_pipe, "its engine.plan is not a plain file"),
+    "a pipe for a manifest": ("engine.json", make_pipe, "its engine.json is no plain file"),
+}
+
+
+@pytest.mark.parametrize("how", UNTRUSTED)
+def test_l6_an_engine_that_others_may_have_written_is_built_again(
+    how: str, bundle: Path, library: Library
+) -> None:
+    file, spoil, reason = UNTRUSTED[how]
+    folder = the_engine(bundle)
+    spoil(folder / file)
+    engine, refusal = find_engine(bundle, a_request(bundle, library))
+    assert engine is None and reason in refusal and folder.name in refusal
+    umask = os.umask(0o002)
+    try:
+        made = open_engine(bundle, a_request(bundle, library), build=True, tell=lambda text: None)
+    finally:
+        os.umask(umask)
+    assert find_engine(bundle, a_request(bundle, library)) == (made, "")
 
 
 def test_an_engine_of_another_precision_or_flavour_is_none_of_ours(bundle: Path, library: Library) -> None:
