@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import replace
 from pathlib import Path
 from sys import stderr
@@ -30,6 +32,8 @@ ATTEMPTS = 3
 PATIENCE_SECONDS = 120.0
 """How long no worker at all may be alive before the cohort fails."""
 HEARTBEAT_SECONDS = 5.0
+LONGEST_TEMP = 29
+"""Ray's sockets add 78 bytes to the temporary folder's path, and the longest path of a socket is 107."""
 DYING_SECONDS = 5.0
 """How long a killed worker's files may stay locked."""
 KINDS: dict[int, type[MclstError]] = {4: BundleError, 5: OutputError, 6: ResourceError}
@@ -42,6 +46,9 @@ def cluster(address: str) -> Iterator[Any]:
     Telemetry and dashboard are off, and Ray's output goes to stderr. Raises ResourceError.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address == "auto":
+        # Read by `import ray`: without it Ray listens on the machine's own address, whatever it is asked for.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     try:
         import ray
     except ImportError as error:
@@ -49,13 +56,10 @@ def cluster(address: str) -> Iterator[Any]:
     from mclst.runtime.console import raise_on_signals
 
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-    if address == "auto":
-        options |= {"address": "local", "include_dashboard": False}
-    else:
-        options["address"] = address
-    with redirect_stdout(stderr):
+    connect = _private_cluster() if address == "auto" else nullcontext({"address": address})
+    with redirect_stdout(stderr), connect as more:
         try:
-            ray.init(**options)
+            ray.init(**options, **more)
         except Exception as error:  # Ray's exceptions at start share no base class
             reason = " ".join(str(error).split())[:200]
             raise ResourceError(
@@ -66,6 +70,28 @@ def cluster(address: str) -> Iterator[Any]:
             yield ray
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _private_cluster() -> Iterator[dict[str, Any]]:
+    """Options of `ray.init` for a cluster on this machine that other users cannot reach."""
+    if (
+        not os.path.exists(os.path.expanduser("~/.ray/auth_token"))
+        and "RAY_AUTH_TOKEN_PATH" not in os.environ
+    ):
+        # Ray would write a token that all users can read.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    base = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    base = base if len(base) <= LONGEST_TEMP else "/tmp"
+    with tempfile.TemporaryDirectory(prefix="mr-", dir=base, ignore_cleanup_errors=True) as private:
+        # Ray lets all users write to its folder, so it gets one inside a private folder.
+        folder = os.path.join(private, "r")
+        yield {
+            "address": "local",
+            "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1",
+            "_temp_dir": folder,
+        }
 
 
 class Pool:

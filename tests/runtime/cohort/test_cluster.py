@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.cli.infer import main
+from mclst.runtime.cohort.cluster import _private_cluster
 from mclst.runtime.cohort.cluster_worker import Task, Worker
 from mclst.runtime.cohort.run import SlideOutcome
 from mclst.runtime.expression_map.parts import SlidePart
@@ -29,14 +31,22 @@ SECONDS = 300
 
 
 @pytest.fixture(scope="module")
-def ran(run_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def alone() -> list[str]:
+    """Command that runs another in a network of its own."""
+    command = ["unshare", "--net"] if os.getuid() == 0 else ["unshare", "--map-root-user", "--net"]
+    if subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no network namespace can be made here, so Ray would listen beyond loopback")
+    return command
+
+
+@pytest.fixture(scope="module")
+def ran(
+    run_inputs: Path, tmp_path_factory: pytest.TempPathFactory, alone: list[str]
+) -> tuple[Path, dict[str, Any]]:
     """The folder of the cohorts, and what the script tells of them."""
     folder = tmp_path_factory.mktemp("cluster")
     for name in ("mclst-bundle", "slide.tif", "spots.csv"):
         (folder / name).symlink_to(run_inputs / name)
-    alone = ["unshare", "--net"] if os.getuid() == 0 else ["unshare", "--map-root-user", "--net"]
-    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("no network namespace can be made here, so Ray would listen beyond loopback")
     done = subprocess.run(
         [*alone, sys.executable, str(SCRIPT)],
         cwd=folder,
@@ -47,6 +57,41 @@ def ran(run_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_m7_no_other_user_reaches_a_cluster_of_this_machine(alone: list[str]) -> None:
+    done = subprocess.run(
+        [*alone, sys.executable, str(SCRIPT.with_name("ray_auto.py"))],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = json.loads(done.stdout.strip().splitlines()[-1])
+    if seen["address"] != "10.9.8.7":
+        pytest.skip("ip is not installed, so this network has no second address")
+    assert seen["answer"] == 42 and seen["folder"] and not seen["left"]
+    assert seen["mode"] == 0o700 and seen["readable"] == []
+    assert set(seen["listening"]) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}, seen["listening"]
+
+
+@pytest.mark.parametrize("base", ["/tmp", "/" + 28 * "d", "/scratch/users/someone/jobs/1234567"])
+def test_m7_the_path_of_a_socket_is_not_too_long(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Folder(tempfile.TemporaryDirectory):  # type: ignore[type-arg]
+        def __init__(self, *, dir: str, **options: Any) -> None:
+            self.dir = dir
+            super().__init__(**options)
+
+        def __enter__(self) -> str:
+            return f"{self.dir}/mr-{8 * 'x'}"
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", Folder)
+    monkeypatch.setenv("RAY_TMPDIR", base)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "token")
+    with _private_cluster() as options:
+        socket = f"{options['_temp_dir']}/session_2026-11-28_05-30-44_946056_4194304/sockets/plasma_store"
+    assert len(socket) <= 107 and socket.startswith((base, "/tmp/"))
 
 
 @pytest.fixture(scope="module")

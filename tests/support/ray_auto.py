@@ -1,0 +1,52 @@
+"""What other users can reach of `--cluster auto`; a script, started in a network of its own.
+
+That network has only loopback, with a second address, such as a machine has in a real network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+
+from ray_cluster import loopback_up
+
+
+def main() -> None:
+    loopback_up()
+    for words in ("addr add 10.9.8.7/32 dev lo", "route add default dev lo src 10.9.8.7"):
+        subprocess.run(["ip", *words.split()], check=False)
+    base = tempfile.mkdtemp(prefix="mr", dir="/tmp")
+    os.environ["HOME"] = os.environ["TMPDIR"] = base
+    import psutil
+
+    from mclst.runtime.cohort.cluster import cluster
+
+    with cluster("auto") as ray:
+        temporary = Path(ray.get_runtime_context().get_temp_dir())
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.connect(("8.8.8.8", 53))
+            address = sock.getsockname()[0]
+        answer = ray.get(ray.remote(lambda: 6 * 7).remote())
+        private = temporary.parent
+        listening = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN"}
+        result = {
+            "answer": answer,
+            "address": address,
+            "folder": str(private.parent) == base,
+            "mode": private.stat().st_mode & 0o777,
+            "longest socket": max(len(str(path)) for path in temporary.glob("session_2*/sockets/*")),
+            "listening": sorted(listening),
+            "readable": [str(p) for p in Path(base).rglob("auth_token") if p.stat().st_mode & 0o077],
+        }
+    result["left"] = private.exists()
+    shutil.rmtree(base)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
