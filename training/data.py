@@ -15,6 +15,7 @@ from mclst.models.pixels import prepare
 from mclst.runtime.bundle.manifest import Preprocessing, Settings, Tile
 from mclst.runtime.errors import ReferenceDataError
 from mclst.runtime.slide.open import open_slide
+from mclst.runtime.tiling.bounds import check_centers
 from mclst.runtime.tiling.tiles import Tiles, TileShape
 from mclst.sections.normalize import NORMALIZATIONS, normalize
 from mclst.sections.positions import table_positions
@@ -148,6 +149,8 @@ def read_training_section(
         If genes are missing.
     SlideError
         If the image cannot be opened.
+    SpotsError
+        If a spot is outside the image.
     """
     array_xy = section.array_xy
     if array_xy is None and not needs_array:
@@ -168,6 +171,11 @@ def read_training_section(
     reasons = dict.fromkeys(set(range(len(section))) - set(located.tolist()), "has no pixel coordinates")
     stack = np.zeros((len(section), tile.size_px, tile.size_px, 3), dtype=np.uint8)
     with open_slide(section.image) as slide:
+        check_centers(
+            section.xy_px,
+            slide,
+            lambda row: f"section {section.name} ({section.path}): spot {section.spot[row]}",
+        )
         shape = TileShape(tile.size_px, tile.mpp, tile.pad)
         centers = section.xy_px[located]
         for batch in Tiles(slide, centers, shape, batch_size=64, workers=workers, slide_mpp=slide_mpp):

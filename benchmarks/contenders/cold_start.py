@@ -81,6 +81,7 @@ def _work(options: argparse.Namespace, moments: dict[str, float]) -> None:
     from mclst.runtime.inference.providers import EncoderRequest, open_encoder
     from mclst.runtime.inference.readout import open_readout
     from mclst.runtime.slide.open import open_slide
+    from mclst.runtime.tiling.bounds import check_spots
     from mclst.runtime.tiling.tiles import Tiles, TileShape
     from mclst.sections.tables.spots import read_spots
 
@@ -98,6 +99,7 @@ def _work(options: argparse.Namespace, moments: dict[str, float]) -> None:
         bundle = open_bundle(options.bundle)
         moments["bundle"] = time.time()
         slide, spots = open_slide(options.slide), read_spots(options.spots)
+        check_spots(spots, slide)
         moments["slide"] = time.time()
         session, _ = open_encoder(options.provider, request)
         readout = open_readout(bundle, None, spots, session.provider)

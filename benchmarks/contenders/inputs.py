@@ -18,6 +18,7 @@ from mclst.runtime.errors import CheckpointError, SlideError
 from mclst.runtime.slide.detect_format import detect_format
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.tiling.array_pitch import slide_resolution
+from mclst.runtime.tiling.bounds import check_spots
 from mclst.runtime.tiling.tiles import Tiles, TileShape
 from mclst.sections.section import Spots
 
@@ -93,6 +94,7 @@ def real_tiles(bundle: Bundle, slide: Path, spots: Spots, limit: int) -> U8:
     """
     tile = bundle.manifest.tile
     with open_slide(slide) as opened:
+        check_spots(spots, opened)
         mpp = slide_resolution(opened, spots, None).mpp
         shape = TileShape(tile.size_px, tile.mpp, tile.pad)
         batches = Tiles(opened, spots.xy_px[:limit], shape, batch_size=64, workers=2, slide_mpp=mpp)

@@ -19,6 +19,7 @@ from mclst.runtime.errors import ResourceError, SlideError
 from mclst.runtime.inference.providers import EncoderRequest, open_encoder, open_session
 from mclst.runtime.inference.readout import open_readout
 from mclst.runtime.slide.open import open_slide
+from mclst.runtime.tiling.bounds import check_spots
 from mclst.runtime.tiling.tiles import Tiles, TileShape
 from mclst.sections.section import Spots
 
@@ -67,6 +68,7 @@ def read_tiles(bundle: Bundle, slide: Path, spots: Spots) -> NDArray[np.uint8]:
     tile = bundle.manifest.tile
     pixels = np.empty((len(spots), tile.size_px, tile.size_px, 3), np.uint8)
     with open_slide(slide) as opened:
+        check_spots(spots, opened)
         shape = TileShape(tile.size_px, tile.mpp, tile.pad)
         for batch in Tiles(opened, spots.xy_px, shape, batch_size=BATCH, workers=2):
             if batch.failed:

@@ -64,12 +64,19 @@ class SectionImage:
         Level-0 px (x, y) of the spots, NaN if unknown.
     first_row : int
         Bank row of the first spot.
+    spot : ndarray of str, shape (n,)
+        Names, for messages.
     """
 
     name: str
     image: Path
     xy_px: NDArray[np.float64]
     first_row: int
+    spot: NDArray[np.str_]
+
+    def describe(self, row: int) -> str:
+        """Name a spot for a message."""
+        return f"section {self.name}: spot {self.spot[row]}"
 
 
 def model_genes(
@@ -168,7 +175,7 @@ def read_references(
             )
         if section.image is not None and section.xy_px is not None:
             first_row = sum(len(before.spot) for before in sections[:-1])
-            images.append(SectionImage(section.name, section.image, section.xy_px, first_row))
+            images.append(SectionImage(section.name, section.image, section.xy_px, first_row, section.spot))
     assert genes is not None, "choose_sections refuses an empty choice"
     return sections, genes, images
 

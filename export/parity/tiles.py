@@ -14,6 +14,7 @@ from mclst.export.parity.compare import TileSet
 from mclst.runtime.bundle.manifest import Tile
 from mclst.runtime.errors import InputError, SlideError
 from mclst.runtime.slide.open import open_slide
+from mclst.runtime.tiling.bounds import check_centers
 from mclst.runtime.tiling.grid import make_grid
 from mclst.runtime.tiling.tiles import Tiles, TileShape
 from mclst.runtime.tiling.tissue import find_tissue
@@ -34,7 +35,7 @@ def real_tiles(
     """Read `count` tiles spread evenly over the spots of up to three sections.
 
     Returns None if no section has an image and pixels. An unreadable image is skipped with a message to
-    `say`. Spots of `without` are not used again.
+    `say`. Spots of `without` are not used again. Raises SpotsError if a spot is outside its image.
     """
     chosen = (
         [sections[i] for i in np.unique(np.linspace(0, len(sections) - 1, MAX_IMAGES).round().astype(int))]
@@ -56,6 +57,7 @@ def real_tiles(
         selected = located[np.unique(np.linspace(0, len(located) - 1, share).round().astype(int))]
         try:
             with open_slide(section.image) as slide:
+                check_centers(section.xy_px, slide, section.describe)
                 stream = Tiles(slide, section.xy_px[selected], shape, batch_size=share, workers=1)
                 for batch in stream:
                     pixels.append(batch.tiles.copy())

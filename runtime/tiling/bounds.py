@@ -1,6 +1,8 @@
-"""Check, before any work, that all spots are on the slide."""
+"""Check, before any tile is cut, that the spots' centers are on the slide."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +17,38 @@ HIRES_PX = (600, 2000, 4000, 6000)
 
 def check_spots(spots: Spots, slide: Slide) -> None:
     """Raise SpotsError if a spot's center is outside the slide; name the first spot and a likely cause."""
-    outside = ~_inside(spots.xy_px, slide.width_px, slide.height_px)
+    check_centers(
+        spots.xy_px, slide, lambda row: f"{spots.path}, line {spots.row[row]}: spot {spots.id[row]}"
+    )
+
+
+def check_centers(xy_px: NDArray[np.float64], slide: Slide, describe: Callable[[int], str]) -> None:
+    """Check centers of any origin; whoever cuts tiles at given places calls this or `check_spots` first.
+
+    Parameters
+    ----------
+    xy_px : ndarray of float64, shape (n, 2)
+        Level-0 px (x, y). Rows with NaN, spots without coordinates, are left alone.
+    slide : Slide
+    describe : callable
+        Row → file and spot, for the message.
+
+    Raises
+    ------
+    SpotsError
+        If a center is outside the slide; names the first one, their number and a likely cause.
+    """
+    known = np.isfinite(xy_px).all(axis=1)
+    outside = known & ~_inside(xy_px, slide.width_px, slide.height_px)
     if not outside.any():
         return
     first = int(np.flatnonzero(outside)[0])
-    x, y = spots.xy_px[first]
+    x, y = xy_px[first]
     others = int(outside.sum()) - 1
-    more = f", as are {others:,} more of {len(spots):,}" if others else ""
+    more = f", as are {others:,} more of {len(xy_px):,}" if others else ""
     raise SpotsError(
-        f"{spots.path}, line {spots.row[first]}: spot {spots.id[first]} at x {x:g}, y {y:g} is outside "
-        f"{slide.path.name} ({slide.width_px} x {slide.height_px} px){more}; {_hint(spots.xy_px, slide)}"
+        f"{describe(first)} at x {x:g}, y {y:g} is outside "
+        f"{slide.path.name} ({slide.width_px} x {slide.height_px} px){more}; {_hint(xy_px[known], slide)}"
     )
 
 

@@ -109,6 +109,18 @@ def test_a_reference_without_images_gets_synthetic_tiles(workdir: Path) -> None:
     assert "made-up" in json.loads((workdir / "mclst-bundle" / "parity.json").read_text())["tiles"]["source"]
 
 
+def test_reference_spots_outside_their_image_are_refused(workdir: Path) -> None:
+    table = workdir / "reference/spots/A2_selection.tsv"
+    header, *rows = (line.split("\t") for line in table.read_text().splitlines())
+    for row in rows:
+        row[4] = str(float(row[4]) + 1000)
+    table.write_text("".join("\t".join(row) + "\n" for row in [header, *rows]))
+    result = export("--ckpt", "model.pt", "--reference", "reference", *TINY)
+    assert result.exit_code == 4, result.output
+    assert "section A2: spot" in result.stderr and "is outside A2.png (240 x 200 px)" in result.stderr
+    assert not (workdir / "mclst-bundle").exists()
+
+
 Change = Callable[[Path], object]
 
 

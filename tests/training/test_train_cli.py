@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torchvision
@@ -377,6 +379,23 @@ def test_the_command_refuses_in_one_sentence(
     assert done.exit_code == code and fragment in done.stderr, done.output
     assert "Traceback" not in done.output
     assert not list(tmp_path.iterdir())
+
+
+def test_spots_outside_the_image_are_refused_as_mclst_infer_does(small: Small, tmp_path: Path) -> None:
+    """Full-resolution positions beside a downscaled picture once gave a checkpoint and exit 0."""
+    folder = tmp_path / "sections"
+    shutil.copytree(small.folder, folder)
+    table = pd.read_csv(folder / "spots/A1_selection.tsv", sep="\t")
+    table[["pixel_x", "pixel_y"]] *= 17.0
+    table.to_csv(folder / "spots/A1_selection.tsv", sep="\t", index=False)
+    done = run(folder, *QUICK, "--hold-out", "B1", "--out", tmp_path / "model.pt")
+    assert done.exit_code == 4, done.output
+    spot = pd.read_csv(folder / "counts/A1.tsv", sep="\t", index_col=0).index
+    xy = table.set_index(table.x.astype(str) + "x" + table.y.astype(str)).loc[spot, ["pixel_x", "pixel_y"]]
+    outside = ~((xy >= 0).all(axis=1) & (xy.pixel_x < 240) & (xy.pixel_y < 200))
+    assert f"spot {outside.idxmax()} at x" in done.stderr
+    assert f"{outside.sum() - 1} more of 24" in done.stderr and "(240 x 200 px)" in done.stderr
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["sections"]
 
 
 def test_sections_without_an_array_are_read_for_training_without_positions(small: Small) -> None:
