@@ -11,7 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mclst.kernels.definition.spec import Distance, Rank, RetrievalSpec, Weighting
 from mclst.runtime.errors import BundleError
 
-FORMAT = "mclst-bundle/1"
+FORMAT = "mclst-bundle/2"
+"""Format that is written."""
+READABLE_FORMATS = ("mclst-bundle/1", FORMAT)
+"""Formats that open. Version 2 adds optional fields, so every bundle of version 1 means the same."""
 CHECKPOINT_FORMAT = "mclst-checkpoint/1"
 """`format` of a checkpoint that includes its Settings and reference sections."""
 
@@ -57,10 +60,30 @@ class Preprocessing(StrictModel):
 
 
 class Encoder(StrictModel):
-    """The image encoder in `encoder.onnx`; embedding_dim: its values per tile (genes for a regression)."""
+    """The image encoder in `encoder.onnx`, whose values per tile are [embedding | prediction].
+
+    embedding_dim: of the embedding; without a prediction it is the genes of a regression. prediction_dim: of
+    the expression that a linear head in the graph predicts; 0 without one.
+    """
 
     name: str
     embedding_dim: int = Field(ge=1)
+    prediction_dim: int = Field(default=0, ge=0)
+
+    @property
+    def output_dim(self) -> int:
+        """Values per tile, embedding and prediction together."""
+        return self.embedding_dim + self.prediction_dim
+
+
+class Neighborhood(StrictModel):
+    """Spots that add to a spot's values.
+
+    The graph emits [own | context], two blocks of `Encoder.output_dim`. A spot's values are its own block
+    plus the mean context block of the other spots within radius_um; of a spot alone, its own context block.
+    """
+
+    radius_um: float = Field(gt=0, le=10_000)
 
 
 class Retrieval(StrictModel):
@@ -170,11 +193,12 @@ class Manifest(StrictModel):
     """All that `runtime` needs to know of a bundle, and how it was made.
 
     kind: "retrieval" has a bank and `retrieval`; "regression" predicts expression per tile; "sequence"
-    computes features per tile and expression from all of a slide's features. Fields that do not apply are
-    null.
+    computes features per tile and expression from all of a slide's features. With `encoder.prediction_dim`
+    the graph also predicts expression: a regression's, or what retrieval adds the neighbors' residuals to.
+    Fields that do not apply are null.
     """
 
-    format: Literal["mclst-bundle/1"]
+    format: Literal["mclst-bundle/1", "mclst-bundle/2"]
     kind: Literal["retrieval", "regression", "sequence"]
     system: str = Field(pattern="^[a-z0-9][a-z0-9-]*$")
     encoder: Encoder
@@ -184,6 +208,7 @@ class Manifest(StrictModel):
     spot_encoder: SpotEncoder | None = None
     context: Context | None = None
     sequence: Sequence | None = None
+    neighborhood: Neighborhood | None = None
     normalisation: Normalization
     genes: int = Field(ge=1)
     genes_from: str
@@ -203,9 +228,20 @@ class Manifest(StrictModel):
                     f"{name} {'is missing' if name in required else 'does not belong'} in a {self.kind} "
                     "bundle"
                 )
-        if self.kind == "regression" and self.encoder.embedding_dim != self.genes:
-            raise ValueError(f"the encoder gives {self.encoder.embedding_dim} values for {self.genes} genes")
+        predicted = self.encoder.prediction_dim
+        if self.kind == "regression" and not predicted:
+            predicted = self.encoder.embedding_dim
+        if predicted not in (0, self.genes):
+            raise ValueError(f"the encoder gives {predicted} values for {self.genes} genes")
+        if self.kind == "sequence" and (predicted or self.neighborhood):
+            part = "encoder.prediction_dim" if predicted else "neighborhood"
+            raise ValueError(f"{part} does not belong in a sequence bundle")
         return self
+
+    @property
+    def graph_dim(self) -> int:
+        """Values per tile of `encoder.onnx`: two blocks where there is a neighborhood."""
+        return self.encoder.output_dim * (2 if self.neighborhood else 1)
 
     @property
     def bank_rows(self) -> int:
@@ -228,11 +264,11 @@ def _check_format(path: Path, content: object) -> None:
     declared = content.get("format") if isinstance(content, dict) else None
     if not isinstance(declared, str) or not declared.startswith("mclst-bundle/"):
         raise BundleError(f"{path} is not a bundle's manifest; export the bundle again")
-    if declared != FORMAT:
+    if declared not in READABLE_FORMATS:
         version = declared.removeprefix("mclst-bundle/")
         newer = version.isdigit() and int(version) > int(FORMAT.rsplit("/", 1)[1])
         cure = "upgrade mclst" if newer else "export the bundle again"
-        raise BundleError(f"{path} has format {declared!r} and this mclst reads {FORMAT!r}; {cure}")
+        raise BundleError(f"{path} has format {declared!r} and this mclst reads up to {FORMAT!r}; {cure}")
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -44,7 +44,7 @@ def test_manifest_says_what_shaped_the_bundle(exported_bundle: Path) -> None:
     bundle = open_bundle(exported_bundle)
     m = bundle.manifest
     assert (m.format, m.system, m.encoder.name, m.encoder.embedding_dim) == (
-        "mclst-bundle/1",
+        "mclst-bundle/2",
         "mclstexp",
         "resnet18",
         16,
@@ -111,7 +111,7 @@ def test_links_out_of_the_bundle_are_refused(bundle: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda m: m.update(format="mclst-bundle/2"), ("mclst-bundle/2", "upgrade")),
+        (lambda m: m.update(format="mclst-bundle/3"), ("mclst-bundle/3", "upgrade")),
         (lambda m: m.update(format="mclst-bundle/0"), ("mclst-bundle/0", "export the bundle again")),
         (lambda m: m.pop("format"), ("not a bundle's manifest",)),
         (lambda m: m["retrieval"].update(k=0), ("retrieval.k",)),
@@ -126,6 +126,8 @@ def test_links_out_of_the_bundle_are_refused(bundle: Path, tmp_path: Path) -> No
         (lambda m: m.update(genes=11), ("bank.h5", "the manifest says")),
         (lambda m: m["bank"].pop(), ("bank.h5", "the manifest says")),
         (lambda m: m["files"].pop("encoder.onnx"), ("does not list encoder.onnx",)),
+        (lambda m: m["encoder"].update(prediction_dim=11), ("gives 11 values for 12 genes",)),
+        (lambda m: m.update(neighborhood={"radius_um": 0.0}), ("neighborhood.radius_um",)),
     ],
 )  # fmt: skip
 def test_a_manifest_that_is_wrong_is_refused(
@@ -133,6 +135,19 @@ def test_a_manifest_that_is_wrong_is_refused(
 ) -> None:
     edit(bundle, change)
     refuse(bundle, "manifest.json", *words) if words[0] != "bank.h5" else refuse(bundle, *words)
+
+
+def test_version_1_opens_as_version_2_without_the_new_fields(bundle: Path) -> None:
+    older = open_bundle(bundle).manifest
+    assert (older.format, older.encoder.prediction_dim, older.neighborhood) == ("mclst-bundle/1", 0, None)
+    edit(bundle, lambda m: m.update(format="mclst-bundle/2"))
+    newer = open_bundle(bundle).manifest
+    assert newer == older.model_copy(update={"format": "mclst-bundle/2"})
+    assert newer.graph_dim == newer.encoder.embedding_dim
+    edit(bundle, lambda m: m.update(neighborhood={"radius_um": 150.0}))
+    edit(bundle, lambda m: m["encoder"].update(prediction_dim=m["genes"]))
+    wider = open_bundle(bundle).manifest
+    assert wider.graph_dim == 2 * (wider.encoder.embedding_dim + wider.genes)
 
 
 @pytest.mark.parametrize(

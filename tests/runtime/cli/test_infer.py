@@ -167,7 +167,7 @@ def flip_a_byte(here: Path) -> None:
 
 def newer(here: Path) -> None:
     path = here / "mclst-bundle" / "manifest.json"
-    path.write_text(path.read_text().replace("mclst-bundle/1", "mclst-bundle/2"))
+    path.write_text(path.read_text().replace("mclst-bundle/1", "mclst-bundle/3"))
 
 
 BAD = [
@@ -199,7 +199,7 @@ BAD = [
         ("spots.tsv", "AAC", "4"),
     ),
     ("changed byte", flip_a_byte, 4, ("bank.h5", "not the file that was exported")),
-    ("newer format", newer, 4, ("mclst-bundle/2", "upgrade")),
+    ("newer format", newer, 4, ("mclst-bundle/3", "upgrade")),
     (
         "output exists",
         lambda here: (here / "slide.h5ad").write_text("precious"),
