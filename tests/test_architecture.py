@@ -56,7 +56,7 @@ export/triton: runtime/serving runtime/encoder/tensorrt runtime/encoder/cuda run
     runtime
 export/parity: export/inputs export/onnx runtime/tiling runtime/slide runtime/encoder runtime/bundle runtime
     kernels kernels/definition sections
-export/inputs: runtime/bundle runtime sections/formats sections models
+export/inputs: runtime/bundle runtime sections/formats sections models models/recipes
 export/onnx: runtime/encoder runtime/bundle runtime models
 runtime/cli: runtime/cohort runtime/run runtime/report runtime/serving runtime/report/page runtime/inference
     runtime/expression_map runtime/slide runtime/bundle runtime kernels/definition sections
@@ -91,6 +91,7 @@ sections/formats: sections/tables sections
 sections/tables: sections
 sections:
 models:
+models/recipes: runtime
 """
 ALLOWED = {
     folder: set(allowed.split())

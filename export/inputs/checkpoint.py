@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mclst.export.inputs.weights_file import read_weights_file
 from mclst.models.encoders import known_encoder
 from mclst.models.mclstexp import position_table
+from mclst.models.recipes.weights_file import read_weights_file
 from mclst.models.system import System, Traits, systems
 from mclst.runtime.bundle.manifest import CHECKPOINT_FORMAT
 from mclst.runtime.errors import CheckpointError

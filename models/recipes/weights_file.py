@@ -1,4 +1,4 @@
-"""Read a checkpoint file without executing anything in it."""
+"""Read a file of weights without executing anything in it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.")
 """Packages whose classes HisToGene's and THItoGene's checkpoints reference."""
 
 
-def read_weights_file(path: Path) -> dict[str, Any]:
-    """Read a .pt, .ckpt or .safetensors file as a dict of tensors and plain values.
+def read_weights_file(path: Path, option: str = "--ckpt") -> dict[str, Any]:
+    """Read a .pt, .pth, .bin, .ckpt or .safetensors file as a dict of tensors and plain values.
+
+    `option` is what messages call it by.
 
     Raises
     ------
@@ -28,7 +30,7 @@ def read_weights_file(path: Path) -> dict[str, Any]:
         If the file is no checkpoint, is damaged, or needs arbitrary unpickling.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} is not a file; give --ckpt the checkpoint itself")
+        raise CheckpointError(f"{path} is not a file; give {option} the file itself")
     try:
         with path.open("rb") as file:
             head = file.read(64)

@@ -1,0 +1,144 @@
+"""A recipe's network in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import timm
+import timm.layers
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from mclst.models.recipes.recipe import Recipe
+from mclst.runtime.errors import CheckpointError
+
+LAYERS: dict[str, Any] = {
+    "SwiGLUPacked": timm.layers.SwiGLUPacked,
+    "SwiGLU": timm.layers.SwiGLU,
+    "GluMlp": timm.layers.GluMlp,
+    "Mlp": timm.layers.Mlp,
+    "SiLU": nn.SiLU,
+    "GELU": nn.GELU,
+    "GELUTanh": timm.layers.GELUTanh,
+    "QuickGELU": timm.layers.QuickGELU,
+}
+"""Layers that a recipe may name."""
+
+
+class Encoder(nn.Module):
+    """A network with its pooling; the network is named `model`, as in the published checkpoints.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its `forward_features` gives tokens [N, T, C] unless `pooling` is "network".
+    recipe : Recipe
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.pooling = recipe.pooling
+        self.name, self.width, self.tile_px = recipe.name, recipe.width, recipe.tile_px
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """float32 [N, 3, tile_px, tile_px], normalized → float32 [N, width]."""
+        if self.pooling == "network":
+            return torch.flatten(self.model(tiles), 1)
+        tokens: Tensor = self.model.forward_features(tiles)
+        if self.pooling == "cls":
+            return tokens[:, 0]
+        # Registers stand between the class token and the patches.
+        mean = tokens[:, self.model.num_prefix_tokens :].mean(1)
+        return mean if self.pooling == "mean" else torch.cat([tokens[:, 0], mean], 1)
+
+
+def build_encoder(recipe: Recipe, weights: Mapping[str, Tensor] | None = None) -> Encoder:
+    """Build the encoder, with random weights or those of `load_weights`.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    weights : mapping, optional
+        Tensors by the network's names; taken, not copied.
+
+    Returns
+    -------
+    Encoder
+        In eval mode.
+
+    Raises
+    ------
+    CheckpointError
+        If the recipe describes no network, or the weights are not its own.
+    """
+    if weights is None:
+        return Encoder(build_network(recipe), recipe).eval()
+    # Without random weights first, a large network would need its memory twice.
+    with torch.device("meta"):
+        network = build_network(recipe)
+    computed = [name for name, _ in network.named_buffers() if name not in weights]
+    try:
+        if computed:
+            network = build_network(recipe)
+        network.load_state_dict(weights, strict=False, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the weights are not those of {recipe.title}; read them with load_weights"
+        ) from error
+    missing = [name for name in network.state_dict() if name not in weights and name not in computed]
+    if missing:
+        raise CheckpointError(
+            f"the weights of {recipe.title} lack {len(missing)} tensors (first {missing[0]}); "
+            "read them with load_weights"
+        )
+    return Encoder(network, recipe).eval()
+
+
+def build_network(recipe: Recipe) -> nn.Module:
+    """Build the network alone, on torch's default device; raises CheckpointError if that is not possible."""
+    try:
+        return BUILDERS[recipe.builder](recipe)
+    except (TypeError, ValueError, KeyError, AssertionError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"the recipe {recipe.name} describes no network that {recipe.builder} can build ({reason}); "
+            "correct its architecture and arguments"
+        ) from error
+
+
+def _timm(recipe: Recipe) -> nn.Module:
+    arguments = dict(recipe.arguments)
+    for name in ("mlp_layer", "act_layer"):
+        if name in arguments:
+            arguments[name] = LAYERS[arguments[name]]
+    if "norm_eps" in arguments:
+        arguments["norm_layer"] = partial(timm.layers.LayerNorm, eps=arguments.pop("norm_eps"))
+    if recipe.pooling != "network":
+        arguments.setdefault("global_pool", "token")
+    network: nn.Module = timm.create_model(
+        recipe.architecture, **{"pretrained": False, "num_classes": 0, **arguments}
+    )
+    return network
+
+
+def _torchvision(recipe: Recipe) -> nn.Module:
+    network: nn.Module = torchvision.models.get_model(recipe.architecture, weights=None)
+    last = list(network.named_children())[-1][0]
+    setattr(network, last, nn.Identity())
+    return network
+
+
+BUILDERS: dict[str, Callable[[Recipe], nn.Module]] = {"timm": _timm, "torchvision": _torchvision}
+
+
+def feature_width(network: nn.Module, name: str) -> int:
+    """Features per tile of a network of timm; raises CheckpointError if it does not state them."""
+    # Some networks widen once more before the classifier.
+    width = getattr(network, "head_hidden_size", None) or getattr(network, "num_features", None)
+    if width is None:
+        raise CheckpointError(f"timm's {name} does not state its number of features; choose another encoder")
+    return int(width)

@@ -1,0 +1,148 @@
+"""Tensors of other libraries under timm's names.
+
+Each layout is known by names that only it has. Sources of the names: transformers 4
+(`modeling_vit.py`, `modeling_dinov2.py`, `modeling_dinov2_with_registers.py`), facebookresearch/dinov2,
+open_clip 2 and the PyPI package efficientnet-lite-pytorch 0.1.0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+WRAPPERS = ("state_dict", "model", "teacher", "model_state_dict", "module", "student")
+PREFIXES = re.compile(
+    r"^(?:module|_orig_mod|model|backbone|encoder_q|teacher|dinov2|vit|visual\.trunk|trunk)\."
+)
+
+HF_NAMES = (
+    (r"^embeddings\.cls_token$", "cls_token"),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.register_tokens$", "reg_token"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^encoder\.layer\.(\d+)\.(?:norm1|layernorm_before)\.", r"blocks.\1.norm1."),
+    (r"^encoder\.layer\.(\d+)\.(?:norm2|layernorm_after)\.", r"blocks.\1.norm2."),
+    (r"^encoder\.layer\.(\d+)\.attention\.output\.dense\.", r"blocks.\1.attn.proj."),
+    (r"^encoder\.layer\.(\d+)\.layer_scale([12])\.lambda1$", r"blocks.\1.ls\2.gamma"),
+    (r"^encoder\.layer\.(\d+)\.mlp\.(fc[12])\.", r"blocks.\1.mlp.\2."),
+    (r"^encoder\.layer\.(\d+)\.mlp\.weights_in\.", r"blocks.\1.mlp.fc1."),
+    (r"^encoder\.layer\.(\d+)\.mlp\.weights_out\.", r"blocks.\1.mlp.fc2."),
+    (r"^encoder\.layer\.(\d+)\.intermediate\.dense\.", r"blocks.\1.mlp.fc1."),
+    (r"^encoder\.layer\.(\d+)\.output\.dense\.", r"blocks.\1.mlp.fc2."),
+    (r"^layernorm\.", "norm."),
+)
+HF_ATTENTION = re.compile(r"^encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)$")
+
+LITE_NAMES = (
+    (r"^_conv_stem\.", "conv_stem."),
+    (r"^_bn0\.", "bn1."),
+    (r"^_conv_head\.", "conv_head."),
+    (r"^_bn1\.", "bn2."),
+    (r"^_fc\.", "classifier."),
+)
+LITE_LAYERS = {
+    # timm's first stage has no expansion, so its names are one step behind.
+    False: {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"},
+    True: {
+        "_expand_conv": "conv_pw",
+        "_bn0": "bn1",
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn2",
+        "_project_conv": "conv_pwl",
+        "_bn2": "bn3",
+    },
+}
+LITE_BLOCK = re.compile(r"^_blocks\.(\d+)\.(\w+)\.(.+)$")
+
+
+def unwrap(content: Mapping[str, object]) -> State:
+    """Tensors of a file's content, out of its wrappers and without prefixes that all of them share."""
+    for _ in range(3):
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner  # type: ignore[assignment]
+    state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    while True:
+        prefixes = {match[0] if (match := PREFIXES.match(name)) else "" for name in state}
+        # What stands beside the network, such as a projection head, has another prefix or none.
+        prefix = next((p for p in sorted(prefixes) if p and _is_network(state, p)), None)
+        if prefix is None:
+            return state
+        state = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+
+
+def _is_network(state: State, prefix: str) -> bool:
+    return sum(name.startswith(prefix) for name in state) * 2 > len(state)
+
+
+def as_timm(state: State, modules: Mapping[str, int]) -> State:
+    """Rename to timm's names; a state that has them, or is unknown, stays.
+
+    `modules` says how many blocks each stage of the target has, for layouts that number them throughout.
+    """
+    if "embeddings.patch_embeddings.projection.weight" in state:
+        state = _from_transformers(state)
+    elif any(name.startswith("_blocks.") for name in state):
+        state = _from_efficientnet_lite(state, modules)
+    elif "register_tokens" in state or any(".mlp.w12." in name for name in state):
+        state = {name.replace(".w12.", ".fc1.").replace(".w3.", ".fc2."): t for name, t in state.items()}
+    if "register_tokens" in state:
+        state["reg_token"] = state.pop("register_tokens")
+    if "reg_token" in state and "cls_token" in state:
+        state = _class_position_in_token(state)
+    return state
+
+
+def _class_position_in_token(state: State) -> State:
+    """Add the class token's position to it, as timm's networks with registers hold it."""
+    positions = state.get("pos_embed")
+    if positions is None or round((positions.shape[1] - 1) ** 0.5) ** 2 != positions.shape[1] - 1:
+        return state
+    state["cls_token"] = state["cls_token"] + positions[:, :1]
+    state["pos_embed"] = positions[:, 1:]
+    return state
+
+
+def _from_transformers(state: State) -> State:
+    renamed: State = {}
+    parts: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        if match := HF_ATTENTION.match(name):
+            parts.setdefault((match[1], match[3]), {})[match[2]] = tensor
+        else:
+            renamed[_rename(name, HF_NAMES)] = tensor
+    for (block, kind), tensors in parts.items():
+        if len(tensors) == 3:
+            joined = torch.cat([tensors[part] for part in ("query", "key", "value")])
+            renamed[f"blocks.{block}.attn.qkv.{kind}"] = joined
+    return renamed
+
+
+def _from_efficientnet_lite(state: State, modules: Mapping[str, int]) -> State:
+    stages = [f"blocks.{stage}.{block}" for stage, blocks in modules.items() for block in range(blocks)]
+    renamed: State = {}
+    for name, tensor in state.items():
+        match = LITE_BLOCK.match(name)
+        if match is None:
+            renamed[_rename(name, LITE_NAMES)] = tensor
+            continue
+        number, layer, rest = int(match[1]), match[2], match[3]
+        expands = f"_blocks.{number}._expand_conv.weight" in state
+        if number < len(stages) and layer in LITE_LAYERS[expands]:
+            renamed[f"{stages[number]}.{LITE_LAYERS[expands][layer]}.{rest}"] = tensor
+        else:
+            renamed[name] = tensor
+    return renamed
+
+
+def _rename(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in rules:
+        if re.match(pattern, name):
+            return re.sub(pattern, replacement, name)
+    return name

@@ -1,0 +1,207 @@
+"""A recipe's weights from a local file, recognized by names and shapes."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor
+
+from mclst.models.recipes.build import build_network
+from mclst.models.recipes.find import RECIPES
+from mclst.models.recipes.key_names import State, as_timm, unwrap
+from mclst.models.recipes.recipe import Recipe
+from mclst.models.recipes.weights_file import read_weights_file
+from mclst.runtime.errors import CheckpointError
+
+FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+)
+"""Weights in a folder, as huggingface.co keeps it, best first."""
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
+NOT_OF_FEATURES = re.compile(
+    r"^(head|classifier|fc|last_linear|heads|pooler|mask_token|dino_head|ibot_head|embeddings\.mask_token"
+    r"|text|text_decoder|logit_scale|attn_pool_caption|ln_caption)(\.|$)"
+)
+"""Tensors beside the network: classifiers, training heads and text towers."""
+OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
+"""torchvision's file of DenseNet-121 has `norm.1` where its network has `norm1`."""
+LISTED = 3
+
+
+def load_weights(recipe: Recipe, path: str | Path) -> State:
+    """Read an encoder's weights under the names of its network.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    path : str or Path
+        A .pth, .bin, .pt, .ckpt or .safetensors file, or a folder that has one.
+
+    Returns
+    -------
+    dict of str to Tensor
+        float32 (integers as they are); tensors of the file are memory-mapped where its format allows.
+
+    Raises
+    ------
+    CheckpointError
+        If the file holds no tensors, or not those of this encoder; another known encoder is named.
+    """
+    path = Path(path)
+    tensors = read_tensors(path)
+    state, problems = fit(recipe, tensors)
+    if problems:
+        others = [other.title for other in RECIPES.values() if other != recipe and not fit(other, tensors)[1]]
+        if others:
+            names = " or ".join(others)
+            raise CheckpointError(f"{path} holds the weights of {names}, not of {recipe.title}; give {names}")
+        raise CheckpointError(
+            f"{path} does not hold the weights of {recipe.title}: {'; '.join(problems)}; give its own file"
+        )
+    for name, tensor in state.items():
+        if tensor.is_floating_point():
+            state[name] = tensor = tensor.float()
+            if not bool(torch.isfinite(tensor).all()):
+                raise CheckpointError(f"{path}: {name} holds values that are not finite; use another file")
+    return state
+
+
+def read_tensors(path: Path) -> State:
+    """Tensors of a file, a folder or an index of shards, as they are named there, without prefixes."""
+    if path.is_dir():
+        path = _file_in(path)
+    if path.name.endswith(".index.json"):
+        state: State = {}
+        for shard in _shards(path):
+            state |= unwrap(read_weights_file(shard, "--weights"))
+    else:
+        state = unwrap(read_weights_file(path, "--weights"))
+    if not state:
+        raise CheckpointError(f"{path} holds no tensors; give the encoder's state dict")
+    return state
+
+
+def _file_in(folder: Path) -> Path:
+    for name in FILES:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(f for f in folder.iterdir() if f.suffix in SUFFIXES and f.is_file())
+    if len(others) == 1:
+        return others[0]
+    what = f"{len(others)} files of weights ({others[0].name}, …)" if others else "no file of weights"
+    raise CheckpointError(f"{folder} has {what}; give the file itself with --weights")
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        shards = sorted({str(name) for name in names})
+    except OSError as error:
+        raise CheckpointError(
+            f"{index} cannot be read ({error.strerror or error}); check --weights"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{index} is no index of weights; give the file of weights itself") from error
+    for name in shards:
+        if Path(name).name != name:
+            raise CheckpointError(
+                f"{index} names {name!r}, outside its folder; give the file of weights itself"
+            )
+    return [index.parent / name for name in shards]
+
+
+def fit(recipe: Recipe, tensors: Mapping[str, Tensor]) -> tuple[State, list[str]]:
+    """Bring tensors to the names and grid of a recipe's network.
+
+    Returns
+    -------
+    state : dict
+        Complete if `problems` is empty.
+    problems : list of str
+        What does not fit, for a message.
+    """
+    expected = expected_shapes(recipe)
+    state = _renamed(recipe, dict(tensors), expected)
+    state = {name: t for name, t in state.items() if name in expected or not NOT_OF_FEATURES.match(name)}
+    problems = []
+    if problem := _fit_positions(recipe, state, expected):
+        problems.append(problem)
+    missing = [n for n in expected if n not in state and not n.endswith("num_batches_tracked")]
+    extra = [name for name in state if name not in expected]
+    misshapen = [
+        f"{name} is {list(state[name].shape)}, not {list(shape)}"
+        for name, shape in expected.items()
+        if name in state and tuple(state[name].shape) != shape and not (problems and name == "pos_embed")
+    ]
+    for names, what in (
+        (missing, f"{len(missing)} of {len(expected)} tensors are missing"),
+        (extra, f"{len(extra)} tensors do not belong"),
+        (misshapen, f"{len(misshapen)} have another shape"),
+    ):
+        if names:
+            problems.append(f"{what} ({names[0]}{', …' if len(names) > 1 else ''})")
+    if not problems:
+        for name in expected:
+            state.setdefault(name, torch.zeros((), dtype=torch.int64))
+    return state, problems
+
+
+def _renamed(recipe: Recipe, state: State, expected: Mapping[str, tuple[int, ...]]) -> State:
+    if recipe.builder == "torchvision":
+        return {OLD_DENSENET.sub(r"\1\2.", name): tensor for name, tensor in state.items()}
+    blocks: Counter[str] = Counter()
+    for stage, _ in {
+        tuple(name.split(".")[1:3]) for name in expected if re.match(r"blocks\.\d+\.\d+\.", name)
+    }:
+        blocks[stage] += 1
+    return as_timm(state, {stage: blocks[stage] for stage in sorted(blocks, key=int)})
+
+
+def _fit_positions(recipe: Recipe, state: State, expected: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Resample `pos_embed` in place as the recipe says; a problem if it says not to."""
+    positions, shape = state.get("pos_embed"), expected.get("pos_embed")
+    if positions is None or shape is None or positions.ndim != 3 or tuple(positions.shape) == shape:
+        return None
+    prefix = 0 if round(shape[1] ** 0.5) ** 2 == shape[1] else 1
+    old, new = round((positions.shape[1] - prefix) ** 0.5), round((shape[1] - prefix) ** 0.5)
+    if old**2 + prefix != positions.shape[1] or positions.shape[2] != shape[2]:
+        return None
+    if recipe.positions == "fixed":
+        return (
+            f"its position embeddings are for a grid of {old} × {old} patches, not {new} × {new}, "
+            "and the recipe has them fixed"
+        )
+    state["pos_embed"] = resample_abs_pos_embed(
+        positions.float(),
+        new_size=[new, new],
+        old_size=[old, old],
+        num_prefix_tokens=prefix,
+        interpolation="bicubic",
+        antialias=recipe.positions == "bicubic-antialias",
+    )
+    return None
+
+
+@functools.lru_cache(maxsize=64)
+def _shapes_by_name(name: str) -> dict[str, tuple[int, ...]]:
+    return _shapes(RECIPES[name])
+
+
+def _shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return {name: tuple(t.shape) for name, t in build_network(recipe).state_dict().items()}
+
+
+def expected_shapes(recipe: Recipe) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the network's tensors, without building it in memory."""
+    return _shapes_by_name(recipe.name) if RECIPES.get(recipe.name) == recipe else _shapes(recipe)
