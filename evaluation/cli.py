@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import click
 
 from mclst.runtime.atomic import check_distinct, check_writable, write_atomically
 from mclst.runtime.click_types import AliasedOption
-from mclst.runtime.console import check_json, command, publish_json, say, table
+from mclst.runtime.console import check_json, command, publish_json, table
 from mclst.runtime.errors import ResourceError
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
 
@@ -19,23 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mclst.evaluation.evaluate import Evaluation, SectionResult
     from mclst.runtime.expression_map.measured import Pair
 
 PATH = click.Path(path_type=Path)
-N_LISTED_GENES = 10
-COLUMNS = {
-    "method": "method",
-    "section": "section",
-    "spots": "spots",
-    "pcc_acg": "PCC (ACG)",
-    "pcc_heg": "PCC (HEG)",
-    "mse": "MSE",
-    "mae": "MAE",
-    "coexpression": "genes",
-    "ari": "ARI",
-    "nmi": "NMI",
-}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -98,9 +83,10 @@ def main(
     table's path on stdout. The truth is normalized as the map's expression.
     """
     try:
-        from mclst.evaluation.evaluate import DEFINITIONS, evaluate
+        from mclst.evaluation.evaluate import evaluate
         from mclst.evaluation.outputs import output_paths, render_outputs
         from mclst.evaluation.page import CAPTIONS, evaluation_page
+        from mclst.evaluation.summary import print_summary
         from mclst.sections.tables.genes import read_gene_list
     except ImportError as error:
         raise ResourceError(f"{error.name} is not installed; install mclst[eval]") from error
@@ -135,10 +121,8 @@ def main(
         write_atomically(outputs[name, method], content)
         if name in CAPTIONS:
             page_figures.append((name, method, content))
-    write_atomically(outputs["page", ""], evaluation_page(evaluation, COLUMNS, page_figures, figures))
-    _print_summary(evaluation, quiet=quiet)
-    for line in DEFINITIONS:
-        say(f"  {line}", quiet=quiet)
+    write_atomically(outputs["page", ""], evaluation_page(evaluation, page_figures, figures))
+    print_summary(evaluation, quiet=quiet)
     table([("written", path) for path in outputs.values()], quiet=quiet)
     if json_path is not None:
         publish_json(json_path, {**evaluation.as_json(), "files": [str(path) for path in outputs.values()]})
@@ -186,54 +170,6 @@ def _read(
 def _parse_annotation(text: str) -> tuple[str, str]:
     section, equals, annotation = text.partition("=")
     return (section, annotation) if equals and not Path(text).exists() else ("", text)
-
-
-def _print_summary(evaluation: Evaluation, *, quiet: bool) -> None:
-    rows = evaluation.table().to_dict(orient="records")
-    compared = len(evaluation.methods) > 1
-    columns = [
-        name for name in COLUMNS if any(name in row for row in rows) and (compared or name != "method")
-    ]
-    cells = [[COLUMNS[name] for name in columns]]
-    cells += [[_cell(row.get(name)) for name in columns] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    for line in cells:
-        text = "  ".join(
-            cell.ljust(width) if name in ("method", "section") else cell.rjust(width)
-            for cell, width, name in zip(line, widths, columns, strict=True)
-        )
-        say(f"  {text.rstrip()}", quiet=quiet)
-    for method in evaluation.methods:
-        top = method.ranked.head(N_LISTED_GENES)
-        genes = ", ".join(f"{g} {p:.1f}" for g, p in zip(top["gene"], top["minus_log10_p"], strict=True))
-        label = f" of {method.name}" if compared else ""
-        say(f"  most significant genes{label} (-log10 p): {genes}", quiet=quiet)
-        criterion = f"r > 0 and -log10 p ≥ {evaluation.threshold:.2f}"
-        say(f"  {len(method.predicted)} genes{label} with {criterion}", quiet=quiet)
-        for section in method.sections:
-            _print_exclusions(section, quiet=quiet)
-
-
-def _print_exclusions(section: SectionResult, *, quiet: bool) -> None:
-    pair = section.pair
-    counts = [
-        (pair.only_in_map, "spots of the map are not in the truth"),
-        (pair.only_in_truth, "spots of the truth are not in the map"),
-        (pair.without_tile, "spots have no prediction"),
-        (pair.left_out_genes, "genes of the map were not measured"),
-        (section.score.undefined, "genes are constant in map or truth and have no r"),
-    ]
-    exclusions = "; ".join(f"{count} {description}" for count, description in counts if count)
-    if exclusions:
-        say(f"  Note: {pair.section}: {exclusions}; they are excluded", quiet=quiet)
-    if math.isnan(section.score.pcc_heg):
-        say(f"  Note: {pair.section}: PCC (HEG) is undefined, as published: one of its 50 genes has no r")
-
-
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "-"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

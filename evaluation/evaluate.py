@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,21 +15,15 @@ from numpy.typing import NDArray
 
 from mclst.evaluation.coexpression import Coexpression, compare_coexpression
 from mclst.evaluation.domains import Agreement, compare_groupings, find_domains
+from mclst.evaluation.headings import DEFINITIONS
+from mclst.evaluation.metrics.over_sections import genes_over_sections, pooled_pearson
+from mclst.evaluation.metrics.per_gene import FDR_LEVEL, headline, measure_genes
+from mclst.evaluation.metrics.significance import rank_genes
 from mclst.evaluation.overlap import bonferroni_threshold, intersections, predicted_genes
-from mclst.evaluation.significance import rank_genes
 from mclst.runtime.expression_map.measured import Pair, check_comparable
 from mclst.sections.accuracy import Score, score
 
 MEASURES = ("pcc_acg", "pcc_heg", "mse", "mae")
-DEFINITIONS = (
-    "PCC (ACG)  Pearson r per gene over the spots, mean over all genes with a defined r",
-    "PCC (HEG)  the same over the 50 genes with the highest mean in the truth; undefined if one r is",
-    "MSE, MAE   mean squared and absolute error over all spots and genes, in the map's units",
-    "mean       mean over the sections with equal weights",
-    "-log10 p   of each gene's r (two-sided), mean over the sections; the sign of r is ignored",
-    "genes      Pearson r between the gene-gene correlations of prediction and truth, over all pairs",
-)
-"""Definitions of the printed measures, as in the published scripts."""
 
 
 @dataclass(frozen=True)
@@ -51,18 +46,30 @@ class Domains:
 
 @dataclass(frozen=True)
 class SectionResult:
-    """One section of one method. constant_mse: MSE of predicting each gene's mean over the truth."""
+    """One section of one method.
+
+    constant_mse: MSE of predicting each gene's mean over the truth. genes: see `measure_genes`.
+    """
 
     pair: Pair
     score: Score
     constant_mse: float
     coexpression: Coexpression
+    genes: pd.DataFrame
     domains: Domains | None = None
+
+    @cached_property
+    def headline(self) -> dict[str, float]:
+        """Measures over all genes; see `headline`."""
+        return headline(self.genes)
 
 
 @dataclass(frozen=True)
 class MethodResult:
-    """All sections of one method. ranked: see `rank_genes`. predicted: see `predicted_genes`."""
+    """All sections of one method.
+
+    ranked: see `rank_genes`, with the columns of `genes_over_sections`. predicted: see `predicted_genes`.
+    """
 
     name: str
     sections: tuple[SectionResult, ...]
@@ -77,6 +84,17 @@ class MethodResult:
     def coexpression(self) -> float:
         """Mean agreement of gene-gene correlations over the sections."""
         return float(np.mean([section.coexpression.agreement for section in self.sections]))
+
+    @cached_property
+    def pooled(self) -> float:
+        """Pearson r over the spots of all sections together; see `pooled_pearson`."""
+        pairs = [section.pair for section in self.sections]
+        return pooled_pearson([pair.predicted for pair in pairs], [pair.truth for pair in pairs])
+
+    @property
+    def significant(self) -> int:
+        """Number of genes with mean r > 0 and a corrected false discovery rate of at most 5 %."""
+        return int(((self.ranked["fdr"] <= FDR_LEVEL) & (self.ranked["pcc"] > 0)).sum())
 
 
 @dataclass(frozen=True)
@@ -101,6 +119,7 @@ class Evaluation:
                         **{name: getattr(section.score, name) for name in MEASURES},
                         "coexpression": section.coexpression.agreement,
                         **_domain_columns(section.domains),
+                        **section.headline,
                     }
                 )
             if len(method.sections) > 1:
@@ -113,15 +132,16 @@ class Evaluation:
                         **{name: method.mean(name) for name in MEASURES},
                         "coexpression": method.coexpression,
                         **_mean_columns([_domain_columns(section.domains) for section in method.sections]),
+                        **_mean_columns([section.headline for section in method.sections]),
+                        "pcc_pooled": method.pooled,
                     }
                 )
         return pd.DataFrame(rows)
 
     def genes(self) -> pd.DataFrame:
         """Gene rankings of all methods, concatenated."""
-        return pd.concat([m.ranked.assign(method=m.name) for m in self.methods], ignore_index=True)[
-            ["method", "rank", "gene", "minus_log10_p", "pcc", "sections"]
-        ]
+        rankings = pd.concat([m.ranked.assign(method=m.name) for m in self.methods], ignore_index=True)
+        return rankings[["method", *rankings.columns.drop("method")]]
 
     def as_json(self) -> dict[str, Any]:
         """Convert to plain values; NaN and infinity become null."""
@@ -141,6 +161,7 @@ def evaluate(
     *,
     domains: int | None = None,
     regions: Mapping[tuple[str, str], NDArray[np.str_]] | None = None,
+    covariates: Mapping[tuple[str, str], NDArray[np.float64]] | None = None,
     gene_set: Collection[str] | None = None,
     threshold: float | None = None,
 ) -> Evaluation:
@@ -154,6 +175,8 @@ def evaluate(
         Number of spatial domains. Default: as many as a section has regions; without regions, none.
     regions : mapping of (method, section) to ndarray of str, optional
         Annotated region of each spot of the pair, "" for none.
+    covariates : mapping of (method, section) to ndarray of float64 [n, C], optional
+        What the partial correlation is given beside the spots' total counts.
     gene_set : collection of str, optional
         Compare the methods' predicted genes only within this set.
     threshold : float, optional
@@ -176,13 +199,14 @@ def evaluate(
     methods = []
     for name in dict.fromkeys(pair.method for pair in pairs):
         sections = tuple(
-            _section(p, domains, (regions or {}).get((p.method, p.section)))
+            _section(p, domains, (regions or {}).get(key), (covariates or {}).get(key))
             for p in pairs
-            if p.method == name
+            if (key := (p.method, p.section))[0] == name
         )
         ranked = rank_genes(
             pairs[0].genes, [s.score.pcc_per_gene for s in sections], [s.score.spots for s in sections]
         )
+        ranked = ranked.join(genes_over_sections(pairs[0].genes, [s.genes for s in sections]), on="gene")
         methods.append(MethodResult(name, sections, ranked, predicted_genes(ranked, threshold, gene_set)))
     return Evaluation(
         tuple(methods), threshold, intersections({m.name or "map": m.predicted for m in methods})
@@ -199,7 +223,12 @@ def _in_order(pair: Pair, genes: tuple[str, ...]) -> Pair:
     )
 
 
-def _section(pair: Pair, count: int | None, region: NDArray[np.str_] | None) -> SectionResult:
+def _section(
+    pair: Pair,
+    count: int | None,
+    region: NDArray[np.str_] | None,
+    covariates: NDArray[np.float64] | None,
+) -> SectionResult:
     domains = None
     if region is not None:
         count = len(np.unique(region[region != ""])) if count is None else count
@@ -210,8 +239,16 @@ def _section(pair: Pair, count: int | None, region: NDArray[np.str_] | None) -> 
         score(pair.predicted, pair.truth),
         float(np.square(pair.truth - pair.truth.mean(axis=0)).mean()),
         compare_coexpression(pair.predicted, pair.truth),
+        measure_genes(pair.predicted, pair.truth, pair.xy_px, _given(pair, covariates)),
         domains,
     )
+
+
+def _given(pair: Pair, covariates: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+    """Covariates of the partial correlation: the spots' total counts (log), and `covariates`."""
+    given = [] if pair.total is None else [np.log1p(pair.total)[:, None]]
+    given += [] if covariates is None else [covariates]
+    return np.concatenate(given, axis=1) if given else None
 
 
 def _domains(pair: Pair, count: int, region: NDArray[np.str_] | None) -> Domains:
@@ -230,7 +267,7 @@ def _domain_columns(domains: Domains | None) -> dict[str, Any]:
 
 
 def _mean_columns(sections: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means over the sections with domains."""
+    """Means over the sections that have the columns."""
     present = [columns for columns in sections if columns]
     return {
         name: float(np.mean([columns[name] for columns in present]))
@@ -243,6 +280,8 @@ def _method_json(method: MethodResult) -> dict[str, Any]:
         "mean": {
             **{name: _number(method.mean(name)) for name in MEASURES},
             "coexpression": _number(method.coexpression),
+            "genes_fdr_5": method.significant,
+            **({"pcc_pooled": _number(method.pooled)} if len(method.sections) > 1 else {}),
         },
         "sections": {section.pair.section: _section_json(section) for section in method.sections},
         "genes": [
@@ -270,6 +309,7 @@ def _section_json(section: SectionResult) -> dict[str, Any]:
             "rms_difference": _number(section.coexpression.rms_difference),
             "pairs": section.coexpression.pairs,
         },
+        **{name: _number(value) for name, value in section.headline.items()},
         "pcc_per_gene": {gene: _number(value) for gene, value in r},
     }
     if domains is not None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mclst.evaluation.coexpression import mean_of, order_genes
 from mclst.evaluation.evaluate import Domains, MethodResult, SectionResult
-from mclst.evaluation.significance import minus_log10_p
+from mclst.evaluation.metrics.significance import minus_log10_p
 from mclst.runtime.report.figures.layout import DPI
 from mclst.runtime.report.figures.style import COLORMAP, INK, MUTED, hide_spines
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import pandas as pd
-
-from mclst.evaluation.evaluate import DEFINITIONS, Evaluation
+from mclst.evaluation.evaluate import Evaluation
+from mclst.evaluation.headings import DEFINITIONS, GENE_HEADINGS, SCORES, STRUCTURE
+from mclst.evaluation.summary import columns_of
 from mclst.runtime.report.page import elements
 
 CAPTIONS = {
@@ -19,29 +20,22 @@ CAPTIONS = {
 """Captions by kind of figure."""
 
 
-def evaluation_page(
-    evaluation: Evaluation, columns: Mapping[str, str], figures: Iterable[tuple[str, str, bytes]], kind: str
-) -> bytes:
-    """Render the page. columns: field → heading of the scores. figures: (name, method, png or svg)."""
+def evaluation_page(evaluation: Evaluation, figures: Iterable[tuple[str, str, bytes]], kind: str) -> bytes:
+    """Render the page. figures: (name, method, png or svg)."""
     compared = len(evaluation.methods) > 1
-    scores = [
-        {heading: row.get(name) for name, heading in columns.items() if name != "method" or compared}
-        for row in evaluation.table().to_dict(orient="records")
-    ]
-    headings = [heading for heading in scores[0] if any(pd.notna(row[heading]) for row in scores)]
+    rows = evaluation.table().to_dict(orient="records")
     blocks = [
         elements.figure(content, _caption(name, method), kind=kind) for name, method, content in figures
     ]
     ranking = [
         {str(name): value for name, value in row.items() if name != "method" or compared}
-        for row in evaluation.genes()
-        .rename(columns={"minus_log10_p": "-log10 p", "pcc": "mean r"})
-        .to_dict("records")
+        for row in evaluation.genes().rename(columns=GENE_HEADINGS).to_dict("records")
     ]
     main = [
         elements.section(
             "Scores",
-            elements.table([{name: row[name] for name in headings} for row in scores], label="Scores"),
+            elements.table(_with_headings(rows, SCORES), label="Scores"),
+            elements.table(_with_headings(rows, STRUCTURE), label="Structure"),
             elements.details("Definitions", *map(elements.paragraph, DEFINITIONS)),
         ),
         elements.section("Figures", *blocks) if blocks else "",
@@ -58,6 +52,11 @@ def evaluation_page(
     methods = ", ".join(method.name for method in evaluation.methods)
     title = "Predicted and measured expression" + (f": {methods}" if compared else "")
     return elements.page(title, subtitle, "".join(main), scripts=[elements.script("tables.js")])
+
+
+def _with_headings(rows: Sequence[Mapping[Any, Any]], headings: Mapping[str, str]) -> list[dict[str, Any]]:
+    columns = columns_of(rows, headings)
+    return [{headings[name]: row.get(name) for name in columns} for row in rows]
 
 
 def _caption(name: str, method: str) -> str:

@@ -46,8 +46,9 @@ benchmarks/harness: runtime kernels/cpu
 benchmarks/schemas:
 benchmarks/roofline:
 benchmarks:
-evaluation: runtime/report/page runtime/report/figures runtime/expression_map runtime sections/formats
-    sections/tables sections
+evaluation: evaluation/metrics runtime/report/page runtime/report/figures runtime/expression_map runtime
+    sections/formats sections/tables sections
+evaluation/metrics: runtime/expression_map sections
 training: runtime/tiling runtime/slide runtime/bundle runtime kernels kernels/definition sections/formats
     sections/tables sections models
 export: export/triton export/parity export/inputs export/onnx runtime/cli runtime/serving runtime/inference

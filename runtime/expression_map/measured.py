@@ -57,6 +57,8 @@ class Pair:
         Spots whose prediction is NaN; not among the n.
     left_out_genes : int
         Genes of the map that were not measured.
+    total : float64 [n] or None
+        Counts of each spot over all measured genes.
     """
 
     method: str
@@ -71,6 +73,7 @@ class Pair:
     only_in_truth: int
     without_tile: int
     left_out_genes: int
+    total: NDArray[np.float64] | None = None
 
 
 def read_map(path: Path) -> Prediction:
@@ -195,13 +198,25 @@ def pair_with_truth(
         spot=predicted.spot[rows],
         predicted=expression,
         truth=truth[truth_rows],
-        xy_px=None if predicted.xy_px is None else predicted.xy_px[rows],
+        xy_px=_positions(predicted, section, rows, truth_rows),
         normalization=unit,
         only_in_map=len(predicted.spot) - shared,
         only_in_truth=len(section) - shared,
         without_tile=int(np.count_nonzero(~present)),
         left_out_genes=len(predicted.genes) - len(genes),
+        total=section.total[truth_rows],
     )
+
+
+def _positions(
+    predicted: Prediction, section: Section, rows: NDArray[np.intp], truth_rows: NDArray[np.intp]
+) -> NDArray[np.float64] | None:
+    """Spot centers of the map, or of the section if the map has none."""
+    if predicted.xy_px is not None:
+        return predicted.xy_px[rows]
+    if section.xy_px is None or not np.isfinite(section.xy_px[truth_rows]).all():
+        return None
+    return section.xy_px[truth_rows]
 
 
 def _unit(predicted: Prediction, override: str | None) -> str:

@@ -32,9 +32,9 @@ from mclst.evaluation.coexpression import (
 )
 from mclst.evaluation.domains import compare_groupings, find_domains
 from mclst.evaluation.evaluate import evaluate
+from mclst.evaluation.metrics.significance import minus_log10_p, rank_genes
 from mclst.evaluation.overlap import bonferroni_threshold, intersections, membership, predicted_genes
 from mclst.evaluation.overlap_figures import draw_venn
-from mclst.evaluation.significance import minus_log10_p, rank_genes
 from mclst.runtime.errors import InputError
 from mclst.runtime.expression_map.measured import Pair, choose_section, pair_with_truth, read_map
 from mclst.sections.formats.reference import find_sections, match_genes, read_section
@@ -319,7 +319,11 @@ def test_eval_writes_tables_json_and_figures(small: Small, maps: dict[str, Path]
     assert completed.exit_code == 0, completed.output
     page = (folder / "A1.eval.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == page.count("<figure>") > 1
-    assert "Predicted and measured expression" in page and "Pearson r per gene" in page
+    assert (
+        "Predicted and measured expression" in page
+        and "Pearson r per gene" in page
+        and ">gene-gene r<" in page
+    )
     assert completed.stdout == f"{folder / 'A1.eval.csv'}\n"
     result = json.loads((folder / "e.json").read_text())
     table = pd.read_csv(folder / "A1.eval.csv").set_index("section")

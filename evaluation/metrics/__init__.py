@@ -1,0 +1,1 @@
+"""Measures of a map per gene, over sections, over sets of genes."""
