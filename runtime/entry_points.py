@@ -32,6 +32,10 @@ COMMANDS = {
         "Predict expression over a slide, or many: expression maps (.h5ad).",
     ),
     "mclst-report": ("mclst.runtime.cli.report", "Make a page, figures, tables and QuPath files from a map."),
+    "mclst-bundle": (
+        "mclst.runtime.cli.bundle",
+        "Describe, verify, sign, pack and share bundles.",
+    ),
     "mclst-eval": ("mclst.evaluation.cli", "Evaluate a map against measured expression."),
     "mclst-bench": ("mclst.benchmarks.cli", "Measure speed, memory and accuracy, beside other tools."),
     "mclst-demo": ("mclst.demo.cli", "Run the whole workflow on synthetic tissue."),
@@ -78,6 +82,7 @@ train = _entry_point("mclst-train")
 export = _entry_point("mclst-export")
 infer = _entry_point("mclst-infer")
 report = _entry_point("mclst-report")
+bundle = _entry_point("mclst-bundle")
 evaluate = _entry_point("mclst-eval")
 bench = _entry_point("mclst-bench")
 demo = _entry_point("mclst-demo")

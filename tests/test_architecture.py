@@ -59,8 +59,8 @@ export/parity: export/inputs export/onnx runtime/tiling runtime/slide runtime/en
     kernels kernels/definition sections
 export/inputs: runtime/bundle runtime sections/formats sections models models/recipes
 export/onnx: runtime/encoder runtime/bundle runtime models
-runtime/cli: runtime/cohort runtime/run runtime/report runtime/serving runtime/report/page runtime/inference
-    runtime/expression_map runtime/slide runtime/bundle runtime kernels/definition sections
+runtime/cli: runtime/cohort runtime/run runtime/report runtime/serving runtime/sharing runtime/report/page
+    runtime/inference runtime/expression_map runtime/slide runtime/bundle runtime kernels/definition sections
 runtime/cohort: runtime/run runtime/report runtime/inference runtime/expression_map runtime/tiling
     runtime/slide runtime/bundle runtime sections/tables
 runtime/run: runtime/report runtime/inference runtime/report/figures runtime/report/export
@@ -70,6 +70,7 @@ runtime/report: runtime/report/page runtime/report/figures runtime/report/export
     runtime
 runtime/serving: runtime/inference runtime/encoder runtime/bundle runtime kernels kernels/definition
     sections
+runtime/sharing: runtime/bundle runtime
 runtime/report/page: runtime/report/figures runtime/expression_map runtime
 runtime/inference: runtime/encoder/tensorrt runtime/encoder/cuda runtime/slide runtime/encoder
     runtime/bundle runtime kernels kernels/cuda kernels/definition sections

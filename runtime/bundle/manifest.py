@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from mclst.kernels.definition.spec import Distance, Rank, RetrievalSpec, Weighting
+from mclst.runtime.bundle.about import About
+from mclst.runtime.bundle.strict_model import StrictModel
 from mclst.runtime.errors import BundleError
 
 FORMAT = "mclst-bundle/2"
@@ -25,12 +27,6 @@ ENGINES = "engines"
 
 Color = Annotated[int, Field(ge=0, le=255)]
 Spread = Annotated[float, Field(gt=0)]
-
-
-class StrictModel(BaseModel):
-    """Base: refuses unknown fields, coerces no values, allows only finite numbers, is immutable."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Tile(StrictModel):
@@ -195,7 +191,7 @@ class Manifest(StrictModel):
     kind: "retrieval" has a bank and `retrieval`; "regression" predicts expression per tile; "sequence"
     computes features per tile and expression from all of a slide's features. With `encoder.prediction_dim`
     the graph also predicts expression: a regression's, or what retrieval adds the neighbors' residuals to.
-    Fields that do not apply are null.
+    about: for people. Fields that do not apply are null.
     """
 
     format: Literal["mclst-bundle/1", "mclst-bundle/2"]
@@ -213,6 +209,7 @@ class Manifest(StrictModel):
     genes: int = Field(ge=1)
     genes_from: str
     bank: tuple[SectionRows, ...] = ()
+    about: About | None = None
     checkpoint: Checkpoint
     versions: dict[str, str]
     files: dict[str, FileRecord]

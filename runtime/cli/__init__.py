@@ -1,1 +1,1 @@
-"""The commands mclst-infer and mclst-report, and their options."""
+"""The commands mclst-infer, mclst-report and mclst-bundle, and their options."""

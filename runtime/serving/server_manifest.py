@@ -6,7 +6,8 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from mclst.runtime.bundle.manifest import FileRecord, Manifest, StrictModel
+from mclst.runtime.bundle.manifest import FileRecord, Manifest
+from mclst.runtime.bundle.strict_model import StrictModel
 from mclst.runtime.encoder.session import INPUT
 from mclst.runtime.errors import InputError
 

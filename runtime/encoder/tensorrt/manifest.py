@@ -10,7 +10,8 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from mclst.runtime.bundle.manifest import FileRecord, StrictModel
+from mclst.runtime.bundle.manifest import FileRecord
+from mclst.runtime.bundle.strict_model import StrictModel
 from mclst.runtime.encoder.cuda.gpu import Gpu
 from mclst.runtime.encoder.tensorrt.library import Flavour
 

@@ -1,0 +1,146 @@
+"""`mclst-bundle`: describe, verify and pack a bundle."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from mclst.runtime.console import check_json, command, publish_json, say, table
+
+PATH = click.Path(path_type=Path)
+SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
+
+bundle_argument = click.argument("bundle_path", metavar="BUNDLE", type=PATH, default=Path("mclst-bundle"))
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+
+
+@click.group(context_settings=SETTINGS)
+@click.version_option(package_name="mclst")
+def main() -> None:
+    """Describe, verify, sign, pack and share bundles.
+
+    BUNDLE is a folder of mclst-export; without it, mclst-bundle in the working folder.
+    """
+
+
+@main.command(context_settings=SETTINGS)
+@bundle_argument
+@click.option(
+    "--json", "json_path", type=PATH, help="Write the facts and the manifest as JSON; - for stdout."
+)
+@command
+def info(bundle_path: Path, json_path: Path | None) -> None:
+    """Show what BUNDLE is, from where and how good, on one screen."""
+    from mclst.runtime.bundle.bundle import open_bundle
+    from mclst.runtime.sharing.facts import describe
+
+    check_json(json_path, overwrite=False, inputs=(bundle_path,))
+    facts = describe(open_bundle(bundle_path))
+    if json_path is None:
+        click.echo(facts.title)
+        width = max(len(name) for name, _ in facts.rows)
+        for name, value in facts.rows:
+            click.echo(f"  {name:<{width}}  {value}")
+        return
+    manifest = facts.bundle.manifest.model_dump(mode="json")
+    publish_json(json_path, {"title": facts.title, "facts": dict(facts.rows), "manifest": manifest})
+
+
+@main.command(context_settings=SETTINGS)
+@bundle_argument
+@click.option("--out", type=PATH, help="File to write; - for stdout.  [default: README.md in BUNDLE]")
+@click.option("--hub", metavar="ORG/NAME", help="Repository that readers get the bundle from.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing card.")
+@command
+def card(bundle_path: Path, out: Path | None, hub: str | None, overwrite: bool) -> None:
+    """Write BUNDLE's card, a README.md for the Hugging Face hub.
+
+    Says what is not known. Give license, training data and evaluation to mclst-export --metadata.
+    """
+    from mclst.runtime.atomic import check_writable, write_atomically
+    from mclst.runtime.bundle.bundle import open_bundle
+    from mclst.runtime.sharing.card import card as write_card
+    from mclst.runtime.sharing.facts import describe
+    from mclst.runtime.sharing.verify import CARD
+
+    path = bundle_path / CARD if out is None else out
+    to_stdout = str(path) == "-"
+    bundle = open_bundle(bundle_path)
+    text = write_card(describe(bundle), f"hf://{hub}" if hub else bundle_path.name or "mclst-bundle")
+    if to_stdout:
+        click.echo(text, nl=False)
+        return
+    check_writable(path, overwrite=overwrite)
+    write_atomically(path, text.encode())
+    click.echo(str(path))
+
+
+@main.command(context_settings=SETTINGS)
+@bundle_argument
+@quiet_option
+@command
+def verify(bundle_path: Path, quiet: bool) -> None:
+    """Check hashes, graphs and parity, and that BUNDLE holds no more.
+
+    Exit with 0 if all is right, else with 4 and a sentence.
+    """
+    from mclst.runtime.sharing.facts import describe_parity, read_parity
+    from mclst.runtime.sharing.verify import verify_bundle
+
+    bundle = verify_bundle(bundle_path)
+    rows = [
+        ("files", f"{len(bundle.manifest.files)}, sizes and SHA-256 as in the manifest"),
+        ("parity", describe_parity(read_parity(bundle))),
+        ("SHA-256", bundle.sha256),
+    ]
+    table(rows, quiet=quiet)
+    click.echo(str(bundle.path))
+
+
+@main.command(context_settings=SETTINGS)
+@bundle_argument
+@click.option("--out", type=PATH, help="Archive to write.  [default: BUNDLE's name with .mclst.zip]")
+@click.option("--overwrite", is_flag=True, help="Replace an existing archive.")
+@command
+def pack(bundle_path: Path, out: Path | None, overwrite: bool) -> None:
+    """Pack BUNDLE into one file for transport.
+
+    The same bundle gives the same bytes. Engines stay out: they are of this machine.
+    """
+    from mclst.runtime.atomic import check_distinct
+    from mclst.runtime.sharing.archive import SUFFIX
+    from mclst.runtime.sharing.archive import pack as write_archive
+    from mclst.runtime.sharing.verify import verify_bundle
+
+    bundle = verify_bundle(bundle_path)
+    path = out or Path(f"{bundle_path.resolve().name}{SUFFIX}")
+    check_distinct((path,), (bundle_path,))
+    click.echo(str(write_archive(bundle, path, overwrite=overwrite)))
+
+
+@main.command(context_settings=SETTINGS)
+@click.argument("archive", type=PATH)
+@click.option("--out", type=PATH, help="Folder to write.  [default: ARCHIVE's name without .mclst.zip]")
+@click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
+@quiet_option
+@command
+def unpack(archive: Path, out: Path | None, overwrite: bool, quiet: bool) -> None:
+    """Unpack and verify an ARCHIVE of mclst-bundle pack.
+
+    Links, names outside the folder and bombs are refused; a refused archive leaves nothing behind.
+    """
+    from mclst.runtime.sharing.archive import SUFFIX
+    from mclst.runtime.sharing.archive import unpack as read_archive
+
+    folder = out or Path(archive.name.removesuffix(SUFFIX).removesuffix(".zip"))
+    if folder.name == archive.name and out is None:
+        raise click.UsageError(f"{archive} does not end in {SUFFIX}; give the folder with --out")
+    bundle = read_archive(archive, folder, overwrite=overwrite)
+    say(repr(bundle), quiet=quiet)
+    click.echo(str(bundle.path))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
