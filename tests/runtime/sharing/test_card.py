@@ -30,7 +30,7 @@ def header(text: str) -> dict[str, Any]:
 def test_the_hub_reads_the_header(described: Path) -> None:
     from huggingface_hub import ModelCard
 
-    data = ModelCard(card(describe(open_bundle(described)), "hf://org/name")).data
+    data: Any = ModelCard(card(describe(open_bundle(described)), "hf://org/name")).data
     assert (data.license, data.library_name) == ("apache-2.0", "mclst")
     assert (data.base_model, data.to_dict()["base_model_relation"]) == ("org/tiny", "finetune")
     assert data.datasets == ["org/her2st"] and data.metrics == ["pearsonr"]
