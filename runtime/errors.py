@@ -3,6 +3,7 @@
     MclstError                1   (never raised itself)
     ├── InputError            4   an input is refused
     │   ├── SlideError            the slide
+    │   │   └── StainError            the slide is not stained with H&E
     │   ├── SpotsError            the spots table
     │   ├── BundleError           the bundle
     │   ├── CheckpointError       the checkpoint
@@ -40,6 +41,10 @@ class InputError(MclstError):
 
 class SlideError(InputError):
     """The slide cannot be opened or read."""
+
+
+class StainError(SlideError):
+    """The slide is not stained with hematoxylin and eosin."""
 
 
 class SpotsError(InputError):

@@ -64,7 +64,7 @@ runtime/cli: runtime/cohort runtime/run runtime/report runtime/serving runtime/s
 runtime/cohort: runtime/run runtime/report runtime/inference runtime/expression_map runtime/tiling
     runtime/slide runtime/bundle runtime sections/tables
 runtime/run: runtime/report runtime/inference runtime/report/figures runtime/report/export
-    runtime/expression_map runtime/tiling runtime/slide runtime/encoder runtime/bundle runtime
+    runtime/expression_map runtime/trust runtime/tiling runtime/slide runtime/encoder runtime/bundle runtime
     kernels/definition sections/tables sections
 runtime/report: runtime/report/page runtime/report/figures runtime/report/export runtime/expression_map
     runtime
@@ -78,6 +78,7 @@ runtime/report/figures: runtime/expression_map runtime
 runtime/report/export: runtime/expression_map runtime/tiling runtime
 runtime/encoder/tensorrt: runtime/encoder/cuda runtime/encoder runtime/bundle runtime
 runtime/expression_map: runtime kernels/definition sections/formats sections/tables sections
+runtime/trust: runtime/slide runtime
 runtime/tiling: runtime/slide runtime sections
 runtime/encoder/cuda: runtime/encoder runtime kernels/cuda kernels/definition
 runtime/slide: runtime

@@ -73,6 +73,7 @@ OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
         callback=_bad_tiles,
         help="Unreadable tiles tolerated (their rows are NaN): a count or a share.",
     ),
+    click.option("--any-stain", is_flag=True, help="Predict a slide that is not stained with H&E, too."),
     click.option(
         "--genes",
         metavar="A,B,…",

@@ -43,6 +43,8 @@ class RunOptions:
         Genes of a grid to write as a pyramidal OME-TIFF.
     max_bad_tiles : int or str
         Unreadable tiles tolerated: a count, or a share such as "1%", rounded up.
+    any_stain : bool
+        Predict slides that are not stained with H&E, too.
     build : bool
         Build a missing TensorRT engine and keep it in the bundle.
     workers : int
@@ -69,6 +71,7 @@ class RunOptions:
     mpp: float | None = None
     genes: tuple[str, ...] = ()
     max_bad_tiles: int | str = "1%"
+    any_stain: bool = field(default=False, metadata=_SAME_MAP)
     build: bool = field(default=True, metadata=_SAME_MAP)
     workers: int = field(default=2, metadata=_SAME_MAP)
     overwrite: bool = field(default=False, metadata=_SAME_MAP)

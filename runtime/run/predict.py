@@ -33,6 +33,7 @@ from mclst.runtime.slide.base import Slide
 from mclst.runtime.tiling.array_pitch import slide_resolution
 from mclst.runtime.tiling.bounds import check_spots
 from mclst.runtime.tiling.grid import Grid
+from mclst.runtime.trust.places import check_stain
 from mclst.sections.section import Spots
 from mclst.sections.tables.spots import read_spots
 
@@ -104,6 +105,9 @@ def predict(
         if not check_later:
             outputs.check_others(overwrite=options.overwrite)
         check_spots(table, slide)
+        if not options.any_stain:
+            with log.clock.stage("stain"):
+                check_stain(slide, table.xy_px)
         inputs = RunInputs(slide, table, grid, slide_resolution(slide, table, options.mpp))
         spec = retrieval_spec(model, options)
         run: RunContext | None = None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+from synthetic_slides import stained
 
 if TYPE_CHECKING:
     from mclst.models.mclstexp import MclSTExp
@@ -61,7 +62,8 @@ def write_reference(folder: Path, names: tuple[str, ...] = ("A1", "A2", "B1"), s
     genes = [f"GENE{i}" for i in range(GENES)]
     (folder / "genes.txt").write_text("\n".join(genes) + "\n")
     for name in names:
-        picture = np.kron(rng.integers(40, 256, (10, 12, 3)), np.ones((20, 20, 1))).astype(np.uint8)
+        squares = stained(rng.uniform(0, 0.6, (10, 12, 2)))
+        picture = np.kron(squares, np.ones((20, 20, 1), np.uint8))
         Image.fromarray(picture).save(folder / "images" / f"{name}.png")
         cell = rng.permutation(144)[:spots]
         x, y = cell % 12 + 2, cell // 12 + 2

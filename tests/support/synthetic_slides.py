@@ -15,10 +15,20 @@ PAD = (9, 200, 77)
 quick = settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
 
 
+STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
+"""Optical densities (R, G, B) of hematoxylin and eosin (Ruifrok and Johnston 2001)."""
+
+
+def stained(amounts: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """RGB uint8 [..., 3] of tissue that holds amounts [..., 2] of hematoxylin and eosin."""
+    rgb: NDArray[np.uint8] = np.round(255 * 10 ** -(amounts @ STAINS)).astype(np.uint8)
+    return rgb
+
+
 def tissue(height: int = 300, width: int = 420, seed: int = 0) -> NDArray[np.uint8]:
-    """Smooth colour with some grain, as lossy codecs like it."""
+    """Smooth H&E colour with some grain, as lossy codecs like it."""
     rng = np.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(60, 255, (12, 16, 3), dtype=np.uint8))
+    small = Image.fromarray(stained(rng.uniform(0, 0.6, (12, 16, 2))))
     smooth = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), np.int16)
     grainy: NDArray[np.uint8] = np.clip(smooth + rng.integers(-6, 7, smooth.shape), 0, 255).astype(np.uint8)
     return grainy

@@ -1,0 +1,179 @@
+"""Measure how a slide is stained, and tell brightfield H&E from what is not.
+
+Light that stain absorbs follows Beer and Lambert: optical density -log10(I/I0) is the sum of the stains' own,
+each a fixed direction in RGB. Both stains of H&E absorb green most, so their hues lie between blue and pink.
+DAB absorbs blue most, and looks brown. Fluorescence emits light: its background is black.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLACK, BRIGHT = 40, 100
+"""A pixel is black if R, G and B are below this, of 255 in the glass; bright if all are above."""
+STAINED_OD = 0.15
+"""Sum of the optical densities of R, G and B from which a pixel counts as stained."""
+FIRST_HUE, LAST_HUE = 200.0, 10.0
+"""Hues of H&E in degrees, from blue over purple and pink; 99 % of the color of every H&E slide tried."""
+FIRST_BROWN, LAST_BROWN = 10.0, 60.0
+DARKEST_GLASS, MOST_TINTED = 90.0, 60.0
+"""Smallest, and difference of the largest and smallest, R, G and B of what may be glass."""
+
+ALL_BLACK = 0.99
+MOST_BLACK, LEAST_BRIGHT = 0.25, 0.05
+LEAST_STAINED = 0.005
+LEAST_SATURATION = 0.05
+LEAST_H_AND_E = 0.75
+LEAST_DAB = 0.2
+WHITE, NEUTRAL = 190, 16
+"""Limits of `name_other_stain`. H&E slides tried, with 20 changes of color each: black up to 0.07, saturation
+from 0.08, H&E hues from 0.96 with glass in sight. Photographs: H&E hues up to 0.67 (of a blue sky 0.84)."""
+
+Color = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Stain:
+    """How the tissue of a slide is stained.
+
+    Attributes
+    ----------
+    places : int
+        Pieces of tissue measured.
+    black, bright, stained : float
+        Share of their pixels that is black, bright, or has an optical density above `STAINED_OD`.
+    saturation : float
+        Mean of (largest - smallest)/sum of the optical densities of R, G and B over the stained pixels.
+    h_and_e, brown : float
+        Share of the color, weighed by (largest - smallest) optical density, with the hues of H&E or DAB.
+    density : float
+        Median sum of the optical densities over the stained pixels.
+    background : (float, float, float)
+        RGB of the glass; of the brightest tissue where no glass is in sight.
+    hematoxylin, eosin : (float, float, float)
+        Unit vectors of optical density (R, G, B) of the two stains after Macenko et al. (2009); zeros if
+        nothing is stained.
+    """
+
+    places: int
+    black: float
+    bright: float
+    stained: float
+    saturation: float
+    h_and_e: float
+    brown: float
+    density: float
+    background: Color
+    hematoxylin: Color
+    eosin: Color
+
+
+def measure_stain(tissue: NDArray[np.uint8], overview: NDArray[np.uint8]) -> Stain:
+    """Measure a slide's stain.
+
+    Parameters
+    ----------
+    tissue : uint8 [n, h, w, 3]
+        Places on tissue, RGB.
+    overview : uint8 [m, h, w, 3]
+        Places all over the slide, for the color of the glass.
+    """
+    pixels = tissue.reshape(-1, 3)
+    glass = _glass(overview.reshape(-1, 3), pixels)
+    # One logarithm per value and channel instead of one per pixel.
+    transmitted = np.clip(np.arange(256)[:, None] / glass, 1 / 256, 1).astype(np.float32)
+    densities = -np.log10(transmitted)
+    density = np.stack([densities[pixels[:, i], i] for i in range(3)], axis=1)
+    total = density.sum(axis=1)
+    stained = total > STAINED_OD
+    density, total = density[stained], total[stained]
+    chroma = density.max(axis=1, initial=0) - density.min(axis=1, initial=np.inf)
+    hue = _hue(np.stack([transmitted[pixels[stained, i], i] for i in range(3)], axis=1))
+    color = max(float(chroma.sum()), 1e-9)
+    of_h_and_e = (hue >= FIRST_HUE) | (hue < LAST_HUE)
+    of_dab = (hue >= FIRST_BROWN) & (hue < LAST_BROWN)
+    hematoxylin, eosin = stain_vectors(density)
+    return Stain(
+        places=len(tissue),
+        black=float((pixels.max(axis=1) < BLACK * glass.min() / 255).mean()),
+        bright=float((pixels.min(axis=1) > BRIGHT).mean()),
+        stained=float(stained.mean()),
+        saturation=float((chroma / total).mean()) if len(total) else 0.0,
+        h_and_e=float(chroma[of_h_and_e].sum()) / color,
+        brown=float(chroma[of_dab].sum()) / color,
+        density=float(np.median(total)) if len(total) else 0.0,
+        background=_color(glass),
+        hematoxylin=hematoxylin,
+        eosin=eosin,
+    )
+
+
+def name_other_stain(stain: Stain) -> str:
+    """Say what a slide is if it is no H&E, with the measure that tells; "" for H&E."""
+    if stain.black >= ALL_BLACK:
+        return "it is black"
+    if stain.black >= MOST_BLACK and stain.bright < LEAST_BRIGHT:
+        return f"{stain.black:.0%} of its tissue is black and hardly any of it bright, as in fluorescence"
+    if stain.stained < LEAST_STAINED:
+        return "its tissue places hold no stain, as blank glass"
+    if stain.saturation < LEAST_SATURATION:
+        return "it is gray and has no stain's color"
+    on_glass = min(stain.background) >= WHITE and max(stain.background) - min(stain.background) < NEUTRAL
+    if stain.brown >= LEAST_DAB and stain.h_and_e + stain.brown >= LEAST_H_AND_E and on_glass:
+        return f"{stain.brown:.0%} of its color is brown, as of DAB in immunohistochemistry"
+    if stain.h_and_e < LEAST_H_AND_E or stain.brown >= LEAST_DAB:
+        return (
+            f"{stain.h_and_e:.0%} of its color is the blue, purple and pink of hematoxylin and eosin, "
+            "as in a photograph or with another stain"
+        )
+    return ""
+
+
+def stain_vectors(density: NDArray[np.floating[Any]]) -> tuple[Color, Color]:
+    """Return the unit vectors of hematoxylin and eosin in optical densities [n, 3] of stained pixels.
+
+    Source: Macenko et al., A method for normalizing histology slides for quantitative analysis, ISBI 2009:
+    the pixels are projected onto the plane of the two largest eigenvectors of their covariance, and the
+    stains are the directions at the 1st and 99th percentile of the angle. Hematoxylin is the one that absorbs
+    more red.
+    """
+    if len(density) < 3:
+        return (0.0, 0.0, 0.0), (0.0, 0.0, 0.0)
+    plane = np.linalg.eigh(np.cov(density.T.astype(np.float64)))[1][:, :0:-1]
+    plane *= np.where(plane.sum(axis=0) < 0, -1.0, 1.0)
+    projected = density @ plane
+    angle = np.arctan2(projected[:, 1], projected[:, 0])
+    first, last = np.percentile(angle, (1, 99))
+    one, other = (np.abs(plane @ (np.cos(a), np.sin(a))) for a in (first, last))
+    hematoxylin, eosin = (one, other) if one[0] > other[0] else (other, one)
+    return _color(hematoxylin), _color(eosin)
+
+
+def _color(values: NDArray[np.floating[Any]]) -> Color:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def _glass(overview: NDArray[np.uint8], tissue: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """The color of glass: the brightest twentieth of the slide, else of the tissue; else white."""
+    for pixels in (overview, tissue):
+        brightest = np.percentile(pixels, 95, axis=0) if len(pixels) else np.zeros(3)
+        if brightest.min() >= DARKEST_GLASS and np.ptp(brightest) <= MOST_TINTED:
+            return np.asarray(brightest, np.float64)
+    return np.full(3, 255.0)
+
+
+def _hue(rgb: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Hue in degrees of [n, 3]; 0 where there is none."""
+    red, green, blue = rgb.T
+    largest, spread = rgb.max(axis=1), np.maximum(np.ptp(rgb, axis=1), 1e-9)
+    sixth = np.where(
+        largest == red,
+        ((green - blue) / spread) % 6,
+        np.where(largest == green, (blue - red) / spread + 2, (red - green) / spread + 4),
+    )
+    return np.asarray(60.0 * sixth)
