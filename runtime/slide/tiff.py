@@ -149,7 +149,8 @@ def open_tiff(path: Path) -> TiffSlide:
     tiles right.
     """
     try:
-        with np.errstate(all="ignore"), TiffFile(path) as tif:
+        # Else tifffile opens whatever other files the OME-XML names.
+        with np.errstate(all="ignore"), TiffFile(path, _multifile=False) as tif:
             return _open(path, tif)
     except (MclstError, NeedsOpenSlide):
         raise
@@ -171,6 +172,8 @@ def _open(path: Path, tif: TiffFile) -> TiffSlide:
     # tifffile and we parse the XML of the first directory alone: here, before anything does.
     if has_entities(tif.pages.first.tags.valueof("ImageDescription", "")):
         raise SlideError(f"{path} declares XML entities in its description, as no slide does; export it anew")
+    if tif.is_mmstack or tif.is_ndtiff:  # whose series spread over whatever files they name
+        raise SlideError(f"{path} is part of a Micro-Manager stack; export it as one 8-bit RGB TIFF")
     for flag, kind in NEED_OPENSLIDE.items():
         if flag in tif.flags:
             raise NeedsOpenSlide(kind)

@@ -10,10 +10,18 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 from ray_cluster import loopback_up
+
+JOIN = """
+import sys
+import ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+print(ray.get(ray.remote(lambda: "ran").remote()))
+"""
 
 
 def main() -> None:
@@ -33,9 +41,19 @@ def main() -> None:
             address = sock.getsockname()[0]
         answer = ray.get(ray.remote(lambda: 6 * 7).remote())
         private = temporary.parent
+        stranger = {name: text for name, text in os.environ.items() if not name.startswith("RAY_AUTH_TOKEN")}
+        joined = subprocess.run(
+            ["timeout", "8", sys.executable, "-c", JOIN, ray.get_runtime_context().gcs_address],
+            env=stranger | {"HOME": "/nonexistent", "RAY_AUTH_MODE": "disabled"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         listening = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN"}
         result = {
             "answer": answer,
+            "joined": joined.stdout,
+            "refusal": joined.stderr,
             "address": address,
             "folder": str(private.parent) == base,
             "mode": private.stat().st_mode & 0o777,

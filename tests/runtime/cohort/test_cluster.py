@@ -72,6 +72,7 @@ def test_m7_no_other_user_reaches_a_cluster_of_this_machine(alone: list[str]) ->
     if seen["address"] != "10.9.8.7":
         pytest.skip("ip is not installed, so this network has no second address")
     assert seen["answer"] == 42 and seen["folder"] and not seen["left"]
+    assert "ran" not in seen["joined"] and "InvalidAuthToken" in seen["refusal"]
     assert seen["mode"] == 0o700 and seen["readable"] == []
     assert set(seen["listening"]) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}, seen["listening"]
 

@@ -303,6 +303,37 @@ def test_m5_xml_entities_in_any_encoding(tmp_path: Path, encoding: str, kind: in
         open_slide(path)
 
 
+@pytest.mark.parametrize("name", ["pipe", "other.tif", "/dev/zero"])
+def test_a_slide_opens_no_other_file_that_its_ome_xml_names(tmp_path: Path, name: str) -> None:
+    path, other = tmp_path / "a.ome.tif", tmp_path / "other.tif"
+    os.mkfifo(tmp_path / "pipe")
+    tifffile.imwrite(other, np.zeros((900, 900, 3), np.uint8), photometric="rgb")
+    pixels = (
+        '<Pixels DimensionOrder="XYCZT" Type="uint8" SizeX="{}" SizeY="{}" SizeC="3" SizeZ="1" SizeT="1">'
+    )
+    block = f'<TiffData IFD="0" PlaneCount="1"><UUID FileName="{name}">urn:uuid:2</UUID></TiffData>'
+    xml = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:1">'
+        f'<Image ID="Image:0">{pixels.format(900, 900)}<Channel SamplesPerPixel="3"/>{block}'
+        "</Pixels></Image></OME>"
+    )
+    tifffile.imwrite(path, tissue(), photometric="rgb", description=xml, metadata=None)
+    with open_slide(path) as slide:
+        assert (slide.width_px, slide.height_px) == (420, 300)
+
+
+@pytest.mark.parametrize("kind", ["is_mmstack", "is_ndtiff"])
+def test_stacks_of_files_that_name_each_other_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path = tmp_path / "a_MMStack.tif"
+    tifffile.imwrite(path, tissue(), photometric="rgb")
+    monkeypatch.setattr(tifffile.TiffFile, kind, True)
+    monkeypatch.delattr(tifffile.TiffFile, "series")
+    with pytest.raises(SlideError, match="part of a Micro-Manager stack"):
+        open_slide(path)
+
+
 def test_m5_xml_entities_beyond_the_first_directory_are_never_parsed(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     with tifffile.TiffWriter(path) as tif:
