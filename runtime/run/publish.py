@@ -71,7 +71,7 @@ def publish(
             write_report(outputs.report, DONE, report)
 
     with log.clock.stage("write"):
-        image, scale = slide.thumbnail(max(IMAGE_PX, content.html_px) if content.html else IMAGE_PX)
+        image, scale = slide.overview(max(IMAGE_PX, content.html_px) if content.html else IMAGE_PX)
         writer.publish(
             image=image,
             image_scale=scale,

@@ -99,6 +99,7 @@ class Slide(ABC):
         self.mpp_source = mpp_source
         self.icc = icc
         self.objective = objective
+        self._overview: tuple[NDArray[np.uint8], float] | None = None
 
     @property
     def width_px(self) -> int:
@@ -190,8 +191,7 @@ class Slide(ABC):
         if max_px < 1:
             raise ValueError(f"a thumbnail of {max_px} px cannot be made")
         longest = max(self.width_px, self.height_px)
-        scale = min(1.0, max_px / longest)
-        width, height = max(1, round(self.width_px * scale)), max(1, round(self.height_px * scale))
+        width, height = self._reduced_size(max_px)
         level = max(
             i
             for i, size in enumerate(self.levels)
@@ -211,6 +211,25 @@ class Slide(ABC):
             image = Image.fromarray(strip).resize((width, end - row), Image.Resampling.BOX, box=box)
             picture[row:end] = np.asarray(image)
         return picture, max(width, height) / longest
+
+    def overview(self, max_px: int) -> tuple[NDArray[np.uint8], float]:
+        """Picture the whole slide as `thumbnail` does, made from an earlier picture if one is large enough.
+
+        Tissue mask, map and page so share one reading: ask for the largest first.
+        """
+        longest = max(self.width_px, self.height_px)
+        size = self._reduced_size(max_px)
+        if self._overview is None or max(self._overview[0].shape) < max(size):
+            self._overview = self.thumbnail(max_px)
+        picture = self._overview[0]
+        if picture.shape[1::-1] != size:
+            picture = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX))
+        return picture, max(size) / longest
+
+    def _reduced_size(self, max_px: int) -> tuple[int, int]:
+        """Size of a picture of at most `max_px` on the longer side: (width, height)."""
+        scale = min(1.0, max_px / max(self.width_px, self.height_px))
+        return max(1, round(self.width_px * scale)), max(1, round(self.height_px * scale))
 
     def _read_or_white(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
         """Read a rectangle, halving it around what cannot be decoded until the white hole is small."""

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tifffile import TiffFile, TiffPageSeries
+from tifffile import TiffFile
 
 from mclst.runtime.errors import MclstError, ResourceError, SlideError
 from mclst.runtime.slide.base import Level, Slide, TileReadError
 from mclst.runtime.slide.color import profile_name
 from mclst.runtime.slide.metadata import Objective, has_entities, tiff_mpp, tiff_objective
 from mclst.runtime.slide.segment_cache import SegmentCache, SharedFile
-from mclst.runtime.slide.tiff_level import RefusedLevel, TiffLevel, read_level
+from mclst.runtime.slide.tiff_level import TiffLevel
+from mclst.runtime.slide.tiff_pyramid import read_levels
 
 # A command prints one sentence; what matters of tifffile's warnings is checked here.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -84,17 +85,8 @@ class TiffSlide(Slide):
         file = self._file
         if file is None:
             raise SlideError(f"{self.path} is closed; open it again to read from it")
-        part = self._parts[level]
-        wide, high = part.segment_width, part.segment_height
-        height, width, _ = pixels.shape
-        for row in range(y // high, (y + height - 1) // high + 1):
-            top = row * high - y
-            y0, y1 = max(0, top), min(height, top + high)
-            for column in range(x // wide, (x + width - 1) // wide + 1):
-                segment = self._segment(file, level, column, row)
-                left = column * wide - x
-                x0, x1 = max(0, left), min(width, left + wide)
-                pixels[y0:y1, x0:x1] = segment[y0 - top : y1 - top, x0 - left : x1 - left]
+        segment = partial(self._segment, file, level)
+        self._parts[level].read_into(pixels, x, y, segment)
 
     def expect(self, corners: NDArray[np.int64], side: int, level: int) -> None:
         """Count the squares that need each segment, so that it is evicted after its last use."""
@@ -181,7 +173,7 @@ def _open(path: Path, tif: TiffFile) -> TiffSlide:
         raise NeedsOpenSlide("a Trestle slide")
     series = max(tif.series, key=lambda s: s.keyframe.imagewidth * s.keyframe.imagelength)
     vendor = VENDORS.get(series.kind, series.kind)
-    parts = _levels(path, size, series, vendor)
+    parts = read_levels(path, tif, series, vendor)
     mpp, source = tiff_mpp(tif, series.keyframe, series.kind)
     objective = tiff_objective(series.keyframe, series.kind)
     return TiffSlide(path, vendor, parts, mpp, source, profile_name(series.keyframe.iccprofile), objective)
@@ -197,42 +189,12 @@ def _chain_ends(tif: TiffFile) -> bool:
     return bool(struct.unpack(form.offsetformat, file.read(form.offsetsize))[0] == 0)
 
 
-def _levels(path: Path, size: int, series: TiffPageSeries, vendor: str) -> list[TiffLevel]:
-    """Read level 0, which must be valid, and the other levels that are."""
-    count = sum(page is not None for page in series.pages)
-    if count != 1 or int(np.prod(series.shape)) != int(np.prod(series.keyframe.shape)):
-        raise SlideError(
-            f"{path} holds several planes of one size ({series.axes} {tuple(series.shape)}: channels, focal "
-            "or time planes), where one RGB image is needed; export it as 8-bit RGB"
-        )
-    parts: list[TiffLevel] = []
-    for level in series.levels:
-        page = level.pages[0]
-        if page is None:
-            continue
-        try:
-            part = read_level(page, level.keyframe, size, blank_is_white=vendor == "philips")
-        except RefusedLevel as exc:
-            if not parts:
-                raise exc.kind(f"{path} {exc}") from exc
-            continue
-        if not parts or _is_pyramid_level(parts[0], parts[-1], part):
-            parts.append(part)
-    return parts
-
-
-def _is_pyramid_level(full: TiffLevel, finer: TiffLevel, part: TiffLevel) -> bool:
-    """Whether a level is the whole slide, reduced: both ratios agree within a pixel or 1 %."""
-    if part.width >= finer.width or part.height > finer.height:
-        return False
-    downsample = full.width / part.width
-    return abs(full.height / downsample - part.height) <= max(1.5, 0.01 * part.height)
-
-
 def _downsample(full: TiffLevel, part: TiffLevel) -> float:
     """Level-0 pixels per pixel: an integer if rounding of the level's size explains the rest."""
     ratios = full.width / part.width, full.height / part.height
     nearest = round(sum(ratios) / 2)
-    if abs(full.width / nearest - part.width) <= 1 and abs(full.height / nearest - part.height) <= 1:
-        return float(nearest)
+    # On a small level rounding explains several: writers that halve again and again give a power of two.
+    for factor in (1 << (nearest - 1).bit_length(), 1 << (nearest.bit_length() - 1), nearest):
+        if abs(full.width / factor - part.width) <= 1 and abs(full.height / factor - part.height) <= 1:
+            return float(factor)
     return sum(ratios) / 2

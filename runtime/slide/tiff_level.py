@@ -90,6 +90,23 @@ class TiffLevel:
             parts.append(self._decode(data, index, width, height))
         return self._rgb(parts[0] if self.planes == 1 else np.concatenate(parts, axis=2), data)
 
+    def read_into(
+        self, pixels: NDArray[np.uint8], x: int, y: int, segment: Callable[[int, int], NDArray[np.uint8]]
+    ) -> None:
+        """Fill uint8 [h, w, 3] with the rectangle at (x, y), which is inside the level.
+
+        segment: (column, row) → the decoded segment.
+        """
+        wide, high = self.segment_width, self.segment_height
+        height, width, _ = pixels.shape
+        for row in range(y // high, (y + height - 1) // high + 1):
+            top = row * high - y
+            y0, y1 = max(0, top), min(height, top + high)
+            for column in range(x // wide, (x + width - 1) // wide + 1):
+                left = column * wide - x
+                x0, x1 = max(0, left), min(width, left + wide)
+                pixels[y0:y1, x0:x1] = segment(column, row)[y0 - top : y1 - top, x0 - left : x1 - left]
+
     def _bytes(self, file: SharedFile, index: int) -> bytes:
         offset, count = int(self.offsets[index]), int(self.counts[index])
         if count <= 0 or offset <= 0:

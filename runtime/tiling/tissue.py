@@ -44,14 +44,17 @@ def find_tissue(slide: Slide, mpp: float) -> TissueMask:
     -------
     TissueMask
 
-    Notes ----- The slide is averaged to 8 µm/px, at most 4096 px a side. Chroma is max(R, G, B) - min(R, G,
+    Notes
+    -----
+    The slide is averaged to 8 µm/px, at most 4096 px a side. Chroma is max(R, G, B) - min(R, G,
     B), smoothed by a Gaussian of 1 px; stained tissue has chroma, glass and black scanner borders have none.
     Tissue is above Otsu's threshold (Otsu 1979), clipped to 10-25 so that a slide full of tissue is not split
     in two. Specks below 0.01 mm² are dropped and holes below it filled. Pen marks and folds are not
     recognized: use a mask for these.
     """
     longest = max(slide.width_px, slide.height_px)
-    picture, scale = slide.thumbnail(max(64, min(MASK_PX, round(longest * mpp / MASK_UM))))
+    slide.overview(MASK_PX)  # read once, and large enough for the map's picture and the page too
+    picture, scale = slide.overview(max(64, min(MASK_PX, round(longest * mpp / MASK_UM))))
     smooth = ndimage.gaussian_filter(np.ptp(picture, axis=2).astype(np.float32), 1.0)
     threshold = float(np.clip(otsu(smooth), MIN_CHROMA, MAX_CHROMA))
     speck = round(SPECK_UM2 * (scale / mpp) ** 2)
