@@ -12,6 +12,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from mclst.models.recipes.attention_pooling import AttentionPooled
+from mclst.models.recipes.ctranspath import build_ctranspath
 from mclst.models.recipes.recipe import Recipe
 from mclst.runtime.errors import CheckpointError
 
@@ -112,15 +114,34 @@ def build_network(recipe: Recipe) -> nn.Module:
 
 def _timm(recipe: Recipe) -> nn.Module:
     arguments = dict(recipe.arguments)
+    if recipe.pooling != "network":
+        arguments.setdefault("global_pool", "token")
+    return _of_timm(recipe.architecture, arguments)
+
+
+def _attention_pooled(recipe: Recipe) -> nn.Module:
+    pool = {name: value for name, value in recipe.arguments.items() if name.startswith("pool_")}
+    others = {name: value for name, value in recipe.arguments.items() if name not in pool}
+    trunk = _of_timm(recipe.architecture, {"global_pool": "token", **others})
+    if not pool.get("pool_normalized", True):
+        trunk.norm = nn.Identity()
+    return AttentionPooled(
+        trunk,
+        recipe.width,
+        pool["pool_heads"],
+        bias=pool.get("pool_bias", True),
+        project=pool.get("pool_project", False),
+    )
+
+
+def _of_timm(architecture: str, arguments: dict[str, Any]) -> nn.Module:
     for name in ("mlp_layer", "act_layer"):
         if name in arguments:
             arguments[name] = LAYERS[arguments[name]]
     if "norm_eps" in arguments:
         arguments["norm_layer"] = partial(timm.layers.LayerNorm, eps=arguments.pop("norm_eps"))
-    if recipe.pooling != "network":
-        arguments.setdefault("global_pool", "token")
     network: nn.Module = timm.create_model(
-        recipe.architecture, **{"pretrained": False, "num_classes": 0, **arguments}
+        architecture, **{"pretrained": False, "num_classes": 0, **arguments}
     )
     return network
 
@@ -132,7 +153,12 @@ def _torchvision(recipe: Recipe) -> nn.Module:
     return network
 
 
-BUILDERS: dict[str, Callable[[Recipe], nn.Module]] = {"timm": _timm, "torchvision": _torchvision}
+BUILDERS: dict[str, Callable[[Recipe], nn.Module]] = {
+    "timm": _timm,
+    "torchvision": _torchvision,
+    "attention-pooled": _attention_pooled,
+    "ctranspath": lambda recipe: build_ctranspath(recipe.architecture, **recipe.arguments),
+}
 
 
 def feature_width(network: nn.Module, name: str) -> int:

@@ -16,27 +16,32 @@ from torch import Tensor
 State = dict[str, Tensor]
 
 WRAPPERS = ("state_dict", "model", "teacher", "model_state_dict", "module", "student")
-PREFIXES = re.compile(
-    r"^(?:module|_orig_mod|model|backbone|encoder_q|teacher|dinov2|vit|visual\.trunk|trunk)\."
-)
+PREFIXES = re.compile(r"^(?:module|_orig_mod|model|backbone|encoder_q|teacher|dinov2|vit)\.")
 
+HF_BLOCK = r"^(?:encoder\.layer|layers)\.(\d+)\."
 HF_NAMES = (
     (r"^embeddings\.cls_token$", "cls_token"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
     (r"^embeddings\.register_tokens$", "reg_token"),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"^encoder\.layer\.(\d+)\.(?:norm1|layernorm_before)\.", r"blocks.\1.norm1."),
-    (r"^encoder\.layer\.(\d+)\.(?:norm2|layernorm_after)\.", r"blocks.\1.norm2."),
-    (r"^encoder\.layer\.(\d+)\.attention\.output\.dense\.", r"blocks.\1.attn.proj."),
-    (r"^encoder\.layer\.(\d+)\.layer_scale([12])\.lambda1$", r"blocks.\1.ls\2.gamma"),
-    (r"^encoder\.layer\.(\d+)\.mlp\.(fc[12])\.", r"blocks.\1.mlp.\2."),
-    (r"^encoder\.layer\.(\d+)\.mlp\.weights_in\.", r"blocks.\1.mlp.fc1."),
-    (r"^encoder\.layer\.(\d+)\.mlp\.weights_out\.", r"blocks.\1.mlp.fc2."),
-    (r"^encoder\.layer\.(\d+)\.intermediate\.dense\.", r"blocks.\1.mlp.fc1."),
-    (r"^encoder\.layer\.(\d+)\.output\.dense\.", r"blocks.\1.mlp.fc2."),
+    (HF_BLOCK + r"(?:norm1|layernorm_before)\.", r"blocks.\1.norm1."),
+    (HF_BLOCK + r"(?:norm2|layernorm_after)\.", r"blocks.\1.norm2."),
+    (HF_BLOCK + r"attention\.(?:output\.dense|o_proj)\.", r"blocks.\1.attn.proj."),
+    (HF_BLOCK + r"layer_scale([12])\.lambda1$", r"blocks.\1.ls\2.gamma"),
+    (HF_BLOCK + r"mlp\.(fc[12])\.", r"blocks.\1.mlp.\2."),
+    (HF_BLOCK + r"(?:mlp\.weights_in|intermediate\.dense)\.", r"blocks.\1.mlp.fc1."),
+    (HF_BLOCK + r"(?:mlp\.weights_out|mlp\.down_proj|output\.dense)\.", r"blocks.\1.mlp.fc2."),
     (r"^layernorm\.", "norm."),
 )
-HF_ATTENTION = re.compile(r"^encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)$")
+HF_PARTS = (
+    (
+        re.compile(HF_BLOCK + r"attention\.(?:attention\.)?(query|key|value|[qkv]_proj)\.(weight|bias)$"),
+        "attn.qkv",
+    ),
+    (re.compile(HF_BLOCK + r"mlp\.(gate_proj|up_proj)\.(weight|bias)$"), "mlp.fc1"),
+)
+"""Tensors that timm holds as one."""
+HF_ORDER = ("query", "q_proj", "key", "k_proj", "value", "v_proj", "gate_proj", "up_proj")
 
 LITE_NAMES = (
     (r"^_conv_stem\.", "conv_stem."),
@@ -90,6 +95,8 @@ def as_timm(state: State, modules: Mapping[str, int]) -> State:
         state = _from_transformers(state)
     elif any(name.startswith("_blocks.") for name in state):
         state = _from_efficientnet_lite(state, modules)
+    elif "layers.0.downsample.reduction.weight" in state:
+        state = _from_old_swin(state)
     elif "register_tokens" in state or any(".mlp.w12." in name for name in state):
         state = {name.replace(".w12.", ".fc1.").replace(".w3.", ".fc2."): t for name, t in state.items()}
     if "register_tokens" in state:
@@ -111,17 +118,27 @@ def _class_position_in_token(state: State) -> State:
 
 def _from_transformers(state: State) -> State:
     renamed: State = {}
-    parts: dict[tuple[str, str], dict[str, Tensor]] = {}
+    parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in state.items():
-        if match := HF_ATTENTION.match(name):
-            parts.setdefault((match[1], match[3]), {})[match[2]] = tensor
+        for pattern, joined in HF_PARTS:
+            if match := pattern.match(name):
+                whole = f"blocks.{match[1]}.{joined}.{match[3]}"
+                parts.setdefault(whole, {})[match[2]] = tensor
+                break
         else:
             renamed[_rename(name, HF_NAMES)] = tensor
-    for (block, kind), tensors in parts.items():
-        if len(tensors) == 3:
-            joined = torch.cat([tensors[part] for part in ("query", "key", "value")])
-            renamed[f"blocks.{block}.attn.qkv.{kind}"] = joined
+    for whole, tensors in parts.items():
+        renamed[whole] = torch.cat([tensors[part] for part in HF_ORDER if part in tensors])
     return renamed
+
+
+def _from_old_swin(state: State) -> State:
+    """Move the downsampling from the end of a stage to the start of the next, and leave buffers out."""
+    return {
+        re.sub(r"^layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", name): tensor
+        for name, tensor in state.items()
+        if not name.endswith(("relative_position_index", "attn_mask"))
+    }
 
 
 def _from_efficientnet_lite(state: State, modules: Mapping[str, int]) -> State:

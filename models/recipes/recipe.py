@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Builder = Literal["timm", "torchvision", "coca", "conch", "ctranspath"]
-"""timm and torchvision by name; `coca` is open_clip's image tower, `conch` a timm ViT under its pooler."""
+Builder = Literal["timm", "torchvision", "attention-pooled", "ctranspath"]
+"""timm and torchvision by name; a transformer of timm under an attention pooler; a Swin with another stem."""
 Pooling = Literal["network", "cls", "mean", "cls+mean"]
 """Of the last tokens; "mean" leaves the class token and registers out; "network": the network's own."""
 Interpolation = Literal["bilinear", "bicubic"]
-Positions = Literal["fixed", "bicubic", "bicubic-antialias"]
-"""How position embeddings of another grid are resampled; "fixed": they are refused."""
+Positions = Literal["fixed", "bicubic", "bicubic-antialias", "bicubic-dino"]
+"""How position embeddings of another grid are resampled; "fixed": they are refused.
+
+"bicubic-dino" is DINO's, which scales by (grid + 0.1) / old grid.
+"""
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,9 @@ class Recipe:
         Name in tables and messages.
     family : str
         Heading of its table in the docs.
-    builder : {"timm", "torchvision", "coca", "conch", "ctranspath"}
+    builder : {"timm", "torchvision", "attention-pooled", "ctranspath"}
     architecture : str
-        Name in timm or torchvision.
+        Name in timm or torchvision; of a pooled network its transformer's.
     width : int
         Features per tile.
     parameters : int
@@ -37,7 +40,8 @@ class Recipe:
     mean, std : tuple of float
         Per RGB channel of pixels scaled to 0 … 1.
     arguments : mapping
-        Of the constructor. Layers are named: `"mlp_layer": "SwiGLUPacked"`.
+        Of the constructor. Layers are named: `"mlp_layer": "SwiGLUPacked"`. Those of the pooler begin with
+        `pool_`.
     pooling : {"network", "cls", "mean", "cls+mean"}
     tile_px : int
         Side of the network's input, px.
@@ -47,7 +51,7 @@ class Recipe:
         Of that resize, antialiased.
     fov_um : float or None
         Side of the tissue that a tile shows before the crop, µm; None where nothing prescribes it.
-    positions : {"fixed", "bicubic", "bicubic-antialias"}
+    positions : {"fixed", "bicubic", "bicubic-antialias", "bicubic-dino"}
         What happens to position embeddings of another grid.
     license : str
         SPDX identifier where there is one.

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from timm.layers import resample_abs_pos_embed
-from torch import Tensor
+from torch import Tensor, nn
 
 from mclst.models.recipes.build import build_network
 from mclst.models.recipes.find import RECIPES
 from mclst.models.recipes.key_names import State, as_timm, unwrap
-from mclst.models.recipes.recipe import Recipe
+from mclst.models.recipes.pooled_names import as_pooled
+from mclst.models.recipes.recipe import Positions, Recipe
 from mclst.models.recipes.weights_file import read_weights_file
 from mclst.runtime.errors import CheckpointError
 
@@ -35,7 +35,6 @@ NOT_OF_FEATURES = re.compile(
 """Tensors beside the network: classifiers, training heads and text towers."""
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 """torchvision's file of DenseNet-121 has `norm.1` where its network has `norm1`."""
-LISTED = 3
 
 
 def load_weights(recipe: Recipe, path: str | Path) -> State:
@@ -61,7 +60,9 @@ def load_weights(recipe: Recipe, path: str | Path) -> State:
     tensors = read_tensors(path)
     state, problems = fit(recipe, tensors)
     if problems:
-        others = [other.title for other in RECIPES.values() if other != recipe and not fit(other, tensors)[1]]
+        # On the meta device, so that nothing is copied for encoders that it is not.
+        shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
+        others = [other.title for other in RECIPES.values() if other != recipe and not fit(other, shapes)[1]]
         if others:
             names = " or ".join(others)
             raise CheckpointError(f"{path} holds the weights of {names}, not of {recipe.title}; give {names}")
@@ -141,7 +142,9 @@ def fit(recipe: Recipe, tensors: Mapping[str, Tensor]) -> tuple[State, list[str]
     misshapen = [
         f"{name} is {list(state[name].shape)}, not {list(shape)}"
         for name, shape in expected.items()
-        if name in state and tuple(state[name].shape) != shape and not (problems and name == "pos_embed")
+        if name in state
+        and tuple(state[name].shape) != shape
+        and not (problems and name.endswith("pos_embed"))
     ]
     for names, what in (
         (missing, f"{len(missing)} of {len(expected)} tensors are missing"),
@@ -159,6 +162,8 @@ def fit(recipe: Recipe, tensors: Mapping[str, Tensor]) -> tuple[State, list[str]
 def _renamed(recipe: Recipe, state: State, expected: Mapping[str, tuple[int, ...]]) -> State:
     if recipe.builder == "torchvision":
         return {OLD_DENSENET.sub(r"\1\2.", name): tensor for name, tensor in state.items()}
+    if recipe.builder == "attention-pooled":
+        return as_pooled(state, project=bool(recipe.arguments.get("pool_project")))
     blocks: Counter[str] = Counter()
     for stage, _ in {
         tuple(name.split(".")[1:3]) for name in expected if re.match(r"blocks\.\d+\.\d+\.", name)
@@ -168,8 +173,9 @@ def _renamed(recipe: Recipe, state: State, expected: Mapping[str, tuple[int, ...
 
 
 def _fit_positions(recipe: Recipe, state: State, expected: Mapping[str, tuple[int, ...]]) -> str | None:
-    """Resample `pos_embed` in place as the recipe says; a problem if it says not to."""
-    positions, shape = state.get("pos_embed"), expected.get("pos_embed")
+    """Resample position embeddings in place as the recipe says; a problem if it says not to."""
+    name = next((n for n in ("pos_embed", "trunk.pos_embed") if n in expected), "")
+    positions, shape = state.get(name), expected.get(name)
     if positions is None or shape is None or positions.ndim != 3 or tuple(positions.shape) == shape:
         return None
     prefix = 0 if round(shape[1] ** 0.5) ** 2 == shape[1] else 1
@@ -181,15 +187,27 @@ def _fit_positions(recipe: Recipe, state: State, expected: Mapping[str, tuple[in
             f"its position embeddings are for a grid of {old} × {old} patches, not {new} × {new}, "
             "and the recipe has them fixed"
         )
-    state["pos_embed"] = resample_abs_pos_embed(
-        positions.float(),
-        new_size=[new, new],
-        old_size=[old, old],
-        num_prefix_tokens=prefix,
-        interpolation="bicubic",
-        antialias=recipe.positions == "bicubic-antialias",
-    )
+    state[name] = resample_positions(positions.float(), prefix, old, new, recipe.positions)
     return None
+
+
+def resample_positions(positions: Tensor, prefix: int, old: int, new: int, how: Positions) -> Tensor:
+    """Resample position embeddings [1, prefix + old², C] to [1, prefix + new², C].
+
+    Notes
+    -----
+    "bicubic" and "bicubic-antialias" are those of transformers' Dinov2 without and with registers, and of
+    timm. "bicubic-dino" is that of DINO, whose scale is (new + 0.1) / old.
+    """
+    grid = torch.unflatten(positions[:, prefix:], 1, (old, old)).permute(0, 3, 1, 2)
+    if how == "bicubic-dino":
+        scale = (new + 0.1) / old
+        grid = nn.functional.interpolate(grid, scale_factor=(scale, scale), mode="bicubic")
+    else:
+        grid = nn.functional.interpolate(
+            grid, (new, new), mode="bicubic", align_corners=False, antialias=how == "bicubic-antialias"
+        )
+    return torch.cat([positions[:, :prefix], grid.permute(0, 2, 3, 1).flatten(1, 2)], 1)
 
 
 @functools.lru_cache(maxsize=64)
