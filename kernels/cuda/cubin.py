@@ -31,17 +31,18 @@ def sources() -> dict[str, str]:
     return {path.name: path.read_text() for path in (_MAIN, *headers)}
 
 
-def cubin(architecture: int) -> bytes:
+def cubin(architecture: int, *, cached: bool = True) -> bytes:
     """Machine code of all kernels for compute capability `architecture` (90 for 9.0), cached or compiled now.
 
+    cached: whether a file of the cache will do; otherwise it is replaced.
     Raises ProviderError if there is no compiler or compilation fails.
     """
     nvrtc = find_nvrtc()
     compiler = f"nvrtc {nvrtc_version(nvrtc)}" if nvrtc else f"nvcc {nvcc_version(_nvcc())}"
     name = hashlib.sha256(repr((sources(), _OPTIONS, compiler)).encode()).hexdigest()[:32]
     path = _cache_folder() / f"{name}-sm_{architecture}.cubin"
-    if (cached := _read_own(path)) is not None:
-        return cached
+    if cached and (stored := _read_own(path)) is not None:
+        return stored
     code = compile_by_nvrtc(nvrtc, architecture)[0] if nvrtc else compile_by_nvcc(_nvcc(), architecture)[0]
     _store(path, code)
     return code

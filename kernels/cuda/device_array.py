@@ -1,4 +1,4 @@
-"""Zero-copy access to device arrays, by `__cuda_array_interface__` or DLPack."""
+"""Zero-copy access to device arrays, by DLPack or `__cuda_array_interface__`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ _CUDA = 2
 _FLOAT = 2
 _LEGACY_STREAM = 1
 
+UNKNOWN_STREAM = -1
+"""Of an array whose pending work may be on any stream."""
+
 
 @dataclass(frozen=True)
 class DeviceArray:
     """A float32 array in C order on a device.
 
-    stream: the stream to wait for before reading, or None. owner: keeps the memory at `pointer` alive.
+    stream: the stream to wait for before reading, None if there is nothing to wait for, or UNKNOWN_STREAM.
+    owner: keeps the memory at `pointer` alive.
     """
 
     pointer: int
@@ -49,8 +53,14 @@ def on_device(array: Any) -> bool:
 
 def device_array(name: str, array: Any) -> DeviceArray:
     """View `array` without a copy; ValueError, calling it `name`, if it is not float32 in C order."""
-    interface = getattr(array, "__cuda_array_interface__", None)
-    view, float32, contiguous = _by_dlpack(array) if interface is None else _by_interface(array, interface)
+    # DLPack's producer makes our stream wait; torch's interface, version 2, says nothing of streams.
+    if hasattr(array, "__dlpack__"):
+        try:
+            view, float32, contiguous = _by_dlpack(array)
+        except BufferError as error:
+            raise ValueError(f"{name} on the device cannot be shared ({error}); detach it first") from error
+    else:
+        view, float32, contiguous = _by_interface(array, array.__cuda_array_interface__)
     if not float32 or not contiguous:
         raise ValueError(f"{name} on the device must be float32 in C order; convert it there first")
     return view
@@ -58,7 +68,9 @@ def device_array(name: str, array: Any) -> DeviceArray:
 
 def _by_interface(array: Any, interface: dict[str, Any]) -> tuple[DeviceArray, bool, bool]:
     shape, strides = tuple(interface["shape"]), interface.get("strides")
-    view = DeviceArray(int(interface["data"][0]), shape, interface.get("stream"), array)
+    stated = interface.get("version", 0) >= 3 and "stream" in interface
+    stream = interface["stream"] if stated else UNKNOWN_STREAM
+    view = DeviceArray(int(interface["data"][0]), shape, stream, array)
     return view, interface["typestr"] in ("<f4", "=f4"), strides is None or _c_contiguous(shape, strides, 4)
 
 

@@ -1,4 +1,4 @@
-"""The CUDA device, by PyCUDA or by cuda-bindings (a dependency of cuda-core).
+"""The CUDA device, by PyCUDA or by cuda-bindings.
 
 Both use the device's primary context, shared with torch, ONNX Runtime and TensorRT in the process, and its
 default stream. Neither is imported before a device is opened.
@@ -7,8 +7,10 @@ default stream. Neither is imported before a device is opened.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -16,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.kernels.cuda.cubin import cubin
+from mclst.kernels.cuda.device_array import UNKNOWN_STREAM
 from mclst.kernels.definition.contract import ProviderError
 
 Grid = tuple[int, int]
@@ -47,16 +50,21 @@ class Driver(Protocol):
         """Run a kernel that takes one structure, after all previous launches."""
 
     def wait(self, stream: int) -> None:
-        """Wait for the work of an external stream."""
+        """Wait for the work of an external stream, or of all streams for UNKNOWN_STREAM."""
 
 
 def open_driver(device: int = 0) -> Driver:
-    """Open device number `device`, by PyCUDA if installed, else by cuda-bindings.
+    """Open device number `device`, by PyCUDA if it can be imported, else by cuda-bindings.
 
     Raises ProviderError if neither is installed or there is no such device.
     """
     if find_spec("pycuda") is not None:
-        return PyCuda(device)
+        try:
+            import_module("pycuda.driver")
+        except ImportError as error:  # such as built for another CUDA
+            logging.getLogger("mclst").warning("PyCUDA cannot be imported (%s); trying cuda-bindings", error)
+        else:
+            return PyCuda(device)
     try:
         spec = find_spec("cuda.bindings.driver")
     except ModuleNotFoundError:
@@ -64,9 +72,17 @@ def open_driver(device: int = 0) -> Driver:
     if spec is not None:
         return CudaBindings(device)
     raise ProviderError(
-        "retrieval with provider 'cuda' needs PyCUDA or cuda-core, and neither is installed; "
+        "retrieval with provider 'cuda' needs PyCUDA or cuda-bindings, and neither can be imported; "
         "install mclst[gpu]"
     )
+
+
+def load_cubin(architecture: int, load: Callable[[bytes], Any]) -> Any:
+    """Load the kernels; where a cached file is damaged, compile once more."""
+    try:
+        return load(cubin(architecture))
+    except ProviderError:
+        return load(cubin(architecture, cached=False))
 
 
 class CudaBindings:
@@ -104,7 +120,9 @@ class CudaBindings:
         """See `Driver`."""
         if self._module is None:
             with self._current():
-                self._module = self._call("cuModuleLoadData", cubin(self.architecture))
+                self._module = load_cubin(
+                    self.architecture, lambda code: self._call("cuModuleLoadData", code)
+                )
 
     def allocate(self, nbytes: int) -> int:
         """See `Driver`."""
@@ -146,7 +164,10 @@ class CudaBindings:
     def wait(self, stream: int) -> None:
         """See `Driver`."""
         with self._current():
-            self._call("cuStreamSynchronize", stream)
+            if stream == UNKNOWN_STREAM:
+                self._call("cuCtxSynchronize")
+            else:
+                self._call("cuStreamSynchronize", stream)
 
     def _attribute(self, attribute: Any) -> int:
         return int(self._call("cuDeviceGetAttribute", attribute, self._device))
@@ -172,11 +193,8 @@ class PyCuda:
     """A device by PyCUDA."""
 
     def __init__(self, device: int) -> None:
-        try:
-            import pycuda.driver as cuda
-        except ImportError as error:
-            raise NoDevice("PyCUDA cannot load its driver library") from error
-        # A second try: PyCUDA's error class exists only after the import.
+        import pycuda.driver as cuda
+
         try:
             cuda.init()
         except cuda.Error as error:
@@ -197,8 +215,11 @@ class PyCuda:
     def load(self) -> None:
         """See `Driver`."""
         if self._module is None:
-            with self._current("load"):
-                self._module = self._cuda.module_from_buffer(cubin(self.architecture))
+            self._module = load_cubin(self.architecture, self._load)
+
+    def _load(self, code: bytes) -> Any:
+        with self._current("load"):
+            return self._cuda.module_from_buffer(code)
 
     def allocate(self, nbytes: int) -> int:
         """See `Driver`."""
@@ -233,7 +254,7 @@ class PyCuda:
             )
 
     def wait(self, stream: int) -> None:
-        """See `Driver`. PyCUDA cannot wrap a foreign stream, so this waits for all work of the context."""
+        """See `Driver`. PyCUDA cannot wrap a foreign stream, so this always waits for all streams."""
         with self._current("synchronize"):
             self._cuda.Context.synchronize()
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +24,18 @@ def check_onnxruntime(provider: str) -> str:
     name = "CPUExecutionProvider" if provider == "cpu" else "CUDAExecutionProvider"
     if name not in _onnxruntime().get_available_providers():
         raise ResourceError(f"this ONNX Runtime has no {name}; install mclst[gpu] or use --provider cpu")
+    if provider != "cpu":
+        _load_cuda_libraries()
     return name
+
+
+@cache
+def _load_cuda_libraries() -> None:
+    """Load CUDA and cuDNN from the wheels of `mclst[gpu]`, which are on no library path."""
+    ort = _onnxruntime()
+    if hasattr(ort, "preload_dlls"):
+        with redirect_stdout(sys.stderr):  # where it prints what it does not find
+            ort.preload_dlls()
 
 
 def open_graph(

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from retrieval_cases import Bank, assert_same, clustered
 
 from mclst.kernels.cuda import cubin
-from mclst.kernels.cuda.device_array import device_array, on_device
+from mclst.kernels.cuda.device_array import UNKNOWN_STREAM, device_array, on_device
 from mclst.kernels.cuda.driver import CudaBindings, Driver, PyCuda, open_driver
 from mclst.kernels.cuda.plan import bytes_per_query, make_plan
 from mclst.kernels.cuda.provider import CudaProvider
@@ -106,6 +107,42 @@ def test_a_device_array_is_taken_where_it_lies(wrap: Any) -> None:
     assert on_device(wrap(whole)) and not on_device(whole) and not on_device([1.0])
 
 
+class ByBoth(ByDlpack):
+    """As torch's tensors: version 2 of the interface says nothing of streams."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return dict(self.array.__array_interface__) | {"version": 2}
+
+
+@pytest.mark.parametrize(
+    ("interface", "stream"),
+    [
+        ({"version": 2}, UNKNOWN_STREAM),
+        ({"version": 3}, UNKNOWN_STREAM),
+        ({"version": 3, "stream": None}, None),
+        ({"version": 3, "stream": 77}, 77),
+    ],
+)
+def test_the_stream_to_wait_for(interface: dict[str, Any], stream: int | None) -> None:
+    whole = np.zeros((6, 4), dtype=np.float32)
+    array = SimpleNamespace(__cuda_array_interface__=dict(whole.__array_interface__) | interface)
+    assert device_array("it", array).stream == stream
+
+
+def test_dlpack_comes_before_an_interface_without_streams() -> None:
+    whole = np.zeros((6, 4), dtype=np.float32)
+    view = device_array("it", ByBoth(whole))  # ByDlpack requires our stream
+    assert view.stream is None and view.pointer == whole.ctypes.data
+    tensor = SimpleNamespace(__dlpack__=refuse_to_share)
+    with pytest.raises(ValueError, match=r"it on the device cannot be shared \(it requires gradients\)"):
+        device_array("it", tensor)
+
+
+def refuse_to_share(*, stream: int) -> Any:
+    raise BufferError("it requires gradients")
+
+
 @emulated
 @pytest.mark.parametrize("wrap", [OnDevice, ByDlpack])
 def test_queries_may_be_on_the_device(wrap: Any) -> None:
@@ -157,7 +194,10 @@ def test_work_pending_on_a_stream_is_waited_for(monkeypatch: pytest.MonkeyPatch)
     )
     cuda.aggregate_from(OnDevice(queries, stream=77))
     cuda.aggregate_from(OnDevice(queries, stream=1))
-    assert waited == [77]
+    torch_like = OnDevice(queries)
+    torch_like.__cuda_array_interface__["version"] = 2
+    cuda.aggregate_from(torch_like)
+    assert waited == [77, UNKNOWN_STREAM]
 
 
 # --- bindings -------------------------------------------------------------------------------------
@@ -252,7 +292,7 @@ class FakePyCuda(ModuleType):
         super().__init__("pycuda.driver")
         self.host, self.depth, self.fails = HostDriver(), 0, fails
         self.device_attribute = SimpleNamespace(MULTIPROCESSOR_COUNT="MULTIPROCESSOR_COUNT")
-        self.Context = SimpleNamespace(pop=self.pop, synchronize=lambda: None)
+        self.Context = SimpleNamespace(pop=self.pop, synchronize=lambda: self.fake_cuCtxSynchronize())
         self.Device = type(
             "Device", (), {"count": staticmethod(lambda: 1), "__new__": lambda cls, i: self.device()}
         )
@@ -267,6 +307,9 @@ class FakePyCuda(ModuleType):
 
     def init(self) -> None:
         self.maybe_fail("cuInit")
+
+    def fake_cuCtxSynchronize(self) -> None:
+        pass
 
     def push(self) -> None:
         self.depth += 1
@@ -300,6 +343,7 @@ class FakePyCuda(ModuleType):
 
     def module_from_buffer(self, code: bytes) -> Any:
         assert self.depth == 1
+        self.maybe_fail("cuModuleLoadData")
         return SimpleNamespace(get_function=lambda name: FakeFunction(self, name))
 
 
@@ -327,7 +371,7 @@ def binding(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Open a device by one of the bindings, over a fake driver; keywords name the calls that fail."""
 
     def opened(**fails: str) -> tuple[Driver, Any]:
-        monkeypatch.setattr("mclst.kernels.cuda.driver.cubin", lambda architecture: b"code")
+        monkeypatch.setattr("mclst.kernels.cuda.driver.cubin", lambda architecture, cached=True: b"code")
         if request.param == "PyCUDA":
             pycuda = FakePyCuda(fails)
             package = ModuleType("pycuda")
@@ -358,6 +402,59 @@ def test_a_whole_retrieval_through_either_binding(binding: Any) -> None:
     driver.wait(5)
     cuda.release()
     assert not fake.host.allocated and fake.depth == 0
+
+
+@emulated
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_damaged_cubin_is_compiled_again_once(
+    binding: Any, monkeypatch: pytest.MonkeyPatch, damaged: int
+) -> None:
+    driver, fake = binding()
+    loaded: list[bool] = []
+
+    def fake_cubin(architecture: int, *, cached: bool = True) -> bytes:
+        loaded.append(cached)
+        if len(loaded) <= damaged:
+            fake.fails["cuModuleLoadData"] = "CUDA_ERROR_INVALID_IMAGE"
+        else:
+            fake.fails.clear()
+        return b"code"
+
+    monkeypatch.setattr("mclst.kernels.cuda.driver.cubin", fake_cubin)
+    if damaged == 1:
+        driver.load()
+    else:
+        with pytest.raises(ProviderError, match="CUDA_ERROR_INVALID_IMAGE"):
+            driver.load()
+    assert loaded == [True, False] and fake.depth == 0
+
+
+@emulated
+def test_work_on_any_stream_is_waited_for(binding: Any) -> None:
+    driver, fake = binding()
+    waited: list[str] = []
+    fake.fake_cuCtxSynchronize = lambda: waited.append("all")
+    fake.fake_cuStreamSynchronize = lambda stream: waited.append(f"stream {stream}")
+    driver.wait(UNKNOWN_STREAM)
+    driver.wait(5)
+    assert waited in (["all", "stream 5"], ["all", "all"])  # PyCUDA cannot wait for one
+
+
+@emulated
+def test_a_pycuda_that_cannot_be_imported_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    package = ModuleType("pycuda")
+    package.__spec__ = ModuleSpec("pycuda", None)
+    monkeypatch.setitem(sys.modules, "pycuda", package)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    bindings = ModuleType("cuda.bindings")
+    bindings.driver = FakeBindings({})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.driver", bindings.driver)
+    bindings.driver.__spec__ = ModuleSpec("cuda.bindings.driver", None)
+    assert open_driver().name == "cuda-bindings"
+    assert "PyCUDA cannot be imported" in caplog.text
 
 
 @emulated
@@ -400,7 +497,7 @@ except ProviderError as error:
         [sys.executable, "-c", code, "pycuda cuda"], capture_output=True, text=True, check=True
     )
     assert done.stdout == (
-        "retrieval with provider 'cuda' needs PyCUDA or cuda-core, and neither is installed; "
+        "retrieval with provider 'cuda' needs PyCUDA or cuda-bindings, and neither can be imported; "
         "install mclst[gpu]\n"
     )
 

@@ -71,6 +71,7 @@ class FakeDriver(ModuleType):
         self.events: set[Event] = set()
         self.graphs = 0
         self.launched = 0
+        self.spinning = False
         self.most_waiting = 0
         self.CUresult = SimpleNamespace(CUDA_ERROR_OUT_OF_MEMORY=NO_MEMORY, CUDA_ERROR_NOT_READY=NOT_READY)
         self.CUdevice_attribute = real.CUdevice_attribute
@@ -185,6 +186,7 @@ class FakeDriver(ModuleType):
 
     def fake_cuStreamDestroy(self, stream: int) -> None:
         assert not self.streams.pop(stream).work
+        assert not self.graphs, "a graph outlives its stream"
 
     def fake_cuStreamSynchronize(self, stream: int) -> None:
         self.until(lambda: not self.streams[stream].work)
@@ -197,7 +199,8 @@ class FakeDriver(ModuleType):
         raise AssertionError("the device hangs")
 
     def fake_cuEventCreate(self, flags: int) -> Event:
-        assert flags == 0, "an event without timing"
+        assert flags in (0, 1), "an event without timing"
+        self.spinning = flags == 0
         event = Event()
         self.events.add(event)
         return event

@@ -15,10 +15,14 @@ from mclst.kernels.cuda.driver import CudaBindings, NoDevice
 from mclst.kernels.definition.contract import ProviderError
 from mclst.runtime.encoder.cuda.gpu import Gpu
 from mclst.runtime.errors import ResourceError
+from mclst.runtime.resources import available_cores
 
 DRIVER_VERSION = Path("/sys/module/nvidia/version")
 _PORTABLE = 1
 _NON_BLOCKING = 1
+_BLOCKING_SYNC = 1
+SPARE_CORES = 8
+"""With no more cores than these, a wait must not spin: the core belongs to a decoder."""
 _NAME_BYTES = 256
 
 
@@ -62,15 +66,14 @@ class CudaDevice(CudaBindings):
             return int(self._call("cuStreamCreate", _NON_BLOCKING))
 
     def destroy_stream(self, stream: int) -> None:
-        """Wait for the stream's work and destroy it."""
+        """Destroy a stream that has no work."""
         with self._current():
-            self._call("cuStreamSynchronize", stream)
             self._call("cuStreamDestroy", stream)
 
     def create_event(self) -> Any:
         """Create an event with timing."""
         with self._current():
-            return self._call("cuEventCreate", 0)
+            return self._call("cuEventCreate", _BLOCKING_SYNC if available_cores() <= SPARE_CORES else 0)
 
     def record(self, event: Any, stream: int) -> None:
         """Record all work of `stream` so far in `event`."""

@@ -58,7 +58,8 @@ class OnnxRunner:
 
 def cuda_options(stream: int | None) -> dict[str, str]:
     """Options of ONNX Runtime's CUDA provider: no TF32, and work on `stream` unless None."""
-    options = {"device_id": "0", "use_tf32": "0"}
+    # The default search tries every algorithm on each new batch size, and may choose another in each run.
+    options = {"device_id": "0", "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
     return options if stream is None else {**options, "user_compute_stream": str(stream)}
 
 

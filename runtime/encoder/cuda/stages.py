@@ -188,12 +188,15 @@ class DeviceStages:
         device = self._device
         with suppress(ResourceError):
             for stream in self._streams:
-                device.destroy_stream(stream)
+                device.wait(stream)
             for ticket in self._pending:
                 self.done(ticket)
+            # Its session, context or graph may refer to the streams, so it goes before them.
             self._runner.close()
             for event in self._free_events:
                 device.destroy_event(event)
+            for stream in self._streams:
+                device.destroy_stream(stream)
             for address in self._memory:
                 device.free(address)
             for memory in self._pinned:

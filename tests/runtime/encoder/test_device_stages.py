@@ -171,6 +171,16 @@ def test_the_device_says_what_it_is(
     assert fake_device()[0].gpu.driver == "580.159.03"
 
 
+@pytest.mark.parametrize(("cores", "spinning"), [(2, False), (8, False), (9, True)])
+def test_waiting_for_the_device_spins_only_where_cores_are_spare(
+    fake_device: OpenDevice, monkeypatch: pytest.MonkeyPatch, cores: int, spinning: bool
+) -> None:
+    monkeypatch.setattr("mclst.runtime.encoder.cuda.device.available_cores", lambda: cores)
+    device, driver = fake_device()
+    device.destroy_event(device.create_event())
+    assert driver.spinning == spinning
+
+
 @pytest.mark.parametrize("n", [1, 3, 8])
 def test_tiles_at_hand(fake_device: OpenDevice, n: int) -> None:
     device, driver = fake_device()
