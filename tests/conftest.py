@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -81,6 +83,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _is_slow(item.path):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _reused_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Exports of a network that was traced before, in any worker of this session, take that trace."""
+    if "torch" not in sys.modules:  # no collected file exports, and torch alone takes seconds
+        yield
+        return
+    from reused_traces import reusing_traces
+
+    from mclst.export.onnx import graph, slide_graph
+
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "traces"
+    folder.mkdir(exist_ok=True)
+    reusing = reusing_traces(graph.trace, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (graph, slide_graph):
+            patch.setattr(module, "trace", reusing)
+        yield
 
 
 @pytest.fixture(scope="session")

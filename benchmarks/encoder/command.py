@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -234,6 +234,7 @@ def _encode_by_torch(inputs: ContenderInputs, tiles: U8) -> Any:
         return inputs.network.encode_tiles(inputs.prepare(tiles)).numpy()
 
 
+@cache
 def _count_work(path: Path, batch: int) -> GraphWork | None:
     from mclst.benchmarks.roofline.onnx_flops import UncountedNode, count_work
 

@@ -22,8 +22,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from refusals import assert_refused, tree
 from small_model import TILE_PX, Small, tiny_network
-from small_systems import randomize_norms
-from system_cases import SYSTEM_CASES
+from system_cases import SYSTEM_CASES, small_network
 
 from mclst.benchmarks.cli import main as bench_main
 from mclst.benchmarks.systems.commands import precision_rows
@@ -174,9 +173,8 @@ def direct_bundle(
     """A small untrained system without a bank, exported in all its precisions."""
     name: str = request.param
     folder = tmp_path_factory.mktemp(name)
-    make, tile_px, options = SYSTEM_CASES[name]
-    torch.manual_seed(2)
-    torch.save(randomize_norms(make()).state_dict(), folder / "model.pt")
+    _, tile_px, options = SYSTEM_CASES[name]
+    torch.save(small_network(name).state_dict(), folder / "model.pt")
     precisions = (
         ("fp16,bf16",) if name == "histogene" else ("fp16,bf16,int8", "--calibration", str(small.slide))
     )

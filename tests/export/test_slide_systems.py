@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import erf
-from small_systems import randomize_norms
+from small_model import GENES
+from system_cases import SYSTEM_CASES, small_network
 from torch import nn
 
 from mclst.export.direct_bundle import predict_with_checkpoint
@@ -20,55 +20,19 @@ from mclst.export.engines import EngineBuilder, EngineOptions
 from mclst.export.inputs.checkpoint import open_checkpoint
 from mclst.export.onnx.graph import preprocess, write_graph
 from mclst.export.onnx.slide_graph import write_slide_graph
-from mclst.models.hist2st import Hist2St
-from mclst.models.histogene import HisToGene
-from mclst.models.thitogene import GraphAttention, ThitoGene
+from mclst.models.thitogene import GraphAttention
 from mclst.runtime.bundle.manifest import Graph, Preprocessing, Sequence, Tile
 from mclst.runtime.inference.providers import open_session
 from mclst.runtime.inference.sequence import SequenceSession
 from mclst.runtime.inference.spot_graph import nearest_spots
 
-GENES = 6
 X_MAJOR = Preprocessing(pixel_range="0-255", axes="x-major")
-NetworkFactory = Callable[[], nn.Module]
-CASES: dict[str, tuple[NetworkFactory, int, int, Graph | None]] = {
-    # system: the network, tile px, heads, graph
-    "histogene": (
-        lambda: HisToGene(GENES, tile_px=16, width=32, heads=4, head_dim=8, hidden=48, depth=2),
-        16,
-        4,
-        None,
-    ),
-    "hist2st": (
-        lambda: Hist2St(GENES, tile_px=28, patch=7, channels=16, heads=4, head_dim=8, depths=(2, 2, 3)),
-        28,
-        4,
-        Graph(neighbours=4, prune="grid"),
-    ),
-    "thitogene": (
-        lambda: ThitoGene(
-            GENES,
-            depth=1,
-            heads=2,
-            head_dim=8,
-            hidden=24,
-            capsules=3,
-            route_dim=8,
-            graph_hidden=12,
-            graph_out=10,
-            graph_heads=2,
-            head_hidden=14,
-        ),
-        112,
-        2,
-        Graph(neighbours=4, prune="none"),
-    ),
+GRAPHS: dict[str, Graph | None] = {
+    "histogene": None,
+    "hist2st": Graph(neighbours=4, prune="grid"),
+    "thitogene": Graph(neighbours=4, prune="none"),
 }
-
-
-def small_network(name: str) -> Any:
-    torch.manual_seed(5)
-    return randomize_norms(CASES[name][0]())
+HEADS = {"histogene": 4, "hist2st": 4, "thitogene": 2}
 
 
 def tiles(n: int, size: int) -> np.ndarray:
@@ -174,17 +138,17 @@ def thitogene(p: dict[str, np.ndarray], f: np.ndarray, xy: np.ndarray, dense: np
 ORACLES = {"histogene": histogene, "hist2st": hist2st, "thitogene": thitogene}
 
 
-@pytest.fixture(scope="module", params=sorted(CASES))
+@pytest.fixture(scope="module", params=sorted(GRAPHS))
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Any, Path]:
     """Name, network rebuilt from its checkpoint, and folder of its two graphs."""
     folder, name = tmp_path_factory.mktemp(request.param), request.param
-    original, (_, tile_px, heads, graph) = small_network(name), CASES[name]
-    torch.save({"state_dict": original.state_dict(), "epoch": 3}, folder / "last.ckpt")
+    tile_px, graph = SYSTEM_CASES[name][1], GRAPHS[name]
+    torch.save({"state_dict": small_network(name).state_dict(), "epoch": 3}, folder / "last.ckpt")
     checkpoint = open_checkpoint(folder / "last.ckpt")
     assert checkpoint.system.name == name and checkpoint.positions == 64
-    network = checkpoint.network(heads=heads)
+    network = checkpoint.network(heads=HEADS[name])
     write_graph(network, Tile(size_px=tile_px), X_MAJOR, folder / "encoder.onnx")
     write_slide_graph(network, checkpoint.traits, graph, folder / "sequence.onnx")
     return name, network, folder
@@ -193,11 +157,11 @@ def exported(
 @pytest.mark.parametrize("n", [1, 7, 184, 3000])
 def test_torch_and_graph_equal_float64_over_a_slide(exported: tuple[str, Any, Path], n: int) -> None:
     name, network, folder = exported
-    graph = CASES[name][3]
+    graph = GRAPHS[name]
     width = network.x_embed.weight.shape[1] if name != "thitogene" else 24
     features = np.random.default_rng(n).normal(size=(n, width)).astype(np.float32)
     xy = positions(n)
-    settings = Sequence(heads=CASES[name][2], depth=1, positions=64, graph=graph)
+    settings = Sequence(heads=HEADS[name], depth=1, positions=64, graph=graph)
     in_torch = predict_with_checkpoint(network, features, xy, settings)
     in_graph = SequenceSession(folder / "sequence.onnx", settings, "cpu", threads=1).predict_expression(
         features, xy
@@ -212,7 +176,7 @@ def test_torch_and_graph_equal_float64_over_a_slide(exported: tuple[str, Any, Pa
 @pytest.mark.parametrize("n", [1, 7])
 def test_the_image_graph_uses_the_published_pixel_order(exported: tuple[str, Any, Path], n: int) -> None:
     name, network, folder = exported
-    batch = tiles(n, CASES[name][1])
+    batch = tiles(n, SYSTEM_CASES[name][1])
     with torch.no_grad():
         expected = network.encode_tiles(preprocess(batch, X_MAJOR)).numpy()
     features = open_session(folder / "encoder.onnx", "cpu").encode(batch)
@@ -229,17 +193,20 @@ def test_the_image_graph_uses_the_published_pixel_order(exported: tuple[str, Any
 def test_streamed_tiles_equal_the_network(exported: tuple[str, Any, Path], n: int) -> None:
     """Tiles pass the encoder in uneven batches, then all features pass the slide graph."""
     name, network, folder = exported
-    batch = tiles(n, CASES[name][1])
+    distinct = tiles(min(n, 184), SYSTEM_CASES[name][1])  # torch encodes each once
+    rows = np.arange(n) if n <= 184 else np.random.default_rng(n).integers(0, 184, n)
+    batch = distinct[rows]
     session = open_session(folder / "encoder.onnx", "cpu", threads=1)
     cuts = [0, 1, 5, *range(53, n, 48), n] if n > 5 else [0, n]
     streamed = np.concatenate([session.encode(batch[a:b]) for a, b in itertools.pairwise(cuts)])
-    settings = Sequence(heads=CASES[name][2], depth=1, positions=64, graph=CASES[name][3])
+    settings = Sequence(heads=HEADS[name], depth=1, positions=64, graph=GRAPHS[name])
     expression = SequenceSession(folder / "sequence.onnx", settings, "cpu").predict_expression(
         streamed, positions(n)
     )
     with torch.no_grad():
-        parts = np.array_split(batch, -(-n // 100))
-        features = torch.cat([network.encode_tiles(preprocess(part, X_MAJOR)) for part in parts]).numpy()
+        parts = np.array_split(distinct, -(-len(distinct) // 100))
+        encoded = torch.cat([network.encode_tiles(preprocess(part, X_MAJOR)) for part in parts]).numpy()
+    features = encoded[rows]
     expected = predict_with_checkpoint(network, features, positions(n), settings)
     assert expression.shape == (n, GENES) and np.abs(expression - expected).max() < 1e-4
 

@@ -41,7 +41,7 @@ OPTIONS: dict[str, list[str]] = {
     "bleep": ["--sections", "C2,C3"],
     "stnet": ["--mean", "0.7,0.5,0.6", "--std", "0.2,0.25,0.3"],
 }
-BY_TILE = 32
+BY_TILE = 12
 """Spots for systems that treat each independently; slide systems get the whole section."""
 
 

@@ -14,8 +14,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from refusals import assert_refused
 from small_model import GENES, Small
-from small_systems import randomize_norms
-from system_cases import SYSTEM_CASES
+from system_cases import SYSTEM_CASES, small_network
 
 from mclst.export.cli import main as export_main
 from mclst.export.inputs.checkpoint import open_checkpoint
@@ -121,9 +120,8 @@ def bundled(
 ) -> tuple[str, Any, Path]:
     name = request.param
     folder = tmp_path_factory.mktemp(name)
-    make, tile_px, options = SYSTEM_CASES[name]
-    torch.manual_seed(2)
-    network = randomize_norms(make())
+    _, tile_px, options = SYSTEM_CASES[name]
+    network = small_network(name)
     torch.save(wrapped(name, network.state_dict()), folder / "model.ckpt")
     result = export(folder, name, small, *options, "--tile-px", str(tile_px))
     assert result.exit_code == 0, result.output

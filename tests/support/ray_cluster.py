@@ -1,8 +1,8 @@
 """Cohorts on a real Ray cluster of two nodes; a script, started in a network of its own where there is only
 loopback.
 
-It runs five cohorts in turn, with a worker, a node and a slide that kills its worker among what goes wrong,
-and prints one line of JSON.
+`ray_cluster.py deaths` kills a worker and a node; `ray_cluster.py hangs` runs slides that kill or stop their
+worker. Each runs its cohorts in turn and prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def kill_a_worker() -> int:
                 return int(process.pid)
 
 
-def main() -> None:
+def main(faults: str) -> None:
     loopback_up()
     temporary = tempfile.mkdtemp(prefix="mr", dir="/tmp")  # sockets lie in it, whose names must be short
     os.environ["HOME"] = os.environ["RAY_TMPDIR"] = temporary
@@ -116,24 +116,23 @@ def main() -> None:
     try:
         second = cluster.add_node(**node)
         cluster.wait_for_nodes()
-        for name, table in (("few", 3), ("cohort", 20)):
-            rows = "".join(f"s{i},slide.tif,spots.csv\n" for i in range(table))
-            Path(f"{name}.csv").write_text("name,slide,spots\n" + rows)
-        watching = after(4, Path("worker"), kill_a_worker)
-        cohort("worker")
-        result["killed"] = watching.done  # type: ignore[attr-defined]
-        cohort("parts", "--shard-tiles", "200", "--batch-size", "4", table="few.csv")
-        module.Worker = Poisoned  # type: ignore[misc]
-        cohort("poison", table="few.csv")
-        module.Worker, module.ATTEMPTS, module.DYING_SECONDS = Hanging, 2, 2.0  # type: ignore[misc]
-        cohort("hung", "--deadline", "6", table="few.csv")
-        module.Worker, module.ATTEMPTS = Worker, 3  # type: ignore[misc]
-        shutil.copy("hung/cohort.run.json", "hung.json")
-        cohort("hung again", "--deadline", "600", table="few.csv", out="hung")
-        watching = after(4, Path("node"), lambda: cluster.remove_node(second, allow_graceful=False))
-        cohort("node")
-        result["node killed"] = len(watching.done)  # type: ignore[attr-defined]
-        result["nodes left"] = len(cluster.list_all_nodes())
+        if faults == "deaths":
+            watching = after(4, Path("worker"), kill_a_worker)
+            cohort("worker")
+            result["killed"] = watching.done  # type: ignore[attr-defined]
+            cohort("parts", "--shard-tiles", "200", "--batch-size", "4", table="few.csv")
+            watching = after(4, Path("node"), lambda: cluster.remove_node(second, allow_graceful=False))
+            cohort("node")
+            result["node killed"] = len(watching.done)  # type: ignore[attr-defined]
+            result["nodes left"] = len(cluster.list_all_nodes())
+        else:
+            module.Worker = Poisoned  # type: ignore[misc]
+            cohort("poison", table="few.csv")
+            module.Worker, module.ATTEMPTS, module.DYING_SECONDS = Hanging, 2, 2.0  # type: ignore[misc]
+            cohort("hung", "--deadline", "6", table="few.csv")
+            module.Worker, module.ATTEMPTS = Worker, 3  # type: ignore[misc]
+            shutil.copy("hung/cohort.run.json", "hung.json")
+            cohort("hung again", "--deadline", "600", table="few.csv", out="hung")
     finally:
         cluster.shutdown()
         shutil.rmtree(temporary, ignore_errors=True)
@@ -143,4 +142,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

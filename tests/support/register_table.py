@@ -1,11 +1,14 @@
 """Registers and spills of every kernel on every architecture, recorded in kernels/cuda/src/registers.json.
 
 `python tests/support/register_table.py` writes the table anew, with every compiler that is installed.
+Compiler logs are kept in build/cubin_logs, once per sources, compiler and architecture.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +18,7 @@ from typing import Any
 from mclst.kernels.cuda import cubin
 
 TABLE = Path(cubin.__file__).parent / "src" / "registers.json"
+LOGS = Path(__file__).resolve().parents[2] / "build" / "cubin_logs"
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 110, 120)
 _ENTRY = re.compile(r"Compiling entry function '(\w+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -25,19 +29,31 @@ Table = dict[str, dict[str, dict[str, int]]]
 
 def by_nvcc(nvcc: str) -> tuple[str, Table]:
     """Compiler version, and its table by architecture and kernel."""
-    logs = _each(lambda architecture: cubin.compile_by_nvcc(nvcc, architecture)[1])
-    return f"nvcc {cubin.nvcc_version(nvcc)}", _table(logs)
+    compiler = f"nvcc {cubin.nvcc_version(nvcc)}"
+    return compiler, _table(_each(compiler, lambda a: cubin.compile_by_nvcc(nvcc, a)[1]))
 
 
 def by_nvrtc(nvrtc: Any) -> tuple[str, Table]:
     """The same by NVRTC, in half the time."""
-    logs = _each(lambda architecture: cubin.compile_by_nvrtc(nvrtc, architecture)[1])
-    return f"nvrtc {cubin.nvrtc_version(nvrtc)}", _table(logs)
+    compiler = f"nvrtc {cubin.nvrtc_version(nvrtc)}"
+    return compiler, _table(_each(compiler, lambda a: cubin.compile_by_nvrtc(nvrtc, a)[1]))
 
 
-def _each(compile_one: Callable[[int], str]) -> list[str]:
+def _each(compiler: str, compile_one: Callable[[int], str]) -> list[str]:
+    content = repr((cubin.sources(), cubin._OPTIONS, compiler)).encode()
+    key = hashlib.sha256(content).hexdigest()[:32]
+    LOGS.mkdir(parents=True, exist_ok=True)
+
+    def log(architecture: int) -> str:
+        path = LOGS / f"{key}-sm_{architecture}.txt"
+        if not path.is_file():
+            part = path.with_suffix(f".{os.getpid()}")
+            part.write_text(compile_one(architecture))
+            part.replace(path)
+        return path.read_text()
+
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(compile_one, ARCHITECTURES))
+        return list(pool.map(log, ARCHITECTURES))
 
 
 def _table(logs: list[str]) -> Table:

@@ -24,7 +24,7 @@ SYSTEM_CASES: dict[str, tuple[Any, int, tuple[str, ...]]] = {
         ("--heads", "4"),
     ),
     "hist2st": (
-        lambda: Hist2St(GENES, tile_px=28, patch=7, channels=16, heads=4, head_dim=8, depths=(2, 1, 2)),
+        lambda: Hist2St(GENES, tile_px=28, patch=7, channels=16, heads=4, head_dim=8, depths=(2, 2, 3)),
         28,
         ("--heads", "4"),
     ),

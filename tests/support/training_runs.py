@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from click.testing import CliRunner, Result
 from scipy.special import erf
 
+from mclst.export.bundling import export_bundle
+from mclst.models.mclstexp import MclSTExp
+from mclst.runtime.bundle.bank import Bank
 from mclst.runtime.bundle.manifest import Context, Retrieval, Settings, Tile
+from mclst.training.checkpoint import write_checkpoint
 from mclst.training.cli import main
+from mclst.training.contrastive import TrainedModel
 from mclst.training.data import TrainingSection
 from mclst.training.settings import Augmentation, TrainConfig
 
@@ -71,6 +78,17 @@ def config(**changes: Any) -> TrainConfig:
     context = Context(spots=32, sentences="file", positions="none" if positions == "none" else "array")
     settings = TINY.settings.model_copy(update={"context": context})
     return dataclasses.replace(TINY, settings=settings, **{"epochs": 1, **changes})
+
+
+def export_bank(trained: TrainedModel, folder: Path) -> Bank:
+    """The bank of its bundle; the image side, which a bank does not need, gets fixed weights: one trace."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        fixed = MclSTExp("resnet18", len(GENES), projection_dim=TINY.projection_dim, heads=2, head_dim=4)
+    for name in ("image_encoder", "image_projection"):
+        getattr(trained.network, name).load_state_dict(getattr(fixed, name).state_dict())
+    ckpt = write_checkpoint(folder / "model.pt", trained)
+    return export_bundle(ckpt, folder / "bundle", parity_tiles=4).bank
 
 
 def in_float64(network: Any, expression: Any, position: Any) -> Any:

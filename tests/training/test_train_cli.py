@@ -18,7 +18,7 @@ import pytest
 import torch
 import torchvision
 from small_model import Small
-from training_runs import QUICK, SECTIONS, TINY, config, in_float64, run, synthetic_section
+from training_runs import QUICK, SECTIONS, TINY, config, export_bank, in_float64, run, synthetic_section
 
 from mclst.export.bundling import export_bundle
 from mclst.models.mclstexp import MclSTExp
@@ -119,8 +119,7 @@ def test_sinusoids_distinguish_x_from_y() -> None:
 @pytest.mark.parametrize("positions", ["sinusoidal", "naive", "none"])
 def test_every_position_encoding_exports_alone(tmp_path: Path, positions: Any) -> None:
     trained = train(SECTIONS, config(positions=positions))
-    ckpt = write_checkpoint(tmp_path / "model.pt", trained)
-    bank = export_bundle(ckpt, tmp_path / "bundle", parity_tiles=4).bank
+    bank = export_bank(trained, tmp_path)
     normalized = np.concatenate([s.counts for s in SECTIONS]).astype(np.float64)
     normalized = np.log10(1e4 * normalized / normalized.sum(axis=1, keepdims=True) + 1)
     position = np.concatenate([s.array_xy for s in SECTIONS])

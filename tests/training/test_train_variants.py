@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 from small_model import Small
-from training_runs import PLAIN, QUICK, config, in_float64, run, synthetic_section
+from training_runs import PLAIN, QUICK, config, export_bank, in_float64, run, synthetic_section
 
 from mclst.export.bundling import export_bundle
 from mclst.models.bleep import Bleep
@@ -171,9 +171,7 @@ def test_pixel_positions(tmp_path: Path, positions: Any) -> None:
     context = Context(spots=32, sentences="file", positions="pixel")
     changed = dataclasses.replace(base, settings=base.settings.model_copy(update={"context": context}))
     trained = train(with_pixels(), changed)
-    bank = export_bundle(
-        write_checkpoint(tmp_path / "model.pt", trained), tmp_path / "bundle", parity_tiles=4
-    ).bank
+    bank = export_bank(trained, tmp_path)
     counts = np.concatenate([s.counts for s in SECTIONS]).astype(np.float64)
     positions = np.concatenate([np.floor(s.xy_px).astype(int)[:, ::-1] for s in with_pixels()])  # row, column
     assert len(trained.network.get_parameter("x_embed.weight")) > positions.max() > 128

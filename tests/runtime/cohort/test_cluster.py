@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +44,26 @@ def alone() -> list[str]:
 def ran(
     run_inputs: Path, tmp_path_factory: pytest.TempPathFactory, alone: list[str]
 ) -> tuple[Path, dict[str, Any]]:
-    """The folder of the cohorts, and what the script tells of them."""
+    """The folder of the cohorts, and what the two scripts tell of them; they wait more than they compute."""
     folder = tmp_path_factory.mktemp("cluster")
     for name in ("mclst-bundle", "slide.tif", "spots.csv"):
         (folder / name).symlink_to(run_inputs / name)
-    done = subprocess.run(
-        [*alone, sys.executable, str(SCRIPT)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, json.loads(done.stdout.strip().splitlines()[-1])
+    for name, slides in (("few", 3), ("cohort", 20)):
+        rows = "".join(f"s{i},slide.tif,spots.csv\n" for i in range(slides))
+        (folder / f"{name}.csv").write_text("name,slide,spots\n" + rows)
+
+    def run(faults: str) -> dict[str, Any]:
+        command = [*alone, sys.executable, str(SCRIPT), faults]
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        return result
+
+    with ThreadPoolExecutor(2) as pool:
+        deaths, hangs = pool.map(run, ("deaths", "hangs"))
+    return folder, {**deaths, **hangs, "interfaces": deaths["interfaces"] + hangs["interfaces"]}
 
 
 def test_m7_no_other_user_reaches_a_cluster_of_this_machine(alone: list[str]) -> None:
@@ -134,7 +141,7 @@ def assert_all_done(ran: tuple[Path, dict[str, Any]], name: str, slides: int, ex
 
 
 def test_only_loopback_is_there(ran: tuple[Path, dict[str, Any]]) -> None:
-    assert ran[1]["interfaces"] == ["lo"]
+    assert ran[1]["interfaces"] == ["lo", "lo"]
 
 
 def test_a_worker_killed_costs_one_attempt(
