@@ -29,7 +29,7 @@ class _ContentPickler(pickle.Pickler):
             return None
         content = value.detach().contiguous().numpy()
         self.tensor_bytes += content.nbytes
-        return str(value.dtype), tuple(value.shape), hashlib.sha256(content).hexdigest()
+        return str(value.dtype), tuple(value.shape), hashlib.sha256(content.data).hexdigest()
 
 
 def content_key(value: object) -> str | None:
