@@ -10,7 +10,7 @@ import click
 
 from mclst.runtime.atomic import check_distinct, check_writable, write_atomically
 from mclst.runtime.click_types import AliasedOption
-from mclst.runtime.console import check_json, command, publish_json, table
+from mclst.runtime.console import check_json, command, publish_json, say, table
 from mclst.runtime.errors import ResourceError
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from mclst.evaluation.baselines.gather import TrainingData
+    from mclst.evaluation.baselines.stain import Stain
     from mclst.runtime.expression_map.measured import Pair
 
 PATH = click.Path(path_type=Path)
@@ -52,7 +54,31 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--domains", type=click.IntRange(2), help="Number of spatial domains.  [default: as many as regions]"
 )
-@click.option("--gene-set", type=PATH, help="Compare methods only on these genes, such as immune genes.")
+@click.option(
+    "--gene-set", type=PATH, help="Score these genes too, and compare methods' predicted genes only on them."
+)
+@click.option(
+    "--bundle", type=PATH, help="Bundle that made the maps; its bank is checked for spots of the test."
+)
+@click.option(
+    "--training",
+    metavar="NAMES",
+    help="Sections that trained the model: names and ranges, as A2-G3.  "
+    "[default: the bundle's bank, else all others]",
+)
+@click.option("--reference", type=PATH, help="Folder of the training sections.  [default: --truth]")
+@click.option(
+    "--patient",
+    metavar="REGEX",
+    help="Regular expression for the patient in a section's name.  [default: what precedes its last number]",
+)
+@click.option(
+    "--baselines",
+    type=click.Choice(("all", "no-image", "none")),
+    default="all",
+    help="Predictions to beat; no-image reads no tiles, none reads no training sections.",
+)
+@click.option("--mpp", type=click.FloatRange(0.01, 100), help="µm per pixel of images that do not say.")
 @click.option("--least", type=float, help="Minimum -log10 p of a predicted gene.  [default: of 0.05 / genes]")
 @click.option(
     "--out", "prefix", type=PATH, help="Prefix of the output files.  [default: MAP's name with .eval]"
@@ -76,17 +102,20 @@ def main(
     quiet: bool,
     **options: Any,
 ) -> None:
-    """Evaluate predicted MAPs against measured sections with the measures of the mclSTExp paper.
+    """Evaluate predicted MAPs against measured sections, and against predictions that see no image.
 
-    Maps of different sections are averaged; maps named METHOD=MAP are compared. Writes a table (.csv), the
-    gene ranking (.genes.csv), figures, and a page with all of them (.html) next to the map; prints the
-    table's path on stdout. The truth is normalized as the map's expression.
+    Says first whether training has seen the test, and whether the map beats its baselines. Maps of different
+    sections are averaged; maps named METHOD=MAP are compared. Writes tables (.csv, .genes.csv,
+    .baselines.csv), figures, and a page with all of them (.html) next to the map; prints the table's path on
+    stdout. The truth is normalized as the map's expression. The measures of the mclSTExp paper are as
+    published.
     """
     try:
+        from mclst.evaluation.assessment import assess, check_leaks
         from mclst.evaluation.evaluate import evaluate
         from mclst.evaluation.outputs import output_paths, render_outputs
         from mclst.evaluation.page import CAPTIONS, evaluation_page
-        from mclst.evaluation.summary import print_summary
+        from mclst.evaluation.summary import print_assessment, print_leaks, print_summary
         from mclst.sections.tables.genes import read_gene_list
     except ImportError as error:
         raise ResourceError(f"{error.name} is not installed; install mclst[eval]") from error
@@ -98,36 +127,79 @@ def main(
         )
     first = maps_by_method[0][1]
     start = prefix or first.with_name(first.name.removesuffix(".h5ad") + ".eval")
+    with_baselines = options["baselines"] != "none"
     with_domains = bool(options["domains"] or options["annotations"])
-    outputs = output_paths(start, figures, methods, with_domains=with_domains)
+    outputs = output_paths(start, figures, methods, with_domains=with_domains, with_baselines=with_baselines)
     for path in outputs.values():
         check_writable(path, overwrite=overwrite)
     inputs = (truth, options["gene_set"], *(path for _, path in maps_by_method))
     check_distinct(outputs.values(), inputs)
     check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=outputs.values())
-    pairs, regions = _read(maps_by_method, truth, sections, options)
+    pairs, regions, mpp = _read(maps_by_method, truth, sections, options)
     gene_set = None if options["gene_set"] is None else read_gene_list(options["gene_set"])
     if options["domains"] and options["domains"] > min(len(pair.spot) for pair in pairs):
         raise click.UsageError(f"--domains {options['domains']} is more than a section has spots")
+    data, stains = _read_training(pairs, truth, options, options["mpp"] or mpp, quiet=quiet)
+    leaks = () if data is None else check_leaks(data, pairs[0].genes, stains)
+    print_leaks(leaks, quiet=quiet)
     evaluation = evaluate(
         pairs,
         domains=options["domains"],
         regions=regions,
+        covariates={
+            (pair.method, pair.section): stains[pair.section].values[
+                data.tests[pair.section].rows_of(pair.spot.tolist())
+            ]
+            for pair in pairs
+            if data is not None and pair.section in stains
+        },
         gene_set=gene_set,
         threshold=options["least"],
     )
+    listed = {} if gene_set is None else {options["gene_set"].stem: gene_set}
+    assessment = None if data is None else assess(evaluation, data, leaks, stains=stains, listed=listed)
     page_figures: list[tuple[str, str, bytes]] = []
-    for name, method, content in render_outputs(evaluation, outputs, figures):
+    for name, method, content in render_outputs(evaluation, assessment, outputs, figures):
         write_atomically(outputs[name, method], content)
         if name in CAPTIONS:
             page_figures.append((name, method, content))
-    write_atomically(outputs["page", ""], evaluation_page(evaluation, page_figures, figures))
+    page = evaluation_page(evaluation, assessment, page_figures, figures)
+    write_atomically(outputs["page", ""], page)
+    if assessment is not None:
+        print_assessment(assessment, quiet=quiet)
     print_summary(evaluation, quiet=quiet)
     table([("written", path) for path in outputs.values()], quiet=quiet)
     if json_path is not None:
-        publish_json(json_path, {**evaluation.as_json(), "files": [str(path) for path in outputs.values()]})
+        judged = {} if assessment is None else assessment.as_json()
+        files = [str(path) for path in outputs.values()]
+        publish_json(json_path, {**judged, **evaluation.as_json(), "files": files})
     if json_path is None or str(json_path) != "-":
         click.echo(str(outputs["table", ""]))
+
+
+def _read_training(
+    pairs: list[Pair], truth: Path, options: dict[str, Any], mpp: float | None, *, quiet: bool
+) -> tuple[TrainingData | None, dict[str, Stain]]:
+    """Read the training sections and the stain of the tiles; None without baselines."""
+    from mclst.evaluation.baselines.gather import gather_training, read_stains
+
+    if options["baselines"] == "none":
+        return None, {}
+    tested = list(dict.fromkeys(pair.section for pair in pairs))
+    data = gather_training(
+        truth,
+        tested,
+        pairs[0].genes,
+        pairs[0].normalization,
+        training=options["training"],
+        reference=options["reference"],
+        bundle=options["bundle"],
+        patient=options["patient"],
+    )
+    stains, notes = read_stains(data, mpp) if options["baselines"] == "all" else ({}, [])
+    for note in (*data.notes, *notes):
+        say(f"  Note: {note}", quiet=quiet)
+    return data, stains
 
 
 def _parse_map(text: str) -> tuple[str, Path]:
@@ -141,14 +213,15 @@ def _parse_map(text: str) -> tuple[str, Path]:
 
 def _read(
     maps_by_method: list[tuple[str, Path]], truth: Path, sections: tuple[str, ...], options: dict[str, Any]
-) -> tuple[list[Pair], dict[tuple[str, str], NDArray[np.str_]]]:
+) -> tuple[list[Pair], dict[tuple[str, str], NDArray[np.str_]], float | None]:
     from mclst.evaluation.annotation import read_annotation
     from mclst.runtime.expression_map.measured import choose_section, pair_with_truth, read_map
 
     annotations = dict(_parse_annotation(text) for text in options["annotations"])
-    pairs, regions = [], {}
+    pairs, regions, mpp = [], {}, None
     for i, (method, path) in enumerate(maps_by_method):
         predicted = read_map(path)
+        mpp = mpp or predicted.mpp
         source = choose_section(predicted, truth, sections[i] if sections else None)
         pair = pair_with_truth(
             predicted,
@@ -164,7 +237,7 @@ def _read(
     unused = annotations.keys() - {pair.section for pair in pairs} - {""}
     if unused:
         raise click.UsageError(f"--annotation {min(unused)}=… is of a section that no map is of")
-    return pairs, regions
+    return pairs, regions, mpp
 
 
 def _parse_annotation(text: str) -> tuple[str, str]:

@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mclst.evaluation.coexpression import Coexpression, compare_coexpression
-from mclst.evaluation.domains import Agreement, compare_groupings, find_domains
 from mclst.evaluation.headings import DEFINITIONS
+from mclst.evaluation.metrics.coexpression import Coexpression, compare_coexpression
+from mclst.evaluation.metrics.domains import Agreement, compare_groupings, find_domains
 from mclst.evaluation.metrics.over_sections import genes_over_sections, pooled_pearson
+from mclst.evaluation.metrics.overlap import bonferroni_threshold, intersections, predicted_genes
 from mclst.evaluation.metrics.per_gene import FDR_LEVEL, headline, measure_genes
 from mclst.evaluation.metrics.significance import rank_genes
-from mclst.evaluation.overlap import bonferroni_threshold, intersections, predicted_genes
 from mclst.runtime.expression_map.measured import Pair, check_comparable
 from mclst.sections.accuracy import Score, score
 

@@ -12,8 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from mclst.evaluation.coexpression import mean_of, order_genes
 from mclst.evaluation.evaluate import Domains, MethodResult, SectionResult
+from mclst.evaluation.metrics.coexpression import mean_of, order_genes
 from mclst.evaluation.metrics.significance import minus_log10_p
 from mclst.runtime.report.figures.layout import DPI
 from mclst.runtime.report.figures.style import COLORMAP, INK, MUTED, hide_spines

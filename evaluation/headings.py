@@ -66,3 +66,25 @@ GENE_HEADINGS = {
     "morans_i_truth": "Moran's I of truth",
     "effective_spots": "effective spots",
 }
+
+BASELINES = {
+    "method": "method",
+    "against": "baseline",
+    "sees": "which sees",
+    "pcc_against": "its mean r",
+    "pcc": "map's",
+    "pcc_interval": "map − baseline [95 %]",
+    "mse_against": "its MSE",
+    "mse": "map's MSE",
+    "mse_interval": "gain of the map [95 %]",
+    "genes_better": "genes better in map",
+    "outcome": "the map is",
+}
+"""Headings of the comparison over all genes."""
+SEVERITY = {"leak": "LEAK", "note": "Note"}
+RESAMPLED = {
+    "blocks": "1,000 resamples of nine blocks of neighboring spots per section",
+    "sections": "1,000 resamples of the sections",
+    "patients": "1,000 resamples of the patients",
+}
+"""What the intervals are made of."""

@@ -8,9 +8,10 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from mclst.evaluation.assessment import Assessment
 from mclst.evaluation.evaluate import Evaluation
 from mclst.evaluation.figures import draw_coexpression, draw_domains, draw_genes
-from mclst.evaluation.overlap import VENN_SETS, membership
+from mclst.evaluation.metrics.overlap import VENN_SETS, membership
 from mclst.evaluation.overlap_figures import draw_upset, draw_venn
 from mclst.runtime.report.figures.style import figure_bytes
 
@@ -18,9 +19,13 @@ Outputs = dict[tuple[str, str], Path]
 """Paths by content and method ("" for all methods)."""
 
 
-def output_paths(start: Path, figures: str, methods: Sequence[str], *, with_domains: bool) -> Outputs:
+def output_paths(
+    start: Path, figures: str, methods: Sequence[str], *, with_domains: bool, with_baselines: bool
+) -> Outputs:
     """Paths of all files, whose names begin with `start`. figures: "png", "svg" or "none"."""
     endings = {("table", ""): ".csv", ("ranking", ""): ".genes.csv", ("page", ""): ".html"}
+    if with_baselines:
+        endings["baselines", ""] = ".baselines.csv"
     if len(methods) > 1:
         endings["membership", ""] = ".overlap.csv"
     if figures != "none":
@@ -38,7 +43,7 @@ def output_paths(start: Path, figures: str, methods: Sequence[str], *, with_doma
 
 
 def render_outputs(
-    evaluation: Evaluation, outputs: Outputs, figures: str
+    evaluation: Evaluation, assessment: Assessment | None, outputs: Outputs, figures: str
 ) -> Iterator[tuple[str, str, bytes]]:
     """Yield content name, method and bytes of every file but the page."""
     methods = {method.name: method for method in evaluation.methods}
@@ -46,6 +51,7 @@ def render_outputs(
     renderers: dict[str, Callable[[str], pd.DataFrame | Figure]] = {
         "table": lambda name: evaluation.table(),
         "ranking": lambda name: evaluation.genes(),
+        "baselines": lambda name: pd.DataFrame() if assessment is None else assessment.table(),
         "membership": lambda name: membership(sets),
         "genes": lambda name: draw_genes(methods[name]),
         "coexpression": lambda name: draw_coexpression(methods[name]),

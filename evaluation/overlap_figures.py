@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 from mclst.evaluation.figures import new_figure
-from mclst.evaluation.overlap import VENN_SETS
+from mclst.evaluation.metrics.overlap import VENN_SETS
 from mclst.runtime.report.figures.style import INK, MUTED
 
 Parts = Mapping[tuple[str, ...], frozenset[str]]

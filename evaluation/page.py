@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mclst.evaluation.assessment import Assessment
 from mclst.evaluation.evaluate import Evaluation
-from mclst.evaluation.headings import DEFINITIONS, GENE_HEADINGS, SCORES, STRUCTURE
-from mclst.evaluation.summary import columns_of
+from mclst.evaluation.headings import (
+    BASELINES,
+    DEFINITIONS,
+    GENE_HEADINGS,
+    RESAMPLED,
+    SCORES,
+    SEVERITY,
+    STRUCTURE,
+)
+from mclst.evaluation.summary import columns_of, comparison_rows, gene_set_rows, training_line
+from mclst.evaluation.verdict import verdicts
 from mclst.runtime.report.page import elements
 
 CAPTIONS = {
@@ -20,8 +30,13 @@ CAPTIONS = {
 """Captions by kind of figure."""
 
 
-def evaluation_page(evaluation: Evaluation, figures: Iterable[tuple[str, str, bytes]], kind: str) -> bytes:
-    """Render the page. figures: (name, method, png or svg)."""
+def evaluation_page(
+    evaluation: Evaluation,
+    assessment: Assessment | None,
+    figures: Iterable[tuple[str, str, bytes]],
+    kind: str,
+) -> bytes:
+    """Render the page: verdict, comparison, scores, genes, maps. figures: (name, method, png or svg)."""
     compared = len(evaluation.methods) > 1
     rows = evaluation.table().to_dict(orient="records")
     blocks = [
@@ -32,18 +47,20 @@ def evaluation_page(evaluation: Evaluation, figures: Iterable[tuple[str, str, by
         for row in evaluation.genes().rename(columns=GENE_HEADINGS).to_dict("records")
     ]
     main = [
+        "" if assessment is None else _verdict(assessment),
+        "" if assessment is None else _comparison(assessment),
         elements.section(
             "Scores",
             elements.table(_with_headings(rows, SCORES), label="Scores"),
             elements.table(_with_headings(rows, STRUCTURE), label="Structure"),
             elements.details("Definitions", *map(elements.paragraph, DEFINITIONS)),
         ),
-        elements.section("Figures", *blocks) if blocks else "",
         elements.section(
             "Genes by significance",
             elements.paragraph(_predicted_genes(evaluation)),
             elements.table(ranking, label="Genes", sortable=True),
         ),
+        elements.section("Maps", *blocks) if blocks else "",
     ]
     pairs = [section.pair for method in evaluation.methods for section in method.sections]
     sections = list(dict.fromkeys(pair.section for pair in pairs))
@@ -52,6 +69,40 @@ def evaluation_page(evaluation: Evaluation, figures: Iterable[tuple[str, str, by
     methods = ", ".join(method.name for method in evaluation.methods)
     title = "Predicted and measured expression" + (f": {methods}" if compared else "")
     return elements.page(title, subtitle, "".join(main), scripts=[elements.script("tables.js")])
+
+
+def _verdict(assessment: Assessment) -> str:
+    sentences = verdicts(assessment)
+    leaks = [
+        elements.notice(
+            f"{SEVERITY[leak.severity]}: {leak.section}: {leak.text}", alarm=leak.severity == "leak"
+        )
+        for leak in assessment.leaks
+    ]
+    how = elements.paragraph(training_line(assessment))
+    return elements.section("Verdict", *map(elements.lead, sentences), *leaks, how)
+
+
+def _comparison(assessment: Assessment) -> str:
+    rows = comparison_rows(assessment)
+    if not rows:
+        return ""
+    sets = {"name": "mean r of", **{name: name for name in assessment.sets}}
+    made_of = [
+        {"baseline": r.other, "made of": r.made_of} for r in assessment.against if r.kind == "baseline"
+    ]
+    made_of += [{"baseline": b.name, "made of": b.made_of} for b in assessment.missing]
+    return elements.section(
+        "Against predictions that see less",
+        elements.table(_with_headings(rows, BASELINES), label="Baselines"),
+        elements.paragraph(f"Over all genes. 95 % intervals: {RESAMPLED[rows[0]['resampled']]}."),
+        elements.table(_with_headings(gene_set_rows(assessment), sets), label="Gene sets"),
+        elements.details(
+            "Gene sets and baselines",
+            *(elements.paragraph(f"{name}: {text}") for name, text in assessment.definitions.items()),
+            elements.table(made_of, label="Made of"),
+        ),
+    )
 
 
 def _with_headings(rows: Sequence[Mapping[Any, Any]], headings: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -64,8 +115,12 @@ def _caption(name: str, method: str) -> str:
 
 
 def _predicted_genes(evaluation: Evaluation) -> str:
-    counts = [
-        f"{len(method.predicted):,} genes{f' of {method.name}' if method.name else ''}"
-        for method in evaluation.methods
-    ]
-    return f"{', '.join(counts)} count as predicted: r > 0 and −log10 p ≥ {evaluation.threshold:.2f}."
+    parts = []
+    for method in evaluation.methods:
+        label = f" of {method.name}" if method.name else ""
+        parts.append(
+            f"{len(method.predicted):,} genes{label} count as predicted as published (r > 0, −log10 p ≥ "
+            f"{evaluation.threshold:.2f}, spots taken as independent). {method.significant:,} have r > 0 and "
+            "a false discovery rate of at most 5 %, corrected for spatial autocorrelation."
+        )
+    return " ".join(parts)

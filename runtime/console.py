@@ -76,10 +76,10 @@ def escape_controls(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def say(text: str, *, quiet: bool = False) -> None:
-    """Print one line on stderr, without markup or control characters."""
+def say(text: str, *, quiet: bool = False, style: str | None = None) -> None:
+    """Print one line on stderr, without markup or control characters; style: such as "bold red"."""
     if not quiet:
-        stderr_console().print(escape_controls(text), markup=False, emoji=False, soft_wrap=True)
+        stderr_console().print(escape_controls(text), markup=False, emoji=False, soft_wrap=True, style=style)
 
 
 def fail(sentence: str, code: int) -> NoReturn:

@@ -46,8 +46,10 @@ benchmarks/harness: runtime kernels/cpu
 benchmarks/schemas:
 benchmarks/roofline:
 benchmarks:
-evaluation: evaluation/metrics runtime/report/page runtime/report/figures runtime/expression_map runtime
-    sections/formats sections/tables sections
+evaluation: evaluation/baselines evaluation/metrics runtime/report/page runtime/report/figures
+    runtime/expression_map runtime/bundle runtime sections/formats sections/tables sections
+evaluation/baselines: runtime/tiling runtime/slide runtime/bundle runtime sections/formats sections/tables
+    sections
 evaluation/metrics: runtime/expression_map sections
 training: runtime/tiling runtime/slide runtime/bundle runtime kernels kernels/definition sections/formats
     sections/tables sections models

@@ -12,6 +12,7 @@ import click
 from mclst.benchmarks.harness.options import PATH, ResultFiles, result_options
 from mclst.runtime.console import command, progress, say
 from mclst.runtime.errors import OutputError, ResourceError
+from mclst.sections.patients import PATIENT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,9 +34,7 @@ HEADINGS = ("PCC (ACG)", "PCC (HEG)", "MSE", "MAE")
     default="section",
     help="Unit of a fold; section, as published, keeps the patient's other sections in training.",
 )
-@click.option(
-    "--patient", default=r"^(.*?)\d+$", help="Regular expression for the patient in a section's name."
-)
+@click.option("--patient", default=PATIENT, help="Regular expression for the patient in a section's name.")
 @click.option("--fold", "fold_names", multiple=True, help="Only this fold; repeatable.  [default: all]")
 @click.option(
     "--sweep",

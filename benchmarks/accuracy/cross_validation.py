@@ -19,6 +19,7 @@ from mclst.runtime.atomic import write_atomically
 from mclst.runtime.bundle.manifest import Settings
 from mclst.runtime.choices import PRECISIONS
 from mclst.runtime.errors import InputError
+from mclst.sections.patients import patient_of
 from mclst.training.contrastive import Training
 from mclst.training.data import TrainingSection
 from mclst.training.settings import TrainConfig
@@ -66,14 +67,6 @@ def make_folds(names: Sequence[str], leave_out: str, patient: str) -> list[Fold]
             f"all of {', '.join(names)} would be left out together; give sections of two patients or more"
         )
     return folds
-
-
-def patient_of(name: str, patient: str) -> str:
-    """Patient in a section's name; InputError where the expression does not match."""
-    match = re.search(patient, name)
-    if match is None:
-        raise InputError(f"section {name} does not match --patient {patient!r}; give an expression that does")
-    return match[1] if match.re.groups else match[0]
 
 
 def parse_sweep(text: str) -> tuple[str, list[Any]]:

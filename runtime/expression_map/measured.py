@@ -26,6 +26,7 @@ class Prediction:
 
     expression: float64 [n, G]; rows of unreadable tiles are NaN. xy_px: float64 [n, 2] level-0 px, or None.
     slide: the map's names of its slide. normalization: of the expression, None if the map does not name it.
+    mpp: µm per level-0 px of the slide, None if the map does not say.
     """
 
     path: Path
@@ -35,6 +36,7 @@ class Prediction:
     xy_px: NDArray[np.float64] | None
     slide: tuple[str, ...]
     normalization: str | None
+    mpp: float | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,14 @@ def read_map(path: Path) -> Prediction:
         xy_px=xy_px if xy_px is not None and xy_px.shape == (len(spot), 2) else None,
         slide=tuple(spatial) if isinstance(spatial, dict) else (),
         normalization=None if normalization is None else str(normalization),
+        mpp=_mpp(provenance),
     )
+
+
+def _mpp(provenance: Any) -> float | None:
+    slide = provenance.get("slide") if isinstance(provenance, dict) else None
+    mpp = slide.get("mpp") if isinstance(slide, dict) else None
+    return float(mpp) if isinstance(mpp, int | float | np.number) and 0.01 <= mpp <= 100 else None
 
 
 def choose_section(predicted: Prediction, truth: Path, name: str | None) -> SectionSource:

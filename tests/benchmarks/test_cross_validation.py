@@ -23,6 +23,7 @@ from mclst.benchmarks.accuracy.cross_validation import (
 )
 from mclst.benchmarks.cli import main
 from mclst.runtime.errors import InputError
+from mclst.sections.errors import SectionError
 from mclst.training.settings import TrainConfig
 
 TRAIN = " ".join([*QUICK, "--epochs", "1"])
@@ -44,7 +45,7 @@ def test_folds_leave_out_a_section_or_a_patient() -> None:
     ]
     replicates = make_folds(["P2_rep1", "P2_rep2", "P10_rep1"], "patient", r"P\d+")
     assert [fold.name for fold in replicates] == ["P2", "P10"]
-    with pytest.raises(InputError, match="section X does not match"):
+    with pytest.raises(SectionError, match="section X does not match"):
         make_folds(["A1", "X"], "patient", r"(\d)")
     with pytest.raises(InputError, match="would be left out together"):
         make_folds(["A1", "A2"], "patient", r"^[A-Z]")

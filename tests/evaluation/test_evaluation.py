@@ -24,16 +24,16 @@ from small_model import Small
 
 from mclst.evaluation.annotation import read_annotation
 from mclst.evaluation.cli import main
-from mclst.evaluation.coexpression import (
+from mclst.evaluation.evaluate import evaluate
+from mclst.evaluation.metrics.coexpression import (
     compare_coexpression,
     correlate_genes,
     mean_of,
     order_genes,
 )
-from mclst.evaluation.domains import compare_groupings, find_domains
-from mclst.evaluation.evaluate import evaluate
+from mclst.evaluation.metrics.domains import compare_groupings, find_domains
+from mclst.evaluation.metrics.overlap import bonferroni_threshold, intersections, membership, predicted_genes
 from mclst.evaluation.metrics.significance import minus_log10_p, rank_genes
-from mclst.evaluation.overlap import bonferroni_threshold, intersections, membership, predicted_genes
 from mclst.evaluation.overlap_figures import draw_venn
 from mclst.runtime.errors import InputError
 from mclst.runtime.expression_map.measured import Pair, choose_section, pair_with_truth, read_map

@@ -82,6 +82,17 @@ def paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>\n"
 
 
+def lead(text: str) -> str:
+    """Render the sentence that a page begins with."""
+    return f'<p class="lead">{escape(text)}</p>\n'
+
+
+def notice(text: str, *, alarm: bool = False) -> str:
+    """Render a paragraph that stands out; alarm: in red."""
+    kind, role = ("notice alarm", "alert") if alarm else ("notice", "note")
+    return f'<p class="{kind}" role="{role}">{escape(text)}</p>\n'
+
+
 def table(
     rows: Iterable[Mapping[str, Any]], *, label: str, sortable: bool = False, bars: str | None = None
 ) -> str:
