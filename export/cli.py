@@ -67,8 +67,8 @@ def main(
     """Turn a trained checkpoint into a bundle that mclst-infer runs.
 
     Traces the image encoder to ONNX with its preprocessing, encodes the reference sections into the bank, and
-    proves that the export matches the checkpoint. Writes everything to one folder, or nothing. --precision
-    adds graphs in half precision or int8, each checked against the checkpoint.
+    proves that the export matches the checkpoint. Writes everything to one folder, or nothing. Graphs in half
+    precision and int8 are added, each where it passes its gate; one named by --precision must pass.
 
     The system is recognized: mclSTExp and BLEEP need a --reference; ST-Net, HisToGene, Hist2ST and THItoGene
     need --genes. The defaults shown are those of the published mclSTExp HER2+ scripts. Other systems have
@@ -88,16 +88,16 @@ def main(
     check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=(out, triton))
     check_repository(triton, overwrite, inputs, out)
     names = tuple(name for group in precisions for name in group)
-    if triton is not None and serving.precision not in ("fp32", *names):
+    if names and triton is not None and serving.precision not in ("fp32", *names):
         raise click.UsageError(
             f"--triton-precision {serving.precision} needs --precision {serving.precision}"
         )
-    if calibration and "int8" not in names:
+    if calibration and names and "int8" not in names:
         raise click.UsageError("--calibration belongs to --precision int8")
     _check_engine_options(options)
     try:
         from mclst.export.bundling import export_bundle
-        from mclst.export.parity.precisions import PrecisionOptions
+        from mclst.export.parity.precisions import REDUCED, PrecisionOptions
         from mclst.export.parity.tolerances import Gate
         from mclst.export.summary import summarize
 
@@ -105,6 +105,10 @@ def main(
     except ImportError as error:
         raise ResourceError(f"{error.name} is not installed; install mclst[export,cpu]") from error
     limits = Gate(min_cosine, min_overlap, min_pearson)
+    # What serves or is calibrated was asked for by name.
+    needed = {"int8"} if calibration else set()
+    needed |= {serving.precision} if triton is not None else set()
+    optional = () if names else tuple(name for name in REDUCED if name not in needed)
     bundle = export_bundle(
         ckpt,
         out,
@@ -116,7 +120,9 @@ def main(
         overrides=settings_overrides(options),
         overwrite=overwrite,
         parity_tiles=parity_tiles,
-        precisions=PrecisionOptions(names, calibration, calibration_tiles, method, limits),
+        precisions=PrecisionOptions(
+            names or REDUCED, optional, calibration, calibration_tiles, method, limits
+        ),
         engines=engines,
         require_servable=triton is not None,
         say=lambda text: say(text, quiet=quiet),

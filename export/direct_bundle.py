@@ -85,7 +85,9 @@ def write_direct_bundle(
 
     actual = predict_with_export(folder / ENCODER, folder / SEQUENCE if slide_network else None)
     parity = check_fp32(prove_expression(expected, actual, tiles, "cpu"), precisions, tiles)
-    parity["precisions"] = write_precisions(folder, precisions, calibration, tiles, compare, say)
+    parity["precisions"], parity["left_out"] = write_precisions(
+        folder, precisions, calibration, tiles, compare, say
+    )
     write_atomically(folder / PARITY, (json.dumps(parity, indent=2, allow_nan=False) + "\n").encode())
     return {"sequence": slide_network.model_dump(mode="json")} if slide_network else {}
 

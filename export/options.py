@@ -213,7 +213,8 @@ precision_options = combine(
         type=PrecisionList(),
         multiple=True,
         metavar=",".join(PRECISIONS),
-        help="Graphs to write besides fp32, such as fp16,int8; repeatable.  [default: fp32 only]",
+        help="Graphs to write besides fp32, such as fp16,int8; fp32 for that alone; repeatable.  "
+        "[default: all that pass]",
     ),
     click.option(
         "--calibration",

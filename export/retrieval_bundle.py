@@ -109,7 +109,7 @@ def write_retrieval_bundle(
     expected = encode_with_checkpoint(network, tiles.pixels, settings)
     parity = prove(expected, open_session(folder / ENCODER, "cpu"), tiles, bank, settings)
     parity = check_fp32(parity, precisions, tiles)
-    parity["precisions"] = write_precisions(
+    parity["precisions"], parity["left_out"] = write_precisions(
         folder,
         precisions,
         calibration,

@@ -33,6 +33,7 @@ def summarize(bundle: Bundle, parity: dict[str, Any]) -> list[tuple[str, Any]]:
     difference = f"{embedding}expression within {parity['expression']['max_abs']:.1e}"
     rows.append(("parity", f"{difference} of the checkpoint on {tiles}"))
     rows += [(name, _describe_precision(record)) for name, record in parity["precisions"].items()]
+    rows += [(name, f"left out: {reason}") for name, reason in parity["left_out"].items()]
     return rows
 
 

@@ -41,6 +41,7 @@ def test_one_file_is_enough(seventh: type[torch.nn.Module], small: Small, tmp_pa
     network = randomize_norms(seventh(GENES))
     torch.save(network.state_dict(), tmp_path / "model.pt")
     words = ["--ckpt", str(tmp_path / "model.pt"), "--out", str(tmp_path / "bundle"), "--parity-tiles", "4"]
+    words += ["--precision", "fp32"]
     genes = ["--genes", str(small.folder / "genes.txt"), "--tile-px", "32"]
     result = CliRunner().invoke(export_main, [*words, *genes])
     assert result.exit_code == 0 and "Regressor" in result.stderr, result.output

@@ -17,7 +17,7 @@ from mclst.export.onnx.int8 import find_products, to_int8
 from mclst.export.parity.compare import TileSet
 from mclst.export.parity.tolerances import NO_LIMITS, Gate, check_gate, gate_for
 from mclst.runtime.bundle.bundle import ENCODER, SEQUENCE, graph_name
-from mclst.runtime.errors import CheckpointError, ReferenceDataError
+from mclst.runtime.errors import CheckpointError, ParityError, ReferenceDataError
 
 Compare = Callable[[Path, Path | None], dict[str, Any]]
 """(encoder, slide network or None) → figures of `mclst.export.parity.compare` against the checkpoint."""
@@ -31,6 +31,8 @@ class PrecisionOptions:
     ----------
     precisions : tuple of str
         Of "fp16", "bf16" and "int8"; fp32 is always written.
+    optional : tuple of str
+        Those of `precisions` that are left out, with a message, where they fail; others fail the export.
     calibration_slides : tuple of Path
         Slides whose tissue calibrates int8; by default the reference's own tiles.
     calibration_tiles : int
@@ -42,6 +44,7 @@ class PrecisionOptions:
     """
 
     precisions: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     calibration_slides: tuple[Path, ...] = ()
     calibration_tiles: int = 64
     method: Method = "percentile"
@@ -54,6 +57,7 @@ class PrecisionOptions:
 
 
 FP32_ONLY = PrecisionOptions()
+REDUCED = ("fp16", "bf16", "int8")
 
 
 def write_precisions(
@@ -63,7 +67,7 @@ def write_precisions(
     tiles: TileSet,
     compare: Compare,
     say: Callable[[str], None],
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Write `encoder.<precision>.onnx` (and `sequence.<precision>.onnx`) next to the fp32 graphs in `folder`.
 
     Parameters
@@ -82,34 +86,45 @@ def write_precisions(
 
     Returns
     -------
-    dict
+    records : dict
         Record of each precision for parity.json.
+    left_out : dict of str to str
+        Optional precisions that are not written, and why.
 
     Raises
     ------
     ParityError
-        If a precision fails its gate.
+        If a precision that is not optional fails its gate.
     ReferenceDataError
-        If int8 has no tiles to calibrate on.
+        If int8 is not optional and has no tiles to calibrate on.
     CheckpointError
-        If a graph cannot be converted.
+        If a graph that is not optional cannot be converted.
     """
     records: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
     for precision in dict.fromkeys(options.precisions):
         if precision == "fp32":
             continue
         say(
             f"deriving the graph in {precision}"
-            + (f", calibrated on {calibration}" if precision == "int8" else "")
+            + (f", calibrated on {calibration}" if precision == "int8" and calibration else "")
         )
-        with TemporaryDirectory() as scratch:
-            record, graphs = derive_graphs(
-                folder, precision, calibration, options.method, scratch=Path(scratch)
-            )
-            figures = compare(graphs[ENCODER], graphs.get(SEQUENCE))
-        gate = gate_for(precision, options.limits)
-        records[precision] = {**record, **check_gate(precision, figures, gate, str(tiles))}
-    return records
+        try:
+            with TemporaryDirectory() as scratch:
+                record, graphs = derive_graphs(
+                    folder, precision, calibration, options.method, scratch=Path(scratch)
+                )
+                figures = compare(graphs[ENCODER], graphs.get(SEQUENCE))
+            gate = gate_for(precision, options.limits)
+            records[precision] = {**record, **check_gate(precision, figures, gate, str(tiles))}
+        except (CheckpointError, ParityError, ReferenceDataError) as error:
+            if precision not in options.optional:
+                raise
+            for name in (ENCODER, SEQUENCE):
+                (folder / graph_name(name, precision)).unlink(missing_ok=True)
+            left_out[precision] = str(error).split("; ")[0]
+            say(f"Note: the bundle gets no {precision} graph: {left_out[precision]}")
+    return records, left_out
 
 
 def derive_graphs(

@@ -32,7 +32,7 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: Small) -> Pa
 
 
 def export(*words: str) -> Result:
-    return CliRunner().invoke(main, list(words))
+    return CliRunner().invoke(main, ["--precision", "fp32", *words])
 
 
 def test_the_short_form_writes_a_bundle(workdir: Path) -> None:

@@ -529,6 +529,28 @@ def test_a_precision_the_bundle_lacks_is_named(exported_bundle: Path, small: Sma
     assert_refused(result, 4, ("no encoder in fp16", "fp32", "--precision fp16"))
 
 
+def test_every_precision_that_passes_is_written_unasked(precise_bundle: Path, tmp_path: Path) -> None:
+    """fp16 passes, the others fail their gates: the bundle is what it says, without their files."""
+    arguments = ("--ckpt", str(precise_bundle / "model.pt"), "--reference", str(precise_bundle / "reference"))
+    words = (*arguments, *TINY, "--calibration-tiles", "8", "--out", str(tmp_path / "b"))
+    parity = json.loads((precise_bundle / "bundle" / "parity.json").read_text())["precisions"]
+    cosine = {name: record["embedding"]["cosine_min"] for name, record in parity.items()}
+    assert max(cosine["bf16"], cosine["int8"]) < cosine["fp16"]
+    limit = (max(cosine["bf16"], cosine["int8"]) + cosine["fp16"]) / 2
+    lower = ("--min-cosine", str(limit), "--min-pearson", "0.5", "--min-overlap", "0.8")
+    result = export(*words, *lower)
+    assert result.exit_code == 0, result.output
+    bundle = open_bundle(tmp_path / "b")
+    assert bundle.precisions == ("fp32", "fp16") and not list(bundle.path.glob("*int8*"))
+    proof = json.loads((bundle.path / "parity.json").read_text())
+    assert set(proof["precisions"]) == {"fp16"} and set(proof["left_out"]) == {"bf16", "int8"}
+    for name in ("bf16", "int8"):
+        assert f"in {name}, the least cosine" in proof["left_out"][name]
+        assert f"no {name} graph: {proof['left_out'][name]}" in " ".join(result.stderr.split())
+    only = export(*words, "--overwrite", "--precision", "fp32")
+    assert only.exit_code == 0 and open_bundle(tmp_path / "b").precisions == ("fp32",), only.output
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -540,7 +562,7 @@ def test_a_precision_the_bundle_lacks_is_named(exported_bundle: Path, small: Sma
         (("--precision", "fp16", "--min-pearson", "0.9999999"), 4, ("in fp16", "Pearson", "--min-pearson")),
         (("--min-cosine", "1"), 4, ("in fp32", "cosine")),
         (("--precision", "fp8"), 2, ("fp8", "fp32, fp16, bf16, int8")),
-        (("--calibration", "slide.tif"), 2, ("--calibration", "int8")),
+        (("--precision", "fp16", "--calibration", "slide.tif"), 2, ("--calibration", "int8")),
         (("--precision", "int8", "--calibration", "missing.tif"), 4, ("missing.tif",)),
     ],
 )

@@ -184,6 +184,8 @@ def test_a_checkpoint_becomes_bundle_and_repository(small: Small, tmp_path: Path
         TILE_PX,
         "--k",
         10,
+        "--precision",
+        "fp32",
         "--json",
         "-",
         "-q",
@@ -208,7 +210,10 @@ def test_a_checkpoint_becomes_bundle_and_repository(small: Small, tmp_path: Path
         (["--bundle", "b", "--triton", "r", "--k", "3"], "--k is of an export"),
         (["--bundle", "b", "--triton", "r", "--engine", "tensorrt-rtx"], "no backend for tensorrt-rtx"),
         (["--bundle", "b", "--triton", "r", "--triton-name", "../x"], "'../x' is not a name"),
-        (["--ckpt", "c", "--triton", "r", "--triton-precision", "fp16"], "needs --precision fp16"),
+        (
+            ["--ckpt", "c", "--triton", "r", "--precision", "int8", "--triton-precision", "fp16"],
+            "needs --precision fp16",
+        ),
     ],
 )
 def test_options_that_do_not_belong_together(words: list[str], message: str) -> None:

@@ -74,6 +74,7 @@ def deployed(
     torch.save(wrapped(name, state), tmp_path / "model.ckpt")
     bundle, table = tmp_path / "mclst-bundle", tmp_path / "spots.tsv"
     words = ["--ckpt", tmp_path / "model.ckpt", "--out", bundle, "--parity-tiles", "6", "-q"]
+    words += ["--precision", "fp32"]
     kind = systems()[name].kind
     if kind == "retrieval":
         words += ["--reference", her2st]

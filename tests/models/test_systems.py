@@ -136,6 +136,8 @@ def export(folder: Path, name: str, small: Small, *options: str, genes: bool = T
         str(folder / "mclst-bundle"),
         "--parity-tiles",
         "10",
+        "--precision",
+        "fp32",
     ]
     listed = ["--genes", str(small.folder / "genes.txt")] if genes else []
     return CliRunner().invoke(export_main, [*words, *listed, *options])

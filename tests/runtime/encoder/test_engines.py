@@ -544,7 +544,7 @@ def test_whatever_shapes_an_engine_gives_it_another_place(changed: dict[str, Any
 
 def export(small: Small, out: Path, *options: str) -> Any:
     common = ["--ckpt", str(small.ckpt), "--reference", str(small.folder), "--tile-px", str(TILE_PX)]
-    few = ["--k", "10", "--parity-tiles", "8", "--out", str(out)]
+    few = ["--k", "10", "--parity-tiles", "8", "--out", str(out), "--precision", "fp32"]
     return CliRunner().invoke(export_main, [*common, *few, *options])
 
 
