@@ -4,6 +4,7 @@ from __future__ import annotations
 
 READERS = ("auto", "pillow", "tifffile", "openslide")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+"""The most faithful first."""
 FIGURE_FORMATS = ("png", "pdf", "svg")
 
 # In fp32 the last two are about equally fast; only the last one runs bf16.

@@ -105,6 +105,15 @@ def _reused_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The user's cache of this session, so that no test meets what another session measured."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MCLST_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def her2st() -> Path:
     """The real HER2+ sections and checkpoint."""

@@ -76,7 +76,7 @@ def openvino(inputs: ContenderInputs, precision: str = "fp32") -> Encoder:
 
     core = ov.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise PeerUnavailable("this processor has no bf16 arithmetic")
+        raise PeerUnavailable("this processor has neither AMX-BF16 nor AVX-512 BF16")
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": inputs.threads,

@@ -1,8 +1,7 @@
 """Compile the kernels, by NVRTC if cuda-bindings is installed, else by nvcc; cached on disk.
 
-The cache is `$MCLST_CACHE`, else `$XDG_CACHE_HOME/mclst`, else `~/.cache/mclst`. File names hash the sources,
-options and compiler version, so a cached file is always current. A file
-that other users may have written is not used, as it is code.
+File names in the user's cache hash the sources, options and compiler version, so a cached file is always
+current. A file that other users may have written is not used, as it is code.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import hashlib
 import os
 import re
 import shutil
-import stat
 import subprocess
 import tempfile
 from functools import cache
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mclst.kernels.definition.contract import ProviderError
+from mclst.kernels.definition.user_cache import cache_folder, read_own, store_own
 
 _MAIN = Path(__file__).parent / "src" / "retrieve.cu"
 _OPTIONS = ("-std=c++17",)
@@ -40,11 +39,11 @@ def cubin(architecture: int, *, cached: bool = True) -> bytes:
     nvrtc = find_nvrtc()
     compiler = f"nvrtc {nvrtc_version(nvrtc)}" if nvrtc else f"nvcc {nvcc_version(_nvcc())}"
     name = hashlib.sha256(repr((sources(), _OPTIONS, compiler)).encode()).hexdigest()[:32]
-    path = _cache_folder() / f"{name}-sm_{architecture}.cubin"
-    if cached and (stored := _read_own(path)) is not None:
+    path = cache_folder() / f"{name}-sm_{architecture}.cubin"
+    if cached and (stored := read_own(path)) is not None:
         return stored
     code = compile_by_nvrtc(nvrtc, architecture)[0] if nvrtc else compile_by_nvcc(_nvcc(), architecture)[0]
-    _store(path, code)
+    store_own(path, code)
     return code
 
 
@@ -145,36 +144,3 @@ def _failure(compiler: str, architecture: int, log: str) -> str:
         f"{compiler} cannot compile the kernels for sm_{architecture} ({line.strip()}); "
         "install a CUDA toolkit that supports this device"
     )
-
-
-def _cache_folder() -> Path:
-    if folder := os.environ.get("MCLST_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mclst")
-
-
-def _read_own(path: Path) -> bytes | None:
-    """Content of a file that nobody but this user and root can have written; None for any other."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(handle, "rb") as file:
-            status = os.fstat(handle)
-            for item in (status, path.parent.stat()):
-                if item.st_uid not in (0, os.geteuid()) or item.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                    return None
-            return file.read() if stat.S_ISREG(status.st_mode) else None
-    except OSError:
-        return None
-
-
-def _store(path: Path, code: bytes) -> None:
-    """Write `code` atomically; if the folder is not writable, the kernels are compiled again next time."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not os.environ.get("MCLST_CACHE"):
-            path.parent.chmod(0o700)  # earlier versions left it to the umask, such as 002
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(code)
-        os.replace(file.name, path)
-    except OSError:
-        return

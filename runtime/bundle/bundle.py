@@ -124,6 +124,20 @@ class Bundle:
             )
         return self.manifest.retrieval.spec()
 
+    def pearson_kept(self, precision: str) -> float | None:
+        """Mean Pearson r per gene between the expression in a precision and the checkpoint's, as exported.
+
+        None for fp32 and where the export recorded none.
+        """
+        if PARITY not in self.manifest.files:
+            return None
+        try:
+            parity = json.loads((self.path / PARITY).read_bytes())
+            r = parity["precisions"][precision]["expression"]["pearson_per_gene_mean"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+        return float(r) if isinstance(r, float | int) else None
+
     def check_unchanged(self) -> None:
         """Raise BundleError if a file changed since it was verified; call it after all of them are read."""
         for name, verified in self.stamps.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from mclst.runtime.choices import READERS
 from mclst.runtime.cli.bundle_options import bundle_option
@@ -26,14 +27,21 @@ PATH = click.Path(path_type=Path)
 NAMED_FAILURES = 5
 
 
-def _list_providers(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if not value or ctx.resilient_parsing:
-        return
+def _list_providers(bundle_path: Path | None, batch_size: int) -> None:
+    from mclst.runtime.bundle.bundle import open_bundle
+    from mclst.runtime.inference.encoder_choice import native_precisions
     from mclst.runtime.inference.providers import list_providers
 
+    bundle = None if bundle_path is None else open_bundle(bundle_path)
     for name, available, description in list_providers():
         click.echo(f"{name:<12}  {available:<3}  {description}")
-    ctx.exit()
+        for row in native_precisions(name, bundle, batch_size) if available == "yes" else ():
+            notes = [f"by {row.instructions}"] if row.instructions else []
+            if row.in_bundle is not None:
+                notes.append("in the bundle" if row.in_bundle else "not in the bundle")
+            if row.tiles_per_second is not None:
+                notes.append(f"{row.tiles_per_second:,.1f} tiles/s")
+            click.echo(f"{'':<12}       {row.precision:<4}  {', '.join(notes)}".rstrip())
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -70,10 +78,8 @@ def _list_providers(ctx: click.Context, param: click.Parameter, value: bool) -> 
 @click.option(
     "--list-providers",
     is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_list_providers,
-    help="List encoder providers available here, and why others are not.",
+    help="List encoder providers available here with the precisions they compute in, and why others are not; "
+    "with --bundle, its precisions and measured speeds.",
 )
 @click.option("--json", "json_path", type=PATH, help="Write the summary as JSON; - for stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
@@ -91,6 +97,7 @@ def main(
     out: Path | None,
     options: RunOptions,
     cohort: CohortOptions,
+    list_providers: bool,
     json_path: Path | None,
     quiet: bool,
     verbose: bool,
@@ -106,6 +113,11 @@ def main(
     cell overrides the option. Finished slides are skipped. A slide that fails is recorded, the others
     continue, and the exit code is 3.
     """
+    if list_providers:
+        source = click.get_current_context().get_parameter_source("bundle_path")
+        named = source is not ParameterSource.DEFAULT
+        _list_providers(bundle_path if named else None, options.batch_size)
+        return
     if (slide is None) == (cohort.slides is None):
         raise click.UsageError("give either a SLIDE or a table of them with --slides")
     if slide is not None and (spots_path is None) == (stride_um is None):
@@ -165,6 +177,8 @@ def _summary(run: Run, model: Model) -> list[tuple[str, Any]]:
         ),
         ("provider", f"{model.server or run.provider}, encoder in {run.precision}, {how}"),
     ]
+    if run.choice is not None and run.choice.timings:
+        rows.append(("chosen", _choice(run, model)))
     if run.mpp is not None:
         rows.insert(2, ("mpp", f"{run.mpp:.4g} µm/px, {run.mpp_source}"))
     if genes:
@@ -176,6 +190,19 @@ def _summary(run: Run, model: Model) -> list[tuple[str, Any]]:
         rows.append(("dense", run.dense_path))
     rows += run.files.items()
     return rows
+
+
+def _choice(run: Run, model: Model) -> str:
+    """Say what was chosen, how fast it is, and what it keeps of the expression."""
+    choice = run.choice
+    assert choice is not None, "the caller checks"
+    faster = "" if choice.times_fp32 is None else f", {choice.times_fp32:.1f} times as fast as fp32"
+    text = f"{choice.provider} {choice.precision}{faster} (measured here, {choice.measured})"
+    if choice.precision == "fp32":
+        return text
+    r = model.pearson_kept(choice.precision)
+    kept = "" if r is None else f"r {r:.4f} per gene with the checkpoint's expression; "
+    return f"{text}; {kept}--precision fp32 for its digits"
 
 
 def _say_failures(run: Run, *, verbose: bool) -> None:

@@ -25,8 +25,11 @@ from mclst.runtime.cohort.cluster_worker import Task, Worker, lost
 from mclst.runtime.cohort.run import FAILED, SlideOutcome
 from mclst.runtime.errors import BundleError, MclstError, OutputError, ResourceError
 from mclst.runtime.expression_map.parts import SlidePart
+from mclst.runtime.inference.encoder_choice import EncoderChoice
+from mclst.runtime.inference.loaded_model import LoadedModel
 from mclst.runtime.inference.model import Model
 from mclst.runtime.run.job import Job
+from mclst.runtime.run.options import RunOptions
 
 ATTEMPTS = 3
 PATIENCE_SECONDS = 120.0
@@ -241,10 +244,13 @@ def run_on_cluster(
     ResourceError
         If the cluster has room for no worker, or none stays alive.
     """
+    if not jobs:
+        return
     assert model.folder is not None, "--cluster and --server exclude each other"
     size, options = _capacity(ray, provider, cores)
     threads = None if "num_gpus" in options else cores
-    arguments = (model.folder.resolve(), model.sha256, shard_tiles, threads)
+    choice = _choose_encoder(model, next(iter(jobs.values())).options, threads)
+    arguments = (model.folder.resolve(), model.sha256, shard_tiles, threads, choice)
     tasks = deque(Task(name, _absolute(job)) for name, job in jobs.items())
     parts_left: dict[str, int] = {}
     failed: set[str] = set()
@@ -280,6 +286,21 @@ def _capacity(ray: Any, provider: str, cores: int) -> tuple[int, dict[str, Any]]
     if not size:
         raise ResourceError(f"no node of the cluster has {cores} CPU cores; give fewer with --cores")
     return size, {"num_cpus": cores, **spread}
+
+
+def _choose_encoder(model: Model, options: RunOptions, threads: int | None) -> EncoderChoice:
+    """Choose for all workers; those with a GPU run fp32 unless told otherwise: nothing is tried here."""
+    assert isinstance(model, LoadedModel), "--cluster and --server exclude each other"
+    if threads is None:
+        return EncoderChoice(options.provider, "fp32" if options.precision == "auto" else options.precision)
+    return LoadedModel(model.bundle, threads=threads).choose_encoder(
+        options.provider,
+        options.precision,
+        options.batch_size,
+        build=options.build,
+        measure=options.memory_budget is None,
+        tell=lambda text: None,
+    )
 
 
 def _absolute(job: Job) -> Job:

@@ -9,6 +9,7 @@ from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.cohort.run import DONE, FAILED, SKIPPED, SlideOutcome, run_slide
 from mclst.runtime.errors import BundleError, describe_error
 from mclst.runtime.expression_map.parts import SlidePart, remove_parts
+from mclst.runtime.inference.encoder_choice import EncoderChoice
 from mclst.runtime.inference.loaded_model import LoadedModel
 from mclst.runtime.report.files import Files
 from mclst.runtime.run.job import Job, is_finished, resolve_spots
@@ -44,10 +45,19 @@ class Worker:
         Slides with more tiles are split.
     threads : int, optional
         CPU threads of the encoder.
+    choice : EncoderChoice
+        What runs the encoder, on every worker alike.
     """
 
-    def __init__(self, bundle: Path, sha256: str, shard_tiles: int | None, threads: int | None) -> None:
-        self._path, self._sha256 = bundle, sha256
+    def __init__(
+        self,
+        bundle: Path,
+        sha256: str,
+        shard_tiles: int | None,
+        threads: int | None,
+        choice: EncoderChoice,
+    ) -> None:
+        self._path, self._sha256, self._choice = bundle, sha256, choice
         self._shard_tiles, self._threads = shard_tiles, threads
 
     def open(self) -> tuple[str, int] | None:
@@ -60,7 +70,7 @@ class Worker:
                 )
         except Exception as error:  # noqa: BLE001 - sent to the driver
             return describe_error(error)
-        self._model = LoadedModel(bundle, threads=self._threads)
+        self._model = LoadedModel(bundle, threads=self._threads, choice=self._choice)
         return None
 
     def run(self, task: Task) -> SlideOutcome | int:

@@ -59,7 +59,7 @@ class OpenVinoSession(CpuSession):
                 f"the openvino provider does not run {precision}; choose --precision {', '.join(HINTS)}"
             )
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise ResourceError("this processor has no bf16 arithmetic; use --precision fp32")
+            raise ResourceError("this processor has neither AMX-BF16 nor AVX-512 BF16; use --precision fp32")
         threads = threads or available_cores()
         streams = min(threads, batch_size)
         settings = {
@@ -95,7 +95,7 @@ def openvino() -> ModuleType:
     try:
         import openvino as ov
     except ImportError as error:
-        raise ResourceError("openvino is not installed; install mclst[openvino]") from error
+        raise ResourceError("openvino is not installed; install mclst[cpu]") from error
     module: ModuleType = ov
     return module
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mclst.kernels.definition.result import RetrievalResult
 from mclst.runtime.errors import OutputError
+from mclst.runtime.expression_map.journal import read_journal
 from mclst.runtime.expression_map.lock import lock_output
 from mclst.runtime.expression_map.row_file import ResumeState, RowFile
 
@@ -64,6 +65,11 @@ class RowWriter:
     def stopped_run(self) -> bool:
         """Whether a stopped run of this output left rows; `resume` or `begin` decides about them."""
         return self._open_rows.lock.journal.exists()
+
+    def stopped_fingerprint(self) -> dict[str, str] | None:
+        """What a stopped run's rows come from, by name; None if there is none, or its journal is damaged."""
+        journal = read_journal(self._open_rows.lock.journal)
+        return None if journal is None else journal[0]
 
     @property
     def resumable_rows(self) -> int:

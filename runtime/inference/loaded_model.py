@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.encoder.session import Session
+from mclst.runtime.inference.encoder_choice import ChoiceRequest, EncoderChoice, choose_encoder
 from mclst.runtime.inference.memory_budget import Fit, device_free_bytes, fit_run
 from mclst.runtime.inference.model import EncoderSettings
 from mclst.runtime.inference.providers import EncoderRequest, open_encoder
 from mclst.runtime.inference.readout import Readout, open_readout
 from mclst.runtime.progress import Tell
+from mclst.runtime.resources import available_cores
 from mclst.sections.section import Spots
 
 T = TypeVar("T")
@@ -30,16 +32,23 @@ class LoadedModel:
     bundle : Bundle
     threads : int, optional
         CPU threads of the encoder; all cores by default.
+    choice : EncoderChoice, optional
+        What runs the encoder, chosen elsewhere, whatever a run asks for.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, *, threads: int | None = None, choice: EncoderChoice | None = None
+    ) -> None:
         self.bundle = bundle
         self.manifest, self.sha256 = bundle.manifest, bundle.sha256
         self.folder: Path | None = bundle.path
         self.server = ""
         self.output_dim = bundle.manifest.encoder.embedding_dim
+        self.precisions = bundle.precisions
         self.encoder_settings: EncoderSettings | None = None
         self._threads = threads
+        self._given = choice
+        self._choice: tuple[object, EncoderChoice] | None = None
         self._encoder: tuple[object, tuple[Session, str]] | None = None
         self._readout: tuple[object, Readout] | None = None
         self._fit: tuple[object, Fit] | None = None
@@ -59,9 +68,33 @@ class LoadedModel:
         """See Model."""
         return None
 
-    def check_precision(self, precision: str) -> None:
+    def choose_encoder(
+        self, provider: str, precision: str, batch_size: int, *, build: bool, measure: bool, tell: Tell
+    ) -> EncoderChoice:
+        """See Model and `choose_encoder`; made once for all runs that ask for the same."""
+        if self._given is not None:
+            self.bundle.encoder(self._given.precision)
+            return self._given
+        request = ChoiceRequest(
+            provider, precision, batch_size, self._threads or available_cores(), build, measure
+        )
+        opened: dict[tuple[str, str], tuple[object, tuple[Session, str]]] = {}
+
+        def open_one(name: str, in_precision: str) -> Session:
+            key, open_it = self._opener(name, in_precision, batch_size, build=build, tell=tell)
+            opened[name, in_precision] = key, open_it()
+            return opened[name, in_precision][1][0]
+
+        self._choice = _reuse(
+            self._choice, request, lambda: choose_encoder(self.bundle, request, open_one, tell)
+        )
+        choice = self._choice[1]
+        self._encoder = opened.get((choice.provider, choice.precision), self._encoder)
+        return choice
+
+    def pearson_kept(self, precision: str) -> float | None:
         """See Model."""
-        self.bundle.encoder(precision)
+        return self.bundle.pearson_kept(precision)
 
     def check_unchanged(self) -> None:
         """See Model."""
@@ -71,6 +104,15 @@ class LoadedModel:
         self, provider: str, precision: str, batch_size: int, *, build: bool, tell: Tell
     ) -> tuple[Session, str]:
         """See Model and `open_encoder`."""
+        self._encoder = _reuse(
+            self._encoder, *self._opener(provider, precision, batch_size, build=build, tell=tell)
+        )
+        return self._encoder[1]
+
+    def _opener(
+        self, provider: str, precision: str, batch_size: int, *, build: bool, tell: Tell
+    ) -> tuple[object, Callable[[], tuple[Session, str]]]:
+        """Return what tells this encoder from another, and a function that opens it."""
         request = EncoderRequest(
             self.bundle.path,
             self.bundle.encoder(precision),
@@ -80,9 +122,7 @@ class LoadedModel:
             self._threads,
             tell,
         )
-        key = (provider, replace(request, tell=print))
-        self._encoder = _reuse(self._encoder, key, lambda: open_encoder(provider, request))
-        return self._encoder[1]
+        return (provider, replace(request, tell=print)), lambda: open_encoder(provider, request)
 
     def readout(
         self,

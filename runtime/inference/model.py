@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.bundle.manifest import Manifest
 from mclst.runtime.encoder.session import Session
+from mclst.runtime.inference.encoder_choice import EncoderChoice
 from mclst.runtime.inference.memory_budget import Fit
 from mclst.runtime.inference.readout import Readout
 from mclst.runtime.progress import Tell
@@ -39,6 +40,8 @@ class Model(Protocol):
         URL of the server; "" if the bundle is opened here.
     output_dim : int
         Values per tile that the session returns.
+    precisions : tuple of str
+        Precisions that there are.
     encoder_settings : EncoderSettings, optional
         Settings that runs must use; None if they may choose.
     """
@@ -48,6 +51,7 @@ class Model(Protocol):
     folder: Path | None
     server: str
     output_dim: int
+    precisions: tuple[str, ...]
     encoder_settings: EncoderSettings | None
 
     @property
@@ -61,8 +65,16 @@ class Model(Protocol):
     def server_record(self) -> dict[str, Any] | None:
         """Return what a map records about the server; None if there is none."""
 
-    def check_precision(self, precision: str) -> None:
-        """Raise BundleError if there is no encoder in `precision`."""
+    def choose_encoder(
+        self, provider: str, precision: str, batch_size: int, *, build: bool, measure: bool, tell: Tell
+    ) -> EncoderChoice:
+        """Choose where "auto" leaves it open; measure: whether encoders may be tried.
+
+        Raises BundleError if there is no encoder in `precision`.
+        """
+
+    def pearson_kept(self, precision: str) -> float | None:
+        """Return the mean Pearson r per gene between the expression in a precision and the checkpoint's."""
 
     def check_unchanged(self) -> None:
         """Raise BundleError if a file has changed since it was verified."""

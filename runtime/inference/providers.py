@@ -77,7 +77,7 @@ def list_providers() -> list[tuple[str, str, str]]:
     rows = []
     for name in FASTEST_FIRST:
         try:
-            rows.append((name, "yes", _describe(name)))
+            rows.append((name, "yes", check_provider(name)))
         except ResourceError as error:
             rows.append((name, "no", str(error)))
     return rows
@@ -103,7 +103,7 @@ def _open(name: str, request: EncoderRequest) -> Session:
         )
     if name == "cuda":
         return open_onnx_cuda(request.onnx)
-    library = load_library(_flavour(name))
+    library = load_library(flavour_of(name))
     device = CudaDevice()
     check_target(library, device.gpu)
     engine_request = EngineRequest(request.onnx, request.precision, library, device.gpu, request.batch)
@@ -111,11 +111,13 @@ def _open(name: str, request: EncoderRequest) -> Session:
     return open_tensorrt(library, device, engine)
 
 
-def _flavour(name: str) -> Flavour:
+def flavour_of(name: str) -> Flavour:
+    """Return the TensorRT library of a provider."""
     return "tensorrt" if name == "tensorrt" else "tensorrt-rtx"
 
 
-def _describe(name: str) -> str:
+def check_provider(name: str) -> str:
+    """Return a provider's version and device; raise ResourceError if it is not here."""
     if name == "openvino":
         return f"OpenVINO {openvino().__version__.split('-')[0]}"
     if name in ("cpu", "cuda"):
@@ -124,7 +126,7 @@ def _describe(name: str) -> str:
 
         at = "" if name == "cpu" else f" on {CudaDevice().gpu.name}"
         return f"ONNX Runtime {onnxruntime.__version__}, {import_name}{at}"
-    library = load_library(_flavour(name))
+    library = load_library(flavour_of(name))
     gpu = CudaDevice().gpu
     check_target(library, gpu)
     return f"{library} on {gpu.name} ({gpu.target}, driver {gpu.driver})"

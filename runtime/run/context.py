@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.errors import BundleError, InputError, SlideError
+from mclst.runtime.inference.encoder_choice import EncoderChoice
 from mclst.runtime.inference.memory_budget import use_fp16_bank
 from mclst.runtime.inference.model import Model, describe_location
 from mclst.runtime.inference.readout import Readout
@@ -60,10 +61,14 @@ class RunLog:
 
 @dataclass(frozen=True)
 class RunContext:
-    """All parts of a run; slots: batches in the ring, None: the encoder's default."""
+    """All parts of a run.
+
+    options: with what was chosen in place of "auto". slots: batches in the ring, None: the encoder's default.
+    """
 
     model: Model
     options: RunOptions
+    choice: EncoderChoice
     inputs: RunInputs
     outputs: Outputs
     log: RunLog
@@ -114,6 +119,7 @@ def retrieval_spec(model: Model, options: RunOptions) -> RetrievalSpec | None:
 def open_run(
     model: Model,
     options: RunOptions,
+    choice: EncoderChoice,
     inputs: RunInputs,
     outputs: Outputs,
     log: RunLog,
@@ -154,4 +160,4 @@ def open_run(
         slide_mpp=inputs.resolution.mpp,
         group=-(-readout.rows_at_once // batch),
     )
-    return RunContext(model, options, inputs, outputs, log, session, readout, tiles, slots)
+    return RunContext(model, options, choice, inputs, outputs, log, session, readout, tiles, slots)

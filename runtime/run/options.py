@@ -28,7 +28,7 @@ class RunOptions:
     provider : str
         What runs the encoder: "auto" or one of `mclst-infer --list-providers`.
     precision : str
-        Precision of the encoder, one the bundle was exported in.
+        Precision of the encoder: one the bundle was exported in, or "auto" for the fastest measured here.
     retriever : str
         What computes the retrieval: "auto" or a provider of `Retriever`.
     retrieval : mapping
@@ -63,7 +63,7 @@ class RunOptions:
     """
 
     provider: str = "auto"
-    precision: str = "fp32"
+    precision: str = "auto"
     retriever: str = "auto"
     retrieval: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = 16
@@ -101,7 +101,8 @@ class RunOptions:
         """Replace the encoder's settings by those that the model dictates, if it does."""
         fixed = model.encoder_settings
         if fixed is None:
-            return self
+            alone = self.precision == "auto" and len(model.precisions) == 1
+            return replace(self, precision=model.precisions[0]) if alone else self
         return replace(self, provider=fixed.provider, precision=fixed.precision, batch_size=fixed.batch_size)
 
     def of_map(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from mclst.runtime.report.export.ome_tiff import find_genes
 from mclst.runtime.report.files import Files
 from mclst.runtime.resources import check_limit
 from mclst.runtime.run.context import RunContext, RunInputs, RunLog, open_run, retrieval_spec
+from mclst.runtime.run.encoder import choose_encoder
 from mclst.runtime.run.hashes import SlideHash
 from mclst.runtime.run.options import RunOptions
 from mclst.runtime.run.outputs import Outputs
@@ -91,7 +92,6 @@ def predict(
     grid = spots if isinstance(spots, Grid) else None
     table = _table(spots)
     channels = find_genes(options.genes, model.genes)
-    model.check_precision(options.precision)
     if options.genes and grid is None:
         raise InputError("--genes makes a dense image, which needs --grid")
     files, left_out = (options.files or Files()).resolve()
@@ -113,7 +113,9 @@ def predict(
         run: RunContext | None = None
         with _open_writer(outputs.map, model.genes, table, shard, overwrite=options.overwrite) as writer:
             try:
-                run = open_run(model, options, inputs, outputs, log, spec)
+                stopped = writer.stopped_fingerprint() if options.resume else None
+                options, choice = choose_encoder(model, options, stopped, log)
+                run = open_run(model, options, choice, inputs, outputs, log, spec)
                 if left_out:
                     log.note(left_out)
                 _stream(run, writer, slide_hash, shard, check_outputs=check_later)

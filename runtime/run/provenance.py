@@ -10,7 +10,7 @@ from mclst.runtime.run.context import RunContext
 from mclst.runtime.run.hashes import spots_sha256
 from mclst.runtime.versions import installed_versions
 
-BUNDLE = "the bundle"
+BUNDLE, PROVIDER, PRECISION = "the bundle", "the provider", "the precision"
 
 
 def run_fingerprint(run: RunContext, slide_sha256: str) -> dict[str, str]:
@@ -28,8 +28,8 @@ def run_fingerprint(run: RunContext, slide_sha256: str) -> dict[str, str]:
         **settings,
         "the tiles": str(run.tiles.plan),
         "the batch size": str(run.tiles.batch_size),
-        "the provider": f"{run.session.provider}, {run.session.engine}",
-        "the precision": run.options.precision,
+        PROVIDER: f"{run.session.provider}, {run.session.engine}",
+        PRECISION: run.options.precision,
         "the retrieval": run.readout.provider,
         **versions,
     }
@@ -76,7 +76,9 @@ class SpotsRecord:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a map records about its origin; settings: what decides its values; server: None without one."""
+    """What a map records about its origin; settings: what decides its values; server, choice: None without
+    one.
+    """
 
     bundle: BundleRecord
     slide: SlideRecord
@@ -87,6 +89,7 @@ class Provenance:
     retriever: str
     versions: Mapping[str, str]
     server: Mapping[str, Any] | None
+    choice: Mapping[str, Any] | None
 
     @classmethod
     def of(cls, run: RunContext, slide_sha256: str | None = None) -> Self:
@@ -132,6 +135,7 @@ class Provenance:
             retriever=run.readout.provider,
             versions=installed_versions(),
             server=run.model.server_record(),
+            choice=run.choice.as_dict() if run.choice.timings else None,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -139,6 +143,7 @@ class Provenance:
         content = asdict(self)
         if self.slide.sha256 is None:
             del content["slide"]["sha256"]
-        if self.server is None:
-            del content["server"]
+        for name in ("server", "choice"):
+            if content[name] is None:
+                del content[name]
         return content

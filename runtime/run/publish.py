@@ -104,6 +104,7 @@ def summarize(run: RunContext, writer: RowWriter, drawn: tuple[tuple[str, float]
         failed=tuple(log.failed),
         provider=run.session.provider,
         precision=run.options.precision,
+        choice=run.choice,
         retriever=run.readout.provider,
         notes=tuple(log.notes),
         coordinates=inputs.spots.coordinates,

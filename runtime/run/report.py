@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mclst.runtime.atomic import check_writable, write_atomically
+from mclst.runtime.inference.encoder_choice import EncoderChoice
 
 FORMAT = "mclst-run/1"
 DONE, STOPPED = "done", "stopped"
@@ -29,6 +30,8 @@ class Run:
         Spot id and reason of each unreadable tile, whose row is NaN.
     provider, precision, retriever : str
         What ran the encoder and the retrieval.
+    choice : EncoderChoice or None
+        Why, where it was measured.
     notes : tuple of str
         What the user was told.
     coordinates, tile : str
@@ -60,6 +63,7 @@ class Run:
     coordinates: str
     tile: str
     precision: str = "fp32"
+    choice: EncoderChoice | None = None
     structured: tuple[tuple[str, float], ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
     mpp: float | None = None
@@ -111,6 +115,9 @@ class Run:
             "failed": [{"spot": spot, "reason": reason} for spot, reason in self.failed],
             "provider": self.provider,
             "precision": self.precision,
+            "times_fp32": None
+            if self.choice is None or self.choice.times_fp32 is None
+            else round(self.choice.times_fp32, 3),
             "retriever": self.retriever,
             "coordinates": self.coordinates,
             "tile": self.tile,

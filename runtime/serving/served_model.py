@@ -16,6 +16,7 @@ from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.encoder.ring import GROUPS
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.errors import InputError
+from mclst.runtime.inference.encoder_choice import EncoderChoice
 from mclst.runtime.inference.memory_budget import Fit
 from mclst.runtime.inference.model import EncoderSettings
 from mclst.runtime.inference.readout import RETRIEVE_ROWS, Readout, without_neighbors
@@ -144,6 +145,7 @@ class ServedModel:
         self.folder: Path | None = None
         self.server = str(server.address)
         self.output_dim = server.width
+        self.precisions: tuple[str, ...] = (served.precision,)
         self.encoder_settings: EncoderSettings | None = EncoderSettings(
             ServerSession.provider, served.precision, server.batch
         )
@@ -171,8 +173,15 @@ class ServedModel:
             "requests": connection.flow.counts.as_json(),
         }
 
-    def check_precision(self, precision: str) -> None:
+    def choose_encoder(
+        self, provider: str, precision: str, batch_size: int, *, build: bool, measure: bool, tell: Tell
+    ) -> EncoderChoice:
         """See Model: `encoder_settings` names the only one."""
+        return EncoderChoice(provider, precision)
+
+    def pearson_kept(self, precision: str) -> float | None:
+        """See Model: unknown here."""
+        return None
 
     def check_unchanged(self) -> None:
         """See Model: each answer is checked instead, by `ServerReadout`."""

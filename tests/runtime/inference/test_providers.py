@@ -107,9 +107,11 @@ def test_what_is_here_is_what_opens(small_bundle: Path) -> None:
 def test_the_table_needs_nothing_else() -> None:
     done = CliRunner().invoke(main, ["--list-providers"])
     assert done.exit_code == 0
-    lines = done.output.splitlines()
+    lines = [line for line in done.output.splitlines() if not line.startswith(" ")]
     assert [line.split()[0] for line in lines] == list(FASTEST_FIRST)
     assert all(line.split()[1] in ("yes", "no") for line in lines)
+    after_cpu = done.output.partition("\ncpu ")[2].splitlines()[1]
+    assert after_cpu.split() == ["fp32"], "every processor computes in it"
 
 
 def missing() -> list[str]:

@@ -1,0 +1,55 @@
+"""Files that this user keeps between commands.
+
+In `$MCLST_CACHE`, else `$XDG_CACHE_HOME/mclst`, else `~/.cache/mclst`.
+A file that other users may have written is not used.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Return the folder, which need not exist."""
+    if folder := os.environ.get("MCLST_CACHE"):
+        return Path(folder)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mclst")
+
+
+def read_own(path: Path) -> bytes | None:
+    """Content of a file that nobody but this user and root can have written; None for any other."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(handle, "rb") as file:
+            status = os.fstat(handle)
+            for item in (status, path.parent.stat()):
+                if item.st_uid not in (0, os.geteuid()) or item.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                    return None
+            return file.read() if stat.S_ISREG(status.st_mode) else None
+    except OSError:
+        return None
+
+
+def store_own(path: Path, content: bytes) -> bool:
+    """Write `content` atomically into a private folder; return False if the file system refuses."""
+    try:
+        for folder in (cache_folder(), path.parent):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not os.environ.get("MCLST_CACHE"):
+                folder.chmod(0o700)  # earlier versions left it to the umask, such as 002
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            try:
+                file.write(content)
+                file.flush()
+                os.replace(file.name, path)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(file.name)
+                raise
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,73 @@
+"""What runs a run's encoder: what a stopped run had, else what the model chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from mclst.runtime.choices import FASTEST_FIRST, PRECISIONS
+from mclst.runtime.errors import BundleError, ResourceError
+from mclst.runtime.inference.encoder_choice import EncoderChoice
+from mclst.runtime.inference.model import Model
+from mclst.runtime.run.context import RunLog
+from mclst.runtime.run.options import RunOptions
+from mclst.runtime.run.provenance import BUNDLE, PRECISION, PROVIDER
+
+
+def choose_encoder(
+    model: Model, options: RunOptions, stopped: Mapping[str, str] | None, log: RunLog
+) -> tuple[RunOptions, EncoderChoice]:
+    """Replace an "auto" by what will run.
+
+    Parameters
+    ----------
+    model : Model
+    options : RunOptions
+    stopped : mapping, optional
+        The fingerprint of a stopped run that this one is to resume; its choice is kept.
+    log : RunLog
+
+    Returns
+    -------
+    options : RunOptions
+        With the provider ("auto" for the first that opens) and the precision.
+    choice : EncoderChoice
+
+    Raises
+    ------
+    BundleError
+        If the bundle has no encoder in the precision asked for.
+    """
+    with log.clock.stage("choose"):
+        choice = _stopped_choice(model, options, stopped or {}, log) or model.choose_encoder(
+            options.provider,
+            options.precision,
+            options.batch_size,
+            build=options.build,
+            # What is tried stays in memory's peak, from which a budget is reckoned.
+            measure=options.memory_budget is None,
+            tell=log.tell,
+        )
+    return replace(options, provider=choice.provider, precision=choice.precision), choice
+
+
+def _stopped_choice(
+    model: Model, options: RunOptions, stopped: Mapping[str, str], log: RunLog
+) -> EncoderChoice | None:
+    provider = stopped.get(PROVIDER, "").partition(",")[0]
+    precision = stopped.get(PRECISION, "")
+    if (
+        "auto" not in (options.provider, options.precision)
+        or options.precision == "fp32"
+        or stopped.get(BUNDLE) != model.sha256
+        or provider not in FASTEST_FIRST
+        or precision not in PRECISIONS
+        or options.provider not in ("auto", provider)
+        or options.precision not in ("auto", precision)
+    ):
+        return None
+    try:
+        model.encoder(provider, precision, options.batch_size, build=options.build, tell=log.note)
+    except (ResourceError, BundleError):
+        return None
+    return EncoderChoice(provider, precision)

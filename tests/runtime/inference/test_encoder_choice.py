@@ -1,0 +1,399 @@
+"""--precision auto: what is tried, what is taken, and what is remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from small_model import Small
+
+from mclst.runtime.bundle.bundle import open_bundle
+from mclst.runtime.choices import FASTEST_FIRST, PRECISIONS
+from mclst.runtime.cli.infer import main
+from mclst.runtime.errors import ResourceError
+from mclst.runtime.inference import encoder_choice, encoder_timings, instruction_sets
+from mclst.runtime.inference.encoder_choice import ChoiceRequest, EncoderChoice, candidates, choose_encoder
+from mclst.runtime.inference.encoder_timings import (
+    FAST_ENOUGH,
+    KEPT,
+    NEAR,
+    Record,
+    Timing,
+    fastest,
+    is_settled,
+    measure,
+    read_record,
+    record_path,
+    store_record,
+)
+
+NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
+TILES = np.zeros((16, 8, 8, 3), np.uint8)
+FP32, INT8, BF16 = ("cpu", "fp32"), ("openvino", "int8"), ("openvino", "bf16")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MCLST_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+class Machine:
+    """Encoders that take known seconds per tile, by their own clock."""
+
+    def __init__(self, **seconds: Callable[[int], float] | float) -> None:
+        """seconds: per tile, by "provider_precision"; or a function of the number of the call."""
+        self.seconds, self.now, self.calls = seconds, 0.0, dict.fromkeys(seconds, 0)
+
+    def clock(self) -> float:
+        return self.now
+
+    def open_one(self, provider: str, precision: str) -> Any:
+        name = f"{provider}_{precision}"
+        if name not in self.seconds:
+            return None
+
+        def encode(tiles: np.ndarray) -> None:
+            per_tile = self.seconds[name]
+            self.now += len(tiles) * (per_tile(self.calls[name]) if callable(per_tile) else per_tile)
+            self.calls[name] += 1
+
+        return encode
+
+    def measure(self, *names: tuple[str, str]) -> list[Timing]:
+        return measure(names, self.open_one, TILES, 2, clock=self.clock)
+
+
+def test_the_fastest_of_those_that_open_wins() -> None:
+    machine = Machine(cpu_fp32=0.05, openvino_int8=0.02)
+    timings = machine.measure(FP32, BF16, INT8)
+    assert [t.name for t in timings] == [FP32, INT8], "bf16 does not open"
+    assert [t.tiles_per_second for t in timings] == pytest.approx([20, 50], rel=1e-3)
+    assert fastest(timings).name == INT8
+    assert EncoderChoice(*INT8, tuple(timings), "").times_fp32 == pytest.approx(2.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("slow", range(1, 3))
+def test_one_slow_try_decides_nothing(slow: int) -> None:
+    """The first call, which allocates, does not count; a slow one is outdone by the others."""
+    machine = Machine(cpu_fp32=0.05, openvino_int8=lambda call: 0.5 if call in (0, slow) else 0.02)
+    assert fastest(machine.measure(FP32, INT8)).name == INT8
+
+
+def test_what_is_clearly_slower_is_tried_twice_and_given_up() -> None:
+    machine = Machine(cpu_fp32=0.05, openvino_bf16=0.2, openvino_int8=0.045)
+    machine.measure(FP32, BF16, INT8)
+    assert machine.calls["openvino_bf16"] == 3 and machine.calls["openvino_int8"] >= 5
+
+
+def test_a_large_encoder_is_tried_with_few_tiles() -> None:
+    machine = Machine(cpu_fp32=2.0, openvino_int8=1.0)
+    machine.measure(FP32, INT8)
+    assert machine.now < 40, "two tiles a try, and no more tries than needed"
+
+
+def test_beside_an_encoder_that_reading_bounds_nothing_is_opened() -> None:
+    machine = Machine(cpu_fp32=0.5 / FAST_ENOUGH, openvino_int8=0.1 / FAST_ENOUGH)
+    assert [t.name for t in machine.measure(FP32, INT8)] == [FP32]
+    assert machine.calls["openvino_int8"] == 0
+
+
+NAMES = st.tuples(st.sampled_from(FASTEST_FIRST), st.sampled_from(PRECISIONS))
+SPEEDS = st.floats(1, 1000)
+
+
+@given(st.dictionaries(NAMES, SPEEDS, min_size=1))
+def test_near_the_fastest_the_most_faithful_is_taken(speeds: dict[tuple[str, str], float]) -> None:
+    chosen = fastest([Timing(*name, speed) for name, speed in speeds.items()])
+    limit = max(speeds.values()) * (1 - NEAR)
+    assert chosen.tiles_per_second >= limit
+    for (_, precision), speed in speeds.items():
+        assert speed < limit or PRECISIONS.index(precision) >= PRECISIONS.index(chosen.precision)
+
+
+def record(times: int = 1, age: timedelta = timedelta(), **speeds: float) -> Record:
+    timings = tuple(Timing(*name.split("_"), speed) for name, speed in speeds.items())  # type: ignore[call-arg]
+    return Record(timings, NOON - age, times)
+
+
+@pytest.mark.parametrize(
+    ("kept", "settled"),
+    [
+        (record(cpu_fp32=20, openvino_int8=50), True),
+        (record(cpu_fp32=20), True),
+        (record(cpu_fp32=48, openvino_int8=50), False),
+        (record(times=3, cpu_fp32=48, openvino_int8=50), True),
+        (record(age=KEPT + timedelta(days=1), cpu_fp32=20, openvino_int8=50), False),
+        (record(age=timedelta(days=-2), cpu_fp32=20, openvino_int8=50), False),
+    ],
+)
+def test_a_clear_recent_choice_is_settled(kept: Record, settled: bool) -> None:
+    assert is_settled(kept, NOON) is settled
+
+
+def test_a_slow_session_is_outdone_by_the_next() -> None:
+    """While int8 was slow for seconds on end, fp32 won by little; the next run measures again."""
+    slow = record(cpu_fp32=20, openvino_int8=19)
+    assert fastest(slow.timings).name == FP32 and not is_settled(slow, NOON)
+    again = record(cpu_fp32=18, openvino_int8=50).merged(slow)
+    assert fastest(again.timings).name == INT8 and is_settled(again, NOON) and again.times == 2
+    assert {t.name: t.tiles_per_second for t in again.timings} == {FP32: 20, INT8: 50}
+
+
+KEY = {"bundle": "b", "threads": 2}
+
+
+def test_a_record_is_kept_for_this_user_alone(own_cache: Path) -> None:
+    kept = record(times=2, cpu_fp32=20.5, openvino_int8=50)
+    assert read_record(KEY) is None and store_record(KEY, kept)
+    assert read_record(KEY) == kept and read_record({**KEY, "threads": 4}) is None
+    for path in (own_cache, record_path(KEY).parent):
+        assert path.stat().st_mode & 0o777 == 0o700
+    record_path(KEY).chmod(0o666)
+    assert read_record(KEY) is None, "others may have written it"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "other/1"},
+        {"key": {}},
+        {"timings": []},
+        {"timings": [{"provider": "warp", "precision": "fp32", "tiles_per_second": 1}]},
+        {"timings": [{"provider": "cpu", "precision": "fp32", "tiles_per_second": -1}]},
+        {"timings": [{"provider": "cpu", "precision": "fp32", "tiles_per_second": "1"}]},
+        {"measured": "2026-06-01T12:00:00"},
+        {"measured": "soon"},
+        {"times": None},
+    ],
+)
+def test_a_damaged_record_counts_as_none(change: dict[str, Any]) -> None:
+    store_record(KEY, record(cpu_fp32=20))
+    content = json.loads(record_path(KEY).read_text())
+    record_path(KEY).write_text(json.dumps({**content, **change}))
+    assert read_record(KEY) is None
+    record_path(KEY).write_bytes(b"{" * 9)
+    assert read_record(KEY) is None
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MCLST_CACHE", "/proc/no/such/folder")
+    assert not store_record(KEY, record(cpu_fp32=20))
+
+
+# ---------------------------------------------------------------------------------------------- bundles
+
+
+@pytest.fixture
+def two_precisions(small_bundle: Path, tmp_path: Path) -> Path:
+    """The small bundle that also says to be in int8."""
+    out = tmp_path / "mclst-bundle"
+    shutil.copytree(small_bundle, out)
+    content = (out / "encoder.onnx").read_bytes()
+    (out / "encoder.int8.onnx").write_bytes(content)
+    manifest = json.loads((out / "manifest.json").read_text())
+    digest = hashlib.sha256(content).hexdigest()
+    manifest["files"]["encoder.int8.onnx"] = {"bytes": len(content), "sha256": digest}
+    parity = b'{"precisions": {"int8": {"expression": {"pearson_per_gene_mean": 0.9875}}}}'
+    (out / "parity.json").write_bytes(parity)
+    manifest["files"]["parity.json"] = {"bytes": len(parity), "sha256": hashlib.sha256(parity).hexdigest()}
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    return out
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[str, str]]]:
+    """What was measured, each time; int8 by ONNX Runtime is said to be the fastest."""
+    calls: list[list[tuple[str, str]]] = []
+
+    def fake(names: list[tuple[str, str]], open_one: Any, tiles: Any, lanes: int) -> list[Timing]:
+        calls.append(names)
+        for name in names:
+            assert open_one(*name)(tiles).shape[0] == len(tiles), "each candidate encodes"
+        return [Timing(*name, 30.0 if name == ("cpu", "int8") else 10.0) for name in names]
+
+    monkeypatch.setattr(encoder_choice, "measure", fake)
+    monkeypatch.setattr(encoder_choice, "instructions_of", lambda provider, precision: "AVX")
+    return calls
+
+
+def infer(small: Small, bundle: Path, out: Path, *words: str) -> Any:
+    arguments = [small.slide, "--spots", small.spots, "--bundle", bundle, "--out", out, "--no-html"]
+    done = CliRunner().invoke(main, [*map(str, arguments), "--no-picture", "--provider", "cpu", *words])
+    assert done.exit_code == 0, done.output
+    return done
+
+
+def test_the_first_run_measures_and_the_next_ones_know(
+    small: Small, two_precisions: Path, tmp_path: Path, measured: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = infer(small, two_precisions, tmp_path / "a.h5ad")
+    assert measured == [[("cpu", "fp32"), ("cpu", "int8")]] and "measuring which provider" in first.stderr
+    said = " ".join(first.stderr.split())
+    assert "chosen cpu int8, 3.0 times as fast as fp32 (measured here," in said
+    assert "r 0.9875 per gene with the checkpoint's expression; --precision fp32 for its digits" in said
+    made_by = anndata.read_h5ad(tmp_path / "a.h5ad").uns["mclst"]
+    assert (made_by["provider"], made_by["settings"]["precision"]) == ("cpu", "int8")
+    assert made_by["choice"]["tiles_per_second"] == {"cpu fp32": 10.0, "cpu int8": 30.0}
+    report = json.loads((tmp_path / "a.run.json").read_text())
+    assert (report["run"]["precision"], report["run"]["times_fp32"]) == ("int8", 3.0)
+    monkeypatch.setattr(encoder_choice, "_is_here", lambda provider: provider == "cpu")
+    infer(small, two_precisions, tmp_path / "c.h5ad", "--provider", "auto")
+    listed = CliRunner().invoke(main, ["--list-providers", "--bundle", str(two_precisions)])
+    table = [" ".join(line.split()) for line in listed.output.splitlines()]
+    assert "fp32 by AVX, in the bundle, 10.0 tiles/s" in table and "bf16 by AVX, not in the bundle" in table
+    assert "int8 by AVX, in the bundle, 30.0 tiles/s" in table
+    assert len(measured) == 2, "with other candidates it is measured anew"
+    again = infer(small, two_precisions, tmp_path / "b.h5ad")
+    assert len(measured) == 2 and "encoder in int8" in again.stderr and "measuring" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "precision"),
+    [
+        (("--precision", "fp32"), "fp32"),
+        (("--precision", "int8"), "int8"),
+        (("--memory-budget", "4GB"), "fp32"),
+        (("--provider", "auto", "--precision", "fp32"), "fp32"),
+    ],
+)
+def test_what_is_named_or_must_save_memory_is_not_measured(
+    small: Small,
+    two_precisions: Path,
+    tmp_path: Path,
+    measured: list[Any],
+    words: tuple[str, ...],
+    precision: str,
+) -> None:
+    done = infer(small, two_precisions, tmp_path / "a.h5ad", *words)
+    assert not measured and f"encoder in {precision}" in done.stderr and "chosen" not in done.stderr
+
+
+def test_a_bundle_in_fp32_alone_runs_as_it_did(
+    small: Small, small_bundle: Path, tmp_path: Path, measured: list[Any], own_cache: Path
+) -> None:
+    done = infer(small, small_bundle, tmp_path / "a.h5ad", "--provider", "auto")
+    assert not measured and "cpu, encoder in fp32" in done.stderr and not own_cache.exists()
+
+
+def test_a_stopped_run_keeps_its_precision(
+    small: Small, two_precisions: Path, tmp_path: Path, measured: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows were computed in fp32; since then int8 has been found to be faster."""
+    from mclst.runtime.run import predict
+
+    def stop(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "publish", stop)
+    arguments = [
+        small.slide,
+        "--spots",
+        small.spots,
+        "--bundle",
+        two_precisions,
+        "--out",
+        tmp_path / "a.h5ad",
+    ]
+    words = [*map(str, arguments), "--no-html", "--no-picture", "--provider", "cpu"]
+    assert CliRunner().invoke(main, [*words, "--precision", "fp32"]).exit_code == 130
+    monkeypatch.undo()
+    monkeypatch.setattr(encoder_choice, "measure", lambda *args: pytest.fail("it was measured"))
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0 and "resuming a stopped run" in done.stderr, done.output
+    assert anndata.read_h5ad(tmp_path / "a.h5ad").uns["mclst"]["settings"]["precision"] == "fp32"
+
+
+def test_a_cohort_chooses_once(
+    small: Small, two_precisions: Path, tmp_path: Path, measured: list[Any], own_cache: Path
+) -> None:
+    table = tmp_path / "slides.csv"
+    rows = [f"{small.slide},{small.spots},{name}" for name in ("one", "two", "three")]
+    table.write_text("\n".join(["slide,spots,name", *rows]) + "\n")
+    words = ["--slides", table, "--bundle", two_precisions, "--out", tmp_path / "maps", "--provider", "cpu"]
+    shared: list[str] = []
+    done = CliRunner().invoke(main, [*map(str, words), "--no-html", "--no-picture"])
+    assert done.exit_code == 0 and len(measured) == 1, done.output
+    for name in ("one", "two", "three"):
+        shared.append(json.loads((tmp_path / "maps" / f"{name}.run.json").read_text())["run"]["precision"])
+    assert shared == ["int8"] * 3
+    shutil.rmtree(own_cache)
+    again = CliRunner().invoke(main, [*map(str, words), "--no-html", "--no-picture"])
+    assert again.exit_code == 0 and len(measured) == 1, "finished maps are not made again"
+
+
+# ---------------------------------------------------------------------------------------------- devices
+
+XEON = "processor\t: 0\nmodel name\t: A Xeon\nflags\t\t: sse2 avx2 avx512bw avx512_vnni avx512_bf16\n"
+XEON_AMX = XEON.replace("avx512_bf16", "avx512_bf16 amx_bf16 amx_int8")
+RYZEN = "model name\t: A Ryzen\nflags\t\t: sse2 avx2\n"
+ARM = "processor\t: 0\nFeatures\t: fp asimd asimdhp asimddp\n"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "openvino", "cpu"),
+    [
+        (XEON, {"bf16": "AVX-512 BF16", "int8": "AVX-512 VNNI"}, {"int8": "AVX-512 VNNI"}),
+        (XEON_AMX, {"bf16": "AMX-BF16", "int8": "AMX-INT8"}, {"int8": "AVX-512 VNNI"}),
+        (RYZEN, {"int8": "AVX2"}, {}),
+        (ARM, {"int8": "dot product"}, {"fp16": "NEON fp16", "int8": "dot product"}),
+    ],
+)
+def test_instruction_sets_are_read_from_the_kernel(
+    cpuinfo: str,
+    openvino: dict[str, str],
+    cpu: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr(instruction_sets, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    instruction_sets.processor.cache_clear()
+    try:
+        for provider, expected in (("openvino", openvino), ("cpu", cpu)):
+            sets = {p: instruction_sets.instructions_of(provider, p) for p in PRECISIONS}
+            assert {p: name for p, name in sets.items() if name is not None} == {"fp32": "", **expected}
+        assert instruction_sets.processor_id() != f"{instruction_sets.processor()[0]}, features "
+    finally:
+        instruction_sets.processor.cache_clear()
+
+
+def test_beside_a_gpu_the_processor_is_not_tried(
+    two_precisions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Device:
+        gpu = type("Gpu", (), {"compute_capability": "8.6"})()
+
+    monkeypatch.setattr(encoder_choice, "CudaDevice", Device)
+    monkeypatch.setattr(encoder_choice, "_is_here", lambda provider: provider in ("cuda", "cpu", "openvino"))
+    bundle, request = open_bundle(two_precisions), ChoiceRequest("auto", "auto", 16, 2)
+    names = candidates(bundle, ("fp32", "fp16", "bf16", "int8"), request)
+    assert names == [("cuda", "fp32"), ("cuda", "fp16")]
+    Device.gpu.compute_capability = "6.1"  # type: ignore[attr-defined]
+    assert candidates(bundle, ("fp32", "fp16"), request) == [("cuda", "fp32")]
+
+
+def test_candidates_that_do_not_open_are_left_out(
+    two_precisions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder_choice, "candidates", lambda *args: [("cpu", "fp32"), ("openvino", "int8")])
+
+    def open_one(provider: str, precision: str) -> Any:
+        raise ResourceError("it is not here")
+
+    request = ChoiceRequest("auto", "auto", 16, 2)
+    choice = choose_encoder(open_bundle(two_precisions), request, open_one, lambda text: None)
+    assert choice == EncoderChoice("auto", "fp32"), "opening it then says why"
+    assert encoder_timings.FORMAT.endswith("/1")
