@@ -23,6 +23,7 @@ from mclst.runtime.cohort.cluster_worker import Task, Worker
 from mclst.runtime.cohort.run import SlideOutcome
 from mclst.runtime.expression_map.parts import SlidePart
 from mclst.runtime.report.files import Files
+from mclst.runtime.inference.encoder_choice import EncoderChoice
 from mclst.runtime.run.job import Job
 from mclst.runtime.run.options import RunOptions
 
@@ -220,7 +221,7 @@ def test_a_map_finished_by_a_worker_that_died_is_done_and_tidied_up(run_inputs: 
         run_inputs / "slide.tif", tmp_path / "map.h5ad", spots=run_inputs / "spots.csv", options=options
     )
     sha256 = open_bundle(run_inputs / "mclst-bundle").sha256
-    worker = Worker(run_inputs / "mclst-bundle", sha256, None, 1)
+    worker = Worker(run_inputs / "mclst-bundle", sha256, None, 1, EncoderChoice("cpu", "fp32"))
     assert worker.open() is None
     merge = Task("map", job, SlidePart(2))
     for part in (0, 1):

@@ -123,7 +123,10 @@ def test_near_the_fastest_the_most_faithful_is_taken(speeds: dict[tuple[str, str
 
 
 def record(times: int = 1, age: timedelta = timedelta(), **speeds: float) -> Record:
-    timings = tuple(Timing(*name.split("_"), speed) for name, speed in speeds.items())  # type: ignore[call-arg]
+    names = {name: name.split("_") for name in speeds}
+    timings = tuple(
+        Timing(provider, precision, speeds[name]) for name, (provider, precision) in names.items()
+    )
     return Record(timings, NOON - age, times)
 
 
