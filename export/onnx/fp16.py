@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import ml_dtypes
@@ -12,6 +13,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper, version_converter
 
+from mclst.export.onnx.large_weights import read_values, with_values, without_weights
 from mclst.runtime.errors import CheckpointError
 
 Half = Literal["fp16", "bf16"]
@@ -41,7 +43,9 @@ class HalfGraph:
     kept: Counter[str] = field(default_factory=Counter)
 
 
-def to_half(model: onnx.ModelProto, precision: Half, *, rounded: bool = False) -> HalfGraph:
+def to_half(
+    model: onnx.ModelProto, precision: Half, *, rounded: bool = False, folder: Path | None = None
+) -> HalfGraph:
     """Copy an fp32 graph with its products in half precision; inputs and outputs keep their types.
 
     Parameters
@@ -52,6 +56,8 @@ def to_half(model: onnx.ModelProto, precision: Half, *, rounded: bool = False) -
     rounded : bool
         Keep fp32 operators and round each half result by a pair of Casts, for providers without half
         operators.
+    folder : Path, optional
+        Of the graph, where weights outside it are read one at a time.
 
     Raises
     ------
@@ -64,14 +70,19 @@ def to_half(model: onnx.ModelProto, precision: Half, *, rounded: bool = False) -
     product. The statistics of a BatchNormalization are folded in float64, so only its scale and shift are
     rounded.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    bare = without_weights(model)
+    weights = {v.name for v in bare.graph.input} - {v.name for v in model.graph.input}
     if precision == "bf16" and not rounded:
-        copy = version_converter.convert_version(copy, BF16_OPSET)
-        copy.ir_version = max(copy.ir_version, 10)
-        del copy.graph.value_info[:]
-    _name_constants(copy.graph)
-    return _Converter(copy, precision, rounded).run()
+        bare = version_converter.convert_version(bare, BF16_OPSET)
+        bare.ir_version = max(bare.ir_version, 10)
+        del bare.graph.value_info[:]
+    _name_constants(bare.graph)
+    floats = _float_tensors(bare)
+    inputs = [v for v in bare.graph.input if v.name not in weights]
+    del bare.graph.input[:]
+    bare.graph.input.extend(inputs)
+    large = {t.name: t for t in model.graph.initializer if t.name in weights}
+    return _Converter(bare, precision, rounded, floats, large, folder).run()
 
 
 def _name_constants(graph: onnx.GraphProto) -> None:
@@ -108,12 +119,20 @@ def _bodies(node: NodeProto) -> Iterator[onnx.GraphProto]:
 class _Converter:
     """State of one conversion: which nodes are half, and the casts between."""
 
-    def __init__(self, model: onnx.ModelProto, precision: Half, rounded: bool) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        precision: Half,
+        rounded: bool,
+        floats: set[str],
+        large: dict[str, onnx.TensorProto],
+        folder: Path | None,
+    ) -> None:
         self.model, self.graph = model, model.graph
         self.precision, self.rounded = precision, rounded
         self.type, self.dtype = TYPES[precision], DTYPES[precision]
-        self.floats = _float_tensors(model)
-        self.initializers = {t.name: t for t in self.graph.initializer}
+        self.floats, self.large, self.folder = floats, large, folder
+        self.initializers = {t.name: t for t in self.graph.initializer} | large
         self.halves: set[str] = set()
         """Outputs of half nodes."""
         self.casts: dict[str, str] = {}
@@ -208,7 +227,7 @@ class _Converter:
 
     def _half_weight(self, name: str) -> str:
         if name not in self.casts:
-            exact = numpy_helper.to_array(self.initializers[name])
+            exact = read_values(self.initializers[name], self.folder)
             with np.errstate(over="ignore"):
                 half = exact.astype(self.dtype)
             if not np.isfinite(half.astype(np.float32)).all():
@@ -224,7 +243,7 @@ class _Converter:
     def _fold_statistics(self, node: NodeProto) -> None:
         """Write γ(x - μ)/√(σ² + ε) + β as x·scale + shift with mean 0, variance 1 and ε 0."""
         scale, shift, mean, variance = (
-            numpy_helper.to_array(self.initializers[name]).astype(np.float64) for name in node.input[1:5]
+            read_values(self.initializers[name], self.folder).astype(np.float64) for name in node.input[1:5]
         )
         epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
         scale = scale / np.sqrt(variance + epsilon)
@@ -256,6 +275,7 @@ class _Converter:
     def _drop_unused(self) -> None:
         used = {name for node in self.nodes for name in {*node.input, *captured_names(node)}}
         initializers = [t for t in self.graph.initializer if t.name in used]
+        initializers += [with_values(t, self.folder) for name, t in self.large.items() if name in used]
         del self.graph.initializer[:]
         self.graph.initializer.extend(initializers)
 

@@ -15,6 +15,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from mclst.export.onnx import large_weights
 from mclst.models.encoders import ImageEncoder
 from mclst.models.mclstexp import ProjectionHead
 from mclst.models.pixels import prepare
@@ -23,9 +24,6 @@ from mclst.runtime.errors import CheckpointError
 
 OPSET = 18
 """Supported by every ONNX Runtime and TensorRT since JetPack 6."""
-
-EXTERNAL_DATA_BYTES = 1_900_000_000
-"""Above this size weights go to a separate file, since protobuf is limited to 2 GiB."""
 
 
 class ProjectedEncoder(Protocol):
@@ -136,9 +134,18 @@ def write_graph(
         If the network cannot be traced at this tile size.
     """
     module = ImageModule(network, settings.symmetries).eval()
+    for part in module.modules():
+        # timm's fused attention is traced with arithmetic on shapes, which other compilers do not fold.
+        if getattr(part, "fused_attn", False):
+            cast(Any, part).fused_attn = False
     example = {"pixels": torch.zeros(2, 3, tile.size_px, tile.size_px)}
     model = trace(
-        module, example, output, f"the encoder cannot be traced at {tile.size_px} px tiles", "try --tile-px"
+        module,
+        example,
+        output,
+        f"the encoder cannot be traced at {tile.size_px} px tiles",
+        "try --tile-px",
+        path,
     )
     _prepend_prologue(model, tile, settings)
     save(model, path)
@@ -154,7 +161,7 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     for proto in (*model.graph.node, *model.graph.input, *model.graph.output, model.graph, model):
         del proto.metadata_props[:]
     model.producer_name = "mclst"
-    large = sum(len(t.raw_data) for t in model.graph.initializer) > EXTERNAL_DATA_BYTES
+    large = sum(len(t.raw_data) for t in model.graph.initializer) > large_weights.EXTERNAL_DATA_BYTES
     onnx.save(model, path, save_as_external_data=large, location=f"{path.name}.data")
     onnx.checker.check_model(path, full_check=True)
     inferred = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False), strict_mode=True)
@@ -171,11 +178,13 @@ def trace(
     output: str,
     refusal: str,
     cure: str,
+    path: Path,
     translations: dict[Any, Any] | None = None,
 ) -> onnx.ModelProto:
     """Trace `module` on example `inputs` by name, the first axis of each dynamic.
 
-    `translations` maps custom torch operators to ONNX nodes. Raises CheckpointError "refusal; cure".
+    `translations` maps custom torch operators to ONNX nodes; weights too large for `path` go to
+    `<path>.data`. Raises CheckpointError "refusal; cure".
     """
     rows = torch.export.Dim("N", min=1, max=4096 if translations is None else 1 << 20)
     for logger in ("torch.onnx", "onnxscript", "onnx_ir"):
@@ -198,8 +207,7 @@ def trace(
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{refusal} ({reason}); {cure}") from error
     assert program is not None
-    model: onnx.ModelProto = program.model_proto
-    return model
+    return large_weights.model_proto(program.model, path)
 
 
 def _prepend_prologue(model: onnx.ModelProto, tile: Tile, settings: Preprocessing) -> None:

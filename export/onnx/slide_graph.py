@@ -92,6 +92,7 @@ def write_slide_graph(network: nn.Module, traits: Traits, graph: Graph | None, p
         "expression",
         "the slide network cannot be traced",
         "report this network",
+        path,
         translations,
     )
     _loop_over_queries(model)

@@ -166,14 +166,14 @@ def _write_half(folder: Path, precision: Half, scratch: Path) -> tuple[dict[str,
     for name in (ENCODER, SEQUENCE):
         if not (folder / name).exists():
             continue
-        fp32 = onnx.load(folder / name)
-        converted = to_half(fp32, precision)
+        fp32 = onnx.load(folder / name, load_external_data=False)
+        converted = to_half(fp32, precision, folder=folder)
         graphs[name] = folder / graph_name(name, precision)
         _save(converted.model, graphs[name], precision)
         record[name.removesuffix(".onnx")] = _operators(converted)
         if precision == "bf16":
             graphs[name] = scratch / name
-            save(to_half(fp32, precision, rounded=True).model, graphs[name])
+            save(to_half(fp32, precision, rounded=True, folder=folder).model, graphs[name])
     return record, graphs
 
 

@@ -140,6 +140,9 @@ def _of_timm(architecture: str, arguments: dict[str, Any]) -> nn.Module:
             arguments[name] = LAYERS[arguments[name]]
     if "norm_eps" in arguments:
         arguments["norm_layer"] = partial(timm.layers.LayerNorm, eps=arguments.pop("norm_eps"))
+    if architecture.startswith("vit_") and torch.empty(0).is_meta:
+        # Weights that have no memory need no values, which are most of the time.
+        arguments.setdefault("weight_init", "skip")
     network: nn.Module = timm.create_model(
         architecture, **{"pretrained": False, "num_classes": 0, **arguments}
     )

@@ -52,18 +52,20 @@ def reusing_traces(trace: Trace, folder: Path) -> Trace:
         output: str,
         refusal: str,
         cure: str,
+        path: Path,
         translations: dict[Any, Any] | None = None,
     ) -> onnx.ModelProto:
         operators = None if translations is None else sorted(map(str, translations))
         key = content_key((module, inputs, output, operators))
-        path = folder / f"{key}.onnx"
-        if key is not None and path.is_file():
-            return onnx.load(path)
-        model = trace(module, inputs, output, refusal, cure, translations)
-        if key is not None:
-            part = path.with_suffix(f".{os.getpid()}")
+        kept = folder / f"{key}.onnx"
+        if key is not None and kept.is_file():
+            return onnx.load(kept)
+        model = trace(module, inputs, output, refusal, cure, path, translations)
+        # Weights beside a graph belong to its path.
+        if key is not None and not path.with_name(f"{path.name}.data").exists():
+            part = kept.with_suffix(f".{os.getpid()}")
             onnx.save(model, part)
-            part.replace(path)
+            part.replace(kept)
         return model
 
     return reused

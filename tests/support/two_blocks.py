@@ -12,7 +12,7 @@ def two_blocks(name: str) -> Recipe:
     """The recipe with two blocks; convolutional networks stay whole."""
     recipe = find_recipe(name)
     if recipe.architecture.startswith("swin"):
-        return replace(recipe, arguments={**recipe.arguments, "depths": (2, 2, 2, 2)})
+        return replace(recipe, arguments={**recipe.arguments, "depths": (2, 1, 1, 1)})
     if recipe.architecture.startswith("vit"):
         return replace(recipe, arguments={**recipe.arguments, "depth": 2})
     return recipe

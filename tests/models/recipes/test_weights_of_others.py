@@ -215,7 +215,7 @@ def test_ctranspath(tmp_path: Path) -> None:
     stem = varied(ConvolutionalStem(96))
     swin = varied(
         torchvision.models.SwinTransformer(
-            [4, 4], 96, [2, 2, 2, 2], [3, 6, 12, 24], [7, 7], stochastic_depth_prob=0.0
+            [4, 4], 96, [2, 1, 1, 1], [3, 6, 12, 24], [7, 7], stochastic_depth_prob=0.0
         )
     )
     swin.features[0] = stem
