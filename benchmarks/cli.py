@@ -17,6 +17,7 @@ COMMANDS = {
     "page": ("reporting.commands", "page", "HTML page of result files."),
     "precision": ("systems.commands", "precision", "A bundle's reduced precisions against fp32."),
     "retrieval": ("retrieval.command", "retrieval", "Retrieval: embeddings to expression."),
+    "robustness": ("robustness.command", "robustness", "Expression under other stain, scanner and scale."),
     "systems": ("systems.commands", "systems", "The six systems, from tiles to expression."),
     "tiles": ("reading.command", "tiles", "Slide readers: tiles per second."),
     "viewing": ("page.viewing", "viewing", "The page of a large map in a browser."),

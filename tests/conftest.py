@@ -18,6 +18,7 @@ SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 SLOW = (
     "benchmarks",
     "demo",
+    "evaluation/test_metrics.py",
     "export",
     "kernels/test_cuda_emulated.py",
     "kernels/test_cuda_host.py",

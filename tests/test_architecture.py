@@ -41,6 +41,9 @@ benchmarks/accuracy: benchmarks/harness training export/parity export/onnx runti
     runtime/bundle runtime sections
 benchmarks/retrieval: benchmarks/harness benchmarks/roofline runtime/report/figures runtime kernels
     kernels/definition
+benchmarks/robustness: benchmarks/contenders benchmarks/harness evaluation/baselines runtime/cli
+    runtime/report/figures runtime/inference runtime/tiling runtime/slide runtime/encoder runtime/bundle
+    runtime sections/tables sections
 benchmarks/reading: benchmarks/harness runtime/tiling runtime/slide runtime
 benchmarks/harness: runtime kernels/cpu
 benchmarks/schemas:

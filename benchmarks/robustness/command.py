@@ -1,0 +1,106 @@
+"""`mclst-bench robustness`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mclst.benchmarks.harness.options import PATH, ResultFiles, result_options
+from mclst.runtime.choices import PROVIDERS
+from mclst.runtime.cli.bundle_options import bundle_option
+from mclst.runtime.console import command, progress, say
+
+
+@click.command()
+@click.argument("slide", type=PATH)
+@click.option("--spots", "spots_path", type=PATH, required=True, help="Table of spots, as for mclst-infer.")
+@bundle_option
+@click.option("--truth", type=PATH, help="Measured sections to score against.")
+@click.option("--section", help="The slide's section in --truth.  [default: by the slide's name]")
+@click.option("--mpp", type=click.FloatRange(0.01, 100), help="µm per pixel, if the slide does not say.")
+@click.option(
+    "--most-spots", type=click.IntRange(2), default=1000, help="Use at most so many, spread evenly."
+)
+@click.option("--provider", type=click.Choice(PROVIDERS), default="auto", help="What runs the encoder.")
+@result_options(plot="Draw change and scores of each perturbation (PNG).")
+@command
+def robustness(
+    slide: Path,
+    spots_path: Path,
+    bundle_path: Path,
+    truth: Path | None,
+    section: str | None,
+    mpp: float | None,
+    most_spots: int,
+    provider: str,
+    result_files: ResultFiles,
+    quiet: bool,
+) -> None:
+    """Predict the spots of SLIDE again with other stain, scanner color, focus, JPEG, scale and rotation.
+
+    A model that reads tissue changes little. Prints, for each perturbation, how much the expression of a gene
+    changes, and with --truth its scores.
+    """
+    result_files.check((slide, spots_path, bundle_path, truth))
+    import numpy as np
+
+    from mclst.benchmarks.harness.machine import new_document
+    from mclst.benchmarks.robustness.figure import draw
+    from mclst.benchmarks.robustness.measure import measure
+    from mclst.runtime.bundle.bundle import open_bundle
+    from mclst.sections.tables.spots import read_spots
+
+    document = new_document("mclst-bench-robustness/1")
+    bundle = open_bundle(bundle_path)
+    spots = read_spots(spots_path)
+    if len(spots) > most_spots and bundle.manifest.kind != "sequence":
+        rows = np.unique(np.linspace(0, len(spots) - 1, most_spots).astype(np.intp))
+        spots = replace(
+            spots,
+            id=spots.id[rows],
+            xy_px=spots.xy_px[rows],
+            array_xy=None if spots.array_xy is None else spots.array_xy[rows],
+            row=spots.row[rows],
+            table=spots.table.iloc[rows],
+        )
+    with progress("tiles", len(spots), quiet=quiet) as advance:
+        result = measure(
+            bundle, slide, spots, truth=truth, section=section, mpp=mpp, provider=provider, advance=advance
+        )
+    _show(result, quiet=quiet)
+    m = bundle.manifest
+    document |= {
+        "slide": slide.name,
+        "bundle": {"system": m.system, "encoder": m.encoder.name, "checkpoint_sha256": m.checkpoint.sha256},
+        "results": result,
+    }
+    result_files.publish(document, lambda: draw(result, f"{m.system} on {slide.name}"))
+
+
+def _show(result: dict[str, Any], *, quiet: bool) -> None:
+    say(
+        f"{result['tiles']} tiles; r with, and change from, the expression of the tiles as they are:",
+        quiet=quiet,
+    )
+    lines = [["", "r", "change", "shift", "PCC (ACG)", "PCC (HEG)", "MSE"]]
+    for name, entry in result["perturbations"].items():
+        scores = entry.get("scores", {})
+        cells = (
+            entry["r"],
+            entry["change"],
+            entry["shift"],
+            *(scores.get(m) for m in ("pcc_acg", "pcc_heg", "mse")),
+        )
+        lines.append([name, *("–" if value is None else f"{value:.3f}" for value in cells)])
+    if not any("scores" in entry for entry in result["perturbations"].values()):
+        lines = [line[:4] for line in lines]
+    for line in lines:
+        say("  " + line[0].ljust(18) + "".join(cell.rjust(11) for cell in line[1:]), quiet=quiet)
+    say(
+        "  change: root mean square, in standard deviations of a gene over the spots; median of the genes",
+        quiet=quiet,
+    )
+    say("  shift: of a gene's mean, in the same unit", quiet=quiet)
