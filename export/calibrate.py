@@ -18,8 +18,8 @@ MOST_BINS, SPOTS_PER_BIN = 5, 200
 ERROR_KNOTS = 12
 LOWER_TAIL = 1.2815515655446004
 """Standard normal quantile of 0.9."""
-LARGEST_Z = 4.0
-"""Fisher z of r = 0.9993: a gene that is predicted exactly must not decide the spread of all."""
+LARGEST_R = 0.9993
+"""A gene that is predicted exactly must not decide the spread of all: its Fisher z counts as 4."""
 
 Array = NDArray[np.float64]
 
@@ -182,7 +182,7 @@ def _conformal(errors: Array, weight: Array, levels: Sequence[float]) -> Array:
 
 def expected_correlation(r: NDArray[np.floating[Any]]) -> tuple[Array, Array]:
     """Return expected_r and low_r [G] from r [K, G] by empirical Bayes; see `calibrate`."""
-    z = np.clip(np.arctanh(np.clip(r, -1, 1)), -LARGEST_Z, LARGEST_Z).astype(np.float64)
+    z = np.arctanh(np.clip(np.asarray(r, np.float64), -LARGEST_R, LARGEST_R))
     count = (~np.isnan(z)).sum(axis=0)
     several, known = count > 1, count > 0
     mean = np.full(z.shape[1], np.nan)

@@ -57,7 +57,8 @@ evaluation/metrics: runtime/expression_map sections
 training: runtime/tiling runtime/slide runtime/bundle runtime kernels kernels/definition sections/formats
     sections/tables sections models
 export: export/triton export/parity export/inputs export/onnx runtime/cli runtime/serving runtime/inference
-    runtime/encoder/tensorrt runtime/encoder/cuda runtime/bundle runtime kernels/definition sections
+    runtime/encoder/tensorrt runtime/encoder/cuda runtime/trust runtime/bundle runtime kernels/definition
+    sections
 export/triton: runtime/serving runtime/encoder/tensorrt runtime/encoder/cuda runtime/encoder runtime/bundle
     runtime
 export/parity: export/inputs export/onnx runtime/tiling runtime/slide runtime/encoder runtime/bundle runtime
@@ -78,17 +79,17 @@ runtime/serving: runtime/inference runtime/encoder runtime/bundle runtime kernel
 runtime/sharing: runtime/bundle runtime
 runtime/report/page: runtime/report/figures runtime/expression_map runtime
 runtime/inference: runtime/encoder/tensorrt runtime/encoder/cuda runtime/slide runtime/encoder
-    runtime/bundle runtime kernels kernels/cuda kernels/definition sections
+    runtime/trust runtime/bundle runtime kernels kernels/cuda kernels/definition sections
 runtime/report/figures: runtime/expression_map runtime
 runtime/report/export: runtime/expression_map runtime/tiling runtime
 runtime/encoder/tensorrt: runtime/encoder/cuda runtime/encoder runtime/bundle runtime
-runtime/expression_map: runtime kernels/definition sections/formats sections/tables sections
-runtime/trust: runtime/slide runtime
+runtime/expression_map: runtime/trust runtime kernels/definition sections/formats sections/tables sections
+runtime/trust: runtime/slide runtime kernels/definition
 runtime/tiling: runtime/slide runtime sections
 runtime/encoder/cuda: runtime/encoder runtime kernels/cuda kernels/definition
 runtime/slide: runtime
 runtime/encoder: runtime
-runtime/bundle: runtime kernels/definition
+runtime/bundle: runtime/trust runtime kernels/definition
 runtime: sections
 kernels: kernels/faiss kernels/cuda kernels/cpu kernels/definition
 kernels/faiss: kernels/definition

@@ -18,9 +18,10 @@ from mclst.runtime.bundle.onnx_scan import check_graph
 from mclst.runtime.choices import PRECISIONS
 from mclst.runtime.errors import BundleError, OutputError
 from mclst.runtime.hashing import Stamp, file_sha256, stamp
+from mclst.runtime.trust.calibration import Calibration, read_calibration
 
 MANIFEST, ENCODER, BANK, PARITY = "manifest.json", "encoder.onnx", "bank.h5", "parity.json"
-SEQUENCE, GENES = "sequence.onnx", "genes.txt"
+SEQUENCE, GENES, CALIBRATION = "sequence.onnx", "genes.txt", "calibration.h5"
 """Precisions of a bundle's graphs; fp32 always exists."""
 REQUIRED_FILES = {
     "retrieval": (ENCODER, BANK),
@@ -113,6 +114,27 @@ class Bundle:
                 f"{declared}; export the bundle again"
             )
         return bank
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """What held-out sections showed, read on first use; None if the bundle is not calibrated.
+
+        Raises BundleError if it contradicts the manifest.
+        """
+        record = self.manifest.calibration
+        if record is None:
+            return None
+        path = self.path / CALIBRATION
+        calibration = read_calibration(
+            path, genes=self.manifest.genes, dim=self.manifest.encoder.embedding_dim
+        )
+        actual = (len(calibration.group), calibration.sections, calibration.spots)
+        if actual != (record.groups, record.sections, record.spots):
+            raise BundleError(
+                f"{path} holds {actual} (groups, sections, spots) and the manifest says "
+                f"{(record.groups, record.sections, record.spots)}; export the bundle again"
+            )
+        return calibration
 
     @property
     def retrieval(self) -> RetrievalSpec:
@@ -215,6 +237,11 @@ def open_bundle(path: str | Path) -> Bundle:
     for name in REQUIRED_FILES[manifest.kind]:
         if name not in manifest.files:
             raise BundleError(f"{folder / MANIFEST} does not list {name}; export the bundle again")
+    if (manifest.calibration is None) == (CALIBRATION in manifest.files):
+        raise BundleError(
+            f"{folder / MANIFEST} lists {CALIBRATION} or describes a calibration, but not both; "
+            "export the bundle again"
+        )
     # Stamped before hashing: a file that changes in between then fails `check_unchanged`.
     stamps = {name: stamp(folder / name) for name in manifest.files}
     for name, record in manifest.files.items():

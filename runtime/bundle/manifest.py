@@ -171,6 +171,18 @@ class SectionRows(StrictModel):
     spots: int = Field(ge=1)
 
 
+class CalibrationRecord(StrictModel):
+    """What stands behind `calibration.h5`.
+
+    left_out: what each prediction left out. groups: of it. sections, spots: in all.
+    """
+
+    left_out: str
+    groups: int = Field(ge=2)
+    sections: int = Field(ge=1)
+    spots: int = Field(ge=1)
+
+
 class Checkpoint(StrictModel):
     """The file the bundle was made from."""
 
@@ -209,6 +221,7 @@ class Manifest(StrictModel):
     genes: int = Field(ge=1)
     genes_from: str
     bank: tuple[SectionRows, ...] = ()
+    calibration: CalibrationRecord | None = None
     about: About | None = None
     checkpoint: Checkpoint
     versions: dict[str, str]

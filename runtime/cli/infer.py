@@ -183,6 +183,10 @@ def _summary(run: Run, model: Model) -> list[tuple[str, Any]]:
         rows.insert(2, ("mpp", f"{run.mpp:.4g} µm/px, {run.mpp_source}"))
     if genes:
         rows.append(("structured", f"{genes} (Moran's I)"))
+    if run.verdict:
+        rows.append(("trust", run.verdict))
+    if run.reliable_genes is not None:
+        rows.append(("reliable", f"{run.reliable_genes:,} of {run.genes:,} genes"))
     rows.append(("map", run.map_path))
     if run.picture_path is not None:
         rows.append(("picture", run.picture_path))

@@ -76,6 +76,30 @@ OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     ),
     click.option("--any-stain", is_flag=True, help="Predict a slide that is not stained with H&E, too."),
     click.option(
+        "--intervals",
+        type=click.Choice(("80", "90")),
+        callback=lambda ctx, param, value: value and int(value),
+        help="Add layers low and high, which hold this percent of the measured values.",
+    ),
+    click.option(
+        "--reliable",
+        type=Finite(-1, 1),
+        metavar="R",
+        help="Write only genes that reach this Pearson r in 9 of 10 new sections, such as 0.3.",
+    ),
+    click.option(
+        "--outside-level",
+        type=Finite(0, 1, min_open=True, max_open=True),
+        default=0.95,
+        help="A spot is outside if it is farther from the training's than this share of calibrated ones.",
+    ),
+    click.option(
+        "--max-outside",
+        metavar="N|N%",
+        callback=lambda ctx, param, value: value and _bad_tiles(ctx, param, value),
+        help="Refuse a slide with more spots outside, before its map appears.  [default: any]",
+    ),
+    click.option(
         "--genes",
         metavar="A,B,…",
         callback=lambda ctx, param, value: split_names(value),

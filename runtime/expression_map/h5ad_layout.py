@@ -1,11 +1,12 @@
-"""An `.h5ad` written around a matrix on disk: HDF5 lays out everything but X in memory.
+"""An `.h5ad` written around matrices on disk: HDF5 lays out everything but X and layers in memory.
 
 On a full disk HDF5 may lose data without an error, so it never writes to the disk here. It writes to a memory
-file with a gap where X belongs, and the caller writes both to the disk with checked writes.
+file with gaps where the matrices belong, and the caller writes both to the disk with checked writes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import SEEK_CUR, SEEK_END, SEEK_SET, BytesIO
 from typing import Any
 
@@ -13,32 +14,47 @@ import anndata.io
 import h5py
 
 
-class _FileWithGap:
-    """A memory file that pretends to hold the bytes start to stop; has the methods that h5py calls."""
+class _FileWithGaps:
+    """A memory file that pretends to hold the bytes of its gaps; has the methods that h5py calls."""
 
     def __init__(self) -> None:
         self.bytes = BytesIO()
-        self.start = self.stop = 0
+        self.gaps: list[tuple[int, int]] = []
         self.position = 0
         self.gap_touched = False
 
     def open_gap(self, start: int, size: int) -> None:
-        self.gap_touched |= len(self.bytes.getbuffer()) > start
-        self.start, self.stop = start, start + size
+        """Add the bytes from `start`, behind all gaps so far and all that is written."""
+        self.gap_touched |= self.size > start
+        self.gaps.append((start, start + size))
+
+    @property
+    def size(self) -> int:
+        return len(self.bytes.getbuffer()) + sum(stop - start for start, stop in self.gaps)
+
+    def segments(self) -> list[tuple[int, memoryview]]:
+        """[(offset, bytes), …] of everything but the gaps."""
+        content, result, begin, at = self.bytes.getbuffer(), [], 0, 0
+        for start, stop in self.gaps:
+            result.append((at, content[begin : begin + start - at]))
+            begin, at = begin + start - at, stop
+        return [*result, (at, content[begin:])]
 
     def _index(self, position: int) -> int:
-        """Where a file position is in `bytes`, which leave the gap out."""
-        return position if position <= self.start else position - (self.stop - self.start)
+        """Where a file position is in `bytes`, which leave the gaps out."""
+        return position - sum(min(stop, position) - start for start, stop in self.gaps if start < position)
 
     def _advance(self, size: int) -> None:
-        # HDF5 swallows an exception raised in here, so access to the gap is recorded and reported on closing.
-        self.gap_touched |= self.position < self.stop and self.position + size > self.start and size > 0
+        # HDF5 swallows an exception raised in here, so access to a gap is recorded and reported on closing.
+        end = self.position + size
+        self.gap_touched |= size > 0 and any(
+            self.position < stop and end > start for start, stop in self.gaps
+        )
         self.bytes.seek(self._index(self.position))
         self.position += size
 
     def seek(self, offset: int, whence: int = SEEK_SET) -> int:
-        end = len(self.bytes.getbuffer())
-        base = {SEEK_SET: 0, SEEK_CUR: self.position, SEEK_END: end + (self.stop - self.start)}[whence]
+        base = {SEEK_SET: 0, SEEK_CUR: self.position, SEEK_END: self.size}[whence]
         self.position = base + offset
         return self.position
 
@@ -58,7 +74,8 @@ class _FileWithGap:
         return self.bytes.write(content)
 
     def truncate(self, size: int | None = None) -> int:
-        self.bytes.truncate(max(self.start, self._index(self.position if size is None else size)))
+        last = self.gaps[-1][1] if self.gaps else 0
+        self.bytes.truncate(self._index(max(last, self.position if size is None else size)))
         return self.position
 
     def flush(self) -> None:
@@ -66,17 +83,29 @@ class _FileWithGap:
 
 
 class H5adImage:
-    """The bytes of a `.h5ad` except those of X.
+    """The bytes of a `.h5ad` except those of its matrices: X and layers of the same shape.
 
     offset: byte of the file at which X begins: float32, little-endian, row-major; known before anything is
-    written.
+    written. layer_offsets: the same of each layer.
     """
 
-    def __init__(self, shape: tuple[int, int]) -> None:
-        """Place X of `shape`, both sides at least 1, at the head of the file."""
-        self._memory = _FileWithGap()
+    def __init__(self, shape: tuple[int, int], layers: Sequence[str] = ()) -> None:
+        """Place X and the layers of `shape`, both sides at least 1, at the head of the file."""
+        self._memory = _FileWithGaps()
         self._file = h5py.File(self._memory, "w")
         self._file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        self.offset = self._place("X", shape)
+        if layers:
+            attributes = {"encoding-type": "dict", "encoding-version": "0.1.0"}
+            self._file.create_group("layers").attrs.update(attributes)
+        self.layer_offsets = {name: self._place(f"layers/{name}", shape) for name in layers}
+
+    @property
+    def end(self) -> int:
+        """Byte behind the last matrix."""
+        return self._memory.gaps[-1][1]
+
+    def _place(self, name: str, shape: tuple[int, int]) -> int:
         creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         # Contiguous and allocated early: the offset is known now. No fill: HDF5 itself never writes into the
         # gap.
@@ -84,10 +113,11 @@ class H5adImage:
         creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
         space = h5py.h5s.create_simple(shape)
-        matrix = h5py.h5d.create(self._file.id, b"X", h5py.h5t.IEEE_F32LE, space, creation)
-        self.offset = int(matrix.get_offset())
-        self._memory.open_gap(self.offset, int(matrix.get_storage_size()))
+        matrix = h5py.h5d.create(self._file.id, name.encode(), h5py.h5t.IEEE_F32LE, space, creation)
+        offset = int(matrix.get_offset())
+        self._memory.open_gap(offset, int(matrix.get_storage_size()))
         h5py.Dataset(matrix).attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        return offset
 
     def put(self, key: str, value: Any, *, compress: bool = False) -> None:
         """Write one element ("obs", "uns", …) as anndata stores it; raises what anndata or HDF5 raise."""
@@ -101,19 +131,16 @@ class H5adImage:
 
     def forget(self) -> None:
         """Free the bytes that `close` returned."""
-        self._memory = _FileWithGap()
+        self._memory = _FileWithGaps()
 
     def close(self) -> tuple[list[tuple[int, memoryview]], int]:
-        """Finish the file: ([(offset, bytes), …] of everything but X, size of the whole file in bytes).
+        """Finish the file: ([(offset, bytes), …] of everything but the matrices, size of the whole in bytes).
 
-        Raises RuntimeError if HDF5 read or wrote where X belongs.
+        Raises RuntimeError if HDF5 read or wrote where a matrix belongs.
         """
         self._file.close()
-        memory = self._memory
-        if memory.gap_touched:
+        if self._memory.gap_touched:
             raise RuntimeError(
-                "HDF5 accessed the bytes of X; this version of HDF5 lays files out differently"
+                "HDF5 accessed the bytes of a matrix; this version of HDF5 lays files out differently"
             )
-        content = memory.bytes.getbuffer()
-        segments = [(0, content[: memory.start]), (memory.stop, content[memory.start :])]
-        return segments, max(memory.stop, len(content) + memory.stop - memory.start)
+        return self._memory.segments(), max(self.end, self._memory.size)

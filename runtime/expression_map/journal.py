@@ -18,10 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.atomic import open_private
+from mclst.runtime.trust.measures import MEASURES
 
-FORMAT = "mclst-journal/1"
 RECORD = np.dtype([("row", "<u4"), ("crc", "<u4"), ("nearest", "<f4"), ("effective_k", "<f4")])
 """A row of the map: its index, the CRC-32 of its bytes, and its two columns of `obs`."""
+MEASURED = np.dtype([*RECORD.descr, *((name, "<f4") for name in MEASURES)])
+"""A row that was also measured for trust; see MeasuredResult."""
+FORMATS = {"mclst-journal/1": RECORD, "mclst-journal/2": MEASURED}
 _BLOCK = struct.Struct("<4sII")
 _MAGIC = b"rows"
 _LONGEST_SHOWN = 40
@@ -34,13 +37,16 @@ class Journal:
         self._handle = handle
 
     @classmethod
-    def begin(cls, path: Path, fingerprint: Mapping[str, str], rows: int) -> Journal:
-        """Start a journal, replacing any at `path`, and preallocate the space for `rows` records."""
+    def begin(
+        cls, path: Path, fingerprint: Mapping[str, str], rows: int, record: np.dtype[Any] = RECORD
+    ) -> Journal:
+        """Start a journal, replacing any at `path`, and preallocate the space for `rows` of type `record`."""
         handle = open_private(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         journal = cls(handle)
-        head = json.dumps({"format": FORMAT, "made_of": dict(fingerprint)}).encode() + b"\n"
+        (name,) = (name for name, kind in FORMATS.items() if kind == record)
+        head = json.dumps({"format": name, "made_of": dict(fingerprint)}).encode() + b"\n"
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(handle, 0, len(head) + (RECORD.itemsize + 4) * rows + 4096)
+            os.posix_fallocate(handle, 0, len(head) + (record.itemsize + 4) * rows + 4096)
         journal._write(head)
         return journal
 
@@ -52,7 +58,7 @@ class Journal:
         return cls(handle)
 
     def append(self, records: NDArray[np.void]) -> None:
-        """Append RECORDs as one checksummed block."""
+        """Append records as one checksummed block."""
         payload = records.tobytes()
         self._write(_BLOCK.pack(_MAGIC, len(records), zlib.crc32(payload)) + payload)
 
@@ -71,7 +77,7 @@ class Journal:
 
 
 def read_journal(path: Path) -> tuple[dict[str, str], NDArray[np.void], int] | None:
-    """Read a stopped run's journal: (fingerprint, RECORDs in the order written, bytes of its valid part).
+    """Read a stopped run's journal: (fingerprint, records in the order written, bytes of its valid part).
 
     None if there is no journal or its first line is damaged; OutputError if another user may have planted it.
     """
@@ -81,32 +87,33 @@ def read_journal(path: Path) -> tuple[dict[str, str], NDArray[np.void], int] | N
     except OSError:
         return None
     head, newline, _ = content.partition(b"\n")
-    fingerprint = _parse_head(head)
-    if not newline or fingerprint is None:
+    parsed = _parse_head(head)
+    if not newline or parsed is None:
         return None
+    fingerprint, record = parsed
     blocks, position = [], len(head) + 1
     while position + _BLOCK.size <= len(content):
         magic, count, checksum = _BLOCK.unpack_from(content, position)
-        end = position + _BLOCK.size + count * RECORD.itemsize
+        end = position + _BLOCK.size + count * record.itemsize
         payload = content[position + _BLOCK.size : end]
         if magic != _MAGIC or not count or end > len(content) or zlib.crc32(payload) != checksum:
             break
-        blocks.append(np.frombuffer(payload, RECORD))
+        blocks.append(np.frombuffer(payload, record))
         position = end
-    return fingerprint, np.concatenate(blocks) if blocks else np.empty(0, RECORD), position
+    return fingerprint, np.concatenate(blocks) if blocks else np.empty(0, record), position
 
 
-def _parse_head(head: bytes) -> dict[str, str] | None:
+def _parse_head(head: bytes) -> tuple[dict[str, str], np.dtype[Any]] | None:
     try:
         content: Any = json.loads(head)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") not in tuple(FORMATS):
         return None
     fingerprint = content.get("made_of")
     if not isinstance(fingerprint, dict) or not all(isinstance(text, str) for text in fingerprint.values()):
         return None
-    return fingerprint
+    return fingerprint, FORMATS[content["format"]]
 
 
 def describe_difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from mclst.runtime.expression_map.lock import lock_output
 from mclst.runtime.expression_map.row_file import RowFile
 from mclst.runtime.expression_map.row_writer import RowWriter
 from mclst.runtime.progress import Tell
+from mclst.runtime.trust.measures import MeasuredResult
 
 MERGE_ROWS = 512
 """Rows copied at a time, so that memory does not grow with the map."""
@@ -38,7 +40,9 @@ class SlidePart:
 class PartWriter(RowWriter):
     """Writes the rows of one part for a later run to merge."""
 
-    def __init__(self, out: Path, share: SlidePart, shape: tuple[int, int]) -> None:
+    def __init__(
+        self, out: Path, share: SlidePart, shape: tuple[int, int], *, measured: bool = False
+    ) -> None:
         """Lock the part's file.
 
         Parameters
@@ -50,6 +54,8 @@ class PartWriter(RowWriter):
         shape : tuple of int
             [spots, genes] of the whole map: rows keep their place, and other parts' rows are holes in the
             file.
+        measured : bool
+            Whether results are MeasuredResults.
 
         Raises
         ------
@@ -57,7 +63,7 @@ class PartWriter(RowWriter):
             If the file system refuses or has no locks.
         """
         assert share.part is not None, "a part"
-        super().__init__(share.path(out, share.part), shape)
+        super().__init__(share.path(out, share.part), shape, measured=measured)
         with self._refusals():
             lock = self._lock(0).lock
         if not lock.resumable:
@@ -84,7 +90,7 @@ def take_parts(
     count = 0
     for part in range(share.parts):
         lock = lock_output(share.path(out, part))
-        source = RowFile(lock, (len(into.done), genes), 0)
+        source = RowFile(lock, (len(into.done), genes), 0, measured=into.measured)
         try:
             state = source.resume(fingerprint)
             if state is not None and state.changed:
@@ -97,7 +103,9 @@ def take_parts(
                 rows = missing[start : start + MERGE_ROWS]
                 values = [source.read(source.row_offset(row), 4 * genes) for row in rows.tolist()]
                 expression = np.frombuffer(b"".join(values), "<f4").reshape(len(rows), genes)
-                into.write(rows, RetrievalResult(expression, source.nearest[rows], source.effective_k[rows]))
+                columns: dict[str, Any] = {name: of[rows] for name, of in source.columns().items()}
+                kind = MeasuredResult if into.measured else RetrievalResult
+                into.write(rows, kind(expression, **columns))
             count += len(missing)
         finally:
             source.close(keep=lock.journal.exists())

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.kernels.definition.result import RetrievalResult
-from mclst.runtime.expression_map.journal import RECORD, Journal, describe_difference, read_journal
+from mclst.runtime.expression_map.journal import MEASURED, RECORD, Journal, describe_difference, read_journal
 from mclst.runtime.expression_map.lock import RunLock
+from mclst.runtime.trust.measures import MeasuredResult
 
 CHUNK_BYTES = 8 << 20
 SYNC_SECONDS = 15.0
@@ -33,16 +34,20 @@ class ResumeState:
 class RowFile:
     """Rows float32 [n, G] from byte `offset` of a locked file. Raises OSError if the file system refuses.
 
-    done: bool [n], rows in the file. nearest, effective_k: float32 [n], their columns of `obs`.
+    done: bool [n], rows in the file. nearest, effective_k: float32 [n], their columns of `obs`. measured:
+    whether results are MeasuredResults. distance, expected_error: float32 [n], theirs; NaN if not.
     """
 
-    def __init__(self, lock: RunLock, shape: tuple[int, int], offset: int) -> None:
+    def __init__(self, lock: RunLock, shape: tuple[int, int], offset: int, *, measured: bool = False) -> None:
         self.lock = lock
         self.shape = shape
         self.offset = offset
         self.done = np.zeros(shape[0], np.bool_)
         self.nearest = np.full(shape[0], np.nan, np.float32)
         self.effective_k = np.full(shape[0], np.nan, np.float32)
+        self.distance = np.full(shape[0], np.nan, np.float32)
+        self.expected_error = np.full(shape[0], np.nan, np.float32)
+        self._record = MEASURED if measured else RECORD
         self._checksum = np.zeros(shape[0], np.uint32)
         self._row_bytes = 4 * shape[1]
         self._journal: Journal | None = None
@@ -61,7 +66,7 @@ class RowFile:
     def begin(self, fingerprint: Mapping[str, str]) -> None:
         """Start the journal, and with it make all rows, written and to come, outlive this process."""
         if self.lock.resumable:
-            self._journal = Journal.begin(self.lock.journal, fingerprint, self.shape[0])
+            self._journal = Journal.begin(self.lock.journal, fingerprint, self.shape[0], self._record)
             for records in self._unjournaled:
                 self._journal.append(records)
         self._unjournaled = []
@@ -73,6 +78,8 @@ class RowFile:
             return None
         before, records, end = journal
         changed = describe_difference(before, fingerprint)
+        if not changed and records.dtype != self._record:
+            changed = "the format of its journal"
         if changed:
             return ResumeState(len(np.unique(records["row"])), changed)
         self._restore_rows(records[records["row"] < self.shape[0]])
@@ -85,8 +92,9 @@ class RowFile:
         journaled[rows] = True
         # Duplicate rows: NumPy keeps the last assignment, which is the row's newest record.
         self._checksum[rows] = records["crc"]
-        self.nearest[rows] = records["nearest"]
-        self.effective_k[rows] = records["effective_k"]
+        columns = self.columns()
+        for name, column in columns.items():
+            column[rows] = records[name]
         step = max(1, CHUNK_BYTES // self._row_bytes)
         for start in range(0, self.shape[0], step):
             candidates = np.flatnonzero(journaled[start : start + step]) + start
@@ -98,23 +106,29 @@ class RowFile:
                 values = content[first : first + self._row_bytes]
                 # The journal may reach the disk before the row does, so a record alone proves nothing.
                 self.done[row] = len(values) == self._row_bytes and zlib.crc32(values) == self._checksum[row]
-        self.nearest[~self.done] = self.effective_k[~self.done] = np.nan
+        for column in columns.values():
+            column[~self.done] = np.nan
+
+    def columns(self) -> dict[str, NDArray[np.float32]]:
+        """What is known of each row beside its values, float32 [n], by its name in results and records."""
+        return {name: getattr(self, name) for name in self._record.names or () if name not in ("row", "crc")}
 
     def write(self, rows: NDArray[np.integer[Any]], result: RetrievalResult) -> None:
         """Write distinct rows and journal them; a row written again is replaced."""
         order = np.argsort(rows, kind="stable")
         rows = np.asarray(rows, np.int64)[order]
         values = np.ascontiguousarray(np.asarray(result.expression)[order], "<f4")
-        nearest, effective_k = np.asarray(result.nearest)[order], np.asarray(result.effective_k)[order]
+        if isinstance(result, MeasuredResult) != (self._record == MEASURED):
+            raise ValueError("rows of a map are measured, or none is")
         # One write per run of consecutive rows.
         starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1)
         for start, stop in zip(starts, np.append(starts[1:], len(rows)), strict=True):
             self.write_bytes(values[start:stop].data.cast("B"), self.row_offset(int(rows[start])))
-        records = np.empty(len(rows), RECORD)
-        records["row"], records["nearest"], records["effective_k"] = rows, nearest, effective_k
-        records["crc"] = [zlib.crc32(row.data) for row in values]
+        records = np.empty(len(rows), self._record)
+        records["row"], records["crc"] = rows, [zlib.crc32(row.data) for row in values]
         self._checksum[rows] = records["crc"]
-        self.nearest[rows], self.effective_k[rows] = nearest, effective_k
+        for name, column in self.columns().items():
+            column[rows] = records[name] = np.asarray(getattr(result, name))[order]
         self.done[rows] = True
         if self._journal is None:
             self._unjournaled.append(records)

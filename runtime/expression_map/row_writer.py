@@ -22,12 +22,14 @@ class RowWriter:
     """Writes the rows of a float32 [n, G] matrix to a locked hidden file; a context manager.
 
     A failure before `begin` leaves nothing; after it, the rows stay for the next run's `resume`.
+    measured: whether results are MeasuredResults.
     Methods raise OutputError if the file system refuses.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int]) -> None:
+    def __init__(self, path: Path, shape: tuple[int, int], *, measured: bool = False) -> None:
         self.path = path
         self.shape = shape
+        self.measured = measured
         self._rows: RowFile | None = None
         self._keep = False
 
@@ -36,7 +38,7 @@ class RowWriter:
         lock = lock_output(self.path)
         # A stopped run's rows stay until `begin` gives them up, whatever goes wrong before.
         self._keep = lock.resumable and lock.journal.exists()
-        self._rows = RowFile(lock, self.shape, offset)
+        self._rows = RowFile(lock, self.shape, offset, measured=self.measured)
         return self._rows
 
     @property

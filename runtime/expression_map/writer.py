@@ -26,6 +26,7 @@ from mclst.runtime.expression_map.h5ad_values import (
     storable_tree,
     text_index,
 )
+from mclst.runtime.expression_map.layers import LAYERS, MakeLayers, layers_are_intact, write_layers
 from mclst.runtime.expression_map.row_file import RowFile
 from mclst.runtime.expression_map.row_writer import RowWriter
 from mclst.sections.section import Spots
@@ -54,6 +55,14 @@ class MapWriter(RowWriter):
         At least one.
     overwrite : bool
         Whether `path` may exist.
+    measured : bool
+        Whether results are MeasuredResults.
+    of_genes : DataFrame, optional
+        Columns of `var`, a row per gene.
+    own_columns : sequence of str
+        Further columns of `obs` that `publish` gets; those of the spots table give way.
+    intervals : bool
+        Whether the map gets the layers that `publish` makes.
 
     Attributes
     ----------
@@ -71,20 +80,35 @@ class MapWriter(RowWriter):
         If there is no spot, no gene or a repeated gene.
     """
 
-    def __init__(self, path: Path, *, genes: Sequence[str], spots: Spots, overwrite: bool) -> None:
-        super().__init__(path, (len(spots), len(genes)))
+    def __init__(
+        self,
+        path: Path,
+        *,
+        genes: Sequence[str],
+        spots: Spots,
+        overwrite: bool,
+        measured: bool = False,
+        of_genes: pd.DataFrame | None = None,
+        own_columns: Sequence[str] = (),
+        intervals: bool = False,
+    ) -> None:
+        super().__init__(path, (len(spots), len(genes)), measured=measured)
         self.spots = spots
         if min(self.shape) < 1 or len(set(genes)) != len(genes):
             raise ValueError(f"a map needs spots and distinct genes, not {self.shape[0]} x {self.shape[1]}")
         check_writable(path, overwrite=overwrite)
         self._overwrite = overwrite
-        self._image = H5adImage(self.shape)
+        self._checksums: dict[str, list[int]] = {}
+        self._image = H5adImage(self.shape, LAYERS if intervals else ())
         try:
             with self._refusals():
-                self._image.put("var", pd.DataFrame(index=text_index(genes)))
-                self._table, tables_bytes = _checked_table(spots)
+                table = pd.DataFrame(index=text_index(genes))
+                if of_genes is not None:
+                    table = of_genes.set_axis(table.index)
+                self._image.put("var", table)
+                self._table, tables_bytes = _checked_table(spots, (*OWN_COLUMNS, *own_columns))
                 rows = self._lock(self._image.offset)
-                size = rows.row_offset(self.shape[0]) + tables_bytes + MARGIN_BYTES
+                size = self._image.end + tables_bytes + MARGIN_BYTES
                 self._check_space(rows, size)
                 rows.preallocate(size)
         except BaseException:
@@ -110,6 +134,8 @@ class MapWriter(RowWriter):
         library_id: str,
         run: Mapping[str, Any],
         metadata: Mapping[str, str] | None = None,
+        columns: Mapping[str, NDArray[Any]] | None = None,
+        layers: MakeLayers | None = None,
         before_publish: Callable[[Path], None] = lambda path: None,
     ) -> Path:
         """Complete the map, verify that it reads back, and rename it to its final path.
@@ -128,6 +154,10 @@ class MapWriter(RowWriter):
             How the map was made, for `uns["mclst"]`.
         metadata : mapping of str to str, optional
             More text for `uns["spatial"][library_id]["metadata"]`.
+        columns : mapping of str to array [n], optional
+            The `own_columns` of `obs`.
+        layers : callable, optional
+            Makes the layers with `intervals`; see MakeLayers.
         before_publish : callable, optional
             Called with the path of the complete, still hidden map, to write the files that go with it. So a
             map that is visible has all its files.
@@ -147,10 +177,17 @@ class MapWriter(RowWriter):
                 f"image is {image.dtype} {image.shape} at {image_scale} px per px, not uint8 [h, w, 3]"
             )
         diameter = estimate_spot_diameter(self.spots.xy_px) if spot_diameter_px is None else spot_diameter_px
+        table = self._table.assign(**self._neighbor_columns(), **(columns or {}))
+        # Released once written: with millions of spots the table is large.
+        self._table = pd.DataFrame()
+        self._image.put("obs", table)
+        del table
         segments, size = self._rest_of_file(image, image_scale, diameter, library_id, run, metadata or {})
         rows = self._open_rows
         with self._refusals():
             rows.fill_missing()
+            if layers is not None:
+                self._checksums = write_layers(rows, self._image.layer_offsets, layers)
             for offset, content in segments:
                 rows.write_bytes(content, offset)
             os.ftruncate(rows.lock.handle, size)
@@ -184,12 +221,8 @@ class MapWriter(RowWriter):
         library = storable_names([library_id], unnamed="slide")[0]
         hires, hires_scale = downscale(image, image_scale, HIRES_PX)
         lowres, lowres_scale = downscale(hires, hires_scale, LOWRES_PX)
-        for empty in ("layers", "varm", "obsp", "varp"):
+        for empty in ("varm", "obsp", "varp", *(() if self._image.layer_offsets else ("layers",))):
             self._image.put(empty, {})
-        # Released once written: with millions of spots the table is large.
-        table, self._table = self._table, pd.DataFrame()
-        self._image.put("obs", table.assign(**self._neighbor_columns()))
-        del table
         self._image.put("obsm", {"spatial": np.asarray(self.spots.xy_px, np.float64)})
         self._image.put("uns", {"mclst": storable_tree(run)})
         self._image.put("uns/spatial", {library: {}})
@@ -204,6 +237,11 @@ class MapWriter(RowWriter):
         }
         self._image.put(f"{spatial}/metadata", storable_tree({key: str(text) for key, text in texts.items()}))
         return self._image.close()
+
+    @property
+    def rows(self) -> RowFile:
+        """The rows so far, and what was measured of each."""
+        return self._open_rows
 
     def _neighbor_columns(self) -> dict[str, NDArray[np.float32]]:
         """The map's own columns; none without a bank, since no spot then has neighbors."""
@@ -222,7 +260,7 @@ class MapWriter(RowWriter):
         with h5py.File(rows.lock.rows, "r", locking=False) as file:
             matrix = file["X"]
             intact &= matrix.shape == self.shape and matrix.dtype == np.dtype("<f4")
-            intact = intact and rows.verify(matrix)
+            intact = intact and rows.verify(matrix) and layers_are_intact(file, self._checksums)
         if not intact:
             self._keep = False
             raise OutputError(f"{self.path} does not read back as written; check the disk and run again")
@@ -266,9 +304,9 @@ def estimate_spot_diameter(xy_px: NDArray[np.float64]) -> float:
     return distance / 2 if distance > 0 else DEFAULT_SPOT_PX
 
 
-def _checked_table(spots: Spots) -> tuple[pd.DataFrame, int]:
+def _checked_table(spots: Spots, reserved: Sequence[str]) -> tuple[pd.DataFrame, int]:
     """`obs` without the map's own columns, and the bytes to reserve; SpotsError if no `.h5ad` can hold it."""
-    table = spots_table(spots, reserved=OWN_COLUMNS)
+    table = spots_table(spots, reserved=reserved)
     trial = H5adImage((1, 1))
     try:
         trial.put("obs", table)

@@ -17,6 +17,7 @@ from mclst.runtime.inference.providers import EncoderRequest, open_encoder
 from mclst.runtime.inference.readout import Readout, open_readout
 from mclst.runtime.progress import Tell
 from mclst.runtime.resources import available_cores
+from mclst.runtime.trust.calibration import Calibration
 from mclst.sections.section import Spots
 
 T = TypeVar("T")
@@ -58,6 +59,11 @@ class LoadedModel:
     def genes(self) -> list[str]:
         """See Model."""
         return self.bundle.genes
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """See Model."""
+        return self.bundle.calibration
 
     @property
     def is_open(self) -> bool:

@@ -13,6 +13,7 @@ from mclst.runtime.inference.encoder_choice import EncoderChoice
 from mclst.runtime.inference.memory_budget import Fit
 from mclst.runtime.inference.readout import Readout
 from mclst.runtime.progress import Tell
+from mclst.runtime.trust.calibration import Calibration
 from mclst.sections.section import Spots
 
 
@@ -57,6 +58,10 @@ class Model(Protocol):
     @property
     def genes(self) -> list[str]:
         """The G gene names, in the order of the expression."""
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What held-out sections showed of the model; None if it is not calibrated or not known here."""
 
     @property
     def is_open(self) -> bool:

@@ -17,6 +17,7 @@ from mclst.runtime.inference.readout import Readout
 from mclst.runtime.progress import Advance, Clock, Tell
 from mclst.runtime.run.options import RunOptions, most_bad_tiles
 from mclst.runtime.run.outputs import Outputs
+from mclst.runtime.run.trust import RunTrust
 from mclst.runtime.slide.base import Slide
 from mclst.runtime.tiling.array_pitch import Resolution
 from mclst.runtime.tiling.grid import Grid
@@ -76,6 +77,7 @@ class RunContext:
     readout: Readout
     tiles: Tiles
     slots: int | None
+    trust: RunTrust
 
     def fail_tiles(self, rows: Sequence[tuple[int, str]]) -> None:
         """Record unreadable tiles; raise SlideError if there are too many."""
@@ -124,6 +126,7 @@ def open_run(
     outputs: Outputs,
     log: RunLog,
     spec: RetrievalSpec | None,
+    trust: RunTrust,
 ) -> RunContext:
     """Open encoder, readout and tiles so that they fit together, or reuse those of the run before."""
     manifest, batch, slots = model.manifest, options.batch_size, None
@@ -160,4 +163,4 @@ def open_run(
         slide_mpp=inputs.resolution.mpp,
         group=-(-readout.rows_at_once // batch),
     )
-    return RunContext(model, options, choice, inputs, outputs, log, session, readout, tiles, slots)
+    return RunContext(model, options, choice, inputs, outputs, log, session, readout, tiles, slots, trust)

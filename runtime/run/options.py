@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 RETRIEVAL_OPTIONS = tuple(RetrievalSpec.__dataclass_fields__)
 _SAME_MAP = {"changes_map": False}
+_LATER = {"later": True}
+"""Counts only if it is not the default: maps from before the option are still of the same options."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,14 @@ class RunOptions:
         Unreadable tiles tolerated: a count, or a share such as "1%", rounded up.
     any_stain : bool
         Predict slides that are not stained with H&E, too.
+    outside_level : float
+        A spot is outside if this share of the calibrated spots, 0 to 1, is nearer to the training's.
+    max_outside : str or int, optional
+        Spots outside that are tolerated: a count, or a share such as "30%"; more are refused.
+    intervals : int, optional
+        Percent that intervals cover, 80 or 90; the map gets the layers `low` and `high`.
+    reliable : float, optional
+        Write only genes whose r exceeds this in 9 of 10 new sections.
     build : bool
         Build a missing TensorRT engine and keep it in the bundle.
     workers : int
@@ -72,6 +82,10 @@ class RunOptions:
     genes: tuple[str, ...] = ()
     max_bad_tiles: int | str = "1%"
     any_stain: bool = field(default=False, metadata=_SAME_MAP)
+    outside_level: float = field(default=0.95, metadata=_LATER)
+    max_outside: int | str | None = field(default=None, metadata=_SAME_MAP)
+    intervals: int | None = field(default=None, metadata=_LATER)
+    reliable: float | None = field(default=None, metadata=_LATER)
     build: bool = field(default=True, metadata=_SAME_MAP)
     workers: int = field(default=2, metadata=_SAME_MAP)
     overwrite: bool = field(default=False, metadata=_SAME_MAP)
@@ -92,10 +106,15 @@ class RunOptions:
                 raise InputError(
                     f"there is no retrieval option {name!r}; choose from {', '.join(RETRIEVAL_OPTIONS)}"
                 )
-        try:
-            most_bad_tiles(self.max_bad_tiles, 1)
-        except ValueError as error:
-            raise InputError(f"max_bad_tiles: {error}") from error
+        for name in ("max_bad_tiles", "max_outside"):
+            try:
+                most_bad_tiles(getattr(self, name) or 0, 1)
+            except ValueError as error:
+                raise InputError(f"{name}: {error}") from error
+        if not 0 < self.outside_level < 1:
+            raise InputError(f"outside_level is {self.outside_level!r}; give a share between 0 and 1")
+        if self.reliable is not None and not -1 < self.reliable < 1:
+            raise InputError(f"reliable is {self.reliable!r}; give an r between -1 and 1")
 
     def for_model(self, model: Model) -> RunOptions:
         """Replace the encoder's settings by those that the model dictates, if it does."""
@@ -111,6 +130,7 @@ class RunOptions:
             option.name: getattr(self, option.name)
             for option in fields(self)
             if option.metadata.get("changes_map", True)
+            and not (option.metadata.get("later") and getattr(self, option.name) == option.default)
         }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from mclst.runtime.run.outputs import Outputs
 from mclst.runtime.run.provenance import BUNDLE, Provenance, run_fingerprint
 from mclst.runtime.run.publish import publish, report_stop, summarize
 from mclst.runtime.run.report import Run
+from mclst.runtime.run.trust import RunTrust, open_trust
 from mclst.runtime.slide.base import Slide
 from mclst.runtime.tiling.array_pitch import slide_resolution
 from mclst.runtime.tiling.bounds import check_spots
@@ -91,7 +92,6 @@ def predict(
     options = (options or RunOptions()).for_model(model)
     grid = spots if isinstance(spots, Grid) else None
     table = _table(spots)
-    channels = find_genes(options.genes, model.genes)
     if options.genes and grid is None:
         raise InputError("--genes makes a dense image, which needs --grid")
     files, left_out = (options.files or Files()).resolve()
@@ -105,17 +105,18 @@ def predict(
         if not check_later:
             outputs.check_others(overwrite=options.overwrite)
         check_spots(table, slide)
-        if not options.any_stain:
-            with log.clock.stage("stain"):
-                check_stain(slide, table.xy_px)
+        with log.clock.stage("stain"):
+            stain = check_stain(slide, table.xy_px, any_stain=options.any_stain)
+        trust = open_trust(model, options, stain)
+        channels = find_genes(options.genes, trust.genes)
         inputs = RunInputs(slide, table, grid, slide_resolution(slide, table, options.mpp))
         spec = retrieval_spec(model, options)
         run: RunContext | None = None
-        with _open_writer(outputs.map, model.genes, table, shard, overwrite=options.overwrite) as writer:
+        with _open_writer(outputs.map, trust, table, shard) as writer:
             try:
                 stopped = writer.stopped_fingerprint() if options.resume else None
                 options, choice = choose_encoder(model, options, stopped, log)
-                run = open_run(model, options, choice, inputs, outputs, log, spec)
+                run = open_run(model, options, choice, inputs, outputs, log, spec, trust)
                 if left_out:
                     log.note(left_out)
                 _stream(run, writer, slide_hash, shard, check_outputs=check_later)
@@ -140,12 +141,19 @@ def _table(spots: Spots | Grid | str | Path) -> Spots:
     return spots if isinstance(spots, Spots) else read_spots(Path(spots))
 
 
-def _open_writer(
-    out: Path, genes: Sequence[str], spots: Spots, shard: SlidePart | None, *, overwrite: bool
-) -> MapWriter | PartWriter:
+def _open_writer(out: Path, trust: RunTrust, spots: Spots, shard: SlidePart | None) -> MapWriter | PartWriter:
     if shard is None or shard.part is None:
-        return MapWriter(out, genes=genes, spots=spots, overwrite=overwrite)
-    return PartWriter(out, shard, (len(spots), len(genes)))
+        return MapWriter(
+            out,
+            genes=trust.genes,
+            spots=spots,
+            overwrite=trust.options.overwrite,
+            measured=trust.measured,
+            of_genes=trust.of_genes,
+            own_columns=trust.own_columns,
+            intervals=trust.options.intervals is not None,
+        )
+    return PartWriter(out, shard, (len(spots), len(trust.genes)), measured=trust.measured)
 
 
 def _stream(
@@ -168,7 +176,7 @@ def _stream(
         if not journaled:
             writer.begin(fingerprint())
             journaled = True
-        merged = take_parts(run.outputs.map, shard, writer, len(run.model.genes), fingerprint(), run.log.note)
+        merged = take_parts(run.outputs.map, shard, writer, len(run.trust.genes), fingerprint(), run.log.note)
         run.tiles.done |= writer.done
         run.log.advance(merged)
     journaled = _encode_tiles(run, writer, fingerprint, slide_hash, journaled=journaled)
@@ -196,7 +204,8 @@ def _encode_tiles(
     stages = run.session.stages(
         min(tiles.batch_size, len(spots)),
         group_rows=min(tiles.batch_size * tiles.group, len(spots)),
-        on_device=run.readout.on_device and run.session.provider not in ON_CPU,
+        # A calibration measures the embeddings on the host.
+        on_device=run.readout.on_device and not run.trust.measured and run.session.provider not in ON_CPU,
         clock=clock,
         slots=run.slots,
     )
@@ -224,12 +233,14 @@ def _predict_group(run: RunContext, group: Group) -> RetrievalResult:
         )
     try:
         with run.log.clock.stage("retrieve"):
-            return run.readout.predict_expression(group.rows, group.values)
+            result = run.readout.predict_expression(group.rows, group.values)
     except NotFinite as error:
         spot = run.inputs.spots.id[group.rows[error.row]]
         raise BundleError(
             f"the encoder gave an embedding that is not finite for spot {spot}; export the bundle again"
         ) from error
+    with run.log.clock.stage("trust"):
+        return run.trust.measure(group.values, result)
 
 
 def _resume(run: RunContext, writer: RowWriter, fingerprint: Mapping[str, str]) -> bool:

@@ -19,6 +19,8 @@ def run_fingerprint(run: RunContext, slide_sha256: str) -> dict[str, str]:
     The journal of a stopped run holds these keys and values, so they must not change.
     """
     settings = {name: str(value) for name, value in run.readout.settings.items()}
+    if run.options.reliable is not None:
+        settings["--reliable"] = str(run.options.reliable)
     versions = {f"version of {name}": value for name, value in installed_versions().items()}
     return {
         "the slide": slide_sha256,

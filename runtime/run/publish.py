@@ -19,6 +19,7 @@ from mclst.runtime.report.files import write_files
 from mclst.runtime.run.context import RunContext
 from mclst.runtime.run.provenance import Provenance
 from mclst.runtime.run.report import DONE, STOPPED, Run, write_report
+from mclst.runtime.trust.verdict import Verdict
 
 IMAGE_PX = 2000
 """Longest side of the tissue image in the map, as Space Ranger writes it."""
@@ -39,7 +40,9 @@ def publish(
     `record`.
     """
     outputs, log, inputs = run.outputs, run.log, run.inputs
-    content, slide, record = outputs.content, inputs.slide, provenance.as_dict()
+    content, slide = outputs.content, inputs.slide
+    verdict = run.trust.judge(writer.rows, slide.path)
+    record = {**provenance.as_dict(), "trust": verdict.as_dict()}
     summary: Run | None = None
 
     def write_other_files(hidden_map: Path) -> None:
@@ -59,7 +62,7 @@ def publish(
             with log.clock.stage("dense"):
                 write_ome_tiff(hidden_map, outputs.dense, inputs.grid, run.options.genes, channels)
         log.clock["total"] = slide.seconds_opening + time.perf_counter() - started
-        summary = summarize(run, writer, drawn)
+        summary = summarize(run, writer, drawn, verdict)
         if outputs.report is not None:
             report = {
                 **_times(run),
@@ -84,13 +87,20 @@ def publish(
                 "seconds": dict(log.clock),
             },
             metadata={"source_image_path": slide.path.name},
+            columns=run.trust.columns(writer.rows),
+            layers=run.trust.layers(writer.rows),
             before_publish=write_other_files,
         )
     assert summary is not None, "publish calls before_publish"
     return summary
 
 
-def summarize(run: RunContext, writer: RowWriter, drawn: tuple[tuple[str, float], ...] = ()) -> Run:
+def summarize(
+    run: RunContext,
+    writer: RowWriter,
+    drawn: tuple[tuple[str, float], ...] = (),
+    verdict: Verdict | None = None,
+) -> Run:
     """Summarize the run so far; drawn: (gene, Moran's I) of the contact sheet."""
     outputs, log, inputs = run.outputs, run.log, run.inputs
     return Run(
@@ -115,6 +125,9 @@ def summarize(run: RunContext, writer: RowWriter, drawn: tuple[tuple[str, float]
         mpp_source=inputs.resolution.source,
         resumed=log.resumed,
         skipped=0 if inputs.grid is None else inputs.grid.skipped,
+        verdict="" if verdict is None else verdict.text,
+        outside_share=None if verdict is None else verdict.outside_share,
+        reliable_genes=None if run.trust.of_genes is None else int(run.trust.of_genes["reliable"].sum()),
     )
 
 

@@ -50,6 +50,12 @@ class Run:
         Grid positions left out as background.
     files : mapping
         Path of each further file, by kind.
+    verdict : str
+        What is known of the map's error, in one line.
+    outside_share : float or None
+        Share of the spots that are unlike what the model was calibrated on; None if it was not.
+    reliable_genes : int or None
+        Genes called reliable; None if not calibrated.
     """
 
     map_path: Path
@@ -73,6 +79,9 @@ class Run:
     dense_path: Path | None = None
     report_path: Path | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
+    verdict: str = ""
+    outside_share: float | None = None
+    reliable_genes: int | None = None
 
     def tiles_per_second(self, stage: str) -> float:
         """Return the tiles/s of a stage of `seconds`, without resumed and failed tiles."""
@@ -94,6 +103,7 @@ class Run:
                 "most structured",
                 ", ".join(gene for gene, value in self.structured if isfinite(value)) or None,
             ),
+            ("trust", self.verdict or None),
             *self.files.items(),
             ("notes", "; ".join(self.notes) or None),
         ]
@@ -124,6 +134,9 @@ class Run:
             "mpp": self.mpp,
             "mpp_source": self.mpp_source,
             "notes": list(self.notes),
+            "verdict": self.verdict,
+            "outside_share": self.outside_share,
+            "reliable_genes": self.reliable_genes,
             "structured_genes": [
                 {"gene": gene, "morans_i": value if isfinite(value) else None}
                 for gene, value in self.structured

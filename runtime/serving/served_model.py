@@ -156,6 +156,11 @@ class ServedModel:
         return list(self._connection.served.genes)
 
     @property
+    def calibration(self) -> None:
+        """See Model: a server keeps the embeddings, so no spot's distance is known here."""
+        return
+
+    @property
     def is_open(self) -> bool:
         """See Model: whether the server is still expected to answer."""
         return not self._connection.flow.gave_up

@@ -1,9 +1,9 @@
-"""What held-out sections showed of a bundle: `calibration.h5`, and how it is applied to the spots of a map."""
+"""What held-out sections showed of a bundle: `calibration.h5`, and how it applies to the spots of a map."""
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,17 @@ SHAPES: dict[str, tuple[str, ...]] = {
 }
 """Data sets of the file, all float32, and their axes by letter; equal letters are equal lengths."""
 FIXED = {"P": PERCENTILES, "S": 2, "C": 11}
-MOST = {"D": 65_536, "Q": 1024, "M": MAX_GALLERY, "E": 63, "L": 8, "B": 64, "K": 100_000, "T": 1024, "N": 100_000}
+MOST = {
+    "D": 65_536,
+    "Q": 1024,
+    "M": MAX_GALLERY,
+    "E": 63,
+    "L": 8,
+    "B": 64,
+    "K": 100_000,
+    "T": 1024,
+    "N": 100_000,
+}
 UNDEFINED = ("r", "expected_r", "low_r", "coverage")
 """Those in which NaN is a value: r of a constant gene."""
 
@@ -141,7 +151,12 @@ class Calibration:
     def spot_errors(self, expression: Floats) -> Floats:
         """Expected root mean squared error float32 [n] of spots with expression [n, G], in its units."""
         mean = expression.mean(axis=1, dtype=np.float64)
-        return np.interp(mean, self.error_at, self.spot_error).astype(np.float32)
+        return np.asarray(np.interp(mean, self.error_at, self.spot_error), np.float32)
+
+    def of_genes(self, kept: NDArray[np.int64]) -> Calibration:
+        """Return the same for some genes alone, by their columns."""
+        parts = {name: getattr(self, name)[..., kept] for name, axes in SHAPES.items() if axes[-1] == "G"}
+        return replace(self, **parts)
 
     def reliable(self, level: float) -> NDArray[np.bool_]:
         """Bool [G]: genes whose r exceeds `level` in 9 of 10 new sections."""
@@ -184,13 +199,23 @@ def read_calibration(path: Path, *, genes: int, dim: int) -> Calibration:
         raise
     except Exception as error:  # h5py raises nearly any type on damaged bytes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BundleError(f"{path} is not a readable calibration ({reason}); export the bundle again") from error
+        raise BundleError(
+            f"{path} is not a readable calibration ({reason}); export the bundle again"
+        ) from error
     _check_shapes(values, path, genes=genes, dim=dim)
     known = counts.dtype == np.int64 and counts.shape == (2,) and (counts > 0).all()
-    if not known or texts[:1] != [FORMAT] or len(texts) != 2 + len(values["r"]) or max(map(len, texts)) > 1000:
+    if (
+        not known
+        or texts[:1] != [FORMAT]
+        or len(texts) != 2 + len(values["r"])
+        or max(map(len, texts)) > 1000
+    ):
         raise BundleError(f"{path} is no {FORMAT} of this bundle; export the bundle again")
     increasing = (np.diff(values[name]) >= 0 for name in ("distance", "edges", "error_at"))
-    if not all(steps.all() for steps in increasing) or (values["residual"][:, :, 0] > values["residual"][:, :, 1]).any():
+    if (
+        not all(steps.all() for steps in increasing)
+        or (values["residual"][:, :, 0] > values["residual"][:, :, 1]).any()
+    ):
         raise BundleError(f"{path}: its percentiles or quantiles are not in order; export the bundle again")
     return Calibration(
         kind=texts[1], group=tuple(texts[2:]), sections=int(counts[0]), spots=int(counts[1]), **values
@@ -199,7 +224,9 @@ def read_calibration(path: Path, *, genes: int, dim: int) -> Calibration:
 
 def _plain(file: h5py.File, name: str, rank: int, path: Path) -> h5py.Dataset:
     """Get a plain data set: no links, no other files, no filters, no more than the file holds."""
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(
+        file[name], h5py.Dataset
+    ):
         raise BundleError(f"{path} has no dataset /{name}; export the bundle again")
     data = file[name]
     if data.external or data.is_virtual or data.chunks is not None or data.ndim != rank:

@@ -17,14 +17,15 @@ COARSEST = 8.0
 """Level-0 pixels per pixel up to which a place still shows single nuclei."""
 
 
-def check_stain(slide: Slide, xy_px: NDArray[np.float64]) -> Stain | None:
-    """Raise StainError unless the tissue at the spots is stained with H&E.
+def check_stain(slide: Slide, xy_px: NDArray[np.float64], *, any_stain: bool = False) -> Stain | None:
+    """Measure the stain of the tissue at the spots; raise StainError unless it is H&E, or `any_stain`.
 
     Parameters
     ----------
     slide : Slide
     xy_px : float64 [n, 2]
         The spots' centers, level-0 px.
+    any_stain : bool
 
     Returns
     -------
@@ -32,7 +33,7 @@ def check_stain(slide: Slide, xy_px: NDArray[np.float64]) -> Stain | None:
         None if not one place can be read: the run itself then says why.
     """
     stain = read_stain(slide, xy_px)
-    other = "" if stain is None else name_other_stain(stain)
+    other = "" if stain is None or any_stain else name_other_stain(stain)
     if other:
         raise StainError(
             f"{slide.path} is no H&E slide: {other}; give one stained with hematoxylin and eosin, "

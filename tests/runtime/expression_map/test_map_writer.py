@@ -435,5 +435,5 @@ def test_usual_spot_diameter():
 def test_hdf5_reaching_into_the_place_of_x_is_noticed():
     image = H5adImage((4, 3))
     image._file["X"][0] = 1.0
-    with pytest.raises(RuntimeError, match="bytes of X"):
+    with pytest.raises(RuntimeError, match="bytes of a matrix"):
         image.close()

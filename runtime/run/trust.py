@@ -1,0 +1,169 @@
+"""What a run adds to a map so that its reader knows what to trust; X stays as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from mclst.kernels.definition.result import RetrievalResult
+from mclst.runtime.errors import InputError, SlideError
+from mclst.runtime.expression_map.layers import MakeLayers
+from mclst.runtime.expression_map.row_file import RowFile
+from mclst.runtime.inference.model import Model, describe_location
+from mclst.runtime.run.options import RunOptions, most_bad_tiles
+from mclst.runtime.trust.calibration import Calibration
+from mclst.runtime.trust.measures import MeasuredResult
+from mclst.runtime.trust.stain import Stain
+from mclst.runtime.trust.verdict import Verdict, judge
+
+RELIABLE_R = 0.3
+"""A gene is reliable if 9 of 10 new sections are expected to exceed this r."""
+
+
+@dataclass(frozen=True)
+class RunTrust:
+    """What is known of a run's model and slide.
+
+    calibration: None without one. stain: of the slide, None if not measured. kept: columns of the genes that
+    are written, None for all. genes: their names.
+    """
+
+    options: RunOptions
+    calibration: Calibration | None
+    stain: Stain | None
+    genes: list[str]
+    kept: NDArray[np.int64] | None = None
+
+    @property
+    def measured(self) -> bool:
+        """Whether rows are measured beside their expression."""
+        return self.calibration is not None
+
+    @cached_property
+    def of_genes(self) -> pd.DataFrame | None:
+        """Columns of `var`; None without a calibration."""
+        if self.calibration is None:
+            return None
+        level = RELIABLE_R if self.options.reliable is None else self.options.reliable
+        kept = slice(None) if self.kept is None else self.kept
+        columns = {
+            "expected_r": self.calibration.expected_r,
+            "low_r": self.calibration.low_r,
+            "reliable": self.calibration.reliable(level),
+            "expected_rmse": self.calibration.error,
+        }
+        return pd.DataFrame({name: values[kept] for name, values in columns.items()})
+
+    @property
+    def own_columns(self) -> tuple[str, ...]:
+        """Names of the columns that `columns` adds to `obs`."""
+        return () if self.calibration is None else ("distance_percentile", "outside", "expected_error")
+
+    def measure(self, values: NDArray[np.float32], result: RetrievalResult) -> RetrievalResult:
+        """Add what is known of some spots to their result, and leave out genes that are not written.
+
+        values: float32 [b, embedding | prediction], the encoder's.
+        """
+        expression = result.expression if self.kept is None else result.expression[:, self.kept]
+        if self.calibration is None:
+            return result
+        dim = self.calibration.projection.shape[0]
+        embedding = values[:, :dim]
+        return MeasuredResult(
+            np.ascontiguousarray(expression),
+            result.nearest,
+            result.effective_k,
+            result.neighbors,
+            distance=self.calibration.distances(embedding),
+            expected_error=self.calibration.spot_errors(result.expression),
+        )
+
+    def columns(self, rows: RowFile) -> dict[str, NDArray[Any]]:
+        """Columns of `obs`, NaN for spots without a prediction, which are not called outside."""
+        if self.calibration is None:
+            return {}
+        percentile = self._percentile(rows)
+        outside = percentile > self.options.outside_level
+        values = (percentile, outside, rows.expected_error)
+        return dict(zip(self.own_columns, values, strict=True))
+
+    def _percentile(self, rows: RowFile) -> NDArray[np.float32]:
+        assert self.calibration is not None
+        percentile = self.calibration.percentiles(np.nan_to_num(rows.distance, nan=0.0))
+        percentile[np.isnan(rows.distance)] = np.nan
+        return percentile
+
+    def layers(self, rows: RowFile) -> MakeLayers | None:
+        """What makes the layers `low` and `high`; None unless intervals are asked for."""
+        calibration, percent = self.calibration, self.options.intervals
+        if calibration is None or percent is None:
+            return None
+        level = _level(calibration, percent)
+        outside = ~(self._percentile(rows) <= self.options.outside_level)
+        chosen = calibration if self.kept is None else calibration.of_genes(self.kept)
+
+        def make(block: slice, expression: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+            return chosen.interval(expression, np.nan_to_num(rows.distance[block]), outside[block], level)
+
+        return make
+
+    def judge(self, rows: RowFile, slide: Path) -> Verdict:
+        """Judge the slide; SlideError if more spots are outside than `max_outside` tolerates."""
+        verdict = judge(self.calibration, rows.distance, self.options.outside_level, self.stain)
+        limit, share = self.options.max_outside, verdict.outside_share
+        if limit is not None and share is not None:
+            predicted = int(np.count_nonzero(~np.isnan(rows.distance)))
+            outside, most = round(share * predicted), most_bad_tiles(limit, predicted)
+            if outside > most:
+                raise SlideError(
+                    f"{slide}: {outside:,} of {predicted:,} spots are outside what the model was calibrated "
+                    f"on, more than --max-outside {limit} allows; give another slide, or allow more"
+                )
+        return verdict
+
+
+def open_trust(model: Model, options: RunOptions, stain: Stain | None) -> RunTrust:
+    """Open what a model knows of its errors.
+
+    Raises
+    ------
+    InputError
+        If an option needs a calibration and there is none, or no gene is reliable enough.
+    """
+    calibration, genes = model.calibration, model.genes
+    if calibration is None:
+        for name in ("intervals", "reliable", "max_outside"):
+            if getattr(options, name) is not None:
+                raise InputError(
+                    f"--{name.replace('_', '-')} needs a calibrated bundle, and {describe_location(model)} "
+                    "is not calibrated; export one with held-out sections, or leave the option out"
+                )
+        return RunTrust(options, None, stain, genes)
+    if options.intervals is not None:
+        _level(calibration, options.intervals)
+    if options.reliable is None:
+        return RunTrust(options, calibration, stain, genes)
+    kept = np.flatnonzero(calibration.reliable(options.reliable))
+    if not len(kept):
+        best = float(np.nanmax(calibration.low_r, initial=-1.0))
+        raise InputError(
+            f"no gene of {describe_location(model)} reaches r {options.reliable:g} in 9 of 10 new sections; "
+            f"the best reaches {best:.2f}: give a lower --reliable"
+        )
+    return RunTrust(options, calibration, stain, [genes[i] for i in kept], kept)
+
+
+def _level(calibration: Calibration, percent: int) -> int:
+    near = np.flatnonzero(np.abs(calibration.levels * 100 - percent) < 0.5)
+    if not len(near):
+        levels = ", ".join(f"{level:.0%}" for level in calibration.levels)
+        raise InputError(
+            f"the bundle is calibrated for intervals of {levels}, not {percent} %; choose one of these"
+        )
+    return int(near[0])

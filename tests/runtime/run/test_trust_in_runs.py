@@ -1,0 +1,238 @@
+"""A run with a calibrated bundle: what it adds, and that X stays as it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+from calibrated import calibrate_bundle, write_calibration
+from click.testing import CliRunner, Result
+from refusals import assert_refused, tree
+from small_model import Small
+
+from mclst.export.calibrate import HeldOut, calibrate
+from mclst.kernels.definition.result import RetrievalResult
+from mclst.runtime.bundle.bundle import open_bundle
+from mclst.runtime.cli.infer import main
+from mclst.runtime.expression_map.writer import MapWriter
+from mclst.runtime.inference.providers import open_session
+from mclst.runtime.trust.calibration import Calibration, calibration_bytes
+from mclst.runtime.trust.measures import MeasuredResult
+
+
+@pytest.fixture(scope="module")
+def calibrated(small: Small, small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small bundle, calibrated on tiles of its sections: half of the genes well predicted, half not."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    bundle = open_bundle(small_bundle)
+    session = open_session(bundle.encoder_path, "cpu")
+    rng = np.random.default_rng(3)
+    groups = []
+    for name in ("A1", "A2", "B1"):
+        embedding = session.encode(tiles_of(small, name))
+        truth = rng.gamma(2, 1, (len(embedding), 12))
+        noise = np.where(np.arange(12) < 6, 0.3, 3.0)
+        groups.append(HeldOut(name, truth + rng.normal(size=truth.shape) * noise, truth, embedding))
+    calibrate_bundle(small_bundle, folder / "mclst-bundle", calibrate(groups))
+    return folder / "mclst-bundle"
+
+
+def tiles_of(small: Small, name: str) -> np.ndarray:
+    from mclst.runtime.slide.open import open_slide
+    from mclst.sections.tables.spots import read_spots
+
+    spots = read_spots(small.folder / "spots" / f"{name}_selection.tsv")
+    with open_slide(small.folder / "images" / f"{name}.png") as slide:
+        corners = np.floor(spots.xy_px).astype(int) - 16
+        return np.stack([slide.read(x, y, 32, 32) for x, y in corners.tolist()])
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: Small, calibrated: Path) -> Iterator[Path]:
+    """A working folder with slide.png, spots.tsv and a calibrated mclst-bundle."""
+    shutil.copy(small.slide, tmp_path / "slide.png")
+    shutil.copy(small.spots, tmp_path / "spots.tsv")
+    shutil.copytree(calibrated, tmp_path / "mclst-bundle")
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+
+
+def infer(*words: str) -> Result:
+    return CliRunner().invoke(
+        main, ["slide.png", "--spots", "spots.tsv", "--no-html", "--no-picture", *words]
+    )
+
+
+def test_a_calibration_adds_to_the_map_and_changes_nothing_of_x(here: Path, small_bundle: Path) -> None:
+    done = infer("--intervals", "90")
+    assert done.exit_code == 0, done.output
+    plain = infer("--bundle", str(small_bundle), "--out", "plain.h5ad")
+    assert plain.exit_code == 0, plain.output
+    new, old = anndata.read_h5ad("slide.h5ad"), anndata.read_h5ad("plain.h5ad")
+    np.testing.assert_array_equal(new.X, old.X)
+    for column in old.obs.columns:
+        np.testing.assert_array_equal(new.obs[column], old.obs[column])
+    calibration = open_bundle("mclst-bundle").calibration
+    assert calibration is not None
+    assert set(new.obs.columns) - set(old.obs.columns) == {"distance_percentile", "outside", "expected_error"}
+    np.testing.assert_array_equal(new.obs["outside"], new.obs["distance_percentile"] > 0.95)
+    np.testing.assert_allclose(new.obs["expected_error"], calibration.spot_errors(new.X), rtol=1e-6)
+    assert new.var["reliable"].tolist() == calibration.reliable(0.3).tolist() == [True] * 6 + [False] * 6
+    np.testing.assert_allclose(new.var["expected_r"], calibration.expected_r)
+    inside = ~new.obs["outside"].to_numpy()
+    assert inside.any() and (new.layers["low"][inside] <= new.layers["high"][inside]).all()
+    assert np.isnan(new.layers["low"][~inside]).all()
+    width = new.layers["high"] - new.layers["low"]
+    assert np.nanmean(width[:, 6:]) > 2 * np.nanmean(width[:, :6])
+    trust = new.uns["mclst"]["trust"]
+    assert trust["calibrated"] and trust["groups"] == 3 and "3 sections" in trust["verdict"]
+    assert trust["outside_share"] == pytest.approx(new.obs["outside"].mean())
+    assert trust["verdict"] in done.stderr and "6 of 12 genes" in done.stderr
+    assert json.loads(Path("slide.run.json").read_text())["run"]["verdict"] == trust["verdict"]
+    assert "not calibrated" in plain.stderr and not old.uns["mclst"]["trust"]["calibrated"]
+    assert not old.layers and "expected_r" not in old.var
+
+
+def test_the_intervals_are_those_of_each_spots_distance(here: Path) -> None:
+    assert infer("--intervals", "80", "--outside-level", "0.999").exit_code == 0
+    written = anndata.read_h5ad("slide.h5ad")
+    bundle = open_bundle("mclst-bundle")
+    spots = np.loadtxt("spots.tsv", skiprows=1, delimiter="\t")[:, 4:6]
+    from mclst.runtime.slide.open import open_slide
+
+    with open_slide(Path("slide.png")) as slide:
+        corners = np.floor(spots).astype(int) - 16
+        tiles = np.stack([slide.read(x, y, 32, 32) for x, y in corners.tolist()])
+    calibration = bundle.calibration
+    assert calibration is not None
+    distance = calibration.distances(open_session(bundle.encoder_path, "cpu").encode(tiles))
+    bins = np.searchsorted(calibration.edges, distance)
+    high = written.X + calibration.residual[0, bins, 1]
+    outside = written.obs["outside"].to_numpy()
+    np.testing.assert_allclose(written.layers["high"][~outside], high[~outside], atol=1e-4)
+
+
+def test_reliable_writes_only_genes_that_reach_it(here: Path) -> None:
+    assert infer("--out", "all.h5ad").exit_code == 0
+    done = infer("--reliable", "0.3", "--intervals", "90")
+    assert done.exit_code == 0, done.output
+    few, every = anndata.read_h5ad("slide.h5ad"), anndata.read_h5ad("all.h5ad")
+    assert few.var_names.tolist() == [f"GENE{i}" for i in range(6)] and few.var["reliable"].all()
+    np.testing.assert_array_equal(few.X, every[:, few.var_names].X)
+    np.testing.assert_array_equal(few.obs["expected_error"], every.obs["expected_error"])
+    assert few.layers["low"].shape == few.shape
+    assert_refused(infer("--reliable", "0.9999", "--overwrite"), 4, ("no gene", "0.9999", "--reliable"))
+
+
+def far(calibration: Calibration) -> Calibration:
+    """The same calibration, but every spot is outside."""
+    from dataclasses import replace
+
+    return replace(calibration, gallery=calibration.gallery + 1e4)
+
+
+def test_too_many_spots_outside_leave_no_map_and_more_tolerance_finishes_it(here: Path) -> None:
+    calibration = open_bundle("mclst-bundle").calibration
+    assert calibration is not None
+    write_calibration(here / "mclst-bundle", calibration_bytes(far(calibration)))
+    done = infer("--max-outside", "30%")
+    assert done.exit_code == 4 and "24 of 24 spots are outside" in done.stderr and "30%" in done.stderr
+    assert not Path("slide.h5ad").exists()
+    again = infer("--max-outside", "24")
+    assert again.exit_code == 0, again.output
+    assert "most of this map is a guess" in again.stderr
+    written = anndata.read_h5ad("slide.h5ad")
+    assert written.obs["outside"].all() and written.uns["mclst"]["trust"]["outside_share"] == 1
+
+
+@pytest.mark.parametrize("option", [("--intervals", "90"), ("--reliable", "0.3"), ("--max-outside", "30%")])
+def test_without_a_calibration_these_options_are_refused(
+    here: Path, small_bundle: Path, option: tuple[str, str]
+) -> None:
+    before = tree(here)
+    done = infer("--bundle", str(small_bundle), *option)
+    assert_refused(done, 4, (option[0], "not calibrated"))
+    assert tree(here) == before
+
+
+def test_a_calibration_of_another_bundle_is_refused(here: Path) -> None:
+    calibration = open_bundle("mclst-bundle").calibration
+    assert calibration is not None
+    write_calibration(here / "mclst-bundle", calibration_bytes(calibration), spots=5)
+    assert_refused(infer(), 4, ("calibration.h5", "manifest"))
+    (here / "mclst-bundle" / "calibration.h5").unlink()
+    assert_refused(infer(), 4, ("calibration.h5",))
+
+
+def test_a_stopped_run_resumes_with_what_was_measured(tmp_path: Path) -> None:
+    """Rows of two processes: the second finds the distances of the first in its journal."""
+    from map_writing import genes_of, publish, spots_of
+
+    rng = np.random.default_rng(0)
+    values = {name: rng.random(50).astype(np.float32) for name in ("near", "k", "far", "error")}
+    expression = rng.random((50, 3)).astype(np.float32)
+
+    def result(rows: np.ndarray) -> MeasuredResult:
+        return MeasuredResult(
+            expression[rows],
+            values["near"][rows],
+            values["k"][rows],
+            distance=values["far"][rows],
+            expected_error=values["error"][rows],
+        )
+
+    def writer(*, measured: bool = True) -> MapWriter:
+        return MapWriter(
+            tmp_path / "m.h5ad", genes=genes_of(3), spots=spots_of(50), overwrite=False, measured=measured
+        )
+
+    with writer() as first:
+        first.begin({"a": "b"})
+        first.write(np.arange(20), result(np.arange(20)))
+    with writer(measured=False) as other:
+        state = other.resume({"a": "b"})
+        assert state is not None and "journal" in state.changed
+        with pytest.raises(ValueError, match="measured"):
+            other.write(np.arange(1), result(np.arange(1)))
+    with writer() as second:
+        state = second.resume({"a": "b"})
+        assert state is not None and (state.rows, state.changed) == (20, "")
+        second.write(np.arange(20, 50), result(np.arange(20, 50)))
+        np.testing.assert_array_equal(second.rows.distance, values["far"])
+        np.testing.assert_array_equal(second.rows.expected_error, values["error"])
+        with pytest.raises(ValueError, match="measured"):
+            second.write(np.arange(1), RetrievalResult(expression[:1], values["near"][:1], values["k"][:1]))
+        publish(second)
+    np.testing.assert_array_equal(anndata.read_h5ad(tmp_path / "m.h5ad").X, expression)
+
+
+def test_layers_that_do_not_read_back_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from map_writing import IMAGE, genes_of, spots_of
+
+    from mclst.runtime.errors import OutputError
+    from mclst.runtime.expression_map import row_file
+
+    path, ones = tmp_path / "m.h5ad", np.ones((40, 3), np.float32)
+    written = row_file.RowFile.write_bytes
+
+    def spoil(self: row_file.RowFile, content: memoryview, offset: int) -> None:
+        written(self, memoryview(bytes(len(content))) if len(content) == 480 else content, offset)
+
+    with MapWriter(path, genes=genes_of(3), spots=spots_of(40), overwrite=False, intervals=True) as writer:
+        writer.write(np.arange(40), RetrievalResult(ones, ones[:, 0], ones[:, 0]))
+        monkeypatch.setattr(row_file.RowFile, "write_bytes", spoil)
+        with pytest.raises(OutputError, match="read back"):
+            writer.publish(
+                image=IMAGE,
+                image_scale=0.1,
+                spot_diameter_px=10.0,
+                library_id="s",
+                run={},
+                layers=lambda rows, x: (x - 1, x + 1),
+            )
+    assert not path.exists()
