@@ -104,7 +104,11 @@ def open_model(server: ServerOptions, bundle_path: Path, tell: Tell) -> Iterator
         from mclst.runtime.bundle.bundle import open_bundle
         from mclst.runtime.inference.loaded_model import LoadedModel
 
-        yield LoadedModel(open_bundle(bundle_path))
+        model = LoadedModel(open_bundle(bundle_path))
+        try:
+            yield model
+        finally:
+            model.wait()
         return
     from mclst.runtime.serving.connection import Server
     from mclst.runtime.serving.served_model import ServedModel
