@@ -12,6 +12,11 @@ COMMANDS = {
     "compare": ("reporting.commands", "compare", "Two result files against each other."),
     "end-to-end": ("end_to_end.command", "end_to_end", "Whole runs, from slide to map."),
     "latency": ("encoder.command", "latency", "The encoder: latency, throughput, energy, roofline."),
+    "leaderboard": (
+        "leaderboard.command",
+        "leaderboard",
+        "HEST-bench and STP-Bench: their row for an encoder.",
+    ),
     "load": ("serving.command", "load", "A model server under load."),
     "memory": ("memory.command", "memory", "Peak memory of dense maps."),
     "page": ("reporting.commands", "page", "HTML page of result files."),

@@ -227,7 +227,12 @@ def _against_baselines(
             spots = data.tests[pair.section].rows_of(pair.spot.tolist())
             group = data.patients.get(pair.section, pair.section)
             other = own[pair.section][spots]
-            compared.append(Compared(pair.truth, pair.predicted, other, pair.xy_px, group))
+            both = np.isfinite(other).all(axis=1)
+            xy = None if pair.xy_px is None else pair.xy_px[both]
+            if np.count_nonzero(both) >= 3:
+                compared.append(Compared(pair.truth[both], pair.predicted[both], other[both], xy, group))
+        if not compared:
+            continue
         made_of = first.made_of if len(names) == 1 else f"{first.made_of} for {names[0]}, …"
         rows.append(
             Against(method.name, first.name, "baseline", first.sees, made_of, compare(compared, sets))

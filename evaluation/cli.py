@@ -78,6 +78,13 @@ PATH = click.Path(path_type=Path)
     default="all",
     help="Predictions to beat; no-image reads no tiles, none reads no training sections.",
 )
+@click.option(
+    "--baseline",
+    "baseline_maps",
+    multiple=True,
+    metavar="NAME=MAP",
+    help="A further prediction to beat, such as a map of mclst-fit's ridge; once per section, repeatable.",
+)
 @click.option("--mpp", type=click.FloatRange(0.01, 100), help="µm per pixel of images that do not say.")
 @click.option("--least", type=float, help="Minimum -log10 p of a predicted gene.  [default: of 0.05 / genes]")
 @click.option(
@@ -112,6 +119,7 @@ def main(
     """
     try:
         from mclst.evaluation.assessment import assess, check_leaks
+        from mclst.evaluation.baselines.other_maps import read_baseline_maps
         from mclst.evaluation.evaluate import evaluate
         from mclst.evaluation.outputs import output_paths, render_outputs
         from mclst.evaluation.page import CAPTIONS, evaluation_page
@@ -132,7 +140,12 @@ def main(
     outputs = output_paths(start, figures, methods, with_domains=with_domains, with_baselines=with_baselines)
     for path in outputs.values():
         check_writable(path, overwrite=overwrite)
-    inputs = (truth, options["gene_set"], *(path for _, path in maps_by_method))
+    baseline_maps = [_parse_map(text) for text in options["baseline_maps"]]
+    if any(not name for name, _ in baseline_maps):
+        raise click.UsageError("--baseline needs a name: NAME=MAP")
+    if baseline_maps and not with_baselines:
+        raise click.UsageError("--baseline compares with a baseline; leave --baselines none out")
+    inputs = (truth, options["gene_set"], *(path for _, path in (*maps_by_method, *baseline_maps)))
     check_distinct(outputs.values(), inputs)
     check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=outputs.values())
     pairs, regions, mpp = _read(maps_by_method, truth, sections, options)
@@ -157,7 +170,11 @@ def main(
         threshold=options["least"],
     )
     listed = {} if gene_set is None else {options["gene_set"].stem: gene_set}
-    assessment = None if data is None else assess(evaluation, data, leaks, stains=stains, listed=listed)
+    if data is None:
+        assessment = None
+    else:
+        further = read_baseline_maps(baseline_maps, truth, pairs[0].genes, pairs[0].normalization)
+        assessment = assess(evaluation, data, leaks, stains=stains, listed=listed, further=further)
     page_figures: list[tuple[str, str, bytes]] = []
     for name, method, content in render_outputs(evaluation, assessment, outputs, figures):
         write_atomically(outputs[name, method], content)

@@ -41,6 +41,7 @@ benchmarks/accuracy: benchmarks/harness training export/parity export/onnx runti
     runtime/bundle runtime sections
 benchmarks/retrieval: benchmarks/harness benchmarks/roofline runtime/report/figures runtime kernels
     kernels/definition
+benchmarks/leaderboard: benchmarks/harness runtime/inference runtime/encoder runtime/bundle runtime sections
 benchmarks/robustness: benchmarks/contenders benchmarks/harness evaluation/baselines runtime/cli
     runtime/report/figures runtime/inference runtime/tiling runtime/slide runtime/encoder runtime/bundle
     runtime sections/tables sections
@@ -51,8 +52,8 @@ benchmarks/roofline:
 benchmarks:
 evaluation: evaluation/baselines evaluation/metrics runtime/report/page runtime/report/figures
     runtime/expression_map runtime/bundle runtime sections/formats sections/tables sections
-evaluation/baselines: runtime/tiling runtime/slide runtime/bundle runtime sections/formats sections/tables
-    sections
+evaluation/baselines: runtime/expression_map runtime/tiling runtime/slide runtime/bundle runtime
+    sections/formats sections/tables sections
 evaluation/metrics: runtime/expression_map sections
 training: runtime/tiling runtime/slide runtime/bundle runtime kernels kernels/definition sections/formats
     sections/tables sections models

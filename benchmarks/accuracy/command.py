@@ -12,7 +12,7 @@ import click
 from mclst.benchmarks.harness.options import PATH, ResultFiles, result_options
 from mclst.runtime.console import command, progress, say
 from mclst.runtime.errors import OutputError, ResourceError
-from mclst.sections.patients import PATIENT
+from mclst.sections.patients import PATIENT, known_patients
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,8 +31,8 @@ HEADINGS = ("PCC (ACG)", "PCC (HEG)", "MSE", "MAE")
 @click.option(
     "--leave-out",
     type=click.Choice(("section", "patient")),
-    default="section",
-    help="Unit of a fold; section, as published, keeps the patient's other sections in training.",
+    help="Unit of a fold; section, as published, keeps the patient's other sections in training.  "
+    "[default: patient, if the names tell several]",
 )
 @click.option("--patient", default=PATIENT, help="Regular expression for the patient in a section's name.")
 @click.option("--fold", "fold_names", multiple=True, help="Only this fold; repeatable.  [default: all]")
@@ -51,7 +51,7 @@ HEADINGS = ("PCC (ACG)", "PCC (HEG)", "MSE", "MAE")
 def accuracy(
     paths: tuple[Path, ...],
     section_names: str | None,
-    leave_out: str,
+    leave_out: str | None,
     patient: str,
     fold_names: tuple[str, ...],
     sweep: str | None,
@@ -75,7 +75,13 @@ def accuracy(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     config, sections = _read(paths, section_names, train_options, parsed, quiet=quiet)
-    folds = cv.make_folds([section.name for section in sections], leave_out, patient)
+    names = [section.name for section in sections]
+    if leave_out is None:
+        known = known_patients(names, None if patient == PATIENT else patient)
+        apart = len(known) == len(names) and len(set(known.values())) > 1
+        leave_out = "patient" if apart else "section"
+        say(f"  leaving one {leave_out} out; --leave-out decides", quiet=quiet)
+    folds = cv.make_folds(names, leave_out, patient)
     if unknown := set(fold_names) - {fold.name for fold in folds}:
         raise click.UsageError(f"--fold {min(unknown)} is none of {', '.join(fold.name for fold in folds)}")
     folds = [fold for fold in folds if not fold_names or fold.name in fold_names]

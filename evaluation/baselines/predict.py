@@ -31,8 +31,8 @@ Predict = Callable[[Sequence[MeasuredSection], MeasuredSection], tuple[NDArray[n
 class Baseline:
     """A baseline's prediction of a section.
 
-    sees: what it sees of the section. made_of: sections and settings. expression: float64 [n, G], or None if
-    it cannot be made, and then made_of says why.
+    sees: what it sees of the section. made_of: sections and settings. expression: float64 [n, G], NaN rows
+    where it predicts nothing; None if it cannot be made, and then made_of says why.
     """
 
     name: str
@@ -80,7 +80,9 @@ def predict_baselines(
         baselines.append(_made(name, sees, predict(sections, section), sections, "no positions"))
     baselines.append(_by_stain(training, section, stains or {}))
     for name, (sees, predict) in (further or {}).items():
-        baselines.append(_made(name, sees, predict(training, section), training, "no features"))
+        result = predict(training, section)
+        made_of = f"not made for section {section.name}" if result is None else result[1]
+        baselines.append(Baseline(name, sees, made_of, None if result is None else result[0]))
     return baselines
 
 

@@ -31,7 +31,8 @@ TRAIN = " ".join([*QUICK, "--epochs", "1"])
 
 def run(small: Small, work: Path, *words: Any) -> Result:
     fixed = [small.folder, "--train", TRAIN, "--work", work, "--json", "-"]
-    return CliRunner().invoke(main, [str(word) for word in ["accuracy", *fixed, *words]])
+    unit = [] if "--leave-out" in words or "--patient" in words else ["--leave-out", "section"]
+    return CliRunner().invoke(main, [str(word) for word in ["accuracy", *fixed, *unit, *words]])
 
 
 def test_folds_leave_out_a_section_or_a_patient() -> None:
@@ -142,7 +143,8 @@ def test_every_axis_changes_the_scores(small: Small, tmp_path: Path, axis: str, 
 
 
 def test_leaving_a_patient_out_scores_all_its_sections(small: Small, tmp_path: Path) -> None:
-    done = run(small, tmp_path / "work", "--leave-out", "patient", "--sweep", "lambda=0,1")
+    done = run(small, tmp_path / "work", "--patient", "^[A-Z]", "--sweep", "lambda=0,1")
+    assert "leaving one patient out" in done.stderr
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     seen = {(row["value"], row["fold"], row["section"]) for row in report["folds"]}

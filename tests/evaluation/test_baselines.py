@@ -168,7 +168,7 @@ def test_all_baselines_are_listed_with_what_they_lack() -> None:
     further = {
         "ridge": ("the tile", lambda sections, test: (np.zeros((len(test), GENES)), f"{len(sections)} parts"))
     }
-    assert predict_baselines(training, sloped(3), further=further)[-1].made_of == "S1, S2; 2 parts"
+    assert predict_baselines(training, sloped(3), further=further)[-1].made_of == "2 parts"
 
 
 def compared(

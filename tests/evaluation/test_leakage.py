@@ -195,7 +195,7 @@ def test_eval_reads_the_bank_of_a_bundle(small: Small, small_bundle: Path, plant
     done = run(
         planted / "A1.h5ad",
         "--truth",
-        planted,
+        planted / "truth",
         "--bundle",
         small_bundle,
         "--figures",
@@ -212,6 +212,26 @@ def test_eval_reads_the_bank_of_a_bundle(small: Small, small_bundle: Path, plant
     for words, fragment in ((["--training", "Q9"], "Q9"), (["--patient", "(X)"], "does not match --patient")):
         done = run(planted / "A1.h5ad", "--truth", planted / "truth", "--overwrite", *words)
         assert done.exit_code == 4 and fragment in done.stderr and "Traceback" not in done.output
+
+
+@pytest.mark.slow
+def test_another_map_is_a_baseline_that_the_verdict_counts(planted: Path) -> None:
+    good = anndata.read_h5ad(planted / "A1.h5ad")
+    bad = good.copy()
+    bad.X = good.X + np.random.default_rng(1).normal(0, 2, good.shape).astype(np.float32)
+    bad[:, ::-1][3:].write_h5ad(planted / "A1.bad.h5ad")
+    words = ["--truth", planted / "truth", "--section", "A1", "--training", "B1,C1", "--figures", "none"]
+    words += ["--baselines", "no-image", "--json", "-", "-q"]
+    done = run(planted / "A1.bad.h5ad", "--baseline", f"ridge={planted / 'A1.h5ad'}", *words)
+    assert done.exit_code == 0, done.output
+    rows = [row for row in json.loads(done.stdout)["against"] if row["against"] == "ridge"]
+    assert [row["outcome"] for row in rows] == ["worse"] and rows[0]["kind"] == "baseline"
+    assert "is worse than the baseline “ridge”" in (planted / "A1.bad.eval.html").read_text()
+    good.uns["mclst"]["bundle"]["normalisation_expression"] = "spot-wise"
+    good.write_h5ad(planted / "A1.other.h5ad")
+    for baseline, code in ((f"ridge={planted / 'A1.other.h5ad'}", 4), (str(planted / "A1.h5ad"), 2)):
+        done = run(planted / "A1.bad.h5ad", "--baseline", baseline, *words, "--overwrite")
+        assert done.exit_code == code and "Traceback" not in done.output
 
 
 @pytest.mark.slow

@@ -1,0 +1,1 @@
+"""Published protocols, HEST-bench and STP-Bench: their folds, genes, head, score and row."""
