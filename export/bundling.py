@@ -12,10 +12,14 @@ from mclst.export.direct_bundle import write_direct_bundle
 from mclst.export.engines import EngineBuilder, EngineOptions
 from mclst.export.inputs.checkpoint import Checkpoint, open_checkpoint
 from mclst.export.inputs.references import read_genes
+from mclst.export.metadata import Metadata, complete_about, essentials, write_gene_table
+from mclst.export.onnx.graph import add_metadata
 from mclst.export.parity.precisions import FP32_ONLY, PrecisionOptions
 from mclst.export.retrieval_bundle import load_reference, write_retrieval_bundle
 from mclst.export.settings import Overrides, resolve_settings
-from mclst.runtime.bundle.bundle import Bundle, BundleDraft
+from mclst.runtime.bundle.about import About
+from mclst.runtime.bundle.bank import read_bank
+from mclst.runtime.bundle.bundle import BANK, GENES, Bundle, BundleDraft
 from mclst.runtime.bundle.manifest import Settings
 from mclst.runtime.errors import CheckpointError, ReferenceDataError, SlideError
 from mclst.runtime.serving.server_manifest import check_servable
@@ -39,6 +43,7 @@ def export_bundle(
     engines: EngineOptions | None = None,
     precisions: PrecisionOptions = FP32_ONLY,
     require_servable: bool = False,
+    metadata: Metadata | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Bundle:
     """Export a checkpoint to a bundle; on failure nothing is left at `out`.
@@ -72,6 +77,8 @@ def export_bundle(
         Graphs to write besides fp32.
     require_servable : bool
         Refuse a system that predicts whole slides, which a tile server cannot run.
+    metadata : Metadata, optional
+        What the bundle says of itself; nothing by default.
     say : callable, optional
         Called with progress messages.
 
@@ -131,9 +138,32 @@ def export_bundle(
                 draft.part, checkpoint, settings, gene_list.names, parity_tiles, precisions, say
             )
             fields["genes_from"] = gene_list.source
+        fields = {**_manifest_fields(checkpoint, settings), **fields}
+        fields["about"] = _describe(draft.part, checkpoint, fields, metadata or Metadata(About(), {}))
         if builder is not None:
             builder.build(draft.part, say)
-        return draft.seal(**_manifest_fields(checkpoint, settings), **fields)
+        return draft.seal(**fields)
+
+
+def _describe(
+    folder: Path, checkpoint: Checkpoint, fields: dict[str, Any], metadata: Metadata
+) -> dict[str, Any]:
+    """Write the gene table and the graphs' metadata_props; return the manifest's `about`."""
+    sections = [section["name"] for section in fields.get("bank", ())]
+    about = complete_about(metadata.about, checkpoint.metadata, sections)
+    genes = gene_names(folder)
+    write_gene_table(folder, genes, metadata.gene_ids)
+    props = essentials(about, fields, genes)
+    for graph in sorted(folder.glob("*.onnx")):
+        add_metadata(graph, props)
+    return about.model_dump(mode="json")
+
+
+def gene_names(folder: Path) -> list[str]:
+    """Names of the genes of a bundle that is being written."""
+    if (folder / GENES).is_file():
+        return (folder / GENES).read_text(encoding="utf-8").split("\n")[:-1]
+    return [str(gene) for gene in read_bank(folder / BANK).genes]
 
 
 def _manifest_fields(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from mclst.export.options import (
     CONTEXT_SETTINGS,
     engine_options,
     input_options,
+    metadata_options,
     output_options,
     precision_options,
     settings_options,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 @precision_options
 @engine_options
 @triton_options
+@metadata_options
 @output_options
 @click.version_option(package_name="mclst")
 @command
@@ -57,6 +59,8 @@ def main(
     min_overlap: float | None,
     min_cosine: float | None,
     parity_tiles: int,
+    license_name: str | None,
+    metadata_path: Path | None,
     bundle_path: Path | None,
     triton: Path | None,
     overwrite: bool,
@@ -84,7 +88,7 @@ def main(
         return
     if ckpt is None:
         raise click.UsageError("Missing option '--ckpt'.")
-    inputs = (ckpt, *references, *calibration, genes)
+    inputs = (ckpt, *references, *calibration, genes, metadata_path)
     check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=(out, triton))
     check_repository(triton, overwrite, inputs, out)
     names = tuple(name for group in precisions for name in group)
@@ -97,6 +101,7 @@ def main(
     _check_engine_options(options)
     try:
         from mclst.export.bundling import export_bundle
+        from mclst.export.metadata import read_metadata
         from mclst.export.parity.precisions import REDUCED, PrecisionOptions
         from mclst.export.parity.tolerances import Gate
         from mclst.export.summary import summarize
@@ -125,6 +130,7 @@ def main(
         ),
         engines=engines,
         require_servable=triton is not None,
+        metadata=read_metadata(metadata_path, license_name),
         say=lambda text: say(text, quiet=quiet),
     )
     parity = json.loads((bundle.path / "parity.json").read_text())

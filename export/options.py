@@ -294,6 +294,22 @@ engine_options = combine(
     ),
 )
 
+metadata_options = combine(
+    click.option(
+        "--license",
+        "license_name",
+        metavar="SPDX",
+        help="License of the bundle, such as Apache-2.0; mclst-bundle push needs one.  [default: not stated]",
+    ),
+    click.option(
+        "--metadata",
+        "metadata_path",
+        type=PATH,
+        metavar="FILE.yaml",
+        help="What the bundle says of itself: training data, evaluation, base model, citation, Ensembl ids.",
+    ),
+)
+
 output_options = combine(
     click.option("--overwrite", is_flag=True, help="Replace an existing bundle or repository."),
     click.option("--json", "json_path", type=PATH, help="Write manifest and parity as JSON; - for stdout."),

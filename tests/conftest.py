@@ -39,10 +39,11 @@ SLOW = (
 """Files of slow tests alone: they export, train, compile, measure, or start servers and browsers."""
 
 OPTIONAL = (
-    "cuda", "efficientnet_lite_pytorch", "geopandas", "google", "jsonschema", "mpmath", "onnx", "open_clip",
+    "cryptography", "cuda", "efficientnet_lite_pytorch", "geopandas", "google",
+    "huggingface_hub", "jsonschema", "model_signing", "mpmath", "onnx", "open_clip",
     "openslide", "openvino", "playwright", "polygraphy", "psutil", "pyarrow", "pydicom", "pyvips", "ray",
     "scanpy", "shapely", "sklearn", "spatialdata", "squidpy", "tensorrt_rtx_bindings", "timm", "torch",
-    "torchvision", "transformers", "tritonclient",
+    "torchvision", "transformers", "tritonclient", "yaml",
 )  # fmt: skip
 """Modules that `.[cpu]` does not install; a test file that imports one which is missing is skipped."""
 

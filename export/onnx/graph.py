@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -170,6 +171,19 @@ def save(model: onnx.ModelProto, path: Path) -> None:
         raise CheckpointError(
             f"the traced {path.stem} takes {batch.dim_value} tiles at a time only; report this network"
         )
+
+
+def add_metadata(path: Path, props: Mapping[str, str]) -> None:
+    """Append `metadata_props` to a graph's file.
+
+    Fields of a protocol buffer may stand in any order, and repeated ones add up:
+    https://protobuf.dev/programming-guides/encoding/#last-one-wins. So no graph of gigabytes is rewritten.
+    """
+    addition = onnx.ModelProto()
+    for key, value in props.items():
+        addition.metadata_props.add(key=key, value=value)
+    with path.open("ab") as file:
+        file.write(addition.SerializeToString(deterministic=True))
 
 
 def trace(

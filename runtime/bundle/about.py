@@ -24,7 +24,8 @@ class BaseModelRecord(StrictModel):
     """The published network that the bundle's own starts from.
 
     name: of the network. hub: its repository at the Hugging Face hub. revision: commit there. sha256: of its
-    weights. license: its terms. relation: as the hub says it.
+    weights. license: its terms. redistributable: whether these let the bundle be published. relation: as the
+    hub says it.
     """
 
     name: Text
@@ -32,6 +33,7 @@ class BaseModelRecord(StrictModel):
     revision: Text | None = None
     sha256: Sha256 | None = None
     license: License | None = None
+    redistributable: bool | None = None
     relation: Literal["finetune", "adapter", "quantized", "merge"] = "finetune"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.atomic import AtomicFolder
 from mclst.runtime.bundle.bank import Bank, read_bank
+from mclst.runtime.bundle.location import cached_snapshot, links_into_cache
 from mclst.runtime.bundle.manifest import ENGINES, FORMAT, Manifest, read_manifest
 from mclst.runtime.bundle.onnx_scan import check_graph
 from mclst.runtime.choices import PRECISIONS
@@ -22,6 +23,7 @@ from mclst.runtime.trust.calibration import Calibration, read_calibration
 
 MANIFEST, ENCODER, BANK, PARITY = "manifest.json", "encoder.onnx", "bank.h5", "parity.json"
 SEQUENCE, GENES, CALIBRATION = "sequence.onnx", "genes.txt", "calibration.h5"
+GENE_TABLE = "genes.tsv"
 """Precisions of a bundle's graphs; fp32 always exists."""
 REQUIRED_FILES = {
     "retrieval": (ENCODER, BANK),
@@ -194,16 +196,16 @@ class Bundle:
 
 def _verify(folder: Path, name: str, size: int, sha256: str) -> None:
     path = folder / name
+    origin = cached_snapshot(folder)
+    cure = "export again" if origin is None else f"remove it from the cache, and get {origin} again"
     if Path(name).is_absolute() or ".." in Path(name).parts:
         raise BundleError(f"{folder / MANIFEST} names {name!r}, outside the bundle; export the bundle again")
     try:
-        status = os.lstat(path)
-        if not path.is_file() or path.is_symlink():
+        status = os.stat(path)
+        if not path.is_file() or (path.is_symlink() and not links_into_cache(folder, path)):
             raise BundleError(f"{path} is not a plain file; export the bundle again")
         if status.st_size != size or file_sha256(path) != sha256:
-            raise BundleError(
-                f"{path} is not the file that was exported (size or SHA-256 differ); export again"
-            )
+            raise BundleError(f"{path} is not the file that was exported (size or SHA-256 differ); {cure}")
     except OSError as error:
         raise BundleError(
             f"{path} cannot be read ({error.strerror or error}); export the bundle again"

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from mclst.runtime.bundle.location import BundleLocation, HubLocation, local
+from mclst.runtime.cli.bundle_hub import complete, pull, push, sign
+from mclst.runtime.cli.bundle_options import (
+    SETTINGS,
+    BundleType,
+    local_folder,
+    quiet_option,
+    signature_option,
+)
 from mclst.runtime.console import check_json, command, publish_json, say, table
 
-PATH = click.Path(path_type=Path)
-SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
+if TYPE_CHECKING:
+    from mclst.runtime.sharing.signature import Trusted
 
-bundle_argument = click.argument("bundle_path", metavar="BUNDLE", type=PATH, default=Path("mclst-bundle"))
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+PATH = click.Path(path_type=Path)
+
+bundle_argument = click.argument("location", metavar="BUNDLE", type=BundleType(), default="mclst-bundle")
 
 
 @click.group(context_settings=SETTINGS)
@@ -21,8 +32,13 @@ quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print errors on
 def main() -> None:
     """Describe, verify, sign, pack and share bundles.
 
-    BUNDLE is a folder of mclst-export; without it, mclst-bundle in the working folder.
+    BUNDLE is a folder of mclst-export or hf://ORG/NAME@REVISION; without it, mclst-bundle in the working
+    folder.
     """
+
+
+def _note(text: str) -> None:
+    say(f"Note: {text}")
 
 
 @main.command(context_settings=SETTINGS)
@@ -31,13 +47,13 @@ def main() -> None:
     "--json", "json_path", type=PATH, help="Write the facts and the manifest as JSON; - for stdout."
 )
 @command
-def info(bundle_path: Path, json_path: Path | None) -> None:
+def info(location: BundleLocation, json_path: Path | None) -> None:
     """Show what BUNDLE is, from where and how good, on one screen."""
     from mclst.runtime.bundle.bundle import open_bundle
     from mclst.runtime.sharing.facts import describe
 
-    check_json(json_path, overwrite=False, inputs=(bundle_path,))
-    facts = describe(open_bundle(bundle_path))
+    check_json(json_path, overwrite=False, inputs=(local(location),))
+    facts = describe(open_bundle(local_folder(location, _note)))
     if json_path is None:
         click.echo(facts.title)
         width = max(len(name) for name, _ in facts.rows)
@@ -54,7 +70,7 @@ def info(bundle_path: Path, json_path: Path | None) -> None:
 @click.option("--hub", metavar="ORG/NAME", help="Repository that readers get the bundle from.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing card.")
 @command
-def card(bundle_path: Path, out: Path | None, hub: str | None, overwrite: bool) -> None:
+def card(location: BundleLocation, out: Path | None, hub: str | None, overwrite: bool) -> None:
     """Write BUNDLE's card, a README.md for the Hugging Face hub.
 
     Says what is not known. Give license, training data and evaluation to mclst-export --metadata.
@@ -65,11 +81,11 @@ def card(bundle_path: Path, out: Path | None, hub: str | None, overwrite: bool) 
     from mclst.runtime.sharing.facts import describe
     from mclst.runtime.sharing.verify import CARD
 
-    path = bundle_path / CARD if out is None else out
-    to_stdout = str(path) == "-"
-    bundle = open_bundle(bundle_path)
-    text = write_card(describe(bundle), f"hf://{hub}" if hub else bundle_path.name or "mclst-bundle")
-    if to_stdout:
+    bundle = open_bundle(local_folder(location, _note))
+    path = bundle.path / CARD if out is None else out
+    address = f"hf://{hub}" if hub else str(location) if local(location) is None else bundle.path.name
+    text = write_card(describe(bundle), address or "mclst-bundle")
+    if str(path) == "-":
         click.echo(text, nl=False)
         return
     check_writable(path, overwrite=overwrite)
@@ -79,20 +95,27 @@ def card(bundle_path: Path, out: Path | None, hub: str | None, overwrite: bool) 
 
 @main.command(context_settings=SETTINGS)
 @bundle_argument
+@signature_option
 @quiet_option
 @command
-def verify(bundle_path: Path, quiet: bool) -> None:
+def verify(location: BundleLocation, trusted: Trusted | None, quiet: bool) -> None:
     """Check hashes, graphs and parity, and that BUNDLE holds no more.
 
     Exit with 0 if all is right, else with 4 and a sentence.
     """
     from mclst.runtime.sharing.facts import describe_parity, read_parity
+    from mclst.runtime.sharing.signature import check_signature
     from mclst.runtime.sharing.verify import verify_bundle
 
-    bundle = verify_bundle(bundle_path)
+    bundle = verify_bundle(local_folder(location, _note))
+    signed = "not checked"
+    if trusted is not None:
+        check_signature(bundle, trusted)
+        signed = f"of {trusted}, over every file"
     rows = [
         ("files", f"{len(bundle.manifest.files)}, sizes and SHA-256 as in the manifest"),
         ("parity", describe_parity(read_parity(bundle))),
+        ("signature", signed),
         ("SHA-256", bundle.sha256),
     ]
     table(rows, quiet=quiet)
@@ -104,7 +127,7 @@ def verify(bundle_path: Path, quiet: bool) -> None:
 @click.option("--out", type=PATH, help="Archive to write.  [default: BUNDLE's name with .mclst.zip]")
 @click.option("--overwrite", is_flag=True, help="Replace an existing archive.")
 @command
-def pack(bundle_path: Path, out: Path | None, overwrite: bool) -> None:
+def pack(location: BundleLocation, out: Path | None, overwrite: bool) -> None:
     """Pack BUNDLE into one file for transport.
 
     The same bundle gives the same bytes. Engines stay out: they are of this machine.
@@ -114,9 +137,12 @@ def pack(bundle_path: Path, out: Path | None, overwrite: bool) -> None:
     from mclst.runtime.sharing.archive import pack as write_archive
     from mclst.runtime.sharing.verify import verify_bundle
 
-    bundle = verify_bundle(bundle_path)
-    path = out or Path(f"{bundle_path.resolve().name}{SUFFIX}")
-    check_distinct((path,), (bundle_path,))
+    bundle = verify_bundle(local_folder(location, _note))
+    name = (
+        location.repository.split("/")[1] if isinstance(location, HubLocation) else bundle.path.resolve().name
+    )
+    path = out or Path(f"{name}{SUFFIX}")
+    check_distinct((path,), (bundle.path,))
     click.echo(str(write_archive(bundle, path, overwrite=overwrite)))
 
 
@@ -141,6 +167,9 @@ def unpack(archive: Path, out: Path | None, overwrite: bool, quiet: bool) -> Non
     say(repr(bundle), quiet=quiet)
     click.echo(str(bundle.path))
 
+
+for shared in (pull, push, complete, sign):
+    main.add_command(shared)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mclst.runtime.bundle.location import BundleLocation, local
 from mclst.runtime.cli.server_options import ServerOptions, open_model
 from mclst.runtime.click_types import Finite
 from mclst.runtime.console import check_json, publish_json, say
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mclst.runtime.cohort.run import SlideOutcome
     from mclst.runtime.inference.model import Model
     from mclst.runtime.run.job import Job
+    from mclst.runtime.sharing.signature import Trusted
 
 SOME_FAILED = 3
 RERUN = "finished slides are kept, and the same command resumes with the others"
@@ -117,7 +119,8 @@ def run_cohort(
     defaults: Job,
     *,
     server: ServerOptions,
-    bundle_path: Path,
+    bundle_path: BundleLocation,
+    trusted: Trusted | None,
     json_path: Path | None,
     quiet: bool,
 ) -> int:
@@ -140,8 +143,8 @@ def run_cohort(
         read_cohort(cohort.slides, folder, defaults, _convert(click.get_current_context())), *cohort.shard
     )
     _check_folder(folder, jobs, cohort.slides)
-    check_json(json_path, overwrite=options.overwrite, inputs=(cohort.slides, bundle_path))
-    with open_model(server, bundle_path, lambda text: say(f"Note: {text}", quiet=quiet)) as model:
+    check_json(json_path, overwrite=options.overwrite, inputs=(cohort.slides, local(bundle_path)))
+    with open_model(server, bundle_path, trusted, lambda text: say(f"Note: {text}", quiet=quiet)) as model:
         _check_retrieval(model, jobs)
         report = _run(cohort, model, jobs, folder, provider=options.provider, quiet=quiet)
     return _conclude(report, json_path, quiet=quiet)

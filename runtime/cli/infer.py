@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,19 +10,20 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from mclst.runtime.bundle.location import BundleLocation, local
 from mclst.runtime.choices import READERS
-from mclst.runtime.cli.bundle_options import bundle_option
+from mclst.runtime.cli.bundle_options import any_bundle_option, signature_option
 from mclst.runtime.cli.cohort import CohortOptions, cohort_options, run_cohort
 from mclst.runtime.cli.run_options import run_options
 from mclst.runtime.cli.server_options import ServerOptions, open_model, server_options
 from mclst.runtime.click_types import Finite
 from mclst.runtime.console import check_json, command, progress, publish_json, say, table
-from mclst.runtime.entry_points import STARTED
 
 if TYPE_CHECKING:
     from mclst.runtime.inference.model import Model
     from mclst.runtime.run.options import RunOptions
     from mclst.runtime.run.report import Run
+    from mclst.runtime.sharing.signature import Trusted
 
 PATH = click.Path(path_type=Path)
 NAMED_FAILURES = 5
@@ -70,7 +70,8 @@ def _list_providers(bundle_path: Path | None, batch_size: int) -> None:
 )
 @click.option("--all-spots", is_flag=True, help="Include spots marked as not in tissue or not selected.")
 @click.option("--reader", type=click.Choice(READERS), default="auto", help="Library that decodes the slide.")
-@bundle_option
+@any_bundle_option
+@signature_option
 @server_options
 @click.option(
     "--out", type=PATH, help="Map to write.  [default: SLIDE's name with .h5ad, in the working folder]"
@@ -85,12 +86,7 @@ def _list_providers(bundle_path: Path | None, batch_size: int) -> None:
 )
 @click.option("--json", "json_path", type=PATH, help="Write the summary as JSON; - for stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
-@click.option(
-    "-v",
-    "--verbose",
-    is_flag=True,
-    help="List every spot whose tile could not be read, and where time was spent.",
-)
+@click.option("-v", "--verbose", is_flag=True, help="List every spot whose tile could not be read.")
 @click.version_option(package_name="mclst")
 def main(
     slide: Path | None,
@@ -99,7 +95,8 @@ def main(
     mask_path: Path | None,
     all_spots: bool,
     reader: str,
-    bundle_path: Path,
+    bundle_path: BundleLocation,
+    trusted: Trusted | None,
     server: ServerOptions,
     out: Path | None,
     options: RunOptions,
@@ -120,7 +117,6 @@ def main(
     cell overrides the option. Finished slides are skipped. A slide that fails is recorded, the others
     continue, and the exit code is 3.
     """
-    began = time.perf_counter()
     if list_providers:
         source = click.get_current_context().get_parameter_source("bundle_path")
         named = source is not ParameterSource.DEFAULT
@@ -140,28 +136,33 @@ def main(
     job = Job(slide or Path(), out, spots_path, stride_um, mask_path, reader, all_spots, options)
     if cohort.slides is not None:
         sys.exit(
-            run_cohort(cohort, job, server=server, bundle_path=bundle_path, json_path=json_path, quiet=quiet)
+            run_cohort(
+                cohort,
+                job,
+                server=server,
+                bundle_path=bundle_path,
+                trusted=trusted,
+                json_path=json_path,
+                quiet=quiet,
+            )
         )
     check_json(
         json_path,
         overwrite=options.overwrite,
-        inputs=(slide, spots_path, mask_path, bundle_path),
+        inputs=(slide, spots_path, mask_path, local(bundle_path)),
         outputs=job.outputs().all,
     )
 
     def tell(text: str) -> None:
         say(f"Note: {text}", quiet=quiet)
 
-    with open_model(server, bundle_path, tell) as model:
+    with open_model(server, bundle_path, trusted, tell) as model:
         try:
             run = run_job(model, job, watch=lambda count: progress("tiles", count, quiet=quiet), tell=tell)
         except RetrievalError as error:
             raise click.UsageError(str(error)) from error
-        ended = time.perf_counter()
         table(_summary(run, model), quiet=quiet)
     _say_failures(run, verbose=verbose)
-    if verbose:
-        _say_seconds(run, began, ended)
     if json_path is not None:
         publish_json(json_path, run.as_json())
     if json_path is None or str(json_path) != "-":
@@ -218,20 +219,6 @@ def _choice(run: Run, model: Model) -> str:
     r = model.pearson_kept(choice.precision)
     kept = "" if r is None else f"r {r:.4f} per gene with the checkpoint's expression; "
     return f"{text}; {kept}--precision fp32 for its digits"
-
-
-def _say_seconds(run: Run, began: float, ended: float) -> None:
-    """Say where the time went, from the start of the process to the last file."""
-    stream = run.seconds["stream"]
-    phases = {
-        "start": began - STARTED,
-        "open": run.stream_ended - stream - began,
-        "stream": stream,
-        "publish": ended - run.stream_ended,
-    }
-    rows = [("seconds", ", ".join(f"{name} {value:.2f}" for name, value in phases.items()))]
-    stages = (f"{name} {value:.2f}" for name, value in run.seconds.items() if name not in phases)
-    table([*rows, ("  of these", ", ".join(stages))])
 
 
 def _say_failures(run: Run, *, verbose: bool) -> None:

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from mclst.runtime.bundle.location import BundleLocation
+from mclst.runtime.cli.bundle_options import open_any_bundle
 from mclst.runtime.click_types import Finite
 from mclst.runtime.progress import Tell
 
 if TYPE_CHECKING:
     from mclst.runtime.inference.model import Model
+    from mclst.runtime.sharing.signature import Trusted
 
 DECIDED_BY_SERVER = (
     *("bundle_path", "provider", "build", "precision", "retriever", "memory_budget"),
@@ -36,6 +39,7 @@ class ServerOptions:
     patience_s: float = PATIENCE_S
     at_once: int = REQUESTS
     batch: int | None = None
+    ca: Path | None = None
 
 
 OPTIONS = (
@@ -43,7 +47,14 @@ OPTIONS = (
         "--server",
         "server_url",
         metavar="URL",
-        help="Instead of --bundle: a server of mclst-export --triton, http://HOST:PORT or grpc://HOST:PORT.",
+        help="Instead of --bundle: a server of mclst-export --triton, by http://, https://, grpc:// or "
+        "grpcs:// with HOST:PORT. MCLST_SERVER_TOKEN is sent to it as a bearer token.",
+    ),
+    click.option(
+        "--server-ca",
+        type=click.Path(path_type=Path),
+        metavar="FILE.pem",
+        help="Certificates to trust for https:// and grpcs://.  [default: the system's]",
     ),
     click.option("--server-model", metavar="NAME", default="mclst", help="Model on the server."),
     click.option(
@@ -68,7 +79,7 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapped(**values: Any) -> Any:
-        url, model = values.pop("server_url"), values.pop("server_model")
+        url, model, ca = values.pop("server_url"), values.pop("server_model"), values.pop("server_ca")
         patience, requests = values.pop("server_patience"), values.pop("server_requests")
         ctx = click.get_current_context()
 
@@ -76,7 +87,7 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
             return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
         if url is None:
-            for name in ("server_model", "server_patience", "server_requests"):
+            for name in ("server_model", "server_patience", "server_requests", "server_ca"):
                 if on_command_line(name):
                     raise click.UsageError(f"{_option(ctx, name)} belongs to --server")
             return function(server=ServerOptions(), **values)
@@ -86,11 +97,13 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
         from mclst.runtime.serving.client import Address
 
         try:
-            Address.of(url)
+            encrypted = Address.of(url).encrypted
         except ValueError as error:
             raise click.UsageError(f"--server: {error}") from error
+        if ca is not None and not encrypted:
+            raise click.UsageError("--server-ca belongs to https:// and grpcs://")
         batch = ctx.params["batch_size"] if on_command_line("batch_size") else None
-        return function(server=ServerOptions(url, model, patience, requests, batch), **values)
+        return function(server=ServerOptions(url, model, patience, requests, batch, ca), **values)
 
     for option in reversed(OPTIONS):
         wrapped = option(wrapped)
@@ -98,19 +111,21 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def open_model(server: ServerOptions, bundle_path: Path, tell: Tell) -> Iterator[Model]:
-    """Open the bundle or the server on the command line; see `open_bundle` and `Server`."""
+def open_model(
+    server: ServerOptions, bundle_path: BundleLocation, trusted: Trusted | None, tell: Tell
+) -> Iterator[Model]:
+    """Open the bundle or the server on the command line; see `open_any_bundle` and `Server`."""
     if server.url is None:
-        from mclst.runtime.bundle.bundle import open_bundle
         from mclst.runtime.inference.loaded_model import LoadedModel
 
-        model = LoadedModel(open_bundle(bundle_path))
-        try:
-            yield model
-        finally:
-            model.wait()
+        yield LoadedModel(open_any_bundle(bundle_path, trusted, tell))
         return
+    if trusted is not None:
+        raise click.UsageError(
+            "--require-signature checks a bundle here, and a server's is elsewhere; leave one of them out"
+        )
     from mclst.runtime.serving.connection import Server
+    from mclst.runtime.serving.security import Credentials
     from mclst.runtime.serving.served_model import ServedModel
 
     with Server(
@@ -120,6 +135,7 @@ def open_model(server: ServerOptions, bundle_path: Path, tell: Tell) -> Iterator
         at_once=server.at_once,
         batch=server.batch,
         tell=tell,
+        credentials=Credentials.of_environment(server.ca),
     ) as connection:
         yield ServedModel(connection)
 

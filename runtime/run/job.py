@@ -16,7 +16,6 @@ from mclst.runtime.hashing import file_sha256, stamp
 from mclst.runtime.inference.model import Model
 from mclst.runtime.progress import Advance, Tell
 from mclst.runtime.report.files import Files
-from mclst.runtime.run.early import load_beside
 from mclst.runtime.run.hashes import SlideHash
 from mclst.runtime.run.options import RunOptions
 from mclst.runtime.run.outputs import Outputs
@@ -92,7 +91,6 @@ def run_job(
 ) -> Run:
     """Predict one slide; see `predict`."""
     table = None if job.spots is None else read_spots(job.spots, all_spots=job.all_spots)
-    _begin_early(model, job)
     with open_slide(job.slide, reader=job.reader) as slide:
         spots = resolve_spots(job, slide, table)
         with watch(len(spots.spots if isinstance(spots, Grid) else spots)) as advance:
@@ -107,15 +105,6 @@ def run_job(
                 identity=identity,
                 shard=shard,
             )
-
-
-def _begin_early(model: Model, job: Job) -> None:
-    """Begin what a run waits for later, while the slide opens; a stopped run may have chosen otherwise."""
-    options = job.options.for_model(model)
-    stopped = options.resume and job.outputs().was_stopped
-    if job.slide.exists() and options.memory_budget is None and not stopped:
-        model.prepare(options.provider, options.precision, options.batch_size)
-    load_beside(draw=options.picture, page=options.files is None or options.files.html is not False)
 
 
 def identity(model: Model, job: Job) -> dict[str, str]:

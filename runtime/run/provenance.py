@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from mclst.runtime.bundle.location import cached_snapshot
 from mclst.runtime.run.context import RunContext
 from mclst.runtime.run.hashes import spots_sha256
 from mclst.runtime.versions import installed_versions
@@ -39,7 +40,7 @@ def run_fingerprint(run: RunContext, slide_sha256: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class BundleRecord:
-    """The bundle."""
+    """The bundle; origin: its address and commit at the Hugging Face hub, None if it is not from there."""
 
     sha256: str
     system: str
@@ -50,6 +51,7 @@ class BundleRecord:
     normalisation_expression: str
     tile_px: int
     tile_mpp: float | None
+    origin: str | None
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ class Provenance:
                 normalisation_expression=m.normalisation.expression,
                 tile_px=m.tile.size_px,
                 tile_mpp=m.tile.mpp,
+                origin=_origin(run),
             ),
             slide=SlideRecord(
                 name=slide.path.name,
@@ -148,4 +151,11 @@ class Provenance:
         for name in ("server", "choice"):
             if content[name] is None:
                 del content[name]
+        if self.bundle.origin is None:
+            del content["bundle"]["origin"]
         return content
+
+
+def _origin(run: RunContext) -> str | None:
+    snapshot = None if run.model.folder is None else cached_snapshot(run.model.folder)
+    return None if snapshot is None else str(snapshot)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mclst.runtime.errors import ResourceError, ServerError
 from mclst.runtime.serving.flow_control import Busy, Lost
+from mclst.runtime.serving.security import TOKEN_VARIABLE, Credentials, untrusted
 from mclst.runtime.serving.server_manifest import MAX_ANSWER_BYTES
 
 BUSY = ("429", "503", "UNAVAILABLE", "RESOURCE_EXHAUSTED")
@@ -44,7 +45,9 @@ GRPC_OPTIONS = [
 
 @dataclass(frozen=True)
 class Address:
-    """Address of a server: `http://host:port` with an optional path, or `grpc://host:port`."""
+    """Address of a server: `http://host:port` or `https://host` with an optional path, `grpc://host:port` or
+    `grpcs://host:port`.
+    """
 
     protocol: str
     host: str
@@ -62,13 +65,24 @@ class Address:
             port, host = parts.port, parts.hostname
         except ValueError as error:
             raise ValueError(f"{url!r} is no URL ({error})") from error
-        if parts.scheme not in ("http", "grpc") or not host or (parts.scheme == "grpc" and port is None):
-            raise ValueError(f"{url!r} is neither http://HOST:PORT nor grpc://HOST:PORT")
+        grpc = parts.scheme in ("grpc", "grpcs")
+        if not (grpc or parts.scheme in ("http", "https")) or not host or (grpc and port is None):
+            raise ValueError(f"{url!r} is none of http://, https://, grpc:// and grpcs:// with HOST:PORT")
         if parts.query or parts.fragment:
             raise ValueError(f"{url!r} holds more than a host, a port and a path")
-        if parts.scheme == "grpc" and parts.path.strip("/"):
+        if grpc and parts.path.strip("/"):
             raise ValueError(f"{url!r} holds a path, and gRPC has none")
         return cls(parts.scheme, parts.netloc + parts.path.rstrip("/"))
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether the connection is by TLS."""
+        return self.protocol in ("https", "grpcs")
+
+    @property
+    def name(self) -> str:
+        """The host without port and path."""
+        return urlsplit(str(self)).hostname or ""
 
     def __str__(self) -> str:
         return f"{self.protocol}://{self.host}"
@@ -90,27 +104,42 @@ class Tensors:
     outputs: dict[str, tuple[str, tuple[int, ...]]]
 
 
+ANYONE = Credentials()
+"""Trusts what the system trusts, and sends no token."""
+
+
 class ProtocolClient:
     """Connections to one server; created, used and closed on one event loop.
 
     Methods raise Busy or Lost if a retry may succeed, else ServerError.
     """
 
-    def __init__(self, address: Address) -> None:
-        """Connect with the first request. Raises ResourceError if the client library is not installed."""
+    def __init__(self, address: Address, credentials: Credentials = ANYONE) -> None:
+        """Connect with the first request.
+
+        Raises ResourceError if the client library is not installed, InputError if the credentials cannot be
+        used.
+        """
         # gRPC would print errors that are also raised.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        library = address.protocol.removesuffix("s")
         try:
-            self._kit: Any = import_module(f"tritonclient.{address.protocol}")
-            aio: Any = import_module(f"tritonclient.{address.protocol}.aio")
+            self._kit: Any = import_module(f"tritonclient.{library}")
+            aio: Any = import_module(f"tritonclient.{library}.aio")
             self._error: Any = import_module("tritonclient.utils").InferenceServerException
         except ImportError as error:
             raise ResourceError(f"--server needs tritonclient ({error}); install mclst[server]") from error
-        self.address = address
-        self._http = address.protocol == "http"
+        self.address, self._credentials = address, credentials
+        self._headers = credentials.headers(
+            encrypted=address.encrypted, host=address.name, address=str(address)
+        )
+        self._http = library == "http"
         if self._http:
+            context = credentials.context() if address.encrypted else None
             # FlowControl limits the time of each request.
-            self._client = aio.InferenceServerClient(address.host, conn_limit=0, conn_timeout=None)
+            self._client = aio.InferenceServerClient(
+                address.host, conn_limit=0, conn_timeout=None, ssl=address.encrypted, ssl_context=context
+            )
             # tritonclient follows redirects and reads whole answers of any size.
             self._client._stub = _Session(self._client._stub, f"{address}")
             from aiohttp import ClientError, ClientResponseError
@@ -118,7 +147,10 @@ class ProtocolClient:
             self._broken: tuple[type[Exception], ...] = (ClientError, OSError)
             self._foreign: tuple[type[Exception], ...] = (ClientResponseError,)
         else:
-            self._client = aio.InferenceServerClient(address.host, channel_args=GRPC_OPTIONS)
+            creds = None
+            if address.encrypted:
+                creds = import_module("grpc").ssl_channel_credentials(credentials.roots())
+            self._client = aio.InferenceServerClient(address.host, channel_args=GRPC_OPTIONS, creds=creds)
             self._broken, self._foreign = (OSError,), ()
         self._sent = 0
 
@@ -132,6 +164,7 @@ class ProtocolClient:
                 [self._input(name, array) for name, array in inputs.items()],
                 outputs=[self._output(name) for name in outputs],
                 request_id=request,
+                headers=self._headers,
             )
             return self._answer(result, request, outputs)
         except Exception as error:
@@ -140,7 +173,7 @@ class ProtocolClient:
     async def tensors(self, model: str) -> Tensors:
         """Return a model's inputs and outputs."""
         try:
-            metadata = await self._client.get_model_metadata(model, **self._as_json)
+            metadata = await self._client.get_model_metadata(model, headers=self._headers, **self._as_json)
             return Tensors(
                 *({t["name"]: _tensor(t) for t in metadata[side]} for side in ("inputs", "outputs"))
             )
@@ -150,7 +183,7 @@ class ProtocolClient:
     async def server(self) -> str:
         """Return the name and version of the server's program."""
         try:
-            metadata = await self._client.get_server_metadata(**self._as_json)
+            metadata = await self._client.get_server_metadata(headers=self._headers, **self._as_json)
             return f"{metadata['name']} {metadata.get('version', '')}".strip()
         except Exception as error:
             raise self._classify(error, "") from error
@@ -188,20 +221,27 @@ class ProtocolClient:
         return Answer(arrays, str(version))
 
     def _classify(self, error: Exception, model: str) -> Exception:
-        """Turn a failure into Busy, Lost or ServerError."""
+        """Turn a failure into Busy, Lost or ServerError, whose texts hold no token."""
         if isinstance(error, ServerError):
             return error
         if isinstance(error, self._error):
-            return _of_status(str(error.status() or ""), _line(error.message()), f"{self.address}", model)
+            reason = self._line(error.message())
+            refused = untrusted(f"{self.address}", reason) if self.address.encrypted else None
+            return refused or _of_status(str(error.status() or ""), reason, f"{self.address}", model)
         if isinstance(error, self._foreign):
             return ServerError(f"{self.address} does not answer by HTTP; look at the port, or try grpc://")
         if isinstance(error, self._broken):
             cause = getattr(error, "os_error", error)  # of a connection that aiohttp could not make
-            return Lost(_line(cause) or type(error).__name__)
-        reason = _line(f"{type(error).__name__}: {error}")
+            reason = self._line(cause) or type(error).__name__
+            refused = untrusted(f"{self.address}", reason) if self.address.encrypted else None
+            return refused or Lost(reason)
+        reason = self._line(f"{type(error).__name__}: {error}")
         return ServerError(
             f"{self.address} gives an answer that cannot be understood ({reason}); {EXPORT_AGAIN}"
         )
+
+    def _line(self, text: object) -> str:
+        return _line(self._credentials.hide(str(text or "")))
 
 
 @dataclass(frozen=True)
@@ -282,7 +322,9 @@ def _of_status(status: str, reason: str, address: str, model: str) -> Exception:
     if code in ("404", "NOT_FOUND"):
         return ServerError(f"{address} has no model {model!r} ({reason}); check --server-model")
     if code in ("401", "403", "UNAUTHENTICATED", "PERMISSION_DENIED"):
-        return ServerError(f"{address} requires authorization ({reason}); ask its administrator")
+        return ServerError(
+            f"{address} requires authorization ({reason}); set {TOKEN_VARIABLE}, or ask its administrator"
+        )
     if too_large:
         return ServerError(f"{address} takes no request that long ({reason}); give a smaller --batch-size")
     return ServerError(f"{address} refuses the request ({code} {reason}); {EXPORT_AGAIN}")

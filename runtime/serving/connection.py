@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.errors import InputError, ServerError
-from mclst.runtime.serving.client import EXPORT_AGAIN, Address, Answer, ProtocolClient, Tensors
+from mclst.runtime.serving.client import ANYONE, EXPORT_AGAIN, Address, Answer, ProtocolClient, Tensors
 from mclst.runtime.serving.flow_control import FlowControl
+from mclst.runtime.serving.security import Credentials
 from mclst.runtime.serving.server_manifest import (
     ASK,
     EFFECTIVE_K,
@@ -41,7 +42,7 @@ class Server:
     Parameters
     ----------
     url : str
-        `http://host:port` or `grpc://host:port`.
+        `http://host:port`, `https://host`, `grpc://host:port` or `grpcs://host:port`.
     model : str
         Name of the model that takes tiles.
     patience_s : float
@@ -52,6 +53,8 @@ class Server:
         Most tiles per request; a request never exceeds REQUEST_BYTES.
     tell : callable
         Called with notes on the connection for the user.
+    credentials : Credentials
+        Whom to trust, and the bearer token to send.
 
     Attributes
     ----------
@@ -83,12 +86,13 @@ class Server:
         at_once: int = 8,
         batch: int | None = None,
         tell: Callable[[str], None] = lambda text: None,
+        credentials: Credentials = ANYONE,
     ) -> None:
         try:
             self.address = Address.of(url)
         except ValueError as error:
             raise InputError(f"{error}; give --server as one of these") from error
-        self.model = model
+        self.model, self._credentials = model, credentials
         self.version = ""
         self.flow = FlowControl(at_once, patience_s, str(self.address))
         self.flow.tell = tell
@@ -158,7 +162,7 @@ class Server:
         return self._thread.run(self.flow.send(request))
 
     async def _connect(self) -> ProtocolClient:
-        return ProtocolClient(self.address)
+        return ProtocolClient(self.address, self._credentials)
 
     def _ask_document(self) -> bytes:
         model = inner_model(self.model, MANIFEST)

@@ -109,6 +109,17 @@ def unpack(path: Path, out: Path, *, overwrite: bool = False) -> Bundle:
     return open_bundle(out)
 
 
+def copy_bundle(bundle: Bundle, out: Path, *, overwrite: bool = False) -> Bundle:
+    """Copy a bundle and its companions to a folder of plain files; raises OutputError as BundleDraft does."""
+    with BundleDraft(out, overwrite=overwrite) as draft:
+        for name in (MANIFEST, *bundle.manifest.files, *companions(bundle.path)):
+            (draft.part / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bundle.path / name, draft.part / name)
+        open_bundle(draft.part)
+        draft.publish()
+    return open_bundle(out)
+
+
 def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> None:
     target = folder / member.filename
     target.parent.mkdir(parents=True, exist_ok=True)

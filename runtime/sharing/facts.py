@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mclst.runtime.bundle.about import About, License
-from mclst.runtime.bundle.bundle import MANIFEST, PARITY, Bundle
+from mclst.runtime.bundle.bundle import GENE_TABLE, MANIFEST, PARITY, Bundle
 from mclst.runtime.errors import BundleError
 
 UNKNOWN = "not stated"
@@ -120,6 +120,7 @@ def describe(bundle: Bundle) -> Facts:
     rows = [
         ("what", f"{system_title(m.system)}, encoder {m.encoder.name}: {KINDS[m.kind]}"),
         ("genes", f"{m.genes}: {_some(bundle.genes)}"),
+        ("gene ids", gene_ids(bundle)),
         ("unit", expression_unit(bundle, about)),
         ("tile", _tile(bundle)),
         *_bank(bundle),
@@ -141,6 +142,18 @@ def describe(bundle: Bundle) -> Facts:
 
 def _some(genes: list[str], most: int = 6) -> str:
     return ", ".join(genes[:most]) + (", …" if len(genes) > most else "")
+
+
+def gene_ids(bundle: Bundle) -> str:
+    """Say for how many genes the bundle holds an Ensembl id."""
+    if GENE_TABLE not in bundle.manifest.files:
+        return UNKNOWN
+    try:
+        lines = (bundle.path / GENE_TABLE).read_text(encoding="utf-8").splitlines()[1:]
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleError(f"{bundle.path / GENE_TABLE} cannot be read ({error}); export again") from error
+    known = sum(not line.endswith("\t") for line in lines)
+    return f"Ensembl ids of {known} of {len(lines)}, in {GENE_TABLE}"
 
 
 def _tile(bundle: Bundle) -> str:

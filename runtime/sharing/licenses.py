@@ -46,13 +46,20 @@ def check_may_publish(about: About, name: str) -> None:
             f"{name} states no license, so nobody may use what is published; export it with --license, such "
             "as --license Apache-2.0"
         )
-    for terms, whose in (
+    base = about.base_model
+    if base is not None and base.redistributable is False:
+        terms = "its license" if base.license is None else f"its license, {base.license.name},"
+        raise BundleError(
+            f"{name} holds the weights of {base.name}, and {terms} does not let them be published; "
+            "publish it "
+            "--by-reference, without the encoder's weights"
+        )
+    for license, whose in (
         (about.license, "the bundle"),
-        (None if about.base_model is None else about.base_model.license, "its base model"),
+        (None if base is None else base.license, "its base model"),
     ):
-        if forbids_derivatives(terms):
-            assert terms is not None
+        if license is not None and forbids_derivatives(license):
             raise BundleError(
-                f"{name}: the license of {whose}, {terms.name}, forbids derivatives, and a bundle's graphs "
+                f"{name}: the license of {whose}, {license.name}, forbids derivatives, and a bundle's graphs "
                 "are one; publish it --by-reference, without the encoder's weights"
             )

@@ -8,11 +8,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -38,9 +38,6 @@ from mclst.sections.tables.layouts import (
     detect_layout,
     space_ranger_1,
 )
-
-if TYPE_CHECKING:
-    import anndata as ad
 
 POSITIONS = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
 FLAGS = ("in_tissue", "selected")
@@ -69,7 +66,7 @@ def read_spots(source: Path | str | pd.DataFrame | ad.AnnData, *, all_spots: boo
     """
     if isinstance(source, pd.DataFrame):
         return _from_table(_table_of_frame(Path("DataFrame"), source), all_spots)
-    if not isinstance(source, str | os.PathLike):
+    if isinstance(source, ad.AnnData):
         return _from_obs(Path("AnnData"), obs_table(source), all_spots)
     path = Path(source)
     if path.is_dir():

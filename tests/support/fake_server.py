@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,13 @@ from mclst.runtime.inference.providers import EncoderRequest, open_encoder
 from mclst.runtime.inference.readout import RegressionReadout, RetrievalReadout
 
 TYPES = {"UINT8": np.uint8, "INT32": np.int32, "FP32": np.float32, "FP64": np.float64}
-STATUS = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND", 500: "INTERNAL", 503: "UNAVAILABLE"}
+STATUS = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    404: "NOT_FOUND",
+    500: "INTERNAL",
+    503: "UNAVAILABLE",
+}
 Trouble = Callable[[int], str]
 """Number of a request for expression, from 0 → what goes wrong with it, or ""."""
 
@@ -38,8 +45,17 @@ class FakeServer:
     """Serves a bundle on the loopback; a context manager. `trouble` may be set at any time."""
 
     def __init__(
-        self, bundle: Path, protocol: str = "http", *, max_batch: int = 8, trouble: Trouble = lambda n: ""
+        self,
+        bundle: Path,
+        protocol: str = "http",
+        *,
+        max_batch: int = 8,
+        trouble: Trouble = lambda n: "",
+        certificate: tuple[Path, Path] | None = None,
+        token: str | None = None,
     ) -> None:
+        """certificate: key and certificate, for https and grpcs. token: what each request needs."""
+        self.certificate, self.token, self.name = certificate, token, "127.0.0.1"
         self.protocol, self.max_batch, self.trouble = protocol, max_batch, trouble
         self.port = 0
         self.n_requests = self.at_once = self.most_at_once = self.metadata_requests = 0
@@ -71,7 +87,7 @@ class FakeServer:
 
     @property
     def url(self) -> str:
-        return f"{self.protocol}://127.0.0.1:{self.port}"
+        return f"{self.protocol}://{self.name}:{self.port}"
 
     def __enter__(self) -> Self:
         self.start()
@@ -82,12 +98,16 @@ class FakeServer:
 
     def start(self) -> None:
         """Listen; the second time on the same port."""
-        self._listener: Any = (_Http if self.protocol == "http" else _Grpc)(self)
+        self._listener: Any = (_Http if self.protocol.startswith("http") else _Grpc)(self)
         self.port = self._listener.port
 
     def stop(self) -> None:
         """Refuse connections and drop those there are, in the middle of whatever they do."""
         self._listener.stop()
+
+    def check_token(self, authorization: str | None) -> None:
+        if self.token is not None and authorization != f"Bearer {self.token}":
+            raise Refusal(401, f"no token but {authorization}")
 
     def metadata(self, model: str) -> dict[str, Any]:
         if model != "mclst":
@@ -179,6 +199,7 @@ class _Http:
             def do_GET(self) -> None:
                 parts = self.path.strip("/").split("/")
                 try:
+                    fake.check_token(self.headers.get("Authorization"))
                     metadata = (
                         fake.metadata(parts[2]) if len(parts) == 3 else {"name": "fake", "version": "1"}
                     )
@@ -197,6 +218,7 @@ class _Http:
                     inputs[tensor["name"]], at = array.reshape(tensor["shape"]), at + size
                 model = self.path.strip("/").split("/")[2]
                 try:
+                    fake.check_token(self.headers.get("Authorization"))
                     outputs, trouble = fake.infer(model, inputs)
                 except Refusal as refusal:
                     return self.send(refusal.status, json.dumps({"error": str(refusal)}).encode())
@@ -240,6 +262,10 @@ class _Http:
                 pass
 
         self._server = Listener(("127.0.0.1", fake.port), Handler)
+        if fake.certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(fake.certificate[1], fake.certificate[0])
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self.port = self._server.server_address[1]
         Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
@@ -260,17 +286,26 @@ class _Grpc:
         def refuse(context: Any, refusal: Refusal) -> None:
             context.abort(getattr(grpc.StatusCode, STATUS[refusal.status]), str(refusal))
 
+        def check(context: Any) -> None:
+            try:
+                fake.check_token(dict(context.invocation_metadata()).get("authorization"))
+            except Refusal as refusal:
+                refuse(context, refusal)
+
         class Servicer(service.GRPCInferenceServiceServicer):  # type: ignore[misc]
             def ServerMetadata(self, request: Any, context: Any) -> Any:
+                check(context)
                 return messages.ServerMetadataResponse(name="fake", version="1")
 
             def ModelMetadata(self, request: Any, context: Any) -> Any:
+                check(context)
                 try:
                     return messages.ModelMetadataResponse(**fake.metadata(request.name))
                 except Refusal as refusal:
                     refuse(context, refusal)
 
             def ModelInfer(self, request: Any, context: Any) -> Any:
+                check(context)
                 inputs = {
                     tensor.name: np.frombuffer(raw, TYPES[tensor.datatype]).reshape(list(tensor.shape))
                     for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True)
@@ -290,7 +325,12 @@ class _Grpc:
 
         self._server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
         service.add_GRPCInferenceServiceServicer_to_server(Servicer(), self._server)
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{fake.port}")
+        address = f"127.0.0.1:{fake.port}"
+        if fake.certificate is None:
+            self.port = self._server.add_insecure_port(address)
+        else:
+            pair = tuple(path.read_bytes() for path in fake.certificate)
+            self.port = self._server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
         self._server.start()
 
     def stop(self) -> None:

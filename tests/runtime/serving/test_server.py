@@ -424,7 +424,7 @@ def test_requests_and_answers_stay_short(side: int, genes: int, most: int) -> No
 
 
 @settings(max_examples=50)
-@given(st.text(max_size=40) | st.from_regex(r"(http|grpc|https)://[a-z.:@/0-9?#\[\]]{0,20}", fullmatch=True))
+@given(st.text(max_size=40) | st.from_regex(r"(https?|grpcs?)://[a-z.:@/0-9?#\[\]]{0,20}", fullmatch=True))
 def test_any_text_is_an_address_or_refused_in_words(text: str) -> None:
     try:
         result = Address.of(text)

@@ -1,0 +1,146 @@
+"""`mclst-bundle pull`, `push`, `complete` and `sign`: bundles for and from others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mclst.runtime.bundle.location import BundleLocation, HubLocation
+from mclst.runtime.cli.bundle_options import SETTINGS, BundleType, quiet_option
+from mclst.runtime.console import command, say
+
+PATH = click.Path(path_type=Path)
+
+
+class HubType(click.ParamType[HubLocation]):
+    """An address at the hub."""
+
+    name = "hf://ORG/NAME@REVISION"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> HubLocation:
+        """Text → HubLocation; another form is wrong usage."""
+        try:
+            return value if isinstance(value, HubLocation) else HubLocation.of(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command(context_settings=SETTINGS)
+@click.argument("location", metavar="hf://ORG/NAME@REVISION", type=HubType())
+@click.option("--out", type=PATH, help="Also copy the bundle to this folder.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
+@quiet_option
+@command
+def pull(location: HubLocation, out: Path | None, overwrite: bool, quiet: bool) -> None:
+    """Get a bundle from the hub into the hub's cache, and verify it.
+
+    Prints its folder. mclst-infer --bundle hf://… then works without a network.
+    """
+    from mclst.runtime.sharing.archive import copy_bundle
+    from mclst.runtime.sharing.hub import fetch
+    from mclst.runtime.sharing.verify import verify_bundle
+
+    bundle = verify_bundle(fetch(location, lambda text: say(f"Note: {text}", quiet=quiet)))
+    say(repr(bundle), quiet=quiet)
+    if out is not None:
+        bundle = copy_bundle(bundle, out, overwrite=overwrite)
+    click.echo(str(bundle.path))
+
+
+@click.command(context_settings=SETTINGS)
+@click.argument("bundle_path", metavar="BUNDLE", type=PATH)
+@click.argument("location", metavar="hf://ORG/NAME", type=HubType())
+@click.option("--private", is_flag=True, help="Make the repository private, if it does not exist.")
+@click.option(
+    "--by-reference",
+    is_flag=True,
+    help="Leave out the encoder's weights, whose license forbids derivatives; name and hash stay.",
+)
+@click.option("--message", default="", help="Of the commit.  [default: the bundle's hash]")
+@quiet_option
+@command
+def push(
+    bundle_path: Path, location: HubLocation, private: bool, by_reference: bool, message: str, quiet: bool
+) -> None:
+    """Publish BUNDLE at the hub with its card, in one commit.
+
+    Prints its address with the commit. Needs a license; what forbids derivatives is refused. Log in with
+    `hf auth login` or HF_TOKEN.
+    """
+    from mclst.runtime.sharing.hub import publish
+    from mclst.runtime.sharing.verify import verify_bundle
+
+    published = publish(
+        verify_bundle(bundle_path),
+        location,
+        private=private,
+        by_reference=by_reference,
+        message=message,
+        tell=lambda text: say(text, quiet=quiet),
+    )
+    click.echo(str(published))
+
+
+@click.command(context_settings=SETTINGS)
+@click.argument("part", type=BundleType())
+@click.option(
+    "--encoder", type=PATH, required=True, help="Folder with the encoder's graphs, such as a bundle."
+)
+@click.option("--out", type=PATH, required=True, help="Folder of the whole bundle.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing bundle.")
+@command
+def complete(part: BundleLocation, encoder: Path, out: Path, overwrite: bool) -> None:
+    """Join PART, published by reference, with its encoder.
+
+    PART is a folder or hf://ORG/NAME@REVISION. The encoder's graphs must have the hashes that PART's manifest
+    lists: export them from the same weights.
+    """
+    from mclst.runtime.sharing.by_reference import complete as join
+    from mclst.runtime.sharing.hub import fetch
+
+    folder = part if isinstance(part, Path) else fetch(part, lambda text: say(f"Note: {text}"), partial=True)
+    click.echo(str(join(folder, encoder, out, overwrite=overwrite).path))
+
+
+@click.command(context_settings=SETTINGS)
+@click.argument("bundle_path", metavar="BUNDLE", type=PATH)
+@click.option("--key", type=PATH, help="Private key: elliptic curve, PEM.  [default: keyless, by Sigstore]")
+@click.option(
+    "--password-from",
+    metavar="VARIABLE",
+    help="Environment variable with the key's password.  [default: no password]",
+)
+@click.option("--certificate", type=PATH, help="Certificate of the key, PEM.")
+@click.option("--chain", type=PATH, multiple=True, help="Certificate between it and a root; repeatable.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing signature.")
+@command
+def sign(
+    bundle_path: Path,
+    key: Path | None,
+    password_from: str | None,
+    certificate: Path | None,
+    chain: tuple[Path, ...],
+    overwrite: bool,
+) -> None:
+    """Sign BUNDLE by OpenSSF model signing: model.sig beside its files.
+
+    Write the card before: the signature covers it. Without --key, Sigstore signs for whoever logs in, or for
+    the identity of a CI job; that needs a network.
+    """
+    import os
+
+    from mclst.runtime.sharing.signature import Signer
+    from mclst.runtime.sharing.signature import sign as write_signature
+    from mclst.runtime.sharing.verify import verify_bundle
+
+    if key is None and (certificate is not None or chain or password_from):
+        raise click.UsageError("--certificate, --chain and --password-from belong to --key")
+    if chain and certificate is None:
+        raise click.UsageError("--chain belongs to --certificate")
+    if password_from is not None and password_from not in os.environ:
+        raise click.UsageError(f"there is no environment variable {password_from}")
+    password = None if password_from is None else os.environ[password_from]
+    signer = Signer(key, password, certificate, chain)
+    click.echo(str(write_signature(verify_bundle(bundle_path), signer, overwrite=overwrite)))
