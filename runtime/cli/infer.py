@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from mclst.runtime.bundle.location import BundleLocation, local
 from mclst.runtime.choices import READERS
-from mclst.runtime.cli.bundle_options import any_bundle_option, signature_option
+from mclst.runtime.cli.bundle_options import any_bundle_option, open_any_bundle, signature_option
 from mclst.runtime.cli.cohort import CohortOptions, cohort_options, run_cohort
 from mclst.runtime.cli.run_options import run_options
 from mclst.runtime.cli.server_options import ServerOptions, open_model, server_options
@@ -29,12 +29,11 @@ PATH = click.Path(path_type=Path)
 NAMED_FAILURES = 5
 
 
-def _list_providers(bundle_path: Path | None, batch_size: int) -> None:
-    from mclst.runtime.bundle.bundle import open_bundle
+def _list_providers(location: BundleLocation | None, trusted: Trusted | None, batch_size: int) -> None:
     from mclst.runtime.inference.encoder_choice import native_precisions
     from mclst.runtime.inference.providers import list_providers
 
-    bundle = None if bundle_path is None else open_bundle(bundle_path)
+    bundle = None if location is None else open_any_bundle(location, trusted, lambda text: None)
     for name, available, description in list_providers():
         click.echo(f"{name:<12}  {available:<3}  {description}")
         for row in native_precisions(name, bundle, batch_size) if available == "yes" else ():
@@ -120,7 +119,7 @@ def main(
     if list_providers:
         source = click.get_current_context().get_parameter_source("bundle_path")
         named = source is not ParameterSource.DEFAULT
-        _list_providers(bundle_path if named else None, options.batch_size)
+        _list_providers(bundle_path if named else None, trusted, options.batch_size)
         return
     if (slide is None) == (cohort.slides is None):
         raise click.UsageError("give either a SLIDE or a table of them with --slides")
