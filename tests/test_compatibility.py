@@ -54,7 +54,7 @@ def uns_keys(path: Path) -> set[str]:
 def test_a_bundle_opens_unchanged() -> None:
     bundle = open_bundle(SMALL / "mclst-bundle")
     stored = json.loads((SMALL / "mclst-bundle" / "manifest.json").read_text())
-    assert json.loads(bundle.manifest.model_dump_json(by_alias=True)) == stored
+    assert json.loads(bundle.manifest.model_dump_json(by_alias=True, exclude_unset=True)) == stored
     assert bundle.bank.embedding.shape == (48, 16) and bundle.genes == [f"GENE{i}" for i in range(12)]
 
 
@@ -102,9 +102,9 @@ def test_an_evaluation_of_an_old_map(old: Path) -> None:
     result = CliRunner().invoke(evaluate_main, words)
     assert result.exit_code == 0, result.output
     before, after = (json.loads((folder / "eval.json").read_text()) for folder in (SMALL, old))
-    assert keys(after) == keys(before)
+    assert keys(after) >= keys(before)
     before, after = (flatten(content["methods"]) for content in (before, after))
-    assert after == pytest.approx(before, abs=EPSILON)
+    assert {name: after[name] for name in before} == pytest.approx(before, abs=EPSILON)
 
 
 def test_the_journal_of_an_old_run_is_one_of_today(tmp_path: Path) -> None:

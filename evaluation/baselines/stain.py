@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from mclst.runtime.slide.open import open_slide
+from mclst.runtime.tiling.bounds import check_centers
 from mclst.runtime.tiling.tiles import Tiles, TileShape
 
 STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
@@ -94,13 +95,14 @@ def read_stain(
     SlideError
         If the image cannot be opened.
     SpotsError
-        If a position is beyond 2³¹ px.
+        If a position is outside the image.
     """
     n = len(xy_px)
     values = np.full((n, len(NAMES)), np.nan)
     descriptor = np.full((n, DESCRIPTOR**2), np.nan, np.float32)
     rows = np.flatnonzero(np.isfinite(xy_px).all(axis=1))
     with open_slide(image) as slide:
+        check_centers(xy_px, slide, lambda row: f"{image}: spot {row + 1}")
         scale = mpp or slide.mpp or UNKNOWN_MPP
         shape = TileShape(TILE_PX, FIELD_UM / TILE_PX, (255, 255, 255))
         tiles = Tiles(slide, xy_px[rows], shape, batch_size=BATCH_SIZE, workers=workers, slide_mpp=scale)
