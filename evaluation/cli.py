@@ -12,6 +12,7 @@ from mclst.runtime.atomic import check_distinct, check_writable, write_atomicall
 from mclst.runtime.click_types import AliasedOption
 from mclst.runtime.console import check_json, command, publish_json, say, table
 from mclst.runtime.errors import ResourceError
+from mclst.runtime.section_options import ALIASES
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ PATH = click.Path(path_type=Path)
     type=click.Choice(NORMALIZATION_NAMES),
     help="Normalization of the truth, if the map does not record its own.",
 )
+@ALIASES
 @click.option("--common-genes", is_flag=True, help="Ignore genes of the map that were not measured.")
 @click.option(
     "--annotation",
@@ -246,6 +248,7 @@ def _read(
             method=method,
             normalization=options["normalization"],
             common_genes=options["common_genes"],
+            aliases=options["gene_aliases"],
         )
         pairs.append(pair)
         annotation = annotations.get(source.name, annotations.get(""))

@@ -22,6 +22,7 @@ from mclst.runtime.bundle.bank import read_bank
 from mclst.runtime.bundle.bundle import BANK, GENES, Bundle, BundleDraft
 from mclst.runtime.bundle.manifest import Settings
 from mclst.runtime.errors import CheckpointError, ReferenceDataError, SlideError
+from mclst.runtime.section_options import SectionFiles
 from mclst.runtime.serving.server_manifest import check_servable
 
 RECORDED_PACKAGES = ("mclst", "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -44,6 +45,7 @@ def export_bundle(
     precisions: PrecisionOptions = FP32_ONLY,
     require_servable: bool = False,
     metadata: Metadata | None = None,
+    section_files: SectionFiles | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Bundle:
     """Export a checkpoint to a bundle; on failure nothing is left at `out`.
@@ -79,6 +81,8 @@ def export_bundle(
         Refuse a system that predicts whole slides, which a tile server cannot run.
     metadata : Metadata, optional
         What the bundle says of itself; nothing by default.
+    section_files : SectionFiles, optional
+        Slides and gene names of the references.
     say : callable, optional
         Called with progress messages.
 
@@ -118,7 +122,9 @@ def export_bundle(
         gene_file = None if genes is None else Path(genes)
         if kind == "retrieval":
             paths = [Path(path) for path in references]
-            reference = load_reference(checkpoint, paths, sections, hold_out, gene_file, settings, say)
+            reference = load_reference(
+                checkpoint, paths, sections, hold_out, gene_file, settings, say, section_files
+            )
             fields = write_retrieval_bundle(
                 draft.part, checkpoint, settings, reference, parity_tiles, precisions, say
             )

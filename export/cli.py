@@ -28,6 +28,7 @@ from mclst.export.triton_options import (
 )
 from mclst.runtime.console import check_json, command, publish_json, say, table
 from mclst.runtime.errors import ResourceError
+from mclst.runtime.section_options import SectionFiles, section_options
 
 if TYPE_CHECKING:
     from mclst.export.engines import EngineOptions
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 @click.command(context_settings=CONTEXT_SETTINGS)
 @input_options
+@section_options
 @settings_options
 @precision_options
 @engine_options
@@ -50,6 +52,7 @@ def main(
     references: tuple[Path, ...],
     sections: str | None,
     hold_out: tuple[str, ...],
+    section_files: SectionFiles,
     genes: Path | None,
     precisions: tuple[tuple[str, ...], ...],
     calibration: tuple[Path, ...],
@@ -88,7 +91,7 @@ def main(
         return
     if ckpt is None:
         raise click.UsageError("Missing option '--ckpt'.")
-    inputs = (ckpt, *references, *calibration, genes, metadata_path)
+    inputs = (ckpt, *references, *calibration, genes, metadata_path, *section_files.paths)
     check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=(out, triton))
     check_repository(triton, overwrite, inputs, out)
     names = tuple(name for group in precisions for name in group)
@@ -131,6 +134,7 @@ def main(
         engines=engines,
         require_servable=triton is not None,
         metadata=read_metadata(metadata_path, license_name),
+        section_files=section_files,
         say=lambda text: say(text, quiet=quiet),
     )
     parity = json.loads((bundle.path / "parity.json").read_text())

@@ -32,6 +32,7 @@ from mclst.runtime.bundle.bundle import BANK, ENCODER, PARITY
 from mclst.runtime.bundle.manifest import Settings
 from mclst.runtime.errors import ReferenceDataError
 from mclst.runtime.inference.providers import open_session
+from mclst.runtime.section_options import SectionFiles
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,14 @@ def load_reference(
     genes: Path | None,
     settings: Settings,
     say: Callable[[str], None],
+    files: SectionFiles | None = None,
 ) -> Reference:
     """Read the chosen reference sections, or those stored in the checkpoint.
 
     Raises ReferenceDataError if there are none or the gene order is unknown, SectionError as the readers do.
     """
     if paths:
-        sources = find_references(paths, sections, hold_out)
+        sources = find_references(paths, sections, hold_out, files)
         raw = {settings.normalisation.input, settings.normalisation.expression} == {"none"}
         read = read_references(
             sources,

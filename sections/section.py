@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,12 @@ class Section:
         The section's H&E image.
     counts_from : str
         Source of the counts: "counts", or "layers['counts']" or "X" of an AnnData.
+    image_scale : float
+        Px of `image` per full-resolution px; below 1 for a downscaled picture, to which `xy_px` is scaled.
+    format : str
+        See `SectionSource`.
+    synonyms : mapping of str to int
+        Other names of genes → column of `counts`: Ensembl ids without version, symbols, aliases.
     """
 
     name: str
@@ -86,6 +93,9 @@ class Section:
     xy_px: NDArray[np.float64] | None
     image: Path | None
     counts_from: str = "counts"
+    image_scale: float = 1.0
+    format: str = ""
+    synonyms: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.spot)

@@ -64,7 +64,7 @@ export/triton: runtime/serving runtime/encoder/tensorrt runtime/encoder/cuda run
     runtime
 export/parity: export/inputs export/onnx runtime/tiling runtime/slide runtime/encoder runtime/bundle runtime
     kernels kernels/definition sections
-export/inputs: runtime/bundle runtime sections/formats sections models models/recipes
+export/inputs: runtime/bundle runtime sections/formats sections/tables sections models models/recipes
 export/onnx: runtime/encoder runtime/bundle runtime models
 runtime/cli: runtime/cohort runtime/run runtime/report runtime/serving runtime/sharing runtime/report/page
     runtime/inference runtime/expression_map runtime/slide runtime/bundle runtime kernels/definition sections
@@ -91,7 +91,7 @@ runtime/encoder/cuda: runtime/encoder runtime kernels/cuda kernels/definition
 runtime/slide: runtime
 runtime/encoder: runtime
 runtime/bundle: runtime/trust runtime kernels/definition
-runtime: sections
+runtime: sections/formats sections
 kernels: kernels/faiss kernels/cuda kernels/cpu kernels/definition
 kernels/faiss: kernels/definition
 kernels/cuda: kernels/definition

@@ -13,6 +13,7 @@ import click
 from mclst.runtime.atomic import check_distinct, check_writable
 from mclst.runtime.console import check_json, command, progress, publish_json, say, table
 from mclst.runtime.errors import ResourceError
+from mclst.runtime.section_options import SectionFiles, section_options
 from mclst.training.options import build_config, model_options, resolve_options
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ PATH = click.Path(path_type=Path)
     type=PATH,
     help="Genes of the model: .txt, .tsv or .npy.  [default: genes.txt in SECTIONS, else all]",
 )
+@section_options
 @model_options
 @click.option("--workers", type=click.IntRange(1, 256), default=2, help="Threads that read tiles.")
 @click.option(
@@ -58,15 +60,16 @@ def main(
     out: Path,
     json_path: Path | None,
     quiet: bool,
+    section_files: SectionFiles,
     **_: Any,
 ) -> None:
     """Train mclSTExp or BLEEP on measured SECTIONS and write a checkpoint.
 
-    SECTIONS are folders or files of legacy ST, Space Ranger or .h5ad sections, each with its H&E image. The
-    checkpoint includes settings, genes and the training sections, so mclst-export --ckpt needs nothing else.
-    Re-run the same command to resume an interrupted run after its last complete epoch. The defaults are those
-    of mclSTExp's published HER2+ script, which starts from ImageNet weights; mclst downloads nothing, so pass
-    them with --init.
+    SECTIONS are folders or files of legacy ST, Space Ranger or .h5ad sections, each with its H&E slide: a
+    file of the section's name beside it, or --image. The checkpoint includes settings, genes and the training
+    sections, so mclst-export --ckpt needs nothing else. Re-run the same command to resume an interrupted run
+    after its last complete epoch. The defaults are those of mclSTExp's published HER2+ script, which starts
+    from ImageNet weights; mclst downloads nothing, so pass them with --init.
 
     --system bleep: resnet50, dropout 0.1, 4 epochs of batches of 256, adamw at 1e-3, both flips and quarter
     turns, BGR from 0 to 255, median-log1p expression, plain mean of the 50 nearest.
@@ -77,7 +80,8 @@ def main(
     published = out.with_suffix(".state_dict.pt") if options["published_layout"] else None
     if published is not None:
         check_writable(published, overwrite=overwrite)
-    inputs, outputs = (*paths, options["init"], options["genes"]), (out, published)
+    inputs = (*paths, options["init"], options["genes"], *section_files.paths)
+    outputs = (out, published)
     check_distinct(outputs, inputs)
     check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=outputs)
     try:
@@ -86,7 +90,7 @@ def main(
         raise ResourceError(f"{error.name} is not installed; install mclst[export,cpu]") from error
     log = functools.partial(say, quiet=quiet)
     config = build_config(options)
-    sections, held_out = _read(paths, config, options, quiet=quiet)
+    sections, held_out = _read(paths, section_files, config, options, quiet=quiet)
     log(
         f"{sum(len(s.spot) for s in sections):,} spots of {', '.join(s.name for s in sections)}; "
         f"{len(sections[0].genes)} genes; {config.encoder}"
@@ -95,6 +99,8 @@ def main(
         if section.skipped:
             spot, reason = section.skipped[0]
             log(f"Note: {len(section.skipped)} spots of {section.name} are skipped (first {spot}: {reason})")
+        for note in section.notes:
+            log(f"Note: {note}")
     result = run_training(
         sections,
         config,
@@ -115,12 +121,17 @@ def main(
 
 
 def _read(
-    paths: tuple[Path, ...], config: TrainConfig, options: dict[str, Any], *, quiet: bool
+    paths: tuple[Path, ...],
+    files: SectionFiles,
+    config: TrainConfig,
+    options: dict[str, Any],
+    *,
+    quiet: bool,
 ) -> tuple[list[TrainingSection], list[TrainingSection]]:
     from mclst.training.sources import find_all_sections, read_genes, read_training_sections, split_sections
 
     sources, held_out = split_sections(
-        find_all_sections(paths), options["sections"], options["hold_out"], options["validation"]
+        find_all_sections(paths, files), options["sections"], options["hold_out"], options["validation"]
     )
     with progress("sections", len(sources) + len(held_out), quiet=quiet) as advance:
         reader = functools.partial(

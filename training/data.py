@@ -15,12 +15,13 @@ from mclst.models.pixels import prepare
 from mclst.runtime.bundle.manifest import Preprocessing, Settings, Tile
 from mclst.runtime.errors import ReferenceDataError
 from mclst.runtime.slide.open import open_slide
+from mclst.runtime.tiling.array_pitch import coarse_note, section_resolution
 from mclst.runtime.tiling.bounds import check_centers
 from mclst.runtime.tiling.tiles import Tiles, TileShape
 from mclst.sections.normalize import NORMALIZATIONS, normalize
 from mclst.sections.positions import table_positions
 from mclst.sections.section import Section
-from mclst.sections.tables.genes import match_genes
+from mclst.sections.tables.genes import match_genes, renamed_genes
 from mclst.training.settings import Augmentation
 
 
@@ -46,6 +47,8 @@ class TrainingSection:
         Level-0 px.
     total : ndarray of float64, shape (n,), optional
         Counts over all measured genes.
+    notes : tuple of str
+        What the user should know of its image and genes.
     """
 
     name: str
@@ -57,6 +60,7 @@ class TrainingSection:
     skipped: tuple[tuple[str, str], ...] = ()
     xy_px: NDArray[np.float64] | None = None
     total: NDArray[np.float64] | None = None
+    notes: tuple[str, ...] = ()
 
     def positions(self, kind: str) -> NDArray[np.int64]:
         """Rows int64 [n, 2] of the two position tables; see `table_positions` for `kind`.
@@ -178,7 +182,12 @@ def read_training_section(
         )
         shape = TileShape(tile.size_px, tile.mpp, tile.pad)
         centers = section.xy_px[located]
-        for batch in Tiles(slide, centers, shape, batch_size=64, workers=workers, slide_mpp=slide_mpp):
+        resolution = section_resolution(slide, section, slide_mpp)
+        notes = (
+            *(resolution.notes if tile.mpp is not None else ()),  # else tiles are level-0 px whatever µm/px
+            coarse_note(section, tile.size_px, tile.mpp, resolution.mpp),
+        )
+        for batch in Tiles(slide, centers, shape, batch_size=64, workers=workers, slide_mpp=resolution.mpp):
             stack[located[batch.rows]] = batch.tiles
             reasons.update((int(located[row]), reason) for row, reason in batch.failed)
     kept = np.array([row not in reasons for row in range(len(section))], dtype=bool)
@@ -196,6 +205,7 @@ def read_training_section(
         skipped=tuple((str(section.spot[row]), reasons[row]) for row in sorted(reasons)),
         xy_px=section.xy_px[kept],
         total=section.total[kept],
+        notes=tuple(note for note in (*notes, renamed_genes(section, genes)) if note),
     )
 
 

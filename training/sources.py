@@ -7,6 +7,8 @@ from pathlib import Path
 
 from mclst.runtime.bundle.manifest import Tile
 from mclst.runtime.errors import ReferenceDataError
+from mclst.runtime.section_options import SectionFiles
+from mclst.sections.formats.images import missing_image
 from mclst.sections.formats.reference import (
     SectionSource,
     choose_sections,
@@ -18,15 +20,18 @@ from mclst.sections.section import Section
 from mclst.training.data import TrainingSection, read_training_section
 
 
-def find_all_sections(paths: Sequence[Path]) -> dict[str, SectionSource]:
-    """Find all sections under `paths`, by name; ReferenceDataError if a name appears in two of them."""
+def find_all_sections(paths: Sequence[Path], files: SectionFiles | None = None) -> dict[str, SectionSource]:
+    """Find all sections under `paths`, by name, and give them the slides and gene names of `files`.
+
+    Raises ReferenceDataError if a name appears in two paths, SectionError if `files` do not fit.
+    """
     sections: dict[str, SectionSource] = {}
     for path in paths:
         for name, source in find_sections(path).items():
             if name in sections:
                 raise ReferenceDataError(f"section {name} is in {path} and in another folder; give it once")
             sections[name] = source
-    return sections
+    return (files or SectionFiles()).give(sections, paths)
 
 
 def split_sections(
@@ -69,6 +74,8 @@ def read_training_sections(
     genes: Sequence[str] | None = None
     sections = []
     for source in sources:
+        if source.image is None:
+            raise ReferenceDataError(missing_image(source))
         section = read_section(source)
         genes = genes_of(section) if genes is None else genes
         sections.append(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mclst.export.inputs.bank import ReferenceSection
 from mclst.export.inputs.checkpoint import Checkpoint
 from mclst.runtime.errors import CheckpointError, ReferenceDataError
+from mclst.runtime.section_options import SectionFiles
 from mclst.sections.formats.reference import (
     SectionSource,
     choose_sections,
@@ -23,14 +24,19 @@ from mclst.sections.formats.reference import (
     read_section,
 )
 from mclst.sections.section import Section
+from mclst.sections.tables.genes import renamed_genes
 
 
 def find_references(
-    paths: Sequence[Path], sections: str | None, hold_out: Sequence[str]
+    paths: Sequence[Path],
+    sections: str | None,
+    hold_out: Sequence[str],
+    files: SectionFiles | None = None,
 ) -> dict[str, SectionSource]:
     """Choose sections from all `paths` together, sorted by name, without reading them.
 
-    Raises ReferenceDataError if two paths have a section of the same name, SectionError for an unknown name.
+    files: their slides and gene names. Raises ReferenceDataError if two paths have a section of one name,
+    SectionError for an unknown name.
     """
     sources: dict[str, SectionSource] = {}
     for path in paths:
@@ -40,6 +46,7 @@ def find_references(
                     f"section {name} is in {path} and in another --reference; name it once"
                 )
             sources[name] = source
+    sources = (files or SectionFiles()).give(sources, paths)
     names = choose_sections(sorted(sources), sections, hold_out=tuple(hold_out))
     return {name: sources[name] for name in names}
 
@@ -162,6 +169,8 @@ def read_references(
         section = read_section(source)
         genes = genes_of(section) if genes is None else genes
         counts = match_genes(section, list(genes.names))
+        if renamed := renamed_genes(section, genes.names.tolist()):
+            warn(renamed)
         sections.append(
             ReferenceSection(
                 section.name, section.spot, counts, section.array_xy, section.xy_px, section.total

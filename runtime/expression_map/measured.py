@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from mclst.sections.formats.reference import find_sections, read_section
 from mclst.sections.formats.source import SectionSource
 from mclst.sections.normalize import NORMALIZATIONS, normalize
 from mclst.sections.section import Section
-from mclst.sections.tables.genes import match_genes
+from mclst.sections.tables.genes import gene_columns, match_genes
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,7 @@ def pair_with_truth(
     method: str = "",
     normalization: str | None = None,
     common_genes: bool = False,
+    aliases: Path | None = None,
 ) -> Pair:
     """Match a map with its measured section by spot and gene names.
 
@@ -163,6 +164,8 @@ def pair_with_truth(
         Of the truth; None: the map's.
     common_genes : bool
         Leave out the map's genes that were not measured, instead of refusing them.
+    aliases : Path, optional
+        Table of gene symbols and their other names; see `read_aliases`.
 
     Returns
     -------
@@ -175,11 +178,11 @@ def pair_with_truth(
     SectionError
         If the section is damaged or lacks genes.
     """
-    section = read_section(source)
+    section = read_section(replace(source, aliases=aliases))
     unit = _unit(predicted, normalization)
     genes = predicted.genes
     if common_genes:
-        genes = genes[np.isin(genes, section.genes)]
+        genes = genes[gene_columns(section, genes.tolist()) >= 0]
         if not len(genes):
             raise InputError(f"{predicted.path} and section {section.name} have no gene in common")
     counts = match_genes(section, genes.tolist())

@@ -6,16 +6,18 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from mclst.runtime.slide.base import Slide
 from mclst.runtime.slide.metadata import MAX_MPP, MIN_MPP, objective_warning
-from mclst.sections.section import Spots
+from mclst.sections.section import Section, Spots
 
 MIN_SPOTS = 6
 MAX_RESIDUAL = 0.15
 """RMS, as a fraction of the pitch: hand-printed legacy ST spots are 7-9 % off, Visium's below 1 %."""
 MAX_SKEW = 0.05
+VARIANTS = {"legacy-st": "legacy ST", "space-ranger": "Space Ranger", "h5ad": "AnnData"}
 TOLERANCE = 0.03
 """Relative difference up to which two values agree."""
 
@@ -66,8 +68,10 @@ def fit_array(spots: Spots) -> ArrayFit | None:
     similarity within 5 %. A spot's diameter is no measure: Space Ranger adds a margin that differs between
     slides.
     """
+    if spots.array_xy is None or len(spots) < MIN_SPOTS:
+        return None
     layout = _layout(spots)
-    if layout is None or spots.array_xy is None or len(spots) < MIN_SPOTS:
+    if layout is None:
         return None
     step_um, pitch_um = layout
     array_um = np.column_stack([spots.array_xy * step_um, np.ones(len(spots))])
@@ -122,6 +126,43 @@ def slide_resolution(slide: Slide, spots: Spots, override: float | None = None) 
     mpp, source, note = _choose(slide, spots, override)
     doubt = objective_warning(slide.objective, slide.vendor, mpp)
     return Resolution(mpp, source, tuple(text for text in (note, doubt) if text))
+
+
+def section_resolution(slide: Slide, section: Section, override: float | None = None) -> Resolution:
+    """Choose µm/px of a measured section's image, as `slide_resolution` does."""
+    return slide_resolution(slide, _spots_of(section), override)
+
+
+def coarse_note(section: Section, size_px: int, tile_mpp: float | None, mpp: float | None) -> str:
+    """Say what a downscaled picture costs; "" for a slide. mpp: of the picture."""
+    if section.image_scale >= 1 or section.image is None:
+        return ""
+    mpp_of_tile = tile_mpp or mpp
+    reach = "" if mpp_of_tile is None else f", a tile covers {size_px * mpp_of_tile:.0f} µm"
+    size = "" if mpp is None else f" at {mpp:.3g} µm/px"
+    return (
+        f"section {section.name} has no slide; taken: {section.image.name}{size}, "
+        f"{1 / section.image_scale:.3g} times coarser than the slide{reach}, and cells are not resolved; "
+        f"--image {section.name}=SLIDE gives the slide"
+    )
+
+
+def _spots_of(section: Section) -> Spots:
+    """A section's spots with coordinates, as far as a fit of the array needs them."""
+    xy_px = np.empty((0, 2)) if section.xy_px is None else section.xy_px
+    known = np.flatnonzero(np.isfinite(xy_px).all(axis=1))
+    array_xy = None if section.array_xy is None else section.array_xy[known]
+    return Spots(
+        path=section.path,
+        variant=VARIANTS.get(section.format, ""),
+        id=section.spot[known],
+        xy_px=xy_px[known],
+        array_xy=array_xy,
+        row=known + 1,
+        table=pd.DataFrame(index=pd.RangeIndex(len(known))),
+        spot_diameter_px=None,
+        coordinates="",
+    )
 
 
 def _choose(slide: Slide, spots: Spots, override: float | None) -> tuple[float | None, str, str]:

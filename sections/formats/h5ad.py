@@ -10,10 +10,25 @@ from numpy.typing import NDArray
 
 from mclst.sections.errors import SectionError
 from mclst.sections.formats.counts import counts_csr, require_unique_spots
-from mclst.sections.formats.source import SectionSource, find_image, list_folder
-from mclst.sections.hdf5 import max_matrix_bytes, name_array, open_hdf5, read_frame, read_limited
+from mclst.sections.formats.images import find_image
+from mclst.sections.formats.source import SectionSource, list_folder
+from mclst.sections.hdf5 import (
+    MAX_NAME_LENGTH,
+    max_matrix_bytes,
+    name_array,
+    open_hdf5,
+    read_frame,
+    read_limited,
+)
 from mclst.sections.section import Section
 from mclst.sections.tables.h5ad_obs import require_anndata, spot_centers
+from mclst.sections.tables.synonyms import synonyms_of
+
+NAME_COLUMNS = (
+    *("gene_ids", "gene_id", "ensembl_id", "ensembl", "feature_id", "gene_symbols", "gene_symbol"),
+    *("symbol", "gene_name", "gene_names", "feature_name"),
+)
+"""Columns of var, in lower case, with other names of the genes: scanpy, 10x, CELLxGENE, HEST."""
 
 
 def find(folder: Path) -> dict[str, SectionSource]:
@@ -25,7 +40,7 @@ def find(folder: Path) -> dict[str, SectionSource]:
 def source_of(path: Path) -> SectionSource:
     """Describe one .h5ad as a section."""
     folders = (path.parent, path.parent / "images")
-    return SectionSource(path.stem, "h5ad", path, image=find_image(path.stem, folders))
+    return SectionSource(path.stem, "h5ad", path, image=find_image(path.stem, folders), places=folders)
 
 
 def read(source: SectionSource) -> Section:
@@ -59,7 +74,20 @@ def read(source: SectionSource) -> Section:
             xy_px=xy_px,
             image=source.image,
             counts_from=counts_from,
+            synonyms=synonyms_of(genes.tolist(), _other_names(var)),
         )
+
+
+def _other_names(var: pd.DataFrame) -> list[list[str]]:
+    """The columns of var that hold ids or symbols of the genes."""
+    columns = [name for name in var.columns if str(name).casefold() in NAME_COLUMNS]
+    return [
+        [
+            "" if missing else str(name)[:MAX_NAME_LENGTH]
+            for name, missing in zip(var[c], var[c].isna(), strict=True)
+        ]
+        for c in columns
+    ]
 
 
 def _array_xy(path: Path, obs: pd.DataFrame) -> NDArray[np.int64] | None:

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from mclst.sections.errors import SectionError
 from mclst.sections.formats.counts import counts_csr, require_unique_spots
-from mclst.sections.formats.source import SectionSource, find_image, is_image, list_folder
+from mclst.sections.formats.images import find_image
+from mclst.sections.formats.source import SectionSource, is_image, list_folder
 from mclst.sections.section import Section
 from mclst.sections.tables.cells import NUMBER
 from mclst.sections.tables.spots import read_spots
+from mclst.sections.tables.synonyms import synonyms_of
 from mclst.sections.tables.text_file import read_text
 
 COUNT_FOLDERS = ("counts", "ST-cnts")
@@ -75,7 +77,17 @@ def read(source: SectionSource) -> Section:
     genes, spot, counts = _read_counts(source.path)
     array_xy = _array_xy(source.path, spot)
     xy_px = None if source.spots is None else _spot_centers(source.spots, source.path, array_xy)
-    return Section(source.name, source.path, genes, spot, counts, array_xy, xy_px, source.image)
+    return Section(
+        source.name,
+        source.path,
+        genes,
+        spot,
+        counts,
+        array_xy,
+        xy_px,
+        source.image,
+        synonyms=synonyms_of(genes.tolist()),
+    )
 
 
 def _section_name(path: Path) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -13,6 +14,7 @@ from mclst.sections.formats.source import SectionSource
 from mclst.sections.hdf5 import open_hdf5
 from mclst.sections.section import Section
 from mclst.sections.tables.genes import match_genes, read_gene_list
+from mclst.sections.tables.synonyms import read_aliases, synonyms_of
 
 __all__ = [
     "SectionSource",
@@ -123,7 +125,16 @@ def read_section(source: SectionSource) -> Section:
     SectionError
         If a file is damaged, a spot appears twice, or counts and spots do not belong together.
     """
-    return READERS[source.format](source)
+    section = READERS[source.format](source)
+    synonyms = dict(section.synonyms)
+    if source.aliases is not None:
+        synonyms = synonyms_of(section.genes.tolist(), groups=read_aliases(source.aliases)) | synonyms
+    xy_px = section.xy_px
+    if xy_px is not None and source.image_scale != 1.0:
+        xy_px = xy_px * source.image_scale
+    return replace(
+        section, xy_px=xy_px, image_scale=source.image_scale, format=source.format, synonyms=synonyms
+    )
 
 
 def _of_file(path: Path) -> SectionSource:

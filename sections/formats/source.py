@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,7 +28,13 @@ class SectionSource:
     spots : Path, optional
         Table with the spots' pixel coordinates, if the format has one and the file exists.
     image : Path, optional
-        H&E image of the same name next to the section.
+        H&E image of the section.
+    image_scale : float
+        Px of `image` per px of the positions: below 1 for a downscaled picture.
+    places : tuple of Path
+        Folders where an image was looked for.
+    aliases : Path, optional
+        Table of gene symbols and their other names.
     """
 
     name: str
@@ -37,6 +42,9 @@ class SectionSource:
     path: Path
     spots: Path | None = None
     image: Path | None = None
+    image_scale: float = 1.0
+    places: tuple[Path, ...] = ()
+    aliases: Path | None = None
 
 
 def list_folder(folder: Path) -> list[Path]:
@@ -45,23 +53,6 @@ def list_folder(folder: Path) -> list[Path]:
         return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
         raise SectionError(f"{folder}: the folder cannot be read ({error.strerror or error})") from error
-
-
-def find_image(name: str, folders: Iterable[Path]) -> Path | None:
-    """Find `<name>.<image suffix>` (or `<name>.ome.tif`) in the folders; None if there is none.
-
-    Raises SectionError if there are several.
-    """
-    images = [
-        entry
-        for folder in dict.fromkeys(folder.absolute() for folder in folders)
-        if folder.is_dir()
-        for entry in list_folder(folder)
-        if is_image(entry) and entry.name[: -len(entry.suffix)] in (name, f"{name}.ome")
-    ]
-    if len(images) > 1:
-        raise SectionError(f"{images[0]} and {images[1]} both are images of section {name}; keep one")
-    return images[0] if images else None
 
 
 def is_image(path: Path) -> bool:

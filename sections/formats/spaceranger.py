@@ -14,14 +14,19 @@ from numpy.typing import NDArray
 
 from mclst.sections.errors import SectionError
 from mclst.sections.formats.counts import counts_csr, require_unique_spots
-from mclst.sections.formats.source import SectionSource, find_image, list_folder
+from mclst.sections.formats.images import find_image
+from mclst.sections.formats.source import SectionSource, list_folder
 from mclst.sections.hdf5 import name_array, open_hdf5
 from mclst.sections.section import Section
 from mclst.sections.tables.spots import POSITIONS, positions_file, read_spots
+from mclst.sections.tables.synonyms import synonyms_of
 from mclst.sections.tables.text_file import read_text
 
 MATRIX = "filtered_feature_bc_matrix"
 GENE_EXPRESSION = "Gene Expression"
+
+Features = tuple[Any, NDArray[np.str_], NDArray[np.str_], NDArray[np.str_]]
+"""(counts [n, g], spots [n], gene symbols [g], gene ids [g], "" where unknown)."""
 
 
 def find(folder: Path) -> dict[str, SectionSource]:
@@ -46,7 +51,8 @@ def source_of(folder: Path) -> SectionSource | None:
     name = resolved.parent.name if resolved.name == "outs" else resolved.name
     has_positions = any((outs / part / file).is_file() for part in ("spatial", ".") for file in POSITIONS)
     spots = positions_file(outs) if has_positions else None
-    return SectionSource(name, "space-ranger", matrix, spots, find_image(name, [outs, folder.parent]))
+    places = tuple(dict.fromkeys((outs, folder, folder.parent, folder.parent / "images")))
+    return SectionSource(name, "space-ranger", matrix, spots, find_image(name, places), places=places)
 
 
 def read(source: SectionSource) -> Section:
@@ -55,11 +61,21 @@ def read(source: SectionSource) -> Section:
     Genes are the features of type Gene Expression, by symbol; a symbol may appear twice.
     Raises SectionError if a file is damaged or a barcode has no coordinates.
     """
-    raw, spot, genes = _read_h5(source.path) if source.path.is_file() else _read_folder(source.path)
+    raw, spot, genes, ids = _read_h5(source.path) if source.path.is_file() else _read_folder(source.path)
     require_unique_spots(spot, source.path)
     counts = counts_csr(raw, source.path, spot, genes)
     array_xy, xy_px = (None, None) if source.spots is None else _coordinates(source.spots, source.path, spot)
-    return Section(source.name, source.path, genes, spot, counts, array_xy, xy_px, source.image)
+    return Section(
+        source.name,
+        source.path,
+        genes,
+        spot,
+        counts,
+        array_xy,
+        xy_px,
+        source.image,
+        synonyms=synonyms_of(genes.tolist(), [ids.tolist()]),
+    )
 
 
 def _matrix(folder: Path) -> Path | None:
@@ -93,7 +109,7 @@ def _existing(folder: Path, *names: str) -> list[Path]:
     return [path for path in candidates if path.is_file()]
 
 
-def _read_h5(path: Path) -> tuple[Any, NDArray[np.str_], NDArray[np.str_]]:
+def _read_h5(path: Path) -> Features:
     with open_hdf5(path, "a Space Ranger matrix") as file:
         if "matrix/features/name" not in file:
             raise SectionError(f"{path}: there is no matrix/features/name; give a matrix of Space Ranger")
@@ -105,13 +121,15 @@ def _read_h5(path: Path) -> tuple[Any, NDArray[np.str_], NDArray[np.str_]]:
         _check_entries(path, group["data"].size, features, barcodes)
         typed = "feature_type" in group["features"]
         kinds = name_array(group["features/feature_type"][:], path) if typed else None
+        identified = "id" in group["features"]
+        ids = name_array(group["features/id"][:], path) if identified else np.full(len(genes), "", np.str_)
         parts = (group["data"][:], group["indices"][:], group["indptr"][:])
         matrix = sp.csr_matrix(parts, shape=(barcodes, features))
         matrix.check_format(full_check=True)
-    return _gene_expression(path, matrix, spot, genes, kinds)
+    return _gene_expression(path, matrix, spot, genes, ids, kinds)
 
 
-def _read_folder(folder: Path) -> tuple[Any, NDArray[np.str_], NDArray[np.str_]]:
+def _read_folder(folder: Path) -> Features:
     path, barcodes = _one_of(folder, "matrix.mtx"), _one_of(folder, "barcodes.tsv")
     features = _one_of(folder, "features.tsv", "genes.tsv")
     spot = np.array([cells[0] for cells in _lines(barcodes)], dtype=np.str_)
@@ -121,10 +139,10 @@ def _read_folder(folder: Path) -> tuple[Any, NDArray[np.str_], NDArray[np.str_]]
         raise SectionError(
             f"{features}: line {short} has no gene name; give an id, a name and a type by tabs"
         )
-    genes = np.array([cells[1] for cells in rows], dtype=np.str_)
+    ids, genes = (np.array([cells[column] for cells in rows], dtype=np.str_) for column in (0, 1))
     typed = all(len(cells) > 2 for cells in rows)  # the old genes.tsv has no types
     kinds = np.array([cells[2] for cells in rows], dtype=np.str_) if typed else None
-    return _gene_expression(path, _read_mtx(path, len(genes), len(spot)), spot, genes, kinds)
+    return _gene_expression(path, _read_mtx(path, len(genes), len(spot)), spot, genes, ids, kinds)
 
 
 def _read_mtx(path: Path, features: int, barcodes: int) -> Any:
@@ -159,17 +177,23 @@ def _size_mismatch(
 
 
 def _gene_expression(
-    path: Path, matrix: Any, spot: NDArray[np.str_], genes: NDArray[np.str_], kinds: NDArray[np.str_] | None
-) -> tuple[Any, NDArray[np.str_], NDArray[np.str_]]:
+    path: Path,
+    matrix: Any,
+    spot: NDArray[np.str_],
+    genes: NDArray[np.str_],
+    ids: NDArray[np.str_],
+    kinds: NDArray[np.str_] | None,
+) -> Features:
     """Keep gene expression features; drop antibodies and other captures."""
-    if matrix.shape != (len(spot), len(genes)) or (kinds is not None and len(kinds) != len(genes)):
+    lengths = {len(genes), len(ids), len(genes if kinds is None else kinds)}
+    if matrix.shape != (len(spot), len(genes)) or len(lengths) > 1:
         raise SectionError(_size_mismatch(path, matrix.shape[1], matrix.shape[0], len(genes), len(spot)))
     if kinds is None or (kinds == GENE_EXPRESSION).all():
-        return matrix, spot, genes
+        return matrix, spot, genes, ids
     keep = np.flatnonzero(kinds == GENE_EXPRESSION)
     if not len(keep):
         raise SectionError(f"{path}: no feature is of type {GENE_EXPRESSION}; give a gene expression matrix")
-    return matrix[:, keep], spot, genes[keep]
+    return matrix[:, keep], spot, genes[keep], ids[keep]
 
 
 def _coordinates(

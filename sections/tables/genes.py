@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from mclst.sections.errors import SectionError
 from mclst.sections.section import Section
 from mclst.sections.tables.delimited import detect_delimiter
+from mclst.sections.tables.synonyms import stable_id
 from mclst.sections.tables.text_file import MAX_LIST_BYTES, read_text
 
+MOST_LISTED = 20
 HEADERS = frozenset({"", "gene", "genes", "gene_name", "gene_names", "gene_symbol", "symbol", "name"})
 
 
 def match_genes(section: Section, genes: Sequence[str]) -> NDArray[np.float32]:
-    """Select a section's counts of the model's genes.
+    """Select a section's counts of the model's genes, by their names or the section's synonyms.
 
     Parameters
     ----------
@@ -34,26 +36,68 @@ def match_genes(section: Section, genes: Sequence[str]) -> NDArray[np.float32]:
     Raises
     ------
     SectionError
-        If genes are missing (the first few are named), or one appears in the section twice.
+        If genes are missing (they are counted and listed), one appears in the section twice, or two of the
+        model's genes are one of the section's.
     """
-    names, first, occurrences = np.unique(section.genes, return_index=True, return_counts=True)
-    column_of = dict(zip(names.tolist(), first.tolist(), strict=True))
-    missing = [gene for gene in genes if gene not in column_of]
+    columns = gene_columns(section, genes)
+    missing = [gene for gene, column in zip(genes, columns.tolist(), strict=True) if column < 0]
     if missing:
-        more = ", …" if len(missing) > 5 else ""
         raise SectionError(
             f"{section.path}: section {section.name} lacks {len(missing)} of the model's {len(genes)} genes "
-            f"({', '.join(missing[:5])}{more}); give a section measured with the model's gene names"
+            f"({list_genes(missing)}); give a section measured with the model's gene names, or their other "
+            "names with --gene-aliases"
         )
+    names, occurrences = np.unique(section.genes, return_counts=True)
     repeated = set(names[occurrences > 1].tolist())
     ambiguous = next((gene for gene in genes if gene in repeated), None)
     if ambiguous is not None:
         raise SectionError(
             f"{section.path}: gene {ambiguous} appears in section {section.name} more than once; "
-            "keep the one that the model uses"
+            "keep the one that the model uses, or name it by its Ensembl id"
         )
-    columns = np.array([column_of[gene] for gene in genes], dtype=np.int64)
+    order = np.argsort(columns, kind="stable")
+    twice = np.flatnonzero(columns[order][1:] == columns[order][:-1])
+    if len(twice):
+        one, other = order[twice[0]], order[twice[0] + 1]
+        raise SectionError(
+            f"{section.path}: {genes[one]} and {genes[other]} of the model both are gene "
+            f"{section.genes[columns[one]]} of section {section.name}; keep one in the list"
+        )
     return np.asarray(section.counts[:, columns].toarray(), dtype=np.float32)
+
+
+def gene_columns(section: Section, genes: Sequence[str]) -> NDArray[np.int64]:
+    """Column of each of the model's genes in a section, int64 [G]; -1 where it is not measured.
+
+    A name of the section comes before its synonyms; the version of an Ensembl id does not count.
+    """
+    names, first = np.unique(section.genes, return_index=True)
+    column_of = dict(zip(names.tolist(), first.tolist(), strict=True))
+    synonyms = section.synonyms
+    return np.array(
+        [column_of.get(gene, synonyms.get(gene, synonyms.get(stable_id(gene) or "", -1))) for gene in genes],
+        dtype=np.int64,
+    )
+
+
+def renamed_genes(section: Section, genes: Sequence[str]) -> str:
+    """Say which of the model's genes a section has under another name; "" if none."""
+    columns = gene_columns(section, genes)
+    pairs = [
+        f"{gene} is {section.genes[column]}"
+        for gene, column in zip(genes, columns.tolist(), strict=True)
+        if column >= 0 and section.genes[column] != gene
+    ]
+    if not pairs:
+        return ""
+    count = f"{len(pairs):,} of the model's genes have another name in section {section.name}"
+    return f"{count}: {list_genes(pairs)}"
+
+
+def list_genes(genes: Sequence[str]) -> str:
+    """Up to 20 names, and how many more there are."""
+    more = f" and {len(genes) - MOST_LISTED:,} more" if len(genes) > MOST_LISTED else ""
+    return ", ".join(genes[:MOST_LISTED]) + more
 
 
 def read_gene_list(path: Path) -> list[str]:

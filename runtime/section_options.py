@@ -1,0 +1,84 @@
+"""Options of commands that read measured sections: their slides, and other names of their genes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from mclst.sections.formats.source import SectionSource
+
+PATH = click.Path(path_type=Path)
+
+
+@dataclass(frozen=True)
+class SectionFiles:
+    """What the user gives beside the sections.
+
+    images: NAME=SLIDE, or tables of them. hires: take Space Ranger's downscaled picture where a section has
+    no other. aliases: a table of gene symbols and their other names.
+    """
+
+    images: tuple[str, ...] = ()
+    hires: bool = False
+    aliases: Path | None = None
+
+    def give(
+        self, sources: Mapping[str, SectionSource], folders: Iterable[Path] = ()
+    ) -> dict[str, SectionSource]:
+        """Sources with their slides and aliases; folders: where an images.csv is read too.
+
+        Raises SectionError as `parse_images` and `with_images` do.
+        """
+        from mclst.sections.formats.images import parse_images, with_images
+
+        images = parse_images(self.images, folders)
+        sources = with_images(sources, images, hires=self.hires)
+        return {name: replace(source, aliases=self.aliases) for name, source in sources.items()}
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files named, for checks that no output replaces an input."""
+        slides = [Path(value.partition("=")[2] or value) for value in self.images]
+        return (*slides, *([] if self.aliases is None else [self.aliases]))
+
+
+ALIASES = click.option(
+    "--gene-aliases",
+    type=PATH,
+    help="Other names of genes: HGNC's hgnc_complete_set.txt, or columns symbol and alias_symbol.",
+)
+OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
+    click.option(
+        "--image",
+        "images",
+        multiple=True,
+        metavar="NAME=SLIDE",
+        help="Slide of a section, or a .csv with columns section and image; repeatable.  [default: "
+        "images.csv of the folder, then files of the section's name]",
+    ),
+    click.option(
+        "--hires",
+        is_flag=True,
+        help="Take Space Ranger's tissue_hires_image.png, which is coarser, where there is no slide.",
+    ),
+    ALIASES,
+)
+
+
+def section_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add these options to a click callback, which gets them as `section_files`, a SectionFiles."""
+
+    @functools.wraps(function)
+    def wrapped(**values: Any) -> Any:
+        files = SectionFiles(values.pop("images"), values.pop("hires"), values.pop("gene_aliases"))
+        return function(section_files=files, **values)
+
+    for option in reversed(OPTIONS):
+        wrapped = option(wrapped)
+    return wrapped

@@ -1,0 +1,195 @@
+"""The picture of a section: named by the user, found beside its counts, or Space Ranger's downscaled one."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from mclst.sections.errors import SectionError
+from mclst.sections.formats.source import SectionSource, is_image, list_folder
+from mclst.sections.tables.delimited import detect_delimiter
+from mclst.sections.tables.text_file import MAX_LIST_BYTES, read_text
+
+TABLE = "images.csv"
+"""Read from a folder of sections if it is there."""
+NAME_COLUMNS = ("section", "name", "sample", "id")
+IMAGE_COLUMNS = ("image", "slide", "wsi", "path")
+HIRES_IMAGE, HIRES_SCALE = "tissue_hires_image.png", "tissue_hires_scalef"
+ENDINGS = ("", ".ome", "_image", "_tissue_image")
+"""After a section's name: NAME.tif, NAME.ome.tif; NAME_image.tif and NAME_tissue_image.tif of 10x."""
+
+
+def find_image(name: str, folders: Iterable[Path]) -> Path | None:
+    """Find `<name><ending>.<image suffix>` in the folders; None if there is none.
+
+    Raises SectionError if there are several.
+    """
+    names = {name + ending for ending in ENDINGS}
+    images = [
+        entry
+        for folder in dict.fromkeys(folder.absolute() for folder in folders)
+        if folder.is_dir()
+        for entry in list_folder(folder)
+        if is_image(entry) and entry.name[: -len(entry.suffix)] in names
+    ]
+    if len(images) > 1:
+        raise SectionError(f"{images[0]} and {images[1]} both are images of section {name}; keep one")
+    return images[0] if images else None
+
+
+def parse_images(values: Iterable[str], folders: Iterable[Path] = ()) -> dict[str, Path]:
+    """Slides by section name.
+
+    Parameters
+    ----------
+    values : iterable of str
+        NAME=SLIDE, or a table with the columns section and image (.csv, .tsv).
+    folders : iterable of Path
+        Folders of sections whose images.csv is read too; `values` win over it.
+
+    Returns
+    -------
+    dict of str to Path
+
+    Raises
+    ------
+    SectionError
+        If a value is neither, a table is damaged, or a section has two slides.
+    """
+    images: dict[str, Path] = {}
+    for folder in folders:
+        if (folder / TABLE).is_file():
+            images.update(read_image_table(folder / TABLE))
+    named: dict[str, Path] = {}
+    for value in values:
+        if Path(value).suffix.lower() in (".csv", ".tsv") and Path(value).is_file():
+            pairs = read_image_table(Path(value))
+        else:
+            name, equals, slide = value.partition("=")
+            if not (name.strip() and equals and slide.strip()):
+                raise SectionError(
+                    f"--image {value} is neither NAME=SLIDE nor a table; give such as A1=slides/A1.svs, or a "
+                    ".csv with the columns section and image"
+                )
+            pairs = {name.strip(): Path(slide.strip())}
+        for name, path in pairs.items():
+            if name in named and named[name] != path:
+                raise SectionError(f"--image names two slides of section {name}: {named[name]} and {path}")
+            named[name] = path
+    return images | named
+
+
+def read_image_table(path: Path) -> dict[str, Path]:
+    """Read a table of sections and their slides; relative paths start at the table's folder.
+
+    Raises SectionError naming the line if a cell is blank or a section is there twice.
+    """
+    text = read_text(path, max_unpacked=MAX_LIST_BYTES)
+    try:
+        rows = list(csv.reader(io.StringIO(text), delimiter=detect_delimiter(text)))
+    except csv.Error as error:
+        raise SectionError(f"{path}: the table cannot be split into cells ({error})") from error
+    header = [cell.strip().casefold() for cell in rows[0]]
+    columns = [
+        next((header.index(name) for name in names if name in header), None)
+        for names in (NAME_COLUMNS, IMAGE_COLUMNS)
+    ]
+    if columns[0] is None or columns[1] is None:
+        raise SectionError(f"{path}: no columns section and image among {', '.join(header)}; name them so")
+    images: dict[str, Path] = {}
+    for line, row in enumerate(rows[1:], start=2):
+        if not any(cell.strip() for cell in row):
+            continue
+        name, image = (
+            row[column].strip() if column < len(row) else "" for column in columns if column is not None
+        )
+        if not name or not image:
+            raise SectionError(f"{path}: line {line} lacks its section or its image; give both")
+        if name in images:
+            raise SectionError(f"{path}: line {line}: section {name} is there twice; keep one line")
+        images[name] = path.parent / image
+    return images
+
+
+def with_images(
+    sources: Mapping[str, SectionSource], images: Mapping[str, Path], *, hires: bool = False
+) -> dict[str, SectionSource]:
+    """Give sections their slides.
+
+    Parameters
+    ----------
+    sources : mapping of str to SectionSource
+    images : mapping of str to Path
+        Slides by section name; they win over a picture that was found.
+    hires : bool
+        Take Space Ranger's tissue_hires_image.png where a section has no other picture.
+
+    Returns
+    -------
+    dict of str to SectionSource
+        In the order of `sources`.
+
+    Raises
+    ------
+    SectionError
+        If a name is no section, a slide is missing, or the scale of a downscaled picture is unknown.
+    """
+    unknown = next((name for name in images if name not in sources), None)
+    if unknown is not None:
+        listed = ", ".join(list(sources)[:12]) + (", …" if len(sources) > 12 else "")
+        raise SectionError(f"--image names section {unknown}, which does not exist; there are {listed}")
+    result = {}
+    for name, source in sources.items():
+        if name in images:
+            source = replace(source, image=images[name], image_scale=1.0)
+            if not images[name].exists():
+                raise SectionError(
+                    f"{images[name]}: the image of section {name} does not exist; check its path"
+                )
+        elif hires and source.image is None and (picture := hires_image(source)) is not None:
+            source = replace(source, image=picture, image_scale=hires_scale(picture))
+        result[name] = source
+    return result
+
+
+def hires_image(source: SectionSource) -> Path | None:
+    """Space Ranger's tissue_hires_image.png beside a section's positions, if it is there."""
+    if source.spots is None:
+        return None
+    picture = source.spots.with_name(HIRES_IMAGE)
+    return picture if picture.is_file() else None
+
+
+def hires_scale(picture: Path) -> float:
+    """Px of tissue_hires_image.png per full-resolution px; SectionError if its scalefactors do not say."""
+    path = picture.with_name("scalefactors_json.json")
+    try:
+        factors = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise SectionError(
+            f"{path}: the scalefactors cannot be read ({error}), which {HIRES_IMAGE} needs; copy them again"
+        ) from error
+    scale = factors.get(HIRES_SCALE) if isinstance(factors, dict) else None
+    if (
+        isinstance(scale, bool)
+        or not isinstance(scale, (int, float))
+        or not (math.isfinite(scale) and 0 < scale <= 1)
+    ):
+        raise SectionError(f"{path}: {HIRES_SCALE} is {scale!r}; give a number above 0 and up to 1")
+    return float(scale)
+
+
+def missing_image(source: SectionSource) -> str:
+    """Say that a section has no picture, where one was looked for, and what to do; a sentence."""
+    places = " or ".join(str(place) for place in dict.fromkeys(source.places)) or str(source.path.parent)
+    text = (
+        f"section {source.name} ({source.path}) has no image: there is no {source.name}.tif, .svs, .ndpi, "
+        f".jpg or .png in {places}; give --image {source.name}=SLIDE"
+    )
+    picture = hires_image(source)
+    return f"{text}, or --hires to take {picture.name} ({picture})" if picture is not None else text
