@@ -95,7 +95,9 @@ def deployed(
         "--out",
         tmp_path / "C4.h5ad",
     ]
-    result = CliRunner().invoke(infer_main, [*map(str, words), "--no-picture", "-q", "--max-bad-tiles", "0"])
+    result = CliRunner().invoke(
+        infer_main, [*map(str, words), "--no-picture", "--no-html", "-q", "--max-bad-tiles", "0"]
+    )
     assert result.exit_code == 0, result.output
     yield name, state, open_bundle(bundle), tmp_path
     shutil.rmtree(tmp_path)

@@ -132,11 +132,11 @@ def test_a_timm_encoder_trains_and_exports(tmp_path: Path) -> None:
     tile = TINY.settings.tile.model_copy(update={"size_px": 32})
     settings = TINY.settings.model_copy(update={"tile": tile})
     trained = train(
-        sections, dataclasses.replace(TINY, settings=settings, encoder="mobilenetv3_small_050", epochs=1)
+        sections, dataclasses.replace(TINY, settings=settings, encoder="test_efficientnet", epochs=1)
     )
     ckpt = write_checkpoint(tmp_path / "model.pt", trained)
     bundle = export_bundle(ckpt, tmp_path / "bundle", parity_tiles=4)
-    assert bundle.manifest.encoder.name == "mobilenetv3_small_050"
+    assert bundle.manifest.encoder.name == "test_efficientnet"
     result = open_session(bundle.encoder_path, "cpu").encode(sections[0].tiles[:3])
     pixels = torch.from_numpy(sections[0].tiles[:3]).permute(0, 3, 1, 2)
     expected = trained.network.encode_tiles(encoder_input(pixels, settings.preprocessing))
@@ -229,7 +229,7 @@ main(sys.argv[1:])
 
 
 def test_a_killed_command_resumes(small: Small, tmp_path: Path) -> None:
-    words = [str(small.folder), *QUICK, "--epochs", "4", "--hold-out", "B1"]
+    words = [str(small.folder), *QUICK, "--epochs", "3", "--hold-out", "B1"]
     uninterrupted, killed = tmp_path / "whole.pt", tmp_path / "killed.pt"
     done = run(*words, "--out", uninterrupted)
     assert done.exit_code == 0, done.output

@@ -125,7 +125,8 @@ def test_the_map_is_the_published_prediction(run: Path, reference: dict[str, np.
     assert_equal_expression(result[names].X, reference["expression_l1_k200"])
     nearest, effective = result.obs["nearest_distance"], result.obs["effective_k"]
     assert nearest.min() > 0 and effective.between(1, 200).all()
-    assert Image.open(run / "C4.genes.png").size[0] > 1500
+    with Image.open(run / "C4.genes.png") as picture:
+        assert picture.size[0] > 1500
 
 
 def test_scanpy_and_squidpy_open_the_map_unmodified(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
