@@ -9,6 +9,7 @@ import click
 
 COMMANDS = {
     "accuracy": ("accuracy.command", "accuracy", "Cross-validation of a training run."),
+    "command": ("whole_command.command", "whole_command", "The whole command, as typed."),
     "compare": ("reporting.commands", "compare", "Two result files against each other."),
     "end-to-end": ("end_to_end.command", "end_to_end", "Whole runs, from slide to map."),
     "latency": ("encoder.command", "latency", "The encoder: latency, throughput, energy, roofline."),

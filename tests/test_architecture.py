@@ -24,6 +24,8 @@ benchmarks/gpu_check: benchmarks/retrieval benchmarks/harness benchmarks/rooflin
 benchmarks/systems: benchmarks/contenders benchmarks/retrieval benchmarks/harness export/parity export/onnx
     runtime/cli runtime/inference runtime/tiling runtime/slide runtime/encoder runtime/bundle runtime
     kernels kernels/definition sections/tables sections models
+benchmarks/whole_command: benchmarks/contenders benchmarks/harness export/parity runtime/cli runtime/inference
+    runtime/slide runtime/bundle runtime sections/tables sections
 benchmarks/end_to_end: benchmarks/contenders benchmarks/harness benchmarks/schemas benchmarks/roofline
     export/parity runtime/cli runtime/report/figures runtime/bundle runtime sections/tables sections
 benchmarks/encoder: benchmarks/contenders benchmarks/harness benchmarks/schemas benchmarks/roofline
