@@ -15,7 +15,8 @@ BLOCKS = 3
 LEAST_GROUPS = 5
 """Sections or patients from which on they are resampled, instead of blocks within them."""
 LEVEL = 0.95
-GENES_AT_ONCE = 500
+BLOCK_BYTES = 64 << 20
+"""Size of the sums over a block of genes."""
 SEED = 0
 
 Values = NDArray[np.float64]
@@ -156,8 +157,9 @@ def _differences(
     """[B, 7] per set: r of map and other, their difference, MSEs and difference, share of better genes."""
     genes = own.truth.shape[1]
     per_gene = np.empty((4, len(weights), genes))
-    for start in range(0, genes, GENES_AT_ONCE):
-        columns = slice(start, start + GENES_AT_ONCE)
+    at_once = max(1, BLOCK_BYTES // (8 * 11 * max(len(own.truth), len(weights))))
+    for start in range(0, genes, at_once):
+        columns = slice(start, start + at_once)
         per_gene[:, :, columns] = _moments(own, weights, columns, block)
     r_map, r_other, mse_map, mse_other = per_gene
     result = {}

@@ -21,6 +21,8 @@ MOST_VALUES = 400_000_000
 """Values of expression held at most, 1.6 GB each of counts and expression; sections beyond are not read."""
 MOST_TILES = 400
 """Tiles read at most of a training section; three covariates need no more."""
+MOST_TEST_TILES = 5000
+"""Tiles read at most of a section of the test; it is compared with the stain baseline at these spots."""
 MOST_IMAGES = 12
 
 
@@ -161,11 +163,10 @@ def read_stains(
     for section in (*data.tests.values(), *usable[:MOST_IMAGES]):
         if section.image is None or section.xy_px is None:
             continue
-        xy_px = section.xy_px
-        if section.name not in data.tests and len(section) > MOST_TILES:
-            kept = np.unique(np.linspace(0, len(section) - 1, MOST_TILES).astype(np.intp))
-            xy_px = np.full_like(section.xy_px, np.nan)
-            xy_px[kept] = section.xy_px[kept]
+        most = MOST_TEST_TILES if section.name in data.tests else MOST_TILES
+        kept = np.unique(np.linspace(0, len(section) - 1, min(len(section), most)).astype(np.intp))
+        xy_px = np.full_like(section.xy_px, np.nan)
+        xy_px[kept] = section.xy_px[kept]
         try:
             stains[section.name] = read_stain(section.image, xy_px, mpp)
         except (SlideError, SpotsError) as error:

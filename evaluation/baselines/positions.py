@@ -15,6 +15,8 @@ SIDE = 32
 """Cells of the field along each side of the tissue."""
 WIDTHS = (0.03, 0.06, 0.12, 0.25, 0.5)
 """Widths of the smoothing to choose from, as shares of the tissue's side."""
+LEAST_WEIGHT = 1e-9
+"""A cell of the field with less than this many spots' weight gets the mean."""
 NEIGHBORS = (1, 5, 20, 50, 200)
 """Numbers of nearest spots to choose from."""
 SECTIONS_TO_CHOOSE = 8
@@ -103,11 +105,14 @@ def _interpolation(place: Values) -> sp.csr_matrix:
 def _average(place: Values, sums: Values, counts: Values, width: float) -> Values:
     steps = np.arange(SIDE) / (SIDE - 1)
     kernel = np.exp(-np.square(steps[:, None] - steps) / (2 * width**2))
-    weights = np.asarray(_interpolation(place) @ np.kron(kernel, kernel))
-    below = weights @ counts
-    mean = np.asarray(sums.sum(axis=0)) / counts.sum()
+    weights = np.kron(kernel, kernel)
+    below = np.asarray(weights @ counts)
+    mean = sums.sum(axis=0) / counts.sum()
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(below[:, None] > 1e-9, np.asarray(weights @ sums) / below[:, None], mean)
+        field = np.where(below[:, None] > LEAST_WEIGHT, (weights @ sums) / below[:, None], mean)
+    onto = _interpolation(place)
+    placed = np.asarray(np.isfinite(place).all(axis=1))
+    return np.where(placed[:, None], onto @ field, mean)
 
 
 def _nearest(

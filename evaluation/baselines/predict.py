@@ -92,14 +92,14 @@ def regress_on(
     """Least squares from covariates, standardized within each section, to expression.
 
     training: covariates [n, C] and expression [n, G] of each section. values: float64 [n, C] of the section
-    to predict. Rows with a NaN are left out of the fit, and get the mean.
+    to predict. Rows with a NaN are left out of the fit, and are NaN.
     """
     rows = [_standardize(own) for own, _ in training]
     present = [np.isfinite(own).all(axis=1) for own in rows]
     x = np.concatenate([own[keep] for own, keep in zip(rows, present, strict=True)])
     y = np.concatenate([values[keep] for (_, values), keep in zip(training, present, strict=True)])
     slope = np.linalg.lstsq(np.column_stack([np.ones(len(x)), x]), y.astype(np.float64), rcond=None)[0]
-    own = np.nan_to_num(_standardize(values))
+    own = _standardize(values)
     return np.asarray(np.column_stack([np.ones(len(own)), own]) @ slope)
 
 

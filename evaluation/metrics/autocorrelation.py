@@ -16,7 +16,7 @@ CELLS_PER_SPOT = 2
 NEAR = 8
 """Up to this many spot distances, a distance class is one wide; beyond, each is a quarter wider."""
 WIDER = 1.25
-MAX_CELLS = 1 << 22
+MAX_CELLS = 1 << 19
 GENES_BYTES = 128 << 20
 
 
@@ -26,13 +26,13 @@ class LagClasses:
 
     shape: size of the padded grid, rows and columns.
     of_cell: sparse [cells, n], the spots of each cell.
-    of_class: sparse [K, cells], the lags of each class.
+    of_class: float64 [frequencies, K]; power spectrum · of_class is the sum of products over each class.
     pairs: float64 [K], ordered pairs of spots in each class, those of a spot with itself included.
     """
 
     shape: tuple[int, int]
     of_cell: sp.csr_matrix
-    of_class: sp.csr_matrix
+    of_class: NDArray[np.float64]
     pairs: NDArray[np.float64]
 
     @classmethod
@@ -55,14 +55,11 @@ class LagClasses:
         class_of = np.where(distance > 0, 1 + np.digitize(distance, _edges(float(distance.max()))), 0)
         occupied = np.zeros(shape)
         np.add.at(occupied, (cell[:, 0], cell[:, 1]), 1.0)
-        counts = np.rint(_autocorrelate(occupied[None])[0])
-        pairs = np.bincount(class_of.ravel(), counts.ravel(), minlength=int(class_of.max()) + 1)
+        of_class = _spectra(class_of)
+        pairs = np.rint(_power(occupied[None]) @ of_class)[0]
         n, cells = len(xy), class_of.size
         of_cell = sp.csr_matrix(
             (np.ones(n), (cell[:, 0] * shape[1] + cell[:, 1], np.arange(n))), shape=(cells, n)
-        )
-        of_class = sp.csr_matrix(
-            (np.ones(cells), (class_of.ravel(), np.arange(cells))), shape=(len(pairs), cells)
         )
         return cls((shape[0], shape[1]), of_cell, of_class, np.asarray(pairs, np.float64))
 
@@ -77,8 +74,7 @@ class LagClasses:
 
     def _sums_of_block(self, centered: NDArray[np.float64]) -> NDArray[np.float64]:
         grid = np.ascontiguousarray((self.of_cell @ centered).T).reshape(-1, *self.shape)
-        products = _autocorrelate(grid).reshape(len(grid), -1)
-        return np.asarray(self.of_class @ products.T)
+        return np.asarray((_power(grid) @ self.of_class).T)
 
 
 def effective_spots(
@@ -119,11 +115,28 @@ def _edges(largest: float) -> NDArray[np.float64]:
     return np.array(edges)
 
 
-def _autocorrelate(grid: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sum of products at every lag, of zero-padded grids [b, rows, columns]."""
+def _power(grid: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Power spectrum of zero-padded grids [b, rows, columns]: [b, frequencies]."""
     spectrum = fft.rfft2(grid)
     power = np.square(spectrum.real) + np.square(spectrum.imag)
-    return np.asarray(fft.irfft2(power, s=grid.shape[1:]))
+    return np.asarray(power.reshape(len(grid), -1))
+
+
+def _spectra(class_of: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Weights of the power spectrum for each class of lags, float64 [frequencies, K].
+
+    The sum of the autocorrelation over a class is the sum of the power spectrum times the class's transform
+    (Parseval); the transform's omitted half repeats the other, so it counts twice.
+    """
+    twice = np.full(class_of.shape[1] // 2 + 1, 2.0)
+    twice[0] = 1.0
+    if class_of.shape[1] % 2 == 0:
+        twice[-1] = 1.0
+    spectra = [
+        (fft.rfft2((class_of == k).astype(np.float64)).real * twice).ravel() / class_of.size
+        for k in range(int(class_of.max()) + 1)
+    ]
+    return np.stack(spectra, axis=1)
 
 
 def _to_unit_variance(values: NDArray[np.float64]) -> NDArray[np.float64]:
