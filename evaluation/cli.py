@@ -214,6 +214,7 @@ def _read_training(
         reference=options["reference"],
         bundle=options["bundle"],
         patient=options["patient"],
+        aliases=options["gene_aliases"],
     )
     stains, notes = read_stains(data, mpp) if options["baselines"] == "all" else ({}, [])
     for note in (*data.notes, *notes):

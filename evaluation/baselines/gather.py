@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +77,7 @@ def gather_training(
     reference: Path | None = None,
     bundle: Path | None = None,
     patient: str | None = None,
+    aliases: Path | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> TrainingData:
     """Find and read the training sections.
@@ -99,6 +100,8 @@ def gather_training(
         The bundle that made the maps.
     patient : str, optional
         Regular expression for the patient in a section's name.
+    aliases : Path, optional
+        Table of gene symbols and their other names.
     advance : callable
         Called with 1 after each section.
 
@@ -136,13 +139,15 @@ def gather_training(
             notes.append(f"training sections from {name} on are not read, for they would not fit memory")
             break
         try:
-            sections.append(read_measured(sources[name], genes, normalization))
+            sections.append(read_measured(replace(sources[name], aliases=aliases), genes, normalization))
         except SectionError as error:
             notes.append(f"training section {name} is left out ({str(error).split(';')[0]})")
             continue
         values += sections[-1].expression.size
         advance(1)
-    tests = {name: read_measured(of_test[name], genes, normalization) for name in tested}
+    tests = {
+        name: read_measured(replace(of_test[name], aliases=aliases), genes, normalization) for name in tested
+    }
     patients = known_patients([*dict.fromkeys((*names, *tested))], patient)
     return TrainingData(
         tuple(names), how, sure, tuple(sections), tests, patients, bank, sentences, tuple(notes)
