@@ -26,6 +26,7 @@ from mclst.export.onnx.graph import write_graph
 from mclst.export.parity.compare import TileSet, compare_export, encode_with_checkpoint, prove
 from mclst.export.parity.precisions import PrecisionOptions, check_fp32, write_precisions
 from mclst.export.parity.tiles import real_tiles, slide_tiles, synthetic_tiles
+from mclst.models.encoders import take_tiles
 from mclst.runtime.atomic import write_atomically
 from mclst.runtime.bundle.bank import bank_bytes
 from mclst.runtime.bundle.bundle import BANK, ENCODER, PARITY
@@ -105,6 +106,7 @@ def write_retrieval_bundle(
     write_atomically(folder / BANK, bank_bytes(bank))
     say(f"tracing {checkpoint.encoder} to ONNX")
     network = checkpoint.network(heads=settings.heads if "heads" in checkpoint.system.supports else None)
+    take_tiles(network, settings.tile.size_px)
     write_graph(network, settings.tile, settings.preprocessing, folder / ENCODER)
     tiles, calibration = _choose_tiles(checkpoint, reference, settings, parity_tiles, precisions, say)
     say(f"proving parity on {tiles}")

@@ -11,7 +11,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from mclst.models import encoders
 from mclst.models.mclstexp import ProjectionHead
+from mclst.models.recipes.recipe import Recipe
 from mclst.models.system import State, System, Traits, count_blocks
 
 RESNETS = {6: "resnet50", 23: "resnet101", 36: "resnet152"}
@@ -39,7 +41,7 @@ class Bleep(nn.Module):
 
     def __init__(
         self,
-        encoder: str,
+        encoder: str | Recipe,
         genes: int,
         *,
         projection_dim: int = 256,
@@ -47,7 +49,11 @@ class Bleep(nn.Module):
         vit_norm: str = "fc_norm",
     ) -> None:
         super().__init__()
-        self.image_encoder = ImageEncoder(encoder, vit_norm=vit_norm)
+        self.image_encoder: ImageEncoder | encoders.ImageEncoder = (
+            encoders.ImageEncoder(encoder)
+            if isinstance(encoder, Recipe)
+            else ImageEncoder(encoder, vit_norm=vit_norm)
+        )
         self.image_projection = ProjectionHead(self.image_encoder.width, projection_dim, dropout)
         self.spot_projection = ProjectionHead(genes, projection_dim, dropout)
 
@@ -77,14 +83,17 @@ def _encoder(state: State) -> str:
     return name
 
 
-def _traits(state: State, encoder: str | None) -> Traits:
+def _traits(state: State, encoder: str | Recipe | None) -> Traits:
     width, genes = state["spot_projection.projection.weight"].shape
     norm = "norm" if "image_encoder.model.norm.weight" in state else "fc_norm"
-    return Traits(encoder=encoder or _encoder(state), genes=genes, width=width, extra={"vit_norm": norm})
+    recipe = encoder if isinstance(encoder, Recipe) else None
+    name = encoder.name if isinstance(encoder, Recipe) else encoder or _encoder(state)
+    return Traits(encoder=name, genes=genes, width=width, extra={"vit_norm": norm, "recipe": recipe})
 
 
 def _build(traits: Traits, heads: int) -> Bleep:
-    return Bleep(traits.encoder, traits.genes, projection_dim=traits.width, vit_norm=traits.extra["vit_norm"])
+    encoder = traits.extra["recipe"] or traits.encoder
+    return Bleep(encoder, traits.genes, projection_dim=traits.width, vit_norm=traits.extra["vit_norm"])
 
 
 # The published notebook averages the 50 nearest by cosine. Until October 2024 it read BGR tiles by OpenCV.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mclst.models.encoders import ImageEncoder
+from mclst.models.recipes.recipe import Recipe
 from mclst.models.system import State, System, Traits, count_blocks
 from mclst.models.transformer import Attention, Block
 
@@ -43,7 +44,7 @@ class MclSTExp(nn.Module):
 
     Parameters
     ----------
-    encoder : str
+    encoder : str or Recipe
         Image network, see `ImageEncoder`.
     genes : int
         Width of the spot encoder.
@@ -55,7 +56,7 @@ class MclSTExp(nn.Module):
 
     def __init__(
         self,
-        encoder: str,
+        encoder: str | Recipe,
         genes: int,
         *,
         projection_dim: int = 256,
@@ -107,10 +108,10 @@ def _encoder(state: State) -> str:
     return name
 
 
-def _traits(state: State, encoder: str | None) -> Traits:
+def _traits(state: State, encoder: str | Recipe | None) -> Traits:
     width, genes = state["spot_projection.projection.weight"].shape
     return Traits(
-        encoder=encoder or _encoder(state),
+        encoder=encoder.name if isinstance(encoder, Recipe) else encoder or _encoder(state),
         genes=genes,
         width=width,
         depth=count_blocks(state, "spot_encoder."),
@@ -118,13 +119,16 @@ def _traits(state: State, encoder: str | None) -> Traits:
         positions=min(
             len(state[name]) if name in state else 0 for name in ("x_embed.weight", "y_embed.weight")
         ),
-        extra={"vit_norm": "norm" if "image_encoder.model.norm.weight" in state else "fc_norm"},
+        extra={
+            "vit_norm": "norm" if "image_encoder.model.norm.weight" in state else "fc_norm",
+            "recipe": encoder if isinstance(encoder, Recipe) else None,
+        },
     )
 
 
 def _build(traits: Traits, heads: int) -> MclSTExp:
     return MclSTExp(
-        traits.encoder,
+        traits.extra["recipe"] or traits.encoder,
         traits.genes,
         projection_dim=traits.width,
         heads=heads,

@@ -64,7 +64,8 @@ class System:
     claims : callable
         Whether a state dict belongs to this system, from decisive key names alone.
     traits : callable
-        (state, encoder or None) → Traits. Raises KeyError naming a missing tensor, else ValueError.
+        (state, encoder's name, its recipe or None) → Traits. Raises KeyError naming a missing tensor, else
+        ValueError.
     build : callable
         (traits, heads) → network with random weights and the published key names.
     settings : mapping
@@ -83,7 +84,7 @@ class System:
     title: str
     kind: Kind
     claims: Callable[[State], bool]
-    traits: Callable[[State, str | None], Traits]
+    traits: Callable[[State, Any], Traits]
     build: Callable[[Traits, int], nn.Module]
     settings: Mapping[str, Any] = field(default_factory=dict)
     supports: frozenset[str] = frozenset()

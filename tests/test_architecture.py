@@ -58,10 +58,10 @@ evaluation/baselines: runtime/expression_map runtime/tiling runtime/slide runtim
     sections/formats sections/tables sections
 evaluation/metrics: runtime/expression_map sections
 training: runtime/tiling runtime/slide runtime/bundle runtime kernels kernels/definition sections/formats
-    sections/tables sections models
+    sections/tables sections models models/recipes
 export: export/triton export/parity export/inputs export/onnx runtime/cli runtime/serving runtime/inference
     runtime/encoder/tensorrt runtime/encoder/cuda runtime/trust runtime/bundle runtime kernels/definition
-    sections
+    sections models
 export/triton: runtime/serving runtime/encoder/tensorrt runtime/encoder/cuda runtime/encoder runtime/bundle
     runtime
 export/parity: export/inputs export/onnx runtime/tiling runtime/slide runtime/encoder runtime/bundle runtime
@@ -102,7 +102,7 @@ kernels/definition:
 sections/formats: sections/tables sections
 sections/tables: sections
 sections:
-models:
+models: models/recipes
 models/recipes: runtime
 """
 ALLOWED = {

@@ -80,7 +80,7 @@ def main(
     published = out.with_suffix(".state_dict.pt") if options["published_layout"] else None
     if published is not None:
         check_writable(published, overwrite=overwrite)
-    inputs = (*paths, options["init"], options["genes"], *section_files.paths)
+    inputs = (*paths, options["init"], options["weights"], options["genes"], *section_files.paths)
     outputs = (out, published)
     check_distinct(outputs, inputs)
     check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=outputs)
@@ -108,6 +108,7 @@ def main(
         held_out=held_out,
         validate_every=options["validate_every"],
         init=options["init"],
+        weights=options["weights"],
         published=published,
         restart=options["restart"],
         say=log,

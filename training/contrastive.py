@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mclst.models.bleep import Bleep
+from mclst.models.encoders import take_tiles
 from mclst.models.mclstexp import MclSTExp
 from mclst.runtime.errors import InputError, ResourceError
 from mclst.training.data import Pairs, TrainingSection, augment, encoder_input, make_pairs
@@ -137,6 +138,8 @@ class Training:
             if initialize is not None:
                 initialize(self.network)
             _check_tile(self.network, config)
+            if config.frozen:
+                self.network.image_encoder.requires_grad_(False)
             self.network.to(config.device).train()
             self._save_rng()
         optimizer = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
@@ -162,6 +165,8 @@ class Training:
         started, before = time.monotonic(), self.seconds
         losses: list[float] = []
         with self._own_rng(self._rng_state):
+            # Normalization statistics are weights too.
+            self.network.image_encoder.train(not self.config.frozen)
             for rows in batches(len(self.pairs), self.config.batch_size):
                 for group in self.optimizer.param_groups:
                     group["lr"] = learning_rate(self.config, self._progress)
@@ -266,11 +271,14 @@ def table_rows(config: TrainConfig, pairs: Pairs) -> int:
 
 def build_network(config: TrainConfig, pairs: Pairs) -> Network:
     """Build the network of `config` with random weights and position tables for `pairs`."""
+    encoder = config.recipe or config.encoder
     if config.system == "bleep":
         width, dropout = config.projection_dim, config.dropout
-        return Bleep(config.encoder, len(pairs.genes), projection_dim=width, dropout=dropout)
+        bleep = Bleep(encoder, len(pairs.genes), projection_dim=width, dropout=dropout)
+        take_tiles(bleep, config.settings.tile.size_px)
+        return bleep
     network = MclSTExp(
-        config.encoder,
+        encoder,
         len(pairs.genes),
         projection_dim=config.projection_dim,
         heads=config.settings.heads,
@@ -280,6 +288,7 @@ def build_network(config: TrainConfig, pairs: Pairs) -> Network:
         dropout=config.dropout,
     )
     prepare_positions(network, config)
+    take_tiles(network, config.settings.tile.size_px)
     return network
 
 

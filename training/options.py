@@ -15,10 +15,13 @@ from mclst.runtime.click_types import AliasedOption, Numbers
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
 
 if TYPE_CHECKING:
+    from mclst.models.recipes.recipe import Recipe
     from mclst.training.settings import TrainConfig
 
 PATH = click.Path(path_type=Path)
 NORMALIZATION = click.Choice(NORMALIZATION_NAMES)
+PUBLISHED = ("densenet121", "resnet18", "resnet50", "resnet101", "vit_base_patch32_224")
+"""Encoders of the published code, whose tensors have its names rather than those of a recipe."""
 BLEEP: dict[str, Any] = {
     "encoder": "resnet50",
     "dropout": 0.1,
@@ -53,8 +56,11 @@ OPTIONS = (
     click.option(
         "--encoder",
         default="densenet121",
-        help="Image encoder: densenet121, resnet18/50/101, vit_base_patch32_224 or a timm model.",
+        help="Image encoder: densenet121, resnet18/50/101, vit_base_patch32_224, a recipe such as uni or a "
+        ".yaml file of your own, or a timm model.",
     ),
+    click.option("--weights", type=PATH, help="Weights of a recipe's encoder: a file, or a folder with one."),
+    click.option("--frozen/--trained", default=False, help="Whether a recipe's encoder keeps its weights."),
     click.option("--init", type=PATH, help="Initial weights of the image encoder or of a whole model."),
     click.option(
         "--positions",
@@ -203,15 +209,51 @@ def resolve_options(context: click.Context) -> dict[str, Any]:
     Raises click.UsageError if an option does not apply to the system.
     """
     options = dict(context.params)
+    explicit = {name for name in options if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
+    options["recipe"] = _recipe(options)
+    if options["recipe"] is not None:
+        of_recipe = preprocessing_of(options["recipe"])
+        options |= {name: value for name, value in of_recipe.items() if name not in explicit}
+        explicit |= of_recipe.keys()
     if options["system"] == "mclstexp":
         return options
-    explicit = {name for name in options if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
     if unused := [name for name in ONLY_MCLSTEXP if name in explicit]:
         raise click.UsageError(
             f"--{unused[0].replace('_', '-')} is of mclSTExp's spot encoder, which bleep lacks; omit it"
         )
     options |= {name: value for name, value in BLEEP.items() if name not in explicit}
     return options | {"positions": "none"}
+
+
+def preprocessing_of(recipe: Recipe) -> dict[str, Any]:
+    """Options that a recipe sets where the user does not."""
+    return {
+        "channels": "rgb",
+        "pixel_range": "0-1",
+        "mean": recipe.mean,
+        "std": recipe.std,
+        "tile_px": recipe.tile_px,
+    }
+
+
+def _recipe(options: dict[str, Any]) -> Recipe | None:
+    """The recipe that --encoder names; click.UsageError if an option needs one and there is none."""
+    from mclst.models.recipes.find import RECIPES, find_recipe
+
+    name = str(options["encoder"])
+    if name not in PUBLISHED and (name in RECIPES or name.endswith((".yaml", ".yml"))):
+        if options["init"] is not None and options["weights"] is not None:
+            raise click.UsageError("--init and --weights are both given; give one")
+        if options["frozen"] and options["weights"] is None:
+            raise click.UsageError("--frozen keeps random weights without --weights; give them")
+        return find_recipe(name)
+    for option in ("weights", "frozen"):
+        if options[option]:
+            raise click.UsageError(
+                f"--{option} is for encoders with a recipe, and {name} has none here; "
+                "give --init, or another --encoder"
+            )
+    return None
 
 
 def build_config(options: dict[str, Any]) -> TrainConfig:
@@ -227,7 +269,7 @@ def build_config(options: dict[str, Any]) -> TrainConfig:
     )
     from mclst.training.settings import Augmentation, TrainConfig
 
-    if not known_encoder(options["encoder"]):
+    if options.get("recipe") is None and not known_encoder(options["encoder"]):
         raise click.UsageError(
             f"--encoder {options['encoder']} is no image encoder of mclst or of this timm; see --help"
         )

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mclst.models.recipes.weights import load_weights as load_encoder
 from mclst.runtime.errors import ReferenceDataError
 from mclst.sections.accuracy import Score
 from mclst.training.checkpoint import write_checkpoint, write_published_state
-from mclst.training.contrastive import TrainedModel, Training
+from mclst.training.contrastive import Network, TrainedModel, Training
 from mclst.training.data import TrainingSection
 from mclst.training.pretrained_weights import load_weights
 from mclst.training.settings import TrainConfig
@@ -49,6 +50,7 @@ def run_training(
     held_out: Sequence[TrainingSection] = (),
     validate_every: int = 1,
     init: Path | None = None,
+    weights: Path | None = None,
     published: Path | None = None,
     restart: bool = False,
     say: Say = lambda text: None,
@@ -66,6 +68,8 @@ def run_training(
         Scored every `validate_every` epochs and after the last; never trained on.
     init : Path, optional
         File of initial weights.
+    weights : Path, optional
+        File of the image encoder's weights, read by its recipe.
     published : Path, optional
         Also write the published code's state dict here.
     restart : bool
@@ -82,16 +86,22 @@ def run_training(
             f"give --k of at most {spots}, or more sections"
         )
     loaded: list[str] = []
-    training = Training(
-        sections,
-        config,
-        None if init is None else lambda net: loaded.append(load_weights(net, init, config.encoder)),
-    )
+
+    def initialize(network: Network) -> None:
+        if init is not None:
+            loaded.append(load_weights(network, init, config.encoder))
+        if weights is not None and config.recipe is not None:
+            network.image_encoder.model.load_state_dict(load_encoder(config.recipe, weights))
+            loaded.append(f"{config.recipe.title} from {weights.name}")
+
+    training = Training(sections, config, initialize)
     if loaded:
         say(f"starting from {loaded[0]}")
     if restart:
         delete_state(out)
     extra: dict[str, Any] = {"init": None if init is None else str(init)}
+    if weights is not None:
+        extra["weights"] = str(weights)
     resume_training(out, training, extra)
     resumed_after = len(training.losses)
     if resumed_after:

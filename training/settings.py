@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from mclst.models.recipes.recipe import Recipe
 from mclst.runtime.bundle.manifest import Settings
 
 Optimizer = Literal["adam", "adamw"]
@@ -94,6 +95,10 @@ class TrainConfig:
     system : {"mclstexp", "bleep"}
         Network and loss. BLEEP has no spot encoder and no positions.
     augmentation : Augmentation
+    recipe : Recipe, optional
+        Of the image encoder, if `encoder` names one.
+    frozen : bool
+        Whether the image encoder keeps its weights.
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -118,6 +123,8 @@ class TrainConfig:
     device: str = "cpu"
     system: SystemName = "mclstexp"
     augmentation: Augmentation = field(default_factory=Augmentation)
+    recipe: Recipe | None = None
+    frozen: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs is None and self.seconds is None:
@@ -156,6 +163,8 @@ class TrainConfig:
             )
         if self.precision == "fp16" and not self.device.startswith("cuda"):
             raise ValueError("precision fp16 needs a CUDA device; choose fp32 or bf16")
+        if self.frozen and self.recipe is None:
+            raise ValueError("frozen needs an encoder with a recipe, whose weights are read; give a recipe")
         if not self.position_std >= 0:
             raise ValueError(f"position_std is {self.position_std}; give 0 or more")
 
@@ -163,4 +172,7 @@ class TrainConfig:
         """All fields but `settings` as plain values, for the checkpoint."""
         plain = asdict(self)
         del plain["settings"]
+        if self.recipe is None:
+            # As runs before recipes recorded it.
+            del plain["recipe"], plain["frozen"]
         return plain

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mclst.models.encoders import known_encoder
 from mclst.models.mclstexp import position_table
+from mclst.models.recipes.recipe import Recipe
 from mclst.models.recipes.weights_file import read_weights_file
 from mclst.models.system import System, Traits, systems
 from mclst.runtime.bundle.manifest import CHECKPOINT_FORMAT
@@ -166,10 +167,17 @@ def _published_names(state: State) -> State:
     return renamed
 
 
-def _stored_encoder(path: Path, metadata: dict[str, Any]) -> str | None:
-    """Encoder name in a checkpoint of mclst; None for other checkpoints."""
+def _stored_encoder(path: Path, metadata: dict[str, Any]) -> str | Recipe | None:
+    """Encoder in a checkpoint of mclst, by name or recipe; None for other checkpoints."""
     training = metadata.get("training")
-    name = training.get("encoder") if isinstance(training, dict) else None
+    if not isinstance(training, dict):
+        return None
+    if isinstance(training.get("recipe"), dict):
+        try:
+            return Recipe.from_record(training["recipe"])
+        except ValueError as error:
+            raise CheckpointError(f"{path} cannot be exported: {error}; train it again") from error
+    name = training.get("encoder")
     if name is not None and not (isinstance(name, str) and known_encoder(name)):
         raise CheckpointError(
             f"{path} was trained with the image encoder {name!r}, which neither mclst nor this timm has; "

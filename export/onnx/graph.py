@@ -73,7 +73,7 @@ class FoldedEncoder(nn.Module):
         self.projection = nn.Linear(head.projection.in_features, head.projection.out_features)
         self.projection.load_state_dict(head.projection.state_dict())
         self.gelu, self.fc, self.layer_norm = head.gelu, head.fc, head.layer_norm
-        if encoder.name == "densenet121":
+        if encoder.name == "densenet121" and getattr(encoder, "recipe", None) is None:
             self._fold_norm5(encoder.model)
 
     def _fold_norm5(self, model: nn.Module) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mclst.models.recipes.attention_pooling import AttentionPooled
 from mclst.models.recipes.ctranspath import build_ctranspath
-from mclst.models.recipes.recipe import Recipe
+from mclst.models.recipes.recipe import Pooling, Recipe
 from mclst.runtime.errors import CheckpointError
 
 LAYERS: dict[str, Any] = {
@@ -48,14 +48,19 @@ class Encoder(nn.Module):
 
     def forward(self, tiles: Tensor) -> Tensor:
         """float32 [N, 3, tile_px, tile_px], normalized → float32 [N, width]."""
-        if self.pooling == "network":
-            return torch.flatten(self.model(tiles), 1)
-        tokens: Tensor = self.model.forward_features(tiles)
-        if self.pooling == "cls":
-            return tokens[:, 0]
-        # Registers stand between the class token and the patches.
-        mean = tokens[:, self.model.num_prefix_tokens :].mean(1)
-        return mean if self.pooling == "mean" else torch.cat([tokens[:, 0], mean], 1)
+        return pooled_features(self.model, tiles, self.pooling)
+
+
+def pooled_features(network: Any, tiles: Tensor, pooling: Pooling) -> Tensor:
+    """Features [N, width] of a network on tiles float32 [N, 3, H, W], normalized."""
+    if pooling == "network":
+        return torch.flatten(network(tiles), 1)
+    tokens: Tensor = network.forward_features(tiles)
+    if pooling == "cls":
+        return tokens[:, 0]
+    # Registers stand between the class token and the patches.
+    mean = tokens[:, network.num_prefix_tokens :].mean(1)
+    return mean if pooling == "mean" else torch.cat([tokens[:, 0], mean], 1)
 
 
 def build_encoder(recipe: Recipe, weights: Mapping[str, Tensor] | None = None) -> Encoder:

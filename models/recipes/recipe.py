@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Builder = Literal["timm", "torchvision", "attention-pooled", "ctranspath"]
@@ -90,6 +90,19 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.resize_px:
             object.__setattr__(self, "resize_px", self.tile_px)
+
+    def record(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Recipe:
+        """Return the recipe of `record`; raises ValueError if it is none."""
+        try:
+            mean, std = (tuple(map(float, record[name])) for name in ("mean", "std"))
+            return cls(**{**record, "mean": mean, "std": std})
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(f"its recipe is damaged ({error})") from error
 
     @property
     def mpp(self) -> float | None:
