@@ -22,6 +22,7 @@ COMMANDS = {
     "memory": ("memory.command", "memory", "Peak memory of dense maps."),
     "page": ("reporting.commands", "page", "HTML page of result files."),
     "precision": ("systems.commands", "precision", "A bundle's reduced precisions against fp32."),
+    "recipes": ("recipes.command", "recipes", "Encoders at full size: export, memory, parity, tiles/s."),
     "retrieval": ("retrieval.command", "retrieval", "Retrieval: embeddings to expression."),
     "robustness": ("robustness.command", "robustness", "Expression under other stain, scanner and scale."),
     "systems": ("systems.commands", "systems", "The six systems, from tiles to expression."),

@@ -41,6 +41,8 @@ benchmarks/page: benchmarks/harness runtime/report/page runtime/expression_map r
     kernels/definition
 benchmarks/accuracy: benchmarks/harness training export/parity export/onnx runtime/inference runtime/encoder
     runtime/bundle runtime sections
+benchmarks/recipes: benchmarks/harness export/parity export/onnx runtime/inference runtime/bundle runtime
+    models/recipes
 benchmarks/retrieval: benchmarks/harness benchmarks/roofline runtime/report/figures runtime kernels
     kernels/definition
 benchmarks/leaderboard: benchmarks/harness runtime/inference runtime/encoder runtime/bundle runtime sections

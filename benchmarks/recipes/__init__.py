@@ -1,0 +1,1 @@
+"""Encoders of the recipe table at full size: export, memory, parity, speed."""

@@ -1,0 +1,59 @@
+"""`mclst-bench recipes`."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mclst.benchmarks.harness.options import ResultFiles, result_options
+from mclst.runtime.console import command, say
+
+ONE_PER_FAMILY = (
+    *("efficientnet_lite0", "ctranspath", "gigapath-flash", "h0-mini", "conch", "uni", "omiclip", "uni2-h"),
+    *("virchow2", "h-optimus-0"),
+)
+"""By size: convolutions, shifted windows, ViT-S, ViT-B, attention pooler, ViT-L, CoCa, ViT-h, ViT-H, ViT-g."""
+
+
+@click.command()
+@click.option("--recipe", "names", multiple=True, help="Encoder; repeatable.  [default: one per family]")
+@click.option("--batch-size", type=click.IntRange(1), default=2, help="Tiles encoded at once.")
+@click.option("--rounds", type=click.IntRange(1), default=3, help="Timed batches.")
+@result_options()
+@command
+def recipes(
+    names: tuple[str, ...], batch_size: int, rounds: int, result_files: ResultFiles, quiet: bool
+) -> None:
+    """Export encoders at full size with random weights, a process each: time, peak memory, parity, tiles/s.
+
+    Peak memory is that of the process: of the export, and of a run by ONNX Runtime on the CPU.
+    """
+    result_files.check()
+    from mclst.benchmarks.harness.machine import new_document
+    from mclst.benchmarks.recipes.measure import measure_in_subprocess
+    from mclst.models.recipes.find import find_recipe
+
+    chosen = [find_recipe(name) for name in names or ONE_PER_FAMILY]
+    document = new_document("mclst-bench-recipes/1")
+    document["settings"] = {"batch_size": batch_size, "rounds": rounds, "weights": "random"}
+    results: list[dict[str, Any]] = []
+    say(
+        f"{'encoder':<20} {'M params':>9} {'export s':>9} {'export GiB':>11} {'run GiB':>8} "
+        f"{'difference':>11} {'tiles/s':>8}",
+        quiet=quiet,
+    )
+    for recipe in chosen:
+        with tempfile.TemporaryDirectory(prefix="mclst-bench-") as folder:
+            result = measure_in_subprocess(recipe, batch_size, rounds, Path(folder))
+        results.append(result)
+        say(
+            f"{recipe.name:<20} {result['parameters'] / 1e6:>9.1f} {result['export_seconds']:>9.1f} "
+            f"{result['export_peak_mib'] / 1024:>11.1f} {result['run_peak_mib'] / 1024:>8.1f} "
+            f"{result['relative_difference']:>11.1e} {result['tiles_per_second']:>8.2f}",
+            quiet=quiet,
+        )
+    document["results"] = results
+    result_files.publish(document)

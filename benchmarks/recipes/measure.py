@@ -1,0 +1,128 @@
+"""One encoder at full size: its export in one process, its graph in another.
+
+Run as `python -m mclst.benchmarks.recipes.measure export|run NAME FOLDER …`; prints JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from mclst.benchmarks.harness.subprocess_json import run_json_subprocess
+from mclst.models.recipes.find import find_recipe
+from mclst.models.recipes.recipe import Recipe
+
+GRAPH, TILES, FEATURES = "encoder.onnx", "tiles.npy", "features.npy"
+PARITY_TILES = 2
+
+
+def measure_in_subprocess(recipe: Recipe, batch: int, rounds: int, folder: Path) -> dict[str, Any]:
+    """Export and run an encoder of the table in processes of their own.
+
+    Returns
+    -------
+    dict
+        name, parameters, tile_px, graph_mib; export_seconds, export_peak_mib; run_peak_mib,
+        relative_difference (largest, of the features, to the largest), seconds (each batch),
+        tiles_per_second (median).
+
+    Raises
+    ------
+    ResourceError
+        If a process fails, as it does without the memory.
+    """
+    module = "mclst.benchmarks.recipes.measure"
+    advice = "leave this encoder out with --recipe, or free memory"
+    exported = run_json_subprocess(
+        module, ["export", recipe.name, str(folder)], task=f"exporting {recipe.title}", advice=advice
+    )
+    ran = run_json_subprocess(
+        module,
+        ["run", recipe.name, str(folder), str(batch), str(rounds)],
+        task=f"running {recipe.title}",
+        advice=advice,
+    )
+    fixed = {"name": recipe.name, "parameters": recipe.parameters, "tile_px": recipe.tile_px}
+    return fixed | exported | ran
+
+
+def export(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Write the graph, and a few tiles with what torch makes of them."""
+    import torch
+    from torch import nn
+
+    from mclst.export.onnx.graph import preprocess, write_graph
+    from mclst.export.parity.tiles import synthetic_tiles
+    from mclst.models.recipes.build import build_encoder
+    from mclst.runtime.bundle.manifest import Preprocessing, Tile
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = build_encoder(recipe)
+
+        def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.encoder(tiles)
+            return out
+
+    torch.manual_seed(0)
+    network = Network().eval().requires_grad_(False)
+    for weight in network.parameters():
+        # A new layer scale of 1e-5 would hide the blocks.
+        if weight.ndim == 1 and 0 < float(weight.abs().max()) < 1e-3:
+            weight.uniform_(0.2, 1.0)
+    tile, settings = Tile(size_px=recipe.tile_px), Preprocessing(mean=recipe.mean, std=recipe.std)
+    started = time.monotonic()
+    write_graph(network, tile, settings, folder / GRAPH)
+    seconds, peak = time.monotonic() - started, peak_mib()
+    pixels = synthetic_tiles(tile, PARITY_TILES).pixels
+    with torch.inference_mode():
+        np.save(folder / FEATURES, network.encode_tiles(preprocess(pixels, settings)).numpy())
+    np.save(folder / TILES, pixels)
+    size = sum(path.stat().st_size for path in folder.glob(f"{GRAPH}*"))
+    return {
+        "graph_mib": round(size / (1 << 20)),
+        "export_seconds": round(seconds, 1),
+        "export_peak_mib": peak,
+    }
+
+
+def run(folder: Path, batch: int, rounds: int) -> dict[str, Any]:
+    """Compare the graph with torch and time it."""
+    from mclst.runtime.inference.providers import open_session
+
+    session = open_session(folder / GRAPH, "cpu")
+    pixels, expected = np.load(folder / TILES), np.load(folder / FEATURES)
+    actual = np.concatenate([session.encode(pixels[i : i + 1]) for i in range(len(pixels))])
+    tiles = np.resize(pixels, (batch, *pixels.shape[1:]))
+    session.encode(tiles)
+    seconds = []
+    for _ in range(rounds):
+        started = time.monotonic()
+        session.encode(tiles)
+        seconds.append(time.monotonic() - started)
+    return {
+        "run_peak_mib": peak_mib(),
+        "relative_difference": float(np.abs(actual - expected).max() / np.abs(expected).max()),
+        "seconds": [round(s, 4) for s in seconds],
+        "tiles_per_second": round(batch / median(seconds), 3),
+    }
+
+
+def peak_mib() -> int:
+    """Largest resident size of this process so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+if __name__ == "__main__":
+    step, name, path, *numbers = sys.argv[1:]
+    chosen = find_recipe(name)
+    folder = Path(path)
+    print(json.dumps(export(chosen, folder) if step == "export" else run(folder, *map(int, numbers))))
