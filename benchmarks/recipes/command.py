@@ -15,7 +15,7 @@ ONE_PER_FAMILY = (
     *("efficientnet_lite0", "ctranspath", "gigapath-flash", "h0-mini", "conch", "uni", "omiclip", "uni2-h"),
     *("virchow2", "h-optimus-0"),
 )
-"""By size: convolutions, shifted windows, ViT-S, ViT-B, attention pooler, ViT-L, CoCa, ViT-h, ViT-H, ViT-g."""
+"""By size: convolutions, shifted windows, ViT-S, ViT-B, pooler, ViT-L, CoCa, ViT-h, ViT-H, ViT-g."""
 
 
 @click.command()
