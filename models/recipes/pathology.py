@@ -377,8 +377,10 @@ RECIPES = (
         parameters=27_520_038,
         fov_um=112.0,
         license="GPL-3.0",
+        redistributable=True,
         source="github.com/Xiyue-Wang/TransPath",
-        note="As Path2Space and HEST read it; TRIDENT reads CHIEF's weights at 256 µm.",
+        note="A bundle with it is under the GPL. Tissue as Path2Space and HEST read it; TRIDENT reads CHIEF's "
+        "weights at 256 µm.",
         **IMAGENET,
     ),
 )

@@ -15,7 +15,7 @@ CHOICES = {
     "interpolation": get_args(Interpolation),
     "positions": get_args(Positions),
 }
-MAX_BYTES = 1 << 16
+MAX_BYTES = 1 << 14
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+from two_blocks import two_blocks
 
 from mclst.models.recipes.build import build_encoder
 from mclst.models.recipes.find import find_recipe
@@ -38,3 +41,53 @@ def test_weights_of_another_encoder_are_refused_by_its_name(tmp_path: Path) -> N
         load_weights(find_recipe("uni"), tmp_path / "weights.pth")
     loaded = load_weights(find_recipe("resnet50"), tmp_path / "weights.pth")
     assert set(state) - set(loaded) == {"fc.weight", "fc.bias"}
+
+
+def test_positions_of_another_grid_are_refused_where_the_encoder_has_them_fixed(tmp_path: Path) -> None:
+    recipe = two_blocks("uni")
+    state = build_encoder(recipe).model.state_dict()
+    state["pos_embed"] = torch.zeros(1, 1 + 32**2, 1024)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="for a grid of 32 × 32 patches, not 14 × 14"):
+        load_weights(recipe, tmp_path / "w.pth")
+
+
+def test_shards_in_a_folder_are_one_file(tmp_path: Path) -> None:
+    recipe = two_blocks("kaiko-vits16")
+    state = build_encoder(recipe).model.state_dict()
+    names = sorted(state)
+    parts = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
+    for file, chosen in parts.items():
+        safetensors.torch.save_file({name: state[name] for name in chosen}, tmp_path / file)
+    index = {"weight_map": {name: file for file, chosen in parts.items() for name in chosen}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    loaded = load_weights(recipe, tmp_path)
+    assert loaded.keys() == state.keys() and all(torch.equal(loaded[n], state[n]) for n in names)
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "../w.safetensors"}})
+    )
+    with pytest.raises(CheckpointError, match="outside its folder"):
+        load_weights(recipe, tmp_path)
+
+
+def test_files_that_are_no_weights_are_named(tmp_path: Path) -> None:
+    recipe = two_blocks("kaiko-vits16")
+    state = build_encoder(recipe).model.state_dict()
+    for content, message in (
+        ({}, "holds no tensors"),
+        ({"a": torch.zeros(2)}, r"does not hold the weights of Kaiko ViT-S/16: 30 of 30 tensors are missing"),
+        (
+            {**state, "norm.weight": torch.full((384,), float("nan"))},
+            "norm.weight holds values that are not finite",
+        ),
+        ({**state, "norm.bias": torch.zeros(7)}, r"1 have another shape \(norm.bias is \[7\], not \[384\]"),
+    ):
+        torch.save(content, tmp_path / "w.pth")
+        with pytest.raises(CheckpointError, match=message):
+            load_weights(recipe, tmp_path / "w.pth")
+    torch.save(Path("x"), tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="needs arbitrary unpickling"):
+        load_weights(recipe, tmp_path / "w.pth")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="has no file of weights; give the file itself with --weights"):
+        load_weights(recipe, tmp_path / "empty")
