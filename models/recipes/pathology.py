@@ -379,7 +379,7 @@ RECIPES = (
         license="GPL-3.0",
         redistributable=True,
         source="github.com/Xiyue-Wang/TransPath",
-        note="A bundle with it is under the GPL. Tissue as Path2Space and HEST read it; TRIDENT reads CHIEF's "
+        note="A bundle with it is under the GPL. As Path2Space and HEST read it; TRIDENT reads CHIEF's "
         "weights at 256 µm.",
         **IMAGENET,
     ),
