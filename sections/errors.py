@@ -5,3 +5,7 @@ from __future__ import annotations
 
 class SectionError(ValueError):
     """A section or spot table cannot be used; the message names the file and the row in one sentence."""
+
+
+class UnknownScale(SectionError):
+    """A table is in µm, and the slide's µm per pixel is not known yet."""

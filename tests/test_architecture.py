@@ -86,11 +86,11 @@ runtime/report/page: runtime/report/figures runtime/expression_map runtime
 runtime/inference: runtime/encoder/tensorrt runtime/encoder/cuda runtime/slide runtime/encoder
     runtime/trust runtime/bundle runtime kernels kernels/cuda kernels/definition sections
 runtime/report/figures: runtime/expression_map runtime
-runtime/report/export: runtime/expression_map runtime/tiling runtime
+runtime/report/export: runtime/expression_map runtime/tiling runtime sections/tables
 runtime/encoder/tensorrt: runtime/encoder/cuda runtime/encoder runtime/bundle runtime
 runtime/expression_map: runtime/trust runtime kernels/definition sections/formats sections/tables sections
 runtime/trust: runtime/slide runtime kernels/definition
-runtime/tiling: runtime/slide runtime sections
+runtime/tiling: runtime/slide runtime sections/tables sections
 runtime/encoder/cuda: runtime/encoder runtime kernels/cuda kernels/definition
 runtime/slide: runtime
 runtime/encoder: runtime

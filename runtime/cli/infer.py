@@ -52,7 +52,7 @@ def _list_providers(location: BundleLocation | None, trusted: Trusted | None, ba
     "--spots",
     "spots_path",
     type=PATH,
-    help="Table of spots to predict: Space Ranger, legacy ST, or id,x,y in level-0 pixels.",
+    help="Spots to predict: Space Ranger, legacy ST, id,x,y in pixels or µm, GeoJSON cells, .h5ad.",
 )
 @click.option(
     "--grid",
@@ -66,6 +66,12 @@ def _list_providers(location: BundleLocation | None, trusted: Trusted | None, ba
     "mask_path",
     type=PATH,
     help="Image of the whole slide at any scale, black where --grid skips.  [default: tissue by color]",
+)
+@click.option(
+    "--region",
+    "region_path",
+    type=PATH,
+    help="GeoJSON of polygons in level-0 pixels, as QuPath exports: spots or grid inside them alone.",
 )
 @click.option("--all-spots", is_flag=True, help="Include spots marked as not in tissue or not selected.")
 @click.option("--reader", type=click.Choice(READERS), default="auto", help="Library that decodes the slide.")
@@ -92,6 +98,7 @@ def main(
     spots_path: Path | None,
     stride_um: float | None,
     mask_path: Path | None,
+    region_path: Path | None,
     all_spots: bool,
     reader: str,
     bundle_path: BundleLocation,
@@ -112,9 +119,9 @@ def main(
     interrupted run.
 
     --slides takes a table with a row per slide. Its columns are slide, spots or grid, and optionally name,
-    tissue-mask, genes, mpp, reader, all-spots, max-bad-tiles, k, rank, distance, weighting and temperature; a
-    cell overrides the option. Finished slides are skipped. A slide that fails is recorded, the others
-    continue, and the exit code is 3.
+    tissue-mask, region, genes, mpp, reader, all-spots, max-bad-tiles, k, rank, distance, weighting and
+    temperature; a cell overrides the option. Finished slides are skipped. A slide that fails is recorded, the
+    others continue, and the exit code is 3.
     """
     if list_providers:
         source = click.get_current_context().get_parameter_source("bundle_path")
@@ -132,7 +139,7 @@ def main(
     from mclst.runtime.run.context import RetrievalError
     from mclst.runtime.run.job import Job, run_job
 
-    job = Job(slide or Path(), out, spots_path, stride_um, mask_path, reader, all_spots, options)
+    job = Job(slide or Path(), out, spots_path, stride_um, mask_path, reader, all_spots, region_path, options)
     if cohort.slides is not None:
         sys.exit(
             run_cohort(
@@ -148,7 +155,7 @@ def main(
     check_json(
         json_path,
         overwrite=options.overwrite,
-        inputs=(slide, spots_path, mask_path, local(bundle_path)),
+        inputs=(slide, spots_path, mask_path, region_path, local(bundle_path)),
         outputs=job.outputs().all,
     )
 

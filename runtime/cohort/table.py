@@ -17,14 +17,15 @@ JOB_COLUMNS = {
     "spots": "spots",
     "grid": "grid",
     "tissue-mask": "mask",
+    "region": "region",
     "reader": "reader",
     "all-spots": "all_spots",
 }
 """Column, also an option of mclst-infer → field of Job."""
 OPTION_COLUMNS = {"genes": "genes", "mpp": "mpp", "max-bad-tiles": "max_bad_tiles"}
 """Column → field of RunOptions."""
-COLUMNS = ("spots", "grid", "tissue-mask", "genes", "mpp", "reader", "all-spots", "max-bad-tiles")
-PATHS = ("spots", "tissue-mask")
+COLUMNS = ("spots", "grid", "tissue-mask", "region", "genes", "mpp", "reader", "all-spots", "max-bad-tiles")
+PATHS = ("spots", "tissue-mask", "region")
 LONGEST_NAME = 200
 """Bytes of a map's name: the files next to it have longer names, and a file system allows 255."""
 

@@ -146,6 +146,7 @@ def write_files(
     overwrite: bool,
     measured: NDArray[np.floating] | None = None,
     tissue_image: TissueImage | None = None,
+    cells: Path | None = None,
 ) -> tuple[str, ...]:
     """Write the files of `paths`, each atomically.
 
@@ -160,6 +161,8 @@ def write_files(
         Whether to replace a SpatialData store.
     measured, tissue_image
         For the page; see `write_slide_page`.
+    cells : Path, optional
+        GeoJSON with the spots' outlines; see `write_geojson`.
 
     Returns
     -------
@@ -182,7 +185,7 @@ def write_files(
                 required_genes=(*files.plot, *files.geojson_genes),
             )
         elif kind == "geojson":
-            write_geojson(expression_map, path, files.geojson_genes)
+            write_geojson(expression_map, path, files.geojson_genes, cells=cells)
         elif kind == "spatialdata":
             write_store(expression_map, path, overwrite=overwrite)
         elif kind == "plot":

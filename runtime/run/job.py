@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from mclst.runtime.run.report import DONE, Run
 from mclst.runtime.slide.base import Slide
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.tiling.grid import Grid, make_grid
+from mclst.runtime.tiling.region import restrict_grid, restrict_spots
 from mclst.runtime.tiling.tissue import find_tissue, read_mask
+from mclst.sections.errors import UnknownScale
 from mclst.sections.section import Spots
 from mclst.sections.tables.spots import read_spots
 
@@ -44,7 +46,8 @@ class Job:
     """What to predict, and how.
 
     out: the map; None: named after the slide, in the working folder. spots: a table; or grid: the stride in
-    µm of a dense one over tissue, or over `mask`. all_spots: include spots not in tissue.
+    µm of a dense one over tissue, or over `mask`. all_spots: include spots not in tissue. region: GeoJSON
+    polygons, outside of which nothing is predicted.
     """
 
     slide: Path
@@ -54,6 +57,7 @@ class Job:
     mask: Path | None = None
     reader: str = "auto"
     all_spots: bool = False
+    region: Path | None = None
     options: RunOptions = field(default_factory=RunOptions)
 
     @property
@@ -67,17 +71,23 @@ class Job:
 
 
 def resolve_spots(job: Job, slide: Slide, table: Spots | None = None) -> Spots | Grid:
-    """Return a job's spots, or its grid over the slide; table: the spots if they are already read."""
-    if job.spots is not None:
-        return table or read_spots(job.spots, all_spots=job.all_spots)
+    """Return a job's spots, or its grid over the slide; table: the spots if they are already read.
+
+    Raises SlideError if µm are needed and the slide's scale is unknown, SpotsError if no spot is in the
+    region.
+    """
     mpp = slide.mpp if job.options.mpp is None else job.options.mpp
+    if job.spots is not None:
+        spots = table or read_spots(job.spots, all_spots=job.all_spots, mpp=mpp)
+        return spots if job.region is None else restrict_spots(spots, job.region)
     if mpp is None:
         raise SlideError(
             f"{slide.path} does not say how large its pixels are ({slide.mpp_source}), and --grid is in µm; "
             "give --mpp, the µm per pixel of the slide"
         )
     tissue = find_tissue(slide, mpp) if job.mask is None else read_mask(job.mask, slide)
-    return make_grid(slide, job.grid or 0.0, mpp, tissue)
+    grid = make_grid(slide, job.grid or 0.0, mpp, tissue)
+    return grid if job.region is None else restrict_grid(grid, job.region)
 
 
 def run_job(
@@ -90,7 +100,10 @@ def run_job(
     shard: SlidePart | None = None,
 ) -> Run:
     """Predict one slide; see `predict`."""
-    table = None if job.spots is None else read_spots(job.spots, all_spots=job.all_spots)
+    table = None
+    if job.spots is not None:
+        with suppress(UnknownScale):  # a table in µm is read once the slide says its scale
+            table = read_spots(job.spots, all_spots=job.all_spots, mpp=job.options.mpp)
     with open_slide(job.slide, reader=job.reader) as slide:
         spots = resolve_spots(job, slide, table)
         with watch(len(spots.spots if isinstance(spots, Grid) else spots)) as advance:
@@ -114,7 +127,7 @@ def identity(model: Model, job: Job) -> dict[str, str]:
     Reports of finished maps hold these keys and values, so they must not change.
     Raises InputError if an input cannot be read.
     """
-    for path in filter(None, (job.slide, job.spots, job.mask)):
+    for path in filter(None, (job.slide, job.spots, job.mask, job.region)):
         if not path.exists():
             raise InputError(f"{path} does not exist; correct the cohort's table")
     options = {
@@ -129,6 +142,7 @@ def identity(model: Model, job: Job) -> dict[str, str]:
         SLIDE: _describe_file(job.slide),
         "the table of spots": spots or _describe_file(job.spots),
         "the tissue mask": _describe_file(job.mask),
+        **({} if job.region is None else {"the region": file_sha256(job.region)}),
         **{f"--{name.replace('_', '-')}": json.dumps(value, default=str) for name, value in options.items()},
     }
 

@@ -20,6 +20,7 @@ from mclst.runtime.run.context import RunContext
 from mclst.runtime.run.provenance import Provenance
 from mclst.runtime.run.report import DONE, STOPPED, Run, write_report
 from mclst.runtime.trust.verdict import Verdict
+from mclst.sections.tables.geojson import GEOJSON_CELLS
 
 IMAGE_PX = 2000
 """Longest side of the tissue image in the map, as Space Ranger writes it."""
@@ -44,6 +45,7 @@ def publish(
     verdict = run.trust.judge(writer.rows, slide.path)
     record = {**provenance.as_dict(), "trust": verdict.as_dict()}
     summary: Run | None = None
+    cells = inputs.spots.path if inputs.spots.variant == GEOJSON_CELLS else None
 
     def write_other_files(hidden_map: Path) -> None:
         nonlocal summary
@@ -54,7 +56,7 @@ def publish(
                     drawn = write_contact_sheet(expression_map, outputs.sheet)
                 picture = downscale(image, scale, content.html_px)
                 notes = write_files(
-                    expression_map, content, outputs.files, overwrite=True, tissue_image=picture
+                    expression_map, content, outputs.files, overwrite=True, tissue_image=picture, cells=cells
                 )
                 for note in notes:
                     log.note(note)

@@ -24,6 +24,8 @@ from mclst.sections.section import Section
 from mclst.sections.tables.h5ad_obs import require_anndata, spot_centers
 from mclst.sections.tables.synonyms import synonyms_of
 
+OBS_PIXELS = (("x_pixel", "y_pixel"), ("pxl_col_in_fullres", "pxl_row_in_fullres"))
+"""Columns of obs with x, y in level-0 px, where there is no obsm["spatial"]."""
 NAME_COLUMNS = (
     *("gene_ids", "gene_id", "ensembl_id", "ensembl", "feature_id", "gene_symbols", "gene_symbol"),
     *("symbol", "gene_name", "gene_names", "feature_name"),
@@ -62,6 +64,8 @@ def read(source: SectionSource) -> Section:
         if "obsm/spatial" in file:
             spatial = read_limited(file, "obsm/spatial", max_matrix_bytes(len(obs), 2))
             xy_px = spot_centers(source.path, spatial, len(obs))
+        elif pair := next((pair for pair in OBS_PIXELS if set(pair) <= set(obs.columns)), None):
+            xy_px = spot_centers(source.path, obs[list(pair)].to_numpy(), len(obs))
         spot, genes = name_array(obs.index, source.path), name_array(var.index, source.path)
         require_unique_spots(spot, source.path)
         return Section(

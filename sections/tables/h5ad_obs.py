@@ -30,40 +30,41 @@ DIAMETER = "scalefactors/spot_diameter_fullres"
 class ObsTable:
     """Observations of an AnnData with their coordinates.
 
-    name: str [n].  table: obs [n rows].  xy_px: float64 [n, 2], obsm["spatial"], level-0 px (x, y).
+    name: str [n].  table: obs [n rows].  xy_px: float64 [n, 2], obsm["spatial"], level-0 px (x, y), or None.
     spot_diameter_px: level-0 px, if uns["spatial"] holds exactly one library with a diameter.
     """
 
     name: NDArray[np.str_]
     table: pd.DataFrame
-    xy_px: NDArray[np.float64]
+    xy_px: NDArray[np.float64] | None
     spot_diameter_px: float | None
 
 
 def read_obs_table(path: Path) -> ObsTable:
-    """Read only obs and obsm["spatial"] of a .h5ad; SectionError if they are missing."""
+    """Read only obs and obsm["spatial"] of a .h5ad; SectionError if there is no obs."""
     with open_hdf5(path, "AnnData") as file:
         require_anndata(file, path)
-        if "obsm/spatial" not in file:
-            raise SectionError(f"{path}: there is no obsm['spatial']; give the spots' level-0 pixels there")
         obs = read_frame(file, "obs")
-        spatial = read_limited(file, "obsm/spatial", max_matrix_bytes(len(obs), 2))
+        centers = None
+        if "obsm/spatial" in file:
+            spatial = read_limited(file, "obsm/spatial", max_matrix_bytes(len(obs), 2))
+            centers = spot_centers(path, spatial, len(obs))
         library = list(file["uns/spatial"].values()) if "uns/spatial" in file else []
         diameter = None
         if len(library) == 1 and isinstance(library[0], h5py.Group) and DIAMETER in library[0]:
             diameter = _positive(read_limited(library[0], DIAMETER, MAX_METADATA_BYTES))
-    return ObsTable(name_array(obs.index, path), obs, spot_centers(path, spatial, len(obs)), diameter)
+    return ObsTable(name_array(obs.index, path), obs, centers, diameter)
 
 
 def obs_table(data: ad.AnnData) -> ObsTable:
     """Take obs and obsm["spatial"] of an AnnData in memory."""
     path = Path("AnnData")
-    if "spatial" not in data.obsm:
-        raise SectionError("AnnData: there is no obsm['spatial']; give the spots' level-0 pixels there")
+    spatial = data.obsm.get("spatial")
     library = list(data.uns["spatial"].values()) if isinstance(data.uns.get("spatial"), dict) else []
     diameter = library[0].get("scalefactors", {}).get("spot_diameter_fullres") if len(library) == 1 else None
     name = name_array(data.obs_names, path)
-    return ObsTable(name, data.obs, spot_centers(path, data.obsm["spatial"], data.n_obs), _positive(diameter))
+    centers = None if spatial is None else spot_centers(path, spatial, data.n_obs)
+    return ObsTable(name, data.obs, centers, _positive(diameter))
 
 
 def require_anndata(file: h5py.File, path: Path) -> None:

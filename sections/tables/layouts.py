@@ -10,6 +10,7 @@ from pathlib import Path
 from mclst.sections.errors import SectionError
 
 ID_COLUMNS = ("id", "barcode", "spot", "cell", "name", "spot_id", "cell_id", "")
+QUPATH_IDS = ("object id", "id")
 SPACE_RANGER_COLUMNS = (
     "barcode",
     "in_tissue",
@@ -29,6 +30,7 @@ class Layout:
     array: columns with the array coordinates (x, y), used if both exist.
     flags: columns that are 0 for spots to skip.
     ids_from_array: name spots without an id `XxY`.
+    um: x and y are µm from the slide's corner. ids: columns with the spots' names, the first that is there.
     """
 
     variant: str
@@ -37,6 +39,8 @@ class Layout:
     array: tuple[str, str] = ("array_col", "array_row")
     flags: tuple[str, ...] = ("in_tissue", "selected")
     ids_from_array: bool = False
+    um: bool = False
+    ids: tuple[str, ...] = ID_COLUMNS
 
 
 SPACE_RANGER = Layout("Space Ranger 2", "pxl_col_in_fullres", "pxl_row_in_fullres")
@@ -49,6 +53,14 @@ LAYOUTS = (
     Layout("pixel table", "x_pixel", "y_pixel"),
     Layout("ST pixel table", "he_x", "he_y"),
     Layout("plain x, y table", "x", "y"),
+    *(
+        Layout(
+            "QuPath measurements", f"centroid x {unit}", f"centroid y {unit}", um=unit != "px", ids=QUPATH_IDS
+        )
+        for unit in ("\u03bcm", "um", "px")  # a folded MICRO SIGN is the Greek letter
+    ),
+    Layout("table in µm", "x_um", "y_um", um=True),
+    Layout("table in µm", "x_centroid", "y_centroid", um=True),
 )
 
 
@@ -62,8 +74,8 @@ def space_ranger_1(first: list[str]) -> list[str] | None:
 def detect_layout(path: Path, names: Sequence[str]) -> Layout:
     """Detect the layout from a table's column names (any case).
 
-    Raises SectionError listing the table's columns and the accepted ones. Tables in µm or with array
-    coordinates only get their own message, since both look like pixels.
+    Raises SectionError listing the table's columns and the accepted ones. Tables with array coordinates
+    only get their own message, since these look like pixels.
     """
     available = {name.casefold() for name in names}
     legacy = {"x", "y", "pixel_x", "pixel_y"} <= available
@@ -77,10 +89,6 @@ def detect_layout(path: Path, names: Sequence[str]) -> Layout:
     for layout in LAYOUTS:
         if {layout.x, layout.y} <= available:
             return layout
-    if {"x_um", "y_um"} <= available:
-        raise SectionError(
-            f"{path}: x_um and y_um are µm; divide by the slide's µm per pixel and name them x_px, y_px"
-        )
     raise SectionError(_unknown_columns(path, names))
 
 

@@ -1,4 +1,4 @@
-"""Read spot tables: Space Ranger, legacy ST selections, Seurat coordinates, plain pixels, Parquet, AnnData.
+"""Read spots: Space Ranger, legacy ST, Seurat, QuPath, pixels or µm, Parquet, AnnData, GeoJSON cells.
 
 The format is detected from the content, never from the file name.
 """
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mclst.sections.errors import SectionError
+from mclst.sections.errors import SectionError, UnknownScale
 from mclst.sections.section import Spots
 from mclst.sections.tables.cells import (
     MAX_COORDINATE,
@@ -30,6 +30,7 @@ from mclst.sections.tables.cells import (
     require_unique,
 )
 from mclst.sections.tables.delimited import Table, read_table
+from mclst.sections.tables.geojson import is_geojson, read_cells
 from mclst.sections.tables.h5ad_obs import ObsTable, obs_table, read_obs_table
 from mclst.sections.tables.layouts import (
     ID_COLUMNS,
@@ -39,20 +40,25 @@ from mclst.sections.tables.layouts import (
     space_ranger_1,
 )
 
+MAX_TABLE_BYTES = 4 << 30
 POSITIONS = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
 FLAGS = ("in_tissue", "selected")
 
 
-def read_spots(source: Path | str | pd.DataFrame | ad.AnnData, *, all_spots: bool = False) -> Spots:
+def read_spots(
+    source: Path | str | pd.DataFrame | ad.AnnData, *, all_spots: bool = False, mpp: float | None = None
+) -> Spots:
     """Read a table of spots, in the table's order.
 
     Parameters
     ----------
     source : Path, str, DataFrame or AnnData
-        A text table (tab, semicolon or comma), .parquet, .h5ad (obsm["spatial"]), a Space Ranger folder
-        (`outs/` or `spatial/`), or such a table in memory.
+        A text table (tab, semicolon or comma), .parquet, .h5ad (obsm["spatial"], or columns of obs), GeoJSON
+        cells, a Space Ranger folder (`outs/` or `spatial/`), or such a table in memory.
     all_spots : bool
         Keep spots that the table marks as off the tissue (in_tissue or selected = 0).
+    mpp : float, optional
+        µm per level-0 px of the slide, for tables in µm.
 
     Returns
     -------
@@ -62,21 +68,24 @@ def read_spots(source: Path | str | pd.DataFrame | ad.AnnData, *, all_spots: boo
     ------
     SectionError
         If the format is unknown, a kept spot's coordinate is not a finite number, a spot appears twice, or no
-        spot is left; the message names file, line and column.
+        spot is left; the message names file, line and column. UnknownScale if the table is in µm and `mpp`
+        is None.
     """
     if isinstance(source, pd.DataFrame):
-        return _from_table(_table_of_frame(Path("DataFrame"), source), all_spots)
+        return _from_table(_table_of_frame(Path("DataFrame"), source), all_spots, mpp)
     if isinstance(source, ad.AnnData):
-        return _from_obs(Path("AnnData"), obs_table(source), all_spots)
+        return _from_obs(Path("AnnData"), obs_table(source), all_spots, mpp)
     path = Path(source)
     if path.is_dir():
         path = positions_file(path)
     magic = _first_bytes(path)
     if magic.startswith(b"\x89HDF"):
-        return _from_obs(path, read_obs_table(path), all_spots)
+        return _from_obs(path, read_obs_table(path), all_spots, mpp)
     if magic.startswith(b"PAR1"):
-        return _from_table(_table_of_frame(path, _read_parquet(path)), all_spots)
-    return _from_table(read_table(path, space_ranger_1), all_spots)
+        return _from_table(_table_of_frame(path, _read_parquet(path)), all_spots, mpp)
+    if is_geojson(magic):
+        return read_cells(path)
+    return _from_table(read_table(path, space_ranger_1), all_spots, mpp)
 
 
 def positions_file(folder: Path) -> Path:
@@ -114,15 +123,31 @@ def spot_diameter(positions: Path) -> float | None:
     return float(diameter)
 
 
-def _from_table(table: Table, all_spots: bool) -> Spots:
+def _from_table(
+    table: Table, all_spots: bool, mpp: float | None = None, names: NDArray[np.str_] | None = None
+) -> Spots:
+    """names: the spots' names [n], else taken from the table."""
     layout = detect_layout(table.path, table.names)
+    if layout.um and mpp is None:
+        raise UnknownScale(
+            f"{table.path} is in µm, and the slide does not say how large its pixels are; give --mpp, the µm "
+            "per pixel of the slide"
+        )
+    _require_one_image(table, layout)
     row_number = np.arange(1, len(table) + 1)
     table, note, kept = _on_tissue(table, layout.flags, all_spots)
     xy_px = np.stack(
-        [numbers(table, _column(table, name), "level-0 pixels") for name in (layout.x, layout.y)], axis=1
+        [
+            numbers(table, _column(table, name), "µm" if layout.um else "level-0 pixels")
+            for name in (layout.x, layout.y)
+        ],
+        axis=1,
     )
+    unit = "level-0 px"
+    if layout.um and mpp is not None:
+        xy_px, unit = xy_px / mpp, f"µm, by {mpp:.4g} µm/px of the slide"
     array_xy = _array_coordinates(table, layout)
-    ids = _ids(table, layout, array_xy, row_number[kept])
+    ids = _ids(table, layout, array_xy, row_number[kept]) if names is None else names[kept]
     require_unique(table, ids)
     shown = f"{table.names[_column(table, layout.x)]}, {table.names[_column(table, layout.y)]}"
     return Spots(
@@ -134,11 +159,34 @@ def _from_table(table: Table, all_spots: bool) -> Spots:
         row=table.row,
         table=_frame(table),
         spot_diameter_px=spot_diameter(table.path) if layout is SPACE_RANGER else None,
-        coordinates=f"{shown} as x, y in level-0 px{note}",
+        coordinates=f"{shown} as x, y in {unit}{note}",
     )
 
 
-def _from_obs(path: Path, obs: ObsTable, all_spots: bool) -> Spots:
+def _require_one_image(table: Table, layout: Layout) -> None:
+    """Refuse measurements of several images, which QuPath exports into one table."""
+    if not layout.variant.startswith("QuPath") or not _has(table, "image"):
+        return
+    column = _column(table, "image")
+    first = table.texts(column, slice(0, 1))[0]
+    for rows in table.chunks():
+        other = next((text for text in table.texts(column, rows) if text != first), None)
+        if other is not None:
+            raise SectionError(
+                f"{table.path}: there are measurements of {first} and of {other}; export one image by itself"
+            )
+
+
+def _from_obs(path: Path, obs: ObsTable, all_spots: bool, mpp: float | None) -> Spots:
+    if obs.xy_px is None:
+        frame = obs.table.reset_index(drop=True)
+        try:
+            spots = _from_table(_table_of_frame(path, frame), all_spots, mpp, obs.name)
+        except UnknownScale:
+            raise
+        except SectionError as error:
+            raise SectionError(f"{error} (there is no obsm['spatial'] either)") from error
+        return replace(spots, variant="AnnData", spot_diameter_px=obs.spot_diameter_px)
     table = replace(_table_of_frame(path, obs.table), unit="row")
     table, note, kept = _on_tissue(table, FLAGS, all_spots)
     xy_px = obs.xy_px[kept]
@@ -209,7 +257,7 @@ def _array_coordinates(table: Table, layout: Layout) -> NDArray[np.int64] | None
 def _ids(
     table: Table, layout: Layout, array_xy: NDArray[np.int64] | None, row_number: NDArray[np.int64]
 ) -> NDArray[np.str_]:
-    for name in ID_COLUMNS:
+    for name in layout.ids:
         if _has(table, name) and (name or table.names[0] == ""):
             return identifiers(table, _column(table, name))
     if layout.ids_from_array and array_xy is not None:
@@ -253,9 +301,20 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     if importlib.util.find_spec("pyarrow") is None:
         raise SectionError(f"{path}: reading Parquet needs pyarrow; install it, or save the table as .csv")
     try:
+        from pyarrow.parquet import ParquetFile
+
+        # A few kilobytes of Parquet can declare billions of equal cells.
+        with ParquetFile(path) as file:
+            info = file.metadata
+            declared = sum(info.row_group(group).total_byte_size for group in range(info.num_row_groups))
+        if max(declared, info.num_rows * max(1, info.num_columns) * 8) > MAX_TABLE_BYTES:
+            raise SectionError(
+                f"{path}: the table declares {info.num_rows:,} rows of {info.num_columns} columns, more than "
+                f"{MAX_TABLE_BYTES >> 30} GB; give it in pieces, or only names and coordinates"
+            )
         return pd.read_parquet(path, engine="pyarrow")
     except Exception as error:
-        if isinstance(error, MemoryError):
+        if isinstance(error, MemoryError | SectionError):
             raise
         raise SectionError(f"{path}: the Parquet file cannot be read ({error})") from error
 
@@ -263,6 +322,6 @@ def _read_parquet(path: Path) -> pd.DataFrame:
 def _first_bytes(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(8)
+            return file.read(64)
     except OSError as error:
         raise SectionError(f"{path}: the spots file cannot be read ({error.strerror or error})") from error

@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 
 from mclst.runtime.errors import describe_error
 from mclst.sections import SectionError, Spots, read_spots
+from mclst.sections.errors import UnknownScale
+from mclst.sections.tables import spots as spots_module
 from mclst.sections.tables.delimited import ROWS_AT_ONCE, read_table
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -196,7 +198,10 @@ def test_decimal_commas_are_refused_by_name(tmp_path: Path) -> None:
         ("id,x_px,y_px\n,1,2\n", "line 2: the spot has no name"),
         (f"id,x_px,y_px\n{'a' * 300},1,2\n", "line 2: the spot has a name of 300 characters"),
         ("id,a,b\nc,1,2\n", "'id', 'a', 'b'"),
-        ("id,x_um,y_um\na,1,2\n", "µm"),
+        (
+            "id,x_um,y_um\na,1,2\n",
+            "is in µm, and the slide does not say how large its pixels are; give --mpp",
+        ),
         ("x,y,new_x,new_y\n1,2,1.1,2.1\n", "array coordinates"),
         ("1,2,3\n4,5,6\n", "add a header line"),
         ("21\t8\t20.8\t7.9\t5743\t2015\n20\t8\t20.1\t7.9\t5527\t2021\n", "add a header line"),
@@ -456,6 +461,62 @@ def test_anndata_without_coordinates_is_refused(tmp_path: Path, spatial: np.ndar
     data.write_h5ad(tmp_path / "map.h5ad")
     with pytest.raises(SectionError, match=r"map\.h5ad.*obsm\['spatial'\]"):
         read_spots(tmp_path / "map.h5ad")
+
+
+@pytest.mark.parametrize(
+    ("columns", "scale"),
+    [
+        (("x_pixel", "y_pixel"), 1.0),
+        (("pxl_col_in_fullres", "pxl_row_in_fullres"), 1.0),
+        (("x_centroid", "y_centroid"), 0.5),
+    ],
+)
+def test_coordinates_in_obs_columns(tmp_path: Path, columns: tuple[str, str], scale: float) -> None:
+    obs = pd.DataFrame({columns[0]: [10.0, 30.0], columns[1]: [20, 40], "id": [7, 8]}, index=["c1", "c2"])
+    ad.AnnData(np.ones((2, 1), np.float32), obs=obs).write_h5ad(tmp_path / "cells.h5ad")
+    spots = read_spots(tmp_path / "cells.h5ad", mpp=0.5)
+    assert spots.xy_px.tolist() == [[10 / scale, 20 / scale], [30 / scale, 40 / scale]]
+    assert spots.id.tolist() == ["c1", "c2"], "obs_names are the names, whatever obs holds"
+    assert f"{columns[0]}, {columns[1]} as x, y in" in spots.coordinates
+    if scale != 1.0:
+        with pytest.raises(UnknownScale, match="give --mpp"):
+            read_spots(tmp_path / "cells.h5ad")
+
+
+QUPATH = (
+    "Image\tObject ID\tName\tClassification\tCentroid X µm\tCentroid Y µm\tNucleus: Area µm^2\n"
+    "a.svs\t5d1f-1\t\tTumor\t12.5\t30\t41.5\na.svs\t5d1f-2\t\tStroma\t100\t7.25\t12\n"
+)
+
+
+@pytest.mark.parametrize("micro", ["\u00b5m", "\u03bcm", "um"])
+def test_measurements_of_qupath_are_in_micrometers(tmp_path: Path, micro: str) -> None:
+    (tmp_path / "m.tsv").write_text(QUPATH.replace("µm", micro))
+    spots = read_spots(tmp_path / "m.tsv", mpp=0.25)
+    assert spots.xy_px.tolist() == [[50.0, 120.0], [400.0, 29.0]]
+    assert spots.id.tolist() == ["5d1f-1", "5d1f-2"]
+    assert spots.table["Classification"].tolist() == ["Tumor", "Stroma"]
+    assert "as x, y in µm, by 0.25 µm/px of the slide" in spots.coordinates
+    (tmp_path / "px.tsv").write_text(QUPATH.replace("Centroid X µm", "Centroid X px").replace("Y µm", "Y px"))
+    assert read_spots(tmp_path / "px.tsv").xy_px.tolist() == [[12.5, 30.0], [100.0, 7.25]]
+
+
+def test_measurements_of_several_images_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.tsv").write_text(QUPATH + "b.svs\tx\t\t\t1\t2\t3\n")
+    with pytest.raises(SectionError, match=r"measurements of a\.svs and of b\.svs"):
+        read_spots(tmp_path / "m.tsv", mpp=0.25)
+
+
+def test_a_parquet_that_declares_too_much_is_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = pd.DataFrame(np.zeros((300_000, 3), np.int8), columns=["id", "x_px", "y_px"])
+    frame.to_parquet(tmp_path / "bomb.parquet", compression="zstd")
+    assert (tmp_path / "bomb.parquet").stat().st_size < 20_000
+    monkeypatch.setattr(spots_module, "MAX_TABLE_BYTES", 5_000_000)
+    monkeypatch.setattr(pd, "read_parquet", lambda *words, **options: pytest.fail("it was read"))
+    with pytest.raises(SectionError, match="declares 300,000 rows of 3 columns"):
+        read_spots(tmp_path / "bomb.parquet")
 
 
 def test_parquet(tmp_path: Path) -> None:

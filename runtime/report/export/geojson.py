@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.atomic import atomic_file
+from mclst.runtime.errors import InputError
 from mclst.runtime.expression_map.morans_i import BLOCK_BYTES
 from mclst.runtime.expression_map.reader import Map
+from mclst.sections.tables.geojson import Cell, stream_cells
 
 DEFAULT_GENES = 50
 """All genes would take a gigabyte on disk and in QuPath."""
@@ -26,7 +28,9 @@ COLOR = (91, 58, 158)
 CONFIDENCE = ("nearest_distance", "effective_k")
 
 
-def write_geojson(expression_map: Map, path: Path, genes: Sequence[str] = ()) -> None:
+def write_geojson(
+    expression_map: Map, path: Path, genes: Sequence[str] = (), *, cells: Path | None = None
+) -> None:
     """Write the spots of a map, one feature per line, atomically.
 
     Parameters
@@ -36,18 +40,20 @@ def write_geojson(expression_map: Map, path: Path, genes: Sequence[str] = ()) ->
     path : Path
     genes : sequence of str
         Genes measured at each spot. Default: the 50 of largest Moran's I.
+    cells : Path, optional
+        GeoJSON that the spots came from: each gets its own outline and classification back.
 
     Raises
     ------
     InputError
-        If the map lacks a gene.
+        If the map lacks a gene, or `cells` lacks a spot of the map.
     OutputError
         If the file cannot be written.
     """
     indices = expression_map.gene_indices(genes) if genes else expression_map.order[:DEFAULT_GENES]
     with atomic_file(path) as part, part.open("w", encoding="utf-8", newline="\n") as file:
         file.write('{"type":"FeatureCollection","features":[\n')
-        for number, feature in enumerate(_features(expression_map, indices)):
+        for number, feature in enumerate(_features(expression_map, indices, cells)):
             file.write(
                 (",\n" if number else "")
                 + json.dumps(feature, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -55,7 +61,7 @@ def write_geojson(expression_map: Map, path: Path, genes: Sequence[str] = ()) ->
         file.write("\n]}\n")
 
 
-def _features(expression_map: Map, genes: Sequence[int]) -> Iterator[dict[str, Any]]:
+def _features(expression_map: Map, genes: Sequence[int], cells: Path | None) -> Iterator[dict[str, Any]]:
     names = [expression_map.genes[gene] for gene in genes]
     confidence = {
         name: expression_map.table[name].to_numpy(dtype=np.float64)
@@ -63,13 +69,33 @@ def _features(expression_map: Map, genes: Sequence[int]) -> Iterator[dict[str, A
         if name in expression_map.table
     }
     spots, radius = expression_map.spots, expression_map.spot_diameter_px / 2
+    outlines = None if cells is None else _outlines(cells, spots)
     rows = max(1, BLOCK_BYTES // (4 * len(expression_map.genes)))
     for start in range(0, len(spots), rows):
         block = np.asarray(expression_map.expression[start : start + rows])[:, genes]
         for row, values in enumerate(block, start=start):
             measured = dict(zip(names, values.tolist(), strict=True))
             measured |= {name: float(column[row]) for name, column in confidence.items()}
-            yield _feature(expression_map, spots[row], expression_map.xy_px[row], radius, measured)
+            feature = _feature(expression_map, spots[row], expression_map.xy_px[row], radius, measured)
+            if outlines is not None:
+                cell = next(outlines)
+                feature["geometry"] = cell.geometry
+                feature["properties"]["objectType"] = "detection"
+                if cell.classification:
+                    feature["properties"]["classification"] = {"name": cell.classification}
+            yield feature
+
+
+def _outlines(path: Path, spots: Sequence[str]) -> Iterator[Cell]:
+    """The cells of the spots, which are in the file's order."""
+    cells = stream_cells(path)
+    for spot in spots:
+        cell = next((cell for cell in cells if cell.id == spot), None)
+        if cell is None:
+            raise InputError(
+                f"{path} has no cell {spot}, or not in the map's order; give the map's own cells"
+            )
+        yield cell
 
 
 def _feature(

@@ -69,6 +69,70 @@ def test_an_objective_that_contradicts_is_one_line(here: Path) -> None:
     assert line.removeprefix("Note: ") in json.loads(Path("slide.run.json").read_text())["run"]["notes"]
 
 
+def cells_of(rows: np.ndarray) -> dict[str, object]:
+    """Triangles around the spots of spots.tsv, as QuPath exports cells."""
+    return {
+        "type": "FeatureCollection",
+        "features": [
+            {
+                "type": "Feature",
+                "id": f"cell-{i}",
+                "geometry": {
+                    "type": "Polygon",
+                    "coordinates": [[[x - 3, y - 2], [x + 3, y - 2], [x, y + 4], [x - 3, y - 2]]],
+                },
+                "properties": {"objectType": "cell", "classification": {"name": "Tumor"}},
+            }
+            for i, (x, y) in enumerate(rows[:, 4:6])
+        ],
+    }
+
+
+def test_cells_of_qupath_go_back_on_their_own_outlines(here: Path) -> None:
+    rows = np.loadtxt("spots.tsv", skiprows=1, delimiter="\t")
+    content = cells_of(rows)
+    Path("cells.geojson").write_text(json.dumps(content))
+    box = [[[0, 0], [120, 0], [120, 300], [0, 300], [0, 0]]]
+    region = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": box}}
+    Path("region.geojson").write_text(json.dumps(region))
+    words = ("slide.png", "--no-html", "--no-picture", "--geojson", "--geojson-genes", "GENE0")
+    done = infer(*words, "--spots", "cells.geojson", "--region", "region.geojson")
+    assert done.exit_code == 0, done.output
+    inside = np.flatnonzero(rows[:, 4] < 120)
+    written = anndata.read_h5ad("slide.h5ad")
+    assert written.obs_names.tolist() == [f"cell-{i}" for i in inside]
+    assert written.obs["classification"].tolist() == ["Tumor"] * len(inside)
+    np.testing.assert_allclose(written.obsm["spatial"], rows[inside, 4:6], atol=1e-9)
+    assert f"{24 - len(inside)} left out for region.geojson" in done.stderr
+    back = json.loads(Path("slide.geojson").read_text())["features"]
+    assert [cell["properties"]["name"] for cell in back] == written.obs_names.tolist()
+    given = content["features"]
+    assert [cell["geometry"] for cell in back] == [given[i]["geometry"] for i in inside]  # type: ignore[index]
+    assert back[0]["properties"]["classification"] == {"name": "Tumor"}
+    assert back[0]["properties"]["measurements"]["GENE0"] == pytest.approx(float(written.X[0, 0]), rel=1e-6)
+
+
+def test_a_table_in_micrometers_needs_and_takes_the_scale(here: Path) -> None:
+    rows = np.loadtxt("spots.tsv", skiprows=1, delimiter="\t")
+    lines = [f"c{i}\t{x * 0.5!r}\t{y * 0.5!r}" for i, (x, y) in enumerate(rows[:, 4:6].tolist())]
+    Path("m.tsv").write_text("\n".join(["Object ID\tCentroid X µm\tCentroid Y µm", *lines]) + "\n")
+    words = ("slide.png", "--spots", "m.tsv", "--no-html", "--no-picture")
+    done = infer(*words)
+    assert done.exit_code == 4 and "m.tsv is in µm" in done.stderr and "give --mpp" in done.stderr
+    done = infer(*words, "--mpp", "0.5")
+    assert done.exit_code == 0 and "as x, y in µm, by 0.5 µm/px of the slide" in done.stderr, done.output
+    np.testing.assert_allclose(anndata.read_h5ad("slide.h5ad").obsm["spatial"], rows[:, 4:6])
+
+
+def test_a_region_beside_all_spots_is_refused(here: Path) -> None:
+    box = [[[5000, 0], [6000, 0], [6000, 30]]]
+    region = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": box}}
+    Path("region.geojson").write_text(json.dumps(region))
+    done = infer("slide.png", "--spots", "spots.tsv", "--region", "region.geojson")
+    assert done.exit_code == 4 and "no spot is in a region of region.geojson" in done.stderr
+    assert not Path("slide.h5ad").exists()
+
+
 def expected_map(here: Path, spec: RetrievalSpec) -> np.ndarray:
     """Cut, encode and retrieve by hand: numpy slices, one tile at a time, the float64 definition."""
     bundle = open_bundle(here / "mclst-bundle")

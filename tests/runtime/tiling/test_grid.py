@@ -26,6 +26,7 @@ from mclst.runtime.report.export.ome_tiff import downsample
 from mclst.runtime.slide.base import Level, Slide
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.tiling.grid import make_grid
+from mclst.runtime.tiling.region import restrict_grid
 from mclst.runtime.tiling.tissue import TissueMask, find_tissue, otsu, read_mask
 
 PINK, GLASS = (205, 130, 180), (243, 242, 244)
@@ -326,3 +327,16 @@ def test_too_many_bad_tiles_fail_the_run_and_the_rest_is_kept(slides: Path, here
     over = (x + 16 > 960) & (x - 16 < 1200) & (y + 16 > 1200) & (y - 16 < 1440)
     assert np.array_equal(np.isnan(adata.X).any(axis=1), over) and over.any()
     assert len(json.loads(Path("bad.run.json").read_text())["run"]["failed"]) == over.sum()
+
+
+def test_a_grid_keeps_to_a_region(tmp_path: Path) -> None:
+    corner = [[[0, 0], [500, 0], [500, 300], [0, 300]]]
+    region = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": corner}}
+    (tmp_path / "r.geojson").write_text(json.dumps(region))
+    whole = make_grid(Blank(1000, 800), 50.0, 0.5, TissueMask(np.ones((80, 100), np.bool_), "everywhere"))
+    part = restrict_grid(whole, tmp_path / "r.geojson")
+    xy = whole.spots.xy_px
+    inside = (xy[:, 0] < 500) & (xy[:, 1] < 300)
+    np.testing.assert_array_equal(part.spots.xy_px, xy[inside])
+    assert part.spots.id.tolist() == whole.spots.id[inside].tolist()
+    assert part.skipped == whole.skipped + int((~inside).sum()) and part.columns == whole.columns
