@@ -92,6 +92,7 @@ def steps(folder: Path) -> list[Step]:
                 ("-m", "pytest", "--noconftest", "-q", "-rs", "-m", "gpu", "-p", "no:cacheprovider", path),
                 150,
                 needs=("pytest", "numpy", "scipy"),
+                device=True,
             )
             for path in gpu_tests
         ),
