@@ -26,6 +26,7 @@ from mclst.export.triton_options import (
     repository_of_bundle,
     triton_options,
 )
+from mclst.export.wsinfer_options import check_wsinfer, publish_wsinfer, wsinfer_options
 from mclst.runtime.console import check_json, command, publish_json, say, table
 from mclst.runtime.errors import ResourceError
 from mclst.runtime.section_options import SectionFiles, section_options
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 @precision_options
 @engine_options
 @triton_options
+@wsinfer_options
 @metadata_options
 @output_options
 @click.version_option(package_name="mclst")
@@ -81,7 +83,8 @@ def main(
     need --genes. The defaults shown are those of the published mclSTExp HER2+ scripts. Other systems have
     their own published defaults, and a checkpoint trained by mclst stores its own.
 
-    --triton also writes a model repository for NVIDIA Triton, of this bundle or of an existing --bundle.
+    --triton also writes a model repository for NVIDIA Triton, of this bundle or of an existing --bundle;
+    --wsinfer a model for QuPath's WSInfer extension.
     """
     serving = parse_serving(triton, options)
     if triton is not None and bundle_path is not None:
@@ -94,6 +97,7 @@ def main(
     inputs = (ckpt, *references, *calibration, genes, metadata_path, *section_files.paths)
     check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=(out, triton))
     check_repository(triton, overwrite, inputs, out)
+    check_wsinfer(options, overwrite, inputs, out)
     names = tuple(name for group in precisions for name in group)
     if names and triton is not None and serving.precision not in ("fp32", *names):
         raise click.UsageError(
@@ -141,6 +145,8 @@ def main(
     table(summarize(bundle, parity), quiet=quiet)
     if triton is not None:
         publish_repository(bundle, triton, serving, overwrite=overwrite, quiet=quiet)
+    if options["wsinfer"] is not None:
+        publish_wsinfer(bundle, ckpt, system, settings_overrides(options), options, overwrite=overwrite)
     if json_path is not None:
         manifest = bundle.manifest.model_dump(mode="json")
         content = {"bundle": str(bundle.path), "manifest": manifest, "parity": parity}

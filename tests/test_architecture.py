@@ -54,6 +54,8 @@ benchmarks/harness: runtime kernels/cpu
 benchmarks/schemas:
 benchmarks/roofline:
 benchmarks:
+tl: runtime/report runtime/run runtime/sharing runtime/slide runtime/bundle runtime sections
+adapters: runtime/sharing runtime/inference runtime/encoder runtime/bundle runtime
 evaluation: evaluation/baselines evaluation/metrics runtime/report/page runtime/report/figures
     runtime/expression_map runtime/bundle runtime sections/formats sections/tables sections
 evaluation/baselines: runtime/expression_map runtime/tiling runtime/slide runtime/bundle runtime

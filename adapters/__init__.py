@@ -1,0 +1,1 @@
+"""mclst inside other tools: LazySlide and TIAToolbox."""
