@@ -108,7 +108,7 @@ def test_scanpy_s_way_gives_the_map_s_values(
     adata = anndata.AnnData(np.ones((len(corners), 2), np.float32))
     adata.obs_names = [f"spot{i}" for i in range(len(corners))]
     adata.obsm["spatial"] = corners + S / 2
-    words = {"any_stain": True, "provider": "cpu"}
+    words: dict[str, Any] = {"any_stain": True, "provider": "cpu"}
     changed = mclst.tl.predict(adata, slides / REAL, small_bundle, copy=True, key_added="he", **words)
     assert changed is not None and list(adata.obsm) == ["spatial"]
     frame = changed.obsm["he"]

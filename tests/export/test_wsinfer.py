@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
@@ -113,7 +114,8 @@ def test_retrieval_is_the_definition_s(rank: str, distance: str, weighting: str)
     embedding, queries = (rng.normal(size=(n, 8)).astype(np.float32) for n in (60, 5))
     queries[0] = embedding[7]  # distance 0
     expression = rng.random((60, 4)).astype(np.float32)
-    spec = replace(RetrievalSpec(k=9, temperature=0.7), rank=rank, distance=distance, weighting=weighting)
+    names: dict[str, Any] = {"rank": rank, "distance": distance, "weighting": weighting}
+    spec = replace(RetrievalSpec(k=9, temperature=0.7), **names)
     actual = _Retrieve(embedding, expression, spec)(torch.from_numpy(queries)).numpy()
     expected = aggregate(queries, embedding, expression, spec).expression
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
