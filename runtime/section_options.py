@@ -21,12 +21,13 @@ class SectionFiles:
     """What the user gives beside the sections.
 
     images: NAME=SLIDE, or tables of them. hires: take Space Ranger's downscaled picture where a section has
-    no other. aliases: a table of gene symbols and their other names.
+    no other. aliases: a table of gene symbols and their other names. bins: of Visium HD, µm or "cells".
     """
 
     images: tuple[str, ...] = ()
     hires: bool = False
     aliases: Path | None = None
+    bins: str = "8"
 
     def give(
         self, sources: Mapping[str, SectionSource], folders: Iterable[Path] = ()
@@ -48,10 +49,30 @@ class SectionFiles:
         return (*slides, *([] if self.aliases is None else [self.aliases]))
 
 
+class BinSize(click.ParamType[str]):
+    """µm of a bin, or "cells"."""
+
+    name = "µm|cells"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Accept a whole number from 1 to 999, as Space Ranger names bins by three digits, or "cells"."""
+        text = str(value).strip()
+        if text == "cells" or (text.isascii() and text.isdigit() and 1 <= int(text) <= 999):
+            return text if text == "cells" else str(int(text))
+        self.fail(f"{value!r} is neither a whole number of µm from 1 to 999 nor cells", param, ctx)
+
+
 ALIASES = click.option(
     "--gene-aliases",
     type=PATH,
     help="Other names of genes: HGNC's hgnc_complete_set.txt, or columns symbol and alias_symbol.",
+)
+BINS = click.option(
+    "--bin",
+    "bins",
+    type=BinSize(),
+    default="8",
+    help="Of Visium HD: µm of a bin, pooled from smaller ones where needed, or the segmented cells.",
 )
 OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     click.option(
@@ -68,6 +89,7 @@ OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
         help="Take Space Ranger's tissue_hires_image.png, which is coarser, where there is no slide.",
     ),
     ALIASES,
+    BINS,
 )
 
 
@@ -76,7 +98,9 @@ def section_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapped(**values: Any) -> Any:
-        files = SectionFiles(values.pop("images"), values.pop("hires"), values.pop("gene_aliases"))
+        files = SectionFiles(
+            values.pop("images"), values.pop("hires"), values.pop("gene_aliases"), values.pop("bins")
+        )
         return function(section_files=files, **values)
 
     for option in reversed(OPTIONS):

@@ -25,13 +25,14 @@ def find_all_sections(paths: Sequence[Path], files: SectionFiles | None = None) 
 
     Raises ReferenceDataError if a name appears in two paths, SectionError if `files` do not fit.
     """
+    files = files or SectionFiles()
     sections: dict[str, SectionSource] = {}
     for path in paths:
-        for name, source in find_sections(path).items():
+        for name, source in find_sections(path, files.bins).items():
             if name in sections:
                 raise ReferenceDataError(f"section {name} is in {path} and in another folder; give it once")
             sections[name] = source
-    return (files or SectionFiles()).give(sections, paths)
+    return files.give(sections, paths)
 
 
 def split_sections(

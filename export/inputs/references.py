@@ -38,15 +38,16 @@ def find_references(
     files: their slides and gene names. Raises ReferenceDataError if two paths have a section of one name,
     SectionError for an unknown name.
     """
+    files = files or SectionFiles()
     sources: dict[str, SectionSource] = {}
     for path in paths:
-        for name, source in find_sections(path).items():
+        for name, source in find_sections(path, files.bins).items():
             if name in sources:
                 raise ReferenceDataError(
                     f"section {name} is in {path} and in another --reference; name it once"
                 )
             sources[name] = source
-    sources = (files or SectionFiles()).give(sources, paths)
+    sources = files.give(sources, paths)
     names = choose_sections(sorted(sources), sections, hold_out=tuple(hold_out))
     return {name: sources[name] for name in names}
 

@@ -161,8 +161,9 @@ def hires_image(source: SectionSource) -> Path | None:
     """Space Ranger's tissue_hires_image.png beside a section's positions, if it is there."""
     if source.spots is None:
         return None
-    picture = source.spots.with_name(HIRES_IMAGE)
-    return picture if picture.is_file() else None
+    folder = source.spots.parent
+    pictures = (folder / HIRES_IMAGE, folder / "spatial" / HIRES_IMAGE)
+    return next((picture for picture in pictures if picture.is_file()), None)
 
 
 def hires_scale(picture: Path) -> float:

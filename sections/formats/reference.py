@@ -11,6 +11,7 @@ import h5py
 from mclst.sections.errors import SectionError
 from mclst.sections.formats import h5ad, legacy_st, spaceranger
 from mclst.sections.formats.source import SectionSource
+from mclst.sections.formats.visium_hd import DEFAULT_BIN
 from mclst.sections.hdf5 import open_hdf5
 from mclst.sections.section import Section
 from mclst.sections.tables.genes import match_genes, read_gene_list
@@ -32,13 +33,15 @@ ACCEPTED = (
 )
 
 
-def find_sections(path: Path | str) -> dict[str, SectionSource]:
+def find_sections(path: Path | str, bins: str = DEFAULT_BIN) -> dict[str, SectionSource]:
     """Find the sections of a folder or file without reading their counts.
 
     Parameters
     ----------
     path : Path or str
         A folder of sections of one format, or a single section.
+    bins : str
+        Of Visium HD: µm of a bin, pooled from smaller ones if need be, or "cells".
 
     Returns
     -------
@@ -57,7 +60,7 @@ def find_sections(path: Path | str) -> dict[str, SectionSource]:
         source = _of_file(path)
         return {source.name: source}
     sections = {
-        "Space Ranger folders": spaceranger.find(path),
+        "Space Ranger folders": spaceranger.find(path, bins),
         "AnnData files": h5ad.find(path),
         "legacy ST tables": legacy_st.find(path),
     }

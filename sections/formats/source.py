@@ -35,6 +35,8 @@ class SectionSource:
         Folders where an image was looked for.
     aliases : Path, optional
         Table of gene symbols and their other names.
+    pooled : int
+        Bins of the files that make one bin of the section, along an axis.
     """
 
     name: str
@@ -45,6 +47,7 @@ class SectionSource:
     image_scale: float = 1.0
     places: tuple[Path, ...] = ()
     aliases: Path | None = None
+    pooled: int = 1
 
 
 def list_folder(folder: Path) -> list[Path]:

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from mclst.sections.errors import SectionError
+from mclst.sections.formats import visium_hd
 from mclst.sections.formats.counts import counts_csr, require_unique_spots
 from mclst.sections.formats.images import find_image
 from mclst.sections.formats.source import SectionSource, list_folder
@@ -29,30 +30,56 @@ Features = tuple[Any, NDArray[np.str_], NDArray[np.str_], NDArray[np.str_]]
 """(counts [n, g], spots [n], gene symbols [g], gene ids [g], "" where unknown)."""
 
 
-def find(folder: Path) -> dict[str, SectionSource]:
-    """Find the sections of a folder: the folder itself, or its sub-folders, each named after its folder."""
-    source = source_of(folder)
+def find(folder: Path, bins: str = visium_hd.DEFAULT_BIN) -> dict[str, SectionSource]:
+    """Find the sections of a folder: the folder itself, or its sub-folders, each named after its folder.
+
+    bins: of Visium HD, µm of a bin or "cells".
+    """
+    source = source_of(folder, bins)
     if source is not None:
         return {source.name: source}
-    sources = [source_of(entry) for entry in list_folder(folder) if entry.is_dir()]
+    sources = [source_of(entry, bins) for entry in list_folder(folder) if entry.is_dir()]
     return {source.name: source for source in sources if source is not None}
 
 
-def source_of(folder: Path) -> SectionSource | None:
+def source_of(folder: Path, bins: str = visium_hd.DEFAULT_BIN) -> SectionSource | None:
     """Describe a Space Ranger folder (or one that holds `outs/`) as a section; None if it has no matrix.
 
     The .h5 matrix is preferred to the matrix folder: Space Ranger writes the same into both.
     """
+    top = visium_hd.top_of(folder)
+    if top is not None and _matrix(folder) is None:
+        return _of_visium_hd(folder, top, bins)
     outs = folder if _matrix(folder) is not None else folder / "outs"
     matrix = _matrix(outs)
     if matrix is None:
         return None
-    resolved = folder.resolve()
-    name = resolved.parent.name if resolved.name == "outs" else resolved.name
+    name = _name(folder)
     has_positions = any((outs / part / file).is_file() for part in ("spatial", ".") for file in POSITIONS)
     spots = positions_file(outs) if has_positions else None
     places = tuple(dict.fromkeys((outs, folder, folder.parent, folder.parent / "images")))
     return SectionSource(name, "space-ranger", matrix, spots, find_image(name, places), places=places)
+
+
+def _name(folder: Path) -> str:
+    resolved = folder.resolve()
+    return resolved.parent.name if resolved.name == "outs" else resolved.name
+
+
+def _of_visium_hd(folder: Path, top: Path, bins: str) -> SectionSource:
+    """Describe the chosen bins or cells as a section, named after the top folder."""
+    inner, factor = visium_hd.choose_folder(top, bins)
+    name = _name(folder)
+    places = tuple(dict.fromkeys((top, folder, folder.parent, folder.parent / "images")))
+    image = find_image(name, places)
+    if bins == visium_hd.CELLS:
+        return visium_hd.cell_source(name, inner, image, places)
+    matrix = _matrix(inner)
+    if matrix is None:
+        raise SectionError(f"{inner}: there is no {MATRIX}.h5; the folder is incomplete")
+    return SectionSource(
+        name, "space-ranger", matrix, positions_file(inner), image, places=places, pooled=factor
+    )
 
 
 def read(source: SectionSource) -> Section:
@@ -65,7 +92,7 @@ def read(source: SectionSource) -> Section:
     require_unique_spots(spot, source.path)
     counts = counts_csr(raw, source.path, spot, genes)
     array_xy, xy_px = (None, None) if source.spots is None else _coordinates(source.spots, source.path, spot)
-    return Section(
+    section = Section(
         source.name,
         source.path,
         genes,
@@ -76,6 +103,7 @@ def read(source: SectionSource) -> Section:
         source.image,
         synonyms=synonyms_of(genes.tolist(), [ids.tolist()]),
     )
+    return visium_hd.pool(section, source.pooled)
 
 
 def _matrix(folder: Path) -> Path | None:
@@ -199,6 +227,8 @@ def _gene_expression(
 def _coordinates(
     positions: Path, matrix: Path, spot: NDArray[np.str_]
 ) -> tuple[NDArray[np.int64] | None, NDArray[np.float64]]:
+    if positions.name == visium_hd.CELL_OUTLINES:
+        return None, visium_hd.cell_centers(positions, matrix, spot)
     spots = read_spots(positions, all_spots=True)
     rows = pd.Index(spots.id).get_indexer(pd.Index(spot))
     if (rows < 0).any():
