@@ -9,8 +9,11 @@ import onnx
 import onnx_ir
 from onnx import TensorProto, helper, numpy_helper
 
-EXTERNAL_DATA_BYTES = 1_900_000_000
-"""Above this size weights go to a separate file, since protobuf is limited to 2 GiB."""
+EXTERNAL_DATA_BYTES = 600_000_000
+"""Above this size weights go to a separate file: in one piece a graph takes several times its size in memory.
+
+Protobuf itself is limited to 2 GiB.
+"""
 SMALL_BYTES = 1024
 """Smaller tensors stay in the graph: shapes, axes and scalars, which shape inference reads."""
 
