@@ -165,7 +165,8 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     large = sum(len(t.raw_data) for t in model.graph.initializer) > large_weights.EXTERNAL_DATA_BYTES
     onnx.save(model, path, save_as_external_data=large, location=f"{path.name}.data")
     onnx.checker.check_model(path, full_check=True)
-    inferred = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False), strict_mode=True)
+    # Inference would copy the weights twice.
+    inferred = onnx.shape_inference.infer_shapes(large_weights.without_weights(model), strict_mode=True)
     batch = inferred.graph.output[0].type.tensor_type.shape.dim[0]
     if not batch.dim_param:
         raise CheckpointError(
