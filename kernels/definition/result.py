@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """Expression for N queries and two measures of its confidence.
+    """Expression for N queries and two measures of their neighbors.
 
     Attributes
     ----------

@@ -15,6 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from mclst.runtime.errors import InputError
+from mclst.runtime.expression_map.distinct import distinct_genes
+from mclst.runtime.expression_map.layers import LAYERS
 from mclst.runtime.expression_map.morans_i import morans_i, sort_by_morans_i
 from mclst.sections.hdf5 import (
     MAX_METADATA_BYTES,
@@ -52,6 +54,10 @@ class Map:
         µm per level-0 px.
     provenance : mapping
         How mclst made the map, nested (`uns["mclst"]`); empty for a map of other software.
+    gene_table : DataFrame [G rows]
+        `var`, indexed by gene.
+    layers : mapping of str to float32 [n, G]
+        The layers `low` and `high`, if the map has both.
     """
 
     path: Path
@@ -65,6 +71,8 @@ class Map:
     spot_diameter_px: float
     mpp: float | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    gene_table: pd.DataFrame = field(default_factory=pd.DataFrame)
+    layers: Mapping[str, h5py.Dataset] = field(default_factory=dict)
 
     @property
     def spots(self) -> list[str]:
@@ -81,10 +89,47 @@ class Map:
         """Moran's I of each gene, float64 [G]; NaN for a constant gene."""
         return morans_i(self.expression, self.xy_px)
 
+    @property
+    def expected_r(self) -> NDArray[np.float64] | None:
+        """Expected r of each gene in a new section, float64 [G]; None if the map is not calibrated."""
+        return self._of_genes("expected_r", np.float64)
+
+    @property
+    def reliable(self) -> NDArray[np.bool_] | None:
+        """Bool [G]: genes called reliable; None if the map is not calibrated."""
+        return None if self.expected_r is None else self._of_genes("reliable", np.bool_)
+
+    def _of_genes(self, name: str, kind: type[Any]) -> NDArray[Any] | None:
+        if name not in self.gene_table or self.gene_table[name].dtype.kind not in "fb":
+            return None
+        return self.gene_table[name].to_numpy(kind)
+
+    @property
+    def outside(self) -> NDArray[np.bool_]:
+        """Bool [n]: spots unlike what the model was calibrated on."""
+        column = self.table.get("outside")
+        if column is None or column.dtype.kind != "b":
+            return np.zeros(len(self.table), np.bool_)
+        return column.to_numpy(np.bool_)
+
     @cached_property
     def order(self) -> list[int]:
-        """Indices of the genes, the most spatially structured first."""
-        return [int(gene) for gene in sort_by_morans_i(self.morans_i)]
+        """Indices of the genes: reliable ones first, by expected r; if not calibrated, by Moran's I."""
+        by_structure = sort_by_morans_i(self.morans_i)
+        expected, reliable = self.expected_r, self.reliable
+        if expected is not None and reliable is not None:
+            known = np.nan_to_num(expected[by_structure], nan=-2.0)
+            by_structure = by_structure[np.lexsort((-known, ~reliable[by_structure]))]
+        return [int(gene) for gene in by_structure]
+
+    def distinct(self, count: int) -> list[int]:
+        """Indices of structured genes that show different patterns; of reliable ones, if there are any."""
+        ranked = [int(gene) for gene in sort_by_morans_i(self.morans_i)]
+        reliable = self.reliable
+        if reliable is not None and reliable.any():
+            ranked = [gene for gene in ranked if reliable[gene]]
+        varying = [gene for gene in ranked if not np.isnan(self.morans_i[gene])]
+        return [*distinct_genes(self.expression, varying, count), *ranked[len(varying) :]][:count]
 
     def gene_indices(self, genes: Sequence[str]) -> list[int]:
         """Indices of named genes; InputError names the first that the map lacks."""
@@ -132,7 +177,8 @@ def _read(path: Path, file: h5py.File) -> Map:
         scales = read_limited(slide, "scalefactors", MAX_METADATA_BYTES)
         provenance = read_limited(file, "uns/mclst", MAX_METADATA_BYTES) if "uns/mclst" in file else {}
         table = read_frame(file, "obs")
-        genes = tuple(str(gene) for gene in read_frame(file, "var").index)
+        gene_table = read_frame(file, "var")
+        genes = tuple(str(gene) for gene in gene_table.index)
         size = len(table), len(genes)
         xy_px = np.asarray(read_limited(file, "obsm/spatial", max_matrix_bytes(len(table), 2)), np.float64)
         matrix = _member(file, "X")
@@ -160,6 +206,8 @@ def _read(path: Path, file: h5py.File) -> Map:
             spot_diameter_px=float(scales["spot_diameter_fullres"]),
             mpp=_mpp(provenance),
             provenance=provenance,
+            gene_table=gene_table,
+            layers=_intervals(file, size),
         )
     except KeyError as error:
         raise InputError(f"{path} has no {error}; give a map with its spots and one tissue image") from error
@@ -174,6 +222,13 @@ def _member(file: h5py.File, path: str) -> h5py.Group | h5py.Dataset:
     if path not in file:
         raise KeyError(path)
     return file[path]
+
+
+def _intervals(file: h5py.File, size: tuple[int, int]) -> dict[str, h5py.Dataset]:
+    """The layers `low` and `high`, unless one is missing or is no matrix of the map's size."""
+    layers = {name: file.get(f"layers/{name}") for name in LAYERS}
+    fine = all(isinstance(layer, h5py.Dataset) and layer.shape == size for layer in layers.values())
+    return layers if fine else {}
 
 
 def _as_bytes(image: NDArray[Any]) -> NDArray[np.uint8]:

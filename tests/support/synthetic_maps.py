@@ -40,8 +40,13 @@ def synthetic_map(
     mpp: float | None = 0.5,
     grid: bool = False,
     title: str = "made",
+    calibrated: bool = False,
 ) -> SyntheticMap:
-    """Spots in `side` rows and columns over pale tissue; gene g is a slope, noisier with g. One is unread."""
+    """Spots in `side` rows and columns over pale tissue; gene g is a slope, noisier with g. One is unread.
+
+    calibrated: as a run with a calibrated bundle and --intervals writes it; the first row is outside, genes
+    of even number are reliable, and the expected error is the nearest distance / 10.
+    """
     rng = np.random.default_rng(11)
     pitch = DIAMETER if grid else 2 * DIAMETER
     x, y = np.meshgrid(np.arange(side) * pitch + 200.0, np.arange(side) * pitch + 150.0)
@@ -78,6 +83,16 @@ def synthetic_map(
         expression, obs=table, obsm={"spatial": xy}, uns={"spatial": {library: slide}, "mclst": provenance}
     )
     data.var_names = names
+    if calibrated:
+        outside = np.arange(n) < side
+        data.obs["outside"], data.obs["expected_error"] = outside, nearest / 10
+        data.obs["distance_percentile"] = np.where(outside, 1.0, 0.5).astype(np.float32)
+        data.var["expected_r"] = np.linspace(0.6, 0.0, genes).astype(np.float32)
+        data.var["reliable"] = np.arange(genes) % 2 == 0
+        width = np.where(outside, np.nan, 0.5)[:, None]
+        data.layers["low"], data.layers["high"] = expression - width, expression + width
+        verdict = f"{side / n:.0%} of the spots are unlike the 551 spots of 3 sections it was calibrated on"
+        data.uns["mclst"]["trust"] = {"verdict": verdict, "outside_share": side / n, "calibrated": True}
     data.write_h5ad(path)
     return SyntheticMap(path, expression, xy, names, spots, nearest)
 

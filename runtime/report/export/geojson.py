@@ -25,7 +25,8 @@ from mclst.sections.tables.geojson import Cell, stream_cells
 DEFAULT_GENES = 50
 """All genes would take a gigabyte on disk and in QuPath."""
 COLOR = (91, 58, 158)
-CONFIDENCE = ("nearest_distance", "effective_k")
+OF_SPOTS = ("nearest_distance", "effective_k", "distance_percentile", "expected_error")
+"""Columns of `obs` that become measurements."""
 
 
 def write_geojson(
@@ -39,7 +40,7 @@ def write_geojson(
         Spots become circles of their diameter, those of a grid squares.
     path : Path
     genes : sequence of str
-        Genes measured at each spot. Default: the 50 of largest Moran's I.
+        Genes measured at each spot. Default: the first 50 of `Map.order`.
     cells : Path, optional
         GeoJSON that the spots came from: each gets its own outline and classification back.
 
@@ -63,9 +64,9 @@ def write_geojson(
 
 def _features(expression_map: Map, genes: Sequence[int], cells: Path | None) -> Iterator[dict[str, Any]]:
     names = [expression_map.genes[gene] for gene in genes]
-    confidence = {
+    columns = {
         name: expression_map.table[name].to_numpy(dtype=np.float64)
-        for name in CONFIDENCE
+        for name in OF_SPOTS
         if name in expression_map.table
     }
     spots, radius = expression_map.spots, expression_map.spot_diameter_px / 2
@@ -75,7 +76,7 @@ def _features(expression_map: Map, genes: Sequence[int], cells: Path | None) -> 
         block = np.asarray(expression_map.expression[start : start + rows])[:, genes]
         for row, values in enumerate(block, start=start):
             measured = dict(zip(names, values.tolist(), strict=True))
-            measured |= {name: float(column[row]) for name, column in confidence.items()}
+            measured |= {name: float(column[row]) for name, column in columns.items()}
             feature = _feature(expression_map, spots[row], expression_map.xy_px[row], radius, measured)
             if outlines is not None:
                 cell = next(outlines)

@@ -42,7 +42,8 @@ def write_contact_sheet(
     path : Path
         A PDF or SVG by its suffix, else a PNG.
     genes : sequence of str, optional
-        The genes to draw, in this order. Default: the `PANELS` genes of largest Moran's I.
+        The genes to draw, in this order. Default: the `PANELS` structured genes that differ most, reliable
+        ones where the map is calibrated; see `Map.distinct`.
     dpi : int
         Dots per inch of a PNG, and of the tissue in a PDF or SVG.
 
@@ -58,7 +59,7 @@ def write_contact_sheet(
     OutputError
         If the file cannot be written.
     """
-    indices = expression_map.order[:PANELS] if genes is None else expression_map.gene_indices(genes)
+    indices = expression_map.distinct(PANELS) if genes is None else expression_map.gene_indices(genes)
     kind = path.suffix.lstrip(".").lower()
     page = _draw(expression_map, indices)
     write_atomically(path, page.content(kind if kind in FORMATS else "png", dpi))
@@ -94,6 +95,8 @@ def _draw(expression_map: Map, genes: Sequence[int]) -> GenesPage:
             spots.set_array(values)
         moran = expression_map.morans_i[gene]
         note = "constant" if np.isnan(moran) else f"I = {moran:.2f}"
+        if expression_map.expected_r is not None:
+            note += f"   r {expression_map.expected_r[gene]:.2f}"
         width = page.text(box[0] + box[2], box[1] - 0.09, note, size=10, color=MUTED, ha="right")
         name = expression_map.genes[gene]
         page.text(box[0], box[1] - 0.09, name, box[2] - width - 0.1, size=12, weight="bold")
@@ -108,9 +111,13 @@ def _draw_captions(page: GenesPage, expression_map: Map, blank: int) -> None:
     if blank:
         facts.append(f"{blank:,} without a prediction (rings)")
     page.text(page.margin, 0.86, "  ·  ".join(facts), width, size=11, color=MUTED)
+    verdict = expression_map.provenance.get("trust", {}).get("verdict")
+    if isinstance(verdict, str):
+        page.text(page.margin, page.height - 0.44, f"Trust: {verdict}.", width, size=9, color=MUTED)
+    expected = "" if expression_map.expected_r is None else "   r: expected in a new section."
     note = (
         "Predicted expression; colors span each gene's 1st to 99th percentile over the spots.   "
-        f"I: Moran's I over the {N_NEIGHBORS} nearest spots."
+        f"I: Moran's I over the {N_NEIGHBORS} nearest spots.{expected}"
     )
     page.text(page.margin, page.height - 0.28, note, size=9, color=MUTED)
 

@@ -21,7 +21,7 @@ MAX_FINE_VALUES = 1_000_000
 """Maps with more values (spots x genes) use COARSE_STEPS."""
 BATCH_VALUES = 20_000_000
 """Values read at a time, of each matrix."""
-GENE_CHARS, CHANNEL_CHARS = 110, 140
+GENE_CHARS, CHANNEL_CHARS = 160, 140
 """Estimated characters of a gene outside the blocks: name and table row; its channel in each layer."""
 
 Matrix: TypeAlias = NDArray[np.floating] | h5py.Dataset

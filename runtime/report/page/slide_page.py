@@ -45,7 +45,15 @@ COLORMAPS = {
 """All have monotonic lightness, so they work for color-blind readers and in grayscale print."""
 MAX_PAGE_BYTES = 20_000_000
 JPEG_QUALITY = 80
-CONFIDENCE = {"nearest_distance": "Nearest distance", "effective_k": "Effective k"}
+OF_SPOTS = {
+    "expected_error": "Expected error",
+    "distance_percentile": "Distance percentile",
+    "nearest_distance": "Nearest distance",
+    "effective_k": "Effective k",
+}
+"""Columns of `obs` that are layers of the page, and their labels."""
+INTERVALS = {"low": "Lower bound", "high": "Upper bound"}
+STRUCTURED = 10
 TissueImage = tuple[NDArray[np.uint8], float]
 """The whole slide: uint8 [h, w, 3], image px per level-0 px."""
 
@@ -103,6 +111,7 @@ def write_slide_page(
     check_viewer()
     page = _SlidePage(expression_map, measured is not None, tissue_image)
     matrices: list[Matrix] = [expression_map.expression, *([] if measured is None else [measured])]
+    matrices += expression_map.layers.values()
     required = set(expression_map.gene_indices(required_genes))
     channels = pack_genes(
         matrices,
@@ -142,8 +151,10 @@ class _SlidePage:
         self.layers = [Layer("predicted", "Predicted expression", True, self.steps)]
         if measured:
             self.layers.append(Layer("measured", "Measured expression", True, self.steps))
+        for name in expression_map.layers:
+            self.layers.append(Layer(name, INTERVALS[name], True, self.steps))
         self.blocks = DataBlocks()
-        for name, label in CONFIDENCE.items():
+        for name, label in OF_SPOTS.items():
             if name in table:
                 text, channel = encode_channel(table[name].to_numpy(dtype=np.float64)[spots], FINE_STEPS)
                 layer = Layer(name, label, False, FINE_STEPS, [{**channel, "block": self.blocks.add(text)}])
@@ -151,9 +162,11 @@ class _SlidePage:
         contents = {
             "xy": expression_map.xy_px[spots].astype("<f4").tobytes(),
             "spots": "\n".join(str(name).replace("\n", " ") for name in table.index[spots]).encode(),
+            "outside": np.packbits(expression_map.outside[spots]).tobytes(),
             "colormaps": b"".join(_color_table(colormap) for colormap in COLORMAPS.values()),
         }
         self.positions = {name: self.blocks.add(encode_block(part)) for name, part in contents.items()}
+        self.structured = expression_map.distinct(STRUCTURED)
         self.missing = int(np.count_nonzero(np.isnan(expression_map.expression[:, 0])))
         self.jpeg = _encode_jpeg(self.image)
 
@@ -162,6 +175,7 @@ class _SlidePage:
         scripts = [VIEWER_PATH.read_text(encoding="utf-8"), *map(elements.script, SCRIPTS)]
         metadata = json.dumps(self._metadata(), allow_nan=False, separators=(",", ":"))
         main = [
+            self._banner(),
             elements.paragraph(self.size_note) if self.size_note else "",
             elements.script("report.html"),
             self._details(),
@@ -174,6 +188,8 @@ class _SlidePage:
     def _metadata(self) -> dict[str, Any]:
         expression_map = self.expression_map
         moran = expression_map.morans_i[self.genes]
+        number = {gene: i for i, gene in enumerate(self.genes)}
+        reliable = expression_map.reliable
         return {
             "title": expression_map.title,
             "mpp": expression_map.mpp,
@@ -182,10 +198,28 @@ class _SlidePage:
             "image": {"width": self.image.shape[1], "height": self.image.shape[0], "scale": self.scale},
             "genes": [expression_map.genes[gene] for gene in self.genes],
             "morans_i": [None if np.isnan(value) else round(float(value), 4) for value in moran],
+            "expected_r": self._expected_r(),
+            "reliable": None if reliable is None else [bool(reliable[gene]) for gene in self.genes],
+            "structured": [number[gene] for gene in self.structured if gene in number],
             "colormaps": list(COLORMAPS),
             "layers": [asdict(layer) for layer in self.layers],
             "blocks": self.positions,
         }
+
+    def _expected_r(self) -> list[float | None] | None:
+        expected = self.expression_map.expected_r
+        if expected is None:
+            return None
+        return [None if np.isnan(expected[g]) else round(float(expected[g]), 3) for g in self.genes]
+
+    def _banner(self) -> str:
+        """The verdict on the slide, as an alarm if most of it is unlike the training's."""
+        trust = self.expression_map.provenance.get("trust", {})
+        verdict = trust.get("verdict") if isinstance(trust, dict) else None
+        if not isinstance(verdict, str):
+            return ""
+        alarm = float(trust.get("outside_share", 0)) > 0.5
+        return elements.notice(f"{verdict[:1].upper()}{verdict[1:]}.", alarm=alarm)
 
     def _subtitle(self) -> str:
         expression_map = self.expression_map
@@ -206,16 +240,28 @@ class _SlidePage:
         """How to read the page, the table of genes, the provenance of the map."""
         expression_map = self.expression_map
         reading = elements.details("How to read this page", *map(elements.paragraph, self._notes()))
-        rows = [
-            {"Gene": expression_map.genes[gene], "Moran's I": float(expression_map.morans_i[gene])}
-            for gene in self.genes
-        ]
-        genes = elements.table(rows, label="Genes", sortable=True)
-        table = elements.details("Genes by spatial structure", genes)
+        genes = elements.table(self._gene_rows(), label="Genes", sortable=True)
+        calibrated = expression_map.expected_r is not None
+        title = "Genes by expected reliability" if calibrated else "Genes by spatial structure"
+        table = elements.details(title, genes)
         if not expression_map.provenance:
             return reading + table
         facts = elements.facts(expression_map.provenance)
         return reading + table + elements.details("Run summary and versions", facts)
+
+    def _gene_rows(self) -> list[dict[str, Any]]:
+        expression_map, channels = self.expression_map, self.layers[0].channels
+        expected, reliable = expression_map.expected_r, expression_map.reliable
+        rows = []
+        for gene, channel in zip(self.genes, channels, strict=False):
+            row: dict[str, Any] = {"Gene": expression_map.genes[gene]}
+            if expected is not None and reliable is not None:
+                row |= {"Expected r": float(expected[gene]), "Reliable": "yes" if reliable[gene] else "no"}
+            row["Moran's I"] = float(expression_map.morans_i[gene])
+            low, high = channel["low"], channel["low"] + self.steps * channel["step"]
+            row |= {"Lowest": low, "Highest": high}
+            rows.append(row)
+        return rows
 
     def _notes(self) -> list[str]:
         expression_map, sample = self.expression_map, self.sample
@@ -236,8 +282,24 @@ class _SlidePage:
         if "nearest_distance" in expression_map.table:
             notes.append(
                 "Nearest distance: from the spot's embedding to the nearest reference spot behind its "
-                "prediction; a large distance means tissue unlike the reference. "
-                "Effective k: how many reference spots contribute to the prediction."
+                "prediction. Effective k: how many reference spots contribute to the prediction. "
+                "Neither tells how large the error is."
+            )
+        if expression_map.expected_r is not None:
+            notes.append(
+                "Expected r: of a gene with measured expression in a new section, by held-out sections. "
+                "A gene is reliable if 9 of 10 new sections are expected to exceed the run's level; "
+                "the others are gray and last."
+            )
+            notes.append(
+                "Hatched spots are outside: tissue farther from the training's than nearly all held-out "
+                "spots, where none of these figures holds. Expected error: root mean squared error over the "
+                "genes, in the map's units, of held-out spots with a like prediction."
+            )
+        if expression_map.layers:
+            notes.append(
+                "Lower and upper bound: an interval that held as many of the measured values of held-out "
+                "sections as the run asked for. Spots outside have none."
             )
         if any(layer.name == "measured" for layer in self.layers):
             notes.append("Measured values are normalized like the predicted ones.")

@@ -150,7 +150,7 @@ def test_the_most_structured_gene_is_shown_first(show: Any, made: SyntheticMap) 
     unread = page.colors([40])[0]
     assert unread[3] == 0  # a ring, with the tissue in it
     chips = page.page.locator("#structured button").all_inner_texts()
-    assert chips == [made.genes[g] for g in np.argsort(-moran)[:10]]
+    assert chips[0] == first and len(set(chips)) == 10
 
 
 def test_typing_selects_a_gene(show: Any, made: SyntheticMap) -> None:
@@ -212,12 +212,7 @@ def test_sliders_change_size_opacity_and_hidden_spots(show: Any, made: Synthetic
     slide_to(page, "tissue-opacity", "0.2")
     tissue = page.page.locator("[data-part=tissue]").first
     assert float(tissue.evaluate("(one) => getComputedStyle(one).opacity")) == pytest.approx(0.2)
-    slide_to(page, "hide-uncertain", "40")
-    left = round(len(made.spots) * 0.6)
-    alpha = page.colors(list(range(len(made.spots))))[:, 3]
-    sure = np.argsort(made.nearest)[:left]
-    shown = set(np.flatnonzero(alpha == 255).tolist())
-    assert shown == set(sure.tolist()) - {40}
+    assert page.page.locator("#hide-errors").is_hidden()  # nothing here tells how large an error is
 
 
 def test_colormaps_and_limits(show: Any, made: SyntheticMap) -> None:
@@ -446,7 +441,7 @@ def test_everything_is_reached_by_keyboard_and_has_a_name(show: Any, made: Synth
     assert all(label for _, _, label in seen), seen
     reached = {name for _, name, _ in seen}
     assert {"side-by-side", "shared-limits", "colormap", "spot-opacity", "tissue-opacity"} <= reached
-    assert {"spot-size", "hide-uncertain", "spot-name", "save-png"} <= reached
+    assert {"spot-size", "spot-name", "save-png"} <= reached
     assert {"gene", "layer", "in", "out", "fit", "low", "high", "reset"} <= reached
     surface = page.page.get_by_role("application").first
     surface.focus()
@@ -531,3 +526,65 @@ def test_a_map_without_any_value_opens(show: Any, tmp_path: Path) -> None:
     data.write_h5ad(made.path)
     page = show(made)
     assert (page.colors(list(range(9)))[:, 3] == 0).all()
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> SyntheticMap:
+    return synthetic_map(tmp_path_factory.mktemp("calibrated") / "made.h5ad", calibrated=True)
+
+
+def test_a_calibrated_page_says_what_to_trust(show: Any, calibrated: SyntheticMap) -> None:
+    page = show(calibrated)
+    assert "11% of the spots are unlike the 551 spots" in page.page.get_by_role("note").inner_text()
+    page.page.get_by_role("combobox", name="Gene").first.click()
+    options = page.page.locator("#genes-0 li")
+    texts, classes = options.all_inner_texts(), options.evaluate_all("(all) => all.map((o) => o.className)")
+    assert [text.split()[0] for text in texts] == [f"GENE{i}" for i in (0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11)]
+    assert classes == [""] * 6 + ["dim"] * 6
+    assert "expected r 0.60" in texts[0] and "expected r 0.55, not reliable" in texts[6]
+    low, high = np.nanmin(calibrated.value("GENE0")), np.nanmax(calibrated.value("GENE0"))
+    ends = [float(end) for end in texts[0].split("·")[1].split("to")]
+    np.testing.assert_allclose(ends, [low, high], rtol=1e-3)
+    chips = page.page.locator("#structured button").all_inner_texts()
+    assert sorted(chips) == sorted(f"GENE{i}" for i in range(0, 12, 2))
+
+
+def test_spots_outside_are_hatched_and_intervals_are_read_at_a_spot(
+    show: Any, calibrated: SyntheticMap
+) -> None:
+    page = show(calibrated)
+    page.pick("GENE4")
+    same = page.page.evaluate("report.panes[0].colorIndices[0]")
+    colors = page.page.evaluate(
+        """() => [0, 20].map((spot) => {
+          const pane = report.panes[0];
+          const view = pane.view();
+          const radius = (report.metadata.spot_diameter_px / 2) * view.scale * devicePixelRatio;
+          const x = (view.left + view.scale * report.xy[2 * spot]) * devicePixelRatio;
+          const y = (view.top + view.scale * report.xy[2 * spot + 1]) * devicePixelRatio;
+          const side = Math.max(3, Math.floor(radius));
+          const pixels = pane.painter.context.getImageData(x - side / 2, y - side / 2, side, side).data;
+          const seen = new Set();
+          for (let i = 0; i < pixels.length; i += 4) {
+            seen.add(`${pixels[i]} ${pixels[i + 1]} ${pixels[i + 2]}`);
+          }
+          return seen.size;
+        })"""
+    )
+    assert same is not None and colors[0] > 1 and colors[1] == 1
+    readout = page.page.evaluate("[0, 20].map((spot) => report.panes[0].describeSpot(spot))")
+    value = calibrated.value("GENE4")[20]
+    assert "outside: unlike" in readout[0] and "lower bound unknown" in readout[0]
+    assert "outside" not in readout[1]
+    assert float(readout[1].split("lower bound ")[1].split()[0]) == pytest.approx(value - 0.5, abs=2e-3)
+    assert float(readout[1].split("upper bound ")[1].split()[0]) == pytest.approx(value + 0.5, abs=2e-3)
+
+
+def test_spots_of_large_expected_error_can_be_hidden(show: Any, calibrated: SyntheticMap) -> None:
+    page = show(calibrated)
+    slide_to(page, "hide-errors", "40")
+    left = round(len(calibrated.spots) * 0.6)
+    alpha = page.colors(list(range(9, len(calibrated.spots))))[:, 3]
+    shown = set((np.flatnonzero(alpha == 255) + 9).tolist())
+    small = set(np.argsort(calibrated.nearest)[:left].tolist())
+    assert shown == small - {40} - set(range(9))

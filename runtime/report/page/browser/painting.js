@@ -30,12 +30,13 @@ class Painter {
   /*
    * xy: level-0 px, interleaved. view: {left, top, scale}, device px = left + scale · level-0 px.
    * radius: device px, half the side of a square. colorIndices: one per spot; MISSING draws a ring, HIDDEN nothing.
-   * colormap: Uint32 in the byte order of image data.
+   * colormap: Uint32 in the byte order of image data. hatched: 1 for each spot that is struck through.
    */
-  paint(xy, view, radius, colorIndices, colormap) {
+  paint(xy, view, radius, colorIndices, colormap, hatched) {
     const { width, height } = this.canvas;
     this.context.clearRect(0, 0, width, height);
     const rings = [];
+    const struck = [];
     const large = radius > LARGE_RADIUS;
     const stamps = large ? [] : this.getStamps(radius);
     const buffer = new Uint32Array(this.pixels.data.buffer);
@@ -49,6 +50,9 @@ class Painter {
       if (x < -radius || y < -radius || x > width + radius || y > height + radius || index === HIDDEN) {
         continue;
       }
+      if (hatched[spot] === 1) {
+        struck.push(x, y);
+      }
       if (index === MISSING) {
         rings.push(x, y);
       } else if (large) {
@@ -61,6 +65,26 @@ class Painter {
       this.context.putImageData(this.pixels, 0, 0);
     }
     this.drawRings(rings, radius);
+    this.drawHatching(struck, radius);
+  }
+
+  /* Three strokes across each spot, white under black so that they show on every color. */
+  drawHatching(centers, radius) {
+    const reach = radius * Math.SQRT1_2;
+    for (const [color, width] of [["#ffffff", 2.5], ["#1c1c1e", 1]]) {
+      this.context.strokeStyle = color;
+      this.context.lineWidth = Math.min(width, Math.max(0.5, radius / 3));
+      this.context.beginPath();
+      for (let i = 0; i < centers.length; i += 2) {
+        for (const shift of radius < 5 ? [0] : [-0.6, 0, 0.6]) {
+          const along = reach * (1 - Math.abs(shift) / 2);
+          const [x, y] = [centers[i] + shift * reach, centers[i + 1] + shift * reach];
+          this.context.moveTo(x - along, y + along);
+          this.context.lineTo(x + along, y - along);
+        }
+      }
+      this.context.stroke();
+    }
   }
 
   drawShape(x, y, radius, color) {

@@ -20,7 +20,13 @@ class Pane {
     const { metadata } = this.report;
     const list = this.part("genes");
     list.id = `genes-${this.number}`;
-    const entries = metadata.genes.map((text, gene) => ({ text, note: formatMoran(metadata.morans_i[gene]) }));
+    const entries = metadata.genes.map((text, gene) => ({
+      text,
+      note: [formatExpected(metadata, gene), formatRange(metadata.layers[0], gene), formatMoran(metadata.morans_i[gene])]
+        .filter(Boolean)
+        .join(" · "),
+      dim: metadata.reliable !== null && !metadata.reliable[gene],
+    }));
     this.picker = new Picker(this.part("gene"), list, entries, (gene) => this.show({ gene }));
     const select = this.part("layer");
     select.append(...metadata.layers.map((layer, index) => new Option(layer.label, String(index))));
@@ -176,11 +182,11 @@ class Pane {
     if (this.values === undefined) {
       return;
     }
-    const { distances, maxDistance } = this.report;
+    const { errors, maxError } = this.report;
     this.colorIndices = this.values.colorIndices(this.limits);
-    if (maxDistance < Infinity) {
+    if (maxError < Infinity) {
       for (let spot = 0; spot < this.colorIndices.length; spot++) {
-        if (distances.at(spot) > maxDistance) {
+        if (errors.at(spot) > maxError) {
           this.colorIndices[spot] = HIDDEN;
         }
       }
@@ -201,9 +207,11 @@ class Pane {
   }
 
   showTitle() {
-    const moran = this.layer.name === "predicted" ? formatMoran(this.report.metadata.morans_i[this.gene]) : "";
+    const { metadata } = this.report;
+    const predicted = this.layer.name === "predicted";
+    const notes = predicted ? [formatExpected(metadata, this.gene), formatMoran(metadata.morans_i[this.gene])] : [];
     this.part("title").textContent = this.title;
-    this.part("subtitle").textContent = [this.layer.genes ? this.layer.label : "", moran].filter(Boolean).join(" · ");
+    this.part("subtitle").textContent = [this.layer.genes ? this.layer.label : "", ...notes].filter(Boolean).join(" · ");
     this.root.setAttribute("aria-label", `Map ${this.number + 1}: ${this.title}`);
   }
 
@@ -218,7 +226,7 @@ class Pane {
     const view = this.view();
     const deviceView = { left: view.left * ratio, top: view.top * ratio, scale: view.scale * ratio };
     const radius = Math.max(0.75, (metadata.spot_diameter_px / 2) * spotSize * deviceView.scale);
-    this.painter.paint(xy, deviceView, radius, this.colorIndices, colormap);
+    this.painter.paint(xy, deviceView, radius, this.colorIndices, colormap, this.report.outside);
     this.drawMarker(view, radius / ratio);
     this.drawScaleBar(view);
   }
@@ -263,6 +271,9 @@ class Pane {
   describeSpot(spot) {
     const { metadata, xy, names } = this.report;
     const values = this.readout.map(({ label, values }) => `${label.toLowerCase()} ${values.text(spot)}`);
+    if (this.report.outside[spot] === 1) {
+      values.push("outside: unlike the tissue the model was calibrated on");
+    }
     const position = `x ${round(xy[2 * spot])}, y ${round(xy[2 * spot + 1])} px`;
     return [names[spot], ...(this.layer.genes ? [metadata.genes[this.gene]] : []), ...values, position].join(" · ");
   }
@@ -270,6 +281,20 @@ class Pane {
 
 function round(value) {
   return String(Number(value.toPrecision(4)));
+}
+
+/* Expected r of a gene, and whether it is reliable; "" where the map is not calibrated. */
+function formatExpected({ expected_r, reliable }, gene) {
+  if (expected_r === null) {
+    return "";
+  }
+  const r = expected_r[gene] === null ? "unknown" : expected_r[gene].toFixed(2);
+  return `expected r ${r}${reliable[gene] ? "" : ", not reliable"}`;
+}
+
+function formatRange({ channels, steps }, gene) {
+  const { low, step } = channels[gene];
+  return `${round(low)} to ${round(low + steps * step)}`;
 }
 
 function formatMoran(moran) {

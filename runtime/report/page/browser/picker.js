@@ -4,7 +4,7 @@ const MAX_OPTIONS = 200;
 
 /*
  * A text field with a filtered list, after the combobox pattern of WAI-ARIA.
- * entries: [{text, note}], in the order of the list. onSelect: called with the index of the selected entry.
+ * entries: [{text, note, dim}], in the order of the list; dim: gray. onSelect: called with the index of the selected entry.
  */
 class Picker {
   constructor(input, list, entries, onSelect) {
@@ -92,6 +92,7 @@ class Picker {
     option.setAttribute("role", "option");
     option.dataset.index = String(index);
     option.append(this.entries[index].text);
+    option.classList.toggle("dim", this.entries[index].dim === true);
     if (this.entries[index].note) {
       const note = document.createElement("span");
       note.textContent = this.entries[index].note;

@@ -3,7 +3,7 @@
 /* The page: two panes, the controls they share, the decoded data. */
 class Report {
   constructor(metadata, data, tissue) {
-    Object.assign(this, { metadata, data, tissue, leader: null, spotSize: 1, maxDistance: Infinity, distances: null });
+    Object.assign(this, { metadata, data, tissue, leader: null, spotSize: 1, maxError: Infinity, errors: null });
     this.cache = new ValueCache(data);
     this.panes = [];
     this.openViewers = 0;
@@ -13,6 +13,7 @@ class Report {
     const { metadata, data } = this;
     this.xy = await data.floats(metadata.blocks.xy);
     this.names = await data.lines(metadata.blocks.spots);
+    this.outside = unpackBits(await data.bytes(metadata.blocks.outside), this.names.length);
     this.bounds = boundsOf(this.xy);
     this.nearest = new Nearest(this.xy, Math.max(1, metadata.spot_diameter_px));
     await this.readColormaps();
@@ -20,8 +21,9 @@ class Report {
     this.panes = [this.addPane(0), this.addPane(1)];
     this.addControls();
     const measured = metadata.layers.find((layer) => layer.name === "measured");
-    await this.panes[0].show({ gene: 0, layer: metadata.layers[0] });
-    await this.panes[1].show(measured ? { layer: measured } : { gene: Math.min(1, metadata.genes.length - 1) });
+    const [first, second] = [...metadata.structured, 0, Math.min(1, metadata.genes.length - 1)];
+    await this.panes[0].show({ gene: first, layer: metadata.layers[0] });
+    await this.panes[1].show(measured ? { layer: measured } : { gene: second });
     this.setSideBySide(measured !== undefined);
   }
 
@@ -85,7 +87,7 @@ class Report {
     control("shared-limits").addEventListener("change", () => this.panes.forEach((pane) => this.setLimits(pane, null)));
     control("save-png").addEventListener("click", () => this.savePng());
     this.addSpotPicker(control("spot-name"), control("spot-list"));
-    this.addDistanceFilter(control("hide-uncertain"));
+    this.addErrorFilter(control("hide-errors"));
     this.addGeneButtons(control("structured"));
   }
 
@@ -102,18 +104,18 @@ class Report {
     });
   }
 
-  /* A slider that hides the spots farthest from their nearest reference spot. */
-  async addDistanceFilter(input) {
-    const layer = this.metadata.layers.find(({ name }) => name === "nearest_distance");
+  /* A slider that hides the spots of the largest expected error; only a calibrated map has it. */
+  async addErrorFilter(input) {
+    const layer = this.metadata.layers.find(({ name }) => name === "expected_error");
     input.closest("label").hidden = layer === undefined;
     if (layer === undefined) {
       return;
     }
-    this.distances = await this.cache.values(layer, 0);
-    const sorted = this.distances.array.filter((value) => !Number.isNaN(value)).sort();
+    this.errors = await this.cache.values(layer, 0);
+    const sorted = this.errors.array.filter((value) => !Number.isNaN(value)).sort();
     const update = () => {
       const count = Math.round(sorted.length * (1 - Number(input.value) / 100));
-      this.maxDistance = count >= sorted.length ? Infinity : sorted[Math.max(0, count - 1)];
+      this.maxError = count >= sorted.length ? Infinity : sorted[Math.max(0, count - 1)];
       const hidden = sorted.length - count;
       input.nextElementSibling.textContent = hidden === 0 ? "none" : `${hidden} of ${sorted.length}`;
       this.panes.forEach((pane) => pane.recolor());
@@ -123,17 +125,17 @@ class Report {
   }
 
   addGeneButtons(list) {
-    this.metadata.genes.slice(0, 10).forEach((name, gene) => {
+    for (const gene of this.metadata.structured) {
       const button = document.createElement("button");
       button.type = "button";
       button.dataset.gene = String(gene);
-      button.textContent = name;
+      button.textContent = this.metadata.genes[gene];
       button.title = formatMoran(this.metadata.morans_i[gene]);
       button.addEventListener("click", () => this.panes[0].show({ gene, layer: this.metadata.layers[0] }));
       const item = document.createElement("li");
       item.append(button);
       list.append(item);
-    });
+    }
   }
 
   get visiblePanes() {
@@ -243,6 +245,11 @@ class Report {
     link.download = `${this.metadata.title}.${panes.map((pane) => pane.title).join("-")}.png`;
     link.click();
   }
+}
+
+/* Bits, the highest of each byte first → 0 or 1 each. */
+function unpackBits(bytes, count) {
+  return Uint8Array.from({ length: count }, (_, i) => (bytes[i >> 3] >> (7 - (i & 7))) & 1);
 }
 
 function boundsOf(xy) {

@@ -1,0 +1,60 @@
+"""Genes that are drawn show different patterns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic_slides import quick
+
+from mclst.runtime.expression_map import distinct
+from mclst.runtime.expression_map.distinct import distinct_genes
+
+
+def patterns(copies: int = 8, kinds: int = 4, n: int = 500) -> np.ndarray:
+    """`kinds` patterns, each in `copies` noisy genes, one kind after the other."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(n, kinds))
+    return np.repeat(base, copies, axis=1) + rng.normal(0, 0.2, (n, copies * kinds))
+
+
+def test_eight_copies_of_one_pattern_are_not_chosen() -> None:
+    chosen = distinct_genes(patterns(), range(32), 6)
+    assert [gene // 8 for gene in chosen[:4]] == [0, 1, 2, 3] and chosen[0] == 0
+    assert len(set(chosen)) == 6  # then the limits relax
+
+
+def test_a_file_large_or_small_gives_what_an_array_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = patterns().astype(np.float32)
+    values[[3, 77]] = np.nan
+    whole = distinct_genes(values, range(32), 8)
+    monkeypatch.setattr(distinct, "BLOCK_BYTES", 4 * 32 * 7)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        assert distinct_genes(file.create_dataset("X", data=values), range(32), 8) == whole
+    monkeypatch.setattr(distinct, "MOST_SPOTS", 100)
+    sampled = distinct._columns(values, [5, 2])
+    np.testing.assert_array_equal(sampled, values[::5][:, [5, 2]])
+
+
+@quick
+@given(seed=st.integers(0, 1000), genes=st.integers(0, 20), count=st.integers(0, 25), constant=st.booleans())
+def test_each_next_gene_is_the_first_that_is_little_correlated(
+    seed: int, genes: int, count: int, constant: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(30, max(genes, 1))) @ rng.normal(size=(max(genes, 1), max(genes, 1)))
+    if constant:
+        values[:, 0] = 1.0
+    chosen = distinct_genes(values, range(genes), count)
+    assert len(chosen) == len(set(chosen)) == min(genes, count)
+    if len(chosen) > 1 and not constant:
+        r = np.abs(np.corrcoef(values.T))
+        skipped = range(chosen[1])
+        alike = [r[chosen[0], gene] for gene in skipped if gene != chosen[0]]
+        assert all(value > min(distinct.ALIKE) for value in alike)
