@@ -10,8 +10,9 @@ from typing import Any
 
 from mclst.export.direct_bundle import write_direct_bundle
 from mclst.export.engines import EngineBuilder, EngineOptions
+from mclst.export.held_out import write_calibration
 from mclst.export.inputs.checkpoint import Checkpoint, open_checkpoint
-from mclst.export.inputs.references import read_genes
+from mclst.export.inputs.references import SectionImage, read_genes
 from mclst.export.metadata import Metadata, complete_about, essentials, write_gene_table
 from mclst.export.onnx.graph import add_metadata
 from mclst.export.parity.precisions import FP32_ONLY, PrecisionOptions
@@ -44,6 +45,7 @@ def export_bundle(
     engines: EngineOptions | None = None,
     precisions: PrecisionOptions = FP32_ONLY,
     require_servable: bool = False,
+    calibrated: bool = True,
     metadata: Metadata | None = None,
     section_files: SectionFiles | None = None,
     say: Callable[[str], None] = lambda text: None,
@@ -79,6 +81,8 @@ def export_bundle(
         Graphs to write besides fp32.
     require_servable : bool
         Refuse a system that predicts whole slides, which a tile server cannot run.
+    calibrated : bool
+        Predict each reference section from the others where that can be done; see `write_calibration`.
     metadata : Metadata, optional
         What the bundle says of itself; nothing by default.
     section_files : SectionFiles, optional
@@ -120,11 +124,13 @@ def export_bundle(
         depth = f", depth {checkpoint.traits.depth}" if checkpoint.traits.depth else ""
         say(f"{checkpoint.path.name}: {title}, {checkpoint.encoder}, {checkpoint.genes} genes{depth}")
         gene_file = None if genes is None else Path(genes)
+        images: Sequence[SectionImage] = ()
         if kind == "retrieval":
             paths = [Path(path) for path in references]
             reference = load_reference(
                 checkpoint, paths, sections, hold_out, gene_file, settings, say, section_files
             )
+            images = reference.images
             fields = write_retrieval_bundle(
                 draft.part, checkpoint, settings, reference, parity_tiles, precisions, say
             )
@@ -145,6 +151,8 @@ def export_bundle(
             )
             fields["genes_from"] = gene_list.source
         fields = {**_manifest_fields(checkpoint, settings), **fields}
+        if calibrated:
+            fields["calibration"] = write_calibration(draft.part, checkpoint.metadata, settings, images, say)
         fields["about"] = _describe(draft.part, checkpoint, fields, metadata or Metadata(About(), {}))
         if builder is not None:
             builder.build(draft.part, say)

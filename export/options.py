@@ -256,6 +256,11 @@ precision_options = combine(
         default=64,
         help="Tiles on which export and checkpoint are compared.",
     ),
+    click.option(
+        "--calibrate/--no-calibrate",
+        default=True,
+        help="Predict each reference section with an image from the others, so that maps say what to trust.",
+    ),
 )
 
 engine_options = combine(

@@ -65,7 +65,7 @@ training: runtime/tiling runtime/slide runtime/bundle runtime kernels kernels/de
     sections/tables sections models models/recipes
 export: export/triton export/parity export/inputs export/onnx runtime/cli runtime/serving runtime/inference
     runtime/encoder/tensorrt runtime/encoder/cuda runtime/trust runtime/bundle runtime kernels/definition
-    sections models
+    sections models kernels runtime/tiling runtime/slide
 export/triton: runtime/serving runtime/encoder/tensorrt runtime/encoder/cuda runtime/encoder runtime/bundle
     runtime
 export/parity: export/inputs export/onnx runtime/tiling runtime/slide runtime/encoder runtime/bundle runtime

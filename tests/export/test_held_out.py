@@ -1,0 +1,145 @@
+"""Exported bundles are calibrated: by a checkpoint's out-of-fold predictions, or by leaving sections out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from calibrated import held_out
+from click.testing import CliRunner
+from small_model import TILE_PX, Small
+
+from mclst.export.bundling import export_bundle
+from mclst.export.calibrate import calibrate
+from mclst.export.held_out import OF_BANK, stored_groups, write_calibration
+from mclst.kernels.retriever import Retriever
+from mclst.runtime.bundle.bank import Bank
+from mclst.runtime.bundle.bundle import CALIBRATION, open_bundle
+from mclst.runtime.bundle.manifest import Settings
+from mclst.runtime.cli.infer import main as infer
+from mclst.runtime.inference.providers import open_session
+from mclst.runtime.slide.open import open_slide
+from mclst.runtime.trust.calibration import SHAPES, read_calibration
+from mclst.sections.tables.spots import read_spots
+
+
+def fitted(step: int = 1, *, bank: bool = False, spots: int = 60) -> tuple[dict[str, Any], list[Any]]:
+    """What a fitted head's checkpoint holds, of which a calibration needs a part."""
+    groups = held_out(1, groups=3, spots=spots)
+    embedding = torch.from_numpy(np.concatenate([group.embedding for group in groups]).astype(np.float32))
+    records = [
+        {
+            "section": group.group,
+            "fold": group.group,
+            "prediction": torch.from_numpy(group.prediction[::step].astype(np.float16)),
+            "truth": torch.from_numpy(group.truth[::step].astype(np.float16)),
+        }
+        for group in groups
+    ]
+    content: dict[str, Any] = {
+        "out_of_fold": records,
+        "fit": {"sections": {group.group: spots for group in groups}},
+    }
+    content |= {"bank": {"embedding": embedding}} if bank else {"gallery": embedding}
+    return content, groups
+
+
+@pytest.mark.parametrize("bank", [True, False])
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_fitted_heads_predictions_meet_their_embeddings(step: int, bank: bool) -> None:
+    metadata, groups = fitted(step, bank=bank)
+    stored, kind = stored_groups(metadata)
+    assert kind == "section" and [group.group for group in stored] == ["S0", "S1", "S2"]
+    for one, other in zip(stored, groups, strict=True):
+        np.testing.assert_allclose(one.embedding, other.embedding[::step], rtol=1e-6)
+        np.testing.assert_allclose(one.truth, other.truth[::step], rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(one.prediction, other.prediction[::step], rtol=2e-3, atol=2e-3)
+
+
+def test_a_gallery_of_some_spots_is_matched_by_their_place() -> None:
+    metadata, groups = fitted(3, spots=2000)
+    kept = np.unique(np.linspace(0, 5999, 4096).round().astype(int))
+    metadata["gallery"] = metadata["gallery"][kept]
+    stored, _ = stored_groups(metadata)
+    rows = [np.intersect1d(np.arange(0, 2000, 3), kept - start) for start in (0, 2000, 4000)]
+    for one, other, of in zip(stored, groups, rows, strict=True):
+        assert len(of) > 300
+        np.testing.assert_allclose(one.embedding, other.embedding[of], rtol=1e-6)
+
+
+def test_patients_and_parts_of_a_section_are_told_apart() -> None:
+    metadata, _ = fitted()
+    for record in metadata["out_of_fold"][1:]:
+        record["fold"] = "P"
+    groups, kind = stored_groups(metadata)
+    assert kind == "group of sections" and [group.sections for group in groups] == [1, 2]
+    for record in metadata["out_of_fold"]:
+        record["section"] = "only"
+    assert stored_groups(metadata)[1] == "part of one section"
+
+
+def test_what_brings_no_held_out_predictions_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    assert write_calibration(tmp_path, {}, Settings(), (), said.append) is None
+    metadata, _ = fitted()
+    del metadata["gallery"]
+    assert write_calibration(tmp_path, metadata, Settings(), (), said.append) is None
+    assert len(said) == 2 and all("not calibrated" in text for text in said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fitted_heads_calibration_is_that_of_its_predictions(tmp_path: Path) -> None:
+    metadata, groups = fitted()
+    record = write_calibration(tmp_path, metadata, Settings(), (), lambda text: None)
+    assert record == {"left_out": "section", "groups": 3, "sections": 3, "spots": 180}
+    written = read_calibration(tmp_path / CALIBRATION, genes=30, dim=8)
+    expected = calibrate(groups)
+    for name in SHAPES:
+        np.testing.assert_allclose(getattr(written, name), getattr(expected, name), rtol=0.1, atol=0.1)
+
+
+def test_sections_are_left_out_of_the_bank_one_by_one(small: Small, tmp_path: Path) -> None:
+    said: list[str] = []
+    change = {"tile": {"size_px": TILE_PX}, "retrieval": {"k": 10}}
+    bundle = export_bundle(
+        small.ckpt, tmp_path / "bundle", references=[small.folder], overrides=change, parity_tiles=8,
+        say=said.append,
+    )  # fmt: skip
+    assert any("calibrating by 3 groups" in text for text in said)
+    calibration = open_bundle(bundle.path).calibration
+    assert calibration is not None and calibration.kind == OF_BANK
+    assert calibration.group == ("A1", "A2", "B1") and calibration.stain.shape == (3, 11)
+    spots = read_spots(small.folder / "spots" / "A2_selection.tsv")
+    with open_slide(small.folder / "images" / "A2.png") as slide:
+        corners = np.floor(spots.xy_px).astype(int) - TILE_PX // 2
+        tiles = np.stack([slide.read(x, y, TILE_PX, TILE_PX) for x, y in corners.tolist()])
+    bank, others = bundle.bank, bundle.bank.section != "A2"
+    rest = Bank(
+        bank.embedding[others], bank.expression[others], bank.genes, bank.spot[others], bank.section[others]
+    )
+    embedding = open_session(bundle.encoder_path, "cpu").encode(tiles)
+    predicted = Retriever(rest, bundle.retrieval, "reference").aggregate(embedding).expression
+    of_spot = {name: i for i, name in enumerate(bank.spot[~others])}
+    rows = [of_spot[name] for name in spots.id]
+    truth = bank.expression[~others][rows]
+    for gene in range(12):
+        expected = np.corrcoef(predicted[:, gene], truth[:, gene])[0, 1]
+        assert calibration.r[1, gene] == pytest.approx(expected, abs=1e-3)
+    out = tmp_path / "map.h5ad"
+    words = [small.slide, "--spots", small.spots, "--bundle", bundle.path, "--out", out, "--no-html"]
+    done = CliRunner().invoke(infer, [*map(str, words), "--json", str(tmp_path / "run.json")])
+    assert done.exit_code == 0, done.output
+    assert "3 sections" in json.loads((tmp_path / "run.json").read_text())["verdict"]
+
+
+def test_a_bundle_need_not_be_calibrated(small: Small, tmp_path: Path) -> None:
+    change = {"tile": {"size_px": TILE_PX}, "retrieval": {"k": 10}}
+    bundle = export_bundle(
+        small.ckpt, tmp_path / "bundle", references=[small.folder], overrides=change, parity_tiles=8,
+        calibrated=False,
+    )  # fmt: skip
+    assert bundle.manifest.calibration is None and not (bundle.path / CALIBRATION).exists()
