@@ -126,6 +126,7 @@ def main(
         from mclst.evaluation.outputs import output_paths, render_outputs
         from mclst.evaluation.page import CAPTIONS, evaluation_page
         from mclst.evaluation.summary import print_assessment, print_leaks, print_summary
+        from mclst.evaluation.trust import print_trust, score_trust
         from mclst.sections.tables.genes import read_gene_list
     except ImportError as error:
         raise ResourceError(f"{error.name} is not installed; install mclst[eval]") from error
@@ -177,21 +178,25 @@ def main(
     else:
         further = read_baseline_maps(baseline_maps, truth, pairs[0].genes, pairs[0].normalization)
         assessment = assess(evaluation, data, leaks, stains=stains, listed=listed, further=further)
+    own = [score_trust(path, pair) for (_, path), pair in zip(maps_by_method, pairs, strict=True)]
+    trust = [score for score in own if score is not None]
     page_figures: list[tuple[str, str, bytes]] = []
     for name, method, content in render_outputs(evaluation, assessment, outputs, figures):
         write_atomically(outputs[name, method], content)
         if name in CAPTIONS:
             page_figures.append((name, method, content))
-    page = evaluation_page(evaluation, assessment, page_figures, figures)
+    page = evaluation_page(evaluation, assessment, page_figures, figures, trust)
     write_atomically(outputs["page", ""], page)
     if assessment is not None:
         print_assessment(assessment, quiet=quiet)
     print_summary(evaluation, quiet=quiet)
+    print_trust(trust, quiet=quiet)
     table([("written", path) for path in outputs.values()], quiet=quiet)
     if json_path is not None:
         judged = {} if assessment is None else assessment.as_json()
         files = [str(path) for path in outputs.values()]
-        publish_json(json_path, {**judged, **evaluation.as_json(), "files": files})
+        trusted = [score.as_json() for score in trust]
+        publish_json(json_path, {**judged, **evaluation.as_json(), "trust": trusted, "files": files})
     if json_path is None or str(json_path) != "-":
         click.echo(str(outputs["table", ""]))
 

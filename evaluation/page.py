@@ -17,6 +17,9 @@ from mclst.evaluation.headings import (
     STRUCTURE,
 )
 from mclst.evaluation.summary import columns_of, comparison_rows, gene_set_rows, training_line
+from mclst.evaluation.trust import CURVE, TrustScore
+from mclst.evaluation.trust import DEFINITIONS as trust_definitions
+from mclst.evaluation.trust import HEADINGS as trust_headings
 from mclst.evaluation.verdict import verdicts
 from mclst.runtime.report.page import elements
 
@@ -35,8 +38,9 @@ def evaluation_page(
     assessment: Assessment | None,
     figures: Iterable[tuple[str, str, bytes]],
     kind: str,
+    trust: Sequence[TrustScore] = (),
 ) -> bytes:
-    """Render the page: verdict, comparison, scores, genes, maps. figures: (name, method, png or svg)."""
+    """Render the page: verdict, comparison, scores, trust, genes, maps. figures: (name, method, image)."""
     compared = len(evaluation.methods) > 1
     rows = evaluation.table().to_dict(orient="records")
     blocks = [
@@ -55,6 +59,7 @@ def evaluation_page(
             elements.table(_with_headings(rows, STRUCTURE), label="Structure"),
             elements.details("Definitions", *map(elements.paragraph, DEFINITIONS)),
         ),
+        _trust(trust),
         elements.section(
             "Genes by significance",
             elements.paragraph(_predicted_genes(evaluation)),
@@ -69,6 +74,34 @@ def evaluation_page(
     methods = ", ".join(method.name for method in evaluation.methods)
     title = "Predicted and measured expression" + (f": {methods}" if compared else "")
     return elements.page(title, subtitle, "".join(main), scripts=[elements.script("tables.js")])
+
+
+def _trust(scores: Sequence[TrustScore]) -> str:
+    """What the maps' own figures are worth; nothing where they have none."""
+    rows = [score.row() for score in scores]
+    curves = [
+        {
+            "Section": score.section,
+            "Ranked by": curve.ranking,
+            **{f"{kept:.0%}": float(risk) for kept, risk in zip(CURVE, curve.risk, strict=True)},
+            "AURC": curve.aurc,
+            "Random": curve.random,
+            "Perfect": curve.oracle,
+        }
+        for score in scores
+        for curve in score.abstention
+    ]
+    if not curves:
+        return ""
+    return elements.section(
+        "What the map says of itself",
+        elements.table(_with_headings(rows, trust_headings), label="Trust"),
+        elements.details(
+            "Mean squared error of the spots that are kept, by what ranks them",
+            elements.table(curves, label="Risk and coverage"),
+        ),
+        elements.details("Definitions", *map(elements.paragraph, trust_definitions)),
+    )
 
 
 def _verdict(assessment: Assessment) -> str:

@@ -44,6 +44,8 @@ def publish(
     content, slide = outputs.content, inputs.slide
     verdict = run.trust.judge(writer.rows, slide.path)
     record = {**provenance.as_dict(), "trust": verdict.as_dict()}
+    if run.options.intervals is not None:
+        record["trust"]["intervals_percent"] = run.options.intervals
     summary: Run | None = None
     cells = inputs.spots.path if inputs.spots.variant == GEOJSON_CELLS else None
 
