@@ -83,7 +83,7 @@ runtime/report: runtime/report/page runtime/report/figures runtime/report/export
     runtime
 runtime/serving: runtime/inference runtime/encoder runtime/bundle runtime kernels kernels/definition
     sections
-runtime/sharing: runtime/bundle runtime
+runtime/sharing: runtime/encoder runtime/tiling runtime/slide runtime/bundle runtime
 runtime/report/page: runtime/report/figures runtime/expression_map runtime
 runtime/inference: runtime/encoder/tensorrt runtime/encoder/cuda runtime/slide runtime/encoder
     runtime/trust runtime/bundle runtime kernels kernels/cuda kernels/definition sections

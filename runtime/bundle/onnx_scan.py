@@ -15,7 +15,8 @@ from mclst.runtime.errors import BundleError
 
 VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
 """Wire types."""
-MODEL_GRAPH, MODEL_FUNCTIONS = 7, 25
+MODEL_GRAPH, MODEL_OPSETS, MODEL_FUNCTIONS = 7, 8, 25
+OPSET_VERSION = 2
 GRAPH_NODE, GRAPH_INITIALIZER, GRAPH_SPARSE_INITIALIZER = 1, 5, 15
 FUNCTION_NAME, FUNCTION_NODE = 1, 7
 NODE_OP_TYPE, NODE_ATTRIBUTE = 4, 5
@@ -60,6 +61,17 @@ def check_graph(path: Path, listed: Collection[str]) -> None:
             )
         if kind == "operator" and name in UNBOUNDED_OPERATORS:
             raise BundleError(f"{path} holds a {name}, which may run forever; export the bundle again")
+
+
+def opset_version(path: Path) -> int:
+    """Version of the standard operators that a graph uses; 0 if it says none."""
+    with path.open("rb") as file:
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        for number, opset in _fields(data):
+            if number == MODEL_OPSETS and not any(len(domain) for _, domain in _fields(opset)):
+                at = bytes(opset).rfind(bytes([OPSET_VERSION << 3 | VARINT]))
+                return _varint(opset, at + 1)[0]
+    return 0
 
 
 Finding = tuple[str, str]

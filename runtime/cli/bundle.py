@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mclst.runtime.bundle.location import BundleLocation, HubLocation, local
-from mclst.runtime.cli.bundle_hub import complete, pull, push, sign
+from mclst.runtime.cli.bundle_hub import bioimageio, complete, pull, push, sign
 from mclst.runtime.cli.bundle_options import (
     SETTINGS,
     BundleType,
@@ -168,7 +168,7 @@ def unpack(archive: Path, out: Path | None, overwrite: bool, quiet: bool) -> Non
     click.echo(str(bundle.path))
 
 
-for shared in (pull, push, complete, sign):
+for shared in (pull, push, complete, sign, bioimageio):
     main.add_command(shared)
 
 if __name__ == "__main__":

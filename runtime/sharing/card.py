@@ -13,7 +13,7 @@ from mclst.runtime.sharing.licenses import hub_identifier
 
 GENES_SHOWN = 2_000
 PLAIN = re.compile(r"[a-z][a-z0-9.-]*[a-z0-9]", re.IGNORECASE)
-RESERVED = {"true", "false", "yes", "no", "on", "off", "null"}
+RESERVED = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}
 """Words that YAML reads as something else than text."""
 OUT_OF_SCOPE = (
     "Diagnosis and treatment: nothing here was validated for patients. Tissue, stains, scanners and scales "
@@ -35,7 +35,7 @@ def card(facts: Facts, location: str) -> str:
     str
         Markdown behind a YAML header. What is not known says "not stated".
     """
-    return f"---\n{_yaml(_metadata(facts))}---\n\n" + "\n".join(_body(facts, location)) + "\n"
+    return f"---\n{yaml_text(_metadata(facts))}---\n\n" + "\n".join(_body(facts, location)) + "\n"
 
 
 def _metadata(facts: Facts) -> dict[str, Any]:
@@ -86,19 +86,20 @@ def _license(about: About) -> dict[str, str]:
     return {**header, "license_link": terms.url} if terms.url else header
 
 
-def _yaml(content: dict[str, Any], indent: str = "") -> str:
-    """Block YAML; texts that are no plain words are quoted as in JSON, which YAML includes."""
+def yaml_text(content: dict[str, Any], indent: str = "") -> str:
+    """Write block YAML; texts that are no plain words are quoted as in JSON, which YAML includes."""
     lines = []
     for key, value in content.items():
-        if isinstance(value, list):
+        if value == [] or value == {}:
+            lines.append(f"{indent}{key}: {'[]' if value == [] else '{}'}\n")
+        elif isinstance(value, list):
             lines.append(f"{indent}{key}:\n")
             for item in value:
-                text = (
-                    _yaml(item, f"{indent}  ") if isinstance(item, dict) else f"{indent}  {_scalar(item)}\n"
-                )
-                lines.append(f"{indent}- {text[len(indent) + 2 :]}")
+                inner = f"{indent}  "
+                text = yaml_text(item, inner) if isinstance(item, dict) else f"{inner}{_scalar(item)}\n"
+                lines.append(f"{indent}- {text[len(inner) :]}")
         elif isinstance(value, dict):
-            lines.append(f"{indent}{key}:\n{_yaml(value, f'{indent}  ')}")
+            lines.append(f"{indent}{key}:\n{yaml_text(value, f'{indent}  ')}")
         else:
             lines.append(f"{indent}{key}: {_scalar(value)}\n")
     return "".join(lines)
@@ -138,7 +139,7 @@ def _body(facts: Facts, location: str) -> Iterator[str]:
     if about.evaluation is not None and about.evaluation.url:
         yield f"- Full result: {_text(about.evaluation.url)}"
     yield f"- Export against checkpoint: {_text(values['parity'])}"
-    yield f"- Calibration: {_text(values.get('calibration', UNKNOWN))}"
+    yield f"- Calibration: {_text(values['calibration'])}"
     yield "\n## Training data\n"
     yield from _training(about)
     yield "\n## Genes\n"

@@ -126,6 +126,7 @@ def describe(bundle: Bundle) -> Facts:
         *_bank(bundle),
         ("trained on", training_data(about)),
         ("evaluated", evaluation(about)),
+        ("calibration", calibration(bundle)),
         ("parity", describe_parity(parity)),
         ("precisions", ", ".join(bundle.precisions)),
         ("for", about.intended_use or UNKNOWN),
@@ -197,6 +198,17 @@ def evaluation(about: About) -> str:
         return UNKNOWN
     figures = ", ".join(f"{metric.name} {metric.value:.4g}" for metric in result.metrics)
     return f"{figures}; {result.protocol}" if figures else result.protocol
+
+
+def calibration(bundle: Bundle) -> str:
+    """Describe what stands behind the intervals and verdicts of a map in a line."""
+    record = bundle.manifest.calibration
+    if record is None:
+        return "none: maps come without intervals and verdicts"
+    return (
+        f"{_count(record.spots, 'spot')} of {_count(record.sections, 'section')} in "
+        f"{_count(record.groups, 'group')}, each predicted without {record.left_out}"
+    )
 
 
 def base_model(about: About) -> str:
