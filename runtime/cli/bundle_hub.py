@@ -58,7 +58,9 @@ def pull(location: HubLocation, out: Path | None, overwrite: bool, quiet: bool) 
     is_flag=True,
     help="Leave out the encoder's weights, whose license forbids derivatives; name and hash stay.",
 )
-@click.option("--message", default="", help="Of the commit.  [default: the bundle's hash]")
+@click.option(
+    "--message", default="", show_default=False, help="Of the commit.  [default: the bundle's hash]"
+)
 @quiet_option
 @command
 def push(

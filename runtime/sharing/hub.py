@@ -19,7 +19,7 @@ from mclst.runtime.sharing.by_reference import check_reference, describe_referen
 from mclst.runtime.sharing.card import card
 from mclst.runtime.sharing.facts import describe
 from mclst.runtime.sharing.licenses import check_may_publish
-from mclst.runtime.sharing.verify import CARD, COMPANIONS, check_no_extra_files, companions
+from mclst.runtime.sharing.verify import CARD, COMPANIONS, SIGNATURE, check_no_extra_files, companions
 
 LONGEST_REASON = 200
 INSTALL = "install mclst[hub]"
@@ -131,6 +131,11 @@ def publish(
         check_reference(bundle)
     else:
         check_may_publish(facts.about, str(bundle.path))
+    if (bundle.path / SIGNATURE).is_file() and not (bundle.path / CARD).is_file():
+        raise InputError(
+            f"{bundle.path} is signed and has no {CARD}, which a push would add unsigned; write it with "
+            "mclst-bundle card, then sign again"
+        )
     hub = _library()
     names = [MANIFEST, *bundle.manifest.files, *companions(bundle.path)]
     excluded = set(left_out(bundle.manifest)) if by_reference else set()

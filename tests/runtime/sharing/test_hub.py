@@ -170,6 +170,15 @@ def test_pushing_needs_a_token_and_a_branch(
     assert hub.repositories == {}
 
 
+def test_a_signed_bundle_needs_its_card_before(hub: FakeHub, bundle: Path) -> None:
+    (bundle / "model.sig").write_text("{}")
+    assert_refused(run("push", bundle, REPOSITORY, "-q"), 4, ("README.md", "sign again"))
+    assert hub.repositories == {}
+    assert run("card", bundle).exit_code == 0
+    push(bundle)
+    assert "model.sig" in hub.repositories["org/small"].files("main")[1]
+
+
 def test_what_forbids_derivatives_is_not_pushed(hub: FakeHub, small_bundle: Path, tmp_path: Path) -> None:
     base = {"name": "UNI2-h", "hub": "org/uni2", "license": {"name": "CC-BY-NC-ND-4.0"}}
     about = {**ABOUT, "base_model": {**base, "sha256": "1" * 64}}
