@@ -12,7 +12,7 @@ from mclst.runtime.atomic import check_distinct, check_writable, write_atomicall
 from mclst.runtime.click_types import AliasedOption
 from mclst.runtime.console import check_json, command, publish_json, say, table
 from mclst.runtime.errors import ResourceError
-from mclst.runtime.section_options import ALIASES
+from mclst.runtime.section_options import ALIASES, BINS
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ PATH = click.Path(path_type=Path)
     help="Normalization of the truth, if the map does not record its own.",
 )
 @ALIASES
+@BINS
 @click.option("--common-genes", is_flag=True, help="Ignore genes of the map that were not measured.")
 @click.option(
     "--annotation",
@@ -247,7 +248,7 @@ def _read(
     for i, (method, path) in enumerate(maps_by_method):
         predicted = read_map(path)
         mpp = mpp or predicted.mpp
-        source = choose_section(predicted, truth, sections[i] if sections else None)
+        source = choose_section(predicted, truth, sections[i] if sections else None, options["bins"])
         pair = pair_with_truth(
             predicted,
             source,

@@ -52,7 +52,7 @@ class SectionFiles:
 class BinSize(click.ParamType[str]):
     """µm of a bin, or "cells"."""
 
-    name = "µm|cells"
+    name = "um|cells"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Accept a whole number from 1 to 999, as Space Ranger names bins by three digits, or "cells"."""

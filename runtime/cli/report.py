@@ -13,6 +13,7 @@ from mclst.runtime.cli.report_options import file_options
 from mclst.runtime.click_types import AliasedOption
 from mclst.runtime.console import check_json, command, publish_json, say, table
 from mclst.runtime.errors import InputError
+from mclst.runtime.section_options import BINS
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
 
 if TYPE_CHECKING:
@@ -36,6 +37,12 @@ PATH = click.Path(path_type=Path)
     type=click.Choice(NORMALIZATION_NAMES),
     help="Normalization of --truth, if the map does not name its own.",
 )
+@BINS
+@click.option(
+    "--cells",
+    type=PATH,
+    help="GeoJSON cells that the map's spots came from: --geojson then has their own outlines.",
+)
 @click.option("--slide", "slide_path", type=PATH, help="The map's slide, for a sharper tissue image.")
 @click.option("--out", type=PATH, help="Prefix of the files' names.  [default: MAP's]")
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")
@@ -48,6 +55,8 @@ def main(
     truth: Path | None,
     section: str | None,
     normalization: str | None,
+    bins: str,
+    cells: Path | None,
     slide_path: Path | None,
     out: Path | None,
     overwrite: bool,
@@ -73,19 +82,31 @@ def main(
     paths = files.paths(map_path if out is None else out.with_name(f"{out.name}.h5ad"))
     if not paths:
         raise click.UsageError("nothing to write; leave --no-html out, or choose another file")
-    check_json(json_path, overwrite=overwrite, inputs=(map_path, truth, slide_path), outputs=paths.values())
-    check_distinct(paths.values(), (map_path, truth, slide_path))
+    check_json(
+        json_path, overwrite=overwrite, inputs=(map_path, truth, slide_path, cells), outputs=paths.values()
+    )
+    check_distinct(paths.values(), (map_path, truth, slide_path, cells))
+    if cells is not None and not files.geojson:
+        raise click.UsageError("--cells belongs to --geojson")
     with open_map(map_path) as expression_map:
         files.check_genes(expression_map.genes)
         check_paths(paths, overwrite=overwrite)
         measured = (
-            None if truth is None else measured_expression(expression_map, truth, section, normalization)
+            None
+            if truth is None
+            else measured_expression(expression_map, truth, section, normalization, bins)
         )
         tissue_image = (
             None if slide_path is None else _tissue_image(expression_map, slide_path, files.html_px)
         )
         notes = write_files(
-            expression_map, files, paths, overwrite=overwrite, measured=measured, tissue_image=tissue_image
+            expression_map,
+            files,
+            paths,
+            overwrite=overwrite,
+            measured=measured,
+            tissue_image=tissue_image,
+            cells=cells,
         )
         genes = ", ".join(
             f"{expression_map.genes[g]} ({expression_map.morans_i[g]:.2f})" for g in expression_map.order[:5]

@@ -15,6 +15,7 @@ from mclst.runtime.errors import InputError
 from mclst.runtime.expression_map.reader import Map
 from mclst.sections.formats.reference import find_sections, read_section
 from mclst.sections.formats.source import SectionSource
+from mclst.sections.formats.visium_hd import DEFAULT_BIN
 from mclst.sections.normalize import NORMALIZATIONS, normalize
 from mclst.sections.section import Section
 from mclst.sections.tables.genes import gene_columns, match_genes
@@ -120,12 +121,15 @@ def _mpp(provenance: Any) -> float | None:
     return float(mpp) if isinstance(mpp, int | float | np.number) and 0.01 <= mpp <= 100 else None
 
 
-def choose_section(predicted: Prediction, truth: Path, name: str | None) -> SectionSource:
+def choose_section(
+    predicted: Prediction, truth: Path, name: str | None, bins: str = DEFAULT_BIN
+) -> SectionSource:
     """Find a map's section: the one named, else the only one, else the one named like the map or slide.
 
+    bins: of Visium HD; see `find_sections`.
     Raises InputError if none or several match, SectionError if the truth holds no section.
     """
-    sections = find_sections(truth)
+    sections = find_sections(truth, bins)
     listed = ", ".join(sections) if len(sections) <= 12 else f"{', '.join(list(sections)[:10])}, …"
     if name is not None:
         if name not in sections:
@@ -282,11 +286,15 @@ def check_comparable(pairs: Sequence[Pair]) -> None:
 
 
 def measured_expression(
-    map_: Map, truth: Path, section: str | None = None, normalization: str | None = None
+    map_: Map,
+    truth: Path,
+    section: str | None = None,
+    normalization: str | None = None,
+    bins: str = DEFAULT_BIN,
 ) -> NDArray[np.float32]:
     """Measured expression in a map's order of spots and genes: float32 [n, G], NaN if not measured.
 
-    truth, section: see `choose_section`. normalization, and what is raised: see `pair_with_truth`.
+    truth, section, bins: see `choose_section`. normalization, and what is raised: see `pair_with_truth`.
     """
     predicted = Prediction(
         path=map_.path,
@@ -297,7 +305,7 @@ def measured_expression(
         slide=(map_.title,),
         normalization=map_.provenance.get("bundle", {}).get("normalisation_expression"),
     )
-    source = choose_section(predicted, truth, section)
+    source = choose_section(predicted, truth, section, bins)
     pair = pair_with_truth(predicted, source, normalization=normalization, common_genes=True)
     row = {name: i for i, name in enumerate(map_.spots)}
     column = {gene: i for i, gene in enumerate(map_.genes)}

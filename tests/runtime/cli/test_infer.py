@@ -28,6 +28,7 @@ from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.kernels.retriever import Retriever
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.cli.infer import main
+from mclst.runtime.cli.report import main as report_main
 from mclst.runtime.inference.providers import open_session
 
 
@@ -109,6 +110,15 @@ def test_cells_of_qupath_go_back_on_their_own_outlines(here: Path) -> None:
     given = content["features"]
     assert [cell["geometry"] for cell in back] == [given[i]["geometry"] for i in inside]  # type: ignore[index]
     assert back[0]["properties"]["classification"] == {"name": "Tumor"}
+    report = ("slide.h5ad", *words[1:2], *words[3:], "--cells", "cells.geojson", "--out")
+    again = CliRunner().invoke(report_main, [*report, "again"])
+    assert again.exit_code == 0, again.output
+    assert json.loads(Path("again.geojson").read_text())["features"] == back
+    fewer = [cell for i, cell in enumerate(given) if i != inside[0]]  # type: ignore[arg-type, var-annotated]
+    Path("cells.geojson").write_text(json.dumps({**content, "features": fewer}))
+    refused = CliRunner().invoke(report_main, [*report, "third"])
+    assert refused.exit_code == 4 and "has no cell" in refused.stderr
+    assert not Path("third.geojson").exists()
     assert back[0]["properties"]["measurements"]["GENE0"] == pytest.approx(float(written.X[0, 0]), rel=1e-6)
 
 
