@@ -11,11 +11,15 @@ import importlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 
 from mclst.runtime.errors import INTERRUPTED, RUN_AGAIN, TERMINATED
+
+STARTED = time.perf_counter()
+"""When the process began to load its command."""
 
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)

@@ -11,7 +11,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
-from anndata.io import read_elem
 from numpy.typing import NDArray
 
 from mclst.sections.errors import SectionError
@@ -91,6 +90,8 @@ def read_limited(group: h5py.Group, path: str, limit: int) -> Any:
             declared += _declared_bytes(node)
     if declared > limit:
         raise ValueError(f"{path} declares {declared:,} bytes, where at most {limit:,} are expected")
+    from anndata.io import read_elem  # slow to load, and most runs read no .h5ad before the first tile
+
     return read_elem(group[path])
 
 

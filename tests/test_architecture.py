@@ -72,7 +72,7 @@ export/parity: export/inputs export/onnx runtime/tiling runtime/slide runtime/en
     kernels kernels/definition sections
 export/inputs: runtime/bundle runtime sections/formats sections/tables sections models models/recipes
 export/onnx: runtime/encoder runtime/bundle runtime models
-runtime/cli: runtime/cohort runtime/run runtime/report runtime/serving runtime/sharing runtime/report/page
+runtime/cli: runtime/cohort runtime/run runtime/report runtime/serving runtime/sharing
     runtime/inference runtime/expression_map runtime/slide runtime/bundle runtime kernels/definition sections
 runtime/cohort: runtime/run runtime/report runtime/inference runtime/expression_map runtime/tiling
     runtime/slide runtime/bundle runtime sections/tables

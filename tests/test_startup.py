@@ -64,3 +64,17 @@ def test_the_overview_lists_every_command() -> None:
 )
 def test_importing_a_light_module_imports_nothing_heavy(module: str) -> None:
     assert not imported_by(f"import {module}") & HEAVY
+
+
+def test_before_its_first_tile_a_run_loads_nothing_that_draws_or_writes() -> None:
+    """These take a second, and are loaded beside the work instead."""
+    code = "import mclst.runtime.run.job, mclst.runtime.inference.loaded_model"
+    assert not imported_by(code) & {
+        "anndata",
+        "dask",
+        "matplotlib",
+        "openvino",
+        "onnxruntime",
+        "scipy",
+        "zarr",
+    }

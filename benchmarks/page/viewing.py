@@ -89,7 +89,7 @@ def viewing(
     from mclst.benchmarks.harness.machine import new_document
     from mclst.benchmarks.page.synthetic_maps import MAPS
     from mclst.runtime.expression_map.reader import open_map
-    from mclst.runtime.report.page.slide_page import check_viewer
+    from mclst.runtime.report.page.openseadragon import check_viewer
 
     check_viewer()
     document = new_document("mclst-bench-viewing/2")

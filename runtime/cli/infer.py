@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from mclst.runtime.cli.run_options import run_options
 from mclst.runtime.cli.server_options import ServerOptions, open_model, server_options
 from mclst.runtime.click_types import Finite
 from mclst.runtime.console import check_json, command, progress, publish_json, say, table
+from mclst.runtime.entry_points import STARTED
 
 if TYPE_CHECKING:
     from mclst.runtime.inference.model import Model
@@ -91,7 +93,12 @@ def _list_providers(location: BundleLocation | None, trusted: Trusted | None, ba
 )
 @click.option("--json", "json_path", type=PATH, help="Write the summary as JSON; - for stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
-@click.option("-v", "--verbose", is_flag=True, help="List every spot whose tile could not be read.")
+@click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    help="List every spot whose tile could not be read, and where time was spent.",
+)
 @click.version_option(package_name="mclst")
 def main(
     slide: Path | None,
@@ -123,6 +130,7 @@ def main(
     temperature; a cell overrides the option. Finished slides are skipped. A slide that fails is recorded, the
     others continue, and the exit code is 3.
     """
+    began = time.perf_counter()
     if list_providers:
         source = click.get_current_context().get_parameter_source("bundle_path")
         named = source is not ParameterSource.DEFAULT
@@ -167,8 +175,11 @@ def main(
             run = run_job(model, job, watch=lambda count: progress("tiles", count, quiet=quiet), tell=tell)
         except RetrievalError as error:
             raise click.UsageError(str(error)) from error
+        ended = time.perf_counter()
         table(_summary(run, model), quiet=quiet)
     _say_failures(run, verbose=verbose)
+    if verbose:
+        _say_seconds(run, began, ended)
     if json_path is not None:
         publish_json(json_path, run.as_json())
     if json_path is None or str(json_path) != "-":
@@ -225,6 +236,20 @@ def _choice(run: Run, model: Model) -> str:
     r = model.pearson_kept(choice.precision)
     kept = "" if r is None else f"r {r:.4f} per gene with the checkpoint's expression; "
     return f"{text}; {kept}--precision fp32 for its digits"
+
+
+def _say_seconds(run: Run, began: float, ended: float) -> None:
+    """Say where the time went, from the start of the process to the last file."""
+    stream = run.seconds["stream"]
+    phases = {
+        "start": began - STARTED,
+        "open": run.stream_ended - stream - began,
+        "stream": stream,
+        "publish": ended - run.stream_ended,
+    }
+    rows = [("seconds", ", ".join(f"{name} {value:.2f}" for name, value in phases.items()))]
+    stages = (f"{name} {value:.2f}" for name, value in run.seconds.items() if name not in phases)
+    table([*rows, ("  of these", ", ".join(stages))])
 
 
 def _say_failures(run: Run, *, verbose: bool) -> None:

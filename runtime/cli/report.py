@@ -17,9 +17,8 @@ from mclst.runtime.section_options import BINS
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
 
 if TYPE_CHECKING:
-    from mclst.runtime.expression_map.reader import Map
+    from mclst.runtime.expression_map.reader import Map, TissueImage
     from mclst.runtime.report.files import Files
-    from mclst.runtime.report.page.slide_page import TissueImage
 
 PATH = click.Path(path_type=Path)
 

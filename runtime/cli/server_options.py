@@ -118,7 +118,11 @@ def open_model(
     if server.url is None:
         from mclst.runtime.inference.loaded_model import LoadedModel
 
-        yield LoadedModel(open_any_bundle(bundle_path, trusted, tell))
+        model = LoadedModel(open_any_bundle(bundle_path, trusted, tell))
+        try:
+            yield model
+        finally:
+            model.wait()
         return
     if trusted is not None:
         raise click.UsageError(

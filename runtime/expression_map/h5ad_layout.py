@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from io import SEEK_CUR, SEEK_END, SEEK_SET, BytesIO
 from typing import Any
 
-import anndata.io
 import h5py
 
 
@@ -122,7 +121,9 @@ class H5adImage:
     def put(self, key: str, value: Any, *, compress: bool = False) -> None:
         """Write one element ("obs", "uns", …) as anndata stores it; raises what anndata or HDF5 raise."""
         options = {"compression": "gzip", "compression_opts": 4} if compress else {}
-        anndata.io.write_elem(self._file, key, value, dataset_kwargs=options)
+        from anndata.io import write_elem  # takes longer to load than all else before the first tile
+
+        write_elem(self._file, key, value, dataset_kwargs=options)
 
     def abandon(self) -> None:
         """Close the file unfinished. May be called again, and after `close`."""

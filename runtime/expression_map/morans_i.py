@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
-import scipy.sparse as sp
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
 
 N_NEIGHBORS = 6
 BLOCK_BYTES = 128 << 20
@@ -73,6 +74,9 @@ def nan_rows(values: NDArray[Any] | h5py.Dataset) -> NDArray[np.bool_]:
 
 
 def _neighbor_weights(xy: NDArray[np.float64], n_neighbors: int) -> sp.csr_matrix:
+    import scipy.sparse as sp  # a run needs it only at its end
+    from scipy.spatial import cKDTree
+
     n = len(xy)
     nearest = np.asarray(cKDTree(xy).query(xy, k=n_neighbors + 1)[1])
     # Coinciding spots may find each other before themselves, or not find themselves at all.

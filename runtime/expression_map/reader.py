@@ -27,6 +27,11 @@ from mclst.sections.hdf5 import (
 )
 
 MAX_IMAGE_BYTES = 512 << 20
+MAX_IN_MEMORY_BYTES = 64 << 20
+"""Expression up to this size is read at once."""
+
+TissueImage = tuple[NDArray[np.uint8], float]
+"""The whole slide: uint8 [h, w, 3], image px per level-0 px."""
 
 
 @dataclass(frozen=True)
@@ -193,12 +198,16 @@ def _read(path: Path, file: h5py.File) -> Map:
                 raise ValueError(f"a {kind} occurs twice")
         if not np.isfinite(xy_px).all():
             raise ValueError("a spot has no position")
+        if not isinstance(matrix, h5py.Dataset):
+            matrix = matrix.toarray()
+        elif matrix.dtype.kind == "f" and matrix.dtype.itemsize * matrix.size <= MAX_IN_MEMORY_BYTES:
+            matrix = matrix[:]  # genes are read one by one, each from all rows
         image = _as_bytes(np.asarray(read_limited(slide, "images/hires", MAX_IMAGE_BYTES)))
         return Map(
             path=path,
             title=str(title),
             genes=genes,
-            expression=matrix if isinstance(matrix, h5py.Dataset) else matrix.toarray(),
+            expression=matrix,
             table=table,
             xy_px=xy_px,
             image=image,

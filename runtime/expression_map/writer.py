@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.spatial import cKDTree
 
 from mclst.runtime.atomic import check_writable, sync_folder
 from mclst.runtime.errors import OutputError, SpotsError
@@ -299,6 +298,8 @@ def estimate_spot_diameter(xy_px: NDArray[np.float64]) -> float:
     """
     if len(xy_px) < 2:
         return DEFAULT_SPOT_PX
+    from scipy.spatial import cKDTree  # a run needs it only at its end
+
     distances = np.asarray(cKDTree(xy_px).query(xy_px, k=2)[0])
     distance = float(np.median(distances[:, 1]))
     return distance / 2 if distance > 0 else DEFAULT_SPOT_PX

@@ -90,6 +90,11 @@ class ChoiceRequest:
     measure: bool = True
 
 
+def runs_on_cpu(provider: str) -> bool:
+    """Whether a provider, or what "auto" chooses from, is on the CPU."""
+    return provider in ON_CPU or not any(_is_here(name) for name in FASTEST_FIRST if name not in ON_CPU)
+
+
 def choose_encoder(
     bundle: Bundle,
     request: ChoiceRequest,
@@ -123,18 +128,14 @@ def choose_encoder(
     BundleError
         If the bundle has no encoder in the precision named.
     """
-    precisions = bundle.precisions if request.precision == "auto" else (request.precision,)
-    bundle.encoder(precisions[0])
-    named = EncoderChoice(request.provider, precisions[0])
-    if precisions == ("fp32",) or "auto" not in (request.provider, request.precision):
-        return named
-    names = candidates(bundle, precisions, request)
-    if len(names) < 2:
-        return EncoderChoice(*names[0]) if names else named
+    choice = known_choice(bundle, request, clock=clock)
+    if choice is not None:
+        return choice
     now = datetime.now(UTC) if clock is None else clock()
+    names = candidates(bundle, _allowed(bundle, request), request)
     key = _key(bundle, names, request)
     record = read_record(key)
-    if request.measure and (record is None or not is_settled(record, now)):
+    if request.measure:
         tell("measuring which provider and precision run this bundle fastest here; once, for seconds")
         timings = _measure(bundle, names, request, open_one)
         if timings:
@@ -143,7 +144,32 @@ def choose_encoder(
             record = Record(tuple(timings), now, 1).merged(recent)
             store_record(key, record)
     if record is None:
-        return EncoderChoice(request.provider, "fp32") if "fp32" in precisions else named
+        precisions = _allowed(bundle, request)
+        return EncoderChoice(request.provider, "fp32" if "fp32" in precisions else precisions[0])
+    return _from_record(record)
+
+
+def known_choice(
+    bundle: Bundle, request: ChoiceRequest, *, clock: Callable[[], datetime] | None = None
+) -> EncoderChoice | None:
+    """Choose without measuring; None if that takes a measurement. Raises as `choose_encoder` does."""
+    precisions = _allowed(bundle, request)
+    bundle.encoder(precisions[0])
+    if precisions == ("fp32",) or "auto" not in (request.provider, request.precision):
+        return EncoderChoice(request.provider, precisions[0])
+    names = candidates(bundle, precisions, request)
+    if len(names) < 2:
+        return EncoderChoice(*names[0]) if names else EncoderChoice(request.provider, precisions[0])
+    record = read_record(_key(bundle, names, request))
+    now = datetime.now(UTC) if clock is None else clock()
+    return _from_record(record) if record is not None and is_settled(record, now) else None
+
+
+def _allowed(bundle: Bundle, request: ChoiceRequest) -> tuple[str, ...]:
+    return bundle.precisions if request.precision == "auto" else (request.precision,)
+
+
+def _from_record(record: Record) -> EncoderChoice:
     chosen = fastest(record.timings)
     return EncoderChoice(*chosen.name, record.timings, record.measured.date().isoformat())
 

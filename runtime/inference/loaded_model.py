@@ -8,9 +8,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mclst.kernels.definition.spec import RetrievalSpec
+from mclst.runtime.background import Background
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.encoder.session import Session
-from mclst.runtime.inference.encoder_choice import ChoiceRequest, EncoderChoice, choose_encoder
+from mclst.runtime.inference.encoder_choice import (
+    ChoiceRequest,
+    EncoderChoice,
+    choose_encoder,
+    known_choice,
+    runs_on_cpu,
+)
 from mclst.runtime.inference.memory_budget import Fit, device_free_bytes, fit_run
 from mclst.runtime.inference.model import EncoderSettings
 from mclst.runtime.inference.providers import EncoderRequest, open_encoder
@@ -49,6 +56,7 @@ class LoadedModel:
         self.encoder_settings: EncoderSettings | None = None
         self._threads = threads
         self._given = choice
+        self._preparing: Background[None] | None = None
         self._choice: tuple[object, EncoderChoice] | None = None
         self._encoder: tuple[object, tuple[Session, str]] | None = None
         self._readout: tuple[object, Readout] | None = None
@@ -74,10 +82,32 @@ class LoadedModel:
         """See Model."""
         return None
 
+    def prepare(self, provider: str, precision: str, batch_size: int) -> None:
+        """See Model; on a GPU nothing is prepared, since a context belongs to the thread that opened it."""
+        if self._encoder is not None or self._preparing is not None:
+            return
+
+        def open_known() -> None:
+            if not runs_on_cpu(provider):
+                return
+            request = ChoiceRequest(provider, precision, batch_size, self._threads or available_cores())
+            choice = self._given or known_choice(self.bundle, request)
+            if choice is not None:
+                self._open(choice.provider, choice.precision, batch_size, build=False, tell=lambda text: None)
+
+        self._preparing = Background(open_known, "prepare")
+
+    def wait(self) -> None:
+        """See Model."""
+        if self._preparing is not None:
+            # What failed fails again, in the thread that asks for it.
+            self._preparing.wait()
+
     def choose_encoder(
         self, provider: str, precision: str, batch_size: int, *, build: bool, measure: bool, tell: Tell
     ) -> EncoderChoice:
         """See Model and `choose_encoder`; made once for all runs that ask for the same."""
+        self.wait()
         if self._given is not None:
             self.bundle.encoder(self._given.precision)
             return self._given
@@ -110,6 +140,12 @@ class LoadedModel:
         self, provider: str, precision: str, batch_size: int, *, build: bool, tell: Tell
     ) -> tuple[Session, str]:
         """See Model and `open_encoder`."""
+        self.wait()
+        return self._open(provider, precision, batch_size, build=build, tell=tell)
+
+    def _open(
+        self, provider: str, precision: str, batch_size: int, *, build: bool, tell: Tell
+    ) -> tuple[Session, str]:
         self._encoder = _reuse(
             self._encoder, *self._opener(provider, precision, batch_size, build=build, tell=tell)
         )
@@ -128,7 +164,8 @@ class LoadedModel:
             self._threads,
             tell,
         )
-        return (provider, replace(request, tell=print)), lambda: open_encoder(provider, request)
+        # Whether and how it was built does not tell one encoder from another.
+        return (provider, replace(request, tell=print, build=True)), lambda: open_encoder(provider, request)
 
     def readout(
         self,

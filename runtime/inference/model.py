@@ -70,6 +70,12 @@ class Model(Protocol):
     def server_record(self) -> dict[str, Any] | None:
         """Return what a map records about the server; None if there is none."""
 
+    def prepare(self, provider: str, precision: str, batch_size: int) -> None:
+        """Begin to open, beside the caller's work, the encoder that is likely to be asked for."""
+
+    def wait(self) -> None:
+        """Wait until what `prepare` began has ended; a process must not end before."""
+
     def choose_encoder(
         self, provider: str, precision: str, batch_size: int, *, build: bool, measure: bool, tell: Tell
     ) -> EncoderChoice:

@@ -11,14 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.atomic import check_writable, remove_stale
+from mclst.runtime.choices import FIGURE_FORMATS
 from mclst.runtime.errors import InputError, ResourceError
-from mclst.runtime.expression_map.reader import Map
-from mclst.runtime.report.export.geojson import write_geojson
-from mclst.runtime.report.export.spatialdata_store import write_store
-from mclst.runtime.report.export.tables import write_csv, write_parquet
-from mclst.runtime.report.figures.contact_sheet import write_contact_sheet
-from mclst.runtime.report.figures.style import FORMATS
-from mclst.runtime.report.page.slide_page import TissueImage, check_viewer, write_slide_page
+from mclst.runtime.expression_map.reader import Map, TissueImage
+from mclst.runtime.report.page.openseadragon import check_viewer
 
 SUFFIXES = {
     "html": ".html",
@@ -78,8 +74,10 @@ class Files:
     csv_escape: bool = False
 
     def __post_init__(self) -> None:
-        if self.plot_format not in FORMATS:
-            raise ValueError(f"plot_format is {self.plot_format!r}; choose one of {', '.join(FORMATS)}")
+        if self.plot_format not in FIGURE_FORMATS:
+            raise ValueError(
+                f"plot_format is {self.plot_format!r}; choose one of {', '.join(FIGURE_FORMATS)}"
+            )
 
     def resolve(self) -> tuple[Files, str]:
         """Decide what this installation can write.
@@ -175,7 +173,10 @@ def write_files(
     """
     notes: tuple[str, ...] = ()
     for kind, path in paths.items():
+        # What draws and converts takes longer to load than a small map to write: each only where it is used.
         if kind == "html":
+            from mclst.runtime.report.page.slide_page import write_slide_page
+
             notes = write_slide_page(
                 expression_map,
                 path,
@@ -185,13 +186,23 @@ def write_files(
                 required_genes=(*files.plot, *files.geojson_genes),
             )
         elif kind == "geojson":
+            from mclst.runtime.report.export.geojson import write_geojson
+
             write_geojson(expression_map, path, files.geojson_genes, cells=cells)
         elif kind == "spatialdata":
+            from mclst.runtime.report.export.spatialdata_store import write_store
+
             write_store(expression_map, path, overwrite=overwrite)
         elif kind == "plot":
+            from mclst.runtime.report.figures.contact_sheet import write_contact_sheet
+
             write_contact_sheet(expression_map, path, genes=files.plot, dpi=PLOT_DPI)
         elif kind == "csv":
+            from mclst.runtime.report.export.tables import write_csv
+
             write_csv(expression_map, path, escape=files.csv_escape)
         else:
+            from mclst.runtime.report.export.tables import write_parquet
+
             write_parquet(expression_map, path)
     return notes

@@ -43,7 +43,11 @@ class RunInputs:
 
 @dataclass
 class RunLog:
-    """What happened so far; resumed: spots taken over from a stopped run."""
+    """What happened so far.
+
+    resumed: spots taken over from a stopped run. stream_ended: when the last row was there, by
+    `time.perf_counter`.
+    """
 
     advance: Advance
     tell: Tell
@@ -52,6 +56,7 @@ class RunLog:
     failed: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     resumed: int = 0
+    stream_ended: float = 0.0
 
     def note(self, text: str) -> None:
         """Tell the user now and in the report."""

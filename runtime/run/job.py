@@ -16,6 +16,7 @@ from mclst.runtime.hashing import file_sha256, stamp
 from mclst.runtime.inference.model import Model
 from mclst.runtime.progress import Advance, Tell
 from mclst.runtime.report.files import Files
+from mclst.runtime.run.early import load_beside
 from mclst.runtime.run.hashes import SlideHash
 from mclst.runtime.run.options import RunOptions
 from mclst.runtime.run.outputs import Outputs
@@ -104,6 +105,7 @@ def run_job(
     if job.spots is not None:
         with suppress(UnknownScale):  # a table in µm is read once the slide says its scale
             table = read_spots(job.spots, all_spots=job.all_spots, mpp=job.options.mpp)
+    _begin_early(model, job)
     with open_slide(job.slide, reader=job.reader) as slide:
         spots = resolve_spots(job, slide, table)
         with watch(len(spots.spots if isinstance(spots, Grid) else spots)) as advance:
@@ -118,6 +120,15 @@ def run_job(
                 identity=identity,
                 shard=shard,
             )
+
+
+def _begin_early(model: Model, job: Job) -> None:
+    """Begin what a run waits for later, while the slide opens; a stopped run may have chosen otherwise."""
+    options = job.options.for_model(model)
+    stopped = options.resume and job.outputs().was_stopped
+    if job.slide.exists() and options.memory_budget is None and not stopped:
+        model.prepare(options.provider, options.precision, options.batch_size)
+    load_beside(draw=options.picture, page=options.files is None or options.files.html is not False)
 
 
 def identity(model: Model, job: Job) -> dict[str, str]:

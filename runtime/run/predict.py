@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 from mclst.kernels.definition.result import RetrievalResult
+from mclst.runtime.background import Background
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.choices import ON_CPU
 from mclst.runtime.encoder.ring import Group, Ring
@@ -28,7 +29,7 @@ from mclst.runtime.run.hashes import SlideHash
 from mclst.runtime.run.options import RunOptions
 from mclst.runtime.run.outputs import Outputs
 from mclst.runtime.run.provenance import BUNDLE, Provenance, run_fingerprint
-from mclst.runtime.run.publish import publish, report_stop, summarize
+from mclst.runtime.run.publish import picture_px, publish, report_stop, summarize
 from mclst.runtime.run.report import Run
 from mclst.runtime.run.trust import RunTrust, open_trust
 from mclst.runtime.slide.base import Slide
@@ -111,6 +112,9 @@ def predict(
         channels = find_genes(options.genes, trust.genes)
         inputs = RunInputs(slide, table, grid, slide_resolution(slide, table, options.mpp))
         spec = retrieval_spec(model, options)
+        overview = None
+        if shard is None or shard.part is None:
+            overview = Background(lambda: slide.overview(picture_px(files)), "overview")
         run: RunContext | None = None
         with _open_writer(outputs.map, trust, table, shard) as writer:
             try:
@@ -122,9 +126,16 @@ def predict(
                 _stream(run, writer, slide_hash, shard, check_outputs=check_later)
                 if isinstance(writer, PartWriter):
                     return summarize(run, writer)
+                assert overview is not None, "only a part has none"
                 provenance = Provenance.of(run, slide_hash.result())
                 summary = publish(
-                    run, writer, provenance, channels=channels, started=started, identity=identity
+                    run,
+                    writer,
+                    provenance,
+                    overview.result,
+                    channels=channels,
+                    started=started,
+                    identity=identity,
                 )
             except BaseException as error:
                 if run is not None:
@@ -182,7 +193,8 @@ def _stream(
     journaled = _encode_tiles(run, writer, fingerprint, slide_hash, journaled=journaled)
     if shard is not None and not journaled:
         writer.begin(fingerprint())
-    clock["stream"] = time.perf_counter() - started
+    run.log.stream_ended = time.perf_counter()
+    clock["stream"] = run.log.stream_ended - started
     if not writer.done.any() and not isinstance(writer, PartWriter):
         raise SlideError(f"{slide.path}: no tile can be read; the first says: {run.log.failed[0][1]}")
     slide_hash.check_unchanged()

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
+from mclst.runtime.background import Background
 from mclst.runtime.errors import MclstError, OutputError
-from mclst.runtime.expression_map.reader import open_map
+from mclst.runtime.expression_map.reader import TissueImage, open_map
 from mclst.runtime.expression_map.row_writer import RowWriter
 from mclst.runtime.expression_map.writer import MapWriter, downscale
-from mclst.runtime.report.export.ome_tiff import write_ome_tiff
-from mclst.runtime.report.figures.contact_sheet import write_contact_sheet
-from mclst.runtime.report.files import write_files
+from mclst.runtime.report.files import Files, write_files
 from mclst.runtime.run.context import RunContext
 from mclst.runtime.run.provenance import Provenance
 from mclst.runtime.run.report import DONE, STOPPED, Run, write_report
@@ -30,6 +29,7 @@ def publish(
     run: RunContext,
     writer: MapWriter,
     provenance: Provenance,
+    overview: Callable[[], TissueImage],
     *,
     channels: Sequence[int],
     started: float,
@@ -37,6 +37,7 @@ def publish(
 ) -> Run:
     """Complete the map, make the files next to it, then rename the map to its final path.
 
+    overview: gives the slide's picture of `picture_px`, and its px per level-0 px.
     channels: columns of `options.genes`. started: of the run, by time.perf_counter. identity: the report's
     `record`.
     """
@@ -54,15 +55,34 @@ def publish(
         drawn: tuple[tuple[str, float], ...] = ()
         if outputs.sheet is not None or outputs.files:
             with log.clock.stage("draw"), open_map(hidden_map) as expression_map:
+                # Both need it, and each is computed once.
+                expression_map.order  # noqa: B018
+                sheet = None
                 if outputs.sheet is not None:
-                    drawn = write_contact_sheet(expression_map, outputs.sheet)
-                picture = downscale(image, scale, content.html_px)
-                notes = write_files(
-                    expression_map, content, outputs.files, overwrite=True, tissue_image=picture, cells=cells
-                )
+                    from mclst.runtime.report.figures.contact_sheet import write_contact_sheet
+
+                    path = outputs.sheet
+                    sheet = Background(lambda: write_contact_sheet(expression_map, path), "sheet")
+                try:
+                    picture = downscale(image, scale, content.html_px)
+                    notes = write_files(
+                        expression_map,
+                        content,
+                        outputs.files,
+                        overwrite=True,
+                        tissue_image=picture,
+                        cells=cells,
+                    )
+                finally:
+                    if sheet is not None:
+                        sheet.wait()
+                if sheet is not None:
+                    drawn = sheet.result()
                 for note in notes:
                     log.note(note)
         if outputs.dense is not None and inputs.grid is not None:
+            from mclst.runtime.report.export.ome_tiff import write_ome_tiff
+
             with log.clock.stage("dense"):
                 write_ome_tiff(hidden_map, outputs.dense, inputs.grid, run.options.genes, channels)
         log.clock["total"] = slide.seconds_opening + time.perf_counter() - started
@@ -78,7 +98,7 @@ def publish(
             write_report(outputs.report, DONE, report)
 
     with log.clock.stage("write"):
-        image, scale = slide.overview(max(IMAGE_PX, content.html_px) if content.html else IMAGE_PX)
+        image, scale = overview()
         writer.publish(
             image=image,
             image_scale=scale,
@@ -97,6 +117,11 @@ def publish(
         )
     assert summary is not None, "publish calls before_publish"
     return summary
+
+
+def picture_px(content: Files) -> int:
+    """Longest side of the picture that the map and its page are made from."""
+    return max(IMAGE_PX, content.html_px) if content.html else IMAGE_PX
 
 
 def summarize(
@@ -128,6 +153,7 @@ def summarize(
         mpp=inputs.resolution.mpp,
         mpp_source=inputs.resolution.source,
         resumed=log.resumed,
+        stream_ended=log.stream_ended,
         skipped=0 if inputs.grid is None else inputs.grid.skipped,
         verdict="" if verdict is None else verdict.text,
         outside_share=None if verdict is None else verdict.outside_share,

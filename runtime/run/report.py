@@ -46,6 +46,8 @@ class Run:
         µm/px of level 0 and where it is from.
     resumed : int
         Spots taken over from a stopped run.
+    stream_ended : float
+        When the last row was there, by `time.perf_counter`.
     skipped : int
         Grid positions left out as background.
     files : mapping
@@ -75,6 +77,7 @@ class Run:
     mpp: float | None = None
     mpp_source: str = ""
     resumed: int = 0
+    stream_ended: float = 0.0
     skipped: int = 0
     dense_path: Path | None = None
     report_path: Path | None = None

@@ -178,6 +178,12 @@ class ServedModel:
             "requests": connection.flow.counts.as_json(),
         }
 
+    def prepare(self, provider: str, precision: str, batch_size: int) -> None:
+        """See Model: the server is open already."""
+
+    def wait(self) -> None:
+        """See Model."""
+
     def choose_encoder(
         self, provider: str, precision: str, batch_size: int, *, build: bool, measure: bool, tell: Tell
     ) -> EncoderChoice:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from mclst.runtime.errors import SlideError
 from mclst.runtime.slide.base import Slide
@@ -52,6 +51,8 @@ def find_tissue(slide: Slide, mpp: float) -> TissueMask:
     in two. Specks below 0.01 mm² are dropped and holes below it filled. Pen marks and folds are not
     recognized: use a mask for these.
     """
+    from scipy import ndimage  # only a grid needs it
+
     longest = max(slide.width_px, slide.height_px)
     slide.overview(MASK_PX)  # read once, and large enough for the map's picture and the page too
     picture, scale = slide.overview(max(64, min(MASK_PX, round(longest * mpp / MASK_UM))))
@@ -103,6 +104,8 @@ def otsu(values: NDArray[np.float32]) -> float:
 
 def _without_specks(mask: NDArray[np.bool_], min_px: int) -> NDArray[np.bool_]:
     """Drop connected components (4-connected) of fewer than `min_px` pixels."""
+    from scipy import ndimage
+
     labels = ndimage.label(mask)[0]
     large = np.bincount(labels.ravel()) >= min_px
     large[0] = False

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
@@ -22,6 +21,9 @@ from mclst.sections.hdf5 import (
     read_frame,
     read_limited,
 )
+
+if TYPE_CHECKING:
+    import anndata as ad
 
 DIAMETER = "scalefactors/spot_diameter_fullres"
 

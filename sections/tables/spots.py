@@ -8,11 +8,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -39,6 +39,9 @@ from mclst.sections.tables.layouts import (
     detect_layout,
     space_ranger_1,
 )
+
+if TYPE_CHECKING:
+    import anndata as ad
 
 MAX_TABLE_BYTES = 4 << 30
 POSITIONS = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
@@ -73,7 +76,7 @@ def read_spots(
     """
     if isinstance(source, pd.DataFrame):
         return _from_table(_table_of_frame(Path("DataFrame"), source), all_spots, mpp)
-    if isinstance(source, ad.AnnData):
+    if not isinstance(source, str | os.PathLike):
         return _from_obs(Path("AnnData"), obs_table(source), all_spots, mpp)
     path = Path(source)
     if path.is_dir():

@@ -7,9 +7,12 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+from mclst.runtime.report.figures.png import encode_png
 
 INK, MUTED = "#1c1c1e", "#6e6e73"
 FORMATS = ("png", "pdf", "svg")
@@ -54,11 +57,18 @@ def figure_bytes(figure: Figure, kind: str = "png", dpi: float | str = "figure")
     dpi : float or "figure"
         Dots per inch of a PNG, and of images in a PDF or SVG.
     """
-    metadata = {
+    metadata: dict[str, dict[str, Any]] = {
         "png": {"Software": "mclst"},
         "pdf": {"Creator": "mclst", "CreationDate": None},
         "svg": {"Creator": "mclst", "Date": None},
-    }[kind]
+    }
+    if kind == "png":
+        canvas: Any = FigureCanvasAgg(figure)
+        if dpi != "figure":
+            figure.dpi = float(dpi)
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())
+        return encode_png(pixels[..., :3], dpi=figure.dpi, text=metadata["png"])
     content = BytesIO()
-    figure.savefig(content, format=kind, dpi=dpi, metadata=metadata)
+    figure.savefig(content, format=kind, dpi=dpi, metadata=metadata[kind])
     return content.getvalue()

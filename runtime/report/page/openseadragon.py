@@ -23,6 +23,17 @@ VIEWER_PATH = Path(__file__).resolve().parent / "browser" / "openseadragon.min.j
 TIMEOUT_S = 120
 
 
+def check_viewer() -> None:
+    """Raise ResourceError if this installation lacks the viewer that pages embed."""
+    from mclst.runtime.errors import ResourceError  # setup.py loads this file alone
+
+    if not VIEWER_PATH.is_file():
+        raise ResourceError(
+            "the viewer OpenSeadragon is not in this installation, so no page can be made; "
+            "install npm and run python -m mclst.runtime.report.page.openseadragon"
+        )
+
+
 def fetch_viewer(path: Path = VIEWER_PATH) -> Path:
     """Extract OpenSeadragon from its npm package to `path`, with its license prepended.
 

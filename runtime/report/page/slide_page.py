@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mclst.runtime.atomic import write_atomically
-from mclst.runtime.errors import ResourceError
-from mclst.runtime.expression_map.reader import Map
+from mclst.runtime.expression_map.reader import Map, TissueImage
 from mclst.runtime.html_repr import format_value
 from mclst.runtime.report.figures.style import COLORMAP
 from mclst.runtime.report.page import elements
@@ -32,7 +31,7 @@ from mclst.runtime.report.page.layers import (
     encode_channel,
     pack_genes,
 )
-from mclst.runtime.report.page.openseadragon import VIEWER_PATH
+from mclst.runtime.report.page.openseadragon import VIEWER_PATH, check_viewer
 from mclst.runtime.report.page.subsample import subsample
 
 SCRIPTS = ("tables.js", "data.js", "painting.js", "picker.js", "pane.js", "report.js")
@@ -54,17 +53,6 @@ OF_SPOTS = {
 """Columns of `obs` that are layers of the page, and their labels."""
 INTERVALS = {"low": "Lower bound", "high": "Upper bound"}
 STRUCTURED = 10
-TissueImage = tuple[NDArray[np.uint8], float]
-"""The whole slide: uint8 [h, w, 3], image px per level-0 px."""
-
-
-def check_viewer() -> None:
-    """Raise ResourceError if this installation lacks the viewer that pages embed."""
-    if not VIEWER_PATH.is_file():
-        raise ResourceError(
-            "the viewer OpenSeadragon is not in this installation, so no page can be made; "
-            "install npm and run python -m mclst.runtime.report.page.openseadragon"
-        )
 
 
 def write_slide_page(

@@ -257,7 +257,9 @@ def test_the_first_run_measures_and_the_next_ones_know(
     table = [" ".join(line.split()) for line in listed.output.splitlines()]
     assert "fp32 by AVX, in the bundle, 10.0 tiles/s" in table and "bf16 by AVX, not in the bundle" in table
     assert "int8 by AVX, in the bundle, 30.0 tiles/s" in table
-    again = infer(small, two_precisions, tmp_path / "b.h5ad")
+    again = infer(small, two_precisions, tmp_path / "b.h5ad", "-v")
+    phases = next(line for line in again.stderr.splitlines() if line.split()[:1] == ["seconds"])
+    assert phases.replace(",", "").split()[1::2] == ["start", "open", "stream", "publish"]
     assert len(measured) == 1 and "encoder in int8" in again.stderr and "measuring" not in again.stderr
 
 

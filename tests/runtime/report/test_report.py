@@ -333,7 +333,7 @@ def test_measured_values_equal_those_of_the_evaluation(
     assert {"B1.h5ad", "B1.html", "B1.geojson", "B1.genes.png", "B1.run.json"} == set(os.listdir())
     seen: list[np.ndarray] = []
     monkeypatch.setattr(
-        "mclst.runtime.report.files.write_slide_page",
+        "mclst.runtime.report.page.slide_page.write_slide_page",
         lambda expression_map, path, *, measured, **options: seen.append(measured) or (),
     )
     done = CliRunner().invoke(main, ["B1.h5ad", "--truth", str(small.folder), "--overwrite"])
@@ -478,7 +478,7 @@ def test_files_that_are_no_maps_are_refused(made: SyntheticMap) -> None:
 def test_without_the_viewer_report_fails_and_infer_skips_the_page(
     made: SyntheticMap, small: Small, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mclst.runtime.report.page.slide_page.VIEWER_PATH", Path("nowhere.js"))
+    monkeypatch.setattr("mclst.runtime.report.page.openseadragon.VIEWER_PATH", Path("nowhere.js"))
     done = report()
     assert done.exit_code == 6 and "python -m mclst.runtime.report.page.openseadragon" in done.stderr
     words = [str(small.slide), "--spots", str(small.spots), "--bundle", str(small_bundle)]

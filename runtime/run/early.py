@@ -1,0 +1,24 @@
+"""Libraries that a run needs later, loaded beside its work: together they take a second."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from importlib import import_module
+
+from mclst.runtime.background import Background
+
+WRITES = ("anndata.io", "scipy.sparse", "scipy.spatial")
+DRAWS = ("mclst.runtime.report.figures.contact_sheet",)
+MAKES_PAGES = ("mclst.runtime.report.page.slide_page",)
+
+
+def load_beside(*, draw: bool, page: bool) -> None:
+    """Begin to import what writes the map, draws its genes and makes its page."""
+    names = WRITES + DRAWS * draw + MAKES_PAGES * page
+
+    def load() -> None:
+        for name in names:
+            with suppress(ImportError):  # said where it is needed
+                import_module(name)
+
+    Background(load, "imports")
