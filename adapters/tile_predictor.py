@@ -67,7 +67,7 @@ class TilePredictor:
         )
         self._session: Session = open_encoder(provider, request)[0]
         self._readout: Readout = (
-            RegressionReadout()
+            RegressionReadout(manifest.genes)
             if manifest.kind == "regression"
             else RetrievalReadout(self.bundle, self.bundle.retrieval, "auto", fp16=False)
         )

@@ -12,7 +12,7 @@ from mclst.export.direct_bundle import write_direct_bundle
 from mclst.export.engines import EngineBuilder, EngineOptions
 from mclst.export.held_out import write_calibration
 from mclst.export.inputs.checkpoint import Checkpoint, open_checkpoint
-from mclst.export.inputs.references import SectionImage, read_genes
+from mclst.export.inputs.references import SectionImage, known_genes
 from mclst.export.metadata import Metadata, complete_about, essentials, write_gene_table
 from mclst.export.onnx.graph import add_metadata
 from mclst.export.parity.precisions import FP32_ONLY, PrecisionOptions
@@ -35,6 +35,7 @@ def export_bundle(
     out: str | Path = "mclst-bundle",
     *,
     system: str | None = None,
+    weights: str | Path | None = None,
     references: Sequence[str | Path] = (),
     sections: str | None = None,
     hold_out: Sequence[str] = (),
@@ -60,6 +61,8 @@ def export_bundle(
         Folder of the bundle.
     system : str, optional
         Name of the checkpoint's system; recognized by default.
+    weights : str or Path, optional
+        The encoder's weights, for a checkpoint that names them by reference.
     references : sequence of str or Path
         Measured sections for the bank of a retrieval system.
     sections : str, optional
@@ -116,11 +119,15 @@ def export_bundle(
             raise SlideError(f"{path} is not a file; give a slide with --calibration")
     builder = None if engines is None else EngineBuilder(engines)
     with BundleDraft(Path(out), overwrite=overwrite) as draft:
-        checkpoint = open_checkpoint(ckpt, system)
+        checkpoint = open_checkpoint(ckpt, system, weights=weights)
         kind, title = checkpoint.system.kind, checkpoint.system.title
-        if require_servable:
-            check_servable(checkpoint.system.manifest_kind, f"{checkpoint.path} is {title}")
         settings = resolve_settings(checkpoint, overrides or {})
+        if require_servable:
+            check_servable(
+                checkpoint.system.manifest_kind,
+                f"{checkpoint.path} is {title}",
+                neighborhood=settings.neighborhood is not None,
+            )
         depth = f", depth {checkpoint.traits.depth}" if checkpoint.traits.depth else ""
         say(f"{checkpoint.path.name}: {title}, {checkpoint.encoder}, {checkpoint.genes} genes{depth}")
         gene_file = None if genes is None else Path(genes)
@@ -145,7 +152,7 @@ def export_bundle(
                     f"{checkpoint.path} is {title}, which has no bank whose neighbors could overlap; leave "
                     "--min-overlap and --min-cosine out, --min-pearson judges it"
                 )
-            gene_list = read_genes(checkpoint, gene_file)
+            gene_list = known_genes(checkpoint, gene_file)
             fields = write_direct_bundle(
                 draft.part, checkpoint, settings, gene_list.names, parity_tiles, precisions, say
             )
@@ -185,8 +192,12 @@ def _manifest_fields(checkpoint: Checkpoint, settings: Settings) -> dict[str, An
     return {
         "kind": checkpoint.system.manifest_kind,
         "system": checkpoint.system.name,
-        "encoder": {"name": checkpoint.encoder, "embedding_dim": checkpoint.traits.width},
-        **{name: dumped[name] for name in ("tile", "preprocessing", "normalisation")},
+        "encoder": {
+            "name": checkpoint.encoder,
+            "embedding_dim": checkpoint.traits.width,
+            "prediction_dim": checkpoint.traits.prediction,
+        },
+        **{name: dumped[name] for name in ("tile", "preprocessing", "neighborhood", "normalisation")},
         "genes": checkpoint.genes,
         "checkpoint": {"name": checkpoint.path.name, "sha256": checkpoint.sha256},
         "versions": {

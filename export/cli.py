@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 @command
 def main(
     ckpt: Path | None,
+    weights: Path | None,
     system: str | None,
     out: Path,
     references: tuple[Path, ...],
@@ -95,7 +96,7 @@ def main(
         return
     if ckpt is None:
         raise click.UsageError("Missing option '--ckpt'.")
-    inputs = (ckpt, *references, *calibration, genes, metadata_path, *section_files.paths)
+    inputs = (ckpt, weights, *references, *calibration, genes, metadata_path, *section_files.paths)
     check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=(out, triton))
     check_repository(triton, overwrite, inputs, out)
     check_wsinfer(options, overwrite, inputs, out)
@@ -126,6 +127,7 @@ def main(
         ckpt,
         out,
         system=system,
+        weights=weights,
         references=references,
         sections=sections,
         hold_out=hold_out,

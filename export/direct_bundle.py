@@ -22,9 +22,10 @@ from mclst.export.parity.compare import (
     encode_with_checkpoint,
     encode_with_export,
     prove_expression,
+    values_alone,
 )
 from mclst.export.parity.precisions import PrecisionOptions, check_fp32, write_precisions
-from mclst.export.parity.tiles import slide_tiles, synthetic_tiles
+from mclst.export.parity.tiles import slide_tiles, stored_tiles, synthetic_tiles
 from mclst.runtime.atomic import write_atomically
 from mclst.runtime.bundle.bundle import ENCODER, GENES, PARITY, SEQUENCE
 from mclst.runtime.bundle.manifest import Sequence as SlideNetwork
@@ -59,14 +60,15 @@ def write_direct_bundle(
             graph=settings.graph if "graph" in system.supports else None,
         )
     say(f"tracing {checkpoint.encoder} to ONNX")
-    output = "embedding" if slide_network else "expression"
+    predicted = checkpoint.traits.prediction
+    output = "embedding" if slide_network or predicted else "expression"
     write_graph(network, settings.tile, settings.preprocessing, folder / ENCODER, output=output)
     if slide_network:
         say("tracing the slide network to ONNX")
         write_slide_graph(network, checkpoint.traits, slide_network.graph, folder / SEQUENCE)
-    tiles, calibration = _choose_tiles(settings, parity_tiles, precisions)
+    tiles, calibration = _choose_tiles(checkpoint, settings, parity_tiles, precisions)
     say(f"proving parity on {tiles}")
-    expected = encode_with_checkpoint(network, tiles.pixels, settings)
+    expected = values_alone(encode_with_checkpoint(network, tiles.pixels, settings), settings)[:, -predicted:]
     side = int(np.ceil(np.sqrt(len(expected))))
     array_xy = np.stack([np.arange(len(expected)) % side, np.arange(len(expected)) // side], 1)
     if slide_network:
@@ -74,6 +76,7 @@ def write_direct_bundle(
 
     def predict_with_export(encoder: Path, slide_graph: Path | None) -> NDArray[np.float32]:
         encoded = encode_with_export(open_session(encoder, "cpu"), tiles.pixels)
+        encoded = values_alone(encoded, settings)[:, -predicted:]
         if slide_graph is None or slide_network is None:
             return encoded
         return SequenceSession(slide_graph, slide_network, "cpu").predict_expression(encoded, array_xy)
@@ -93,11 +96,13 @@ def write_direct_bundle(
 
 
 def _choose_tiles(
-    settings: Settings, count: int, precisions: PrecisionOptions
+    checkpoint: Checkpoint, settings: Settings, count: int, precisions: PrecisionOptions
 ) -> tuple[TileSet, TileSet | None]:
-    """Disjoint tiles for parity and calibration: from calibration slides, else synthetic ones for parity."""
+    """Disjoint tiles for parity and calibration: of calibration slides, the checkpoint's, else made-up."""
     if not precisions.calibration_slides:
-        return synthetic_tiles(settings.tile, count), None
+        calibration = precisions.calibration_tiles if precisions.needs_calibration else 0
+        stored = stored_tiles(checkpoint.metadata, settings.tile, count, calibration)
+        return stored or (synthetic_tiles(settings.tile, count), None)
     total = count + precisions.calibration_tiles
     every = slide_tiles(precisions.calibration_slides, settings.tile, total)
     order = np.random.default_rng(0).permutation(len(every.pixels))

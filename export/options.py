@@ -99,6 +99,9 @@ def combine(*decorators: Decorator[Any]) -> Decorator[Any]:
 
 input_options = combine(
     click.option("--ckpt", type=PATH, help="Trained checkpoint: .pt, .ckpt or .safetensors.  [required]"),
+    click.option(
+        "--weights", type=PATH, help="The encoder's weights, for a checkpoint that names them by reference."
+    ),
     click.option("--system", help="System of the checkpoint, such as bleep.  [default: recognized]"),
     click.option("--out", type=PATH, default=Path("mclst-bundle"), help="Folder of the bundle."),
     click.option(

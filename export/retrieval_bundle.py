@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from mclst.export.inputs.bank import ReferenceSection, encode_bank
+from mclst.export.inputs.bank import ReferenceSection, encode_bank, stored_bank
 from mclst.export.inputs.checkpoint import Checkpoint
 from mclst.export.inputs.references import (
     GeneList,
     SectionImage,
     find_references,
+    known_genes,
     model_genes,
     read_references,
     stored_sections,
@@ -25,10 +24,10 @@ from mclst.export.inputs.references import (
 from mclst.export.onnx.graph import write_graph
 from mclst.export.parity.compare import TileSet, compare_export, encode_with_checkpoint, prove
 from mclst.export.parity.precisions import PrecisionOptions, check_fp32, write_precisions
-from mclst.export.parity.tiles import real_tiles, slide_tiles, synthetic_tiles
+from mclst.export.parity.tiles import real_tiles, slide_tiles, stored_tiles, synthetic_tiles
 from mclst.models.encoders import take_tiles
 from mclst.runtime.atomic import write_atomically
-from mclst.runtime.bundle.bank import bank_bytes
+from mclst.runtime.bundle.bank import Bank, bank_bytes
 from mclst.runtime.bundle.bundle import BANK, ENCODER, PARITY
 from mclst.runtime.bundle.manifest import Settings
 from mclst.runtime.errors import ReferenceDataError
@@ -38,11 +37,21 @@ from mclst.runtime.section_options import SectionFiles
 
 @dataclass(frozen=True)
 class Reference:
-    """Measured sections of a bank before encoding."""
+    """Measured sections of a bank before encoding; or the bank itself, where a checkpoint carries one."""
 
     sections: list[ReferenceSection]
     genes: GeneList
     images: list[SectionImage]
+    bank: Bank | None = None
+
+    @property
+    def spots(self) -> dict[str, int]:
+        """Spots of each section, in bank order."""
+        if self.bank is None:
+            return {section.name: len(section.spot) for section in self.sections}
+        names, counts = np.unique(self.bank.section, return_counts=True)
+        of_name = dict(zip(names.tolist(), counts.tolist(), strict=True))
+        return {str(name): of_name[str(name)] for name in dict.fromkeys(self.bank.section.tolist())}
 
 
 def load_reference(
@@ -59,6 +68,13 @@ def load_reference(
 
     Raises ReferenceDataError if there are none or the gene order is unknown, SectionError as the readers do.
     """
+    if "bank" in checkpoint.metadata:
+        if paths or sections or hold_out:
+            raise ReferenceDataError(
+                f"{checkpoint.path} carries its own bank; leave --reference, --sections and --hold-out out"
+            )
+        genes_of = known_genes(checkpoint, genes)
+        return Reference([], genes_of, [], stored_bank(checkpoint, genes_of.names))
     if paths:
         sources = find_references(paths, sections, hold_out, files)
         raw = {settings.normalisation.input, settings.normalisation.expression} == {"none"}
@@ -91,14 +107,17 @@ def write_retrieval_bundle(
     Raises ReferenceDataError if the bank cannot be made, CheckpointError if a graph cannot be traced,
     ParityError.
     """
-    rows = sum(len(s.spot) for s in reference.sections)
+    rows = sum(reference.spots.values())
     if settings.retrieval.k > rows:
         raise ReferenceDataError(
             f"k is {settings.retrieval.k} and the reference sections have {rows} spots together; "
             f"give --k of at most {rows}, or more sections"
         )
-    say(f"encoding {rows} reference spots of {len(reference.sections)} sections")
-    bank = encode_bank(checkpoint, reference.sections, reference.genes.names, settings)
+    if reference.bank is None:
+        say(f"encoding {rows} reference spots of {len(reference.sections)} sections")
+        bank = encode_bank(checkpoint, reference.sections, reference.genes.names, settings)
+    else:
+        bank = reference.bank
     if not np.ptp(bank.expression):
         raise ReferenceDataError(
             "the reference sections hold no expression of the model's genes; give others"
@@ -126,7 +145,7 @@ def write_retrieval_bundle(
     fields = {
         "genes_from": reference.genes.source,
         "retrieval": dumped["retrieval"],
-        "bank": [{"name": s.name, "spots": len(s.spot)} for s in reference.sections],
+        "bank": [{"name": name, "spots": spots} for name, spots in reference.spots.items()],
     }
     if "context" in checkpoint.system.supports:
         fields["context"] = dumped["context"]
@@ -149,19 +168,11 @@ def _choose_tiles(
         if needs_calibration and precisions.calibration_slides
         else None
     )
-    stored, size = checkpoint.metadata.get("tiles"), settings.tile.size_px
-    if (
-        isinstance(stored, Tensor)
-        and stored.dtype == torch.uint8
-        and len(stored)
-        and stored.shape[1:] == (size, size, 3)
-    ):
-        source = "the training sections, carried in the checkpoint"
-        # Without calibration slides, every second tile calibrates.
-        step = 2 if needs_calibration and calibration is None else 1
-        tiles = TileSet(stored[::step][:count].numpy(), source)
-        others = TileSet(stored[1::2][:calibration_count].numpy(), source) if len(stored) > 1 else None
-        return tiles, calibration or others
+    # Without calibration slides, every second tile calibrates.
+    from_tiles = calibration_count if needs_calibration and calibration is None else 0
+    stored = stored_tiles(checkpoint.metadata, settings.tile, count, from_tiles)
+    if stored is not None:
+        return stored[0], calibration or stored[1]
     section_tiles = real_tiles(reference.images, settings.tile, count, say)
     if section_tiles and needs_calibration and calibration is None:
         calibration = real_tiles(

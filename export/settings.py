@@ -40,7 +40,7 @@ def resolve_settings(checkpoint: Checkpoint, overrides: Overrides) -> Settings:
         merged = Settings().model_dump(mode="json")
         for layer in (system.settings, json.loads(own), overrides):
             for part, fields in layer.items():
-                merged[part] = {**merged[part], **fields} if isinstance(fields, dict) else fields
+                merged[part] = {**(merged[part] or {}), **fields} if isinstance(fields, dict) else fields
         return Settings.model_validate_json(json.dumps(merged))
     except (ValidationError, TypeError, KeyError) as error:
         name, reason = "config", str(error)
@@ -54,7 +54,9 @@ def _check_supported(checkpoint: Checkpoint, overrides: Overrides) -> None:
     system = checkpoint.system
     for part, fields in overrides.items():
         for name in fields if isinstance(fields, dict) else [""]:
-            if part in ("heads", "context", "graph"):
+            if part in system.fixed:
+                supported = False
+            elif part in ("heads", "context", "graph"):
                 supported = part in system.supports
             elif name == "symmetries":
                 supported = name in system.supports

@@ -11,6 +11,10 @@ def summarize(bundle: Bundle, parity: dict[str, Any]) -> list[tuple[str, Any]]:
     """Describe a bundle and its parity.json as rows of a table."""
     m, retrieval = bundle.manifest, bundle.manifest.retrieval
     output = f"{m.encoder.embedding_dim}-d embedding" if m.kind != "regression" else "expression"
+    if m.kind == "retrieval" and m.encoder.prediction_dim:
+        output += " and expression"
+    if m.neighborhood is not None:
+        output += f", averaged over {m.neighborhood.radius_um:g} µm"
     rows: list[tuple[str, Any]] = [
         ("bundle", bundle.path),
         ("encoder", f"{m.encoder.name}, {m.tile.size_px} px tiles, {output}"),

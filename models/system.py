@@ -34,6 +34,8 @@ class Traits:
         heads x head_dim, which shapes cannot tell apart; 0 without attention.
     positions : int
         Rows of each of the two position tables; 0 without tables.
+    prediction : int
+        Values per tile beside the embedding that are expression already: G, or 0.
     extra : mapping
         Further arguments of `System.build`.
     """
@@ -44,6 +46,7 @@ class Traits:
     depth: int = 0
     attention_width: int = 0
     positions: int = 0
+    prediction: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -78,6 +81,10 @@ class System:
         Prefixes of tensors that inference does not use.
     cut_positions : bool
         Whether to load only the used rows of the position tables.
+    fixed : frozenset of str
+        Parts of `Settings` that an export cannot override.
+    complete : callable, optional
+        (traits, metadata) → Traits with what only mclst's own checkpoint holds. Raises as `traits` does.
     """
 
     name: str
@@ -91,6 +98,8 @@ class System:
     required: tuple[str, ...] = ()
     training_only: tuple[str, ...] = ()
     cut_positions: bool = False
+    fixed: frozenset[str] = frozenset()
+    complete: Callable[[Traits, Mapping[str, Any]], Traits] | None = None
 
     @property
     def manifest_kind(self) -> str:

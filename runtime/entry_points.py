@@ -27,6 +27,10 @@ STOP_SIGNALS = tuple(
 
 COMMANDS = {
     "mclst-train": ("mclst.training.cli", "Train mclSTExp or BLEEP on measured sections: a checkpoint."),
+    "mclst-fit": (
+        "mclst.training.fitting.cli",
+        "Fit a head on a frozen encoder and measured sections: a checkpoint.",
+    ),
     "mclst-export": (
         "mclst.export.cli",
         "Export a checkpoint: a bundle of graphs, reference bank and parity proof.",
@@ -83,6 +87,7 @@ def _entry_point(command: str) -> Callable[[], None]:
 
 
 train = _entry_point("mclst-train")
+fit = _entry_point("mclst-fit")
 export = _entry_point("mclst-export")
 infer = _entry_point("mclst-infer")
 report = _entry_point("mclst-report")

@@ -28,6 +28,7 @@ SLOW = (
     "runtime/cohort/test_cluster.py",
     "runtime/encoder/test_engines.py",
     "runtime/encoder/test_openvino.py",
+    "runtime/inference/test_neighborhood.py",
     "runtime/report/test_report_in_browser.py",
     "runtime/run/test_faults_around.py",
     "runtime/run/test_fuzz.py",

@@ -63,6 +63,9 @@ evaluation/baselines: runtime/expression_map runtime/tiling runtime/slide runtim
 evaluation/metrics: runtime/expression_map sections
 training: runtime/tiling runtime/slide runtime/bundle runtime kernels kernels/definition sections/formats
     sections/tables sections models models/recipes
+training/fitting: training export/onnx runtime/inference runtime/tiling runtime/slide runtime/encoder
+    runtime/bundle runtime kernels kernels/definition sections/formats sections/tables sections models
+    models/recipes
 export: export/triton export/parity export/inputs export/onnx runtime/cli runtime/serving runtime/inference
     runtime/encoder/tensorrt runtime/encoder/cuda runtime/trust runtime/bundle runtime kernels/definition
     sections models kernels runtime/tiling runtime/slide

@@ -14,7 +14,7 @@ from mclst.models.bleep import Bleep
 from mclst.models.mclstexp import MclSTExp
 from mclst.runtime.bundle.bank import Bank
 from mclst.runtime.bundle.manifest import Context, Settings
-from mclst.runtime.errors import ReferenceDataError
+from mclst.runtime.errors import CheckpointError, ReferenceDataError
 from mclst.sections.normalize import normalize
 from mclst.sections.positions import table_positions
 
@@ -138,6 +138,29 @@ def encode_bank(
             "check its counts and --input-normalization"
         )
     return Bank(embedding, expression, genes, spots, section_names)
+
+
+def stored_bank(checkpoint: Checkpoint, genes: NDArray[np.str_]) -> Bank:
+    """The bank that a checkpoint of `mclst-fit` carries; CheckpointError if it does not fit the weights."""
+    try:
+        stored = checkpoint.metadata["bank"]
+        embedding, expression = (stored[name].float().numpy() for name in ("embedding", "expression"))
+        spot, section = (np.asarray([str(value) for value in stored[name]]) for name in ("spot", "section"))
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{checkpoint.path} carries a damaged bank ({error!r}); fit it again"
+        ) from error
+    rows = len(spot)
+    starts = 1 + np.count_nonzero(section[1:] != section[:-1]) if rows else 0
+    if (
+        embedding.shape != (rows, checkpoint.traits.width)
+        or expression.shape != (rows, checkpoint.genes)
+        or section.shape != (rows,)
+        or starts != len(np.unique(section))
+        or not (np.isfinite(embedding).all() and np.isfinite(expression).all())
+    ):
+        raise CheckpointError(f"{checkpoint.path} carries a bank that does not fit its weights; fit it again")
+    return Bank(embedding, expression, genes, spot, section)
 
 
 def _encode_sentences(

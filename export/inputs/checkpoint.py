@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from mclst.models.encoders import known_encoder
+from mclst.models.fitted import stored_recipe, weights_sha256
 from mclst.models.mclstexp import position_table
 from mclst.models.recipes.recipe import Recipe
+from mclst.models.recipes.weights import load_weights
 from mclst.models.recipes.weights_file import read_weights_file
 from mclst.models.system import System, Traits, systems
 from mclst.runtime.bundle.manifest import CHECKPOINT_FORMAT
@@ -111,7 +113,9 @@ class Checkpoint:
         return network.eval().requires_grad_(False)
 
 
-def open_checkpoint(path: str | Path, system: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: str | Path, system: str | None = None, *, weights: str | Path | None = None
+) -> Checkpoint:
     """Read and recognize a checkpoint.
 
     Parameters
@@ -121,6 +125,8 @@ def open_checkpoint(path: str | Path, system: str | None = None) -> Checkpoint:
         safetensors, with or without the prefix `module.` and the old `well` names.
     system : str, optional
         Name of its system; recognized by default.
+    weights : str or Path, optional
+        The encoder's weights, for a checkpoint of mclst-fit that names them and leaves them out.
 
     Returns
     -------
@@ -129,7 +135,8 @@ def open_checkpoint(path: str | Path, system: str | None = None) -> Checkpoint:
     Raises
     ------
     CheckpointError
-        If the file is no checkpoint, needs arbitrary unpickling, or belongs to no known system.
+        If the file is no checkpoint, needs arbitrary unpickling, or belongs to no known system; or `weights`
+        are not those it names.
     """
     path = Path(path)
     content = read_weights_file(path)
@@ -140,7 +147,8 @@ def open_checkpoint(path: str | Path, system: str | None = None) -> Checkpoint:
         raise CheckpointError(
             f"{path} has format {content['format']!r} and this mclst reads {CHECKPOINT_FORMAT!r}; upgrade"
         )
-    return _recognize(path, _published_names(_unwrap(content, path)), metadata, system)
+    state = _published_names(_unwrap(content, path))
+    return _recognize(path, _with_encoder(path, state, metadata, weights), metadata, system)
 
 
 def _unwrap(content: dict[str, Any], path: Path) -> State:
@@ -156,6 +164,33 @@ def _unwrap(content: dict[str, Any], path: Path) -> State:
                 f"{path}: {name!r} is no tensor, so this is not a state dict; save model.state_dict()"
             )
     return content
+
+
+def _with_encoder(path: Path, state: State, metadata: dict[str, Any], weights: str | Path | None) -> State:
+    """Put back the encoder that a checkpoint of mclst-fit names by reference."""
+    fit: dict[str, Any] = metadata["fit"] if isinstance(metadata.get("fit"), dict) else {}
+    record = fit.get("weights")
+    if not isinstance(record, dict) or record.get("included", True):
+        if weights is not None:
+            raise CheckpointError(f"{path} holds all its weights; leave --weights out")
+        return state
+    try:
+        recipe = stored_recipe(fit["recipe"])
+        name, sha256, tensors_sha256 = (str(record[key]) for key in ("name", "sha256", "tensors_sha256"))
+    except (LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); fit it again") from error
+    if weights is None:
+        raise CheckpointError(
+            f"{path} leaves out the weights of {recipe.title} ({name}, SHA-256 {sha256 or tensors_sha256}; "
+            f"{recipe.source}); give them with --weights"
+        )
+    tensors = load_weights(recipe, weights)
+    if weights_sha256(tensors) != tensors_sha256:
+        raise CheckpointError(
+            f"{weights} does not hold the weights that {path} was fitted on ({name}, SHA-256 "
+            f"{sha256 or tensors_sha256}); give these with --weights"
+        )
+    return {**{f"encoder.model.{key}": tensor for key, tensor in tensors.items()}, **state}
 
 
 def _published_names(state: State) -> State:
@@ -200,6 +235,8 @@ def _recognize(path: Path, state: State, metadata: dict[str, Any], name: str | N
     state = {key: t for key, t in state.items() if not key.startswith(system.training_only)}
     try:
         traits = system.traits(state, _stored_encoder(path, metadata))
+        if system.complete is not None:
+            traits = system.complete(traits, metadata)
     except KeyError as error:
         raise CheckpointError(
             f"{path} is no {system.title} checkpoint: it has no {error.args[0]}; name its system with "

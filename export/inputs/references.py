@@ -136,6 +136,22 @@ def read_genes(checkpoint: Checkpoint, gene_list: Path | None) -> GeneList:
     return GeneList(genes, str(gene_list))
 
 
+def known_genes(checkpoint: Checkpoint, gene_list: Path | None) -> GeneList:
+    """Genes of a checkpoint without reference sections: its own, or those of `gene_list`.
+
+    Raises ReferenceDataError if there are none, or the two contradict.
+    """
+    if "genes" not in checkpoint.metadata:
+        return read_genes(checkpoint, gene_list)
+    stored = GeneList(_stored_genes(checkpoint), "the checkpoint")
+    if gene_list is not None and not np.array_equal(read_genes(checkpoint, gene_list).names, stored.names):
+        raise ReferenceDataError(
+            f"the genes of {gene_list} differ from those that {checkpoint.path} was fitted on; leave --genes "
+            "out"
+        )
+    return stored
+
+
 def read_references(
     sources: dict[str, SectionSource],
     genes_of: Callable[[Section], GeneList],

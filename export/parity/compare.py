@@ -109,6 +109,7 @@ def compare(
     bank: Bank,
     retrieval: Retrieval,
     rows: NDArray[np.int64] | None = None,
+    predictions: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
 ) -> dict[str, Any]:
     """Compare embeddings [n, D] and the expression retrieved for them, in float64.
 
@@ -121,6 +122,8 @@ def compare(
     rows : int64 [n], optional
         Bank rows of the tiles' spots. Adds how well each predicts the measured expression; each spot is in
         the bank, which favors both alike.
+    predictions : (float32 [n, G], float32 [n, G]), optional
+        Expression from checkpoint and export that is added to the retrieved one.
 
     Returns
     -------
@@ -131,6 +134,11 @@ def compare(
     cosine = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-300)
     spec = retrieval.spec()
     expected_result, actual_result = _retrieve(bank, spec, expected, actual)
+    if predictions is not None:
+        expected_result, actual_result = (
+            replace(result, expression=result.expression + prediction)
+            for result, prediction in zip((expected_result, actual_result), predictions, strict=True)
+        )
     overlap = _overlap(expected_result, actual_result)
     nearest = replace(spec, k=min(NEAREST, len(bank)))
     compared = {
@@ -200,7 +208,18 @@ def compare_export(
     """Compare expected embeddings of `tiles` with the graph's; ParityError if one is not finite."""
     actual = encode_with_export(session, tiles.pixels)
     check_finite(tiles, expected, actual)
-    return compare(expected, actual, bank, settings.retrieval, tiles.rows)
+    a, b = (values_alone(values, settings) for values in (expected, actual))
+    width = bank.embedding.shape[1]
+    predictions = (a[:, width:], b[:, width:]) if a.shape[1] > width else None
+    return compare(a[:, :width], b[:, :width], bank, settings.retrieval, tiles.rows, predictions)
+
+
+def values_alone(values: NDArray[np.float32], settings: Settings) -> NDArray[np.float32]:
+    """Values [n, D + P] of tiles without neighbors; a graph with a context gives [own | context]."""
+    if settings.neighborhood is None:
+        return values
+    own, context = np.split(values, 2, axis=1)
+    return own + context
 
 
 def check_finite(tiles: TileSet, *arrays: NDArray[np.float32]) -> None:

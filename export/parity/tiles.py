@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from torch import Tensor
 
 from mclst.export.inputs.references import SectionImage
 from mclst.export.parity.compare import TileSet
@@ -68,6 +71,27 @@ def real_tiles(
     if not any(len(part) for part in rows):
         return None
     return TileSet(np.concatenate(pixels), "section " + ", ".join(read), np.concatenate(rows))
+
+
+def stored_tiles(
+    metadata: Mapping[str, Any], tile: Tile, count: int, calibration: int
+) -> tuple[TileSet, TileSet | None] | None:
+    """Take tiles that a checkpoint of mclst carries, for parity and, disjoint, for calibration.
+
+    Returns None if it carries none of this size; without calibration (0) every tile may prove parity.
+    """
+    stored, size = metadata.get("tiles"), tile.size_px
+    if (
+        not isinstance(stored, Tensor)
+        or stored.dtype != torch.uint8
+        or not len(stored)
+        or stored.shape[1:] != (size, size, 3)
+    ):
+        return None
+    source = "the training sections, carried in the checkpoint"
+    tiles = TileSet(stored[:: 2 if calibration else 1][:count].numpy(), source)
+    others = stored[1::2][:calibration].numpy()
+    return tiles, TileSet(others, source) if len(others) else None
 
 
 def slide_tiles(paths: Sequence[Path], tile: Tile, count: int) -> TileSet:

@@ -78,7 +78,7 @@ def encoder_config(served: Served, output: str) -> Message:
         "backend": served.backend,
         "max_batch_size": served.max_batch,
         "input": [_tensor(TILES, "TYPE_UINT8", dims)],
-        "output": [_tensor(output, "TYPE_FP32", [manifest.encoder.embedding_dim])],
+        "output": [_tensor(output, "TYPE_FP32", [manifest.encoder.output_dim])],
         **_one_version(),
         **_batching(),
         "instance_group": [{"count": 1, "kind": Enum("KIND_GPU" if tensorrt else "KIND_AUTO")}],
@@ -158,7 +158,7 @@ def _outputs(served: Served) -> list[dict[str, Any]]:
 
 
 def _width(served: Served) -> int:
-    return served.bundle.manifest.encoder.embedding_dim
+    return served.bundle.manifest.encoder.output_dim
 
 
 def _tensor(name: str, kind: str, dims: list[int]) -> dict[str, Any]:

@@ -93,7 +93,8 @@ def write_repository(
     """
     serving, path = serving or Serving(), Path(path)
     manifest = bundle.manifest
-    check_servable(manifest.kind, f"{bundle.path} is a bundle of {manifest.system}")
+    name = f"{bundle.path} is a bundle of {manifest.system}"
+    check_servable(manifest.kind, name, neighborhood=manifest.neighborhood is not None)
     output = _encoder_output(bundle, serving.precision)
     engine = _engine(bundle, serving) if serving.tensorrt else None
     with AtomicFolder(path, mark=_mark(serving.name), overwrite=overwrite, option="--triton") as draft:
@@ -129,11 +130,11 @@ def _encoder_output(bundle: Bundle, precision: str) -> str:
     """Name of the graph's output; BundleError if ONNX Runtime finds another graph than the manifest says."""
     path = bundle.encoder(precision)
     output, tile, width = check_encoder(open_graph(path, "cpu"), path)
-    size_px, embedding_dim = bundle.manifest.tile.size_px, bundle.manifest.encoder.embedding_dim
-    if (tile, width) != ((size_px, size_px, 3), embedding_dim):
+    size_px, expected = bundle.manifest.tile.size_px, bundle.manifest.encoder.output_dim
+    if (tile, width) != ((size_px, size_px, 3), expected):
         raise BundleError(
             f"{path} takes tiles of {tile} and gives {width} values, and the manifest says {size_px} px and "
-            f"{embedding_dim}; export the bundle again"
+            f"{expected}; export the bundle again"
         )
     return output
 

@@ -162,6 +162,7 @@ class Settings(StrictModel):
     context: Context = Context(spots=32, sentences="file", positions="array")
     normalisation: Normalization = Normalization(input="spot-wise", expression="gene-wise")
     graph: Graph = Graph(neighbours=4, prune="none")
+    neighborhood: Neighborhood | None = None
 
 
 class SectionRows(StrictModel):

@@ -51,7 +51,7 @@ class LoadedModel:
         self.manifest, self.sha256 = bundle.manifest, bundle.sha256
         self.folder: Path | None = bundle.path
         self.server = ""
-        self.output_dim = bundle.manifest.encoder.embedding_dim
+        self.output_dim = bundle.manifest.graph_dim
         self.precisions = bundle.precisions
         self.encoder_settings: EncoderSettings | None = None
         self._threads = threads

@@ -95,17 +95,23 @@ class RetrievalReadout:
         except ValueError as error:
             raise BundleError(f"{bundle.path / 'bank.h5'}: {error}") from error
         self.provider = self._retriever.provider
-        self.on_device = self.provider == "cuda"
+        encoder = bundle.manifest.encoder
+        self._width = encoder.embedding_dim
+        # Values that are split or averaged first are on the host.
+        self.on_device = self.provider == "cuda" and bundle.manifest.graph_dim == self._width
         self.settings: dict[str, Any] = asdict(spec)
         if fp16 and retriever == "cuda":
             self.settings["bank_precision"] = "float16"
 
     def predict_expression(self, rows: NDArray[np.int64], features: Any) -> RetrievalResult:
-        """Retrieve for embeddings [b, D], on the host or the device."""
+        """Retrieve for embeddings [b, D], on the host or the device; add a prediction beside them."""
         if not on_device(features):
             _check_finite(features)
         try:
-            return self._retriever.aggregate(features)
+            if features.shape[1] == self._width:
+                return self._retriever.aggregate(features)
+            result = self._retriever.aggregate(np.ascontiguousarray(features[:, : self._width]))
+            return replace(result, expression=result.expression + features[:, self._width :])
         except BadQuery as error:
             raise NotFinite(error.row) from error
         except ProviderError as error:
@@ -113,20 +119,21 @@ class RetrievalReadout:
 
 
 class RegressionReadout:
-    """The encoder predicts expression itself, without neighbors."""
+    """The encoder predicts expression itself, without neighbors; an embedding beside it is left out."""
 
     provider = "none"
     on_device = False
     rows_at_once = RETRIEVE_ROWS
     resumable = True
 
-    def __init__(self) -> None:
+    def __init__(self, genes: int) -> None:
         self.settings: dict[str, Any] = {}
+        self._genes = genes
 
     def predict_expression(self, rows: NDArray[np.int64], features: NDArray[np.float32]) -> RetrievalResult:
-        """Expression [b, G], unchanged."""
+        """Expression [b, G]: the last G of the encoder's values, unchanged."""
         _check_finite(features)
-        return without_neighbors(features)
+        return without_neighbors(np.ascontiguousarray(features[:, -self._genes :]))
 
 
 class SlideReadout:
@@ -204,7 +211,7 @@ def open_readout(
             "--retriever out"
         )
     if bundle.manifest.kind == "regression":
-        return RegressionReadout()
+        return RegressionReadout(bundle.manifest.genes)
     if bundle.manifest.kind == "sequence":
         return SlideReadout(bundle, spots, onnxruntime_beside(provider), precision)
     return RetrievalReadout(bundle, spec or bundle.retrieval, retriever, fp16=fp16)

@@ -13,6 +13,7 @@ from mclst.runtime.errors import BundleError, InputError, SlideError
 from mclst.runtime.inference.encoder_choice import EncoderChoice
 from mclst.runtime.inference.memory_budget import use_fp16_bank
 from mclst.runtime.inference.model import Model, describe_location
+from mclst.runtime.inference.neighborhood import NeighborhoodMeans
 from mclst.runtime.inference.readout import Readout
 from mclst.runtime.progress import Advance, Clock, Tell
 from mclst.runtime.run.options import RunOptions, most_bad_tiles
@@ -70,6 +71,7 @@ class RunContext:
     """All parts of a run.
 
     options: with what was chosen in place of "auto". slots: batches in the ring, None: the encoder's default.
+    slots: batches in the ring, None: the encoder's default. neighborhood: None where spots are independent.
     """
 
     model: Model
@@ -83,9 +85,13 @@ class RunContext:
     tiles: Tiles
     slots: int | None
     trust: RunTrust
+    neighborhood: NeighborhoodMeans | None = None
 
     def fail_tiles(self, rows: Sequence[tuple[int, str]]) -> None:
         """Record unreadable tiles; raise SlideError if there are too many."""
+        if self.neighborhood is not None:
+            # Others are read for their neighbors alone.
+            rows = [(row, reason) for row, reason in rows if self.neighborhood.wants(row)]
         if not rows:
             return
         spots, failed = self.inputs.spots, self.log.failed
@@ -168,4 +174,22 @@ def open_run(
         slide_mpp=inputs.resolution.mpp,
         group=-(-readout.rows_at_once // batch),
     )
-    return RunContext(model, options, choice, inputs, outputs, log, session, readout, tiles, slots, trust)
+    means = None
+    if manifest.neighborhood is not None:
+        means = NeighborhoodMeans(inputs.spots.xy_px, tiles.groups, radius_px(model, inputs))
+    return RunContext(
+        model, options, choice, inputs, outputs, log, session, readout, tiles, slots, trust, means
+    )
+
+
+def radius_px(model: Model, inputs: RunInputs) -> float:
+    """Return the radius of the bundle's neighborhood in level-0 px; SlideError if the scale is unknown."""
+    settings = model.manifest.neighborhood
+    assert settings is not None, "a bundle without a neighborhood has no radius"
+    if inputs.resolution.mpp is None:
+        raise SlideError(
+            f"{inputs.slide.path} does not say how large its pixels are ({inputs.resolution.source}), and "
+            f"this model averages over spots within {settings.radius_um:g} µm; give --mpp, the µm per pixel "
+            "of the slide"
+        )
+    return settings.radius_um / inputs.resolution.mpp

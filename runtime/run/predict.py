@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from mclst.kernels.definition.result import RetrievalResult
 from mclst.runtime.background import Background
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.choices import ON_CPU
-from mclst.runtime.encoder.ring import Group, Ring
+from mclst.runtime.encoder.ring import Group, Ring, Stages
 from mclst.runtime.errors import BundleError, InputError, SlideError
 from mclst.runtime.expression_map.parts import PartWriter, SlidePart, remove_parts, take_parts
 from mclst.runtime.expression_map.row_writer import RowWriter
@@ -221,28 +221,43 @@ def _encode_tiles(
         clock=clock,
         slots=run.slots,
     )
+    for group in _groups(run, stages):
+        result = _predict_group(run, group)
+        with clock.stage("write"):
+            writer.write(group.rows, result)
+            # Rows outlive this process once the slide's hash, part of the fingerprint, is there.
+            if not journaled and slide_hash.ready:
+                writer.begin(fingerprint())
+                journaled = True
+    return journaled
+
+
+def _groups(run: RunContext, stages: Stages) -> Iterator[Group]:
+    """Encode all tiles and yield groups with what the readout takes."""
+    tiles, means = run.tiles, run.neighborhood
+    if means is not None:
+        tiles.done[:] = means.plan(tiles.done)
     with closing(Ring(stages).run(tiles)) as steps:
         for step in steps:
             run.fail_tiles(step.failed)
             if step.group is not None:
-                result = _predict_group(run, step.group)
-                with clock.stage("write"):
-                    writer.write(step.group.rows, result)
-                    # Rows outlive this process once the slide's hash, part of the fingerprint, is there.
-                    if not journaled and slide_hash.ready:
-                        writer.begin(fingerprint())
-                        journaled = True
+                _check_values(run, step.group)
+                yield from [step.group] if means is None else means.add(step.group)
             run.log.advance(step.count)
-    return journaled
+    if means is not None:
+        yield from means.finish()
 
 
-def _predict_group(run: RunContext, group: Group) -> RetrievalResult:
+def _check_values(run: RunContext, group: Group) -> None:
     expected = (len(group.rows), run.model.output_dim)
     if group.values.shape != expected:
         raise BundleError(
             f"{describe_location(run.model)} gives {group.values.shape} where the manifest says {expected}; "
             "the bundle's parts do not belong together, so export it again"
         )
+
+
+def _predict_group(run: RunContext, group: Group) -> RetrievalResult:
     try:
         with run.log.clock.stage("retrieve"):
             result = run.readout.predict_expression(group.rows, group.values)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from mclst.runtime.bundle.location import cached_snapshot
-from mclst.runtime.run.context import RunContext
+from mclst.runtime.run.context import RunContext, radius_px
 from mclst.runtime.run.hashes import spots_sha256
 from mclst.runtime.versions import installed_versions
 
@@ -22,6 +22,8 @@ def run_fingerprint(run: RunContext, slide_sha256: str) -> dict[str, str]:
     settings = {name: str(value) for name, value in run.readout.settings.items()}
     if run.options.reliable is not None:
         settings["--reliable"] = str(run.options.reliable)
+    if run.neighborhood is not None:
+        settings["the neighborhood"] = f"{radius_px(run.model, run.inputs):.6g} px"
     versions = {f"version of {name}": value for name, value in installed_versions().items()}
     return {
         "the slide": slide_sha256,
@@ -107,6 +109,8 @@ class Provenance:
             "precision": run.options.precision,
             "max_bad_tiles": run.options.max_bad_tiles,
         }
+        if m.neighborhood is not None:
+            settings["neighborhood_um"] = m.neighborhood.radius_um
         if run.inputs.grid is not None:
             settings["grid_um"] = run.inputs.grid.stride_um
         return cls(

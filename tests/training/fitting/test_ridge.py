@@ -1,0 +1,85 @@
+"""Ridge regression against scikit-learn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from mclst.training.fitting.ridge import ALPHAS, Part, RidgeFolds, choose_alpha
+
+SIZES = ((90, 60, 75), (20, 12, 9))
+"""Spots per section: more than the 40 features, and fewer when one is left out."""
+
+
+def sections(sizes: tuple[int, ...], features: int = 40, genes: int = 7) -> list[Part]:
+    rng = np.random.default_rng(5)
+    mix = rng.normal(size=(features, genes)) * (rng.random((features, 1)) < 0.3)
+    parts = []
+    for number, n in enumerate(sizes):
+        x = 30 + number + rng.normal(size=(n, features)) * rng.uniform(0.01, 9, features)
+        x[:, 3] = 2.5  # a constant feature, such as a dead unit of a network
+        parts.append((x.astype(np.float32), (x @ mix + rng.normal(size=(n, genes))).astype(np.float32)))
+    return parts
+
+
+def joined(parts: list[Part], left_out: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    kept = [part for number, part in enumerate(parts) if number != left_out]
+    x, y = (np.concatenate([part[i] for part in kept]).astype(np.float64) for i in (0, 1))
+    return x, y
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("alpha", [0.1, 30.0, 1e5])
+def test_every_fit_that_leaves_one_section_out_is_scikit_learns(sizes: tuple[int, ...], alpha: float) -> None:
+    parts = sections(sizes)
+    folds = RidgeFolds(parts)
+    for number, (x, y) in enumerate(parts):
+        peer = make_pipeline(StandardScaler(), Ridge(alpha)).fit(*joined(parts, number))
+        expected = peer.predict(x.astype(np.float64))
+        path = folds.without([number])
+        np.testing.assert_allclose(path.predict(x, alpha), expected, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(path.affine(alpha)(x), expected, rtol=0, atol=1e-6)
+        error = np.square(expected - y).sum()
+        assert path.squared_errors((x, y), np.array([alpha]))[0] == pytest.approx(error, rel=1e-9)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_principal_components_then_ridge_are_scikit_learns(sizes: tuple[int, ...]) -> None:
+    parts = sections(sizes)
+    x, _ = parts[1]
+    count, alpha = 16, 100 / (16 * 7)
+    # The benchmark's Ridge has no intercept. Its components are centered, so only the mean differs.
+    scaled = make_pipeline(StandardScaler(), PCA(count, svd_solver="full"))
+    peer = make_pipeline(scaled, Ridge(alpha, fit_intercept=False, solver="cholesky"))
+    train_x, train_y = joined(parts, 1)
+    expected = peer.fit(train_x, train_y).predict(x.astype(np.float64)) + train_y.mean(0)
+    path = RidgeFolds(parts).without([1])
+    np.testing.assert_allclose(path.truncated(count).predict(x, alpha), expected, rtol=0, atol=1e-6)
+    components = peer[0].transform(x.astype(np.float64))
+    mine = path.components(count, whiten=False)(x)
+    np.testing.assert_allclose(np.abs(mine), np.abs(components), rtol=0, atol=1e-6)
+    white = path.components(count, whiten=True)(train_x)
+    np.testing.assert_allclose(white.std(0, ddof=1), 1, atol=1e-9)
+
+
+def test_the_penalty_is_the_best_of_the_grid() -> None:
+    parts = sections((90, 60, 75))
+    folds = RidgeFolds(parts)
+    errors = np.sum([folds.without([i]).squared_errors(part, ALPHAS) for i, part in enumerate(parts)], axis=0)
+    expected = []
+    for alpha in ALPHAS:
+        total = 0.0
+        for number, (x, y) in enumerate(parts):
+            peer = make_pipeline(StandardScaler(), Ridge(alpha)).fit(*joined(parts, number))
+            total += np.square(peer.predict(x.astype(np.float64)) - y).sum()
+        expected.append(total)
+    np.testing.assert_allclose(errors, expected, rtol=1e-8)
+    assert choose_alpha(errors) == ALPHAS[int(np.argmin(expected))]
+    assert choose_alpha(np.zeros(len(ALPHAS))) == ALPHAS[-1]

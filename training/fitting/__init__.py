@@ -1,0 +1,1 @@
+"""Fit a head on the features of a frozen encoder."""

@@ -1,0 +1,231 @@
+"""Features of the tiles under a section's spots, by the encoder's exported graph."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from torch import Tensor
+
+from mclst.export.onnx.graph import write_graph
+from mclst.models.fitted import FeatureEncoder, recipe_record, weights_sha256
+from mclst.models.recipes.build import build_encoder
+from mclst.models.recipes.recipe import Recipe
+from mclst.models.views import view_px
+from mclst.runtime.bundle.manifest import Preprocessing, Tile
+from mclst.runtime.encoder.ring import Ring
+from mclst.runtime.encoder.session import Session
+from mclst.runtime.errors import ReferenceDataError
+from mclst.runtime.hashing import file_sha256
+from mclst.runtime.inference.providers import EncoderRequest, open_encoder
+from mclst.runtime.progress import Clock
+from mclst.runtime.slide.open import open_slide
+from mclst.runtime.tiling.tiles import Tiles, TileShape, plan_tiles
+from mclst.training.fitting.cache import (
+    TileFeatures,
+    cache_folder,
+    cache_path,
+    read_features,
+    write_features,
+)
+from mclst.training.fitting.sections import FitSection
+
+GROUP_BATCHES = 8
+SAMPLE_BYTES = 10 << 20
+"""Most bytes of tiles kept for an export's parity check, all sections together."""
+
+
+@dataclass(frozen=True)
+class EncoderSetup:
+    """An encoder and the tiles it sees.
+
+    recipe: of the network. state: its weights. views: fields of view, as multiples of the recipe's own. mpp:
+    µm/px of its own field of view, None: level-0 px. provider, batch_size, workers: how it runs.
+    """
+
+    recipe: Recipe
+    state: dict[str, Tensor] = field(repr=False)
+    views: tuple[float, ...] = (1.0,)
+    mpp: float | None = None
+    provider: str = "auto"
+    batch_size: int = 16
+    workers: int = 2
+
+    @property
+    def tile(self) -> Tile:
+        """The tile of a bundle: the largest view."""
+        return Tile(size_px=max(view_px(self.recipe.tile_px, view) for view in self.views), mpp=self.mpp)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The recipe's."""
+        return Preprocessing(mean=self.recipe.mean, std=self.recipe.std)
+
+    @property
+    def width(self) -> int:
+        """Features per tile."""
+        return self.recipe.width * len(self.views)
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the weights, whatever file they came in."""
+        return weights_sha256(self.state)
+
+
+class FeatureSource:
+    """Encodes sections; the graph is traced and opened when the first section is not in the cache.
+
+    Parameters
+    ----------
+    setup : EncoderSetup
+    folder : Path, optional
+        Of the cache; None: keep nothing. The user's by default.
+    say : callable
+        Called with what takes time.
+    """
+
+    def __init__(
+        self,
+        setup: EncoderSetup,
+        folder: Path | str | None = "user",
+        *,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.setup, self._say = setup, say
+        self._folder = cache_folder() if folder == "user" else None if folder is None else Path(folder)
+        self._scratch: TemporaryDirectory[str] | None = None
+        self._session: Session | None = None
+        self.provider = ""
+        self.encoded = 0
+        """Tiles that were encoded, not taken from the cache."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._session = None
+        if self._scratch is not None:
+            self._scratch.cleanup()
+
+    def encode(
+        self, section: FitSection, samples: int, advance: Callable[[int], None] = lambda n: None
+    ) -> TileFeatures:
+        """Encode a section's tiles, or take them from the cache.
+
+        Parameters
+        ----------
+        section : FitSection
+        samples : int
+            Tiles to keep as they are.
+        advance : callable
+            Called with the number of tiles done.
+
+        Raises
+        ------
+        SlideError
+            If the image cannot be read or its scale is unknown.
+        ReferenceDataError
+            If a feature is not finite.
+        """
+        setup, shape = self.setup, (len(section.spot), self.setup.width)
+        tile = setup.tile
+        with open_slide(section.image) as slide:
+            tile_shape = TileShape(tile.size_px, tile.mpp, tile.pad)
+            plan = plan_tiles(slide, tile_shape, section.mpp)
+            path = None
+            if self._folder is not None:
+                path = cache_path(
+                    self._folder,
+                    {
+                        "slide": file_sha256(section.image),
+                        "reader": slide.reader,
+                        "spots": [section.xy_px.shape[0], _digest(section)],
+                        "tile": [str(plan), *tile.pad],
+                        "recipe": json.dumps(recipe_record(setup.recipe), sort_keys=True),
+                        "weights": setup.weights_sha256,
+                        "views": setup.views,
+                        "samples": samples,
+                    },
+                )
+                kept = read_features(path, shape)
+                if kept is not None:
+                    advance(shape[0])
+                    return kept
+            tiles = Tiles(
+                slide,
+                section.xy_px,
+                tile_shape,
+                batch_size=setup.batch_size,
+                workers=setup.workers,
+                slide_mpp=section.mpp,
+                group=GROUP_BATCHES,
+            )
+            features = self._encode(section, tiles, samples, advance)
+        if path is not None and (trouble := write_features(path, features)):
+            self._say(trouble)
+        return features
+
+    def _encode(
+        self, section: FitSection, tiles: Tiles, samples: int, advance: Callable[[int], None]
+    ) -> TileFeatures:
+        session = self._open()
+        count, size = len(section.spot), tiles.shape.size_px
+        values, failed = np.zeros((count, self.setup.width), np.float32), dict[int, str]()
+        chosen = np.unique(np.linspace(0, count - 1, min(samples, count)).round().astype(np.int64))
+        sample = [tiles.read_tile(int(row)) for row in chosen] if samples else []
+        stages = session.stages(
+            min(tiles.batch_size, count),
+            group_rows=min(tiles.batch_size * tiles.group, count),
+            on_device=False,
+            clock=Clock(),
+        )
+        with closing(Ring(stages).run(tiles)) as steps:
+            for step in steps:
+                failed.update(step.failed)
+                if step.group is not None:
+                    values[step.group.rows] = step.group.values
+                advance(step.count)
+        self.encoded += count
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if len(bad):
+            raise ReferenceDataError(
+                f"the encoder gives features that are not finite for spot {section.spot[bad[0]]} of section "
+                f"{section.name}; check the weights of {self.setup.recipe.title}"
+            )
+        return TileFeatures(values, failed, np.array(sample, np.uint8).reshape(-1, size, size, 3))
+
+    def _open(self) -> Session:
+        if self._session is None:
+            setup = self.setup
+            self._say(f"tracing {setup.recipe.title} to ONNX")
+            self._scratch = TemporaryDirectory(prefix="mclst-fit-")
+            folder = Path(self._scratch.name)
+            network = FeatureEncoder(setup.recipe, setup.views, build_encoder(setup.recipe, setup.state))
+            write_graph(network, setup.tile, setup.preprocessing, folder / "encoder.onnx")
+            request = EncoderRequest(
+                folder, folder / "encoder.onnx", "fp32", setup.batch_size, tell=self._say
+            )
+            self._session, _ = open_encoder(setup.provider, request)
+            self.provider = self._session.provider
+        return self._session
+
+
+def samples_per_section(sections: Sequence[FitSection], tile: Tile) -> int:
+    """Tiles to keep of each section for an export's parity check."""
+    return max(1, min(64, SAMPLE_BYTES // (3 * tile.size_px**2)) // len(sections))
+
+
+def _digest(section: FitSection) -> str:
+    import hashlib
+
+    return hashlib.sha256(np.ascontiguousarray(section.xy_px).tobytes()).hexdigest()
