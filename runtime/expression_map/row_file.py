@@ -35,7 +35,8 @@ class RowFile:
     """Rows float32 [n, G] from byte `offset` of a locked file. Raises OSError if the file system refuses.
 
     done: bool [n], rows in the file. nearest, effective_k: float32 [n], their columns of `obs`. measured:
-    whether results are MeasuredResults. distance, expected_error: float32 [n], theirs; NaN if not.
+    whether results are MeasuredResults. distance, expected_error, section_share: float32 [n],
+    theirs; NaN if not.
     """
 
     def __init__(self, lock: RunLock, shape: tuple[int, int], offset: int, *, measured: bool = False) -> None:
@@ -47,6 +48,7 @@ class RowFile:
         self.effective_k = np.full(shape[0], np.nan, np.float32)
         self.distance = np.full(shape[0], np.nan, np.float32)
         self.expected_error = np.full(shape[0], np.nan, np.float32)
+        self.section_share = np.full(shape[0], np.nan, np.float32)
         self._record = MEASURED if measured else RECORD
         self._checksum = np.zeros(shape[0], np.uint32)
         self._row_bytes = 4 * shape[1]

@@ -18,10 +18,11 @@ from mclst.runtime.expression_map.row_file import RowFile
 from mclst.runtime.inference.model import Model, describe_location
 from mclst.runtime.run.options import RunOptions, most_bad_tiles
 from mclst.runtime.trust.calibration import Calibration
-from mclst.runtime.trust.measures import MeasuredResult
+from mclst.runtime.trust.measures import MeasuredResult, SharedResult
 from mclst.runtime.trust.stain import Stain
 from mclst.runtime.trust.verdict import Verdict, judge
 
+OWN_COLUMNS = ("distance_percentile", "outside", "expected_error", "section_share")
 RELIABLE_R = 0.3
 """A gene is reliable if 9 of 10 new sections are expected to exceed this r."""
 
@@ -63,7 +64,7 @@ class RunTrust:
     @property
     def own_columns(self) -> tuple[str, ...]:
         """Names of the columns that `columns` adds to `obs`."""
-        return () if self.calibration is None else ("distance_percentile", "outside", "expected_error")
+        return () if self.calibration is None else OWN_COLUMNS
 
     def measure(self, values: NDArray[np.float32], result: RetrievalResult) -> RetrievalResult:
         """Add what is known of some spots to their result, and leave out genes that are not written.
@@ -75,6 +76,8 @@ class RunTrust:
             return result
         dim = self.calibration.projection.shape[0]
         embedding = values[:, :dim]
+        unknown = np.full(len(expression), np.nan, np.float32)
+        share = result.section_share if isinstance(result, SharedResult) else unknown
         return MeasuredResult(
             np.ascontiguousarray(expression),
             result.nearest,
@@ -82,6 +85,7 @@ class RunTrust:
             result.neighbors,
             distance=self.calibration.distances(embedding),
             expected_error=self.calibration.spot_errors(result.expression),
+            section_share=share,
         )
 
     def columns(self, rows: RowFile) -> dict[str, NDArray[Any]]:
@@ -90,8 +94,11 @@ class RunTrust:
             return {}
         percentile = self._percentile(rows)
         outside = percentile > self.options.outside_level
-        values = (percentile, outside, rows.expected_error)
-        return dict(zip(self.own_columns, values, strict=True))
+        values = (percentile, outside, rows.expected_error, rows.section_share)
+        columns = dict(zip(self.own_columns, values, strict=True))
+        if np.isnan(rows.section_share).all():
+            del columns["section_share"]
+        return columns
 
     def _percentile(self, rows: RowFile) -> NDArray[np.float32]:
         assert self.calibration is not None

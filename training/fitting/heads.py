@@ -19,7 +19,9 @@ Head = Literal["ridge", "pca-ridge", "knn", "blend"]
 BENCHMARK_COMPONENTS = 256
 """Principal components of the HEST benchmark's regression."""
 COMPONENTS = 64
-"""Principal components that distances are measured in."""
+"""Principal components among which neighbors are searched."""
+MEASURED_COMPONENTS = 256
+"""Those of a head without a bank, for distances alone: in 64, fluorescence lies among H&E."""
 NEIGHBORS = (25, 50, 100, 200)
 """Numbers of neighbors to choose from."""
 GALLERY_ROWS = 4096
@@ -131,7 +133,7 @@ class _Fit:
         alpha = self._alpha()
         spec = self._choose_neighbors(alpha) if self.options.retrieves else None
         final = self.path()
-        count = min(COMPONENTS, len(final.eigenvalues))
+        count = min(MEASURED_COMPONENTS if spec is None else COMPONENTS, len(final.eigenvalues))
         embed = final.components(count, whiten=False)
         regression = None if alpha is None else self._regression(final).affine(alpha)
         layer = embed if regression is None else _stack(embed, regression)

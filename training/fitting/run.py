@@ -13,7 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.models.fitted import base_view
-from mclst.runtime.errors import ReferenceDataError
+from mclst.runtime.errors import ReferenceDataError, SlideError
+from mclst.runtime.slide.open import open_slide
+from mclst.runtime.trust.calibration import stain_values
+from mclst.runtime.trust.places import read_stain
 from mclst.sections.accuracy import Score, score
 from mclst.training.fitting.cache import TileFeatures
 from mclst.training.fitting.checkpoint import FittedModel, WeightsFile, joined
@@ -120,10 +123,28 @@ def fit_model(
         units=options.units,
         context_um=options.context_um,
         weights=weights,
-        record=_record(head, options, folds, scores, {s.name: len(s.spot) for s, _ in kept}),
+        record={
+            **_record(head, options, folds, scores, {s.name: len(s.spot) for s, _ in kept}),
+            "stain": measure_stains(sections, say),
+        },
         tiles=np.concatenate([features[name].sample for name in names]),
     )
     return FitResult(model, scores, provider, encoded, seconds)
+
+
+def measure_stains(sections: Sequence[FitSection], say: Say) -> list[list[float]]:
+    """`stain_values` of the sections' slides, so that a map can tell whether its colors are like theirs."""
+    stains = []
+    for section in sections:
+        try:
+            with open_slide(section.image) as slide:
+                stain = read_stain(slide, section.xy_px)
+        except SlideError as error:
+            say(f"Note: the stain of section {section.name} is not measured ({error})")
+            continue
+        if stain is not None:
+            stains.append(stain_values(stain))
+    return stains
 
 
 def score_sections(

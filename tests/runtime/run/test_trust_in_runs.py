@@ -79,7 +79,8 @@ def test_a_calibration_adds_to_the_map_and_changes_nothing_of_x(here: Path, smal
         np.testing.assert_array_equal(new.obs[column], old.obs[column])
     calibration = open_bundle("mclst-bundle").calibration
     assert calibration is not None
-    assert set(new.obs.columns) - set(old.obs.columns) == {"distance_percentile", "outside", "expected_error"}
+    added = {"distance_percentile", "outside", "expected_error", "section_share"}
+    assert set(new.obs.columns) - set(old.obs.columns) == added
     np.testing.assert_array_equal(new.obs["outside"], new.obs["distance_percentile"] > 0.95)
     np.testing.assert_allclose(new.obs["expected_error"], calibration.spot_errors(new.X), rtol=1e-6)
     assert new.var["reliable"].tolist() == calibration.reliable(0.3).tolist() == [True] * 6 + [False] * 6
@@ -115,6 +116,27 @@ def test_the_intervals_are_those_of_each_spots_distance(here: Path) -> None:
     high = written.X + calibration.residual[0, bins, 1]
     outside = written.obs["outside"].to_numpy()
     np.testing.assert_allclose(written.layers["high"][~outside], high[~outside], atol=1e-4)
+
+
+def test_the_share_of_one_section_is_that_of_its_neighbors(here: Path) -> None:
+    assert infer("--k", "7", "--weighting", "uniform").exit_code == 0
+    written = anndata.read_h5ad("slide.h5ad")
+    bundle = open_bundle("mclst-bundle")
+    from mclst.kernels.definition.spec import RetrievalSpec
+    from mclst.kernels.retriever import Retriever
+    from mclst.runtime.slide.open import open_slide
+
+    spots = np.loadtxt("spots.tsv", skiprows=1, delimiter="\t")[:, 4:6]
+    with open_slide(Path("slide.png")) as slide:
+        corners = np.floor(spots).astype(int) - 16
+        tiles = np.stack([slide.read(x, y, 32, 32) for x, y in corners.tolist()])
+    embedding = open_session(bundle.encoder_path, "cpu").encode(tiles)
+    retriever = Retriever(bundle.bank, RetrievalSpec(7, weighting="uniform"), "reference")
+    result = retriever.aggregate(embedding, neighbors=True)
+    assert result.neighbors is not None
+    of = bundle.bank.section[result.neighbors]
+    expected = [max(np.mean(row == name) for name in np.unique(row)) for row in of]
+    np.testing.assert_allclose(written.obs["section_share"], expected, atol=1e-6)
 
 
 def test_reliable_writes_only_genes_that_reach_it(here: Path) -> None:
@@ -174,7 +196,7 @@ def test_a_stopped_run_resumes_with_what_was_measured(tmp_path: Path) -> None:
     from map_writing import genes_of, publish, spots_of
 
     rng = np.random.default_rng(0)
-    values = {name: rng.random(50).astype(np.float32) for name in ("near", "k", "far", "error")}
+    values = {name: rng.random(50).astype(np.float32) for name in ("near", "k", "far", "error", "share")}
     expression = rng.random((50, 3)).astype(np.float32)
 
     def result(rows: np.ndarray) -> MeasuredResult:
@@ -184,6 +206,7 @@ def test_a_stopped_run_resumes_with_what_was_measured(tmp_path: Path) -> None:
             values["k"][rows],
             distance=values["far"][rows],
             expected_error=values["error"][rows],
+            section_share=values["share"][rows],
         )
 
     def writer(*, measured: bool = True) -> MapWriter:
