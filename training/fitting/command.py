@@ -53,7 +53,7 @@ def fit_from_options(
         say(f"Note: {note}")
     features = None
     if options["from_features"]:
-        samples = samples_per_section(sections, setup.tile)
+        samples = samples_per_section(setup.tile)
         features = read_all_features(options["from_features"], sections, setup, samples)
     return fit_model(
         sections,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -39,8 +39,8 @@ from mclst.training.fitting.cache import (
 from mclst.training.fitting.sections import FitSection
 
 GROUP_BATCHES = 8
-SAMPLE_BYTES = 10 << 20
-"""Most bytes of tiles kept for an export's parity check, all sections together."""
+SAMPLE_BYTES, MOST_SAMPLES = 2 << 20, 16
+"""Most tiles kept of a section, whatever the other sections: the features' file holds them."""
 
 
 @dataclass(frozen=True)
@@ -220,9 +220,9 @@ class FeatureSource:
         return self._session
 
 
-def samples_per_section(sections: Sequence[FitSection], tile: Tile) -> int:
+def samples_per_section(tile: Tile) -> int:
     """Tiles to keep of each section for an export's parity check."""
-    return max(1, min(64, SAMPLE_BYTES // (3 * tile.size_px**2)) // len(sections))
+    return max(1, min(MOST_SAMPLES, SAMPLE_BYTES // (3 * tile.size_px**2)))
 
 
 def _digest(section: FitSection) -> str:

@@ -18,6 +18,7 @@ from mclst.runtime.slide.open import open_slide
 from mclst.runtime.trust.calibration import stain_values
 from mclst.runtime.trust.places import read_stain
 from mclst.sections.accuracy import Score, score
+from mclst.training.checkpoint import PARITY_TILES
 from mclst.training.fitting.cache import TileFeatures
 from mclst.training.fitting.checkpoint import FittedModel, WeightsFile, joined
 from mclst.training.fitting.features import EncoderSetup, FeatureSource, samples_per_section
@@ -90,7 +91,7 @@ def fit_model(
     """
     started = time.perf_counter()
     _check_scales(sections, setup, options, say)
-    samples = samples_per_section(sections, setup.tile)
+    samples = samples_per_section(setup.tile)
     provider, encoded = "", 0
     if features is None:
         with FeatureSource(setup, options.cache, say=say) as source:
@@ -127,7 +128,7 @@ def fit_model(
             **_record(head, options, folds, scores, {s.name: len(s.spot) for s, _ in kept}),
             "stain": measure_stains(sections, say),
         },
-        tiles=np.concatenate([features[name].sample for name in names]),
+        tiles=_parity_tiles([features[name].sample for name in names]),
     )
     return FitResult(model, scores, provider, encoded, seconds)
 
@@ -145,6 +146,12 @@ def measure_stains(sections: Sequence[FitSection], say: Say) -> list[list[float]
         if stain is not None:
             stains.append(stain_values(stain))
     return stains
+
+
+def _parity_tiles(samples: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """At most PARITY_TILES of all sections' sample tiles, evenly."""
+    tiles = np.concatenate(samples)
+    return tiles[np.unique(np.linspace(0, len(tiles) - 1, PARITY_TILES).round().astype(np.int64))]
 
 
 def score_sections(
