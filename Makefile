@@ -4,7 +4,7 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo quick test bindings check browser gpu-check clean
+.PHONY: help demo quick test bindings check docs browser gpu-check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -20,13 +20,19 @@ test: $(VENV)/installed bindings  ## all tests
 
 bindings: build/tensorrt/installed build/tritonserver/installed  ## packages that only tests use: TensorRT bindings, tritonserver
 
-check: $(VENV)/installed build/as/mclst  ## formatting, lint, spelling and types
+check: $(VENV)/installed build/as/mclst docs  ## formatting, lint, spelling, types and the documentation's site
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/codespell
 	$(BIN)/mypy
 	$(BIN)/mypy --allow-untyped-defs --allow-incomplete-defs --allow-untyped-calls --no-warn-return-any \
 		--no-warn-unused-ignores --implicit-reexport --disable-error-code func-returns-value tests
+
+docs: $(VENV)/installed  ## the documentation as a site, in build/site/html
+	mkdir -p build/site/source/mclst
+	for folder in benchmarks demo evaluation export kernels models runtime sections training; do \
+		ln -sfn ../../../../$$folder build/site/source/mclst/$$folder; done
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=build/site/source $(BIN)/mkdocs build --strict --quiet
 
 browser:  ## install Chromium (Debian); without it the browser tests skip
 	command -v chromium > /dev/null || { apt-get update -qq && \

@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/ that come from committed result documents or from the code."""
+"""Write the tables of docs/ that come from committed result documents or from the code."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def batch_ratios(folder: Path) -> str:
 
 
 BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
-    "README.md": {"measured": tables},
+    "docs/performance.md": {"measured": tables},
     "docs/benchmarks.md": {
         "measured against the notebook": notebook_ratios,
         "measured by batch": batch_ratios,

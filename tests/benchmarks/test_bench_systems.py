@@ -84,10 +84,10 @@ def test_positions_stay_below_the_limit() -> None:
     assert positions.min() == 0 and positions.max() == 7 and len(np.unique(positions, axis=0)) == 64
 
 
-def test_the_readme_has_the_committed_rates() -> None:
+def test_the_docs_have_the_committed_rates() -> None:
     root = Path(__file__).resolve().parents[2]
     run = json.loads((root / "benchmarks" / "results" / "systems-cpu.json").read_text())
-    rows = [line.split(" | ") for line in (root / "README.md").read_text().splitlines() if " px" in line]
+    rows = [line.split(" | ") for line in (root / "docs" / "systems.md").read_text().splitlines() if " px" in line]
     documented = {
         row[0].strip("| ").lstrip("[").split("]")[0]: row[-1].strip(" |") for row in rows if len(row) == 7
     }
