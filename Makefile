@@ -51,7 +51,7 @@ $(VENV)/quick: pyproject.toml constraints.txt setup.py $(wildcard kernels/cpu/sr
 
 $(VENV)/installed: pyproject.toml constraints.txt setup.py runtime/report/page/openseadragon.py $(wildcard kernels/cpu/src/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,openvino,rtx,export,openslide,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,openvino,rtx,export,openslide,docs,dev]"
 	$(BIN)/python -m mclst.runtime.report.page.openseadragon || echo "the page viewer is missing: its tests will skip"
 	touch $@
 
