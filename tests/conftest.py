@@ -96,14 +96,6 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_wait_for_the_disk() -> Iterator[None]:
-    """Only a power cut would show the difference; tests that count or fail `fsync` replace it themselves."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda handle: None)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
 def _reused_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Exports of a network that was traced before, in any worker of this session, take that trace."""
     if "torch" not in sys.modules:  # no collected file exports, and torch alone takes seconds

@@ -20,7 +20,11 @@ from mclst.runtime.errors import OutputError
     "--embeddings", type=PATH, help="Features of an encoder: SAMPLE.h5 of HEST or TRIDENT, below a task."
 )
 @click.option("--bundle", type=PATH, help="Encode the benchmark's patches with this bundle's encoder.")
-@click.option("--predictions", type=PATH, help="Expression predicted elsewhere: SAMPLE.h5ad, or below TASK/, fold_K/ or both.")
+@click.option(
+    "--predictions",
+    type=PATH,
+    help="Folder of predictions made elsewhere: SAMPLE.h5ad, below TASK/ or fold_K/ if so.",
+)
 @click.option("--name", help="Name in the row.  [default: of the folder]")
 @click.option(
     "--task", "tasks", multiple=True, help="Only this task of HEST-bench; repeatable.  [default: all]"

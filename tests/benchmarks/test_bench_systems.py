@@ -87,7 +87,9 @@ def test_positions_stay_below_the_limit() -> None:
 def test_the_docs_have_the_committed_rates() -> None:
     root = Path(__file__).resolve().parents[2]
     run = json.loads((root / "benchmarks" / "results" / "systems-cpu.json").read_text())
-    rows = [line.split(" | ") for line in (root / "docs" / "systems.md").read_text().splitlines() if " px" in line]
+    rows = [
+        line.split(" | ") for line in (root / "docs" / "systems.md").read_text().splitlines() if " px" in line
+    ]
     documented = {
         row[0].strip("| ").lstrip("[").split("]")[0]: row[-1].strip(" |") for row in rows if len(row) == 7
     }

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.runtime.atomic import temp_path
+from mclst.kernels.definition.user_cache import read_own, store_own
 
 VERSION = 1
 """Of the file and of what is computed; a change starts a new cache."""
@@ -34,13 +33,6 @@ class TileFeatures:
     sample: NDArray[np.uint8]
 
 
-def cache_folder() -> Path:
-    """Return `$MCLST_CACHE`, else `$XDG_CACHE_HOME/mclst`, else `~/.cache/mclst`."""
-    if folder := os.environ.get("MCLST_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mclst")
-
-
 def cache_path(folder: Path, key: Mapping[str, Any]) -> Path:
     """Return the file of the features that `key` decides."""
     text = json.dumps({"version": VERSION, **key}, sort_keys=True)
@@ -48,9 +40,12 @@ def cache_path(folder: Path, key: Mapping[str, Any]) -> Path:
 
 
 def read_features(path: Path, shape: tuple[int, int]) -> TileFeatures | None:
-    """Read a file of `write_features`; None if there is none, or it is damaged or of another shape."""
+    """Read a file of `write_features`; None if there is none, or it is damaged, of another shape or user."""
+    stored = read_own(path)
+    if stored is None:
+        return None
     try:
-        with np.load(path, allow_pickle=False) as content:
+        with np.load(BytesIO(stored), allow_pickle=False) as content:
             values, sample = content["values"], content["sample"]
             failed = dict(zip(content["failed"].tolist(), content["reasons"].tolist(), strict=True))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -62,20 +57,14 @@ def read_features(path: Path, shape: tuple[int, int]) -> TileFeatures | None:
 
 def write_features(path: Path, features: TileFeatures) -> str:
     """Keep features; return why that was not possible, else ""."""
-    temporary = temp_path(path)
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            np.savez(
-                file,
-                values=features.values,
-                sample=features.sample,
-                failed=np.array(list(features.failed), np.int64),
-                reasons=np.array(list(features.failed.values()), np.str_),
-            )
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        return f"the features are not kept for the next fit: {path.parent} ({error.strerror or error})"
-    return ""
+    content = BytesIO()
+    np.savez(
+        content,
+        values=features.values,
+        sample=features.sample,
+        failed=np.array(list(features.failed), np.int64),
+        reasons=np.array(list(features.failed.values()), np.str_),
+    )
+    if store_own(path, content.getvalue()):
+        return ""
+    return f"the features are not kept for the next fit: {path.parent} cannot be written"

@@ -13,6 +13,7 @@ from mclst.runtime.atomic import check_distinct, check_writable
 from mclst.runtime.choices import PROVIDERS
 from mclst.runtime.console import check_json, command, progress, publish_json, say, table
 from mclst.runtime.errors import ResourceError
+from mclst.runtime.section_options import SectionFiles, section_options
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Factors(click.ParamType[tuple[float, ...]]):
     type=PATH,
     help="Genes to predict: .txt, .tsv or .npy.  [default: genes.txt in SECTIONS, else all]",
 )
+@section_options
 @click.option(
     "--head",
     type=click.Choice(("ridge", "pca-ridge", "knn", "blend")),
@@ -129,19 +131,21 @@ def main(
     overwrite: bool,
     json_path: Path | None,
     quiet: bool,
+    section_files: SectionFiles,
     **options: Any,
 ) -> None:
     """Fit a head on a frozen encoder's features of measured SECTIONS and write a checkpoint.
 
-    SECTIONS are folders or files of legacy ST, Space Ranger or .h5ad sections, each with its H&E image. Each
-    section is predicted by a head that has not seen it; these scores are printed, and the ridge's penalty and
-    the number of neighbors are chosen by them. mclst-export --ckpt turns the checkpoint into a bundle.
+    SECTIONS are folders or files of legacy ST, Space Ranger or .h5ad sections, each with its H&E slide: a
+    file of the section's name beside it, or --image. Each section is predicted by a head that has not seen
+    it; these scores are printed, and the ridge's penalty and the number of neighbors are chosen by them.
+    mclst-export --ckpt turns the checkpoint into a bundle.
 
     Features are kept in $MCLST_CACHE, else ~/.cache/mclst, so another head takes seconds. mclst downloads
     nothing: --weights is a file you have.
     """
     check_writable(out, overwrite=overwrite)
-    inputs = (*paths, weights, genes, *options["from_features"])
+    inputs = (*paths, weights, genes, *options["from_features"], *section_files.paths)
     check_distinct((out,), inputs)
     check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=(out,))
     if options["k"] is not None and options["head"] not in ("knn", "blend"):
@@ -155,7 +159,13 @@ def main(
         raise ResourceError(f"{error.name} is not installed; install mclst[export,cpu]") from error
     log = functools.partial(say, quiet=quiet)
     result = fit_from_options(
-        paths, weights, genes, options, say=log, progress=functools.partial(progress, quiet=quiet)
+        paths,
+        section_files,
+        weights,
+        genes,
+        options,
+        say=log,
+        progress=functools.partial(progress, quiet=quiet),
     )
     write_fitted(out, result.model)
     table(_summary(result, out), quiet=quiet)

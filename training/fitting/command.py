@@ -10,6 +10,7 @@ from mclst.models.recipes.find import find_recipe
 from mclst.models.recipes.weights import load_weights
 from mclst.runtime.errors import CheckpointError
 from mclst.runtime.hashing import file_sha256
+from mclst.runtime.section_options import SectionFiles
 from mclst.sections.formats.reference import read_section
 from mclst.training.fitting.checkpoint import WeightsFile
 from mclst.training.fitting.features import EncoderSetup, samples_per_section
@@ -22,6 +23,7 @@ from mclst.training.sources import find_all_sections, read_genes, split_sections
 
 def fit_from_options(
     paths: tuple[Path, ...],
+    section_files: SectionFiles,
     weights: Path,
     genes: Path | None,
     options: dict[str, Any],
@@ -44,7 +46,7 @@ def fit_from_options(
         options["workers"],
     )
     sections, names = read_fit_sections(
-        paths, options["sections"], options["hold_out"], genes, options["mpp"], progress
+        paths, section_files, options["sections"], options["hold_out"], genes, options["mpp"], progress
     )
     spots = sum(len(section.spot) for section in sections)
     listed = ", ".join(section.name for section in sections)
@@ -75,6 +77,7 @@ def fit_from_options(
 
 def read_fit_sections(
     paths: tuple[Path, ...],
+    section_files: SectionFiles,
     chosen: str | None,
     hold_out: tuple[str, ...],
     genes: Path | None,
@@ -82,7 +85,7 @@ def read_fit_sections(
     progress: Progress,
 ) -> tuple[list[FitSection], list[str]]:
     """Read the chosen sections of all paths; also return the genes, which all of them have."""
-    sources, _ = split_sections(find_all_sections(paths), chosen, hold_out, ())
+    sources, _ = split_sections(find_all_sections(paths, section_files), chosen, hold_out, ())
     sections: list[FitSection] = []
     names: list[str] = []
     with progress("sections", len(sources)) as advance:

@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from mclst.export.onnx.graph import write_graph
+from mclst.kernels.definition.user_cache import cache_folder
 from mclst.models.fitted import FeatureEncoder, recipe_record, weights_sha256
 from mclst.models.recipes.build import build_encoder
 from mclst.models.recipes.recipe import Recipe
@@ -31,7 +32,6 @@ from mclst.runtime.slide.open import open_slide
 from mclst.runtime.tiling.tiles import Tiles, TileShape, plan_tiles
 from mclst.training.fitting.cache import (
     TileFeatures,
-    cache_folder,
     cache_path,
     read_features,
     write_features,
