@@ -159,14 +159,15 @@ def compare(
     if rows is not None:
         truth = bank.expression[rows].astype(np.float64)
         r = [
-            np.nanmean(pearson_per_gene(result.expression.astype(np.float64), truth))
+            pearson_per_gene(result.expression.astype(np.float64), truth)
             for result in (expected_result, actual_result)
         ]
-        if np.isfinite(r).all():
+        if all(np.isfinite(of_genes).any() for of_genes in r):
+            before, after = (float(np.nanmean(of_genes)) for of_genes in r)
             compared["measured"] = {
-                "pearson_checkpoint": float(r[0]),
-                "pearson_export": float(r[1]),
-                "change": float(r[1] - r[0]),
+                "pearson_checkpoint": before,
+                "pearson_export": after,
+                "change": after - before,
             }
     return compared
 

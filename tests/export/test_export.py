@@ -45,6 +45,7 @@ def test_the_short_form_writes_a_bundle(workdir: Path) -> None:
         "manifest.json",
         "encoder.onnx",
         "bank.h5",
+        "calibration.h5",
         "parity.json",
     }
     open_bundle("mclst-bundle")
