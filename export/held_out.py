@@ -20,6 +20,7 @@ from mclst.runtime.bundle.manifest import Settings
 from mclst.runtime.errors import InputError, SlideError
 from mclst.runtime.inference.providers import open_session
 from mclst.runtime.slide.open import open_slide
+from mclst.runtime.tiling.bounds import check_centers
 from mclst.runtime.tiling.tiles import Tiles, TileShape
 from mclst.runtime.trust.calibration import MAX_GALLERY, calibration_bytes, stain_values
 from mclst.runtime.trust.places import read_stain
@@ -152,6 +153,7 @@ def bank_groups(
             with open_slide(image.image) as slide:
                 shape = TileShape(settings.tile.size_px, settings.tile.mpp, settings.tile.pad)
                 xy_px = image.xy_px[on_slide]
+                check_centers(xy_px, slide, lambda row: f"section {image.name}, spot {on_slide[row] + 1}")  # noqa: B023
                 stream = Tiles(slide, xy_px, shape, batch_size=16, workers=2)
                 stain = read_stain(slide, xy_px)
                 encoded = [(batch.rows, session.encode(batch.tiles)) for batch in stream]

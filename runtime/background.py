@@ -7,16 +7,24 @@ from concurrent.futures import Future
 from threading import Thread
 from typing import Generic, TypeVar
 
+from mclst.runtime.resources import memory_is_limited
+
 T = TypeVar("T")
 
 
 class Background(Generic[T]):
-    """Calls a function in a thread at once; the process does not wait for it unless `result` is asked for."""
+    """Calls a function in a thread at once; the process does not wait for it unless `result` is asked for.
+
+    Under a limit of memory the caller of `result` runs it instead: a thread that finds no memory as it starts
+    or ends can hang CPython.
+    """
 
     def __init__(self, function: Callable[[], T], name: str) -> None:
         self._function = function
         self._future: Future[T] = Future()
-        Thread(target=self._run, name=f"mclst-{name}", daemon=True).start()
+        self._started = not memory_is_limited()
+        if self._started:
+            Thread(target=self._run, name=f"mclst-{name}", daemon=True).start()
 
     def _run(self) -> None:
         try:
@@ -26,8 +34,12 @@ class Background(Generic[T]):
 
     def result(self) -> T:
         """Wait for the function's result; raises what it raised."""
+        if not self._started:
+            self._started = True
+            self._run()
         return self._future.result()
 
     def wait(self) -> None:
         """Wait until the function has ended, however it ended."""
-        self._future.exception()
+        if self._started:
+            self._future.exception()

@@ -39,6 +39,11 @@ def check_limit() -> None:
         )
 
 
+def memory_is_limited() -> bool:
+    """Whether this process may have no more than so much address space (`ulimit -v`)."""
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
 def available_cores() -> int:
     """Cores this process may use; on macOS all of them."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.sparse as sp
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from mclst.runtime.encoder.ring import Group
 
@@ -40,9 +38,12 @@ class NeighborhoodMeans:
 
     def __init__(self, xy_px: NDArray[np.float64], group: NDArray[np.int64], radius_px: float) -> None:
         n = len(xy_px)
+        from scipy.sparse import csr_matrix
+        from scipy.spatial import cKDTree
+
         pairs = cKDTree(xy_px).query_pairs(radius_px, output_type="ndarray")
         one, other = (np.concatenate([pairs[:, i], pairs[:, 1 - i]]) for i in (0, 1))
-        self._near = sp.csr_matrix((np.ones(len(one), np.float32), (one, other)), shape=(n, n))
+        self._near = csr_matrix((np.ones(len(one), np.float32), (one, other)), shape=(n, n))
         self._near.sort_indices()
         self._group = group
         groups = int(group.max()) + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,4 +67,5 @@ class Outputs:
     @property
     def was_stopped(self) -> bool:
         """Whether a stopped run of this map left its rows; its pictures may exist already."""
-        return self.map.absolute().with_name(f".{self.map.name}.journal").exists()
+        # Not Path.exists, which raises where the name is too long.
+        return os.path.exists(self.map.absolute().with_name(f".{self.map.name}.journal"))

@@ -73,7 +73,7 @@ def test_rates_and_memory(small_ones: None, tmp_path: Path) -> None:
 
 
 def test_it_measures_all_systems_in_their_published_sizes() -> None:
-    assert set(SYSTEMS) == set(PUBLISHED) == set(systems())
+    assert set(SYSTEMS) == set(PUBLISHED) == set(systems()) - {"fitted", "fitted-retrieval"}
     for name, published in PUBLISHED.items():
         assert (published.bank is not None) == (systems()[name].kind == "retrieval")
     assert run("--system", "alexnet").exit_code == 2

@@ -335,4 +335,5 @@ def test_coordinates_beyond_the_tables_are_named(small: Small, tmp_path: Path) -
 def test_names_of_genes_are_checked_against_the_manifest(bundled: tuple[str, Any, Path]) -> None:
     folder = bundled[2]
     assert open_bundle(folder / "mclst-bundle").genes == [f"GENE{i}" for i in range(GENES)]
-    assert set(systems()) == {"mclstexp", "bleep", "stnet", "histogene", "hist2st", "thitogene"}
+    published = {"mclstexp", "bleep", "stnet", "histogene", "hist2st", "thitogene"}
+    assert set(systems()) == published | {"fitted", "fitted-retrieval"}

@@ -22,6 +22,17 @@ def test_a_result_and_an_error_reach_whoever_asks() -> None:
         work.result()
 
 
+def test_under_a_limit_of_memory_no_thread_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mclst.runtime.background.memory_is_limited", lambda: True)
+    calls: list[str] = []
+    work = Background(lambda: calls.append(threading.current_thread().name), "work")
+    work.wait()
+    assert not calls
+    work.result()
+    work.result()
+    assert calls == [threading.current_thread().name]
+
+
 def test_waiting_ends_when_the_work_does() -> None:
     go = threading.Event()
     work = Background(lambda: go.wait(30), "work")

@@ -57,9 +57,8 @@ def test_manifest_says_what_shaped_the_bundle(exported_bundle: Path) -> None:
     spec = bundle.retrieval
     assert (spec.k, spec.rank, spec.distance, spec.weighting) == (10, "cosine", "l1", "inverse-square")
     assert [(s.name, s.spots) for s in m.bank] == [("A1", 24), ("A2", 24)]
-    assert set(m.files) == {"encoder.onnx", "bank.h5", "parity.json"} and {"mclst", "torch", "onnx"} <= set(
-        m.versions
-    )
+    assert set(m.files) == {"encoder.onnx", "bank.h5", "calibration.h5", "parity.json"}
+    assert {"mclst", "torch", "onnx"} <= set(m.versions)
     assert m.files["bank.h5"].sha256 == file_sha256(exported_bundle / "bank.h5")
     assert bundle.bank.embedding.shape == (48, 16) and list(bundle.bank.genes) == [
         f"GENE{i}" for i in range(12)

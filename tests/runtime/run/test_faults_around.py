@@ -307,7 +307,7 @@ home.{method} = full
     [
         ("expression_map.writer", "MapWriter", "write"),
         ("expression_map.writer", "MapWriter", "begin"),
-        ("run.publish", "", "write_contact_sheet"),
+        ("report.figures.contact_sheet", "", "write_contact_sheet"),
         ("run.publish", "", "write_report"),
     ],
     ids=["rows", "journal", "picture", "report"],

@@ -48,7 +48,7 @@ def test_a_grid_over_a_real_slide(
     xy = grid(*size, 211)
     write_grid(tmp_path / "grid.csv", xy)
     done = CliRunner().invoke(
-        main, [str(slides / name), "--spots", "grid.csv", "--bundle", str(small_bundle)]
+        main, [str(slides / name), "--spots", "grid.csv", "--bundle", str(small_bundle), "--any-stain"]
     )
     assert done.exit_code == 0, done.output
     adata = anndata.read_h5ad(Path(name).stem + ".h5ad")
