@@ -20,6 +20,7 @@ PLACES_OF_ITS_OWN = {
     "runtime/run/context.py": "predict checks the table before it opens the run",
     "benchmarks/reading/readers.py": "draws its corners inside the slide",
     "training/fitting/features.py": "read_fit_section checks the spots",
+    "training/fitting/trident.py": "read_fit_section checks the spots",
     "runtime/sharing/bioimageio.py": "takes centers of a grid over the tissue",
 }
 
