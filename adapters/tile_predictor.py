@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.bundle.bundle import Bundle, open_bundle
-from mclst.runtime.bundle.location import SCHEME, HubLocation
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.errors import BundleError, InputError
 from mclst.runtime.inference.providers import EncoderRequest, open_encoder
 from mclst.runtime.inference.readout import Readout, RegressionReadout, RetrievalReadout
-from mclst.runtime.sharing.hub import fetch
+from mclst.runtime.sharing.hub import bundle_folder
 
 
 class TilePredictor:
@@ -47,7 +46,7 @@ class TilePredictor:
     """
 
     def __init__(self, bundle: str | Path | Bundle, *, provider: str = "auto", batch_size: int = 16) -> None:
-        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(_folder(bundle))
+        self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle_folder(bundle))
         manifest = self.bundle.manifest
         if manifest.kind == "sequence" or manifest.neighborhood is not None:
             raise BundleError(
@@ -111,12 +110,3 @@ class TilePredictor:
             if gene not in position:
                 raise InputError(f"{self.bundle.path} predicts no {gene}; choose other genes")
         return [position[gene] for gene in genes]
-
-
-def _folder(bundle: str | Path) -> Path:
-    if isinstance(bundle, str) and bundle.startswith(SCHEME):
-        try:
-            return fetch(HubLocation.of(bundle))
-        except ValueError as error:
-            raise InputError(f"{error}; correct the address") from error
-    return Path(bundle)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.runtime.trust.calibration import MAX_GALLERY, PERCENTILES, Calibration
+from mclst.runtime.trust.calibration import PERCENTILES, Calibration, gallery_rows
 from mclst.sections.accuracy import pearson_per_gene
 
 LEVELS = (0.8, 0.9)
@@ -94,7 +94,7 @@ def calibrate(
     error_at, spot_error = _spot_errors(groups, residual, weight)
     projection = _whitening(np.concatenate([group.embedding for group in groups]))
     embedding = np.concatenate([group.embedding for group in groups])
-    rows = np.unique(np.linspace(0, len(embedding) - 1, MAX_GALLERY).round().astype(np.int64))
+    rows = gallery_rows(len(embedding))
     arrays = {
         "projection": projection,
         "gallery": embedding[rows] @ projection,
@@ -141,7 +141,7 @@ def _held_out_distances(groups: Sequence[HeldOut]) -> list[Array]:
     for number, group in enumerate(groups):
         others = np.concatenate([other.embedding for i, other in enumerate(groups) if i != number])
         projection = _whitening(others)
-        rows = np.unique(np.linspace(0, len(others) - 1, MAX_GALLERY).round().astype(np.int64))
+        rows = gallery_rows(len(others))
         bank, queries = others[rows] @ projection, group.embedding @ projection
         squared = np.square(bank).sum(axis=1) - 2 * queries @ bank.T
         nearest = squared.argmin(axis=1)

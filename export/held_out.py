@@ -16,13 +16,14 @@ from mclst.kernels.retriever import Retriever
 from mclst.runtime.atomic import write_atomically
 from mclst.runtime.bundle.bank import Bank, read_bank
 from mclst.runtime.bundle.bundle import BANK, CALIBRATION, ENCODER
+from mclst.runtime.bundle.calibration import calibration_bytes
 from mclst.runtime.bundle.manifest import Settings
 from mclst.runtime.errors import InputError, SlideError
 from mclst.runtime.inference.providers import open_session
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.tiling.bounds import check_centers
 from mclst.runtime.tiling.tiles import Tiles, TileShape
-from mclst.runtime.trust.calibration import MAX_GALLERY, calibration_bytes, stain_values
+from mclst.runtime.trust.calibration import gallery_rows, stain_values
 from mclst.runtime.trust.places import read_stain
 
 LEAST_GROUPS, LEAST_SPOTS = 2, 20
@@ -90,16 +91,15 @@ def stored_groups(metadata: Mapping[str, Any]) -> tuple[list[HeldOut], str]:
     gallery evenly over all spots): a spot counts if it has both.
     """
     records = metadata["out_of_fold"]
-    sizes = [int(size) for size in metadata["fit"]["block_sizes"]] if "block_sizes" in metadata["fit"] else []
     bank, gallery = metadata.get("bank"), metadata.get("gallery")
     stored: Any = gallery if bank is None else bank["embedding"]
     if not isinstance(stored, Tensor) or not len(records):
         return [], ""
-    sizes = sizes or _block_sizes(records, metadata["fit"]["sections"], len(stored))
+    sizes = [int(size) for size in metadata["fit"].get("block_sizes", ())]
     total = sum(sizes)
     kept = np.arange(total)
     if bank is None:
-        kept = np.unique(np.linspace(0, total - 1, MAX_GALLERY).round().astype(np.int64))
+        kept = gallery_rows(total)
     if not total or len(kept) != len(stored):
         return [], ""
     embedding = stored.numpy()
@@ -124,15 +124,6 @@ def stored_groups(metadata: Mapping[str, Any]) -> tuple[list[HeldOut], str]:
     else:
         kind = "section" if len(parts) == len(every) else "group of sections"
     return groups, kind
-
-
-def _block_sizes(records: Sequence[Any], sections: Mapping[str, int], embeddings: int) -> list[int]:
-    """Spots of each block before any were left out; empty if nothing tells."""
-    lengths = [len(record["prediction"]) for record in records]
-    if sum(lengths) == embeddings:
-        return lengths
-    names = [record["section"] for record in records]
-    return [int(sections[name]) for name in names] if len(set(names)) == len(names) else []
 
 
 def bank_groups(

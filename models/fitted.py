@@ -106,19 +106,6 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def recipe_record(recipe: Recipe) -> dict[str, Any]:
-    """Plain values of a recipe, for a checkpoint."""
-    return dataclasses.asdict(recipe)
-
-
-def stored_recipe(record: Mapping[str, Any]) -> Recipe:
-    """The recipe of `recipe_record`; raises ValueError if it is none."""
-    try:
-        return Recipe(**{**record, "mean": tuple(record["mean"]), "std": tuple(record["std"])})
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"its recipe is damaged ({error})") from error
-
-
 def _traits(state: State, encoder: str | None, layer: str) -> Traits:
     outputs = len(state[f"{layer}.bias"])
     return Traits(encoder="", genes=outputs, width=outputs, extra={"layer": layer})
@@ -127,7 +114,7 @@ def _traits(state: State, encoder: str | None, layer: str) -> Traits:
 def _complete(traits: Traits, metadata: Mapping[str, Any]) -> Traits:
     """Add recipe, views and the split of the outputs, which the checkpoint holds beside its weights."""
     fit = metadata["fit"]
-    recipe, views = stored_recipe(fit["recipe"]), tuple(float(view) for view in fit["views"])
+    recipe, views = Recipe.from_record(fit["recipe"]), tuple(float(view) for view in fit["views"])
     genes, predicted = len(metadata["genes"]), int(fit["prediction_dim"])
     if not views or predicted not in (0, genes) or predicted >= traits.width:
         raise ValueError("its views or outputs do not fit its weights")

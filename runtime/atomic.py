@@ -8,12 +8,13 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from mclst.kernels.definition.user_cache import others_may_write
 from mclst.runtime.errors import OutputError
 
 
@@ -142,18 +143,6 @@ def _why_foreign(path: Path, status: os.stat_result) -> str:
         os.close(handle)
         probe.unlink(missing_ok=True)
     return others_may_write(status, {new.st_uid}, allowed=new.st_mode)
-
-
-def others_may_write(status: os.stat_result, owners: Collection[int], allowed: int = 0) -> str:
-    """Why users other than `owners` may have written a file or folder; "" if they cannot have.
-
-    allowed: mode whose write permissions for group and others it may have.
-    """
-    if status.st_uid not in owners:
-        return f"belongs to user {status.st_uid}"
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) & ~allowed:
-        return f"may be written by others (mode {stat.S_IMODE(status.st_mode):04o})"
-    return ""
 
 
 def _foreign(path: Path, reason: str) -> str:

@@ -45,7 +45,8 @@ benchmarks/recipes: benchmarks/harness export/parity export/onnx runtime/inferen
     models/recipes
 benchmarks/retrieval: benchmarks/harness benchmarks/roofline runtime/report/figures runtime kernels
     kernels/definition
-benchmarks/leaderboard: benchmarks/harness runtime/inference runtime/encoder runtime/bundle runtime sections
+benchmarks/leaderboard: benchmarks/harness training/fitting runtime/inference runtime/encoder runtime/bundle
+    runtime sections
 benchmarks/robustness: benchmarks/contenders benchmarks/harness evaluation/baselines runtime/cli
     runtime/report/figures runtime/inference runtime/tiling runtime/slide runtime/encoder runtime/bundle
     runtime sections/tables sections
@@ -93,7 +94,7 @@ runtime/inference: runtime/encoder/tensorrt runtime/encoder/cuda runtime/slide r
     runtime/trust runtime/bundle runtime kernels kernels/cuda kernels/definition sections
 runtime/report/figures: runtime/expression_map runtime
 runtime/report/export: runtime/expression_map runtime/tiling runtime sections/tables
-runtime/encoder/tensorrt: runtime/encoder/cuda runtime/encoder runtime/bundle runtime
+runtime/encoder/tensorrt: runtime/encoder/cuda runtime/encoder runtime/bundle runtime kernels/definition
 runtime/expression_map: runtime/trust runtime kernels/definition sections/formats sections/tables sections
 runtime/trust: runtime/slide runtime kernels/definition
 runtime/tiling: runtime/slide runtime sections/tables sections
@@ -101,7 +102,7 @@ runtime/encoder/cuda: runtime/encoder runtime kernels/cuda kernels/definition
 runtime/slide: runtime
 runtime/encoder: runtime
 runtime/bundle: runtime/trust runtime kernels/definition
-runtime: sections/formats sections
+runtime: kernels/definition sections/formats sections
 kernels: kernels/faiss kernels/cuda kernels/cpu kernels/definition
 kernels/faiss: kernels/definition
 kernels/cuda: kernels/definition

@@ -10,12 +10,11 @@ import numpy as np
 import pandas as pd
 
 from mclst.runtime.bundle.bundle import Bundle, open_bundle
-from mclst.runtime.bundle.location import SCHEME, HubLocation
 from mclst.runtime.errors import InputError
 from mclst.runtime.report.files import Files
 from mclst.runtime.run.options import RunOptions
 from mclst.runtime.run.predict import predict as predict_map
-from mclst.runtime.sharing.hub import fetch
+from mclst.runtime.sharing.hub import bundle_folder
 from mclst.runtime.slide.open import open_slide
 from mclst.sections.section import Spots
 
@@ -71,7 +70,7 @@ def predict(
     chosen = RunOptions(
         **{"resume": False, "picture": False, "report": False, "files": Files(html=False), **options}
     )
-    opened = bundle if isinstance(bundle, Bundle) else open_bundle(_folder(bundle))
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle_folder(bundle))
     with tempfile.TemporaryDirectory(prefix="mclst-") as folder, open_slide(slide) as image:
         run = predict_map(opened, image, _spots(target, spatial_key), Path(folder) / "map.h5ad", chosen)
         result = anndata.read_h5ad(run.map_path)
@@ -81,15 +80,6 @@ def predict(
             target.obs[f"{key_added}_{column}"] = result.obs[column].to_numpy()
     target.uns[key_added] = dict(result.uns["mclst"])
     return target if copy else None
-
-
-def _folder(bundle: str | Path) -> Path:
-    if not (isinstance(bundle, str) and bundle.startswith(SCHEME)):
-        return Path(bundle)
-    try:
-        return fetch(HubLocation.of(bundle))
-    except ValueError as error:
-        raise InputError(f"{error}; correct the address") from error
 
 
 def _spots(adata: AnnData, key: str) -> Spots:

@@ -23,10 +23,11 @@ from mclst.benchmarks.leaderboard.samples import (
     read_prediction,
     read_sample,
 )
-from mclst.benchmarks.leaderboard.score import COMPONENTS, fit_and_predict, score_fold, summarize
+from mclst.benchmarks.leaderboard.score import fit_and_predict, score_fold, summarize
 from mclst.benchmarks.leaderboard.tasks import Task
 from mclst.runtime.atomic import write_atomically
 from mclst.runtime.encoder.session import Session
+from mclst.training.fitting.ridge import BENCHMARK_COMPONENTS
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Entry:
     embeddings: Path | None = None
     session: Session | None = None
     size_px: int = 0
-    components: int = COMPONENTS
+    components: int = BENCHMARK_COMPONENTS
     alpha: float | None = None
 
 

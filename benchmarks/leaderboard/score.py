@@ -10,19 +10,16 @@ from numpy.typing import NDArray
 
 from mclst.benchmarks.leaderboard.samples import Sample
 from mclst.sections.accuracy import pearson_per_gene
+from mclst.training.fitting.ridge import BENCHMARK_COMPONENTS, RidgeFolds, benchmark_alpha
 
 Array = NDArray[np.float64]
-COMPONENTS = 256
-"""Principal components of HEST-bench's head."""
-
-
-def published_alpha(components: int, genes: int) -> float:
-    """Penalty of HEST-bench's ridge regression: 100 / (components · genes)."""
-    return 100.0 / (components * genes)
 
 
 def fit_and_predict(
-    train: Sequence[Sample], test: Sequence[Sample], components: int = COMPONENTS, alpha: float | None = None
+    train: Sequence[Sample],
+    test: Sequence[Sample],
+    components: int = BENCHMARK_COMPONENTS,
+    alpha: float | None = None,
 ) -> list[Array]:
     """Predict the test samples by HEST-bench's head.
 
@@ -36,7 +33,7 @@ def fit_and_predict(
     components : int
         At most as many as features, and as training spots less one.
     alpha : float, optional
-        Default: `published_alpha`.
+        Default: `benchmark_alpha`.
 
     Returns
     -------
@@ -46,14 +43,9 @@ def fit_and_predict(
     x = np.concatenate([sample.features for sample in train])
     y = np.concatenate([sample.expression for sample in train])
     components = min(components, x.shape[1], max(len(x) - 1, 1))
-    alpha = published_alpha(components, y.shape[1]) if alpha is None else alpha
-    mean, deviation = x.mean(axis=0), x.std(axis=0)
-    scale = np.where(deviation > 0, deviation, 1.0)
-    z = (x - mean) / scale
-    values, vectors = np.linalg.eigh(z.T @ z)
-    basis, eigenvalues = vectors[:, ::-1][:, :components], np.maximum(values[::-1][:components], 0.0)
-    weights = (basis.T @ (z.T @ (y - y.mean(axis=0)))) / (eigenvalues + alpha)[:, None]
-    return [((sample.features - mean) / scale) @ basis @ weights + y.mean(axis=0) for sample in test]
+    alpha = benchmark_alpha(components, y.shape[1]) if alpha is None else alpha
+    head = RidgeFolds([(x, y)]).without().truncated(components)
+    return [head.predict(sample.features, alpha) for sample in test]
 
 
 def score_fold(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mclst.models.encoders import known_encoder
-from mclst.models.fitted import stored_recipe, weights_sha256
+from mclst.models.fitted import weights_sha256
 from mclst.models.mclstexp import position_table
 from mclst.models.recipes.recipe import Recipe
 from mclst.models.recipes.weights import load_weights
@@ -175,7 +175,7 @@ def _with_encoder(path: Path, state: State, metadata: dict[str, Any], weights: s
             raise CheckpointError(f"{path} holds all its weights; leave --weights out")
         return state
     try:
-        recipe = stored_recipe(fit["recipe"])
+        recipe = Recipe.from_record(fit["recipe"])
         name, sha256, tensors_sha256 = (str(record[key]) for key in ("name", "sha256", "tensors_sha256"))
     except (LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); fit it again") from error

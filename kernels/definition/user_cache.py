@@ -1,4 +1,4 @@
-"""Files that this user keeps between commands.
+"""Files that this user keeps between commands, and whether others may have written a file.
 
 In `$MCLST_CACHE`, else `$XDG_CACHE_HOME/mclst`, else `~/.cache/mclst`.
 A file that other users may have written is not used.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,15 +21,27 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mclst")
 
 
+def others_may_write(status: os.stat_result, owners: Collection[int], allowed: int = 0) -> str:
+    """Why users other than `owners` may have written a file or folder; "" if they cannot have.
+
+    allowed: mode whose write permissions for group and others it may have.
+    """
+    if status.st_uid not in owners:
+        return f"belongs to user {status.st_uid}"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) & ~allowed:
+        return f"may be written by others (mode {stat.S_IMODE(status.st_mode):04o})"
+    return ""
+
+
 def read_own(path: Path) -> bytes | None:
     """Content of a file that nobody but this user and root can have written; None for any other."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(handle, "rb") as file:
             status = os.fstat(handle)
-            for item in (status, path.parent.stat()):
-                if item.st_uid not in (0, os.geteuid()) or item.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                    return None
+            trusted = (0, os.geteuid())
+            if any(others_may_write(item, trusted) for item in (status, path.parent.stat())):
+                return None
             return file.read() if stat.S_ISREG(status.st_mode) else None
     except OSError:
         return None

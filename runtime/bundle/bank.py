@@ -59,8 +59,11 @@ def bank_bytes(bank: Bank) -> bytes:
     return buffer.getvalue()
 
 
-def _dataset(file: h5py.File, name: str, rank: int, path: Path) -> h5py.Dataset:
-    """Get a plain dataset: no links out of the file, no external or virtual storage, no filters."""
+def plain_dataset(file: h5py.File, name: str, rank: int, path: Path) -> h5py.Dataset:
+    """Get a plain dataset: no links, no other files, no filters, no more than the file holds.
+
+    Raises BundleError.
+    """
     if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(
         file[name], h5py.Dataset
     ):
@@ -74,7 +77,7 @@ def _dataset(file: h5py.File, name: str, rank: int, path: Path) -> h5py.Dataset:
 
 
 def _floats(file: h5py.File, name: str, path: Path) -> NDArray[np.float32]:
-    data = _dataset(file, name, 2, path)
+    data = plain_dataset(file, name, 2, path)
     if data.dtype != np.float32:
         raise BundleError(f"{path}: /{name} is {data.dtype}, not float32; export the bundle again")
     values: NDArray[np.float32] = data[:]
@@ -85,7 +88,7 @@ def _floats(file: h5py.File, name: str, path: Path) -> NDArray[np.float32]:
 
 
 def _texts(file: h5py.File, name: str, path: Path) -> NDArray[np.str_]:
-    texts = _dataset(file, name, 1, path).asstr()[:]
+    texts = plain_dataset(file, name, 1, path).asstr()[:]
     longest = max(map(len, texts), default=0)
     if longest > MAX_NAME_LENGTH:
         raise BundleError(f"{path}: /{name} holds a name of {longest:,} letters; export the bundle again")

@@ -13,13 +13,14 @@ from typing import Any
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.atomic import AtomicFolder
 from mclst.runtime.bundle.bank import Bank, read_bank
+from mclst.runtime.bundle.calibration import read_calibration
 from mclst.runtime.bundle.location import cached_snapshot, links_into_cache
 from mclst.runtime.bundle.manifest import ENGINES, FORMAT, Manifest, read_manifest
 from mclst.runtime.bundle.onnx_scan import check_graph
 from mclst.runtime.choices import PRECISIONS
 from mclst.runtime.errors import BundleError, OutputError
 from mclst.runtime.hashing import Stamp, file_sha256, stamp
-from mclst.runtime.trust.calibration import Calibration, read_calibration
+from mclst.runtime.trust.calibration import Calibration
 
 MANIFEST, ENCODER, BANK, PARITY = "manifest.json", "encoder.onnx", "bank.h5", "parity.json"
 SEQUENCE, GENES, CALIBRATION = "sequence.onnx", "genes.txt", "calibration.h5"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mclst.runtime.bundle.bundle import MANIFEST, REQUIRED_FILES, Bundle
-from mclst.runtime.bundle.location import HubLocation
+from mclst.runtime.bundle.location import SCHEME, HubLocation
 from mclst.runtime.bundle.manifest import Manifest, read_manifest
 from mclst.runtime.errors import BundleError, InputError, ResourceError
 from mclst.runtime.progress import Tell
@@ -23,6 +23,19 @@ from mclst.runtime.sharing.verify import CARD, COMPANIONS, SIGNATURE, check_no_e
 
 LONGEST_REASON = 200
 INSTALL = "install mclst[hub]"
+
+
+def bundle_folder(bundle: str | Path) -> Path:
+    """Return the folder of a bundle here, or of hf://ORG/NAME@REVISION after getting it.
+
+    Raises InputError for another form of address, and as `fetch` does.
+    """
+    if not (isinstance(bundle, str) and bundle.startswith(SCHEME)):
+        return Path(bundle)
+    try:
+        return fetch(HubLocation.of(bundle))
+    except ValueError as error:
+        raise InputError(f"{error}; correct the address") from error
 
 
 def fetch(location: HubLocation, tell: Tell = lambda text: None, *, partial: bool = False) -> Path:

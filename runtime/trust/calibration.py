@@ -1,21 +1,15 @@
-"""What held-out sections showed of a bundle: `calibration.h5`, and how it applies to the spots of a map."""
+"""What held-out sections showed of a bundle, and how it applies to the spots of a map."""
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.runtime.errors import BundleError
 from mclst.runtime.trust.stain import Stain
 
-FORMAT = "mclst-calibration/1"
-MAX_BYTES = 256 << 20
 MAX_GALLERY = 4096
 PERCENTILES = 101
 QUERY_ROWS = 256
@@ -38,21 +32,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "coverage": ("L", "K"),
     "stain": ("N", "C"),
 }
-"""Data sets of the file, all float32, and their axes by letter; equal letters are equal lengths."""
-FIXED = {"P": PERCENTILES, "S": 2, "C": 11}
-MOST = {
-    "D": 65_536,
-    "Q": 1024,
-    "M": MAX_GALLERY,
-    "E": 63,
-    "L": 8,
-    "B": 64,
-    "K": 100_000,
-    "T": 1024,
-    "N": 100_000,
-}
-UNDEFINED = ("r", "expected_r", "low_r", "coverage")
-"""Those in which NaN is a value: r of a constant gene."""
+"""Its arrays, all float32, and their axes by letter; equal letters are equal lengths."""
 
 
 @dataclass(frozen=True)
@@ -168,97 +148,9 @@ def stain_values(stain: Stain) -> list[float]:
     return [*stain.background, *stain.hematoxylin, *stain.eosin, stain.density, stain.saturation]
 
 
-def calibration_bytes(calibration: Calibration) -> bytes:
-    """Content of the HDF5 file, made in memory since HDF5 does not report a full disk."""
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
-        for name in SHAPES:
-            file[name] = getattr(calibration, name).astype("<f4")
-        file["counts"] = np.array([calibration.sections, calibration.spots], "<i8")
-        texts = [FORMAT, calibration.kind, *calibration.group]
-        file.create_dataset("texts", data=texts, dtype=h5py.string_dtype())
-    return buffer.getvalue()
-
-
-def read_calibration(path: Path, *, genes: int, dim: int) -> Calibration:
-    """Read calibration.h5 of a bundle with this many genes and dimensions of its embedding.
-
-    Raises
-    ------
-    BundleError
-        If it is damaged, too large, or its parts do not fit together or the bundle.
-    """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise BundleError(f"{path} is larger than {MAX_BYTES >> 20} MiB; export the bundle again")
-        with h5py.File(path, "r") as file:
-            values = {name: _floats(file, name, path) for name in SHAPES}
-            counts = _plain(file, "counts", 1, path)[:]
-            texts = [str(text) for text in _plain(file, "texts", 1, path).asstr()[:]]
-    except (BundleError, MemoryError):
-        raise
-    except Exception as error:  # h5py raises nearly any type on damaged bytes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BundleError(
-            f"{path} is not a readable calibration ({reason}); export the bundle again"
-        ) from error
-    _check_shapes(values, path, genes=genes, dim=dim)
-    known = counts.dtype == np.int64 and counts.shape == (2,) and (counts > 0).all()
-    if (
-        not known
-        or texts[:1] != [FORMAT]
-        or len(texts) != 2 + len(values["r"])
-        or max(map(len, texts)) > 1000
-    ):
-        raise BundleError(f"{path} is no {FORMAT} of this bundle; export the bundle again")
-    increasing = (np.diff(values[name]) >= 0 for name in ("distance", "edges", "error_at"))
-    if (
-        not all(steps.all() for steps in increasing)
-        or (values["residual"][:, :, 0] > values["residual"][:, :, 1]).any()
-    ):
-        raise BundleError(f"{path}: its percentiles or quantiles are not in order; export the bundle again")
-    return Calibration(
-        kind=texts[1], group=tuple(texts[2:]), sections=int(counts[0]), spots=int(counts[1]), **values
-    )
-
-
-def _plain(file: h5py.File, name: str, rank: int, path: Path) -> h5py.Dataset:
-    """Get a plain data set: no links, no other files, no filters, no more than the file holds."""
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(
-        file[name], h5py.Dataset
-    ):
-        raise BundleError(f"{path} has no dataset /{name}; export the bundle again")
-    data = file[name]
-    if data.external or data.is_virtual or data.chunks is not None or data.ndim != rank:
-        raise BundleError(f"{path}: /{name} is not a plain array of rank {rank}; export the bundle again")
-    if data.nbytes > path.stat().st_size:
-        raise BundleError(f"{path}: /{name} declares more than the file holds; export the bundle again")
-    return data
-
-
-def _floats(file: h5py.File, name: str, path: Path) -> Floats:
-    data = _plain(file, name, len(SHAPES[name]), path)
-    if data.dtype != np.float32:
-        raise BundleError(f"{path}: /{name} is {data.dtype}, not float32; export the bundle again")
-    values: Floats = data[:]
-    fine = np.isfinite(values) if name not in UNDEFINED else ~np.isinf(values)
-    if not fine.all():
-        raise BundleError(f"{path}: /{name} holds a value that is not finite; export the bundle again")
-    return values
-
-
-def _check_shapes(values: dict[str, Floats], path: Path, *, genes: int, dim: int) -> None:
-    sizes = {**FIXED, "G": genes, "D": dim}
-    for name, axes in SHAPES.items():
-        for axis, length in zip(axes, values[name].shape, strict=True):
-            least = 0 if axis in "EN" else 1
-            if sizes.setdefault(axis, length) != length or not least <= length <= MOST.get(axis, length):
-                raise BundleError(
-                    f"{path}: /{name} is {list(values[name].shape)}, which does not fit the bundle's {genes} "
-                    f"genes and {dim} dimensions or the other parts; export the bundle again"
-                )
-    if sizes["B"] != sizes["E"] + 1:
-        raise BundleError(f"{path}: {sizes['B']} bins have {sizes['E']} edges; export the bundle again")
+def gallery_rows(count: int) -> NDArray[np.int64]:
+    """Rows int64 [at most MAX_GALLERY], spread evenly over `count` spots, that a gallery holds."""
+    return np.unique(np.linspace(0, count - 1, MAX_GALLERY).round().astype(np.int64))
 
 
 assert {field.name for field in fields(Calibration)} >= SHAPES.keys()

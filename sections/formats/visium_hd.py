@@ -37,18 +37,18 @@ def top_of(folder: Path) -> Path | None:
     return None
 
 
-def choose_folder(top: Path, wanted: str) -> tuple[Path, int]:
-    """The folder of the wanted bins, and how many of its bins make one along an axis.
+def choose_folder(top: Path, bins: str) -> tuple[Path, int]:
+    """The folder of the bins asked for, and how many of its bins make one along an axis.
 
-    wanted: µm of a bin, or "cells". Raises SectionError naming what is there.
+    bins: µm of a bin, or "cells". Raises SectionError naming what is there.
     """
-    if wanted == CELLS:
+    if bins == CELLS:
         if not (top / SEGMENTED / CELL_MATRIX).is_file():
             raise SectionError(f"{top}: there is no {SEGMENTED}/{CELL_MATRIX}; give --bin 8 or another size")
         return top / SEGMENTED, 1
     entries = list_folder(top / BINNED) if (top / BINNED).is_dir() else []
     sizes = {int(match[1]): entry for entry in entries if (match := SQUARE.fullmatch(entry.name))}
-    size = int(wanted)
+    size = int(bins)
     divisors = [have for have in sizes if have and size % have == 0]
     if not divisors:
         listed = ", ".join(f"{have}" for have in sorted(sizes)) or "none"

@@ -94,8 +94,8 @@ def stream_cells(path: Path) -> Iterator[Cell]:
     """Yield the cells of a file in order; raises SectionError as `read_cells` does."""
     for number, feature in enumerate(stream_features(path), start=1):
         at = f"{path}: feature {number}"
-        given = feature.get("properties")
-        properties: dict[str, Any] = given if isinstance(given, dict) else {}
+        stated = feature.get("properties")
+        properties: dict[str, Any] = stated if isinstance(stated, dict) else {}
         geometry = feature.get("geometry")
         if not isinstance(geometry, dict):
             raise SectionError(f"{at} has no geometry; take it out")
@@ -299,8 +299,7 @@ class _Reader:
 
     def _more(self) -> None:
         # Twice as much each time, so that a long feature is tried few times.
-        wanted = max(BLOCK_CHARACTERS, len(self.text) - self.at)
-        block = self.file.read(wanted)
+        block = self.file.read(max(BLOCK_CHARACTERS, len(self.text) - self.at))
         self.ended = not block
         self.text, self.at = self.text[self.at :] + block, 0
 

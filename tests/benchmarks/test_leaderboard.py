@@ -16,7 +16,8 @@ from scipy.stats import pearsonr
 
 from mclst.benchmarks.cli import main
 from mclst.benchmarks.leaderboard.samples import Sample
-from mclst.benchmarks.leaderboard.score import fit_and_predict, published_alpha, score_fold, summarize
+from mclst.benchmarks.leaderboard.score import fit_and_predict, score_fold, summarize
+from mclst.training.fitting.ridge import benchmark_alpha
 
 GENES = [f"G{i}" for i in range(6)]
 SAMPLES = {"S0": 40, "S1": 50, "S2": 45, "S3": 30}
@@ -131,7 +132,7 @@ def test_an_intercept_is_the_training_mean() -> None:
     np.testing.assert_allclose(
         predicted[0], np.concatenate([s.expression for s in train]).mean(axis=0), atol=1e-6
     )
-    assert published_alpha(256, 50) == pytest.approx(100 / 12_800)
+    assert benchmark_alpha(256, 50) == pytest.approx(100 / 12_800)
 
 
 def test_the_two_benchmarks_average_differently() -> None:

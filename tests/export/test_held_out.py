@@ -19,11 +19,12 @@ from mclst.export.held_out import OF_BANK, stored_groups, write_calibration
 from mclst.kernels.retriever import Retriever
 from mclst.runtime.bundle.bank import Bank
 from mclst.runtime.bundle.bundle import CALIBRATION, open_bundle
+from mclst.runtime.bundle.calibration import read_calibration
 from mclst.runtime.bundle.manifest import Settings
 from mclst.runtime.cli.infer import main as infer
 from mclst.runtime.inference.providers import open_session
 from mclst.runtime.slide.open import open_slide
-from mclst.runtime.trust.calibration import SHAPES, read_calibration
+from mclst.runtime.trust.calibration import SHAPES
 from mclst.sections.tables.spots import read_spots
 
 
@@ -42,7 +43,7 @@ def fitted(step: int = 1, *, bank: bool = False, spots: int = 60) -> tuple[dict[
     ]
     content: dict[str, Any] = {
         "out_of_fold": records,
-        "fit": {"sections": {group.group: spots for group in groups}},
+        "fit": {"block_sizes": [spots] * len(groups)},
     }
     content |= {"bank": {"embedding": embedding}} if bank else {"gallery": embedding}
     return content, groups

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from mclst.export.calibrate import HeldOut, calibrate
 from mclst.runtime.bundle.bundle import CALIBRATION, open_bundle
-from mclst.runtime.trust.calibration import Calibration, calibration_bytes
+from mclst.runtime.bundle.calibration import calibration_bytes
+from mclst.runtime.trust.calibration import Calibration
 
 
 def held_out(
@@ -69,7 +70,7 @@ def write_calibration(folder: Path, content: bytes, **record: object) -> None:
         "sha256": hashlib.sha256(content).hexdigest(),
     }
     if record or "calibration" not in manifest:
-        from mclst.runtime.trust.calibration import read_calibration
+        from mclst.runtime.bundle.calibration import read_calibration
 
         values = read_calibration(
             folder / CALIBRATION, genes=manifest["genes"], dim=manifest["encoder"]["embedding_dim"]

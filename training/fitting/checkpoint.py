@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mclst.models.fitted import HEAD, PROJECTION, recipe_record
+from mclst.models.fitted import HEAD, PROJECTION
 from mclst.runtime.bundle.manifest import (
     CHECKPOINT_FORMAT,
     Neighborhood,
@@ -87,7 +87,7 @@ def checkpoint_content(model: FittedModel) -> dict[str, Any]:
         "config": settings_of(model).model_dump(mode="json"),
         "genes": list(model.genes),
         "fit": {
-            "recipe": recipe_record(setup.recipe),
+            "recipe": setup.recipe.record(),
             "views": list(setup.views),
             "context_um": model.context_um,
             "prediction_dim": head.prediction_dim,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mclst.export.onnx.graph import write_graph
 from mclst.kernels.definition.user_cache import cache_folder
-from mclst.models.fitted import FeatureEncoder, recipe_record, weights_sha256
+from mclst.models.fitted import FeatureEncoder, weights_sha256
 from mclst.models.recipes.build import build_encoder
 from mclst.models.recipes.recipe import Recipe
 from mclst.models.views import view_px
@@ -151,7 +151,7 @@ class FeatureSource:
                         "reader": slide.reader,
                         "spots": [section.xy_px.shape[0], _digest(section)],
                         "tile": [str(plan), *tile.pad],
-                        "recipe": json.dumps(recipe_record(setup.recipe), sort_keys=True),
+                        "recipe": json.dumps(setup.recipe.record(), sort_keys=True),
                         "weights": setup.weights_sha256,
                         "views": setup.views,
                         "samples": samples,

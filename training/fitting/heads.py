@@ -12,19 +12,26 @@ from numpy.typing import NDArray
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.kernels.retriever import Retriever
 from mclst.runtime.errors import InputError
+from mclst.runtime.trust.calibration import gallery_rows
 from mclst.training.fitting.folds import Folds
-from mclst.training.fitting.ridge import ALPHAS, Affine, Part, RidgeFolds, RidgePath, choose_alpha
+from mclst.training.fitting.ridge import (
+    ALPHAS,
+    BENCHMARK_COMPONENTS,
+    Affine,
+    Part,
+    RidgeFolds,
+    RidgePath,
+    benchmark_alpha,
+    choose_alpha,
+)
 
 Head = Literal["ridge", "pca-ridge", "knn", "blend"]
-BENCHMARK_COMPONENTS = 256
-"""Principal components of the HEST benchmark's regression."""
 COMPONENTS = 64
 """Principal components among which neighbors are searched."""
 MEASURED_COMPONENTS = 256
 """Those of a head without a bank, for distances alone: in 64, fluorescence lies among H&E."""
 NEIGHBORS = (25, 50, 100, 200)
 """Numbers of neighbors to choose from."""
-GALLERY_ROWS = 4096
 RESIDUAL_FOLDS = 8
 KEPT_BYTES = 1 << 30
 """Fits are kept for a second use up to this size, and made again beyond it."""
@@ -140,7 +147,7 @@ class _Fit:
         embedding = np.concatenate([embed(x) for x, _ in self.parts]).astype(np.float32)
         bank, gallery = None, None
         if spec is None:
-            gallery = np.unique(np.linspace(0, len(embedding) - 1, GALLERY_ROWS).round().astype(np.int64))
+            gallery = gallery_rows(len(embedding))
             out_of_fold = self._predict_by_regression(alpha, embedding, gallery)
         else:
             bank = np.concatenate(self._bank_expression(self.names, alpha))
@@ -183,7 +190,7 @@ class _Fit:
             return float(self.options.alpha)
         if head == "pca-ridge":
             count = min(BENCHMARK_COMPONENTS, len(self.path().eigenvalues))
-            return 100.0 / float(count * self.genes)
+            return benchmark_alpha(count, self.genes)
         errors = np.zeros(len(ALPHAS))
         for fold in self.names:
             path = self.path(fold)

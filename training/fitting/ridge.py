@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 ALPHAS = 10.0 ** np.arange(-1, 8.01, 0.25)
 """Penalties to choose from, for features standardized to unit variance."""
 ROWS_AT_ONCE = 4096
+BENCHMARK_COMPONENTS = 256
+"""Principal components of the HEST benchmark's regression."""
 
 Array = NDArray[np.float64]
 Part = tuple[NDArray[Any], NDArray[Any]]
@@ -200,6 +202,11 @@ class RidgeFolds:
         for number in left_out:
             rest = rest - Moments.of(self.parts[number], self._shift)
         return RidgePath.of_moments(rest)
+
+
+def benchmark_alpha(components: int, genes: int) -> float:
+    """Penalty of the HEST benchmark's ridge regression: 100 / (components · genes)."""
+    return 100.0 / (components * genes)
 
 
 def choose_alpha(errors: Array, alphas: Array = ALPHAS) -> float:

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mclst.runtime.atomic import AtomicFolder, others_may_write
+from mclst.kernels.definition.user_cache import others_may_write
+from mclst.runtime.atomic import AtomicFolder
 from mclst.runtime.bundle.manifest import ENGINES, FileRecord
 from mclst.runtime.encoder.cuda.gpu import Gpu
 from mclst.runtime.encoder.tensorrt.build import build_engine, supported_targets

@@ -18,10 +18,11 @@ from small_model import Small
 from mclst.export.calibrate import HeldOut, calibrate
 from mclst.kernels.definition.result import RetrievalResult
 from mclst.runtime.bundle.bundle import open_bundle
+from mclst.runtime.bundle.calibration import calibration_bytes
 from mclst.runtime.cli.infer import main
 from mclst.runtime.expression_map.writer import MapWriter
 from mclst.runtime.inference.providers import open_session
-from mclst.runtime.trust.calibration import Calibration, calibration_bytes
+from mclst.runtime.trust.calibration import Calibration
 from mclst.runtime.trust.measures import MeasuredResult
 
 

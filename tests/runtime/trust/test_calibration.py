@@ -19,8 +19,9 @@ from scipy.stats import norm
 from synthetic_slides import quick
 
 from mclst.export.calibrate import HeldOut, calibrate, expected_correlation
+from mclst.runtime.bundle.calibration import calibration_bytes, read_calibration
 from mclst.runtime.errors import BundleError
-from mclst.runtime.trust.calibration import SHAPES, Calibration, calibration_bytes, read_calibration
+from mclst.runtime.trust.calibration import SHAPES, Calibration
 
 GENES, DIM = 30, 8
 
