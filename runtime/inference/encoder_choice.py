@@ -128,13 +128,10 @@ def choose_encoder(
     BundleError
         If the bundle has no encoder in the precision named.
     """
-    choice = known_choice(bundle, request, clock=clock)
+    now = datetime.now(UTC) if clock is None else clock()
+    choice, names, record = _recall(bundle, request, now)
     if choice is not None:
         return choice
-    now = datetime.now(UTC) if clock is None else clock()
-    names = candidates(bundle, _allowed(bundle, request), request)
-    key = _key(bundle, names, request)
-    record = read_record(key)
     if request.measure:
         tell("measuring which provider and precision run this bundle fastest here; once, for seconds")
         timings = _measure(bundle, names, request, open_one)
@@ -142,7 +139,7 @@ def choose_encoder(
             # A record that has expired says nothing about today's drivers and clocks.
             recent = record if record is not None and is_recent(record, now) else None
             record = Record(tuple(timings), now, 1).merged(recent)
-            store_record(key, record)
+            store_record(_key(bundle, names, request), record)
     if record is None:
         precisions = _allowed(bundle, request)
         return EncoderChoice(request.provider, "fp32" if "fp32" in precisions else precisions[0])
@@ -153,16 +150,24 @@ def known_choice(
     bundle: Bundle, request: ChoiceRequest, *, clock: Callable[[], datetime] | None = None
 ) -> EncoderChoice | None:
     """Choose without measuring; None if that takes a measurement. Raises as `choose_encoder` does."""
+    return _recall(bundle, request, datetime.now(UTC) if clock is None else clock())[0]
+
+
+def _recall(
+    bundle: Bundle, request: ChoiceRequest, now: datetime
+) -> tuple[EncoderChoice | None, list[tuple[str, str]], Record | None]:
+    """Return the choice if it takes no measurement, the candidates, and what was measured of them."""
     precisions = _allowed(bundle, request)
     bundle.encoder(precisions[0])
     if precisions == ("fp32",) or "auto" not in (request.provider, request.precision):
-        return EncoderChoice(request.provider, precisions[0])
+        return EncoderChoice(request.provider, precisions[0]), [], None
     names = candidates(bundle, precisions, request)
     if len(names) < 2:
-        return EncoderChoice(*names[0]) if names else EncoderChoice(request.provider, precisions[0])
+        only = names[0] if names else (request.provider, precisions[0])
+        return EncoderChoice(*only), names, None
     record = read_record(_key(bundle, names, request))
-    now = datetime.now(UTC) if clock is None else clock()
-    return _from_record(record) if record is not None and is_settled(record, now) else None
+    settled = record is not None and is_settled(record, now)
+    return _from_record(record) if record is not None and settled else None, names, record
 
 
 def _allowed(bundle: Bundle, request: ChoiceRequest) -> tuple[str, ...]:
