@@ -108,13 +108,22 @@ def describe_error(error: BaseException) -> tuple[str, int]:
         sentence = f"this machine lets the process have no more ({error.strerror}); {_RAISE_LIMITS}"
     elif isinstance(error, RuntimeError) and "start new thread" in str(error):
         sentence = f"this machine lets the process have no more threads; {_RAISE_LIMITS}"
+    elif isinstance(error, ImportError) and any(words in str(error) for words in _LIBRARY_NOT_MAPPED):
+        sentence = f"this machine's memory is too small to load a library ({_library_of(error)})"
     else:
         return "this is a defect in mclst; please report the lines above", DEFECT
     return _with_notes(sentence, error), ResourceError.exit_code
 
 
+def _library_of(error: ImportError) -> str:
+    """Name the library that was not loaded; the dynamic loader puts its path before the first colon."""
+    return error.name or str(error).partition(":")[0]
+
+
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LIMIT_REACHED = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
+# What glibc's dynamic loader says where a library's segments find no room; ImportError has no errno.
+_LIBRARY_NOT_MAPPED = ("failed to map segment", "annot allocate memory", "cannot map zero-fill pages")
 _RAISE_LIMITS = "raise its limits (ulimit -a), or ask for fewer --workers"
 
 

@@ -268,7 +268,7 @@ def test_the_first_run_measures_and_the_next_ones_know(
     [
         (("--precision", "fp32"), "fp32"),
         (("--precision", "int8"), "int8"),
-        (("--memory-budget", "4GB"), "fp32"),
+        (("--memory-budget", "64GB"), "fp32"),
         (("--provider", "auto", "--precision", "fp32"), "fp32"),
     ],
 )
