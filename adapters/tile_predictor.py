@@ -48,7 +48,7 @@ class TilePredictor:
     def __init__(self, bundle: str | Path | Bundle, *, provider: str = "auto", batch_size: int = 16) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle_folder(bundle))
         manifest = self.bundle.manifest
-        if manifest.kind == "sequence" or manifest.neighborhood is not None:
+        if manifest.kind == "slide" or manifest.neighborhood is not None:
             raise BundleError(
                 f"{self.bundle.path} predicts from several spots of a slide together, and a tool that gives "
                 "single tiles cannot run it; run mclst-infer"

@@ -70,7 +70,7 @@ class DemoScale:
                 k=self.k, rank="cosine", distance="l1", weighting="inverse-square", temperature=1.0
             ),
             context=Context(spots=self.batch_size, sentences="section", positions="array"),
-            normalisation=Normalization(input="spot-wise", expression="spot-wise"),
+            normalization=Normalization(input="spot-wise", expression="spot-wise"),
         )
         return TrainConfig(
             settings,
@@ -218,7 +218,7 @@ def _compare(
     seconds: dict[str, float],
 ) -> DemoResult:
     """Score the map against the measured counts of the held-out section, and draw both."""
-    normalize = NORMALIZATIONS[bundle.manifest.normalisation.expression]
+    normalize = NORMALIZATIONS[bundle.manifest.normalization.expression]
     section = read_section(find_sections(folder / "sections")[held_out.name])
     adata = anndata.read_h5ad(run.map_path)[list(section.spot), list(GENES)]
     predicted = np.asarray(adata.to_df().to_numpy(), dtype=np.float32)

@@ -147,7 +147,7 @@ class Evaluation:
         """Convert to plain values; NaN and infinity become null."""
         return {
             "definitions": list(DEFINITIONS),
-            "normalisation": self.methods[0].sections[0].pair.normalization,
+            "normalization": self.methods[0].sections[0].pair.normalization,
             "methods": {method.name or "map": _method_json(method) for method in self.methods},
             "predicted_genes": {
                 "least_minus_log10_p": self.threshold,

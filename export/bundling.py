@@ -124,7 +124,7 @@ def export_bundle(
         settings = resolve_settings(checkpoint, overrides or {})
         if require_servable:
             check_servable(
-                checkpoint.system.manifest_kind,
+                checkpoint.system.kind,
                 f"{checkpoint.path} is {title}",
                 neighborhood=settings.neighborhood is not None,
             )
@@ -190,14 +190,14 @@ def gene_names(folder: Path) -> list[str]:
 def _manifest_fields(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
     dumped = settings.model_dump(mode="json")
     return {
-        "kind": checkpoint.system.manifest_kind,
+        "kind": checkpoint.system.kind,
         "system": checkpoint.system.name,
         "encoder": {
             "name": checkpoint.encoder,
             "embedding_dim": checkpoint.traits.width,
             "prediction_dim": checkpoint.traits.prediction,
         },
-        **{name: dumped[name] for name in ("tile", "preprocessing", "neighborhood", "normalisation")},
+        **{name: dumped[name] for name in ("tile", "preprocessing", "neighborhood", "normalization")},
         "genes": checkpoint.genes,
         "checkpoint": {"name": checkpoint.path.name, "sha256": checkpoint.sha256},
         "versions": {

@@ -27,11 +27,10 @@ from mclst.export.parity.compare import (
 from mclst.export.parity.precisions import PrecisionOptions, check_fp32, write_precisions
 from mclst.export.parity.tiles import slide_tiles, stored_tiles, synthetic_tiles
 from mclst.runtime.atomic import write_atomically
-from mclst.runtime.bundle.bundle import ENCODER, GENES, PARITY, SEQUENCE
-from mclst.runtime.bundle.manifest import Sequence as SlideNetwork
-from mclst.runtime.bundle.manifest import Settings
+from mclst.runtime.bundle.bundle import ENCODER, GENES, PARITY, SLIDE_GRAPH
+from mclst.runtime.bundle.manifest import Settings, SlideNetwork
 from mclst.runtime.inference.providers import open_session
-from mclst.runtime.inference.sequence import SequenceSession
+from mclst.runtime.inference.slide_network import SlideNetworkSession
 from mclst.runtime.inference.spot_graph import nearest_spots
 
 
@@ -65,7 +64,7 @@ def write_direct_bundle(
     write_graph(network, settings.tile, settings.preprocessing, folder / ENCODER, output=output)
     if slide_network:
         say("tracing the slide network to ONNX")
-        write_slide_graph(network, checkpoint.traits, slide_network.graph, folder / SEQUENCE)
+        write_slide_graph(network, checkpoint.traits, slide_network.graph, folder / SLIDE_GRAPH)
     tiles, calibration = _choose_tiles(checkpoint, settings, parity_tiles, precisions)
     say(f"proving parity on {tiles}")
     expected = values_alone(encode_with_checkpoint(network, tiles.pixels, settings), settings)[:, -predicted:]
@@ -79,20 +78,20 @@ def write_direct_bundle(
         encoded = values_alone(encoded, settings)[:, -predicted:]
         if slide_graph is None or slide_network is None:
             return encoded
-        return SequenceSession(slide_graph, slide_network, "cpu").predict_expression(encoded, array_xy)
+        return SlideNetworkSession(slide_graph, slide_network, "cpu").predict_expression(encoded, array_xy)
 
     def compare(encoder: Path, slide_graph: Path | None) -> dict[str, Any]:
         actual = predict_with_export(encoder, slide_graph)
         check_finite(tiles, expected, actual)
         return {"expression": compare_expression(expected, actual)}
 
-    actual = predict_with_export(folder / ENCODER, folder / SEQUENCE if slide_network else None)
+    actual = predict_with_export(folder / ENCODER, folder / SLIDE_GRAPH if slide_network else None)
     parity = check_fp32(prove_expression(expected, actual, tiles, "cpu"), precisions, tiles)
     parity["precisions"], parity["left_out"] = write_precisions(
         folder, precisions, calibration, tiles, compare, say
     )
     write_atomically(folder / PARITY, (json.dumps(parity, indent=2, allow_nan=False) + "\n").encode())
-    return {"sequence": slide_network.model_dump(mode="json")} if slide_network else {}
+    return {"slide_network": slide_network.model_dump(mode="json")} if slide_network else {}
 
 
 def _choose_tiles(

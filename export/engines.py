@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mclst.runtime.bundle.bundle import ENCODER, SEQUENCE
+from mclst.runtime.bundle.bundle import ENCODER, SLIDE_GRAPH
 from mclst.runtime.encoder.cuda.device import CudaDevice
 from mclst.runtime.encoder.cuda.gpu import Gpu
 from mclst.runtime.encoder.tensorrt.build import EngineError, check_parses, supported_targets
 from mclst.runtime.encoder.tensorrt.engine_cache import graph_sha256, make_engine, this_platform
-from mclst.runtime.encoder.tensorrt.library import Flavour, Library, load_library
+from mclst.runtime.encoder.tensorrt.library import Flavor, Library, load_library
 from mclst.runtime.encoder.tensorrt.manifest import EngineKey
 from mclst.runtime.errors import ResourceError
 
@@ -27,7 +27,7 @@ class EngineOptions:
 
     Parameters
     ----------
-    flavour : {"tensorrt", "tensorrt-rtx"}
+    flavor : {"tensorrt", "tensorrt-rtx"}
     max_batch : int
         Largest batch of tiles.
     targets : tuple of str
@@ -42,7 +42,7 @@ class EngineOptions:
         tensorrt only: engines for all GPUs from Ampere on; may be slower.
     """
 
-    flavour: Flavour
+    flavor: Flavor
     max_batch: int = MAX_BATCH
     targets: tuple[str, ...] = ()
     workspace_bytes: int | None = None
@@ -57,10 +57,10 @@ class EngineBuilder:
     def __init__(self, options: EngineOptions) -> None:
         """Raises ResourceError if the library, its GPU or a target is missing."""
         self._options = options
-        self._library: Library = load_library(options.flavour)
+        self._library: Library = load_library(options.flavor)
         self._gpu: Gpu | None = None
         self._targets: tuple[str, ...] = ()
-        if options.flavour == "tensorrt":
+        if options.flavor == "tensorrt":
             self._gpu = CudaDevice().gpu
             return
         known = supported_targets(self._library)
@@ -97,15 +97,15 @@ class EngineBuilder:
             manifest = engine.manifest
             layers = ", ".join(f"{count} {kind}" for kind, count in sorted(manifest.layers.items()))
             say(f"{len(engine.plan) / 1e6:.1f} MB in {manifest.seconds:.0f} s; layers by type: {layers}")
-        if (folder / SEQUENCE).is_file():
-            say(f"Note: {self._describe_slide_graph(folder / SEQUENCE)}")
+        if (folder / SLIDE_GRAPH).is_file():
+            say(f"Note: {self._describe_slide_graph(folder / SLIDE_GRAPH)}")
 
     def _key(self, graph: Path, precision: str) -> EngineKey:
         options = self._options
         return EngineKey(
             onnx_sha256=graph_sha256(graph),
             precision=precision,
-            flavour=self._library.flavour,
+            flavor=self._library.flavor,
             version=self._library.version,
             max_batch=options.max_batch,
             targets=self._targets,

@@ -149,7 +149,7 @@ def essentials(about: About, fields: Mapping[str, Any], genes: Sequence[str]) ->
     ----------
     about : About
     fields : mapping
-        Of the manifest: kind, system, tile, normalisation.
+        Of the manifest: kind, system, tile, normalization.
     genes : sequence of str
     """
     props = {
@@ -158,7 +158,7 @@ def essentials(about: About, fields: Mapping[str, Any], genes: Sequence[str]) ->
         "mclst.encoder": str(fields["encoder"]["name"]),
         "mclst.tile_px": str(fields["tile"]["size_px"]),
         "mclst.mpp": str(fields["tile"]["mpp"] or "not stated"),
-        "mclst.expression": str(fields["normalisation"]["expression"]),
+        "mclst.expression": str(fields["normalization"]["expression"]),
         "mclst.genes": str(len(genes)),
         "mclst.genes_sha256": hashlib.sha256("\n".join(genes).encode()).hexdigest(),
         "mclst.checkpoint_sha256": str(fields["checkpoint"]["sha256"]),

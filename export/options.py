@@ -13,7 +13,7 @@ from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.choices import PRECISIONS
 from mclst.runtime.cli.bundle_options import retrieval_options
 from mclst.runtime.click_types import AliasedOption, Bytes, Finite, Numbers
-from mclst.runtime.encoder.tensorrt.library import FLAVOURS
+from mclst.runtime.encoder.tensorrt.library import FLAVORS
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -42,10 +42,10 @@ SETTINGS = {
     "context": "context.spots",
     "sentences": "context.sentences",
     "positions": "context.positions",
-    "neighbors": "graph.neighbours",
+    "neighbors": "graph.neighbors",
     "prune": "graph.prune",
-    "input_normalization": "normalisation.input",
-    "expression_normalization": "normalisation.expression",
+    "input_normalization": "normalization.input",
+    "expression_normalization": "normalization.expression",
 }
 """Parameter of the command → field of the manifest's `Settings`."""
 
@@ -269,7 +269,7 @@ precision_options = combine(
 engine_options = combine(
     click.option(
         "--engine",
-        type=click.Choice(("none", *FLAVOURS)),
+        type=click.Choice(("none", *FLAVORS)),
         default="none",
         help="Build engines: tensorrt for this machine's GPU, tensorrt-rtx for --target without a GPU. "
         "mclst-infer builds a missing one.",

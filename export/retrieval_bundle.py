@@ -77,7 +77,7 @@ def load_reference(
         return Reference([], genes_of, [], stored_bank(checkpoint, genes_of.names))
     if paths:
         sources = find_references(paths, sections, hold_out, files)
-        raw = {settings.normalisation.input, settings.normalisation.expression} == {"none"}
+        raw = {settings.normalization.input, settings.normalization.expression} == {"none"}
         read = read_references(
             sources,
             lambda first: model_genes(checkpoint, paths, genes, first),

@@ -62,7 +62,7 @@ def _check_supported(checkpoint: Checkpoint, overrides: Overrides) -> None:
                 supported = name in system.supports
             else:
                 supported = system.kind == "retrieval" or (
-                    part != "retrieval" and (part, name) != ("normalisation", "input")
+                    part != "retrieval" and (part, name) != ("normalization", "input")
                 )
             if not supported:
                 setting = f"{part}.{name}" if name else part

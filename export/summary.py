@@ -28,10 +28,10 @@ def summarize(bundle: Bundle, parity: dict[str, Any]) -> list[tuple[str, Any]]:
         ]
     else:
         rows.append(("genes", f"{m.genes}, straight from the network, in the order of {m.genes_from}"))
-    if m.sequence is not None:
-        graph = m.sequence.graph
-        about = f", graph of {graph.neighbours} neighbors, prune {graph.prune}" if graph else ""
-        rows.append(("slide", f"depth {m.sequence.depth}, {m.sequence.heads} heads{about}"))
+    if m.slide_network is not None:
+        graph = m.slide_network.graph
+        about = f", graph of {graph.neighbors} neighbors, prune {graph.prune}" if graph else ""
+        rows.append(("slide", f"depth {m.slide_network.depth}, {m.slide_network.heads} heads{about}"))
     embedding = f"embedding within {parity['embedding']['max_abs']:.1e}, " if "embedding" in parity else ""
     tiles = f"{parity['tiles']['count']} tiles of {parity['tiles']['source']}"
     difference = f"{embedding}expression within {parity['expression']['max_abs']:.1e}"

@@ -107,7 +107,7 @@ def write_wsinfer(
 def check_exportable(bundle: Bundle) -> None:
     """Raise InputError for a bundle whose expression no single tile gives."""
     m = bundle.manifest
-    if m.kind == "sequence" or getattr(m, "neighborhood", None) is not None:
+    if m.kind == "slide" or getattr(m, "neighborhood", None) is not None:
         raise InputError(
             f"{bundle.path} predicts from several spots together, and WSInfer gives one tile at a time; "
             "leave "
@@ -279,7 +279,7 @@ def _config(bundle: Bundle, genes: Sequence[str], mpp: float, scale: float) -> d
         "mclst": {
             "scale": scale,
             "bundle_sha256": bundle.sha256,
-            "expression": bundle.manifest.normalisation.expression,
+            "expression": bundle.manifest.normalization.expression,
         },
     }
 
@@ -294,6 +294,6 @@ def _readme(bundle: Bundle, genes: Sequence[str], scale: float) -> str:
         f"# Expression of {len(genes)} genes in QuPath\n\n"
         "A model for QuPath's WSInfer extension, written by mclst-export --wsinfer. Each class but "
         f"`{REST}` is a gene; a tile's measurement times {scale:g} is its expression, "
-        f"{bundle.manifest.normalisation.expression}. {bound} Values below 0 are given as 0.\n\n"
+        f"{bundle.manifest.normalization.expression}. {bound} Values below 0 are given as 0.\n\n"
         f"Bundle: SHA-256 {bundle.sha256}\n"
     )

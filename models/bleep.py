@@ -111,6 +111,6 @@ SYSTEM = System(
     settings={
         "preprocessing": {"channels": "bgr", "pixel_range": "0-255"},
         "retrieval": {"k": 50, "distance": "l2", "weighting": "uniform"},
-        "normalisation": {"input": "median-log1p", "expression": "median-log1p"},
+        "normalization": {"input": "median-log1p", "expression": "median-log1p"},
     },
 )

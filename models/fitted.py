@@ -149,8 +149,8 @@ def fitted_system(name: str, title: str, kind: Kind, layer: str) -> System:
         traits=partial(_traits, layer=layer),
         complete=_complete,
         build=_build,
-        settings={"normalisation": {"input": "none"}},
-        fixed=frozenset({"tile", "preprocessing", "normalisation"}),
+        settings={"normalization": {"input": "none"}},
+        fixed=frozenset({"tile", "preprocessing", "normalization"}),
     )
 
 

@@ -176,7 +176,7 @@ SYSTEM = System(
     claims=lambda state: "vit.transformer.jknet.0.weight_ih_l0" in state,
     traits=_traits,
     build=_build,
-    settings={**PUBLISHED_SETTINGS, "graph": {"neighbours": 4, "prune": "grid"}},
+    settings={**PUBLISHED_SETTINGS, "graph": {"neighbors": 4, "prune": "grid"}},
     supports=frozenset({"heads", "graph"}),
     training_only=("mean.", "disp.", "pi.", "coef.", "hr.", "hp."),
 )

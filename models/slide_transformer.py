@@ -13,7 +13,7 @@ PUBLISHED_SETTINGS: Mapping[str, Any] = {
     "heads": 16,
     "tile": {"size_px": 112},
     "preprocessing": {"pixel_range": "0-255", "axes": "x-major"},
-    "normalisation": {"input": "none", "expression": "spot-wise"},
+    "normalization": {"input": "none", "expression": "spot-wise"},
 }
 """Of HisToGene, Hist2ST and THItoGene, whose pixels are [x, y, channel], 0 … 255."""
 

@@ -40,7 +40,7 @@ SYSTEM = System(
     claims=lambda state: "features.conv0.weight" in state and "classifier.weight" in state,
     traits=_traits,
     build=lambda traits, heads: StNet(traits.genes),
-    settings={"normalisation": {"input": "none", "expression": "log-share"}},
+    settings={"normalization": {"input": "none", "expression": "log-share"}},
     supports=frozenset({"symmetries"}),
     # The published training estimates them from its first batches and only logs them.
     required=("preprocessing.mean", "preprocessing.std"),

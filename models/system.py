@@ -101,12 +101,6 @@ class System:
     fixed: frozenset[str] = frozenset()
     complete: Callable[[Traits, Mapping[str, Any]], Traits] | None = None
 
-    @property
-    def manifest_kind(self) -> str:
-        """`kind` as bundles store it."""
-        # Bundle format 1 calls a slide system "sequence".
-        return "sequence" if self.kind == "slide" else self.kind
-
 
 def systems() -> dict[str, System]:
     """Return all systems by name: the `SYSTEM` of each module in this folder that has one."""

@@ -254,6 +254,6 @@ SYSTEM = System(
     claims=lambda state: "odconv2d.weight" in state and "gat.out_att.W" in state,
     traits=_traits,
     build=_build,
-    settings={**PUBLISHED_SETTINGS, "graph": {"neighbours": 4, "prune": "none"}},
+    settings={**PUBLISHED_SETTINGS, "graph": {"neighbors": 4, "prune": "none"}},
     supports=frozenset({"heads", "graph"}),
 )

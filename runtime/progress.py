@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 Advance = Callable[[int], None]
 """Called with the number of tiles done since the last call."""
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 """Called with a message for the user."""
 
 

@@ -217,7 +217,7 @@ def make_pairs(sections: Sequence[TrainingSection], settings: Settings) -> Pairs
     """
     if sum(len(section.spot) for section in sections) < 2:
         raise ReferenceDataError("the sections hold fewer than two spots; contrastive training needs more")
-    normalization, side = settings.normalisation.input, settings.tile.size_px
+    normalization, side = settings.normalization.input, settings.tile.size_px
     if normalization not in NORMALIZATIONS:
         raise ValueError(f"normalization is {normalization!r}; choose one of {', '.join(NORMALIZATIONS)}")
     first = sections[0]

@@ -291,7 +291,7 @@ def build_config(options: dict[str, Any]) -> TrainConfig:
                 sentences=options["sentences"],
                 positions="none" if options["positions"] == "none" else options["coordinates"],
             ),
-            normalisation=Normalization(
+            normalization=Normalization(
                 input=options["input_normalization"], expression=options["expression_normalization"]
             ),
         )

@@ -77,7 +77,7 @@ def _scores(
     return [
         score(
             retriever.aggregate(encode(section)).expression,
-            section.normalized(settings.normalisation.expression),
+            section.normalized(settings.normalization.expression),
         )
         for section in held_out
     ]
@@ -86,7 +86,7 @@ def _scores(
 def _bank(
     network: Network, sections: Sequence[TrainingSection], settings: Settings, device: torch.device
 ) -> TrainingBank:
-    inputs = [section.normalized(settings.normalisation.input) for section in sections]
+    inputs = [section.normalized(settings.normalization.input) for section in sections]
     positions = [section.positions(settings.context.positions) for section in sections]
     if settings.context.sentences == "file":  # sentences run on over section borders
         inputs, positions = [np.concatenate(inputs)], [np.concatenate(positions)]
@@ -97,7 +97,7 @@ def _bank(
             spots = torch.from_numpy(expression[sentence]).to(device)
             embedding = network.encode_spots(spots, torch.from_numpy(position[sentence]).to(device))
             embeddings.append(embedding.float().cpu().numpy())
-    unit = settings.normalisation.expression
+    unit = settings.normalization.expression
     return TrainingBank(
         np.concatenate(embeddings), np.concatenate([section.normalized(unit) for section in sections])
     )

@@ -39,7 +39,7 @@ HEADINGS = ("PCC (ACG)", "PCC (HEG)", "MSE", "MAE")
 @click.option(
     "--sweep",
     help="A setting and its values, such as k=50,200,800. One training for all values: k, distance, rank, "
-    "weighting, normalisation, context, precision of the export. "
+    "weighting, normalization, context, precision of the export. "
     "One training per value: positions, encoder, lambda.",
 )
 @click.option("--train", "train_options", default="", help='Options of mclst-train, such as "--epochs 20".')

@@ -37,8 +37,8 @@ TRAINED = {"positions": str, "encoder": str, "lambda": float}
 """Settings that need a training per value."""
 EXPORTED = {"precision": str}
 """Settings of the exported graph; one training serves all values."""
-RETRIEVED = {"k": int, "distance": str, "rank": str, "weighting": str, "normalisation": str, "context": int}
-"""Settings of scoring; one training serves all values. `normalisation` applies to prediction and truth."""
+RETRIEVED = {"k": int, "distance": str, "rank": str, "weighting": str, "normalization": str, "context": int}
+"""Settings of scoring; one training serves all values. `normalization` applies to prediction and truth."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def with_setting(config: TrainConfig, name: str, value: Any) -> TrainConfig:
         "distance": ("retrieval", "distance"),
         "rank": ("retrieval", "rank"),
         "weighting": ("retrieval", "weighting"),
-        "normalisation": ("normalisation", "expression"),
+        "normalization": ("normalization", "expression"),
         "context": ("context", "spots"),
     }
     if name in paths:

@@ -139,7 +139,7 @@ def score_against_truth(
         expression=np.empty(0),
         xy_px=spots.xy_px,
         slide=(slide.stem,),
-        normalization=bundle.manifest.normalisation.expression,
+        normalization=bundle.manifest.normalization.expression,
     )
     source = choose_section(prediction, truth, section)
     scores: dict[str, dict[str, float | None]] = {}

@@ -69,7 +69,7 @@ def synthetic_bundle(folder: Path, genes: int) -> Path:
                 "k": 200, "rank": "cosine", "distance": "l2", "weighting": "inverse-square",
                 "temperature": 1.0,
             },
-            normalisation={"input": "none", "expression": "none"},
+            normalization={"input": "none", "expression": "none"},
             bank=[{"name": "made up", "spots": BANK_ROWS}],
             checkpoint={"name": "none", "sha256": "0" * 64}, versions={},
         )  # fmt: skip

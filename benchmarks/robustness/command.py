@@ -56,7 +56,7 @@ def robustness(
     document = new_document("mclst-bench-robustness/1")
     bundle = open_bundle(bundle_path)
     spots = read_spots(spots_path)
-    if len(spots) > most_spots and bundle.manifest.kind != "sequence":
+    if len(spots) > most_spots and bundle.manifest.kind != "slide":
         rows = np.unique(np.linspace(0, len(spots) - 1, most_spots).astype(np.intp))
         spots = replace(
             spots,

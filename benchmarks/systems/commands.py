@@ -68,10 +68,10 @@ def systems(
                 exported, spots=spots, batch=batch_size, rounds=repeats, on_round=partial(advance, 1)
             )
         for name, system in exported.items():
-            if memory is not None and system.sequence_path is not None:
+            if memory is not None and system.slide_graph_path is not None:
                 say(f"{name} over {memory:,} spots", quiet=quiet)
                 result["systems"][name]["memory"] = measure_in_subprocess(
-                    system.sequence_path, system.settings, memory
+                    system.slide_graph_path, system.settings, memory
                 )
     _show_systems(result, quiet=quiet)
     document["settings"] = {

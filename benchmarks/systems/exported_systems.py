@@ -28,10 +28,10 @@ from mclst.models.mclstexp import MclSTExp
 from mclst.models.stnet import StNet
 from mclst.models.system import systems
 from mclst.models.thitogene import ThitoGene
-from mclst.runtime.bundle.bundle import ENCODER, SEQUENCE
-from mclst.runtime.bundle.manifest import Sequence, Settings
+from mclst.runtime.bundle.bundle import ENCODER, SLIDE_GRAPH
+from mclst.runtime.bundle.manifest import Settings, SlideNetwork
 from mclst.runtime.inference.providers import EncoderRequest, onnxruntime_beside, open_encoder
-from mclst.runtime.inference.sequence import SequenceSession
+from mclst.runtime.inference.slide_network import SlideNetworkSession
 
 F32 = NDArray[np.float32]
 
@@ -80,20 +80,20 @@ class ExportedSystem:
         self.parameters = sum(weight.numel() for weight in network.parameters())
         write_graph(network, settings.tile, settings.preprocessing, folder / ENCODER)
         self.session, _ = open_encoder(provider, EncoderRequest(folder, folder / ENCODER, "fp32", batch))
-        self.sequence_path: Path | None = None
+        self.slide_graph_path: Path | None = None
         self._beside = ""
-        self._sequence: SequenceSession | None = None
+        self._slide_network: SlideNetworkSession | None = None
         self._retriever: Retriever | None = None
         if self.system.kind == "slide":
             traits = self.system.traits(network.state_dict(), None)
             graph = settings.graph if "graph" in self.system.supports else None
-            self.settings = Sequence(
+            self.settings = SlideNetwork(
                 heads=settings.heads, depth=traits.depth, positions=traits.positions, graph=graph
             )
-            self.sequence_path = folder / SEQUENCE
-            write_slide_graph(network, traits, graph, self.sequence_path)
+            self.slide_graph_path = folder / SLIDE_GRAPH
+            write_slide_graph(network, traits, graph, self.slide_graph_path)
             self._beside = onnxruntime_beside(self.session.provider)
-            self._sequence = SequenceSession(self.sequence_path, self.settings, self._beside)
+            self._slide_network = SlideNetworkSession(self.slide_graph_path, self.settings, self._beside)
         if published.bank is not None:
             self._retriever = Retriever(Source("contrastive", published.bank).bank(), published.bank.spec)
 
@@ -102,7 +102,7 @@ class ExportedSystem:
         """The part after the encoder, and what runs it."""
         if self._retriever is not None:
             return f"retrieval on {self._retriever.provider}"
-        return f"whole slide on {self._beside}" if self._sequence is not None else ""
+        return f"whole slide on {self._beside}" if self._slide_network is not None else ""
 
     def encode(self, tiles: NDArray[np.uint8], batch: int) -> F32:
         """Encode tiles uint8 [N, S, S, 3] in batches; the graph's output float32 [N, D]."""
@@ -113,8 +113,8 @@ class ExportedSystem:
         """Expression float32 [N, G] of a slide's spots from the encoder's output [N, D]."""
         if self._retriever is not None:
             return self._retriever.aggregate(encoded).expression
-        if self._sequence is not None:
-            return self._sequence.predict_expression(
+        if self._slide_network is not None:
+            return self._slide_network.predict_expression(
                 encoded, array_positions(len(encoded), self.settings.positions)
             )
         return encoded
@@ -148,7 +148,7 @@ def measure(
 def _result(system: ExportedSystem, spots: int, tiles: Samples, rest: Samples) -> dict[str, Any]:
     both = [a + b for a, b in zip(tiles.wall_s, rest.wall_s, strict=True)]
     return {
-        "kind": system.system.manifest_kind,
+        "kind": system.system.kind,
         "tile_px": system.tile_px,
         "parameters": system.parameters,
         "provider": system.session.provider,

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.benchmarks.harness.subprocess_json import run_json_subprocess
-from mclst.runtime.bundle.manifest import Sequence
-from mclst.runtime.inference.sequence import SequenceSession
+from mclst.runtime.bundle.manifest import SlideNetwork
+from mclst.runtime.inference.slide_network import SlideNetworkSession
 from mclst.runtime.resources import peak_bytes
 
 
@@ -23,7 +23,7 @@ def array_positions(spots: int, side: int) -> NDArray[np.int64]:
     return np.stack([number % side, number // side % side], axis=1)
 
 
-def measure_in_subprocess(path: Path, settings: Sequence, spots: int) -> dict[str, Any]:
+def measure_in_subprocess(path: Path, settings: SlideNetwork, spots: int) -> dict[str, Any]:
     """Run the graph at `path` on `spots` random spots in a fresh process; ResourceError where that fails.
 
     Returns spots, peak_mib (resident, whole process), open_mib (libraries and weights) and seconds.
@@ -35,12 +35,12 @@ def measure_in_subprocess(path: Path, settings: Sequence, spots: int) -> dict[st
 
 
 def _main(path: str, settings: str, spots: str) -> None:
-    sequence, n = Sequence.model_validate_json(settings), int(spots)
-    session = SequenceSession(Path(path), sequence, "cpu")
+    network, n = SlideNetwork.model_validate_json(settings), int(spots)
+    session = SlideNetworkSession(Path(path), network, "cpu")
     width = session.features
     features = np.random.default_rng(0).normal(size=(n, width)).astype(np.float32)
     open_mib, started = peak_bytes() >> 20, time.monotonic()
-    expression = session.predict_expression(features, array_positions(n, sequence.positions))
+    expression = session.predict_expression(features, array_positions(n, network.positions))
     seconds = time.monotonic() - started
     if not np.isfinite(expression).all():
         raise SystemExit("the expression is not finite")

@@ -119,9 +119,9 @@ def encode_bank(
     CheckpointError
         If the weights do not fit `settings.heads`.
     """
-    inputs = np.concatenate([normalize(settings.normalisation.input, s.counts, s.total) for s in sections])
+    inputs = np.concatenate([normalize(settings.normalization.input, s.counts, s.total) for s in sections])
     expression = np.concatenate(
-        [normalize(settings.normalisation.expression, s.counts, s.total) for s in sections]
+        [normalize(settings.normalization.expression, s.counts, s.total) for s in sections]
     )
     batches = (
         _encode_sentences(checkpoint, sections, inputs, settings, advance)

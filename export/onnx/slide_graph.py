@@ -83,8 +83,8 @@ def write_slide_graph(network: nn.Module, traits: Traits, graph: Graph | None, p
         "position": torch.zeros(spots, 2, dtype=torch.int64),
     }
     if graph is not None:
-        inputs["neighbours"] = torch.zeros(spots, graph.neighbours, dtype=torch.int64)
-        inputs["linked"] = torch.ones(spots, graph.neighbours)
+        inputs["neighbours"] = torch.zeros(spots, graph.neighbors, dtype=torch.int64)
+        inputs["linked"] = torch.ones(spots, graph.neighbors)
     translations: dict[Any, Any] = {torch.ops.mclst.attend.default: lambda q, k, v: ATTEND(q, k, v)}
     model = trace(
         SlideModule(network).eval(),

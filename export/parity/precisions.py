@@ -16,7 +16,7 @@ from mclst.export.onnx.graph import save
 from mclst.export.onnx.int8 import find_products, to_int8
 from mclst.export.parity.compare import TileSet
 from mclst.export.parity.tolerances import NO_LIMITS, Gate, check_gate, gate_for
-from mclst.runtime.bundle.bundle import ENCODER, SEQUENCE, graph_name
+from mclst.runtime.bundle.bundle import ENCODER, SLIDE_GRAPH, graph_name
 from mclst.runtime.errors import CheckpointError, ParityError, ReferenceDataError
 
 Compare = Callable[[Path, Path | None], dict[str, Any]]
@@ -68,7 +68,7 @@ def write_precisions(
     compare: Compare,
     say: Callable[[str], None],
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Write `encoder.<precision>.onnx` (and `sequence.<precision>.onnx`) next to the fp32 graphs in `folder`.
+    """Write `encoder.<precision>.onnx` (and `slide.<precision>.onnx`) next to the fp32 graphs in `folder`.
 
     Parameters
     ----------
@@ -114,13 +114,13 @@ def write_precisions(
                 record, graphs = derive_graphs(
                     folder, precision, calibration, options.method, scratch=Path(scratch)
                 )
-                figures = compare(graphs[ENCODER], graphs.get(SEQUENCE))
+                figures = compare(graphs[ENCODER], graphs.get(SLIDE_GRAPH))
             gate = gate_for(precision, options.limits)
             records[precision] = {**record, **check_gate(precision, figures, gate, str(tiles))}
         except (CheckpointError, ParityError, ReferenceDataError) as error:
             if precision not in options.optional:
                 raise
-            for name in (ENCODER, SEQUENCE):
+            for name in (ENCODER, SLIDE_GRAPH):
                 (folder / graph_name(name, precision)).unlink(missing_ok=True)
             left_out[precision] = str(error).split("; ")[0]
             say(f"Note: the bundle gets no {precision} graph: {left_out[precision]}")
@@ -139,7 +139,7 @@ def derive_graphs(
     graphs : dict of str to Path
         Graphs that a CPU can run, by fp32 file name. For bf16 these are rounded fp32 graphs in `scratch`.
     """
-    fp32 = {name: folder / name for name in (ENCODER, SEQUENCE) if (folder / name).exists()}
+    fp32 = {name: folder / name for name in (ENCODER, SLIDE_GRAPH) if (folder / name).exists()}
     if precision == "fp32":
         return {}, fp32
     if precision == "int8":
@@ -163,7 +163,7 @@ def _write_half(folder: Path, precision: Half, scratch: Path) -> tuple[dict[str,
             "cpu, every bf16 result rounded from fp32: ONNX Runtime's CPU provider has no bf16"
         )
     graphs: dict[str, Path] = {}
-    for name in (ENCODER, SEQUENCE):
+    for name in (ENCODER, SLIDE_GRAPH):
         if not (folder / name).exists():
             continue
         fp32 = onnx.load(folder / name, load_external_data=False)

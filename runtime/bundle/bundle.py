@@ -23,19 +23,21 @@ from mclst.runtime.hashing import Stamp, file_sha256, stamp
 from mclst.runtime.trust.calibration import Calibration
 
 MANIFEST, ENCODER, BANK, PARITY = "manifest.json", "encoder.onnx", "bank.h5", "parity.json"
-SEQUENCE, GENES, CALIBRATION = "sequence.onnx", "genes.txt", "calibration.h5"
+SLIDE_GRAPH, GENES, CALIBRATION = "slide.onnx", "genes.txt", "calibration.h5"
+FORMER_NAMES = {SLIDE_GRAPH: "sequence.onnx"}
+"""Names that bundles of format 1 have for a file."""
 GENE_TABLE = "genes.tsv"
 """Precisions of a bundle's graphs; fp32 always exists."""
 REQUIRED_FILES = {
     "retrieval": (ENCODER, BANK),
     "regression": (ENCODER, GENES),
-    "sequence": (ENCODER, SEQUENCE, GENES),
+    "slide": (ENCODER, SLIDE_GRAPH, GENES),
 }
 """Files of a bundle, by kind."""
 
 
 def graph_name(graph: str, precision: str) -> str:
-    """File of `graph` (ENCODER or SEQUENCE): `encoder.onnx` for fp32, else such as `encoder.fp16.onnx`."""
+    """File of `graph` (ENCODER or SLIDE_GRAPH): `encoder.onnx` for fp32, else such as `encoder.fp16.onnx`."""
     return graph if precision == "fp32" else graph.replace(".onnx", f".{precision}.onnx")
 
 
@@ -82,10 +84,11 @@ class Bundle:
             )
         return self.path / graph_name(ENCODER, precision)
 
-    def sequence(self, precision: str = "fp32") -> Path:
+    def slide_graph(self, precision: str = "fp32") -> Path:
         """The graph from all of a slide's features to expression; falls back to fp32, as for int8."""
-        name = graph_name(SEQUENCE, precision)
-        return self.path / (name if name in self.manifest.files else SEQUENCE)
+        fp32 = SLIDE_GRAPH if SLIDE_GRAPH in self.manifest.files else FORMER_NAMES[SLIDE_GRAPH]
+        name = graph_name(fp32, precision)
+        return self.path / (name if name in self.manifest.files else fp32)
 
     @cached_property
     def genes(self) -> list[str]:
@@ -189,7 +192,7 @@ class Bundle:
             ("genes", m.genes),
             ("reference spots", m.bank_rows if m.retrieval else None),
             ("neighbours averaged", m.retrieval.k if m.retrieval else None),
-            ("expression", m.normalisation.expression),
+            ("expression", m.normalization.expression),
             ("SHA-256", self.sha256),
         ]
         return html_table("Bundle", rows)
@@ -238,7 +241,7 @@ def open_bundle(path: str | Path) -> Bundle:
         raise BundleError(f"{folder} has no {MANIFEST}, so it is not a whole bundle; export it again")
     manifest = read_manifest(folder / MANIFEST)
     for name in REQUIRED_FILES[manifest.kind]:
-        if name not in manifest.files:
+        if not {name, FORMER_NAMES.get(name, name)} & manifest.files.keys():
             raise BundleError(f"{folder / MANIFEST} does not list {name}; export the bundle again")
     if (manifest.calibration is None) == (CALIBRATION in manifest.files):
         raise BundleError(

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
 
 from mclst.kernels.definition.spec import Distance, Rank, RetrievalSpec, Weighting
 from mclst.runtime.bundle.about import About
@@ -27,6 +27,15 @@ ENGINES = "engines"
 
 Color = Annotated[int, Field(ge=0, le=255)]
 Spread = Annotated[float, Field(gt=0)]
+
+# Names of format 1 and of checkpoints made with it; only the first of each is written.
+_NORMALIZATION = AliasChoices("normalization", "normalisation")
+_SLIDE_NETWORK = AliasChoices("slide_network", "sequence")
+_NEIGHBORS = AliasChoices("neighbors", "neighbours")
+Kind = Annotated[
+    Literal["retrieval", "regression", "slide"],
+    BeforeValidator(lambda value: "slide" if value == "sequence" else value),
+]
 
 
 class Tile(StrictModel):
@@ -123,18 +132,18 @@ class Normalization(StrictModel):
 
 
 class Graph(StrictModel):
-    """Graph of a slide's spots: edges to the `neighbours` nearest other spots in array coordinates.
+    """Graph of a slide's spots: edges to the `neighbors` nearest other spots in array coordinates.
 
     prune: "grid" drops edges longer than 2, "std" those longer than mean + standard deviation of a spot's
     distances.
     """
 
-    neighbours: int = Field(ge=1, le=64)
+    neighbors: int = Field(ge=1, le=64, validation_alias=_NEIGHBORS)
     prune: Literal["none", "grid", "std"]
 
 
-class Sequence(StrictModel):
-    """The network over all spots of a slide, in `sequence.onnx`.
+class SlideNetwork(StrictModel):
+    """The network over all spots of a slide, in `slide.onnx`.
 
     heads, depth: of its Transformer. positions: rows of its position embeddings. graph: None without a graph
     network.
@@ -160,8 +169,10 @@ class Settings(StrictModel):
         k=200, rank="cosine", distance="l1", weighting="inverse-square", temperature=1.0
     )
     context: Context = Context(spots=32, sentences="file", positions="array")
-    normalisation: Normalization = Normalization(input="spot-wise", expression="gene-wise")
-    graph: Graph = Graph(neighbours=4, prune="none")
+    normalization: Normalization = Field(
+        default=Normalization(input="spot-wise", expression="gene-wise"), validation_alias=_NORMALIZATION
+    )
+    graph: Graph = Graph(neighbors=4, prune="none")
     neighborhood: Neighborhood | None = None
 
 
@@ -201,14 +212,14 @@ class FileRecord(StrictModel):
 class Manifest(StrictModel):
     """All that `runtime` needs to know of a bundle, and how it was made.
 
-    kind: "retrieval" has a bank and `retrieval`; "regression" predicts expression per tile; "sequence"
+    kind: "retrieval" has a bank and `retrieval`; "regression" predicts expression per tile; "slide"
     computes features per tile and expression from all of a slide's features. With `encoder.prediction_dim`
     the graph also predicts expression: a regression's, or what retrieval adds the neighbors' residuals to.
     about: for people. Fields that do not apply are null.
     """
 
     format: Literal["mclst-bundle/1", "mclst-bundle/2"]
-    kind: Literal["retrieval", "regression", "sequence"]
+    kind: Kind
     system: str = Field(pattern="^[a-z0-9][a-z0-9-]*$")
     encoder: Encoder
     tile: Tile
@@ -216,9 +227,9 @@ class Manifest(StrictModel):
     retrieval: Retrieval | None = None
     spot_encoder: SpotEncoder | None = None
     context: Context | None = None
-    sequence: Sequence | None = None
+    slide_network: SlideNetwork | None = Field(default=None, validation_alias=_SLIDE_NETWORK)
     neighborhood: Neighborhood | None = None
-    normalisation: Normalization
+    normalization: Normalization = Field(validation_alias=_NORMALIZATION)
     genes: int = Field(ge=1)
     genes_from: str
     bank: tuple[SectionRows, ...] = ()
@@ -230,10 +241,10 @@ class Manifest(StrictModel):
 
     @model_validator(mode="after")
     def _parts_fit_the_kind(self) -> Self:
-        required = {"retrieval": ("retrieval", "bank"), "sequence": ("sequence",), "regression": ()}[
+        required = {"retrieval": ("retrieval", "bank"), "slide": ("slide_network",), "regression": ()}[
             self.kind
         ]
-        for name in ("retrieval", "bank", "sequence"):
+        for name in ("retrieval", "bank", "slide_network"):
             if bool(getattr(self, name)) != (name in required):
                 raise ValueError(
                     f"{name} {'is missing' if name in required else 'does not belong'} in a {self.kind} "
@@ -244,9 +255,9 @@ class Manifest(StrictModel):
             predicted = self.encoder.embedding_dim
         if predicted not in (0, self.genes):
             raise ValueError(f"the encoder gives {predicted} values for {self.genes} genes")
-        if self.kind == "sequence" and (predicted or self.neighborhood):
+        if self.kind == "slide" and (predicted or self.neighborhood):
             part = "encoder.prediction_dim" if predicted else "neighborhood"
-            raise ValueError(f"{part} does not belong in a sequence bundle")
+            raise ValueError(f"{part} does not belong in a slide bundle")
         return self
 
     @property

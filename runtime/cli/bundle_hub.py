@@ -80,7 +80,7 @@ def push(
         private=private,
         by_reference=by_reference,
         message=message,
-        tell=lambda text: say(text, quiet=quiet),
+        notify=lambda text: say(text, quiet=quiet),
     )
     click.echo(str(published))
 

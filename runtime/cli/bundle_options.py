@@ -11,7 +11,7 @@ import click
 from mclst.kernels.definition.spec import DISTANCES, RANKS, WEIGHTINGS, RetrievalSpec
 from mclst.runtime.bundle.location import SCHEME, BundleLocation, HubLocation
 from mclst.runtime.click_types import Finite
-from mclst.runtime.progress import Tell
+from mclst.runtime.progress import Notify
 
 if TYPE_CHECKING:
     from mclst.runtime.bundle.bundle import Bundle
@@ -63,11 +63,11 @@ class BundleType(click.ParamType[BundleLocation]):
             self.fail(str(error), param, ctx)
 
 
-def open_any_bundle(location: BundleLocation, trusted: Trusted | None, tell: Tell) -> Bundle:
+def open_any_bundle(location: BundleLocation, trusted: Trusted | None, notify: Notify) -> Bundle:
     """Open a bundle here or at the hub, and check its signature if one is required."""
     from mclst.runtime.bundle.bundle import open_bundle
 
-    bundle = open_bundle(local_folder(location, tell))
+    bundle = open_bundle(local_folder(location, notify))
     if trusted is not None:
         from mclst.runtime.sharing.signature import check_signature
 
@@ -75,13 +75,13 @@ def open_any_bundle(location: BundleLocation, trusted: Trusted | None, tell: Tel
     return bundle
 
 
-def local_folder(location: BundleLocation, tell: Tell) -> Path:
+def local_folder(location: BundleLocation, notify: Notify) -> Path:
     """Return a bundle's folder, after getting it from the hub if it is there; raises as `fetch` does."""
     if isinstance(location, Path):
         return location
     from mclst.runtime.sharing.hub import fetch
 
-    return fetch(location, tell)
+    return fetch(location, notify)
 
 
 def _option(kind: click.ParamType[Any], help_text: str) -> Callable[[Any], Any]:

@@ -179,7 +179,7 @@ def _outcomes(
     if cohort.cluster is None:
         from mclst.runtime.cohort.run import run_in_turn
 
-        yield from run_in_turn(model, jobs, watch=shown.watch, tell=shown.tell)
+        yield from run_in_turn(model, jobs, watch=shown.watch, notify=shown.notify)
         return
     from mclst.runtime.cohort.cluster import cluster, run_on_cluster
     from mclst.runtime.resources import available_cores
@@ -195,7 +195,7 @@ def _outcomes(
             deadline=cohort.deadline,
         ):
             for note in outcome.notes:
-                shown.tell(note)
+                shown.notify(note)
             yield outcome
 
 

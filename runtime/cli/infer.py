@@ -167,12 +167,14 @@ def main(
         outputs=job.outputs().all,
     )
 
-    def tell(text: str) -> None:
+    def notify(text: str) -> None:
         say(f"Note: {text}", quiet=quiet)
 
-    with open_model(server, bundle_path, trusted, tell) as model:
+    with open_model(server, bundle_path, trusted, notify) as model:
         try:
-            run = run_job(model, job, watch=lambda count: progress("tiles", count, quiet=quiet), tell=tell)
+            run = run_job(
+                model, job, watch=lambda count: progress("tiles", count, quiet=quiet), notify=notify
+            )
         except RetrievalError as error:
             raise click.UsageError(str(error)) from error
         ended = time.perf_counter()
@@ -198,7 +200,7 @@ def _summary(run: Run, model: Model) -> list[tuple[str, Any]]:
     )
     rows: list[tuple[str, Any]] = [
         ("spots", f"{run.spots:,}, {run.coordinates}"),
-        ("genes", f"{run.genes:,}, normalised {model.manifest.normalisation.expression}"),
+        ("genes", f"{run.genes:,}, normalised {model.manifest.normalization.expression}"),
         ("tiles", run.tile),
         (
             "tiles/s",

@@ -15,7 +15,7 @@ from click.core import ParameterSource
 from mclst.runtime.bundle.location import BundleLocation
 from mclst.runtime.cli.bundle_options import open_any_bundle
 from mclst.runtime.click_types import Finite
-from mclst.runtime.progress import Tell
+from mclst.runtime.progress import Notify
 
 if TYPE_CHECKING:
     from mclst.runtime.inference.model import Model
@@ -112,13 +112,13 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def open_model(
-    server: ServerOptions, bundle_path: BundleLocation, trusted: Trusted | None, tell: Tell
+    server: ServerOptions, bundle_path: BundleLocation, trusted: Trusted | None, notify: Notify
 ) -> Iterator[Model]:
     """Open the bundle or the server on the command line; see `open_any_bundle` and `Server`."""
     if server.url is None:
         from mclst.runtime.inference.loaded_model import LoadedModel
 
-        model = LoadedModel(open_any_bundle(bundle_path, trusted, tell))
+        model = LoadedModel(open_any_bundle(bundle_path, trusted, notify))
         try:
             yield model
         finally:
@@ -138,7 +138,7 @@ def open_model(
         patience_s=server.patience_s,
         at_once=server.at_once,
         batch=server.batch,
-        tell=tell,
+        notify=notify,
         credentials=Credentials.of_environment(server.ca),
     ) as connection:
         yield ServedModel(connection)

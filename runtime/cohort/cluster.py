@@ -299,7 +299,7 @@ def _choose_encoder(model: Model, options: RunOptions, threads: int | None) -> E
         options.batch_size,
         build=options.build,
         measure=options.memory_budget is None,
-        tell=lambda text: None,
+        notify=lambda text: None,
     )
 
 

@@ -92,7 +92,7 @@ class Worker:
 
     def _count_parts(self, job: Job) -> int:
         """Return 1 also for a slide that is finished, cannot be split or fails to open."""
-        if self._shard_tiles is None or self._model.manifest.kind == "sequence":
+        if self._shard_tiles is None or self._model.manifest.kind == "slide":
             return 1
         try:
             if is_finished(self._model, job):

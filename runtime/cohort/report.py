@@ -107,7 +107,7 @@ class Board:
 
         return watching
 
-    def tell(self, text: str) -> None:
+    def notify(self, text: str) -> None:
         """Print a note, unless another slide had the same."""
         if text not in self._notes:
             self._notes.add(text)

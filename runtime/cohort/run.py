@@ -13,7 +13,7 @@ from typing import Any
 from mclst.runtime.errors import DEFECT, OutputError, ResourceError, describe_error
 from mclst.runtime.expression_map.parts import SlidePart
 from mclst.runtime.inference.model import Model
-from mclst.runtime.progress import Tell
+from mclst.runtime.progress import Notify
 from mclst.runtime.run.job import Job, Watch, finished, identity, run_job, unwatched
 
 DONE, SKIPPED, FAILED = "done", "skipped", "failed"
@@ -74,7 +74,7 @@ def run_slide(
     job: Job,
     *,
     watch: Watch = unwatched,
-    tell: Tell = lambda text: None,
+    notify: Notify = lambda text: None,
     shard: SlidePart | None = None,
 ) -> SlideOutcome:
     """Predict one slide of a cohort unless its map is finished; errors are part of the outcome.
@@ -87,7 +87,7 @@ def run_slide(
 
     def note(text: str) -> None:
         notes.append(text)
-        tell(text)
+        notify(text)
 
     def outcome(status: str, **more: Any) -> SlideOutcome:
         return SlideOutcome(
@@ -104,7 +104,7 @@ def run_slide(
     try:
         record = identity(model, job)
         if shard is not None and shard.part is not None:
-            run_job(model, job, tell=note, shard=shard)
+            run_job(model, job, notify=note, shard=shard)
             return outcome(DONE)
         report, why = finished(job, job.outputs(), record)
         if report is not None:
@@ -112,7 +112,7 @@ def run_slide(
             return outcome(SKIPPED, spots=run["spots"], unreadable=len(run["failed"]))
         if why and not options.overwrite:
             raise OutputError(f"{job.map_path} exists and {why}; choose another --out or add --overwrite")
-        done = run_job(model, job, watch=watch, tell=note, identity=record, shard=shard)
+        done = run_job(model, job, watch=watch, notify=note, identity=record, shard=shard)
     except BrokenPipeError:
         raise
     except Exception as error:
@@ -127,8 +127,8 @@ def run_slide(
 
 
 def run_in_turn(
-    model: Model, jobs: Mapping[str, Job], *, watch: Callable[[str], Watch], tell: Tell
+    model: Model, jobs: Mapping[str, Job], *, watch: Callable[[str], Watch], notify: Notify
 ) -> Iterator[SlideOutcome]:
     """Run each job in this process; watch: slide's name → what watches its tiles."""
     for name, job in jobs.items():
-        yield run_slide(model, name, job, watch=watch(name), tell=tell)
+        yield run_slide(model, name, job, watch=watch(name), notify=notify)

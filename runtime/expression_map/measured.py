@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ def read_map(path: Path) -> Prediction:
     bundle = provenance.get("bundle", {}) if isinstance(provenance, dict) else {}
     spatial = data.uns.get("spatial", {})
     xy_px = np.asarray(data.obsm["spatial"], np.float64) if "spatial" in data.obsm else None
-    normalization = bundle.get("normalisation_expression")
+    normalization = unit_of(bundle)
     return Prediction(
         path=path,
         spot=spot,
@@ -113,6 +113,11 @@ def read_map(path: Path) -> Prediction:
         normalization=None if normalization is None else str(normalization),
         mpp=_mpp(provenance),
     )
+
+
+def unit_of(bundle: Mapping[str, Any]) -> Any:
+    """What a map's record of its bundle says of the expression's normalization; None if nothing."""
+    return bundle.get("normalization_expression", bundle.get("normalisation_expression"))  # earlier maps
 
 
 def _mpp(provenance: Any) -> float | None:
@@ -276,7 +281,7 @@ def check_comparable(pairs: Sequence[Pair]) -> None:
         seen.add((pair.method, pair.section))
         for name, own, first in (
             ("genes", set(pair.genes), set(pairs[0].genes)),
-            ("normalisation", pair.normalization, pairs[0].normalization),
+            ("normalization", pair.normalization, pairs[0].normalization),
         ):
             if own != first:
                 raise InputError(
@@ -303,7 +308,7 @@ def measured_expression(
         expression=np.asarray(map_.expression[:], np.float64),
         xy_px=map_.xy_px,
         slide=(map_.title,),
-        normalization=map_.provenance.get("bundle", {}).get("normalisation_expression"),
+        normalization=unit_of(map_.provenance.get("bundle", {})),
     )
     source = choose_section(predicted, truth, section, bins)
     pair = pair_with_truth(predicted, source, normalization=normalization, common_genes=True)

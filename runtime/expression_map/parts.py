@@ -15,7 +15,7 @@ from mclst.runtime.errors import OutputError
 from mclst.runtime.expression_map.lock import lock_output
 from mclst.runtime.expression_map.row_file import RowFile
 from mclst.runtime.expression_map.row_writer import RowWriter
-from mclst.runtime.progress import Tell
+from mclst.runtime.progress import Notify
 from mclst.runtime.trust.measures import MeasuredResult
 
 MERGE_ROWS = 512
@@ -80,11 +80,11 @@ class PartWriter(RowWriter):
 
 
 def take_parts(
-    out: Path, share: SlidePart, into: RowWriter, genes: int, fingerprint: Mapping[str, str], tell: Tell
+    out: Path, share: SlidePart, into: RowWriter, genes: int, fingerprint: Mapping[str, str], notify: Notify
 ) -> int:
     """Write the parts' rows that `into` lacks into it; return their number.
 
-    Only intact rows with the same fingerprint are taken. `tell` is called for one with another fingerprint,
+    Only intact rows with the same fingerprint are taken. `notify` is called for one with another fingerprint,
     such as one made with another batch size. Raises OutputError if a part is still being written.
     """
     count = 0
@@ -94,7 +94,7 @@ def take_parts(
         try:
             state = source.resume(fingerprint)
             if state is not None and state.changed:
-                tell(
+                notify(
                     f"part {part + 1} of {share.parts} was made with another: {state.changed}; "
                     f"its {state.rows:,} tiles are done again"
                 )

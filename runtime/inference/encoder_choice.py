@@ -28,8 +28,8 @@ from mclst.runtime.inference.encoder_timings import (
     store_record,
 )
 from mclst.runtime.inference.instruction_sets import gpu_multiplies, instructions_of, processor_id
-from mclst.runtime.inference.providers import check_provider, flavour_of
-from mclst.runtime.progress import Tell
+from mclst.runtime.inference.providers import check_provider, flavor_of
+from mclst.runtime.progress import Notify
 from mclst.runtime.resources import available_cores
 from mclst.runtime.versions import installed_versions
 
@@ -99,7 +99,7 @@ def choose_encoder(
     bundle: Bundle,
     request: ChoiceRequest,
     open_one: Open,
-    tell: Tell,
+    notify: Notify,
     *,
     clock: Callable[[], datetime] | None = None,
 ) -> EncoderChoice:
@@ -114,7 +114,7 @@ def choose_encoder(
     bundle : Bundle
     request : ChoiceRequest
     open_one : callable
-    tell : callable
+    notify : callable
         Called before it takes seconds.
     clock : callable, optional
         The time, with its zone.
@@ -133,7 +133,7 @@ def choose_encoder(
     if choice is not None:
         return choice
     if request.measure:
-        tell("measuring which provider and precision run this bundle fastest here; once, for seconds")
+        notify("measuring which provider and precision run this bundle fastest here; once, for seconds")
         timings = _measure(bundle, names, request, open_one)
         if timings:
             # A record that has expired says nothing about today's drivers and clocks.
@@ -266,7 +266,7 @@ def _precisions_of(
     native = [p for p in precisions if gpu_multiplies(p, gpu.compute_capability)]
     if provider == "cuda":
         return [p for p in native if p in ON_CUDA]
-    library = load_library(flavour_of(provider))
+    library = load_library(flavor_of(provider))
     ready = [
         p
         for p in native

@@ -22,7 +22,7 @@ from mclst.runtime.inference.memory_budget import Fit, device_free_bytes, fit_ru
 from mclst.runtime.inference.model import EncoderSettings
 from mclst.runtime.inference.providers import EncoderRequest, open_encoder
 from mclst.runtime.inference.readout import Readout, open_readout
-from mclst.runtime.progress import Tell
+from mclst.runtime.progress import Notify
 from mclst.runtime.resources import available_cores
 from mclst.runtime.trust.calibration import Calibration
 from mclst.sections.section import Spots
@@ -93,7 +93,9 @@ class LoadedModel:
             request = ChoiceRequest(provider, precision, batch_size, self._threads or available_cores())
             choice = self._given or known_choice(self.bundle, request)
             if choice is not None:
-                self._open(choice.provider, choice.precision, batch_size, build=False, tell=lambda text: None)
+                self._open(
+                    choice.provider, choice.precision, batch_size, build=False, notify=lambda text: None
+                )
 
         self._preparing = Background(open_known, "prepare")
 
@@ -104,7 +106,7 @@ class LoadedModel:
             self._preparing.wait()
 
     def choose_encoder(
-        self, provider: str, precision: str, batch_size: int, *, build: bool, measure: bool, tell: Tell
+        self, provider: str, precision: str, batch_size: int, *, build: bool, measure: bool, notify: Notify
     ) -> EncoderChoice:
         """See Model and `choose_encoder`; made once for all runs that ask for the same."""
         self.wait()
@@ -117,12 +119,12 @@ class LoadedModel:
         opened: dict[tuple[str, str], tuple[object, tuple[Session, str]]] = {}
 
         def open_one(name: str, in_precision: str) -> Session:
-            key, open_it = self._opener(name, in_precision, batch_size, build=build, tell=tell)
+            key, open_it = self._opener(name, in_precision, batch_size, build=build, notify=notify)
             opened[name, in_precision] = key, open_it()
             return opened[name, in_precision][1][0]
 
         self._choice = _reuse(
-            self._choice, request, lambda: choose_encoder(self.bundle, request, open_one, tell)
+            self._choice, request, lambda: choose_encoder(self.bundle, request, open_one, notify)
         )
         choice = self._choice[1]
         self._encoder = opened.get((choice.provider, choice.precision), self._encoder)
@@ -137,22 +139,22 @@ class LoadedModel:
         self.bundle.check_unchanged()
 
     def encoder(
-        self, provider: str, precision: str, batch_size: int, *, build: bool, tell: Tell
+        self, provider: str, precision: str, batch_size: int, *, build: bool, notify: Notify
     ) -> tuple[Session, str]:
         """See Model and `open_encoder`."""
         self.wait()
-        return self._open(provider, precision, batch_size, build=build, tell=tell)
+        return self._open(provider, precision, batch_size, build=build, notify=notify)
 
     def _open(
-        self, provider: str, precision: str, batch_size: int, *, build: bool, tell: Tell
+        self, provider: str, precision: str, batch_size: int, *, build: bool, notify: Notify
     ) -> tuple[Session, str]:
         self._encoder = _reuse(
-            self._encoder, *self._opener(provider, precision, batch_size, build=build, tell=tell)
+            self._encoder, *self._opener(provider, precision, batch_size, build=build, notify=notify)
         )
         return self._encoder[1]
 
     def _opener(
-        self, provider: str, precision: str, batch_size: int, *, build: bool, tell: Tell
+        self, provider: str, precision: str, batch_size: int, *, build: bool, notify: Notify
     ) -> tuple[object, Callable[[], tuple[Session, str]]]:
         """Return what tells this encoder from another, and a function that opens it."""
         request = EncoderRequest(
@@ -162,10 +164,10 @@ class LoadedModel:
             batch_size,
             build,
             self._threads,
-            tell,
+            notify,
         )
         # Whether and how it was built does not tell one encoder from another.
-        return (provider, replace(request, tell=print, build=True)), lambda: open_encoder(provider, request)
+        return (provider, replace(request, notify=print, build=True)), lambda: open_encoder(provider, request)
 
     def readout(
         self,
@@ -182,7 +184,7 @@ class LoadedModel:
         def open_it() -> Readout:
             return open_readout(self.bundle, spec, spots, provider, retriever, precision, fp16=fp16)
 
-        if self.manifest.kind == "sequence":
+        if self.manifest.kind == "slide":
             return open_it()
         self._readout = _reuse(self._readout, (spec, provider, retriever, precision, fp16), open_it)
         return self._readout[1]

@@ -12,7 +12,7 @@ from mclst.runtime.encoder.session import Session
 from mclst.runtime.inference.encoder_choice import EncoderChoice
 from mclst.runtime.inference.memory_budget import Fit
 from mclst.runtime.inference.readout import Readout
-from mclst.runtime.progress import Tell
+from mclst.runtime.progress import Notify
 from mclst.runtime.trust.calibration import Calibration
 from mclst.sections.section import Spots
 
@@ -77,7 +77,7 @@ class Model(Protocol):
         """Wait until what `prepare` began has ended; a process must not end before."""
 
     def choose_encoder(
-        self, provider: str, precision: str, batch_size: int, *, build: bool, measure: bool, tell: Tell
+        self, provider: str, precision: str, batch_size: int, *, build: bool, measure: bool, notify: Notify
     ) -> EncoderChoice:
         """Choose where "auto" leaves it open; measure: whether encoders may be tried.
 
@@ -91,7 +91,7 @@ class Model(Protocol):
         """Raise BundleError if a file has changed since it was verified."""
 
     def encoder(
-        self, provider: str, precision: str, batch_size: int, *, build: bool, tell: Tell
+        self, provider: str, precision: str, batch_size: int, *, build: bool, notify: Notify
     ) -> tuple[Session, str]:
         """Return the encoder's session, and why "auto" skipped faster providers."""
 

@@ -13,7 +13,7 @@ from mclst.runtime.encoder.onnxruntime_cpu import OnnxSession, check_onnxruntime
 from mclst.runtime.encoder.openvino import OpenVinoSession, openvino
 from mclst.runtime.encoder.session import DEFAULT_BATCH_SIZE, Session
 from mclst.runtime.encoder.tensorrt.engine_cache import EngineRequest, check_target, open_engine
-from mclst.runtime.encoder.tensorrt.library import Flavour, load_library
+from mclst.runtime.encoder.tensorrt.library import Flavor, load_library
 from mclst.runtime.encoder.tensorrt.session import open_tensorrt
 from mclst.runtime.errors import ResourceError
 
@@ -23,8 +23,8 @@ class EncoderRequest:
     """The encoder to open.
 
     bundle: its folder. onnx: the graph in `precision`. batch: tiles encoded at once. build: whether to build
-    a missing engine. threads: of the CPU, None for all cores. tell: called with what takes time or could not
-    be kept.
+    a missing engine. threads: of the CPU, None for all cores. notify: called with what takes time or could
+    not be kept.
     """
 
     bundle: Path
@@ -33,7 +33,7 @@ class EncoderRequest:
     batch: int
     build: bool = True
     threads: int | None = None
-    tell: Callable[[str], None] = lambda text: None
+    notify: Callable[[str], None] = lambda text: None
 
 
 def open_encoder(provider: str, request: EncoderRequest) -> tuple[Session, str]:
@@ -103,15 +103,15 @@ def _open(name: str, request: EncoderRequest) -> Session:
         )
     if name == "cuda":
         return open_onnx_cuda(request.onnx)
-    library = load_library(flavour_of(name))
+    library = load_library(flavor_of(name))
     device = CudaDevice()
     check_target(library, device.gpu)
     engine_request = EngineRequest(request.onnx, request.precision, library, device.gpu, request.batch)
-    engine = open_engine(request.bundle, engine_request, build=request.build, tell=request.tell)
+    engine = open_engine(request.bundle, engine_request, build=request.build, notify=request.notify)
     return open_tensorrt(library, device, engine)
 
 
-def flavour_of(name: str) -> Flavour:
+def flavor_of(name: str) -> Flavor:
     """Return the TensorRT library of a provider."""
     return "tensorrt" if name == "tensorrt" else "tensorrt-rtx"
 
@@ -126,7 +126,7 @@ def check_provider(name: str) -> str:
 
         at = "" if name == "cpu" else f" on {CudaDevice().gpu.name}"
         return f"ONNX Runtime {onnxruntime.__version__}, {import_name}{at}"
-    library = load_library(flavour_of(name))
+    library = load_library(flavor_of(name))
     gpu = CudaDevice().gpu
     check_target(library, gpu)
     return f"{library} on {gpu.name} ({gpu.target}, driver {gpu.driver})"

@@ -16,7 +16,7 @@ from mclst.kernels.retriever import Retriever
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.errors import BundleError, InputError, ResourceError
 from mclst.runtime.inference.providers import onnxruntime_beside
-from mclst.runtime.inference.sequence import SequenceSession, check_positions
+from mclst.runtime.inference.slide_network import SlideNetworkSession, check_positions
 from mclst.runtime.trust.measures import SharedResult
 from mclst.sections.section import Spots
 
@@ -167,11 +167,11 @@ class SlideReadout:
 
     def __init__(self, bundle: Bundle, spots: Spots, provider: str, precision: str) -> None:
         """Open it next to an encoder on `provider`; raises SpotsError if a spot lacks coordinates."""
-        settings = bundle.manifest.sequence
+        settings = bundle.manifest.slide_network
         assert settings is not None, "the manifest is validated"
         self._array_xy = check_positions(spots, settings.positions)
-        self._path = bundle.sequence(precision)
-        self._session = SequenceSession(self._path, settings, provider)
+        self._path = bundle.slide_graph(precision)
+        self._session = SlideNetworkSession(self._path, settings, provider)
         self.rows_at_once = len(spots)
         self.settings: dict[str, Any] = {} if settings.graph is None else settings.graph.model_dump()
 
@@ -234,6 +234,6 @@ def open_readout(
         )
     if bundle.manifest.kind == "regression":
         return RegressionReadout(bundle.manifest.genes)
-    if bundle.manifest.kind == "sequence":
+    if bundle.manifest.kind == "slide":
         return SlideReadout(bundle, spots, onnxruntime_beside(provider), precision)
     return RetrievalReadout(bundle, spec or bundle.retrieval, retriever, fp16=fp16)

@@ -34,7 +34,7 @@ def nearest_spots(array_xy: NDArray[np.int64], graph: Graph) -> tuple[NDArray[np
     Directed and Euclidean, as `calcADJ` of Hist2ST and THItoGene. Equal distances go to the lower row; the
     published code leaves them to an unstable sort.
     """
-    n, k = len(array_xy), graph.neighbours
+    n, k = len(array_xy), graph.neighbors
     neighbors = np.repeat(np.arange(n)[:, None], k, axis=1)
     distance = np.full((n, k), np.inf)
     reach = min(k, n - 1)

@@ -15,7 +15,7 @@ from mclst.runtime.inference.memory_budget import use_fp16_bank
 from mclst.runtime.inference.model import Model, describe_location
 from mclst.runtime.inference.neighborhood import NeighborhoodMeans
 from mclst.runtime.inference.readout import Readout
-from mclst.runtime.progress import Advance, Clock, Tell
+from mclst.runtime.progress import Advance, Clock, Notify
 from mclst.runtime.run.options import RunOptions, most_bad_tiles
 from mclst.runtime.run.outputs import Outputs
 from mclst.runtime.run.trust import RunTrust
@@ -51,7 +51,7 @@ class RunLog:
     """
 
     advance: Advance
-    tell: Tell
+    notify: Notify
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     clock: Clock = field(default_factory=lambda: Clock(encode=0.0, retrieve=0.0, write=0.0))
     failed: list[tuple[str, str]] = field(default_factory=list)
@@ -63,7 +63,7 @@ class RunLog:
         """Tell the user now and in the report."""
         self.notes.append(text)
         LOGGER.info(text)
-        self.tell(text)
+        self.notify(text)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def open_run(
         if options.memory_budget is not None:
             model.measure_free_memory()
         session, skipped = model.encoder(
-            options.provider, options.precision, batch, build=options.build, tell=log.note
+            options.provider, options.precision, batch, build=options.build, notify=log.note
         )
         readout = model.readout(
             spec,

@@ -46,7 +46,7 @@ def choose_encoder(
             build=options.build,
             # What is tried stays in memory's peak, from which a budget is reckoned.
             measure=options.memory_budget is None,
-            tell=log.tell,
+            notify=log.notify,
         )
     return replace(options, provider=choice.provider, precision=choice.precision), choice
 
@@ -67,7 +67,7 @@ def _stopped_choice(
     ):
         return None
     try:
-        model.encoder(provider, precision, options.batch_size, build=options.build, tell=log.note)
+        model.encoder(provider, precision, options.batch_size, build=options.build, notify=log.note)
     except (ResourceError, BundleError):
         return None
     return EncoderChoice(provider, precision)

@@ -14,7 +14,7 @@ from mclst.runtime.expression_map.journal import describe_difference
 from mclst.runtime.expression_map.parts import SlidePart
 from mclst.runtime.hashing import file_sha256, stamp
 from mclst.runtime.inference.model import Model
-from mclst.runtime.progress import Advance, Tell
+from mclst.runtime.progress import Advance, Notify
 from mclst.runtime.report.files import Files
 from mclst.runtime.run.early import load_beside
 from mclst.runtime.run.hashes import SlideHash
@@ -96,7 +96,7 @@ def run_job(
     job: Job,
     *,
     watch: Watch = unwatched,
-    tell: Tell = lambda text: None,
+    notify: Notify = lambda text: None,
     identity: Mapping[str, str] | None = None,
     shard: SlidePart | None = None,
 ) -> Run:
@@ -116,7 +116,7 @@ def run_job(
                 job.out,
                 job.options,
                 advance=advance,
-                tell=tell,
+                notify=notify,
                 identity=identity,
                 shard=shard,
             )

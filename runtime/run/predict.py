@@ -19,7 +19,7 @@ from mclst.runtime.expression_map.writer import MapWriter
 from mclst.runtime.inference.loaded_model import LoadedModel
 from mclst.runtime.inference.model import Model, describe_location
 from mclst.runtime.inference.readout import NotFinite
-from mclst.runtime.progress import Advance, Tell
+from mclst.runtime.progress import Advance, Notify
 from mclst.runtime.report.export.ome_tiff import find_genes
 from mclst.runtime.report.files import Files
 from mclst.runtime.resources import check_limit
@@ -51,7 +51,7 @@ def predict(
     options: RunOptions | None = None,
     *,
     advance: Advance = lambda n: None,
-    tell: Tell = lambda text: None,
+    notify: Notify = lambda text: None,
     identity: Mapping[str, str] | None = None,
     shard: SlidePart | None = None,
 ) -> Run:
@@ -72,7 +72,7 @@ def predict(
     options : RunOptions, optional
     advance : callable
         Called with the number of tiles newly done.
-    tell : callable
+    notify : callable
         Called with notes for the user, as they come up.
     identity : mapping, optional
         What identifies this run, for the report's `record`.
@@ -98,7 +98,7 @@ def predict(
     files, left_out = (options.files or Files()).resolve()
     files.check_genes(model.genes)
     outputs = Outputs.of(Path(out or f"{slide.path.stem}.h5ad"), options, files)
-    log = RunLog(advance, tell)
+    log = RunLog(advance, notify)
     with SlideHash(slide.path) as slide_hash:
         outputs.check_map(slide, table, model.folder, overwrite=options.overwrite)
         # A stopped run's own files may be replaced, but only once its rows are this run's: see `_stream`.

@@ -50,7 +50,7 @@ class BundleRecord:
     encoder: str
     checkpoint_sha256: str
     bank_spots: int
-    normalisation_expression: str
+    normalization_expression: str
     tile_px: int
     tile_mpp: float | None
     origin: str | None
@@ -121,7 +121,7 @@ class Provenance:
                 encoder=m.encoder.name,
                 checkpoint_sha256=m.checkpoint.sha256,
                 bank_spots=m.bank_rows,
-                normalisation_expression=m.normalisation.expression,
+                normalization_expression=m.normalization.expression,
                 tile_px=m.tile.size_px,
                 tile_mpp=m.tile.mpp,
                 origin=_origin(run),

@@ -51,7 +51,7 @@ class Server:
         Most requests under way.
     batch : int, optional
         Most tiles per request; a request never exceeds REQUEST_BYTES.
-    tell : callable
+    notify : callable
         Called with notes on the connection for the user.
     credentials : Credentials
         Whom to trust, and the bearer token to send.
@@ -85,7 +85,7 @@ class Server:
         patience_s: float = 120.0,
         at_once: int = 8,
         batch: int | None = None,
-        tell: Callable[[str], None] = lambda text: None,
+        notify: Callable[[str], None] = lambda text: None,
         credentials: Credentials = ANYONE,
     ) -> None:
         try:
@@ -95,7 +95,7 @@ class Server:
         self.model, self._credentials = model, credentials
         self.version = ""
         self.flow = FlowControl(at_once, patience_s, str(self.address))
-        self.flow.tell = tell
+        self.flow.notify = notify
         self.at_once = at_once
         self._thread = _LoopThread()
         try:

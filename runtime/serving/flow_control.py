@@ -79,7 +79,7 @@ class FlowControl:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.server = server
-        self.tell: Callable[[str], None] = lambda text: None
+        self.notify: Callable[[str], None] = lambda text: None
         self.counts = Counts()
         self.gave_up = False
         self.window = 1.0
@@ -151,7 +151,7 @@ class FlowControl:
     def _succeeded(self) -> None:
         self.counts.answered += 1
         if self._noticed and self._failing_since is not None:
-            self.tell(f"{self.server} answers again, after {self._clock() - self._failing_since:.0f} s")
+            self.notify(f"{self.server} answers again, after {self._clock() - self._failing_since:.0f} s")
         self._failing_since, self._noticed = None, False
         grown = self.window + (1 if self.window < self._threshold else 1 / self.window)
         self.window = min(float(self._most), grown)
@@ -172,7 +172,7 @@ class FlowControl:
         self.counts.retried += 1
         if failing_s >= NOTICE_S and not self._noticed:
             self._noticed = True
-            self.tell(f"{self.server}: {why}; trying again, for {self._patience_s:.0f} s in all")
+            self.notify(f"{self.server}: {why}; trying again, for {self._patience_s:.0f} s in all")
 
     def _end(self) -> ResourceError:
         self.gave_up = True

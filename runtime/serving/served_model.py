@@ -20,7 +20,7 @@ from mclst.runtime.inference.encoder_choice import EncoderChoice
 from mclst.runtime.inference.memory_budget import Fit
 from mclst.runtime.inference.model import EncoderSettings
 from mclst.runtime.inference.readout import RETRIEVE_ROWS, Readout, without_neighbors
-from mclst.runtime.progress import Clock, Tell
+from mclst.runtime.progress import Clock, Notify
 from mclst.runtime.serving.connection import Server
 from mclst.runtime.serving.flow_control import Counts
 from mclst.sections.section import Spots
@@ -185,7 +185,7 @@ class ServedModel:
         """See Model."""
 
     def choose_encoder(
-        self, provider: str, precision: str, batch_size: int, *, build: bool, measure: bool, tell: Tell
+        self, provider: str, precision: str, batch_size: int, *, build: bool, measure: bool, notify: Notify
     ) -> EncoderChoice:
         """See Model: `encoder_settings` names the only one."""
         return EncoderChoice(provider, precision)
@@ -198,10 +198,10 @@ class ServedModel:
         """See Model: each answer is checked instead, by `ServerReadout`."""
 
     def encoder(
-        self, provider: str, precision: str, batch_size: int, *, build: bool, tell: Tell
+        self, provider: str, precision: str, batch_size: int, *, build: bool, notify: Notify
     ) -> tuple[Session, str]:
         """See Model."""
-        self._connection.flow.tell = tell
+        self._connection.flow.notify = notify
         return ServerSession(self._connection), ""
 
     def readout(

@@ -69,7 +69,7 @@ def write_rdf(
         If a file exists or cannot be written.
     """
     about = bundle.manifest.about or About()
-    if bundle.manifest.kind == "sequence":
+    if bundle.manifest.kind == "slide":
         raise BundleError(
             f"{bundle.path} predicts from all spots of a slide together, which bioimage.io cannot "
             "describe; share "

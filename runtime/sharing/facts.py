@@ -23,7 +23,7 @@ SYSTEMS = {
 KINDS = {
     "retrieval": "expression averaged over the nearest reference spots",
     "regression": "expression straight from the network, tile by tile",
-    "sequence": "expression from all spots of a slide together",
+    "slide": "expression from all spots of a slide together",
 }
 UNITS = {
     "spot-wise": "log10(1 + 10,000 × share of the spot's counts)",
@@ -68,7 +68,7 @@ def system_title(system: str) -> str:
 
 def expression_unit(bundle: Bundle, about: About) -> str:
     """Return the unit of the bundle's expression."""
-    name = bundle.manifest.normalisation.expression
+    name = bundle.manifest.normalization.expression
     known = UNITS.get(name)
     return about.gene_unit or (f"{name}: {known}" if known else name)
 

@@ -14,7 +14,7 @@ from mclst.runtime.bundle.bundle import MANIFEST, REQUIRED_FILES, Bundle
 from mclst.runtime.bundle.location import SCHEME, HubLocation
 from mclst.runtime.bundle.manifest import Manifest, read_manifest
 from mclst.runtime.errors import BundleError, InputError, ResourceError
-from mclst.runtime.progress import Tell
+from mclst.runtime.progress import Notify
 from mclst.runtime.sharing.by_reference import check_reference, describe_reference, left_out
 from mclst.runtime.sharing.card import card
 from mclst.runtime.sharing.facts import describe
@@ -38,13 +38,13 @@ def bundle_folder(bundle: str | Path) -> Path:
         raise InputError(f"{error}; correct the address") from error
 
 
-def fetch(location: HubLocation, tell: Tell = lambda text: None, *, partial: bool = False) -> Path:
+def fetch(location: HubLocation, notify: Notify = lambda text: None, *, partial: bool = False) -> Path:
     """Get a bundle from the hub, or from the hub's cache if it is there or nothing can be reached.
 
     Parameters
     ----------
     location : HubLocation
-    tell : callable
+    notify : callable
         Called with the commit that a branch or tag stands for.
     partial : bool
         Accept a bundle published by reference, without its encoder's graphs.
@@ -70,7 +70,7 @@ def fetch(location: HubLocation, tell: Tell = lambda text: None, *, partial: boo
         commit: str = revision.resolved
         pinned = HubLocation(location.repository, commit)
         if not location.is_commit:
-            tell(f"{location} is commit {commit}; --bundle {pinned} stays with it")
+            notify(f"{location} is commit {commit}; --bundle {pinned} stays with it")
         path = Path(hub.hf_hub_download(location.repository, MANIFEST, revision=commit))
         manifest = read_manifest(path)
         names = [MANIFEST, *manifest.files, *COMPANIONS]
@@ -102,7 +102,7 @@ def publish(
     private: bool = False,
     by_reference: bool = False,
     message: str = "",
-    tell: Callable[[str], None] = lambda text: None,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> HubLocation:
     """Publish a bundle at the hub, in one commit, with a card.
 
@@ -118,7 +118,7 @@ def publish(
         Leave out the graphs with the encoder's weights, for a base model whose license forbids derivatives.
     message : str
         Of the commit.
-    tell : callable
+    notify : callable
         Called with progress messages.
 
     Returns
@@ -167,7 +167,7 @@ def publish(
         if branch != "main":
             api.create_branch(location.repository, branch=branch, exist_ok=True)
         stale = _stale(api, location.repository, branch, {addition.path_in_repo for addition in additions})
-        tell(f"sending {len(additions)} files to {location}")
+        notify(f"sending {len(additions)} files to {location}")
         bundle.check_unchanged()
         commit = api.create_commit(
             location.repository,

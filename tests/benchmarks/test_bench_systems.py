@@ -65,7 +65,7 @@ def test_rates_and_memory(small_ones: None, tmp_path: Path) -> None:
         rate = system["tiles_per_second"]
         assert rate["tiles"]["n"] == 2 and 0 < rate["all"]["median"] < rate["tiles"]["max"]
     assert bleep["after"].startswith("retrieval on") and "memory" not in bleep
-    assert hist2st["after"] == "whole slide on cpu" and hist2st["kind"] == "sequence"
+    assert hist2st["after"] == "whole slide on cpu" and hist2st["kind"] == "slide"
     memory = hist2st["memory"]
     assert memory["spots"] == 300 and memory["peak_mib"] >= memory["open_mib"] > 20
     assert "bleep" in done.stderr and "MiB at the peak over 300 spots" in done.stderr

@@ -57,7 +57,7 @@ def test_sweeps_change_what_they_name() -> None:
     assert parse_sweep("k=5,10") == ("k", [5, 10])
     assert with_setting(base, "k", 5).settings.retrieval.k == 5
     assert with_setting(base, "distance", "cosine").settings.retrieval.distance == "cosine"
-    assert with_setting(base, "normalisation", "spot-wise").settings.normalisation.expression == "spot-wise"
+    assert with_setting(base, "normalization", "spot-wise").settings.normalization.expression == "spot-wise"
     assert with_setting(base, "context", 8).settings.context.spots == 8
     assert with_setting(base, "lambda", 1.0).image_weight == 1
     without = with_setting(base, "positions", "none")
@@ -127,7 +127,7 @@ def test_a_sweep_over_precisions_scores_the_exported_graphs(small: Small, tmp_pa
     ("axis", "trainings"),
     [
         ("distance=l1,l2,cosine", 1),
-        ("normalisation=gene-wise,spot-wise", 1),
+        ("normalization=gene-wise,spot-wise", 1),
         ("context=1,32", 1),
         ("positions=none,sinusoidal,naive", 3),
         ("encoder=resnet18,mobilenetv3_small_050", 2),

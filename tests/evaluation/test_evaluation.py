@@ -273,7 +273,7 @@ def maps(small: Small, tmp_path: Path) -> dict[str, Path]:
         )
         assert section.xy_px is not None
         result.obsm["spatial"] = np.concatenate([section.xy_px[::-1], [[0.0, 0.0]]])
-        result.uns["mclst"] = {"bundle": {"normalisation_expression": "gene-wise"}}
+        result.uns["mclst"] = {"bundle": {"normalization_expression": "gene-wise"}}
         result.uns["spatial"] = {name: {}}
         written[name] = tmp_path / f"{name}.h5ad"
         result.write_h5ad(written[name])
@@ -400,7 +400,7 @@ def test_truth_counts_all_measured_genes_where_the_formula_does(
 ) -> None:
     """Maps of BLEEP and ST-Net are of some genes, in units made of all."""
     result = anndata.read_h5ad(maps["A1"])[:, ["GENE3", "GENE1"]].copy()
-    result.uns["mclst"] = {"bundle": {"normalisation_expression": unit}}
+    result.uns["mclst"] = {"bundle": {"normalization_expression": unit}}
     path = maps["A1"].parent / "few.h5ad"
     result.write_h5ad(path)
     pair = pair_with_truth(read_map(path), find_sections(small.folder)["A1"])
@@ -427,7 +427,7 @@ def test_a_map_in_unknown_units_or_of_other_spots_is_refused(small: Small, maps:
     assert run(*args, "--normalization", "gene-wise").exit_code == 0
     plain.obs_names = [f"spot{i}" for i in range(plain.n_obs)]
     plain.write_h5ad(path)
-    assert "have no spot in common" in run(*args, "--normalisation", "gene-wise", "--overwrite").stderr
+    assert "have no spot in common" in run(*args, "--normalization", "gene-wise", "--overwrite").stderr
     with_inf = anndata.read_h5ad(maps["A1"])
     matrix = np.asarray(with_inf.X).copy()
     matrix[5, 1] = np.inf
@@ -467,7 +467,7 @@ def test_eval_of_the_real_reference_prediction(her2st: Path, tmp_path: Path) -> 
     anndata.AnnData(reference["expression_l1_k200"].astype(np.float32), **frame).write_h5ad(
         tmp_path / "C4.h5ad"
     )
-    args = ["--truth", her2st, "--normalisation", "gene-wise", "--figures", "none", "--json", "-"]
+    args = ["--truth", her2st, "--normalization", "gene-wise", "--figures", "none", "--json", "-"]
     completed = run(tmp_path / "C4.h5ad", *args)
     assert completed.exit_code == 0, completed.output
     mean = json.loads(completed.stdout)["methods"]["map"]["mean"]

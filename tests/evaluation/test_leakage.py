@@ -146,7 +146,7 @@ def planted(tmp_path: Path) -> Path:
         (expression + noise).astype(np.float32),
         obs=pd.DataFrame(index=section.spot),
         var=pd.DataFrame(index=section.genes),
-        uns={"mclst": {"bundle": {"normalisation_expression": "gene-wise"}, "slide": {"mpp": 4.0}}},
+        uns={"mclst": {"bundle": {"normalization_expression": "gene-wise"}, "slide": {"mpp": 4.0}}},
     )
     result.obsm["spatial"] = section.xy_px
     result.write_h5ad(tmp_path / "A1.h5ad")
@@ -227,7 +227,7 @@ def test_another_map_is_a_baseline_that_the_verdict_counts(planted: Path) -> Non
     rows = [row for row in json.loads(done.stdout)["against"] if row["against"] == "ridge"]
     assert [row["outcome"] for row in rows] == ["worse"] and rows[0]["kind"] == "baseline"
     assert "is worse than the baseline “ridge”" in (planted / "A1.bad.eval.html").read_text()
-    good.uns["mclst"]["bundle"]["normalisation_expression"] = "spot-wise"
+    good.uns["mclst"]["bundle"]["normalization_expression"] = "spot-wise"
     good.write_h5ad(planted / "A1.other.h5ad")
     for baseline, code in ((f"ridge={planted / 'A1.other.h5ad'}", 4), (str(planted / "A1.h5ad"), 2)):
         done = run(planted / "A1.bad.h5ad", "--baseline", baseline, *words, "--overwrite")

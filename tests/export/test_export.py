@@ -83,7 +83,7 @@ def test_every_option_reaches_the_manifest(workdir: Path) -> None:
     }
     assert m["context"] == {"spots": 5, "sentences": "section", "positions": "pixel"}
     assert m["spot_encoder"] == {"heads": 4, "depth": 2}
-    assert m["normalisation"] == {"input": "none", "expression": "spot-wise"}
+    assert m["normalization"] == {"input": "none", "expression": "spot-wise"}
     assert m["tile"] == {"size_px": 40, "mpp": 0.5, "pad": [255, 254, 253]}
     assert m["preprocessing"] == {
         "channels": "bgr",
@@ -321,7 +321,7 @@ def test_values_that_are_no_counts_give_a_warning(workdir: Path) -> None:
     result = export("--ckpt", "model.pt", "--reference", "reference", *TINY)
     assert result.exit_code == 0 and "section A1" in result.stderr and "not whole counts" in result.stderr
     # The British spelling still works.
-    raw = ("--input-normalisation", "none", "--expression-normalisation", "none", "--overwrite")
+    raw = ("--input-normalization", "none", "--expression-normalization", "none", "--overwrite")
     assert (
         "not whole counts" not in export("--ckpt", "model.pt", "--reference", "reference", *TINY, *raw).stderr
     )

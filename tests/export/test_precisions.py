@@ -240,10 +240,10 @@ def test_systems_without_a_bank_export_every_precision(direct_bundle: tuple[str,
             derive_graphs(bundle.path, "int8", synthetic_tiles(Tile(size_px=20), 2), scratch=folder)
     else:
         assert parity["tiles"]["source"] == parity["precisions"]["int8"]["calibration"]["source"] == "B1.png"
-    if bundle.manifest.kind == "sequence":
-        assert bundle.sequence("fp16").name == "sequence.fp16.onnx"
-        assert bundle.sequence("int8").name == "sequence.onnx"
-        assert parity["precisions"]["bf16"]["sequence"]["half"]
+    if bundle.manifest.kind == "slide":
+        assert bundle.slide_graph("fp16").name == "slide.fp16.onnx"
+        assert bundle.slide_graph("int8").name == "slide.onnx"
+        assert parity["precisions"]["bf16"]["slide"]["half"]
     arguments = (
         "-q",
         "--ckpt",
@@ -649,7 +649,7 @@ def test_tensorrt_rtx_builds_every_precision(precise_bundle: Path) -> None:
         key = EngineKey(
             onnx_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
             precision=precision,
-            flavour="tensorrt-rtx",
+            flavor="tensorrt-rtx",
             version=library.version,
             max_batch=8,
             targets=("sm_86", "sm_89"),

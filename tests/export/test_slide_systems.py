@@ -21,16 +21,16 @@ from mclst.export.inputs.checkpoint import open_checkpoint
 from mclst.export.onnx.graph import preprocess, write_graph
 from mclst.export.onnx.slide_graph import write_slide_graph
 from mclst.models.thitogene import GraphAttention
-from mclst.runtime.bundle.manifest import Graph, Preprocessing, Sequence, Tile
+from mclst.runtime.bundle.manifest import Graph, Preprocessing, SlideNetwork, Tile
 from mclst.runtime.inference.providers import open_session
-from mclst.runtime.inference.sequence import SequenceSession
+from mclst.runtime.inference.slide_network import SlideNetworkSession
 from mclst.runtime.inference.spot_graph import nearest_spots
 
 X_MAJOR = Preprocessing(pixel_range="0-255", axes="x-major")
 GRAPHS: dict[str, Graph | None] = {
     "histogene": None,
-    "hist2st": Graph(neighbours=4, prune="grid"),
-    "thitogene": Graph(neighbours=4, prune="none"),
+    "hist2st": Graph(neighbors=4, prune="grid"),
+    "thitogene": Graph(neighbors=4, prune="none"),
 }
 HEADS = {"histogene": 4, "hist2st": 4, "thitogene": 2}
 
@@ -150,7 +150,7 @@ def exported(
     assert checkpoint.system.name == name and checkpoint.positions == 64
     network = checkpoint.network(heads=HEADS[name])
     write_graph(network, Tile(size_px=tile_px), X_MAJOR, folder / "encoder.onnx")
-    write_slide_graph(network, checkpoint.traits, graph, folder / "sequence.onnx")
+    write_slide_graph(network, checkpoint.traits, graph, folder / "slide.onnx")
     return name, network, folder
 
 
@@ -161,9 +161,9 @@ def test_torch_and_graph_equal_float64_over_a_slide(exported: tuple[str, Any, Pa
     width = network.x_embed.weight.shape[1] if name != "thitogene" else 24
     features = np.random.default_rng(n).normal(size=(n, width)).astype(np.float32)
     xy = positions(n)
-    settings = Sequence(heads=HEADS[name], depth=1, positions=64, graph=graph)
+    settings = SlideNetwork(heads=HEADS[name], depth=1, positions=64, graph=graph)
     in_torch = predict_with_checkpoint(network, features, xy, settings)
-    in_graph = SequenceSession(folder / "sequence.onnx", settings, "cpu", threads=1).predict_expression(
+    in_graph = SlideNetworkSession(folder / "slide.onnx", settings, "cpu", threads=1).predict_expression(
         features, xy
     )
     dense = adjacency(*nearest_spots(xy, graph)) if graph else np.zeros((0, 0))
@@ -199,8 +199,8 @@ def test_streamed_tiles_equal_the_network(exported: tuple[str, Any, Path], n: in
     session = open_session(folder / "encoder.onnx", "cpu", threads=1)
     cuts = [0, 1, 5, *range(53, n, 48), n] if n > 5 else [0, n]
     streamed = np.concatenate([session.encode(batch[a:b]) for a, b in itertools.pairwise(cuts)])
-    settings = Sequence(heads=HEADS[name], depth=1, positions=64, graph=GRAPHS[name])
-    expression = SequenceSession(folder / "sequence.onnx", settings, "cpu").predict_expression(
+    settings = SlideNetwork(heads=HEADS[name], depth=1, positions=64, graph=GRAPHS[name])
+    expression = SlideNetworkSession(folder / "slide.onnx", settings, "cpu").predict_expression(
         streamed, positions(n)
     )
     with torch.no_grad():
@@ -216,7 +216,7 @@ def test_the_slide_graph_loops_over_queries_in_standard_operators(
 ) -> None:
     import onnx
 
-    model = onnx.load(exported[2] / "sequence.onnx")
+    model = onnx.load(exported[2] / "slide.onnx")
     assert {opset.domain for opset in model.opset_import} == {""}
     assert "Scan" in {node.op_type for node in model.graph.node}
     inputs = {i.name: i.type.tensor_type.shape.dim[0].dim_param for i in model.graph.input}
@@ -227,11 +227,11 @@ def test_a_spot_without_neighbors_affects_no_other() -> None:
     """The published 0/0 makes every spot NaN; a degree of at least 1 changes no other value."""
     network = small_network("hist2st")
     xy = np.array([[2, 2], [3, 2], [2, 3], [3, 3], [40, 40]])
-    graph = Graph(neighbours=4, prune="grid")
+    graph = Graph(neighbors=4, prune="grid")
     linked = nearest_spots(xy, graph)[1]
     assert linked.sum(1).tolist() == [3, 3, 3, 3, 0]
     features = np.random.default_rng(0).normal(size=(5, 32)).astype(np.float32)
-    settings = Sequence(heads=4, depth=2, positions=64, graph=graph)
+    settings = SlideNetwork(heads=4, depth=2, positions=64, graph=graph)
     expression = predict_with_checkpoint(network, features, xy, settings)
     assert np.isfinite(expression).all()
     published = torch.from_numpy(adjacency(*nearest_spots(xy, graph)))
@@ -288,7 +288,7 @@ def test_neighbors_equal_the_published_graph(prune: str, n: int) -> None:
     xy = positions(n, seed=n) // (1 if n < 60 else 7)
     xy = np.unique(xy, axis=0)
     n = len(xy)
-    neighbors, linked = nearest_spots(xy, Graph(neighbours=4, prune=prune))  # type: ignore[arg-type]
+    neighbors, linked = nearest_spots(xy, Graph(neighbors=4, prune=prune))  # type: ignore[arg-type]
     for i in range(n):
         distance = np.sqrt(((xy - xy[i]) ** 2).sum(1))
         order = [j for j in np.argsort(distance, kind="stable") if j != i][:4]
@@ -303,7 +303,7 @@ def test_tensorrt_rtx_builds_the_encoder_and_reports_the_slide_graph(
 ) -> None:
     pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is not installed")
     folder = exported[2]
-    for graph in ("encoder.onnx", "sequence.onnx"):
+    for graph in ("encoder.onnx", "slide.onnx"):
         shutil.copy(folder / graph, tmp_path / graph)
     messages: list[str] = []
     EngineBuilder(EngineOptions("tensorrt-rtx", max_batch=4, targets=("sm_86",))).build(
@@ -311,5 +311,5 @@ def test_tensorrt_rtx_builds_the_encoder_and_reports_the_slide_graph(
     )
     (engine,) = (tmp_path / "engines").iterdir()
     assert (engine / "engine.plan").stat().st_size > 0
-    (note,) = [line for line in messages if "sequence.onnx" in line]
+    (note,) = [line for line in messages if "slide.onnx" in line]
     assert "ONNX Runtime runs it, on cuda if available and else on cpu" in note

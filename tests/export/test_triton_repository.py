@@ -306,14 +306,14 @@ def test_an_engine_of_this_machine_is_served_instead_of_the_graph(
 
     copied = shutil.copytree(bundle, tmp_path / "bundle")
     library = Library("tensorrt", None, "10.3.0")
-    monkeypatch.setattr(triton_repository, "load_library", lambda flavour: library)
+    monkeypatch.setattr(triton_repository, "load_library", lambda flavor: library)
     monkeypatch.setattr(triton_repository, "CudaDevice", lambda: SimpleNamespace(gpu=GPU))
     with pytest.raises(ResourceError, match="there is none yet"):
         write_repository(open_bundle(copied), tmp_path / "repo", Serving(tensorrt=True))
     key = EngineKey(
         onnx_sha256=graph_sha256(copied / "encoder.onnx"),
         precision="fp32",
-        flavour="tensorrt",
+        flavor="tensorrt",
         version="10.3.0",
         max_batch=16,
         gpu=GPU,

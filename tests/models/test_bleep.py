@@ -101,7 +101,7 @@ def test_defaults_are_the_published_ones(bundle: Path) -> None:
         "weighting": "uniform",
         "temperature": 1.0,
     }
-    assert manifest.normalisation.expression == "median-log1p"
+    assert manifest.normalization.expression == "median-log1p"
 
 
 def test_the_bank_encodes_each_spot_independently(network: Bleep, bundle: Path, small: Small) -> None:

@@ -127,10 +127,10 @@ def predict_in_torch(name: str, bundle: Bundle, slide: Path, spots: Spots, ckpt:
             network.encode_tiles(torch.from_numpy(np.ascontiguousarray(batch, np.float32)))
             for batch in np.array_split(pixels, -(-len(pixels) // 16))
         ])  # fmt: skip
-        if bundle.manifest.kind == "sequence":
+        if bundle.manifest.kind == "slide":
             assert spots.array_xy is not None
             prune: Any = "grid" if name == "hist2st" else "none"
-            graph = nearest_spots(spots.array_xy, Graph(neighbours=4, prune=prune))
+            graph = nearest_spots(spots.array_xy, Graph(neighbors=4, prune=prune))
             edges = () if name == "histogene" else tuple(map(torch.from_numpy, graph))
             output = network.predict_expression(output, torch.from_numpy(spots.array_xy), *edges)
     out: np.ndarray = output.double().numpy()

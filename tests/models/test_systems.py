@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from mclst.runtime.bundle.manifest import Graph, Preprocessing, Settings, Tile
 from mclst.runtime.cli.infer import main as infer_main
 from mclst.runtime.errors import SpotsError
 from mclst.runtime.inference.providers import open_session
-from mclst.runtime.inference.sequence import check_positions
+from mclst.runtime.inference.slide_network import check_positions
 from mclst.runtime.inference.spot_graph import nearest_spots
 from mclst.runtime.slide.base import TileReadError
 from mclst.runtime.tiling.tiles import Tiles
@@ -166,7 +167,7 @@ def expected_map(name: str, network: Any, slide: Path, table: Path) -> np.ndarra
         expected = network.encode_tiles(torch.from_numpy(pixels).float())
         if name != "stnet":
             prune = "grid" if name == "hist2st" else "none"
-            graph = nearest_spots(spots.array_xy, Graph(neighbours=4, prune=prune))  # type: ignore[arg-type]
+            graph = nearest_spots(spots.array_xy, Graph(neighbors=4, prune=prune))  # type: ignore[arg-type]
             edges = () if name == "histogene" else tuple(map(torch.from_numpy, graph))
             expected = network.predict_expression(expected, torch.from_numpy(spots.array_xy), *edges)
     expression: np.ndarray = expected.numpy()
@@ -185,7 +186,7 @@ def test_from_checkpoint_to_map(bundled: tuple[str, Any, Path], small: Small) ->
     assert not {"nearest_distance", "effective_k"} & set(predicted.obs)
     provenance = predicted.uns["mclst"]["bundle"]
     assert provenance["system"] == name and provenance["kind"] == (
-        "regression" if name == "stnet" else "sequence"
+        "regression" if name == "stnet" else "slide"
     )
 
 
@@ -239,15 +240,42 @@ def test_the_manifest_records_settings_that_checkpoints_lack(bundled: tuple[str,
     assert m.system == name and m.retrieval is None and not m.bank and m.genes == GENES
     if name == "stnet":
         assert (m.preprocessing.mean, m.preprocessing.std) == (MEAN, STD)
-        assert (m.preprocessing.axes, m.normalisation.expression) == ("row-major", "log-share")
-        assert m.sequence is None
+        assert (m.preprocessing.axes, m.normalization.expression) == ("row-major", "log-share")
+        assert m.slide_network is None
         return
     assert (m.preprocessing.axes, m.preprocessing.pixel_range) == ("x-major", "0-255")
-    assert m.sequence is not None and (m.sequence.positions, m.normalisation.expression) == (64, "spot-wise")
+    assert m.slide_network is not None and (m.slide_network.positions, m.normalization.expression) == (
+        64,
+        "spot-wise",
+    )
     prune = {"histogene": None, "hist2st": "grid", "thitogene": "none"}[name]
-    assert (m.sequence.graph and m.sequence.graph.prune) == prune
+    assert (m.slide_network.graph and m.slide_network.graph.prune) == prune
     parity = json.loads((folder / "mclst-bundle" / "parity.json").read_text())
     assert parity["passed"] and parity["tiles"]["count"] == 10
+
+
+def test_a_bundle_of_format_1_predicts_the_same(bundled: tuple[str, Any, Path], small: Small) -> None:
+    """Its manifest and its slide graph have other names."""
+    _, _, folder = bundled
+    old = folder / "old"
+    shutil.copytree(folder / "mclst-bundle", old / "mclst-bundle", ignore=shutil.ignore_patterns("engines"))
+    path = old / "mclst-bundle" / "manifest.json"
+    content = json.loads(path.read_text()) | {"format": "mclst-bundle/1"}
+    content["normalisation"] = content.pop("normalization")
+    content["sequence"] = network = content.pop("slide_network")
+    if network is not None:
+        content["kind"] = "sequence"
+        if network["graph"]:
+            network["graph"]["neighbours"] = network["graph"].pop("neighbors")
+        (path.parent / "slide.onnx").rename(path.parent / "sequence.onnx")
+        content["files"]["sequence.onnx"] = content["files"].pop("slide.onnx")
+    path.write_text(json.dumps(content))
+    for place in (folder, old):
+        result = infer(place, small.slide, small.spots, "--overwrite", "--provider", "cpu")
+        assert result.exit_code == 0, result.output
+    maps = [anndata.read_h5ad(place / "map.h5ad") for place in (folder, old)]
+    np.testing.assert_array_equal(maps[1].X, maps[0].X)
+    assert maps[1].uns["mclst"]["bundle"]["kind"] == maps[0].uns["mclst"]["bundle"]["kind"]
 
 
 def test_options_that_do_not_apply_are_refused(bundled: tuple[str, Any, Path], small: Small) -> None:

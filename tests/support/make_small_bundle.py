@@ -102,7 +102,7 @@ def write_bundle(reference: Path, folder: Path) -> None:
             retrieval={**settings["retrieval"], "k": 10},
             spot_encoder={"heads": 8, "depth": 2},
             context=settings["context"],
-            normalisation=settings["normalisation"],
+            normalization=settings["normalization"],
             genes=GENES,
             genes_from="genes.txt",
             bank=[{"name": section.name, "spots": len(section)} for section in sections],

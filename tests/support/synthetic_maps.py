@@ -68,7 +68,7 @@ def synthetic_map(
     if grid:
         settings["grid_um"] = DIAMETER * (mpp or 1.0)
     provenance: dict[str, object] = {
-        "bundle": {"system": "mclstexp", "normalisation_expression": "gene-wise"},
+        "bundle": {"system": "mclstexp", "normalization_expression": "gene-wise"},
         "slide": {"name": f"{title}.svs"} | ({} if mpp is None else {"mpp": mpp}),
         "settings": settings,
         "versions": {"mclst": "0"},

@@ -80,7 +80,7 @@ def test_bleeps_defaults_are_the_published_ones() -> None:
     assert result.augmentation == dataclasses.replace(
         PLAIN, horizontal_flip=True, vertical_flip=True, quarter_turns=True
     )
-    assert result.settings.normalisation.expression == result.settings.normalisation.input == "median-log1p"
+    assert result.settings.normalization.expression == result.settings.normalization.input == "median-log1p"
     later = config_from("--system", "bleep", "--pixel-range", "0-1", "--mean", "0.4,0.5,0.6", "--k", "7")
     assert later.settings.preprocessing.mean == (0.4, 0.5, 0.6) and later.settings.retrieval.k == 7
     assert later.settings.preprocessing.pixel_range == "0-1"
@@ -143,7 +143,7 @@ def bundle_score(training: Training, held_out: Any, tmp_path: Path) -> Any:
     bundle = export_bundle(ckpt, tmp_path / "bundle", parity_tiles=4)
     queries = open_session(bundle.encoder_path, "cpu").encode(held_out.tiles)
     result = Retriever(bundle.bank, bundle.retrieval).aggregate(queries).expression
-    return score(result, held_out.normalized(bundle.manifest.normalisation.expression))
+    return score(result, held_out.normalized(bundle.manifest.normalization.expression))
 
 
 @pytest.mark.parametrize("variant", ["bleep", "pixel"])

@@ -119,7 +119,7 @@ def settings_of(model: FittedModel) -> Settings:
     fields: dict[str, Any] = {
         "tile": model.setup.tile,
         "preprocessing": model.setup.preprocessing,
-        "normalisation": Normalization(input="none", expression=model.units),
+        "normalization": Normalization(input="none", expression=model.units),
     }
     if model.context_um is not None:
         fields["neighborhood"] = Neighborhood(radius_um=model.context_um)

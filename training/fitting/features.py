@@ -213,7 +213,7 @@ class FeatureSource:
             network = FeatureEncoder(setup.recipe, setup.views, build_encoder(setup.recipe, setup.state))
             write_graph(network, setup.tile, setup.preprocessing, folder / "encoder.onnx")
             request = EncoderRequest(
-                folder, folder / "encoder.onnx", "fp32", setup.batch_size, tell=self._say
+                folder, folder / "encoder.onnx", "fp32", setup.batch_size, notify=self._say
             )
             self._session, _ = open_encoder(setup.provider, request)
             self.provider = self._session.provider

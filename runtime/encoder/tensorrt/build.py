@@ -188,7 +188,7 @@ def _check_signature(trt: Any, network: Any, onnx: Path) -> tuple[str, int]:
 
 
 def _set_targets(trt: Any, config: Any, key: EngineKey, library: Library) -> None:
-    if key.flavour != "tensorrt-rtx":
+    if key.flavor != "tensorrt-rtx":
         return
     supported = supported_targets(library)
     for target in key.targets:

@@ -26,7 +26,7 @@ from mclst.runtime.encoder.tensorrt.manifest import (
 )
 from mclst.runtime.errors import OutputError, ResourceError
 
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class EngineRequest:
 
     def key(self) -> EngineKey:
         """The key of an engine built for this request."""
-        rtx = self.library.flavour == "tensorrt-rtx"
+        rtx = self.library.flavor == "tensorrt-rtx"
         return EngineKey(
             onnx_sha256=graph_sha256(self.onnx),
             precision=self.precision,
-            flavour=self.library.flavour,
+            flavor=self.library.flavor,
             version=self.library.version,
             max_batch=self.batch,
             targets=(self.gpu.target,) if rtx else (),
@@ -78,7 +78,7 @@ def graph_sha256(onnx: Path) -> str:
     return digest.hexdigest()
 
 
-def open_engine(bundle: Path, request: EngineRequest, *, build: bool, tell: Tell) -> Engine:
+def open_engine(bundle: Path, request: EngineRequest, *, build: bool, notify: Notify) -> Engine:
     """Open the engine of `bundle` that fits, else build one and store it there.
 
     Parameters
@@ -87,7 +87,7 @@ def open_engine(bundle: Path, request: EngineRequest, *, build: bool, tell: Tell
     request : EngineRequest
     build : bool
         Whether an engine may be built.
-    tell : callable
+    notify : callable
         Receives one line that says why an engine is built, and one if it cannot be stored.
 
     Returns
@@ -108,8 +108,8 @@ def open_engine(bundle: Path, request: EngineRequest, *, build: bool, tell: Tell
     target = f"{request.library} for {request.gpu.name}"
     if not build:
         raise ResourceError(f"{bundle} has no engine of {target}: {reason}; leave --no-build out")
-    tell(f"building an engine of {target}, since {reason}; this can take minutes")
-    return make_engine(bundle, request.onnx, request.key(), request.library, tell=tell)
+    notify(f"building an engine of {target}, since {reason}; this can take minutes")
+    return make_engine(bundle, request.onnx, request.key(), request.library, notify=notify)
 
 
 def find_engine(bundle: Path, request: EngineRequest) -> tuple[Engine | None, str]:
@@ -139,11 +139,11 @@ def make_engine(
     *,
     timing_cache: Path | None = None,
     must_store: bool = False,
-    tell: Tell = lambda text: None,
+    notify: Notify = lambda text: None,
 ) -> Engine:
     """Build the engine of `key` and store it in `bundle`.
 
-    If it cannot be stored, `tell` receives a line, or OutputError is raised with `must_store`.
+    If it cannot be stored, `notify` receives a line, or OutputError is raised with `must_store`.
     Raises EngineError and OutputError as `build_engine` does.
     """
     built = build_engine(library, onnx, key, timing_cache=timing_cache)
@@ -162,13 +162,13 @@ def make_engine(
     except OutputError as error:
         if must_store:
             raise
-        tell(f"the engine is used but not kept: {error}")
+        notify(f"the engine is used but not kept: {error}")
     return Engine(folder, manifest, built.plan)
 
 
 def check_target(library: Library, gpu: Gpu) -> None:
     """Raise ResourceError if tensorrt-rtx does not build for the device."""
-    if library.flavour == "tensorrt-rtx" and gpu.target not in supported_targets(library):
+    if library.flavor == "tensorrt-rtx" and gpu.target not in supported_targets(library):
         raise ResourceError(
             f"{library} does not cover {gpu.name} ({gpu.target}), "
             f"only {', '.join(supported_targets(library))}; use --provider tensorrt or cuda"
@@ -187,15 +187,15 @@ def _folders(bundle: Path) -> list[Path]:
 def _misfit(key: EngineKey, request: EngineRequest, onnx_sha256: str) -> str | None:
     """Why the engine of `key` does not fit; "" if it is of another kind, None if it fits."""
     library, gpu = request.library, request.gpu
-    if key.flavour != library.flavour or key.precision != request.precision:
+    if key.flavor != library.flavor or key.precision != request.precision:
         return ""
     if key.onnx_sha256 != onnx_sha256:
         return "it was built from another graph"
     if key.platform != this_platform():
         return f"it was built for {key.platform} and this is {this_platform()}"
     if key.version != library.version and not _loads_newer(key, library):
-        return f"it was built by {key.flavour} {key.version} and here is {library.version}"
-    if key.flavour == "tensorrt-rtx" and gpu.target not in key.targets:
+        return f"it was built by {key.flavor} {key.version} and here is {library.version}"
+    if key.flavor == "tensorrt-rtx" and gpu.target not in key.targets:
         return f"it was built for {', '.join(key.targets)} and this device is {gpu.target}"
     if key.gpu is not None and not _runs_on(key, gpu):
         if key.gpu.name != gpu.name or key.gpu.compute_capability != gpu.compute_capability:
@@ -208,7 +208,7 @@ def _misfit(key: EngineKey, request: EngineRequest, onnx_sha256: str) -> str | N
 
 def _loads_newer(key: EngineKey, library: Library) -> bool:
     """Whether an engine of an older version runs: version-compatible, and its lean runtime is installed."""
-    if not key.version_compatible or key.flavour != "tensorrt":
+    if not key.version_compatible or key.flavor != "tensorrt":
         return False
     try:
         lean_library(key.version)

@@ -1,4 +1,4 @@
-"""The installed TensorRT: its Python module in two flavours, and its lean runtimes."""
+"""The installed TensorRT: its Python module in two flavors, and its lean runtimes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 
 from mclst.runtime.errors import ResourceError
 
-Flavour = Literal["tensorrt", "tensorrt-rtx"]
-FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
+Flavor = Literal["tensorrt", "tensorrt-rtx"]
+FLAVORS: tuple[Flavor, ...] = get_args(Flavor)
 
 # Supported major versions.
 _MAJORS = {"tensorrt": (10, 11), "tensorrt-rtx": (1,)}
@@ -30,23 +30,23 @@ _LEAN_LIBRARY = "libnvinfer_lean.so"
 
 @dataclass(frozen=True)
 class Library:
-    """A loaded flavour of TensorRT: its Python module `trt` and its version."""
+    """A loaded flavor of TensorRT: its Python module `trt` and its version."""
 
-    flavour: Flavour
+    flavor: Flavor
     trt: Any
     version: str
 
     def __str__(self) -> str:
-        return f"{self.flavour} {self.version}"
+        return f"{self.flavor} {self.version}"
 
 
-def load_library(flavour: Flavour) -> Library:
+def load_library(flavor: Flavor) -> Library:
     """Import TensorRT; needs no GPU.
 
-    Raises ResourceError if the flavour is missing, does not load or is of an unsupported major version.
+    Raises ResourceError if the flavor is missing, does not load or is of an unsupported major version.
     """
     reason = ""
-    for name in _MODULES[flavour]:
+    for name in _MODULES[flavor]:
         try:
             module = importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -56,8 +56,8 @@ def load_library(flavour: Flavour) -> Library:
         except (ImportError, OSError, RuntimeError) as error:
             reason = f"{name} does not load: {' '.join(str(error).split())[:120]}"
             continue
-        return _checked(flavour, module)
-    raise ResourceError(f"{flavour} is not installed{f' ({reason})' if reason else ''}; {_INSTALL[flavour]}")
+        return _checked(flavor, module)
+    raise ResourceError(f"{flavor} is not installed{f' ({reason})' if reason else ''}; {_INSTALL[flavor]}")
 
 
 def lean_library(version: str) -> Path:
@@ -77,15 +77,15 @@ def lean_library(version: str) -> Path:
     )
 
 
-def _checked(flavour: Flavour, module: Any) -> Library:
+def _checked(flavor: Flavor, module: Any) -> Library:
     version = str(getattr(module, "__version__", ""))
     # Another package may have taken the module's name.
     if not hasattr(module, "Builder"):
         raise ResourceError(
-            f"the module {module.__name__} that is installed is not {flavour}; {_INSTALL[flavour]}"
+            f"the module {module.__name__} that is installed is not {flavor}; {_INSTALL[flavor]}"
         )
     major = version.split(".")[0]
-    if not major.isdigit() or int(major) not in _MAJORS[flavour]:
-        known = " or ".join(f"{number}.x" for number in _MAJORS[flavour])
-        raise ResourceError(f"{flavour} {version} is installed and mclst knows {known}; {_INSTALL[flavour]}")
-    return Library(flavour, module, version)
+    if not major.isdigit() or int(major) not in _MAJORS[flavor]:
+        known = " or ".join(f"{number}.x" for number in _MAJORS[flavor])
+        raise ResourceError(f"{flavor} {version} is installed and mclst knows {known}; {_INSTALL[flavor]}")
+    return Library(flavor, module, version)

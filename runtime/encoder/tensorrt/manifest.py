@@ -8,12 +8,12 @@ import stat
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 
 from mclst.runtime.bundle.manifest import FileRecord
 from mclst.runtime.bundle.strict_model import StrictModel
 from mclst.runtime.encoder.cuda.gpu import Gpu
-from mclst.runtime.encoder.tensorrt.library import Flavour
+from mclst.runtime.encoder.tensorrt.library import Flavor
 
 ENGINE_MANIFEST, PLAN = "engine.json", "engine.plan"
 MAX_BYTES = 1 << 20
@@ -31,7 +31,7 @@ class EngineKey(StrictModel):
         Hash of the graph and its external weights.
     precision : str
         Precision of the graph.
-    flavour, version : str
+    flavor, version : str
         The TensorRT that built it.
     max_batch : int
         Most tiles per batch.
@@ -49,7 +49,8 @@ class EngineKey(StrictModel):
 
     onnx_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     precision: str
-    flavour: Flavour
+    # Engines built before have the key "flavour".
+    flavor: Flavor = Field(validation_alias=AliasChoices("flavor", "flavour"))
     version: str
     max_batch: int = Field(ge=1, le=4096)
     targets: tuple[Target, ...] = ()

@@ -56,7 +56,7 @@ class TensorRTRunner:
         context.set_tensor_address(INPUT, self._input)
         context.set_tensor_address(self._manifest.output, self._output)
         self._execute()
-        if self._library.flavour == "tensorrt":
+        if self._library.flavor == "tensorrt":
             self._graph = device.capture(stream, self._execute)
 
     def enqueue(self, slot: int) -> None:
@@ -96,7 +96,7 @@ def open_tensorrt(library: Library, device: CudaDevice, engine: Engine) -> Devic
         device,
         # The default argument keeps the runtime alive as long as its engine.
         lambda batch, runtime=runtime: TensorRTRunner(library, device, cuda_engine, manifest, batch),  # type: ignore[misc]
-        provider=library.flavour,
+        provider=library.flavor,
         engine=f"{library}, engine {manifest.plan.sha256[:16]}",
         tile=(tile_px, tile_px, 3),
         width=int(width),
@@ -124,7 +124,7 @@ def _deserialize(library: Library, device: CudaDevice, engine: Engine) -> tuple[
 
 
 def _context(library: Library, engine: Any) -> Any:
-    if library.flavour == "tensorrt":
+    if library.flavor == "tensorrt":
         return engine.create_execution_context()
     trt = library.trt
     config = engine.create_runtime_config()

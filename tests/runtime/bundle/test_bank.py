@@ -1,4 +1,4 @@
-"""The bank: sentences, positions and normalisations against the published procedure, and its file."""
+"""The bank: sentences, positions and normalizations against the published procedure, and its file."""
 
 from __future__ import annotations
 

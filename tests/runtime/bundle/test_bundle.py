@@ -50,10 +50,10 @@ def test_manifest_says_what_shaped_the_bundle(exported_bundle: Path) -> None:
         16,
     )
     assert (m.tile.size_px, m.tile.mpp, m.tile.pad) == (32, None, (0, 0, 0))
-    assert m.kind == "retrieval" and m.sequence is None and m.spot_encoder and m.context
+    assert m.kind == "retrieval" and m.slide_network is None and m.spot_encoder and m.context
     assert (m.spot_encoder.heads, m.spot_encoder.depth) == (8, 2)
     assert (m.context.spots, m.context.sentences, m.context.positions) == (32, "file", "array")
-    assert (m.normalisation.input, m.normalisation.expression) == ("spot-wise", "gene-wise")
+    assert (m.normalization.input, m.normalization.expression) == ("spot-wise", "gene-wise")
     spec = bundle.retrieval
     assert (spec.k, spec.rank, spec.distance, spec.weighting) == (10, "cosine", "l1", "inverse-square")
     assert [(s.name, s.spots) for s in m.bank] == [("A1", 24), ("A2", 24)]

@@ -111,7 +111,7 @@ def bundle_with(graph: onnx.ModelProto, name: str, small_bundle: Path, tmp_path:
     return bundle
 
 
-@pytest.mark.parametrize("name", ["encoder.fp16.onnx", "encoder.int8.onnx", "sequence.bf16.onnx"])
+@pytest.mark.parametrize("name", ["encoder.fp16.onnx", "encoder.int8.onnx", "slide.bf16.onnx"])
 @pytest.mark.parametrize(
     ("graph", "words"),
     [

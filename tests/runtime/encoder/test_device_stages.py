@@ -59,11 +59,11 @@ def fake_device(monkeypatch: pytest.MonkeyPatch) -> OpenDevice:
     return open_device
 
 
-def an_engine(flavour: str = "tensorrt") -> Engine:
+def an_engine(flavor: str = "tensorrt") -> Engine:
     key = EngineKey(
         onnx_sha256="0" * 64,
         precision="fp32",
-        flavour=flavour,  # type: ignore[arg-type]
+        flavor=flavor,  # type: ignore[arg-type]
         version="10.3.0",
         max_batch=8,
         platform="linux-x86_64",
@@ -82,11 +82,11 @@ def an_engine(flavour: str = "tensorrt") -> Engine:
 
 
 def a_session(
-    device: CudaDevice, driver: FakeDriver, flavour: str = "tensorrt", fails: str = ""
+    device: CudaDevice, driver: FakeDriver, flavor: str = "tensorrt", fails: str = ""
 ) -> tuple[DeviceSession, FakeTensorRT]:
     trt = FakeTensorRT(driver, fails)
-    library = Library(flavour, trt, trt.__version__)  # type: ignore[arg-type]
-    return open_tensorrt(library, device, an_engine(flavour)), trt
+    library = Library(flavor, trt, trt.__version__)  # type: ignore[arg-type]
+    return open_tensorrt(library, device, an_engine(flavor)), trt
 
 
 @dataclass(frozen=True)
@@ -133,19 +133,19 @@ def whole_run(
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("on_device", [False, True])
-@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("flavor", ["tensorrt", "tensorrt-rtx"])
 def test_a_run_through_tensorrt(
-    fake_device: OpenDevice, slide: OneSlide, flavour: str, on_device: bool, seed: int
+    fake_device: OpenDevice, slide: OneSlide, flavor: str, on_device: bool, seed: int
 ) -> None:
     device, driver = fake_device(seed)
-    session, trt = a_session(device, driver, flavour)
+    session, trt = a_session(device, driver, flavor)
     clock = Clock()
     embeddings = whole_run(session, slide, clock, on_device=on_device)
     np.testing.assert_array_equal(embeddings, slide.expected)
     assert trt.deserialized == [b"plan"]
     # One warm-up and one capture, then the graph; TensorRT-RTX captures itself.
     batches = -(-len(slide.xy) // 5)
-    expected = (2, batches) if flavour == "tensorrt" else (1 + batches, 0)
+    expected = (2, batches) if flavor == "tensorrt" else (1 + batches, 0)
     assert (trt.executed, driver.launched) == expected
     assert driver.most_waiting > 10 and set(clock) == {
         "upload",

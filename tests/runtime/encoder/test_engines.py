@@ -66,7 +66,7 @@ def key_of(path: Path, library: Library, **changed: Any) -> EngineKey:
     fields: dict[str, Any] = {
         "onnx_sha256": graph_sha256(path),
         "precision": "fp32",
-        "flavour": library.flavour,
+        "flavor": library.flavor,
         "version": library.version,
         "max_batch": 8,
         "targets": ("sm_86", "sm_89"),
@@ -246,7 +246,7 @@ def test_a_target_that_is_not_covered_is_named(library: Library, tmp_path: Path)
 def stored(small_bundle: Path, library: Library, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with one engine; tests copy it before changing it."""
     bundle = Path(shutil.copytree(small_bundle, tmp_path_factory.mktemp("stored") / "bundle"))
-    engine = open_engine(bundle, a_request(bundle, library), build=True, tell=lambda text: None)
+    engine = open_engine(bundle, a_request(bundle, library), build=True, notify=lambda text: None)
     assert engine.manifest.key == a_request(bundle, library).key()
     return bundle
 
@@ -270,10 +270,10 @@ def the_engine(bundle: Path) -> Path:
 def test_an_engine_is_built_once(bundle: Path, library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mclst.runtime.encoder.tensorrt.engine_cache.build_engine", no_build)
     messages: list[str] = []
-    engine = open_engine(bundle, a_request(bundle, library), build=False, tell=messages.append)
+    engine = open_engine(bundle, a_request(bundle, library), build=False, notify=messages.append)
     assert not messages and engine.path == the_engine(bundle)
     assert engine.plan == (the_engine(bundle) / "engine.plan").read_bytes()
-    smaller = open_engine(bundle, a_request(bundle, library, batch=3), build=False, tell=messages.append)
+    smaller = open_engine(bundle, a_request(bundle, library, batch=3), build=False, notify=messages.append)
     assert smaller.path == engine.path
     assert open_bundle(bundle).manifest.kind == "retrieval"
 
@@ -353,9 +353,9 @@ def test_a_spoilt_engine_is_built_again_with_one_line(how: str, bundle: Path, li
     engine, refusal = find_engine(bundle, a_request(bundle, library))
     assert engine is None and reason in refusal and folder.name in refusal
     with pytest.raises(ResourceError, match="leave --no-build out"):
-        open_engine(bundle, a_request(bundle, library), build=False, tell=no_build)
+        open_engine(bundle, a_request(bundle, library), build=False, notify=no_build)
     messages: list[str] = []
-    made = open_engine(bundle, a_request(bundle, library), build=True, tell=messages.append)
+    made = open_engine(bundle, a_request(bundle, library), build=True, notify=messages.append)
     assert len(messages) == 1 and reason in messages[0] and "\n" not in messages[0]
     assert made.manifest.key == a_request(bundle, library).key()
     again, refusal = find_engine(bundle, a_request(bundle, library))
@@ -397,7 +397,7 @@ def test_l6_an_engine_that_others_may_have_written_is_built_again(
     assert engine is None and reason in refusal and folder.name in refusal
     umask = os.umask(0o002)
     try:
-        made = open_engine(bundle, a_request(bundle, library), build=True, tell=lambda text: None)
+        made = open_engine(bundle, a_request(bundle, library), build=True, notify=lambda text: None)
     finally:
         os.umask(umask)
     assert find_engine(bundle, a_request(bundle, library)) == (made, "")
@@ -405,7 +405,7 @@ def test_l6_an_engine_that_others_may_have_written_is_built_again(
 
 def test_an_engine_of_another_precision_or_flavour_is_none_of_ours(bundle: Path, library: Library) -> None:
     assert find_engine(bundle, a_request(bundle, library, precision="fp16")) == (None, "")
-    other = replace(library, flavour="tensorrt", version="10.3.0")
+    other = replace(library, flavor="tensorrt", version="10.3.0")
     assert find_engine(bundle, a_request(bundle, other)) == (None, "")
 
 
@@ -413,7 +413,7 @@ def tensorrt_key(library: Library, bundle: Path, **changed: Any) -> EngineKey:
     return key_of(
         bundle / "encoder.onnx",
         library,
-        **({"flavour": "tensorrt", "version": "10.3.0", "targets": (), "gpu": GPU} | changed),
+        **({"flavor": "tensorrt", "version": "10.3.0", "targets": (), "gpu": GPU} | changed),
     )
 
 
@@ -440,7 +440,7 @@ def test_an_engine_of_tensorrt_belongs_to_its_gpu_driver_and_version(
     """What TensorRT would have built stands in for it: another library's bytes, never looked into here."""
     shutil.rmtree(bundle / "engines")
     keep_as(bundle, library, tensorrt_key(library, bundle, **changed))
-    other = replace(library, flavour="tensorrt", version="10.3.0")
+    other = replace(library, flavor="tensorrt", version="10.3.0")
     gpu = replace(GPU, **here)
     engine, refusal = find_engine(bundle, a_request(bundle, other, gpu=gpu))
     if reason is None:
@@ -456,7 +456,7 @@ def test_an_older_version_runs_where_its_lean_runtime_is(
     keep_as(bundle, library, tensorrt_key(library, bundle, version="10.2.0", version_compatible=True))
     monkeypatch.setattr("mclst.runtime.encoder.tensorrt.engine_cache.lean_library", lambda version: tmp_path)
     for version, fits in (("10.3.0", True), ("11.0.0.114", True), ("10.1.0", False)):
-        other = replace(library, flavour="tensorrt", version=version)
+        other = replace(library, flavor="tensorrt", version=version)
         assert (find_engine(bundle, a_request(bundle, other))[0] is not None) == fits
 
 
@@ -476,7 +476,7 @@ def test_a_bundle_that_cannot_be_written_still_runs(
     # A file where the folder should be stops root too.
     (bundle / "engines").write_text("in the way")
     messages: list[str] = []
-    engine = open_engine(bundle, a_request(bundle, library), build=True, tell=messages.append)
+    engine = open_engine(bundle, a_request(bundle, library), build=True, notify=messages.append)
     assert len(engine.plan) == engine.manifest.plan.bytes
     assert len(messages) == 2 and "is used but not kept" in messages[1]
     assert (bundle / "engines").read_text() == "in the way"
@@ -488,7 +488,7 @@ def test_a_build_that_fails_leaves_nothing(
     shutil.rmtree(bundle / "engines")
     (bundle / "encoder.onnx").write_bytes(b"no graph")
     with pytest.raises(EngineError, match="parser refuses it"):
-        open_engine(bundle, a_request(bundle, library), build=True, tell=lambda text: None)
+        open_engine(bundle, a_request(bundle, library), build=True, notify=lambda text: None)
     assert not (bundle / "engines").exists()
 
 
@@ -502,7 +502,7 @@ def test_weights_beside_a_graph_are_part_of_what_it_is(tmp_path: Path) -> None:
 KEY = EngineKey(
     onnx_sha256="a" * 64,
     precision="fp32",
-    flavour="tensorrt",
+    flavor="tensorrt",
     version="10.3.0",
     max_batch=16,
     targets=(),
@@ -515,7 +515,7 @@ OTHER = st.one_of(
     st.sampled_from(
         [
             {"precision": "fp16"},
-            {"flavour": "tensorrt-rtx"},
+            {"flavor": "tensorrt-rtx"},
             {"version": "10.3.0.1"},
             {"targets": ("sm_86",)},
             {"gpu": None},

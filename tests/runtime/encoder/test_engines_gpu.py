@@ -333,7 +333,7 @@ def test_a_provider_gives_what_the_cpu_gives(provider: str, bundle: Path) -> Non
     started = time.perf_counter()
     try:
         session, _ = open_encoder(
-            provider, EncoderRequest(bundle, bundle / "encoder.onnx", "fp32", BATCH, tell=messages.append)
+            provider, EncoderRequest(bundle, bundle / "encoder.onnx", "fp32", BATCH, notify=messages.append)
         )
     except ResourceError as error:
         MEASURED["runs"][provider] = {"not_run": str(error)}

@@ -150,7 +150,7 @@ def run_everything(version: str, folder: Path, monkeypatch: pytest.MonkeyPatch) 
     key = EngineKey(
         onnx_sha256="0" * 64,
         precision="fp32",
-        flavour="tensorrt-rtx" if rtx else "tensorrt",
+        flavor="tensorrt-rtx" if rtx else "tensorrt",
         version="10.0.0",
         max_batch=4,
         targets=("sm_86",) if rtx else (),
@@ -161,7 +161,7 @@ def run_everything(version: str, folder: Path, monkeypatch: pytest.MonkeyPatch) 
         platform="linux-x86_64",
     )
     trt = recorder(version, driver)
-    library = Library(key.flavour, trt, "10.0.1")
+    library = Library(key.flavor, trt, "10.0.1")
     built = build_engine(library, onnx, key, timing_cache=folder / "timings")
     assert (built.plan, built.output, built.tile_px) == (b"plan", "embedding", TILE_PX)
     assert (folder / "timings").read_bytes() == b"timings"
@@ -172,7 +172,7 @@ def run_everything(version: str, folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
     failing = recorder(version, driver, errors=1)
     with pytest.raises(EngineError, match="its parser refuses it: Loop: no such operator"):
-        check_parses(Library(key.flavour, failing, "10.0.1"), onnx)
+        check_parses(Library(key.flavor, failing, "10.0.1"), onnx)
 
     manifest = EngineManifest(
         format="mclst-engine/1",

@@ -101,7 +101,7 @@ def run(
     with open_slide(place / "slide.tif") as slide:
         predict(
             open_bundle(place / "bundle"), slide, place / "spots.csv", out, options, advance=advance,
-            tell=notes.append, shard=shard,
+            notify=notes.append, shard=shard,
         )  # fmt: skip
     return notes
 

@@ -17,7 +17,7 @@ from small_model import Small
 from mclst.runtime.choices import FASTEST_FIRST
 from mclst.runtime.cli.infer import main
 from mclst.runtime.encoder.tensorrt.build import BuiltEngine
-from mclst.runtime.encoder.tensorrt.library import FLAVOURS, Library, load_library
+from mclst.runtime.encoder.tensorrt.library import FLAVORS, Library, load_library
 from mclst.runtime.errors import BundleError, ResourceError
 from mclst.runtime.inference import providers
 from mclst.runtime.inference.providers import (
@@ -181,21 +181,21 @@ def fake_tensorrt(
 
     monkeypatch.setattr("mclst.runtime.encoder.tensorrt.engine_cache.build_engine", build)
     trt = FakeTensorRT(driver)
-    monkeypatch.setattr(providers, "load_library", lambda flavour: Library(flavour, trt, "10.3.0"))
+    monkeypatch.setattr(providers, "load_library", lambda flavor: Library(flavor, trt, "10.3.0"))
     return bundle, built
 
 
 def test_auto_builds_an_engine_once_and_says_so(fake_tensorrt: tuple[Path, list[Any]]) -> None:
     bundle, built = fake_tensorrt
     messages: list[str] = []
-    session, passed = open_encoder("auto", request_of(bundle, tell=messages.append))
+    session, passed = open_encoder("auto", request_of(bundle, notify=messages.append))
     assert (session.provider, passed, len(built)) == ("tensorrt", "", 1)
     assert (
         len(messages) == 1
         and "building an engine of tensorrt 10.3.0 for Made-up RTX, since there is none" in messages[0]
     )
     assert built[0].gpu.name == "Made-up RTX" and built[0].max_batch == 4
-    again, _ = open_encoder("tensorrt", request_of(bundle, build=False, tell=messages.append))
+    again, _ = open_encoder("tensorrt", request_of(bundle, build=False, notify=messages.append))
     assert len(messages) == 1 and len(built) == 1
     assert again.engine == session.engine and "engine " in session.engine
 
@@ -222,7 +222,7 @@ class Found(ModuleType):
 
 
 @pytest.mark.parametrize(
-    ("flavour", "version", "right"),
+    ("flavor", "version", "right"),
     [
         ("tensorrt", "10.0.1", True),
         ("tensorrt", "10.16.1.11", True),
@@ -235,37 +235,37 @@ class Found(ModuleType):
     ],
 )
 def test_versions_that_are_known(
-    flavour: Any, version: str, right: bool, monkeypatch: pytest.MonkeyPatch
+    flavor: Any, version: str, right: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = flavour.replace("-", "_")
+    name = flavor.replace("-", "_")
     monkeypatch.setitem(sys.modules, name, Found(name, version))
     if right:
-        assert load_library(flavour).version == version
+        assert load_library(flavor).version == version
     else:
         with pytest.raises(
             ResourceError, match=r"is installed and mclst knows (10\.x or 11\.x|1\.x); install"
         ):
-            load_library(flavour)
+            load_library(flavor)
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("flavor", FLAVORS)
 def test_a_library_that_is_missing_or_does_not_load_says_what_to_install(
-    flavour: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    flavor: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    name = flavour.replace("-", "_")
+    name = flavor.replace("-", "_")
     for module in (name, f"{name}_bindings"):
         monkeypatch.setitem(sys.modules, module, None)
-    extra = "mclst[tensorrt]" if flavour == "tensorrt" else "mclst[rtx]"
+    extra = "mclst[tensorrt]" if flavor == "tensorrt" else "mclst[rtx]"
     with pytest.raises(ResourceError) as caught:
-        load_library(flavour)
-    assert str(caught.value).startswith(f"{flavour} is not installed") and extra in str(caught.value)
+        load_library(flavor)
+    assert str(caught.value).startswith(f"{flavor} is not installed") and extra in str(caught.value)
     monkeypatch.delitem(sys.modules, name)
     (tmp_path / f"{name}.py").write_text(
         "raise ImportError('libnvinfer.so.10: cannot open shared object file')"
     )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ResourceError, match=r"libnvinfer\.so\.10: cannot open"):
-        load_library(flavour)
+        load_library(flavor)
     monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    with pytest.raises(ResourceError, match=f"the module {name} that is installed is not {flavour}"):
-        load_library(flavour)
+    with pytest.raises(ResourceError, match=f"the module {name} that is installed is not {flavor}"):
+        load_library(flavor)

@@ -71,7 +71,7 @@ def write_graphs(encoder: Path, folder: Path) -> None:
             array = numpy_helper.to_array(weight)
             if array.dtype == np.float32:
                 weight.CopyFrom(numpy_helper.from_array(array.astype(dtype), weight.name))
-        for graph in ("encoder", "sequence"):
+        for graph in ("encoder", "slide"):
             onnx.save(model, folder / f"{graph}.{precision}.onnx")
 
 

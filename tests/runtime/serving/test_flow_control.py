@@ -167,7 +167,7 @@ def test_a_long_failure_is_told_once_and_so_is_its_end(loop: asyncio.AbstractEve
     clock = Clock()
     messages: list[str] = []
     flow = flow_of(clock)
-    flow.tell = messages.append
+    flow.notify = messages.append
     run(loop, flow, [FakeServer(["lost"] * 12).request(0)])
     assert len(messages) == 2
     assert "gone" in messages[0] and "answers again" in messages[1]

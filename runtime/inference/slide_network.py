@@ -7,21 +7,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.runtime.bundle.manifest import Sequence
+from mclst.runtime.bundle.manifest import SlideNetwork
 from mclst.runtime.encoder.onnxruntime_cpu import open_graph
 from mclst.runtime.errors import BundleError, SpotsError
 from mclst.runtime.inference.spot_graph import nearest_spots
 from mclst.sections.section import Spots
 
 
-class SequenceSession:
+class SlideNetworkSession:
     """The part of a network that runs once per slide.
 
     Attention runs over blocks of queries, so memory grows linearly with the number of spots. features: F per
     spot.
     """
 
-    def __init__(self, path: Path, settings: Sequence, provider: str, *, threads: int | None = None) -> None:
+    def __init__(
+        self, path: Path, settings: SlideNetwork, provider: str, *, threads: int | None = None
+    ) -> None:
         """Open `path` on "cpu" or "cuda"; raises ResourceError or BundleError."""
         self._session = open_graph(path, provider, threads=threads)
         self._settings = settings
