@@ -42,10 +42,10 @@ SLOW = (
 
 OPTIONAL = (
     "cryptography", "cuda", "efficientnet_lite_pytorch", "geopandas", "google",
-    "huggingface_hub", "jsonschema", "model_signing", "mpmath", "onnx", "open_clip",
+    "huggingface_hub", "jsonschema", "model_signing", "mpmath", "numcodecs", "ome_zarr", "onnx", "open_clip",
     "openslide", "openvino", "playwright", "polygraphy", "psutil", "pyarrow", "pydicom", "pyvips", "ray",
     "scanpy", "shapely", "sklearn", "spatialdata", "squidpy", "tensorrt_rtx_bindings", "timm", "torch",
-    "torchvision", "transformers", "tritonclient", "yaml",
+    "torchvision", "transformers", "tritonclient", "yaml", "zarr",
 )  # fmt: skip
 """Modules that `.[cpu]` does not install; a test file that imports one which is missing is skipped."""
 

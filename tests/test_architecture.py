@@ -82,8 +82,8 @@ runtime/cli: runtime/cohort runtime/run runtime/report runtime/serving runtime/s
 runtime/cohort: runtime/run runtime/report runtime/inference runtime/expression_map runtime/tiling
     runtime/slide runtime/bundle runtime sections/tables
 runtime/run: runtime/report runtime/inference runtime/report/figures runtime/report/export
-    runtime/expression_map runtime/trust runtime/tiling runtime/slide runtime/encoder runtime/bundle runtime
-    kernels/definition sections/tables sections
+    runtime/expression_map runtime/trust runtime/tiling runtime/slide runtime/storage runtime/encoder
+    runtime/bundle runtime kernels/definition sections/tables sections
 runtime/report: runtime/report/page runtime/report/figures runtime/report/export runtime/expression_map
     runtime
 runtime/serving: runtime/inference runtime/encoder runtime/bundle runtime kernels kernels/definition
@@ -99,7 +99,9 @@ runtime/expression_map: runtime/trust runtime kernels/definition sections/format
 runtime/trust: runtime/slide runtime kernels/definition
 runtime/tiling: runtime/slide runtime sections/tables sections
 runtime/encoder/cuda: runtime/encoder runtime kernels/cuda kernels/definition
-runtime/slide: runtime
+runtime/slide: runtime/zarr runtime/storage runtime
+runtime/zarr: runtime/storage runtime
+runtime/storage: runtime
 runtime/encoder: runtime
 runtime/bundle: runtime/trust runtime kernels/definition
 runtime: kernels/definition sections/formats sections

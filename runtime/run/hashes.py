@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from mclst.runtime.errors import SlideError
-from mclst.runtime.hashing import stamp
+from mclst.runtime.hashing import Stamp, stamp
+from mclst.runtime.storage.files import folder_stamp, list_files
 
 if TYPE_CHECKING:
     from mclst.sections.section import Spots
@@ -25,12 +26,12 @@ class SlideHash:
     """SHA-256 of a slide's files, computed in a thread while the `with` body runs.
 
     A MIRAX slide includes the folder of the same stem, which holds its pixels; a DICOM slide all DICOM files
-    of its folder, which hold its levels.
+    of its folder, which hold its levels. Of a slide that is a folder, names count as well.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._stamp = stamp(path)
+        self._stamp = slide_stamp(path)
         self._stop = Event()
         self._future: Future[str] = Future()
         self._thread = Thread(target=self._run, name="mclst-hash", daemon=True)
@@ -49,13 +50,16 @@ class SlideHash:
 
     def check_unchanged(self) -> None:
         """Raise SlideError if the file has changed since this was created."""
-        if stamp(self.path) != self._stamp:
+        if slide_stamp(self.path) != self._stamp:
             raise SlideError(f"{self.path} changed while it was being read; run again once it is complete")
 
     def _run(self) -> None:
         try:
             digest = hashlib.sha256()
-            for part in (self.path, *_parts(self.path)):
+            is_folder = self.path.is_dir()
+            for part in list_files(self.path) if is_folder else (self.path, *_parts(self.path)):
+                if is_folder:
+                    digest.update(f"{part.relative_to(self.path)}\0{part.stat().st_size}\0".encode())
                 with part.open("rb") as file:
                     while (block := file.read(BLOCK_BYTES)) and not self._stop.is_set():
                         digest.update(block)
@@ -71,6 +75,11 @@ class SlideHash:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
+
+
+def slide_stamp(path: Path) -> Stamp:
+    """Stamp of a slide's file, or of all files of a folder; see `stamp`."""
+    return folder_stamp(path) if path.is_dir() else stamp(path)
 
 
 def _parts(path: Path) -> list[Path]:

@@ -12,12 +12,12 @@ from typing import Any
 from mclst.runtime.errors import InputError, SlideError
 from mclst.runtime.expression_map.journal import describe_difference
 from mclst.runtime.expression_map.parts import SlidePart
-from mclst.runtime.hashing import file_sha256, stamp
+from mclst.runtime.hashing import file_sha256
 from mclst.runtime.inference.model import Model
 from mclst.runtime.progress import Advance, Notify
 from mclst.runtime.report.files import Files
 from mclst.runtime.run.early import load_beside
-from mclst.runtime.run.hashes import SlideHash
+from mclst.runtime.run.hashes import SlideHash, slide_stamp
 from mclst.runtime.run.options import RunOptions
 from mclst.runtime.run.outputs import Outputs
 from mclst.runtime.run.predict import predict
@@ -159,7 +159,7 @@ def identity(model: Model, job: Job) -> dict[str, str]:
 
 
 def _describe_file(path: Path | None) -> str:
-    seen = None if path is None else stamp(path)
+    seen = None if path is None else slide_stamp(path)
     # Device and inode do not count: another node may mount the same file under other numbers.
     return "none" if seen is None else f"{seen[2]} bytes of {seen[3]}"
 

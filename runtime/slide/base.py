@@ -61,7 +61,7 @@ class Slide(ABC):
     ----------
     path : Path
     reader : str
-        "pillow", "tifffile" or "openslide".
+        "pillow", "tifffile", "openslide" or "zarr".
     vendor : str
         Who wrote the file: "aperio", "hamamatsu", "jpeg", "generic-tiff", …
     levels : tuple of Level

@@ -10,6 +10,8 @@ from mclst.runtime.errors import SlideError
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 HEAD_BYTES = 512
+ZARR_METADATA = ("zarr.json", ".zattrs", ".zgroup")
+"""One of these is in the folder of a Zarr group."""
 
 # Files that users pass by mistake, and what to do.
 MISTAKEN = (
@@ -29,10 +31,12 @@ HTML = (b"<!doctype html", b"<html")
 
 
 def detect_format(path: Path) -> str:
-    """Name the format: "jpeg", "png", "tiff", or a slide format that OpenSlide reads.
+    """Name the format: "jpeg", "png", "tiff", "ome-zarr", or a slide format that OpenSlide reads.
 
     Raises SlideError if the file is missing, not a regular file, empty, or of an unknown format.
     """
+    if os.path.isdir(path) and any(os.path.isfile(path / name) for name in ZARR_METADATA):
+        return "ome-zarr"
     head = _head(path)
     if head.startswith(b"\xff\xd8\xff"):
         # A MIRAX slide is a JPEG thumbnail whose pixels are in a folder of the same stem.
@@ -67,7 +71,7 @@ def _head(path: Path) -> bytes:
         reason = exc.strerror if isinstance(exc, OSError) else exc
         raise SlideError(f"{path} cannot be read ({reason}); check the path and its permissions") from exc
     if stat.S_ISDIR(mode):
-        raise SlideError(f"{path} is a folder; give the slide file itself")
+        raise SlideError(f"{path} is a folder and no OME-Zarr; give the slide file itself")
     if not stat.S_ISREG(mode):
         raise SlideError(
             f"{path} is not a regular file (a pipe, socket or device); give the slide file itself"

@@ -34,6 +34,13 @@ UM_PER_UNIT = {
     "\\u00b5m": 1.0,
     "nm": 1e-3,
     "inch": 25400.0,
+    # As OME-Zarr spells them (UDUNITS-2).
+    "meter": 1e6,
+    "centimeter": 1e4,
+    "millimeter": 1e3,
+    "micrometer": 1.0,
+    "nanometer": 1e-3,
+    "angstrom": 1e-4,
 }
 
 PixelSize = tuple[float, float, str]

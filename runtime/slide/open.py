@@ -16,9 +16,9 @@ def open_slide(path: str | Path, *, reader: str = "auto") -> Slide:
     Parameters
     ----------
     path : str or Path
-        A JPEG, PNG, TIFF-based or other whole-slide image.
+        A JPEG, PNG, TIFF-based or other whole-slide image, or the folder of an OME-Zarr.
     reader : str
-        "auto", or "pillow", "tifffile" or "openslide" to insist on one.
+        "auto", or "pillow", "tifffile", "openslide" or "zarr" to insist on one.
 
     Returns
     -------
@@ -43,11 +43,18 @@ def _open(path: Path, reader: str) -> Slide:
     if reader not in READERS:
         raise SlideError(f"reader is {reader!r}; choose one of {', '.join(READERS)}")
     kind = detect_format(path)
-    default = {"jpeg": "pillow", "png": "pillow", "tiff": "tifffile"}.get(kind, "openslide")
-    if reader not in ("auto", default, "openslide"):
+    default = {"jpeg": "pillow", "png": "pillow", "tiff": "tifffile", "ome-zarr": "zarr"}.get(
+        kind, "openslide"
+    )
+    if reader not in ("auto", default, "openslide") or (default == "zarr" and reader == "openslide"):
         raise SlideError(
             f"{path} is {kind.upper()}, which the {reader} reader does not read; use --reader auto"
         )
+    if default == "zarr":
+        from mclst.runtime.slide.ome_zarr import open_ome_zarr
+        from mclst.runtime.storage.files import LocalFolder
+
+        return open_ome_zarr(path, LocalFolder(path))
     # Readers are imported on demand: codecs load slowly, and OpenSlide is an extra.
     if reader == "openslide" or default == "openslide":
         from mclst.runtime.slide.openslide_reader import open_with_openslide

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -104,35 +101,3 @@ class SegmentCache:
         with self._lock:
             self._segments.clear()
             self.held_bytes = 0
-
-
-class SharedFile:
-    """A file that threads read at offsets; its descriptor closes with the last reference to the object.
-
-    seconds: time all threads spent reading so far.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._fd = -1  # for __del__, if opening fails
-        self.seconds = 0.0
-        self._lock = Lock()
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def read(self, offset: int, count: int) -> bytes:
-        """Read `count` bytes from `offset`, fewer only at the end of the file."""
-        start = time.perf_counter()
-        try:
-            return self._read(offset, count)
-        finally:
-            with self._lock:
-                self.seconds += time.perf_counter() - start
-
-    def _read(self, offset: int, count: int) -> bytes:
-        data = os.pread(self._fd, count, offset)
-        while len(data) < count and (part := os.pread(self._fd, count - len(data), offset + len(data))):
-            data += part
-        return data
-
-    def __del__(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)

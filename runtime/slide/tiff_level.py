@@ -14,7 +14,8 @@ from mclst.runtime.errors import MclstError, ResourceError, SlideError
 from mclst.runtime.slide import jpeg
 from mclst.runtime.slide.base import MAX_DECODED_PX, is_bomb
 from mclst.runtime.slide.color import cmyk_to_rgb, composite_on_white, jpeg2000_decodes_to_ycbcr, ycbcr_to_rgb
-from mclst.runtime.slide.segment_cache import SharedFile
+from mclst.runtime.slide.segmented_slide import SegmentedLevel
+from mclst.runtime.storage.files import ByteFile
 
 NONE, OLD_JPEG, APERIO_J2K_YCBCR = 1, 6, 33003
 JPEG = {7, 33007, 34892}
@@ -34,20 +35,15 @@ class RefusedLevel(Exception):
 
 
 @dataclass(frozen=True)
-class TiffLevel:
+class TiffLevel(SegmentedLevel[ByteFile]):
     """Location and encoding of a level's segments (TIFF tiles or strips).
 
-    width, height: of the level, px. segment_width, segment_height: of a full segment, px.
     planes: 1 if samples are interleaved, else the number of planes.
     samples: per pixel. offsets, counts: int64 [planes * rows * columns], bytes.
     row_bytes: length of a row if all rows are uncompressed and contiguous from offsets[0] on; else 0.
     blank_is_white: whether the vendor stores empty glass as a segment without bytes.
     """
 
-    width: int
-    height: int
-    segment_width: int
-    segment_height: int
     planes: int
     samples: int
     offsets: NDArray[np.int64]
@@ -60,54 +56,24 @@ class TiffLevel:
     jpeg_decoder: jpeg.StreamDecoder
     tiff_decode: Callable[..., Any]
 
-    @property
-    def columns(self) -> int:
-        """Number of segments across."""
-        return -(-self.width // self.segment_width)
-
-    @property
-    def rows(self) -> int:
-        """Number of segments down."""
-        return -(-self.height // self.segment_height)
-
-    def decode(self, file: SharedFile, column: int, row: int) -> NDArray[np.uint8]:
-        """Decode a segment to uint8 [h, w, 3], cropped to the image.
-
-        Raises OSError if the file cannot be read, any other exception if the segment is damaged.
-        """
+    def decode(self, source: ByteFile, column: int, row: int) -> NDArray[np.uint8]:
+        """Decode a segment; see SegmentedLevel."""
         height = min(self.segment_height, self.height - row * self.segment_height)
         width = min(self.segment_width, self.width - column * self.segment_width)
         if self.row_bytes:
-            return self._rgb(self._uncompressed_rows(file, row, height), b"")
+            return self._rgb(self._uncompressed_rows(source, row, height), b"")
         first = row * self.columns + column
         step = self.rows * self.columns
         parts = []
         data = b""
         for index in range(first, first + self.planes * step, step):
-            data = self._bytes(file, index)
+            data = self._bytes(source, index)
             if not data and self.blank_is_white:
                 return np.full((height, width, 3), 255, np.uint8)
             parts.append(self._decode(data, index, width, height))
         return self._rgb(parts[0] if self.planes == 1 else np.concatenate(parts, axis=2), data)
 
-    def read_into(
-        self, pixels: NDArray[np.uint8], x: int, y: int, segment: Callable[[int, int], NDArray[np.uint8]]
-    ) -> None:
-        """Fill uint8 [h, w, 3] with the rectangle at (x, y), which is inside the level.
-
-        segment: (column, row) → the decoded segment.
-        """
-        wide, high = self.segment_width, self.segment_height
-        height, width, _ = pixels.shape
-        for row in range(y // high, (y + height - 1) // high + 1):
-            top = row * high - y
-            y0, y1 = max(0, top), min(height, top + high)
-            for column in range(x // wide, (x + width - 1) // wide + 1):
-                left = column * wide - x
-                x0, x1 = max(0, left), min(width, left + wide)
-                pixels[y0:y1, x0:x1] = segment(column, row)[y0 - top : y1 - top, x0 - left : x1 - left]
-
-    def _bytes(self, file: SharedFile, index: int) -> bytes:
+    def _bytes(self, file: ByteFile, index: int) -> bytes:
         offset, count = int(self.offsets[index]), int(self.counts[index])
         if count <= 0 or offset <= 0:
             if self.blank_is_white:
@@ -131,7 +97,7 @@ class TiffLevel:
             raise ValueError(f"it decodes to {pixels.shape}, where {(height, width, samples)} is needed")
         return pixels[:height, :width]
 
-    def _uncompressed_rows(self, file: SharedFile, row: int, height: int) -> NDArray[np.uint8]:
+    def _uncompressed_rows(self, file: ByteFile, row: int, height: int) -> NDArray[np.uint8]:
         start = int(self.offsets[0]) + row * self.segment_height * self.row_bytes
         data = file.read(start, height * self.row_bytes)
         if len(data) != height * self.row_bytes:

@@ -20,8 +20,9 @@ from PIL import Image
 from tifffile import TiffFile, TiffFrame, TiffPage, TiffPageSeries
 
 from mclst.runtime.errors import SlideError
-from mclst.runtime.slide.segment_cache import SharedFile
+from mclst.runtime.slide.segmented_slide import is_reduction
 from mclst.runtime.slide.tiff_level import RefusedLevel, TiffLevel, read_level
+from mclst.runtime.storage.files import ByteFile, SharedFile
 
 MAX_LEVELS, MAX_SUBIFDS, MAX_PAGES = 24, 64, 1000
 PATCH_PX, CELL_PX = 32, 8
@@ -52,7 +53,7 @@ def read_levels(path: Path, tif: TiffFile, series: TiffPageSeries, vendor: str) 
             if not parts:
                 raise exc.kind(f"{path} {exc}") from exc
             continue
-        if not parts or _is_reduction(parts[0], parts[-1], part):
+        if not parts or is_reduction(parts[0], parts[-1], part):
             parts.append(part)
     if not series.keyframe.is_tiled:
         return parts
@@ -123,22 +124,14 @@ def _merge(path: Path, declared: list[TiffLevel], others: list[TiffLevel]) -> li
     for part in ranked:
         if len(levels) == MAX_LEVELS:
             break
-        if _is_reduction(full, levels[-1], part) and (
+        if is_reduction(full, levels[-1], part) and (
             id(part) in certain or _same_tissue(file, levels[-1], part)
         ):
             levels.append(part)
     return levels
 
 
-def _is_reduction(full: TiffLevel, finer: TiffLevel, part: TiffLevel) -> bool:
-    """Whether a level is the whole slide, reduced: both ratios agree within a pixel or 1 %."""
-    if part.width >= finer.width or part.height > finer.height:
-        return False
-    ratio = full.width / part.width
-    return abs(full.height / ratio - part.height) <= max(1.5, 0.01 * part.height)
-
-
-def _same_tissue(file: SharedFile, finer: TiffLevel, part: TiffLevel) -> bool:
+def _same_tissue(file: ByteFile, finer: TiffLevel, part: TiffLevel) -> bool:
     """Compare some patches of two levels; True where comparing is dear or nothing can be read."""
     factor = finer.width / part.width
     if factor > CHEAP_FACTOR:
@@ -161,7 +154,7 @@ def _same_tissue(file: SharedFile, finer: TiffLevel, part: TiffLevel) -> bool:
     return not differences or float(np.mean(differences)) <= SAME_TISSUE
 
 
-def _read(file: SharedFile, part: TiffLevel, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+def _read(file: ByteFile, part: TiffLevel, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
     pixels = np.empty((height, width, 3), np.uint8)
     part.read_into(pixels, x, y, partial(part.decode, file))
     return pixels

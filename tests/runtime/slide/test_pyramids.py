@@ -16,7 +16,7 @@ from synthetic_slides import tissue
 
 from mclst.runtime.slide.base import Slide
 from mclst.runtime.slide.open import open_slide
-from mclst.runtime.slide.tiff import TiffSlide
+from mclst.runtime.slide.segmented_slide import SegmentedSlide
 
 WIDTH, HEIGHT = 1111, 1404
 SIZES = [(1111, 1404), (555, 702), (277, 351), (138, 175), (69, 87), (34, 43)]
@@ -144,7 +144,7 @@ def test_an_overview_reads_the_coarse_level_alone(tmp_path: Path) -> None:
     path = tmp_path / "slide.tif"
     by_libvips(path, APERIO, {})
     with open_slide(path) as slide:
-        assert isinstance(slide, TiffSlide)
+        assert isinstance(slide, SegmentedSlide)
         slide.thumbnail(80)
         assert slide.cache.decoded == 4, "the 2 x 2 tiles of the coarsest level"
 
@@ -153,7 +153,7 @@ def test_tissue_map_and_page_share_one_reading(tmp_path: Path) -> None:
     path = tmp_path / "slide.tif"
     by_libvips(path, APERIO, {})
     with open_slide(path) as slide, open_slide(path) as fresh:
-        assert isinstance(slide, TiffSlide)
+        assert isinstance(slide, SegmentedSlide)
         whole, scale = slide.overview(1000)
         np.testing.assert_array_equal(whole, fresh.thumbnail(1000)[0])
         decoded = slide.cache.decoded

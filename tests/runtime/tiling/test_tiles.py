@@ -21,7 +21,7 @@ from mclst.runtime.batches import TileBatch
 from mclst.runtime.errors import SlideError, SpotsError
 from mclst.runtime.slide.base import TileReadError
 from mclst.runtime.slide.open import open_slide
-from mclst.runtime.slide.tiff import TiffSlide
+from mclst.runtime.slide.segmented_slide import SegmentedSlide
 from mclst.runtime.tiling.tiles import (
     BATCHES_AHEAD,
     TilePlan,
@@ -331,7 +331,7 @@ def test_each_segment_is_decoded_once_and_let_go_after_its_last_tile(
     path, (image, *_) = write_layout(tmp_path, name)
     xy_px = np.random.default_rng(1).uniform((-30, -30), (450, 330), (400, 2))
     with open_slide(path) as slide:
-        assert isinstance(slide, TiffSlide)
+        assert isinstance(slide, SegmentedSlide)
         tiles = Tiles(slide, xy_px, TileShape(50, pad=PAD), batch_size=8, workers=workers)
         rows, pixels = all_tiles(tiles)
         level = slide.levels[0]

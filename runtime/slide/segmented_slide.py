@@ -1,0 +1,186 @@
+"""Slides whose levels are decoded in segments (tiles, strips, chunks), each once, by many threads."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mclst.runtime.errors import MclstError, ResourceError, SlideError
+from mclst.runtime.slide.base import Level, Slide, TileReadError
+from mclst.runtime.slide.segment_cache import SegmentCache
+
+
+class Source(Protocol):
+    """What segments are read from; seconds: time spent reading."""
+
+    seconds: float
+
+
+S = TypeVar("S", bound=Source)
+
+
+@dataclass(frozen=True)
+class SegmentedLevel(ABC, Generic[S]):
+    """A level by its segments.
+
+    width, height: of the level, px. segment_width, segment_height: of a full segment, px.
+    """
+
+    width: int
+    height: int
+    segment_width: int
+    segment_height: int
+
+    @property
+    def columns(self) -> int:
+        """Number of segments across."""
+        return -(-self.width // self.segment_width)
+
+    @property
+    def rows(self) -> int:
+        """Number of segments down."""
+        return -(-self.height // self.segment_height)
+
+    @abstractmethod
+    def decode(self, source: S, column: int, row: int) -> NDArray[np.uint8]:
+        """Decode a segment to uint8 [h, w, 3], cropped to the image.
+
+        Raises OSError if the source cannot be read, any other exception if the segment is damaged.
+        """
+
+    def read_into(
+        self, pixels: NDArray[np.uint8], x: int, y: int, segment: Callable[[int, int], NDArray[np.uint8]]
+    ) -> None:
+        """Fill uint8 [h, w, 3] with the rectangle at (x, y), which is inside the level.
+
+        segment: (column, row) → the decoded segment.
+        """
+        wide, high = self.segment_width, self.segment_height
+        height, width, _ = pixels.shape
+        for row in range(y // high, (y + height - 1) // high + 1):
+            top = row * high - y
+            y0, y1 = max(0, top), min(height, top + high)
+            for column in range(x // wide, (x + width - 1) // wide + 1):
+                left = column * wide - x
+                x0, x1 = max(0, left), min(width, left + wide)
+                pixels[y0:y1, x0:x1] = segment(column, row)[y0 - top : y1 - top, x0 - left : x1 - left]
+
+
+class SegmentedSlide(Slide, Generic[S]):
+    """A slide of such levels; all threads share a bounded cache of decoded segments.
+
+    source: what the levels decode from, released by `close`. named: what a segment is called in messages.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        source: S,
+        parts: Sequence[SegmentedLevel[S]],
+        *,
+        named: str = "tile",
+        **properties: Any,
+    ) -> None:
+        super().__init__(
+            path,
+            levels=tuple(
+                Level(
+                    part.width,
+                    part.height,
+                    downsample(parts[0], part),
+                    (part.segment_width, part.segment_height),
+                )
+                for part in parts
+            ),
+            **properties,
+        )
+        self._parts = parts
+        self._source: S | None = source
+        self._named = named
+        self._seconds_file = 0.0
+        self.cache = SegmentCache()
+
+    @property
+    def seconds_file(self) -> float:
+        """Seconds that all threads spent reading segments so far."""
+        return self._seconds_file if self._source is None else self._source.seconds
+
+    def _read_inside(self, pixels: NDArray[np.uint8], x: int, y: int, level: int) -> None:
+        source = self._source
+        if source is None:
+            raise SlideError(f"{self.path} is closed; open it again to read from it")
+        segment = partial(self._segment, source, level)
+        self._parts[level].read_into(pixels, x, y, segment)
+
+    def expect(self, corners: NDArray[np.int64], side: int, level: int) -> None:
+        """Count the squares that need each segment, so that it is evicted after its last use."""
+        part = self._parts[level]
+        first, last = [], []
+        for axis, (size_px, segment_px) in enumerate(
+            ((part.width, part.segment_width), (part.height, part.segment_height))
+        ):
+            start = np.clip(corners[:, axis], 0, size_px)
+            stop = np.clip(corners[:, axis] + side, 0, size_px)
+            first.append(start // segment_px)
+            last.append(np.where(stop > start, -(-stop // segment_px), start // segment_px))
+        inside = (last[0] > first[0]) & (last[1] > first[1])
+        columns, rows = part.columns + 1, part.rows + 1
+        # Each square adds 1 to a rectangle of segments: mark its corners, then sum along both axes (2-D
+        # prefix sum).
+        differences = np.zeros(rows * columns, np.int64)
+        corner_signs = ((1, first, first), (-1, last, first), (-1, first, last), (1, last, last))
+        for sign, (column, _), (_, row) in corner_signs:
+            differences += sign * np.bincount((row * columns + column)[inside], minlength=rows * columns)
+        counts = differences.reshape(rows, columns).cumsum(axis=0).cumsum(axis=1)
+        row, column = np.nonzero(counts)
+        keys = zip([level] * len(row), column.tolist(), row.tolist(), strict=True)
+        self.cache.expect(dict(zip(keys, counts[row, column].tolist(), strict=True)))
+
+    def _segment(self, source: S, level: int, column: int, row: int) -> NDArray[np.uint8]:
+        decode = partial(self._parts[level].decode, source, column, row)
+        try:
+            return self.cache.get((level, column, row), decode)
+        except MclstError:
+            raise
+        except OSError as exc:
+            raise SlideError(f"{self.path} can no longer be read ({exc.strerror}); check the disk") from exc
+        except MemoryError as exc:
+            raise ResourceError(
+                f"{self.path}: no memory is left to decode a tile; use fewer --workers"
+            ) from exc
+        except Exception as exc:
+            raise TileReadError(
+                f"{self.path}: the {self._named} at column {column}, row {row} of level {level} cannot be "
+                f"decoded: {exc}"
+            ) from exc
+
+    def close(self) -> None:
+        """Release the source, which closes after the last read in other threads."""
+        self._seconds_file, self._source = self.seconds_file, None
+        self.cache.clear()
+
+
+def is_reduction(full: SegmentedLevel[S], finer: SegmentedLevel[S], part: SegmentedLevel[S]) -> bool:
+    """Whether a level is the whole slide, reduced: both ratios agree within a pixel or 1 %."""
+    if part.width >= finer.width or part.height > finer.height:
+        return False
+    ratio = full.width / part.width
+    return abs(full.height / ratio - part.height) <= max(1.5, 0.01 * part.height)
+
+
+def downsample(full: SegmentedLevel[S], part: SegmentedLevel[S]) -> float:
+    """Level-0 pixels per pixel: an integer if rounding of the level's size explains the rest."""
+    ratios = full.width / part.width, full.height / part.height
+    nearest = round(sum(ratios) / 2)
+    # On a small level rounding explains several: writers that halve again and again give a power of two.
+    for factor in (1 << (nearest - 1).bit_length(), 1 << (nearest.bit_length() - 1), nearest):
+        if abs(full.width / factor - part.width) <= 1 and abs(full.height / factor - part.height) <= 1:
+            return float(factor)
+    return sum(ratios) / 2

@@ -1,0 +1,1 @@
+"""Bytes of slides by offset, wherever the slides are."""

@@ -1,0 +1,167 @@
+"""Files and folders of this machine, read at offsets by many threads."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+
+from mclst.runtime.errors import SlideError
+
+
+class ByteFile(ABC):
+    """A file that threads read at offsets.
+
+    Attributes
+    ----------
+    size : int
+        Bytes.
+    seconds : float
+        Time that all threads spent reading so far.
+    """
+
+    size: int
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._lock = Lock()
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Read `count` bytes from `offset`, fewer only at the end of the file; raises OSError."""
+        start = time.perf_counter()
+        try:
+            return self._read(offset, count)
+        finally:
+            with self._lock:
+                self.seconds += time.perf_counter() - start
+
+    @abstractmethod
+    def _read(self, offset: int, count: int) -> bytes: ...
+
+
+class SharedFile(ByteFile):
+    """A local file; its descriptor closes with the last reference to the object."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = -1  # for __del__, if opening fails
+        super().__init__()
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.size = os.fstat(self._fd).st_size
+
+    def _read(self, offset: int, count: int) -> bytes:
+        return _read_all(self._fd, offset, count)
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+
+class ByteFolder(ABC):
+    """A folder whose files are read whole or in part, by names that use `/`.
+
+    seconds: time that all threads spent reading so far.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._lock = Lock()
+
+    def read(self, name: str, limit: int) -> bytes | None:
+        """Read a whole file; None if there is none. Raises OSError, or ValueError beyond `limit` bytes."""
+        return self._timed(name, 0, None, limit)
+
+    def read_range(self, name: str, offset: int, count: int) -> bytes | None:
+        """Read `count` bytes from `offset`, or the last ones if it is negative; fewer at the file's end.
+
+        None if there is no such file; raises OSError.
+        """
+        return self._timed(name, offset, count, count)
+
+    def _timed(self, name: str, offset: int, count: int | None, limit: int) -> bytes | None:
+        start = time.perf_counter()
+        try:
+            return self._read(name, offset, count, limit)
+        finally:
+            with self._lock:
+                self.seconds += time.perf_counter() - start
+
+    @abstractmethod
+    def _read(self, name: str, offset: int, count: int | None, limit: int) -> bytes | None: ...
+
+    def __contains__(self, name: str) -> bool:
+        return self.read_range(name, 0, 1) is not None
+
+
+class LocalFolder(ByteFolder):
+    """A folder of this machine; what links lead out of it is refused."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._root = os.path.realpath(path)
+        self._inside: set[str] = set()
+
+    def _read(self, name: str, offset: int, count: int | None, limit: int) -> bytes | None:
+        path = os.path.join(self._root, name)
+        try:
+            self._check_inside(os.path.dirname(path), name)
+            # Neither is a link followed, nor does a pipe block.
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            if os.path.islink(path):
+                raise self._refused(name, "is a link") from error
+            raise
+        try:
+            status = os.fstat(handle)
+            if stat.S_ISDIR(status.st_mode):
+                return None
+            if not stat.S_ISREG(status.st_mode):
+                raise self._refused(name, "is no regular file")
+            if count is None and status.st_size > limit:
+                raise ValueError(f"{name} has {status.st_size:,} bytes, more than the {limit:,} it may have")
+            start = max(0, status.st_size + offset) if offset < 0 else offset
+            return _read_all(handle, start, status.st_size if count is None else count)
+        finally:
+            os.close(handle)
+
+    def _check_inside(self, folder: str, name: str) -> None:
+        if folder in self._inside:
+            return
+        real = os.path.realpath(folder)
+        if real != self._root and not real.startswith(self._root + os.sep):
+            raise self._refused(name, "leads out of the folder")
+        self._inside.add(folder)
+
+    def _refused(self, name: str, why: str) -> SlideError:
+        return SlideError(f"{self.path}: {name} {why}; copy the whole folder again")
+
+
+def _read_all(handle: int, offset: int, count: int) -> bytes:
+    data = os.pread(handle, count, offset)
+    while len(data) < count and (part := os.pread(handle, count - len(data), offset + len(data))):
+        data += part
+    return data
+
+
+def list_files(folder: Path) -> list[Path]:
+    """All files below a folder, sorted; links are not followed."""
+    files = []
+    for parent, _, names in os.walk(folder):
+        files += [Path(parent, name) for name in names]
+    return sorted(files)
+
+
+def folder_stamp(folder: Path) -> tuple[int, int, int, int]:
+    """(files, 0, bytes, latest modification in ns) of what is below a folder, in the order of `stamp`."""
+    number = size = latest = 0
+    for path in list_files(folder):
+        with suppress(OSError):
+            status = os.lstat(path)
+            number, size, latest = number + 1, size + status.st_size, max(latest, status.st_mtime_ns)
+    return number, 0, size, latest

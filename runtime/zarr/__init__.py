@@ -1,0 +1,1 @@
+"""Arrays of Zarr 2 and 3, read chunk by chunk."""
