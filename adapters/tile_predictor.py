@@ -53,11 +53,6 @@ class TilePredictor:
                 f"{self.bundle.path} predicts from several spots of a slide together, and a tool that gives "
                 "single tiles cannot run it; run mclst-infer"
             )
-        if manifest.encoder.prediction_dim:
-            raise BundleError(
-                f"{self.bundle.path} has a graph with two outputs, which the adapters do not split; run "
-                "mclst-infer"
-            )
         self.genes = tuple(self.bundle.genes)
         self.tile_px, self.mpp = manifest.tile.size_px, manifest.tile.mpp
         self._batch = batch_size

@@ -150,7 +150,8 @@ def main(
     if triton is not None:
         publish_repository(bundle, triton, serving, overwrite=overwrite, quiet=quiet)
     if options["wsinfer"] is not None:
-        publish_wsinfer(bundle, ckpt, system, settings_overrides(options), options, overwrite=overwrite)
+        overrides = settings_overrides(options)
+        publish_wsinfer(bundle, ckpt, weights, system, overrides, options, overwrite=overwrite)
     if json_path is not None:
         manifest = bundle.manifest.model_dump(mode="json")
         content = {"bundle": str(bundle.path), "manifest": manifest, "parity": parity}

@@ -20,11 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mclst.export.inputs.checkpoint import Checkpoint
 from mclst.export.onnx.graph import ImageModule
-from mclst.export.parity.tiles import synthetic_tiles
+from mclst.export.parity.tiles import stored_tiles, synthetic_tiles
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.models.pixels import prepare
 from mclst.runtime.atomic import AtomicFolder, write_atomically
@@ -37,7 +38,8 @@ REST = "rest"
 SMALLEST = 1e-30
 """Of a share: the softmax of its logarithm is 0 in float32 sums, and its logarithm is finite."""
 MARGIN = 4.0
-"""C of a regression, whose sums nothing bounds, over the largest sum seen on tiles of parity."""
+"""C of a prediction, whose sums nothing bounds, over the largest sum seen on tiles."""
+SCALE_TILES = 16
 
 
 def write_wsinfer(
@@ -74,8 +76,8 @@ def write_wsinfer(
     Raises
     ------
     InputError
-        If the system predicts whole slides, a gene is unknown, the µm/px is not known, or expression of the
-        bank is below 0.
+        If the system predicts from several spots together, a gene is unknown, the µm/px is not known, or
+        expression is below 0.
     CheckpointError
         If the network cannot be traced.
     OutputError
@@ -86,8 +88,7 @@ def write_wsinfer(
     if mpp is None:
         raise InputError(
             f"{bundle.path} does not say its µm/px, which WSInfer needs; give --wsinfer-mpp, that of the "
-            "training "
-            "slides"
+            "training slides"
         )
     check_exportable(bundle)
     columns = _columns(bundle, genes)
@@ -95,7 +96,9 @@ def write_wsinfer(
         checkpoint.network(heads=_heads(checkpoint, settings)), settings.preprocessing.symmetries
     )
     encoder.eval().requires_grad_(False)
-    network, scale = _network(encoder, settings, bundle, columns)
+    stored = stored_tiles(checkpoint.metadata, settings.tile, SCALE_TILES, 0)
+    tiles = stored[0] if stored is not None else synthetic_tiles(settings.tile, SCALE_TILES)
+    network, scale = _network(encoder, settings, bundle, columns, tiles.pixels)
     with AtomicFolder(folder, mark=CONFIG, overwrite=overwrite, option="--wsinfer") as draft:
         _trace(network, manifest.tile.size_px, draft.part / NETWORK)
         config = _config(bundle, genes, mpp, scale)
@@ -107,15 +110,10 @@ def write_wsinfer(
 def check_exportable(bundle: Bundle) -> None:
     """Raise InputError for a bundle whose expression no single tile gives."""
     m = bundle.manifest
-    if m.kind == "slide" or getattr(m, "neighborhood", None) is not None:
+    if m.kind == "slide" or m.neighborhood is not None:
         raise InputError(
             f"{bundle.path} predicts from several spots together, and WSInfer gives one tile at a time; "
-            "leave "
-            "--wsinfer out"
-        )
-    if getattr(m.encoder, "prediction_dim", None):
-        raise InputError(
-            f"{bundle.path} has a graph with two outputs, which --wsinfer does not write yet; leave it out"
+            "leave --wsinfer out"
         )
 
 
@@ -134,29 +132,51 @@ def _columns(bundle: Bundle, genes: Sequence[str]) -> list[int]:
 
 
 def _network(
-    encoder: nn.Module, settings: Settings, bundle: Bundle, columns: list[int]
+    encoder: nn.Module,
+    settings: Settings,
+    bundle: Bundle,
+    columns: list[int],
+    tiles: NDArray[np.uint8],
 ) -> tuple[nn.Module, float]:
-    """Return the network from RGB in 0 … 1 to logarithms of shares, and C."""
-    if bundle.manifest.retrieval is None:
-        tiles = torch.from_numpy(synthetic_tiles(settings.tile, 16).pixels).permute(0, 3, 1, 2)
-        head: nn.Module = _Columns(columns)
-        with torch.inference_mode():
-            sums = head(_Encode(encoder, settings)(tiles / 255)).clamp_min(0).sum(1)
-        scale = max(1.0, MARGIN * float(sums.max()))
+    """Return the network from RGB in 0 … 1 to logarithms of shares, and C; tiles: to see its sums on."""
+    encode, manifest = _Encode(encoder, settings), bundle.manifest
+    predicted = manifest.encoder.prediction_dim
+    prediction = _Columns(columns, manifest.genes)
+    if manifest.retrieval is None:
+        head: nn.Module = prediction
+    else:
+        head = _Retrieve(bundle.bank.embedding, bundle.bank.expression[:, columns], bundle.retrieval)
+        if predicted:
+            head = _RetrieveAndAdd(head, manifest.encoder.embedding_dim, prediction)
+    if manifest.retrieval is None or predicted:
+        scale = MARGIN * _largest_sum(nn.Sequential(encode, head), tiles, bundle)
     else:
         expression = bundle.bank.expression[:, columns]
         if expression.min() < 0:
             raise InputError(
                 f"{bundle.path} has expression below 0 in its bank, of which no logarithm exists; export "
-                "with an "
-                "--expression-normalization that counts from 0"
+                "with an --expression-normalization that counts from 0"
             )
-        head = _Retrieve(bundle.bank.embedding, expression, bundle.retrieval)
         # A weighted mean of rows has at most the largest sum of a row.
         scale = float(expression.astype(np.float64).sum(1).max()) or 1.0
     # Rounded up to a power of two, so that multiplying by C is exact.
     scale = 2.0 ** math.ceil(math.log2(scale))
-    return nn.Sequential(_Encode(encoder, settings), head, _Shares(scale)).eval(), scale
+    return nn.Sequential(encode, head, _Shares(scale)).eval(), scale
+
+
+def _largest_sum(network: nn.Module, tiles: NDArray[np.uint8], bundle: Bundle) -> float:
+    """Largest sum of the genes over tiles; InputError if no gene is above 0 anywhere."""
+    sums = []
+    with torch.inference_mode():
+        for tile in torch.from_numpy(tiles).permute(0, 3, 1, 2):
+            sums.append(float(network(tile[None] / 255).clamp_min(0).sum()))
+    if not max(sums) > 0:
+        raise InputError(
+            f"{bundle.path} gives no value above 0 of these genes (its unit is "
+            f"{bundle.manifest.normalization.expression}), and WSInfer shows no "
+            "others; choose other --wsinfer-genes, or leave --wsinfer out"
+        )
+    return max(sums)
 
 
 class _Encode(nn.Module):
@@ -179,16 +199,29 @@ class _Encode(nn.Module):
 
 
 class _Columns(nn.Module):
-    """Expression of the chosen genes."""
+    """Expression of the chosen genes, from values that end with that of all genes."""
 
     columns: Tensor
 
-    def __init__(self, columns: list[int]) -> None:
+    def __init__(self, columns: list[int], genes: int) -> None:
         super().__init__()
+        self.genes = genes
         self.register_buffer("columns", torch.tensor(columns))
 
-    def forward(self, expression: Tensor) -> Tensor:
-        out: Tensor = expression.double()[:, self.columns]
+    def forward(self, values: Tensor) -> Tensor:
+        out: Tensor = values[:, -self.genes :].double()[:, self.columns]
+        return out
+
+
+class _RetrieveAndAdd(nn.Module):
+    """Retrieval by the first values, added to the prediction that the last ones are."""
+
+    def __init__(self, retrieve: nn.Module, width: int, prediction: nn.Module) -> None:
+        super().__init__()
+        self.retrieve, self.width, self.prediction = retrieve, width, prediction
+
+    def forward(self, values: Tensor) -> Tensor:
+        out: Tensor = self.retrieve(values[:, : self.width]) + self.prediction(values)
         return out
 
 
@@ -287,7 +320,7 @@ def _config(bundle: Bundle, genes: Sequence[str], mpp: float, scale: float) -> d
 def _readme(bundle: Bundle, genes: Sequence[str], scale: float) -> str:
     bound = (
         "No sum exceeds it: each value is a weighted mean of the bank."
-        if bundle.manifest.retrieval is not None
+        if bundle.manifest.retrieval is not None and not bundle.manifest.encoder.prediction_dim
         else f"Where `{REST}` is 0, the sum exceeds it, and the values are too small."
     )
     return (

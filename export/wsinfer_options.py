@@ -58,6 +58,7 @@ def check_wsinfer(
 def publish_wsinfer(
     bundle: Bundle,
     ckpt: Path,
+    weights: Path | None,
     system: str | None,
     overrides: dict[str, Any],
     options: Mapping[str, Any],
@@ -69,7 +70,7 @@ def publish_wsinfer(
     from mclst.export.settings import resolve_settings
     from mclst.export.wsinfer import write_wsinfer
 
-    checkpoint = open_checkpoint(ckpt, system)
+    checkpoint = open_checkpoint(ckpt, system, weights=weights)
     settings = resolve_settings(checkpoint, overrides)
     genes, mpp = options["wsinfer_genes"], options["wsinfer_mpp"]
     write_wsinfer(checkpoint, settings, bundle, options["wsinfer"], genes, mpp, overwrite=overwrite)

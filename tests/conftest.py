@@ -117,10 +117,11 @@ def _reused_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The user's cache of this session, so that no test meets what another session measured."""
+    """The user's cache of this session, so that no test meets what another session measured or encoded."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MCLST_CACHE", str(folder))
+        patch.setenv("MCLST_FEATURE_CACHE_GB", "0")
         yield folder
 
 

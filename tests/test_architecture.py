@@ -25,6 +25,7 @@ benchmarks/systems: benchmarks/contenders benchmarks/retrieval benchmarks/harnes
     runtime/cli runtime/inference runtime/tiling runtime/slide runtime/encoder runtime/bundle runtime
     kernels kernels/definition sections/tables sections models
 benchmarks/whole_command: benchmarks/contenders benchmarks/harness export/parity runtime/cli runtime/inference
+    runtime/features
     runtime/slide runtime/bundle runtime sections/tables sections
 benchmarks/end_to_end: benchmarks/contenders benchmarks/harness benchmarks/schemas benchmarks/roofline
     export/parity runtime/cli runtime/report/figures runtime/bundle runtime sections/tables sections
@@ -64,10 +65,9 @@ evaluation/baselines: runtime/expression_map runtime/tiling runtime/slide runtim
 evaluation/metrics: runtime/expression_map sections
 training: runtime/tiling runtime/slide runtime/bundle runtime kernels kernels/definition sections/formats
     sections/tables sections models models/recipes
-training/fitting: training export/onnx runtime/inference runtime/tiling runtime/slide runtime/encoder
-    runtime/trust runtime/bundle runtime kernels kernels/definition sections/formats sections/tables
-    sections models
-    models/recipes
+training/fitting: training export/onnx runtime/features runtime/inference runtime/tiling runtime/slide
+    runtime/encoder runtime/trust runtime/bundle runtime kernels kernels/definition sections/formats
+    sections/tables sections models models/recipes
 export: export/triton export/parity export/inputs export/onnx runtime/cli runtime/serving runtime/inference
     runtime/encoder/tensorrt runtime/encoder/cuda runtime/trust runtime/bundle runtime kernels/definition
     sections models kernels runtime/tiling runtime/slide
@@ -81,7 +81,7 @@ runtime/cli: runtime/cohort runtime/run runtime/report runtime/serving runtime/s
     runtime/inference runtime/expression_map runtime/slide runtime/bundle runtime kernels/definition sections
 runtime/cohort: runtime/run runtime/report runtime/inference runtime/expression_map runtime/tiling
     runtime/slide runtime/bundle runtime sections/tables
-runtime/run: runtime/report runtime/inference runtime/report/figures runtime/report/export
+runtime/run: runtime/report runtime/features runtime/inference runtime/report/figures runtime/report/export
     runtime/expression_map runtime/trust runtime/tiling runtime/slide runtime/storage runtime/encoder
     runtime/bundle runtime kernels/definition sections/tables sections
 runtime/report: runtime/report/page runtime/report/figures runtime/report/export runtime/expression_map
@@ -98,6 +98,7 @@ runtime/encoder/tensorrt: runtime/encoder/cuda runtime/encoder runtime/bundle ru
 runtime/expression_map: runtime/trust runtime kernels/definition sections/formats sections/tables sections
 runtime/trust: runtime/slide runtime kernels/definition
 runtime/tiling: runtime/slide runtime sections/tables sections
+runtime/features: runtime kernels/definition
 runtime/encoder/cuda: runtime/encoder runtime kernels/cuda kernels/definition
 runtime/slide: runtime/zarr runtime/storage runtime
 runtime/zarr: runtime/storage runtime

@@ -43,7 +43,12 @@ class MclstRun:
                 spots,
                 self._out,
                 RunOptions(
-                    overwrite=True, picture=False, report=False, files=Files(html=False), **self.options
+                    overwrite=True,
+                    picture=False,
+                    report=False,
+                    files=Files(html=False),
+                    cache=False,
+                    **self.options,
                 ),
             )
         self.provider = run.provider

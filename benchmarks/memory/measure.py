@@ -140,7 +140,7 @@ def _main(slide_path: str, bundle_path: str, n: str, workers: str, folder: str) 
             slide,
             grid,
             out,
-            RunOptions(provider="cpu", workers=int(workers), mpp=slide.mpp or 1.0),
+            RunOptions(provider="cpu", workers=int(workers), mpp=slide.mpp or 1.0, cache=False),
         )
         seconds = time.monotonic() - started
     result = {

@@ -20,6 +20,7 @@ from mclst.benchmarks.harness.measure import PeerUnavailable, paired_ratio, summ
 from mclst.export.parity.compare import compare_expression
 from mclst.runtime.bundle.bundle import BANK, Bundle
 from mclst.runtime.errors import ResourceError
+from mclst.runtime.features.cache import VARIABLE
 from mclst.runtime.slide.detect_format import detect_format
 from mclst.sections.section import Spots
 
@@ -45,7 +46,7 @@ class Process:
 
     def __call__(self) -> None:
         """Run it once; raises ResourceError if it fails."""
-        environment = {**os.environ, "MCLST_CACHE": str(self.cache)}
+        environment = {**os.environ, "MCLST_CACHE": str(self.cache), VARIABLE: "0"}
         try:
             done = subprocess.run(
                 self.command, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S, check=False

@@ -212,6 +212,7 @@ def _served(bundle: Bundle, serving: Serving, engine: Engine | None, repository:
             "name": serving.name,
             "bundle": ServedBundle(sha256=bundle.sha256, manifest=bundle.manifest),
             "genes": tuple(bundle.genes),
+            "gene_ids": None if bundle.gene_ids is None else tuple(bundle.gene_ids),
             "precision": serving.precision,
             "max_batch": serving.max_batch,
             "backend": "onnxruntime" if engine is None else "tensorrt",

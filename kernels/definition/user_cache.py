@@ -9,9 +9,13 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
+
+UNFINISHED = ".unfinished-"
+"""Prefix of a file that is being written."""
 
 
 def cache_folder() -> Path:
@@ -33,36 +37,62 @@ def others_may_write(status: os.stat_result, owners: Collection[int], allowed: i
     return ""
 
 
-def read_own(path: Path) -> bytes | None:
-    """Content of a file that nobody but this user and root can have written; None for any other."""
+def open_own(path: Path) -> BinaryIO | None:
+    """Open a file that nobody but this user and root can have written; None for any other."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(handle, "rb") as file:
-            status = os.fstat(handle)
-            trusted = (0, os.geteuid())
-            if any(others_may_write(item, trusted) for item in (status, path.parent.stat())):
-                return None
-            return file.read() if stat.S_ISREG(status.st_mode) else None
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
     except OSError:
         return None
+    try:
+        status = os.fstat(file.fileno())
+        trusted = (0, os.geteuid())
+        others = any(others_may_write(item, trusted) for item in (status, path.parent.stat()))
+        if not others and stat.S_ISREG(status.st_mode):
+            return file
+    except OSError:
+        pass
+    file.close()
+    return None
+
+
+def read_own(path: Path) -> bytes | None:
+    """Content of a file that nobody but this user and root can have written; None for any other."""
+    file = open_own(path)
+    if file is None:
+        return None
+    with file:
+        try:
+            return file.read()
+        except OSError:
+            return None
+
+
+@contextmanager
+def write_own(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that gets its name once the `with` body is through, in a private folder.
+
+    Nothing is left of a body that raises. Raises OSError if the file system refuses.
+    """
+    for folder in (cache_folder(), path.parent):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.environ.get("MCLST_CACHE"):
+            folder.chmod(0o700)  # earlier versions left it to the umask, such as 002
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=UNFINISHED, delete=False) as file:
+        try:
+            yield file  # type: ignore[misc]
+            file.flush()
+            os.replace(file.name, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(file.name)
+            raise
 
 
 def store_own(path: Path, content: bytes) -> bool:
     """Write `content` atomically into a private folder; return False if the file system refuses."""
     try:
-        for folder in (cache_folder(), path.parent):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not os.environ.get("MCLST_CACHE"):
-                folder.chmod(0o700)  # earlier versions left it to the umask, such as 002
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            try:
-                file.write(content)
-                file.flush()
-                os.replace(file.name, path)
-            except BaseException:
-                with suppress(OSError):
-                    os.unlink(file.name)
-                raise
+        with write_own(path) as file:
+            file.write(content)
     except OSError:
         return False
     return True

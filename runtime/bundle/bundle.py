@@ -16,7 +16,7 @@ from mclst.runtime.bundle.bank import Bank, read_bank
 from mclst.runtime.bundle.calibration import read_calibration
 from mclst.runtime.bundle.location import cached_snapshot, links_into_cache
 from mclst.runtime.bundle.manifest import ENGINES, FORMAT, Manifest, read_manifest
-from mclst.runtime.bundle.onnx_scan import check_graph
+from mclst.runtime.bundle.onnx_scan import check_graph, graph_sha256
 from mclst.runtime.choices import PRECISIONS
 from mclst.runtime.errors import BundleError, OutputError
 from mclst.runtime.hashing import Stamp, file_sha256, stamp
@@ -84,6 +84,15 @@ class Bundle:
             )
         return self.path / graph_name(ENCODER, precision)
 
+    def encoder_sha256(self, precision: str) -> str:
+        """SHA-256 of what the encoder computes in a precision, whatever the bundle says beside it.
+
+        Bundles of the same network have the same, with other banks, licenses or lists of genes.
+        """
+        path = self.encoder(precision)
+        weights = self.manifest.files.get(f"{path.name}.data")
+        return graph_sha256(path) + ("" if weights is None else f" {weights.sha256}")
+
     def slide_graph(self, precision: str = "fp32") -> Path:
         """The graph from all of a slide's features to expression; falls back to fp32, as for int8."""
         fp32 = SLIDE_GRAPH if SLIDE_GRAPH in self.manifest.files else FORMER_NAMES[SLIDE_GRAPH]
@@ -107,6 +116,26 @@ class Bundle:
                 f"{self.manifest.genes}; export the bundle again"
             )
         return genes
+
+    @cached_property
+    def gene_ids(self) -> list[str] | None:
+        """Ensembl id of each gene, "" where it is not known; None if the bundle holds none.
+
+        Raises BundleError if the table does not name the bundle's genes.
+        """
+        if GENE_TABLE not in self.manifest.files:
+            return None
+        path = self.path / GENE_TABLE
+        try:
+            rows = [line.split("\t") for line in path.read_text(encoding="utf-8").split("\n")[1:-1]]
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"{path} cannot be read ({error}); export the bundle again") from error
+        if [row[0] for row in rows] != self.genes or any(len(row) != 2 for row in rows):
+            raise BundleError(
+                f"{path} does not name the bundle's genes in their order, each with one id; export the "
+                "bundle again"
+            )
+        return [row[1] for row in rows]
 
     @cached_property
     def bank(self) -> Bank:

@@ -7,6 +7,7 @@ the untrusted file.
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -70,8 +71,19 @@ def opset_version(path: Path) -> int:
         for number, opset in _fields(data):
             if number == MODEL_OPSETS and not any(len(domain) for _, domain in _fields(opset)):
                 at = bytes(opset).rfind(bytes([OPSET_VERSION << 3 | VARINT]))
-                return _varint(opset, at + 1)[0]
+                return read_varint(opset, at + 1)[0]
     return 0
+
+
+def graph_sha256(path: Path) -> str:
+    """SHA-256 of what a graph computes: without its metadata_props, and without weights in another file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for number, content in _fields(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))):
+            if number in (MODEL_GRAPH, MODEL_OPSETS, MODEL_FUNCTIONS):
+                digest.update(f"{number} {len(content)}\n".encode())
+                digest.update(content)
+    return digest.hexdigest()
 
 
 Finding = tuple[str, str]
@@ -139,13 +151,13 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
     """Number and content of each length-delimited field; skips numeric fields."""
     position = 0
     while position < len(data):
-        key, position = _varint(data, position)
+        key, position = read_varint(data, position)
         wire_type = key & 7
         if wire_type == VARINT:
-            _, position = _varint(data, position)
+            _, position = read_varint(data, position)
             continue
         size, position = (
-            _varint(data, position)
+            read_varint(data, position)
             if wire_type == LENGTH_DELIMITED
             else ({FIXED64: 8, FIXED32: 4}.get(wire_type, -1), position)
         )
@@ -156,7 +168,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
         position += size
 
 
-def _varint(data: memoryview, position: int) -> tuple[int, int]:
+def read_varint(data: memoryview, position: int) -> tuple[int, int]:
     """A number of up to ten bytes with seven bits each, and the position after it."""
     number = 0
     for shift in range(0, 70, 7):

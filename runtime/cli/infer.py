@@ -198,13 +198,14 @@ def _summary(run: Run, model: Model) -> list[tuple[str, Any]]:
         if retrieves
         else "expression straight from the network, without neighbours"
     )
+    before = "embeddings of an earlier run, " if run.reused else "read {read}, encode {encode}, "
     rows: list[tuple[str, Any]] = [
         ("spots", f"{run.spots:,}, {run.coordinates}"),
         ("genes", f"{run.genes:,}, normalised {model.manifest.normalization.expression}"),
         ("tiles", run.tile),
         (
             "tiles/s",
-            f"read {{read}}, encode {{encode}}, {last} {{retrieve}}; whole run {{total}}".format(**rate),
+            f"{before}{last} {{retrieve}}; whole run {{total}}".format(**rate),
         ),
         ("provider", f"{model.server or run.provider}, encoder in {run.precision}, {how}"),
     ]

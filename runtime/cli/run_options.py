@@ -59,6 +59,12 @@ OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
         help="Memory to stay within, such as 4GB: sets batch (up to --batch-size), ring and bank precision.",
     ),
     click.option(
+        "--cache/--no-cache",
+        default=True,
+        help="Keep embeddings in the user's cache, and use kept ones: another k, weighting, bank or list of "
+        "genes on the same slide then takes seconds.",
+    ),
+    click.option(
         "--workers",
         type=click.IntRange(1, 256),
         default=min(8, os.cpu_count() or 2),

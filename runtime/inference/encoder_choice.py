@@ -95,6 +95,11 @@ def runs_on_cpu(provider: str) -> bool:
     return provider in ON_CPU or not any(_is_here(name) for name in FASTEST_FIRST if name not in ON_CPU)
 
 
+def device_id(provider: str) -> str:
+    """Return what tells the device of an available provider from others: the processor or the GPU."""
+    return processor_id() if provider in ON_CPU else str(CudaDevice().gpu)
+
+
 def choose_encoder(
     bundle: Bundle,
     request: ChoiceRequest,
@@ -184,7 +189,7 @@ def _key(bundle: Bundle, names: list[tuple[str, str]], request: ChoiceRequest) -
     return {
         "bundle": bundle.sha256,
         "candidates": [list(name) for name in names],
-        "device": processor_id() if names[0][0] in ON_CPU else str(CudaDevice().gpu),
+        "device": device_id(names[0][0]),
         "threads": request.threads,
         "batch": request.batch,
         "versions": installed_versions(RUNTIMES),

@@ -69,6 +69,11 @@ class LoadedModel:
         return self.bundle.genes
 
     @property
+    def gene_ids(self) -> list[str] | None:
+        """See Model."""
+        return self.bundle.gene_ids
+
+    @property
     def calibration(self) -> Calibration | None:
         """See Model."""
         return self.bundle.calibration

@@ -60,6 +60,10 @@ class Model(Protocol):
         """The G gene names, in the order of the expression."""
 
     @property
+    def gene_ids(self) -> list[str] | None:
+        """Ensembl id of each gene, "" where there is none; None if they are not known here."""
+
+    @property
     def calibration(self) -> Calibration | None:
         """What held-out sections showed of the model; None if it is not calibrated or not known here."""
 

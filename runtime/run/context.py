@@ -46,8 +46,8 @@ class RunInputs:
 class RunLog:
     """What happened so far.
 
-    resumed: spots taken over from a stopped run. stream_ended: when the last row was there, by
-    `time.perf_counter`.
+    resumed: spots taken over from a stopped run. reused: spots whose embedding an earlier run left in the
+    cache. stream_ended: when the last row was there, by `time.perf_counter`.
     """
 
     advance: Advance
@@ -57,6 +57,7 @@ class RunLog:
     failed: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     resumed: int = 0
+    reused: int = 0
     stream_ended: float = 0.0
 
     def note(self, text: str) -> None:

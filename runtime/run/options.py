@@ -57,6 +57,8 @@ class RunOptions:
         Write only genes whose r exceeds this in 9 of 10 new sections.
     build : bool
         Build a missing TensorRT engine and keep it in the bundle.
+    cache : bool
+        Keep embeddings for the next run of the slide, and use kept ones.
     workers : int
         Reading threads.
     overwrite, resume : bool
@@ -87,6 +89,7 @@ class RunOptions:
     intervals: int | None = field(default=None, metadata=_LATER)
     reliable: float | None = field(default=None, metadata=_LATER)
     build: bool = field(default=True, metadata=_SAME_MAP)
+    cache: bool = field(default=True, metadata=_SAME_MAP)
     workers: int = field(default=2, metadata=_SAME_MAP)
     overwrite: bool = field(default=False, metadata=_SAME_MAP)
     resume: bool = field(default=True, metadata=_SAME_MAP)

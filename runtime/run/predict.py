@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mclst.kernels.definition.result import RetrievalResult
 from mclst.runtime.background import Background
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.choices import ON_CPU
-from mclst.runtime.encoder.ring import Group, Ring, Stages
+from mclst.runtime.encoder.ring import Group, Stages
 from mclst.runtime.errors import BundleError, InputError, SlideError
 from mclst.runtime.expression_map.parts import PartWriter, SlidePart, remove_parts, take_parts
 from mclst.runtime.expression_map.row_writer import RowWriter
@@ -26,6 +27,7 @@ from mclst.runtime.resources import check_limit
 from mclst.runtime.run.context import RunContext, RunInputs, RunLog, open_run, retrieval_spec
 from mclst.runtime.run.encoder import choose_encoder
 from mclst.runtime.run.hashes import SlideHash
+from mclst.runtime.run.kept_features import KeptFeatures
 from mclst.runtime.run.options import RunOptions
 from mclst.runtime.run.outputs import Outputs
 from mclst.runtime.run.provenance import BUNDLE, Provenance, run_fingerprint
@@ -39,6 +41,9 @@ from mclst.runtime.tiling.grid import Grid
 from mclst.runtime.trust.places import check_stain
 from mclst.sections.section import Spots
 from mclst.sections.tables.spots import read_spots
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = ["Run", "RunOptions", "predict"]
 
@@ -116,7 +121,7 @@ def predict(
         if shard is None or shard.part is None:
             overview = Background(lambda: slide.overview(picture_px(files)), "overview")
         run: RunContext | None = None
-        with _open_writer(outputs.map, trust, table, shard) as writer:
+        with _open_writer(outputs.map, model, trust, table, shard) as writer:
             try:
                 stopped = writer.stopped_fingerprint() if options.resume else None
                 options, choice = choose_encoder(model, options, stopped, log)
@@ -152,7 +157,9 @@ def _table(spots: Spots | Grid | str | Path) -> Spots:
     return spots if isinstance(spots, Spots) else read_spots(Path(spots))
 
 
-def _open_writer(out: Path, trust: RunTrust, spots: Spots, shard: SlidePart | None) -> MapWriter | PartWriter:
+def _open_writer(
+    out: Path, model: Model, trust: RunTrust, spots: Spots, shard: SlidePart | None
+) -> MapWriter | PartWriter:
     if shard is None or shard.part is None:
         return MapWriter(
             out,
@@ -160,11 +167,22 @@ def _open_writer(out: Path, trust: RunTrust, spots: Spots, shard: SlidePart | No
             spots=spots,
             overwrite=trust.options.overwrite,
             measured=trust.measured,
-            of_genes=trust.of_genes,
+            of_genes=_gene_columns(model, trust),
             own_columns=trust.own_columns,
             intervals=trust.options.intervals is not None,
         )
     return PartWriter(out, shard, (len(spots), len(trust.genes)), measured=trust.measured)
+
+
+def _gene_columns(model: Model, trust: RunTrust) -> DataFrame | None:
+    """Return the columns of `var`: ids, named as scanpy names them, and what is known of the errors."""
+    ids = model.gene_ids
+    if ids is None:
+        return trust.of_genes
+    from pandas import DataFrame
+
+    known = DataFrame({"gene_ids": ids if trust.kept is None else [ids[i] for i in trust.kept]})
+    return known if trust.of_genes is None else known.join(trust.of_genes)
 
 
 def _stream(
@@ -190,14 +208,20 @@ def _stream(
         merged = take_parts(run.outputs.map, shard, writer, len(run.trust.genes), fingerprint(), run.log.note)
         run.tiles.done |= writer.done
         run.log.advance(merged)
-    journaled = _encode_tiles(run, writer, fingerprint, slide_hash, journaled=journaled)
-    if shard is not None and not journaled:
-        writer.begin(fingerprint())
-    run.log.stream_ended = time.perf_counter()
-    clock["stream"] = run.log.stream_ended - started
-    if not writer.done.any() and not isinstance(writer, PartWriter):
-        raise SlideError(f"{slide.path}: no tile can be read; the first says: {run.log.failed[0][1]}")
-    slide_hash.check_unchanged()
+    # A calibration measures the embeddings on the host.
+    on_device = run.readout.on_device and not run.trust.measured and run.session.provider not in ON_CPU
+    with KeptFeatures(run, slide_hash, on_device=on_device) as features:
+        journaled = _encode_tiles(
+            run, writer, fingerprint, slide_hash, features, on_device=on_device, journaled=journaled
+        )
+        if shard is not None and not journaled:
+            writer.begin(fingerprint())
+        run.log.stream_ended = time.perf_counter()
+        clock["stream"] = run.log.stream_ended - started
+        if not writer.done.any() and not isinstance(writer, PartWriter):
+            raise SlideError(f"{slide.path}: no tile can be read; the first says: {run.log.failed[0][1]}")
+        slide_hash.check_unchanged()
+        features.finish()
     clock["read"] = slide.seconds_opening + run.tiles.seconds_reading
     if slide.seconds_file is not None:
         clock["file"] = slide.seconds_file
@@ -208,20 +232,24 @@ def _encode_tiles(
     writer: RowWriter,
     fingerprint: Callable[[], dict[str, str]],
     slide_hash: SlideHash,
+    features: KeptFeatures,
     *,
+    on_device: bool,
     journaled: bool,
 ) -> bool:
     """Encode batches, retrieve several together and write rows; return whether they are journaled."""
     tiles, spots, clock = run.tiles, run.inputs.spots, run.log.clock
-    stages = run.session.stages(
-        min(tiles.batch_size, len(spots)),
-        group_rows=min(tiles.batch_size * tiles.group, len(spots)),
-        # A calibration measures the embeddings on the host.
-        on_device=run.readout.on_device and not run.trust.measured and run.session.provider not in ON_CPU,
-        clock=clock,
-        slots=run.slots,
-    )
-    for group in _groups(run, stages):
+
+    def open_stages() -> Stages:
+        return run.session.stages(
+            min(tiles.batch_size, len(spots)),
+            group_rows=min(tiles.batch_size * tiles.group, len(spots)),
+            on_device=on_device,
+            clock=clock,
+            slots=run.slots,
+        )
+
+    for group in _groups(run, features, open_stages):
         result = _predict_group(run, group)
         with clock.stage("write"):
             writer.write(group.rows, result)
@@ -232,12 +260,12 @@ def _encode_tiles(
     return journaled
 
 
-def _groups(run: RunContext, stages: Stages) -> Iterator[Group]:
+def _groups(run: RunContext, features: KeptFeatures, open_stages: Callable[[], Stages]) -> Iterator[Group]:
     """Encode all tiles and yield groups with what the readout takes."""
     tiles, means = run.tiles, run.neighborhood
     if means is not None:
         tiles.done[:] = means.plan(tiles.done)
-    with closing(Ring(stages).run(tiles)) as steps:
+    with closing(features.steps(open_stages)) as steps:
         for step in steps:
             run.fail_tiles(step.failed)
             if step.group is not None:

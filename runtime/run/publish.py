@@ -153,6 +153,7 @@ def summarize(
         mpp=inputs.resolution.mpp,
         mpp_source=inputs.resolution.source,
         resumed=log.resumed,
+        reused=log.reused,
         stream_ended=log.stream_ended,
         skipped=0 if inputs.grid is None else inputs.grid.skipped,
         verdict="" if verdict is None else verdict.text,

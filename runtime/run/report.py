@@ -46,6 +46,8 @@ class Run:
         µm/px of level 0 and where it is from.
     resumed : int
         Spots taken over from a stopped run.
+    reused : int
+        Spots whose embedding an earlier run left in the cache.
     stream_ended : float
         When the last row was there, by `time.perf_counter`.
     skipped : int
@@ -77,6 +79,7 @@ class Run:
     mpp: float | None = None
     mpp_source: str = ""
     resumed: int = 0
+    reused: int = 0
     stream_ended: float = 0.0
     skipped: int = 0
     dense_path: Path | None = None
@@ -87,8 +90,10 @@ class Run:
     reliable_genes: int | None = None
 
     def tiles_per_second(self, stage: str) -> float:
-        """Return the tiles/s of a stage of `seconds`, without resumed and failed tiles."""
+        """Return the tiles/s of a stage of `seconds`, without those that it did not see."""
         tiles = max(0, self.spots - len(self.failed) - self.resumed)
+        if stage in ("read", "encode") and self.reused:
+            tiles = 0
         return tiles / max(self.seconds[stage], 1e-9)
 
     def _repr_html_(self) -> str:
@@ -123,6 +128,7 @@ class Run:
             "files": {kind: str(path) for kind, path in self.files.items()},
             "spots": self.spots,
             "carried_on": self.resumed,
+            "reused": self.reused,
             "skipped_background": self.skipped,
             "genes": self.genes,
             "failed": [{"spot": spot, "reason": reason} for spot, reason in self.failed],

@@ -156,6 +156,12 @@ class ServedModel:
         return list(self._connection.served.genes)
 
     @property
+    def gene_ids(self) -> list[str] | None:
+        """See Model."""
+        ids = self._connection.served.gene_ids
+        return None if ids is None else list(ids)
+
+    @property
     def calibration(self) -> None:
         """See Model: a server keeps the embeddings, so no spot's distance is known here."""
         return

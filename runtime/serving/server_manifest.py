@@ -46,7 +46,8 @@ class Served(StrictModel):
     """Everything a client needs to know, without the bank.
 
     name: of the model from `tiles` uint8 [n, S, S, 3] to `expression` float32 [n, G] and, with retrieval,
-    `nearest_distance` and `effective_k` float32 [n, 1]. genes: the G names. precision: of the encoder.
+    `nearest_distance` and `effective_k` float32 [n, 1]. genes: the G names; gene_ids: their Ensembl ids, ""
+    where there is none, null if none is known. precision: of the encoder.
     max_batch: largest n. backend: runtime of the encoder. files: of the repository, by path. retriever: null
     without retrieval. versions: of packages on the server.
     """
@@ -61,6 +62,7 @@ class Served(StrictModel):
     files: dict[str, FileRecord]
     retriever: str | None = None
     versions: dict[str, str]
+    gene_ids: tuple[str, ...] | None = None
 
     @model_validator(mode="after")
     def _fits_its_bundle(self) -> Self:
@@ -69,6 +71,10 @@ class Served(StrictModel):
             raise ValueError(f"a {manifest.kind} bundle has no expression tile by tile")
         if len(self.genes) != manifest.genes or len(set(self.genes)) != len(self.genes):
             raise ValueError(f"it names {len(set(self.genes))} genes and its bundle has {manifest.genes}")
+        if self.gene_ids is not None and len(self.gene_ids) != manifest.genes:
+            raise ValueError(
+                f"it has {len(self.gene_ids)} gene ids and its bundle has {manifest.genes} genes"
+            )
         return self
 
 

@@ -147,14 +147,10 @@ def _some(genes: list[str], most: int = 6) -> str:
 
 def gene_ids(bundle: Bundle) -> str:
     """Say for how many genes the bundle holds an Ensembl id."""
-    if GENE_TABLE not in bundle.manifest.files:
+    ids = bundle.gene_ids
+    if ids is None:
         return UNKNOWN
-    try:
-        lines = (bundle.path / GENE_TABLE).read_text(encoding="utf-8").splitlines()[1:]
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"{bundle.path / GENE_TABLE} cannot be read ({error}); export again") from error
-    known = sum(not line.endswith("\t") for line in lines)
-    return f"Ensembl ids of {known} of {len(lines)}, in {GENE_TABLE}"
+    return f"Ensembl ids of {sum(map(bool, ids))} of {len(ids)}, in {GENE_TABLE}"
 
 
 def _tile(bundle: Bundle) -> str:

@@ -144,7 +144,29 @@ def test_tiles_of_another_size_are_refused(small_bundle: Path) -> None:
             predictor.predict(tiles)  # type: ignore[arg-type]
 
 
-def test_networks_over_a_slide_are_refused(tmp_path: Path, small_bundle: Path) -> None:
+@pytest.mark.parametrize("embedding", [0, 3])
+def test_a_prediction_beside_an_embedding_is_the_map_s(
+    slides: Path, corners: NDArray[np.int64], tmp_path: Path, embedding: int
+) -> None:
+    from small_model import fast_regression
+
+    bundle = fast_regression(tmp_path / "bundle", 4, embedding=embedding)
+    expected = map_of(bundle, slides / REAL, corners + S / 2, tmp_path)
+    with open_slide(slides / REAL) as slide:
+        tiles = np.stack([slide.read(x, y, S, S) for x, y in corners.tolist()])
+    predictor = TilePredictor(bundle, provider="cpu", batch_size=7)
+    np.testing.assert_allclose(predictor.predict(tiles), expected, rtol=0, atol=1e-5)
+
+
+def test_a_neighborhood_is_refused(tmp_path: Path) -> None:
+    from small_model import fast_regression
+
+    bundle = fast_regression(tmp_path / "bundle", 4, embedding=3, radius_um=50.0)
+    with pytest.raises(BundleError, match=r"several spots of a slide together.*mclst-infer"):
+        TilePredictor(bundle)
+
+
+def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="hf://ORG/NAME"):
         TilePredictor("hf://nowhere")
     with pytest.raises(BundleError, match="not a bundle"):

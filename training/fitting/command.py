@@ -67,7 +67,7 @@ def fit_from_options(
             options["units"],
             options["context"],
             options["groups"],
-            None if options["no_cache"] else "user",
+            not options["no_cache"],
         ),
         features=features,
         say=say,

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mclst.export.onnx.graph import write_graph
-from mclst.kernels.definition.user_cache import cache_folder
 from mclst.models.fitted import FeatureEncoder, weights_sha256
 from mclst.models.recipes.build import build_encoder
 from mclst.models.recipes.recipe import Recipe
@@ -25,17 +25,12 @@ from mclst.runtime.bundle.manifest import Preprocessing, Tile
 from mclst.runtime.encoder.ring import Ring
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.errors import ReferenceDataError
+from mclst.runtime.features.cache import FeatureCache, FeatureWriter, StoredFeatures
 from mclst.runtime.hashing import file_sha256
 from mclst.runtime.inference.providers import EncoderRequest, open_encoder
 from mclst.runtime.progress import Clock
 from mclst.runtime.slide.open import open_slide
-from mclst.runtime.tiling.tiles import Tiles, TileShape, plan_tiles
-from mclst.training.fitting.cache import (
-    TileFeatures,
-    cache_path,
-    read_features,
-    write_features,
-)
+from mclst.runtime.tiling.tiles import Tiles, TileShape
 from mclst.training.fitting.sections import FitSection
 
 GROUP_BATCHES = 8
@@ -80,14 +75,35 @@ class EncoderSetup:
         return weights_sha256(self.state)
 
 
+@dataclass(frozen=True)
+class TileFeatures:
+    """Features of a section's tiles.
+
+    values: float32 [n, F], 0 where a tile could not be read. failed: {row: reason}. sample: uint8 [t, S, S,
+    3], some of the tiles.
+    """
+
+    values: NDArray[np.float32]
+    failed: Mapping[int, str]
+    sample: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, stored: StoredFeatures, size_px: int) -> Self:
+        """Read features from the cache; size_px: side of a tile."""
+        values = np.zeros((len(stored) + len(stored.failed), stored.width), np.float32)
+        for rows, block in stored.blocks():
+            values[rows] = block
+        sample = np.frombuffer(stored.attachment, np.uint8).reshape(-1, size_px, size_px, 3)
+        return cls(values, stored.failed, sample.copy())
+
+
 class FeatureSource:
     """Encodes sections; the graph is traced and opened when the first section is not in the cache.
 
     Parameters
     ----------
     setup : EncoderSetup
-    folder : Path, optional
-        Of the cache; None: keep nothing. The user's by default.
+    cache : FeatureCache
     say : callable
         Called with what takes time.
     """
@@ -95,12 +111,11 @@ class FeatureSource:
     def __init__(
         self,
         setup: EncoderSetup,
-        folder: Path | str | None = "user",
+        cache: FeatureCache,
         *,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.setup, self._say = setup, say
-        self._folder = cache_folder() if folder == "user" else None if folder is None else Path(folder)
+        self.setup, self._cache, self._say = setup, cache, say
         self._scratch: TemporaryDirectory[str] | None = None
         self._session: Session | None = None
         self.provider = ""
@@ -137,30 +152,9 @@ class FeatureSource:
         ReferenceDataError
             If a feature is not finite.
         """
-        setup, shape = self.setup, (len(section.spot), self.setup.width)
-        tile = setup.tile
+        setup, tile, count = self.setup, self.setup.tile, len(section.spot)
         with open_slide(section.image) as slide:
             tile_shape = TileShape(tile.size_px, tile.mpp, tile.pad)
-            plan = plan_tiles(slide, tile_shape, section.mpp)
-            path = None
-            if self._folder is not None:
-                path = cache_path(
-                    self._folder,
-                    {
-                        "slide": file_sha256(section.image),
-                        "reader": slide.reader,
-                        "spots": [section.xy_px.shape[0], _digest(section)],
-                        "tile": [str(plan), *tile.pad],
-                        "recipe": json.dumps(setup.recipe.record(), sort_keys=True),
-                        "weights": setup.weights_sha256,
-                        "views": setup.views,
-                        "samples": samples,
-                    },
-                )
-                kept = read_features(path, shape)
-                if kept is not None:
-                    advance(shape[0])
-                    return kept
             tiles = Tiles(
                 slide,
                 section.xy_px,
@@ -170,13 +164,35 @@ class FeatureSource:
                 slide_mpp=section.mpp,
                 group=GROUP_BATCHES,
             )
-            features = self._encode(section, tiles, samples, advance)
-        if path is not None and (trouble := write_features(path, features)):
-            self._say(trouble)
+            key = {
+                "reader": slide.reader,
+                "spots": [count, _digest(section)],
+                "tile": [str(tiles.plan), *tile.pad],
+                "recipe": json.dumps(setup.recipe.record(), sort_keys=True),
+                "weights": setup.weights_sha256,
+                "views": setup.views,
+                "samples": samples,
+            }
+            slide_sha256 = cache(lambda: file_sha256(section.image))
+            kept = self._cache.find(key, slide_sha256, count)
+            if kept is not None:
+                advance(count)
+                with closing(kept):
+                    return TileFeatures.of(kept, tile.size_px)
+            with self._cache.writer(key, count) as writer:
+                features = self._encode(section, tiles, samples, writer, advance)
+                writer.finish(slide_sha256(), failed=features.failed, attachment=features.sample.tobytes())
+                if writer.trouble:
+                    self._say(f"the features are not kept for the next fit: {writer.trouble}")
         return features
 
     def _encode(
-        self, section: FitSection, tiles: Tiles, samples: int, advance: Callable[[int], None]
+        self,
+        section: FitSection,
+        tiles: Tiles,
+        samples: int,
+        writer: FeatureWriter,
+        advance: Callable[[int], None],
     ) -> TileFeatures:
         session = self._open()
         count, size = len(section.spot), tiles.shape.size_px
@@ -194,6 +210,7 @@ class FeatureSource:
                 failed.update(step.failed)
                 if step.group is not None:
                     values[step.group.rows] = step.group.values
+                    writer.add(step.group.rows, step.group.values)
                 advance(step.count)
         self.encoded += count
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))

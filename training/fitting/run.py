@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from mclst.models.fitted import base_view
 from mclst.runtime.errors import ReferenceDataError, SlideError
+from mclst.runtime.features.cache import FeatureCache
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.trust.calibration import stain_values
 from mclst.runtime.trust.places import read_stain
 from mclst.sections.accuracy import Score, score
 from mclst.training.checkpoint import PARITY_TILES
-from mclst.training.fitting.cache import TileFeatures
 from mclst.training.fitting.checkpoint import FittedModel, WeightsFile, joined
-from mclst.training.fitting.features import EncoderSetup, FeatureSource, samples_per_section
+from mclst.training.fitting.features import EncoderSetup, FeatureSource, TileFeatures, samples_per_section
 from mclst.training.fitting.folds import Folds, make_folds
 from mclst.training.fitting.heads import FittedHead, HeadOptions, fit_head
 from mclst.training.fitting.sections import FitSection, neighbor_means
@@ -37,15 +37,15 @@ class FitOptions:
     """What to fit, besides the encoder.
 
     head: of `fit_head`. units: of the expression, one of NORMALIZATIONS. context_um: radius whose spots' mean
-    features join a spot's own; None: none. groups: see `make_folds`. cache: folder of features; "user": the
-    user's; None: keep nothing.
+    features join a spot's own; None: none. groups: see `make_folds`. cache: whether
+    features are kept in the user's cache, and kept ones are used.
     """
 
     head: HeadOptions = field(default_factory=HeadOptions)
     units: str = "gene-wise"
     context_um: float | None = None
     groups: str | Path | None = None
-    cache: Path | str | None = "user"
+    cache: bool = True
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def fit_model(
     samples = samples_per_section(setup.tile)
     provider, encoded = "", 0
     if features is None:
-        with FeatureSource(setup, options.cache, say=say) as source:
+        cache = FeatureCache.of_user() if options.cache else FeatureCache(0)
+        with FeatureSource(setup, cache, say=say) as source:
             with progress("tiles", sum(len(section.spot) for section in sections)) as advance:
                 features = {section.name: source.encode(section, samples, advance) for section in sections}
             provider, encoded = source.provider, source.encoded

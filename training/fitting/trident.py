@@ -24,8 +24,7 @@ from mclst.runtime.slide.open import open_slide
 from mclst.runtime.tiling.tiles import Tiles, TileShape
 from mclst.sections.errors import SectionError
 from mclst.sections.hdf5 import open_hdf5
-from mclst.training.fitting.cache import TileFeatures
-from mclst.training.fitting.features import EncoderSetup
+from mclst.training.fitting.features import EncoderSetup, TileFeatures
 from mclst.training.fitting.sections import FitSection
 
 CHECKED_PATCHES = 4

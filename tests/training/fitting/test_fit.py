@@ -52,7 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(place: Path, command: Any, *words: Any) -> Result:
-    environment = {"MCLST_CACHE": str(place / "cache")}
+    environment = {"MCLST_CACHE": str(place / "cache"), "MCLST_FEATURE_CACHE_GB": "1"}
     return CliRunner().invoke(command, [str(word) for word in words], env=environment)
 
 

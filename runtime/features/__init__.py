@@ -1,0 +1,1 @@
+"""Features of a slide's tiles, kept between runs."""
