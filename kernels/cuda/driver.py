@@ -34,6 +34,9 @@ class Driver(Protocol):
     def load(self) -> None:
         """Load the kernels, compiling them if they are not cached; later calls do nothing."""
 
+    def free_bytes(self) -> int:
+        """Free device memory."""
+
     def allocate(self, nbytes: int) -> int:
         """Address of `nbytes` of device memory. Raises ProviderError if there is not enough."""
 
@@ -124,6 +127,13 @@ class CudaBindings:
                     self.architecture, lambda code: self._call("cuModuleLoadData", code)
                 )
 
+    def free_bytes(self) -> int:
+        """See `Driver`."""
+        with self._current():
+            status, free, _ = self._cuda.cuMemGetInfo()
+            self._check("cuMemGetInfo", status)
+        return int(free)
+
     def allocate(self, nbytes: int) -> int:
         """See `Driver`."""
         with self._current():
@@ -185,8 +195,12 @@ class CudaBindings:
         if int(status) != 0:
             if status == self._cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
                 raise _full(arguments[0] if function == "cuMemAlloc" else 0)
-            raise _failed(function, status.name)
+            self._check(function, status)
         return values[0] if values else None
+
+    def _check(self, function: str, status: Any) -> None:
+        if int(status) != 0:
+            raise _failed(function, status.name)
 
 
 class PyCuda:
@@ -220,6 +234,11 @@ class PyCuda:
     def _load(self, code: bytes) -> Any:
         with self._current("load"):
             return self._cuda.module_from_buffer(code)
+
+    def free_bytes(self) -> int:
+        """See `Driver`."""
+        with self._current("mem_get_info"):
+            return int(self._cuda.mem_get_info()[0])
 
     def allocate(self, nbytes: int) -> int:
         """See `Driver`."""

@@ -19,6 +19,8 @@ _MIN_SAMPLE, _MAX_SAMPLE = 1024, 16384
 # k/M from which the mean is a dense product. Estimated, not yet measured; `dense_from` overrides it.
 DENSE_FROM = 0.04
 WORKSPACE_BYTES = 512 << 20
+# Kernels count rows, and the words of all queries' bit sets, in 32 bits.
+MAX_ROWS, _MAX_WORDS = 1 << 30, (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,38 @@ def make_plan(
     """Plan the retrieval from a bank of `rows` rows whose points have `columns` padded columns.
 
     sample: forces the number of sampled rows; 0 keeps all keys.
-    Raises ProviderError if the workspace does not hold one query.
+    Raises ProviderError, with the most rows that are possible, if the workspace does not hold one query. In
+    the default workspace those are about 65 million, as each row takes a score in float64.
     """
+
+    def planned(rows: int) -> Plan:
+        return _plan(rows, columns, min(k, rows), genes, multiprocessors, workspace_bytes, dense_from, sample)
+
+    plan = planned(rows)
+    if plan.queries < 1 or rows > MAX_ROWS:
+        fewest, most = 0, min(rows, MAX_ROWS + 1)
+        while most - fewest > 1:
+            middle = (fewest + most) // 2
+            fewest, most = (middle, most) if planned(middle).queries >= 1 else (fewest, middle)
+        raise ProviderError(
+            f"the bank has {rows:,} rows, and a workspace of {workspace_bytes / 2**20:.0f} MiB holds a query "
+            f"against {fewest:,}; split the bank (mclst.kernels.shards), or give the cuda provider a larger "
+            "workspace"
+        )
+    return plan
+
+
+def _plan(
+    rows: int,
+    columns: int,
+    k: int,
+    genes: int,
+    multiprocessors: int,
+    workspace_bytes: int,
+    dense_from: float,
+    sample: int | None,
+) -> Plan:
+    """As `make_plan`; its `queries` are below 1 where the workspace is too small."""
     size = min(max(_MIN_SAMPLE, 16 * rows // k), _MAX_SAMPLE) if sample is None else sample
     expected = k * size / rows
     rank = math.ceil(expected + 4 * math.sqrt(expected) + 2)
@@ -71,12 +103,11 @@ def make_plan(
     capacity = max(k, min(rows, kept) if size else rows)
     slots = max(1, min(multiprocessors, workspace_bytes // 8 // (8 * rows)))
     remaining = workspace_bytes - 8 * rows * slots
-    queries = min(_MAX_QUERIES, remaining // bytes_per_query(rows, columns, k, genes, capacity, size))
-    if queries < 1:
-        raise ProviderError(
-            f"a workspace of {workspace_bytes >> 20} MiB is too small for one query against "
-            f"a bank of {rows} rows; give the cuda provider a larger one"
-        )
+    queries = min(
+        _MAX_QUERIES,
+        _MAX_WORDS // -(-rows // 32),
+        remaining // bytes_per_query(rows, columns, k, genes, capacity, size),
+    )
     return Plan(size, rank, capacity, queries, slots, k >= dense_from * rows)
 
 
@@ -84,3 +115,12 @@ def bytes_per_query(rows: int, columns: int, k: int, genes: int, capacity: int, 
     """Workspace per query, including its input and output."""
     keys = 4 * max(capacity, sample) + 16 * capacity
     return keys + 8 * columns + 8 * k + rows // 8 + 4 * genes + 64
+
+
+def bank_bytes(rows: int, d: int, padded: int, genes: int, *, points: bool, dense: bool, half: bool) -> int:
+    """Device memory of a bank of `rows` rows of `d` columns; a few kilobytes are left out.
+
+    padded: columns of a point. points: whether keys are computed from points, not from the rows themselves.
+    """
+    values = 4 if dense or not half else 2  # a dense product splits each value into two halves
+    return rows * (4 * d + 8 + (4 * padded + 8 if points else 0) + values * genes)

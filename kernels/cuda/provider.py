@@ -22,7 +22,7 @@ from mclst.kernels.cuda.device_bank import (
 )
 from mclst.kernels.cuda.driver import Driver, Memory, open_driver
 from mclst.kernels.cuda.job import Job, Placing, copy_of
-from mclst.kernels.cuda.plan import DENSE_FROM, WORKSPACE_BYTES, Plan, make_plan
+from mclst.kernels.cuda.plan import DENSE_FROM, WORKSPACE_BYTES, Plan, bank_bytes, make_plan
 from mclst.kernels.definition.contract import MAX_MAGNITUDE, BadQuery, ProviderError
 from mclst.kernels.definition.reference import rank_scores
 from mclst.kernels.definition.result import RetrievalResult
@@ -81,6 +81,7 @@ class CudaProvider:
             dense_from=dense_from,
             sample=sample,
         )
+        self._check_room(embedding, expression, spec, padded, workspace_bytes, half_expression)
         self._spec, self._embedding = spec, embedding
         self._bank = DeviceBank(
             self._driver, embedding, expression, spec, self.plan, half_expression=half_expression
@@ -128,6 +129,30 @@ class CudaProvider:
     def release(self) -> None:
         """Free the device memory; the provider cannot be used afterwards."""
         self._release()
+
+    def _check_room(
+        self,
+        embedding: NDArray[np.float32],
+        expression: NDArray[np.float32],
+        spec: RetrievalSpec,
+        padded: int,
+        workspace_bytes: int,
+        half: bool,
+    ) -> None:
+        """Raise ProviderError if bank and workspace do not fit, before anything is copied."""
+        rows, d = embedding.shape
+        points = spec.rank != "l1" and spec.k < rows
+        genes = expression.shape[1]
+        needed = workspace_bytes + bank_bytes(
+            rows, d, padded, genes, points=points, dense=self.plan.dense, half=half
+        )
+        free = self._driver.free_bytes()
+        if needed > free:
+            raise ProviderError(
+                f"the bank of {rows:,} rows and its workspace need {needed / 2**30:.1f} GiB of the CUDA "
+                f"device, which has {free / 2**30:.1f} GiB free; split the bank (mclst.kernels.shards), stop "
+                "other programs on the device, or choose provider 'cpu'"
+            )
 
     def _reserve(self) -> tuple[Job, Job, Placing]:
         """Allocate the workspace; return the job, sample job and placing that point to it."""

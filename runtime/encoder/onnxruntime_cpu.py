@@ -18,6 +18,25 @@ from mclst.runtime.encoder.session import DEFAULT_BATCH_SIZE, INPUT, OUTPUTS
 from mclst.runtime.errors import BundleError, ResourceError
 from mclst.runtime.resources import available_cores
 
+COMPUTE_SIZES = {
+    *(
+        "Add",
+        "Cast",
+        "Concat",
+        "Constant",
+        "ConstantOfShape",
+        "Div",
+        "Equal",
+        "Expand",
+        "Gather",
+        "Max",
+        "Min",
+    ),
+    *("Mod", "Mul", "Range", "ReduceProd", "Reshape", "Shape", "Size", "Slice", "Squeeze", "Sub"),
+    *("Unsqueeze", "Where"),
+}
+"""Operators of a few integers, which ONNX Runtime leaves on the CPU beside a GPU by design."""
+
 
 def check_onnxruntime(provider: str) -> str:
     """ONNX Runtime's name of `provider`, "cpu" or "cuda"; ResourceError if it is not available."""
@@ -53,8 +72,13 @@ def open_graph(
     # Reading threads share the cores with the encoder; spinning would take them away.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     name = check_onnxruntime(provider)
+    tells_where = hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")
     if provider != "cpu":
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        # Without a way to ask, even operators that compute sizes, which belong on the CPU, are refused.
+        entry = (
+            "session.record_ep_graph_assignment_info" if tells_where else "session.disable_cpu_ep_fallback"
+        )
+        options.add_session_config_entry(entry, "1")
     provider_options = {} if provider == "cpu" else cuda_options or {}
     try:
         session = ort.InferenceSession(str(path), options, providers=[(name, provider_options)])
@@ -69,7 +93,22 @@ def open_graph(
         raise kind(f"{path} does not open on {provider} ({reason})") from error
     if session.get_providers()[0] != name:
         raise ResourceError(f"ONNX Runtime could not start {name}; check the driver or use --provider cpu")
+    if provider != "cpu" and tells_where and (left := operators_on_cpu(session) - COMPUTE_SIZES):
+        raise ResourceError(
+            f"ONNX Runtime would compute {', '.join(sorted(left))} of {path} on the CPU, not on {provider}; "
+            "choose another --precision or --provider"
+        )
     return session
+
+
+def operators_on_cpu(session: Any) -> set[str]:
+    """Types of the operators that ONNX Runtime, 1.24 or newer, computes on the CPU."""
+    return {
+        node.op_type
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name == "CPUExecutionProvider"
+        for node in part.get_nodes()
+    }
 
 
 def check_encoder(session: Any, path: Path) -> tuple[str, tuple[int, ...], int]:

@@ -25,11 +25,12 @@ from retrieval_cases import Bank, assert_same, clustered
 from mclst.kernels.cuda import cubin
 from mclst.kernels.cuda.device_array import UNKNOWN_STREAM, device_array, on_device
 from mclst.kernels.cuda.driver import CudaBindings, Driver, PyCuda, open_driver
-from mclst.kernels.cuda.plan import bytes_per_query, make_plan
+from mclst.kernels.cuda.plan import MAX_ROWS, bank_bytes, bytes_per_query, make_plan
 from mclst.kernels.cuda.provider import CudaProvider
 from mclst.kernels.definition.contract import BadQuery, ProviderError
-from mclst.kernels.definition.spec import RetrievalSpec
-from mclst.kernels.retriever import Retriever
+from mclst.kernels.definition.spec import RANKS, RetrievalSpec
+from mclst.kernels.retriever import PROVIDERS, Retriever
+from mclst.kernels.shards import Shard, aggregate
 
 emulated = pytest.mark.skipif(compiler() is None, reason="g++ is not installed, and the emulation needs it")
 
@@ -64,11 +65,79 @@ def test_the_sample_seldom_misleads(rows: int, k: int) -> None:
     assert plan.capacity < rows / 4
 
 
-def test_a_workspace_too_small_for_one_query_is_refused() -> None:
+@pytest.mark.parametrize("workspace", [80_000, 1 << 20, 512 << 20])
+def test_a_bank_beyond_the_workspace_is_refused_with_the_most_rows(workspace: int) -> None:
+    def planned(rows: int, workspace_bytes: int = workspace) -> Any:
+        return make_plan(rows, 256, 20, 785, multiprocessors=1, workspace_bytes=workspace_bytes)
+
+    with pytest.raises(ProviderError, match=r"holds a query against .*; split the bank") as caught:
+        planned(200_000_000)
+    most = int(re.findall(r"against ([\d,]+)", str(caught.value))[0].replace(",", ""))
+    assert planned(most).queries >= 1
+    with pytest.raises(ProviderError, match=f"against {most:,}"):
+        planned(most + 1)
+    if workspace == 512 << 20:
+        assert 60_000_000 < most < 1 << 26  # the limit that the docs name
+
+
+def test_rows_and_words_are_counted_in_32_bits() -> None:
+    huge = {"multiprocessors": 132, "workspace_bytes": 1 << 50}
+    assert make_plan(MAX_ROWS, 256, 20, 785, **huge).queries * (MAX_ROWS // 32) < 1 << 31
+    with pytest.raises(ProviderError, match=f"the bank has {MAX_ROWS + 1:,} rows"):
+        make_plan(MAX_ROWS + 1, 256, 20, 785, **huge)
+
+
+@emulated
+def test_a_bank_beyond_the_device_is_refused_before_it_is_copied(binding: Any) -> None:
+    driver, fake = binding()
+    _, bank = clustered(1, 300, 12)
+    fake.host.room = 1 << 20
     with pytest.raises(
-        ProviderError, match=r"workspace of 0 MiB is too small for one query against a bank of 9000 rows"
+        ProviderError, match=r"bank of 300 rows and its workspace need 0.0 GiB of the CUDA device, which has"
     ):
-        make_plan(9000, 256, 200, 785, multiprocessors=1, workspace_bytes=80_000)
+        CudaProvider(
+            bank.embedding, bank.expression, RetrievalSpec(k=5), driver=driver, workspace_bytes=1 << 20
+        )
+    assert not fake.host.allocated
+
+
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize(("half", "dense_from"), [(False, 2.0), (True, 2.0), (False, 0.0)])
+@emulated
+def test_the_memory_of_a_bank_is_what_is_asked_for(rank: Any, half: bool, dense_from: float) -> None:
+    _, bank = clustered(1, 3200, 24, genes=64)
+    driver = HostDriver()
+    cuda = CudaProvider(
+        bank.embedding,
+        bank.expression,
+        RetrievalSpec(k=5, rank=rank),
+        driver=driver,
+        half_expression=half,
+        dense_from=dense_from,
+        workspace_bytes=1 << 20,
+        sample=0,
+    )
+    taken = sum(driver.sizes[address] for address in cuda._bank._memory._address.values())
+    stated = bank_bytes(3200, 24, 32, 64, points=rank != "l1", dense=dense_from == 0, half=half)
+    assert stated - 8 * 3200 <= taken <= stated + 20_000  # 8 bytes a row are for cosines alone
+
+
+@emulated
+def test_shards_take_a_bank_that_the_device_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, bank = clustered(4, 900, 12)
+    spec = RetrievalSpec(k=30, rank="cosine")
+
+    def on_host(embedding: Any, expression: Any, spec: RetrievalSpec) -> CudaProvider:
+        return CudaProvider(embedding, expression, spec, driver=HostDriver(), workspace_bytes=22_000)
+
+    monkeypatch.setitem(PROVIDERS, "cuda", on_host)
+    with pytest.raises(ProviderError, match=r"the bank has 900 rows, and a workspace of 0 MiB holds"):
+        Retriever(bank, spec, "cuda")
+    parts = [slice(0, 300), slice(300, 600), slice(600, 900)]
+    shards = [
+        Shard(Bank(bank.embedding[part], bank.expression[part]), part.start, spec, "cuda") for part in parts
+    ]
+    assert_same(aggregate(queries, shards, spec, neighbors=True), queries, bank, spec)
 
 
 # --- arrays on a device ---------------------------------------------------------------------------
@@ -235,7 +304,11 @@ class FakeBindings(ModuleType):
         if name.startswith(("cuMem", "cuModule", "cuLaunch", "cuStream")):
             assert self.depth == 1, f"{name} without the context"
         value = getattr(self, f"fake_{name}", lambda *_: 0)(*arguments)
-        return (status("CUDA_SUCCESS"),) if value is None else (status("CUDA_SUCCESS"), value)
+        values = value if isinstance(value, tuple) else () if value is None else (value,)
+        return (status("CUDA_SUCCESS"), *values)
+
+    def fake_cuMemGetInfo(self) -> tuple[int, int]:
+        return self.host.room, 1 << 40
 
     def fake_cuDeviceGetCount(self) -> int:
         return 1
@@ -321,6 +394,10 @@ class FakePyCuda(ModuleType):
         if name in self.fails:
             kind = self.MemoryError if "MEMORY" in self.fails[name] else self.Error
             raise kind(f"{name} failed: {self.fails[name]}")
+
+    def mem_get_info(self) -> tuple[int, int]:
+        assert self.depth == 1
+        return self.host.room, 1 << 40
 
     def mem_alloc(self, nbytes: int) -> Any:
         assert self.depth == 1

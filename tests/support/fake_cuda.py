@@ -262,7 +262,10 @@ class FakeDriver(ModuleType):
 
 
 class FakeTensorRT(ModuleType):
-    """`tensorrt` or `tensorrt_rtx_bindings`, with an engine of the fake encoder for up to 8 tiles."""
+    """`tensorrt` or `tensorrt_rtx_bindings`, with an engine of the fake encoder.
+
+    profiles: their largest batches. shapes: (profile, batch) of each context that was prepared.
+    """
 
     __version__ = "10.3.0"
 
@@ -270,6 +273,8 @@ class FakeTensorRT(ModuleType):
         super().__init__("tensorrt")
         self.driver, self.fails = driver, fails
         self.deserialized: list[bytes] = []
+        self.profiles: tuple[int, ...] = (8,)
+        self.shapes: list[tuple[int, int]] = []
         self.executed = 0
         self.ComputeCapability = SimpleNamespace(__members__={"SM89": 0})
         self.DataType = SimpleNamespace(UINT8="uint8", FLOAT="float")
@@ -298,6 +303,12 @@ class FakeEngine:
 
     def __init__(self, trt: FakeTensorRT) -> None:
         self.trt = trt
+        self.num_optimization_profiles = len(trt.profiles)
+
+    def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
+        assert name == "tiles"
+        most = self.trt.profiles[index]
+        return [(n, 4, 4, 3) for n in (1, most, most)]
 
     def get_tensor_name(self, index: int) -> str:
         return ("tiles", "embedding")[index]
@@ -322,12 +333,18 @@ class FakeEngine:
 
 class FakeContext:
     def __init__(self, trt: FakeTensorRT) -> None:
-        self.trt, self.batch, self.address = trt, 0, dict[str, int]()
+        self.trt, self.batch, self.address, self.profile = trt, 0, dict[str, int](), 0
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        assert stream in self.trt.driver.streams
+        self.profile = index
+        return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         assert name == "tiles" and shape[1:] == (4, 4, 3)
         self.batch = shape[0]
-        return self.batch <= 8
+        self.trt.shapes.append((self.profile, self.batch))
+        return self.batch <= self.trt.profiles[self.profile]
 
     def infer_shapes(self) -> list[str]:
         return []

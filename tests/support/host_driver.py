@@ -68,15 +68,21 @@ class HostDriver:
         self.calls.host_cuda_launch.restype = ctypes.c_char_p
         self.calls.host_cuda_size.restype = self.calls.host_cuda_offset.restype = ctypes.c_size_t
         self.order = order
+        self.room = 1 << 40
         self.allocated: set[int] = set()
+        self.sizes: dict[int, int] = {}
         self.launched: list[str] = []
 
     def load(self) -> None:
         pass
 
+    def free_bytes(self) -> int:
+        return self.room
+
     def allocate(self, nbytes: int) -> int:
         address = self.calls.host_cuda_allocate(ctypes.c_size_t(nbytes))
         self.allocated.add(address)
+        self.sizes[address] = nbytes
         return int(address)
 
     def free(self, address: int) -> None:

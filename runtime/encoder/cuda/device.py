@@ -53,13 +53,6 @@ class CudaDevice(CudaBindings):
         """Make the device's context current in this thread, for libraries that use the current context."""
         return self._current()
 
-    def free_bytes(self) -> int:
-        """Free device memory."""
-        with self._current():
-            status, free, _ = self._cuda.cuMemGetInfo()
-            self._check("cuMemGetInfo", status)
-        return int(free)
-
     def create_stream(self) -> int:
         """Create a stream."""
         with self._current():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,34 +16,62 @@ from mclst.runtime.encoder.session import INPUT
 from mclst.runtime.errors import ResourceError
 
 
-class OnnxRunner:
-    """A `Runner` on ONNX Runtime's CUDA provider."""
+class OnnxEncoder:
+    """The encoder at `path` in one session, for batches of any size, on a stream of its own.
 
-    def __init__(self, path: Path, batch: int) -> None:
-        self.batch = batch
-        self._path = path
+    A session has one stream, searches for algorithms and holds all weights, so batches share one.
+    """
+
+    def __init__(self, device: CudaDevice, path: Path) -> None:
+        """Raises ResourceError if the provider does not start, BundleError if the graph is not an encoder."""
+        self.stream = device.create_stream()
+        self._session: list[Any] = []
+        # Also at the end of the process. The session refers to the stream, so it goes first.
+        self._release = weakref.finalize(self, _release, self._session, device, self.stream)
+        self._session.append(open_graph(path, "cuda", cuda_options=cuda_options(self.stream)))
+        self.output, self.tile, self.width = check_encoder(self.session, path)
+
+    @property
+    def session(self) -> Any:
+        """The session of ONNX Runtime."""
+        return self._session[0]
+
+    def close(self) -> None:
+        """End the session, then its stream; all its runners are closed."""
+        self._release()
+
+
+def _release(session: list[Any], device: CudaDevice, stream: int) -> None:
+    session.clear()
+    device.destroy_stream(stream)
+
+
+class OnnxRunner:
+    """A `Runner` of batches of one size through an encoder that is open already."""
+
+    def __init__(self, encoder: OnnxEncoder, batch: int) -> None:
+        self.batch, self.stream = batch, encoder.stream
+        self._encoder = encoder
         self._bindings: list[Any] = []
-        self._session: Any = None
 
     def prepare(self, stream: int, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         """See `Runner`."""
         import onnxruntime
 
-        self._session = open_graph(self._path, "cuda", cuda_options=cuda_options(stream))
-        output, tile, width = check_encoder(self._session, self._path)
+        encoder = self._encoder
         self._options = onnxruntime.RunOptions()
         # By default every run ends with a synchronization of the stream.
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         for source, target in zip(inputs, outputs, strict=True):
-            binding = self._session.io_binding()
-            binding.bind_input(INPUT, "cuda", 0, np.uint8, (self.batch, *tile), source)
-            binding.bind_output(output, "cuda", 0, np.float32, (self.batch, width), target)
+            binding = encoder.session.io_binding()
+            binding.bind_input(INPUT, "cuda", 0, np.uint8, (self.batch, *encoder.tile), source)
+            binding.bind_output(encoder.output, "cuda", 0, np.float32, (self.batch, encoder.width), target)
             self._bindings.append(binding)
 
     def enqueue(self, slot: int) -> None:
         """See `Runner`."""
         try:
-            self._session.run_with_iobinding(self._bindings[slot], self._options)
+            self._encoder.session.run_with_iobinding(self._bindings[slot], self._options)
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             reason = " ".join(str(error).split())[:200]
             raise ResourceError(
@@ -53,14 +82,17 @@ class OnnxRunner:
     def close(self) -> None:
         """See `Runner`."""
         self._bindings.clear()
-        self._session = None
 
 
-def cuda_options(stream: int | None) -> dict[str, str]:
-    """Options of ONNX Runtime's CUDA provider: no TF32, and work on `stream` unless None."""
-    # The default search tries every algorithm on each new batch size, and may choose another in each run.
-    options = {"device_id": "0", "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
-    return options if stream is None else {**options, "user_compute_stream": str(stream)}
+def cuda_options(stream: int) -> dict[str, str]:
+    """Options of ONNX Runtime's CUDA provider: no TF32, and work on `stream`."""
+    return {
+        "device_id": "0",
+        "use_tf32": "0",
+        # The default search tries every algorithm on each new batch size, and may choose another in each run.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "user_compute_stream": str(stream),
+    }
 
 
 def open_onnx_cuda(path: Path) -> DeviceSession:
@@ -73,12 +105,12 @@ def open_onnx_cuda(path: Path) -> DeviceSession:
     import onnxruntime
 
     device = CudaDevice()
-    _, tile, width = check_encoder(open_graph(path, "cuda", cuda_options=cuda_options(None)), path)
+    encoder = OnnxEncoder(device, path)
     return DeviceSession(
         device,
-        lambda batch: OnnxRunner(path, batch),
+        lambda batch: OnnxRunner(encoder, batch),
         provider="cuda",
         engine=f"onnxruntime {onnxruntime.__version__}, {device.gpu.name}",
-        tile=tile,
-        width=width,
+        tile=encoder.tile,
+        width=encoder.width,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -31,8 +32,10 @@ class DeviceSession:
         self.provider, self.engine = provider, engine
         self._device, self._make_runner = device, make_runner
         self._tile, self._width = tile, width
-        self._single: tuple[int, DeviceStages] | None = None
         self._clock = Clock()
+        # Stages of the last batch size of `encode`: none or one. They end with the session.
+        self._single: list[DeviceStages] = []
+        self._release = weakref.finalize(self, _close, self._single)
 
     def stages(
         self, batch: int, *, group_rows: int, on_device: bool, clock: Clock, slots: int | None = None
@@ -59,14 +62,18 @@ class DeviceSession:
         check_tiles(tiles, self._tile)
         if not len(tiles):
             return np.empty((0, self._width), np.float32)
-        if self._single is None or self._single[0] != len(tiles):
-            if self._single is not None:
-                self._single[1].close()
-            self._single = (len(tiles), self._stages(len(tiles), len(tiles), False, self._clock))
-        return encode_now(self._single[1], tiles)
+        if not self._single or self._single[0].batch != len(tiles):
+            _close(self._single)
+            self._single.append(self._stages(len(tiles), len(tiles), False, self._clock))
+        return encode_now(self._single[0], tiles)
 
     def device_seconds(self) -> dict[str, float]:
         """Device time of all calls of `encode`: seconds of "upload", "encode" and "download"."""
-        if self._single is not None:
-            self._single[1].settle()
+        for stages in self._single:
+            stages.settle()
         return dict(self._clock)
+
+
+def _close(single: list[DeviceStages]) -> None:
+    while single:
+        single.pop().close()

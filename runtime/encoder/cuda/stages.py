@@ -21,9 +21,13 @@ SLOTS = 6
 
 
 class Runner(Protocol):
-    """An encoder that always runs full batches, so that results do not depend on how full a batch is."""
+    """An encoder that always runs full batches, so that results do not depend on how full a batch is.
+
+    stream: where it runs, if it has a stream of its own; None to run on the stages'.
+    """
 
     batch: int
+    stream: int | None
 
     def prepare(self, stream: int, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         """Prepare to read tiles from `inputs` and write to `outputs`, one device address per slot."""
@@ -84,7 +88,7 @@ class DeviceStages:
         tile: [H, W, 3]. width: D. group_rows: most rows of a group. on_device: keep groups on the device for
         retrieval there, not in pinned memory. Raises ResourceError if the device has too little memory.
         """
-        self.slots = slots
+        self.slots, self.batch = slots, runner.batch
         self._device, self._runner, self._clock = device, runner, clock
         self._tile, self._width, self._on_device = tile, width, on_device
         self._tile_bytes, self._row_bytes = int(np.prod(tile)), 4 * width
@@ -102,9 +106,9 @@ class DeviceStages:
 
     def _allocate(self, slots: int, group_rows: int) -> None:
         device, batch = self._device, self._runner.batch
-        for _ in range(3):
-            self._streams.append(device.create_stream())
-        self._upload_stream, self._compute_stream, self._download_stream = self._streams
+        self._upload_stream, self._download_stream = self._open_stream(), self._open_stream()
+        runs_on = self._runner.stream
+        self._compute_stream = self._open_stream() if runs_on is None else runs_on
         tiles = [self._pin(batch * self._tile_bytes) for _ in range(slots)]
         self._tiles = [memory.reshape(batch, *self._tile) for memory in tiles]
         self._inputs = [self._reserve(batch * self._tile_bytes) for _ in range(slots)]
@@ -187,7 +191,7 @@ class DeviceStages:
         self._closed = True
         device = self._device
         with suppress(ResourceError):
-            for stream in self._streams:
+            for stream in {*self._streams, *filter(None, [self._runner.stream])}:
                 device.wait(stream)
             for ticket in self._pending:
                 self.done(ticket)
@@ -217,6 +221,10 @@ class DeviceStages:
         event = self._free_events.pop() if self._free_events else self._device.create_event()
         self._device.record(event, stream)
         return event
+
+    def _open_stream(self) -> int:
+        self._streams.append(self._device.create_stream())
+        return self._streams[-1]
 
     def _pin(self, nbytes: int) -> NDArray[np.uint8]:
         self._pinned.append(self._device.allocate_pinned(nbytes))

@@ -18,6 +18,8 @@ from mclst.runtime.encoder.tensorrt.manifest import EngineKey
 from mclst.runtime.errors import OutputError, ResourceError
 
 _MAX_REASON = 240
+SMALL_BATCH = 8
+"""Up to here a batch has a profile of its own: kernels for full batches are slow for a few tiles."""
 
 
 class EngineError(ResourceError):
@@ -106,11 +108,11 @@ def build_engine(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, key.workspace_bytes)
     _set_targets(trt, config, key, library)
     _set_compatibility(trt, config, key)
-    profile = builder.create_optimization_profile()
-    max_shape = (key.max_batch, tile_px, tile_px, 3)
-    profile.set_shape(INPUT, (1, *max_shape[1:]), max_shape, max_shape)
-    if config.add_optimization_profile(profile) < 0:
-        raise _failure(library, onnx, "it does not take the range of batches", logger)
+    for optimal, most in batch_ranges(key):
+        profile = builder.create_optimization_profile()
+        profile.set_shape(INPUT, *((n, tile_px, tile_px, 3) for n in (1, optimal, most)))
+        if config.add_optimization_profile(profile) < 0:
+            raise _failure(library, onnx, "it does not take the range of batches", logger)
     cache = None if timing_cache is None else _timing_cache(config, timing_cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -129,6 +131,16 @@ def check_parses(library: Library, onnx: Path) -> None:
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     _parse(trt, network, logger, onnx, library)
+
+
+def batch_ranges(key: EngineKey) -> list[tuple[int, int]]:
+    """Batch to optimize for and largest batch of each profile: full batches first, then a few tiles.
+
+    TensorRT-RTX specializes kernels to the shapes it meets, so it needs no second profile.
+    """
+    full = [(key.max_batch, key.max_batch)]
+    small = key.flavour == "tensorrt" and key.max_batch > SMALL_BATCH
+    return [*full, (1, SMALL_BATCH)] if small else full
 
 
 def supported_targets(library: Library) -> tuple[str, ...]:

@@ -21,6 +21,8 @@ class TensorRTRunner:
     never change. TensorRT-RTX captures graphs itself.
     """
 
+    stream = None
+
     def __init__(
         self, library: Library, device: CudaDevice, engine: Any, manifest: EngineManifest, batch: int
     ) -> None:
@@ -31,22 +33,25 @@ class TensorRTRunner:
         self._memory: list[int] = []
         with device.current():
             self._context = _context(library, engine)
-            tile_px = manifest.tile_px
-            if (
-                self._context is None
-                or not self._context.set_input_shape(INPUT, (batch, tile_px, tile_px, 3))
-                or self._context.infer_shapes()
-            ):
-                raise ResourceError(
-                    f"the engine of {library} does not take {batch} tiles of {tile_px} px at once; "
-                    "give a smaller --batch-size"
-                )
+        self._profile = narrowest_profile(engine, batch)
+        if self._context is None or self._profile is None:
+            raise self._refused()
+        tile_px = manifest.tile_px
         self._tile_bytes = batch * tile_px * tile_px * 3
 
     def prepare(self, stream: int, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         """See `Runner`. Runs once, which lets TensorRT initialize, before the capture."""
         device, context = self._device, self._context
         self._stream, self._inputs, self._outputs = stream, inputs, outputs
+        tile_px = self._manifest.tile_px
+        with device.current():
+            # A context begins with profile 0.
+            if (
+                not (self._profile == 0 or context.set_optimization_profile_async(self._profile, stream))
+                or not context.set_input_shape(INPUT, (self.batch, tile_px, tile_px, 3))
+                or context.infer_shapes()
+            ):
+                raise self._refused()
         width = tuple(context.get_tensor_shape(self._manifest.output))[-1]
         self._row_bytes = self.batch * 4 * int(width)
         for nbytes in (self._tile_bytes, self._row_bytes):
@@ -76,6 +81,12 @@ class TensorRTRunner:
         self._context = None
         for address in self._memory:
             self._device.free(address)
+
+    def _refused(self) -> ResourceError:
+        return ResourceError(
+            f"the engine of {self._library} does not take {self.batch} tiles of {self._manifest.tile_px} px "
+            "at once; give a smaller --batch-size"
+        )
 
     def _execute(self) -> None:
         with self._device.current():
@@ -121,6 +132,13 @@ def _deserialize(library: Library, device: CudaDevice, engine: Engine) -> tuple[
     if dtypes != {INPUT: trt.DataType.UINT8, engine.manifest.output: trt.DataType.FLOAT}:
         raise ResourceError(f"{engine.path} is not an encoder's engine; remove it and run again")
     return runtime, cuda_engine
+
+
+def narrowest_profile(engine: Any, batch: int) -> int | None:
+    """The engine's profile with the smallest range that takes `batch` tiles; None if none does."""
+    most = [engine.get_tensor_profile_shape(INPUT, i)[2][0] for i in range(engine.num_optimization_profiles)]
+    fitting = [index for index, largest in enumerate(most) if largest >= batch]
+    return min(fitting, key=lambda index: most[index], default=None)
 
 
 def _context(library: Library, engine: Any) -> Any:

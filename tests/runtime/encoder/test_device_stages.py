@@ -7,6 +7,7 @@ test that a GPU behaves as the driver's documentation says.
 from __future__ import annotations
 
 import ctypes
+import gc
 import inspect
 import sys
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from mclst.benchmarks.schemas.latency import QueryResult
 from mclst.runtime import open_slide
 from mclst.runtime.bundle.manifest import FileRecord
 from mclst.runtime.encoder.cuda.device import CudaDevice
-from mclst.runtime.encoder.cuda.onnxruntime_cuda import OnnxRunner
+from mclst.runtime.encoder.cuda.onnxruntime_cuda import OnnxEncoder, OnnxRunner
 from mclst.runtime.encoder.cuda.session import DeviceSession
 from mclst.runtime.encoder.ring import Ring
 from mclst.runtime.encoder.tensorrt.engine_cache import Engine
@@ -239,6 +240,19 @@ def test_more_tiles_than_the_engine_takes_are_refused(fake_device: OpenDevice) -
         session.encode(np.zeros((9, 4, 4, 3), np.uint8))
 
 
+@pytest.mark.parametrize(("batch", "profile"), [(1, 1), (2, 1), (3, 0), (8, 0)])
+def test_a_small_batch_runs_in_the_profile_made_for_it(
+    fake_device: OpenDevice, batch: int, profile: int
+) -> None:
+    device, driver = fake_device()
+    trt = FakeTensorRT(driver)
+    trt.profiles = (8, 2)
+    session = open_tensorrt(Library("tensorrt", trt, trt.__version__), device, an_engine())
+    tiles = np.random.default_rng(batch).integers(0, 256, (batch, 4, 4, 3), np.uint8)
+    np.testing.assert_array_equal(session.encode(tiles), encoded(tiles))
+    assert trt.shapes == [(profile, batch)]
+
+
 def test_an_engine_that_is_refused_is_one_sentence(fake_device: OpenDevice) -> None:
     device, driver = fake_device()
     with pytest.raises(ResourceError, match="refuses engines/0, whose bytes are right"):
@@ -342,11 +356,38 @@ def test_a_run_through_onnx_runtime(
         return FakeOnnx(driver, int(cuda_options["user_compute_stream"]))
 
     monkeypatch.setattr("mclst.runtime.encoder.cuda.onnxruntime_cuda.open_graph", open_graph)
-    path = Path("encoder.onnx")
+    encoder = OnnxEncoder(device, Path("encoder.onnx"))
     session = DeviceSession(
-        device, lambda batch: OnnxRunner(path, batch), provider="cuda", engine="", tile=(4, 4, 3), width=3
+        device,
+        lambda batch: OnnxRunner(encoder, batch),
+        provider="cuda",
+        engine="",
+        tile=encoder.tile,
+        width=encoder.width,
     )
     embeddings = whole_run(session, slide, Clock(), on_device=on_device)
     np.testing.assert_array_equal(embeddings, slide.expected)
+    for n in (1, 3, 3, 8):  # other batch sizes go through the same session
+        tiles = np.random.default_rng(n).integers(0, 256, (n, 4, 4, 3), np.uint8)
+        np.testing.assert_array_equal(session.encode(tiles), encoded(tiles))
     assert len(options) == 1 and options[0]["use_tf32"] == "0"
-    assert not driver.memory and not driver.streams
+    assert options[0]["cudnn_conv_algo_search"] == "HEURISTIC"
+    del session
+    assert not driver.memory and list(driver.streams) == [encoder.stream]
+    encoder.close()
+    assert not driver.streams
+
+
+def test_a_graph_that_does_not_open_leaves_no_stream(
+    fake_device: OpenDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, driver = fake_device()
+
+    def open_graph(*_: Any, **__: Any) -> Any:
+        raise ResourceError("ONNX Runtime could not start CUDAExecutionProvider")
+
+    monkeypatch.setattr("mclst.runtime.encoder.cuda.onnxruntime_cuda.open_graph", open_graph)
+    with pytest.raises(ResourceError, match="could not start"):
+        OnnxEncoder(device, Path("encoder.onnx"))
+    gc.collect()
+    assert not driver.streams

@@ -27,7 +27,14 @@ from mclst.runtime import open_bundle
 from mclst.runtime.bundle.manifest import Preprocessing, Tile
 from mclst.runtime.encoder.cuda.gpu import Gpu
 from mclst.runtime.encoder.tensorrt import build as engine_build
-from mclst.runtime.encoder.tensorrt.build import EngineError, build_engine, check_parses, supported_targets
+from mclst.runtime.encoder.tensorrt.build import (
+    SMALL_BATCH,
+    EngineError,
+    batch_ranges,
+    build_engine,
+    check_parses,
+    supported_targets,
+)
 from mclst.runtime.encoder.tensorrt.engine_cache import (
     Engine,
     EngineRequest,
@@ -38,7 +45,7 @@ from mclst.runtime.encoder.tensorrt.engine_cache import (
     open_engine,
     this_platform,
 )
-from mclst.runtime.encoder.tensorrt.library import Library, load_library
+from mclst.runtime.encoder.tensorrt.library import Flavour, Library, load_library
 from mclst.runtime.encoder.tensorrt.manifest import EngineKey, read_engine_manifest
 from mclst.runtime.errors import ResourceError
 
@@ -143,6 +150,29 @@ def test_an_engine_of_every_encoder_for_two_targets(
     assert ("HALF" in built.layers) == (precision == "fp16")
     weights = sum(numpy_helper.to_array(tensor).nbytes for tensor in model.graph.initializer)
     assert len(built.plan) > 0.9 * weights
+
+
+@pytest.mark.parametrize(
+    ("flavour", "max_batch", "ranges"),
+    [
+        ("tensorrt", 64, [(64, 64), (1, SMALL_BATCH)]),
+        ("tensorrt", SMALL_BATCH, [(SMALL_BATCH, SMALL_BATCH)]),
+        ("tensorrt", 1, [(1, 1)]),
+        ("tensorrt-rtx", 64, [(64, 64)]),
+    ],
+)
+def test_small_batches_have_a_profile_of_their_own(
+    flavour: Flavour, max_batch: int, ranges: list[tuple[int, int]]
+) -> None:
+    key = EngineKey(
+        onnx_sha256="0" * 64,
+        precision="fp32",
+        flavour=flavour,
+        version="10.3.0",
+        max_batch=max_batch,
+        platform="linux-x86_64",
+    )
+    assert batch_ranges(key) == ranges
 
 
 def test_a_workspace_is_the_builders_limit(library: Library, tmp_path: Path) -> None:

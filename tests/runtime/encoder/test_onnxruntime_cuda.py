@@ -8,9 +8,11 @@ import site
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
@@ -73,3 +75,93 @@ def test_cuda_libraries_of_wheels_are_loaded_before_the_provider_starts(
     assert loaded == ["all"]
     out, err = capfd.readouterr()
     assert not out and "libcudnn" in err
+
+
+class Placed:
+    """A session on CUDA whose operators of `on_cpu` stay on the CPU; asks for what it is configured with."""
+
+    on_cpu: tuple[str, ...] = ()
+    entries: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, path: str, options: Any, providers: list[Any]) -> None:
+        self.name = providers[0][0]
+        Placed.entries = {
+            key: options.get_session_config_entry(f"session.{key}")
+            for key in ("record_ep_graph_assignment_info", "disable_cpu_ep_fallback")
+            if options.has(f"session.{key}")
+        }
+
+    def get_providers(self) -> list[str]:
+        return [self.name, "CPUExecutionProvider"]
+
+    def get_provider_graph_assignment_info(self) -> list[Any]:
+        parts = {"CPUExecutionProvider": self.on_cpu, self.name: ("Conv", "Gemm")}
+        return [
+            SimpleNamespace(
+                ep_name=name, get_nodes=lambda types=types: [SimpleNamespace(op_type=t) for t in types]
+            )
+            for name, types in parts.items()
+        ]
+
+
+class Options:
+    def __init__(self) -> None:
+        self.set: dict[str, str] = {}
+
+    def add_session_config_entry(self, key: str, value: str) -> None:
+        self.set[key] = value
+
+    def get_session_config_entry(self, key: str) -> str:
+        return self.set[key]
+
+    def has(self, key: str) -> bool:
+        return key in self.set
+
+
+@pytest.fixture
+def placing(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Placed]]:
+    """Opens graphs by a new class of `Placed` sessions."""
+    session = type("Session", (Placed,), {})
+    ort = ModuleType("onnxruntime")
+    ort.get_available_providers = lambda: ["CUDAExecutionProvider"]  # type: ignore[attr-defined]
+    ort.SessionOptions = Options  # type: ignore[attr-defined]
+    ort.InferenceSession = session  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "onnxruntime", ort)
+    onnxruntime_cpu._load_cuda_libraries.cache_clear()
+    yield session
+    onnxruntime_cpu._load_cuda_libraries.cache_clear()
+
+
+def test_operators_of_sizes_may_stay_on_the_cpu_and_no_others(placing: type[Placed]) -> None:
+    for allowed in ((), ("Shape", "Gather", "Mod")):
+        placing.on_cpu = allowed
+        onnxruntime_cpu.open_graph(Path("sequence.onnx"), "cuda")
+    assert Placed.entries == {"record_ep_graph_assignment_info": "1"}
+    placing.on_cpu = ("Shape", "MatMul", "Erf")
+    with pytest.raises(
+        ResourceError, match=r"would compute Erf, MatMul of sequence.onnx on the CPU, not on cuda"
+    ):
+        onnxruntime_cpu.open_graph(Path("sequence.onnx"), "cuda")
+
+
+def test_an_onnx_runtime_that_cannot_be_asked_refuses_any_operator_on_the_cpu(
+    placing: type[Placed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(Placed, "get_provider_graph_assignment_info")
+    onnxruntime_cpu.open_graph(Path("encoder.onnx"), "cuda")
+    assert Placed.entries == {"disable_cpu_ep_fallback": "1"}
+
+
+def test_onnx_runtime_says_where_it_computes_what(small_bundle: Path) -> None:
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    path = small_bundle / "encoder.onnx"
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        pytest.skip("this ONNX Runtime does not tell where it computes")
+    types = {node.op_type for node in onnx.load(path).graph.node}
+    assert onnxruntime_cpu.operators_on_cpu(session) == types - {"Constant"}

@@ -123,6 +123,11 @@ def recorder(version: str, driver: FakeDriver, errors: int = 0) -> RecordingTens
         ("ITensor", "dtype"): by_direction(lambda: trt.DataType.UINT8, lambda: trt.DataType.FLOAT),
         ("ITensor", "shape"): by_direction(lambda: shapes["tiles"], lambda: shapes["embedding"]),
         ("ICudaEngine", "num_io_tensors"): 2,
+        ("ICudaEngine", "num_optimization_profiles"): 2,
+        ("ICudaEngine", "get_tensor_profile_shape"): lambda engine, name, index: (
+            [(n, TILE_PX, TILE_PX, 3) for n in (1, 1, (16, 8)[index])]
+        ),
+        ("IExecutionContext", "set_optimization_profile_async"): True,
         ("ICudaEngine", "get_tensor_name"): lambda engine, index: ("tiles", "embedding")[index],
         ("ICudaEngine", "get_tensor_dtype"): lambda engine, name: (
             trt.DataType.UINT8 if name == "tiles" else trt.DataType.FLOAT
@@ -152,7 +157,7 @@ def run_everything(version: str, folder: Path, monkeypatch: pytest.MonkeyPatch) 
         precision="fp32",
         flavor="tensorrt-rtx" if rtx else "tensorrt",
         version="10.0.0",
-        max_batch=4,
+        max_batch=16,
         targets=("sm_86",) if rtx else (),
         gpu=None if rtx else Gpu("Made-up RTX", "8.6", "580"),
         workspace_bytes=1 << 20,
