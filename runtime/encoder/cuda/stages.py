@@ -21,13 +21,13 @@ SLOTS = 6
 
 
 class Runner(Protocol):
-    """An encoder that always runs full batches, so that results do not depend on how full a batch is.
-
-    stream: where it runs, if it has a stream of its own; None to run on the stages'.
-    """
+    """An encoder that always runs full batches, so that results do not depend on how full a batch is."""
 
     batch: int
-    stream: int | None
+
+    @property
+    def stream(self) -> int | None:
+        """Where it runs, if it has a stream of its own; None to run on the stages'."""
 
     def prepare(self, stream: int, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         """Prepare to read tiles from `inputs` and write to `outputs`, one device address per slot."""

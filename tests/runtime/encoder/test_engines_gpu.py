@@ -177,11 +177,13 @@ def torch_session() -> tuple[DeviceSession, Any]:
             }
 
     class TorchRunner:
+        stream = None
+
         def __init__(self, batch: int) -> None:
             self.batch = batch
 
         def prepare(self, stream: int, inputs: Sequence[int], outputs: Sequence[int]) -> None:
-            self.stream = torch.cuda.ExternalStream(stream)
+            self.ours = torch.cuda.ExternalStream(stream)
             shape = (self.batch, SIDE, SIDE, 3)
             self.inputs = [torch.as_tensor(Lying(a, shape, "|u1"), device="cuda") for a in inputs]
             self.outputs = [
@@ -189,7 +191,7 @@ def torch_session() -> tuple[DeviceSession, Any]:
             ]
 
         def enqueue(self, slot: int) -> None:
-            with torch.cuda.stream(self.stream), torch.inference_mode():
+            with torch.cuda.stream(self.ours), torch.inference_mode():
                 self.outputs[slot].copy_(embed(self.inputs[slot]))
 
         def close(self) -> None: ...
