@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.kernels.faiss.provider import FaissProvider
 
+if TYPE_CHECKING:
+    from mclst.kernels.cuda.driver import Driver
+
 
 class Retriever:
     """A bank prepared for queries.
@@ -35,7 +39,8 @@ class Retriever:
     spec : RetrievalSpec
     provider : {"auto", "cpu", "cuda", "faiss", "reference"}
         "cpu": compiled loops. "cuda": a GPU. "faiss": FAISS, on a GPU if possible, and scipy. "reference":
-        the slow float64 definition. "auto": "cpu" if it was compiled, else "faiss".
+        the slow float64 definition. "auto": "cuda" where a device passes a self-test against the definition,
+        else "cpu" if it was compiled, else "faiss".
 
     Attributes
     ----------
@@ -74,10 +79,12 @@ class Retriever:
                 f"k is {spec.k} and the bank has {len(embedding)} rows; give k from 1 to {len(embedding)}"
             )
         self.spec = spec
-        self.provider = fastest_provider() if provider == "auto" else provider
         self._columns = embedding.shape[1]
-        stored = bank.expression if half and self.provider == "cuda" else expression
-        self._run = PROVIDERS[self.provider](embedding, stored, spec)
+        on_cuda = bank.expression if half else expression
+        run = _on_device(embedding, on_cuda, spec) if provider == "auto" else None
+        self.provider = provider if provider != "auto" else fastest_on_cpu() if run is None else "cuda"
+        stored = on_cuda if self.provider == "cuda" else expression
+        self._run = PROVIDERS[self.provider](embedding, stored, spec) if run is None else run
 
     def aggregate(self, embeddings: NDArray[np.float32], *, neighbors: bool = False) -> RetrievalResult:
         """Predict expression for embeddings.
@@ -137,15 +144,38 @@ def _cpu(embedding: NDArray[np.float32], expression: NDArray[np.float32], spec: 
         ) from error
 
 
-def _cuda(embedding: NDArray[np.float32], expression: Expression, spec: RetrievalSpec) -> Provider:
+def _cuda(
+    embedding: NDArray[np.float32], expression: Expression, spec: RetrievalSpec, driver: Driver | None = None
+) -> Provider:
     from mclst.kernels.cuda.provider import CudaProvider
 
     half = expression.dtype == np.float16
-    return CudaProvider(embedding, expression.astype(np.float32), spec, half_expression=half)
+    return CudaProvider(embedding, expression.astype(np.float32), spec, driver=driver, half_expression=half)
 
 
-def fastest_provider() -> str:
-    """The provider that "auto" resolves to: "cpu" if it was compiled, else "faiss"."""
+def _on_device(
+    embedding: NDArray[np.float32], expression: Expression, spec: RetrievalSpec
+) -> Provider | None:
+    """The provider "cuda" for "auto"; None without a device, and with a warning where it cannot be used."""
+    from mclst.kernels.cuda.driver import first_device
+
+    driver = first_device()
+    if driver is None:
+        return None
+    from mclst.kernels.cuda.self_test import check_device
+
+    try:
+        check_device(driver)
+        return _cuda(embedding, expression, spec, driver)
+    except ValueError as error:
+        logging.getLogger("mclst").warning(
+            "retrieval runs by %r in place of 'cuda': %s", fastest_on_cpu(), error
+        )
+        return None
+
+
+def fastest_on_cpu() -> str:
+    """The provider of "auto" without a CUDA device: "cpu" if it was compiled, else "faiss"."""
     from mclst.kernels.cpu.compiled import built
 
     return "cpu" if built() else "faiss"

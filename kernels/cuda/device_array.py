@@ -8,7 +8,6 @@ from typing import Any
 
 _CUDA = 2
 _FLOAT = 2
-_LEGACY_STREAM = 1
 
 UNKNOWN_STREAM = -1
 """Of an array whose pending work may be on any stream."""
@@ -51,12 +50,15 @@ def on_device(array: Any) -> bool:
     return device is not None and int(device()[0]) == _CUDA
 
 
-def device_array(name: str, array: Any) -> DeviceArray:
-    """View `array` without a copy; ValueError, calling it `name`, if it is not float32 in C order."""
+def device_array(name: str, array: Any, stream: int) -> DeviceArray:
+    """View `array` without a copy, to be read on `stream`.
+
+    Raises ValueError, calling it `name`, if it is not float32 in C order.
+    """
     # DLPack's producer makes our stream wait; torch's interface, version 2, says nothing of streams.
     if hasattr(array, "__dlpack__"):
         try:
-            view, float32, contiguous = _by_dlpack(array)
+            view, float32, contiguous = _by_dlpack(array, stream)
         except BufferError as error:
             raise ValueError(f"{name} on the device cannot be shared ({error}); detach it first") from error
     else:
@@ -74,9 +76,9 @@ def _by_interface(array: Any, interface: dict[str, Any]) -> tuple[DeviceArray, b
     return view, interface["typestr"] in ("<f4", "=f4"), strides is None or _c_contiguous(shape, strides, 4)
 
 
-def _by_dlpack(array: Any) -> tuple[DeviceArray, bool, bool]:
+def _by_dlpack(array: Any, stream: int) -> tuple[DeviceArray, bool, bool]:
     # The capsule is never consumed, so its destructor frees the tensor; DeviceArray.owner keeps it alive.
-    capsule = array.__dlpack__(stream=_LEGACY_STREAM)
+    capsule = array.__dlpack__(stream=stream)
     read = ctypes.pythonapi.PyCapsule_GetPointer
     read.restype, read.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     tensor = _Tensor.from_address(read(capsule, b"dltensor"))

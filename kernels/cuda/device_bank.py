@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.kernels.cuda.driver import Driver, Memory
+from mclst.kernels.cuda.driver import Driver, Memory, Stream
 from mclst.kernels.cuda.job import Job, Placing, leaves
 from mclst.kernels.cuda.plan import Plan
 from mclst.kernels.definition.reference import SAME_DIRECTION, directions
@@ -39,10 +39,12 @@ class DeviceBank:
         expression: NDArray[np.float32],
         spec: RetrievalSpec,
         plan: Plan,
+        stream: Stream,
         *,
         half_expression: bool,
     ) -> None:
-        self._driver, self._memory = driver, Memory(driver)
+        """stream: where kernels are launched; its work comes after uploads, and before downloads."""
+        self._driver, self._memory, self._stream = driver, Memory(driver), stream
         self._embedding, self._spec, self._plan = embedding, spec, plan
         self._zero_axis = spec.rank == "cosine" and not embedding.any(axis=1).all()
         self.columns = embedding.shape[1] + self._zero_axis
@@ -50,12 +52,16 @@ class DeviceBank:
         self.placing = self._make_placing()
         self.job = self._make_job(expression.shape[1])
         self.sample_job = self.job
-        self._put_bank()
-        if spec.rank != "l1" and spec.k < len(embedding):
-            self._put_points()
-        if plan.sample:
-            self._put_sample()
-        self._put_expression(expression, half_expression)
+        try:
+            self._put_bank()
+            if spec.rank != "l1" and spec.k < len(embedding):
+                self._put_points()
+            if plan.sample:
+                self._put_sample()
+            self._put_expression(expression, half_expression)
+        except BaseException:
+            self._memory.release()
+            raise
 
     def release(self) -> None:
         """Free the device memory."""
@@ -149,7 +155,7 @@ class DeviceBank:
         for part, width in (("high", 2 * self.padded), ("low", 2 * self.padded), ("scale", 4), ("square", 4)):
             memory.reserve(f"{name}_{part}", rows * width)
             setattr(placing, part, memory[f"{name}_{part}"])
-        self._driver.launch("place", (-(-rows // PLACED_PER_BLOCK), 1), BLOCK, 0, placing)
+        self._driver.launch("place", (-(-rows // PLACED_PER_BLOCK), 1), BLOCK, 0, placing, self._stream)
 
     def _point_to(self, name: str, job: Job) -> None:
         for part in ("high", "low", "scale", "square"):

@@ -112,9 +112,9 @@ def _plan(
 
 
 def bytes_per_query(rows: int, columns: int, k: int, genes: int, capacity: int, sample: int) -> int:
-    """Workspace per query, including its input and output."""
+    """Workspace per query, including its input and output, which are there twice."""
     keys = 4 * max(capacity, sample) + 16 * capacity
-    return keys + 8 * columns + 8 * k + rows // 8 + 4 * genes + 64
+    return keys + 12 * columns + 8 * k + rows // 8 + 8 * genes + 64
 
 
 def bank_bytes(rows: int, d: int, padded: int, genes: int, *, points: bool, dense: bool, half: bool) -> int:

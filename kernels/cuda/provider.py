@@ -1,12 +1,9 @@
-"""The `cuda` provider: runs retrieve.cu on blocks of queries, in a workspace of fixed size.
-
-The kernels compile for every architecture and pass their tests in a CPU emulation, but have not yet run on a
-device. Until `make gpu-check` has passed on one, "auto" does not select this provider.
-"""
+"""The `cuda` provider: runs retrieve.cu on blocks of queries, in a workspace of fixed size."""
 
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,8 +19,9 @@ from mclst.kernels.cuda.device_bank import (
 )
 from mclst.kernels.cuda.driver import Driver, Memory, open_driver
 from mclst.kernels.cuda.job import Job, Placing, copy_of
+from mclst.kernels.cuda.pipeline import Lane, Pipeline
 from mclst.kernels.cuda.plan import DENSE_FROM, WORKSPACE_BYTES, Plan, bank_bytes, make_plan
-from mclst.kernels.definition.contract import MAX_MAGNITUDE, BadQuery, ProviderError
+from mclst.kernels.definition.contract import MAX_MAGNITUDE, ProviderError
 from mclst.kernels.definition.reference import rank_scores
 from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import RetrievalSpec
@@ -31,8 +29,9 @@ from mclst.kernels.definition.spec import RetrievalSpec
 _TILE, _SQUARE = 128, 64
 _GATHER_BLOCK, _GATHER_QUERIES, _GATHER_GENES = 128, 4, 128
 _DENSE_QUERIES, _DENSE_GENES = 64, 128
-_NO_ROW = 0xFFFFFFFF
 _ORDER_BYTES = 64 << 20
+# A call is cut into blocks whose copies and kernels overlap, unless these would not fill the device.
+_BLOCKS, _FULL_BLOCK = 4, 1024
 
 
 class CudaProvider:
@@ -83,27 +82,34 @@ class CudaProvider:
         )
         self._check_room(embedding, expression, spec, padded, workspace_bytes, half_expression)
         self._spec, self._embedding = spec, embedding
-        self._bank = DeviceBank(
-            self._driver, embedding, expression, spec, self.plan, half_expression=half_expression
-        )
-        self._memory = Memory(self._driver)
-        self._job, self._sample_job, self._placing = self._reserve()
-        self._release = weakref.finalize(self, _free, self._memory, self._bank)
+        driver, genes = self._driver, expression.shape[1]
+        self._pipeline = Pipeline(driver, queries=self.plan.queries, columns=embedding.shape[1], genes=genes)
+        self._stream = self._pipeline.compute_stream
+        self._memory = Memory(driver)
+        try:
+            self._bank = DeviceBank(
+                driver, embedding, expression, spec, self.plan, self._stream, half_expression=half_expression
+            )
+            self._job, self._sample_job, self._placing = self._reserve()
+        except BaseException:
+            _free(self._pipeline, self._memory)
+            raise
+        self._release = weakref.finalize(self, _free, self._pipeline, self._memory, self._bank)
 
     def aggregate(self, queries: NDArray[np.float32], *, neighbors: bool = False) -> RetrievalResult:
         """Retrieve for checked `queries` float32 [N, D] in host memory."""
         n, k = len(queries), self._spec.k
-        result = RetrievalResult.empty(n, self._job.genes, k if neighbors else None)
-        for start in range(0, n, self.plan.queries):
-            block = slice(start, min(n, start + self.plan.queries))
-            self._driver.upload(self._memory["query"], queries[block])
-            self._run(block.stop - start, self._memory["query"])
-            self._download(result, block)
-            if result.neighbors is not None:
-                rows = np.empty((block.stop - start, k), dtype=np.uint32)
-                self._driver.download(rows, self._memory["near_row"])
-                result.neighbors[block] = self._by_rank(queries[block], rows.astype(np.int64))
-        return result
+        step = self._block(n)
+        if not neighbors:
+            return self._pipeline.run(n, step, self._run_lane, queries=queries)
+        chosen = np.empty((n, k), np.int64)
+
+        def take(block: slice, rows: NDArray[np.uint32]) -> None:
+            chosen[block] = self._by_rank(queries[block], rows.astype(np.int64))
+
+        take_rows = (self._memory["near_row"], k, take)
+        result = self._pipeline.run(n, step, self._run_lane, queries=queries, neighbors=take_rows)
+        return replace(result, neighbors=chosen)
 
     def aggregate_from(self, queries: Any) -> RetrievalResult:
         """Retrieve for queries float32 [N, D] on the device; the result is on the host.
@@ -111,20 +117,17 @@ class CudaProvider:
         queries: C-ordered, with `__cuda_array_interface__` or DLPack; waits for pending work on its stream.
         Raises ValueError for other shapes or dtypes, BadQuery for NaN, infinity or a value beyond 1e30.
         """
-        source = device_array("the embeddings", queries)
+        source = device_array("the embeddings", queries, self._driver.handle(self._stream))
         n, d = source.shape[0] if len(source.shape) == 2 else 0, self._job.d
         if source.shape != (n, d):
             raise ValueError(f"the embeddings on the device have shape {list(source.shape)}; give {[n, d]}")
-        if source.stream not in (None, 0, 1):
+        if source.stream not in (None, 0):
             self._driver.wait(source.stream)
-        result = RetrievalResult.empty(n, self._job.genes)
-        self._driver.upload(self._memory["bad"], np.array([_NO_ROW], dtype=np.uint32))
-        for start in range(0, n, self.plan.queries):
-            block = slice(start, min(n, start + self.plan.queries))
-            self._run(block.stop - start, source.pointer + 4 * start * d)
-            self._check_queries(start)
-            self._download(result, block)
-        return result
+
+        def compute(lane: Lane, start: int, count: int) -> None:
+            self._run(lane, count, source.pointer + 4 * start * d)
+
+        return self._pipeline.run(n, self._block(n), compute)
 
     def release(self) -> None:
         """Free the device memory; the provider cannot be used afterwards."""
@@ -159,7 +162,6 @@ class CudaProvider:
         bank, plan, memory = self._bank, self.plan, self._memory
         n, rows = plan.queries, len(self._embedding)
         bytes_per_query = {
-            "query": 4 * bank.job.d,
             "query_high": 2 * bank.padded,
             "query_low": 2 * bank.padded,
             "query_scale": 4,
@@ -177,31 +179,35 @@ class CudaProvider:
             "near_row": 4 * self._spec.k,
             "weight": 4 * self._spec.k,
             "share": 4,
-            "expression": 4 * bank.job.genes,
-            "nearest": 4,
-            "effective_k": 4,
         }
         for name, width in bytes_per_query.items():
             memory.reserve(name, n * width)
         memory.reserve("exact_score", 8 * plan.slots * rows)
         memory.reserve("exact_count", 4)
-        memory.put("bad", np.array([_NO_ROW], dtype=np.uint32))
-        addresses = {name: memory[name] for name, _ in Job._fields_ if memory[name] and name != "expression"}
-        addresses["out"] = memory["expression"]
+        addresses = {name: memory[name] for name, _ in Job._fields_ if memory[name]}
         placing = Placing.from_buffer_copy(bank.placing)
         placing.largest = MAX_MAGNITUDE
         for name in ("high", "low", "scale", "square", "norm"):
             setattr(placing, name, memory[f"query_{name}"])
-        placing.far, placing.bad = memory["far"], memory["bad"]
+        placing.far = memory["far"]
         placing.exact_count = memory["exact_count"]
         return copy_of(bank.job, **addresses), copy_of(bank.sample_job, **addresses), placing
 
-    def _run(self, n: int, query: int) -> None:
-        """Run all stages for n queries at device address `query`; results stay in the workspace."""
+    def _block(self, n: int) -> int:
+        """Queries per block of a call for n."""
+        return min(self.plan.queries, max(_FULL_BLOCK, _parts(n, _BLOCKS)))
+
+    def _run_lane(self, lane: Lane, start: int, count: int) -> None:
+        """Launch all stages for the queries in a lane."""
+        self._run(lane, count, lane.memory["query"])
+
+    def _run(self, lane: Lane, n: int, query: int) -> None:
+        """Launch all stages for n queries at device address `query`; results go to the lane's memory."""
         placing = Placing.from_buffer_copy(self._placing)
-        placing.n, placing.source = n, query
+        placing.n, placing.source, placing.bad = n, query, lane.memory["bad"]
         self._launch("place", (_parts(n, PLACED_PER_BLOCK), 1), placing)
-        job = copy_of(self._job, n=n, query=query)
+        results = {name: lane.memory[name] for name in ("out", "nearest", "effective_k")}
+        job = copy_of(self._job, n=n, query=query, **results)
         query_bytes = 8 * job.d
         if self._spec.k < len(self._embedding):
             if self.plan.sample:
@@ -220,11 +226,6 @@ class CudaProvider:
             grid = (_parts(n, _GATHER_QUERIES), _parts(job.genes, _GATHER_GENES))
             self._launch("gather", grid, job, block=_GATHER_BLOCK)
 
-    def _download(self, result: RetrievalResult, block: slice) -> None:
-        """Copy the results of a block from the workspace to the host."""
-        for name in ("expression", "nearest", "effective_k"):
-            self._driver.download(getattr(result, name)[block], self._memory[name])
-
     def _keys(self, which: str, job: Job) -> None:
         kernel, tile = ("city_block", _SQUARE) if self._spec.rank == "l1" else ("product", _TILE)
         self._launch(f"{kernel}_{which}", (_parts(job.key_rows, tile), _parts(job.n, tile)), job)
@@ -238,13 +239,7 @@ class CudaProvider:
         block: int = BLOCK,
         shared: int = 0,
     ) -> None:
-        self._driver.launch(kernel, grid, block, shared, argument)
-
-    def _check_queries(self, start: int) -> None:
-        bad = np.empty(1, dtype=np.uint32)
-        self._driver.download(bad, self._memory["bad"])
-        if bad[0] != _NO_ROW:
-            raise BadQuery(start + int(bad[0]))
+        self._driver.launch(kernel, grid, block, shared, argument, self._stream)
 
     def _by_rank(self, queries: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Ascending `rows` [n, k] ordered by rank score and then by row."""
@@ -263,10 +258,10 @@ def _parts(count: int, size: int) -> int:
     return -(-count // size)
 
 
-def _free(memory: Memory, bank: DeviceBank) -> None:
+def _free(*parts: Pipeline | Memory | DeviceBank) -> None:
     try:
-        memory.release()
-        bank.release()
+        for part in parts:
+            part.release()
     except ProviderError:
         # The device failed, which was reported before; its memory ends with the process.
         return

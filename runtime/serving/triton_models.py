@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.kernels.retriever import Retriever, fastest_provider
+from mclst.kernels.retriever import Retriever, fastest_on_cpu
 from mclst.runtime.bundle.bank import read_bank
 from mclst.runtime.bundle.bundle import BANK
 from mclst.runtime.errors import BundleError
@@ -53,7 +53,7 @@ class RetrievalModel:
         settings = served.bundle.manifest.retrieval
         assert settings is not None, "a bundle of this kind has these"
         self._width = served.bundle.manifest.encoder.embedding_dim
-        self._retrieve = Retriever(read_bank(repository / bank), settings.spec(), fastest_provider())
+        self._retrieve = Retriever(read_bank(repository / bank), settings.spec(), fastest_on_cpu())
 
     def execute(self, requests: list[EncoderRequest]) -> list[Response]:
         """Run all requests in one retrieval; each separately if one is invalid."""
@@ -114,7 +114,7 @@ class ManifestModel:
         for name in served.files:
             _check_file(repository, served, name)
         retrieves = served.bundle.manifest.kind == "retrieval"
-        update = {"versions": installed_versions(), "retriever": fastest_provider() if retrieves else None}
+        update = {"versions": installed_versions(), "retriever": fastest_on_cpu() if retrieves else None}
         self._document = served.model_copy(update=update).model_dump_json().encode()
 
     def execute(self, requests: list[EncoderRequest]) -> list[Response]:

@@ -166,10 +166,11 @@ def test_scores_and_distances_are_the_references_to_the_bit(rank: Any, d: int) -
     # Without room for keys every query goes to choose_exactly.
     cuda._job.capacity = 0
     cuda._job.k, cuda._job.filter = 20, 1
-    cuda._driver.upload(cuda._memory["query"], queries)
+    lane = cuda._pipeline._lanes[0]
+    cuda._driver.upload(lane.memory["query"], queries)
     job = type(cuda._job).from_buffer_copy(cuda._job)
     job.n = 3
-    cuda._run(3, cuda._memory["query"])
+    cuda._run(lane, 3, lane.memory["query"])
     assert array_of(cuda, "exact_count", np.uint32, 1)[0] == 3
     scores = array_of(cuda, "exact_score", np.float64, 3, 40)
     for query, row in zip(queries, scores, strict=True):

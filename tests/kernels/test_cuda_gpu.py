@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from retrieval_cases import ADVERSARIES, SPECS, Bank, adversary, assert_same, clustered, spec_name
 
-from mclst.kernels.cuda.driver import CudaBindings, Driver, PyCuda, open_driver
+from mclst.kernels.cuda.cuda_bindings import CudaBindings
+from mclst.kernels.cuda.driver import Driver, open_driver
 from mclst.kernels.cuda.provider import CudaProvider
+from mclst.kernels.cuda.pycuda_driver import PyCuda
 from mclst.kernels.definition import reference
 from mclst.kernels.definition.contract import ProviderError
 from mclst.kernels.definition.spec import RANKS, RetrievalSpec

@@ -23,10 +23,12 @@ from numpy.typing import NDArray
 from retrieval_cases import Bank, assert_same, clustered
 
 from mclst.kernels.cuda import cubin
+from mclst.kernels.cuda.cuda_bindings import CudaBindings
 from mclst.kernels.cuda.device_array import UNKNOWN_STREAM, device_array, on_device
-from mclst.kernels.cuda.driver import CudaBindings, Driver, PyCuda, open_driver
+from mclst.kernels.cuda.driver import Driver, open_driver
 from mclst.kernels.cuda.plan import MAX_ROWS, bank_bytes, bytes_per_query, make_plan
 from mclst.kernels.cuda.provider import CudaProvider
+from mclst.kernels.cuda.pycuda_driver import PyCuda
 from mclst.kernels.definition.contract import BadQuery, ProviderError
 from mclst.kernels.definition.spec import RANKS, RetrievalSpec
 from mclst.kernels.retriever import PROVIDERS, Retriever
@@ -159,7 +161,7 @@ class ByDlpack:
         return 2, 0
 
     def __dlpack__(self, *, stream: int) -> Any:
-        assert stream == 1
+        assert stream == 7  # of the kernels
         return self.array.__dlpack__()
 
 
@@ -167,12 +169,12 @@ class ByDlpack:
 def test_a_device_array_is_taken_where_it_lies(wrap: Any) -> None:
     whole = np.zeros((6, 4), dtype=np.float32)
     for part in (whole, whole[2:4], whole[:0], whole[:1, :]):
-        view = device_array("it", wrap(part))
+        view = device_array("it", wrap(part), 7)
         assert view.shape == part.shape
         assert view.pointer == part.ctypes.data or not part.size
     for wrong in (whole.astype(np.float64), whole.astype(np.int32), whole[:, :3], whole.T, whole[::2]):
         with pytest.raises(ValueError, match="it on the device must be float32 in C order"):
-            device_array("it", wrap(wrong))
+            device_array("it", wrap(wrong), 7)
     assert on_device(wrap(whole)) and not on_device(whole) and not on_device([1.0])
 
 
@@ -196,16 +198,16 @@ class ByBoth(ByDlpack):
 def test_the_stream_to_wait_for(interface: dict[str, Any], stream: int | None) -> None:
     whole = np.zeros((6, 4), dtype=np.float32)
     array = SimpleNamespace(__cuda_array_interface__=dict(whole.__array_interface__) | interface)
-    assert device_array("it", array).stream == stream
+    assert device_array("it", array, 7).stream == stream
 
 
 def test_dlpack_comes_before_an_interface_without_streams() -> None:
     whole = np.zeros((6, 4), dtype=np.float32)
-    view = device_array("it", ByBoth(whole))  # ByDlpack requires our stream
+    view = device_array("it", ByBoth(whole), 7)  # ByDlpack requires our stream
     assert view.stream is None and view.pointer == whole.ctypes.data
     tensor = SimpleNamespace(__dlpack__=refuse_to_share)
     with pytest.raises(ValueError, match=r"it on the device cannot be shared \(it requires gradients\)"):
-        device_array("it", tensor)
+        device_array("it", tensor, 7)
 
 
 def refuse_to_share(*, stream: int) -> Any:
@@ -266,7 +268,7 @@ def test_work_pending_on_a_stream_is_waited_for(monkeypatch: pytest.MonkeyPatch)
     torch_like = OnDevice(queries)
     torch_like.__cuda_array_interface__["version"] = 2
     cuda.aggregate_from(torch_like)
-    assert waited == [77, UNKNOWN_STREAM]
+    assert waited == [77, 1, UNKNOWN_STREAM]
 
 
 # --- bindings -------------------------------------------------------------------------------------
@@ -313,6 +315,12 @@ class FakeBindings(ModuleType):
     def fake_cuDeviceGetCount(self) -> int:
         return 1
 
+    def fake_cuDeviceGetName(self, length: int, device: int) -> bytes:
+        return b"Made-up Orin".ljust(length, b"\0")
+
+    def fake_cuDriverGetVersion(self) -> int:
+        return 12060
+
     def fake_cuDeviceGetAttribute(self, attribute: str, device: int) -> int:
         return {"COMPUTE_CAPABILITY_MAJOR": 8, "COMPUTE_CAPABILITY_MINOR": 7, "MULTIPROCESSOR_COUNT": 3}[
             attribute
@@ -339,10 +347,26 @@ class FakeBindings(ModuleType):
 
     fake_cuMemcpyDtoH = fake_cuMemcpyHtoD
 
+    def fake_cuMemcpyHtoDAsync(self, to: int, source: int, nbytes: int, stream: int) -> None:
+        self.host._copy(to, source, nbytes)
+
+    fake_cuMemcpyDtoHAsync = fake_cuMemcpyHtoDAsync
+
+    def fake_cuMemHostAlloc(self, nbytes: int, flags: int) -> int:
+        return self.host.allocate(nbytes)
+
+    def fake_cuMemFreeHost(self, address: int) -> None:
+        self.host.free(address)
+
+    def fake_cuStreamCreate(self, flags: int) -> int:
+        return 7 if flags == 0 else 8
+
+    def fake_cuStreamSynchronize(self, stream: int) -> None: ...
+
     def fake_cuLaunchKernel(self, kernel: str, *rest: Any) -> None:
         grid, block, (shared, stream, parameters, extra) = rest[:3], rest[3:6], rest[6:]
-        assert (grid[2], block[1:], stream, extra) == (1, (1, 1), 0, 0)
-        self.host.launch(kernel, grid[:2], block[0], shared, self.structure(kernel, parameters))
+        assert (grid[2], block[1:], extra) == (1, (1, 1), 0)
+        self.host.launch(kernel, grid[:2], block[0], shared, self.structure(kernel, parameters), stream)
 
     def structure(self, kernel: str, parameters: int) -> ctypes.Structure:
         from mclst.kernels.cuda.job import Job, Placing
@@ -365,6 +389,8 @@ class FakePyCuda(ModuleType):
         super().__init__("pycuda.driver")
         self.host, self.depth, self.fails = HostDriver(), 0, fails
         self.device_attribute = SimpleNamespace(MULTIPROCESSOR_COUNT="MULTIPROCESSOR_COUNT")
+        self.host_alloc_flags = SimpleNamespace(PORTABLE=1)
+        self.event_flags = SimpleNamespace(BLOCKING_SYNC=1)
         self.Context = SimpleNamespace(pop=self.pop, synchronize=lambda: self.fake_cuCtxSynchronize())
         self.Device = type(
             "Device", (), {"count": staticmethod(lambda: 1), "__new__": lambda cls, i: self.device()}
@@ -374,12 +400,16 @@ class FakePyCuda(ModuleType):
         context = SimpleNamespace(push=self.push)
         return SimpleNamespace(
             retain_primary_context=lambda: context,
+            name=lambda: "Made-up Orin",
             compute_capability=lambda: (8, 7),
             get_attribute=lambda name: {"MULTIPROCESSOR_COUNT": 3}[name],
         )
 
     def init(self) -> None:
         self.maybe_fail("cuInit")
+
+    def get_driver_version(self) -> int:
+        return 12060
 
     def fake_cuCtxSynchronize(self) -> None:
         pass
@@ -418,10 +448,64 @@ class FakePyCuda(ModuleType):
         assert self.depth == 1
         self.host.download(array, source)
 
+    def memcpy_htod_async(self, to: int, array: NDArray[Any], stream: FakePyCudaStream) -> None:
+        self.memcpy_htod(to, array)
+
+    def memcpy_dtoh_async(self, array: NDArray[Any], source: int, stream: FakePyCudaStream) -> None:
+        self.memcpy_dtoh(array, source)
+
+    def pagelocked_empty(self, shape: int, dtype: Any, *, mem_flags: int) -> NDArray[Any]:
+        assert self.depth == 1 and mem_flags == 1
+        return np.asarray(FakePagelocked(self.host, shape))
+
+    def Stream(self, flags: int) -> FakePyCudaStream:
+        return FakePyCudaStream(self, flags)
+
+    def Event(self, flags: int) -> FakePyCudaEvent:
+        return FakePyCudaEvent(self)
+
     def module_from_buffer(self, code: bytes) -> Any:
         assert self.depth == 1
         self.maybe_fail("cuModuleLoadData")
         return SimpleNamespace(get_function=lambda name: FakeFunction(self, name))
+
+
+class FakePagelocked:
+    def __init__(self, host: HostDriver, nbytes: int) -> None:
+        self.host, self.address = host, host.allocate(nbytes)
+        self.__array_interface__ = {
+            "shape": (nbytes,),
+            "typestr": "|u1",
+            "data": (self.address, False),
+            "version": 3,
+        }
+
+    def free(self) -> None:
+        self.host.free(self.address)
+
+
+class FakePyCudaStream:
+    def __init__(self, fake: FakePyCuda, flags: int) -> None:
+        assert fake.depth == 1
+        self.fake, self.handle = fake, 7 if flags == 0 else 8
+
+    def wait_for_event(self, event: FakePyCudaEvent) -> None:
+        assert self.fake.depth == 1
+
+
+class FakePyCudaEvent:
+    def __init__(self, fake: FakePyCuda) -> None:
+        assert fake.depth == 1
+        self.fake = fake
+
+    def record(self, stream: FakePyCudaStream) -> None:
+        assert self.fake.depth == 1
+
+    def synchronize(self) -> None:
+        assert self.fake.depth == 1
+
+    def time_till(self, end: FakePyCudaEvent) -> float:
+        return 2.0
 
 
 class FakeFunction:
@@ -433,14 +517,19 @@ class FakeFunction:
         return self
 
     def prepared_async_call(
-        self, grid: tuple[int, ...], block: tuple[int, ...], stream: None, argument: bytes, shared_size: int
+        self,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        stream: FakePyCudaStream,
+        argument: bytes,
+        shared_size: int,
     ) -> None:
         from mclst.kernels.cuda.job import Job, Placing
 
         assert self.fake.depth == 1 and self.format == f"{len(argument)}s" and grid[2] == 1
         self.fake.maybe_fail("cuLaunchKernel")
         structure = (Placing if self.name == "place" else Job).from_buffer_copy(argument)
-        self.fake.host.launch(self.name, (grid[0], grid[1]), block[0], shared_size, structure)
+        self.fake.host.launch(self.name, (grid[0], grid[1]), block[0], shared_size, structure, stream.handle)
 
 
 @pytest.fixture(params=["cuda-bindings", "PyCUDA"])
@@ -470,6 +559,7 @@ def binding(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_whole_retrieval_through_either_binding(binding: Any) -> None:
     driver, fake = binding()
     assert (driver.architecture, driver.multiprocessors) == (87, 3)
+    assert (driver.device, driver.version) == ("Made-up Orin", 12060)
     queries, bank = clustered(9, 150, 12)
     spec = RetrievalSpec(k=11, rank="l2")
     cuda = CudaProvider(
@@ -477,6 +567,8 @@ def test_a_whole_retrieval_through_either_binding(binding: Any) -> None:
     )
     assert_same(cuda.aggregate(queries, neighbors=True), queries, bank, spec)
     driver.wait(5)
+    event = driver.create_event()
+    assert driver.elapsed(event, event) in (0.0, 0.002)
     cuda.release()
     assert not fake.host.allocated and fake.depth == 0
 

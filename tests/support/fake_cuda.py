@@ -1,8 +1,8 @@
 """A fake CUDA driver and a fake TensorRT on the host, with asynchronous streams, events and graphs.
 
 Device memory is host memory. Streams work in order, but only during queries and waits; a random stream goes
-next. Every call must exist in the real cuda-bindings with the same number of arguments, and be made in the
-device's context.
+next, or the one that is `ahead`. Every call must exist in the real cuda-bindings with the same number of
+arguments, and be made in the device's context.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from cuda.bindings import driver as real
 from numpy.typing import NDArray
+
+from mclst.kernels.cuda.job import Job, Placing
 
 # Weights of the fake encoder, for tiles of 4 px; integers, so that sums are exact.
 WEIGHTS = np.random.default_rng(7).integers(-5, 6, (4 * 4 * 3, 3)).astype(np.float32)
@@ -56,10 +58,17 @@ class Event:
 class Stream:
     work: deque[Callable[[], bool]] = field(default_factory=deque)
     captured: list[Callable[[], bool]] | None = None
+    blocking: bool = False
 
 
 class FakeDriver(ModuleType):
-    """`cuda.bindings.driver`."""
+    """`cuda.bindings.driver`.
+
+    kernels: runs those that are launched. names: of streams. ahead: streams that go first if they can.
+    trace: (stream's name, "copy" or the kernel) of what was done. called: all calls. pageable: asynchronous
+    copies from or to memory that is not page-locked. drop_wait: number of the stream wait to ignore.
+    fail_after: number of calls after which one fails.
+    """
 
     def __init__(self, seed: int = 0, fails: dict[str, str] | None = None) -> None:
         super().__init__("cuda.bindings.driver")
@@ -73,6 +82,15 @@ class FakeDriver(ModuleType):
         self.launched = 0
         self.spinning = False
         self.most_waiting = 0
+        self.kernels: Any = None
+        self.names: dict[int, str] = {}
+        self.ahead: tuple[str, ...] = ()
+        self.trace: list[tuple[str, str]] = []
+        self.called: list[str] = []
+        self.pinned: dict[int, int] = {}
+        self.pageable: list[int] = []
+        self.waits = self.created = 0
+        self.drop_wait = self.fail_after = -1
         self.CUresult = SimpleNamespace(CUDA_ERROR_OUT_OF_MEMORY=NO_MEMORY, CUDA_ERROR_NOT_READY=NOT_READY)
         self.CUdevice_attribute = real.CUdevice_attribute
         self.CUstreamCaptureMode = real.CUstreamCaptureMode
@@ -88,8 +106,13 @@ class FakeDriver(ModuleType):
         assert len(arguments) == (inside.count(",") + 1 if inside else 0), f"{name} takes ({inside})"
         if name.startswith(("cuMem", "cuStream", "cuEvent", "cuGraph")):
             assert self.depth == 1, f"{name} without the context"
+        self.called.append(name)
         if name in self.fails:
             return (status(self.fails[name], 700),)
+        if self.fail_after >= 0 and not name.startswith("cuCtx"):
+            self.fail_after -= 1
+            if self.fail_after < 0:
+                return (status("CUDA_ERROR_LAUNCH_FAILED", 719),)
         result = getattr(self, f"fake_{name}")(*arguments)
         return result if isinstance(result, tuple) else (OK,) if result is None else (OK, result)
 
@@ -128,37 +151,71 @@ class FakeDriver(ModuleType):
     def allocate(self, nbytes: int) -> Any:
         if nbytes > self.room:
             return (NO_MEMORY,)
-        memory = ctypes.create_string_buffer(b"\x99" * nbytes, nbytes)
-        self.memory[ctypes.addressof(memory)] = memory
+        # Aligned as a device's memory is.
+        memory = ctypes.create_string_buffer(b"\x99" * (nbytes + 256), nbytes + 256)
+        address = -(-ctypes.addressof(memory) // 256) * 256
+        self.memory[address] = memory
         self.room -= nbytes
-        return ctypes.addressof(memory)
+        return address
 
     def free(self, address: int) -> None:
-        self.room += len(self.memory.pop(address))
+        self.room += len(self.memory.pop(address)) - 256
 
-    fake_cuMemAlloc, fake_cuMemFree, fake_cuMemFreeHost = allocate, free, free
+    fake_cuMemAlloc, fake_cuMemFree = allocate, free
+
+    def fake_cuMemFreeHost(self, address: int) -> None:
+        del self.pinned[address]
+        self.free(address)
 
     def fake_cuMemHostAlloc(self, nbytes: int, flags: int) -> Any:
-        return self.allocate(nbytes)
+        address = self.allocate(nbytes)
+        if not isinstance(address, tuple):
+            self.pinned[address] = address + nbytes
+        return address
 
     def fake_cuMemGetInfo(self) -> tuple[Any, ...]:
         return OK, self.room, 1 << 40
 
-    def move(self, to: int, source: int, nbytes: int, stream: int) -> None:
-        self.put(stream, lambda: ctypes.memmove(to, source, nbytes))
+    def fake_cuMemcpyDtoDAsync(self, to: int, source: int, nbytes: int, stream: int) -> None:
+        self.put(stream, lambda: ctypes.memmove(to, source, nbytes), name="copy")
 
-    fake_cuMemcpyHtoDAsync = fake_cuMemcpyDtoHAsync = fake_cuMemcpyDtoDAsync = move
+    def fake_cuMemcpyHtoDAsync(self, to: int, source: int, nbytes: int, stream: int) -> None:
+        self.check_pinned(source, nbytes)
+        self.fake_cuMemcpyDtoDAsync(to, source, nbytes, stream)
+
+    def fake_cuMemcpyDtoHAsync(self, to: int, source: int, nbytes: int, stream: int) -> None:
+        self.check_pinned(to, nbytes)
+        self.fake_cuMemcpyDtoDAsync(to, source, nbytes, stream)
+
+    def check_pinned(self, address: int, nbytes: int) -> None:
+        if not any(start <= address and address + nbytes <= end for start, end in self.pinned.items()):
+            self.pageable.append(address)
+
+    def move_now(self, to: int, source: int, nbytes: int) -> None:
+        """On the default stream, after the work of blocking streams."""
+        self.fake_cuStreamSynchronize(0)
+        ctypes.memmove(to, source, nbytes)
+
+    fake_cuMemcpyHtoD = fake_cuMemcpyDtoH = move_now
 
     def fake_cuMemsetD8Async(self, to: int, value: int, nbytes: int, stream: int) -> None:
         self.put(stream, lambda: ctypes.memset(to, value, nbytes))
 
     # --- streams, events, graphs ---
 
-    def put(self, stream: int, run: Callable[[], Any], ready: Callable[[], bool] = lambda: True) -> None:
+    def put(
+        self,
+        stream: int,
+        run: Callable[[], Any],
+        ready: Callable[[], bool] = lambda: True,
+        name: str = "",
+    ) -> None:
         def work() -> bool:
             if not ready():
                 return False
             self.time += 1
+            if name:
+                self.trace.append((self.names.get(stream, ""), name))
             run()
             return True
 
@@ -174,22 +231,36 @@ class FakeDriver(ModuleType):
             busy = [stream for stream in self.streams.values() if stream.work]
             if not busy:
                 return
+            if self.step_ahead():
+                continue
             stream = busy[self.rng.integers(len(busy))]
             if stream.work[0]():
                 stream.work.popleft()
 
+    def step_ahead(self) -> bool:
+        for name in self.ahead:
+            for number, stream in self.streams.items():
+                if self.names.get(number) == name and stream.work and stream.work[0]():
+                    stream.work.popleft()
+                    return True
+        return False
+
     def fake_cuStreamCreate(self, flags: int) -> int:
-        assert flags == 1, "a stream that synchronizes with the default one"
-        number = 1000 + len(self.streams)
-        self.streams[number] = Stream()
-        return number
+        assert flags in (0, 1)
+        self.created += 1
+        self.streams[1000 + self.created] = Stream(blocking=flags == 0)
+        return 1000 + self.created
 
     def fake_cuStreamDestroy(self, stream: int) -> None:
         assert not self.streams.pop(stream).work
         assert not self.graphs, "a graph outlives its stream"
 
     def fake_cuStreamSynchronize(self, stream: int) -> None:
-        self.until(lambda: not self.streams[stream].work)
+        streams = [self.streams[stream]] if stream else [s for s in self.streams.values() if s.blocking]
+        self.until(lambda: not any(s.work for s in streams))
+
+    def fake_cuCtxSynchronize(self) -> None:
+        self.until(lambda: not any(stream.work for stream in self.streams.values()))
 
     def until(self, reached: Callable[[], bool]) -> None:
         for _ in range(100_000):
@@ -219,7 +290,9 @@ class FakeDriver(ModuleType):
     def fake_cuStreamWaitEvent(self, stream: int, event: Event, flags: int) -> None:
         record = event.record
         assert record is not None
-        self.put(stream, lambda: None, lambda: record.time >= 0)
+        self.waits += 1
+        if self.waits - 1 != self.drop_wait:
+            self.put(stream, lambda: None, lambda: record.time >= 0)
 
     def fake_cuEventQuery(self, event: Event) -> Any:
         self.advance(int(self.rng.integers(3)))
@@ -235,6 +308,28 @@ class FakeDriver(ModuleType):
         assert start.record is not None and end.record is not None
         assert 0 <= start.record.time <= end.record.time
         return end.record.time - start.record.time
+
+    # --- kernels ---
+
+    def fake_cuModuleLoadData(self, code: bytes) -> int:
+        return 1
+
+    def fake_cuModuleGetFunction(self, module: int, name: bytes) -> str:
+        return name.decode()
+
+    def fake_cuLaunchKernel(self, kernel: str, *rest: Any) -> None:
+        grid, block, (shared, stream, parameters, extra) = rest[:3], rest[3:6], rest[6:]
+        assert (grid[2], block[1:], extra) == (1, (1, 1), 0)
+        address = ctypes.c_void_p.from_address(parameters).value
+        assert address is not None
+        # A driver copies the arguments when it is called.
+        kind = Placing if kernel == "place" else Job
+        argument = kind.from_buffer_copy(ctypes.string_at(address, ctypes.sizeof(kind)))
+        self.put(
+            stream,
+            lambda: self.kernels.launch(kernel, grid[:2], block[0], shared, argument),
+            name=kernel,
+        )
 
     def fake_cuStreamBeginCapture(self, stream: int, mode: Any) -> None:
         self.streams[stream].captured = []

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,6 +60,8 @@ class HostDriver:
     """A `Driver` that runs kernels on the CPU."""
 
     name = "host"
+    device = "emulation"
+    version = 13000
     architecture = 80
     multiprocessors = 3
 
@@ -97,9 +100,56 @@ class HostDriver:
         assert array.flags.c_contiguous
         self._copy(array.ctypes.data, address, array.nbytes)
 
+    def allocate_pinned(self, nbytes: int) -> NDArray[np.uint8]:
+        address = self.allocate(nbytes)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
+
+    def free_pinned(self, memory: NDArray[np.uint8]) -> None:
+        self.free(memory.ctypes.data)
+
+    def copy_to_device(self, to: int, source: NDArray[Any], stream: int) -> None:
+        self.upload(to, source)
+
+    def copy_to_host(self, to: NDArray[Any], source: int, stream: int) -> None:
+        self.download(to, source)
+
+    def create_stream(self, *, blocking: bool = False) -> int:
+        return 7
+
+    def destroy_stream(self, stream: int) -> None:
+        pass
+
+    def handle(self, stream: int) -> int:
+        return stream
+
+    def create_event(self) -> float:
+        return 0.0
+
+    def destroy_event(self, event: float) -> None:
+        pass
+
+    def record(self, event: float, stream: int) -> None:
+        pass
+
+    def stream_wait(self, stream: int, event: float) -> None:
+        pass
+
+    def synchronize(self, event: float) -> None:
+        pass
+
+    def elapsed(self, start: float, end: float) -> float:
+        return 0.001
+
     def launch(
-        self, kernel: str, grid: tuple[int, int], block: int, shared: int, argument: ctypes.Structure
+        self,
+        kernel: str,
+        grid: tuple[int, int],
+        block: int,
+        shared: int,
+        argument: ctypes.Structure,
+        stream: int = 7,
     ) -> None:
+        assert stream == 7
         self.launched.append(kernel)
         shape = ctypes.c_uint * 3
         failure = self.calls.host_cuda_launch(

@@ -1,29 +1,19 @@
-"""CUDA device of the encoder: streams, events, pinned memory and graphs, by cuda-bindings."""
+"""CUDA device of the encoder: that of retrieval, with copies on the device and graphs."""
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from mclst.kernels.cuda.driver import CudaBindings, NoDevice
+from mclst.kernels.cuda.cuda_bindings import CudaBindings
+from mclst.kernels.cuda.driver import NoDevice
 from mclst.kernels.definition.contract import ProviderError
 from mclst.runtime.encoder.cuda.gpu import Gpu
 from mclst.runtime.errors import ResourceError
-from mclst.runtime.resources import available_cores
 
 DRIVER_VERSION = Path("/sys/module/nvidia/version")
-_PORTABLE = 1
-_NON_BLOCKING = 1
-_BLOCKING_SYNC = 1
-SPARE_CORES = 8
-"""With no more cores than these, a wait must not spin: the core belongs to a decoder."""
-_NAME_BYTES = 256
 
 
 class CudaDevice(CudaBindings):
@@ -42,9 +32,8 @@ class CudaDevice(CudaBindings):
             raise ResourceError(
                 f"no CUDA device was found ({error.why}); install the NVIDIA driver or use --provider cpu"
             ) from error
-        name = bytes(self._call("cuDeviceGetName", _NAME_BYTES, self._device)).split(b"\0")[0].decode()
         self.gpu = Gpu(
-            name=name,
+            name=self.device,
             compute_capability=f"{self.architecture // 10}.{self.architecture % 10}",
             driver=self._driver_version(),
         )
@@ -52,76 +41,6 @@ class CudaDevice(CudaBindings):
     def current(self) -> AbstractContextManager[None]:
         """Make the device's context current in this thread, for libraries that use the current context."""
         return self._current()
-
-    def create_stream(self) -> int:
-        """Create a stream."""
-        with self._current():
-            return int(self._call("cuStreamCreate", _NON_BLOCKING))
-
-    def destroy_stream(self, stream: int) -> None:
-        """Destroy a stream that has no work."""
-        with self._current():
-            self._call("cuStreamDestroy", stream)
-
-    def create_event(self) -> Any:
-        """Create an event with timing."""
-        with self._current():
-            return self._call("cuEventCreate", _BLOCKING_SYNC if available_cores() <= SPARE_CORES else 0)
-
-    def record(self, event: Any, stream: int) -> None:
-        """Record all work of `stream` so far in `event`."""
-        with self._current():
-            self._call("cuEventRecord", event, stream)
-
-    def stream_wait(self, stream: int, event: Any) -> None:
-        """Make later work of `stream` wait for `event`, on the device."""
-        with self._current():
-            self._call("cuStreamWaitEvent", stream, event, 0)
-
-    def done(self, event: Any) -> bool:
-        """Whether the work recorded in `event` is done."""
-        with self._current():
-            (status,) = self._cuda.cuEventQuery(event)
-        if status == self._cuda.CUresult.CUDA_ERROR_NOT_READY:
-            return False
-        self._check("cuEventQuery", status)
-        return True
-
-    def synchronize(self, event: Any) -> None:
-        """Block until `event` is done."""
-        with self._current():
-            self._call("cuEventSynchronize", event)
-
-    def elapsed(self, start: Any, end: Any) -> float:
-        """Seconds between two events that are done."""
-        with self._current():
-            return float(self._call("cuEventElapsedTime", start, end)) / 1000
-
-    def destroy_event(self, event: Any) -> None:
-        """Destroy an event."""
-        with self._current():
-            self._call("cuEventDestroy", event)
-
-    def allocate_pinned(self, nbytes: int) -> NDArray[np.uint8]:
-        """Page-locked host memory, uint8 [nbytes]; free it with `free_pinned`."""
-        with self._current():
-            address = int(self._call("cuMemHostAlloc", nbytes, _PORTABLE))
-        return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(address))
-
-    def free_pinned(self, memory: NDArray[np.uint8]) -> None:
-        """Free pinned memory."""
-        with self._current():
-            self._call("cuMemFreeHost", memory.ctypes.data)
-
-    def copy_to_device(self, to: int, source: NDArray[Any], stream: int) -> None:
-        """Copy a C-ordered pinned array to the device, on `stream`."""
-        with self._current():
-            self._call("cuMemcpyHtoDAsync", to, source.ctypes.data, source.nbytes, stream)
-
-    def copy_to_host(self, to: NDArray[Any], source: int, stream: int) -> None:
-        """Copy from the device into a C-ordered pinned array, on `stream`."""
-        with self._current():
-            self._call("cuMemcpyDtoHAsync", to.ctypes.data, source, to.nbytes, stream)
 
     def copy_on_device(self, to: int, source: int, nbytes: int, stream: int) -> None:
         """Copy on the device, on `stream`."""
@@ -163,7 +82,7 @@ class CudaDevice(CudaBindings):
         try:
             return DRIVER_VERSION.read_text().strip()
         except OSError:
-            return f"CUDA {self._call('cuDriverGetVersion')}"
+            return f"CUDA {self.version}"
 
     def _check(self, function: str, status: Any) -> None:
         if int(status) != 0:

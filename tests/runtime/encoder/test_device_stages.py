@@ -176,7 +176,7 @@ def test_the_device_says_what_it_is(
 def test_waiting_for_the_device_spins_only_where_cores_are_spare(
     fake_device: OpenDevice, monkeypatch: pytest.MonkeyPatch, cores: int, spinning: bool
 ) -> None:
-    monkeypatch.setattr("mclst.runtime.encoder.cuda.device.available_cores", lambda: cores)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)))
     device, driver = fake_device()
     device.destroy_event(device.create_event())
     assert driver.spinning == spinning
