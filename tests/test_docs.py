@@ -30,3 +30,14 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_readme_is_read_in_two_minutes() -> None:
     assert len((ROOT / "README.md").read_text().split()) <= 500
+
+
+def test_what_has_not_run_on_a_gpu_is_said_in_one_place() -> None:
+    said = re.compile(
+        r"\b(not|never|nothing|no \w+)( \w+){0,5} (run|ran)( yet)? on (a gpu|hardware)|not run yet"
+    )
+    pages = {
+        page.name: len(said.findall(re.sub(r"\[[^\]]*\]\([^)]*\)", "", page.read_text().lower())))
+        for page in (ROOT / "docs").glob("*.md")
+    }
+    assert {name for name, count in pages.items() if count} == {"architecture.md"}

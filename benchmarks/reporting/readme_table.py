@@ -15,7 +15,7 @@ from mclst.runtime.atomic import write_atomically
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = "by python -m mclst.benchmarks.reporting.readme_table"
 END = "<!-- end of measured -->"
-NOT_MEASURED = "**not run yet**"
+NOT_MEASURED = "[not run](architecture.md#what-has-not-run-on-hardware)"
 ON_CPU = "processor"
 ON_GPU = "NVIDIA GPU (`make gpu-check`)"
 

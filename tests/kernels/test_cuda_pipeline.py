@@ -1,6 +1,6 @@
 """Copies and kernels of retrieval on a played device: what overlaps, in which order, and what a fault leaves.
 
-The device is tests/support/fake_cuda.py: its streams run late, in any order that events allow, and its kernels
+The device is tests/support/fake_cuda.py: its streams run late, in any order that events allow; its kernels
 are those of the CPU emulation.
 """
 

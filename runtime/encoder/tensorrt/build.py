@@ -139,7 +139,7 @@ def batch_ranges(key: EngineKey) -> list[tuple[int, int]]:
     TensorRT-RTX specializes kernels to the shapes it meets, so it needs no second profile.
     """
     full = [(key.max_batch, key.max_batch)]
-    small = key.flavour == "tensorrt" and key.max_batch > SMALL_BATCH
+    small = key.flavor == "tensorrt" and key.max_batch > SMALL_BATCH
     return [*full, (1, SMALL_BATCH)] if small else full
 
 

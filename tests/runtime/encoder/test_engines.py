@@ -45,7 +45,7 @@ from mclst.runtime.encoder.tensorrt.engine_cache import (
     open_engine,
     this_platform,
 )
-from mclst.runtime.encoder.tensorrt.library import Flavour, Library, load_library
+from mclst.runtime.encoder.tensorrt.library import Flavor, Library, load_library
 from mclst.runtime.encoder.tensorrt.manifest import EngineKey, read_engine_manifest
 from mclst.runtime.errors import ResourceError
 
@@ -153,7 +153,7 @@ def test_an_engine_of_every_encoder_for_two_targets(
 
 
 @pytest.mark.parametrize(
-    ("flavour", "max_batch", "ranges"),
+    ("flavor", "max_batch", "ranges"),
     [
         ("tensorrt", 64, [(64, 64), (1, SMALL_BATCH)]),
         ("tensorrt", SMALL_BATCH, [(SMALL_BATCH, SMALL_BATCH)]),
@@ -162,12 +162,12 @@ def test_an_engine_of_every_encoder_for_two_targets(
     ],
 )
 def test_small_batches_have_a_profile_of_their_own(
-    flavour: Flavour, max_batch: int, ranges: list[tuple[int, int]]
+    flavor: Flavor, max_batch: int, ranges: list[tuple[int, int]]
 ) -> None:
     key = EngineKey(
         onnx_sha256="0" * 64,
         precision="fp32",
-        flavour=flavour,
+        flavor=flavor,
         version="10.3.0",
         max_batch=max_batch,
         platform="linux-x86_64",
