@@ -99,6 +99,7 @@ def _points() -> _Points:
 
 def _difference(got: RetrievalResult, points: _Points, spec: RetrievalSpec, tolerance: float) -> str:
     expected = reference.aggregate(points.queries, points.embedding, points.expression, spec, neighbors=True)
+    assert got.neighbors is not None and expected.neighbors is not None
     if not np.array_equal(got.neighbors, expected.neighbors):
         return "other neighbors"
     worst = float(np.abs(got.expression - expected.expression).max() / points.expression.max())
