@@ -157,7 +157,7 @@ def _on_device(
     embedding: NDArray[np.float32], expression: Expression, spec: RetrievalSpec
 ) -> Provider | None:
     """The provider "cuda" for "auto"; None without a device, and with a warning where it cannot be used."""
-    from mclst.kernels.cuda.driver import first_device
+    from mclst.kernels.cuda.devices import first_device
 
     driver = first_device()
     if driver is None:

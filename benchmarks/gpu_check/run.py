@@ -149,7 +149,7 @@ try:
 except ImportError:
     pass
 try:
-    from mclst.kernels.cuda.driver import open_driver
+    from mclst.kernels.cuda.devices import open_driver
     driver = open_driver()
     driver.load()
     device["driver opened by"] = type(driver).__name__

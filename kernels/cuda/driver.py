@@ -1,18 +1,10 @@
-"""The CUDA device of retrieval: what it is asked for, and opening one by PyCUDA or by cuda-bindings.
-
-Both use the device's primary context, shared with torch, ONNX Runtime and TensorRT in the process. Neither is
-imported before a device is opened.
-"""
+"""The CUDA device of retrieval: what it is asked for, its memory, and its errors."""
 
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
-import sys
 from collections.abc import Callable
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
@@ -108,44 +100,6 @@ class Driver(Protocol):
 
     def wait(self, stream: int) -> None:
         """Wait for the work of an external stream, or of all streams for UNKNOWN_STREAM."""
-
-
-def open_driver(device: int = 0) -> Driver:
-    """Open device number `device`, by PyCUDA if it can be imported, else by cuda-bindings.
-
-    Raises ProviderError if neither is installed or there is no such device.
-    """
-    if find_spec("pycuda") is not None:
-        try:
-            import_module("pycuda.driver")
-        except ImportError as error:  # such as built for another CUDA
-            logging.getLogger("mclst").warning("PyCUDA cannot be imported (%s); trying cuda-bindings", error)
-        else:
-            from mclst.kernels.cuda.pycuda_driver import PyCuda
-
-            return PyCuda(device)
-    try:
-        spec = find_spec("cuda.bindings.driver")
-    except ModuleNotFoundError:
-        spec = None
-    if spec is not None:
-        from mclst.kernels.cuda.cuda_bindings import CudaBindings
-
-        return CudaBindings(device)
-    raise ProviderError(
-        "retrieval with provider 'cuda' needs PyCUDA or cuda-bindings, and neither can be imported; "
-        "install mclst[gpu]"
-    )
-
-
-def first_device() -> Driver | None:
-    """The first device of this machine; None without one, without NVIDIA's driver, or without a binding."""
-    try:
-        # Before a binding is imported, which takes time and memory.
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-        return open_driver()
-    except (OSError, ProviderError):
-        return None
 
 
 def few_cores() -> bool:

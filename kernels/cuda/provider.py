@@ -17,7 +17,8 @@ from mclst.kernels.cuda.device_bank import (
     DeviceBank,
     padded_columns,
 )
-from mclst.kernels.cuda.driver import Driver, Memory, open_driver
+from mclst.kernels.cuda.devices import open_driver
+from mclst.kernels.cuda.driver import Driver, Memory
 from mclst.kernels.cuda.job import Job, Placing, copy_of
 from mclst.kernels.cuda.pipeline import Lane, Pipeline
 from mclst.kernels.cuda.plan import DENSE_FROM, WORKSPACE_BYTES, Plan, bank_bytes, make_plan

@@ -13,7 +13,8 @@ import pytest
 from retrieval_cases import ADVERSARIES, SPECS, Bank, adversary, assert_same, clustered, spec_name
 
 from mclst.kernels.cuda.cuda_bindings import CudaBindings
-from mclst.kernels.cuda.driver import Driver, open_driver
+from mclst.kernels.cuda.devices import open_driver
+from mclst.kernels.cuda.driver import Driver
 from mclst.kernels.cuda.provider import CudaProvider
 from mclst.kernels.cuda.pycuda_driver import PyCuda
 from mclst.kernels.definition import reference

@@ -25,7 +25,8 @@ from retrieval_cases import Bank, assert_same, clustered
 from mclst.kernels.cuda import cubin
 from mclst.kernels.cuda.cuda_bindings import CudaBindings
 from mclst.kernels.cuda.device_array import UNKNOWN_STREAM, device_array, on_device
-from mclst.kernels.cuda.driver import Driver, open_driver
+from mclst.kernels.cuda.devices import open_driver
+from mclst.kernels.cuda.driver import Driver
 from mclst.kernels.cuda.plan import MAX_ROWS, bank_bytes, bytes_per_query, make_plan
 from mclst.kernels.cuda.provider import CudaProvider
 from mclst.kernels.cuda.pycuda_driver import PyCuda

@@ -30,7 +30,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def device(cache: Path, monkeypatch: pytest.MonkeyPatch) -> HostDriver:
     """The emulation, as the device of this machine."""
     driver = HostDriver()
-    monkeypatch.setattr("mclst.kernels.cuda.driver.first_device", lambda: driver)
+    monkeypatch.setattr("mclst.kernels.cuda.devices.first_device", lambda: driver)
     return driver
 
 
@@ -74,7 +74,7 @@ def test_a_device_that_computes_otherwise_is_left_loudly_and_for_good(
     kernel: str,
     factor: float,
 ) -> None:
-    monkeypatch.setattr("mclst.kernels.cuda.driver.first_device", lambda: Wrong(kernel, factor))
+    monkeypatch.setattr("mclst.kernels.cuda.devices.first_device", lambda: Wrong(kernel, factor))
     queries, bank = clustered(5, 90, 12)
     spec = RetrievalSpec(k=11)
     for _ in range(2):
