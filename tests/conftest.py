@@ -23,6 +23,7 @@ SLOW = (
     "export",
     "kernels/test_cuda_emulated.py",
     "kernels/test_cuda_host.py",
+    "kernels/test_cuda_ptx.py",
     "models",
     "runtime/bundle/test_bank.py",
     "runtime/cohort/test_cluster.py",

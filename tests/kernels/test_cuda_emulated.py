@@ -16,7 +16,7 @@ from host_driver import FORWARD, REVERSE, SHUFFLED, HostDriver, build, compiler,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from retrieval_cases import ADVERSARIES, SPECS, Bank, adversary, assert_same, clustered, spec_name
+from retrieval_cases import ADVERSARIES, SPECS, WAYS, Bank, adversary, assert_same, clustered, spec_name
 
 from mclst.kernels.cuda.job import Job, Placing, leaves
 from mclst.kernels.cuda.provider import CudaProvider
@@ -26,12 +26,6 @@ from mclst.kernels.definition.spec import DISTANCES, RANKS, WEIGHTINGS, Retrieva
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="g++ is not installed, and the emulation needs it")
 F32 = NDArray[np.float32]
-# Ways to keep keys and to compute the mean.
-WAYS: dict[str, dict[str, Any]] = {
-    "all keys, gathered": {"sample": 0, "dense_from": 2},
-    "keys within a limit, gathered": {"sample": 64, "dense_from": 2},
-    "keys within a limit, dense": {"sample": 64, "dense_from": 0},
-}
 SMALL = 8 << 20
 
 

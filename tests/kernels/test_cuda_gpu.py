@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from retrieval_cases import ADVERSARIES, SPECS, Bank, adversary, assert_same, clustered, spec_name
+from retrieval_cases import ADVERSARIES, SPECS, WAYS, Bank, adversary, assert_same, clustered, spec_name
 
 from mclst.kernels.cuda.cuda_bindings import CudaBindings
 from mclst.kernels.cuda.devices import open_driver
@@ -24,11 +24,6 @@ from mclst.kernels.retriever import Retriever
 
 pytestmark = pytest.mark.gpu
 GIB = 1 << 30
-WAYS: dict[str, dict[str, Any]] = {
-    "all keys, gathered": {"sample": 0, "dense_from": 2},
-    "keys within a limit, gathered": {"sample": 64, "dense_from": 2},
-    "keys within a limit, dense": {"sample": 64, "dense_from": 0},
-}
 # Banks, neighbors and genes of the published cases.
 PUBLISHED = {"her2st": (11_372, 200, 785), "cSCC": (8_209, 600, 171), "Visium": (24_787, 2400, 685)}
 

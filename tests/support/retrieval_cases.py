@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,14 @@ SPECS = [
         get_args(Rank), get_args(Distance), get_args(Weighting)
     )
 ]
+
+
+# How the cuda provider keeps keys and computes the mean.
+WAYS: dict[str, dict[str, Any]] = {
+    "all keys, gathered": {"sample": 0, "dense_from": 2},
+    "keys within a limit, gathered": {"sample": 64, "dense_from": 2},
+    "keys within a limit, dense": {"sample": 64, "dense_from": 0},
+}
 
 
 @dataclass

@@ -308,6 +308,22 @@ inline std::string launch(Index grid, Index block, size_t shared, std::function<
     return failure;
 }
 
+// --- asynchronous copies ------------------------------------------------------------------------------------------
+
+// All but the `open` most recent groups of the thread's copies arrive; `arrived` is told of each.
+template <class Arrived> void arrive(int open, Arrived arrived)
+{
+    size_t kept = 0;
+    for (const Fiber::Copy& copy : current->copies)
+        if (copy.group < current->groups - open) {
+            std::memcpy(copy.to, copy.from, 16);
+            arrived(copy);
+        } else {
+            current->copies[kept++] = copy;
+        }
+    current->copies.resize(kept);
+}
+
 // --- warps -------------------------------------------------------------------------------------------------------
 
 // Publishes `n` words and returns every lane's, once all lanes of the mask have arrived.
@@ -511,14 +527,7 @@ inline void copies_commit() { ++host::current->groups; }
 
 template <int Open> void copies_wait()
 {
-    auto& copies = host::current->copies;
-    size_t kept = 0;
-    for (const auto& copy : copies)
-        if (copy.group < host::current->groups - Open)
-            std::memcpy(copy.to, copy.from, 16);
-        else
-            copies[kept++] = copy;
-    copies.resize(kept);
+    host::arrive(Open, [](const host::Fiber::Copy&) {});
 }
 
 inline double* launch_memory() { return (double*)host::launch_memory.data(); }
