@@ -21,13 +21,13 @@ class SectionFiles:
     """What the user gives beside the sections.
 
     images: NAME=SLIDE, or tables of them. hires: take Space Ranger's downscaled picture where a section has
-    no other. aliases: a table of gene symbols and their other names. bins: of Visium HD, µm or "cells".
+    no other. aliases: a table of gene symbols and their other names. bins: see `find_sections`.
     """
 
     images: tuple[str, ...] = ()
     hires: bool = False
     aliases: Path | None = None
-    bins: str = "8"
+    bins: str | None = None
 
     def give(
         self, sources: Mapping[str, SectionSource], folders: Iterable[Path] = ()
@@ -50,16 +50,19 @@ class SectionFiles:
 
 
 class BinSize(click.ParamType[str]):
-    """µm of a bin, or "cells"."""
+    """µm of a bin, pitch and diameter of pseudo-spots, or "cells"."""
 
-    name = "um|cells"
+    name = "um|um/um|cells"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Accept a whole number from 1 to 999, as Space Ranger names bins by three digits, or "cells"."""
+        """Accept whole numbers from 1 to 999, as Space Ranger names bins by three digits, or "cells"."""
         text = str(value).strip()
-        if text == "cells" or (text.isascii() and text.isdigit() and 1 <= int(text) <= 999):
-            return text if text == "cells" else str(int(text))
-        self.fail(f"{value!r} is neither a whole number of µm from 1 to 999 nor cells", param, ctx)
+        parts = text.split("/")
+        if text == "cells":
+            return text
+        if len(parts) <= 2 and all(p.isascii() and p.isdigit() and 1 <= int(p) <= 999 for p in parts):
+            return "/".join(str(int(part)) for part in parts)
+        self.fail(f"{value!r} is neither whole µm from 1 to 999, such as 8 or 100/55, nor cells", param, ctx)
 
 
 ALIASES = click.option(
@@ -71,8 +74,8 @@ BINS = click.option(
     "--bin",
     "bins",
     type=BinSize(),
-    default="8",
-    help="Of Visium HD: µm of a bin, pooled from smaller ones where needed, or the segmented cells.",
+    help="Of Visium HD: µm of a bin, pooled from smaller ones where needed, or the segmented cells. Of "
+    "Xenium: the cells, or PITCH or PITCH/DIAMETER in µm of pseudo-spots.  [default: 8; cells of Xenium]",
 )
 OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     click.option(

@@ -85,6 +85,8 @@ class Section:
         See `SectionSource`.
     synonyms : mapping of str to int
         Other names of genes → column of `counts`: Ensembl ids without version, symbols, aliases.
+    mpp : float or None
+        µm per px of `image`, as the section's own files say; None if they do not.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Section:
     image_scale: float = 1.0
     format: str = ""
     synonyms: Mapping[str, int] = field(default_factory=dict)
+    mpp: float | None = None
 
     def __len__(self) -> int:
         return len(self.spot)

@@ -111,7 +111,8 @@ kernels/faiss: kernels/definition
 kernels/cuda: kernels/definition
 kernels/cpu: kernels/definition
 kernels/definition:
-sections/formats: sections/tables sections
+sections/formats: sections/tenx sections/tables sections
+sections/tenx: sections/tables sections
 sections/tables: sections
 sections:
 models: models/recipes

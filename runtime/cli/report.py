@@ -54,7 +54,7 @@ def main(
     truth: Path | None,
     section: str | None,
     normalization: str | None,
-    bins: str,
+    bins: str | None,
     cells: Path | None,
     slide_path: Path | None,
     out: Path | None,

@@ -59,6 +59,9 @@ FILE_OPTIONS = {
         default="png",
         help="Format of the figure; PNG has 300 dpi.",
     ),
+    "seurat": click.option(
+        "--seurat", is_flag=True, help="Write a folder that Seurat's Load10X_Spatial opens, and scanpy."
+    ),
     "csv": click.option("--csv", is_flag=True, help="Write all values as CSV, a row per spot."),
     "csv_escape": click.option(
         "--csv-escape",

@@ -15,7 +15,6 @@ from mclst.runtime.errors import InputError
 from mclst.runtime.expression_map.reader import Map
 from mclst.sections.formats.reference import find_sections, read_section
 from mclst.sections.formats.source import SectionSource
-from mclst.sections.formats.visium_hd import DEFAULT_BIN
 from mclst.sections.normalize import NORMALIZATIONS, normalize
 from mclst.sections.section import Section
 from mclst.sections.tables.genes import gene_columns, match_genes
@@ -127,11 +126,11 @@ def _mpp(provenance: Any) -> float | None:
 
 
 def choose_section(
-    predicted: Prediction, truth: Path, name: str | None, bins: str = DEFAULT_BIN
+    predicted: Prediction, truth: Path, name: str | None, bins: str | None = None
 ) -> SectionSource:
     """Find a map's section: the one named, else the only one, else the one named like the map or slide.
 
-    bins: of Visium HD; see `find_sections`.
+    bins: see `find_sections`.
     Raises InputError if none or several match, SectionError if the truth holds no section.
     """
     sections = find_sections(truth, bins)
@@ -295,7 +294,7 @@ def measured_expression(
     truth: Path,
     section: str | None = None,
     normalization: str | None = None,
-    bins: str = DEFAULT_BIN,
+    bins: str | None = None,
 ) -> NDArray[np.float32]:
     """Measured expression in a map's order of spots and genes: float32 [n, G], NaN if not measured.
 

@@ -20,9 +20,12 @@ SUFFIXES = {
     "html": ".html",
     "geojson": ".geojson",
     "spatialdata": ".zarr",
+    "seurat": ".seurat",
     "csv": ".csv",
     "parquet": ".parquet",
 }
+FOLDERS = ("spatialdata", "seurat")
+"""Kinds that are folders."""
 REQUIRED_PACKAGES = {"spatialdata": ("spatialdata", "spatialdata"), "parquet": ("pyarrow", "parquet")}
 """Kind of file to the package that writes it and the extra of mclst that installs it."""
 PLOT_DPI = 300
@@ -46,6 +49,8 @@ class Files:
         Genes measured in the GeoJSON. Default: the 50 of largest Moran's I.
     spatialdata : bool
         A SpatialData zarr store.
+    seurat : bool
+        A folder that Seurat's Load10X_Spatial opens.
     plot : tuple of str
         Genes to draw in one figure.
     plot_format : {"png", "pdf", "svg"}
@@ -67,6 +72,7 @@ class Files:
     geojson: bool = False
     geojson_genes: tuple[str, ...] = ()
     spatialdata: bool = False
+    seurat: bool = False
     plot: tuple[str, ...] = ()
     plot_format: str = "png"
     csv: bool = False
@@ -132,7 +138,7 @@ class Files:
 def check_paths(paths: Mapping[str, Path], *, overwrite: bool) -> None:
     """Raise OutputError if a file cannot be written; remove partial files of dead runs."""
     for kind, path in paths.items():
-        check_writable(path, overwrite=overwrite, folder=kind == "spatialdata")
+        check_writable(path, overwrite=overwrite, folder=kind in FOLDERS)
         remove_stale(path)
 
 
@@ -156,7 +162,7 @@ def write_files(
     paths : mapping of str to Path
         Kind of file to its path, as `Files.paths` returns it.
     overwrite : bool
-        Whether to replace a SpatialData store.
+        Whether to replace a folder.
     measured, tissue_image
         For the page; see `write_slide_page`.
     cells : Path, optional
@@ -177,7 +183,7 @@ def write_files(
         if kind == "html":
             from mclst.runtime.report.page.slide_page import write_slide_page
 
-            notes = write_slide_page(
+            notes += write_slide_page(
                 expression_map,
                 path,
                 measured=measured,
@@ -193,6 +199,10 @@ def write_files(
             from mclst.runtime.report.export.spatialdata_store import write_store
 
             write_store(expression_map, path, overwrite=overwrite)
+        elif kind == "seurat":
+            from mclst.runtime.report.export.seurat import write_seurat
+
+            notes += write_seurat(expression_map, path, overwrite=overwrite)
         elif kind == "plot":
             from mclst.runtime.report.figures.contact_sheet import write_contact_sheet
 

@@ -17,7 +17,13 @@ MIN_SPOTS = 6
 MAX_RESIDUAL = 0.15
 """RMS, as a fraction of the pitch: hand-printed legacy ST spots are 7-9 % off, Visium's below 1 %."""
 MAX_SKEW = 0.05
-VARIANTS = {"legacy-st": "legacy ST", "space-ranger": "Space Ranger", "h5ad": "AnnData"}
+VARIANTS = {
+    "legacy-st": "legacy ST",
+    "space-ranger": "Space Ranger",
+    "h5ad": "AnnData",
+    "spatialdata": "AnnData",
+}
+"""Variant of a spot table, by the format of a section: it tells the pitch of the array."""
 TOLERANCE = 0.03
 """Relative difference up to which two values agree."""
 
@@ -107,8 +113,10 @@ def _layout(spots: Spots) -> tuple[NDArray[np.float64], float] | None:
     return None
 
 
-def slide_resolution(slide: Slide, spots: Spots, override: float | None = None) -> Resolution:
-    """Choose µm/px: `override`, else the file's, else the spot array's.
+def slide_resolution(
+    slide: Slide, spots: Spots, override: float | None = None, *, stated: float | None = None
+) -> Resolution:
+    """Choose µm/px: `override`, else the file's, else `stated`, else the spot array's.
 
     Parameters
     ----------
@@ -116,21 +124,23 @@ def slide_resolution(slide: Slide, spots: Spots, override: float | None = None) 
     spots : Spots
     override : float, optional
         The user's µm per level-0 px.
+    stated : float, optional
+        What the measured section's own files say.
 
     Returns
     -------
     Resolution
-        Its notes warn if another source differs by more than 3 %, if the array is the only source, or if the
+        Its notes warn if another source differs by more than 3 %, if the slide does not say, or if the
         slide's objective contradicts the value.
     """
-    mpp, source, note = _choose(slide, spots, override)
+    mpp, source, note = _choose(slide, spots, override, stated)
     doubt = objective_warning(slide.objective, slide.vendor, mpp)
     return Resolution(mpp, source, tuple(text for text in (note, doubt) if text))
 
 
 def section_resolution(slide: Slide, section: Section, override: float | None = None) -> Resolution:
     """Choose µm/px of a measured section's image, as `slide_resolution` does."""
-    return slide_resolution(slide, _spots_of(section), override)
+    return slide_resolution(slide, _spots_of(section), override, stated=section.mpp)
 
 
 def coarse_note(section: Section, size_px: int, tile_mpp: float | None, mpp: float | None) -> str:
@@ -165,10 +175,13 @@ def _spots_of(section: Section) -> Spots:
     )
 
 
-def _choose(slide: Slide, spots: Spots, override: float | None) -> tuple[float | None, str, str]:
+def _choose(
+    slide: Slide, spots: Spots, override: float | None, stated: float | None
+) -> tuple[float | None, str, str]:
     """(mpp, source, "" or a warning)."""
     fit = fit_array(spots)
-    sources = [(slide.mpp, slide.mpp_source), (None if fit is None else fit.mpp, str(fit))]
+    own = "" if stated is None else f"{stated:.4g} µm/px by the section's own files"
+    sources = [(slide.mpp, slide.mpp_source), (stated, own), (None if fit is None else fit.mpp, str(fit))]
 
     def disagreeing(chosen: float) -> str:
         return " and ".join(source for mpp, source in sources if mpp is not None and _differ(mpp, chosen))
@@ -182,10 +195,12 @@ def _choose(slide: Slide, spots: Spots, override: float | None) -> tuple[float |
         choice = f"{slide.path.name} says {slide.mpp:.4g} µm/px ({slide.mpp_source}) and is taken"
         note = f"{choice}, against {other}; --mpp overrides both" if other else ""
         return slide.mpp, slide.mpp_source, note
+    silent = f"{slide.path.name} does not say how large its pixels are; taken: "
+    if stated is not None:
+        return stated, "the section's own files", f"{silent}{own}; --mpp overrides it"
     if fit is None:
         return None, slide.mpp_source, ""
-    note = f"{slide.path.name} does not say how large its pixels are; taken: {fit}; --mpp overrides it"
-    return fit.mpp, "fitted to the array of spots", note
+    return fit.mpp, "fitted to the array of spots", f"{silent}{fit}; --mpp overrides it"
 
 
 def _differ(one: float, other: float) -> bool:

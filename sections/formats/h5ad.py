@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mclst.sections.counts import counts_csr, require_unique_spots
 from mclst.sections.errors import SectionError
-from mclst.sections.formats.counts import counts_csr, require_unique_spots
+from mclst.sections.formats import hest
 from mclst.sections.formats.images import find_image
 from mclst.sections.formats.source import SectionSource, list_folder
 from mclst.sections.hdf5 import (
@@ -34,13 +35,18 @@ NAME_COLUMNS = (
 
 
 def find(folder: Path) -> dict[str, SectionSource]:
-    """Find the .h5ad files of a folder; a section's name is its file's stem."""
-    files = [entry for entry in list_folder(folder) if entry.suffix == ".h5ad" and entry.is_file()]
+    """Find the .h5ad files of a folder, or of HEST's `st/` in it; a section's name is its file's stem."""
+    entries = list_folder(hest.expression_folder(folder))
+    files = [entry for entry in entries if entry.suffix == ".h5ad" and entry.is_file()]
     return {file.stem: source_of(file) for file in files}
 
 
 def source_of(path: Path) -> SectionSource:
     """Describe one .h5ad as a section."""
+    root = hest.root_of(path)
+    if root is not None:
+        slide = hest.find_slide(root, path.stem)
+        return SectionSource(path.stem, "h5ad", path, image=slide, places=(root / hest.SLIDES,))
     folders = (path.parent, path.parent / "images")
     return SectionSource(path.stem, "h5ad", path, image=find_image(path.stem, folders), places=folders)
 
@@ -74,15 +80,16 @@ def read(source: SectionSource) -> Section:
             genes=genes,
             spot=spot,
             counts=counts_csr(matrix, source.path, spot, genes),
-            array_xy=_array_xy(source.path, obs),
+            array_xy=array_xy_of(source.path, obs),
             xy_px=xy_px,
             image=source.image,
             counts_from=counts_from,
-            synonyms=synonyms_of(genes.tolist(), _other_names(var)),
+            synonyms=synonyms_of(genes.tolist(), other_names(var)),
+            mpp=hest.read_mpp(source.path),
         )
 
 
-def _other_names(var: pd.DataFrame) -> list[list[str]]:
+def other_names(var: pd.DataFrame) -> list[list[str]]:
     """The columns of var that hold ids or symbols of the genes."""
     columns = [name for name in var.columns if str(name).casefold() in NAME_COLUMNS]
     return [
@@ -94,7 +101,8 @@ def _other_names(var: pd.DataFrame) -> list[list[str]]:
     ]
 
 
-def _array_xy(path: Path, obs: pd.DataFrame) -> NDArray[np.int64] | None:
+def array_xy_of(path: Path, obs: pd.DataFrame) -> NDArray[np.int64] | None:
+    """Array coordinates (column, row) of obs, int64 [n, 2], or None; SectionError if they are no numbers."""
     if not {"array_col", "array_row"} <= set(obs.columns):
         return None
     try:

@@ -20,8 +20,8 @@ TABLE = "images.csv"
 NAME_COLUMNS = ("section", "name", "sample", "id")
 IMAGE_COLUMNS = ("image", "slide", "wsi", "path")
 HIRES_IMAGE, HIRES_SCALE = "tissue_hires_image.png", "tissue_hires_scalef"
-ENDINGS = ("", ".ome", "_image", "_tissue_image")
-"""After a section's name: NAME.tif, NAME.ome.tif; NAME_image.tif and NAME_tissue_image.tif of 10x."""
+ENDINGS = ("", ".ome", "_image", "_tissue_image", "_he_image", "_he_image.ome")
+"""After a section's name: NAME.tif, NAME.ome.tif; NAME_image, NAME_tissue_image, NAME_he_image of 10x."""
 
 
 def find_image(name: str, folders: Iterable[Path]) -> Path | None:
@@ -188,9 +188,10 @@ def hires_scale(picture: Path) -> float:
 def missing_image(source: SectionSource) -> str:
     """Say that a section has no picture, where one was looked for, and what to do; a sentence."""
     places = " or ".join(str(place) for place in dict.fromkeys(source.places)) or str(source.path.parent)
+    also = "" if source.format != "xenium" else ", or *he_image.ome.tif,"
     text = (
         f"section {source.name} ({source.path}) has no image: there is no {source.name}.tif, .svs, .ndpi, "
-        f".jpg or .png in {places}; give --image {source.name}=SLIDE"
+        f".jpg or .png{also} in {places}; give --image {source.name}=SLIDE"
     )
     picture = hires_image(source)
     return f"{text}, or --hires to take {picture.name} ({picture})" if picture is not None else text

@@ -14,8 +14,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from mclst.sections.counts import counts_csr, require_unique_spots
 from mclst.sections.errors import SectionError
-from mclst.sections.formats.counts import counts_csr, require_unique_spots
 from mclst.sections.formats.images import find_image
 from mclst.sections.formats.source import SectionSource, is_image, list_folder
 from mclst.sections.section import Section

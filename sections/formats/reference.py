@@ -9,9 +9,8 @@ from pathlib import Path
 import h5py
 
 from mclst.sections.errors import SectionError
-from mclst.sections.formats import h5ad, legacy_st, spaceranger
+from mclst.sections.formats import h5ad, legacy_st, spaceranger, spatialdata_store, xenium
 from mclst.sections.formats.source import SectionSource
-from mclst.sections.formats.visium_hd import DEFAULT_BIN
 from mclst.sections.hdf5 import open_hdf5
 from mclst.sections.section import Section
 from mclst.sections.tables.genes import match_genes, read_gene_list
@@ -26,22 +25,29 @@ __all__ = [
     "read_section",
 ]
 
-READERS = {"legacy-st": legacy_st.read, "space-ranger": spaceranger.read, "h5ad": h5ad.read}
+READERS = {
+    "legacy-st": legacy_st.read,
+    "space-ranger": spaceranger.read,
+    "h5ad": h5ad.read,
+    "xenium": xenium.read,
+    "spatialdata": spatialdata_store.read,
+}
 ACCEPTED = (
-    "counts/NAME.tsv[.gz] with spots/NAME_selection.tsv, a Space Ranger outs/ folder or a folder of them, "
-    "a .h5ad or a folder of them"
+    "counts/NAME.tsv[.gz] with spots/NAME_selection.tsv, a Space Ranger outs/ folder, a Xenium bundle, a "
+    "SpatialData .zarr, an .h5ad, a folder of them, or a HEST folder with st/"
 )
 
 
-def find_sections(path: Path | str, bins: str = DEFAULT_BIN) -> dict[str, SectionSource]:
+def find_sections(path: Path | str, bins: str | None = None) -> dict[str, SectionSource]:
     """Find the sections of a folder or file without reading their counts.
 
     Parameters
     ----------
     path : Path or str
         A folder of sections of one format, or a single section.
-    bins : str
-        Of Visium HD: µm of a bin, pooled from smaller ones if need be, or "cells".
+    bins : str, optional
+        Of Visium HD: µm of a bin, pooled from smaller ones if need be, or "cells"; default 8. Of Xenium:
+        "cells", the default, or PITCH or PITCH/DIAMETER in µm of pseudo-spots.
 
     Returns
     -------
@@ -61,6 +67,8 @@ def find_sections(path: Path | str, bins: str = DEFAULT_BIN) -> dict[str, Sectio
         return {source.name: source}
     sections = {
         "Space Ranger folders": spaceranger.find(path, bins),
+        "Xenium bundles": xenium.find(path, bins),
+        "SpatialData stores": spatialdata_store.find(path, bins),
         "AnnData files": h5ad.find(path),
         "legacy ST tables": legacy_st.find(path),
     }
@@ -132,11 +140,14 @@ def read_section(source: SectionSource) -> Section:
     synonyms = dict(section.synonyms)
     if source.aliases is not None:
         synonyms = synonyms_of(section.genes.tolist(), groups=read_aliases(source.aliases)) | synonyms
-    xy_px = section.xy_px
-    if xy_px is not None and source.image_scale != 1.0:
-        xy_px = xy_px * source.image_scale
+    scale, xy_px, mpp = source.image_scale, section.xy_px, section.mpp
     return replace(
-        section, xy_px=xy_px, image_scale=source.image_scale, format=source.format, synonyms=synonyms
+        section,
+        xy_px=None if xy_px is None else xy_px * scale,
+        mpp=None if mpp is None else mpp / scale,
+        image_scale=scale,
+        format=source.format,
+        synonyms=synonyms,
     )
 
 

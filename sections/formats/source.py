@@ -8,7 +8,7 @@ from typing import Literal
 
 from mclst.sections.errors import SectionError
 
-Format = Literal["legacy-st", "space-ranger", "h5ad"]
+Format = Literal["legacy-st", "space-ranger", "h5ad", "xenium", "spatialdata"]
 
 IMAGE_SUFFIXES = frozenset({".tif", ".tiff", ".btf", ".svs", ".ndpi", ".jpg", ".jpeg", ".png"})
 
@@ -22,11 +22,11 @@ class SectionSource:
     name : str
         For example "C4".
     format : str
-        Which reader takes it: "legacy-st", "space-ranger" or "h5ad".
+        Which reader takes it.
     path : Path
-        The counts: a .tsv[.gz], a 10x .h5, a matrix folder or a .h5ad.
+        The counts: a .tsv[.gz], a 10x .h5, a matrix folder, a .h5ad or a SpatialData store.
     spots : Path, optional
-        Table with the spots' pixel coordinates, if the format has one and the file exists.
+        Table with the spots' coordinates, if the format has one and the file exists.
     image : Path, optional
         H&E image of the section.
     image_scale : float
@@ -37,6 +37,8 @@ class SectionSource:
         Table of gene symbols and their other names.
     pooled : int
         Bins of the files that make one bin of the section, along an axis.
+    bins : str
+        Of Xenium: "cells", or PITCH or PITCH/DIAMETER in µm.
     """
 
     name: str
@@ -48,6 +50,7 @@ class SectionSource:
     places: tuple[Path, ...] = ()
     aliases: Path | None = None
     pooled: int = 1
+    bins: str = ""
 
 
 def list_folder(folder: Path) -> list[Path]:

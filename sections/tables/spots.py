@@ -5,7 +5,6 @@ The format is detected from the content, never from the file name.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -39,11 +38,11 @@ from mclst.sections.tables.layouts import (
     detect_layout,
     space_ranger_1,
 )
+from mclst.sections.tables.parquet import read_parquet
 
 if TYPE_CHECKING:
     import anndata as ad
 
-MAX_TABLE_BYTES = 4 << 30
 POSITIONS = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
 FLAGS = ("in_tissue", "selected")
 
@@ -85,7 +84,7 @@ def read_spots(
     if magic.startswith(b"\x89HDF"):
         return _from_obs(path, read_obs_table(path), all_spots, mpp)
     if magic.startswith(b"PAR1"):
-        return _from_table(_table_of_frame(path, _read_parquet(path)), all_spots, mpp)
+        return _from_table(_table_of_frame(path, read_parquet(path)), all_spots, mpp)
     if is_geojson(magic):
         return read_cells(path)
     return _from_table(read_table(path, space_ranger_1), all_spots, mpp)
@@ -298,28 +297,6 @@ def _table_of_frame(path: Path, frame: pd.DataFrame) -> Table:
     if not isinstance(frame.index, pd.RangeIndex) and "" not in names:
         names, columns = ["", *names], [frame.index.to_numpy(), *columns]
     return Table(path, names, columns, np.arange(1, len(frame) + 1, dtype=np.int64), unit="row")
-
-
-def _read_parquet(path: Path) -> pd.DataFrame:
-    if importlib.util.find_spec("pyarrow") is None:
-        raise SectionError(f"{path}: reading Parquet needs pyarrow; install it, or save the table as .csv")
-    try:
-        from pyarrow.parquet import ParquetFile
-
-        # A few kilobytes of Parquet can declare billions of equal cells.
-        with ParquetFile(path) as file:
-            info = file.metadata
-            declared = sum(info.row_group(group).total_byte_size for group in range(info.num_row_groups))
-        if max(declared, info.num_rows * max(1, info.num_columns) * 8) > MAX_TABLE_BYTES:
-            raise SectionError(
-                f"{path}: the table declares {info.num_rows:,} rows of {info.num_columns} columns, more than "
-                f"{MAX_TABLE_BYTES >> 30} GB; give it in pieces, or only names and coordinates"
-            )
-        return pd.read_parquet(path, engine="pyarrow")
-    except Exception as error:
-        if isinstance(error, MemoryError | SectionError):
-            raise
-        raise SectionError(f"{path}: the Parquet file cannot be read ({error})") from error
 
 
 def _first_bytes(path: Path) -> bytes:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from mclst.runtime.errors import describe_error
 from mclst.sections import SectionError, Spots, read_spots
 from mclst.sections.errors import UnknownScale
-from mclst.sections.tables import spots as spots_module
+from mclst.sections.tables import parquet as parquet_module
 from mclst.sections.tables.delimited import ROWS_AT_ONCE, read_table
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -513,7 +513,7 @@ def test_a_parquet_that_declares_too_much_is_refused_unread(
     frame = pd.DataFrame(np.zeros((300_000, 3), np.int8), columns=["id", "x_px", "y_px"])
     frame.to_parquet(tmp_path / "bomb.parquet", compression="zstd")
     assert (tmp_path / "bomb.parquet").stat().st_size < 20_000
-    monkeypatch.setattr(spots_module, "MAX_TABLE_BYTES", 5_000_000)
+    monkeypatch.setattr(parquet_module, "MAX_TABLE_BYTES", 5_000_000)
     monkeypatch.setattr(pd, "read_parquet", lambda *words, **options: pytest.fail("it was read"))
     with pytest.raises(SectionError, match="declares 300,000 rows of 3 columns"):
         read_spots(tmp_path / "bomb.parquet")

@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy
-from section_folders import hd_center, visium_hd
+from section_folders import hd_center, visium_hd, write_matrix
 
 from mclst.sections.errors import SectionError
 from mclst.sections.formats.images import with_images
 from mclst.sections.formats.reference import find_sections, read_section
 from mclst.sections.section import Section
+from mclst.sections.tenx import bins as bin_pooling
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +50,8 @@ def test_bins_are_pooled_to_the_wanted_size(folder: Path, tmp_path: Path, size: 
     fine, pooled = read(tmp_path / "P1"), read(tmp_path / "P1", str(size))
     assert fine.array_xy is not None and pooled.array_xy is not None and pooled.xy_px is not None
     squares = fine.array_xy // (size // 8)
-    frame = pd.DataFrame(fine.counts.toarray()).groupby([squares[:, 0], squares[:, 1]]).sum()
-    np.testing.assert_array_equal(pooled.array_xy, np.array(frame.index.tolist()))
+    frame = pd.DataFrame(fine.counts.toarray()).groupby([squares[:, 1], squares[:, 0]]).sum()
+    np.testing.assert_array_equal(pooled.array_xy[:, ::-1], np.array(frame.index.tolist()))
     np.testing.assert_array_equal(pooled.counts.toarray(), frame.to_numpy())
     column, row = pooled.array_xy.T
     np.testing.assert_allclose(pooled.xy_px, np.column_stack(hd_center(row, column, size, 0.5)), atol=1e-6)
@@ -68,6 +69,39 @@ def test_pooled_bins_are_those_that_space_ranger_pools(folder: Path, tmp_path: P
     np.testing.assert_array_equal(theirs.counts[order].toarray(), ours.counts[mine].toarray())
     assert theirs.xy_px is not None and ours.xy_px is not None
     np.testing.assert_allclose(theirs.xy_px[order], ours.xy_px[mine], atol=1e-6)
+
+
+@pytest.mark.parametrize("at_once", [30, 400])
+def test_blocks_and_the_order_of_bins_do_not_matter(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    whole = read(folder, "24")
+    square = "outs/binned_outputs/square_008um"
+    shutil.copytree(folder / square, tmp_path / "P1" / square)
+    fine = read(folder)
+    shuffled = np.random.default_rng(at_once).permutation(len(fine))
+    path = tmp_path / "P1" / square / "filtered_feature_bc_matrix.h5"
+    write_matrix(path, fine.spot[shuffled], fine.counts[shuffled].toarray())
+    monkeypatch.setattr(bin_pooling, "ENTRIES_AT_ONCE", at_once)
+    monkeypatch.setattr(bin_pooling, "NAMES_AT_ONCE", at_once)
+    for bins in (read(folder, "24"), read(tmp_path / "P1", "24")):
+        assert bins.spot.tolist() == whole.spot.tolist()
+        np.testing.assert_array_equal(bins.counts.toarray(), whole.counts.toarray())
+
+
+def test_what_are_no_bins_is_not_pooled(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "P1")
+    path = tmp_path / "P1/outs/binned_outputs/square_016um/filtered_feature_bc_matrix.h5"
+    for names, words in (
+        (["s_016um_00000_00001-1", "s_016um_0000_00001-1"], "'s_016um_0000_00001-1' is no bin"),
+        (["s_016um_00000_00001-1", "s_008um_00000_00002-1"], "bins are of 2 sizes"),
+        (["AAACAAGTATCTCCCA-1", "x"], "'AAACAAGTATCTCCCA-1' is no bin"),
+    ):
+        write_matrix(path, np.array(names), np.ones((2, 3)))
+        with pytest.raises(SectionError, match=words):
+            read(tmp_path / "P1", "32")
+    with pytest.raises(SectionError, match="--bin 100/55 is for Xenium"):
+        find_sections(tmp_path / "P1", "100/55")
 
 
 def test_segmented_cells_lie_at_their_centroids(folder: Path) -> None:

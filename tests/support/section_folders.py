@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
+import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -107,3 +110,160 @@ def write_matrix(path: Path, barcodes: Array, counts: Array) -> None:
         features["name"] = np.array([f"GENE{i}" for i in range(genes)], "S8")
         features["feature_type"] = np.array(["Gene Expression"] * genes, "S16")
         features["genome"] = np.array(["GRCh38"] * genes, "S8")
+
+
+def hest(folder: Path, names: tuple[str, ...] = ("TENX95", "INT1"), mpp: float = 0.2738) -> Path:
+    """HEST-1k: st/, wsis/, metadata/ and patches/ of each sample, as `hest` and `hestcore` write them."""
+    for part in ("st", "wsis", "metadata", "patches"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(5)
+    for name in names:
+        xy = np.array([[x, y] for y in (150, 350, 550) for x in (180, 420)], np.float64)
+        genes = ["TP53", "MYC", "NegControlProbe_00042"]
+        sample = ad.AnnData(rng.poisson(3, (6, 3)).astype(np.float32))
+        sample.var_names, sample.obs_names = genes, [f"{i // 2:03d}x{i % 2:03d}" for i in range(6)]
+        sample.obsm["spatial"] = xy
+        sample.obs = pd.DataFrame(
+            {"in_tissue": True, "pxl_col_in_fullres": xy[:, 0], "pxl_row_in_fullres": xy[:, 1],
+             "array_col": np.arange(6) % 2, "array_row": np.arange(6) // 2},
+            index=sample.obs_names,
+        )  # fmt: skip
+        picture = np.full((70, 60, 3), 230, np.uint8)
+        factors = {"tissue_downscaled_fullres_scalef": 0.1, "spot_diameter_fullres": 100.0}
+        library = {"images": {"downscaled_fullres": picture}, "scalefactors": factors}
+        sample.uns["spatial"] = {"ST": library}
+        sample.write_h5ad(folder / "st" / f"{name}.h5ad")
+        slide = rng.integers(90, 240, (700, 600, 3), dtype=np.uint8)
+        tifffile.imwrite(
+            folder / "wsis" / f"{name}.tif", slide, tile=(256, 256), photometric="rgb", compression="jpeg"
+        )
+        metadata = {"id": name, "pixel_size_um_embedded": 1.0, "pixel_size_um_estimated": mpp,
+                    "magnification": "40x", "fullres_px_width": 600, "fullres_px_height": 700}  # fmt: skip
+        (folder / "metadata" / f"{name}.json").write_text(json.dumps(metadata))
+    return folder
+
+
+XENIUM_PIXEL = 0.2125
+XENIUM_ALIGNMENT = np.array([[0.02, 1.3, -40.0], [-1.3, 0.02, 1300.0], [0.0, 0.0, 1.0]])
+"""A turn by 91°, as 10x's public bundles have them: px of the H&E image → px of the morphology image."""
+
+
+def xenium(folder: Path, *, cells: int = 12, transcripts: int = 4000, bytes_names: bool = False) -> Path:
+    """A bundle of Xenium Onboard Analysis 3: experiment, cells, transcripts, matrix, H&E image and alignment.
+
+    bytes_names: feature names and cell ids as bytes, as version 1 wrote them.
+    """
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(9)
+    experiment = {
+        "major_version": 5, "minor_version": 0, "run_name": "run", "region_name": folder.name,
+        "panel_name": "Human Breast", "pixel_size": XENIUM_PIXEL, "num_cells": cells,
+        "analysis_sw_version": "xenium-3.0.0.15", "instrument_sn": "XETG00001",
+        "images": {"morphology_filepath": "morphology.ome.tif"},
+    }  # fmt: skip
+    (folder / "experiment.xenium").write_text(json.dumps(experiment))
+    names = [f"{'abcdefghijklmnop'[i % 16]}aaaaaaa-1" for i in range(cells)]
+    extent = 200.0  # µm, along both axes
+    centers = rng.uniform(10, extent - 10, (cells, 2))
+    genes = ["EPCAM", "ERBB2", "PTPRC"]
+    controls = ["NegControlProbe_00042", "NegControlCodeword_0500", "UnassignedCodeword_0031"]
+    kinds = ["Gene Expression"] * 3 + ["Negative Control Probe", "Negative Control Codeword"]
+    kinds.append("Unassigned Codeword")
+    counts = rng.poisson(2, (cells, 6))
+    write_matrix(folder / "cell_feature_matrix.h5", np.array(names), counts)
+    with h5py.File(folder / "cell_feature_matrix.h5", "r+") as file:
+        features = file["matrix/features"]
+        ids = ["ENSG00000119888", "ENSG00000141736", "ENSG00000081237", *controls]
+        for name, values in (("name", genes + controls), ("id", ids), ("feature_type", kinds)):
+            del features[name]
+            features[name] = np.array(values, "S")
+    text = (lambda values: [v.encode() for v in values]) if bytes_names else list
+    order = rng.permutation(cells)  # the bundle's own order is the matrix's; any must do
+    pd.DataFrame(
+        {"cell_id": text([names[i] for i in order]), "x_centroid": centers[order, 0],
+         "y_centroid": centers[order, 1], "transcript_counts": counts[order, :3].sum(axis=1),
+         "control_probe_counts": 0, "control_codeword_counts": 0, "unassigned_codeword_counts": 0,
+         "total_counts": counts[order].sum(axis=1), "cell_area": 60.0, "nucleus_area": 20.0,
+         "nucleus_count": 1.0, "segmentation_method": "Segmented by boundary stain"}
+    ).to_parquet(folder / "cells.parquet", index=False)  # fmt: skip
+    feature = rng.choice(genes + controls, transcripts, p=[0.4, 0.3, 0.2, 0.05, 0.03, 0.02])
+    pd.DataFrame(
+        {"transcript_id": np.arange(transcripts, dtype=np.uint64), "cell_id": "UNASSIGNED",
+         "overlaps_nucleus": np.zeros(transcripts, np.uint8), "feature_name": text(feature.tolist()),
+         "x_location": rng.uniform(0, extent, transcripts).astype(np.float32),
+         "y_location": rng.uniform(0, extent, transcripts).astype(np.float32),
+         "z_location": np.float32(15), "qv": rng.choice([40.0, 20.0, 19.9], transcripts).astype(np.float32),
+         "fov_name": "A1", "nucleus_distance": np.float32(3), "codeword_index": np.int32(1),
+         "codeword_category": "predesigned_gene", "is_gene": np.isin(feature, genes)}
+    ).to_parquet(folder / "transcripts.parquet", index=False, row_group_size=1500)  # fmt: skip
+    np.savetxt(folder / f"{folder.name}_he_imagealignment.csv", XENIUM_ALIGNMENT, delimiter=",")
+    slide = rng.integers(90, 240, (1100, 1200, 3), dtype=np.uint8)
+    tifffile.imwrite(
+        folder / f"{folder.name}_he_image.ome.tif", slide, tile=(256, 256), photometric="rgb",
+        compression="jpeg", metadata={"axes": "YXS"},
+    )  # fmt: skip
+    return folder
+
+
+def spatialdata_store(
+    path: Path, *, polygons: bool = False, old: bool = False, tables: tuple[str, ...] = ("table",)
+) -> Any:
+    """A SpatialData written by spatialdata itself: turned shapes and an image, both in `global`; returned.
+
+    polygons: cells in µm, the image at half size. old: container format 0.1, in zarr v2.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import spatialdata as sd
+        from geopandas import GeoDataFrame
+        from shapely import Point
+        from spatialdata._io.format import SpatialDataContainerFormatV01
+        from spatialdata.models import Image2DModel, ShapesModel, TableModel
+        from spatialdata.transformations import Affine, Scale, Sequence, Translation
+
+        rng = np.random.default_rng(4)
+        n = 8
+        centers = rng.uniform(20, 60, (n, 2))
+        turn = Affine(
+            np.array([[0.1, -1.9, 150.0], [1.9, 0.1, 10.0], [0, 0, 1]]),
+            input_axes=("x", "y"),
+            output_axes=("x", "y"),
+        )
+        index = [f"c{i}" for i in range(n)] if polygons else np.arange(n)
+        if polygons:
+            shapes = GeoDataFrame(geometry=[Point(c).buffer(2) for c in centers], index=index)
+            spots = ShapesModel.parse(shapes, transformations={"global": turn})
+        else:
+            spots = ShapesModel.parse(
+                centers,
+                geometry=0,
+                radius=2.0,
+                index=index,
+                transformations={"global": turn, "mm": Scale([1e-3] * 2, axes=("x", "y"))},
+            )
+        to_global = Sequence([Scale([2.0, 2.0], axes=("x", "y")), Translation([3.0, -5.0], axes=("x", "y"))])
+        picture = rng.integers(90, 240, (3, 120, 140), dtype=np.uint8)
+        images = {
+            "he": Image2DModel.parse(
+                picture,
+                dims=("c", "y", "x"),
+                c_coords=["r", "g", "b"],
+                scale_factors=[2],
+                transformations={"global": to_global},
+            ),
+            "dapi": Image2DModel.parse(
+                np.zeros((1, 300, 300), np.uint8), dims=("c", "y", "x"), transformations={"global": to_global}
+            ),
+        }
+        order = rng.permutation(n)
+        made = {}
+        for name in tables:
+            table = ad.AnnData(sp.csr_matrix(rng.poisson(2, (n, 3)).astype(np.float32)))
+            table.var_names, table.obs_names = ["A1BG", "TP53", "MYC"], [f"spot{i}" for i in range(n)]
+            table.var["gene_ids"] = [f"ENSG{i:011d}" for i in range(3)]
+            table.obs["region"] = pd.Categorical(["spots"] * n)
+            table.obs["shape"] = np.asarray(index)[order]
+            made[name] = TableModel.parse(table, region="spots", region_key="region", instance_key="shape")
+        store = sd.SpatialData(images=images, shapes={"spots": spots}, tables=made)
+        store.write(path, **({"sdata_formats": SpatialDataContainerFormatV01()} if old else {}))
+        return store

@@ -92,7 +92,7 @@ def read_fit_sections(
         for source in sources:
             section = read_section(source)
             names = names or read_genes(paths, genes, section)
-            sections.append(read_fit_section(section, source, names, mpp))
+            sections.append(read_fit_section(section, names, mpp))
             advance(1)
     return sections, names
 

@@ -8,21 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from mclst.runtime.errors import ReferenceDataError
 from mclst.runtime.slide.open import open_slide
-from mclst.runtime.tiling.array_pitch import Resolution, slide_resolution
+from mclst.runtime.tiling.array_pitch import section_resolution
 from mclst.runtime.tiling.bounds import check_centers
-from mclst.sections.formats.source import SectionSource
 from mclst.sections.normalize import normalize
-from mclst.sections.section import Section, Spots
+from mclst.sections.section import Section
 from mclst.sections.tables.genes import match_genes
-
-ARRAYS = {"legacy-st": "legacy ST", "space-ranger": "Space Ranger", "h5ad": "AnnData"}
-"""Variant of a spot table, by the format of a section: it tells the pitch of the array."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +68,12 @@ class FitSection:
         return normalize(units, self.counts, self.total)
 
 
-def read_fit_section(
-    section: Section, source: SectionSource, genes: Sequence[str], mpp: float | None
-) -> FitSection:
+def read_fit_section(section: Section, genes: Sequence[str], mpp: float | None) -> FitSection:
     """Read a section's counts and check its spots against its image.
 
     Parameters
     ----------
     section : Section
-    source : SectionSource
     genes : sequence of str
         The model's.
     mpp : float, optional
@@ -119,7 +111,7 @@ def read_fit_section(
         check_centers(
             section.xy_px, slide, lambda row: f"section {section.name} ({section.path}), {section.spot[row]},"
         )
-        resolution: Resolution = slide_resolution(slide, _as_spots(section, source, located), mpp)
+        resolution = section_resolution(slide, section, mpp)
     return FitSection(
         name=section.name,
         image=section.image,
@@ -129,21 +121,6 @@ def read_fit_section(
         total=section.total[located],
         mpp=resolution.mpp,
         notes=(*notes, *resolution.notes),
-    )
-
-
-def _as_spots(section: Section, source: SectionSource, rows: NDArray[np.int64]) -> Spots:
-    assert section.xy_px is not None
-    return Spots(
-        path=section.path,
-        variant=ARRAYS.get(source.format, ""),
-        id=section.spot[rows],
-        xy_px=section.xy_px[rows],
-        array_xy=None if section.array_xy is None else section.array_xy[rows],
-        row=rows + 1,
-        table=pd.DataFrame(index=range(len(rows))),
-        spot_diameter_px=None,
-        coordinates="",
     )
 
 

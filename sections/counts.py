@@ -15,6 +15,8 @@ from mclst.sections.errors import SectionError
 def counts_csr(matrix: Any, path: Path, spot: NDArray[np.str_], genes: NDArray[np.str_]) -> sp.csr_matrix:
     """Convert spots x genes, dense or sparse, to float32 CSR [n, g] with sorted columns and no stored zeros.
 
+    The arrays of a sparse `matrix` may be taken over and changed.
+
     Raises SectionError if the matrix is damaged, has another shape than [len(spot), len(genes)], or holds a
     value that is not finite, negative or too large for float32; the message names its file, spot and gene.
     """
@@ -29,7 +31,7 @@ def counts_csr(matrix: Any, path: Path, spot: NDArray[np.str_], genes: NDArray[n
     except (ValueError, TypeError) as error:
         raise SectionError(f"{path}: the counts matrix is damaged ({error})") from error
     with np.errstate(over="ignore", invalid="ignore"):
-        values = wide.data.astype(np.float32)
+        values = wide.data.astype(np.float32, copy=False)
     invalid = ~(np.isfinite(values) & (values >= 0))
     if invalid.any():
         first = int(np.argmax(invalid))
@@ -38,7 +40,7 @@ def counts_csr(matrix: Any, path: Path, spot: NDArray[np.str_], genes: NDArray[n
             f"{path}: spot {str(spot[row])!r} (row {row + 1}), gene {str(genes[gene])!r} is "
             f"{wide.data[first]}; counts are finite numbers, 0 or more"
         )
-    counts = sp.csr_matrix((values, wide.indices.copy(), wide.indptr.copy()), shape=wide.shape)
+    counts = sp.csr_matrix((values, wide.indices, wide.indptr), shape=wide.shape)
     counts.sum_duplicates()
     counts.eliminate_zeros()
     return counts
