@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mclst.runtime.encoder.cpu_stages import CpuSession
 from mclst.runtime.encoder.micro_batches import MicroBatches, is_heavy
+from mclst.runtime.encoder.openvino_cache import compile_graph
 from mclst.runtime.encoder.session import DEFAULT_BATCH_SIZE, INPUT, OUTPUTS
 from mclst.runtime.errors import BundleError, ResourceError
 from mclst.runtime.resources import available_cores
@@ -69,12 +70,11 @@ class OpenVinoSession(CpuSession):
             "INFERENCE_PRECISION_HINT": HINTS[precision],
         }
         try:
-            model = core.read_model(path)
-            self._tile = _check(model, path)
-            self._model = core.compile_model(model, "CPU", settings)
+            self._model = compile_graph(ov, core, path, settings)
         except RuntimeError as error:  # what OpenVINO raises
             reason = " ".join(str(error).split())[:200]
             raise BundleError(f"{path} does not open on openvino ({reason})") from error
+        self._tile = _check(self._model, path)
         self.engine = f"openvino {ov.__version__.split('-')[0]}"
         self._thread_local = threading.local()
         # OpenVINO initializes its type tables on first use. Two threads doing so deadlock, one holding the

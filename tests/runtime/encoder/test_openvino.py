@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
+from onnx.numpy_helper import from_array, to_array
 from small_model import Small
 
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.cli.infer import main as infer
+from mclst.runtime.encoder import openvino_cache
 from mclst.runtime.encoder.openvino import OpenVinoSession
 from mclst.runtime.errors import BundleError, ResourceError
 from mclst.runtime.inference.providers import EncoderRequest, list_providers, open_encoder, open_session
@@ -94,3 +100,72 @@ def test_a_map_by_either_provider(small: Small, exported_bundle: Path, tmp_path:
         assert provider in done.stderr
         result[provider] = anndata.read_h5ad(out).X
     np.testing.assert_allclose(result["openvino"], result["cpu"], atol=1e-3)
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Each compilation from here on, with a cache that begins empty."""
+    calls: list[str] = []
+    compile_model = ov.Core.compile_model
+
+    def counting(self: Any, *arguments: Any) -> Any:
+        calls.append("compiled")
+        return compile_model(self, *arguments)
+
+    monkeypatch.setattr(ov.Core, "compile_model", counting)
+    monkeypatch.setenv("MCLST_CACHE", str(tmp_path / "cache"))
+    return calls
+
+
+def test_a_graph_is_compiled_once_for_each_use(
+    graph: Path, tiles: np.ndarray, tmp_path: Path, compiled: list[str]
+) -> None:
+    first = OpenVinoSession(graph, threads=1).encode(tiles)
+    np.testing.assert_array_equal(OpenVinoSession(graph, threads=1).encode(tiles), first)
+    assert len(compiled) == 1
+    OpenVinoSession(graph, threads=2)
+    assert len(compiled) == 2
+    other = tmp_path / "encoder.onnx"
+    shutil.copy(graph, other)  # the same graph, wherever it lies
+    OpenVinoSession(other, threads=1)
+    assert len(compiled) == 2
+    model = onnx.load(graph)
+    weight = next(w for w in model.graph.initializer if np.issubdtype(to_array(w).dtype, np.floating))
+    weight.CopyFrom(from_array(to_array(weight) * 2, weight.name))
+    onnx.save(model, other)
+    assert np.abs(OpenVinoSession(other, threads=1).encode(tiles) - first).max() > 1e-4
+    assert len(compiled) == 3
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "empty", "foreign"])
+def test_a_damaged_or_foreign_compiled_graph_is_compiled_again(
+    graph: Path, tiles: np.ndarray, tmp_path: Path, compiled: list[str], damage: str
+) -> None:
+    first = OpenVinoSession(graph, threads=1).encode(tiles)
+    (path,) = (tmp_path / "cache" / "openvino").iterdir()
+    content = bytearray(path.read_bytes())
+    if damage == "foreign":
+        path.chmod(0o666)
+    else:
+        content[len(content) // 2] ^= 0xFF
+        path.write_bytes({"bit": content, "cut": content[:1000], "empty": b""}[damage])
+    np.testing.assert_array_equal(OpenVinoSession(graph, threads=1).encode(tiles), first)
+    assert len(compiled) == 2
+    OpenVinoSession(graph, threads=1)
+    assert len(compiled) == 2, "what was compiled again is kept"
+
+
+def test_the_oldest_compiled_graphs_make_room(
+    graph: Path, tmp_path: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cache" / "openvino"
+    OpenVinoSession(graph, threads=1)
+    (first,) = folder.iterdir()
+    os.utime(first, (1, 1))
+    monkeypatch.setattr(openvino_cache, "MAX_CACHE_BYTES", int(1.5 * first.stat().st_size))
+    OpenVinoSession(graph, threads=2)
+    (second,) = folder.iterdir()
+    assert second != first
+    monkeypatch.setattr(openvino_cache, "MAX_GRAPH_BYTES", 1)
+    OpenVinoSession(graph, threads=1)
+    assert [*folder.iterdir()] == [second], "a large graph is not kept"
