@@ -103,7 +103,7 @@ runtime/encoder/cuda: runtime/encoder runtime kernels/cuda kernels/definition
 runtime/slide: runtime/zarr runtime/storage runtime
 runtime/zarr: runtime/storage runtime
 runtime/storage: runtime
-runtime/encoder: runtime
+runtime/encoder: runtime kernels/definition
 runtime/bundle: runtime/trust runtime kernels/definition
 runtime: kernels/definition sections/formats sections
 kernels: kernels/faiss kernels/cuda kernels/cpu kernels/definition
