@@ -260,7 +260,9 @@ class _Retrieve(nn.Module):
 
     def _weights(self, distance: Tensor) -> Tensor:
         nearest = distance.min(1, keepdim=True).values
-        if self.spec.weighting == "uniform":
+        if self.spec.weighting == "similarity":
+            raw = 1.0 - distance
+        elif self.spec.weighting == "uniform":
             raw = torch.ones_like(distance)
         elif self.spec.weighting == "inverse-square":
             ratio = nearest / torch.where(distance > 0, distance, 1.0)
@@ -317,10 +319,17 @@ def _config(bundle: Bundle, genes: Sequence[str], mpp: float, scale: float) -> d
     }
 
 
+def _is_mean_of_bank(bundle: Bundle) -> bool:
+    retrieval = bundle.manifest.retrieval
+    # Similarities may be negative.
+    weights = retrieval is not None and retrieval.weighting != "similarity"
+    return weights and not bundle.manifest.encoder.prediction_dim
+
+
 def _readme(bundle: Bundle, genes: Sequence[str], scale: float) -> str:
     bound = (
         "No sum exceeds it: each value is a weighted mean of the bank."
-        if bundle.manifest.retrieval is not None and not bundle.manifest.encoder.prediction_dim
+        if _is_mean_of_bank(bundle)
         else f"Where `{REST}` is 0, the sum exceeds it, and the values are too small."
     )
     return (

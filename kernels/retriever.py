@@ -23,6 +23,7 @@ from mclst.kernels.definition.contract import (
 from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.kernels.faiss.provider import FaissProvider
+from mclst.kernels.similarity import SimilarityProvider
 
 if TYPE_CHECKING:
     from mclst.kernels.cuda.driver import Driver
@@ -51,7 +52,7 @@ class Retriever:
     ------
     ValueError
         If the provider is unknown, or the bank has other shapes or dtypes, holds NaN, infinity or a value
-        beyond 1e30, or has fewer than spec.k rows.
+        beyond 1e30, or has fewer than spec.k rows, or more with weighting "similarity".
     ProviderError
         If the provider is not installed.
 
@@ -78,13 +79,21 @@ class Retriever:
             raise ValueError(
                 f"k is {spec.k} and the bank has {len(embedding)} rows; give k from 1 to {len(embedding)}"
             )
+        if spec.weighting == "similarity" and spec.k < len(embedding):
+            raise ValueError(
+                f"weighting 'similarity' is over the whole bank and k is {spec.k}; give k {len(embedding)}"
+            )
         self.spec = spec
         self._columns = embedding.shape[1]
         on_cuda = bank.expression if half else expression
-        run = _on_device(embedding, on_cuda, spec) if provider == "auto" else None
+        folded = spec.weighting == "similarity" and provider != "reference"
+        run = _on_device(embedding, on_cuda, spec) if provider == "auto" and not folded else None
         self.provider = provider if provider != "auto" else fastest_on_cpu() if run is None else "cuda"
         stored = on_cuda if self.provider == "cuda" else expression
-        self._run = PROVIDERS[self.provider](embedding, stored, spec) if run is None else run
+        if folded:
+            self._run: Provider = SimilarityProvider(embedding, expression, spec, PROVIDERS[self.provider])
+        else:
+            self._run = PROVIDERS[self.provider](embedding, stored, spec) if run is None else run
 
     def aggregate(self, embeddings: NDArray[np.float32], *, neighbors: bool = False) -> RetrievalResult:
         """Predict expression for embeddings.
@@ -103,7 +112,8 @@ class Retriever:
         Raises
         ------
         ValueError
-            If the embeddings are not float32 [N, D], or hold NaN, infinity or a value beyond 1e30.
+            If the embeddings are not float32 [N, D], or hold NaN, infinity or a value beyond 1e30; NoWeights
+            if the similarities of one add up to nothing.
         """
         if on_device(embeddings):
             if not isinstance(self._run, OnDevice) or neighbors:

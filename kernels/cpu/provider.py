@@ -48,7 +48,7 @@ from numpy.typing import NDArray
 from mclst.kernels.cpu.compiled import check, library, pointer
 from mclst.kernels.definition.reference import bank_scores, rank_scores
 from mclst.kernels.definition.result import RetrievalResult
-from mclst.kernels.definition.spec import DISTANCES, RANKS, WEIGHTINGS, RetrievalSpec
+from mclst.kernels.definition.spec import DISTANCES, NEIGHBOR_WEIGHTINGS, RANKS, RetrievalSpec
 
 _BLOCK_BYTES = 256 << 20
 # Room for a query's ties beyond k; equals `kTies` in bank.h.
@@ -170,7 +170,7 @@ class CpuProvider:
                 k,
                 pointer(rows, np.int32),
                 DISTANCES.index(self._spec.distance),
-                WEIGHTINGS.index(self._spec.weighting),
+                NEIGHBOR_WEIGHTINGS.index(self._spec.weighting),
                 self._spec.temperature,
                 pointer(weight, np.float32),
                 pointer(nearest, np.float32),

@@ -12,7 +12,7 @@ from mclst.kernels.cuda.driver import Driver, Memory, Stream
 from mclst.kernels.cuda.job import Job, Placing, leaves
 from mclst.kernels.cuda.plan import Plan
 from mclst.kernels.definition.reference import SAME_DIRECTION, directions
-from mclst.kernels.definition.spec import DISTANCES, RANKS, WEIGHTINGS, RetrievalSpec
+from mclst.kernels.definition.spec import DISTANCES, NEIGHBOR_WEIGHTINGS, RANKS, RetrievalSpec
 
 _BLOCK_BYTES = 64 << 20
 _ROUND = 2.0**-24
@@ -116,7 +116,7 @@ class DeviceBank:
             words=-(-rows // 32),
             rank=RANKS.index(spec.rank),
             distance=DISTANCES.index(spec.distance),
-            weighting=WEIGHTINGS.index(spec.weighting),
+            weighting=NEIGHBOR_WEIGHTINGS.index(spec.weighting),
             sample_rank=self._plan.sample_rank,
             filter=int(self._plan.sample > 0),
         )

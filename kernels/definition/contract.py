@@ -48,6 +48,17 @@ class ProviderError(ValueError):
     """A known provider cannot run here; the message says what to install."""
 
 
+class NoWeights(ValueError):
+    """The similarities of query number `row` to the bank add up to `total`, which is not above 0."""
+
+    def __init__(self, row: int, total: float) -> None:
+        self.row, self.total = row, total
+        super().__init__(
+            f"the cosines of row {row} to the bank add up to {total:.3g}, so they are no weights; choose "
+            "another weighting"
+        )
+
+
 class BadQuery(ValueError):
     """Query number `row` holds NaN, infinity or a value beyond MAX_MAGNITUDE."""
 

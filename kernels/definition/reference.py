@@ -10,11 +10,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from mclst.kernels.definition.contract import NoWeights
 from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import Distance, Rank, RetrievalSpec
 
 # float64 unit vectors are accurate to about 2⁻⁴⁹, so directions closer than 2⁻⁴⁸ count as equal.
 SAME_DIRECTION = 2.0**-48
+# Cosines whose mean is not above this are no weights: their ratio to their sum would be noise.
+LEAST_SIMILARITY = 1e-6
 _BLOCK_BYTES = 32 << 20
 
 
@@ -62,7 +65,17 @@ def distances(
 
 
 def weights(distance: NDArray[np.float64], spec: RetrievalSpec) -> NDArray[np.float64]:
-    """Weights [..., k] of neighbors at `distance` [..., k], summing to 1 over the last axis."""
+    """Weights [..., k] of neighbors at `distance` [..., k], summing to 1 over the last axis.
+
+    Raises NoWeights for the first of them whose similarities add up to nothing.
+    """
+    if spec.weighting == "similarity":
+        similarity = 1 - distance
+        total = similarity.sum(axis=-1, keepdims=True)
+        weightless = np.flatnonzero(total <= LEAST_SIMILARITY * distance.shape[-1])
+        if len(weightless):
+            raise NoWeights(int(weightless[0]), float(total.ravel()[weightless[0]]))
+        return np.asarray(similarity / total)
     # Relative to the nearest neighbor: the weights are the same and nothing overflows.
     nearest = distance.min(axis=-1, keepdims=True)
     if spec.weighting == "uniform":
@@ -109,7 +122,10 @@ def aggregate(
     for i, query in enumerate(queries):
         rows = np.argsort(bank_scores(spec.rank, query, embedding), kind="stable")[: spec.k]
         distance = distances(spec.distance, query, embedding[rows])
-        weight = weights(distance, spec)
+        try:
+            weight = weights(distance, spec)
+        except NoWeights as error:
+            raise NoWeights(i, error.total) from None
         result.expression[i] = weight @ expression[rows].astype(np.float64)
         result.nearest[i], result.effective_k[i] = distance.min(), 1 / np.square(weight).sum()
         if result.neighbors is not None:

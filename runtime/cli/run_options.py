@@ -52,7 +52,12 @@ OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
         help="Implementation of the retrieval; cuda keeps embeddings on the GPU.",
     ),
     retrieval_options(),
-    click.option("--batch-size", type=click.IntRange(1, 4096), default=16, help="Tiles encoded at once."),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(1, 4096),
+        default=16,
+        help="Most tiles encoded at once; fewer on a CPU where they would take over 5 s.",
+    ),
     click.option(
         "--memory-budget",
         type=Bytes(),

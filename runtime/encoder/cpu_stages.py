@@ -78,6 +78,21 @@ class CpuSession:
     _tile: tuple[int, ...]
     _run: MicroBatches
 
+    @property
+    def tile(self) -> tuple[int, ...]:
+        """Shape [H, W, 3] of a tile."""
+        return self._tile
+
+    @property
+    def threads(self) -> int:
+        """Tiles that are encoded side by side."""
+        return self._run.threads
+
+    @property
+    def heavy(self) -> bool:
+        """Whether the network has many weights."""
+        return self._run.heavy
+
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See `Session`."""
         check_tiles(tiles, self._tile)

@@ -30,13 +30,14 @@ class MicroBatches:
         heavy: bool,
     ) -> None:
         """heavy: whether the network has many weights, see `is_heavy`."""
-        self._function, self._threads, self._heavy = function, threads, heavy
+        self.threads, self.heavy = threads, heavy
+        self._function = function
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mclst-encode") if threads > 1 else None
 
     def __call__(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The function's result for the whole batch."""
-        share = -(-len(tiles) // self._threads)
-        size = share if self._heavy else min(MICRO_BATCH_SIZE, share)
+        share = -(-len(tiles) // self.threads)
+        size = share if self.heavy else min(MICRO_BATCH_SIZE, share)
         if self._pool is None or size >= len(tiles):
             return self._function(tiles)
         parts = [tiles[start : start + size] for start in range(0, len(tiles), size)]

@@ -11,7 +11,7 @@ order that its dependencies allow. Life cycles:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -177,6 +177,16 @@ class Ring:
                 yield Step((), 0, self._pop_group())
         finally:
             self._stages.close()
+
+    def encoded(self) -> Iterator[Group]:
+        """Yield the batches of groups still to come that are encoded, in order; views until the next step."""
+        for gathering in (*self._full, *([] if self._filling is None else [self._filling])):
+            at = 0
+            for rows, ticket in zip(gathering.rows, gathering.tickets, strict=True):
+                if not self._stages.done(ticket):
+                    return
+                yield Group(rows, self._stages.group(gathering.group, at + len(rows))[at:])
+                at += len(rows)
 
     def _release_uploaded(self) -> None:
         """Free the host buffers whose tiles are on the device."""

@@ -14,7 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.kernels.definition.result import RetrievalResult
-from mclst.runtime.expression_map.journal import MEASURED, RECORD, Journal, describe_difference, read_journal
+from mclst.runtime.expression_map.journal import (
+    MEASURED,
+    RECORD,
+    Journal,
+    describe_difference,
+    read_journal,
+    read_tiles,
+)
 from mclst.runtime.expression_map.lock import RunLock
 from mclst.runtime.trust.measures import MeasuredResult
 
@@ -54,6 +61,7 @@ class RowFile:
         self._row_bytes = 4 * shape[1]
         self._journal: Journal | None = None
         self._unjournaled: list[NDArray[np.void]] = []
+        self._encoded = np.zeros(shape[0], np.bool_)
         self._synced = time.monotonic()
 
     def row_offset(self, row: int) -> int:
@@ -85,7 +93,7 @@ class RowFile:
         if changed:
             return ResumeState(len(np.unique(records["row"])), changed)
         self._restore_rows(records[records["row"] < self.shape[0]])
-        self._journal = Journal.resume(self.lock.journal, end)
+        self._journal = Journal.resume(self.lock.journal, end, self.shape[0], self._record)
         return ResumeState(int(np.count_nonzero(self.done)))
 
     def _restore_rows(self, records: NDArray[np.void]) -> None:
@@ -136,7 +144,27 @@ class RowFile:
             self._unjournaled.append(records)
             return
         self._journal.append(records)
-        if time.monotonic() - self._synced > SYNC_SECONDS:
+        self._sync()
+
+    def keep_encoded(self, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
+        """Journal the encoder's values float32 [m, W] of tiles whose rows are not written yet."""
+        if self._journal is not None:
+            self._journal.append_tiles(rows, values)
+            self._encoded[rows] = True
+            self._sync()
+
+    def read_encoded(
+        self, wanted: NDArray[np.bool_], width: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return the tiles of `wanted` [n] that the journal has: rows int64 [m], values float32 [m, W]."""
+        if self._journal is None:
+            return np.empty(0, np.int64), np.empty((0, width), np.float32)
+        rows, values = read_tiles(self.lock.journal, wanted, width)
+        self._encoded[rows] = True
+        return rows, values
+
+    def _sync(self) -> None:
+        if self._journal is not None and time.monotonic() - self._synced > SYNC_SECONDS:
             os.fsync(self.lock.handle)
             self._journal.sync()
             self._synced = time.monotonic()
@@ -181,8 +209,8 @@ class RowFile:
 
     @property
     def resumable_rows(self) -> int:
-        """Number of rows that the next run would find."""
-        return int(np.count_nonzero(self.done)) if self._journal is not None else 0
+        """Number of rows that the next run would find, or compute without encoding their tiles."""
+        return int(np.count_nonzero(self.done | self._encoded)) if self._journal is not None else 0
 
     def close(self, *, keep: bool) -> None:
         """Release the lock; remove the files unless `keep`."""

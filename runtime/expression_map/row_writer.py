@@ -128,6 +128,42 @@ class RowWriter:
         with self._refusals():
             self._open_rows.write(rows, result)
 
+    def keep_encoded(self, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
+        """Let the encoder's values of tiles outlive this process, as rows do; after `begin`, else nothing.
+
+        Parameters
+        ----------
+        rows : int64 [m]
+        values : float32 [m, W]
+
+        Raises
+        ------
+        OSError
+            If the file system refuses; what was kept before is still there.
+        """
+        self._open_rows.keep_encoded(rows, values)
+
+    def read_encoded(
+        self, wanted: NDArray[np.bool_], width: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return what `keep_encoded` kept in the run that this one resumes.
+
+        Parameters
+        ----------
+        wanted : bool [n]
+            Rows of interest.
+        width : int
+            Values per tile, W.
+
+        Returns
+        -------
+        rows : int64 [m]
+            Ascending.
+        values : float32 [m, W]
+        """
+        with self._refusals():
+            return self._open_rows.read_encoded(wanted, width)
+
     def close(self) -> int:
         """Release the lock; return the number of rows kept for the next run. May be called again."""
         if self._rows is None:

@@ -84,6 +84,12 @@ class NeighborhoodMeans:
             self._waiting.append(number)
         yield from self._ready(number)
 
+    def held(self, but: NDArray[np.bool_]) -> Iterator[Group]:
+        """Yield the groups still needed, with values [n, 2W], but for those with all rows in `but` [N]."""
+        for block in self._blocks.values():
+            if not but[block.rows].all():
+                yield Group(block.rows, np.concatenate([block.own, block.context], axis=1))
+
     def finish(self) -> Iterator[Group]:
         """Yield the groups that still wait, once all have been delivered."""
         yield from self._ready(len(self._last))

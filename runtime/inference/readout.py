@@ -31,14 +31,12 @@ class Readout(Protocol):
 
     provider: what runs it, for people. settings: what decides its values, by the names users know.
     on_device: whether it takes device arrays. rows_at_once: spots to gather per call.
-    resumable: whether a row is independent of the others computed with it.
     """
 
     provider: str
     settings: dict[str, Any]
     on_device: bool
     rows_at_once: int
-    resumable: bool
 
     def predict_expression(self, rows: NDArray[np.int64], features: Any) -> RetrievalResult:
         """Predict the expression of spots from the encoder's output.
@@ -52,6 +50,8 @@ class Readout(Protocol):
         ------
         NotFinite
             If a feature is NaN or infinite.
+        NoWeights
+            If retrieval weighs by similarity, and the similarities of a spot add up to nothing.
         """
         ...
 
@@ -74,7 +74,6 @@ class RetrievalReadout:
     """Retrieval from the bundle's bank."""
 
     rows_at_once = RETRIEVE_ROWS
-    resumable = True
 
     def __init__(
         self, bundle: Bundle, spec: RetrievalSpec, retriever: str = "auto", *, fp16: bool = False
@@ -87,6 +86,11 @@ class RetrievalReadout:
         if spec.k > rows:
             raise InputError(
                 f"k is {spec.k} and the bank of {bundle.path} has {rows} spots; give --k of at most {rows}"
+            )
+        if spec.weighting == "similarity" and spec.k < rows:
+            raise InputError(
+                f"--weighting similarity is over the whole bank of {bundle.path} and k is {spec.k}; give "
+                f"--k {rows}"
             )
         try:
             bank = bundle.bank
@@ -106,8 +110,9 @@ class RetrievalReadout:
         self.provider = self._retriever.provider
         encoder = bundle.manifest.encoder
         self._width = encoder.embedding_dim
-        # Values that are split or averaged first are on the host.
-        self.on_device = self.provider == "cuda" and bundle.manifest.graph_dim == self._width
+        # Values that are split or averaged first are on the host, and so are matrices for similarity.
+        folded = spec.weighting == "similarity"
+        self.on_device = self.provider == "cuda" and bundle.manifest.graph_dim == self._width and not folded
         self.settings: dict[str, Any] = asdict(spec)
         if fp16 and retriever == "cuda":
             self.settings["bank_precision"] = "float16"
@@ -146,7 +151,6 @@ class RegressionReadout:
     provider = "none"
     on_device = False
     rows_at_once = RETRIEVE_ROWS
-    resumable = True
 
     def __init__(self, genes: int) -> None:
         self.settings: dict[str, Any] = {}
@@ -163,7 +167,6 @@ class SlideReadout:
 
     provider = "none"
     on_device = False
-    resumable = False
 
     def __init__(self, bundle: Bundle, spots: Spots, provider: str, precision: str) -> None:
         """Open it next to an encoder on `provider`; raises SpotsError if a spot lacks coordinates."""

@@ -8,9 +8,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from mclst.kernels.definition.spec import RetrievalSpec
+from mclst.runtime.encoder.cpu_stages import CpuSession
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.errors import BundleError, InputError, SlideError
+from mclst.runtime.inference.batch_choice import prompt_batch
 from mclst.runtime.inference.encoder_choice import EncoderChoice
+from mclst.runtime.inference.loaded_model import LoadedModel
 from mclst.runtime.inference.memory_budget import use_fp16_bank
 from mclst.runtime.inference.model import Model, describe_location
 from mclst.runtime.inference.neighborhood import NeighborhoodMeans
@@ -139,8 +142,12 @@ def open_run(
     log: RunLog,
     spec: RetrievalSpec | None,
     trust: RunTrust,
+    given_batch: int | None = None,
 ) -> RunContext:
-    """Open encoder, readout and tiles so that they fit together, or reuse those of the run before."""
+    """Open encoder, readout and tiles so that they fit together, or reuse those of the run before.
+
+    given_batch: of other runs of the same map; None to choose one that a slow encoder does not hold up.
+    """
     manifest, batch, slots = model.manifest, options.batch_size, None
     with log.clock.stage("open"):
         if options.memory_budget is not None:
@@ -160,6 +167,11 @@ def open_run(
             fit = model.fit(session, readout, options.memory_budget, batch)
             batch, slots = fit.batch, fit.slots
             log.note(fit.text)
+        if given_batch is not None:
+            batch = min(batch, given_batch)
+        elif isinstance(session, CpuSession) and isinstance(model, LoadedModel):
+            graph = model.bundle.encoder_sha256(options.precision)
+            batch = prompt_batch(session, graph, options.precision, batch)
         # All files have been read by now, so the hashes verified at the start cover what was read.
         model.check_unchanged()
     if skipped:

@@ -11,7 +11,7 @@ from mclst.runtime.inference.encoder_choice import EncoderChoice
 from mclst.runtime.inference.model import Model
 from mclst.runtime.run.context import RunLog
 from mclst.runtime.run.options import RunOptions
-from mclst.runtime.run.provenance import BUNDLE, PRECISION, PROVIDER
+from mclst.runtime.run.provenance import BATCH, BUNDLE, PRECISION, PROVIDER
 
 
 def choose_encoder(
@@ -49,6 +49,13 @@ def choose_encoder(
             notify=log.notify,
         )
     return replace(options, provider=choice.provider, precision=choice.precision), choice
+
+
+def stopped_batch(model: Model, options: RunOptions, stopped: Mapping[str, str] | None) -> int | None:
+    """Return the batch of a stopped run that this one resumes; None if there is none, or a larger one."""
+    before = (stopped or {}).get(BATCH, "")
+    same = (stopped or {}).get(BUNDLE) == model.sha256 and before.isdigit()
+    return int(before) if same and 0 < int(before) <= options.batch_size else None
 
 
 def _stopped_choice(

@@ -33,11 +33,17 @@ class KeptFeatures:
     slide_hash : SlideHash
     on_device : bool
         Whether embeddings stay on a device; then none are kept or used.
+
+    Attributes
+    ----------
+    ring : Ring or None
+        What encodes, once it does.
     """
 
     def __init__(self, run: RunContext, slide_hash: SlideHash, *, on_device: bool) -> None:
         self._run, self._hash = run, slide_hash
         self._stack = ExitStack()
+        self.ring: Ring | None = None
         self._stored: StoredFeatures | None = None
         self._writer: FeatureWriter | None = None
         model = run.model
@@ -61,18 +67,26 @@ class KeptFeatures:
     ) -> None:
         self._stack.close()
 
+    @property
+    def stored(self) -> bool:
+        """Whether nothing needs to be encoded."""
+        return self._stored is not None
+
+    def add(self, group: Group) -> None:
+        """Take the values of a group for the next run, as the encoder gave them."""
+        if self._writer is not None:
+            self._writer.add(group.rows, group.values)
+
     def steps(self, open_stages: Callable[[], Stages]) -> Generator[Step]:
         """Yield the steps of a `Ring`; open_stages: called if tiles must be encoded."""
         if self._stored is not None:
             yield from self._kept(self._stored)
             return
-        with closing(Ring(open_stages()).run(self._run.tiles)) as steps:
+        self.ring = Ring(open_stages())
+        with closing(self.ring.run(self._run.tiles)) as steps:
             for step in steps:
-                if self._writer is not None:
-                    if step.failed:  # perhaps readable next time
-                        self._writer.abandon()
-                    elif step.group is not None:
-                        self._writer.add(step.group.rows, step.group.values)
+                if self._writer is not None and step.failed:  # perhaps readable next time
+                    self._writer.abandon()
                 yield step
 
     def finish(self) -> None:

@@ -36,7 +36,8 @@ class RunOptions:
     retrieval : mapping
         Fields of `RetrievalSpec` that override the bundle's, such as ``{"k": 50}``.
     batch_size : int
-        Tiles encoded at once; with a `memory_budget`, the largest batch tried.
+        Most tiles encoded at once; fewer on a CPU where they would take over 5 s, or more memory than the
+        `memory_budget`.
     memory_budget : int, optional
         Memory to stay within, in bytes.
     mpp : float, optional

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mclst.kernels.definition.contract import NoWeights
 from mclst.kernels.definition.result import RetrievalResult
 from mclst.runtime.background import Background
 from mclst.runtime.bundle.bundle import Bundle
@@ -25,7 +26,8 @@ from mclst.runtime.report.export.ome_tiff import find_genes
 from mclst.runtime.report.files import Files
 from mclst.runtime.resources import check_limit
 from mclst.runtime.run.context import RunContext, RunInputs, RunLog, open_run, retrieval_spec
-from mclst.runtime.run.encoder import choose_encoder
+from mclst.runtime.run.encoded_tiles import EncodedTiles
+from mclst.runtime.run.encoder import choose_encoder, stopped_batch
 from mclst.runtime.run.hashes import SlideHash
 from mclst.runtime.run.kept_features import KeptFeatures
 from mclst.runtime.run.options import RunOptions
@@ -125,7 +127,9 @@ def predict(
             try:
                 stopped = writer.stopped_fingerprint() if options.resume else None
                 options, choice = choose_encoder(model, options, stopped, log)
-                run = open_run(model, options, choice, inputs, outputs, log, spec, trust)
+                # The parts of a slide are computed alike, wherever each one runs.
+                batch = stopped_batch(model, options, stopped) if shard is None else options.batch_size
+                run = open_run(model, options, choice, inputs, outputs, log, spec, trust, batch)
                 if left_out:
                     log.note(left_out)
                 _stream(run, writer, slide_hash, shard, check_outputs=check_later)
@@ -195,7 +199,7 @@ def _stream(
     def fingerprint() -> dict[str, str]:
         return run_fingerprint(run, slide_hash.result())
 
-    resumes = run.options.resume and run.readout.resumable and writer.stopped_run
+    resumes = run.options.resume and writer.stopped_run
     journaled = resumes and _resume(run, writer, fingerprint())
     if check_outputs:
         run.outputs.check_others(overwrite=run.options.overwrite or journaled)
@@ -249,29 +253,47 @@ def _encode_tiles(
             slots=run.slots,
         )
 
-    for group in _groups(run, features, open_stages):
+    def journal() -> bool:
+        # Rows outlive this process once the slide's hash, part of the fingerprint, is there.
+        nonlocal journaled
+        if not journaled and slide_hash.ready:
+            writer.begin(fingerprint())
+            journaled = True
+        return journaled
+
+    encoded = EncodedTiles(run, writer, journal, on_device=on_device)
+    if journaled and not features.stored:
+        encoded.restore()
+    for group in _groups(run, features, encoded, open_stages):
         result = _predict_group(run, group)
         with clock.stage("write"):
             writer.write(group.rows, result)
-            # Rows outlive this process once the slide's hash, part of the fingerprint, is there.
-            if not journaled and slide_hash.ready:
-                writer.begin(fingerprint())
-                journaled = True
+            journal()
+        encoded.wrote_rows()
     return journaled
 
 
-def _groups(run: RunContext, features: KeptFeatures, open_stages: Callable[[], Stages]) -> Iterator[Group]:
+def _groups(
+    run: RunContext, features: KeptFeatures, encoded: EncodedTiles, open_stages: Callable[[], Stages]
+) -> Iterator[Group]:
     """Encode all tiles and yield groups with what the readout takes."""
-    tiles, means = run.tiles, run.neighborhood
-    if means is not None:
-        tiles.done[:] = means.plan(tiles.done)
+    means = run.neighborhood
+
+    def ready(groups: Iterator[Group]) -> Iterator[Group]:
+        for group in groups:
+            features.add(group)
+            yield from [group] if means is None else means.add(group)
+
     with closing(features.steps(open_stages)) as steps:
         for step in steps:
             run.fail_tiles(step.failed)
             if step.group is not None:
                 _check_values(run, step.group)
-                yield from [step.group] if means is None else means.add(step.group)
+                yield from ready(encoded.complete(step.group))
+            if features.ring is not None:
+                encoded.keep(features.ring)
             run.log.advance(step.count)
+    yield from ready(encoded.rest())
     if means is not None:
         yield from means.finish()
 
@@ -293,6 +315,11 @@ def _predict_group(run: RunContext, group: Group) -> RetrievalResult:
         spot = run.inputs.spots.id[group.rows[error.row]]
         raise BundleError(
             f"the encoder gave an embedding that is not finite for spot {spot}; export the bundle again"
+        ) from error
+    except NoWeights as error:
+        raise InputError(
+            f"the cosines of spot {run.inputs.spots.id[group.rows[error.row]]} to the bank add up to "
+            f"{error.total:.3g}, so they are no weights; choose another --weighting"
         ) from error
     with run.log.clock.stage("trust"):
         return run.trust.measure(group.values, result)

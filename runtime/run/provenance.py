@@ -11,7 +11,7 @@ from mclst.runtime.run.context import RunContext, radius_px
 from mclst.runtime.run.hashes import spots_sha256
 from mclst.runtime.versions import installed_versions
 
-BUNDLE, PROVIDER, PRECISION = "the bundle", "the provider", "the precision"
+BUNDLE, PROVIDER, PRECISION, BATCH = "the bundle", "the provider", "the precision", "the batch size"
 
 
 def run_fingerprint(run: RunContext, slide_sha256: str) -> dict[str, str]:
@@ -32,7 +32,7 @@ def run_fingerprint(run: RunContext, slide_sha256: str) -> dict[str, str]:
         "the slide's reader": run.inputs.slide.reader,
         **settings,
         "the tiles": str(run.tiles.plan),
-        "the batch size": str(run.tiles.batch_size),
+        BATCH: str(run.tiles.batch_size),
         PROVIDER: f"{run.session.provider}, {run.session.engine}",
         PRECISION: run.options.precision,
         "the retrieval": run.readout.provider,

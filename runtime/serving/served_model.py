@@ -80,16 +80,18 @@ class ServerStages:
         self, slot: int, n: int, group: int, at: int, after: Sequence[Any]
     ) -> Future[NDArray[np.float32]]:
         """See Stages."""
-        self._gathered.setdefault(group, []).append((at, self._under_way[slot]))
+        if at == 0:
+            self._gathered[group] = []
+        self._gathered[group].append((at, self._under_way[slot]))
         return self._under_way[slot]
 
     def group(self, group: int, n: int) -> NDArray[np.float32]:
         """See Stages: puts the answers into the order of their tiles."""
-        answers = self._gathered.pop(group)
         rows = np.empty((n, self._server.width), np.float32)
-        for at, future in answers:
-            answer = future.result()
-            rows[at : at + len(answer)] = answer
+        for at, future in self._gathered[group]:
+            if at < n:
+                answer = future.result()
+                rows[at : at + len(answer)] = answer
         return rows
 
     def done(self, ticket: Future[NDArray[np.float32]]) -> bool:
@@ -112,7 +114,6 @@ class ServerReadout:
 
     on_device = False
     rows_at_once = RETRIEVE_ROWS
-    resumable = True
 
     def __init__(self, server: Server) -> None:
         retrieval = server.served.bundle.manifest.retrieval

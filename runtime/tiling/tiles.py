@@ -111,6 +111,8 @@ class Tiles:
     ----------
     done : bool [n]
         Rows not to read; may be set.
+    encoded : bool [n]
+        Rows of whole batches not to read though their group is read; may be set.
     plan : TilePlan
         The level and size read.
     seconds_reading : float
@@ -155,6 +157,7 @@ class Tiles:
         self.workers = workers
         self.group = group
         self.done = np.zeros(len(xy_px), np.bool_)
+        self.encoded = np.zeros(len(xy_px), np.bool_)
         self.seconds_reading = 0.0
         self._lock = Lock()
         downsample = slide.levels[self.plan.level].downsample
@@ -173,18 +176,26 @@ class Tiles:
         size = self.batch_size * self.group
         for first in range(0, len(self._order), size):
             group = self._order[first : first + size]
-            if not self.done[group].all():
-                starts = range(0, len(group), self.batch_size)
-                batches += [group[start : start + self.batch_size] for start in starts]
+            if self.done[group].all():
+                continue
+            of_group = [group[at : at + self.batch_size] for at in range(0, len(group), self.batch_size)]
+            to_read = [rows for rows in of_group if not self.encoded[rows].all()]
+            batches += to_read
+            if to_read:
                 ends.add(len(batches) - 1)
         return batches, ends
 
     @property
+    def places(self) -> NDArray[np.int64]:
+        """Place of each row in the order in which tiles come, int64 [n]; from 0, by batches and groups."""
+        places = np.empty(len(self._order), np.int64)
+        places[self._order] = np.arange(len(self._order))
+        return places
+
+    @property
     def groups(self) -> NDArray[np.int64]:
         """Number of each row's group, int64 [n], in the order in which groups come."""
-        numbers = np.empty(len(self._order), np.int64)
-        numbers[self._order] = np.arange(len(self._order)) // (self.batch_size * self.group)
-        return numbers
+        return self.places // (self.batch_size * self.group)
 
     def part_mask(self, part: int, parts: int) -> NDArray[np.bool_]:
         """Bool [n]: rows of one part, counted from 0, if the groups are split evenly into `parts`."""

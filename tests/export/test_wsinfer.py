@@ -23,7 +23,7 @@ from mclst.export.inputs.checkpoint import open_checkpoint
 from mclst.export.settings import resolve_settings
 from mclst.export.wsinfer import _Retrieve, write_wsinfer
 from mclst.kernels.definition.reference import aggregate
-from mclst.kernels.definition.spec import DISTANCES, RANKS, WEIGHTINGS, RetrievalSpec
+from mclst.kernels.definition.spec import DISTANCES, NEIGHBOR_WEIGHTINGS, RANKS, RetrievalSpec
 from mclst.runtime import RunOptions, open_bundle, open_slide, predict
 from mclst.runtime.errors import InputError, OutputError
 
@@ -137,7 +137,7 @@ def test_wsinfer_s_own_loader_gives_the_map_s_values(
 
 @pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("weighting", NEIGHBOR_WEIGHTINGS)
 def test_retrieval_is_the_definition_s(rank: str, distance: str, weighting: str) -> None:
     rng = np.random.default_rng(1)
     embedding, queries = (rng.normal(size=(n, 8)).astype(np.float32) for n in (60, 5))

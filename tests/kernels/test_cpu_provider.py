@@ -16,7 +16,7 @@ from mclst.kernels.cpu import compiled, provider
 from mclst.kernels.definition import reference
 from mclst.kernels.definition.contract import ProviderError
 from mclst.kernels.definition.result import RetrievalResult
-from mclst.kernels.definition.spec import DISTANCES, RANKS, WEIGHTINGS, RetrievalSpec
+from mclst.kernels.definition.spec import DISTANCES, NEIGHBOR_WEIGHTINGS, RANKS, RetrievalSpec
 from mclst.kernels.retriever import Retriever
 
 if not compiled.built():
@@ -57,7 +57,7 @@ def test_every_instruction_set_over_several_chunks(isa: int, rank: Any, d: int, 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("weighting", NEIGHBOR_WEIGHTINGS)
 def test_every_weight_on_every_instruction_set(isa: int, distance: Any, weighting: Any) -> None:
     queries, bank, expression = blobs(9, 400, 21)
     spec = RetrievalSpec(k=30, rank="l2", distance=distance, weighting=weighting, temperature=2.0)
@@ -66,7 +66,7 @@ def test_every_weight_on_every_instruction_set(isa: int, distance: Any, weightin
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("weighting", NEIGHBOR_WEIGHTINGS)
 def test_rows_of_one_direction_are_at_cosine_distance_0(isa: int, weighting: Any) -> None:
     queries, bank, expression = blobs(4, 300, 37)
     scale = np.random.default_rng(2).uniform(0.1, 9, size=(40, 1)).astype(np.float32)

@@ -24,8 +24,8 @@ from mclst.kernels.definition import reference
 from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import (
     DISTANCES,
+    NEIGHBOR_WEIGHTINGS,
     RANKS,
-    WEIGHTINGS,
     RetrievalSpec,
 )
 from mclst.kernels.faiss import nearest
@@ -193,7 +193,7 @@ def small_cases(draw: st.DrawFn) -> tuple[F32, Bank, RetrievalSpec]:
         k=draw(st.integers(1, m)),
         rank=draw(st.sampled_from(RANKS)),
         distance=draw(st.sampled_from(DISTANCES)),
-        weighting=draw(st.sampled_from(WEIGHTINGS)),
+        weighting=draw(st.sampled_from(NEIGHBOR_WEIGHTINGS)),
         temperature=draw(st.floats(1e-3, 1e3)),
     )
     return points[:n], Bank(points[n:], rng.normal(size=(m, 3)).astype(np.float32)), spec

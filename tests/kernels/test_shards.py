@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mclst.kernels.cpu.compiled import built
 from mclst.kernels.definition.reference import aggregate as whole_bank
-from mclst.kernels.definition.spec import DISTANCES, RANKS, WEIGHTINGS, RetrievalSpec
+from mclst.kernels.definition.spec import DISTANCES, NEIGHBOR_WEIGHTINGS, RANKS, RetrievalSpec
 from mclst.kernels.shards import Candidates, Shard, aggregate, merge
 
 
@@ -44,7 +44,7 @@ def test_shards_choose_what_the_whole_bank_chooses(provider: str, data: st.DataO
         data.draw(st.integers(1, rows)),
         data.draw(st.sampled_from(RANKS)),
         data.draw(st.sampled_from(DISTANCES)),
-        data.draw(st.sampled_from(WEIGHTINGS)),
+        data.draw(st.sampled_from(NEIGHBOR_WEIGHTINGS)),
         data.draw(st.sampled_from([0.1, 1.0, 30.0])),
     )
     bank = Rows(

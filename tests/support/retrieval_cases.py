@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mclst.kernels.definition import reference
 from mclst.kernels.definition.result import RetrievalResult
-from mclst.kernels.definition.spec import Distance, Rank, RetrievalSpec, Weighting
+from mclst.kernels.definition.spec import NEIGHBOR_WEIGHTINGS, Distance, Rank, RetrievalSpec
 
 F32 = NDArray[np.float32]
 Points = NDArray[np.float64]
@@ -21,7 +21,7 @@ N, M, D = 12, 200, 21
 SPECS = [
     RetrievalSpec(k=7, rank=rank, distance=distance, weighting=weighting, temperature=3.0)
     for rank, distance, weighting in itertools.product(
-        get_args(Rank), get_args(Distance), get_args(Weighting)
+        get_args(Rank), get_args(Distance), NEIGHBOR_WEIGHTINGS
     )
 ]
 
