@@ -91,6 +91,12 @@ class Factors(click.ParamType[tuple[float, ...]]):
 )
 @click.option("--k", type=click.IntRange(1), help="Neighbors of knn and blend.  [default: chosen]")
 @click.option(
+    "--weighting",
+    type=click.Choice(("uniform", "similarity")),
+    default="uniform",
+    help="Of knn: equal weights, or all training spots weighted by their cosine.",
+)
+@click.option(
     "--expression-normalization",
     "units",
     type=click.Choice(NORMALIZATION_NAMES),
@@ -150,6 +156,10 @@ def main(
     check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=(out,))
     if options["k"] is not None and options["head"] not in ("knn", "blend"):
         raise click.UsageError("--k belongs to --head knn and blend")
+    if options["weighting"] == "similarity" and (options["head"] != "knn" or options["k"] is not None):
+        raise click.UsageError(
+            "--weighting similarity belongs to --head knn and takes all spots; leave --k out"
+        )
     if options["alpha"] is not None and options["head"] == "knn":
         raise click.UsageError("--alpha belongs to --head ridge, pca-ridge and blend")
     try:
@@ -183,7 +193,8 @@ def _summary(result: FitResult, out: Path) -> list[tuple[str, Any]]:
     if head.components:
         parts.append(f"{head.components} components")
     if head.retrieval is not None:
-        parts.append(f"k {head.retrieval.k}")
+        all_spots = head.retrieval.weighting == "similarity"
+        parts.append("all spots by similarity" if all_spots else f"k {head.retrieval.k}")
     rows: list[tuple[str, Any]] = [
         ("head", ", ".join(parts)),
         ("judged by", model.folds.text),

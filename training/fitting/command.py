@@ -63,7 +63,7 @@ def fit_from_options(
         setup,
         source,
         FitOptions(
-            HeadOptions(options["head"], options["alpha"], options["k"]),
+            HeadOptions(options["head"], options["alpha"], options["k"], options["weighting"]),
             options["units"],
             options["context"],
             options["groups"],

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mclst.kernels.definition.contract import NoWeights
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.kernels.retriever import Retriever
 from mclst.runtime.errors import InputError
@@ -47,16 +48,23 @@ class HeadOptions:
     """What to fit.
 
     alpha: of ridge; None: chosen, or the benchmark's for "pca-ridge". k: neighbors; None: chosen.
+    weighting: of the neighbors of "knn"; by similarity, all spots are neighbors.
     """
 
     head: Head = "ridge"
     alpha: float | None = None
     k: int | None = None
+    weighting: Literal["uniform", "similarity"] = "uniform"
 
     @property
     def retrieves(self) -> bool:
         """Whether the head has a bank."""
         return self.head in ("knn", "blend")
+
+    @property
+    def by_similarity(self) -> bool:
+        """Whether all spots are neighbors."""
+        return self.weighting == "similarity"
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,7 @@ class _Fit:
         spec = self._choose_neighbors(alpha) if self.options.retrieves else None
         final = self.path()
         count = min(MEASURED_COMPONENTS if spec is None else COMPONENTS, len(final.eigenvalues))
-        embed = final.components(count, whiten=False)
+        embed = self._embed(final, count)
         regression = None if alpha is None else self._regression(final).affine(alpha)
         layer = embed if regression is None else _stack(embed, regression)
         embedding = np.concatenate([embed(x) for x, _ in self.parts]).astype(np.float32)
@@ -178,6 +186,10 @@ class _Fit:
             if self._keep and len(key) < 2:
                 self._paths[key] = path
         return path
+
+    def _embed(self, path: RidgePath, count: int) -> Affine:
+        # Cosines of centered features add up to nothing, and would be no weights.
+        return path.uncentered(count) if self.options.by_similarity else path.components(count)
 
     def _regression(self, path: RidgePath) -> RidgePath:
         return path.truncated(BENCHMARK_COMPONENTS) if self.options.head == "pca-ridge" else path
@@ -236,19 +248,27 @@ class _Fit:
         """Yield (number of spec, block, result) of a fold's blocks, its bank without the fold."""
         others = [name for name in self.names if name != fold]
         path = self.path(fold)
-        embed = path.components(COMPONENTS, whiten=False)
+        embed = self._embed(path, COMPONENTS)
         blocks = [i for i, block in enumerate(self.folds.blocks) if block.fold != fold]
         bank = _Bank(
             np.concatenate([embed(self.parts[i][0]) for i in blocks]).astype(np.float32),
             np.concatenate(self._bank_expression(others, alpha)),
         )
         for which, spec in enumerate(specs):
+            if self.options.by_similarity:
+                spec = replace(spec, k=len(bank.embedding))
             if spec.k > len(bank.embedding):
                 continue
             retriever = Retriever(bank, spec)
             for number in self.folds.numbers(fold):
                 x = self.parts[number][0]
-                result = retriever.aggregate(embed(x).astype(np.float32))
+                try:
+                    result = retriever.aggregate(embed(x).astype(np.float32))
+                except NoWeights as error:
+                    raise InputError(
+                        f"spot {error.row + 1} of {fold} has cosines to the others that add up to "
+                        f"{error.total:.3g}, so they are no weights; leave --weighting similarity out"
+                    ) from error
                 expression = result.expression
                 if alpha is not None:
                     expression = expression + path.predict(x, alpha).astype(np.float32)
@@ -256,6 +276,8 @@ class _Fit:
 
     def _choose_neighbors(self, alpha: float | None) -> RetrievalSpec:
         total = sum(len(x) for x, _ in self.parts)
+        if self.options.by_similarity:
+            return RetrievalSpec(total, "cosine", "cosine", "similarity")
         most = min(
             total - sum(len(self.parts[number][0]) for number in self.folds.numbers(fold))
             for fold in self.names

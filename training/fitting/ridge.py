@@ -86,7 +86,7 @@ class RidgePath:
     of scikit-learn's StandardScaler and Ridge(α).
 
     mean, std: float64 [F]. y_mean: float64 [G]. eigenvalues: float64 [R], descending, of the standardized
-    features' Gram matrix. basis: float64 [F, R]. target: float64 [R, G]. count: spots fitted.
+    features' Gram matrix. basis: float64 [F, R]. target: float64 [R, G].
     """
 
     mean: Array
@@ -95,7 +95,6 @@ class RidgePath:
     eigenvalues: Array
     basis: Array
     target: Array
-    count: int
 
     @classmethod
     def of_moments(cls, moments: Moments) -> Self:
@@ -109,9 +108,7 @@ class RidgePath:
         order = np.arange(len(values))[::-1]
         basis = vectors[:, order]
         centered = (moments.xy - np.outer(moments.x, y_mean)) / std[:, None]
-        return cls(
-            mean + moments.shift, std, y_mean, np.maximum(values[order], 0), basis, basis.T @ centered, n
-        )
+        return cls(mean + moments.shift, std, y_mean, np.maximum(values[order], 0), basis, basis.T @ centered)
 
     @classmethod
     def of_rows(cls, features: NDArray[Any], expression: NDArray[Any]) -> Self:
@@ -129,7 +126,7 @@ class RidgePath:
         values, vectors = values[kept], vectors[:, kept]
         basis = (standard.T @ vectors) / np.sqrt(values)
         target = np.sqrt(values)[:, None] * (vectors.T @ (y - y_mean))
-        return cls(mean, std, y_mean, values, basis, target, len(x))
+        return cls(mean, std, y_mean, values, basis, target)
 
     def truncated(self, components: int) -> Self:
         """Keep the first principal components: ridge regression on these alone."""
@@ -163,13 +160,16 @@ class RidgePath:
         weight = ((self.basis / (self.eigenvalues + alpha)) @ self.target).T / self.std
         return Affine(weight, self.y_mean - weight @ self.mean)
 
-    def components(self, count: int, *, whiten: bool) -> Affine:
-        """The first principal components as an affine map; whiten: to unit variance over the spots fitted."""
+    def components(self, count: int) -> Affine:
+        """The first principal components as an affine map."""
         rows = self.basis[:, :count].T / self.std
-        if whiten:
-            variance = self.eigenvalues[:count] / max(1, self.count - 1)
-            rows = rows / np.sqrt(np.maximum(variance, np.finfo(np.float64).tiny))[:, None]
         return Affine(rows, -rows @ self.mean)
+
+    def uncentered(self, count: int) -> Affine:
+        """Coordinates of x/std along the mean and the first components; not centered, so spots are alike."""
+        mean = self.mean / self.std
+        axes = np.linalg.qr(np.column_stack([mean, self.basis[:, : count - 1]]))[0]
+        return Affine(axes.T / self.std, np.zeros(axes.shape[1]))
 
 
 class RidgeFolds:

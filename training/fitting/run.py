@@ -230,6 +230,7 @@ def _record(
     return {
         "head": options.head.head,
         "k": None if head.retrieval is None else head.retrieval.k,
+        "weighting": None if head.retrieval is None else head.retrieval.weighting,
         "sections": dict(spots),
         "scores": {name: score_record(item) for name, item in scores.items()},
         "held_out": folds.names,

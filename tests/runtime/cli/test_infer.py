@@ -15,20 +15,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pytest
 import tifffile
 from click.testing import CliRunner, Result
 from forked_runs import DEFAULT_SIGHUP
+from numpy.typing import NDArray
 from PIL import Image
 from refusals import assert_refused, tree
 from small_model import Small
 
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.kernels.retriever import Retriever
-from mclst.runtime.bundle.bundle import open_bundle
+from mclst.runtime.bundle.bundle import Bundle, open_bundle
 from mclst.runtime.cli.infer import main
 from mclst.runtime.cli.report import main as report_main
+from mclst.runtime.hashing import file_sha256
 from mclst.runtime.inference.providers import open_session
 
 
@@ -143,15 +146,20 @@ def test_a_region_beside_all_spots_is_refused(here: Path) -> None:
     assert not Path("slide.h5ad").exists()
 
 
-def expected_map(here: Path, spec: RetrievalSpec) -> np.ndarray:
-    """Cut, encode and retrieve by hand: numpy slices, one tile at a time, the float64 definition."""
-    bundle = open_bundle(here / "mclst-bundle")
+def embeddings_of(here: Path, bundle: Bundle) -> NDArray[np.float32]:
+    """Cut and encode by hand: numpy slices, one tile at a time."""
     picture = np.asarray(Image.open(here / "slide.png").convert("RGB"))
     padded = np.pad(picture, ((100, 100), (100, 100), (0, 0)))
     rows = np.loadtxt(here / "spots.tsv", skiprows=1, delimiter="\t")
     session = open_session(bundle.encoder_path, "cpu")
     tiles = [padded[y + 84 : y + 116, x + 84 : x + 116] for x, y in np.floor(rows[:, 4:6]).astype(int)]
-    embeddings = np.concatenate([session.encode(np.ascontiguousarray(tile[None])) for tile in tiles])
+    return np.concatenate([session.encode(np.ascontiguousarray(tile[None])) for tile in tiles])
+
+
+def expected_map(here: Path, spec: RetrievalSpec) -> NDArray[np.float32]:
+    """Retrieve by the float64 definition."""
+    bundle = open_bundle(here / "mclst-bundle")
+    embeddings = embeddings_of(here, bundle)
     return Retriever(bundle.bank, spec, provider="reference").aggregate(embeddings).expression
 
 
@@ -297,6 +305,47 @@ def test_k_beyond_the_bank(here: Path) -> None:
     before = tree(here)
     assert_refused(infer("slide.png", "--spots", "spots.tsv", "--k", "49"), 4, ("49", "48 spots", "--k"))
     assert tree(here) == before
+
+
+def test_similarities_of_a_part_of_the_bank_or_that_add_up_to_nothing(here: Path) -> None:
+    before = tree(here)
+    words = ("slide.png", "--spots", "spots.tsv", "--weighting", "similarity")
+    wrong = infer(*words)
+    assert wrong.exit_code == 2 and "is of cosines, not of 'l1'; give distance 'cosine'" in wrong.stderr
+    words = (*words, "--distance", "cosine")
+    assert_refused(infer(*words), 4, ("over the whole bank", "--k 48"))
+    half = np.random.default_rng(0).normal(size=(24, 16)).astype(np.float32)
+    put_into_bank(here, np.concatenate([half, -half]))
+    before = tree(here)
+    refused = infer(*words, "--k", "48")
+    assert_refused(refused, 4, ("the cosines of spot", "are no weights", "--weighting"))
+    assert tree(here) == before
+
+
+def put_into_bank(here: Path, embedding: NDArray[np.float32]) -> None:
+    path = here / "mclst-bundle" / "bank.h5"
+    with h5py.File(path, "r+") as bank:
+        bank["embedding"][:] = embedding
+    manifest = json.loads((here / "mclst-bundle" / "manifest.json").read_text())
+    manifest["files"]["bank.h5"] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    (here / "mclst-bundle" / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_map_by_similarity_is_what_the_definition_gives(here: Path) -> None:
+    bundle = open_bundle("mclst-bundle")
+    # Embeddings like CLIP's: all within a quarter turn of the tiles'.
+    own = embeddings_of(here, bundle)
+    toward = own.mean(axis=0) / np.linalg.norm(own.mean(axis=0))
+    rows = bundle.bank.embedding
+    put_into_bank(here, (rows + 3 * np.linalg.norm(rows, axis=1)[:, None] * toward).astype(np.float32))
+    words = ("--k", "48", "--distance", "cosine", "--weighting", "similarity", "--no-picture", "--no-html")
+    done = infer("slide.png", "--spots", "spots.tsv", "--out", "map.h5ad", *words)
+    assert done.exit_code == 0, done.output
+    written = anndata.read_h5ad(here / "map.h5ad")
+    expected = expected_map(here, RetrievalSpec(48, "cosine", "cosine", "similarity"))
+    assert np.abs(written.X - expected).max() < 1e-4 and np.ptp(written.X, axis=0).min() > 1e-3
+    assert written.uns["mclst"]["settings"]["weighting"] == "similarity"
+    assert written.obs["effective_k"].between(1, 48).all()
 
 
 def test_a_missing_provider(here: Path) -> None:
