@@ -113,7 +113,7 @@ def _work(options: argparse.Namespace, moments: dict[str, float]) -> None:
         moments["first tiles read"] = time.time()
         embedding = session.encode(tiles)
         moments["first tiles encoded"] = time.time()
-        if bundle.manifest.kind != "sequence":
+        if bundle.manifest.kind != "slide":
             readout.predict_expression(rows, embedding)
             moments["first expression"] = time.time()
     for _ in range(options.more):

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from small_model import fast_graph, fast_regression
 from synthetic_slides import quick, tissue
 
-from mclst.runtime.bundle.bundle import BundleDraft
+from mclst.runtime.bundle.bundle import SLIDE_GRAPH, BundleDraft
 from mclst.runtime.cli.infer import main
 from mclst.runtime.encoder.cpu_stages import CpuStages
 from mclst.runtime.expression_map.journal import MEASURED, RECORD, Journal, read_journal, read_tiles
@@ -113,13 +113,13 @@ def over_the_slide(folder: Path, small_bundle: Path) -> None:
         fast_graph(draft.part / "encoder.onnx", "embedding", GENES)
         save(
             helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8),
-            draft.part / "sequence.onnx",
+            draft.part / SLIDE_GRAPH,
         )
         manifest.update(
-            kind="sequence",
+            kind="slide",
             system="histogene",
             encoder={"name": "one-product", "embedding_dim": GENES},
-            sequence={"heads": 1, "depth": 1, "positions": 64},
+            slide_network={"heads": 1, "depth": 1, "positions": 64},
         )
         draft.seal(**{name: value for name, value in manifest.items() if name not in ("format", "files")})
 
