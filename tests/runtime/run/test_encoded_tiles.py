@@ -244,6 +244,20 @@ def test_an_interrupted_run_says_how_many_tiles_it_keeps(
     assert done.exit_code == 0 and f"{20 * BATCH} more tiles of the stopped run are encoded" in done.stderr
 
 
+def test_the_embeddings_of_a_resumed_run_serve_the_next(
+    place: Path, slow: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("MCLST_CACHE", str(place / "cache"))
+    monkeypatch.setenv("MCLST_FEATURE_CACHE_GB", "1")
+    stop_after(20 * BATCH, monkeypatch)
+    run()
+    with counting_tiles() as batches:
+        run("--out", "next.h5ad")
+    assert not batches
+    assert np.array_equal(values(Path("next.h5ad"))["X"], values(Path("slide.h5ad"))["X"])
+
+
 def test_values_of_another_run_are_not_taken(
     place: Path, slow: Played, monkeypatch: pytest.MonkeyPatch
 ) -> None:
