@@ -75,6 +75,8 @@ class CpuStages:
 class CpuSession:
     """Base of a `Session` on the CPU; a subclass sets the tile's shape [H, W, 3] and what encodes tiles."""
 
+    provider: str
+    engine: str
     _tile: tuple[int, ...]
     _run: MicroBatches
 
