@@ -19,6 +19,14 @@ from mclst.runtime.errors import InputError, ResourceError
 MAX_BYTES = 1 << 20
 GENE_IDS = "gene_ids"
 HUB_PAGE = "huggingface.co/"
+SCORES = {
+    "pcc_acg": ("mean Pearson r per gene (ACG)", "pearsonr"),
+    "pcc_heg": ("mean Pearson r of the 50 highest genes (HEG)", "pearsonr"),
+    "mse": ("MSE", "mse"),
+}
+"""Name and id at the hub of each score of a fit."""
+MOST_LISTED = 8
+"""Names of sections in a sentence."""
 
 
 class Metadata:
@@ -107,11 +115,49 @@ def complete_about(about: About, checkpoint_metadata: Mapping[str, Any], section
     if isinstance(fit, Mapping) and isinstance(fit.get("recipe"), Mapping):
         recipe = fit["recipe"]
         base = {**_base_of_recipe(recipe, fit.get("weights")), **content.get("base_model", {})}
-        content = {"recipe": str(recipe["name"]), **content, "base_model": base}
+        of_fit = {"recipe": str(recipe["name"]), "head": _head_of(fit), "evaluation": _evaluation_of(fit)}
+        known = {name: value for name, value in of_fit.items() if value is not None}
+        content = {**known, **content, "base_model": base}
         sections = sections or list(fit.get("sections", ()))
     if sections:
         content["training_data"] = {"sections": len(sections), **content.get("training_data", {})}
     return About.model_validate_json(json.dumps(content))
+
+
+def _head_of(fit: Mapping[str, Any]) -> dict[str, str] | None:
+    """Name and settings of a fitted head, in words."""
+    if not fit.get("head"):
+        return None
+    settings = [] if fit.get("alpha") is None else [f"α {float(fit['alpha']):.3g}"]
+    if fit.get("weighting") == "similarity":
+        settings.append("all spots by similarity")
+    elif fit.get("k") is not None:
+        settings.append(f"k {fit['k']}")
+    views = [float(view) for view in fit.get("views", ())]
+    if views not in ([], [1.0]):
+        settings.append(f"views {', '.join(f'{view:g}' for view in views)}")
+    if fit.get("context_um") is not None:
+        settings.append(f"context {float(fit['context_um']):g} µm")
+    head = {"name": str(fit["head"])}
+    return {**head, "settings": ", ".join(settings)} if settings else head
+
+
+def _evaluation_of(fit: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a fit's held-out predictions are worth: means over the sections."""
+    scores = {name: item for name, item in fit.get("scores", {}).items() if isinstance(item, Mapping)}
+    metrics = []
+    for field, (name, kind) in SCORES.items():
+        values = [float(item[field]) for item in scores.values() if item.get(field) is not None]
+        if values:
+            metrics.append({"name": name, "value": round(sum(values) / len(values), 6), "id": kind})
+    if not metrics:
+        return None
+    listed = ", ".join(list(scores)[:MOST_LISTED]) + (", …" if len(scores) > MOST_LISTED else "")
+    return {
+        "protocol": f"mean over the fit's sections {listed}, {fit['folds']}; the head's settings were chosen by "
+        "the same predictions where none were given",
+        "metrics": metrics,
+    }
 
 
 def _base_of_recipe(recipe: Mapping[str, Any], weights: object) -> dict[str, Any]:

@@ -68,11 +68,18 @@ class Evaluation(StrictModel):
     sha256: Sha256 | None = None
 
 
+class Head(StrictModel):
+    """What was fitted on the features of a frozen encoder. name: such as ridge. settings: of it, in words."""
+
+    name: Text
+    settings: Text | None = None
+
+
 class About(StrictModel):
     """Description of a bundle.
 
     citation: publications or DOIs. gene_unit: unit of the expression, if its normalization does not say it.
-    recipe: how the encoder is built and fed, by name.
+    recipe: how the encoder is built and fed, by name. head: None where a system was trained whole.
     """
 
     title: Text | None = None
@@ -85,3 +92,4 @@ class About(StrictModel):
     evaluation: Evaluation | None = None
     gene_unit: Text | None = None
     recipe: Text | None = None
+    head: Head | None = None

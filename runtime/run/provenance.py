@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from mclst.runtime.bundle.location import cached_snapshot
+from mclst.runtime.bundle.titles import model_title
 from mclst.runtime.run.context import RunContext, radius_px
 from mclst.runtime.run.hashes import spots_sha256
 from mclst.runtime.versions import installed_versions
@@ -42,9 +43,14 @@ def run_fingerprint(run: RunContext, slide_sha256: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class BundleRecord:
-    """The bundle; origin: its address and commit at the Hugging Face hub, None if it is not from there."""
+    """The bundle.
+
+    title: its system or head, and its encoder, for people. origin: its address and commit at the Hugging Face
+    hub, None if it is not from there.
+    """
 
     sha256: str
+    title: str
     system: str
     kind: str
     encoder: str
@@ -116,6 +122,7 @@ class Provenance:
         return cls(
             bundle=BundleRecord(
                 sha256=run.model.sha256,
+                title=model_title(m),
                 system=m.system,
                 kind=m.kind,
                 encoder=m.encoder.name,

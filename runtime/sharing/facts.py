@@ -8,18 +8,11 @@ from typing import Any
 
 from mclst.runtime.bundle.about import About, License
 from mclst.runtime.bundle.bundle import GENE_TABLE, MANIFEST, PARITY, Bundle
+from mclst.runtime.bundle.titles import model_title
 from mclst.runtime.errors import BundleError
 
 UNKNOWN = "not stated"
 
-SYSTEMS = {
-    "mclstexp": "mclSTExp",
-    "bleep": "BLEEP",
-    "stnet": "ST-Net",
-    "histogene": "HisToGene",
-    "hist2st": "Hist2ST",
-    "thitogene": "THItoGene",
-}
 KINDS = {
     "retrieval": "expression averaged over the nearest reference spots",
     "regression": "expression straight from the network, tile by tile",
@@ -58,12 +51,7 @@ class Facts:
     def title(self) -> str:
         """Name for people."""
         m = self.bundle.manifest
-        return self.about.title or f"{system_title(m.system)} with {m.encoder.name}, {m.genes} genes"
-
-
-def system_title(system: str) -> str:
-    """Return the published spelling of a system's name."""
-    return SYSTEMS.get(system, system)
+        return self.about.title or f"{model_title(m)}, {m.genes} genes"
 
 
 def expression_unit(bundle: Bundle, about: About) -> str:
@@ -118,7 +106,8 @@ def describe(bundle: Bundle) -> Facts:
     m, about = bundle.manifest, bundle.manifest.about or About()
     parity = read_parity(bundle)
     rows = [
-        ("what", f"{system_title(m.system)}, encoder {m.encoder.name}: {KINDS[m.kind]}"),
+        ("what", f"{model_title(m)}: {KINDS[m.kind]}"),
+        *_head(about),
         ("genes", f"{m.genes}: {_some(bundle.genes)}"),
         ("gene ids", gene_ids(bundle)),
         ("unit", expression_unit(bundle, about)),
@@ -139,6 +128,11 @@ def describe(bundle: Bundle) -> Facts:
         ("SHA-256", bundle.sha256),
     ]
     return Facts(bundle, about, [(name, " ".join(value.split())) for name, value in rows], parity)
+
+
+def _head(about: About) -> list[tuple[str, str]]:
+    head = about.head
+    return [] if head is None or head.settings is None else [("head", f"{head.name}, {head.settings}")]
 
 
 def _some(genes: list[str], most: int = 6) -> str:

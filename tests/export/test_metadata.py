@@ -99,6 +99,13 @@ FIT: dict[str, Any] = {
     },
     "weights": {"name": "model.safetensors", "sha256": "a" * 64},
     "sections": {"A1": 300, "B1": 280},
+    "head": "blend", "alpha": 316.2, "k": 50, "weighting": "uniform",
+    "views": [0.5, 1.0], "context_um": 300.0,
+    "folds": "leaving one section out (2 sections)",
+    "scores": {
+        "A1": {"pcc_acg": 0.2, "pcc_heg": 0.5, "mse": 0.8, "mae": 0.7},
+        "B1": {"pcc_acg": 0.3, "pcc_heg": None, "mse": 1.0, "mae": 0.7},
+    },
 }  # fmt: skip
 
 
@@ -109,6 +116,35 @@ def test_a_fitted_checkpoint_brings_its_recipe() -> None:
     assert (about.recipe, base.name, base.hub) == ("uni2-h", "UNI2-h", "MahmoodLab/UNI2-h")
     assert (base.license.name, base.redistributable, base.sha256) == ("CC-BY-NC-ND-4.0", False, "a" * 64)
     assert about.training_data is not None and about.training_data.sections == 2
+
+
+def test_a_fitted_checkpoint_brings_its_head_and_its_held_out_scores() -> None:
+    about = complete_about(About(), {"fit": FIT}, [])
+    assert about.head is not None and about.head.name == "blend"
+    assert about.head.settings == "α 316, k 50, views 0.5, 1, context 300 µm"
+    assert about.evaluation is not None
+    # The mean over the sections that have the score.
+    assert [(metric.id, metric.value) for metric in about.evaluation.metrics] == [
+        ("pearsonr", 0.25),
+        ("pearsonr", 0.5),
+        ("mse", 0.9),
+    ]
+    assert "A1, B1, leaving one section out (2 sections)" in about.evaluation.protocol
+    own = About.model_validate_json('{"evaluation": {"protocol": "another patient"}}')
+    kept = complete_about(own, {"fit": FIT}, []).evaluation
+    assert kept is not None and kept.protocol == "another patient" and not kept.metrics
+    # A pipeline of scikit-learn has no held-out predictions.
+    bare = {
+        **FIT,
+        "head": "scikit-learn",
+        "scores": {},
+        "alpha": None,
+        "k": None,
+        "views": [1.0],
+        "context_um": None,
+    }
+    about = complete_about(About(), {"fit": bare}, [])
+    assert about.evaluation is None and about.head is not None and about.head.settings is None
 
 
 def test_what_the_maker_says_goes_first() -> None:

@@ -219,9 +219,9 @@ class _SlidePage:
             facts[0] += f" ({len(self.sample.indices):,} in this page)"
         if self.size_note:
             facts[1] += f" ({len(self.genes):,} in this page)"
-        system = expression_map.provenance.get("bundle", {}).get("system")
-        if system is not None:
-            facts.append(f"predicted by {system} from the H&E image alone")
+        bundle = expression_map.provenance.get("bundle", {})
+        if model := bundle.get("title", bundle.get("system")):
+            facts.append(f"predicted by {model} from the H&E image alone")
         return "  ·  ".join(facts)
 
     def _details(self) -> str:

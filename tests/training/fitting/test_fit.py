@@ -123,7 +123,7 @@ def test_a_map_is_what_scikit_learn_predicts_from_torchs_features(
     assert (manifest.tile.size_px, manifest.neighborhood.radius_um) == (336, CONTEXT_UM)  # type: ignore[union-attr]
     sections = place / "sections"
     words = [sections / "images" / "B1.png", "--spots", sections / "spots" / "B1_selection.tsv", "--bundle",
-             place / "bundle", "--mpp", str(MPP), "--out", place / "B1.h5ad", "--no-html", "--no-picture",
+             place / "bundle", "--mpp", str(MPP), "--out", place / "B1.h5ad", "--no-picture",
              "--provider", "cpu", "--any-stain"]  # fmt: skip
     done = run(place, infer, *words)
     assert done.exit_code == 0, done.output
@@ -134,6 +134,13 @@ def test_a_map_is_what_scikit_learn_predicts_from_torchs_features(
     actual = anndata.read_h5ad(place / "B1.h5ad")
     spots = read_section(find_sections(sections)["B1"]).spot
     np.testing.assert_allclose(actual[list(spots)].X, expected, rtol=0, atol=2e-3)
+    assert "predicted by ridge on EfficientNet-Lite0 from" in (place / "B1.html").read_text()
+    about = open_bundle(place / "bundle").manifest.about
+    assert about is not None and about.head is not None and about.evaluation is not None
+    assert about.head.settings == "α 3e+03, views 1.5, 1, context 5 µm"
+    scores = json.loads((place / "fit.json").read_text())["scores"]
+    mean = np.mean([item["mse"] for item in scores.values()])
+    assert about.evaluation.metrics[-1].value == pytest.approx(mean, abs=1e-6)
     assert np.ptp(expected, axis=0).min() > 0.05
     # The scores are those of fits that leave one section out.
     left_out = peer.fit(x1, y1.astype(np.float64)).predict(x2)
