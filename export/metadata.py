@@ -154,8 +154,8 @@ def _evaluation_of(fit: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     listed = ", ".join(list(scores)[:MOST_LISTED]) + (", …" if len(scores) > MOST_LISTED else "")
     return {
-        "protocol": f"mean over the fit's sections {listed}, {fit['folds']}; the head's settings were chosen by "
-        "the same predictions where none were given",
+        "protocol": f"mean over the fit's sections {listed}, {fit['folds']}; settings of the head that were "
+        "not given were chosen by the same predictions",
         "metrics": metrics,
     }
 
