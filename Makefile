@@ -4,7 +4,14 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo quick test bindings check docs browser gpu-check clean
+SMALL := tests/data/small
+# What `make release-check` predicts, and where.
+SLIDE ?= $(SMALL)/section/images/B1.png
+PLACES ?= --spots $(CURDIR)/$(SMALL)/section/spots/B1_selection.tsv
+# A clean environment keeps pip's own settings.
+PIP_SETTINGS := $(foreach name,$(filter PIP_%,$(.VARIABLES)),$(name)="$($(name))")
+
+.PHONY: help demo quick test bindings check docs browser wheel release-check gpu-check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +44,21 @@ docs: $(VENV)/installed  ## the documentation as a site, in build/site/html
 browser:  ## install Chromium (Debian); without it the browser tests skip
 	command -v chromium > /dev/null || { apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium > /dev/null; }
+
+wheel:  ## source distribution and wheel, in build/dist; needs a C++ compiler and npm
+	rm -rf build/dist && $(PYTHON) -m venv build/release/tools
+	build/release/tools/bin/pip install --quiet --constraint constraints.txt build
+	$(PYTHON) runtime/report/page/openseadragon.py
+	build/release/tools/bin/python -m build --outdir build/dist .
+
+# The environment sees its own programs alone: no compiler, no npm, no source tree.
+release-check: wheel  ## install the wheel in a clean environment and predict $$SLIDE with it
+	rm -rf build/release/clean && $(PYTHON) -m venv build/release/clean
+	cd build/release && env -i PATH="$(CURDIR)/build/release/clean/bin" HOME="$(CURDIR)/build/release" $(PIP_SETTINGS) \
+		pip install --quiet --constraint $(CURDIR)/constraints.txt "$$(echo $(CURDIR)/build/dist/*.whl)[cpu]"
+	cd build/release && env -i PATH="$(CURDIR)/build/release/clean/bin" HOME="$(CURDIR)/build/release" \
+		python -I $(CURDIR)/tests/support/check_release.py $(abspath $(SLIDE)) $(CURDIR)/$(SMALL)/mclst-bundle \
+		release.h5ad $(PLACES)
 
 gpu-check: build/as/mclst  ## GPU tests and benchmarks, as one JSON, with the packages $PYTHON has
 	PYTHONPATH=build/as $(PYTHON) -m mclst.benchmarks.gpu_check.run

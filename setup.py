@@ -1,8 +1,9 @@
-"""The part of the build that pyproject.toml cannot express: fetch the page's viewer with npm."""
+"""What pyproject.toml cannot express: fetch the page's viewer with npm, and one wheel for all Pythons."""
 
 from __future__ import annotations
 
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import setup
@@ -25,4 +26,8 @@ class BuildWithViewer(build_py):
         super().run()
 
 
-setup(cmdclass={"build_py": BuildWithViewer})
+# The compiled library is loaded by ctypes and calls nothing of Python, so any Python from 3.11 on takes it.
+# Builds without the global lock have no stable ABI.
+ABI = {} if sysconfig.get_config_var("Py_GIL_DISABLED") else {"py_limited_api": "cp311"}
+
+setup(cmdclass={"build_py": BuildWithViewer}, options={"bdist_wheel": ABI})

@@ -29,6 +29,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 LINE_SECONDS = 10.0
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 defect, 2 wrong usage, 3 some slides failed, 4 input refused, 5 output cannot be "
+    "written, 6 memory, provider or package missing, 130 and 143 stopped."
+)
 CLEANUP_SECONDS = 5.0
 """How long a stopped command cleans up undisturbed: another signal within that time is ignored."""
 
@@ -111,6 +115,8 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
                     say(line)
             fail(sentence, code)
 
+    # click shows the docstring as the command's help.
+    wrapped.__doc__ = f"{wrapped.__doc__}\n\n    {EXIT_CODES}"
     return wrapped
 
 

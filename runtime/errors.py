@@ -20,6 +20,8 @@ A message is one sentence: what is wrong, where (file, row, tile), what to do.
 from __future__ import annotations
 
 import errno
+import re
+from pathlib import Path
 
 from mclst.sections.errors import SectionError
 
@@ -89,6 +91,22 @@ class Terminated(BaseException):
 
 def describe_error(error: BaseException) -> tuple[str, int]:
     """Say what went wrong in a sentence, with its exit code; DEFECT for what was not foreseen."""
+    sentence, code = _describe(error)
+    return say_how_in_a_clone(sentence, Path(__file__).resolve().parents[1]), code
+
+
+def say_how_in_a_clone(sentence: str, root: Path) -> str:
+    """Add how a clone at `root` installs the extra that a sentence names; an installed mclst has none."""
+    extra = _EXTRA.search(sentence)
+    if extra is None or not (root / "pyproject.toml").is_file():
+        return sentence
+    return f"{sentence} (in this clone: pip install -e '{root}{extra[1]}')"
+
+
+_EXTRA = re.compile(r"\bmclst(\[[a-z,-]+\])")
+
+
+def _describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, MclstError):
         return _with_notes(str(error), error), error.exit_code
     if isinstance(error, SectionError):

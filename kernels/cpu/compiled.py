@@ -70,5 +70,7 @@ def pointer(array: NDArray[Any], dtype: type[np.generic]) -> int:
 
 
 def _path() -> Path | None:
-    candidates = (Path(__file__).with_name("_cpu" + suffix) for suffix in EXTENSION_SUFFIXES)
+    # The stable one first: a library of an older installation may still lie beside it.
+    suffixes = sorted(EXTENSION_SUFFIXES, key=lambda suffix: ".abi3" not in suffix)
+    candidates = (Path(__file__).with_name("_cpu" + suffix) for suffix in suffixes)
     return next((path for path in candidates if path.is_file()), None)

@@ -40,6 +40,11 @@ def find_recipe(name: str | Path) -> Recipe:
     if text.lower().endswith((".yaml", ".yml")):
         return read_recipe(Path(name))
     recipe = RECIPES.get(text) or _of_timm(text)
+    if recipe is None and (hub := _of_hub(text)):
+        raise CheckpointError(
+            f"{text} names a repository, and mclst downloads no weights; fetch its file, then give "
+            f"--encoder {hub} --weights FILE"
+        )
     if recipe is None:
         near = difflib.get_close_matches(text, recipe_names(), n=3, cutoff=0.5)
         advice = f"did you mean {' or '.join(near)}?" if near else f"choose {', '.join(recipe_names())},"
@@ -47,6 +52,13 @@ def find_recipe(name: str | Path) -> Recipe:
             f"there is no encoder {text!r}; {advice} or give a network of timm or a recipe's .yaml file"
         )
     return recipe
+
+
+def _of_hub(name: str) -> str:
+    """The recipe of an encoder's repository at huggingface.co, as timm and the hub name it; else ""."""
+    repository = name.removeprefix("hf-hub:").removeprefix("hf://").lower()
+    sources = {recipe.source.lower().removeprefix("huggingface.co/"): key for key, recipe in RECIPES.items()}
+    return sources.get(repository, "NAME" if name.startswith(("hf-hub:", "hf://")) else "")
 
 
 def _of_timm(name: str) -> Recipe | None:

@@ -1,4 +1,4 @@
-"""Measured tables of docs/performance.md and docs/benchmarks.md: they are those of the committed runs."""
+"""Measured tables of docs/performance.md and docs/benchmarks/: they are those of the committed runs."""
 
 from __future__ import annotations
 

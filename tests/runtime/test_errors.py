@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from mclst.runtime.errors import DEFECT, describe_error
+from mclst.runtime.errors import DEFECT, describe_error, say_how_in_a_clone
 
 
 @pytest.mark.parametrize(
@@ -23,3 +25,13 @@ def test_a_library_that_finds_no_memory_is_no_defect(words: str) -> None:
 def test_a_library_that_is_missing_is_a_defect() -> None:
     missing = ImportError("libcudart.so.13: cannot open shared object file: No such file or directory")
     assert describe_error(missing)[1] == DEFECT
+
+
+def test_a_clone_is_told_how_it_gets_an_extra(tmp_path: Path) -> None:
+    sentence = "sklearn is not installed; install mclst[eval]"
+    assert say_how_in_a_clone(sentence, tmp_path) == sentence
+    (tmp_path / "pyproject.toml").touch()
+    assert f"{sentence} (in this clone: pip install -e '{tmp_path}[eval]')" == say_how_in_a_clone(
+        sentence, tmp_path
+    )
+    assert say_how_in_a_clone("k is 5 and the bank has 3 rows", tmp_path).endswith("rows")

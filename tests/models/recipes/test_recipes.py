@@ -36,6 +36,19 @@ def test_a_name_that_is_none_names_the_nearest() -> None:
     assert "uni" in recipe_names()
 
 
+@pytest.mark.parametrize(
+    ("name", "encoder"),
+    [
+        ("hf-hub:MahmoodLab/UNI2-h", "uni2-h"),
+        ("bioptimus/H-optimus-0", "h-optimus-0"),
+        ("hf-hub:me/mine", "NAME"),
+    ],
+)
+def test_a_repository_leads_to_its_recipe(name: str, encoder: str) -> None:
+    with pytest.raises(CheckpointError, match=f"downloads no weights; .* --encoder {encoder} --weights FILE"):
+        find_recipe(name)
+
+
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(("size", "resized", "cropped"), [(64, 37, 32), (40, 64, 56), (48, 48, 32)])
 def test_resizing_is_torchvisions(size: int, resized: int, cropped: int, interpolation: str) -> None:
