@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def trtexec(inputs: ContenderInputs, precision: str = "fp32") -> Encoder:
     graph = _graph(inputs, precision)
     side = inputs.tile_px
     engines: dict[int, Path] = {}
-    folder = tempfile.TemporaryDirectory(prefix="mclst-trtexec-")
+    folder = Path(tempfile.mkdtemp(prefix="mclst-trtexec-"))
     completed = subprocess.run([program, "--help"], capture_output=True, text=True, check=False, timeout=60)
     usage = completed.stdout + completed.stderr
     options = [word for word in ("--useSpinWait", "--useCudaGraph", TRANSFERS) if word in usage]
@@ -50,10 +51,10 @@ def trtexec(inputs: ContenderInputs, precision: str = "fp32") -> Encoder:
     def measure(batch: int, seconds: float) -> QueryTimes:
         shape = f"--shapes={INPUT}:{batch}x{side}x{side}x3"
         if batch not in engines:
-            path = Path(folder.name) / f"{batch}.engine"
+            path = folder / f"{batch}.engine"
             run(f"--onnx={graph}", shape, f"--saveEngine={path}", "--skipInference")
             engines[batch] = path
-        times_path = Path(folder.name) / "times.json"
+        times_path = folder / "times.json"
         run(
             f"--loadEngine={engines[batch]}", shape, f"--exportTimes={times_path}",
             f"--duration={max(1, round(seconds))}", *options,
@@ -69,9 +70,11 @@ def trtexec(inputs: ContenderInputs, precision: str = "fp32") -> Encoder:
 
     banner = re.search(r"\[TensorRT v([\d.]+)\]", usage)
     versions = {} if banner is None else {"trtexec": banner[1]}
-    return Encoder(
+    encoder = Encoder(
         f"trtexec {precision}", False, precision, encode, gpu=True, versions=versions, measure=measure
     )
+    weakref.finalize(encoder, shutil.rmtree, folder, ignore_errors=True)
+    return encoder
 
 
 def polygraphy(inputs: ContenderInputs, precision: str = "fp32") -> Encoder:

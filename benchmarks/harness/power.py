@@ -156,6 +156,8 @@ class Tegrastats:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=5)
         self._thread.join(timeout=5)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
 
 def module_watts(line: str) -> float | None:

@@ -105,9 +105,10 @@ def _infer(url: str, model: str, content: dict[str, Any], tensors: bytes, second
             raise ValueError(f"its answer is longer than {MAX_ANSWER_BYTES >> 20} MiB")
         return json.loads(body)
     except urllib.error.HTTPError as error:
+        with error:  # it holds the connection
+            reason = error.read(300).decode(errors="replace")
         if error.code == 503:
             raise Busy from error
-        reason = error.read(300).decode(errors="replace")
         raise ResourceError(f"{url} answers {model} with {error.code} ({reason}); restart it") from error
     except (OSError, ValueError) as error:
         raise ResourceError(f"{url} does not answer {model} ({error}); restart it") from error

@@ -195,7 +195,8 @@ EMPTY = GenesPage(1, 1.0)
 def test_any_shape_of_tissue_and_number_of_spots_gives_a_page(tmp_path, n_side, size, genes, mpp):
     expression_map = make_map(n_side, genes, diameter=None, mpp=mpp, width=size[0], height=size[1])
     write_contact_sheet(expression_map, tmp_path / "s.png")
-    width, height = Image.open(tmp_path / "s.png").size
+    with Image.open(tmp_path / "s.png") as picture:
+        width, height = picture.size
     assert abs(width - 13.33 * DPI) <= 1 and 0.25 < height / width < 2.5
     assert os.listdir(tmp_path) == ["s.png"]
 
