@@ -22,6 +22,8 @@ demo: $(VENV)/installed  ## create .venv and run the demo on a synthetic slide
 quick: $(VENV)/quick  ## fast tests within a minute, without torch: installs .[cpu,test] alone
 	$(BIN)/pytest -m "not slow and not gpu" --numprocesses $(JOBS) --dist worksteal
 
+# One process more than two cores: servers and clusters wait more than they compute.
+test: JOBS = 3
 test: $(VENV)/installed bindings  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
