@@ -36,6 +36,8 @@ COMPUTE_SIZES = {
     *("Unsqueeze", "Where"),
 }
 """Operators of a few integers, which ONNX Runtime leaves on the CPU beside a GPU by design."""
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""ONNX Runtime's name for where a graph in memory has the files of its weights."""
 
 
 def check_onnxruntime(provider: str) -> str:
@@ -58,11 +60,17 @@ def _load_cuda_libraries() -> None:
 
 
 def open_graph(
-    path: Path, provider: str, *, threads: int | None = None, cuda_options: dict[str, str] | None = None
+    path: Path,
+    provider: str,
+    *,
+    content: bytes | None = None,
+    threads: int | None = None,
+    cuda_options: dict[str, str] | None = None,
 ) -> Any:
     """Open any graph on `provider`, "cpu" or "cuda", without silent fallback to another provider.
 
-    threads: default all cores. cuda_options: of ONNX Runtime's CUDA provider.
+    content: the graph, in place of the file's; its weights may be in the file's folder. threads: default all
+    cores. cuda_options: of ONNX Runtime's CUDA provider.
     Raises ResourceError if the provider is missing or does not start, BundleError if the graph does not open.
     """
     ort = _onnxruntime()
@@ -79,9 +87,11 @@ def open_graph(
             "session.record_ep_graph_assignment_info" if tells_where else "session.disable_cpu_ep_fallback"
         )
         options.add_session_config_entry(entry, "1")
+    if content is not None:
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
     provider_options = {} if provider == "cpu" else cuda_options or {}
     try:
-        session = ort.InferenceSession(str(path), options, providers=[(name, provider_options)])
+        session = ort.InferenceSession(content or str(path), options, providers=[(name, provider_options)])
     except Exception as error:  # ONNX Runtime's exceptions share no public base class
         reason = " ".join(str(error).split())[:200]
         if "NOT_IMPLEMENTED" in reason:
@@ -132,6 +142,8 @@ class OnnxSession(CpuSession):
     ----------
     path : Path
         The graph.
+    content : bytes, optional
+        The graph, in place of the file's.
     threads : int, optional
         Default all cores.
     batch_size : int
@@ -149,11 +161,16 @@ class OnnxSession(CpuSession):
     provider = "cpu"
 
     def __init__(
-        self, path: Path, *, threads: int | None = None, batch_size: int = DEFAULT_BATCH_SIZE
+        self,
+        path: Path,
+        *,
+        content: bytes | None = None,
+        threads: int | None = None,
+        batch_size: int = DEFAULT_BATCH_SIZE,
     ) -> None:
         threads = threads or available_cores()
         streams = min(threads, batch_size)
-        self._session = open_graph(path, "cpu", threads=threads - streams + 1)
+        self._session = open_graph(path, "cpu", content=content, threads=threads - streams + 1)
         self.engine = f"onnxruntime {_onnxruntime().__version__}"
         self._output, self._tile, _ = check_encoder(self._session, path)
         self._run = MicroBatches(self._encode, streams, heavy=is_heavy(path))

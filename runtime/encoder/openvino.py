@@ -30,6 +30,8 @@ class OpenVinoSession(CpuSession):
         The graph.
     precision : {"fp32", "bf16", "int8"}
         Precision of the graph.
+    content : bytes, optional
+        The graph, in place of the file's; with all its weights.
     threads : int, optional
         Default all cores.
     batch_size : int
@@ -50,6 +52,7 @@ class OpenVinoSession(CpuSession):
         path: Path,
         precision: str = "fp32",
         *,
+        content: bytes | None = None,
         threads: int | None = None,
         batch_size: int = DEFAULT_BATCH_SIZE,
     ) -> None:
@@ -70,7 +73,7 @@ class OpenVinoSession(CpuSession):
             "INFERENCE_PRECISION_HINT": HINTS[precision],
         }
         try:
-            self._model = compile_graph(ov, core, path, settings)
+            self._model = compile_graph(ov, core, path, settings, content=content)
         except RuntimeError as error:  # what OpenVINO raises
             reason = " ".join(str(error).split())[:200]
             raise BundleError(f"{path} does not open on openvino ({reason})") from error

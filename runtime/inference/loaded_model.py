@@ -18,6 +18,7 @@ from mclst.runtime.inference.encoder_choice import (
     known_choice,
     runs_on_cpu,
 )
+from mclst.runtime.inference.head import LinearHead, SplitEncoders
 from mclst.runtime.inference.memory_budget import Fit, device_free_bytes, fit_run
 from mclst.runtime.inference.model import EncoderSettings
 from mclst.runtime.inference.providers import EncoderRequest, open_encoder
@@ -56,6 +57,7 @@ class LoadedModel:
         self.encoder_settings: EncoderSettings | None = None
         self._threads = threads
         self._given = choice
+        self._split = SplitEncoders(bundle)
         self._preparing: Background[None] | None = None
         self._choice: tuple[object, EncoderChoice] | None = None
         self._encoder: tuple[object, tuple[Session, str]] | None = None
@@ -162,6 +164,7 @@ class LoadedModel:
         self, provider: str, precision: str, batch_size: int, *, build: bool, notify: Notify
     ) -> tuple[object, Callable[[], tuple[Session, str]]]:
         """Return what tells this encoder from another, and a function that opens it."""
+
         request = EncoderRequest(
             self.bundle.path,
             self.bundle.encoder(precision),
@@ -170,9 +173,18 @@ class LoadedModel:
             build,
             self._threads,
             notify,
+            lambda name: self._split.encoder(name, precision),
         )
         # Whether and how it was built does not tell one encoder from another.
         return (provider, replace(request, notify=print, build=True)), lambda: open_encoder(provider, request)
+
+    def head(self, session: Session, precision: str) -> LinearHead | None:
+        """See Model."""
+        return self._split.head(session.provider, precision)
+
+    def encoder_sha256(self, session: Session, precision: str) -> str:
+        """See Model."""
+        return self._split.encoder_sha256(session.provider, precision)
 
     def readout(
         self,

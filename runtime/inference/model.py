@@ -10,6 +10,7 @@ from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.bundle.manifest import Manifest
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.inference.encoder_choice import EncoderChoice
+from mclst.runtime.inference.head import LinearHead
 from mclst.runtime.inference.memory_budget import Fit
 from mclst.runtime.inference.readout import Readout
 from mclst.runtime.progress import Notify
@@ -98,6 +99,12 @@ class Model(Protocol):
         self, provider: str, precision: str, batch_size: int, *, build: bool, notify: Notify
     ) -> tuple[Session, str]:
         """Return the encoder's session, and why "auto" skipped faster providers."""
+
+    def head(self, session: Session, precision: str) -> LinearHead | None:
+        """Return what turns the session's features into the graph's values; None if it gives these itself."""
+
+    def encoder_sha256(self, session: Session, precision: str) -> str | None:
+        """SHA-256 of what the session's encoder computes; None if its values are not to be kept."""
 
     def readout(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mclst.runtime.choices import FASTEST_FIRST, ON_CPU, PROVIDERS
@@ -24,7 +24,7 @@ class EncoderRequest:
 
     bundle: its folder. onnx: the graph in `precision`. batch: tiles encoded at once. build: whether to build
     a missing engine. threads: of the CPU, None for all cores. notify: called with what takes time or could
-    not be kept.
+    not be kept. content: gives, for a provider on the CPU, a graph to open in place of `onnx`, or None.
     """
 
     bundle: Path
@@ -34,6 +34,7 @@ class EncoderRequest:
     build: bool = True
     threads: int | None = None
     notify: Callable[[str], None] = lambda text: None
+    content: Callable[[str], bytes | None] = field(default=lambda provider: None, compare=False)
 
 
 def open_encoder(provider: str, request: EncoderRequest) -> tuple[Session, str]:
@@ -96,10 +97,16 @@ def onnxruntime_beside(provider: str) -> str:
 
 def _open(name: str, request: EncoderRequest) -> Session:
     if name == "cpu":
-        return OnnxSession(request.onnx, threads=request.threads, batch_size=request.batch)
+        return OnnxSession(
+            request.onnx, content=request.content(name), threads=request.threads, batch_size=request.batch
+        )
     if name == "openvino":
         return OpenVinoSession(
-            request.onnx, request.precision, threads=request.threads, batch_size=request.batch
+            request.onnx,
+            request.precision,
+            content=request.content(name),
+            threads=request.threads,
+            batch_size=request.batch,
         )
     if name == "cuda":
         return open_onnx_cuda(request.onnx)

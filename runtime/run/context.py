@@ -13,7 +13,7 @@ from mclst.runtime.encoder.session import Session
 from mclst.runtime.errors import BundleError, InputError, SlideError
 from mclst.runtime.inference.batch_choice import prompt_batch
 from mclst.runtime.inference.encoder_choice import EncoderChoice
-from mclst.runtime.inference.loaded_model import LoadedModel
+from mclst.runtime.inference.head import LinearHead
 from mclst.runtime.inference.memory_budget import use_fp16_bank
 from mclst.runtime.inference.model import Model, describe_location
 from mclst.runtime.inference.neighborhood import NeighborhoodMeans
@@ -75,7 +75,8 @@ class RunContext:
     """All parts of a run.
 
     options: with what was chosen in place of "auto". slots: batches in the ring, None: the encoder's default.
-    slots: batches in the ring, None: the encoder's default. neighborhood: None where spots are independent.
+    neighborhood: None where spots are independent. head: between encoder and readout, None where the graph
+    holds it.
     """
 
     model: Model
@@ -90,6 +91,12 @@ class RunContext:
     slots: int | None
     trust: RunTrust
     neighborhood: NeighborhoodMeans | None = None
+    head: LinearHead | None = None
+
+    @property
+    def encoder_dim(self) -> int:
+        """Values per tile that the session gives."""
+        return self.model.output_dim if self.head is None else self.head.width
 
     def fail_tiles(self, rows: Sequence[tuple[int, str]]) -> None:
         """Record unreadable tiles; raise SlideError if there are too many."""
@@ -155,6 +162,7 @@ def open_run(
         session, skipped = model.encoder(
             options.provider, options.precision, batch, build=options.build, notify=log.note
         )
+        head = model.head(session, options.precision)
         readout = model.readout(
             spec,
             inputs.spots,
@@ -169,8 +177,9 @@ def open_run(
             log.note(fit.text)
         if given_batch is not None:
             batch = min(batch, given_batch)
-        elif isinstance(session, CpuSession) and isinstance(model, LoadedModel):
-            graph = model.bundle.encoder_sha256(options.precision)
+        elif isinstance(session, CpuSession):
+            graph = model.encoder_sha256(session, options.precision)
+            assert graph is not None, "only a server has none"
             batch = prompt_batch(session, graph, options.precision, batch)
         # All files have been read by now, so the hashes verified at the start cover what was read.
         model.check_unchanged()
@@ -191,7 +200,7 @@ def open_run(
     if manifest.neighborhood is not None:
         means = NeighborhoodMeans(inputs.spots.xy_px, tiles.groups, radius_px(model, inputs))
     return RunContext(
-        model, options, choice, inputs, outputs, log, session, readout, tiles, slots, trust, means
+        model, options, choice, inputs, outputs, log, session, readout, tiles, slots, trust, means, head
     )
 
 

@@ -53,7 +53,7 @@ class EncodedTiles:
         places, group = tiles.places, tiles.groups
         # With its done rows, a group is computed as it was before.
         wanted = np.isin(group, group[~tiles.done])
-        rows, values = self._writer.read_encoded(wanted, self._run.model.output_dim)
+        rows, values = self._writer.read_encoded(wanted, self._run.encoder_dim)
         # Tiles are read by whole batches; a batch with a tile that could not be read is read again.
         batch = places // tiles.batch_size
         there = np.bincount(batch[rows], minlength=len(places))

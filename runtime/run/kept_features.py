@@ -13,7 +13,6 @@ import numpy as np
 from mclst.runtime.encoder.ring import Group, Ring, Stages, Step
 from mclst.runtime.features.cache import FeatureCache, FeatureWriter, StoredFeatures
 from mclst.runtime.inference.encoder_choice import device_id
-from mclst.runtime.inference.loaded_model import LoadedModel
 from mclst.runtime.run.context import RunContext
 from mclst.runtime.run.hashes import SlideHash
 from mclst.runtime.versions import PACKAGES, installed_versions
@@ -46,13 +45,15 @@ class KeptFeatures:
         self.ring: Ring | None = None
         self._stored: StoredFeatures | None = None
         self._writer: FeatureWriter | None = None
-        model = run.model
-        if not run.options.cache or on_device or not isinstance(model, LoadedModel):
+        if not run.options.cache or on_device:
             return
         cache, count = FeatureCache.of_user(), len(run.inputs.spots)
         if not cache.limit_bytes:
             return
-        key = _key(run, model)
+        encoder = run.model.encoder_sha256(run.session, run.options.precision)
+        if encoder is None:
+            return
+        key = _key(run, encoder)
         self._stored = cache.find(key, slide_hash.result, count)
         if self._stored is not None:
             self._stack.callback(self._stored.close)
@@ -109,7 +110,7 @@ class KeptFeatures:
                 yield Step((), len(rows), Group(rows, values))
 
 
-def _key(run: RunContext, model: LoadedModel) -> dict[str, Any]:
+def _key(run: RunContext, encoder: str) -> dict[str, Any]:
     """Return all that decides an embedding but the slide's content."""
     slide, tiles, provider = run.inputs.slide, run.tiles, run.session.provider
     xy_px = np.ascontiguousarray(run.inputs.spots.xy_px, "<f8")
@@ -117,7 +118,7 @@ def _key(run: RunContext, model: LoadedModel) -> dict[str, Any]:
         "reader": slide.reader,
         "spots": [len(xy_px), hashlib.sha256(xy_px.tobytes()).hexdigest()],
         "tiles": [str(tiles.plan), *tiles.shape.pad, tiles.batch_size, tiles.group],
-        "encoder": model.bundle.encoder_sha256(run.options.precision),
+        "encoder": encoder,
         "precision": run.options.precision,
         "provider": [provider, run.session.engine],
         "device": device_id(provider),

@@ -282,7 +282,8 @@ def _groups(
     def ready(groups: Iterator[Group]) -> Iterator[Group]:
         for group in groups:
             features.add(group)
-            yield from [group] if means is None else means.add(group)
+            given = _with_head(run, group)
+            yield from [given] if means is None else means.add(given)
 
     with closing(features.steps(open_stages)) as steps:
         for step in steps:
@@ -298,8 +299,15 @@ def _groups(
         yield from means.finish()
 
 
+def _with_head(run: RunContext, group: Group) -> Group:
+    if run.head is None:
+        return group
+    with run.log.clock.stage("head"):
+        return Group(group.rows, run.head(group.values))
+
+
 def _check_values(run: RunContext, group: Group) -> None:
-    expected = (len(group.rows), run.model.output_dim)
+    expected = (len(group.rows), run.encoder_dim)
     if group.values.shape != expected:
         raise BundleError(
             f"{describe_location(run.model)} gives {group.values.shape} where the manifest says {expected}; "

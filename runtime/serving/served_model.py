@@ -211,6 +211,14 @@ class ServedModel:
         self._connection.flow.notify = notify
         return ServerSession(self._connection), ""
 
+    def head(self, session: Session, precision: str) -> None:
+        """See Model: the server runs the whole graph."""
+        return
+
+    def encoder_sha256(self, session: Session, precision: str) -> None:
+        """See Model: what the server computes is kept there, or nowhere."""
+        return
+
     def readout(
         self,
         spec: RetrievalSpec | None,

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from fitted_checkpoint import fitted_checkpoint
 from numpy.typing import NDArray
 from PIL import Image
 from refusals import assert_refused
@@ -59,34 +58,6 @@ def tiles_and_map(
         ]
     assert len(tiles) >= 8
     return tiles, adata[whole, list(GENES)].X
-
-
-@pytest.mark.parametrize("retrieval", [False, True], ids=["ridge", "blend"])
-def test_a_fitted_head_with_two_outputs_and_views_gives_the_map_s_values(
-    small: Small, tmp_path: Path, retrieval: bool
-) -> None:
-    ckpt = fitted_checkpoint(tmp_path / "model.pt", retrieval=retrieval)
-    words = ["--ckpt", ckpt, "--out", tmp_path / "bundle", "--precision", "fp32",
-             "--wsinfer", tmp_path / "model", "--wsinfer-genes", ",".join(GENES),
-             "--wsinfer-mpp", "0.5", "-q"]  # fmt: skip
-    done = CliRunner().invoke(main, [str(word) for word in words])
-    assert done.exit_code == 0, done.output
-    bundle = open_bundle(tmp_path / "bundle")
-    assert bundle.manifest.encoder.prediction_dim == 12 and bundle.manifest.tile.size_px == 48
-    options = RunOptions(picture=False, report=False, any_stain=True, provider="cpu")
-    with open_slide(small.slide) as slide:
-        run = predict(bundle, slide, small.spots, tmp_path / "B1.h5ad", options)
-    adata = anndata.read_h5ad(run.map_path)
-    corner = np.floor(adata.obsm["spatial"]).astype(int) - 24
-    with Image.open(small.slide) as image:
-        pixels = np.pad(np.asarray(image.convert("RGB")), ((48, 48), (48, 48), (0, 0)))
-    tiles = np.stack([pixels[y + 48 : y + 96, x + 48 : x + 96] for x, y in corner.tolist()])
-    network = torch.jit.load(tmp_path / "model" / "torchscript_model.pt")  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        logits = network(torch.from_numpy(tiles).permute(0, 3, 1, 2) / 255)
-    expected = adata[:, list(GENES)].X
-    assert (expected > 0).mean() > 0.5 and np.ptp(expected) > 0.1
-    np.testing.assert_allclose(undone(logits, tmp_path / "model"), expected.clip(0), rtol=0, atol=1e-5)
 
 
 def undone(logits: torch.Tensor, folder: Path) -> NDArray[np.float64]:
