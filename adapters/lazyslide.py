@@ -22,7 +22,7 @@ from mclst.adapters.tile_predictor import TilePredictor
 from mclst.runtime.bundle.bundle import Bundle
 
 
-class MclstTileModel(TilePredictionModel):  # type: ignore[misc]
+class MclstTileModel(TilePredictionModel):
     """Expression of a tile, one column per gene.
 
     Parameters
@@ -53,8 +53,9 @@ class MclstTileModel(TilePredictionModel):  # type: ignore[misc]
         batch_size: int = 16,
     ) -> None:
         self.predictor = TilePredictor(bundle, provider=provider, batch_size=batch_size)
-        self.columns = tuple(self.predictor.genes if genes is None else genes)
-        self._rows = self.predictor.columns(self.columns)
+        self._genes = tuple(self.predictor.genes if genes is None else genes)
+        self._rows = self.predictor.columns(self._genes)
+        self.columns = self._genes
         self.tile_px, self.mpp = self.predictor.tile_px, self.predictor.mpp
         # What LazySlide moves to a device and counts; the graph runs outside torch.
         self.model = torch.nn.Identity()
@@ -70,7 +71,7 @@ class MclstTileModel(TilePredictionModel):  # type: ignore[misc]
         """Predict from uint8 [B, C, H, W]: a column of float32 [B] per gene."""
         tiles = image.permute(0, 2, 3, 1).cpu().numpy()
         expression = self.predictor.predict(tiles)[:, self._rows]
-        return dict(zip(self.columns, expression.T, strict=True))
+        return dict(zip(self._genes, expression.T, strict=True))
 
 
 def _pixels(image: Any) -> torch.Tensor:

@@ -22,7 +22,7 @@ from mclst.adapters.tile_predictor import TilePredictor
 from mclst.runtime.bundle.bundle import Bundle
 
 
-class MclstModel(ModelABC):  # type: ignore[misc]
+class MclstModel(ModelABC):
     """Expression of a patch, float32 [n, G], in the order of `genes`.
 
     Parameters
