@@ -112,7 +112,7 @@ def _check(model: Any, path: Path) -> tuple[int, ...]:
         or inputs[0].any_name != INPUT
         or inputs[0].element_type.to_string() != "u8"
         or len(shape) != 4
-        or outputs[0].any_name not in OUTPUTS
+        or outputs[0].get_names().isdisjoint(OUTPUTS)
     ):
         raise BundleError(
             f"{path} is not an encoder from uint8 {INPUT!r} to {' or '.join(OUTPUTS)}; "

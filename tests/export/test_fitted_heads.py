@@ -118,14 +118,22 @@ def test_a_divided_graph_gives_what_the_whole_one_gives(
     np.testing.assert_allclose(values, whole, rtol=1e-5, atol=1e-4 if precision == "fp32" else 0.05)
 
 
+@pytest.mark.parametrize("provider", ["cpu", "openvino"])
 def test_another_head_on_the_same_network_encodes_nothing(
-    small: Small, exported: dict[str, Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Small,
+    exported: dict[str, Exported],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    provider: str,
 ) -> None:
+    if provider == "openvino":
+        pytest.importorskip("openvino", reason="openvino is not installed")
     monkeypatch.setenv("MCLST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MCLST_FEATURE_CACHE_GB", "1")
-    assert run(small, exported["ridge"].bundle, tmp_path / "a.h5ad").reused == 0
-    again = run(small, exported["blend"].bundle, tmp_path / "b.h5ad")
-    plain = run(small, exported["blend"].bundle, tmp_path / "c.h5ad", cache=False)
+    blend = exported["blend"].bundle
+    assert run(small, exported["ridge"].bundle, tmp_path / "a.h5ad", provider=provider).reused == 0
+    again = run(small, blend, tmp_path / "b.h5ad", provider=provider)
+    plain = run(small, blend, tmp_path / "c.h5ad", provider=provider, cache=False)
     assert (again.reused, plain.reused) == (again.spots, 0)
     x, expected = (anndata.read_h5ad(done.map_path).X for done in (again, plain))
     np.testing.assert_array_equal(x, expected)
