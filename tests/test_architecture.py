@@ -20,7 +20,8 @@ TABLE = """\
 demo: training export runtime/run runtime/report/page runtime/report/figures runtime/expression_map
     runtime/slide runtime/bundle runtime sections/formats sections/tables sections
 benchmarks/gpu_check: benchmarks/retrieval benchmarks/harness benchmarks/roofline export export/parity
-    runtime models
+    runtime/tiling runtime/slide runtime/encoder/cuda runtime/encoder runtime kernels kernels/cuda
+    kernels/definition models
 benchmarks/systems: benchmarks/contenders benchmarks/retrieval benchmarks/harness export/parity export/onnx
     runtime/cli runtime/inference runtime/tiling runtime/slide runtime/encoder runtime/bundle runtime
     kernels kernels/definition sections/tables sections models

@@ -14,8 +14,8 @@ import anndata
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 
+from mclst.benchmarks.gpu_check.slide import write_slide
 from mclst.export.bundling import export_bundle
 from mclst.export.parity.precisions import PrecisionOptions
 from mclst.models.mclstexp import MclSTExp
@@ -34,7 +34,7 @@ def make_case(
     reference: int = REFERENCE_SPOTS,
     tile_px: int = TILE_PX,
 ) -> dict[str, object]:
-    """Create `model.pt`, `slide.png`, `spots.csv` and `mclst-bundle` in `folder`; return what was made.
+    """Create `model.pt`, `slide.tiff`, `spots.csv` and `mclst-bundle` in `folder`; return what was made.
 
     The bundle has an fp16 graph where that passes the export's tolerances. Raises MclstError as the export
     does.
@@ -44,10 +44,7 @@ def make_case(
     rng = np.random.default_rng(0)
     torch.manual_seed(0)
     torch.save(MclSTExp(encoder, genes, positions=64).eval().state_dict(), folder / "model.pt")
-    cells = rng.integers(90, 250, (slide_px // 16, slide_px // 16, 3), dtype=np.uint8)
-    Image.fromarray(np.kron(cells, np.ones((16, 16, 1), np.uint8))).save(
-        folder / "slide.png", compress_level=1
-    )
+    write_slide(folder / "slide.tiff", size_px=slide_px)
     centers = np.linspace(tile_px, slide_px - tile_px, across)
     x, y = (axis.ravel() for axis in np.meshgrid(centers, centers))
     pd.DataFrame({"id": [f"s{i}" for i in range(len(x))], "x": x, "y": y}).to_csv(

@@ -1,7 +1,8 @@
-"""`make gpu-check`: tests and benchmarks that need a CUDA device, from this tree alone, in one JSON document.
+"""`make gpu-check`: benchmarks and tests that need a CUDA device, from this tree alone, in one JSON document.
 
-Imports only the standard library and downloads nothing. Each step is a process with a time limit; a step that
-lacks a package, fails or times out is recorded, and the next one starts.
+Imports only the standard library and downloads nothing. Each step is a process with a time limit; numbers are
+first. A step that lacks a package, fails or times out is recorded with what it measured until then, and the
+next one starts. The document is written after every step.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ SCHEMA = "mclst-gpu-check/1"
 TOTAL_SECONDS = 470.0
 """Limit of the whole check; a step gets at most what remains of it."""
 
+DOCUMENT = "gpu-check.json"
 PASSED, FAILED, LATE, MISSING, NO_TIME = "passed", "failed", "too late", "missing", "no time left"
 TAIL_LINES = 25
 
@@ -35,9 +37,10 @@ TAIL_LINES = 25
 class Step:
     """One process.
 
-    arguments: of Python. seconds: its limit. needs: required modules. any_of: modules of which one is
-    required. files: required results of earlier steps. document: its JSON result, merged into the whole.
-    device: skipped where the first step found no device.
+    arguments: of Python. seconds: its limit. needs: required modules. any_of: of these one is required.
+    programs: required, on the path or in the CUDA toolkit. files: required results of earlier steps.
+    document: its JSON result, or a folder of several, merged into the whole. device: skipped where the first
+    step has not passed.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Step:
     seconds: float
     needs: Sequence[str] = ()
     any_of: Sequence[str] = ()
+    programs: Sequence[Path] = ()
     files: Sequence[Path] = ()
     document: Path | None = None
     device: bool = False
@@ -80,63 +84,92 @@ EXPORT = (*SLIDES, "torch", "torchvision", "timm", "onnx", "onnxscript", "safete
 
 def steps(folder: Path) -> list[Step]:
     """Steps in order; they work in `folder`."""
+    check = "mclst.benchmarks.gpu_check"
     bench = ("-m", "mclst.benchmarks.cli")
     case, bundle = folder / "made", folder / "made" / "mclst-bundle"
     gpu_tests = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*_gpu.py"))
+    pytest = ("-m", "pytest", "--noconftest", "-q", "-rs", "-m", "gpu", "-p", "no:cacheprovider")
+    huge = "test_a_bank_beyond_31_bits"
 
     return [
         Step("device", ("-c", _DEVICE), 60, any_of=("cuda", "pycuda", "torch")),
+        Step(
+            "retrieval",
+            ("-m", f"{check}.retrieval", str(folder / "retrieval")),
+            110,
+            needs=("numpy", "scipy"),
+            document=folder / "retrieval",
+            device=True,
+        ),
+        Step(
+            "encoder",
+            ("-m", f"{check}.encoder", str(folder / "encoder")),
+            90,
+            needs=("numpy", "torch", "torchvision", "cuda"),
+            document=folder / "encoder",
+            device=True,
+        ),
         *(
             Step(
                 f"tests: {Path(path).stem}",
-                ("-m", "pytest", "--noconftest", "-q", "-rs", "-m", "gpu", "-p", "no:cacheprovider", path),
-                150,
+                (*pytest, "--deselect", f"{path}::{huge}", path),
+                75,
                 needs=("pytest", "numpy", "scipy"),
                 device=True,
             )
             for path in gpu_tests
         ),
         Step(
-            "retrieval",
-            ("-m", "mclst.benchmarks.gpu_check.retrieval", str(folder / "retrieval.json")),
-            120,
-            needs=("numpy", "scipy"),
-            document=folder / "retrieval.json",
-            device=True,
-        ),
-        Step(
             "bundle",
-            ("-m", "mclst.benchmarks.gpu_check.case", str(case)),
-            120,
+            ("-m", f"{check}.case", str(case)),
+            60,
             needs=EXPORT,
             document=case / "case.json",
             device=True,
         ),
         Step(
+            "end-to-end",
+            (*bench, "end-to-end", str(case / "slide.tiff"), "--spots", str(case / "spots.csv"), "--bundle",
+             str(bundle), "--settings", "auto:fp32", "--batch-size", "64", "--workers", "8", "--repeats", "2",
+             "--no-cold", "--quiet", "--json", str(folder / "end-to-end.json")),
+            60,
+            needs=EXPORT,
+            files=(bundle / "manifest.json",),
+            document=folder / "end-to-end.json",
+            device=True,
+        ),
+        Step(
             "latency",
-            (*bench, "latency", "--bundle", str(bundle), "--ckpt", str(case / "model.pt"), "--settings",
-             "tensorrt:fp16,tensorrt:fp32,tensorrt-rtx:fp16,cuda:fp16,cuda:fp32,cpu:fp32", "--batch-sizes",
-             "1,16,64", "--repeats", "3", "--block", "0.7", "--no-fresh", "--quiet", "--json",
+            (*bench, "latency", "--bundle", str(bundle), "--settings",
+             "tensorrt:fp16,tensorrt:fp32,tensorrt-rtx:fp16,cuda:fp16,cuda:fp32", "--batch-sizes", "1,64",
+             "--repeats", "3", "--block", "0.7", "--no-fresh", "--no-peers", "--quiet", "--json",
              str(folder / "latency.json")),
-            170,
+            80,
             needs=EXPORT,
             files=(bundle / "manifest.json",),
             document=folder / "latency.json",
             device=True,
         ),
         Step(
-            "end-to-end",
-            (*bench, "end-to-end", str(case / "slide.png"), "--spots", str(case / "spots.csv"), "--bundle",
-             str(bundle), "--ckpt", str(case / "model.pt"), "--settings", "auto:fp32,cpu:fp32",
-             "--batch-size", "64", "--repeats", "2", "--no-cold", "--quiet", "--json",
-             str(folder / "end-to-end.json")),
-            120,
-            needs=EXPORT,
-            files=(bundle / "manifest.json",),
-            document=folder / "end-to-end.json",
+            "sanitizer",
+            ("-m", f"{check}.sanitize"),
+            60,
+            needs=("numpy",),
+            programs=(Path("compute-sanitizer"),),
+            device=True,
+        ),
+        Step(
+            "tests: 31 bits",
+            (*pytest, f"{_test_file(gpu_tests, 'test_cuda_gpu')}::{huge}"),
+            75,
+            needs=("pytest", "numpy", "scipy"),
             device=True,
         ),
     ]  # fmt: skip
+
+
+def _test_file(paths: Sequence[str], stem: str) -> str:
+    return next(path for path in paths if Path(path).stem == stem)
 
 
 _DEVICE = """
@@ -165,6 +198,7 @@ def run(step: Step, folder: Path, seconds: float) -> StepResult:
     missing = [name for name in step.needs if find_spec(name) is None]
     if step.any_of and not any(find_spec(name) for name in step.any_of):
         missing.append(f"one of {', '.join(step.any_of)}")
+    missing += [str(program) for program in step.programs if _find(program) is None]
     if missing:
         return StepResult(step.name, MISSING, why=f"not installed: {', '.join(missing)}")
     missing = [str(path.relative_to(folder)) for path in step.files if not path.exists()]
@@ -188,16 +222,32 @@ def run(step: Step, folder: Path, seconds: float) -> StepResult:
     elapsed = time.monotonic() - started
     tail = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
     if code is None:
-        return StepResult(step.name, LATE, elapsed, f"more than {seconds:.0f} s", tail)
-    result = StepResult(
-        step.name, PASSED if code == 0 else FAILED, elapsed, "" if code == 0 else f"exit status {code}", tail
-    )
-    if "pytest" in step.arguments and _all_skipped(code, tail):
+        result = StepResult(step.name, LATE, elapsed, f"more than {seconds:.0f} s", tail)
+    else:
+        why = "" if code == 0 else f"exit status {code}"
+        result = StepResult(step.name, PASSED if code == 0 else FAILED, elapsed, why, tail)
+    if "pytest" in step.arguments and code is not None and _all_skipped(code, tail):
         result.status = MISSING
         result.why = next((line for line in tail if line.startswith("SKIPPED")), "every test was skipped")
-    if step.document is not None and step.document.exists():
-        result.document = json.loads(step.document.read_text())
+    if step.document is not None:
+        result.document = _read(step.document)
     return result
+
+
+def _read(path: Path) -> Any:
+    """A document, or those of a folder by name; None without one that is whole."""
+    if path.is_dir():
+        documents = {part.stem: _read(part) for part in sorted(path.glob("*.json"))}
+        return {name: document for name, document in documents.items() if document is not None} or None
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _find(program: Path) -> str | None:
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    return shutil.which(program) or shutil.which(program, path=str(Path(home, "bin")))
 
 
 def _all_skipped(code: int, tail: Sequence[str]) -> bool:
@@ -213,10 +263,17 @@ def _environment() -> dict[str, str]:
 
 
 def check(folder: Path, chosen: Sequence[Step], total_seconds: float = TOTAL_SECONDS) -> dict[str, Any]:
-    """Run the steps; return the document of `make gpu-check`."""
+    """Run the steps; write the document of `make gpu-check` after each, and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     results: list[StepResult] = []
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "gpu": _nvidia_smi(),
+        "packages": _packages(),
+    }
     for step in chosen:
         remaining = total_seconds - (time.monotonic() - started)
         if step.device and results and results[0].status != PASSED:
@@ -225,15 +282,11 @@ def check(folder: Path, chosen: Sequence[Step], total_seconds: float = TOTAL_SEC
             result = run(step, folder, min(step.seconds, remaining))
         print(f"{result.name:<28} {result.status:<12} {result.seconds:6.1f} s  {result.why}", flush=True)
         results.append(result)
-    return {
-        "schema": SCHEMA,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "gpu": _nvidia_smi(),
-        "packages": _packages(),
-        "seconds": time.monotonic() - started,
-        "steps": [vars(result) for result in results],
-    }
+        document |= {"seconds": time.monotonic() - started, "steps": [vars(result) for result in results]}
+        part = folder / f".{DOCUMENT}.part"
+        part.write_text(json.dumps(document, indent=2) + "\n")
+        part.replace(folder / DOCUMENT)
+    return document
 
 
 def _nvidia_smi() -> str | None:
@@ -278,8 +331,7 @@ def main() -> None:
     folder = options.out.resolve()
     shutil.rmtree(folder, ignore_errors=True)
     document = check(folder, steps(folder), options.seconds)
-    (folder / "gpu-check.json").write_text(json.dumps(document, indent=2) + "\n")
-    print(folder / "gpu-check.json")
+    print(folder / DOCUMENT)
     failed = [step["name"] for step in document["steps"] if step["status"] in (FAILED, LATE, NO_TIME)]
     if failed or document["steps"][0]["status"] != PASSED:
         sys.exit(f"not passed: {', '.join(failed) or document['steps'][0]['why']}")

@@ -20,7 +20,8 @@ from mclst.benchmarks.retrieval.synthetic import F32, Bank
 from mclst.kernels.definition.spec import RetrievalSpec
 
 Run = Callable[[F32], F32]
-_BLOCK, _L1_BLOCK = 512, 32
+_BLOCK, _L1_BLOCK, _CUDA_BLOCK = 512, 32, 4096
+_SPLIT_SCALE = 64.0
 _FAISS_GPU_MAX_K = 2048
 
 
@@ -87,14 +88,16 @@ def faiss_csr(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
     return run
 
 
-def torch_embedding_bag(bank: Bank, spec: RetrievalSpec, threads: int, device: str = "cpu") -> Run:
-    """torch: matrix product, `topk`, `embedding_bag`."""
+def torch_embedding_bag(
+    bank: Bank, spec: RetrievalSpec, threads: int, device: str = "cpu", *, split: bool = False
+) -> Run:
+    """torch: matrix product, `topk`, `embedding_bag`. split: the product in float16 halves."""
     torch = _torch(threads)
-    tensors = _TorchBank(torch, bank, spec, device)
+    tensors = (_SplitBank if split else _TorchBank)(torch, bank, spec, device)
 
     def run(queries: F32) -> F32:
         parts = []
-        for block in _blocks(len(queries), _BLOCK):
+        for block in _blocks(len(queries), _BLOCK if device == "cpu" else _CUDA_BLOCK):
             q = torch.from_numpy(queries[block]).to(device)
             cosine, rows = torch.topk(tensors.cosines(q), spec.k, dim=1, sorted=False)
             parts.append(tensors.mean(q, rows, cosine))
@@ -152,6 +155,15 @@ def torch_cuda(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
     return torch_embedding_bag(bank, spec, threads, "cuda")
 
 
+def torch_split_cuda(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
+    """As `torch_cuda`, with the product on tensor cores: [hi, hi, lo] · [hi, lo, hi] of float16 halves."""
+    torch = _torch(threads)
+    _require_cuda(torch)
+    if "dtype" not in torch.ops.aten.mm.overloads():
+        raise PeerUnavailable("this torch has no float16 product with a float32 result")
+    return torch_embedding_bag(bank, spec, threads, "cuda", split=True)
+
+
 def faiss_gpu(bank: Bank, spec: RetrievalSpec, threads: int) -> Run:
     """FAISS's search on the GPU, `embedding_bag` by torch on the same device."""
     import faiss
@@ -205,9 +217,14 @@ PEERS = (
     Peer("torch topk + masked dense", torch_masked_dense, MAX_ON_CPU),
     Peer("numpy argpartition + gather", numpy_argpartition, MAX_ON_CPU),
     Peer("torch-cuda topk + embedding_bag", torch_cuda),
+    Peer("torch-cuda split GEMM + topk + embedding_bag", torch_split_cuda),
     Peer("faiss-gpu + embedding_bag", faiss_gpu),
     Peer("cuvs + embedding_bag", cuvs_brute_force),
 )
+DEVICE_PEERS = tuple(
+    peer for peer in PEERS if "cuda" in peer.name or "gpu" in peer.name or "cuvs" in peer.name
+)
+"""Those that search on a GPU."""
 
 
 class _TorchBank:
@@ -241,6 +258,29 @@ class _TorchBank:
         return self._torch.nn.functional.embedding_bag(
             rows, self.expression, per_sample_weights=weight, mode="sum"
         )
+
+
+class _SplitBank(_TorchBank):
+    """Cosines from float16 halves of the unit vectors, accurate to about 2⁻²², on tensor cores."""
+
+    def __init__(self, torch: Any, bank: Bank, spec: RetrievalSpec, device: str) -> None:
+        super().__init__(torch, bank, spec, device)
+        high, low = self._halves(self._units_t.T)
+        self._parts_t = torch.cat([high, low, high], dim=1).T.contiguous()
+
+    def _halves(self, units: Any) -> tuple[Any, Any]:
+        scaled = units * _SPLIT_SCALE
+        high = scaled.half()
+        return high, (scaled - high.float()).half()
+
+    def cosines(self, queries: Any) -> Any:
+        high, low = self._halves(self._torch.nn.functional.normalize(queries, dim=1))
+        parts = self._torch.cat([high, high, low], dim=1)
+        if parts.device.type == "cpu":  # where torch has no such product
+            products = parts.float() @ self._parts_t.float()
+        else:
+            products = self._torch.mm(parts, self._parts_t, out_dtype=self._torch.float32)
+        return products / _SPLIT_SCALE**2
 
 
 def _numpy_weights(

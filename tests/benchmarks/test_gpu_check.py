@@ -6,14 +6,21 @@ import ast
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import tifffile
+from host_driver import HostDriver, compiler
 
+from mclst.benchmarks.gpu_check import retrieval, sanitize
 from mclst.benchmarks.gpu_check import run as gpu_check
 from mclst.benchmarks.gpu_check.run import (
     FAILED,
@@ -26,6 +33,18 @@ from mclst.benchmarks.gpu_check.run import (
     check,
     steps,
 )
+from mclst.benchmarks.gpu_check.slide import write_slide
+from mclst.benchmarks.retrieval.cases import CASES, Case
+from mclst.benchmarks.retrieval.peers import DEVICE_PEERS, torch_embedding_bag
+from mclst.benchmarks.retrieval.synthetic import Source
+from mclst.benchmarks.roofline.retrieval_bound import Peaks
+from mclst.kernels.cuda.provider import CudaProvider
+from mclst.kernels.definition.spec import RetrievalSpec
+from mclst.kernels.retriever import PROVIDERS, Retriever
+from mclst.runtime import open_slide
+from mclst.runtime.encoder.cpu_stages import CpuStages
+from mclst.runtime.encoder.ring import Group
+from mclst.runtime.progress import Clock
 
 
 def ends(pid: int) -> bool:
@@ -61,11 +80,12 @@ def test_steps_pass_fail_run_late_and_lack_what_they_need(tmp_path: Path) -> Non
         Step("has one", ("-c", "0"), 30, any_of=("no_such", "json")),
         Step("behind", ("-c", "0"), 30, files=(tmp_path / "absent.txt",)),
         Step("on a device", ("-c", "0"), 30, device=True),
+        Step("lacks a program", ("-c", "0"), 30, programs=(Path("no-such-sanitizer"),)),
     ]
     report = check(tmp_path, chosen)
     by_name = {step["name"]: step for step in report["steps"]}
     assert [step["status"] for step in report["steps"]] == [
-        PASSED, FAILED, LATE, MISSING, MISSING, PASSED, MISSING, PASSED,
+        PASSED, FAILED, LATE, MISSING, MISSING, PASSED, MISSING, PASSED, MISSING,
     ]  # fmt: skip
     assert by_name["good"]["document"] == [1] and by_name["good"]["said"] == ["done"]
     assert by_name["bad"]["why"] == "exit status 3" and by_name["bad"]["said"] == ["line"]
@@ -73,6 +93,49 @@ def test_steps_pass_fail_run_late_and_lack_what_they_need(tmp_path: Path) -> Non
     assert "absent.txt" in by_name["behind"]["why"]
     assert ends(int(child.read_text()))  # the child of a late step ends with it
     json.dumps(report, allow_nan=False)
+
+
+MEASURES = """
+import json, pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+folder.mkdir()
+for case in ("first", "second"):
+    (folder / f"{case}.json").write_text(json.dumps({"case": case}))
+(folder / "third.json").write_text('{"case": "thi')  # cut off
+print("two cases", flush=True)
+{end}
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "status"), [("time.sleep(60)", LATE), ("raise SystemExit(4)", FAILED), ("", PASSED)]
+)
+def test_a_step_that_is_killed_keeps_what_it_measured(tmp_path: Path, end: str, status: str) -> None:
+    code = MEASURES.replace("{end}", end)
+    chosen = [
+        Step("measures", ("-c", code, str(tmp_path / "cases")), 5, document=tmp_path / "cases"),
+        Step("next", ("-c", "0"), 30),
+    ]
+    report = check(tmp_path, chosen)
+    assert [step["status"] for step in report["steps"]] == [status, PASSED]
+    assert report["steps"][0]["document"] == {"first": {"case": "first"}, "second": {"case": "second"}}
+    assert report["steps"][0]["said"][0] == "two cases"
+
+
+def test_the_document_is_there_after_every_step(tmp_path: Path) -> None:
+    """A check that is itself killed in its second step has the first one's result."""
+    code = (
+        "import pathlib, sys; from mclst.benchmarks.gpu_check.run import Step, check; "
+        "check(pathlib.Path(sys.argv[1]), [Step('one', ('-c', '0'), 30), "
+        "Step('two', ('-c', 'import time; time.sleep(60)'), 60)])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline().startswith(b"one")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    report = json.loads((tmp_path / "gpu-check.json").read_text())
+    assert [step["name"] for step in report["steps"]] == ["one"]
 
 
 def test_without_a_device_the_rest_is_left_out_and_time_runs_out_at_the_end(tmp_path: Path) -> None:
@@ -96,11 +159,24 @@ def test_it_imports_the_standard_library_alone() -> None:
 
 def test_every_step_is_there_and_they_fit_into_eight_minutes(tmp_path: Path) -> None:
     names = [step.name for step in steps(tmp_path)]
-    assert names[0] == "device" and names[-4:] == ["retrieval", "bundle", "latency", "end-to-end"]
+    assert names[:3] == ["device", "retrieval", "encoder"]  # numbers first
+    assert names[-5:] == ["bundle", "end-to-end", "latency", "sanitizer", "tests: 31 bits"]
+    assert all(step.device for step in steps(tmp_path)[1:])
+    # The bank beyond 31 bits takes half a minute on the host: it is in the last step alone.
+    huge = "test_cuda_gpu.py::test_a_bank_beyond_31_bits"
+    selected = [step for step in steps(tmp_path) if any(word.endswith(huge) for word in step.arguments)]
+    assert selected[-1].name == "tests: 31 bits" and "--deselect" not in selected[-1].arguments
+    assert all("--deselect" in step.arguments for step in selected[:-1])
+    assert "def test_a_bank_beyond_31_bits(" in (ROOT / "tests/kernels/test_cuda_gpu.py").read_text()
     marked = re.compile(r"^pytestmark = (\[\s*)?pytest\.mark\.gpu", re.MULTILINE)
     on_gpu = {path.stem for path in (ROOT / "tests").rglob("test_*.py") if marked.search(path.read_text())}
     assert len(on_gpu) >= 3
-    files = [word for step in steps(tmp_path) for word in step.arguments if word.endswith(".py")]
+    files = [
+        word
+        for step in steps(tmp_path)
+        for word in step.arguments
+        if word.endswith(".py") and "::" not in word
+    ]
     assert files and all((ROOT / file).is_file() for file in files)
     modules = [step.arguments[1] for step in steps(tmp_path) if step.arguments[1].startswith("mclst.")]
     assert modules and all(find_spec(module) for module in modules)
@@ -135,5 +211,113 @@ def test_a_case_of_full_shape_is_made_without_data(tmp_path: Path) -> None:
     bundle = open_bundle(tmp_path / "made" / "mclst-bundle")
     assert bundle.manifest.bank_rows == 230 and bundle.manifest.tile.size_px == 64
     assert list(bundle.precisions) == report["precisions"]
-    for name in ("model.pt", "slide.png", "spots.csv"):
+    for name in ("model.pt", "slide.tiff", "spots.csv"):
         assert (tmp_path / "made" / name).is_file()
+
+
+@pytest.fixture(scope="module")
+def played_case() -> Iterator[Case]:
+    """A small case, registered for the time of these tests."""
+    case = Case("played", 300, 6, RetrievalSpec(k=9, distance="l2"), d=12)
+    CASES[case.name] = case
+    yield case
+    del CASES[case.name]
+
+
+@pytest.mark.skipif(compiler() is None, reason="g++ is not installed, and the emulation needs it")
+def test_a_case_is_measured_by_stage_on_a_played_device(
+    played_case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = HostDriver()
+    monkeypatch.setitem(PROVIDERS, "cuda", lambda e, x, spec: CudaProvider(e, x, spec, driver=driver))
+    peaks = (Peaks(1e10, 1e10), Peaks(1e12, 1e12))
+    measured = []
+
+    def measure_one(name: str, n: int, rounds: int) -> dict[str, object]:
+        if n > 9:
+            raise RuntimeError("the device is gone")
+        measured.append(n)
+        return retrieval.measure_case(name, n, rounds, driver, peaks, peers=(), staged=7)
+
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        retrieval.run(tmp_path, [("played", 8, 2), ("played", 9, 1), ("played", 10, 1)], measure_one)
+    assert measured == [8, 9]
+    # What was measured before the fault is there, whole.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["played-n8.json", "played-n9.json"]
+    document = json.loads((tmp_path / "played-n8.json").read_text())
+    device = document["device"]
+    assert device["queries"] == 7 and device["from_device_wall_s"]["n"] == 2
+    # Times of the played device: a millisecond for everything that begins.
+    stages = device["stages_s"]
+    assert stages["place"] == stages["weigh"] == stages["gather"] == pytest.approx(0.001)
+    assert stages["copy up"] == pytest.approx(0.001) and stages["copy down"] == pytest.approx(0.003)
+    (result,) = document["results"]
+    (ours,) = result["contenders"]
+    assert ours["name"] == "mclst cuda" and ours["error"] < 1e-6 and result["shape"]["n"] == 8
+    assert set(result["bound_s"]) == {"host", "cuda"}
+
+
+def test_the_published_cases_come_before_a_million_queries() -> None:
+    names = [(name, n) for name, n, _ in retrieval.SIZES]
+    assert {name for name, _ in names} <= set(CASES) and len(set(names)) == len(names)
+    sizes = [n for _, n in names]
+    assert sizes == sorted(sizes) and sizes[-1] == 1_000_000
+    assert all("cuda" in peer.name or "gpu" in peer.name or "cuvs" in peer.name for peer in DEVICE_PEERS)
+    assert any("split GEMM" in peer.name for peer in DEVICE_PEERS) and len(DEVICE_PEERS) == 4
+
+
+@pytest.mark.parametrize("distance", ["l1", "l2"])
+def test_a_product_of_halves_ranks_as_float32_does(distance: Any) -> None:
+    """The split-GEMM peer, on the CPU."""
+    pytest.importorskip("torch")
+    case = Case("x", 400, 7, RetrievalSpec(k=20, distance=distance), d=24)
+    source = Source("clustered", case)
+    bank, queries = source.bank(), source.queries(30)
+    got = torch_embedding_bag(bank, case.spec, 1, split=True)(queries)
+    expected = Retriever(bank, case.spec, "reference").aggregate(queries).expression
+    assert np.abs(got - expected).max() <= 2e-5 * np.abs(bank.expression).max()
+
+
+def test_a_slide_of_jpeg_tiles_opens_as_a_scanners_does(tmp_path: Path) -> None:
+    path, xy = write_slide(tmp_path / "slide.tiff", size_px=1000)
+    with open_slide(path) as slide:
+        assert (slide.width_px, slide.height_px, slide.levels[0].segment_px) == (1000, 1000, (240, 240))
+        pixels = slide.read(0, 0, 1000, 1000)
+    assert len(xy) == 16 and xy.min() == 112 and xy.max() + 112 <= 1000
+    assert 120 < pixels.mean() < 200 and pixels.std() > 20
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages.first
+        assert (page.compression.name, page.tilewidth) == ("JPEG", 240)
+        np.testing.assert_array_equal(pixels, page.asarray())
+
+
+def test_without_a_sanitizer_the_step_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setenv("CUDA_HOME", "/nonexistent")
+    assert sanitize.find_sanitizer() is None
+    monkeypatch.setattr(sys, "argv", ["sanitize"])
+    with pytest.raises(SystemExit, match="compute-sanitizer is not installed"):
+        sanitize.main()
+
+
+def test_tiles_in_memory_go_through_the_ring_in_order() -> None:
+    pytest.importorskip("torch")
+    from mclst.benchmarks.gpu_check.encoder import TilesInMemory, ring_run
+
+    class OnCpu:
+        def stages(self, batch: int, *, group_rows: int, on_device: bool, clock: Clock) -> CpuStages:
+            return CpuStages(
+                lambda tiles: tiles.reshape(len(tiles), -1)[:, :5].astype(np.float32),
+                batch=(batch, 224, 224, 3),
+                group_rows=group_rows,
+                clock=clock,
+            )
+
+    source, clock = TilesInMemory(70, 16, 2), Clock()
+    got = np.full((70, 5), np.nan, np.float32)
+
+    def take(group: Group) -> None:
+        got[group.rows] = group.values
+
+    assert ring_run(OnCpu(), source, 16, clock, take=take) > 0 and clock["encode"] > 0  # type: ignore[arg-type]
+    np.testing.assert_array_equal(got, source.pictures[np.arange(70) % 64].reshape(70, -1)[:, :5])
