@@ -6,12 +6,14 @@ Weights are random: speed does not depend on them. Writes a document per measure
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,22 +108,21 @@ def measure_batch(device: CudaDevice, batch: int, *, graph: bool) -> dict[str, A
     workers = min(8, available_cores())
     source = TilesInMemory(n, batch, workers)
     ring_run(session, TilesInMemory(4 * batch, batch, workers), batch, Clock())
-    runs = []
+    runs, walls = [], []
     for _ in range(ROUNDS):
         clock = Clock()
-        wall = ring_run(session, source, batch, clock)
-        runs.append({"wall_s": wall, "stages_s": dict(clock)})
+        walls.append(ring_run(session, source, batch, clock))
+        runs.append({"wall_s": walls[-1], "stages_s": dict(clock)})
     half = session.encode(source.pictures[:16])
     with torch.inference_mode():
         full = densenet(torch.float32)(torch.from_numpy(source.pictures[:16]).cuda()).cpu().numpy()
     cosine = (half * full).sum(1) / np.linalg.norm(half, axis=1) / np.linalg.norm(full, axis=1)
-    walls = sorted(run["wall_s"] for run in runs)
     return {
         "engine": session.engine,
         "device": device.gpu.name,
         "batch": batch,
         "tiles": n,
-        "tiles_per_second": n / walls[len(walls) // 2],
+        "tiles_per_second": n / statistics.median(walls),
         "runs": runs,
         "least_cosine_to_fp32": float(cosine.min()),
     }
@@ -144,7 +145,7 @@ def measure_slide(device: CudaDevice, folder: Path) -> dict[str, Any]:
         expression = rng.gamma(1.0, size=(BANK_ROWS, GENES)).astype(np.float32)
 
     retriever = Retriever(Bank(), RetrievalSpec(k=200), "cuda")
-    workers, runs = min(16, available_cores()), []
+    workers, runs, walls = min(16, available_cores()), [], list[float]()
     expression = np.full((len(xy), GENES), np.nan, np.float32)
     retrieving = 0.0
 
@@ -160,20 +161,19 @@ def measure_slide(device: CudaDevice, folder: Path) -> dict[str, Any]:
             tiles = Tiles(
                 slide, xy, TileShape(SIDE), batch_size=BATCH, workers=workers, group=GROUP_ROWS // BATCH
             )
-            wall = ring_run(session, tiles, BATCH, clock, on_device=True, take=take)
+            walls.append(ring_run(session, tiles, BATCH, clock, on_device=True, take=take))
             reading = tiles.seconds_reading
         stages = {"read, all threads": reading, **clock, "retrieve": retrieving}
-        runs.append({"wall_s": wall, "stages_s": stages})
+        runs.append({"wall_s": walls[-1], "stages_s": stages})
     if not np.isfinite(expression).all():
         raise ValueError("some tiles gave no expression")
-    walls = sorted(run["wall_s"] for run in runs)
     return {
         "engine": session.engine,
         "device": device.gpu.name,
         "slide_bytes": path.stat().st_size,
         "tiles": len(xy),
         "workers": workers,
-        "tiles_per_second": len(xy) / walls[len(walls) // 2],
+        "tiles_per_second": len(xy) / statistics.median(walls),
         "runs": runs,
     }
 
@@ -185,10 +185,7 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     device = CudaDevice()
     measurements: dict[str, Callable[[], dict[str, Any]]] = {
-        **{
-            f"graph-{batch}": (lambda batch=batch: measure_batch(device, batch, graph=True))
-            for batch in BATCHES
-        },
+        **{f"graph-{batch}": partial(measure_batch, device, batch, graph=True) for batch in BATCHES},
         "slide": lambda: measure_slide(device, folder),
         "eager-64": lambda: measure_batch(device, BATCH, graph=False),
     }

@@ -40,7 +40,7 @@ def write_slide(path: Path, *, size_px: int = SLIDE_PX) -> tuple[Path, NDArray[n
             resolution=(40_000, 40_000),
             resolutionunit="CENTIMETER",
         )
-    centers = np.arange(TILE_PX // 2, size_px - TILE_PX // 2, TILE_PX, np.float64)
+    centers = np.arange(TILE_PX // 2, size_px - TILE_PX // 2, TILE_PX, dtype=np.float64)
     x, y = (axis.ravel() for axis in np.meshgrid(centers, centers))
     return path, np.column_stack([x, y])
 

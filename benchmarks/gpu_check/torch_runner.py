@@ -41,7 +41,7 @@ class TorchRunner:
 
     def prepare(self, stream: int, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         """See `Runner`."""
-        self._on = torch.cuda.ExternalStream(stream)
+        self._on = torch.cuda.ExternalStream(stream)  # type: ignore[no-untyped-call]
         shape = (self.batch, *self._tile)
         self._inputs = [torch.as_tensor(_View(a, shape, "|u1"), device="cuda") for a in inputs]
         self._outputs = [
