@@ -31,7 +31,8 @@ benchmarks/whole_command: benchmarks/contenders benchmarks/harness export/parity
 benchmarks/end_to_end: benchmarks/contenders benchmarks/harness benchmarks/schemas benchmarks/roofline
     export/parity runtime/cli runtime/report/figures runtime/bundle runtime sections/tables sections
 benchmarks/encoder: benchmarks/contenders benchmarks/harness benchmarks/schemas benchmarks/roofline
-    export/parity runtime/cli runtime/report/figures runtime/bundle runtime sections/tables
+    export/parity runtime/cli runtime/report/figures runtime/inference runtime/encoder runtime/bundle runtime
+    sections/tables
 benchmarks/reporting: benchmarks/contenders benchmarks/harness runtime/report/page runtime models/recipes
 benchmarks/memory: benchmarks/harness runtime/run runtime/report/figures runtime/tiling runtime/slide
     runtime/bundle runtime

@@ -101,6 +101,7 @@ def latency(
     from mclst.benchmarks.contenders.encoders import open_peers
     from mclst.benchmarks.contenders.inputs import make_inputs
     from mclst.benchmarks.encoder import measure as measuring
+    from mclst.benchmarks.encoder.choice import compare_choice
     from mclst.benchmarks.encoder.table import show_latency
     from mclst.benchmarks.harness.machine import new_document
     from mclst.benchmarks.harness.power import open_meters
@@ -139,6 +140,7 @@ def latency(
             if batch == max(batches):
                 ran = {entry["name"] for entry in result["results"]}
                 encoders = [encoder for encoder in (*ours, *peers) if encoder.name in ran]
+    choice = compare_choice(bundle, results, threads)
     peaks = roofline_peaks.measure_peaks(threads, gpu=gpu)
     works = _add_roofline(results, inputs, peaks)
     best = _best_batches(results)
@@ -169,6 +171,7 @@ def latency(
         "peaks": peaks,
         "work": works,
         "batches": results,
+        "choice": choice,
         "offline": offline,
         "sustained": sustained,
         "agreement": {

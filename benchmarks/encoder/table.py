@@ -48,6 +48,12 @@ def show_latency(document: dict[str, Any]) -> None:
                     for stage, stats in result["device_s"].items()
                 )
                 say(f"batch {of_batch['batch']}, {result['name']}, on the device, median ms: {parts}")
+    choice = document["choice"]
+    if choice is not None:
+        say(
+            f"mclst-infer would choose {choice['chosen']}: {choice['slower_by']:.1%} slower than the "
+            f"fastest here, {choice['fastest']}, at batch {choice['batch']}"
+        )
     if document["offline"] is not None:
         for result in document["offline"]["results"]:
             rate = result["tiles_per_s"]

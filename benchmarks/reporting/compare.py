@@ -132,7 +132,16 @@ def _of_latency(document: Mapping[str, Any]) -> dict[str, list[float]]:
     return rounds
 
 
+def _of_command(document: Mapping[str, Any]) -> dict[str, list[float]]:
+    return {
+        f"page cache {cache}: {entry['name']}": entry["samples"]["wall_s"]
+        for cache, result in document["results"].items()
+        for entry in result["contenders"]
+    }
+
+
 _ROUNDS = {
+    "mclst-bench-command/1": _of_command,
     "mclst-bench-retrieval/1": _of_retrieval,
     "mclst-bench-end-to-end/1": _of_end_to_end,
     "mclst-bench-latency/1": _of_latency,

@@ -20,17 +20,27 @@ ON_CPU = "processor"
 ON_GPU = "NVIDIA GPU (`make gpu-check`)"
 
 _RUNS, _LATENCY, _CHECK = "mclst-bench-end-to-end/1", "mclst-bench-latency/1", "mclst-gpu-check/1"
+_WHOLE = "mclst-bench-command/1"
 _RUN_HEAD = ("slide to map", "tiles/s", "× published notebook", "encoder, of peak", "r to the first", "PCC")
+_WHOLE_HEAD = (
+    "whole process",
+    "s, page cache warm",
+    "s, cold",
+    "less encoding, s",
+    "× published notebook",
+    "r to the first",
+    "PCC",
+)
 _LATENCY_HEAD = ("encoder alone", "batch 1: p50, ms", "offline: tiles/s", "of roofline", "least cosine")
 
 
 def documents(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file name, document) of the end-to-end and latency runs in `folder`, `make gpu-check` included."""
+    """(file name, document) of the runs in `folder` that have a table, those of `make gpu-check` included."""
     for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text())
         nested = [step["document"] for step in content["steps"]] if content.get("schema") == _CHECK else []
         for document in (content, *nested):
-            if isinstance(document, dict) and document.get("schema") in (_RUNS, _LATENCY):
+            if isinstance(document, dict) and document.get("schema") in (_RUNS, _WHOLE, _LATENCY):
                 yield path.name, document
 
 
@@ -40,12 +50,15 @@ def tables(folder: Path) -> str:
     parts = []
     for schema, head, rows_of in (
         (_RUNS, _RUN_HEAD, _run_rows),
+        (_WHOLE, _WHOLE_HEAD, _whole_rows),
         (_LATENCY, _LATENCY_HEAD, _latency_rows),
     ):
         chosen = [(name, document) for name, document in loaded if document["schema"] == schema]
         gpu = any(_on_gpu(document) for _, document in chosen)
         for name, document in chosen:
             parts.append(f"{_caption(name, document)}\n\n{_table(head, rows_of(document))}")
+        if schema == _WHOLE:  # of a processor, where it was run
+            continue
         missing = [] if chosen else [(ON_CPU, NOT_MEASURED)]
         missing += [] if gpu else [(ON_GPU, NOT_MEASURED)]
         if missing and chosen:
@@ -112,19 +125,20 @@ def _notebook_samples(document: Mapping[str, Any]) -> dict[str, list[float]]:
 def _on_gpu(document: Mapping[str, Any]) -> bool:
     if document["schema"] == _LATENCY:
         return any(r["gpu"] and r["ours"] for of_batch in document["batches"] for r in of_batch["results"])
-    return any(
-        entry["ours"] and entry.get("provider") in ("tensorrt", "tensorrt-rtx", "cuda")
-        for entry in document["result"]["contenders"]
-    )
+    if document["schema"] == _WHOLE:
+        ran = [entry["chosen"].partition(" ")[0] for entry in document["results"]["warm"]["contenders"]]
+    else:
+        ran = [entry.get("provider") for entry in document["result"]["contenders"] if entry["ours"]]
+    return any(provider in ("tensorrt", "tensorrt-rtx", "cuda") for provider in ran)
 
 
 def _caption(name: str, document: Mapping[str, Any]) -> str:
     machine = document["machine"]
-    tiles = (
-        f"{document['result']['tiles']:,} tiles of {document['slide']['name']}"
-        if document["schema"] == _RUNS
-        else f"tiles {document['settings']['tiles']}"
-    )
+    if document["schema"] == _LATENCY:
+        tiles = f"tiles {document['settings']['tiles']}"
+    else:
+        result = document["result"] if document["schema"] == _RUNS else document["results"]["warm"]
+        tiles = f"{result['tiles']:,} tiles of {document['slide']['name']}"
     gpu = f", {machine['gpu']}" if _on_gpu(document) else ""
     return (
         f"{document['bundle']['encoder']}, {tiles}; {machine['cpu']}, "
@@ -147,6 +161,30 @@ def _run_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
                     None if published is None else paired_ratio(published, entry["samples"]["wall_s"]), ".2f"
                 ),
                 _cell(entry.get("encoder_of_peak"), ".0%"),
+                _cell(entry["equal_to_first"]["pearson"], ".5f"),
+                _cell(None if accuracy is None else accuracy["pcc_acg"], ".4f"),
+            )
+        )
+    return rows
+
+
+def _whole_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    results = document["results"]
+    warm, cold = results["warm"], results.get("cold", {"contenders": []})
+    in_cold = {entry["name"]: entry["wall_s"]["median"] for entry in cold["contenders"]}
+    published = [e["samples"]["wall_s"] for e in warm["contenders"] if e["name"] == PUBLISHED]
+    rows: list[tuple[str, ...]] = []
+    for entry in warm["contenders"]:
+        accuracy = entry.get("against_truth")
+        chosen = f" ({entry['chosen']})" if entry["chosen"] else ""
+        times = paired_ratio(published[0], entry["samples"]["wall_s"]) if published else None
+        rows.append(
+            (
+                f"{entry['name']}{chosen}",
+                f"{entry['wall_s']['median']:.2f}",
+                _cell(in_cold.get(entry["name"]), ".2f"),
+                f"{entry['overhead_s']['median']:.2f}",
+                _cell(times, ".2f"),
                 _cell(entry["equal_to_first"]["pearson"], ".5f"),
                 _cell(None if accuracy is None else accuracy["pcc_acg"], ".4f"),
             )

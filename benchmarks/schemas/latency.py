@@ -154,6 +154,22 @@ class Sustained(StrictModel):
     throttled: list[str]
 
 
+class Choice(StrictModel):
+    """What mclst-infer would choose here by its own short measuring, beside what this benchmark measured.
+
+    tried: tiles/s by that measuring. slower_by: share by which the chosen one is slower than the fastest of
+    mclst's settings, at `batch`.
+    """
+
+    chosen: str
+    fastest: str
+    batch: Annotated[int, Field(ge=1)]
+    tried: dict[str, float]
+    chosen_tiles_per_s: Rate
+    fastest_tiles_per_s: Rate
+    slower_by: float
+
+
 class Agreement(StrictModel):
     """Difference of each contender's embeddings from the reference's."""
 
@@ -176,6 +192,7 @@ class Latency(Document):
     settings: dict[str, Any]
     work: list[Work]
     batches: list[BatchResult]
+    choice: Choice | None = None
     offline: Offline | None
     sustained: Sustained | None
     agreement: Agreement

@@ -26,7 +26,10 @@ NEAR = 0.04
 SMALL_MARGIN = 0.1
 """Closer than this, the next runs measure again, until MOST_TIMES."""
 MOST_TIMES = 3
-KEPT = timedelta(days=30)
+KEPT, KEPT_UNCONFIRMED = timedelta(days=30), timedelta(days=1)
+"""How long a record counts. What was measured once is measured again after a day, when whatever held a
+candidate up is over.
+"""
 CLOCK_TOLERANCE = timedelta(days=1)
 
 ROUNDS = (2, 5)
@@ -88,8 +91,8 @@ def is_recent(record: Record, now: datetime) -> bool:
 
 
 def is_settled(record: Record, now: datetime) -> bool:
-    """Whether a record is recent, and its choice clear or measured often enough."""
-    if not is_recent(record, now):
+    """Whether a record is recent and confirmed, and its choice clear or measured often enough."""
+    if not is_recent(record, now) or (record.times == 1 and now - record.measured > KEPT_UNCONFIRMED):
         return False
     chosen = fastest(record.timings)
     others = [t.tiles_per_second for t in record.timings if t.name != chosen.name]

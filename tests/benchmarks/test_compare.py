@@ -149,3 +149,13 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, before: object, afte
         CliRunner().invoke(main, ["compare", str(tmp_path / "a.json"), str(tmp_path / "no.json")]).exit_code
         == 4
     )
+
+
+def test_whole_commands_are_compared_by_page_cache() -> None:
+    def document(seconds: float) -> dict[str, Any]:
+        contenders = [{"name": "mclst auto", "samples": {"wall_s": [seconds] * 3}}]
+        return {"schema": "mclst-bench-command/1", "results": {"warm": {"contenders": contenders}}}
+
+    (change,), alone = compare_documents(document(4.0), document(5.0))
+    assert (change.what, change.ratio, alone) == ("page cache warm: mclst auto", 1.25, [])
+    assert change.slower(0.05)

@@ -90,6 +90,38 @@ def test_a_run_is_a_table_and_a_missing_gpu_is_a_row(tmp_path: Path) -> None:
     assert text.count(NOT_MEASURED) == 3  # and no run of the encoder alone
 
 
+def test_whole_commands_are_a_table_with_either_page_cache(tmp_path: Path) -> None:
+    def process(name: str, chosen: str, wall: list[float]) -> dict[str, Any]:
+        spread = {"median": float(np.median(wall))}
+        return {
+            "name": name,
+            "chosen": chosen,
+            "wall_s": spread,
+            "overhead_s": {"median": 1.5},
+            "equal_to_first": {"pearson": 0.99906},
+            "samples": {"wall_s": wall},
+        }
+
+    warm = [
+        process("mclst auto", "openvino int8", [4.0, 5.0, 6.0]),
+        process("published notebook", "", [20.0] * 3),
+    ]
+    document = {
+        **a_document(None, "cpu"),
+        "schema": "mclst-bench-command/1",
+        "results": {
+            "warm": {"tiles": 179, "contenders": warm},
+            "cold": {"tiles": 179, "contenders": [process("mclst auto", "openvino int8", [7.0] * 3)]},
+        },
+    }
+    del document["result"]
+    (tmp_path / "command.json").write_text(json.dumps(document))
+    text = tables(tmp_path)
+    assert "densenet121, 179 tiles of C4.jpg; Xeon, 2 threads, quiet" in text
+    assert "| mclst auto (openvino int8) | 5.00 | 7.00 | 1.50 | 4.00 | 0.99906 | – |" in text
+    assert "| published notebook | 20.00 | – | 1.50 | 1.00 | 0.99906 | – |" in text
+
+
 def test_runs_inside_a_gpu_check_are_found(tmp_path: Path) -> None:
     steps = [{"document": None}, {"document": a_document("H200, 580.1", "tensorrt")}]
     (tmp_path / "gpu-check.json").write_text(json.dumps({"schema": "mclst-gpu-check/1", "steps": steps}))

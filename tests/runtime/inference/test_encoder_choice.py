@@ -139,6 +139,8 @@ def record(times: int = 1, age: timedelta = timedelta(), **speeds: float) -> Rec
         (record(times=3, cpu_fp32=48, openvino_int8=50), True),
         (record(age=KEPT + timedelta(days=1), cpu_fp32=20, openvino_int8=50), False),
         (record(age=timedelta(days=-2), cpu_fp32=20, openvino_int8=50), False),
+        (record(age=timedelta(hours=25), cpu_fp32=20, openvino_int8=50), False),
+        (record(times=2, age=timedelta(days=29), cpu_fp32=20, openvino_int8=50), True),
     ],
 )
 def test_a_clear_recent_choice_is_settled(kept: Record, settled: bool) -> None:
@@ -152,6 +154,30 @@ def test_a_slow_session_is_outdone_by_the_next() -> None:
     again = record(cpu_fp32=18, openvino_int8=50).merged(slow)
     assert fastest(again.timings).name == INT8 and is_settled(again, NOON) and again.times == 2
     assert {t.name: t.tiles_per_second for t in again.timings} == {FP32: 20, INT8: 50}
+
+
+def test_a_machine_that_lied_is_asked_again_the_next_day(
+    two_precisions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the choice was made, something else held up every try in int8."""
+    spoken = [{FP32: 20.0, INT8: 9.0}, {FP32: 19.0, INT8: 50.0}, {FP32: 20.0, INT8: 9.0}]
+    asked: list[float] = []
+
+    def fake(names: Any, open_one: Any, tiles: Any, lanes: int) -> list[Timing]:
+        asked.append(days)
+        return [Timing(*name, spoken[len(asked) - 1][name]) for name in names]
+
+    monkeypatch.setattr(encoder_choice, "measure", fake)
+    monkeypatch.setattr(encoder_choice, "candidates", lambda *args: [FP32, INT8])
+    bundle, request = open_bundle(two_precisions), ChoiceRequest("auto", "auto", 16, 2)
+    chosen = {}
+    for days in (0.0, 0.9, 1.1, 2.0, 30.0, 40.0):
+        now = NOON + timedelta(days=days)
+        chosen[days] = choose_encoder(
+            bundle, request, lambda *name: None, lambda text: None, clock=lambda now=now: now
+        ).precision
+    assert asked == [0.0, 1.1, 40.0]
+    assert chosen == {0.0: "fp32", 0.9: "fp32", 1.1: "int8", 2.0: "int8", 30.0: "int8", 40.0: "fp32"}
 
 
 KEY = {"bundle": "b", "threads": 2}
