@@ -39,6 +39,8 @@ class Spots:
         Level-0 px, if the file or its scalefactors give it.
     coordinates : str
         Which columns were used as level-0 pixels, for the summary.
+    mpp : float or None
+        µm per level-0 px, as the files say; None if they do not.
     """
 
     path: Path
@@ -50,6 +52,7 @@ class Spots:
     table: pd.DataFrame
     spot_diameter_px: float | None
     coordinates: str
+    mpp: float | None = None
 
     def __len__(self) -> int:
         return len(self.id)

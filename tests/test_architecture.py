@@ -85,7 +85,7 @@ runtime/cohort: runtime/run runtime/report runtime/inference runtime/expression_
     runtime/slide runtime/bundle runtime sections/tables
 runtime/run: runtime/report runtime/features runtime/inference runtime/report/figures runtime/report/export
     runtime/expression_map runtime/trust runtime/tiling runtime/slide runtime/storage runtime/encoder
-    runtime/bundle runtime kernels/definition sections/tables sections
+    runtime/bundle runtime kernels/definition sections/formats sections/tables sections
 runtime/report: runtime/report/page runtime/report/figures runtime/report/export runtime/expression_map
     runtime
 runtime/serving: runtime/inference runtime/encoder runtime/bundle runtime kernels kernels/definition

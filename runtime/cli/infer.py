@@ -20,6 +20,7 @@ from mclst.runtime.cli.server_options import ServerOptions, open_model, server_o
 from mclst.runtime.click_types import Finite
 from mclst.runtime.console import check_json, command, progress, publish_json, say, table
 from mclst.runtime.entry_points import STARTED
+from mclst.runtime.section_options import BINS
 
 if TYPE_CHECKING:
     from mclst.runtime.inference.model import Model
@@ -54,8 +55,10 @@ def _list_providers(location: BundleLocation | None, trusted: Trusted | None, ba
     "--spots",
     "spots_path",
     type=PATH,
-    help="Spots to predict: Space Ranger, legacy ST, id,x,y in pixels or µm, GeoJSON cells, .h5ad.",
+    help="Spots to predict: Space Ranger, legacy ST, id,x,y in pixels or µm, GeoJSON cells, .h5ad, or a "
+    "measured section (Xenium, Visium HD, SpatialData).",
 )
+@BINS
 @click.option(
     "--grid",
     "stride_um",
@@ -103,6 +106,7 @@ def _list_providers(location: BundleLocation | None, trusted: Trusted | None, ba
 def main(
     slide: Path | None,
     spots_path: Path | None,
+    bins: str | None,
     stride_um: float | None,
     mask_path: Path | None,
     region_path: Path | None,
@@ -126,7 +130,7 @@ def main(
     interrupted run.
 
     --slides takes a table with a row per slide. Its columns are slide, spots or grid, and optionally name,
-    tissue-mask, region, genes, mpp, reader, all-spots, max-bad-tiles, k, rank, distance, weighting and
+    tissue-mask, region, bin, genes, mpp, reader, all-spots, max-bad-tiles, k, rank, distance, weighting and
     temperature; a cell overrides the option. Finished slides are skipped. A slide that fails is recorded, the
     others continue, and the exit code is 3.
     """
@@ -144,10 +148,14 @@ def main(
         raise click.UsageError("with --slides, the table names the spots")
     if stride_um is None and slide is not None and (mask_path is not None or options.genes):
         raise click.UsageError("--tissue-mask and --genes belong to --grid")
+    if bins is not None and slide is not None and spots_path is None:
+        raise click.UsageError("--bin belongs to --spots")
     from mclst.runtime.run.context import RetrievalError
     from mclst.runtime.run.job import Job, run_job
 
-    job = Job(slide or Path(), out, spots_path, stride_um, mask_path, reader, all_spots, region_path, options)
+    job = Job(
+        slide or Path(), out, spots_path, stride_um, mask_path, reader, all_spots, region_path, options, bins
+    )
     if cohort.slides is not None:
         sys.exit(
             run_cohort(

@@ -18,13 +18,14 @@ JOB_COLUMNS = {
     "grid": "grid",
     "tissue-mask": "mask",
     "region": "region",
+    "bin": "bins",
     "reader": "reader",
     "all-spots": "all_spots",
 }
 """Column, also an option of mclst-infer → field of Job."""
 OPTION_COLUMNS = {"genes": "genes", "mpp": "mpp", "max-bad-tiles": "max_bad_tiles"}
 """Column → field of RunOptions."""
-COLUMNS = ("spots", "grid", "tissue-mask", "region", "genes", "mpp", "reader", "all-spots", "max-bad-tiles")
+COLUMNS = (*JOB_COLUMNS, *OPTION_COLUMNS)
 PATHS = ("spots", "tissue-mask", "region")
 LONGEST_NAME = 200
 """Bytes of a map's name: the files next to it have longer names, and a file system allows 255."""

@@ -28,6 +28,7 @@ from mclst.runtime.tiling.grid import Grid, make_grid
 from mclst.runtime.tiling.region import restrict_grid, restrict_spots
 from mclst.runtime.tiling.tissue import find_tissue, read_mask
 from mclst.sections.errors import UnknownScale
+from mclst.sections.formats.section_spots import section_spots
 from mclst.sections.section import Spots
 from mclst.sections.tables.spots import read_spots
 
@@ -48,7 +49,7 @@ class Job:
 
     out: the map; None: named after the slide, in the working folder. spots: a table; or grid: the stride in
     µm of a dense one over tissue, or over `mask`. all_spots: include spots not in tissue. region: GeoJSON
-    polygons, outside of which nothing is predicted.
+    polygons, outside of which nothing is predicted. bins: of a measured section given as `spots`.
     """
 
     slide: Path
@@ -60,6 +61,7 @@ class Job:
     all_spots: bool = False
     region: Path | None = None
     options: RunOptions = field(default_factory=RunOptions)
+    bins: str | None = None
 
     @property
     def map_path(self) -> Path:
@@ -79,7 +81,7 @@ def resolve_spots(job: Job, slide: Slide, table: Spots | None = None) -> Spots |
     """
     mpp = slide.mpp if job.options.mpp is None else job.options.mpp
     if job.spots is not None:
-        spots = table or read_spots(job.spots, all_spots=job.all_spots, mpp=mpp)
+        spots = table or _read_spots(job, job.spots, mpp)
         return spots if job.region is None else restrict_spots(spots, job.region)
     if mpp is None:
         raise SlideError(
@@ -89,6 +91,12 @@ def resolve_spots(job: Job, slide: Slide, table: Spots | None = None) -> Spots |
     tissue = find_tissue(slide, mpp) if job.mask is None else read_mask(job.mask, slide)
     grid = make_grid(slide, job.grid or 0.0, mpp, tissue)
     return grid if job.region is None else restrict_grid(grid, job.region)
+
+
+def _read_spots(job: Job, path: Path, mpp: float | None) -> Spots:
+    """A table of spots, or the spots of a measured section."""
+    spots = section_spots(path, job.slide, job.bins) if path.is_dir() else None
+    return read_spots(path, all_spots=job.all_spots, mpp=mpp) if spots is None else spots
 
 
 def run_job(
@@ -104,7 +112,7 @@ def run_job(
     table = None
     if job.spots is not None:
         with suppress(UnknownScale):  # a table in µm is read once the slide says its scale
-            table = read_spots(job.spots, all_spots=job.all_spots, mpp=job.options.mpp)
+            table = _read_spots(job, job.spots, job.options.mpp)
     _begin_early(model, job)
     with open_slide(job.slide, reader=job.reader) as slide:
         spots = resolve_spots(job, slide, table)
@@ -154,6 +162,7 @@ def identity(model: Model, job: Job) -> dict[str, str]:
         "the table of spots": spots or _describe_file(job.spots),
         "the tissue mask": _describe_file(job.mask),
         **({} if job.region is None else {"the region": file_sha256(job.region)}),
+        **({} if job.bins is None else {"--bin": job.bins}),
         **{f"--{name.replace('_', '-')}": json.dumps(value, default=str) for name, value in options.items()},
     }
 

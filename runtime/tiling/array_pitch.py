@@ -113,10 +113,8 @@ def _layout(spots: Spots) -> tuple[NDArray[np.float64], float] | None:
     return None
 
 
-def slide_resolution(
-    slide: Slide, spots: Spots, override: float | None = None, *, stated: float | None = None
-) -> Resolution:
-    """Choose µm/px: `override`, else the file's, else `stated`, else the spot array's.
+def slide_resolution(slide: Slide, spots: Spots, override: float | None = None) -> Resolution:
+    """Choose µm/px: `override`, else the slide's, else that of the spots' files, else the spot array's.
 
     Parameters
     ----------
@@ -124,8 +122,6 @@ def slide_resolution(
     spots : Spots
     override : float, optional
         The user's µm per level-0 px.
-    stated : float, optional
-        What the measured section's own files say.
 
     Returns
     -------
@@ -133,14 +129,14 @@ def slide_resolution(
         Its notes warn if another source differs by more than 3 %, if the slide does not say, or if the
         slide's objective contradicts the value.
     """
-    mpp, source, note = _choose(slide, spots, override, stated)
+    mpp, source, note = _choose(slide, spots, override)
     doubt = objective_warning(slide.objective, slide.vendor, mpp)
     return Resolution(mpp, source, tuple(text for text in (note, doubt) if text))
 
 
 def section_resolution(slide: Slide, section: Section, override: float | None = None) -> Resolution:
     """Choose µm/px of a measured section's image, as `slide_resolution` does."""
-    return slide_resolution(slide, _spots_of(section), override, stated=section.mpp)
+    return slide_resolution(slide, _spots_of(section), override)
 
 
 def coarse_note(section: Section, size_px: int, tile_mpp: float | None, mpp: float | None) -> str:
@@ -172,14 +168,13 @@ def _spots_of(section: Section) -> Spots:
         table=pd.DataFrame(index=pd.RangeIndex(len(known))),
         spot_diameter_px=None,
         coordinates="",
+        mpp=section.mpp,
     )
 
 
-def _choose(
-    slide: Slide, spots: Spots, override: float | None, stated: float | None
-) -> tuple[float | None, str, str]:
+def _choose(slide: Slide, spots: Spots, override: float | None) -> tuple[float | None, str, str]:
     """(mpp, source, "" or a warning)."""
-    fit = fit_array(spots)
+    fit, stated = fit_array(spots), spots.mpp
     own = "" if stated is None else f"{stated:.4g} µm/px by the section's own files"
     sources = [(slide.mpp, slide.mpp_source), (stated, own), (None if fit is None else fit.mpp, str(fit))]
 

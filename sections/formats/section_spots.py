@@ -1,0 +1,63 @@
+"""Spots of a measured section: where its cells, bins or pseudo-spots lie on a slide."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mclst.sections.errors import SectionError
+from mclst.sections.formats import spaceranger, spatialdata_store, visium_hd, xenium
+from mclst.sections.formats.reference import read_section
+from mclst.sections.section import Spots
+
+VARIANTS = {"xenium": "Xenium", "spatialdata": "AnnData", "space-ranger": "Visium HD"}
+
+
+def section_spots(folder: Path, slide: Path | None = None, bins: str | None = None) -> Spots | None:
+    """Read the spots of a Xenium bundle, a SpatialData store or a top folder of Visium HD.
+
+    Parameters
+    ----------
+    folder : Path
+    slide : Path, optional
+        The slide to predict; the alignment of a bundle is looked for by its name.
+    bins : str, optional
+        See `find_sections`.
+
+    Returns
+    -------
+    Spots or None
+        None if the folder is none of these.
+
+    Raises
+    ------
+    SectionError
+        If the section cannot be read, or its place on the slide is unknown.
+    """
+    source = xenium.source_of(folder, bins) or spatialdata_store.source_of(folder, bins)
+    if source is None and visium_hd.top_of(folder) is not None:
+        source = spaceranger.source_of(folder, bins)
+    if source is None:
+        return None
+    if slide is not None and source.format == "xenium":
+        source = replace(source, image=slide)
+    section = read_section(source)
+    if section.xy_px is None:
+        raise SectionError(f"{folder}: the place of its spots on a slide is unknown; give its alignment")
+    places = () if section.array_xy is None else section.array_xy.T
+    array = dict(zip(("array_col", "array_row"), places, strict=False))
+    return Spots(
+        path=section.path,
+        variant=VARIANTS[source.format],
+        id=section.spot,
+        xy_px=section.xy_px,
+        array_xy=section.array_xy,
+        row=np.arange(1, len(section) + 1, dtype=np.int64),
+        table=pd.DataFrame(array, index=pd.RangeIndex(len(section))),
+        spot_diameter_px=None,
+        coordinates=f"spots of section {section.name}, {source.bins or 'its own'} as x, y in level-0 px",
+        mpp=section.mpp,
+    )

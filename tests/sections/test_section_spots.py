@@ -1,0 +1,65 @@
+"""Spots of a measured section as those to predict: the same as the section's own, on the given slide."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from section_folders import XENIUM_PIXEL, space_ranger, spatialdata_store, visium_hd, xenium
+
+from mclst.runtime.cli.infer import main as infer
+from mclst.sections import SectionError, find_sections, read_section
+from mclst.sections.formats.section_spots import section_spots
+
+pytest.importorskip("pyarrow")
+
+
+@pytest.mark.parametrize(
+    ("make", "bins"), [(xenium, None), (xenium, "50/40"), (visium_hd, "16"), (visium_hd, "cells")]
+)
+def test_spots_are_those_of_the_section(tmp_path: Path, make: object, bins: str | None) -> None:
+    folder = make(tmp_path / "P1")  # type: ignore[operator]
+    (source,) = find_sections(folder, bins).values()
+    section, spots = read_section(source), section_spots(folder, None, bins)
+    assert spots is not None and spots.id.tolist() == section.spot.tolist() and spots.mpp == section.mpp
+    np.testing.assert_array_equal(spots.xy_px, section.xy_px)
+    if section.array_xy is not None:
+        np.testing.assert_array_equal(spots.table[["array_col", "array_row"]], section.array_xy)
+
+
+def test_a_store_has_spots_and_a_space_ranger_folder_is_read_as_a_table(tmp_path: Path) -> None:
+    pytest.importorskip("spatialdata")
+    spatialdata_store(tmp_path / "P2.zarr")
+    spots = section_spots(tmp_path / "P2.zarr")
+    assert spots is not None and spots.id[0] == "spot0"
+    assert section_spots(space_ranger(tmp_path / "P3")) is None
+
+
+def test_spots_without_a_place_are_refused(tmp_path: Path) -> None:
+    bundle = xenium(tmp_path / "P1")
+    for name in ("P1_he_image.ome.tif", "P1_he_imagealignment.csv"):
+        (bundle / name).unlink()
+    with pytest.raises(SectionError, match="unknown; give its alignment"):
+        section_spots(bundle)
+
+
+def test_the_cells_of_a_xenium_bundle_are_predicted_where_they_lie(
+    tmp_path: Path, small_bundle: Path
+) -> None:
+    bundle = xenium(tmp_path / "P1")
+    slide = tmp_path / "P1.tif"  # a copy elsewhere, with its alignment beside it
+    shutil.move(bundle / "P1_he_image.ome.tif", slide)
+    shutil.move(bundle / "P1_he_imagealignment.csv", tmp_path / "P1alignment.csv")
+    words = [str(slide), "--spots", str(bundle), "--bundle", str(small_bundle), "--any-stain", "--no-picture"]
+    done = CliRunner().invoke(infer, [*words, "--no-html", "--out", str(tmp_path / "a.h5ad")])
+    assert done.exit_code == 0, done.output
+    (source,) = find_sections(bundle).values()
+    data = anndata.read_h5ad(tmp_path / "a.h5ad")
+    assert data.obs_names.tolist() == read_section(source).spot.tolist()
+    assert data.uns["mclst"]["slide"]["mpp"] == pytest.approx(XENIUM_PIXEL * np.hypot(1.3, 0.02))
+    done = CliRunner().invoke(infer, [str(slide), "--grid", "50", "--bin", "8"])
+    assert done.exit_code == 2 and "--bin belongs to --spots" in done.output
