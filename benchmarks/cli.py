@@ -25,6 +25,7 @@ COMMANDS = {
     "recipes": ("recipes.command", "recipes", "Encoders at full size: export, memory, parity, tiles/s."),
     "retrieval": ("retrieval.command", "retrieval", "Retrieval: embeddings to expression."),
     "robustness": ("robustness.command", "robustness", "Expression under other stain, scanner and scale."),
+    "scale": ("scale.command", "scale", "A million cells as spots; millions of bins pooled."),
     "systems": ("systems.commands", "systems", "The six systems, from tiles to expression."),
     "tiles": ("reading.command", "tiles", "Slide readers: tiles per second."),
     "viewing": ("page.viewing", "viewing", "The page of a large map in a browser."),

@@ -36,6 +36,8 @@ benchmarks/encoder: benchmarks/contenders benchmarks/harness benchmarks/schemas 
 benchmarks/reporting: benchmarks/contenders benchmarks/harness runtime/report/page runtime models/recipes
 benchmarks/memory: benchmarks/harness runtime/run runtime/report/figures runtime/tiling runtime/slide
     runtime/bundle runtime
+benchmarks/scale: benchmarks/memory benchmarks/page benchmarks/harness runtime/run runtime/report
+    runtime/slide runtime/bundle runtime sections/formats sections/tables
 benchmarks/contenders: benchmarks/retrieval benchmarks/harness export/inputs export/onnx runtime/run
     runtime/report runtime/inference runtime/expression_map runtime/tiling runtime/encoder/cuda
     runtime/slide runtime/encoder runtime/bundle runtime kernels/definition sections/tables sections

@@ -26,7 +26,7 @@ TILE_PX, WIDTH, BANK_ROWS = 224, 16, 2000
 LIMIT_MIB = 2048
 
 
-def synthetic_bundle(folder: Path, genes: int) -> Path:
+def synthetic_bundle(folder: Path, genes: int, tile_px: int = TILE_PX) -> Path:
     """Write a bundle whose encoder is one matrix product, and return `folder`; a million tiles take minutes.
 
     Memory that grows with the number of tiles does not depend on the encoder; the encoder's own comes on top.
@@ -37,7 +37,7 @@ def synthetic_bundle(folder: Path, genes: int) -> Path:
         raise ResourceError("onnx is not installed; install mclst[export], or give --bundle") from error
 
     rng = np.random.default_rng(0)
-    values = rng.normal(0, 1e-3, (TILE_PX * TILE_PX * 3, WIDTH)).astype(np.float32)
+    values = rng.normal(0, 1e-3, (tile_px * tile_px * 3, WIDTH)).astype(np.float32)
     graph = helper.make_graph(
         [
             helper.make_node("Cast", ["tiles"], ["x"], to=TensorProto.FLOAT),
@@ -45,7 +45,7 @@ def synthetic_bundle(folder: Path, genes: int) -> Path:
             helper.make_node("MatMul", ["flat", "weights"], ["embedding"]),
         ],
         "projection",
-        [helper.make_tensor_value_info("tiles", TensorProto.UINT8, ["N", TILE_PX, TILE_PX, 3])],
+        [helper.make_tensor_value_info("tiles", TensorProto.UINT8, ["N", tile_px, tile_px, 3])],
         [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["N", WIDTH])],
         [
             numpy_helper.from_array(values, "weights"),
@@ -64,7 +64,7 @@ def synthetic_bundle(folder: Path, genes: int) -> Path:
         (draft.part / BANK).write_bytes(bank_bytes(bank))
         draft.seal(
             kind="retrieval", system="mclstexp", encoder={"name": "projection", "embedding_dim": WIDTH},
-            tile={"size_px": TILE_PX}, preprocessing={}, genes=genes, genes_from="made up",
+            tile={"size_px": tile_px}, preprocessing={}, genes=genes, genes_from="made up",
             retrieval={
                 "k": 200, "rank": "cosine", "distance": "l2", "weighting": "inverse-square",
                 "temperature": 1.0,

@@ -28,7 +28,7 @@ from mclst.runtime.tiling.grid import Grid, make_grid
 from mclst.runtime.tiling.region import restrict_grid, restrict_spots
 from mclst.runtime.tiling.tissue import find_tissue, read_mask
 from mclst.sections.errors import UnknownScale
-from mclst.sections.formats.section_spots import section_spots
+from mclst.sections.formats.section_spots import on_picture, section_spots
 from mclst.sections.section import Spots
 from mclst.sections.tables.spots import read_spots
 
@@ -96,7 +96,9 @@ def resolve_spots(job: Job, slide: Slide, table: Spots | None = None) -> Spots |
 def _read_spots(job: Job, path: Path, mpp: float | None) -> Spots:
     """A table of spots, or the spots of a measured section."""
     spots = section_spots(path, job.slide, job.bins) if path.is_dir() else None
-    return read_spots(path, all_spots=job.all_spots, mpp=mpp) if spots is None else spots
+    if spots is None:
+        spots = on_picture(read_spots(path, all_spots=job.all_spots, mpp=mpp), job.slide)
+    return spots
 
 
 def run_job(

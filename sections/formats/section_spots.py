@@ -1,4 +1,4 @@
-"""Spots of a measured section: where its cells, bins or pseudo-spots lie on a slide."""
+"""Spots of a measured section: where its cells, bins or pseudo-spots lie on a slide or a picture of it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pandas as pd
 
 from mclst.sections.errors import SectionError
 from mclst.sections.formats import spaceranger, spatialdata_store, visium_hd, xenium
+from mclst.sections.formats.images import HIRES_IMAGE, hires_scale
 from mclst.sections.formats.reference import read_section
 from mclst.sections.section import Spots
 
@@ -60,4 +61,21 @@ def section_spots(folder: Path, slide: Path | None = None, bins: str | None = No
         spot_diameter_px=None,
         coordinates=f"spots of section {section.name}, {source.bins or 'its own'} as x, y in level-0 px",
         mpp=section.mpp,
+    )
+
+
+def on_picture(spots: Spots, slide: Path) -> Spots:
+    """Scale spots to the tissue_hires_image.png beside their table; leave them for any other slide.
+
+    Raises SectionError if the picture's scale is unknown.
+    """
+    if slide.name != HIRES_IMAGE or slide.absolute().parent != spots.path.absolute().parent:
+        return spots
+    scale = hires_scale(slide)
+    diameter = spots.spot_diameter_px
+    return replace(
+        spots,
+        xy_px=spots.xy_px * scale,
+        spot_diameter_px=None if diameter is None else diameter * scale,
+        coordinates=f"{spots.coordinates}, times {scale:.4g} for {HIRES_IMAGE}",
     )
