@@ -9,11 +9,11 @@ from typing import Any
 
 import h5py
 import numpy as np
-import simplejpeg
+import simplejpeg  # type: ignore[import-untyped]
 import tifffile
 from numpy.typing import NDArray
 
-TILE_PX, PICTURES = 512, 16
+TILE_PX, PICTURES = 512, 6
 MPP = 0.25
 CORNERS = 10
 GENES, ENTRIES_PER_BIN = 18_085, 6
@@ -79,7 +79,7 @@ def write_cells(path: Path, count: int, side_px: int) -> Path:
 
 
 def write_bins(folder: Path, side: int) -> Path:
-    """Write `side` x `side` bins of 2 µm in Space Ranger's layout, with a few counts each; return `folder`."""
+    """Write `side` x `side` bins of 2 µm in Space Ranger's layout, each with a few counts."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

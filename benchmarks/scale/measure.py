@@ -86,4 +86,5 @@ def _bins(folder: str, um: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"cells": _cells, "bins": _bins}[sys.argv[1]](*sys.argv[2:])))
+    result = _cells(*sys.argv[2:]) if sys.argv[1] == "cells" else _bins(*sys.argv[2:])
+    print(json.dumps(result))

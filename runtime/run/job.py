@@ -28,10 +28,11 @@ from mclst.runtime.tiling.grid import Grid, make_grid
 from mclst.runtime.tiling.region import restrict_grid, restrict_spots
 from mclst.runtime.tiling.tissue import find_tissue, read_mask
 from mclst.sections.errors import UnknownScale
-from mclst.sections.formats.section_spots import on_picture, section_spots
 from mclst.sections.section import Spots
 from mclst.sections.tables.spots import read_spots
 
+HIRES_IMAGE = "tissue_hires_image.png"
+"""Space Ranger's picture: positions are scaled to it."""
 Watch = Callable[[int], AbstractContextManager[Advance]]
 """Number of tiles → a context that yields `advance`."""
 
@@ -95,10 +96,15 @@ def resolve_spots(job: Job, slide: Slide, table: Spots | None = None) -> Spots |
 
 def _read_spots(job: Job, path: Path, mpp: float | None) -> Spots:
     """A table of spots, or the spots of a measured section."""
+    if not path.is_dir() and job.slide.name != HIRES_IMAGE:
+        return read_spots(path, all_spots=job.all_spots, mpp=mpp)
+    # Only here, for what reads sections loads scipy, which most runs need after their first tile.
+    from mclst.sections.formats.section_spots import on_picture, section_spots
+
     spots = section_spots(path, job.slide, job.bins) if path.is_dir() else None
-    if spots is None:
-        spots = on_picture(read_spots(path, all_spots=job.all_spots, mpp=mpp), job.slide)
-    return spots
+    return (
+        on_picture(read_spots(path, all_spots=job.all_spots, mpp=mpp), job.slide) if spots is None else spots
+    )
 
 
 def run_job(

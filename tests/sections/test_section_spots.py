@@ -9,13 +9,16 @@ import anndata
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from section_folders import XENIUM_PIXEL, space_ranger, spatialdata_store, visium_hd, xenium
 
 from mclst.runtime.cli.infer import main as infer
 from mclst.sections import SectionError, find_sections, read_section
-from mclst.sections.formats.section_spots import section_spots
+from mclst.sections.formats.section_spots import on_picture, section_spots
+from mclst.sections.tables.spots import read_spots
 
 pytest.importorskip("pyarrow")
+SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 
 
 @pytest.mark.parametrize(
@@ -63,3 +66,25 @@ def test_the_cells_of_a_xenium_bundle_are_predicted_where_they_lie(
     assert data.uns["mclst"]["slide"]["mpp"] == pytest.approx(XENIUM_PIXEL * np.hypot(1.3, 0.02))
     done = CliRunner().invoke(infer, [str(slide), "--grid", "50", "--bin", "8"])
     assert done.exit_code == 2 and "--bin belongs to --spots" in done.output
+
+
+def test_spots_of_the_hires_picture_are_scaled_to_it(tmp_path: Path) -> None:
+    spatial = space_ranger(tmp_path / "P1", 0.2) / "outs" / "spatial"
+    for given in (tmp_path / "P1", spatial, spatial / "tissue_positions.csv"):
+        spots = read_spots(given)
+        scaled = on_picture(spots, spatial / "tissue_hires_image.png")
+        np.testing.assert_allclose(scaled.xy_px, spots.xy_px * 0.2)
+        assert scaled.spot_diameter_px == pytest.approx(13) and "times 0.2" in scaled.coordinates
+    shutil.copy(spatial / "tissue_hires_image.png", tmp_path)
+    for other in (tmp_path / "tissue_hires_image.png", spatial / "slide.tif"):
+        assert on_picture(spots, other) is spots
+
+
+def test_real_positions_lie_on_their_own_picture() -> None:
+    spatial = SHARED / "visium" / "spatial_gradients" / "spatial"
+    if not spatial.is_dir():
+        pytest.skip("reference data visium/spatial_gradients are not beside the checkout")
+    picture = spatial / "tissue_hires_image.png"
+    spots = on_picture(read_spots(spatial), picture)
+    with Image.open(picture) as image:
+        assert len(spots) == 1937 and (spots.xy_px > 0).all() and (spots.xy_px < image.size).all()

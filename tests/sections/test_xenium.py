@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -136,12 +137,7 @@ def test_pseudo_spots_that_are_none_are_refused(bundle: Path, bins: str) -> None
         read(bundle, bins)
 
 
-def damage(folder: Path, name: str, **columns: object) -> Path:
-    pd.read_parquet(folder / name).assign(**columns).to_parquet(folder / name, index=False)
-    return folder
-
-
-def test_hostile_tables_are_refused(tmp_path: Path) -> None:
+def test_hostile_tables_are_refused(bundle: Path, tmp_path: Path) -> None:
     cases = [
         ("cells.parquet", {"x_centroid": np.nan}, None, "is at .nan"),
         ("cells.parquet", {"x_centroid": 1e300}, None, "give finite µm"),
@@ -156,16 +152,19 @@ def test_hostile_tables_are_refused(tmp_path: Path) -> None:
         ("transcripts.parquet", {"qv": 3.0}, "50", "nothing to count"),
         ("transcripts.parquet", {"qv": "high"}, "50", "column qv does not hold numbers"),
     ]
-    for number, (name, columns, bins, words) in enumerate(cases):
+    shutil.copytree(bundle, tmp_path / "B", ignore=shutil.ignore_patterns("*.tif"))
+    whole, bundle = bundle, tmp_path / "B"
+    for name, columns, bins, words in cases:
+        pd.read_parquet(whole / name).assign(**columns).to_parquet(bundle / name, index=False)
         with pytest.raises(SectionError, match=words):
-            read(damage(xenium(tmp_path / str(number) / "B"), name, **columns), bins)
-    bundle = xenium(tmp_path / "B")
+            read(bundle, bins)
+        shutil.copy(whole / name, bundle / name)
     # A bomb: a row costs nothing where all are equal.
-    rows = 3_000_000
+    rows = 300_000
     zero = np.zeros(rows, np.float32)
     bomb = {"feature_name": "EPCAM", "x_location": zero, "y_location": zero, "qv": zero + 40}
     pd.DataFrame(bomb).to_parquet(bundle / "transcripts.parquet", compression="zstd")
-    with pytest.raises(SectionError, match="declares 3,000,000 rows in"):
+    with pytest.raises(SectionError, match="declares 300,000 rows in"):
         read(bundle, "50")
     (bundle / "transcripts.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(SectionError, match="the Parquet file cannot be read"):
