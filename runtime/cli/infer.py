@@ -17,10 +17,12 @@ from mclst.runtime.cli.bundle_options import any_bundle_option, open_any_bundle,
 from mclst.runtime.cli.cohort import CohortOptions, cohort_options, run_cohort
 from mclst.runtime.cli.run_options import run_options
 from mclst.runtime.cli.server_options import ServerOptions, open_model, server_options
+from mclst.runtime.cli.slide_argument import SlideArgument
 from mclst.runtime.click_types import Finite
 from mclst.runtime.console import check_json, command, progress, publish_json, say, table
 from mclst.runtime.entry_points import STARTED
 from mclst.runtime.section_options import BINS
+from mclst.runtime.storage.location import SlideLocation, local_path
 
 if TYPE_CHECKING:
     from mclst.runtime.inference.model import Model
@@ -50,7 +52,7 @@ def _list_providers(location: BundleLocation | None, trusted: Trusted | None, ba
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @command
-@click.argument("slide", type=PATH, required=False)
+@click.argument("slide", type=SlideArgument(), required=False)
 @click.option(
     "--spots",
     "spots_path",
@@ -104,7 +106,7 @@ def _list_providers(location: BundleLocation | None, trusted: Trusted | None, ba
 )
 @click.version_option(package_name="mclst")
 def main(
-    slide: Path | None,
+    slide: SlideLocation | None,
     spots_path: Path | None,
     bins: str | None,
     stride_um: float | None,
@@ -124,6 +126,9 @@ def main(
     verbose: bool,
 ) -> None:
     """Predict gene expression at the spots of a SLIDE, or of many, and write it as a map.
+
+    SLIDE is a file, the folder of an OME-Zarr, or an address (s3://, gs://, https://), of which only what the
+    tiles need is fetched.
 
     The .h5ad opens in scanpy and squidpy; its path is printed on stdout. A picture of the most spatially
     structured genes, a viewer page and a report are written next to it. Re-run the same command to resume an
@@ -171,7 +176,7 @@ def main(
     check_json(
         json_path,
         overwrite=options.overwrite,
-        inputs=(slide, spots_path, mask_path, region_path, local(bundle_path)),
+        inputs=(local_path(slide), spots_path, mask_path, region_path, local(bundle_path)),
         outputs=job.outputs().all,
     )
 

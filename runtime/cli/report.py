@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import click
 
 from mclst.runtime.cli.report_options import file_options
+from mclst.runtime.cli.slide_argument import SlideArgument
 from mclst.runtime.click_types import AliasedOption
 from mclst.runtime.console import check_json, command, publish_json, say, table
 from mclst.runtime.errors import InputError
 from mclst.runtime.section_options import BINS
+from mclst.runtime.storage.location import SlideLocation, local_path
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
 
 if TYPE_CHECKING:
@@ -42,7 +44,12 @@ PATH = click.Path(path_type=Path)
     type=PATH,
     help="GeoJSON cells that the map's spots came from: --geojson then has their own outlines.",
 )
-@click.option("--slide", "slide_path", type=PATH, help="The map's slide, for a sharper tissue image.")
+@click.option(
+    "--slide",
+    "slide_path",
+    type=SlideArgument(),
+    help="The map's slide, a path or an address, for a sharper tissue image.",
+)
 @click.option("--out", type=PATH, help="Prefix of the files' names.  [default: MAP's]")
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")
 @click.option("--json", "json_path", type=PATH, help="Write the list of files as JSON; - for stdout.")
@@ -56,7 +63,7 @@ def main(
     normalization: str | None,
     bins: str | None,
     cells: Path | None,
-    slide_path: Path | None,
+    slide_path: SlideLocation | None,
     out: Path | None,
     overwrite: bool,
     json_path: Path | None,
@@ -82,9 +89,12 @@ def main(
     if not paths:
         raise click.UsageError("nothing to write; leave --no-html out, or choose another file")
     check_json(
-        json_path, overwrite=overwrite, inputs=(map_path, truth, slide_path, cells), outputs=paths.values()
+        json_path,
+        overwrite=overwrite,
+        inputs=(map_path, truth, local_path(slide_path), cells),
+        outputs=paths.values(),
     )
-    check_distinct(paths.values(), (map_path, truth, slide_path, cells))
+    check_distinct(paths.values(), (map_path, truth, local_path(slide_path), cells))
     if cells is not None and not files.geojson:
         raise click.UsageError("--cells belongs to --geojson")
     with open_map(map_path) as expression_map:
@@ -123,7 +133,7 @@ def main(
             click.echo(str(path))
 
 
-def _tissue_image(expression_map: Map, slide_path: Path, longest_px: int) -> TissueImage:
+def _tissue_image(expression_map: Map, slide_path: SlideLocation, longest_px: int) -> TissueImage:
     """Return the whole slide's image; raise InputError if its size or shape is not the map's."""
     from mclst.runtime.slide.open import open_slide
 

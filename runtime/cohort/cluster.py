@@ -307,6 +307,9 @@ def _absolute(job: Job) -> Job:
     """Make all paths absolute, for a process with another working folder."""
     paths: dict[str, Path | None] = {
         name: None if path is None else path.absolute()
-        for name, path in (("out", job.map_path), ("spots", job.spots), ("mask", job.mask))
-    }
-    return replace(job, slide=job.slide.absolute(), **paths)  # type: ignore[arg-type]
+        for name, path in (
+            ("out", job.map_path), ("spots", job.spots), ("mask", job.mask), ("region", job.region)
+        )
+    }  # fmt: skip
+    slide = job.slide.absolute() if isinstance(job.slide, Path) else job.slide
+    return replace(job, slide=slide, **paths)  # type: ignore[arg-type]

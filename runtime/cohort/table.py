@@ -11,6 +11,7 @@ from typing import Any
 from mclst.runtime.errors import InputError
 from mclst.runtime.run.job import Job
 from mclst.runtime.run.options import RETRIEVAL_OPTIONS
+from mclst.runtime.storage.location import SlideLocation, slide_location
 from mclst.sections.tables.delimited import Table, read_table
 
 JOB_COLUMNS = {
@@ -41,7 +42,8 @@ def read_cohort(path: Path, folder: Path, defaults: Job, convert: Convert) -> di
     ----------
     path : Path
         Text separated by commas, semicolons or tabs, with columns `slide` and `spots` or `grid`, and
-        optionally `name`, COLUMNS and RETRIEVAL_OPTIONS. Paths are relative to its folder.
+        optionally `name`, COLUMNS and RETRIEVAL_OPTIONS. Paths are relative to its folder; a slide may be an
+        address.
     folder : Path
         Where the maps go, as `<name>.h5ad`; the name is by default the slide's stem.
     defaults : Job
@@ -94,7 +96,7 @@ def _job(
     at = table.location(row)
     if "slide" not in cells:
         raise InputError(f"{at}: column 'slide' is empty; name the slide's file")
-    slide = table.path.parent / cells["slide"]
+    slide = _slide(table, at, cells["slide"])
     name = cells.get("name", slide.stem)
     if os.sep in name or name.startswith(".") or not name.isprintable() or len(name.encode()) > LONGEST_NAME:
         raise InputError(f"{at}: {name!r} cannot name a map; give a plain name in a column 'name'")
@@ -134,6 +136,14 @@ def _job(
         options=replace(defaults.options, **options),
         **changes,
     )
+
+
+def _slide(table: Table, at: str, text: str) -> SlideLocation:
+    try:
+        slide = slide_location(text)
+    except ValueError as error:
+        raise InputError(f"{at}, column 'slide': {error}") from error
+    return table.path.parent / slide if isinstance(slide, Path) else slide
 
 
 def shard_of(jobs: Mapping[str, Job], part: int, parts: int) -> dict[str, Job]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Event, Thread
@@ -14,12 +15,44 @@ import numpy as np
 from mclst.runtime.errors import SlideError
 from mclst.runtime.hashing import Stamp, stamp
 from mclst.runtime.storage.files import folder_stamp, list_files
+from mclst.runtime.storage.location import local_path
 
 if TYPE_CHECKING:
+    from mclst.runtime.slide.base import Slide
+    from mclst.runtime.storage.remote import RemoteObjects
     from mclst.sections.section import Spots
 
 BLOCK_BYTES = 4 << 20
 ROWS_AT_ONCE = 65_536
+
+
+class RemoteIdentity:
+    """Stands for the hash of a slide that is elsewhere, whose bytes are not all read."""
+
+    ready = True
+    sha256 = None
+
+    def __init__(self, slide: RemoteObjects) -> None:
+        self._slide = slide
+        # A size alone identifies nothing, so no later run takes anything over.
+        self._own = "" if slide.identified else uuid.uuid4().hex
+
+    def result(self) -> str:
+        """SHA-256 of its address and of what its server says identifies the content."""
+        text = f"{self._slide.location}, {self._slide.describe()}{self._own}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def check_unchanged(self) -> None:
+        """Raise SlideError if its server says that it has changed."""
+        self._slide.check_unchanged()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
 
 
 class SlideHash:
@@ -48,6 +81,11 @@ class SlideHash:
         except OSError as error:
             raise SlideError(f"{self.path} can no longer be read ({error.strerror or error})") from error
 
+    @property
+    def sha256(self) -> str | None:
+        """The hash; see `result`."""
+        return self.result()
+
     def check_unchanged(self) -> None:
         """Raise SlideError if the file has changed since this was created."""
         if slide_stamp(self.path) != self._stamp:
@@ -75,6 +113,15 @@ class SlideHash:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
+
+
+def identity_of(slide: Slide) -> SlideHash | RemoteIdentity:
+    """Return what identifies a slide's content; a context manager."""
+    if slide.remote is not None:
+        return RemoteIdentity(slide.remote)
+    path = local_path(slide.path)
+    assert path is not None, "a slide that is not remote has a path"
+    return SlideHash(path)
 
 
 def slide_stamp(path: Path) -> Stamp:

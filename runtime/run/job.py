@@ -24,6 +24,7 @@ from mclst.runtime.run.predict import predict
 from mclst.runtime.run.report import DONE, Run
 from mclst.runtime.slide.base import Slide
 from mclst.runtime.slide.open import open_slide
+from mclst.runtime.storage.location import RemoteLocation, SlideLocation, local_path
 from mclst.runtime.tiling.grid import Grid, make_grid
 from mclst.runtime.tiling.region import restrict_grid, restrict_spots
 from mclst.runtime.tiling.tissue import find_tissue, read_mask
@@ -53,7 +54,7 @@ class Job:
     polygons, outside of which nothing is predicted. bins: of a measured section given as `spots`.
     """
 
-    slide: Path
+    slide: SlideLocation
     out: Path | None = None
     spots: Path | None = None
     grid: float | None = None
@@ -96,15 +97,18 @@ def resolve_spots(job: Job, slide: Slide, table: Spots | None = None) -> Spots |
 
 def _read_spots(job: Job, path: Path, mpp: float | None) -> Spots:
     """A table of spots, or the spots of a measured section."""
-    if not path.is_dir() and job.slide.name != HIRES_IMAGE:
+    is_picture = isinstance(job.slide, Path) and job.slide.name == HIRES_IMAGE
+    if not path.is_dir() and not is_picture:
         return read_spots(path, all_spots=job.all_spots, mpp=mpp)
     # Only here, for what reads sections loads scipy, which most runs need after their first tile.
     from mclst.sections.formats.section_spots import on_picture, section_spots
 
-    spots = section_spots(path, job.slide, job.bins) if path.is_dir() else None
-    return (
-        on_picture(read_spots(path, all_spots=job.all_spots, mpp=mpp), job.slide) if spots is None else spots
-    )
+    slide = Path(job.slide.name) if isinstance(job.slide, RemoteLocation) else job.slide
+    spots = section_spots(path, slide, job.bins) if path.is_dir() else None
+    if spots is not None:
+        return spots
+    table = read_spots(path, all_spots=job.all_spots, mpp=mpp)
+    return on_picture(table, slide) if is_picture else table
 
 
 def run_job(
@@ -142,7 +146,8 @@ def _begin_early(model: Model, job: Job) -> None:
     """Begin what a run waits for later, while the slide opens; a stopped run may have chosen otherwise."""
     options = job.options.for_model(model)
     stopped = options.resume and job.outputs().was_stopped
-    if job.slide.exists() and options.memory_budget is None and not stopped:
+    path = local_path(job.slide)
+    if (path is None or path.exists()) and options.memory_budget is None and not stopped:
         model.prepare(options.provider, options.precision, options.batch_size)
     load_beside(draw=options.picture, page=options.files is None or options.files.html is not False)
 
@@ -150,11 +155,11 @@ def _begin_early(model: Model, job: Job) -> None:
 def identity(model: Model, job: Job) -> dict[str, str]:
     """Return what decides a slide's map, by the names users know.
 
-    Slide and mask count by size and modification time.
+    Slide and mask count by size and modification time, a slide elsewhere by what its server says.
     Reports of finished maps hold these keys and values, so they must not change.
     Raises InputError if an input cannot be read.
     """
-    for path in filter(None, (job.slide, job.spots, job.mask, job.region)):
+    for path in filter(None, (local_path(job.slide), job.spots, job.mask, job.region)):
         if not path.exists():
             raise InputError(f"{path} does not exist; correct the cohort's table")
     options = {
@@ -175,7 +180,11 @@ def identity(model: Model, job: Job) -> dict[str, str]:
     }
 
 
-def _describe_file(path: Path | None) -> str:
+def _describe_file(path: SlideLocation | None) -> str:
+    if isinstance(path, RemoteLocation):
+        with open_slide(path) as slide:
+            assert slide.remote is not None, "its location is remote"
+            return f"{path}, {slide.remote.describe()}"
     seen = None if path is None else slide_stamp(path)
     # Device and inode do not count: another node may mount the same file under other numbers.
     return "none" if seen is None else f"{seen[2]} bytes of {seen[3]}"
@@ -184,7 +193,7 @@ def _describe_file(path: Path | None) -> str:
 def finished(job: Job, outputs: Outputs, now: Mapping[str, str]) -> tuple[dict[str, Any] | None, str]:
     """Return a finished map's report if its identity is `now`; else None and the reason, "" without a map.
 
-    A slide with another modification time is hashed before it counts as changed.
+    A slide of this machine with another modification time is hashed before it counts as changed.
     """
     if not outputs.map.is_file() or outputs.report is None:
         return None, ""
@@ -198,7 +207,8 @@ def finished(job: Job, outputs: Outputs, now: Mapping[str, str]) -> tuple[dict[s
         return None, f"{outputs.report} is no report of it"
     changed = describe_difference(before, now)
     but_for_time = {**before, SLIDE: now[SLIDE]} == now
-    if changed and but_for_time and _sha256(job.slide) == report["slide"]["sha256"]:
+    path = local_path(job.slide)
+    if changed and but_for_time and path is not None and _sha256(path) == report["slide"].get("sha256"):
         changed = ""
     if changed:
         return None, f"it was made from another: {changed}"

@@ -14,7 +14,7 @@ from mclst.runtime.encoder.ring import Group, Ring, Stages, Step
 from mclst.runtime.features.cache import FeatureCache, FeatureWriter, StoredFeatures
 from mclst.runtime.inference.encoder_choice import device_id
 from mclst.runtime.run.context import RunContext
-from mclst.runtime.run.hashes import SlideHash
+from mclst.runtime.run.hashes import RemoteIdentity, SlideHash
 from mclst.runtime.versions import PACKAGES, installed_versions
 
 IRRELEVANT = {"faiss-cpu"}
@@ -29,7 +29,7 @@ class KeptFeatures:
     Parameters
     ----------
     run : RunContext
-    slide_hash : SlideHash
+    slide_hash : SlideHash or RemoteIdentity
     on_device : bool
         Whether embeddings stay on a device; then none are kept or used.
 
@@ -39,7 +39,7 @@ class KeptFeatures:
         What encodes, once it does.
     """
 
-    def __init__(self, run: RunContext, slide_hash: SlideHash, *, on_device: bool) -> None:
+    def __init__(self, run: RunContext, slide_hash: SlideHash | RemoteIdentity, *, on_device: bool) -> None:
         self._run, self._hash = run, slide_hash
         self._stack = ExitStack()
         self.ring: Ring | None = None

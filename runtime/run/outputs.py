@@ -13,6 +13,7 @@ from mclst.runtime.report.files import Files, check_paths
 from mclst.runtime.run.options import RunOptions
 from mclst.runtime.run.report import check_report
 from mclst.runtime.slide.base import Slide
+from mclst.runtime.storage.location import local_path
 from mclst.sections.section import Spots
 
 
@@ -52,7 +53,7 @@ class Outputs:
     def check_map(self, slide: Slide, spots: Spots, bundle: Path | None, *, overwrite: bool) -> None:
         """Raise OutputError if the map exists, or if an output is an input, even with `overwrite`."""
         check_writable(self.map, overwrite=overwrite)
-        check_distinct(self.all, (slide.path, spots.path, bundle))
+        check_distinct(self.all, (local_path(slide.path), spots.path, bundle))
 
     def check_others(self, *, overwrite: bool) -> None:
         """Raise OutputError if another output exists; remove leftovers of dead runs."""

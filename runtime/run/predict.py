@@ -28,7 +28,7 @@ from mclst.runtime.resources import check_limit
 from mclst.runtime.run.context import RunContext, RunInputs, RunLog, open_run, retrieval_spec
 from mclst.runtime.run.encoded_tiles import EncodedTiles
 from mclst.runtime.run.encoder import choose_encoder, stopped_batch
-from mclst.runtime.run.hashes import SlideHash
+from mclst.runtime.run.hashes import RemoteIdentity, SlideHash, identity_of
 from mclst.runtime.run.kept_features import KeptFeatures
 from mclst.runtime.run.options import RunOptions
 from mclst.runtime.run.outputs import Outputs
@@ -106,7 +106,7 @@ def predict(
     files.check_genes(model.genes)
     outputs = Outputs.of(Path(out or f"{slide.path.stem}.h5ad"), options, files)
     log = RunLog(advance, notify)
-    with SlideHash(slide.path) as slide_hash:
+    with identity_of(slide) as slide_hash:
         outputs.check_map(slide, table, model.folder, overwrite=options.overwrite)
         # A stopped run's own files may be replaced, but only once its rows are this run's: see `_stream`.
         check_later = options.resume and outputs.was_stopped
@@ -136,7 +136,8 @@ def predict(
                 if isinstance(writer, PartWriter):
                     return summarize(run, writer)
                 assert overview is not None, "only a part has none"
-                provenance = Provenance.of(run, slide_hash.result())
+                overview.result()  # what is read for it is part of the provenance
+                provenance = Provenance.of(run, slide_hash.sha256)
                 summary = publish(
                     run,
                     writer,
@@ -190,7 +191,12 @@ def _gene_columns(model: Model, trust: RunTrust) -> DataFrame | None:
 
 
 def _stream(
-    run: RunContext, writer: RowWriter, slide_hash: SlideHash, shard: SlidePart | None, *, check_outputs: bool
+    run: RunContext,
+    writer: RowWriter,
+    slide_hash: SlideHash | RemoteIdentity,
+    shard: SlidePart | None,
+    *,
+    check_outputs: bool,
 ) -> None:
     """Predict every tile's row; raise SlideError if no tile can be read or the slide changes meanwhile."""
     started = time.perf_counter()
@@ -235,7 +241,7 @@ def _encode_tiles(
     run: RunContext,
     writer: RowWriter,
     fingerprint: Callable[[], dict[str, str]],
-    slide_hash: SlideHash,
+    slide_hash: SlideHash | RemoteIdentity,
     features: KeptFeatures,
     *,
     on_device: bool,

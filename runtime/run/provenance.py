@@ -10,6 +10,7 @@ from mclst.runtime.bundle.location import cached_snapshot
 from mclst.runtime.bundle.titles import model_title
 from mclst.runtime.run.context import RunContext, radius_px
 from mclst.runtime.run.hashes import spots_sha256
+from mclst.runtime.slide.base import Slide
 from mclst.runtime.versions import installed_versions
 
 BUNDLE, PROVIDER, PRECISION, BATCH = "the bundle", "the provider", "the precision", "the batch size"
@@ -64,7 +65,11 @@ class BundleRecord:
 
 @dataclass(frozen=True)
 class SlideRecord:
-    """The slide; sha256: None until it has been read whole."""
+    """The slide; sha256: None until it has been read whole.
+
+    Of a slide that is elsewhere instead: address, without secrets; version, as its server says; bytes_read,
+    read_sha256 of what this run read of it.
+    """
 
     name: str
     width_px: int
@@ -75,6 +80,10 @@ class SlideRecord:
     vendor: str
     icc_profile: str
     sha256: str | None = None
+    address: str | None = None
+    version: str | None = None
+    bytes_read: int | None = None
+    read_sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +152,7 @@ class Provenance:
                 vendor=slide.vendor,
                 icc_profile=f"{slide.icc}, not applied" if slide.icc else "none",
                 sha256=slide_sha256,
+                **_elsewhere(slide),
             ),
             spots=SpotsRecord(name=spots.path.name, variant=spots.variant, coordinates=spots.coordinates),
             settings=settings,
@@ -157,14 +167,26 @@ class Provenance:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for `uns["mclst"]` and the report."""
         content = asdict(self)
-        if self.slide.sha256 is None:
-            del content["slide"]["sha256"]
+        for name in ("sha256", "address", "version", "bytes_read", "read_sha256"):
+            if content["slide"][name] is None:
+                del content["slide"][name]
         for name in ("server", "choice"):
             if content[name] is None:
                 del content[name]
         if self.bundle.origin is None:
             del content["bundle"]["origin"]
         return content
+
+
+def _elsewhere(slide: Slide) -> dict[str, Any]:
+    if slide.remote is None:
+        return {}
+    return {
+        "address": str(slide.path),
+        "version": slide.remote.describe(),
+        "bytes_read": slide.remote.bytes_read,
+        "read_sha256": slide.remote.digest(),
+    }
 
 
 def _origin(run: RunContext) -> str | None:

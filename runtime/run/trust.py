@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from mclst.runtime.expression_map.layers import MakeLayers
 from mclst.runtime.expression_map.row_file import RowFile
 from mclst.runtime.inference.model import Model, describe_location
 from mclst.runtime.run.options import RunOptions, most_bad_tiles
+from mclst.runtime.storage.location import SlideLocation
 from mclst.runtime.trust.calibration import Calibration
 from mclst.runtime.trust.measures import MeasuredResult, SharedResult
 from mclst.runtime.trust.stain import Stain
@@ -120,7 +120,7 @@ class RunTrust:
 
         return make
 
-    def judge(self, rows: RowFile, slide: Path) -> Verdict:
+    def judge(self, rows: RowFile, slide: SlideLocation) -> Verdict:
         """Judge the slide; SlideError if more spots are outside than `max_outside` tolerates."""
         verdict = judge(self.calibration, rows.distance, self.options.outside_level, self.stain)
         limit, share = self.options.max_outside, verdict.outside_share

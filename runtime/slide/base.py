@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,10 @@ from PIL import Image
 
 from mclst.runtime.errors import SlideError
 from mclst.runtime.slide.metadata import Objective
+from mclst.runtime.storage.location import SlideLocation
+
+if TYPE_CHECKING:
+    from mclst.runtime.storage.remote import RemoteObjects
 
 MAX_DECODED_PX = 1_000_000_000
 """Most pixels that are decoded in one piece: 3 GB of RGB."""
@@ -59,7 +62,8 @@ class Slide(ABC):
 
     Attributes
     ----------
-    path : Path
+    path : Path or RemoteLocation
+        Both have `name` and `stem`; the text of an address shows no secret.
     reader : str
         "pillow", "tifffile", "openslide" or "zarr".
     vendor : str
@@ -74,13 +78,15 @@ class Slide(ABC):
         Power, and where the file names it; for information only.
     icc : str
         Name of the file's ICC profile, "" without one; it is not applied to the pixels.
+    remote : RemoteObjects or None
+        What is read over the network; None for a slide of this machine.
     seconds_opening : float
         Time to open, which for JPEG and PNG includes decoding.
     """
 
     def __init__(
         self,
-        path: Path,
+        path: SlideLocation,
         *,
         reader: str,
         vendor: str,
@@ -94,6 +100,7 @@ class Slide(ABC):
         self.reader = reader
         self.vendor = vendor
         self.levels = levels
+        self.remote: RemoteObjects | None = None
         self.seconds_opening = 0.0
         self.mpp = mpp
         self.mpp_source = mpp_source

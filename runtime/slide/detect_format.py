@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 from mclst.runtime.errors import SlideError
+from mclst.runtime.storage.location import SlideLocation
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 HEAD_BYTES = 512
@@ -37,14 +38,22 @@ def detect_format(path: Path) -> str:
     """
     if os.path.isdir(path) and any(os.path.isfile(path / name) for name in ZARR_METADATA):
         return "ome-zarr"
-    head = _head(path)
+    kind = format_of(path, _head(path))
+    # A MIRAX slide is a JPEG thumbnail whose pixels are in a folder of the same stem.
+    if kind == "jpeg" and path.with_suffix("").joinpath("Slidedat.ini").is_file():
+        return "mirax"
+    if kind == "tiff":
+        _refuse_cellsens(path)
+    return kind
+
+
+def format_of(path: SlideLocation, head: bytes) -> str:
+    """Name the format of a file by its first bytes; SlideError for an unknown one."""
     if head.startswith(b"\xff\xd8\xff"):
-        # A MIRAX slide is a JPEG thumbnail whose pixels are in a folder of the same stem.
-        return "mirax" if path.with_suffix("").joinpath("Slidedat.ini").is_file() else "jpeg"
+        return "jpeg"
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "png"
     if head.startswith(TIFF_MAGIC):
-        _refuse_cellsens(path)
         return "tiff"
     if head[128:132] == b"DICM":
         return "dicom"

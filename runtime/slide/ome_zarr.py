@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from mclst.runtime.errors import SlideError
 from mclst.runtime.slide.metadata import UM_PER_UNIT, check_mpp
 from mclst.runtime.slide.segmented_slide import SegmentedLevel, SegmentedSlide, is_reduction
 from mclst.runtime.storage.files import ByteFolder
+from mclst.runtime.storage.location import SlideLocation
 from mclst.runtime.zarr.array import ZarrArray
 from mclst.runtime.zarr.metadata import ZarrError, checked_path, read_attributes
 
@@ -51,7 +51,7 @@ class ZarrLevel(SegmentedLevel[ByteFolder]):
         return np.concatenate(parts, axis=2)[:height, :width, :3].copy()
 
 
-def open_ome_zarr(path: Path, folder: ByteFolder) -> SegmentedSlide[ByteFolder]:
+def open_ome_zarr(path: SlideLocation, folder: ByteFolder) -> SegmentedSlide[ByteFolder]:
     """Open the image of an OME-Zarr group.
 
     Raises SlideError if it is no 8-bit RGB image or damaged, ResourceError for enormous chunks.

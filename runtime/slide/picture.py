@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,26 +12,29 @@ from mclst.runtime.errors import MclstError, ResourceError, SlideError
 from mclst.runtime.slide import jpeg
 from mclst.runtime.slide.base import MAX_DECODED_PX, Level, Slide, is_bomb
 from mclst.runtime.slide.color import profile_name
+from mclst.runtime.storage.files import ByteFile
+from mclst.runtime.storage.location import SlideLocation
 
 SEGMENT_ROWS = 256
+MAX_FILE_BYTES = 4 << 30
 
 
 class PictureSlide(Slide):
     """A slide of one level, decoded in memory."""
 
     def __init__(
-        self, path: Path, kind: str, pixels: NDArray[np.uint8], icc: str, seconds_file: float
+        self, path: SlideLocation, kind: str, pixels: NDArray[np.uint8], icc: str, file: ByteFile
     ) -> None:
         height, width, _ = pixels.shape
         level = Level(width, height, 1.0, (width, min(height, SEGMENT_ROWS)))
         super().__init__(path, reader="pillow", vendor=kind, levels=(level,), icc=icc)
         self._pixels: NDArray[np.uint8] | None = pixels
-        self._seconds_file = seconds_file
+        self._file = file
 
     @property
     def seconds_file(self) -> float:
         """Seconds to read the whole file."""
-        return self._seconds_file
+        return self._file.seconds
 
     def _read_inside(self, pixels: NDArray[np.uint8], x: int, y: int, level: int) -> None:
         picture = self._pixels
@@ -45,18 +46,21 @@ class PictureSlide(Slide):
     def close(self) -> None:
         """Free the pixels."""
         self._pixels = None
+        self._file.close()
 
 
-def open_picture(path: Path, kind: str) -> PictureSlide:
+def open_picture(path: SlideLocation, kind: str, file: ByteFile) -> PictureSlide:
     """Decode a JPEG or PNG ("jpeg" or "png") to RGB, ignoring EXIF orientation.
 
     Gray and CMYK are converted, transparency is composited on white. Raises SlideError if the picture is
     damaged, truncated or has 16 bits per channel; ResourceError beyond `MAX_DECODED_PX`.
     """
-    start = time.perf_counter()
     try:
-        data = path.read_bytes()
-        seconds_file = time.perf_counter() - start
+        if file.size > MAX_FILE_BYTES:
+            raise ResourceError(
+                f"{path} has {file.size:,} bytes, more than a picture; save it as a tiled TIFF"
+            )
+        data = file.read_all()
         pixels, profile = _decode_jpeg(path, data) if kind == "jpeg" else _decode_png(path, data)
     except MclstError:
         raise
@@ -67,14 +71,14 @@ def open_picture(path: Path, kind: str) -> PictureSlide:
         raise SlideError(
             f"{path} is a damaged or incomplete {kind.upper()} ({reason}); copy it again"
         ) from exc
-    return PictureSlide(path, kind, pixels, profile_name(profile), seconds_file)
+    return PictureSlide(path, kind, pixels, profile_name(profile), file)
 
 
 Decoded = tuple[NDArray[np.uint8], bytes | None]
 """Pixels and the ICC profile."""
 
 
-def _decode_jpeg(path: Path, data: bytes) -> Decoded:
+def _decode_jpeg(path: SlideLocation, data: bytes) -> Decoded:
     frame = jpeg.read_frame(data)
     _refuse_huge(path, frame.width, frame.height, len(data))
     pixels = jpeg.decode_jpeg(data)
@@ -88,7 +92,7 @@ def _decode_jpeg(path: Path, data: bytes) -> Decoded:
     return pixels, profile
 
 
-def _decode_png(path: Path, data: bytes) -> Decoded:
+def _decode_png(path: SlideLocation, data: bytes) -> Decoded:
     # The plugin itself: Image.open warns of large pictures by its own limit.
     image = PngImagePlugin.PngImageFile(io.BytesIO(data))
     _refuse_huge(path, *image.size, len(data))
@@ -105,7 +109,7 @@ def _decode_png(path: Path, data: bytes) -> Decoded:
     return np.array(image.convert("RGB")), profile
 
 
-def _refuse_huge(path: Path, width: int, height: int, compressed_bytes: int) -> None:
+def _refuse_huge(path: SlideLocation, width: int, height: int, compressed_bytes: int) -> None:
     if is_bomb(width * height, 3, compressed_bytes):
         raise SlideError(
             f"{path} would unpack from {compressed_bytes:,} bytes to {width} x {height} px, "

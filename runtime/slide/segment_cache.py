@@ -96,6 +96,10 @@ class SegmentCache:
         if key in self._segments:
             self.held_bytes -= self._segments.pop(key).nbytes
 
+    def __contains__(self, key: Hashable) -> bool:
+        with self._lock:
+            return key in self._segments
+
     def clear(self) -> None:
         """Evict all segments."""
         with self._lock:

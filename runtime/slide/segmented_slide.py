@@ -6,8 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,15 +14,13 @@ from numpy.typing import NDArray
 from mclst.runtime.errors import MclstError, ResourceError, SlideError
 from mclst.runtime.slide.base import Level, Slide, TileReadError
 from mclst.runtime.slide.segment_cache import SegmentCache
+from mclst.runtime.storage.files import ByteSource
+from mclst.runtime.storage.location import SlideLocation
 
+S = TypeVar("S", bound=ByteSource)
 
-class Source(Protocol):
-    """What segments are read from; seconds: time spent reading."""
-
-    seconds: float
-
-
-S = TypeVar("S", bound=Source)
+SEGMENTS_AHEAD = 512
+"""Segments that are fetched together."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,10 @@ class SegmentedLevel(ABC, Generic[S]):
         Raises OSError if the source cannot be read, any other exception if the segment is damaged.
         """
 
+    def ranges(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Bytes of segments [n, 2] (column, row) in the source, [n, 2] (offset, count); none by default."""
+        return np.empty((0, 2), np.int64)
+
     def read_into(
         self, pixels: NDArray[np.uint8], x: int, y: int, segment: Callable[[int, int], NDArray[np.uint8]]
     ) -> None:
@@ -81,7 +82,7 @@ class SegmentedSlide(Slide, Generic[S]):
 
     def __init__(
         self,
-        path: Path,
+        path: SlideLocation,
         source: S,
         parts: Sequence[SegmentedLevel[S]],
         *,
@@ -116,8 +117,20 @@ class SegmentedSlide(Slide, Generic[S]):
         source = self._source
         if source is None:
             raise SlideError(f"{self.path} is closed; open it again to read from it")
-        segment = partial(self._segment, source, level)
-        self._parts[level].read_into(pixels, x, y, segment)
+        segment, part = partial(self._segment, source, level), self._parts[level]
+        if not source.reads_ahead:
+            part.read_into(pixels, x, y, segment)
+            return
+        height, width, _ = pixels.shape
+        columns = range(x // part.segment_width, (x + width - 1) // part.segment_width + 1)
+        # In bands, so that what is fetched together fits into what is held.
+        band = max(1, SEGMENTS_AHEAD // len(columns)) * part.segment_height
+        for top in range(y // band * band, y + height, band):
+            first, end = max(top, y), min(top + band, y + height)
+            rows = range(first // part.segment_height, (end - 1) // part.segment_height + 1)
+            keys = [(c, r) for r in rows for c in columns if (level, c, r) not in self.cache]
+            source.prefetch(part.ranges(np.array(keys, np.int64).reshape(-1, 2)))
+            part.read_into(pixels[first - y : end - y], x, first, segment)
 
     def expect(self, corners: NDArray[np.int64], side: int, level: int) -> None:
         """Count the squares that need each segment, so that it is evicted after its last use."""
@@ -140,6 +153,9 @@ class SegmentedSlide(Slide, Generic[S]):
             differences += sign * np.bincount((row * columns + column)[inside], minlength=rows * columns)
         counts = differences.reshape(rows, columns).cumsum(axis=0).cumsum(axis=1)
         row, column = np.nonzero(counts)
+        source = self._source
+        if source is not None and source.reads_ahead:
+            source.expect(part.ranges(np.stack([column, row], axis=1)))
         keys = zip([level] * len(row), column.tolist(), row.tolist(), strict=True)
         self.cache.expect(dict(zip(keys, counts[row, column].tolist(), strict=True)))
 
@@ -163,8 +179,10 @@ class SegmentedSlide(Slide, Generic[S]):
 
     def close(self) -> None:
         """Release the source, which closes after the last read in other threads."""
-        self._seconds_file, self._source = self.seconds_file, None
+        source, self._seconds_file, self._source = self._source, self.seconds_file, None
         self.cache.clear()
+        if source is not None:
+            source.close()
 
 
 def is_reduction(full: SegmentedLevel[S], finer: SegmentedLevel[S], part: SegmentedLevel[S]) -> bool:

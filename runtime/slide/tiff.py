@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from tifffile import TiffFile
@@ -18,7 +19,8 @@ from mclst.runtime.slide.color import profile_name
 from mclst.runtime.slide.metadata import has_entities, tiff_mpp, tiff_objective
 from mclst.runtime.slide.segmented_slide import SegmentedSlide
 from mclst.runtime.slide.tiff_pyramid import read_levels
-from mclst.runtime.storage.files import ByteFile, SharedFile
+from mclst.runtime.storage.files import ByteFile
+from mclst.runtime.storage.location import SlideLocation
 
 # A command prints one sentence; what matters of tifffile's warnings is checked here.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -37,16 +39,18 @@ class NeedsOpenSlide(Exception):
     """Only OpenSlide reads the slide; the message is its kind."""
 
 
-def open_tiff(path: Path) -> SegmentedSlide[ByteFile]:
+def open_tiff(path: SlideLocation, file: ByteFile, header: Path | BinaryIO) -> SegmentedSlide[ByteFile]:
     """Open a TIFF-based slide.
+
+    file: its bytes. header: what tifffile reads its directories from.
 
     Raises SlideError if level 0 is truncated or unsupported; NeedsOpenSlide if only OpenSlide places its
     tiles right.
     """
     try:
         # Else tifffile opens whatever other files the OME-XML names.
-        with np.errstate(all="ignore"), TiffFile(path, _multifile=False) as tif:
-            return _open(path, tif)
+        with np.errstate(all="ignore"), TiffFile(header, _multifile=False) as tif:
+            return _open(path, file, tif)
     except (MclstError, NeedsOpenSlide):
         raise
     except MemoryError as exc:
@@ -56,10 +60,11 @@ def open_tiff(path: Path) -> SegmentedSlide[ByteFile]:
         raise SlideError(f"{path} is a damaged TIFF ({reason[:200]}); copy it again") from exc
 
 
-def _open(path: Path, tif: TiffFile) -> SegmentedSlide[ByteFile]:
-    size = path.stat().st_size
+def _open(path: SlideLocation, file: ByteFile, tif: TiffFile) -> SegmentedSlide[ByteFile]:
     if not len(tif.pages):
-        raise SlideError(f"{path} is cut off: no image directory is within its {size:,} bytes; copy it again")
+        raise SlideError(
+            f"{path} is cut off: no image directory is within its {file.size:,} bytes; copy it again"
+        )
     if not _chain_ends(tif):
         raise SlideError(
             f"{path} is damaged: its chain of image directories loops or is cut off; copy it again"
@@ -76,11 +81,11 @@ def _open(path: Path, tif: TiffFile) -> SegmentedSlide[ByteFile]:
         raise NeedsOpenSlide("a Trestle slide")
     series = max(tif.series, key=lambda s: s.keyframe.imagewidth * s.keyframe.imagelength)
     vendor = VENDORS.get(series.kind, series.kind)
-    parts = read_levels(path, tif, series, vendor)
+    parts = read_levels(path, file, tif, series, vendor)
     mpp, source = tiff_mpp(tif, series.keyframe, series.kind)
     return SegmentedSlide(
         path,
-        SharedFile(path),
+        file,
         parts,
         reader="tifffile",
         vendor=vendor,

@@ -56,6 +56,17 @@ class TiffLevel(SegmentedLevel[ByteFile]):
     jpeg_decoder: jpeg.StreamDecoder
     tiff_decode: Callable[..., Any]
 
+    def ranges(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Bytes of segments; see SegmentedLevel."""
+        column, row = keys[:, 0], keys[:, 1]
+        if self.row_bytes:
+            step = self.segment_height * self.row_bytes
+            heights = np.minimum(self.segment_height, self.height - row * self.segment_height)
+            return np.stack([int(self.offsets[0]) + row * step, heights * self.row_bytes], axis=1)
+        planes = np.arange(self.planes)[:, None] * (self.rows * self.columns)
+        indexes = (planes + row * self.columns + column).ravel()
+        return np.stack([self.offsets[indexes], self.counts[indexes]], axis=1)
+
     def decode(self, source: ByteFile, column: int, row: int) -> NDArray[np.uint8]:
         """Decode a segment; see SegmentedLevel."""
         height = min(self.segment_height, self.height - row * self.segment_height)

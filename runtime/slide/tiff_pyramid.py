@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,8 @@ from tifffile import TiffFile, TiffFrame, TiffPage, TiffPageSeries
 from mclst.runtime.errors import SlideError
 from mclst.runtime.slide.segmented_slide import is_reduction
 from mclst.runtime.slide.tiff_level import RefusedLevel, TiffLevel, read_level
-from mclst.runtime.storage.files import ByteFile, SharedFile
+from mclst.runtime.storage.files import ByteFile
+from mclst.runtime.storage.location import SlideLocation
 
 MAX_LEVELS, MAX_SUBIFDS, MAX_PAGES = 24, 64, 1000
 PATCH_PX, CELL_PX = 32, 8
@@ -33,7 +33,9 @@ SAME_TISSUE = 12.0
 POINTS = ((0.5, 0.5), (0.3, 0.35), (0.7, 0.35), (0.35, 0.7), (0.65, 0.65))
 
 
-def read_levels(path: Path, tif: TiffFile, series: TiffPageSeries, vendor: str) -> list[TiffLevel]:
+def read_levels(
+    path: SlideLocation, file: ByteFile, tif: TiffFile, series: TiffPageSeries, vendor: str
+) -> list[TiffLevel]:
     """Read level 0, which must be valid, and all its reductions that are; finest first.
 
     Raises SlideError or ResourceError if level 0 is damaged or of an unsupported kind.
@@ -44,7 +46,7 @@ def read_levels(path: Path, tif: TiffFile, series: TiffPageSeries, vendor: str) 
             f"{path} holds several planes of one size ({series.axes} {tuple(series.shape)}: channels, focal "
             "or time planes), where one RGB image is needed; export it as 8-bit RGB"
         )
-    size, blank_is_white = path.stat().st_size, vendor == "philips"
+    size, blank_is_white = file.size, vendor == "philips"
     parts: list[TiffLevel] = []
     for page, keyframe in _directories(series):
         try:
@@ -67,7 +69,7 @@ def read_levels(path: Path, tif: TiffFile, series: TiffPageSeries, vendor: str) 
             others.append(read_level(page, keyframe, size, blank_is_white=blank_is_white))
         except RefusedLevel:
             continue
-    return _merge(path, parts, others)
+    return _merge(file, parts, others)
 
 
 def _directories(series: TiffPageSeries) -> Iterator[tuple[TiffPage | TiffFrame, TiffPage]]:
@@ -112,7 +114,7 @@ def _may_be_level(full: TiffPage, page: TiffPage) -> bool:
     )
 
 
-def _merge(path: Path, declared: list[TiffLevel], others: list[TiffLevel]) -> list[TiffLevel]:
+def _merge(file: ByteFile, declared: list[TiffLevel], others: list[TiffLevel]) -> list[TiffLevel]:
     """Put the levels that only geometry shows among the declared ones."""
     if not others:
         return declared
@@ -120,7 +122,6 @@ def _merge(path: Path, declared: list[TiffLevel], others: list[TiffLevel]) -> li
     levels = [full]
     # Of two of one size the declared one comes first.
     ranked = sorted([*declared[1:], *others], key=lambda part: (-part.width, id(part) not in certain))
-    file = SharedFile(path)
     for part in ranked:
         if len(levels) == MAX_LEVELS:
             break

@@ -6,38 +6,66 @@ import os
 import stat
 import time
 from abc import ABC, abstractmethod
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mclst.runtime.errors import SlideError
 
 
-class ByteFile(ABC):
-    """A file that threads read at offsets.
+class ByteSource:
+    """What slides are decoded from, by many threads.
 
     Attributes
     ----------
-    size : int
-        Bytes.
     seconds : float
         Time that all threads spent reading so far.
+    reads_ahead : bool
+        Whether `expect` and `prefetch` make later reads faster.
     """
 
-    size: int
+    reads_ahead = False
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self._lock = Lock()
 
-    def read(self, offset: int, count: int) -> bytes:
-        """Read `count` bytes from `offset`, fewer only at the end of the file; raises OSError."""
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
         start = time.perf_counter()
         try:
-            return self._read(offset, count)
+            yield
         finally:
             with self._lock:
                 self.seconds += time.perf_counter() - start
+
+    def expect(self, ranges: NDArray[np.int64]) -> None:
+        """Announce ranges [n, 2] (offset, count) that will be read."""
+
+    def prefetch(self, ranges: NDArray[np.int64]) -> None:
+        """Read ranges [n, 2] (offset, count) together, before each is asked for."""
+
+    def close(self) -> None:
+        """Release what does not end with the last reference."""
+
+
+class ByteFile(ByteSource, ABC):
+    """A file that is read at offsets; size: bytes."""
+
+    size: int
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Read `count` bytes from `offset`, fewer only at the end of the file; raises OSError."""
+        with self._timed():
+            return self._read(offset, count)
+
+    def read_all(self) -> bytes:
+        """Read the whole file."""
+        return self.read(0, self.size)
 
     @abstractmethod
     def _read(self, offset: int, count: int) -> bytes: ...
@@ -60,34 +88,21 @@ class SharedFile(ByteFile):
             os.close(self._fd)
 
 
-class ByteFolder(ABC):
-    """A folder whose files are read whole or in part, by names that use `/`.
-
-    seconds: time that all threads spent reading so far.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._lock = Lock()
+class ByteFolder(ByteSource, ABC):
+    """A folder whose files are read whole or in part, by names that use `/`."""
 
     def read(self, name: str, limit: int) -> bytes | None:
         """Read a whole file; None if there is none. Raises OSError, or ValueError beyond `limit` bytes."""
-        return self._timed(name, 0, None, limit)
+        with self._timed():
+            return self._read(name, 0, None, limit)
 
     def read_range(self, name: str, offset: int, count: int) -> bytes | None:
         """Read `count` bytes from `offset`, or the last ones if it is negative; fewer at the file's end.
 
         None if there is no such file; raises OSError.
         """
-        return self._timed(name, offset, count, count)
-
-    def _timed(self, name: str, offset: int, count: int | None, limit: int) -> bytes | None:
-        start = time.perf_counter()
-        try:
-            return self._read(name, offset, count, limit)
-        finally:
-            with self._lock:
-                self.seconds += time.perf_counter() - start
+        with self._timed():
+            return self._read(name, offset, count, count)
 
     @abstractmethod
     def _read(self, name: str, offset: int, count: int | None, limit: int) -> bytes | None: ...

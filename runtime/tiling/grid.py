@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from mclst.runtime.errors import SlideError, SpotsError
 from mclst.runtime.slide.base import Slide
+from mclst.runtime.storage.location import local_path
 from mclst.runtime.tiling.tissue import TissueMask
 from mclst.sections.section import Spots
 
@@ -82,7 +84,7 @@ def make_grid(slide: Slide, stride_um: float, mpp: float, tissue: TissueMask) ->
         raise SlideError(f"{slide.path}: no tissue is found for a grid ({tissue.method}); give --tissue-mask")
     skipped = columns * rows - len(column)
     spots = Spots(
-        path=slide.path,
+        path=local_path(slide.path) or Path(slide.path.name),
         variant="grid",
         id=np.array([f"{x}x{y}" for x, y in zip(column.tolist(), row.tolist(), strict=True)], dtype=np.str_),
         xy_px=np.stack([column + 0.5, row + 0.5], axis=1) * stride_px,

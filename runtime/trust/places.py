@@ -64,6 +64,8 @@ def _read_places(slide: Slide, xy_px: NDArray[np.float64]) -> NDArray[np.uint8]:
     side = min(PLACE_PX, size.width_px, size.height_px)
     corners = np.floor(xy_px / size.downsample).astype(np.int64) - side // 2
     corners = np.clip(corners, 0, (size.width_px - side, size.height_px - side))
+    if slide.remote is not None:
+        slide.expect(corners, side, level)
     places = []
     for x, y in corners.tolist():
         try:

@@ -199,7 +199,9 @@ def _encoding(codecs: list[Any], dimensions: int) -> Encoding:
     names = [_name_of(codec) for codec in codecs]
     if "sharding_indexed" in names:
         raise ZarrError("has shards within shards, which mclst does not read; convert it")
-    middle = next(number for number, name in enumerate(names) if name in ("bytes", "endian"))
+    middle = next((number for number, name in enumerate(names) if name in ("bytes", "endian")), None)
+    if middle is None:
+        raise ValueError("codecs without bytes")
     for name, codec in zip(names[:middle], codecs, strict=False):
         if name != "transpose":
             raise ZarrError(f"is encoded by {name!r}, which mclst does not undo; convert it")

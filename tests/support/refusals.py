@@ -17,4 +17,4 @@ def assert_refused(done: Result, code: int, words: tuple[str, ...]) -> None:
     sentence = done.stderr.strip()
     assert sentence.startswith("Error: ") and "\n" not in sentence
     for word in words:
-        assert word in sentence
+        assert word in sentence, sentence

@@ -191,6 +191,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda folder: edit_json(folder / "0/zarr.json", codecs__1={"name": "sz3"}),
         "'sz3'",
     ),
+    "no codec to bytes": (
+        lambda folder: edit_json(folder / "0/zarr.json", codecs=[{"name": "zstd"}]),
+        "no array's metadata",
+    ),
     "shards within shards": (
         lambda folder: edit_json(
             folder / "0/zarr.json",
