@@ -105,9 +105,10 @@ runtime/trust: runtime/slide runtime kernels/definition
 runtime/tiling: runtime/slide runtime/storage runtime sections/tables sections
 runtime/features: runtime kernels/definition
 runtime/encoder/cuda: runtime/encoder runtime kernels/cuda kernels/definition
-runtime/slide: runtime/zarr runtime/storage runtime
+runtime/slide: runtime/zarr runtime/storage runtime/decoding runtime
 runtime/zarr: runtime/storage runtime
 runtime/storage: runtime
+runtime/decoding:
 runtime/encoder: runtime kernels/definition
 runtime/bundle: runtime/trust runtime kernels/definition
 runtime: kernels/definition sections/formats sections

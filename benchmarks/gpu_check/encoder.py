@@ -134,6 +134,7 @@ def measure_slide(device: CudaDevice, folder: Path) -> dict[str, Any]:
     from mclst.kernels.definition.spec import RetrievalSpec
     from mclst.kernels.retriever import Retriever
     from mclst.runtime.slide.open import open_slide
+    from mclst.runtime.tiling.bounds import check_centers
     from mclst.runtime.tiling.tiles import Tiles, TileShape
 
     path, xy = write_slide(folder / "slide.tiff")
@@ -158,6 +159,7 @@ def measure_slide(device: CudaDevice, folder: Path) -> dict[str, Any]:
     for _ in range(ROUNDS):
         clock, retrieving = Clock(), 0.0
         with open_slide(path) as slide:
+            check_centers(xy, slide, lambda row: f"tile {row} of {path.name}")
             tiles = Tiles(
                 slide, xy, TileShape(SIDE), batch_size=BATCH, workers=workers, group=GROUP_ROWS // BATCH
             )

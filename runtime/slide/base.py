@@ -7,6 +7,7 @@ level's pixel (x, y) begins at level-0 pixel (x, y) * downsample.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -173,6 +174,33 @@ class Slide(ABC):
             pixels[:] = pad
         if left < right and top < bottom:
             self._read_inside(pixels[top - y : bottom - y, left - x : right - x], left, top, level)
+
+    def read_squares(
+        self, squares: NDArray[np.uint8], corners: NDArray[np.int64], *, level: int = 0, pad: RGB = (0, 0, 0)
+    ) -> list[tuple[int, str]]:
+        """Read many squares of one level into an array uint8 [n, side, side, 3].
+
+        corners: int64 [n, 2], (x, y) of their upper left corners, px of the level. Returns (number, reason)
+        of squares that cannot be decoded; raises other errors as `read` does.
+        """
+        return self._read_one_by_one(squares, corners, range(len(squares)), level, pad)
+
+    def _read_one_by_one(
+        self,
+        squares: NDArray[np.uint8],
+        corners: NDArray[np.int64],
+        numbers: Iterable[int],
+        level: int,
+        pad: RGB,
+    ) -> list[tuple[int, str]]:
+        failed = []
+        for number in numbers:
+            x, y = corners[number].tolist()
+            try:
+                self.read_into(squares[number], x, y, level=level, pad=pad)
+            except TileReadError as error:
+                failed.append((number, str(error)))
+        return failed
 
     def expect(self, corners: NDArray[np.int64], side: int, level: int) -> None:  # noqa: B027 - optional
         """Announce the squares of a level that will be read, once each: a hint for caching.

@@ -13,6 +13,8 @@ import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
+from mclst.runtime.decoding.batch import Header
+
 SOI = b"\xff\xd8"
 EOI = b"\xff\xd9"
 APP0, APP14, SOS = 0xE0, 0xEE, 0xDA
@@ -90,6 +92,17 @@ class StreamDecoder:
         self._header = header
         self._largest = largest
         self._parsed: tuple[bytes, bytes, Frame] | None = None
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether streams are restart intervals of NDPI, which lack their header."""
+        return self._header is not None
+
+    @property
+    def header(self) -> Header | None:
+        """The header of the stream decoded last; None before the first."""
+        parsed = self._parsed
+        return None if parsed is None else Header(parsed[0], parsed[1])
 
     def decode(self, data: bytes) -> NDArray[np.uint8]:
         """Decode a stream to uint8 [h, w, 3] (RGB), [h, w, 1] (gray) or [h, w, 4] (CMYK).

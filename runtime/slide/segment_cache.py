@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future
 from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mclst.runtime.decoding.batch import Decoded, Key, decoded
 
 CACHE_BYTES = 256 << 20
 
@@ -24,7 +26,7 @@ class SegmentCache:
         self.decoded = 0
         self.peak_bytes = 0
         self._uses_left: dict[Hashable, int] = {}
-        self._segments: OrderedDict[Hashable, NDArray[np.uint8]] = OrderedDict()
+        self._segments: OrderedDict[Hashable, Decoded] = OrderedDict()
         self.held_bytes = 0
         # Segments being decoded. The first thread that waits creates the future: most segments are never
         # waited for.
@@ -47,7 +49,7 @@ class SegmentCache:
             if cached is not None:
                 self._segments.move_to_end(key)
                 self._count_use(key)
-                return cached
+                return cached.pixels
             if key in self._pending:
                 future = self._pending[key] = self._pending[key] or Future()
             else:
@@ -59,7 +61,7 @@ class SegmentCache:
                 self._count_use(key)
             return shared
         try:
-            segment = decode()
+            segment = np.ascontiguousarray(decode())
             segment.flags.writeable = False
         except BaseException as exc:
             with self._lock:
@@ -69,32 +71,81 @@ class SegmentCache:
             raise
         with self._lock:
             # Stored and no longer pending in one step, so that no other thread decodes it again.
-            self._store(key, segment)
+            self._store(key, decoded(segment))
             self._count_use(key)
             future = self._pending.pop(key)
         if future is not None:
             future.set_result(segment)
         return segment
 
-    def _store(self, key: Hashable, segment: NDArray[np.uint8]) -> None:
+    def begin(
+        self, uses: dict[Key, int]
+    ) -> tuple[dict[Key, Decoded], list[Key], dict[Key, Future[NDArray[np.uint8]]]]:
+        """Begin to get several segments, each for so many uses, in one step.
+
+        Returns those that are cached, those that the caller decodes now and passes to `finish` whatever
+        happens, and the futures of those that other threads decode, for `count_uses` once they are there.
+        """
+        cached: dict[Key, Decoded] = {}
+        mine: list[Key] = []
+        others: dict[Key, Future[NDArray[np.uint8]]] = {}
+        segments, pending = self._segments, self._pending
+        with self._lock:
+            for key, count in uses.items():
+                segment = segments.get(key)
+                if segment is not None:
+                    cached[key] = segment
+                    segments.move_to_end(key)
+                    self._count_use(key, count)
+                elif key in pending:
+                    others[key] = pending[key] = pending[key] or Future()
+                else:
+                    pending[key] = None
+                    mine.append(key)
+        return cached, mine, others
+
+    def finish(self, segments: dict[Key, Decoded | BaseException], uses: dict[Key, int]) -> None:
+        """Store what `begin` left to the caller; threads that wait for a segment get it, or its exception."""
+        waiting: list[tuple[Future[NDArray[np.uint8]], Decoded | BaseException]] = []
+        with self._lock:
+            for key, segment in segments.items():
+                if isinstance(segment, Decoded):
+                    self._store(key, segment)
+                    self._count_use(key, uses[key])
+                future = self._pending.pop(key)
+                if future is not None:
+                    waiting.append((future, segment))
+        for future, segment in waiting:
+            if isinstance(segment, Decoded):
+                future.set_result(segment.pixels)
+            else:
+                future.set_exception(segment)
+
+    def count_uses(self, keys: Iterable[Key], uses: dict[Key, int]) -> None:
+        """Count uses of segments that other threads decoded."""
+        with self._lock:
+            for key in keys:
+                self._count_use(key, uses[key])
+
+    def _store(self, key: Hashable, segment: Decoded) -> None:
         self.decoded += 1
         self._segments[key] = segment
-        self.held_bytes += segment.nbytes
+        self.held_bytes += segment.pixels.nbytes
         self.peak_bytes = max(self.peak_bytes, self.held_bytes)
         while self.held_bytes > self.limit and len(self._segments) > 1:
-            self.held_bytes -= self._segments.popitem(last=False)[1].nbytes
+            self.held_bytes -= self._segments.popitem(last=False)[1].pixels.nbytes
 
-    def _count_use(self, key: Hashable) -> None:
+    def _count_use(self, key: Hashable, count: int = 1) -> None:
         left = self._uses_left.get(key)
         if left is None:
             return
-        if left > 1:
-            self._uses_left[key] = left - 1
+        if left > count:
+            self._uses_left[key] = left - count
             return
         del self._uses_left[key]
         # May be gone already: the limit evicts regardless of uses left.
         if key in self._segments:
-            self.held_bytes -= self._segments.pop(key).nbytes
+            self.held_bytes -= self._segments.pop(key).pixels.nbytes
 
     def __contains__(self, key: Hashable) -> bool:
         with self._lock:

@@ -11,8 +11,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mclst.runtime.decoding.batch import Decoded, Key, cut_squares, decoded
 from mclst.runtime.errors import MclstError, ResourceError, SlideError
-from mclst.runtime.slide.base import Level, Slide, TileReadError
+from mclst.runtime.slide.base import RGB, Level, Slide, TileReadError
 from mclst.runtime.slide.segment_cache import SegmentCache
 from mclst.runtime.storage.files import ByteSource
 from mclst.runtime.storage.location import SlideLocation
@@ -55,6 +56,14 @@ class SegmentedLevel(ABC, Generic[S]):
     def ranges(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """Bytes of segments [n, 2] (column, row) in the source, [n, 2] (offset, count); none by default."""
         return np.empty((0, 2), np.int64)
+
+    def decodes_many(self, source: S) -> bool:
+        """Whether `decode_many` is there: several segments in one call, outside the GIL."""
+        return False
+
+    def decode_many(self, source: S, keys: Sequence[Key]) -> Sequence[Decoded | None]:
+        """Decode several segments of this level; None for those that `decode` must take."""
+        return [None for _ in keys]
 
     def read_into(
         self, pixels: NDArray[np.uint8], x: int, y: int, segment: Callable[[int, int], NDArray[np.uint8]]
@@ -132,6 +141,47 @@ class SegmentedSlide(Slide, Generic[S]):
             source.prefetch(part.ranges(np.array(keys, np.int64).reshape(-1, 2)))
             part.read_into(pixels[first - y : end - y], x, first, segment)
 
+    def read_squares(
+        self, squares: NDArray[np.uint8], corners: NDArray[np.int64], *, level: int = 0, pad: RGB = (0, 0, 0)
+    ) -> list[tuple[int, str]]:
+        """See Slide; where the level decodes many segments at once, in few calls outside the GIL."""
+        part, source = self._parts[level], self._source
+        if source is None or len(squares) < 2 or not part.decodes_many(source):
+            return super().read_squares(squares, corners, level=level, pad=pad)
+        corners = np.ascontiguousarray(corners)
+        uses = _uses(part, level, squares, corners, pad)
+        segments, mine, others = self.cache.begin(uses)
+        if mine:
+            segments |= self._decode(part, source, mine, uses)
+        for key, future in others.items():
+            if future.exception() is None:
+                segments[key] = decoded(future.result())
+        if others:
+            self.cache.count_uses(others, uses)
+        lacking = cut_squares(
+            squares, corners, (part.width, part.height), (part.segment_width, part.segment_height), segments
+        )
+        # What cannot be decoded, or not read, is told as for a square alone.
+        return self._read_one_by_one(squares, corners, lacking, level, pad)
+
+    def _decode(
+        self, part: SegmentedLevel[S], source: S, keys: list[Key], uses: dict[Key, int]
+    ) -> dict[Key, Decoded]:
+        """Decode segments that `begin` left to this thread; those that fail are left out."""
+        result: dict[Key, Decoded | BaseException] = dict.fromkeys(keys, _NotDecoded())
+        try:
+            for key, segment in zip(keys, part.decode_many(source, keys), strict=True):
+                if segment is not None:
+                    result[key] = segment
+                    continue
+                try:
+                    result[key] = decoded(np.ascontiguousarray(part.decode(source, *key[1:])))
+                except Exception as error:  # noqa: BLE001 - raised for the squares that need it
+                    result[key] = error
+        finally:
+            self.cache.finish(result, uses)
+        return {key: segment for key, segment in result.items() if isinstance(segment, Decoded)}
+
     def expect(self, corners: NDArray[np.int64], side: int, level: int) -> None:
         """Count the squares that need each segment, so that it is evicted after its last use."""
         part = self._parts[level]
@@ -183,6 +233,31 @@ class SegmentedSlide(Slide, Generic[S]):
         self.cache.clear()
         if source is not None:
             source.close()
+
+
+class _NotDecoded(Exception):
+    """The thread that was to decode a segment was stopped."""
+
+
+def _uses(
+    part: SegmentedLevel[Any], level: int, squares: NDArray[np.uint8], corners: NDArray[np.int64], pad: RGB
+) -> dict[Key, int]:
+    """How many squares need each segment; squares that reach beyond the level are padded."""
+    side, wide, high = squares.shape[1], part.segment_width, part.segment_height
+    width, height = part.width, part.height
+    uses: dict[Key, int] = {}
+    for number, (x, y) in enumerate(corners.tolist()):
+        right, bottom = x + side, y + side
+        if x < 0 or y < 0 or right > width or bottom > height:
+            squares[number] = pad
+            x, y, right, bottom = max(x, 0), max(y, 0), min(right, width), min(bottom, height)
+            if x >= right or y >= bottom:
+                continue
+        for row in range(y // high, (bottom - 1) // high + 1):
+            for column in range(x // wide, (right - 1) // wide + 1):
+                key = (level, column, row)
+                uses[key] = uses.get(key, 0) + 1
+    return uses
 
 
 def is_reduction(full: SegmentedLevel[S], finer: SegmentedLevel[S], part: SegmentedLevel[S]) -> bool:

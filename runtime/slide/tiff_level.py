@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tifffile import COMPRESSION, PHOTOMETRIC, TIFF, TiffFrame, TiffPage
 
+from mclst.runtime.decoding.batch import Decoded, Key, can_decode, decode_segments
 from mclst.runtime.errors import MclstError, ResourceError, SlideError
 from mclst.runtime.slide import jpeg
 from mclst.runtime.slide.base import MAX_DECODED_PX, is_bomb
 from mclst.runtime.slide.color import cmyk_to_rgb, composite_on_white, jpeg2000_decodes_to_ycbcr, ycbcr_to_rgb
 from mclst.runtime.slide.segmented_slide import SegmentedLevel
-from mclst.runtime.storage.files import ByteFile
+from mclst.runtime.storage.files import ByteFile, SharedFile
 
 NONE, OLD_JPEG, APERIO_J2K_YCBCR = 1, 6, 33003
 JPEG = {7, 33007, 34892}
@@ -24,6 +26,8 @@ DECODES_TO_RGB = {50001, 34927, 50002, 52546}
 MIN_IS_WHITE, MIN_IS_BLACK, RGB, SEPARATED, YCBCR = 0, 1, 2, 5, 6
 CMYK_INKS = 1
 ROW_BLOCK_BYTES = 1 << 20
+MOST_BATCHED_BYTES = 4 << 20
+"""Larger segments are decoded one by one, since a batch holds all of its own at once."""
 
 
 class RefusedLevel(Exception):
@@ -83,6 +87,36 @@ class TiffLevel(SegmentedLevel[ByteFile]):
                 return np.full((height, width, 3), 255, np.uint8)
             parts.append(self._decode(data, index, width, height))
         return self._rgb(parts[0] if self.planes == 1 else np.concatenate(parts, axis=2), data)
+
+    def decodes_many(self, source: ByteFile) -> bool:
+        """See SegmentedLevel; JPEG tiles of a local file, once their header is known."""
+        return self.is_batched and isinstance(source, SharedFile) and self.jpeg_decoder.header is not None
+
+    def decode_many(self, source: ByteFile, keys: Sequence[Key]) -> Sequence[Decoded | None]:
+        """See SegmentedLevel."""
+        header = self.jpeg_decoder.header
+        assert isinstance(source, SharedFile) and header is not None
+        table = np.array(keys, np.int64)
+        places, largest = table[:, 1:], (self.segment_width, self.segment_height)
+        index = places[:, 1] * self.columns + places[:, 0]
+        sizes = np.minimum((self.width, self.height) - places * largest, largest)
+        segments, seconds = decode_segments(
+            source.descriptor, header, self.offsets[index], self.counts[index], sizes, largest
+        )
+        source.add_seconds(seconds)
+        return segments
+
+    @cached_property
+    def is_batched(self) -> bool:
+        """Whether segments are decoded many at once: small JPEG streams of three colors in one piece."""
+        return (
+            self.compression in JPEG
+            and self.planes == 1
+            and self.samples == 3
+            and not self.jpeg_decoder.has_intervals
+            and 3 * self.segment_width * self.segment_height <= MOST_BATCHED_BYTES
+            and can_decode()
+        )
 
     def _bytes(self, file: ByteFile, index: int) -> bytes:
         offset, count = int(self.offsets[index]), int(self.counts[index])

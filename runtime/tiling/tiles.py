@@ -15,10 +15,11 @@ from PIL import Image
 
 from mclst.runtime.batches import Buffers, TileBatch
 from mclst.runtime.errors import SlideError, SpotsError
-from mclst.runtime.slide.base import RGB, Slide, TileReadError
+from mclst.runtime.slide.base import RGB, Slide
 
 BATCHES_AHEAD = 3
 TILES_PER_TASK = 16
+RESAMPLED_BYTES = 32 << 20
 SAME_MPP = 1.01
 MAX_COORDINATE_PX = 2**31
 
@@ -245,12 +246,23 @@ class Tiles:
 
     def _read_some(self, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> list[tuple[int, str]]:
         start = time.perf_counter()
+        plan, side = self.plan, self.plan.read_px
+        as_they_are = side == plan.size_px
+        # What is resampled takes memory besides, which is bounded.
+        step = len(rows) if as_they_are else max(1, RESAMPLED_BYTES // (3 * side * side))
         failed = []
-        for row, tile in zip(rows.tolist(), out, strict=False):
-            try:
-                self.read_tile(row, tile)
-            except TileReadError as exc:
-                failed.append((row, str(exc)))
+        for at in range(0, len(rows), step):
+            some = slice(at, min(at + step, len(rows)))
+            squares = out[some] if as_they_are else np.empty((some.stop - at, side, side, 3), np.uint8)
+            unread = self.slide.read_squares(
+                squares, self._corners[rows[some]], level=plan.level, pad=self.shape.pad
+            )
+            failed += [(int(rows[at + number]), reason) for number, reason in unread]
+            if not as_they_are:
+                bad = {number for number, _ in unread}
+                for number, pixels in enumerate(squares):
+                    if number not in bad:
+                        out[at + number] = resample(pixels, plan.size_px)
         with self._lock:
             self.seconds_reading += time.perf_counter() - start
         return failed

@@ -1,0 +1,1 @@
+"""Decoding of many segments in one call, outside the GIL."""

@@ -1,0 +1,109 @@
+"""Many JPEG segments of a file, and many squares from decoded segments, each in one call outside the GIL.
+
+Between the calls, Python's share per tile is a few microseconds: tables are arrays, and addresses are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mclst.runtime.decoding.library import compiled, libjpeg
+
+U8 = NDArray[np.uint8]
+I64 = NDArray[np.int64]
+Key = tuple[int, int, int]
+"""Level, column and row of a segment."""
+
+
+class Decoded(NamedTuple):
+    """A segment uint8 [h, w, 3] in C order, and the address of its pixels."""
+
+    pixels: U8
+    address: int
+
+
+class Header(NamedTuple):
+    """Header of most streams of a level.
+
+    begins: as in the file. full: with the level's tables and color transform.
+    """
+
+    begins: bytes
+    full: bytes
+
+
+def decoded(pixels: U8) -> Decoded:
+    """Note the address of a segment."""
+    return Decoded(pixels, pixels.__array_interface__["data"][0])
+
+
+def can_decode() -> bool:
+    """Whether batches are decoded here: the part is compiled, and there is a libjpeg-turbo."""
+    return libjpeg() is not None
+
+
+def decode_segments(
+    file: int, header: Header, offsets: I64, counts: I64, sizes: I64, largest: tuple[int, int]
+) -> tuple[list[Decoded | None], float]:
+    """Decode segments of an open file.
+
+    Parameters
+    ----------
+    file : int
+        Descriptor.
+    header : Header
+    offsets, counts : int64 [n]
+        Bytes of each segment in the file.
+    sizes : int64 [n, 2]
+        Width and height of each, px, cropped to the image.
+    largest : (int, int)
+        Maximal width and height of a stream, px.
+
+    Returns
+    -------
+    list of Decoded or None
+        None where it takes another way: another header, other than three colors, damaged.
+    float
+        Seconds of reading.
+    """
+    functions, library = compiled(), libjpeg()
+    assert functions is not None and library is not None
+    count = len(offsets)
+    segments = [decoded(np.empty((height, width, 3), np.uint8)) for width, height in sizes.tolist()]
+    table = np.concatenate([offsets, counts, sizes.ravel()])
+    addresses = np.array([segment.address for segment in segments], np.uint64)
+    done = np.empty(count, np.uint8)
+    start = table.ctypes.data
+    seconds = functions.mclst_jpeg_decode(
+        library, file, count, start, start + 8 * count,
+        header.begins, len(header.begins), header.full, len(header.full),
+        start + 16 * count, *largest, addresses.ctypes.data, done.ctypes.data,
+    )  # fmt: skip
+    if done.all():
+        return list(segments), seconds
+    return [segment if ok else None for segment, ok in zip(segments, done.tolist(), strict=True)], seconds
+
+
+def cut_squares(
+    squares: U8, corners: I64, level: tuple[int, int], segment: tuple[int, int],
+    segments: Mapping[Key, Decoded],
+) -> Sequence[int]:  # fmt: skip
+    """Fill squares uint8 [n, side, side, 3] from decoded segments.
+
+    corners: int64 [n, 2], px of the level, in C order. level, segment: width and height, px. Pixels outside
+    the level stay. Returns the squares that lack a segment.
+    """
+    functions = compiled()
+    assert functions is not None and squares.flags.c_contiguous and corners.flags.c_contiguous
+    missing = np.empty(len(squares), np.uint8)
+    keys = np.array(list(segments), np.int64)
+    addresses = np.array([item.address for item in segments.values()], np.uint64)
+    functions.mclst_cut(
+        len(squares), corners.ctypes.data, squares.shape[1], *level, *segment,
+        len(segments), keys.ctypes.data, addresses.ctypes.data, squares.ctypes.data, missing.ctypes.data,
+    )  # fmt: skip
+    return missing.nonzero()[0].tolist() if missing.any() else ()

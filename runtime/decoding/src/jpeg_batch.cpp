@@ -1,0 +1,182 @@
+// Decode the JPEG segments of a batch of tiles, and cut the tiles from decoded segments: calls without Python.
+//
+// Anything unusual (another header, a warning, another size, an error) fails the segment alone, and the caller
+// decodes it in the usual way. So what is decoded here is what libjpeg-turbo decodes without any complaint.
+
+#include <dlfcn.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <vector>
+
+#include "libjpeg.h"
+
+namespace {
+
+struct Failing {
+    libjpeg::ErrorManager manager;
+    std::jmp_buf out;
+};
+
+void fail(libjpeg::Decompress* jpeg) {
+    std::longjmp(reinterpret_cast<Failing*>(jpeg->err)->out, 1);
+}
+
+// A negative level is a warning: pixels are made up from here on.
+void on_message(libjpeg::Decompress* jpeg, int level) {
+    if (level < 0)
+        fail(jpeg);
+}
+
+// One stream to `out`, uint8 [height, width, 3]: its upper left part.
+bool decode(
+    const libjpeg::Library& library, const unsigned char* stream, std::size_t bytes, unsigned most_width,
+    unsigned most_height, unsigned char* out, unsigned width, unsigned height, std::vector<unsigned char>& line) {
+    libjpeg::Decompress jpeg;
+    Failing failing;
+    std::memset(&jpeg, 0, sizeof jpeg);
+    jpeg.err = library.std_error(&failing.manager);
+    failing.manager.error_exit = fail;
+    failing.manager.emit_message = on_message;
+    if (setjmp(failing.out)) {
+        library.destroy(&jpeg);
+        return false;
+    }
+    library.create(&jpeg, libjpeg::VERSION, sizeof jpeg);
+    library.memory_source(&jpeg, stream, bytes);
+    bool whole = false;
+    if (library.read_header(&jpeg, 1) == libjpeg::HEADER_OK && jpeg.num_components == 3 &&
+        jpeg.image_width >= width && jpeg.image_height >= height && jpeg.image_width <= most_width &&
+        jpeg.image_height <= most_height) {
+        jpeg.out_color_space = libjpeg::OUTPUT_RGB;
+        library.start(&jpeg);
+        line.resize(3 * std::size_t(jpeg.output_width));
+        while (jpeg.output_scanline < jpeg.output_height) {
+            const unsigned row = jpeg.output_scanline;
+            const bool direct = row < height && jpeg.output_width == width;
+            unsigned char* to = direct ? out + 3 * std::size_t(width) * row : line.data();
+            if (library.read_scanlines(&jpeg, &to, 1) != 1)
+                fail(&jpeg);
+            if (row < height && !direct)
+                std::memcpy(out + 3 * std::size_t(width) * row, line.data(), 3 * std::size_t(width));
+        }
+        library.finish(&jpeg);
+        whole = true;
+    }
+    library.destroy(&jpeg);
+    return whole;
+}
+
+bool read_all(int file, unsigned char* to, std::size_t count, std::int64_t offset) {
+    while (count) {
+        const ssize_t got = pread(file, to, count, offset);
+        if (got <= 0)
+            return false;
+        to += got, count -= got, offset += got;
+    }
+    return true;
+}
+
+}  // namespace
+
+extern "C" {
+
+// The libjpeg at `path`; null if it is none. It stays open.
+void* mclst_jpeg_open(const char* path) {
+    void* handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!handle)
+        return nullptr;
+    auto* library = new (std::nothrow) libjpeg::Library;
+    const auto find = [&](const char* name, auto& function) {
+        void* symbol = dlsym(handle, name);
+        std::memcpy(&function, &symbol, sizeof symbol);
+        return symbol != nullptr;
+    };
+    if (library && find("jpeg_std_error", library->std_error) && find("jpeg_CreateDecompress", library->create) &&
+        find("jpeg_mem_src", library->memory_source) && find("jpeg_read_header", library->read_header) &&
+        find("jpeg_start_decompress", library->start) && find("jpeg_read_scanlines", library->read_scanlines) &&
+        find("jpeg_finish_decompress", library->finish) && find("jpeg_destroy_decompress", library->destroy))
+        return library;
+    delete library;
+    dlclose(handle);
+    return nullptr;
+}
+
+// Decode `count` segments of a file. A stream that begins with `begins` is decoded as `header` and its rest.
+// size: width and height of each; out: where to. done: 1 where it is decoded. Returns seconds of reading.
+double mclst_jpeg_decode(
+    const void* library, int file, std::int64_t count, const std::int64_t* offset, const std::int64_t* bytes,
+    const unsigned char* begins, std::int64_t begins_bytes, const unsigned char* header,
+    std::int64_t header_bytes, const std::int64_t* size, std::int64_t most_width, std::int64_t most_height,
+    unsigned char* const* out, unsigned char* done) {
+    using Clock = std::chrono::steady_clock;
+    Clock::duration reading{};
+    std::memset(done, 0, count);
+    try {
+        std::vector<unsigned char> stream, line;
+        for (std::int64_t i = 0; i < count; ++i) {
+            if (bytes[i] <= begins_bytes || offset[i] <= 0)
+                continue;
+            // The stream behind the space for the header that it gets.
+            stream.resize(header_bytes + bytes[i]);
+            unsigned char* data = stream.data() + header_bytes;
+            const auto start = Clock::now();
+            const bool read = read_all(file, data, bytes[i], offset[i]);
+            reading += Clock::now() - start;
+            if (!read || std::memcmp(data, begins, begins_bytes) != 0)
+                continue;
+            unsigned char* first = data + begins_bytes - header_bytes;
+            std::memcpy(first, header, header_bytes);
+            done[i] = decode(
+                *static_cast<const libjpeg::Library*>(library), first, header_bytes + bytes[i] - begins_bytes,
+                most_width, most_height, out[i], size[2 * i], size[2 * i + 1], line);
+        }
+    } catch (const std::bad_alloc&) {
+        // What is not done is decoded by the caller, who tells of missing memory.
+    }
+    return std::chrono::duration<double>(reading).count();
+}
+
+// Cut `count` squares at corner (x, y) of a level of width × height px from its decoded segments.
+// key: level, column and row of each of `segments`; pixels: its uint8 [h, w, 3]. out: uint8 [count, side, side, 3],
+// where pixels outside the level stay as they are. missing: 1 where a segment is.
+void mclst_cut(
+    std::int64_t count, const std::int64_t* corner, std::int64_t side, std::int64_t width, std::int64_t height,
+    std::int64_t segment_width, std::int64_t segment_height, std::int64_t segments, const std::int64_t* key,
+    unsigned char* const* pixels, unsigned char* out, unsigned char* missing) {
+    for (std::int64_t i = 0; i < count; ++i) {
+        const std::int64_t x = corner[2 * i], y = corner[2 * i + 1];
+        const std::int64_t left = x > 0 ? x : 0, top = y > 0 ? y : 0;
+        const std::int64_t right = x + side < width ? x + side : width;
+        const std::int64_t bottom = y + side < height ? y + side : height;
+        missing[i] = 0;
+        if (left >= right || top >= bottom)
+            continue;
+        for (std::int64_t row = top / segment_height; row <= (bottom - 1) / segment_height; ++row)
+            for (std::int64_t column = left / segment_width; column <= (right - 1) / segment_width; ++column) {
+                std::int64_t s = 0;
+                while (s < segments && (key[3 * s + 1] != column || key[3 * s + 2] != row))
+                    ++s;
+                if (s == segments) {
+                    missing[i] = 1;
+                    continue;
+                }
+                const std::int64_t begin_x = column * segment_width, begin_y = row * segment_height;
+                const std::int64_t wide =
+                    begin_x + segment_width < width ? segment_width : width - begin_x;
+                const std::int64_t x0 = begin_x > left ? begin_x : left;
+                const std::int64_t x1 = begin_x + wide < right ? begin_x + wide : right;
+                const std::int64_t y0 = begin_y > top ? begin_y : top;
+                const std::int64_t y1 = begin_y + segment_height < bottom ? begin_y + segment_height : bottom;
+                for (std::int64_t line = y0; line < y1; ++line)
+                    std::memcpy(
+                        out + 3 * ((i * side + line - y) * side + x0 - x),
+                        pixels[s] + 3 * ((line - begin_y) * wide + x0 - begin_x), 3 * (x1 - x0));
+            }
+    }
+}
+
+}  // extern "C"
