@@ -34,6 +34,7 @@ class S3Server(Server):
 
     async def get(self, key: str, span: Span | None, limit: int, version: Version | None) -> Answer | None:
         """Ask once; see Server."""
+        from aiohttp import ClientError
         from botocore.exceptions import BotoCoreError, NoCredentialsError
 
         options: dict[str, Any] = dict(self._version)
@@ -51,7 +52,7 @@ class S3Server(Server):
             raise Refused(f"is refused; check the environment's credentials, or {PUBLIC}") from error
         except NoCredentialsError as error:
             raise Refused(f"needs credentials, and the environment has none; {PUBLIC}") from error
-        except (BotoCoreError, TimeoutError, OSError) as error:
+        except (BotoCoreError, ClientError, TimeoutError, OSError) as error:
             raise _of_s3(error) from error
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Self
+from urllib.parse import unquote
 
 ENDLESS_BLOCK = bytes(1 << 16)
 
@@ -84,6 +85,10 @@ class RangeServer:
                     return name
         return "status" if behavior.status else ""
 
+    def path_of(self, name: str) -> Path:
+        """File of a path without its query."""
+        return self.folder / unquote(name)
+
     def count(self, size: int) -> None:
         with self._lock:
             self.sent += size
@@ -109,7 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
         with server._lock:
             server.requests.append((self.path, self.headers.get("Range", "")))
             server.authorizations.append(self.headers.get("Authorization", ""))
-        path, fault = server.folder / name, server.fault()
+        path, fault = server.path_of(name), server.fault()
         if fault == "busy":
             self._answer(503, b"", {"Retry-After": "0"})
         elif fault == "redirect":
