@@ -43,6 +43,7 @@ def export_bundle(
     overrides: Overrides | None = None,
     overwrite: bool = False,
     parity_tiles: int = 64,
+    kept_tiles: int = 0,
     engines: EngineOptions | None = None,
     precisions: PrecisionOptions = FP32_ONLY,
     require_servable: bool = False,
@@ -78,6 +79,8 @@ def export_bundle(
         Replace a bundle at `out`.
     parity_tiles : int
         Tiles on which export and checkpoint are compared.
+    kept_tiles : int
+        Of these, to keep in the bundle.
     engines : EngineOptions, optional
         TensorRT engines to build; none by default.
     precisions : PrecisionOptions
@@ -139,7 +142,7 @@ def export_bundle(
             )
             images = reference.images
             fields = write_retrieval_bundle(
-                draft.part, checkpoint, settings, reference, parity_tiles, precisions, say
+                draft.part, checkpoint, settings, reference, parity_tiles, precisions, say, kept_tiles
             )
         else:
             if references or sections or hold_out:
@@ -154,7 +157,7 @@ def export_bundle(
                 )
             gene_list = known_genes(checkpoint, gene_file)
             fields = write_direct_bundle(
-                draft.part, checkpoint, settings, gene_list.names, parity_tiles, precisions, say
+                draft.part, checkpoint, settings, gene_list.names, parity_tiles, precisions, say, kept_tiles
             )
             fields["genes_from"] = gene_list.source
         fields = {**_manifest_fields(checkpoint, settings), **fields}

@@ -65,6 +65,7 @@ def main(
     min_overlap: float | None,
     min_cosine: float | None,
     parity_tiles: int,
+    kept_tiles: int,
     calibrate: bool,
     license_name: str | None,
     metadata_path: Path | None,
@@ -135,6 +136,7 @@ def main(
         overrides=settings_overrides(options),
         overwrite=overwrite,
         parity_tiles=parity_tiles,
+        kept_tiles=kept_tiles,
         precisions=PrecisionOptions(
             names or REDUCED, optional, calibration, calibration_tiles, method, limits
         ),

@@ -25,7 +25,7 @@ from mclst.export.parity.compare import (
     values_alone,
 )
 from mclst.export.parity.precisions import PrecisionOptions, check_fp32, write_precisions
-from mclst.export.parity.tiles import slide_tiles, stored_tiles, synthetic_tiles
+from mclst.export.parity.tiles import keep_tiles, slide_tiles, stored_tiles, synthetic_tiles
 from mclst.runtime.atomic import write_atomically
 from mclst.runtime.bundle.bundle import ENCODER, GENES, PARITY, SLIDE_GRAPH
 from mclst.runtime.bundle.manifest import Settings, SlideNetwork
@@ -42,6 +42,7 @@ def write_direct_bundle(
     parity_tiles: int,
     precisions: PrecisionOptions,
     say: Callable[[str], None],
+    kept_tiles: int = 0,
 ) -> dict[str, Any]:
     """Write genes, graphs and parity.json into `folder`; return their manifest fields.
 
@@ -67,7 +68,9 @@ def write_direct_bundle(
         write_slide_graph(network, checkpoint.traits, slide_network.graph, folder / SLIDE_GRAPH)
     tiles, calibration = _choose_tiles(checkpoint, settings, parity_tiles, precisions)
     say(f"proving parity on {tiles}")
-    expected = values_alone(encode_with_checkpoint(network, tiles.pixels, settings), settings)[:, -predicted:]
+    encoded = encode_with_checkpoint(network, tiles.pixels, settings)
+    keep_tiles(folder, tiles, encoded, kept_tiles)
+    expected = values_alone(encoded, settings)[:, -predicted:]
     side = int(np.ceil(np.sqrt(len(expected))))
     array_xy = np.stack([np.arange(len(expected)) % side, np.arange(len(expected)) // side], 1)
     if slide_network:

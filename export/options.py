@@ -260,6 +260,13 @@ precision_options = combine(
         help="Tiles on which export and checkpoint are compared.",
     ),
     click.option(
+        "--keep-parity-tiles",
+        "kept_tiles",
+        type=click.IntRange(0, 64),
+        default=0,
+        help="Of these, to keep in the bundle, so that anyone can repeat the proof. They show tissue.",
+    ),
+    click.option(
         "--calibrate/--no-calibrate",
         default=True,
         help="Predict each reference section with an image from the others, so that maps say what to trust.",

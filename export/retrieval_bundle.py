@@ -24,7 +24,7 @@ from mclst.export.inputs.references import (
 from mclst.export.onnx.graph import write_graph
 from mclst.export.parity.compare import TileSet, compare_export, encode_with_checkpoint, prove
 from mclst.export.parity.precisions import PrecisionOptions, check_fp32, write_precisions
-from mclst.export.parity.tiles import real_tiles, slide_tiles, stored_tiles, synthetic_tiles
+from mclst.export.parity.tiles import keep_tiles, real_tiles, slide_tiles, stored_tiles, synthetic_tiles
 from mclst.models.encoders import take_tiles
 from mclst.runtime.atomic import write_atomically
 from mclst.runtime.bundle.bank import Bank, bank_bytes
@@ -101,6 +101,7 @@ def write_retrieval_bundle(
     parity_tiles: int,
     precisions: PrecisionOptions,
     say: Callable[[str], None],
+    kept_tiles: int = 0,
 ) -> dict[str, Any]:
     """Write bank, graphs and parity.json into `folder`; return their manifest fields.
 
@@ -130,6 +131,7 @@ def write_retrieval_bundle(
     tiles, calibration = _choose_tiles(checkpoint, reference, settings, parity_tiles, precisions, say)
     say(f"proving parity on {tiles}")
     expected = encode_with_checkpoint(network, tiles.pixels, settings)
+    keep_tiles(folder, tiles, expected, kept_tiles)
     parity = prove(expected, open_session(folder / ENCODER, "cpu"), tiles, bank, settings)
     parity = check_fp32(parity, precisions, tiles)
     parity["precisions"], parity["left_out"] = write_precisions(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from mclst.export.inputs.references import SectionImage
 from mclst.export.parity.compare import TileSet
+from mclst.runtime.atomic import write_atomically
+from mclst.runtime.bundle.bundle import PARITY_OUTPUT, PARITY_TILES
 from mclst.runtime.bundle.manifest import Tile
 from mclst.runtime.errors import InputError, SlideError
 from mclst.runtime.slide.open import open_slide
@@ -118,6 +121,17 @@ def slide_tiles(paths: Sequence[Path], tile: Tile, count: int) -> TileSet:
                     raise SlideError(f"{path}: {batch.failed[0][1]}; give another --calibration")
                 pixels.append(batch.tiles.copy())
     return TileSet(np.concatenate(pixels), ", ".join(path.name for path in paths))
+
+
+def keep_tiles(folder: Path, tiles: TileSet, output: NDArray[np.float32], count: int) -> None:
+    """Write `count` of a parity proof's tiles, spread over all of them, and the checkpoint's output."""
+    if not count:
+        return
+    chosen = np.unique(np.linspace(0, len(tiles.pixels) - 1, count).round().astype(int))
+    for name, array in ((PARITY_TILES, tiles.pixels), (PARITY_OUTPUT, output)):
+        buffer = io.BytesIO()
+        np.save(buffer, np.ascontiguousarray(array[chosen]), allow_pickle=False)
+        write_atomically(folder / name, buffer.getvalue())
 
 
 def synthetic_tiles(tile: Tile, count: int) -> TileSet:

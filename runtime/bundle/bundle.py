@@ -27,6 +27,8 @@ SLIDE_GRAPH, GENES, CALIBRATION = "slide.onnx", "genes.txt", "calibration.h5"
 FORMER_NAMES = {SLIDE_GRAPH: "sequence.onnx"}
 """Names that bundles of format 1 have for a file."""
 GENE_TABLE = "genes.tsv"
+PARITY_TILES, PARITY_OUTPUT = "parity_tiles.npy", "parity_output.npy"
+"""Tiles of the parity proof and what the checkpoint gives for them, where the export keeps some."""
 """Precisions of a bundle's graphs; fp32 always exists."""
 REQUIRED_FILES = {
     "retrieval": (ENCODER, BANK),

@@ -93,6 +93,30 @@ def card(location: BundleLocation, out: Path | None, hub: str | None, overwrite:
     click.echo(str(path))
 
 
+@main.command("add-evaluation", context_settings=SETTINGS)
+@click.argument("bundle_path", metavar="BUNDLE", type=PATH)
+@click.argument("result", metavar="RESULT.json", type=PATH)
+@click.option("--method", help="Of several that RESULT compares.")
+@click.option("--url", help="Where others find RESULT.")
+@command
+def add_evaluation(bundle_path: Path, result: Path, method: str | None, url: str | None) -> None:
+    """Record in BUNDLE what mclst-eval --json measured of its maps.
+
+    The manifest changes, and with it the bundle's hash: add before the card and the signature. A section that
+    the bank holds is refused.
+    """
+    from mclst.runtime.sharing.evaluation import add_evaluation as add
+    from mclst.runtime.sharing.facts import evaluation
+    from mclst.runtime.sharing.verify import CARD, verify_bundle
+
+    bundle = add(verify_bundle(bundle_path), result, method, url)
+    assert bundle.manifest.about is not None, "it was added"
+    table([("evaluated", evaluation(bundle.manifest.about)), ("SHA-256", bundle.sha256)])
+    if (bundle.path / CARD).exists():
+        say(f"Note: {CARD} is from before; write it again with mclst-bundle card --overwrite")
+    click.echo(str(bundle.path))
+
+
 @main.command(context_settings=SETTINGS)
 @bundle_argument
 @signature_option
@@ -101,13 +125,17 @@ def card(location: BundleLocation, out: Path | None, hub: str | None, overwrite:
 def verify(location: BundleLocation, trusted: Trusted | None, quiet: bool) -> None:
     """Check hashes, graphs and parity, and that BUNDLE holds no more.
 
+    The proof is repeated on the tiles that mclst-export --keep-parity-tiles left in the bundle.
+
     Exit with 0 if all is right, else with 4 and a sentence.
     """
     from mclst.runtime.sharing.facts import describe_parity, read_parity
+    from mclst.runtime.sharing.parity_tiles import repeat_proof
     from mclst.runtime.sharing.signature import check_signature
     from mclst.runtime.sharing.verify import verify_bundle
 
     bundle = verify_bundle(local_folder(location, _note))
+    repeated = repeat_proof(bundle)
     signed = "not checked"
     if trusted is not None:
         check_signature(bundle, trusted)
@@ -115,6 +143,12 @@ def verify(location: BundleLocation, trusted: Trusted | None, quiet: bool) -> No
     rows = [
         ("files", f"{len(bundle.manifest.files)}, sizes and SHA-256 as in the manifest"),
         ("parity", describe_parity(read_parity(bundle))),
+        (
+            "repeated here",
+            "no: the bundle keeps no tiles of the proof"
+            if repeated is None
+            else f"on {repeated[0]} tiles, within {repeated[1]:.1e} of the checkpoint's output",
+        ),
         ("signature", signed),
         ("SHA-256", bundle.sha256),
     ]

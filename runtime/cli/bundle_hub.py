@@ -152,23 +152,25 @@ def sign(
 
 @click.command("bioimageio", context_settings=SETTINGS)
 @click.argument("bundle_path", metavar="BUNDLE", type=PATH)
-@click.argument("slide_path", metavar="SLIDE", type=SlideArgument())
+@click.argument("slide_path", metavar="[SLIDE]", type=SlideArgument(), required=False)
 @click.option("--author", "authors", multiple=True, required=True, help="Name of a maker; repeatable.")
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")
 @command
 def bioimageio(
-    bundle_path: Path, slide_path: SlideLocation, authors: tuple[str, ...], overwrite: bool
+    bundle_path: Path, slide_path: SlideLocation | None, authors: tuple[str, ...], overwrite: bool
 ) -> None:
     """Describe BUNDLE as a model of bioimage.io: rdf.yaml.
 
-    Test tensors are four tiles of SLIDE's tissue, which anyone will see, and what the graph gives for them.
-    Needs a license and a card.
+    Test tensors are the tiles of the parity proof that mclst-export --keep-parity-tiles left in the bundle;
+    or four tiles of SLIDE's tissue, and what the graph gives for them. Anyone will see them. Needs a license
+    and a card.
     """
     from mclst.runtime.sharing.bioimageio import tissue_tiles, write_rdf
     from mclst.runtime.sharing.verify import verify_bundle
     from mclst.runtime.slide.open import open_slide
 
-    bundle = verify_bundle(bundle_path)
-    with open_slide(slide_path) as slide:
-        tiles = tissue_tiles(bundle, slide)
+    bundle, tiles = verify_bundle(bundle_path), None
+    if slide_path is not None:
+        with open_slide(slide_path) as slide:
+            tiles = tissue_tiles(bundle, slide)
     click.echo(str(write_rdf(bundle, tiles, authors, overwrite=overwrite)))

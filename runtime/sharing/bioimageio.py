@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from mclst.runtime.atomic import check_writable, write_atomically
 from mclst.runtime.bundle.about import About
-from mclst.runtime.bundle.bundle import ENCODER, Bundle
+from mclst.runtime.bundle.bundle import ENCODER, PARITY_OUTPUT, PARITY_TILES, Bundle
 from mclst.runtime.bundle.onnx_scan import opset_version
 from mclst.runtime.encoder.onnxruntime_cpu import OnnxSession
 from mclst.runtime.errors import BundleError, InputError
 from mclst.runtime.hashing import file_sha256
 from mclst.runtime.sharing.card import yaml_text
 from mclst.runtime.sharing.facts import describe
+from mclst.runtime.sharing.parity_tiles import ATOL, RTOL, read_parity_tiles
 from mclst.runtime.sharing.verify import CARD, RDF, TEST_INPUT, TEST_OUTPUT
 from mclst.runtime.slide.base import Slide
 from mclst.runtime.tiling.grid import make_grid
@@ -35,13 +36,12 @@ FORMAT = "0.5.4"
 TILES = 4
 ASSUMED_MPP = 0.5
 """For slides without a scale. Tissue is found by color at about 8 µm/px, where a factor of 2 is harmless."""
-TOLERANCE = {"relative_tolerance": 1e-3, "absolute_tolerance": 1e-4}
-"""Between this machine and another; what separates runtimes is smaller by far."""
+TOLERANCE = {"relative_tolerance": RTOL, "absolute_tolerance": ATOL}
 DOI = re.compile(r"10\.\d{4,9}/[^\s)]+")
 
 
 def write_rdf(
-    bundle: Bundle, tiles: NDArray[np.uint8], authors: Sequence[str], *, overwrite: bool = False
+    bundle: Bundle, tiles: NDArray[np.uint8] | None, authors: Sequence[str], *, overwrite: bool = False
 ) -> Path:
     """Write rdf.yaml and its test tensors beside the manifest.
 
@@ -49,8 +49,8 @@ def write_rdf(
     ----------
     bundle : Bundle
         With a card and a license.
-    tiles : uint8 array [n, S, S, 3]
-        RGB, whose output is written with them.
+    tiles : uint8 array [n, S, S, 3], optional
+        RGB, whose output is written with them; by default the parity tiles that the bundle keeps.
     authors : sequence of str
         Names of the bundle's makers.
     overwrite : bool
@@ -79,16 +79,27 @@ def write_rdf(
         raise BundleError(f"{bundle.path} states no license, which bioimage.io needs; export with --license")
     if not (bundle.path / CARD).is_file():
         raise BundleError(f"{bundle.path} has no {CARD}; write it with mclst-bundle card")
-    for name in (RDF, TEST_INPUT, TEST_OUTPUT):
-        check_writable(bundle.path / name, overwrite=overwrite)
-    output = OnnxSession(bundle.encoder_path).encode(tiles)
-    hashes = {}
-    for name, array in ((TEST_INPUT, tiles), (TEST_OUTPUT, output)):
-        buffer = io.BytesIO()
-        np.save(buffer, array, allow_pickle=False)
-        write_atomically(bundle.path / name, buffer.getvalue())
-        hashes[name] = file_sha256(bundle.path / name)
-    text = yaml_text(_description(bundle, about, authors, hashes, output.shape[1]))
+    if tiles is None:
+        kept = read_parity_tiles(bundle)
+        if kept is None:
+            raise BundleError(
+                f"{bundle.path} keeps no tiles of its parity proof; export with --keep-parity-tiles 4, or "
+                "give a slide"
+            )
+        check_writable(bundle.path / RDF, overwrite=overwrite)
+        tensors = {name: bundle.manifest.files[name].sha256 for name in (PARITY_TILES, PARITY_OUTPUT)}
+        width = kept[1].shape[1]
+    else:
+        for name in (RDF, TEST_INPUT, TEST_OUTPUT):
+            check_writable(bundle.path / name, overwrite=overwrite)
+        output = OnnxSession(bundle.encoder_path).encode(tiles)
+        width, tensors = output.shape[1], {}
+        for name, array in ((TEST_INPUT, tiles), (TEST_OUTPUT, output)):
+            buffer = io.BytesIO()
+            np.save(buffer, array, allow_pickle=False)
+            write_atomically(bundle.path / name, buffer.getvalue())
+            tensors[name] = file_sha256(bundle.path / name)
+    text = yaml_text(_description(bundle, about, authors, tensors, width))
     write_atomically(bundle.path / RDF, text.encode())
     return bundle.path / RDF
 
@@ -110,9 +121,10 @@ def tissue_tiles(bundle: Bundle, slide: Slide) -> NDArray[np.uint8]:
 
 
 def _description(
-    bundle: Bundle, about: About, authors: Sequence[str], hashes: dict[str, str], width: int
+    bundle: Bundle, about: About, authors: Sequence[str], tensors: dict[str, str], width: int
 ) -> dict[str, Any]:
     m, facts = bundle.manifest, describe(bundle)
+    tested = [{"source": name, "sha256": sha256} for name, sha256 in tensors.items()]
     assert about.license is not None, "write_rdf checks"
     predicts = m.kind == "regression" and width == m.genes
     names = bundle.genes if predicts else [f"embedding{i}" for i in range(width)]
@@ -155,7 +167,7 @@ def _description(
                 "id": "tiles",
                 "axes": pixels,
                 "data": {"type": "uint8"},
-                "test_tensor": {"source": TEST_INPUT, "sha256": hashes[TEST_INPUT]},
+                "test_tensor": tested[0],
             }
         ],
         "outputs": [
@@ -163,7 +175,7 @@ def _description(
                 "id": "expression" if predicts else "embedding",
                 "axes": values,
                 "data": {"type": "float32"},
-                "test_tensor": {"source": TEST_OUTPUT, "sha256": hashes[TEST_OUTPUT]},
+                "test_tensor": tested[1],
             }
         ],
         "weights": {"onnx": weights},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from click.testing import CliRunner
 from fitted_checkpoint import EMBEDDING, RECIPE, VIEWS, fitted_checkpoint
 from numpy.typing import NDArray
 from PIL import Image
+from refusals import assert_refused
 from small_model import GENES, Small
 
 from mclst.export.cli import main
@@ -24,6 +27,7 @@ from mclst.export.onnx.fp16 import to_half
 from mclst.export.onnx.graph import save
 from mclst.runtime import Run, RunOptions, open_bundle, open_slide, predict
 from mclst.runtime.bundle.onnx_split import split_graph
+from mclst.runtime.cli.bundle import main as check
 from mclst.runtime.report.files import Files
 
 CHOSEN = ("GENE3", "GENE0", "GENE11")
@@ -46,8 +50,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exported]:
     for name in ("ridge", "blend"):
         folder = tmp_path_factory.mktemp(name)
         ckpt = fitted_checkpoint(folder / "model.pt", retrieval=name == "blend")
-        words = ["--ckpt", ckpt, "--out", folder / "bundle", "--precision", "fp32", "-q", "--wsinfer",
-                 folder / "model", "--wsinfer-genes", ",".join(CHOSEN), "--wsinfer-mpp", "0.5"]  # fmt: skip
+        words = ["--ckpt", ckpt, "--out", folder / "bundle", "--precision", "fp32", "-q",
+                 "--keep-parity-tiles", "3", "--wsinfer", folder / "model",
+                 "--wsinfer-genes", ",".join(CHOSEN), "--wsinfer-mpp", "0.5"]  # fmt: skip
         done = CliRunner().invoke(main, [str(word) for word in words])
         assert done.exit_code == 0, done.output
         made[name] = Exported(folder / "bundle", folder / "model")
@@ -137,6 +142,21 @@ def test_another_head_on_the_same_network_encodes_nothing(
     assert (again.reused, plain.reused) == (again.spots, 0)
     x, expected = (anndata.read_h5ad(done.map_path).X for done in (again, plain))
     np.testing.assert_array_equal(x, expected)
+
+
+def test_anyone_can_repeat_the_proof_on_the_tiles_that_were_kept(
+    exported: dict[str, Exported], tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(exported["blend"].bundle, tmp_path / "bundle"))
+    done = CliRunner().invoke(check, ["verify", str(bundle)])
+    assert done.exit_code == 0 and "on 3 tiles, within" in " ".join(done.stderr.split()), done.output
+    other = np.load(bundle / "parity_output.npy") + np.float32(0.01)
+    np.save(bundle / "parity_output.npy", other)
+    content = (bundle / "parity_output.npy").read_bytes()
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"]["parity_output.npy"]["sha256"] = hashlib.sha256(content).hexdigest()
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    assert_refused(CliRunner().invoke(check, ["verify", str(bundle)]), 4, ("what the checkpoint gave",))
 
 
 def test_a_graph_without_a_fitted_head_stays_whole(small_bundle: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,32 @@ def test_the_bundle_stays_whole(described: Path) -> None:
     assert_refused(run(*again), 4, ("slide.tif",))
 
 
+def test_the_parity_tiles_are_test_tensors_where_the_bundle_keeps_them(
+    small_bundle: Path, tmp_path: Path
+) -> None:
+    folder = describe_bundle(small_bundle, tmp_path / "bundle", ABOUT)
+    tiles = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    session = onnxruntime.InferenceSession(folder / "encoder.onnx")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for name, array in (
+        ("parity_tiles.npy", tiles),
+        ("parity_output.npy", session.run(None, {"tiles": tiles})[0]),
+    ):
+        np.save(folder / name, array)
+        content = (folder / name).read_bytes()
+        manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert run("card", folder).exit_code == 0
+    assert run("bioimageio", folder, "--author", "A. Maker").exit_code == 0
+    content = rdf(folder)
+    tensors = [content[side][0]["test_tensor"] for side in ("inputs", "outputs")]
+    assert tensors == [
+        {"source": name, "sha256": manifest["files"][name]["sha256"]}
+        for name in ("parity_tiles.npy", "parity_output.npy")
+    ]
+    assert not (folder / "test_tiles.npy").exists() and run("verify", folder).exit_code == 0
+
+
 def test_spec_accepts_it(described: Path) -> None:
     spec = pytest.importorskip("bioimageio.spec", reason="bioimageio.spec is not installed")
     summary = spec.load_description(described / "rdf.yaml").validation_summary
@@ -87,4 +114,6 @@ def test_what_bioimage_io_needs_is_named(small_bundle: Path, run_inputs: Path, t
     uncarded = describe_bundle(small_bundle, tmp_path / "uncarded", ABOUT)
     assert_refused(run("bioimageio", uncarded, slide, "--author", "A"), 4, ("README.md", "mclst-bundle card"))
     assert run("bioimageio", uncarded, slide).exit_code == 2
+    assert run("card", uncarded).exit_code == 0
+    assert_refused(run("bioimageio", uncarded, "--author", "A"), 4, ("--keep-parity-tiles",))
     assert not (uncarded / "rdf.yaml").exists()
