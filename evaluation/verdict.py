@@ -19,34 +19,37 @@ NOTHING = (
 def verdicts(assessment: Assessment) -> list[str]:
     """One sentence per method: does its map beat every baseline? Then `LEAK`, if there is one.
 
-    A map beats a baseline if the 95 % interval of their difference lies above 0: in mean r over all genes, or
-    in MSE where the baseline is constant and has no r.
+    Maps that a baseline beats come first, then those that are not shown to beat all. A map beats a baseline
+    if the 95 % interval of their difference lies above 0: in mean r over all genes, or in MSE where the
+    baseline is constant and has no r.
     """
     methods = list(dict.fromkeys(row.method for row in assessment.against if row.kind == "baseline"))
-    sentences = [
+    judged = [
         _verdict(name, [r for r in assessment.against if r.method == name and r.kind == "baseline"])
         for name in methods
     ]
+    sentences = [sentence for _, sentence in sorted(judged, key=lambda item: item[0])]
     if not methods:
         sentences = [NOTHING]
     return sentences + ([LEAK] if assessment.leaking else [])
 
 
-def _verdict(method: str, rows: Sequence[Against]) -> str:
+def _verdict(method: str, rows: Sequence[Against]) -> tuple[int, str]:
+    """Return how good the verdict is, 0 the worst, and its sentence."""
     name = f"The map of {method}" if method else "The map"
     outcome = {
         kind: [r for r in rows if r.of_set[ALL].outcome == kind] for kind in ("worse", "not told apart")
     }
     ranked = sorted(rows, key=lambda row: -_strength(row))
-    for kind, phrase in (("worse", "is worse than"), ("not told apart", "is not shown to be better than")):
+    phrases = (("worse", "is worse than"), ("not told apart", "is not shown to be better than"))
+    for rank, (kind, phrase) in enumerate(phrases):
         if outcome[kind]:
             best = next(row for row in ranked if row in outcome[kind])
             count = f" ({len(outcome[kind])} of {len(rows)} baselines)" if len(outcome[kind]) > 1 else ""
             baseline = f"the baseline “{best.other}”, which sees {best.sees}{count}"
-            return f"{name} {phrase} {baseline}: {_numbers(best)}"
-    return (
-        f"{name} beats all {len(rows)} baselines; the closest is “{ranked[0].other}”: {_numbers(ranked[0])}"
-    )
+            return rank, f"{name} {phrase} {baseline}: {_numbers(best)}"
+    closest = f"the closest is “{ranked[0].other}”: {_numbers(ranked[0])}"
+    return len(phrases), f"{name} beats all {len(rows)} baselines; {closest}"
 
 
 def _strength(row: Against) -> float:

@@ -10,19 +10,19 @@ from typing import Any
 
 from mclst.export.direct_bundle import write_direct_bundle
 from mclst.export.engines import EngineBuilder, EngineOptions
-from mclst.export.held_out import write_calibration
+from mclst.export.held_out import Measured, write_calibration
 from mclst.export.inputs.checkpoint import Checkpoint, open_checkpoint
-from mclst.export.inputs.references import SectionImage, known_genes
 from mclst.export.metadata import Metadata, complete_about, essentials, write_gene_table
 from mclst.export.onnx.graph import add_metadata
 from mclst.export.parity.precisions import FP32_ONLY, PrecisionOptions
-from mclst.export.retrieval_bundle import load_reference, write_retrieval_bundle
+from mclst.export.retrieval_bundle import load_measured, load_reference, write_retrieval_bundle
 from mclst.export.settings import Overrides, resolve_settings
 from mclst.runtime.bundle.about import About
 from mclst.runtime.bundle.bank import read_bank
 from mclst.runtime.bundle.bundle import BANK, GENES, Bundle, BundleDraft
+from mclst.runtime.bundle.manifest import Sequence as SlideNetwork
 from mclst.runtime.bundle.manifest import Settings
-from mclst.runtime.errors import CheckpointError, ReferenceDataError, SlideError
+from mclst.runtime.errors import CheckpointError, SlideError
 from mclst.runtime.section_options import SectionFiles
 from mclst.runtime.serving.server_manifest import check_servable
 
@@ -48,6 +48,8 @@ def export_bundle(
     precisions: PrecisionOptions = FP32_ONLY,
     require_servable: bool = False,
     calibrated: bool = True,
+    groups: str = "section",
+    unseen: bool = False,
     metadata: Metadata | None = None,
     section_files: SectionFiles | None = None,
     say: Callable[[str], None] = lambda text: None,
@@ -65,7 +67,7 @@ def export_bundle(
     weights : str or Path, optional
         The encoder's weights, for a checkpoint that names them by reference.
     references : sequence of str or Path
-        Measured sections for the bank of a retrieval system.
+        Measured sections: the bank of a retrieval system; any other is calibrated by those with a slide.
     sections : str, optional
         Names and ranges of sections to take, such as "A2-G3,H1", in the sorted order of their names; default
         all.
@@ -89,6 +91,10 @@ def export_bundle(
         Refuse a system that predicts whole slides, which a tile server cannot run.
     calibrated : bool
         Predict each reference section from the others where that can be done; see `write_calibration`.
+    groups : {"section", "patient"}
+        What is left out together.
+    unseen : bool
+        Whether the network is known not to have been trained on the reference sections.
     metadata : Metadata, optional
         What the bundle says of itself; nothing by default.
     section_files : SectionFiles, optional
@@ -134,35 +140,45 @@ def export_bundle(
         depth = f", depth {checkpoint.traits.depth}" if checkpoint.traits.depth else ""
         say(f"{checkpoint.path.name}: {title}, {checkpoint.encoder}, {checkpoint.genes} genes{depth}")
         gene_file = None if genes is None else Path(genes)
-        images: Sequence[SectionImage] = ()
         if kind == "retrieval":
             paths = [Path(path) for path in references]
             reference = load_reference(
                 checkpoint, paths, sections, hold_out, gene_file, settings, say, section_files
             )
-            images = reference.images
             fields = write_retrieval_bundle(
                 draft.part, checkpoint, settings, reference, parity_tiles, precisions, say, kept_tiles
             )
         else:
-            if references or sections or hold_out:
-                raise ReferenceDataError(
-                    f"{checkpoint.path} is {title}, whose expression comes from the network and not from "
-                    "reference sections; leave --reference, --sections and --hold-out out"
-                )
             if precisions.limits.overlap is not None or precisions.limits.cosine is not None:
                 raise CheckpointError(
                     f"{checkpoint.path} is {title}, which has no bank whose neighbors could overlap; leave "
                     "--min-overlap and --min-cosine out, --min-pearson judges it"
                 )
-            gene_list = known_genes(checkpoint, gene_file)
+            reference = load_measured(
+                checkpoint, [*map(Path, references)], sections, hold_out, gene_file, say, section_files
+            )
+            gene_list = reference.genes
             fields = write_direct_bundle(
                 draft.part, checkpoint, settings, gene_list.names, parity_tiles, precisions, say, kept_tiles
             )
             fields["genes_from"] = gene_list.source
         fields = {**_manifest_fields(checkpoint, settings), **fields}
         if calibrated:
-            fields["calibration"] = write_calibration(draft.part, checkpoint.metadata, settings, images, say)
+            seen = {str(section["name"]) for section in checkpoint.metadata.get("sections", ())}
+            measured = Measured(
+                reference.sections,
+                reference.images,
+                by_patient=groups == "patient",
+                unseen=unseen or bool(seen and seen.isdisjoint(image.name for image in reference.images)),
+            )
+            fields["calibration"] = write_calibration(
+                draft.part,
+                checkpoint.metadata,
+                settings,
+                measured,
+                say,
+                slide_network=SlideNetwork(**fields["sequence"]) if "sequence" in fields else None,
+            )
         fields["about"] = _describe(draft.part, checkpoint, fields, metadata or Metadata(About(), {}))
         if builder is not None:
             builder.build(draft.part, say)

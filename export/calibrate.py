@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mclst.kernels.nearest import NearestSearch
 from mclst.runtime.trust.calibration import PERCENTILES, Calibration, gallery_rows
 from mclst.sections.accuracy import pearson_per_gene
 
@@ -142,10 +143,8 @@ def _held_out_distances(groups: Sequence[HeldOut]) -> list[Array]:
         others = np.concatenate([other.embedding for i, other in enumerate(groups) if i != number])
         projection = _whitening(others)
         rows = gallery_rows(len(others))
-        bank, queries = others[rows] @ projection, group.embedding @ projection
-        squared = np.square(bank).sum(axis=1) - 2 * queries @ bank.T
-        nearest = squared.argmin(axis=1)
-        distances.append(np.asarray(np.linalg.norm(queries - bank[nearest], axis=1), np.float64))
+        search = NearestSearch(others[rows] @ projection)
+        distances.append(search.distances(group.embedding @ projection).astype(np.float64))
     return distances
 
 

@@ -67,6 +67,8 @@ def main(
     parity_tiles: int,
     kept_tiles: int,
     calibrate: bool,
+    groups: str,
+    unseen: bool,
     license_name: str | None,
     metadata_path: Path | None,
     bundle_path: Path | None,
@@ -83,8 +85,9 @@ def main(
     precision and int8 are added, each where it passes its gate; one named by --precision must pass.
 
     The system is recognized: mclSTExp and BLEEP need a --reference; ST-Net, HisToGene, Hist2ST and THItoGene
-    need --genes. The defaults shown are those of the published mclSTExp HER2+ scripts. Other systems have
-    their own published defaults, and a checkpoint trained by mclst stores its own.
+    need --genes, and a --reference with slides to be calibrated. The defaults shown are those of the
+    published mclSTExp HER2+ scripts. Other systems have their own published defaults, and a checkpoint
+    trained by mclst stores its own.
 
     --triton also writes a model repository for NVIDIA Triton, of this bundle or of an existing --bundle;
     --wsinfer a model for QuPath's WSInfer extension.
@@ -143,6 +146,8 @@ def main(
         engines=engines,
         require_servable=triton is not None,
         calibrated=calibrate,
+        groups=groups,
+        unseen=unseen,
         metadata=read_metadata(metadata_path, license_name),
         section_files=section_files,
         say=lambda text: say(text, quiet=quiet),

@@ -3,42 +3,76 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mclst.export.calibrate import HeldOut, calibrate
+from mclst.export.inputs.bank import ReferenceSection
 from mclst.export.inputs.references import SectionImage
 from mclst.kernels.retriever import Retriever
 from mclst.runtime.atomic import write_atomically
 from mclst.runtime.bundle.bank import Bank, read_bank
-from mclst.runtime.bundle.bundle import BANK, CALIBRATION, ENCODER
+from mclst.runtime.bundle.bundle import BANK, CALIBRATION, ENCODER, SEQUENCE
 from mclst.runtime.bundle.calibration import calibration_bytes
+from mclst.runtime.bundle.manifest import Sequence as SlideNetwork
 from mclst.runtime.bundle.manifest import Settings
+from mclst.runtime.encoder.session import Session
 from mclst.runtime.errors import InputError, SlideError
 from mclst.runtime.inference.providers import open_session
+from mclst.runtime.inference.sequence import SequenceSession
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.tiling.bounds import check_centers
 from mclst.runtime.tiling.tiles import Tiles, TileShape
-from mclst.runtime.trust.calibration import gallery_rows, stain_values
+from mclst.runtime.trust.calibration import OF_BANK, OF_NETWORK, gallery_rows, stain_values
 from mclst.runtime.trust.places import read_stain
+from mclst.sections.normalize import normalize
+from mclst.sections.patients import known_patients
 
 LEAST_GROUPS, LEAST_SPOTS = 2, 20
-OF_BANK = "section, of the bank alone"
-"""The network itself may have been trained on that section, so the figures are optimistic."""
-
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measured sections at hand when a bundle is made, by which it may be calibrated.
+
+    sections: of a system without a bank; may be empty with one. images: slides of sections. by_patient: leave
+    sections of one patient out together. unseen: whether the network is known not to have seen them.
+    """
+
+    sections: Sequence[ReferenceSection] = ()
+    images: Sequence[SectionImage] = ()
+    by_patient: bool = False
+    unseen: bool = False
+
+    def located(self) -> list[SectionImage]:
+        """Images with a spot on them, of at least two groups; else none."""
+        images = [image for image in self.images if np.isfinite(image.xy_px).all(axis=1).any()]
+        return images if len({self.group_of(image.name) for image in images}) >= LEAST_GROUPS else []
+
+    def group_of(self, section: str) -> str:
+        """Name of what is left out with a section."""
+        return known_patients([section]).get(section, section) if self.by_patient else section
+
+    @property
+    def unit(self) -> str:
+        """What is left out together."""
+        return "patient" if self.by_patient else "section"
 
 
 def write_calibration(
     folder: Path,
     metadata: Mapping[str, Any],
     settings: Settings,
-    images: Sequence[SectionImage],
+    measured: Measured,
     say: Say,
+    *,
+    slide_network: SlideNetwork | None = None,
 ) -> dict[str, Any] | None:
     """Write calibration.h5 into a bundle's folder, or say why not.
 
@@ -49,10 +83,12 @@ def write_calibration(
     metadata : mapping
         The checkpoint's; `out_of_fold` of a fitted head holds predictions of left-out sections.
     settings : Settings
-    images : sequence of SectionImage
-        Slides of the bank's sections.
+    measured : Measured
+        Sections of the bank, or those that a system without one is calibrated by.
     say : callable
         For the user.
+    slide_network : Sequence, optional
+        Of a system that predicts whole slides.
 
     Returns
     -------
@@ -64,17 +100,27 @@ def write_calibration(
         groups, kind = stored_groups(metadata)
         missing = "its checkpoint holds too few out-of-fold predictions with embeddings"
     elif (folder / BANK).is_file():
-        groups, stain = bank_groups(folder, settings, images, say)
-        kind = OF_BANK
+        groups, stain = bank_groups(folder, settings, measured, say)
+        kind = measured.unit if measured.unseen else f"{measured.unit}, {OF_BANK}"
         missing = "fewer than two of its reference sections have an image"
+    elif measured.sections and settings.neighborhood is None:
+        groups, stain = network_groups(folder, settings, slide_network, measured, say)
+        kind = measured.unit if measured.unseen else OF_NETWORK
+        missing = "fewer than two of the reference sections have an image"
     else:
-        groups, kind, missing = [], "", "its system brings no predictions of held-out sections"
+        groups, kind = [], ""
+        missing = (
+            "its system brings no predictions of held-out sections; give --reference sections with slides"
+        )
     groups = [group for group in groups if len(group.truth) >= LEAST_SPOTS]
     if len(groups) < LEAST_GROUPS:
         say(f"not calibrated: {missing}, so maps will not say what to trust")
         return None
-    say(f"calibrating by {len(groups)} groups, each predicted without itself ({kind})")
+    say(f"calibrating by {len(groups)} groups, left out: {kind}")
     calibration = calibrate(groups, kind=kind, stain=np.array(stain) if stain else None)
+    if calibration.optimistic:
+        say("Note: the network may have seen these sections, so r, errors and intervals are optimistic; "
+            "--unseen says that it has not")  # fmt: skip
     write_atomically(folder / CALIBRATION, calibration_bytes(calibration))
     return {
         "left_out": kind,
@@ -127,36 +173,28 @@ def stored_groups(metadata: Mapping[str, Any]) -> tuple[list[HeldOut], str]:
 
 
 def bank_groups(
-    folder: Path, settings: Settings, images: Sequence[SectionImage], say: Say
+    folder: Path, settings: Settings, measured: Measured, say: Say
 ) -> tuple[list[HeldOut], list[list[float]]]:
-    """Predict each section that has an image from the others' bank; also return their stains."""
+    """Predict each section that has an image from the others' bank; also return their stains.
+
+    With `measured.by_patient`, sections of one patient are left out together.
+    """
     bank, session = read_bank(folder / BANK), open_session(folder / ENCODER, "cpu")
-    groups, stains = [], []
-    located = [image for image in images if np.isfinite(image.xy_px).all(axis=1).any()]
-    for image in located if len(located) >= LEAST_GROUPS else ():
-        others = bank.section != image.name
-        spec = settings.retrieval.spec()
+    spec = settings.retrieval.spec()
+    of_spot = np.array([measured.group_of(str(name)) for name in bank.section])
+    parts: list[HeldOut] = []
+    stains: list[list[float]] = []
+    for image in measured.located():
+        group = measured.group_of(image.name)
+        others = of_spot != group
         if np.count_nonzero(others) < spec.k:
             say(f"section {image.name} is not left out: without it the bank has fewer spots than k")
             continue
-        on_slide = np.flatnonzero(np.isfinite(image.xy_px).all(axis=1))
-        try:
-            with open_slide(image.image) as slide:
-                shape = TileShape(settings.tile.size_px, settings.tile.mpp, settings.tile.pad)
-                xy_px = image.xy_px[on_slide]
-                check_centers(xy_px, slide, lambda row: f"section {image.name}, spot {on_slide[row] + 1}")  # noqa: B023
-                stream = Tiles(slide, xy_px, shape, batch_size=16, workers=2)
-                stain = read_stain(slide, xy_px)
-                encoded = [(batch.rows, session.encode(batch.tiles)) for batch in stream]
-        except (SlideError, InputError) as error:
-            say(f"Warning: section {image.name} is not used for the calibration: {error}")
+        encoded = _encode(image, settings, session, say)
+        if encoded is None:
             continue
-        if not encoded:
-            continue
-        if stain is not None:
-            stains.append(stain_values(stain))
-        rows = on_slide[np.concatenate([of for of, _ in encoded])]
-        embedding = np.concatenate([values for _, values in encoded]).astype(np.float32)
+        rows, embedding = encoded.rows, encoded.values
+        stains += encoded.stain
         rest = Bank(
             bank.embedding[others],
             bank.expression[others],
@@ -166,5 +204,90 @@ def bank_groups(
         )
         predicted = Retriever(rest, spec).aggregate(embedding).expression
         truth = bank.expression[image.first_row + rows]
-        groups.append(HeldOut(image.name, predicted, truth, embedding))
-    return groups, stains
+        parts.append(HeldOut(group, predicted, truth, embedding))
+    return _joined(parts), stains
+
+
+def network_groups(
+    folder: Path, settings: Settings, slide_network: SlideNetwork | None, measured: Measured, say: Say
+) -> tuple[list[HeldOut], list[list[float]]]:
+    """Predict each section that has an image by the network as it is; also return their stains.
+
+    slide_network: of a system that predicts whole slides. The embedding is what the encoder gives: features
+    of a slide system, else the prediction itself.
+    """
+    session = open_session(folder / ENCODER, "cpu")
+    sequence = None if slide_network is None else SequenceSession(folder / SEQUENCE, slide_network, "cpu")
+    parts: list[HeldOut] = []
+    stains: list[list[float]] = []
+    for image in measured.located():
+        section = next(section for section in measured.sections if section.name == image.name)
+        encoded = _encode(image, settings, session, say)
+        if encoded is None:
+            continue
+        rows, values = encoded.rows, encoded.values
+        genes = section.counts.shape[1]
+        if sequence is None or slide_network is None:
+            predicted, values = values[:, -genes:], values[:, :-genes] if values.shape[1] > genes else values
+        elif section.array_xy is None or not _fit(section.array_xy[rows], slide_network.positions):
+            say(f"Warning: section {image.name} is not used for the calibration: its spots have no array "
+                "coordinates that the model knows")  # fmt: skip
+            continue
+        else:
+            predicted = sequence.predict_expression(values, section.array_xy[rows])
+        truth = normalize(settings.normalisation.expression, section.counts, section.total)[rows]
+        stains += encoded.stain
+        parts.append(HeldOut(measured.group_of(image.name), predicted, truth, values))
+    return _joined(parts), stains
+
+
+def _fit(array_xy: NDArray[np.int64], rows: int) -> bool:
+    return bool(((array_xy >= 0) & (array_xy < rows)).all())
+
+
+def _joined(parts: Sequence[HeldOut]) -> list[HeldOut]:
+    """One HeldOut per group."""
+    by_group: dict[str, list[HeldOut]] = {}
+    for part in parts:
+        by_group.setdefault(part.group, []).append(part)
+    return [
+        HeldOut(
+            group,
+            np.concatenate([part.prediction for part in of]),
+            np.concatenate([part.truth for part in of]),
+            np.concatenate([part.embedding for part in of]),
+            len(of),
+        )
+        for group, of in by_group.items()
+    ]
+
+
+class _Encoded(NamedTuple):
+    """rows: int64 [n], of the section. values: float32 [n, D]. stain: `stain_values`, if measured."""
+
+    rows: NDArray[np.int64]
+    values: NDArray[np.float32]
+    stain: list[list[float]]
+
+
+def _encode(image: SectionImage, settings: Settings, session: Session, say: Say) -> _Encoded | None:
+    """Encode the tiles of a section's spots that are on its slide; None, said, if none can be."""
+    on_slide = np.flatnonzero(np.isfinite(image.xy_px).all(axis=1))
+    xy_px = image.xy_px[on_slide]
+    try:
+        with open_slide(image.image) as slide:
+            shape = TileShape(settings.tile.size_px, settings.tile.mpp, settings.tile.pad)
+            check_centers(xy_px, slide, lambda row: f"section {image.name}, spot {on_slide[row] + 1}")
+            stream = Tiles(slide, xy_px, shape, batch_size=16, workers=2)
+            stain = read_stain(slide, xy_px)
+            encoded = [(batch.rows, session.encode(batch.tiles)) for batch in stream]
+    except (SlideError, InputError) as error:
+        say(f"Warning: section {image.name} is not used for the calibration: {error}")
+        return None
+    if not encoded:
+        return None
+    return _Encoded(
+        on_slide[np.concatenate([of for of, _ in encoded])],
+        np.concatenate([values for _, values in encoded]).astype(np.float32),
+        [] if stain is None else [stain_values(stain)],
+    )

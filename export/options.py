@@ -109,13 +109,13 @@ input_options = combine(
         "references",
         type=PATH,
         multiple=True,
-        help="Measured sections for the bank: a folder of legacy ST sections, Space Ranger outs/, or .h5ad; "
-        "repeatable.",
+        help="Measured sections: a folder of legacy ST sections, Space Ranger outs/, or .h5ad; repeatable. "
+        "They make the bank; a system without one is calibrated by those with a slide.",
     ),
     click.option(
         "--sections", help="Reference sections to use: names and ranges, such as A2-G3,H1.  [default: all]"
     ),
-    click.option("--hold-out", multiple=True, help="Section to leave out of the bank; repeatable."),
+    click.option("--hold-out", multiple=True, help="Section to leave out; repeatable."),
     click.option(
         "--genes",
         type=PATH,
@@ -270,6 +270,17 @@ precision_options = combine(
         "--calibrate/--no-calibrate",
         default=True,
         help="Predict each reference section with an image from the others, so that maps say what to trust.",
+    ),
+    click.option(
+        "--groups",
+        type=click.Choice(("section", "patient")),
+        default="section",
+        help="What --calibrate leaves out together; a patient is a section's name without its last number.",
+    ),
+    click.option(
+        "--unseen",
+        is_flag=True,
+        help="The network was not trained on the --reference sections, so their errors count as they are.",
     ),
 )
 

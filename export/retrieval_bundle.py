@@ -93,6 +93,38 @@ def load_reference(
     return Reference(*stored_sections(checkpoint), [])
 
 
+def load_measured(
+    checkpoint: Checkpoint,
+    paths: Sequence[Path],
+    sections: str | None,
+    hold_out: Sequence[str],
+    genes: Path | None,
+    say: Callable[[str], None],
+    files: SectionFiles | None = None,
+) -> Reference:
+    """Genes of a system without a bank, and the sections, if any, that it is calibrated by.
+
+    Raises ReferenceDataError if the gene order is unknown or the sections are of no use, SectionError as the
+    readers do.
+    """
+    if not paths:
+        if sections or hold_out:
+            raise ReferenceDataError("--sections and --hold-out choose from a --reference; give one")
+        return Reference([], known_genes(checkpoint, genes), [])
+    if "out_of_fold" in checkpoint.metadata:
+        raise ReferenceDataError(
+            f"{checkpoint.path} carries its own predictions of held-out sections; leave --reference out"
+        )
+    sources = find_references(paths, sections, hold_out, files)
+    return Reference(
+        *read_references(
+            sources,
+            lambda first: model_genes(checkpoint, paths, genes, first),
+            lambda text: say(f"Warning: {text}"),
+        )
+    )
+
+
 def write_retrieval_bundle(
     folder: Path,
     checkpoint: Checkpoint,

@@ -44,8 +44,8 @@ benchmarks/contenders: benchmarks/retrieval benchmarks/harness export/inputs exp
 benchmarks/serving: benchmarks/harness runtime/serving runtime/report/figures runtime
 benchmarks/page: benchmarks/harness runtime/report/page runtime/expression_map runtime kernels
     kernels/definition
-benchmarks/accuracy: benchmarks/harness training export/parity export/onnx runtime/inference runtime/encoder
-    runtime/bundle runtime sections
+benchmarks/accuracy: benchmarks/harness training training/fitting export/parity export/onnx runtime/inference
+    runtime/encoder runtime/bundle runtime sections/formats sections
 benchmarks/recipes: benchmarks/harness export/parity export/onnx runtime/inference runtime/bundle runtime
     models/recipes
 benchmarks/retrieval: benchmarks/harness benchmarks/roofline runtime/report/figures runtime kernels
@@ -64,8 +64,8 @@ tl: runtime/report runtime/run runtime/sharing runtime/slide runtime/bundle runt
 adapters: runtime/sharing runtime/inference runtime/encoder runtime/bundle runtime
 evaluation: evaluation/baselines evaluation/metrics runtime/report/page runtime/report/figures
     runtime/expression_map runtime/bundle runtime sections/formats sections/tables sections
-evaluation/baselines: runtime/expression_map runtime/tiling runtime/slide runtime/bundle runtime
-    sections/formats sections/tables sections
+evaluation/baselines: training/fitting models/recipes runtime/expression_map runtime/tiling runtime/slide
+    runtime/bundle runtime sections/formats sections/tables sections
 evaluation/metrics: runtime/expression_map sections
 training: runtime/tiling runtime/slide runtime/bundle runtime kernels kernels/definition sections/formats
     sections/tables sections models models/recipes
@@ -73,8 +73,8 @@ training/fitting: training export/onnx runtime/features runtime/inference runtim
     runtime/encoder runtime/trust runtime/bundle runtime kernels kernels/definition sections/formats
     sections/tables sections models models/recipes
 export: export/triton export/parity export/inputs export/onnx runtime/cli runtime/serving runtime/inference
-    runtime/encoder/tensorrt runtime/encoder/cuda runtime/trust runtime/bundle runtime kernels/definition
-    sections models kernels runtime/tiling runtime/slide
+    runtime/encoder/tensorrt runtime/encoder/cuda runtime/encoder runtime/trust runtime/bundle runtime
+    kernels/definition sections models kernels runtime/tiling runtime/slide
 export/triton: runtime/serving runtime/encoder/tensorrt runtime/encoder/cuda runtime/encoder runtime/bundle
     runtime
 export/parity: export/inputs export/onnx runtime/tiling runtime/slide runtime/encoder runtime/bundle runtime
@@ -101,7 +101,7 @@ runtime/report/figures: runtime/expression_map runtime
 runtime/report/export: runtime/expression_map runtime/tiling runtime sections/tables
 runtime/encoder/tensorrt: runtime/encoder/cuda runtime/encoder runtime/bundle runtime kernels/definition
 runtime/expression_map: runtime/trust runtime kernels/definition sections/formats sections/tables sections
-runtime/trust: runtime/slide runtime kernels/definition
+runtime/trust: runtime/slide runtime kernels kernels/definition
 runtime/tiling: runtime/slide runtime/storage runtime sections/tables sections
 runtime/features: runtime kernels/definition
 runtime/encoder/cuda: runtime/encoder runtime kernels/cuda kernels/definition

@@ -33,7 +33,7 @@ def read_baseline_maps(
     Returns
     -------
     mapping of name to (what it sees, Predict)
-        As `predict_baselines` takes it; a section without a map gives None.
+        As `predict_baselines` takes it; a section without a map is said.
 
     Raises
     ------
@@ -60,9 +60,9 @@ def read_baseline_maps(
 def _predictor(maps: Mapping[str, Prediction], genes: Sequence[str]) -> Predict:
     def predict(
         training: Sequence[MeasuredSection], section: MeasuredSection
-    ) -> tuple[NDArray[np.float64], str] | None:
+    ) -> tuple[NDArray[np.float64] | None, str]:
         if section.name not in maps:
-            return None
+            return None, f"no map of section {section.name}"
         own = maps[section.name]
         columns = {gene: i for i, gene in enumerate(own.genes.tolist())}
         rows = {spot: i for i, spot in enumerate(own.spot.tolist())}

@@ -23,8 +23,13 @@ SEES = {
 }
 """What each baseline sees of the section."""
 
-Predict = Callable[[Sequence[MeasuredSection], MeasuredSection], tuple[NDArray[np.float64], str] | None]
-"""A further baseline: training sections and the section → expression [n, G] and a remark, or None."""
+Predict = Callable[
+    [Sequence[MeasuredSection], MeasuredSection], tuple[NDArray[np.float64] | None, str] | None
+]
+"""A baseline: training sections and the section → expression [n, G] and a remark, or None and why not.
+
+None alone where the section lacks what the baseline sees.
+"""
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,9 @@ def predict_baselines(
         baselines.append(_made(name, sees, predict(sections, section), sections, "no positions"))
     baselines.append(_by_stain(training, section, stains or {}))
     for name, (sees, predict) in (further or {}).items():
-        result = predict(training, section)
-        made_of = f"not made for section {section.name}" if result is None else result[1]
-        baselines.append(Baseline(name, sees, made_of, None if result is None else result[0]))
+        expression, remark = predict(training, section) or (None, f"for section {section.name}")
+        made_of = remark if expression is not None else f"not made: {remark}"
+        baselines.append(Baseline(name, sees, made_of, expression))
     return baselines
 
 
@@ -125,7 +130,7 @@ def _standardize(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _made(
     name: str,
     sees: str,
-    result: tuple[NDArray[np.float64], str] | None,
+    result: tuple[NDArray[np.float64] | None, str] | None,
     sections: Sequence[MeasuredSection],
     lacking: str,
 ) -> Baseline:

@@ -124,8 +124,9 @@ class Board:
             say(f"{row}{outcome.error}", quiet=self._quiet)
             return
         lost = f"  {outcome.unreadable} unreadable, their rows are NaN" if outcome.unreadable else ""
+        far = "" if outcome.outside_share is None else f"  {outcome.outside_share:.0%} outside"
         say(
-            f"{row}{outcome.spots:>9,}  {outcome.seconds:>8,.1f}  {outcome.attempts:>3}{lost}",
+            f"{row}{outcome.spots:>9,}  {outcome.seconds:>8,.1f}  {outcome.attempts:>3}{far}{lost}",
             quiet=self._quiet,
         )
 

@@ -27,7 +27,7 @@ class SlideOutcome:
     status: DONE, SKIPPED (its map was finished before) or FAILED. unreadable: number of tiles. resumed: spots
     taken over from a stopped run. seconds: of the last attempt. attempts: workers that tried. error,
     exit_code: as a single run would report them. trace: traceback of a defect. worker: host name. notes: for
-    the user.
+    the user. verdict, outside_share: see `Run`.
     """
 
     name: str
@@ -44,6 +44,8 @@ class SlideOutcome:
     trace: str = ""
     worker: str = ""
     notes: tuple[str, ...] = ()
+    verdict: str = ""
+    outside_share: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -59,6 +61,8 @@ class SlideOutcome:
             "attempts": self.attempts,
             "worker": self.worker,
             "notes": list(self.notes),
+            "verdict": self.verdict or None,
+            "outside_share": self.outside_share,
         }
         if self.status == FAILED:
             content["error"] = {
@@ -110,7 +114,13 @@ def run_slide(
         report, why = finished(job, job.outputs(), record)
         if report is not None:
             run = report["run"]
-            return outcome(SKIPPED, spots=run["spots"], unreadable=len(run["failed"]))
+            return outcome(
+                SKIPPED,
+                spots=run["spots"],
+                unreadable=len(run["failed"]),
+                verdict=run.get("verdict", ""),
+                outside_share=run.get("outside_share"),
+            )
         if why and not options.overwrite:
             raise OutputError(f"{job.map_path} exists and {why}; choose another --out or add --overwrite")
         done = run_job(model, job, watch=watch, notify=note, identity=record, shard=shard)
@@ -124,7 +134,14 @@ def run_slide(
         if code == DEFECT:
             sentence = f"{type(error).__name__}: {error} (a defect in mclst; please report its traceback)"
         return outcome(FAILED, error=sentence, exit_code=code, trace=trace)
-    return outcome(DONE, spots=done.spots, unreadable=len(done.failed), resumed=done.resumed)
+    return outcome(
+        DONE,
+        spots=done.spots,
+        unreadable=len(done.failed),
+        resumed=done.resumed,
+        verdict=done.verdict,
+        outside_share=done.outside_share,
+    )
 
 
 def run_in_turn(

@@ -24,7 +24,14 @@ JOB_COLUMNS = {
     "all-spots": "all_spots",
 }
 """Column, also an option of mclst-infer → field of Job."""
-OPTION_COLUMNS = {"genes": "genes", "mpp": "mpp", "max-bad-tiles": "max_bad_tiles"}
+TRUST_COLUMNS = {
+    "any-stain": "any_stain",
+    "intervals": "intervals",
+    "reliable": "reliable",
+    "outside-level": "outside_level",
+    "max-outside": "max_outside",
+}
+OPTION_COLUMNS = {"genes": "genes", "mpp": "mpp", "max-bad-tiles": "max_bad_tiles", **TRUST_COLUMNS}
 """Column → field of RunOptions."""
 COLUMNS = (*JOB_COLUMNS, *OPTION_COLUMNS)
 PATHS = ("spots", "tissue-mask", "region")

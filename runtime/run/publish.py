@@ -43,7 +43,8 @@ def publish(
     """
     outputs, log, inputs = run.outputs, run.log, run.inputs
     content, slide = outputs.content, inputs.slide
-    verdict = run.trust.judge(writer.rows, slide.path)
+    trust = run.trust.of_slide(writer.rows)
+    verdict = trust.judge(slide.path)
     record = {**provenance.as_dict(), "trust": verdict.as_dict()}
     if run.options.intervals is not None:
         record["trust"]["intervals_percent"] = run.options.intervals
@@ -111,8 +112,8 @@ def publish(
                 "seconds": dict(log.clock),
             },
             metadata={"source_image_path": slide.path.name},
-            columns=run.trust.columns(writer.rows),
-            layers=run.trust.layers(writer.rows),
+            columns=trust.columns(),
+            layers=trust.layers(),
             before_publish=write_other_files,
         )
     assert summary is not None, "publish calls before_publish"

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mclst.kernels.definition.contract import ProviderError
 from mclst.kernels.definition.result import RetrievalResult
-from mclst.runtime.errors import InputError, SlideError
+from mclst.runtime.errors import InputError, ResourceError, SlideError
 from mclst.runtime.expression_map.layers import MakeLayers
 from mclst.runtime.expression_map.row_file import RowFile
 from mclst.runtime.inference.model import Model, describe_location
@@ -23,6 +24,7 @@ from mclst.runtime.trust.stain import Stain
 from mclst.runtime.trust.verdict import Verdict, judge
 
 OWN_COLUMNS = ("distance_percentile", "outside", "expected_error", "section_share")
+BEHIND_SERVER = "a server keeps the embeddings; run the bundle itself"
 RELIABLE_R = 0.3
 """A gene is reliable if 9 of 10 new sections are expected to exceed this r."""
 
@@ -32,7 +34,7 @@ class RunTrust:
     """What is known of a run's model and slide.
 
     calibration: None without one. stain: of the slide, None if not measured. kept: columns of the genes that
-    are written, None for all. genes: their names.
+    are written, None for all. genes: their names. why_not: why nothing is calibrated, "" for the bundle.
     """
 
     options: RunOptions
@@ -40,6 +42,7 @@ class RunTrust:
     stain: Stain | None
     genes: list[str]
     kept: NDArray[np.int64] | None = None
+    why_not: str = ""
 
     @property
     def measured(self) -> bool:
@@ -88,48 +91,64 @@ class RunTrust:
             section_share=share,
         )
 
-    def columns(self, rows: RowFile) -> dict[str, NDArray[Any]]:
-        """Columns of `obs`, NaN for spots without a prediction, which are not called outside."""
+    def of_slide(self, rows: RowFile) -> SlideTrust:
+        """Return what the finished rows of a slide say."""
         if self.calibration is None:
+            return SlideTrust(self, rows, None)
+        percentile = self.calibration.percentiles(np.nan_to_num(rows.distance, nan=0.0))
+        percentile[np.isnan(rows.distance)] = np.nan
+        return SlideTrust(self, rows, percentile)
+
+
+@dataclass(frozen=True)
+class SlideTrust:
+    """What a run's rows say of its slide.
+
+    percentile: float32 [n], share of held-out spots that are nearer than each spot, NaN without a prediction;
+    None without a calibration.
+    """
+
+    run: RunTrust
+    rows: RowFile
+    percentile: NDArray[np.float32] | None
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Columns of `obs`, NaN for spots without a prediction, which are not called outside."""
+        if self.percentile is None:
             return {}
-        percentile = self._percentile(rows)
-        outside = percentile > self.options.outside_level
-        values = (percentile, outside, rows.expected_error, rows.section_share)
-        columns = dict(zip(self.own_columns, values, strict=True))
+        rows, outside = self.rows, self.percentile > self.run.options.outside_level
+        values = (self.percentile, outside, rows.expected_error, rows.section_share)
+        columns = dict(zip(self.run.own_columns, values, strict=True))
         if np.isnan(rows.section_share).all():
             del columns["section_share"]
         return columns
 
-    def _percentile(self, rows: RowFile) -> NDArray[np.float32]:
-        assert self.calibration is not None
-        percentile = self.calibration.percentiles(np.nan_to_num(rows.distance, nan=0.0))
-        percentile[np.isnan(rows.distance)] = np.nan
-        return percentile
-
-    def layers(self, rows: RowFile) -> MakeLayers | None:
+    def layers(self) -> MakeLayers | None:
         """What makes the layers `low` and `high`; None unless intervals are asked for."""
-        calibration, percent = self.calibration, self.options.intervals
-        if calibration is None or percent is None:
+        run, calibration, percent = self.run, self.run.calibration, self.run.options.intervals
+        if calibration is None or self.percentile is None or percent is None:
             return None
         level = _level(calibration, percent)
-        outside = ~(self._percentile(rows) <= self.options.outside_level)
-        chosen = calibration if self.kept is None else calibration.of_genes(self.kept)
+        outside = ~(self.percentile <= run.options.outside_level)
+        chosen = calibration if run.kept is None else calibration.of_genes(run.kept)
 
         def make(block: slice, expression: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
-            return chosen.interval(expression, np.nan_to_num(rows.distance[block]), outside[block], level)
+            distance = np.nan_to_num(self.rows.distance[block])
+            return chosen.interval(expression, distance, outside[block], level)
 
         return make
 
-    def judge(self, rows: RowFile, slide: SlideLocation) -> Verdict:
+    def judge(self, slide: SlideLocation) -> Verdict:
         """Judge the slide; SlideError if more spots are outside than `max_outside` tolerates."""
-        verdict = judge(self.calibration, rows.distance, self.options.outside_level, self.stain)
-        limit, share = self.options.max_outside, verdict.outside_share
-        if limit is not None and share is not None:
-            predicted = int(np.count_nonzero(~np.isnan(rows.distance)))
-            outside, most = round(share * predicted), most_bad_tiles(limit, predicted)
+        run, options = self.run, self.run.options
+        known = None if self.percentile is None else self.percentile[~np.isnan(self.percentile)]
+        verdict = judge(run.calibration, known, options.outside_level, run.stain, run.why_not)
+        limit, share = options.max_outside, verdict.outside_share
+        if limit is not None and share is not None and known is not None:
+            outside, most = round(share * len(known)), most_bad_tiles(limit, len(known))
             if outside > most:
                 raise SlideError(
-                    f"{slide}: {outside:,} of {predicted:,} spots are outside what the model was calibrated "
+                    f"{slide}: {outside:,} of {len(known):,} spots are outside what the model was calibrated "
                     f"on, more than --max-outside {limit} allows; give another slide, or allow more"
                 )
         return verdict
@@ -142,6 +161,8 @@ def open_trust(model: Model, options: RunOptions, stain: Stain | None) -> RunTru
     ------
     InputError
         If an option needs a calibration and there is none, or no gene is reliable enough.
+    ResourceError
+        If distances cannot be computed on this machine.
     """
     calibration, genes = model.calibration, model.genes
     if calibration is None:
@@ -151,7 +172,11 @@ def open_trust(model: Model, options: RunOptions, stain: Stain | None) -> RunTru
                     f"--{name.replace('_', '-')} needs a calibrated bundle, and {describe_location(model)} "
                     "is not calibrated; export one with held-out sections, or leave the option out"
                 )
-        return RunTrust(options, None, stain, genes)
+        return RunTrust(options, None, stain, genes, why_not=BEHIND_SERVER if model.server else "")
+    try:
+        calibration.search  # noqa: B018 - refused before the work
+    except ProviderError as error:
+        raise ResourceError(str(error)) from error
     if options.intervals is not None:
         _level(calibration, options.intervals)
     if options.reliable is None:

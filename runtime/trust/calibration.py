@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mclst.kernels.nearest import NearestSearch
 from mclst.runtime.trust.stain import Stain
 
 MAX_GALLERY = 4096
 PERCENTILES = 101
-QUERY_ROWS = 256
 
 Floats = NDArray[np.float32]
+
+OF_BANK, OF_NETWORK = "of the bank alone", "nothing, the network is as it is"
+"""End of `Calibration.kind` where the network may have been trained on the sections it is calibrated by."""
 
 SHAPES: dict[str, tuple[str, ...]] = {
     "projection": ("D", "Q"),
@@ -42,7 +46,7 @@ class Calibration:
     Parameters
     ----------
     kind : str
-        What was left out together: "section", "patient", "group", or "part of one section".
+        What was left out together, such as "section", "patient" or "part of one section", for people.
     group : tuple of str
         Names of the K groups.
     sections, spots : int
@@ -97,16 +101,19 @@ class Calibration:
         """G."""
         return len(self.error)
 
+    @property
+    def optimistic(self) -> bool:
+        """Whether the network may have been trained on the sections that it was calibrated by."""
+        return self.kind.endswith((OF_BANK, OF_NETWORK))
+
+    @cached_property
+    def search(self) -> NearestSearch:
+        """The gallery prepared for queries; raises ProviderError where retrieval is not installed."""
+        return NearestSearch(self.gallery)
+
     def distances(self, embedding: NDArray[np.floating[Any]]) -> Floats:
         """Euclidean distance float32 [n] of embeddings [n, D] to the nearest spot of the gallery."""
-        result = np.empty(len(embedding), np.float32)
-        squares = np.square(self.gallery).sum(axis=1)
-        for start in range(0, len(embedding), QUERY_ROWS):
-            query = np.asarray(embedding[start : start + QUERY_ROWS], np.float32) @ self.projection
-            nearest = (squares - 2 * (query @ self.gallery.T)).argmin(axis=1)
-            # Exact for the chosen spot: the expanded square cancels where the distance is small.
-            result[start : start + QUERY_ROWS] = np.linalg.norm(query - self.gallery[nearest], axis=1)
-        return result
+        return self.search.distances(np.asarray(embedding, np.float32) @ self.projection)
 
     def percentiles(self, distance: NDArray[np.floating[Any]]) -> Floats:
         """Share float32 [n], 0 to 1, of the held-out spots that are nearer than `distance` [n]."""

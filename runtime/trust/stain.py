@@ -19,6 +19,8 @@ STAINED_OD = 0.15
 """Sum of the optical densities of R, G and B from which a pixel counts as stained."""
 FIRST_HUE, LAST_HUE = 200.0, 10.0
 """Hues of H&E in degrees, from blue over purple and pink; 99 % of the color of every H&E slide tried."""
+LAST_BLUE, FIRST_PURPLE = 235.0, 250.0
+"""Hematoxylin alone has hues of about 245; the sky is bluer, and eosin from purple on."""
 FIRST_BROWN, LAST_BROWN = 10.0, 60.0
 DARKEST_GLASS, MOST_TINTED = 90.0, 60.0
 """Smallest, and difference of the largest and smallest, R, G and B of what may be glass."""
@@ -29,6 +31,7 @@ LEAST_STAINED = 0.005
 LEAST_SATURATION = 0.05
 LEAST_H_AND_E = 0.75
 LEAST_DAB = 0.2
+LEAST_SKY, MOST_PURPLE, LEAST_TEXTURE = 0.5, 0.02, 8.0
 WHITE, NEUTRAL = 190, 16
 """Limits of `name_other_stain`. H&E slides tried, with 20 changes of color each: black up to 0.07, saturation
 from 0.08, H&E hues from 0.96 with glass in sight. Photographs: H&E hues up to 0.67 (of a blue sky 0.84)."""
@@ -50,6 +53,10 @@ class Stain:
         Mean of (largest - smallest)/sum of the optical densities of R, G and B over the stained pixels.
     h_and_e, brown : float
         Share of the color, weighed by (largest - smallest) optical density, with the hues of H&E or DAB.
+    blue, purple : float
+        Share of the color with hues of the sky, or of eosin and what it mixes with: purple to pink.
+    texture : float
+        Median standard deviation of green, in levels of 255, within a piece of tissue.
     density : float
         Median sum of the optical densities over the stained pixels.
     background : (float, float, float)
@@ -66,6 +73,9 @@ class Stain:
     saturation: float
     h_and_e: float
     brown: float
+    blue: float
+    purple: float
+    texture: float
     density: float
     background: Color
     hematoxylin: Color
@@ -96,6 +106,8 @@ def measure_stain(tissue: NDArray[np.uint8], overview: NDArray[np.uint8]) -> Sta
     color = max(float(chroma.sum()), 1e-9)
     of_h_and_e = (hue >= FIRST_HUE) | (hue < LAST_HUE)
     of_dab = (hue >= FIRST_BROWN) & (hue < LAST_BROWN)
+    of_sky = (hue >= FIRST_HUE) & (hue < LAST_BLUE)
+    of_eosin = (hue >= FIRST_PURPLE) | (hue < LAST_HUE)
     hematoxylin, eosin = stain_vectors(density)
     return Stain(
         places=len(tissue),
@@ -105,6 +117,9 @@ def measure_stain(tissue: NDArray[np.uint8], overview: NDArray[np.uint8]) -> Sta
         saturation=float((chroma / total).mean()) if len(total) else 0.0,
         h_and_e=float(chroma[of_h_and_e].sum()) / color,
         brown=float(chroma[of_dab].sum()) / color,
+        blue=float(chroma[of_sky].sum()) / color,
+        purple=float(chroma[of_eosin].sum()) / color,
+        texture=float(np.median(tissue[..., 1].std(axis=(1, 2)))) if len(tissue) else 0.0,
         density=float(np.median(total)) if len(total) else 0.0,
         background=_color(glass),
         hematoxylin=hematoxylin,
@@ -122,6 +137,10 @@ def name_other_stain(stain: Stain) -> str:
         return "its tissue places hold no stain, as blank glass"
     if stain.saturation < LEAST_SATURATION:
         return "it is gray and has no stain's color"
+    if stain.blue >= LEAST_SKY and stain.purple < MOST_PURPLE and stain.texture < LEAST_TEXTURE:
+        return (
+            f"{stain.blue:.0%} of its color is smooth blue and none pink, as of the sky in a photograph"
+        )
     on_glass = min(stain.background) >= WHITE and max(stain.background) - min(stain.background) < NEUTRAL
     if stain.brown >= LEAST_DAB and stain.h_and_e + stain.brown >= LEAST_H_AND_E and on_glass:
         return f"{stain.brown:.0%} of its color is brown, as of DAB in immunohistochemistry"

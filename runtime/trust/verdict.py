@@ -15,8 +15,7 @@ NOT_CALIBRATED = "not calibrated: nothing is known of the error of this map"
 BACKGROUND, ANGLE, DENSITY = 35.0, 15.0, 1.6
 """Differences beyond which colors are unlike: RGB levels, degrees between stain vectors, a factor. Four
 sections of one patient (her2st C2 to C5), each against the other three, differ by up to 26, 7 and 1.1."""
-FEW_GROUPS = 9
-"""Fewer groups than this cannot guarantee 90 % of a new group's values, whatever the data."""
+OPTIMISTIC = "the network may have been trained on them, so r, errors and intervals are optimistic"
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,7 @@ class Verdict:
             record["outside_share"] = self.outside_share
         if self.calibration is not None:
             record["left_out"] = self.calibration.kind
+            record["optimistic"] = self.calibration.optimistic
             record["groups"] = len(self.calibration.group)
             record["sections"] = self.calibration.sections
             record["spots"] = self.calibration.spots
@@ -74,17 +74,31 @@ class Verdict:
 
 def judge(
     calibration: Calibration | None,
-    distance: NDArray[np.floating[Any]],
+    percentile: NDArray[np.floating[Any]] | None,
     outside_level: float,
     stain: Stain | None,
+    why_not: str = "",
 ) -> Verdict:
-    """Judge a slide by the distances [n] of its spots, NaN where none is known, and its stain."""
-    if calibration is None:
-        return Verdict(NOT_CALIBRATED, None, outside_level, stain=stain)
-    known = calibration.percentiles(distance[~np.isnan(distance)])
+    """Judge a slide.
+
+    Parameters
+    ----------
+    calibration : Calibration or None
+    percentile : float [n]
+        `Calibration.percentiles` of the spots with a prediction; None without a calibration.
+    outside_level : float
+        A spot above it is outside.
+    stain : Stain or None
+        Of the slide.
+    why_not : str
+        Why there is no calibration, if it is not the bundle's.
+    """
+    if calibration is None or percentile is None:
+        text = NOT_CALIBRATED + (f" ({why_not})" if why_not else "")
+        return Verdict(text, None, outside_level, stain=stain)
     colors = "" if stain is None else compare_colors(stain, calibration)
     basis = f"{calibration.spots:,} spots of {_count(calibration.sections, 'section')}"
-    share = float((known > outside_level).mean()) if len(known) else 0.0
+    share = float((percentile > outside_level).mean()) if len(percentile) else 0.0
     text = f"{share:.0%} of the spots are unlike the {basis} it was calibrated on"
     if share > 0.5:
         text += ", so most of this map is a guess"
@@ -92,6 +106,8 @@ def judge(
         text += f"; its colors differ: {colors}"
     elif stain is not None and len(calibration.stain):
         text += "; its colors are like theirs"
+    if calibration.optimistic:
+        text += f"; {OPTIMISTIC}"
     return Verdict(text, share, outside_level, colors, stain, calibration)
 
 

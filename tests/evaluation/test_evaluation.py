@@ -281,7 +281,9 @@ def maps(small: Small, tmp_path: Path) -> dict[str, Path]:
 
 
 def run(*args: Any) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in args])
+    """Without the baseline by an encoder, which has its own tests and takes seconds."""
+    quick = [] if "--baselines" in args else ["--baselines", "no-encoder"]
+    return CliRunner().invoke(main, [*map(str, args), *quick])
 
 
 def test_a_map_is_joined_with_its_truth_by_spot_name(small: Small, maps: dict[str, Path]) -> None:

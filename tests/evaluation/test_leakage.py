@@ -129,7 +129,9 @@ def test_near_empty_spots_equal_none() -> None:
 
 
 def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in args])
+    """Without the baseline by an encoder, which has its own tests and takes seconds."""
+    quick = [] if "--baselines" in args else ["--baselines", "no-encoder"]
+    return CliRunner().invoke(main, [*map(str, args), *quick])
 
 
 @pytest.fixture
@@ -171,7 +173,8 @@ def test_eval_says_the_leak_before_any_number(planted: Path) -> None:
     copied = "LEAK: A1: training section D1 is a copy of it: "
     assert lines[0].startswith(copied)
     assert lines[1] == "LEAK: A1: 100% of its tiles are nearly equal to tiles of training section D1"
-    assert copied in page.read_text() and 'role="alert"' in page.read_text()
+    text = page.read_text()
+    assert 'role="alert"' in text and text.index(copied) < text.index("The map ")
     result = json.loads((planted / "e.json").read_text())
     assert [leak["severity"] for leak in result["leaks"]][:2] == ["leak", "leak"] and result["training"][
         "known"

@@ -32,6 +32,34 @@ def fit_from_options(
     progress: Progress,
 ) -> FitResult:
     """Read sections and weights as the options say, and fit; raises as `fit_model` and the readers do."""
+    setup, source = encoder_from_options(weights, options)
+    sections, names = read_fit_sections(
+        paths, section_files, options["sections"], options["hold_out"], genes, options["mpp"], progress
+    )
+    spots = sum(len(section.spot) for section in sections)
+    listed = ", ".join(section.name for section in sections)
+    title = setup.recipe.title
+    say(f"{spots:,} spots of {listed}; {len(names)} genes; {title}, {setup.tile.size_px} px tiles")
+    for note in dict.fromkeys(note for section in sections for note in section.notes):
+        say(f"Note: {note}")
+    features = None
+    if options["from_features"]:
+        samples = samples_per_section(setup.tile)
+        features = read_all_features(options["from_features"], sections, setup, samples)
+    return fit_model(
+        sections,
+        names,
+        setup,
+        source,
+        fit_options(options),
+        features=features,
+        say=say,
+        progress=progress,
+    )
+
+
+def encoder_from_options(weights: Path, options: dict[str, Any]) -> tuple[EncoderSetup, WeightsFile]:
+    """Read the encoder's weights; raises CheckpointError if they are not its own."""
     recipe = find_recipe(options["encoder"])
     # The hash comes first: a folder of weights has none of its own.
     state = load_weights(recipe, weights)
@@ -45,33 +73,17 @@ def fit_from_options(
         options["batch_size"],
         options["workers"],
     )
-    sections, names = read_fit_sections(
-        paths, section_files, options["sections"], options["hold_out"], genes, options["mpp"], progress
-    )
-    spots = sum(len(section.spot) for section in sections)
-    listed = ", ".join(section.name for section in sections)
-    say(f"{spots:,} spots of {listed}; {len(names)} genes; {recipe.title}, {setup.tile.size_px} px tiles")
-    for note in dict.fromkeys(note for section in sections for note in section.notes):
-        say(f"Note: {note}")
-    features = None
-    if options["from_features"]:
-        samples = samples_per_section(setup.tile)
-        features = read_all_features(options["from_features"], sections, setup, samples)
-    return fit_model(
-        sections,
-        names,
-        setup,
-        source,
-        FitOptions(
-            HeadOptions(options["head"], options["alpha"], options["k"], options["weighting"]),
-            options["units"],
-            options["context"],
-            options["groups"],
-            not options["no_cache"],
-        ),
-        features=features,
-        say=say,
-        progress=progress,
+    return setup, source
+
+
+def fit_options(options: dict[str, Any]) -> FitOptions:
+    """Return what to fit, besides the encoder, as the options say."""
+    return FitOptions(
+        HeadOptions(options["head"], options["alpha"], options["k"], options["weighting"]),
+        options["units"],
+        options["context"],
+        options["groups"],
+        not options["no_cache"],
     )
 
 

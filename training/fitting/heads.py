@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mclst.kernels.definition.contract import NoWeights
 from mclst.kernels.definition.spec import RetrievalSpec
+from mclst.kernels.nearest import NearestSearch
 from mclst.kernels.retriever import Retriever
 from mclst.runtime.errors import InputError
 from mclst.runtime.trust.calibration import gallery_rows
@@ -99,6 +100,16 @@ class FittedHead:
     retrieval: RetrievalSpec | None = None
     bank_expression: NDArray[np.float32] | None = field(default=None, repr=False)
     gallery: NDArray[np.int64] | None = field(default=None, repr=False)
+
+    def predict(self, features: NDArray[Any]) -> NDArray[np.float32]:
+        """Expression float32 [n, G] of features [n, F], as a run of the exported bundle gives it."""
+        values = self.layer(features).astype(np.float32)
+        embedding, prediction = values[:, : self.embedding_dim], values[:, self.embedding_dim :]
+        if self.retrieval is None or self.bank_expression is None:
+            return prediction
+        bank = _Bank(self.embedding, self.bank_expression)
+        result = Retriever(bank, self.retrieval).aggregate(np.ascontiguousarray(embedding)).expression
+        return result + prediction if self.prediction_dim else result
 
 
 def fit_head(
@@ -225,7 +236,7 @@ class _Fit:
                 rows = embedding[starts[number] : starts[number + 1]]
                 result[number] = OutOfFold(
                     path.predict(self.parts[number][0], alpha).astype(np.float32),
-                    nearest_distance(rows, embedding[others]),
+                    NearestSearch(embedding[others]).distances(rows),
                 )
         return [item for item in result if item is not None]
 
@@ -310,12 +321,6 @@ class _Fit:
 def neighbor_spec(k: int) -> RetrievalSpec:
     """Plain mean of the k nearest by cosine."""
     return RetrievalSpec(k, "cosine", "cosine", "uniform")
-
-
-def nearest_distance(queries: NDArray[np.float32], rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Euclidean distance float32 [n] of queries [n, D] to the nearest of `rows` [m, D]."""
-    bank = _Bank(rows, np.zeros((len(rows), 1), np.float32))
-    return Retriever(bank, RetrievalSpec(1, "l2", "l2", "uniform")).aggregate(queries).nearest
 
 
 def _stack(first: Affine, second: Affine) -> Affine:

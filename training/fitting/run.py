@@ -99,9 +99,9 @@ def fit_model(
             with progress("tiles", sum(len(section.spot) for section in sections)) as advance:
                 features = {section.name: source.encode(section, samples, advance) for section in sections}
             provider, encoded = source.provider, source.encoded
-    kept = [_readable(section, features[section.name], say) for section in sections]
+    kept = [readable_spots(section, features[section.name], say) for section in sections]
     seconds = {"features": time.perf_counter() - started}
-    values = [_features(section, rows, setup, options.context_um) for section, rows in kept]
+    values = [head_features(section, rows, setup, options.context_um) for section, rows in kept]
     expression = [section.expression(options.units) for section, _ in kept]
     folds = make_folds(
         [section.name for section in sections], [section.xy_px for section, _ in kept], options.groups
@@ -167,10 +167,13 @@ def score_sections(
     return scores
 
 
-def _readable(
+def readable_spots(
     section: FitSection, features: TileFeatures, say: Say
 ) -> tuple[FitSection, NDArray[np.float32]]:
-    """A section's spots whose tile could be read, and their features."""
+    """Keep a section's spots whose tile could be read, and their features.
+
+    Raises ReferenceDataError if fewer than two are left.
+    """
     rows = np.array([row for row in range(len(section.spot)) if row not in features.failed], np.int64)
     if features.failed:
         row, reason = next(iter(features.failed.items()))
@@ -186,10 +189,13 @@ def _readable(
     return section.take(rows), features.values[rows]
 
 
-def _features(
+def head_features(
     section: FitSection, values: NDArray[np.float32], setup: EncoderSetup, context_um: float | None
 ) -> NDArray[np.float32]:
-    """Features of the head: a spot's own and, with a context, the mean of its neighbors'."""
+    """Join what a head sees, float32 [n, F]: a spot's features and, with a context, its neighbors' mean.
+
+    values: float32 [n, features of the encoder]. context_um: radius; None: no context.
+    """
     if context_um is None:
         return values
     width, base = setup.recipe.width, base_view(setup.views)
