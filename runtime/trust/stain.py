@@ -138,9 +138,7 @@ def name_other_stain(stain: Stain) -> str:
     if stain.saturation < LEAST_SATURATION:
         return "it is gray and has no stain's color"
     if stain.blue >= LEAST_SKY and stain.purple < MOST_PURPLE and stain.texture < LEAST_TEXTURE:
-        return (
-            f"{stain.blue:.0%} of its color is smooth blue and none pink, as of the sky in a photograph"
-        )
+        return f"{stain.blue:.0%} of its color is smooth blue and none pink, as of the sky in a photograph"
     on_glass = min(stain.background) >= WHITE and max(stain.background) - min(stain.background) < NEUTRAL
     if stain.brown >= LEAST_DAB and stain.h_and_e + stain.brown >= LEAST_H_AND_E and on_glass:
         return f"{stain.brown:.0%} of its color is brown, as of DAB in immunohistochemistry"

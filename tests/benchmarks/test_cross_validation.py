@@ -14,13 +14,8 @@ from small_model import Small
 from training_runs import QUICK
 from training_runs import run as run_train
 
-from mclst.benchmarks.accuracy.cross_validation import (
-    MEASURES,
-    make_folds,
-    parse_sweep,
-    summarize,
-    with_setting,
-)
+from mclst.benchmarks.accuracy.cross_validation import parse_sweep, with_setting
+from mclst.benchmarks.accuracy.folds import MEASURES, make_folds, summarize
 from mclst.benchmarks.cli import main
 from mclst.runtime.errors import InputError
 from mclst.sections.errors import SectionError

@@ -6,25 +6,31 @@ import json
 from pathlib import Path
 from typing import Any
 
+import anndata
 import numpy as np
 import pytest
 import torch
 from calibrated import held_out
 from click.testing import CliRunner
 from small_model import TILE_PX, Small
+from system_cases import SYSTEM_CASES, small_network
 
 from mclst.export.bundling import export_bundle
 from mclst.export.calibrate import calibrate
-from mclst.export.held_out import OF_BANK, stored_groups, write_calibration
+from mclst.export.held_out import Measured, network_groups, stored_groups, write_calibration
+from mclst.export.inputs.bank import ReferenceSection
+from mclst.export.inputs.references import SectionImage
 from mclst.kernels.retriever import Retriever
 from mclst.runtime.bundle.bank import Bank
 from mclst.runtime.bundle.bundle import CALIBRATION, open_bundle
 from mclst.runtime.bundle.calibration import read_calibration
-from mclst.runtime.bundle.manifest import Settings
+from mclst.runtime.bundle.manifest import Settings, Tile
 from mclst.runtime.cli.infer import main as infer
 from mclst.runtime.inference.providers import open_session
 from mclst.runtime.slide.open import open_slide
-from mclst.runtime.trust.calibration import SHAPES
+from mclst.runtime.trust.calibration import OF_BANK, OF_NETWORK, SHAPES
+from mclst.sections.formats.reference import find_sections, read_section
+from mclst.sections.normalize import normalize
 from mclst.sections.tables.spots import read_spots
 
 
@@ -85,17 +91,17 @@ def test_patients_and_parts_of_a_section_are_told_apart() -> None:
 
 def test_what_brings_no_held_out_predictions_is_said(tmp_path: Path) -> None:
     said: list[str] = []
-    assert write_calibration(tmp_path, {}, Settings(), (), said.append) is None
+    assert write_calibration(tmp_path, {}, Settings(), Measured(), said.append) is None
     metadata, _ = fitted()
     del metadata["gallery"]
-    assert write_calibration(tmp_path, metadata, Settings(), (), said.append) is None
+    assert write_calibration(tmp_path, metadata, Settings(), Measured(), said.append) is None
     assert len(said) == 2 and all("not calibrated" in text for text in said)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_fitted_heads_calibration_is_that_of_its_predictions(tmp_path: Path) -> None:
     metadata, groups = fitted()
-    record = write_calibration(tmp_path, metadata, Settings(), (), lambda text: None)
+    record = write_calibration(tmp_path, metadata, Settings(), Measured(), lambda text: None)
     assert record == {"left_out": "section", "groups": 3, "sections": 3, "spots": 180}
     written = read_calibration(tmp_path / CALIBRATION, genes=30, dim=8)
     expected = calibrate(groups)
@@ -112,7 +118,7 @@ def test_sections_are_left_out_of_the_bank_one_by_one(small: Small, tmp_path: Pa
     )  # fmt: skip
     assert any("calibrating by 3 groups" in text for text in said)
     calibration = open_bundle(bundle.path).calibration
-    assert calibration is not None and calibration.kind == OF_BANK
+    assert calibration is not None and calibration.kind == f"section, {OF_BANK}" and calibration.optimistic
     assert calibration.group == ("A1", "A2", "B1") and calibration.stain.shape == (3, 11)
     spots = read_spots(small.folder / "spots" / "A2_selection.tsv")
     with open_slide(small.folder / "images" / "A2.png") as slide:
@@ -134,7 +140,8 @@ def test_sections_are_left_out_of_the_bank_one_by_one(small: Small, tmp_path: Pa
     words = [small.slide, "--spots", small.spots, "--bundle", bundle.path, "--out", out, "--no-html"]
     done = CliRunner().invoke(infer, [*map(str, words), "--json", str(tmp_path / "run.json")])
     assert done.exit_code == 0, done.output
-    assert "3 sections" in json.loads((tmp_path / "run.json").read_text())["verdict"]
+    verdict = json.loads((tmp_path / "run.json").read_text())["verdict"]
+    assert "3 sections" in verdict and "the network may have been trained on them" in verdict
 
 
 def test_a_bundle_need_not_be_calibrated(small: Small, tmp_path: Path) -> None:
@@ -144,3 +151,54 @@ def test_a_bundle_need_not_be_calibrated(small: Small, tmp_path: Path) -> None:
         calibrated=False,
     )  # fmt: skip
     assert bundle.manifest.calibration is None and not (bundle.path / CALIBRATION).exists()
+
+
+def test_a_slide_system_is_calibrated_by_sections_with_slides(small: Small, tmp_path: Path) -> None:
+    """Its r is that of the maps which the bundle itself makes."""
+    torch.save(small_network("histogene").state_dict(), tmp_path / "model.pt")
+    said: list[str] = []
+    change = {"tile": {"size_px": SYSTEM_CASES["histogene"][1]}, "heads": 4}
+    bundle = export_bundle(
+        tmp_path / "model.pt", tmp_path / "bundle", references=[small.folder], overrides=change,
+        parity_tiles=4, say=said.append, groups="patient",
+    )  # fmt: skip
+    assert any("calibrating by 2 groups" in text for text in said)
+    assert any("--unseen" in text for text in said)
+    calibration = open_bundle(bundle.path).calibration
+    assert calibration is not None and calibration.kind == OF_NETWORK and calibration.optimistic
+    assert calibration.group == ("A", "B") and calibration.sections == 3
+    words = [small.slide, "--spots", small.spots, "--bundle", bundle.path, "--out", tmp_path / "map.h5ad"]
+    done = CliRunner().invoke(infer, [*map(str, words), "--no-html", "--no-picture", "--precision", "fp32"])
+    assert done.exit_code == 0, done.output
+    result = anndata.read_h5ad(tmp_path / "map.h5ad")
+    section = read_section(find_sections(small.folder)["B1"])
+    rows = {name: i for i, name in enumerate(section.spot)}
+    units = bundle.manifest.normalisation.expression
+    truth = normalize(units, section.counts.toarray(), section.total)
+    truth = truth[[rows[name] for name in result.obs_names]]
+    for gene in range(12):
+        expected = np.corrcoef(result.X[:, gene], truth[:, gene])[0, 1]
+        assert calibration.r[1, gene] == pytest.approx(expected, abs=1e-3)
+    assert result.obs["distance_percentile"].min() >= 0 and "low_r" in result.var
+    assert result.uns["mclst"]["trust"]["optimistic"]
+
+
+def test_a_network_without_embedding_is_placed_by_what_it_predicts(small: Small, small_bundle: Path) -> None:
+    """With sections that it is known not to have seen; one whose slide is missing is left out, and said."""
+    images, sections = [], []
+    for name, source in find_sections(small.folder).items():
+        section = read_section(source)
+        assert section.image is not None and section.xy_px is not None
+        image = section.image if name != "A2" else section.image.with_name("none.png")
+        images.append(SectionImage(name, image, section.xy_px, 0, section.spot))
+        counts = np.random.default_rng(0).poisson(3.0, (len(section), 16)).astype(np.float32)
+        sections.append(ReferenceSection(name, section.spot, counts, None, section.xy_px, counts.sum(1)))
+    said: list[str] = []
+    tile = Tile(size_px=TILE_PX)
+    measured = Measured(sections, images, unseen=True)
+    groups, stain = network_groups(small_bundle, Settings(tile=tile), None, measured, said.append)
+    assert [group.group for group in groups] == ["A1", "B1"] and len(stain) == 2
+    assert len(said) == 1 and "section A2 is not used" in said[0]
+    np.testing.assert_array_equal(groups[0].prediction, groups[0].embedding)
+    assert groups[0].truth.shape == groups[0].prediction.shape == (24, 16)
+    assert measured.unit == "section" and Measured(by_patient=True).group_of("C4") == "C"

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
@@ -22,6 +23,8 @@ from mclst.runtime.bundle.calibration import calibration_bytes
 from mclst.runtime.cli.infer import main
 from mclst.runtime.expression_map.writer import MapWriter
 from mclst.runtime.inference.providers import open_session
+from mclst.runtime.run.options import RunOptions
+from mclst.runtime.run.trust import open_trust
 from mclst.runtime.trust.calibration import Calibration
 from mclst.runtime.trust.measures import MeasuredResult
 
@@ -260,3 +263,11 @@ def test_layers_that_do_not_read_back_are_noticed(tmp_path: Path, monkeypatch: p
                 layers=lambda rows, x: (x - 1, x + 1),
             )
     assert not path.exists()
+
+
+def test_a_map_made_behind_a_server_says_why_it_is_not_calibrated() -> None:
+    model = SimpleNamespace(calibration=None, genes=["A"], server="http://host:8000", folder=None)
+    trust = open_trust(model, RunOptions(), None)  # type: ignore[arg-type]
+    verdict = trust.of_slide(SimpleNamespace()).judge(Path("slide.svs"))  # type: ignore[arg-type]
+    assert verdict.text.startswith("not calibrated") and "a server keeps the embeddings" in verdict.text
+    assert not verdict.as_dict()["calibrated"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+from calibrated import held_out
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,14 +19,17 @@ from refusals import tree
 from small_model import Small
 from synthetic_slides import STAINS, quick, stained, tissue
 
+from mclst.export.calibrate import calibrate
 from mclst.runtime.cli.infer import main
 from mclst.runtime.errors import StainError
 from mclst.runtime.slide.base import Level, Slide, TileReadError
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.tiling.grid import make_grid
 from mclst.runtime.tiling.tissue import find_tissue
+from mclst.runtime.trust.calibration import stain_values
 from mclst.runtime.trust.places import TISSUE_PLACES, check_stain, read_stain
 from mclst.runtime.trust.stain import measure_stain, name_other_stain, stain_vectors
+from mclst.runtime.trust.verdict import compare_colors
 from mclst.sections.tables.spots import read_spots
 
 Pixels = NDArray[np.uint8]
@@ -93,6 +98,14 @@ def fluorescence(channels: tuple[int, ...]) -> Pixels:
     return np.round(light * 220 + 6).astype(np.uint8)
 
 
+def sky(top: tuple[int, int, int], bottom: tuple[int, int, int]) -> Pixels:
+    """A clear sky with the noise of a camera."""
+    fall = np.linspace(0, 1, 200)[:, None, None]
+    colors = np.broadcast_to((1 - fall) * np.array(top) + fall * np.array(bottom), (200, 200, 3))
+    noisy = colors + np.random.default_rng(6).normal(0, 2, colors.shape)
+    return np.round(noisy).astype(np.uint8)
+
+
 def photograph(name: str) -> Callable[[], Pixels]:
     def load() -> Pixels:
         if name == "china":
@@ -115,6 +128,8 @@ def photograph(name: str) -> Callable[[], Pixels]:
         (lambda: np.zeros((100, 100, 3), np.uint8), "black"),
         (lambda: np.full((100, 100, 3), 244, np.uint8), "glass"),
         (lambda: tissue()[..., 1:2].repeat(3, axis=2), "gray"),
+        (lambda: sky((60, 110, 190), (170, 205, 235)), "sky"),
+        (lambda: sky((70, 130, 180), (100, 149, 237)), "sky"),
         (photograph("immunohistochemistry"), "DAB"),
         (photograph("astronaut"), "photograph"),
         (photograph("chelsea"), "photograph"),
@@ -129,6 +144,27 @@ def test_what_is_no_h_and_e_is_named(make: Callable[[], Pixels], word: str) -> N
 def test_a_little_dab_among_h_and_e_is_accepted() -> None:
     """Pigment and hemosiderin are brown, too; 5 % of nuclei must not refuse a slide."""
     assert named(dab(0.05)) == ""
+
+
+PUBLISHED = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581]])
+"""Hematoxylin and eosin of Macenko et al. (2009), as their published code has them."""
+PAS = np.array([0.175, 0.972, 0.154])
+"""Periodic acid-Schiff with hematoxylin, of ImageJ's Colour Deconvolution (Landini et al. 2021)."""
+
+
+def test_magenta_instead_of_eosin_is_named_by_the_verdict_of_a_calibrated_bundle() -> None:
+    """By its colors alone, PAS is not told from an eosin of another scanner."""
+    amounts = np.random.default_rng(7).gamma(1.0, 0.35, (100, 100, 2))
+    amounts[:30, :, 0] = 0
+    amounts[30:60, :, 1] = 0
+    of = {
+        name: measure_stain(places(absorbed(amounts, np.stack([PUBLISHED[0], second]))), GLASS)
+        for name, second in (("eosin", PUBLISHED[1]), ("PAS", PAS))
+    }
+    assert [name_other_stain(stain) for stain in of.values()] == ["", ""]
+    calibration = calibrate(held_out(groups=2), stain=np.array([stain_values(of["eosin"])]))
+    assert compare_colors(of["eosin"], calibration) == ""
+    assert "the hue of eosin" in compare_colors(of["PAS"], calibration)
 
 
 def test_macenko_finds_the_stains_that_were_mixed() -> None:
@@ -201,10 +237,18 @@ def test_any_stain_predicts_it_all_the_same(here: Path) -> None:
 
 
 def test_in_a_cohort_the_other_slides_go_on(here: Path) -> None:
-    (here / "slides.csv").write_text("slide,spots\ndab.png,spots.tsv\nhe.png,spots.tsv\n")
+    rows = (
+        "slide,spots,name,any-stain",
+        "dab.png,spots.tsv,a,",
+        "he.png,spots.tsv,b,",
+        "dab.png,spots.tsv,c,true",
+    )
+    (here / "slides.csv").write_text("\n".join(rows) + "\n")
     done = infer("--slides", "slides.csv", "--out", "maps")
     assert done.exit_code == 3, done.output
-    assert [path.name for path in sorted((here / "maps").glob("*.h5ad"))] == ["he.h5ad"]
+    assert [path.name for path in sorted((here / "maps").glob("*.h5ad"))] == ["b.h5ad", "c.h5ad"]
+    slides = json.loads((here / "maps" / "cohort.run.json").read_text())["slides"]
+    assert [slide["verdict"] is not None for slide in slides] == [False, True, True]
 
 
 def test_the_real_fluorescence_slide_is_named(slides: Path) -> None:
