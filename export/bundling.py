@@ -20,8 +20,7 @@ from mclst.export.settings import Overrides, resolve_settings
 from mclst.runtime.bundle.about import About
 from mclst.runtime.bundle.bank import read_bank
 from mclst.runtime.bundle.bundle import BANK, GENES, Bundle, BundleDraft
-from mclst.runtime.bundle.manifest import Sequence as SlideNetwork
-from mclst.runtime.bundle.manifest import Settings
+from mclst.runtime.bundle.manifest import Settings, SlideNetwork
 from mclst.runtime.errors import CheckpointError, SlideError
 from mclst.runtime.section_options import SectionFiles
 from mclst.runtime.serving.server_manifest import check_servable
@@ -177,7 +176,7 @@ def export_bundle(
                 settings,
                 measured,
                 say,
-                slide_network=SlideNetwork(**fields["sequence"]) if "sequence" in fields else None,
+                slide_network=SlideNetwork(**fields["slide_network"]) if "slide_network" in fields else None,
             )
         fields["about"] = _describe(draft.part, checkpoint, fields, metadata or Metadata(About(), {}))
         if builder is not None:

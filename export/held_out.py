@@ -17,14 +17,13 @@ from mclst.export.inputs.references import SectionImage
 from mclst.kernels.retriever import Retriever
 from mclst.runtime.atomic import write_atomically
 from mclst.runtime.bundle.bank import Bank, read_bank
-from mclst.runtime.bundle.bundle import BANK, CALIBRATION, ENCODER, SEQUENCE
+from mclst.runtime.bundle.bundle import BANK, CALIBRATION, ENCODER, SLIDE_GRAPH
 from mclst.runtime.bundle.calibration import calibration_bytes
-from mclst.runtime.bundle.manifest import Sequence as SlideNetwork
-from mclst.runtime.bundle.manifest import Settings
+from mclst.runtime.bundle.manifest import Settings, SlideNetwork
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.errors import InputError, SlideError
 from mclst.runtime.inference.providers import open_session
-from mclst.runtime.inference.sequence import SequenceSession
+from mclst.runtime.inference.slide_network import SlideNetworkSession
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.tiling.bounds import check_centers
 from mclst.runtime.tiling.tiles import Tiles, TileShape
@@ -87,7 +86,7 @@ def write_calibration(
         Sections of the bank, or those that a system without one is calibrated by.
     say : callable
         For the user.
-    slide_network : Sequence, optional
+    slide_network : SlideNetwork, optional
         Of a system that predicts whole slides.
 
     Returns
@@ -217,7 +216,7 @@ def network_groups(
     of a slide system, else the prediction itself.
     """
     session = open_session(folder / ENCODER, "cpu")
-    sequence = None if slide_network is None else SequenceSession(folder / SEQUENCE, slide_network, "cpu")
+    on_slide = slide_network and SlideNetworkSession(folder / SLIDE_GRAPH, slide_network, "cpu")
     parts: list[HeldOut] = []
     stains: list[list[float]] = []
     for image in measured.located():
@@ -227,15 +226,15 @@ def network_groups(
             continue
         rows, values = encoded.rows, encoded.values
         genes = section.counts.shape[1]
-        if sequence is None or slide_network is None:
+        if slide_network is None or on_slide is None:
             predicted, values = values[:, -genes:], values[:, :-genes] if values.shape[1] > genes else values
         elif section.array_xy is None or not _fit(section.array_xy[rows], slide_network.positions):
             say(f"Warning: section {image.name} is not used for the calibration: its spots have no array "
                 "coordinates that the model knows")  # fmt: skip
             continue
         else:
-            predicted = sequence.predict_expression(values, section.array_xy[rows])
-        truth = normalize(settings.normalisation.expression, section.counts, section.total)[rows]
+            predicted = on_slide.predict_expression(values, section.array_xy[rows])
+        truth = normalize(settings.normalization.expression, section.counts, section.total)[rows]
         stains += encoded.stain
         parts.append(HeldOut(measured.group_of(image.name), predicted, truth, values))
     return _joined(parts), stains

@@ -45,7 +45,7 @@ benchmarks/serving: benchmarks/harness runtime/serving runtime/report/figures ru
 benchmarks/page: benchmarks/harness runtime/report/page runtime/expression_map runtime kernels
     kernels/definition
 benchmarks/accuracy: benchmarks/harness training training/fitting export/parity export/onnx runtime/inference
-    runtime/encoder runtime/bundle runtime sections/formats sections
+    runtime/encoder runtime/features runtime/bundle runtime sections/formats sections
 benchmarks/recipes: benchmarks/harness export/parity export/onnx runtime/inference runtime/bundle runtime
     models/recipes
 benchmarks/retrieval: benchmarks/harness benchmarks/roofline runtime/report/figures runtime kernels
@@ -64,7 +64,8 @@ tl: runtime/report runtime/run runtime/sharing runtime/slide runtime/bundle runt
 adapters: runtime/sharing runtime/inference runtime/encoder runtime/bundle runtime
 evaluation: evaluation/baselines evaluation/metrics runtime/report/page runtime/report/figures
     runtime/expression_map runtime/bundle runtime sections/formats sections/tables sections
-evaluation/baselines: training/fitting models/recipes runtime/expression_map runtime/tiling runtime/slide
+evaluation/baselines: training/fitting models/recipes runtime/features runtime/expression_map runtime/tiling
+    runtime/slide
     runtime/bundle runtime sections/formats sections/tables sections
 evaluation/metrics: runtime/expression_map sections
 training: runtime/tiling runtime/slide runtime/bundle runtime kernels kernels/definition sections/formats

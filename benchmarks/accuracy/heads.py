@@ -23,6 +23,7 @@ from mclst.benchmarks.accuracy.folds import (
     score_rows,
     write_scores,
 )
+from mclst.runtime.features.cache import FeatureCache
 from mclst.sections.accuracy import Score, score
 from mclst.training.fitting.features import EncoderSetup, FeatureSource, samples_per_section
 from mclst.training.fitting.folds import Block, Folds, make_folds
@@ -78,6 +79,7 @@ def with_head_setting(options: FitOptions, name: str, value: Any) -> FitOptions:
             head,
             alpha=None if value == "knn" else head.alpha,
             k=head.k if head.retrieves else None,
+            weighting=head.weighting if value == "knn" else "uniform",
         )
     return replace(options, head=head)
 
@@ -86,7 +88,7 @@ def read_features(
     sections: Sequence[FitSection],
     genes: Sequence[str],
     setup: EncoderSetup,
-    cache: Path | str | None,
+    cache: FeatureCache,
     *,
     say: Say,
     progress: Progress,
@@ -212,6 +214,7 @@ def _describe(
             "head": options.head.head,
             "alpha": options.head.alpha,
             "k": options.head.k,
+            "weighting": options.head.weighting,
             "units": options.units,
             "context_um": options.context_um,
         }

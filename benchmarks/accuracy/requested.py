@@ -22,6 +22,7 @@ from mclst.benchmarks.accuracy.heads import (
 from mclst.benchmarks.accuracy.parallel import run_folds
 from mclst.benchmarks.accuracy.request import Request
 from mclst.runtime.console import progress
+from mclst.runtime.features.cache import FeatureCache
 from mclst.runtime.section_options import SectionFiles
 from mclst.sections.formats.source import SectionSource
 from mclst.sections.patients import patient_of
@@ -103,7 +104,8 @@ def run_heads(request: Request, words: str) -> Result:
     names = [section.name for section in sections]
     leave_out, folds = _folds(request, names)
     group_of = {name: name if leave_out == "section" else patient_of(name, request.patient) for name in names}
-    data = read_features(sections, genes, setup, base.cache, say=request.say, progress=bars)
+    cache = FeatureCache.of_user() if base.cache else FeatureCache(0)
+    data = read_features(sections, genes, setup, cache, say=request.say, progress=bars)
     rows = cross_validate_heads(
         data, folds, group_of, variants, request.work, jobs=request.jobs, say=request.say
     )

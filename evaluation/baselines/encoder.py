@@ -104,6 +104,7 @@ class _RidgeOnFeatures:
     def __call__(
         self, training: Sequence[MeasuredSection], section: MeasuredSection
     ) -> tuple[NDArray[np.float64] | None, str]:
+        from mclst.runtime.features.cache import FeatureCache
         from mclst.training.fitting.features import FeatureSource
         from mclst.training.fitting.folds import PATIENT, make_folds
         from mclst.training.fitting.heads import HeadOptions, fit_head
@@ -114,7 +115,7 @@ class _RidgeOnFeatures:
         if not usable:
             return None, "no image of the training sections"
         try:
-            with FeatureSource(self._setup, say=self._say) as source:
+            with FeatureSource(self._setup, FeatureCache.of_user(), say=self._say) as source:
                 encoded = [self._encode(own, source, MOST_ROWS) for own in usable]
                 rows, features = self._encode(section, source, MOST_TEST_ROWS)
             xy_px = [np.asarray(own.xy_px)[of] for own, (of, _) in zip(usable, encoded, strict=True)]

@@ -24,6 +24,7 @@ from mclst.models.recipes.build import build_network
 from mclst.models.recipes.find import find_recipe
 from mclst.models.recipes.weights import load_weights
 from mclst.runtime.errors import InputError, ResourceError
+from mclst.runtime.features.cache import FeatureCache
 from mclst.runtime.section_options import SectionFiles
 from mclst.training.fitting.cli import main as fit
 from mclst.training.fitting.command import read_fit_sections
@@ -49,13 +50,14 @@ def encoder_words(place: Path) -> list[str]:
 def run(place: Path, *words: Any, of_fit: tuple[str, ...] = ()) -> Result:
     options = " ".join([*encoder_words(place), *of_fit])
     fixed = ["accuracy", place / "sections", "--fit", options, "--json", "-"]
-    environment = {"MCLST_CACHE": str(place / "cache")}
+    environment = {"MCLST_CACHE": str(place / "cache"), "MCLST_FEATURE_CACHE_GB": "1"}
     return CliRunner().invoke(main, [str(word) for word in [*fixed, *words]], env=environment)
 
 
 def features(place: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Features and gene-wise expression of each section, as the cache has them."""
     monkeypatch.setenv("MCLST_CACHE", str(place / "cache"))
+    monkeypatch.setenv("MCLST_FEATURE_CACHE_GB", "1")
     recipe = find_recipe(ENCODER)
     setup = EncoderSetup(recipe, load_weights(recipe, place / "weights.pth"))
 
@@ -64,7 +66,7 @@ def features(place: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[np
 
     paths = (place / "sections",)
     sections, _ = read_fit_sections(paths, SectionFiles(), None, (), None, 0.25, progress)
-    with FeatureSource(setup) as source:
+    with FeatureSource(setup, FeatureCache.of_user()) as source:
         samples = samples_per_section(setup.tile)
         made = {s.name: (source.encode(s, samples).values, s.expression("gene-wise")) for s in sections}
         assert source.encoded == 0, "all from the cache"
@@ -105,7 +107,7 @@ def test_ridge_is_scikit_learns_and_knn_is_brute_force(
 def test_nothing_is_chosen_on_the_section_left_out(place: Path, tmp_path: Path) -> None:
     """The penalty is that of mclst-fit on the other sections alone."""
     alone = [place / "sections", "--hold-out", "B1", *encoder_words(place), "--out", tmp_path / "m.pt"]
-    environment = {"MCLST_CACHE": str(place / "cache")}
+    environment = {"MCLST_CACHE": str(place / "cache"), "MCLST_FEATURE_CACHE_GB": "1"}
     fitted = CliRunner().invoke(fit, [*map(str, alone), "--json", "-"], env=environment)
     assert fitted.exit_code == 0, fitted.output
     alpha = json.loads(fitted.stdout)["alpha"]

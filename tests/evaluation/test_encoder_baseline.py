@@ -20,6 +20,7 @@ from mclst.evaluation.cli import main
 from mclst.models.recipes.build import build_network
 from mclst.models.recipes.find import find_recipe
 from mclst.models.recipes.weights import load_weights
+from mclst.runtime.features.cache import FeatureCache
 from mclst.sections.formats.reference import find_sections
 from mclst.training.fitting.features import EncoderSetup, FeatureSource, samples_per_section
 from mclst.training.fitting.sections import FitSection
@@ -52,6 +53,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def own_cache(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MCLST_CACHE", str(place / "cache"))
+    monkeypatch.setenv("MCLST_FEATURE_CACHE_GB", "1")
 
 
 def measured(place: Path, name: str) -> MeasuredSection:
@@ -65,7 +67,7 @@ def features(place: Path, section: MeasuredSection) -> np.ndarray:
     own = FitSection(
         section.name, section.image, section.spot, section.xy_px, section.counts, section.total, None
     )
-    with FeatureSource(setup) as source:
+    with FeatureSource(setup, FeatureCache.of_user()) as source:
         return source.encode(own, samples_per_section(setup.tile)).values
 
 

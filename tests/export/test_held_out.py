@@ -173,7 +173,7 @@ def test_a_slide_system_is_calibrated_by_sections_with_slides(small: Small, tmp_
     result = anndata.read_h5ad(tmp_path / "map.h5ad")
     section = read_section(find_sections(small.folder)["B1"])
     rows = {name: i for i, name in enumerate(section.spot)}
-    units = bundle.manifest.normalisation.expression
+    units = bundle.manifest.normalization.expression
     truth = normalize(units, section.counts.toarray(), section.total)
     truth = truth[[rows[name] for name in result.obs_names]]
     for gene in range(12):
