@@ -216,7 +216,9 @@ def network_groups(
     of a slide system, else the prediction itself.
     """
     session = open_session(folder / ENCODER, "cpu")
-    on_slide = slide_network and SlideNetworkSession(folder / SLIDE_GRAPH, slide_network, "cpu")
+    on_slide = None
+    if slide_network is not None:
+        on_slide = SlideNetworkSession(folder / SLIDE_GRAPH, slide_network, "cpu")
     parts: list[HeldOut] = []
     stains: list[list[float]] = []
     for image in measured.located():
