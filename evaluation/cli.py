@@ -191,7 +191,9 @@ def main(
     if data is None:
         assessment = None
     else:
-        further = read_baseline_maps(baseline_maps, truth, pairs[0].genes, pairs[0].normalization)
+        further = read_baseline_maps(
+            baseline_maps, truth, pairs[0].genes, pairs[0].normalization, options["bins"]
+        )
         if options["baselines"] == "all":
             ridge = encoder_baseline(
                 list(stains),
@@ -244,6 +246,7 @@ def _read_training(
         bundle=options["bundle"],
         patient=options["patient"],
         aliases=options["gene_aliases"],
+        bins=options["bins"],
     )
     stains, notes = read_stains(data, mpp) if options["baselines"] in ("all", "no-encoder") else ({}, [])
     for note in (*data.notes, *notes):

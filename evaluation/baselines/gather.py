@@ -78,6 +78,7 @@ def gather_training(
     bundle: Path | None = None,
     patient: str | None = None,
     aliases: Path | None = None,
+    bins: str | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> TrainingData:
     """Find and read the training sections.
@@ -102,6 +103,8 @@ def gather_training(
         Regular expression for the patient in a section's name.
     aliases : Path, optional
         Table of gene symbols and their other names.
+    bins : str, optional
+        Of both; see `find_sections`.
     advance : callable
         Called with 1 after each section.
 
@@ -116,8 +119,8 @@ def gather_training(
     BundleError
         If the bundle is damaged.
     """
-    sources = find_sections(reference or truth)
-    of_test = find_sections(truth)
+    sources = find_sections(reference or truth, bins)
+    of_test = find_sections(truth, bins)
     bank, sentences, names = None, None, None
     how, sure = f"all that {truth} has besides, for the real ones are not known", False
     if bundle is not None:

@@ -15,7 +15,11 @@ from mclst.runtime.expression_map.measured import Prediction, choose_section, re
 
 
 def read_baseline_maps(
-    maps: Sequence[tuple[str, Path]], truth: Path, genes: Sequence[str], normalization: str
+    maps: Sequence[tuple[str, Path]],
+    truth: Path,
+    genes: Sequence[str],
+    normalization: str,
+    bins: str | None = None,
 ) -> dict[str, tuple[str, Predict]]:
     """Read maps that the evaluated ones have to beat.
 
@@ -29,6 +33,8 @@ def read_baseline_maps(
         Of the evaluated maps.
     normalization : str
         Of the evaluated maps.
+    bins : str, optional
+        Of the truth; see `find_sections`.
 
     Returns
     -------
@@ -53,7 +59,7 @@ def read_baseline_maps(
             raise InputError(
                 f"{path} lacks gene {missing[0]} of the evaluated maps; give a map of their genes"
             )
-        by_name.setdefault(name, {})[choose_section(prediction, truth, None).name] = prediction
+        by_name.setdefault(name, {})[choose_section(prediction, truth, None, bins).name] = prediction
     return {name: ("the tile, as another model", _predictor(own, genes)) for name, own in by_name.items()}
 
 

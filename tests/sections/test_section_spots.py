@@ -7,11 +7,15 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 from section_folders import XENIUM_PIXEL, space_ranger, spatialdata_store, visium_hd, xenium
 
+from mclst.evaluation.baselines.gather import gather_training
+from mclst.evaluation.cli import main as evaluate
+from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.cli.infer import main as infer
 from mclst.sections import SectionError, find_sections, read_section
 from mclst.sections.formats.section_spots import on_picture, section_spots
@@ -66,6 +70,31 @@ def test_the_cells_of_a_xenium_bundle_are_predicted_where_they_lie(
     assert data.uns["mclst"]["slide"]["mpp"] == pytest.approx(XENIUM_PIXEL * np.hypot(1.3, 0.02))
     done = CliRunner().invoke(infer, [str(slide), "--grid", "50", "--bin", "8"])
     assert done.exit_code == 2 and "--bin belongs to --spots" in done.output
+
+
+def test_pseudo_spots_are_predicted_and_evaluated(tmp_path: Path, small_bundle: Path) -> None:
+    one, two, three, *_ = open_bundle(small_bundle).genes
+    bundle = xenium(tmp_path / "P1", genes=(str(one), str(two), str(three)))
+    words = [
+        "--spots",
+        str(bundle),
+        "--bin",
+        "40",
+        "--bundle",
+        str(small_bundle),
+        "--any-stain",
+        "--no-picture",
+    ]
+    slide, out = str(bundle / "P1_he_image.ome.tif"), str(tmp_path / "a.h5ad")
+    done = CliRunner().invoke(infer, [slide, *words, "--no-html", "--out", out])
+    assert done.exit_code == 0, done.output
+    words = [out, "--truth", str(bundle), "--bin", "40", "--common-genes", "--baselines", "none"]
+    done = CliRunner().invoke(evaluate, [*words, "--out", str(tmp_path / "e")])
+    assert done.exit_code == 0, done.output
+    scores = pd.read_csv(tmp_path / "e.csv")
+    assert scores.spots[0] == 25 and np.isfinite(scores.mse[0])
+    training = gather_training(bundle, ["P1"], [one, two], "spot-wise", bins="40")
+    assert set(training.tests["P1"].spot) == set(anndata.read_h5ad(out).obs_names)
 
 
 def test_spots_of_the_hires_picture_are_scaled_to_it(tmp_path: Path) -> None:

@@ -148,7 +148,14 @@ XENIUM_ALIGNMENT = np.array([[0.02, 1.3, -40.0], [-1.3, 0.02, 1300.0], [0.0, 0.0
 """A turn by 91°, as 10x's public bundles have them: px of the H&E image → px of the morphology image."""
 
 
-def xenium(folder: Path, *, cells: int = 12, transcripts: int = 4000, bytes_names: bool = False) -> Path:
+def xenium(
+    folder: Path,
+    *,
+    cells: int = 12,
+    transcripts: int = 4000,
+    bytes_names: bool = False,
+    genes: tuple[str, str, str] = ("EPCAM", "ERBB2", "PTPRC"),
+) -> Path:
     """A bundle of Xenium Onboard Analysis 3: experiment, cells, transcripts, matrix, H&E image and alignment.
 
     bytes_names: feature names and cell ids as bytes, as version 1 wrote them.
@@ -165,7 +172,6 @@ def xenium(folder: Path, *, cells: int = 12, transcripts: int = 4000, bytes_name
     names = [f"{'abcdefghijklmnop'[i % 16]}aaaaaaa-1" for i in range(cells)]
     extent = 200.0  # µm, along both axes
     centers = rng.uniform(10, extent - 10, (cells, 2))
-    genes = ["EPCAM", "ERBB2", "PTPRC"]
     controls = ["NegControlProbe_00042", "NegControlCodeword_0500", "UnassignedCodeword_0031"]
     kinds = ["Gene Expression"] * 3 + ["Negative Control Probe", "Negative Control Codeword"]
     kinds.append("Unassigned Codeword")
@@ -174,7 +180,7 @@ def xenium(folder: Path, *, cells: int = 12, transcripts: int = 4000, bytes_name
     with h5py.File(folder / "cell_feature_matrix.h5", "r+") as file:
         features = file["matrix/features"]
         ids = ["ENSG00000119888", "ENSG00000141736", "ENSG00000081237", *controls]
-        for name, values in (("name", genes + controls), ("id", ids), ("feature_type", kinds)):
+        for name, values in (("name", [*genes, *controls]), ("id", ids), ("feature_type", kinds)):
             del features[name]
             features[name] = np.array(values, "S")
     text = (lambda values: [v.encode() for v in values]) if bytes_names else list
@@ -186,7 +192,7 @@ def xenium(folder: Path, *, cells: int = 12, transcripts: int = 4000, bytes_name
          "total_counts": counts[order].sum(axis=1), "cell_area": 60.0, "nucleus_area": 20.0,
          "nucleus_count": 1.0, "segmentation_method": "Segmented by boundary stain"}
     ).to_parquet(folder / "cells.parquet", index=False)  # fmt: skip
-    feature = rng.choice(genes + controls, transcripts, p=[0.4, 0.3, 0.2, 0.05, 0.03, 0.02])
+    feature = rng.choice([*genes, *controls], transcripts, p=[0.4, 0.3, 0.2, 0.05, 0.03, 0.02])
     pd.DataFrame(
         {"transcript_id": np.arange(transcripts, dtype=np.uint64), "cell_id": "UNASSIGNED",
          "overlaps_nucleus": np.zeros(transcripts, np.uint8), "feature_name": text(feature.tolist()),
