@@ -71,7 +71,7 @@ evaluation/metrics: runtime/expression_map sections
 training: runtime/tiling runtime/slide runtime/bundle runtime kernels kernels/definition sections/formats
     sections/tables sections models models/recipes
 training/fitting: training export/onnx runtime/features runtime/inference runtime/tiling runtime/slide
-    runtime/encoder runtime/trust runtime/bundle runtime kernels kernels/definition sections/formats
+    runtime/storage runtime/encoder runtime/trust runtime/bundle runtime kernels kernels/definition sections/formats
     sections/tables sections models models/recipes
 export: export/triton export/parity export/inputs export/onnx runtime/cli runtime/serving runtime/inference
     runtime/encoder/tensorrt runtime/encoder/cuda runtime/encoder runtime/trust runtime/bundle runtime

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from mclst.runtime.errors import SlideError
-from mclst.runtime.hashing import Stamp, stamp
-from mclst.runtime.storage.files import folder_stamp, list_files
+from mclst.runtime.storage.digest import slide_sha256, slide_stamp
 from mclst.runtime.storage.location import local_path
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from mclst.runtime.storage.remote import RemoteObjects
     from mclst.sections.section import Spots
 
-BLOCK_BYTES = 4 << 20
 ROWS_AT_ONCE = 65_536
 
 
@@ -56,11 +54,7 @@ class RemoteIdentity:
 
 
 class SlideHash:
-    """SHA-256 of a slide's files, computed in a thread while the `with` body runs.
-
-    A MIRAX slide includes the folder of the same stem, which holds its pixels; a DICOM slide all DICOM files
-    of its folder, which hold its levels. Of a slide that is a folder, names count as well.
-    """
+    """`slide_sha256` of a slide, computed in a thread while the `with` body runs."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -93,15 +87,7 @@ class SlideHash:
 
     def _run(self) -> None:
         try:
-            digest = hashlib.sha256()
-            is_folder = self.path.is_dir()
-            for part in list_files(self.path) if is_folder else (self.path, *_parts(self.path)):
-                if is_folder:
-                    digest.update(f"{part.relative_to(self.path)}\0{part.stat().st_size}\0".encode())
-                with part.open("rb") as file:
-                    while (block := file.read(BLOCK_BYTES)) and not self._stop.is_set():
-                        digest.update(block)
-            self._future.set_result(digest.hexdigest())
+            self._future.set_result(slide_sha256(self.path, self._stop.is_set))
         except BaseException as error:  # noqa: BLE001 - raised by `result`
             self._future.set_exception(error)
 
@@ -122,28 +108,6 @@ def identity_of(slide: Slide) -> SlideHash | RemoteIdentity:
     path = local_path(slide.path)
     assert path is not None, "a slide that is not remote has a path"
     return SlideHash(path)
-
-
-def slide_stamp(path: Path) -> Stamp:
-    """Stamp of a slide's file, or of all files of a folder; see `stamp`."""
-    return folder_stamp(path) if path.is_dir() else stamp(path)
-
-
-def _parts(path: Path) -> list[Path]:
-    """Return the other files of a slide."""
-    folder = path.with_suffix("")
-    if (folder / "Slidedat.ini").is_file():
-        return sorted(folder.glob("*.*"))
-    if not _is_dicom(path):
-        return []
-    return [other for other in sorted(path.parent.iterdir()) if other != path and _is_dicom(other)]
-
-
-def _is_dicom(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
 
 
 def spots_sha256(spots: Spots) -> str:

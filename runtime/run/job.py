@@ -17,13 +17,14 @@ from mclst.runtime.inference.model import Model
 from mclst.runtime.progress import Advance, Notify
 from mclst.runtime.report.files import Files
 from mclst.runtime.run.early import load_beside
-from mclst.runtime.run.hashes import SlideHash, slide_stamp
+from mclst.runtime.run.hashes import SlideHash
 from mclst.runtime.run.options import RunOptions
 from mclst.runtime.run.outputs import Outputs
 from mclst.runtime.run.predict import predict
 from mclst.runtime.run.report import DONE, Run
 from mclst.runtime.slide.base import Slide
 from mclst.runtime.slide.open import open_slide
+from mclst.runtime.storage.digest import slide_stamp
 from mclst.runtime.storage.location import RemoteLocation, SlideLocation, local_path
 from mclst.runtime.tiling.grid import Grid, make_grid
 from mclst.runtime.tiling.region import restrict_grid, restrict_spots

@@ -7,7 +7,7 @@ import stat
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 
@@ -172,21 +172,3 @@ def _read_all(handle: int, offset: int, count: int) -> bytes:
     while len(data) < count and (part := os.pread(handle, count - len(data), offset + len(data))):
         data += part
     return data
-
-
-def list_files(folder: Path) -> list[Path]:
-    """All files below a folder, sorted; links are not followed."""
-    files = []
-    for parent, _, names in os.walk(folder):
-        files += [Path(parent, name) for name in names]
-    return sorted(files)
-
-
-def folder_stamp(folder: Path) -> tuple[int, int, int, int]:
-    """(files, 0, bytes, latest modification in ns) of what is below a folder, in the order of `stamp`."""
-    number = size = latest = 0
-    for path in list_files(folder):
-        with suppress(OSError):
-            status = os.lstat(path)
-            number, size, latest = number + 1, size + status.st_size, max(latest, status.st_mtime_ns)
-    return number, 0, size, latest

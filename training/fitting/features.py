@@ -26,10 +26,10 @@ from mclst.runtime.encoder.ring import Ring
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.errors import ReferenceDataError
 from mclst.runtime.features.cache import FeatureCache, FeatureWriter, StoredFeatures
-from mclst.runtime.hashing import file_sha256
 from mclst.runtime.inference.providers import EncoderRequest, open_encoder
 from mclst.runtime.progress import Clock
 from mclst.runtime.slide.open import open_slide
+from mclst.runtime.storage.digest import slide_sha256
 from mclst.runtime.tiling.tiles import Tiles, TileShape
 from mclst.training.fitting.sections import FitSection
 
@@ -173,15 +173,15 @@ class FeatureSource:
                 "views": setup.views,
                 "samples": samples,
             }
-            slide_sha256 = cache(lambda: file_sha256(section.image))
-            kept = self._cache.find(key, slide_sha256, count)
+            sha256 = cache(lambda: slide_sha256(section.image))
+            kept = self._cache.find(key, sha256, count)
             if kept is not None:
                 advance(count)
                 with closing(kept):
                     return TileFeatures.of(kept, tile.size_px)
             with self._cache.writer(key, count) as writer:
                 features = self._encode(section, tiles, samples, writer, advance)
-                writer.finish(slide_sha256(), failed=features.failed, attachment=features.sample.tobytes())
+                writer.finish(sha256(), failed=features.failed, attachment=features.sample.tobytes())
                 if writer.trouble:
                     self._say(f"the features are not kept for the next fit: {writer.trouble}")
         return features

@@ -193,4 +193,4 @@ def test_a_lying_s3_server_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch
         ):
             slide.read(0, 0, SIDE, SIDE)
         assert str(caught.value).startswith(f"s3://{BUCKET}/a slide.tif ")
-        assert "\n" not in str(caught.value) and server.sent < 20 << 20
+        assert "\n" not in str(caught.value)

@@ -345,6 +345,9 @@ def test_a_changed_chunk_changes_the_slides_hash_and_is_told(copied: Path) -> No
             same.check_unchanged()
     with SlideHash(copied) as after:
         assert after.result() != first
+    os.mkfifo(copied / "0/c/pipe")  # never read
+    with SlideHash(copied) as piped:
+        assert piped.result() != first
 
 
 def test_the_first_image_of_bioformats2raw_is_the_slide(tmp_path: Path) -> None:
