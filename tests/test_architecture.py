@@ -71,8 +71,8 @@ evaluation/metrics: runtime/expression_map sections
 training: runtime/tiling runtime/slide runtime/bundle runtime kernels kernels/definition sections/formats
     sections/tables sections models models/recipes
 training/fitting: training export/onnx runtime/features runtime/inference runtime/tiling runtime/slide
-    runtime/storage runtime/encoder runtime/trust runtime/bundle runtime kernels kernels/definition sections/formats
-    sections/tables sections models models/recipes
+    runtime/storage runtime/encoder runtime/trust runtime/bundle runtime kernels kernels/definition
+    sections/formats sections/tables sections models models/recipes
 export: export/triton export/parity export/inputs export/onnx runtime/cli runtime/serving runtime/inference
     runtime/encoder/tensorrt runtime/encoder/cuda runtime/encoder runtime/trust runtime/bundle runtime
     kernels/definition sections models kernels runtime/tiling runtime/slide

@@ -225,9 +225,10 @@ class HeaderReader(io.RawIOBase):
         return part
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer; return the number of bytes."""
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
+        """Fill a buffer, such as an array; return the number of bytes."""
+        view = memoryview(buffer).cast("B")
+        data = self.read(len(view))
+        view[: len(data)] = data
         return len(data)
 
 

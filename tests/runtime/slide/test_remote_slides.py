@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp  # noqa: F401 - without it there is nothing to test
 import fsspec  # noqa: F401
@@ -18,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from range_server import Behavior, RangeServer
-from synthetic_slides import quick, tissue
+from synthetic_slides import LAYOUTS, quick, tissue, write_layout
 
 from mclst.runtime.errors import MclstError, ResourceError, SlideError
 from mclst.runtime.slide.base import Slide, TileReadError
@@ -117,9 +118,47 @@ def test_any_rectangle_and_the_thumbnail_equal_the_local_ones(folder: Path, serv
                 np.testing.assert_array_equal(pixels, local.read(*box))
 
 
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RangeServer]:
+    """Every layout and codec of a TIFF."""
+    with RangeServer(tmp_path_factory.mktemp("layouts")) as server:
+        yield server
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_reads_as_from_the_local_file(layouts: RangeServer, layout: str) -> None:
+    path, levels = write_layout(layouts.folder, layout)
+    with open_slide(layouts.url(quote(path.name))) as slide:
+        assert len(slide.levels) == len(levels)
+        for number, image in enumerate(levels):
+            height, width = image.shape[:2]
+            np.testing.assert_array_equal(slide.read(0, 0, width, height, level=number), image)
+
+
+def test_directories_of_thousands_of_tiles_are_read(layouts: RangeServer) -> None:
+    """tifffile reads long tags straight into arrays."""
+    image = tissue(800, 800)
+    tifffile.imwrite(layouts.folder / "many.tif", image, tile=(16, 16), compression="zlib", metadata=None)
+    with open_slide(layouts.url("many.tif")) as slide:
+        np.testing.assert_array_equal(slide.read(300, 300, 100, 100), image[300:400, 300:400])
+
+
+@pytest.mark.slow
+def test_real_slides_read_as_from_the_local_file(slides: Path) -> None:
+    with RangeServer(slides) as server:
+        for name in ("CMU-1-Small-Region.svs", "test3-DAPI-2-_387_.ndpi", "kidney-48-5.tif"):
+            with open_slide(slides / name) as local, open_slide(server.url(name)) as slide:
+                assert (slide.levels, slide.mpp, slide.icc) == (local.levels, local.mpp, local.icc)
+                for level in range(len(slide.levels)):
+                    box = (100, 150, 300, 200)
+                    np.testing.assert_array_equal(
+                        slide.read(*box, level=level), local.read(*box, level=level)
+                    )
+
+
 def test_a_picture_is_read_whole(folder: Path, server: RangeServer) -> None:
     with open_slide(server.url("slide.png")) as slide:
-        np.testing.assert_array_equal(slide.read(0, 0, 400, 300), tissue(SIDE, SIDE)[:300, :400])
+        np.testing.assert_array_equal(slide.read(0, 0, 400, 300), Image.open(folder / "slide.png"))
         assert str(slide.path) == server.url("slide.png")
 
 
