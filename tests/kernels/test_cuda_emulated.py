@@ -86,6 +86,7 @@ def test_adversaries(name: str, rank: Any, way: str) -> None:
         (2, 33, 255, 6, 20),
         (2, 33, 257, 6, 20),
         (130, 131, 5, 3, 9),
+        (130, 200, 5, 3, 100),  # more keys within the limit than a block's list has room for
         (66, 300, 16, 129, 64),
     ],
 )

@@ -722,6 +722,7 @@ def test_the_record_says_what_the_sources_imply() -> None:
         row = table[target]["product_within"]
         assert row["HMMA"] == 48 * halves and ("LDGSTS" in row) == copies
         assert all("HMMA" not in table[target][kernel] for kernel in ("choose", "weigh", "gather"))
+        assert row["ATOMG"] == 1 and row["LDG"] <= 16
 
 
 def give_away(path: Path) -> None:

@@ -70,9 +70,9 @@ def test_every_case_is_right_and_without_races(target: int) -> None:
 
 
 def test_tiles_beyond_one_block() -> None:
-    """More than one tile of queries, bank rows and genes, with edges."""
-    queries, bank = clustered(130, 150, 12, genes=130)
-    check(ptx_of(80), 2, (queries, bank, RetrievalSpec(k=20, rank="l2", distance="l1")))
+    """More than one tile of everything, with edges; more keys within the limit than a list has room for."""
+    queries, bank = clustered(130, 180, 12, genes=130)
+    check(ptx_of(80), 2, (queries, bank, RetrievalSpec(k=90, rank="l2", distance="l1")))
 
 
 # --- planted faults -------------------------------------------------------------------------------

@@ -69,6 +69,9 @@ template <int Open> __device__ __forceinline__ void copies_wait()
 #endif
 }
 
+// The compiler takes the value as new here: what is computed from it stays inside of a loop, where registers are few.
+__device__ __forceinline__ void made_here(u32& value) { asm volatile("" : "+r"(value)); }
+
 // Dynamic shared memory, sized at launch.
 __device__ __forceinline__ double* launch_memory()
 {

@@ -83,16 +83,107 @@ extern "C" __global__ void __launch_bounds__(BLOCK) place(const Placing p)
         p.far[i] = far;
 }
 
-template <bool Filter> __device__ __forceinline__ void emit(const Job& j, int q, i64 row, float key, float limit)
+// --- keys within the limit -----------------------------------------------------------------------------------------
+// A block lists its keys within the limits in shared memory, in the order of queries. One atomic addition for each query
+// makes room in global memory, and the list is written there. A list longer than `Room` takes several rounds.
+
+template <int Side, int Room> struct Kept {
+    u32 count[Side], start[Side];
+    // From a place in the list to a place among the query's keys.
+    u32 shift[Side];
+    u32 listed;
+    float key[Room];
+    u16 at[Room];   // query · Side + row
+};
+
+// Keys of Rows queries and Columns rows, held by one thread.
+template <int Rows, int Columns> struct Keys {
+    float at[Rows][Columns];
+    // A bit for each key within the limit of its query.
+    u32 within[(Rows * Columns + 31) / 32];
+
+    __device__ __forceinline__ u32 within_row(int r) const
+    {
+        return within[r * Columns / 32] >> r * Columns % 32 & ((1u << Columns) - 1);
+    }
+};
+
+// Counts the keys within the limits and makes room for them. `place` [Rows] becomes the place in the list of the first key
+// of a row; returns the length of the list. query_of(r): the query, of the block's, of row r.
+template <int Side, int Room, int Rows, int Columns, class Query>
+__device__ __forceinline__ u32 find_places(const Job& j, Kept<Side, Room>& kept, const Keys<Rows, Columns>& keys, Query query_of,
+                                           i64 first_query, u32 (&place)[Rows])
 {
-    if (!Filter) {
-        j.key[q * j.key_stride + row] = key;
-    } else if (key <= limit) {
-        const u32 slot = atomicAdd(j.count + q, 1u);
-        if (slot < j.capacity) {
-            j.key[q * j.key_stride + slot] = key;
-            j.row[q * j.capacity + slot] = (u32)row;
+    const int lane = threadIdx.x % 32;
+    if (threadIdx.x < Side)
+        kept.count[threadIdx.x] = 0;
+    if (threadIdx.x == 0)
+        kept.listed = 0;
+    __syncthreads();
+#pragma unroll
+    for (int r = 0; r < Rows; ++r) {
+        const u32 within = __popc(keys.within_row(r));
+        place[r] = within ? atomicAdd(&kept.count[query_of(r)], within) : 0;
+    }
+    __syncthreads();
+    if (threadIdx.x < Side) {
+        const u32 count = kept.count[threadIdx.x];
+        u32 through = count;
+        for (int step = 1; step < 32; step *= 2) {
+            const u32 other = __shfl_up_sync(WHOLE_WARP, through, step);
+            through += lane >= step ? other : 0;
         }
+        u32 start = lane == 31 ? atomicAdd(&kept.listed, through) : 0;
+        start = __shfl_sync(WHOLE_WARP, start, 31) + through - count;
+        kept.start[threadIdx.x] = start;
+        if (count)
+            kept.shift[threadIdx.x] = atomicAdd(j.count + first_query + threadIdx.x, count) - start;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int r = 0; r < Rows; ++r)
+        place[r] += kept.start[query_of(r)];
+    return kept.listed;
+}
+
+// Appends the keys within the limits, and their rows, to those of their queries. query_of(r), row_of(c): the query and row,
+// of the block's, which start at first_query and first_row.
+template <int Side, int Room, int Rows, int Columns, class Query, class Row>
+__device__ __forceinline__ void keep(const Job& j, Kept<Side, Room>& kept, Keys<Rows, Columns>& keys, Query query_of,
+                                     Row row_of, i64 first_query, i64 first_row)
+{
+    u32 place[Rows];
+    const u32 listed = find_places(j, kept, keys, query_of, first_query, place);
+    u32 base = (u32)(query_of(0) * Side + row_of(0));
+    for (u32 first = 0; first < listed; first += Room) {
+        made_here(base);
+        for (u32& word : keys.within)
+            made_here(word);
+#pragma unroll
+        for (int r = 0; r < Rows; ++r) {
+            u32 at = place[r] - first;
+#pragma unroll
+            for (int c = 0; c < Columns; ++c) {
+                const bool within = keys.within_row(r) >> c & 1;
+                const int step = (query_of(r) - query_of(0)) * Side + row_of(c) - row_of(0);
+                if (within && at < Room) {
+                    kept.key[at] = keys.at[r][c];
+                    kept.at[at] = (u16)(base + step);
+                }
+                at += within;
+            }
+        }
+        __syncthreads();
+        const u32 here = listed - first < Room ? listed - first : Room;
+        for (u32 i = threadIdx.x; i < here; i += BLOCK) {
+            const u32 query = kept.at[i] / Side, row = kept.at[i] % Side;
+            const u32 slot = kept.shift[query] + first + i;
+            if (slot < j.capacity) {
+                j.key[(first_query + query) * j.key_stride + slot] = kept.key[i];
+                j.row[(first_query + query) * j.capacity + slot] = (u32)first_row + row;
+            }
+        }
+        __syncthreads();
     }
 }
 
@@ -163,25 +254,63 @@ __device__ __forceinline__ void multiply_step(float (&sum)[4][4][4], const Stage
     }
 }
 
-// |P|² - 2X·P of the warp's tile.
-template <bool Filter>
-__device__ __forceinline__ void emit_tile(const Job& j, const float (&sum)[4][4][4], i64 query_row, i64 bank_row, int lane)
+// What turns products into keys, and the list of keys; in the memory of the stages.
+struct TileEnd {
+    float2 query[TILE];   // -2·scale and limit
+    float2 bank[TILE];    // scale and |P|²
+    Kept<TILE, 7168> kept;
+};
+
+__device__ __forceinline__ float not_a_number() { return __uint_as_float(0x7fffffffu); }
+
+// Queries and rows past the end get NaN.
+template <bool Filter> __device__ __forceinline__ void load_end(const Job& j, TileEnd& end, i64 first_query, i64 first_row)
 {
+    const int i = threadIdx.x % TILE;
+    if (threadIdx.x < TILE) {
+        const i64 q = first_query + i;
+        end.query[i] = q < j.n ? float2{-2.0f * j.query_scale[q], Filter ? j.limit[q] : 0.0f} : float2{0.0f, not_a_number()};
+    } else {
+        const i64 row = first_row + i;
+        end.bank[i] = row < j.key_rows ? float2{j.bank_scale[row], j.bank_square[row]} : float2{0.0f, not_a_number()};
+    }
+}
+
+// |P|² - 2X·P of the warp's 64 × 32 part of the tile.
+template <bool Filter>
+__device__ __forceinline__ void emit_tile(const Job& j, TileEnd& end, const float (&sum)[4][4][4], i64 first_query,
+                                          i64 first_row, int warp_row, int warp_column)
+{
+    const int lane = threadIdx.x % 32, query = warp_row + lane / 4, row = warp_column + 2 * (lane % 4);
+    const auto query_of = [=](int r) { return query + 8 * r; };
+    const auto row_of = [=](int c) { return row + 8 * (c / 2) + c % 2; };
+    Keys<8, 8> keys = {};
+    __syncthreads();
+    load_end<Filter>(j, end, first_query, first_row);
+    __syncthreads();
 #pragma unroll
     for (int r = 0; r < 8; ++r) {
-        const i64 q = query_row + 8 * r + lane / 4;
-        if (q >= j.n)
-            continue;
-        const float twice = -2.0f * j.query_scale[q];
-        const float limit = Filter ? j.limit[q] : 0.0f;
+        const float2 of_query = end.query[query_of(r)];
 #pragma unroll
         for (int c = 0; c < 8; ++c) {
-            const i64 row = bank_row + 8 * (c / 2) + 2 * (lane % 4) + c % 2;
-            if (row < j.key_rows)
-                emit<Filter>(j, (int)q, row,
-                             fmaf(sum[r / 2][c / 2][2 * (r % 2) + c % 2] * twice, j.bank_scale[row], j.bank_square[row]),
-                             limit);
+            const float2 of_row = end.bank[row_of(c)];
+            const float key = fmaf(sum[r / 2][c / 2][2 * (r % 2) + c % 2] * of_query.x, of_row.x, of_row.y);
+            keys.at[r][c] = key;
+            if (Filter && key <= of_query.y)
+                keys.within[r / 4] |= 1u << (8 * (r % 4) + c);
         }
+    }
+    if (Filter) {
+        keep(j, end.kept, keys, query_of, row_of, first_query, first_row);
+        return;
+    }
+#pragma unroll
+    for (int r = 0; r < 8; ++r) {
+        const i64 q = first_query + query_of(r);
+#pragma unroll
+        for (int c = 0; c < 8; ++c)
+            if (q < j.n && first_row + row_of(c) < j.key_rows)
+                j.key[q * j.key_stride + first_row + row_of(c)] = keys.at[r][c];
     }
 }
 
@@ -209,7 +338,8 @@ template <bool Filter> __device__ __forceinline__ void product(const Job& j, Sta
         copies_commit();
         multiply_step(sum, stages[s % STAGES], warp_row, warp_column, lane);
     }
-    emit_tile<Filter>(j, sum, first_query + warp_row, first_row + warp_column, lane);
+    static_assert(sizeof(TileEnd) <= STAGES * sizeof(Stage), "the end of a tile must fit into its stages");
+    emit_tile<Filter>(j, *(TileEnd*)stages, sum, first_query, first_row, warp_row, warp_column);
 }
 
 // Grid (⌈key_rows / 128⌉, ⌈n / 128⌉).
@@ -244,7 +374,7 @@ __device__ __forceinline__ void load_columns(Columns& to, const float* from, i64
 }
 
 template <bool Filter>
-__device__ __forceinline__ void city_block(const Job& j, Columns& query, Columns& bank)
+__device__ __forceinline__ void city_block(const Job& j, Columns& query, Columns& bank, Kept<SQUARE, 1024>* kept)
 {
     const i64 first_row = (i64)blockIdx.x * SQUARE, first_query = (i64)blockIdx.y * SQUARE;
     const int x = threadIdx.x % 16 * 4, y = threadIdx.x / 16 * 4;
@@ -264,25 +394,40 @@ __device__ __forceinline__ void city_block(const Job& j, Columns& query, Columns
                     sum[r][s] += fabsf(down[r] - along[s]);
         }
     }
+    if (Filter) {
+        Keys<4, 4> keys = {};
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+            const i64 q = first_query + y + r;
+            const float limit = q < j.n ? j.limit[q] : not_a_number();
+#pragma unroll
+            for (int s = 0; s < 4; ++s) {
+                keys.at[r][s] = sum[r][s];
+                if (sum[r][s] <= limit && first_row + x + s < j.key_rows)
+                    keys.within[0] |= 1u << (4 * r + s);
+            }
+        }
+        keep(j, *kept, keys, [=](int r) { return y + r; }, [=](int s) { return x + s; }, first_query, first_row);
+        return;
+    }
 #pragma unroll
     for (int r = 0; r < 4; ++r)
 #pragma unroll
-        for (int s = 0; s < 4; ++s) {
-            const i64 q = first_query + y + r, row = first_row + x + s;
-            if (q < j.n && row < j.key_rows)
-                emit<Filter>(j, (int)q, row, sum[r][s], Filter ? j.limit[q] : 0.0f);
-        }
+        for (int s = 0; s < 4; ++s)
+            if (first_query + y + r < j.n && first_row + x + s < j.key_rows)
+                j.key[(first_query + y + r) * j.key_stride + first_row + x + s] = sum[r][s];
 }
 
 // Grid (⌈key_rows / 64⌉, ⌈n / 64⌉).
 extern "C" __global__ void __launch_bounds__(BLOCK) city_block_all(const Job j)
 {
     __shared__ Columns query, bank;
-    city_block<false>(j, query, bank);
+    city_block<false>(j, query, bank, nullptr);
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK) city_block_within(const Job j)
 {
     __shared__ Columns query, bank;
-    city_block<true>(j, query, bank);
+    __shared__ Kept<SQUARE, 1024> kept;
+    city_block<true>(j, query, bank, &kept);
 }

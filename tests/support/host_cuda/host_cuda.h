@@ -46,6 +46,9 @@ struct alignas(16) uint4 {
 struct alignas(8) uint2 {
     unsigned x, y;
 };
+struct alignas(8) float2 {
+    float x, y;
+};
 struct alignas(16) float4 {
     float x, y, z, w;
 };
@@ -529,5 +532,7 @@ template <int Open> void copies_wait()
 {
     host::arrive(Open, [](const host::Fiber::Copy&) {});
 }
+
+inline void made_here(unsigned&) {}
 
 inline double* launch_memory() { return (double*)host::launch_memory.data(); }

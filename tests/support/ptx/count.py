@@ -1,0 +1,72 @@
+"""`python tests/support/ptx/count.py` prints what the kernels issue for each query, by executing their PTX.
+
+Two cases of one tile of queries against 2,048 bank rows of 256 columns: a gathered mean over 1.8 % of the
+rows, as in the HER2+ sections (200 of 11,372), and a dense one over 9.7 %, as in Visium (2,400 of 24,787).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from retrieval_cases import clustered
+
+from mclst.kernels.cuda.provider import CudaProvider
+from mclst.kernels.definition.spec import RetrievalSpec
+from ptx.build import PtxDriver, ptx_of
+
+QUERIES, ROWS, COLUMNS, GENES = 128, 2048, 256, 128
+CASES = {"gathered": 36, "dense": 198}
+# Instructions of PTX by what executes them; the rest, addresses and control above all, is `other`.
+UNITS = {
+    "tensor": ("mma",),
+    "shared": ("ld.shared", "st.shared", "atom.shared", "ldmatrix"),
+    "global": ("ld.global", "st.global", "cp.async.cg"),
+    "atomic": ("atom.global", "red.global"),
+    "float32": ("add.f32", "add.rn.f32", "sub.f32", "mul.f32", "fma.rn.f32", "sub.rn.f32", "mul.rn.f32"),
+    "float64": ("add.f64", "add.rn.f64", "sub.f64", "sub.rn.f64", "mul.f64", "mul.rn.f64", "fma.rn.f64"),
+    "convert": ("cvt.f64.f32", "cvt.rn.f32.f64", "cvt.rn.f16.f32", "cvt.f32.f16"),
+}
+
+
+def unit_of(opcode: str) -> str:
+    """What executes an instruction."""
+    if opcode.startswith("ld.param"):
+        return "other"
+    return next((unit for unit, starts in UNITS.items() if opcode.startswith(starts)), "other")
+
+
+def issued(k: int, architecture: int = 80) -> dict[str, Counter[str]]:
+    """Warp instructions for each query, by kernel and unit."""
+    queries, bank = clustered(QUERIES, ROWS, COLUMNS, genes=GENES)
+    driver = PtxDriver(ptx_of(architecture))
+    spec = RetrievalSpec(k=k, rank="cosine", distance="l1")
+    before = driver.executed()
+    cuda = CudaProvider(
+        bank.embedding, bank.expression, spec, driver=driver, workspace_bytes=64 << 20, sample=512
+    )
+    prepared = driver.executed()
+    cuda.aggregate(queries)
+    counts: dict[str, Counter[str]] = {}
+    for kernel, after in driver.executed().items():
+        # The bank is placed once, which is no query's affair.
+        spent = after - prepared[kernel] if kernel == "place" else after - before[kernel]
+        by_unit: Counter[str] = Counter()
+        for opcode, times in spent.items():
+            by_unit[unit_of(opcode)] += times
+        if by_unit.total():
+            counts[kernel] = by_unit
+    return counts
+
+
+def main() -> None:
+    for name, k in CASES.items():
+        print(f"{name}, k = {k} of {ROWS}: warp instructions a query")
+        for kernel, units in issued(k).items():
+            row = ", ".join(
+                f"{unit} {units[unit] / QUERIES:.1f}" for unit in (*UNITS, "other") if units[unit]
+            )
+            print(f"  {kernel}: {row}")
+
+
+if __name__ == "__main__":
+    main()
