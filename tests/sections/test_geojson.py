@@ -228,6 +228,15 @@ def test_a_region_of_many_vertices_is_bounded(tmp_path: Path, monkeypatch: pytes
         read_regions(path)
 
 
+def test_a_cell_of_many_vertices_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "c.geojson", collection(feature("Polygon", [ellipse(40, 30, 5, 5, 0, n=2000)])))
+    monkeypatch.setattr(geojson, "BLOCK_CHARACTERS", 1000)
+    np.testing.assert_allclose(read_cells(path).xy_px, [[40, 30]], atol=0.01)
+    monkeypatch.setattr(geojson, "MAX_FEATURE_CHARACTERS", 20_000)
+    with pytest.raises(SectionError, match="one feature takes more than 0 MB; split it"):
+        read_cells(path)
+
+
 def test_points_and_lines_are_no_region(tmp_path: Path) -> None:
     with pytest.raises(SectionError, match="there is no polygon"):
         read_regions(write(tmp_path / "r.geojson", collection(feature("Point", [1, 2]))))
