@@ -37,18 +37,35 @@ class ZarrLevel(SegmentedLevel[ByteFolder]):
 
     def decode(self, source: ByteFolder, column: int, row: int) -> NDArray[np.uint8]:
         """Decode a segment; see SegmentedLevel."""
-        channels = self.array.metadata.chunks[self.axes.index("c")]
-        place = {"y": row, "x": column}
         parts = []
-        for number in range(-(-3 // channels)):
-            place["c"] = number
-            chunk = self.array.read_chunk(source, [place.get(axis, 0) for axis in self.axes])
+        for place in self._places(column, row):
+            chunk = self.array.read_chunk(source, place)
             plane = chunk[tuple(slice(None) if axis in "cyx" else 0 for axis in self.axes)]
             left = [axis for axis in self.axes if axis in "cyx"]
             parts.append(plane.transpose([left.index(axis) for axis in "yxc"]))
         height = min(self.segment_height, self.height - row * self.segment_height)
         width = min(self.segment_width, self.width - column * self.segment_width)
         return np.concatenate(parts, axis=2)[:height, :width, :3].copy()
+
+    def _places(self, column: int, row: int) -> list[list[int]]:
+        """Chunks of a segment, by channel."""
+        channels = self.array.metadata.chunks[self.axes.index("c")]
+        return [
+            [{"y": row, "x": column, "c": number}.get(axis, 0) for axis in self.axes]
+            for number in range(-(-3 // channels))
+        ]
+
+    def expect(self, source: ByteFolder, keys: NDArray[np.int64]) -> None:
+        """Announce segments; see SegmentedLevel."""
+
+    def prefetch(self, source: ByteFolder, keys: NDArray[np.int64]) -> None:
+        """Read segments together; see SegmentedLevel."""
+        parts = []
+        for column, row in keys.tolist():
+            for place in self._places(column, row):
+                with suppress(ValueError):  # told when it is decoded
+                    parts.append(self.array.part(source, place))
+        source.prefetch([part for part in parts if part is not None])
 
 
 def open_ome_zarr(path: SlideLocation, folder: ByteFolder) -> SegmentedSlide[ByteFolder]:

@@ -148,8 +148,9 @@ class SegmentCache:
             self.held_bytes -= self._segments.pop(key).pixels.nbytes
 
     def __contains__(self, key: Hashable) -> bool:
+        """Whether a segment is cached or being decoded."""
         with self._lock:
-            return key in self._segments
+            return key in self._segments or key in self._pending
 
     def clear(self) -> None:
         """Evict all segments."""

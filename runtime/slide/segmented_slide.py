@@ -20,8 +20,8 @@ from mclst.runtime.storage.location import SlideLocation
 
 S = TypeVar("S", bound=ByteSource)
 
-SEGMENTS_AHEAD = 512
-"""Segments that are fetched together."""
+PX_AHEAD = 32 << 20
+"""Pixels of segments that are fetched together."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,13 @@ class SegmentedLevel(ABC, Generic[S]):
         Raises OSError if the source cannot be read, any other exception if the segment is damaged.
         """
 
-    def ranges(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Bytes of segments [n, 2] (column, row) in the source, [n, 2] (offset, count); none by default."""
-        return np.empty((0, 2), np.int64)
+    @abstractmethod
+    def expect(self, source: S, keys: NDArray[np.int64]) -> None:
+        """Announce to a source that reads ahead the segments [n, 2] (column, row) that will be decoded."""
+
+    @abstractmethod
+    def prefetch(self, source: S, keys: NDArray[np.int64]) -> None:
+        """Let it read segments [n, 2] (column, row) together, which are decoded next."""
 
     def decodes_many(self, source: S) -> bool:
         """Whether `decode_many` is there: several segments in one call, outside the GIL."""
@@ -133,12 +137,13 @@ class SegmentedSlide(Slide, Generic[S]):
         height, width, _ = pixels.shape
         columns = range(x // part.segment_width, (x + width - 1) // part.segment_width + 1)
         # In bands, so that what is fetched together fits into what is held.
-        band = max(1, SEGMENTS_AHEAD // len(columns)) * part.segment_height
+        at_once = max(1, PX_AHEAD // (part.segment_width * part.segment_height * len(columns)))
+        band = at_once * part.segment_height
         for top in range(y // band * band, y + height, band):
             first, end = max(top, y), min(top + band, y + height)
             rows = range(first // part.segment_height, (end - 1) // part.segment_height + 1)
             keys = [(c, r) for r in rows for c in columns if (level, c, r) not in self.cache]
-            source.prefetch(part.ranges(np.array(keys, np.int64).reshape(-1, 2)))
+            part.prefetch(source, np.array(keys, np.int64).reshape(-1, 2))
             part.read_into(pixels[first - y : end - y], x, first, segment)
 
     def read_squares(
@@ -205,7 +210,7 @@ class SegmentedSlide(Slide, Generic[S]):
         row, column = np.nonzero(counts)
         source = self._source
         if source is not None and source.reads_ahead:
-            source.expect(part.ranges(np.stack([column, row], axis=1)))
+            part.expect(source, np.stack([column, row], axis=1))
         keys = zip([level] * len(row), column.tolist(), row.tolist(), strict=True)
         self.cache.expect(dict(zip(keys, counts[row, column].tolist(), strict=True)))
 

@@ -60,8 +60,16 @@ class TiffLevel(SegmentedLevel[ByteFile]):
     jpeg_decoder: jpeg.StreamDecoder
     tiff_decode: Callable[..., Any]
 
-    def ranges(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Bytes of segments; see SegmentedLevel."""
+    def expect(self, source: ByteFile, keys: NDArray[np.int64]) -> None:
+        """Announce segments; see SegmentedLevel."""
+        source.expect(self._ranges(keys))
+
+    def prefetch(self, source: ByteFile, keys: NDArray[np.int64]) -> None:
+        """Read segments together; see SegmentedLevel."""
+        source.prefetch(self._ranges(keys))
+
+    def _ranges(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Bytes of segments [n, 2] (column, row): [n, 2] (offset, count)."""
         column, row = keys[:, 0], keys[:, 1]
         if self.row_bytes:
             step = self.segment_height * self.row_bytes

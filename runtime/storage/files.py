@@ -6,10 +6,11 @@ import os
 import stat
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,12 +44,6 @@ class ByteSource:
             with self._lock:
                 self.seconds += time.perf_counter() - start
 
-    def expect(self, ranges: NDArray[np.int64]) -> None:
-        """Announce ranges [n, 2] (offset, count) that will be read."""
-
-    def prefetch(self, ranges: NDArray[np.int64]) -> None:
-        """Read ranges [n, 2] (offset, count) together, before each is asked for."""
-
     def close(self) -> None:
         """Release what does not end with the last reference."""
 
@@ -69,6 +64,12 @@ class ByteFile(ByteSource, ABC):
 
     @abstractmethod
     def _read(self, offset: int, count: int) -> bytes: ...
+
+    def expect(self, ranges: NDArray[np.int64]) -> None:
+        """Announce ranges [n, 2] (offset, count) that will be read."""
+
+    def prefetch(self, ranges: NDArray[np.int64]) -> None:
+        """Read ranges [n, 2] (offset, count) together, before each is asked for."""
 
 
 class SharedFile(ByteFile):
@@ -98,6 +99,15 @@ class SharedFile(ByteFile):
             os.close(self._fd)
 
 
+class Part(NamedTuple):
+    """`length` bytes of a folder's file from `offset`; None: the whole, of at most `limit` bytes."""
+
+    name: str
+    offset: int
+    length: int | None
+    limit: int
+
+
 class ByteFolder(ByteSource, ABC):
     """A folder whose files are read whole or in part, by names that use `/`."""
 
@@ -116,6 +126,9 @@ class ByteFolder(ByteSource, ABC):
 
     @abstractmethod
     def _read(self, name: str, offset: int, count: int | None, limit: int) -> bytes | None: ...
+
+    def prefetch(self, parts: Sequence[Part]) -> None:
+        """Begin to read parts that are read next, each once."""
 
     def __contains__(self, name: str) -> bool:
         return self.read_range(name, 0, 1) is not None

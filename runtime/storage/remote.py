@@ -159,7 +159,10 @@ class RemoteObjects:
         """
         if identity:
             self._identity.add(key)
-        answer = self.begin(key, span, limit).result()
+        return self.take(key, span, self.begin(key, span, limit).result())
+
+    def take(self, key: str, span: Span | None, answer: Answer | None) -> bytes | None:
+        """Record an answer as read, and return its bytes."""
         if answer is None:
             return None
         self.record(key, 0 if span is None else span.first, answer.data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from bisect import bisect_right, insort
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from threading import RLock
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.errors import ResourceError, SlideError
-from mclst.runtime.storage.files import ByteFile, ByteFolder
+from mclst.runtime.storage.files import ByteFile, ByteFolder, Part
 from mclst.runtime.storage.location import RemoteLocation
 from mclst.runtime.storage.remote import Answer, RemoteObjects, Server, Span
 
@@ -246,18 +246,40 @@ def _runs(numbers: list[int]) -> list[Range]:
 class RemoteFolder(ByteFolder):
     """Objects below an address."""
 
+    reads_ahead = True
+
     def __init__(self, objects: RemoteObjects) -> None:
         super().__init__()
         self.objects = objects
+        self._ahead: dict[Part, Future[Answer | None]] = {}
+
+    def prefetch(self, parts: Sequence[Part]) -> None:
+        """Begin to read parts that are read next, each once."""
+        with self._lock:
+            for part in parts:
+                if part not in self._ahead:
+                    self._ahead[part] = self.objects.begin(part.name, _span(part), part.limit)
 
     def _read(self, name: str, offset: int, count: int | None, limit: int) -> bytes | None:
-        span = None if count is None else Span(offset, count)
-        identity = count is None and name.rpartition("/")[2] in METADATA_NAMES
-        return self.objects.read(name, span, limit, identity=identity)
+        part = Part(name, offset, count, limit)
+        with self._lock:
+            future = self._ahead.pop(part, None)
+        if future is None:
+            identity = count is None and name.rpartition("/")[2] in METADATA_NAMES
+            return self.objects.read(name, _span(part), limit, identity=identity)
+        return self.objects.take(name, _span(part), future.result())
 
     def close(self) -> None:
-        """Close the connection."""
+        """Give up what is under way, and close the connection."""
+        with self._lock:
+            for future in self._ahead.values():
+                future.cancel()
+            self._ahead.clear()
         self.objects.close()
+
+
+def _span(part: Part) -> Span | None:
+    return None if part.length is None else Span(part.offset, part.length)
 
 
 def open_remote(location: RemoteLocation) -> RemoteFile | RemoteFolder:

@@ -10,7 +10,7 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.runtime.storage.files import ByteFolder
+from mclst.runtime.storage.files import ByteFolder, Part
 from mclst.runtime.zarr.codecs import CRC_BYTES, checked, decode, most_bytes
 from mclst.runtime.zarr.metadata import ArrayMetadata, Sharding, read_array
 
@@ -38,29 +38,32 @@ class ZarrArray:
         exception if the chunk is damaged.
         """
         array = self.metadata
-        raw_bytes = math.prod(array.chunks)
-        if array.sharding is None:
-            data = folder.read(self._name(place), most_bytes(raw_bytes))
+        part = self.part(folder, place)
+        if part is None:
+            data = None
+        elif part.length is None:
+            data = folder.read(part.name, part.limit)
         else:
-            data = self._read_from_shard(folder, array.sharding, place, most_bytes(raw_bytes))
+            data = folder.read_range(part.name, part.offset, part.length)
+            if data is None or len(data) != part.length:
+                raise ValueError("its shard ends before its data does")
         if data is None:
             return np.full(array.chunks, array.fill, np.uint8)
-        values = np.frombuffer(decode(data, array.encoding.codecs, raw_bytes), np.uint8)
+        values = np.frombuffer(decode(data, array.encoding.codecs, math.prod(array.chunks)), np.uint8)
         order = array.encoding.order
         stored = values.reshape([array.chunks[axis] for axis in order])
         return stored.transpose(np.argsort(order))
 
-    def _name(self, place: Sequence[int]) -> str:
-        """File of a chunk, or of a shard."""
-        array = self.metadata
-        return f"{self.path}{array.prefix}{array.separator.join(map(str, place))}"
-
-    def _read_from_shard(
-        self, folder: ByteFolder, sharding: Sharding, place: Sequence[int], limit: int
-    ) -> bytes | None:
-        counts = [shard // chunk for shard, chunk in zip(sharding.shape, self.metadata.chunks, strict=True)]
+    def part(self, folder: ByteFolder, place: Sequence[int]) -> Part | None:
+        """Where a chunk is: a file, or a part of a shard, whose index is read; None if it is not stored."""
+        array, limit = self.metadata, most_bytes(math.prod(self.metadata.chunks))
+        if array.sharding is None:
+            return Part(self._name(place), 0, None, limit)
+        counts = [
+            shard // chunk for shard, chunk in zip(array.sharding.shape, self.metadata.chunks, strict=True)
+        ]
         name = self._name([number // count for number, count in zip(place, counts, strict=True)])
-        index = self._index(folder, sharding, name, counts)
+        index = self._index(folder, array.sharding, name, counts)
         if index is None:
             return None
         inner = [number % count for number, count in zip(place, counts, strict=True)]
@@ -69,10 +72,12 @@ class ZarrArray:
             return None
         if length > limit or offset > 2**62:
             raise ValueError(f"its shard declares {int(length):,} bytes for it")
-        data = folder.read_range(name, int(offset), int(length))
-        if data is None or len(data) != length:
-            raise ValueError("its shard ends before its data does")
-        return data
+        return Part(name, int(offset), int(length), int(length))
+
+    def _name(self, place: Sequence[int]) -> str:
+        """File of a chunk, or of a shard."""
+        array = self.metadata
+        return f"{self.path}{array.prefix}{array.separator.join(map(str, place))}"
 
     def _index(
         self, folder: ByteFolder, sharding: Sharding, name: str, counts: list[int]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ome_zarr_slides import MPP, edit_json, pyramid, write_by_ome_zarr, write_by_zarr
 from synthetic_slides import PAD, cut, quick, tissue
@@ -252,7 +252,7 @@ def test_what_is_no_rgb_slide_is_refused_in_a_sentence(copied: Path, case: str) 
     assert str(caught.value).startswith(str(copied)) and "\n" not in str(caught.value)
 
 
-@quick
+@settings(quick, max_examples=40)
 @given(st.data())
 def test_metadata_changed_at_random_is_read_or_refused(plain_slide: Path, data: st.DataObject) -> None:
     """Any field becomes anything: an error of ours, or a slide whose pixels can be asked for."""

@@ -17,6 +17,7 @@ import pytest
 import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
+from ome_zarr_slides import write_by_zarr
 from PIL import Image
 from range_server import Behavior, RangeServer
 from synthetic_slides import LAYOUTS, quick, tissue, write_layout
@@ -143,7 +144,42 @@ def test_directories_of_thousands_of_tiles_are_read(layouts: RangeServer) -> Non
         np.testing.assert_array_equal(slide.read(300, 300, 100, 100), image[300:400, 300:400])
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_an_ome_zarr_is_read_chunk_by_chunk_each_once(layouts: RangeServer, zarr_format: int) -> None:
+    path = layouts.folder / f"{zarr_format}.zarr"
+    write_by_zarr(path, zarr_format, levels=2, chunks=(1, 64, 64))
+    xy = np.random.default_rng(4).uniform((40, 40), (380, 150), (40, 2))
+    with open_slide(path) as local:
+        expected = next(iter(Tiles(local, xy, TileShape(60), batch_size=64, workers=1))).tiles.copy()
+    before, sent = len(layouts.requests), layouts.sent
+    with open_slide(layouts.url(path.name)) as slide:
+        assert (slide.mpp, slide.vendor) == (0.5, f"ome-zarr 0.{zarr_format + 2}")
+        (batch,) = Tiles(slide, xy, TileShape(60), batch_size=64, workers=4)
+        np.testing.assert_array_equal(batch.tiles, expected)
+        assert slide.remote is not None
+        slide.remote.check_unchanged()
+    asked = [name for name, _ in layouts.requests[before:]]
+    chunks = [name for name in asked if not name.endswith(("zarr.json", ".zattrs", ".zarray", ".zgroup"))]
+    assert len(set(chunks)) == len(chunks) <= 3 * 7 * 4
+    needed = sum((layouts.folder / name[1:]).stat().st_size for name in chunks)
+    assert needed < layouts.sent - sent <= 1.3 * needed
+
+
+@pytest.mark.parametrize("fault", ["cut", "endless", "redirect"])
+def test_a_lying_server_of_an_ome_zarr_is_told(layouts: RangeServer, fault: str) -> None:
+    write_by_zarr(layouts.folder / "lied.zarr", 2, chunks=(3, 64, 64))
+    try:
+        with open_slide(layouts.url("lied.zarr")) as slide:
+            layouts.behavior = Behavior(**{fault: 1 << 30})
+            # An endless chunk costs its tile; what says nothing of the chunk ends the run.
+            kind = {"cut": ResourceError, "endless": TileReadError, "redirect": SlideError}[fault]
+            with pytest.raises(kind) as caught:
+                slide.read(0, 0, 10, 10)
+            assert type(caught.value) is kind and "\n" not in str(caught.value)
+    finally:
+        layouts.behavior = Behavior()
+
+
 def test_real_slides_read_as_from_the_local_file(slides: Path) -> None:
     with RangeServer(slides) as server:
         for name in ("CMU-1-Small-Region.svs", "test3-DAPI-2-_387_.ndpi", "kidney-48-5.tif"):
