@@ -18,10 +18,11 @@ ENDLESS_BLOCK = bytes(1 << 16)
 class Behavior:
     """What is wrong with the server; each fault counts down from the number of answers it spoils.
 
-    after: answers that are right before.
+    after: answers that are right before. only: (first, end) of the bytes whose ranges are spoilt.
     """
 
     after: int = 0
+    only: tuple[int, int] = (0, 1 << 62)
     cut: int = 0
     busy: int = 0
     whole: int = 0
@@ -70,9 +71,12 @@ class RangeServer:
     def url(self, name: str, userinfo: str = "") -> str:
         return f"http://{userinfo}127.0.0.1:{self._server.server_address[1]}/{name}"
 
-    def fault(self) -> str:
-        """Name of the fault that spoils this answer, counted down; "" for none."""
+    def fault(self, requested: str) -> str:
+        """Name of the fault that spoils the answer to a Range header, counted down; "" for none."""
         behavior = self.behavior
+        first = re.match(r"bytes=(\d+)-", requested)
+        if first and not behavior.only[0] <= int(first[1]) < behavior.only[1]:
+            return ""
         with self._lock:
             if behavior.after:
                 behavior.after -= 1
@@ -114,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
         with server._lock:
             server.requests.append((self.path, self.headers.get("Range", "")))
             server.authorizations.append(self.headers.get("Authorization", ""))
-        path, fault = server.path_of(name), server.fault()
+        path, fault = server.path_of(name), server.fault(self.headers.get("Range", ""))
         if fault == "busy":
             self._answer(503, b"", {"Retry-After": "0"})
         elif fault == "redirect":

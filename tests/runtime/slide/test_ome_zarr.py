@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -20,14 +19,11 @@ from ome_zarr_slides import MPP, edit_json, pyramid, write_by_ome_zarr, write_by
 from synthetic_slides import PAD, cut, quick, tissue
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ShardingCodec, TransposeCodec, ZstdCodec
 
-from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.errors import MclstError, ResourceError, SlideError
-from mclst.runtime.report.files import Files
 from mclst.runtime.run.hashes import SlideHash
-from mclst.runtime.run.options import RunOptions
-from mclst.runtime.run.predict import predict
 from mclst.runtime.slide.base import Slide, TileReadError
 from mclst.runtime.slide.open import open_slide
+from mclst.runtime.tiling.tiles import Tiles, TileShape
 from mclst.runtime.zarr.codecs import crc32c
 
 Change = Callable[[Path], Any]
@@ -109,19 +105,19 @@ def test_every_compressor_of_format_2_is_undone(tmp_path: Path, codec: str) -> N
         assert_same_pixels(slide, 1)
 
 
-def test_tiles_and_maps_equal_those_of_the_same_picture_as_tiff(
-    tmp_path: Path, run_inputs: Path, small_bundle: Path
-) -> None:
-    write_by_zarr(tmp_path / "slide.zarr", 3, chunks=(3, 64, 64))
-    maps = []
-    for path in (run_inputs / "slide.tif", tmp_path / "slide.zarr"):
-        out = tmp_path / f"{path.suffix}.h5ad"
-        options = RunOptions(picture=False, files=Files(html=False), workers=2)
-        with open_slide(path) as slide:
-            predict(open_bundle(small_bundle), slide, run_inputs / "spots.csv", out, options)
-        with h5py.File(out) as file:
-            maps.append(file["X"][()])
-    np.testing.assert_array_equal(maps[0], maps[1])
+def test_tiles_equal_those_of_the_same_picture_as_tiff(tmp_path: Path) -> None:
+    write_by_zarr(tmp_path / "slide.zarr", 3, levels=3, chunks=(3, 64, 64))
+    with tifffile.TiffWriter(tmp_path / "slide.tif") as tif:
+        for image in pyramid():
+            tif.write(image, tile=(64, 64), compression="zlib", photometric="rgb", metadata=None)
+    xy = np.random.default_rng(6).uniform((-20, -20), (440, 320), (80, 2))
+    for shape in (TileShape(50), TileShape(32, mpp=1.4, pad=PAD)):
+        read = []
+        for name in ("slide.tif", "slide.zarr"):
+            with open_slide(tmp_path / name) as slide:
+                tiles = Tiles(slide, xy, shape, batch_size=80, workers=3, slide_mpp=MPP)
+                read.append(next(iter(tiles)).tiles.copy())
+        np.testing.assert_array_equal(read[0], read[1])
 
 
 @pytest.mark.parametrize("sharded", [False, True])
@@ -252,7 +248,7 @@ def test_what_is_no_rgb_slide_is_refused_in_a_sentence(copied: Path, case: str) 
     assert str(caught.value).startswith(str(copied)) and "\n" not in str(caught.value)
 
 
-@settings(quick, max_examples=40)
+@settings(quick, max_examples=25)
 @given(st.data())
 def test_metadata_changed_at_random_is_read_or_refused(plain_slide: Path, data: st.DataObject) -> None:
     """Any field becomes anything: an error of ours, or a slide whose pixels can be asked for."""
