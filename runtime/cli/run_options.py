@@ -49,7 +49,7 @@ OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
         "--retriever",
         type=click.Choice(("auto", *RETRIEVERS)),
         default="auto",
-        help="Implementation of the retrieval; cuda keeps embeddings on the GPU.",
+        help="Implementation of the retrieval; auto takes a GPU that passes a self-test, else the CPU.",
     ),
     retrieval_options(),
     click.option(
