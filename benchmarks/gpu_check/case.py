@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mclst.benchmarks.gpu_check.slide import write_slide
+from mclst.benchmarks.reading.jpeg_slide import write_slide
 from mclst.export.bundling import export_bundle
 from mclst.export.parity.precisions import PrecisionOptions
 from mclst.models.mclstexp import MclSTExp

@@ -130,7 +130,7 @@ def measure_batch(device: CudaDevice, batch: int, *, graph: bool) -> dict[str, A
 
 def measure_slide(device: CudaDevice, folder: Path) -> dict[str, Any]:
     """From a JPEG-tiled TIFF to expression: decoding by threads, encoder and retrieval on the device."""
-    from mclst.benchmarks.gpu_check.slide import write_slide
+    from mclst.benchmarks.reading.jpeg_slide import write_slide
     from mclst.kernels.definition.spec import RetrievalSpec
     from mclst.kernels.retriever import Retriever
     from mclst.runtime.slide.open import open_slide

@@ -5,8 +5,12 @@ Between the calls, Python's share per tile is a few microseconds: tables are arr
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from contextlib import suppress
+from ctypes import addressof, c_char
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +19,7 @@ from mclst.runtime.decoding.library import compiled, libjpeg
 
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
+SPARE_BYTES = 16 << 20
 Key = tuple[int, int, int]
 """Level, column and row of a segment."""
 
@@ -47,7 +52,13 @@ def can_decode() -> bool:
 
 
 def decode_segments(
-    file: int, header: Header, offsets: I64, counts: I64, sizes: I64, largest: tuple[int, int]
+    file: int,
+    header: Header,
+    offsets: I64,
+    counts: I64,
+    sizes: I64,
+    largest: tuple[int, int],
+    spare: list[Decoded],
 ) -> tuple[list[Decoded | None], float]:
     """Decode segments of an open file.
 
@@ -62,6 +73,8 @@ def decode_segments(
         Width and height of each, px, cropped to the image.
     largest : (int, int)
         Maximal width and height of a stream, px.
+    spare : list of Decoded
+        Memory to write to; used up.
 
     Returns
     -------
@@ -73,19 +86,48 @@ def decode_segments(
     functions, library = compiled(), libjpeg()
     assert functions is not None and library is not None
     count = len(offsets)
-    segments = [decoded(np.empty((height, width, 3), np.uint8)) for width, height in sizes.tolist()]
+    segments = [_memory(width, height, spare) for width, height in sizes.tolist()]
     table = np.concatenate([offsets, counts, sizes.ravel()])
     addresses = np.array([segment.address for segment in segments], np.uint64)
     done = np.empty(count, np.uint8)
-    start = table.ctypes.data
+    start = _address(table)
     seconds = functions.mclst_jpeg_decode(
         library, file, count, start, start + 8 * count,
         header.begins, len(header.begins), header.full, len(header.full),
-        start + 16 * count, *largest, addresses.ctypes.data, done.ctypes.data,
+        start + 16 * count, *largest, _address(addresses), _address(done),
     )  # fmt: skip
     if done.all():
         return list(segments), seconds
     return [segment if ok else None for segment, ok in zip(segments, done.tolist(), strict=True)], seconds
+
+
+def take_spare(segments: dict[Key, Decoded], spare: list[Decoded]) -> None:
+    """Move segments that nobody else refers to, neither cache nor thread, to `spare`.
+
+    To free and to allocate their pages takes longer than all else between the calls.
+    """
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        return
+    while segments:
+        segment = segments.popitem()[1]
+        # The local variable and the argument; of the pixels, the tuple and the argument.
+        alone = sys.getrefcount(segment) == 2 and sys.getrefcount(segment.pixels) == 2
+        if alone and (len(spare) + 1) * segment.pixels.nbytes <= SPARE_BYTES:
+            spare.append(segment)
+
+
+def _memory(width: int, height: int, spare: list[Decoded]) -> Decoded:
+    with suppress(IndexError):  # other threads take from it too
+        segment = spare.pop()
+        if segment.pixels.shape == (height, width, 3):
+            return segment
+    pixels = np.empty((height, width, 3), np.uint8)
+    return Decoded(pixels, _address(pixels))
+
+
+def _address(array: NDArray[Any]) -> int:
+    """Address of an array that may be written; in a third of the time that `array.ctypes` takes."""
+    return addressof(c_char.from_buffer(array)) if array.size else 0
 
 
 def cut_squares(
@@ -100,10 +142,10 @@ def cut_squares(
     functions = compiled()
     assert functions is not None and squares.flags.c_contiguous and corners.flags.c_contiguous
     missing = np.empty(len(squares), np.uint8)
-    keys = np.array(list(segments), np.int64)
+    keys = np.fromiter(chain.from_iterable(segments), np.int64, 3 * len(segments))
     addresses = np.array([item.address for item in segments.values()], np.uint64)
     functions.mclst_cut(
-        len(squares), corners.ctypes.data, squares.shape[1], *level, *segment,
-        len(segments), keys.ctypes.data, addresses.ctypes.data, squares.ctypes.data, missing.ctypes.data,
+        len(squares), _address(corners), squares.shape[1], *level, *segment,
+        len(segments), _address(keys), _address(addresses), _address(squares), _address(missing),
     )  # fmt: skip
     return missing.nonzero()[0].tolist() if missing.any() else ()

@@ -89,14 +89,19 @@ class SegmentCache:
         cached: dict[Key, Decoded] = {}
         mine: list[Key] = []
         others: dict[Key, Future[NDArray[np.uint8]]] = {}
-        segments, pending = self._segments, self._pending
+        segments, pending, uses_left = self._segments, self._pending, self._uses_left
         with self._lock:
             for key, count in uses.items():
                 segment = segments.get(key)
                 if segment is not None:
                     cached[key] = segment
+                    left = uses_left.get(key, 0)
+                    if left > count:
+                        uses_left[key] = left - count
+                    elif left:
+                        self._count_use(key, count)
+                        continue
                     segments.move_to_end(key)
-                    self._count_use(key, count)
                 elif key in pending:
                     others[key] = pending[key] = pending[key] or Future()
                 else:
@@ -111,7 +116,11 @@ class SegmentCache:
             for key, segment in segments.items():
                 if isinstance(segment, Decoded):
                     self._store(key, segment)
-                    self._count_use(key, uses[key])
+                    left, count = self._uses_left.get(key, 0), uses[key]
+                    if left > count:
+                        self._uses_left[key] = left - count
+                    elif left:
+                        self._count_use(key, count)
                 future = self._pending.pop(key)
                 if future is not None:
                     waiting.append((future, segment))

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.runtime.decoding.batch import Decoded, Key, cut_squares, decoded
+from mclst.runtime.decoding.batch import Decoded, Key, cut_squares, decoded, take_spare
 from mclst.runtime.errors import MclstError, ResourceError, SlideError
 from mclst.runtime.slide.base import RGB, Level, Slide, TileReadError
 from mclst.runtime.slide.segment_cache import SegmentCache
@@ -65,8 +65,11 @@ class SegmentedLevel(ABC, Generic[S]):
         """Whether `decode_many` is there: several segments in one call, outside the GIL."""
         return False
 
-    def decode_many(self, source: S, keys: Sequence[Key]) -> Sequence[Decoded | None]:
-        """Decode several segments of this level; None for those that `decode` must take."""
+    def decode_many(self, source: S, keys: Sequence[Key], spare: list[Decoded]) -> Sequence[Decoded | None]:
+        """Decode several segments of this level; None for those that `decode` must take.
+
+        spare: memory to write to.
+        """
         return [None for _ in keys]
 
     def read_into(
@@ -120,6 +123,7 @@ class SegmentedSlide(Slide, Generic[S]):
         self._named = named
         self._seconds_file = 0.0
         self.cache = SegmentCache()
+        self._spare: list[Decoded] = []
 
     @property
     def seconds_file(self) -> float:
@@ -166,6 +170,7 @@ class SegmentedSlide(Slide, Generic[S]):
         lacking = cut_squares(
             squares, corners, (part.width, part.height), (part.segment_width, part.segment_height), segments
         )
+        take_spare(segments, self._spare)
         # What cannot be decoded, or not read, is told as for a square alone.
         return self._read_one_by_one(squares, corners, lacking, level, pad)
 
@@ -173,12 +178,11 @@ class SegmentedSlide(Slide, Generic[S]):
         self, part: SegmentedLevel[S], source: S, keys: list[Key], uses: dict[Key, int]
     ) -> dict[Key, Decoded]:
         """Decode segments that `begin` left to this thread; those that fail are left out."""
-        result: dict[Key, Decoded | BaseException] = dict.fromkeys(keys, _NotDecoded())
+        result: dict[Key, Any] = dict.fromkeys(keys, _NotDecoded())
         try:
-            for key, segment in zip(keys, part.decode_many(source, keys), strict=True):
-                if segment is not None:
-                    result[key] = segment
-                    continue
+            many = part.decode_many(source, keys, self._spare)
+            result.update((key, segment) for key, segment in zip(keys, many, strict=True) if segment)
+            for key in [key for key, segment in result.items() if isinstance(segment, _NotDecoded)]:
                 try:
                     result[key] = decoded(np.ascontiguousarray(part.decode(source, *key[1:])))
                 except Exception as error:  # noqa: BLE001 - raised for the squares that need it
@@ -236,6 +240,7 @@ class SegmentedSlide(Slide, Generic[S]):
         """Release the source, which closes after the last read in other threads."""
         source, self._seconds_file, self._source = self._source, self.seconds_file, None
         self.cache.clear()
+        self._spare.clear()
         if source is not None:
             source.close()
 

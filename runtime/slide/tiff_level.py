@@ -100,7 +100,9 @@ class TiffLevel(SegmentedLevel[ByteFile]):
         """See SegmentedLevel; JPEG tiles of a local file, once their header is known."""
         return self.is_batched and isinstance(source, SharedFile) and self.jpeg_decoder.header is not None
 
-    def decode_many(self, source: ByteFile, keys: Sequence[Key]) -> Sequence[Decoded | None]:
+    def decode_many(
+        self, source: ByteFile, keys: Sequence[Key], spare: list[Decoded]
+    ) -> Sequence[Decoded | None]:
         """See SegmentedLevel."""
         header = self.jpeg_decoder.header
         assert isinstance(source, SharedFile) and header is not None
@@ -109,7 +111,7 @@ class TiffLevel(SegmentedLevel[ByteFile]):
         index = places[:, 1] * self.columns + places[:, 0]
         sizes = np.minimum((self.width, self.height) - places * largest, largest)
         segments, seconds = decode_segments(
-            source.descriptor, header, self.offsets[index], self.counts[index], sizes, largest
+            source.descriptor, header, self.offsets[index], self.counts[index], sizes, largest, spare
         )
         source.add_seconds(seconds)
         return segments

@@ -18,7 +18,7 @@ from mclst.runtime.errors import SlideError, SpotsError
 from mclst.runtime.slide.base import RGB, Slide
 
 BATCHES_AHEAD = 3
-TILES_PER_TASK = 16
+TILES_PER_TASK = 32
 RESAMPLED_BYTES = 32 << 20
 SAME_MPP = 1.01
 MAX_COORDINATE_PX = 2**31
@@ -238,7 +238,8 @@ class Tiles:
     def _submit(
         self, pool: ThreadPoolExecutor, rows: NDArray[np.int64], buffer: NDArray[np.uint8]
     ) -> list[Future[list[tuple[int, str]]]]:
-        step = min(TILES_PER_TASK, -(-len(rows) // self.workers))
+        # Two batches are read at a time, so each is split among half of the threads.
+        step = min(TILES_PER_TASK, -(-2 * len(rows) // self.workers))
         return [
             pool.submit(self._read_some, rows[at : at + step], buffer[at : at + step])
             for at in range(0, len(rows), step)

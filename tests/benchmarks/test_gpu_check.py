@@ -33,7 +33,7 @@ from mclst.benchmarks.gpu_check.run import (
     check,
     steps,
 )
-from mclst.benchmarks.gpu_check.slide import write_slide
+from mclst.benchmarks.reading.jpeg_slide import write_slide
 from mclst.benchmarks.retrieval.cases import CASES, Case
 from mclst.benchmarks.retrieval.peers import DEVICE_PEERS, torch_embedding_bag
 from mclst.benchmarks.retrieval.synthetic import Source
