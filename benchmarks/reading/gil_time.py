@@ -21,12 +21,14 @@ import simplejpeg  # type: ignore[import-untyped]
 from mclst.benchmarks.harness.machine import describe_machine
 from mclst.benchmarks.reading.jpeg_slide import SEGMENT_PX, TILE_PX, write_slide
 from mclst.runtime.decoding import batch
+from mclst.runtime.decoding import library as batch_decoder
 from mclst.runtime.slide import tiff_level
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.tiling.bounds import check_centers
 from mclst.runtime.tiling.tiles import TILES_PER_TASK, Tiles, TileShape
 
 SLIDE_PX, ROUNDS, TASKS_PER_SAMPLE = 8192, 7, 4
+CALLS = ("mclst_jpeg_decode", "mclst_cut")
 ONE_BY_ONE, BATCHES = "one by one", "in batches"
 
 
@@ -50,22 +52,26 @@ class _Meter:
 @contextmanager
 def _metered(meter: _Meter, way: str) -> Iterator[None]:
     """Wrap what releases the GIL, and choose the way."""
-    saved = (simplejpeg.decode_jpeg, os.pread, batch.compiled, tiff_level.can_decode)
-    functions = batch.compiled()
+    functions = batch_decoder.compiled()
+    replaced: list[tuple[Any, str, Any]]
+    if way == ONE_BY_ONE or functions is None:
+        replaced = [
+            (simplejpeg, "decode_jpeg", meter.wrap(simplejpeg.decode_jpeg)),
+            (os, "pread", meter.wrap(os.pread)),
+            (tiff_level, "can_decode", lambda: False),
+        ]
+    else:
+        calls = {name: staticmethod(meter.wrap(getattr(functions, name))) for name in CALLS}
+        wrapped = type("Wrapped", (), calls)
+        replaced = [(batch, "compiled", lambda: wrapped)]
+    saved = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
     try:
-        if way == ONE_BY_ONE:
-            simplejpeg.decode_jpeg, os.pread = meter.wrap(saved[0]), meter.wrap(saved[1])
-            tiff_level.can_decode = lambda: False
-        elif functions is not None:
-
-            class Wrapped:
-                mclst_jpeg_decode = staticmethod(meter.wrap(functions.mclst_jpeg_decode))
-                mclst_cut = staticmethod(meter.wrap(functions.mclst_cut))
-
-            batch.compiled = lambda: Wrapped  # type: ignore[assignment,return-value]
+        for owner, name, value in replaced:
+            setattr(owner, name, value)
         yield
     finally:
-        simplejpeg.decode_jpeg, os.pread, batch.compiled, tiff_level.can_decode = saved
+        for owner, name, value in saved:
+            setattr(owner, name, value)
 
 
 def measure(path: Path, xy: np.ndarray[Any, np.dtype[np.float64]], way: str) -> list[float]:

@@ -125,8 +125,8 @@ def _memory(width: int, height: int, spare: list[Decoded]) -> Decoded:
     return Decoded(pixels, _address(pixels))
 
 
-def _address(array: NDArray[Any]) -> int:
-    """Address of an array that may be written; in a third of the time that `array.ctypes` takes."""
+def _address(array: Any) -> int:
+    """Address of an array in C order that may be written; in a third of the time that `array.ctypes` takes."""
     return addressof(c_char.from_buffer(array)) if array.size else 0
 
 
