@@ -126,7 +126,7 @@ def _memory(width: int, height: int, spare: list[Decoded]) -> Decoded:
 
 
 def _address(array: Any) -> int:
-    """Address of an array in C order that may be written; in a third of the time that `array.ctypes` takes."""
+    """Address of an array in C order that may be written; `array.ctypes` takes three times as long."""
     return addressof(c_char.from_buffer(array)) if array.size else 0
 
 
