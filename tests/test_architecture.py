@@ -19,9 +19,9 @@ MOST_MODULES = 14
 TABLE = """\
 demo: training export runtime/run runtime/report/page runtime/report/figures runtime/expression_map
     runtime/slide runtime/bundle runtime sections/formats sections/tables sections
-benchmarks/gpu_check: benchmarks/retrieval benchmarks/harness benchmarks/roofline export export/parity
-    runtime/tiling runtime/slide runtime/encoder/cuda runtime/encoder runtime kernels kernels/cuda
-    kernels/definition models
+benchmarks/gpu_check: benchmarks/reading benchmarks/retrieval benchmarks/harness benchmarks/roofline export
+    export/parity runtime/tiling runtime/slide runtime/encoder/cuda runtime/encoder runtime kernels
+    kernels/cuda kernels/definition models
 benchmarks/systems: benchmarks/contenders benchmarks/retrieval benchmarks/harness export/parity export/onnx
     runtime/cli runtime/inference runtime/tiling runtime/slide runtime/encoder runtime/bundle runtime
     kernels kernels/definition sections/tables sections models
@@ -55,7 +55,7 @@ benchmarks/leaderboard: benchmarks/harness training/fitting runtime/inference ru
 benchmarks/robustness: benchmarks/contenders benchmarks/harness evaluation/baselines runtime/cli
     runtime/report/figures runtime/inference runtime/tiling runtime/slide runtime/encoder runtime/bundle
     runtime sections/tables sections
-benchmarks/reading: benchmarks/harness runtime/tiling runtime/slide runtime
+benchmarks/reading: benchmarks/harness runtime/tiling runtime/slide runtime/decoding runtime
 benchmarks/harness: runtime kernels/cpu
 benchmarks/schemas:
 benchmarks/roofline:
