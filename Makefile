@@ -16,7 +16,8 @@ PIP_SETTINGS := $(foreach name,$(filter PIP_%,$(.VARIABLES)),$(name)="$($(name))
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
-demo: $(VENV)/installed  ## create .venv and run the demo on a synthetic slide
+demo:  ## create .venv with what the demo uses, and run it on a synthetic slide
+	@test -e $(VENV)/installed || $(MAKE) --no-print-directory $(VENV)/demo
 	$(BIN)/mclst-demo --out mclst-demo --overwrite
 
 quick: $(VENV)/quick  ## fast tests within a minute, without torch: installs .[cpu,test] alone
@@ -72,6 +73,20 @@ $(VENV)/quick: pyproject.toml constraints.txt setup.py $(wildcard kernels/cpu/sr
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,test]"
 	touch $@
+
+# PyTorch for CPUs is a tenth in size; PyPI has it for macOS alone.
+CPU_TORCH := $(shell sed -nE 's/^(torch|torchvision)==.*/&+cpu/p' constraints.txt)
+
+$(VENV)/demo: pyproject.toml constraints.txt setup.py runtime/report/page/openseadragon.py $(wildcard kernels/cpu/src/*)
+	@echo "1/2 installing what the demo uses into $(VENV), a minute or two"
+	@$(PYTHON) -m venv $(VENV)
+	@test "$$(uname)" != Linux || $(BIN)/pip install --quiet --no-compile --constraint constraints.txt $(CPU_TORCH) \
+		2> /dev/null || echo "  no PyTorch for CPUs in pip's indexes: taking the one with CUDA libraries, 5 GB"
+	@bash -o pipefail -c '$(BIN)/pip install --no-compile --constraint constraints.txt --editable ".[cpu,export,lite]" \
+		| awk "/^Collecting/ {print \"  \" \$$2; fflush()} /^Installing/ {print \"  unpacking them\"; fflush()}"'
+	@$(BIN)/python -m mclst.runtime.report.page.openseadragon > /dev/null || echo "  without npm the demo makes no page"
+	@touch $@
+	@echo "2/2 running it"
 
 $(VENV)/installed: pyproject.toml constraints.txt setup.py runtime/report/page/openseadragon.py $(wildcard kernels/cpu/src/*)
 	$(PYTHON) -m venv $(VENV)

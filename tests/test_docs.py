@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,40 @@ def test_every_page_of_the_site_is_in_its_navigation() -> None:
     notebooks = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.ipynb")}
     named = set(re.findall(r"[\w/-]+\.md$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
     assert named == pages | {page.replace(".ipynb", ".md") for page in notebooks}
+
+
+def test_the_table_of_extras_has_them_all() -> None:
+    table = (ROOT / "docs" / "install.md").read_text().split("## Extras")[1].split("## ")[0]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert sorted(re.findall(r"`([\w-]+)`", " ".join(cells))) == sorted(extras)
+
+
+@functools.cache
+def texts_of_the_code() -> str:
+    """Every text in the packages, a placeholder as …, one per line."""
+    folders = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "package-dir"
+    ].values()
+    lines = []
+    for path in [path for folder in folders for path in (ROOT / folder).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                lines.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
+                lines.append("".join(map(str, parts)))
+    return "\n".join(lines)
+
+
+def messages() -> list[str]:
+    lines = (ROOT / "docs" / "troubleshooting.md").read_text().splitlines()
+    return [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")]
+
+
+@pytest.mark.parametrize("message", [text for text in messages() if text != "message"])
+def test_a_message_of_the_troubleshooting_page_is_one_of_the_programs(message: str) -> None:
+    assert message.removeprefix("… ").removesuffix(" …") in texts_of_the_code()
 
 
 def test_the_readme_is_read_in_two_minutes() -> None:
