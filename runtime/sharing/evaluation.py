@@ -117,14 +117,11 @@ def _scores(
     chosen = methods[method or next(iter(methods))]
     try:
         mean, sections = dict(chosen["mean"]), dict(chosen["sections"])
-        scores = {key: float(mean[key]) for key in METRICS if isinstance(mean.get(key), float | int)}
-        spots = [
-            section["map_spots"] - section["only_in_map"] - section["without_tile"]
-            for section in sections.values()
-        ]
+        scores = {key: float(f"{mean[key]:.6g}") for key in METRICS if isinstance(mean.get(key), float | int)}
+        spots = sum(int(section["map_spots"]) for section in sections.values())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is no result of mclst-eval ({error}); give its --json") from error
     scores = {key: value for key, value in scores.items() if isfinite(value)}
     if not scores or not sections:
         raise InputError(f"{path} holds no scores; evaluate a map with spots and genes that were measured")
-    return scores, list(sections), sum(spots)
+    return scores, list(sections), spots
