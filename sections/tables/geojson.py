@@ -164,7 +164,7 @@ def _center(at: str, geometry: dict[str, Any]) -> tuple[float, float]:
     area, moment = 0.0, np.zeros(2)
     for ring, sign in rings:
         here = ring - origin
-        following = np.roll(here, -1, axis=0)
+        following = np.concatenate((here[1:], here[:1]))
         cross = here[:, 0] * following[:, 1] - here[:, 1] * following[:, 0]
         twice = float(cross.sum())
         sign = sign if twice >= 0 else -sign
