@@ -74,9 +74,9 @@ class CudaBindings:
     def free_bytes(self) -> int:
         """See `Driver`."""
         with self._current():
-            status, free, _ = self._cuda.cuMemGetInfo()
+            status, *values = self._cuda.cuMemGetInfo()
             self._check("cuMemGetInfo", status)
-        return int(free)
+        return int(values[0])
 
     def allocate(self, nbytes: int) -> int:
         """See `Driver`."""

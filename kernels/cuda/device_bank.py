@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from mclst.kernels.cuda.driver import Driver, Memory, Stream
 from mclst.kernels.cuda.job import Job, Placing, leaves
 from mclst.kernels.cuda.plan import Plan
+from mclst.kernels.definition.contract import ProviderError
 from mclst.kernels.definition.reference import SAME_DIRECTION, directions
 from mclst.kernels.definition.spec import DISTANCES, NEIGHBOR_WEIGHTINGS, RANKS, RetrievalSpec
 
@@ -49,10 +51,10 @@ class DeviceBank:
         self._zero_axis = spec.rank == "cosine" and not embedding.any(axis=1).all()
         self.columns = embedding.shape[1] + self._zero_axis
         self.padded = padded_columns(self.columns)
-        self.placing = self._make_placing()
-        self.job = self._make_job(expression.shape[1])
-        self.sample_job = self.job
         try:
+            self.placing = self._make_placing()
+            self.job = self._make_job(expression.shape[1])
+            self.sample_job = self.job
             self._put_bank()
             if spec.rank != "l1" and spec.k < len(embedding):
                 self._put_points()
@@ -60,7 +62,9 @@ class DeviceBank:
                 self._put_sample()
             self._put_expression(expression, half_expression)
         except BaseException:
-            self._memory.release()
+            with suppress(ProviderError):
+                driver.wait(driver.handle(stream))
+                self._memory.release()
             raise
 
     def release(self) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.kernels.cuda.driver import Driver, Event, Memory
+from mclst.kernels.cuda.driver import Driver, Event, Memory, Stream
 from mclst.kernels.cuda.pinned import PinnedPool
 from mclst.kernels.definition.contract import BadQuery, ProviderError
 from mclst.kernels.definition.result import RetrievalResult
@@ -71,22 +71,30 @@ class Pipeline:
         self._driver, self._genes = driver, genes
         self._pool = PinnedPool(driver)
         self._lanes: list[Lane] = []
-        self.compute_stream = driver.create_stream(blocking=True)
-        self._up, self._down = driver.create_stream(), driver.create_stream()
-        self._no_row = self._pool.array((1,), np.uint32)
-        self._no_row[:] = NO_ROW
-        for _ in range(_LANES):
-            memory = Memory(driver)
-            events = (driver.create_event() for _ in range(3))
-            self._lanes.append(Lane(memory, self._pool.array((queries, columns), np.float32), *events))
-            for name, width in (
-                ("query", 4 * columns),
-                ("out", 4 * genes),
-                ("nearest", 4),
-                ("effective_k", 4),
-            ):
-                memory.reserve(name, queries * width)
-            memory.reserve("bad", 4)
+        self._streams: list[Stream] = []
+        try:
+            self.compute_stream = self._stream(blocking=True)
+            self._up, self._down = self._stream(), self._stream()
+            self._no_row = self._pool.array((1,), np.uint32)
+            self._no_row[:] = NO_ROW
+            for _ in range(_LANES):
+                self._add_lane(queries, columns, genes)
+        except BaseException:
+            self.release()
+            raise
+
+    def _stream(self, *, blocking: bool = False) -> Stream:
+        self._streams.append(self._driver.create_stream(blocking=blocking))
+        return self._streams[-1]
+
+    def _add_lane(self, queries: int, columns: int, genes: int) -> None:
+        host = self._pool.array((queries, columns), np.float32)
+        memory = Memory(self._driver)
+        events = (self._driver.create_event() for _ in range(3))
+        self._lanes.append(Lane(memory, host, *events))
+        for name, width in (("query", 4 * columns), ("out", 4 * genes), ("nearest", 4), ("effective_k", 4)):
+            memory.reserve(name, queries * width)
+        memory.reserve("bad", 4)
 
     def run(
         self,
@@ -129,9 +137,9 @@ class Pipeline:
             for event in (lane.uploaded, lane.computed, lane.downloaded):
                 self._driver.destroy_event(event)
         self._lanes.clear()
-        del self._no_row
-        for stream in (self._up, self._down, self.compute_stream):
-            self._driver.destroy_stream(stream)
+        self.__dict__.pop("_no_row", None)
+        while self._streams:
+            self._driver.destroy_stream(self._streams.pop())
         self._pool.release()
 
     def _is_staged(self, n: int) -> bool:
@@ -202,7 +210,7 @@ class Pipeline:
 
     def _settle(self) -> None:
         """Wait for all copies, so that no memory is written after it went to others."""
-        for stream in (self._up, self.compute_stream, self._down):
+        for stream in self._streams:
             # A device that fails has no work left, and its error is on its way.
             with suppress(ProviderError):
                 self._driver.wait(self._driver.handle(stream))

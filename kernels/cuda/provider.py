@@ -87,15 +87,17 @@ class CudaProvider:
         self._pipeline = Pipeline(driver, queries=self.plan.queries, columns=embedding.shape[1], genes=genes)
         self._stream = self._pipeline.compute_stream
         self._memory = Memory(driver)
+        parts: list[Pipeline | Memory | DeviceBank] = [self._pipeline, self._memory]
         try:
             self._bank = DeviceBank(
                 driver, embedding, expression, spec, self.plan, self._stream, half_expression=half_expression
             )
+            parts.append(self._bank)
             self._job, self._sample_job, self._placing = self._reserve()
         except BaseException:
-            _free(self._pipeline, self._memory)
+            _free(*parts)
             raise
-        self._release = weakref.finalize(self, _free, self._pipeline, self._memory, self._bank)
+        self._release = weakref.finalize(self, _free, *parts)
 
     def aggregate(self, queries: NDArray[np.float32], *, neighbors: bool = False) -> RetrievalResult:
         """Retrieve for checked `queries` float32 [N, D] in host memory."""

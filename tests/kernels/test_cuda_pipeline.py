@@ -158,7 +158,8 @@ def test_a_fault_at_any_step_ends_cleanly(opened: Open, data: tuple[NDArray[np.f
         failed.add(calls[index])
         # The host does not go on while copies are under way: their memory is given to others.
         assert not any(stream.work for stream in fake.streams.values())
-        check(cuda.aggregate(data[0], neighbors=True), data)
+        if index % 3 == 0:
+            check(cuda.aggregate(data[0], neighbors=True), data)
         cuda.release()
         gc.collect()
         assert not fake.memory and not fake.streams and not fake.events and fake.depth == 0
@@ -230,3 +231,28 @@ def test_a_provider_that_does_not_open_leaves_nothing(opened: Open, data: Any) -
         )
     gc.collect()
     assert not fake.memory and not fake.streams and not fake.events
+
+
+def test_a_device_that_fails_while_it_is_opened_leaves_nothing(opened: Open, data: Any) -> None:
+    def make(cuda: CudaProvider) -> CudaProvider:
+        bank = data[1]
+        return CudaProvider(
+            bank.embedding, bank.expression, SPEC, driver=cuda._driver, workspace_bytes=1 << 18
+        )
+
+    cuda, fake = opened()
+    cuda.release()
+    fake.called.clear()
+    make(cuda).release()
+    calls = [name for name in fake.called if not name.startswith("cuCtx")]
+    # Calls that give something back are not failed here.
+    opening = calls[: calls.index("cuMemFree")]
+    allocating = [i for i, name in enumerate(opening) if name in ("cuMemAlloc", "cuMemHostAlloc")]
+    others = [opening.index(name) for name in dict.fromkeys(opening)]
+    for index in sorted({*others, *allocating[::5], allocating[-1]}):
+        fake.fail_after = index
+        with pytest.raises(ProviderError, match=f"to {opening[index]}"):
+            make(cuda)
+        fake.fail_after = -1
+        gc.collect()
+        assert not fake.memory and not fake.streams and not fake.events, opening[index]
