@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -207,6 +208,10 @@ class Slide(ABC):
 
         corners: int64 [n, 2], (x, y) of their upper left corners, px of the level; side: px of the level.
         """
+
+    def stopping(self) -> AbstractContextManager[None]:
+        """End reads that wait for a network, in any thread: these, and new ones inside, raise SlideError."""
+        return nullcontext() if self.remote is None else self.remote.stopping()
 
     def thumbnail(self, max_px: int) -> tuple[NDArray[np.uint8], float]:
         """Picture the whole slide, area-averaged and never enlarged; undecodable areas are white.

@@ -6,7 +6,9 @@ import asyncio
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from concurrent.futures import Future
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import NamedTuple
@@ -143,6 +145,8 @@ class RemoteObjects:
         self.location, self._server = location, server
         self.bytes_read = self.requests = 0
         self._lock = Lock()
+        self._stopped = False
+        self._under_way: set[Future[Answer | None]] = set()
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._versions: dict[str, Version] = {}
         self._identity: set[str] = set()
@@ -150,7 +154,39 @@ class RemoteObjects:
 
     def begin(self, key: str, span: Span | None, limit: int) -> Future[Answer | None]:
         """Begin to read; the future raises SlideError or ResourceError, ValueError beyond `limit` bytes."""
-        return asyncio.run_coroutine_threadsafe(self._get(key, span, limit), self._server.loop)
+        with self._lock:
+            if self._stopped:
+                raise self._no_longer()
+            future = asyncio.run_coroutine_threadsafe(self._get(key, span, limit), self._server.loop)
+            self._under_way.add(future)
+        future.add_done_callback(self._ended)
+        return future
+
+    def _ended(self, future: Future[Answer | None]) -> None:
+        with self._lock:
+            self._under_way.discard(future)
+
+    def wait(self, future: Future[Answer | None]) -> Answer | None:
+        """Return the answer; also raises SlideError where `stopping` has ended it."""
+        try:
+            return future.result()
+        except CancelledError:
+            raise self._no_longer() from None
+
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """End what is under way, and begin nothing inside, so that threads that wait for it go on."""
+        with self._lock:
+            self._stopped, futures = True, list(self._under_way)
+        try:
+            for future in futures:
+                future.cancel()
+            yield
+        finally:
+            self._stopped = False
+
+    def _no_longer(self) -> SlideError:
+        return SlideError(f"{self.location} is no longer read, since the run stops")
 
     def read(self, key: str, span: Span | None, limit: int, *, identity: bool = False) -> bytes | None:
         """Read a whole object or a span of it, shorter only at its end; None if there is no such object.
@@ -159,7 +195,7 @@ class RemoteObjects:
         """
         if identity:
             self._identity.add(key)
-        return self.take(key, span, self.begin(key, span, limit).result())
+        return self.take(key, span, self.wait(self.begin(key, span, limit)))
 
     def take(self, key: str, span: Span | None, answer: Answer | None) -> bytes | None:
         """Record an answer as read, and return its bytes."""
@@ -240,14 +276,15 @@ class RemoteObjects:
     def check_unchanged(self) -> None:
         """Ask for these versions again; raises SlideError if one is another."""
         for future in [self.begin(key, Span(0, 1), 1) for key in self._kept()]:
-            future.result()
+            self.wait(future)
 
     def _kept(self) -> list[str]:
         return sorted(self._identity & self._versions.keys())
 
     def close(self) -> None:
-        """Close the connection."""
-        self._server.close()
+        """End what is under way, and close the connection."""
+        with self.stopping():
+            self._server.close()
 
     def _name(self, key: str) -> str:
         return f"{self.location}{f'/{key}' if key else ''}"

@@ -101,7 +101,7 @@ class RemoteFile(ByteFile):
             others = [wanted for wanted in missing if _covering(self._plan, wanted) is None]
             futures = [self._ask(piece) for piece in (*sorted(planned), *join_ranges(others))]
         for future in futures:
-            future.result()
+            self.objects.wait(future)
 
     def _read(self, offset: int, count: int) -> bytes:
         wanted = offset, min(offset + count, self.size)
@@ -115,7 +115,7 @@ class RemoteFile(ByteFile):
             else:
                 self._held.move_to_end(piece)
         if data is None:
-            answer = future.result()
+            answer = self.objects.wait(future)
             data = b"" if answer is None else answer.data
         part = data[offset - piece[0] : wanted[1] - piece[0]]
         self.objects.record("", offset, part)
@@ -163,12 +163,10 @@ class RemoteFile(ByteFile):
             self._known.remove(gone)
 
     def close(self) -> None:
-        """Give up what is under way, and close the connection."""
-        with self._ranges:
-            for future in list(self._pending.values()):
-                future.cancel()
-            self._held.clear()
+        """End reads under way, and close the connection."""
         self.objects.close()
+        with self._ranges:
+            self._held.clear()
 
 
 def _sorted(ranges: NDArray[np.int64]) -> list[Range]:
@@ -267,15 +265,12 @@ class RemoteFolder(ByteFolder):
         if future is None:
             identity = count is None and name.rpartition("/")[2] in METADATA_NAMES
             return self.objects.read(name, _span(part), limit, identity=identity)
-        return self.objects.take(name, _span(part), future.result())
+        return self.objects.take(name, _span(part), self.objects.wait(future))
 
     def close(self) -> None:
-        """Give up what is under way, and close the connection."""
-        with self._lock:
-            for future in self._ahead.values():
-                future.cancel()
-            self._ahead.clear()
+        """End reads under way, and close the connection."""
         self.objects.close()
+        self._ahead.clear()
 
 
 def _span(part: Part) -> Span | None:

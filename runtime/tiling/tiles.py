@@ -232,6 +232,10 @@ class Tiles:
                 slot, tasks = ahead.popleft()
                 failed = [failure for task in tasks for failure in task.result()]
                 yield _batch(rows, slot, buffers.buffer(slot), failed, number in ends)
+        except BaseException:
+            with self.slide.stopping():  # else a silent server would hold up the end
+                pool.shutdown(wait=True, cancel_futures=True)
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

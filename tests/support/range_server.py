@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import Self
 from urllib.parse import unquote
 
@@ -34,6 +34,7 @@ class Behavior:
     no_size: int = 0
     status: int = 0
     silent: int = 0
+    hang: int = 0
     tell_etag: bool = True
     token: str = ""
 
@@ -42,7 +43,7 @@ class Behavior:
 class RangeServer:
     """Serves `folder`; a context manager.
 
-    sent: bytes of bodies. requests: (path, Range header) of each.
+    sent: bytes of bodies. requests: (path, Range header) of each. hanging: set once an answer hangs.
     """
 
     folder: Path
@@ -50,6 +51,8 @@ class RangeServer:
     sent: int = 0
     requests: list[tuple[str, str]] = field(default_factory=list)
     authorizations: list[str] = field(default_factory=list)
+    hanging: Event = field(default_factory=Event)
+    released: Event = field(default_factory=Event)
 
     def __enter__(self) -> Self:
         self._lock = Lock()
@@ -64,6 +67,7 @@ class RangeServer:
         return self
 
     def __exit__(self, *raised: object) -> None:
+        self.released.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -82,7 +86,7 @@ class RangeServer:
                 behavior.after -= 1
                 return ""
             for name in ("cut", "busy", "whole", "redirect", "endless", "compressed", "other_range",
-                         "other_etag", "no_size", "silent"):  # fmt: skip
+                         "other_etag", "no_size", "silent", "hang"):  # fmt: skip
                 left = getattr(behavior, name)
                 if left:
                     setattr(behavior, name, left - 1)
@@ -126,6 +130,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "status":
             self._answer(server.behavior.status, b"")
         elif fault == "silent":
+            self.close_connection = True
+        elif fault == "hang":
+            server.hanging.set()
+            server.released.wait()
             self.close_connection = True
         elif not path.is_file():
             self._answer(404, b"no such object")

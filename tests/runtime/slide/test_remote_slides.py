@@ -279,6 +279,26 @@ def test_a_refusal_is_a_sentence(server: RangeServer, status: int, words: str) -
         open_slide(server.url("slide.tif"))
 
 
+@pytest.mark.parametrize("name", ["slide.tif", "hung.zarr"])
+def test_a_stop_does_not_wait_for_a_silent_server(
+    folder: Path, server: RangeServer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "SILENCE_S", 3600.0)
+    if not (folder / name).exists():
+        write_by_zarr(folder / name, 3, chunks=(3, 64, 64))
+    with open_slide(server.url(name)) as slide:
+        server.behavior = Behavior(hang=1 << 30)
+        xy = np.full((4, 2), 100.0)
+        stream = iter(Tiles(slide, xy, TileShape(64), batch_size=2, workers=2))
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(next, stream)
+            server.hanging.wait()
+            with slide.stopping(), pytest.raises(SlideError, match="no longer read, since the run stops"):
+                first.result()
+        server.behavior = Behavior()
+        slide.read(0, 0, 10, 10)  # what is read afterwards is not affected
+
+
 def test_no_server_is_a_missing_resource(folder: Path) -> None:
     with RangeServer(folder) as server:
         url = server.url("slide.tif")
