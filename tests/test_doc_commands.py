@@ -153,6 +153,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
             predict(open_bundle(folder / "mclst-bundle"), slide, spots, folder / f"{name}.h5ad", NO_FILES)
     shutil.copy(folder / "slide.h5ad", folder / "measured.h5ad")
     write_trained(sections, folder / "model.pt")
+    shutil.copy(ROOT / "tests" / "data" / "small" / "eval.json", folder / "eval.json")
     about = next(block for block in blocks(ROOT / "docs" / "sharing.md") if block.language == "yaml")
     (folder / "about.yaml").write_text(about.text.replace("sha256: …", f"sha256: '{'0' * 64}'"))
     write_key(folder / "key.pem")
