@@ -28,10 +28,11 @@ from mclst.training.fitting.ridge import (
 )
 
 Head = Literal["ridge", "pca-ridge", "knn", "blend"]
-COMPONENTS = 64
-"""Principal components among which neighbors are searched."""
-MEASURED_COMPONENTS = 256
-"""Those of a head without a bank, for distances alone: in 64, fluorescence lies among H&E."""
+COMPONENTS = 256
+"""Principal components of an embedding: neighbors and distances are searched among them.
+
+Neighbors are as good among 64; but there, fluorescence lies among H&E.
+"""
 NEIGHBORS = (25, 50, 100, 200)
 """Numbers of neighbors to choose from."""
 RESIDUAL_FOLDS = 8
@@ -159,7 +160,7 @@ class _Fit:
         alpha = self._alpha()
         spec = self._choose_neighbors(alpha) if self.options.retrieves else None
         final = self.path()
-        count = min(MEASURED_COMPONENTS if spec is None else COMPONENTS, len(final.eigenvalues))
+        count = min(COMPONENTS, len(final.eigenvalues))
         embed = self._embed(final, count)
         regression = None if alpha is None else self._regression(final).affine(alpha)
         layer = embed if regression is None else _stack(embed, regression)

@@ -7,8 +7,9 @@ import pytest
 from numpy.typing import NDArray
 
 from mclst.runtime.errors import InputError
+from mclst.training.fitting import heads
 from mclst.training.fitting.folds import make_folds
-from mclst.training.fitting.heads import COMPONENTS, HeadOptions, fit_head
+from mclst.training.fitting.heads import HeadOptions, fit_head
 
 NAMES = ("A1", "A2", "A3")
 
@@ -32,7 +33,7 @@ def weighted_by_cosine(train_x, train_y, x) -> tuple[NDArray[np.float64], NDArra
     std = train_x.std(axis=0)
     scaled, queries = train_x / std, x / std
     mean = scaled.mean(axis=0)
-    components = np.linalg.svd(scaled - mean, full_matrices=False)[2][: COMPONENTS - 1]
+    components = np.linalg.svd(scaled - mean, full_matrices=False)[2][: heads.COMPONENTS - 1]
     axes = np.linalg.qr(np.vstack([mean, components]).T)[0]
     unit = [x / np.linalg.norm(x, axis=1)[:, None] for x in (queries @ axes, scaled @ axes)]
     cosine = unit[0] @ unit[1].T
@@ -40,7 +41,10 @@ def weighted_by_cosine(train_x, train_y, x) -> tuple[NDArray[np.float64], NDArra
 
 
 @pytest.mark.parametrize("features", [90, 160], ids=["fewer features than spots", "more"])
-def test_knn_by_similarity_is_the_mean_of_all_spots_weighted_by_their_cosine(features: int) -> None:
+def test_knn_by_similarity_is_the_mean_of_all_spots_weighted_by_their_cosine(
+    features: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads, "COMPONENTS", 64)
     parts = sections(features, shift=1.5)
     folds = make_folds(NAMES, [np.zeros((len(x), 2)) for x, _ in parts])
     head = fit_head(parts, folds, HeadOptions("knn", weighting="similarity"))
