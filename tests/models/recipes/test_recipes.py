@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from torchvision.transforms import InterpolationMode, v2
-from two_blocks import two_blocks
 
+from mclst.benchmarks.recipes.two_blocks import two_blocks
 from mclst.models.recipes.build import build_encoder
 from mclst.models.recipes.find import RECIPES, find_recipe, recipe_names
 from mclst.models.recipes.recipe import Recipe

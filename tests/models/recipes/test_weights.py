@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from two_blocks import two_blocks
 
+from mclst.benchmarks.recipes.two_blocks import two_blocks
 from mclst.models.recipes.build import build_encoder
 from mclst.models.recipes.find import find_recipe
 from mclst.models.recipes.weights import load_weights

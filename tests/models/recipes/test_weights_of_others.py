@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from two_blocks import two_blocks
 
+from mclst.benchmarks.recipes.two_blocks import two_blocks
 from mclst.models.recipes.build import build_encoder
 from mclst.models.recipes.ctranspath import ConvolutionalStem
 from mclst.models.recipes.recipe import Recipe
