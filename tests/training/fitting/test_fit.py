@@ -28,9 +28,15 @@ from mclst.models.recipes.weights import load_weights
 from mclst.models.recipes.weights_file import read_weights_file
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.cli.infer import main as infer
+from mclst.runtime.encoder.cpu_stages import CpuStages
+from mclst.runtime.errors import ReferenceDataError
+from mclst.runtime.features.cache import FeatureCache
+from mclst.runtime.progress import Clock
 from mclst.sections.formats.reference import find_sections, match_genes, read_section
 from mclst.sections.normalize import gene_wise
 from mclst.training.fitting.cli import main as fit
+from mclst.training.fitting.features import EncoderSetup, FeatureSource
+from mclst.training.fitting.sections import read_fit_section
 
 VIEWS, CONTEXT_UM, MPP, ALPHA = (1.5, 1.0), 5.0, 0.25, 3000.0
 SIDE, BASE = 224, 1
@@ -166,6 +172,11 @@ def test_other_heads_take_the_features_from_the_cache(
     assert (report["encoded"], report["head"]) == (0, head) and "only section" in report["judged_by"]
     content = read_weights_file(place / "other.pt")
     assert ("bank" in content) == (head in ("knn", "blend")) != ("gallery" in content)
+    (place / "others.txt").write_text("".join(f"OTHER{i}\n" for i in range(12)))
+    words = ["--ckpt", place / "other.pt", "--genes", place / "others.txt", "--out", place / "none"]
+    refused = run(place, export, *words)
+    assert refused.exit_code == 4 and "others.txt differ from those that" in refused.stderr
+    assert not (place / "none").exists()
     if head == "blend":
         assert run(place, export, "--ckpt", place / "other.pt", "--out", place / head, "-q").exit_code == 0
         bundle = open_bundle(place / head)
@@ -243,6 +254,29 @@ def test_features_of_trident_are_taken_if_they_are_the_encoders(
         assert refused.exit_code == 4 and words in refused.stderr
     refused = write(view, side=512)
     assert refused.exit_code == 4 and "has patches of 512 level-0 px" in refused.stderr
+
+
+def test_features_that_are_not_finite_name_the_spot(place: Path) -> None:
+    class NotFinite:
+        """A session whose fifth tile is NaN."""
+
+        def stages(self, batch: int, *, group_rows: int, on_device: bool, clock: Clock) -> CpuStages:
+            def encode(tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+                values = np.zeros((len(tiles), 1280), np.float32)
+                values[4] = np.nan
+                return values
+
+            shape = (batch, SIDE, SIDE, 3)
+            return CpuStages(encode, batch=shape, group_rows=group_rows, clock=clock)
+
+    recipe, genes = find_recipe("efficientnet_lite0"), (place / "sections" / "genes.txt").read_text().split()
+    section = read_fit_section(read_section(find_sections(place / "sections")["A1"]), genes, MPP)
+    source = FeatureSource(EncoderSetup(recipe, {}), FeatureCache(0))
+    source._session = NotFinite()  # type: ignore[assignment]
+    with pytest.raises(
+        ReferenceDataError, match=r"not finite for spot \d+x\d+ of section A1"
+    ):
+        source.encode(section, 0)
 
 
 def test_bad_input_is_one_sentence_and_leaves_nothing(place: Path, weights: Path, tmp_path: Path) -> None:
