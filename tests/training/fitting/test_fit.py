@@ -273,9 +273,7 @@ def test_features_that_are_not_finite_name_the_spot(place: Path) -> None:
     section = read_fit_section(read_section(find_sections(place / "sections")["A1"]), genes, MPP)
     source = FeatureSource(EncoderSetup(recipe, {}), FeatureCache(0))
     source._session = NotFinite()  # type: ignore[assignment]
-    with pytest.raises(
-        ReferenceDataError, match=r"not finite for spot \d+x\d+ of section A1"
-    ):
+    with pytest.raises(ReferenceDataError, match=r"not finite for spot \d+x\d+ of section A1"):
         source.encode(section, 0)
 
 
