@@ -17,14 +17,14 @@ MOST_MODULES = 14
 
 # A folder imports exactly what its line names. A folder's root modules count as a folder of their own.
 TABLE = """\
-demo: training export runtime/run runtime/report/page runtime/report/figures runtime/expression_map
-    runtime/slide runtime/bundle runtime sections/formats sections/tables sections
+demo: training training/fitting models/recipes export runtime/run runtime/report/page
+    runtime/report/figures runtime/expression_map runtime/slide runtime/bundle runtime sections/formats sections/tables sections
 benchmarks/gpu_check: benchmarks/reading benchmarks/retrieval benchmarks/harness benchmarks/roofline export
     export/parity runtime/tiling runtime/slide runtime/encoder/cuda runtime/encoder runtime kernels
     kernels/cuda kernels/definition models
 benchmarks/systems: benchmarks/contenders benchmarks/retrieval benchmarks/harness export/parity export/onnx
     runtime/cli runtime/inference runtime/tiling runtime/slide runtime/encoder runtime/bundle runtime
-    kernels kernels/definition sections/tables sections models
+    kernels kernels/definition sections/tables sections models models/recipes training/fitting
 benchmarks/whole_command: benchmarks/contenders benchmarks/harness export/parity runtime/cli runtime/inference
     runtime/features
     runtime/slide runtime/bundle runtime sections/tables sections
