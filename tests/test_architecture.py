@@ -18,7 +18,8 @@ MOST_MODULES = 14
 # A folder imports exactly what its line names. A folder's root modules count as a folder of their own.
 TABLE = """\
 demo: training training/fitting models/recipes export runtime/run runtime/report/page
-    runtime/report/figures runtime/expression_map runtime/slide runtime/bundle runtime sections/formats sections/tables sections
+    runtime/report/figures runtime/expression_map runtime/slide runtime/bundle runtime sections/formats
+    sections/tables sections
 benchmarks/gpu_check: benchmarks/reading benchmarks/retrieval benchmarks/harness benchmarks/roofline export
     export/parity runtime/tiling runtime/slide runtime/encoder/cuda runtime/encoder runtime kernels
     kernels/cuda kernels/definition models
