@@ -34,7 +34,7 @@ from mclst.runtime.bundle.bundle import ENCODER, SLIDE_GRAPH
 from mclst.runtime.bundle.manifest import Settings, SlideNetwork
 from mclst.runtime.inference.providers import EncoderRequest, onnxruntime_beside, open_encoder
 from mclst.runtime.inference.slide_network import SlideNetworkSession
-from mclst.training.fitting.heads import COMPONENTS, MEASURED_COMPONENTS, neighbor_spec
+from mclst.training.fitting.heads import COMPONENTS, neighbor_spec
 
 F32 = NDArray[np.float32]
 
@@ -57,10 +57,11 @@ class Published:
 def _head(retrieves: bool, genes: int) -> Published:
     """A head of mclst-fit on EfficientNet-Lite0, of the genes and the bank of mclSTExp's HER2+ sections."""
     recipe = find_recipe("efficientnet_lite0")
-    width, layer = (COMPONENTS, PROJECTION) if retrieves else (MEASURED_COMPONENTS, HEAD)
     bank = Case("knn", 11_372, 785, neighbor_spec(50), d=COMPONENTS) if retrieves else None
     return Published(
-        lambda: Fitted(recipe, (1.0,), width + genes, context=False, layer=layer),
+        lambda: Fitted(
+            recipe, (1.0,), COMPONENTS + genes, context=False, layer=PROJECTION if retrieves else HEAD
+        ),
         bank,
         {"preprocessing": {"mean": list(recipe.mean), "std": list(recipe.std)}},
         "fitted-retrieval" if retrieves else "fitted",

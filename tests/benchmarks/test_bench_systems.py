@@ -23,6 +23,7 @@ from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.models.bleep import Bleep
 from mclst.models.hist2st import Hist2St
 from mclst.models.system import systems
+from mclst.training.fitting.heads import COMPONENTS
 
 
 def run(*words: Any) -> Result:
@@ -91,11 +92,13 @@ def test_a_blend_adds_its_neighbors_residuals_to_what_the_network_predicts(tmp_p
     system = exported_systems.ExportedSystem("blend", small, tmp_path / "blend", "cpu", 2)
     tiles = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), np.uint8)
     encoded = system.encode(tiles, 2)
-    assert encoded.shape == (3, 64 + 785)
+    assert encoded.shape == (3, COMPONENTS + 785)
     bank = Source("contrastive", small.bank).bank()
-    near = reference.aggregate(encoded[:, :64].copy(), bank.embedding, bank.expression, small.bank.spec)
+    near = reference.aggregate(
+        encoded[:, :COMPONENTS].copy(), bank.embedding, bank.expression, small.bank.spec
+    )
     np.testing.assert_allclose(
-        system.predict_expression(encoded), near.expression + encoded[:, 64:], rtol=0, atol=1e-5
+        system.predict_expression(encoded), near.expression + encoded[:, COMPONENTS:], rtol=0, atol=1e-5
     )
 
 
