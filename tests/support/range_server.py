@@ -11,6 +11,8 @@ from threading import Event, Lock, Thread
 from typing import Self
 from urllib.parse import unquote
 
+import pytest
+
 ENDLESS_BLOCK = bytes(1 << 16)
 
 
@@ -56,6 +58,9 @@ class RangeServer:
 
     def __enter__(self) -> Self:
         self._lock = Lock()
+        self._environment = pytest.MonkeyPatch()
+        for name in ("NO_PROXY", "no_proxy"):  # whatever proxy this machine has
+            self._environment.setenv(name, "127.0.0.1,localhost")
         owner = self
 
         class Handler(_Handler):
@@ -67,6 +72,7 @@ class RangeServer:
         return self
 
     def __exit__(self, *raised: object) -> None:
+        self._environment.undo()
         self.released.set()
         self._server.shutdown()
         self._server.server_close()

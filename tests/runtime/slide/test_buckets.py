@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import fsspec
 import numpy as np
 import pytest
 import tifffile
@@ -21,8 +22,27 @@ from mclst.runtime.storage import remote
 from mclst.runtime.tiling.tiles import Tiles, TileShape
 
 SIDE, TILE, BUCKET = 1280, 128, "slides"
-KEYS = {"AWS_ACCESS_KEY_ID": "reader", "AWS_SECRET_ACCESS_KEY": "5ec2e7", "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_MAX_ATTEMPTS": "1", "AWS_CONFIG_FILE": "/dev/null"}  # fmt: skip
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "reader",
+    "AWS_SECRET_ACCESS_KEY": "5ec2e7",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_MAX_ATTEMPTS": "1",
+}
+NOTHING_ELSE = {
+    "AWS_CONFIG_FILE": "/dev/null",
+    "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "NO_PROXY": "127.0.0.1,localhost",
+    "no_proxy": "127.0.0.1,localhost",
+}
+"""What this machine has configured plays no part."""
+
+
+def use_s3_at(url: str, patch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+        patch.delenv(name, raising=False)
+    for name, value in {**KEYS, **NOTHING_ELSE, "AWS_ENDPOINT_URL": url}.items():
+        patch.setenv(name, value)
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +73,7 @@ def s3(folder: Path) -> Iterator[Any]:
     try:
         host, port = server.get_host_and_port()
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in {**KEYS, "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
-                patch.setenv(name, value)
+            use_s3_at(f"http://{host}:{port}", patch)
             client = boto3.client("s3")
             client.create_bucket(Bucket=BUCKET)
             for path in (folder / BUCKET).rglob("*"):
@@ -79,7 +98,7 @@ def gcs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RangeServer]:
     with Media(folder) as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url("").rstrip("/"))
         monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-        monkeypatch.setenv("FSSPEC_GS_TOKEN", "anon")
+        monkeypatch.setitem(fsspec.config.conf, "gcs", {"token": "anon"})
         yield server
 
 
@@ -161,8 +180,6 @@ def test_what_a_bucket_lacks_is_a_sentence(s3: Any, monkeypatch: pytest.MonkeyPa
         open_slide(f"s3://{BUCKET}/none.zarr")
     for name in KEYS:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(SlideError, match="FSSPEC_S3_ANON=true"):
         open_slide(f"s3://{BUCKET}/a slide.tif")
 
@@ -185,8 +202,7 @@ def test_a_lying_s3_server_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch
     pytest.importorskip("s3fs")
     monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.0)
     with RangeServer(folder, Behavior(after=1, **{fault: 1 << 30})) as server:
-        for name, value in {**KEYS, "AWS_ENDPOINT_URL": server.url("").rstrip("/")}.items():
-            monkeypatch.setenv(name, value)
+        use_s3_at(server.url("").rstrip("/"), monkeypatch)
         with (
             pytest.raises((SlideError, ResourceError)) as caught,
             open_slide(f"s3://{BUCKET}/a slide.tif") as slide,
