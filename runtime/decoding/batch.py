@@ -51,14 +51,28 @@ def can_decode() -> bool:
     return libjpeg() is not None
 
 
+class Layout(NamedTuple):
+    """Where the segments of a level are.
+
+    size, segment: of the level and of a full segment, (width, height) in px. offsets, counts: int64, bytes in
+    the file of all segments, row by row. addresses: of these two arrays.
+    """
+
+    size: tuple[int, int]
+    segment: tuple[int, int]
+    offsets: I64
+    counts: I64
+    addresses: tuple[int, int]
+
+
+def layout(size: tuple[int, int], segment: tuple[int, int], offsets: I64, counts: I64) -> Layout:
+    """Note the addresses of the arrays, which are copied where they are not in C order."""
+    offsets, counts = (np.ascontiguousarray(array, np.int64) for array in (offsets, counts))
+    return Layout(size, segment, offsets, counts, (offsets.ctypes.data, counts.ctypes.data))
+
+
 def decode_segments(
-    file: int,
-    header: Header,
-    offsets: I64,
-    counts: I64,
-    sizes: I64,
-    largest: tuple[int, int],
-    spare: list[Decoded],
+    file: int, header: Header, level: Layout, keys: Sequence[Key], spare: list[Decoded]
 ) -> tuple[list[Decoded | None], float]:
     """Decode segments of an open file.
 
@@ -67,34 +81,36 @@ def decode_segments(
     file : int
         Descriptor.
     header : Header
-    offsets, counts : int64 [n]
-        Bytes of each segment in the file.
-    sizes : int64 [n, 2]
-        Width and height of each, px, cropped to the image.
-    largest : (int, int)
-        Maximal width and height of a stream, px.
+    level : Layout
+    keys : sequence of Key
     spare : list of Decoded
         Memory to write to; used up.
 
     Returns
     -------
-    list of Decoded or None
-        None where it takes another way: another header, other than three colors, damaged.
+    list of uint8 [h, w, 3] or None
+        Cropped to the level. None where it takes another way: another header, not three colors, damaged.
     float
         Seconds of reading.
     """
     functions, library = compiled(), libjpeg()
     assert functions is not None and library is not None
-    count = len(offsets)
-    segments = [_memory(width, height, spare) for width, height in sizes.tolist()]
-    table = np.concatenate([offsets, counts, sizes.ravel()])
+    (width, height), (wide, high) = level.size, level.segment
+    last_column, last_row = (width - 1) // wide, (height - 1) // high
+    full, segments = (high, wide, 3), []
+    for _, column, row in keys:
+        if column < last_column and row < last_row:
+            segments.append(_memory(full, spare))
+        else:
+            shape = (min(high, height - row * high), min(wide, width - column * wide), 3)
+            segments.append(_memory(shape, spare))
+    table = np.fromiter(chain.from_iterable(keys), np.int64, 3 * len(keys))
     addresses = np.array([segment.address for segment in segments], np.uint64)
-    done = np.empty(count, np.uint8)
-    start = _address(table)
+    done = np.empty(len(keys), np.uint8)
     seconds = functions.mclst_jpeg_decode(
-        library, file, count, start, start + 8 * count,
+        library, file, len(keys), _address(table), *level.addresses,
         header.begins, len(header.begins), header.full, len(header.full),
-        start + 16 * count, *largest, _address(addresses), _address(done),
+        width, height, wide, high, _address(addresses), _address(done),
     )  # fmt: skip
     if done.all():
         return list(segments), seconds
@@ -116,12 +132,12 @@ def take_spare(segments: dict[Key, Decoded], spare: list[Decoded]) -> None:
             spare.append(segment)
 
 
-def _memory(width: int, height: int, spare: list[Decoded]) -> Decoded:
+def _memory(shape: tuple[int, int, int], spare: list[Decoded]) -> Decoded:
     with suppress(IndexError):  # other threads take from it too
         segment = spare.pop()
-        if segment.pixels.shape == (height, width, 3):
+        if segment.pixels.shape == shape:
             return segment
-    pixels = np.empty((height, width, 3), np.uint8)
+    pixels = np.empty(shape, np.uint8)
     return Decoded(pixels, _address(pixels))
 
 

@@ -24,8 +24,9 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "mclst_jpeg_decode": (
         ctypes.c_double,
         [
-            *(_POINTER, _INT, _INT64, _POINTER, _POINTER, ctypes.c_char_p, _INT64, ctypes.c_char_p, _INT64),
-            *(_POINTER, _INT64, _INT64, _POINTER, _POINTER),
+            *(_POINTER, _INT, _INT64, _POINTER, _POINTER, _POINTER),
+            *(ctypes.c_char_p, _INT64, ctypes.c_char_p, _INT64),
+            *(_INT64, _INT64, _INT64, _INT64, _POINTER, _POINTER),
         ],
     ),
     "mclst_cut": (
@@ -86,15 +87,15 @@ def _decodes(functions: ctypes.CDLL, address: int) -> bool:
     expected = np.asarray(Image.open(io.BytesIO(data)))
     out = np.empty_like(expected, order="C")
     offset, count = np.array([1], np.int64), np.array([len(data)], np.int64)
-    size, done = np.array([[37, 23]], np.int64), np.zeros(1, np.uint8)
+    key, done = np.zeros(3, np.int64), np.zeros(1, np.uint8)
     pointers = np.array([out.ctypes.data], np.uint64)
     try:
         with tempfile.TemporaryFile() as file:
             file.write(b"\0" + data)
             file.flush()
             functions.mclst_jpeg_decode(
-                address, file.fileno(), 1, offset.ctypes.data, count.ctypes.data, data[:2], 2, data[:2], 2,
-                size.ctypes.data, 37, 23, pointers.ctypes.data, done.ctypes.data,
+                address, file.fileno(), 1, key.ctypes.data, offset.ctypes.data, count.ctypes.data,
+                data[:2], 2, data[:2], 2, 37, 23, 37, 23, pointers.ctypes.data, done.ctypes.data,
             )  # fmt: skip
     except OSError:
         return False

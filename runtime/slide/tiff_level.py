@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tifffile import COMPRESSION, PHOTOMETRIC, TIFF, TiffFrame, TiffPage
 
-from mclst.runtime.decoding.batch import Decoded, Key, can_decode, decode_segments
+from mclst.runtime.decoding.batch import Decoded, Key, Layout, can_decode, decode_segments, layout
 from mclst.runtime.errors import MclstError, ResourceError, SlideError
 from mclst.runtime.slide import jpeg
 from mclst.runtime.slide.base import MAX_DECODED_PX, is_bomb
@@ -106,15 +106,14 @@ class TiffLevel(SegmentedLevel[ByteFile]):
         """See SegmentedLevel."""
         header = self.jpeg_decoder.header
         assert isinstance(source, SharedFile) and header is not None
-        table = np.array(keys, np.int64)
-        places, largest = table[:, 1:], (self.segment_width, self.segment_height)
-        index = places[:, 1] * self.columns + places[:, 0]
-        sizes = np.minimum((self.width, self.height) - places * largest, largest)
-        segments, seconds = decode_segments(
-            source.descriptor, header, self.offsets[index], self.counts[index], sizes, largest, spare
-        )
+        segments, seconds = decode_segments(source.descriptor, header, self._layout, keys, spare)
         source.add_seconds(seconds)
         return segments
+
+    @cached_property
+    def _layout(self) -> Layout:
+        size, segment = (self.width, self.height), (self.segment_width, self.segment_height)
+        return layout(size, segment, self.offsets, self.counts)
 
     @cached_property
     def is_batched(self) -> bool:

@@ -6,6 +6,7 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <cstring>
@@ -105,34 +106,42 @@ void* mclst_jpeg_open(const char* path) {
     return nullptr;
 }
 
-// Decode `count` segments of a file. A stream that begins with `begins` is decoded as `header` and its rest.
-// size: width and height of each; out: where to. done: 1 where it is decoded. Returns seconds of reading.
+// Decode `count` segments of a level of width × height px. key: level, column and row of each; all_offsets and
+// all_bytes: of all segments of the level, row by row. A stream that begins with `begins` is decoded as `header`
+// and its rest. out: where to, as large as the segment is within the level. done: 1 where it is decoded. Returns
+// seconds of reading.
 double mclst_jpeg_decode(
-    const void* library, int file, std::int64_t count, const std::int64_t* offset, const std::int64_t* bytes,
-    const unsigned char* begins, std::int64_t begins_bytes, const unsigned char* header,
-    std::int64_t header_bytes, const std::int64_t* size, std::int64_t most_width, std::int64_t most_height,
-    unsigned char* const* out, unsigned char* done) {
+    const void* library, int file, std::int64_t count, const std::int64_t* key, const std::int64_t* all_offsets,
+    const std::int64_t* all_bytes, const unsigned char* begins, std::int64_t begins_bytes,
+    const unsigned char* header, std::int64_t header_bytes, std::int64_t width, std::int64_t height,
+    std::int64_t segment_width, std::int64_t segment_height, unsigned char* const* out, unsigned char* done) {
     using Clock = std::chrono::steady_clock;
     Clock::duration reading{};
     std::memset(done, 0, count);
+    const std::int64_t columns = (width + segment_width - 1) / segment_width;
     try {
         std::vector<unsigned char> stream, line;
         for (std::int64_t i = 0; i < count; ++i) {
-            if (bytes[i] <= begins_bytes || offset[i] <= 0)
+            const std::int64_t column = key[3 * i + 1], row = key[3 * i + 2];
+            const std::int64_t offset = all_offsets[row * columns + column];
+            const std::int64_t bytes = all_bytes[row * columns + column];
+            if (bytes <= begins_bytes || offset <= 0)
                 continue;
             // The stream behind the space for the header that it gets.
-            stream.resize(header_bytes + bytes[i]);
+            stream.resize(header_bytes + bytes);
             unsigned char* data = stream.data() + header_bytes;
             const auto start = Clock::now();
-            const bool read = read_all(file, data, bytes[i], offset[i]);
+            const bool read = read_all(file, data, bytes, offset);
             reading += Clock::now() - start;
             if (!read || std::memcmp(data, begins, begins_bytes) != 0)
                 continue;
             unsigned char* first = data + begins_bytes - header_bytes;
             std::memcpy(first, header, header_bytes);
+            const std::int64_t wide = std::min(segment_width, width - column * segment_width);
+            const std::int64_t high = std::min(segment_height, height - row * segment_height);
             done[i] = decode(
-                *static_cast<const libjpeg::Library*>(library), first, header_bytes + bytes[i] - begins_bytes,
-                most_width, most_height, out[i], size[2 * i], size[2 * i + 1], line);
+                *static_cast<const libjpeg::Library*>(library), first, header_bytes + bytes - begins_bytes,
+                segment_width, segment_height, out[i], wide, high, line);
         }
     } catch (const std::bad_alloc&) {
         // What is not done is decoded by the caller, who tells of missing memory.

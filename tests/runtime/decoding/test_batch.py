@@ -87,7 +87,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     real = tiff_level.decode_segments
 
     def counted(*arguments: Any) -> Any:
-        seen.append(len(arguments[2]))
+        seen.append(len(arguments[3]))
         return real(*arguments)
 
     monkeypatch.setattr(tiff_level, "decode_segments", counted)
