@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import shutil
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 import aiohttp  # noqa: F401 - without it there is nothing to test
-import fsspec  # noqa: F401
+import fsspec
 import numpy as np
 import pytest
 import tifffile
@@ -27,7 +28,7 @@ from mclst.runtime.slide.base import Slide, TileReadError
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.storage import http, remote
 from mclst.runtime.storage.location import RemoteLocation, slide_location
-from mclst.runtime.storage.remote_file import RANGE_BYTES, WASTE, join_ranges
+from mclst.runtime.storage.remote_file import HEAD_BYTES, RANGE_BYTES, WASTE, join_ranges
 from mclst.runtime.tiling.tiles import Tiles, TileShape
 
 SIDE, TILE = 1792, 128
@@ -268,6 +269,26 @@ def test_the_digest_is_of_what_was_read_and_not_of_how(server: RangeServer) -> N
             assert slide.remote is not None
             digests.append(slide.remote.digest())
     assert digests[0] == digests[1] and len(digests[0]) == 64
+
+
+def test_the_digest_is_what_the_documentation_says(folder: Path, server: RangeServer) -> None:
+    data = (folder / "slide.png").read_bytes()
+    with open_slide(server.url("slide.png")) as slide:
+        assert slide.remote is not None
+        digest = slide.remote.digest()
+    lines = "".join(
+        f"\0{0}\0{size}\0{hashlib.sha256(data[:size]).hexdigest()}\n" for size in (HEAD_BYTES, len(data))
+    )
+    assert len(data) < RANGE_BYTES and digest == hashlib.sha256(lines.encode()).hexdigest()
+
+
+def test_headers_of_fsspecs_configuration_are_sent(
+    server: RangeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(fsspec.config.conf, "http", {"headers": {"Authorization": "Bearer 5ec2e7"}})
+    with open_slide(server.url("slide.tif")) as slide:
+        slide.read(0, 0, 10, 10)
+    assert set(server.authorizations) == {"Bearer 5ec2e7"}
 
 
 @pytest.mark.parametrize(
