@@ -16,16 +16,6 @@ __device__ inline double error_bound(const Job& j, int q, double kth)
     return j.rounding * reach * (reach + 2 * x) + j.floor * (1 + x + reach) + moved + j.gap;
 }
 
-// The query as float64 in dynamic shared memory, by the whole block.
-__device__ inline double* widen(const Job& j, int q)
-{
-    double* query = launch_memory();
-    for (int i = threadIdx.x; i < j.d; i += BLOCK)
-        query[i] = j.query[(i64)q * j.d + i];
-    __syncthreads();
-    return query;
-}
-
 // Grid n. The limit for keys of the bank, from the keys of the sample.
 extern "C" __global__ void __launch_bounds__(BLOCK) set_limit(const Job j)
 {

@@ -1,7 +1,7 @@
-// Selected rows to expression: distances and weights in float64, then the gathered weighted mean.
+// Selected rows to expression: distances and weights, then the gathered weighted mean.
 #pragma once
 
-#include "score.cuh"
+#include "distance.cuh"
 
 // --- weights -----------------------------------------------------------------------------------------------------
 
@@ -66,6 +66,28 @@ __device__ inline double relative_weight(const Job& j, double distance, double n
     return exp(-beyond / j.temperature);
 }
 
+// Distances of the query's k rows, by eight lanes each; returns the smallest and the largest.
+template <class Measure>
+__device__ __forceinline__ void measure(const Job& j, Tally& tally, const u32* row, double* distance, double& nearest,
+                                        double& farthest, Measure distance_of)
+{
+    for (int i = threadIdx.x / 8; i < j.k; i += BLOCK / 8) {
+        const double value = distance_of(row[i]);
+        if (threadIdx.x % 8 == 0)
+            distance[i] = value;
+    }
+    __syncthreads();
+    u64 low = ~0ull, high = 0;
+    for (int i = threadIdx.x; i < j.k; i += BLOCK) {
+        const u64 bits = (u64)__double_as_longlong(distance[i]);
+        low = bits < low ? bits : low;
+        high = bits > high ? bits : high;
+    }
+    block_range(tally, low, high);
+    nearest = __longlong_as_double((i64)low);
+    farthest = __longlong_as_double((i64)high);
+}
+
 // Grid n.
 extern "C" __global__ void __launch_bounds__(BLOCK, 2) weigh(const Job j)
 {
@@ -78,26 +100,24 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) weigh(const Job j)
         __syncthreads();
     }
     list_rows(j, q, tally);
-    double* query = launch_memory();
-    for (int i = threadIdx.x; i < j.d; i += BLOCK)
-        query[i] = j.query[(i64)q * j.d + i];
-    __syncthreads();
-    const bool directed = j.distance == DISTANCE_COSINE && direct(j, query, &length);
     const u32* row = j.near_row + (i64)q * j.k;
     double* distance = j.score + q * j.capacity;
-    for (int i = threadIdx.x / 8; i < j.k; i += BLOCK / 8) {
-        const double value = weight_distance(j, query, directed, row[i]);
-        if (threadIdx.x % 8 == 0)
-            distance[i] = value;
+    double nearest = 0, farthest = 0;
+    bool enough = false;
+    if (j.distance != DISTANCE_COSINE) {
+        float* query = (float*)launch_memory();
+        for (int i = threadIdx.x; i < j.d; i += BLOCK)
+            query[i] = j.query[(i64)q * j.d + i];
+        __syncthreads();
+        measure(j, tally, row, distance, nearest, farthest, [=](u32 r) { return compensated_distance(j, query, r); });
+        enough = farthest < 0x1p1000 && compensated_is_enough(j, nearest);
     }
-    __syncthreads();
-    u64 low = ~0ull, high = 0;
-    for (int i = threadIdx.x; i < j.k; i += BLOCK) {
-        const u64 bits = ordered(distance[i]);
-        low = bits < low ? bits : low;
+    if (!enough) {
+        __syncthreads();
+        double* query = widen(j, q);
+        const bool directed = j.distance == DISTANCE_COSINE && direct(j, query, &length);
+        measure(j, tally, row, distance, nearest, farthest, [=](u32 r) { return weight_distance(j, query, directed, r); });
     }
-    block_range(tally, low, high);
-    const double nearest = __longlong_as_double((i64)(low & 0x7fffffffffffffffull));
     double sum = 0, squares = 0;
     for (int i = threadIdx.x; i < j.k; i += BLOCK) {
         const double weight = relative_weight(j, distance[i], nearest);

@@ -11,7 +11,7 @@
 //     product_within    keys with the whole bank, on tensor cores; keys above the limit are dropped immediately
 //     choose            rows proven by their keys are selected; undecided rows are scored in float64
 //     choose_exactly    the few queries whose keys are not enough: every row in float64
-//     weigh             distances and weights of the k rows, in float64                       mean.cuh
+//     weigh             distances of the k rows in compensated float32, and their weights   mean.cuh
 //     gather            Σ weight·expression, row by row, for small k / M
 //     multiply_dense    the same as a product of matrices on tensor cores, for large k / M    dense.cuh
 //
@@ -57,8 +57,10 @@
 //
 // Accuracy of the mean
 // --------------------
-// Distances have the reference's bits. Weights are rounded to float32 once. `gather` adds eight products at a time in
-// float32 and compensates the sum of these: at most (8 + 6)u·Σ w|E| < 1e-6·max|E|. `multiply_dense` splits weights and
+// l1 and l2 distances are accurate to 2⁻²⁸ at least, in compensated float32 (distance.cuh); cosine distances, and those of
+// queries for which that is not enough, have the reference's bits. Weights differ by u at most, and are rounded to float32
+// once. `gather` adds eight products at a time in float32 and compensates the sum of these: at most (8 + 6)u·Σ w|E| <
+// 1e-6·max|E|. `multiply_dense` splits weights and
 // expression into float16 parts (12u of a product) and sums sixteen at a time on tensor cores (48u): at most
 // 64u·Σ w|E| < 4e-6·max|E| in the worst case; below 4e-7·max|E| in the tests, whose emulation truncates.
 

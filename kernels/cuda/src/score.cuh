@@ -48,6 +48,16 @@ template <class Term> __device__ double pairwise(const Job& j, Term term)
     return sum;
 }
 
+// The query as float64 in dynamic shared memory, by the whole block.
+__device__ inline double* widen(const Job& j, int q)
+{
+    double* query = launch_memory();
+    for (int i = threadIdx.x; i < j.d; i += BLOCK)
+        query[i] = j.query[(i64)q * j.d + i];
+    __syncthreads();
+    return query;
+}
+
 __device__ inline double l1_distance(const Job& j, const double* query, const float* row)
 {
     return pairwise(j, [=](int i) { return fabs(__dsub_rn(query[i], (double)row[i])); });
