@@ -172,6 +172,38 @@ def test_scores_and_distances_are_the_references_to_the_bit(rank: Any, d: int) -
         np.testing.assert_array_equal(row, reference.bank_scores(rank, query, bank.embedding))
 
 
+@pytest.mark.parametrize("distance", ["l1", "l2"])
+@pytest.mark.parametrize("d", [3, 256, 257])
+@pytest.mark.parametrize("scale", [1.0, 1e-25])
+def test_distances_stay_within_the_bound_of_compensated_float32(distance: Any, d: int, scale: float) -> None:
+    """Rows near the query cancel; squares of 1e-50 underflow, and are left to float64."""
+    queries, bank = clustered(3, 40, d)
+    bank.embedding[:20] = queries[0] * np.float32(1 + 2.0**-18)
+    queries, bank.embedding = queries * np.float32(scale), bank.embedding * np.float32(scale)
+    cuda = made(bank, RetrievalSpec(k=40, rank="l2", distance=distance))
+    cuda.aggregate(queries)
+    got = array_of(cuda, "score", np.float64, 3, 40)
+    expected = reference.distances(distance, queries[:, None], bank.embedding[None])
+    bound = (d + 64) ** 2 * 2.0**-53
+    np.testing.assert_allclose(got, expected, rtol=bound + 2.0**-46, atol=0)
+    if distance == "l2" and scale < 1:
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize(("temperature", "equal"), [(1e-9, True), (100.0, False)])
+@pytest.mark.parametrize("weighting", ["softmax", "softmax-squared"])
+def test_softmax_that_multiplies_errors_has_distances_of_the_reference(
+    weighting: Any, temperature: float, equal: bool
+) -> None:
+    queries, bank = clustered(3, 40, 300)
+    spec = RetrievalSpec(k=40, rank="l2", distance="l2", weighting=weighting, temperature=temperature)
+    cuda = made(bank, spec)
+    assert_same(cuda.aggregate(queries, neighbors=True), queries, bank, spec)
+    got = array_of(cuda, "score", np.float64, 3, 40)
+    expected = reference.distances("l2", queries[:, None], bank.embedding[None])
+    assert np.array_equal(got, expected) == equal
+
+
 @pytest.mark.parametrize("name", ADVERSARIES)
 @pytest.mark.parametrize("rank", RANKS)
 def test_keys_stay_within_the_bound(rank: Any, name: str) -> None:
@@ -377,8 +409,8 @@ FAULTS = {
     ),
     "rows of the bank swapped": (
         "product.cuh",
-        "fragment_b(bank_low[c], stage.bank_low, warp_column + 8 * c, lane)",
-        "fragment_b(bank_low[c], stage.bank_low, warp_column + 8 * (c ^ 1), lane)",
+        "fragments_b(bank_low[c], stage.bank_low, warp_column + 16 * c, lane)",
+        "fragments_b(bank_low[c], stage.bank_low, warp_column + 16 * (c ^ 1), lane)",
     ),
 }
 

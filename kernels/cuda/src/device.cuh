@@ -28,7 +28,7 @@ __device__ __forceinline__ float from_half(u16 bits)
 }
 
 // c [16, 8] += a [16, 16] · b [16, 8], fp16 in, fp32 out, spread over the warp as in PTX's m16n8k16.
-__device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2])
+__device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[4], const u32* b)
 {
 #if __CUDA_ARCH__ >= 800
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -41,6 +41,17 @@ __device__ __forceinline__ void multiply(float (&c)[4], const u32 (&a)[4], const
             : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
             : "r"(a[2 * i]), "r"(a[2 * i + 1]), "r"(b[i]));
 #endif
+}
+
+// Four matrices of 8 × 8 float16 from shared memory. Lane 8m + r gives the address of row r of matrix m; every lane gets two
+// neighboring columns of each matrix: row lane / 4, columns 2·(lane % 4) and the next.
+__device__ __forceinline__ void load_matrices(u32 (&to)[4], const void* row)
+{
+    const u32 from = (u32)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(from)
+                 : "memory");
 }
 
 // 16 bytes from global to shared memory; visible only after the matching `copies_wait` and a barrier.

@@ -50,7 +50,7 @@ struct Job {
     float* weight;                // [n, k] relative to the largest
     float* share;                 // [n] 1 / Σ weight
     const void* expression;       // [M, gene_stride] float or half
-    const u16 *gene_high, *gene_low;     // [genes, bank_stride] expression·256/scale as the sum of two float16, or one
+    const u16 *gene_high, *gene_low;     // [genes, bank_stride] expression·256/scale as the sum of two float16
     const float* gene_scale;      // [genes]
     float* out;                   // [n, genes]
     float* nearest;               // [n]

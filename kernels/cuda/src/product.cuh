@@ -211,34 +211,27 @@ __device__ __forceinline__ void load_step(const Job& j, Stage& stage, i64 query_
     copy16(&stage.bank_low[unit], j.bank_low + bank_row * j.padded + column);
 }
 
-// The lane's part of 16 rows by 16 columns, from row `row`.
+// 16 rows by 16 columns, from row `row`.
 __device__ __forceinline__ void fragment_a(u32 (&a)[4], const uint4* units, int row, int lane)
 {
-    const u32* words = (const u32*)units;
-    const int upper = row + lane / 4, t = lane % 4;
-    a[0] = words[4 * unit_of(upper, 0) + t];
-    a[1] = words[4 * unit_of(upper + 8, 0) + t];
-    a[2] = words[4 * unit_of(upper, 1) + t];
-    a[3] = words[4 * unit_of(upper + 8, 1) + t];
+    load_matrices(a, &units[unit_of(row + lane % 16, lane / 16)]);
 }
 
-// The lane's part of 16 columns of 8 rows, from row `row`.
-__device__ __forceinline__ void fragment_b(u32 (&b)[2], const uint4* units, int row, int lane)
+// 16 columns of twice 8 rows, from row `row`: two words for each eight.
+__device__ __forceinline__ void fragments_b(u32 (&b)[4], const uint4* units, int row, int lane)
 {
-    const u32* words = (const u32*)units;
-    b[0] = words[4 * unit_of(row + lane / 4, 0) + lane % 4];
-    b[1] = words[4 * unit_of(row + lane / 4, 1) + lane % 4];
+    load_matrices(b, &units[unit_of(row + lane / 16 * 8 + lane % 8, lane / 8 % 2)]);
 }
 
 // 64 × 32 of the tile's products, by one warp.
 __device__ __forceinline__ void multiply_step(float (&sum)[4][4][4], const Stage& stage, int warp_row, int warp_column,
                                               int lane)
 {
-    u32 bank_high[4][2], bank_low[4][2];
+    u32 bank_high[2][4], bank_low[2][4];
 #pragma unroll
-    for (int c = 0; c < 4; ++c) {
-        fragment_b(bank_high[c], stage.bank_high, warp_column + 8 * c, lane);
-        fragment_b(bank_low[c], stage.bank_low, warp_column + 8 * c, lane);
+    for (int c = 0; c < 2; ++c) {
+        fragments_b(bank_high[c], stage.bank_high, warp_column + 16 * c, lane);
+        fragments_b(bank_low[c], stage.bank_low, warp_column + 16 * c, lane);
     }
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
@@ -247,9 +240,9 @@ __device__ __forceinline__ void multiply_step(float (&sum)[4][4][4], const Stage
         fragment_a(low, stage.query_low, warp_row + 16 * r, lane);
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
-            multiply(sum[r][c], low, bank_high[c]);
-            multiply(sum[r][c], high, bank_low[c]);
-            multiply(sum[r][c], high, bank_high[c]);
+            multiply(sum[r][c], low, &bank_high[c / 2][2 * (c % 2)]);
+            multiply(sum[r][c], high, &bank_low[c / 2][2 * (c % 2)]);
+            multiply(sum[r][c], high, &bank_high[c / 2][2 * (c % 2)]);
         }
     }
 }

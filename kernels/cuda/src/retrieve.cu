@@ -60,9 +60,12 @@
 // l1 and l2 distances are accurate to 2⁻²⁸ at least, in compensated float32 (distance.cuh); cosine distances, and those of
 // queries for which that is not enough, have the reference's bits. Weights differ by u at most, and are rounded to float32
 // once. `gather` adds eight products at a time in float32 and compensates the sum of these: at most (8 + 6)u·Σ w|E| <
-// 1e-6·max|E|. `multiply_dense` splits weights and
-// expression into float16 parts (12u of a product) and sums sixteen at a time on tensor cores (48u): at most
-// 64u·Σ w|E| < 4e-6·max|E| in the worst case; below 4e-7·max|E| in the tests, whose emulation truncates.
+// 1e-6·max|E|.
+//
+// `multiply_dense` splits weights and expression into float16 parts (2u and 4u of a product, 4u for lo·lo, and 2⁻⁴⁰ of the
+// largest weight where a low part is subnormal) and sums sixteen at a time on tensor cores (49u). Two such sums are added
+// (u), and their sum is compensated (2u). With the weights' 2u, the share's u and the last product's u: at most
+// 66u·Σ w|E| < 4e-6·max|E| in the worst case, for k up to 2¹⁴; below 4e-7·max|E| in the tests, whose emulation truncates.
 
 #include "product.cuh"
 

@@ -502,7 +502,7 @@ inline double half_of(uint64_t word, int upper) { return from_half((unsigned sho
 
 // PTX's m16n8k16: A is four words a lane (rows g, g + 8; columns 2t, 2t + 8), B two (rows 2t, 2t + 8; column g),
 // C four floats (rows g, g, g + 8, g + 8; columns 2t, 2t + 1), with g = lane / 4 and t = lane % 4.
-inline void multiply(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2])
+inline void multiply(float (&c)[4], const unsigned (&a)[4], const unsigned* b)
 {
     const uint64_t words[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
     const auto* table = host::meet(0xffffffffu, "mma", words, 6);
@@ -517,6 +517,18 @@ inline void multiply(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[
         }
         c[i] = host::truncated_sum(c[i], products);
     }
+}
+
+// PTX's ldmatrix.x4: lane 8m + r gives row r of matrix m; a lane gets word lane % 4 of row lane / 4 of each.
+inline void load_matrices(unsigned (&to)[4], const void* row)
+{
+    if ((uintptr_t)row % 16)
+        host::fail("a row of a matrix is not aligned to 16");
+    const uint64_t word = (uintptr_t)row;
+    const auto* table = host::meet(0xffffffffu, "ldmatrix", &word, 1);
+    const int lane = host::current->thread % 32;
+    for (int m = 0; m < 4; ++m)
+        std::memcpy(&to[m], (const char*)table[8 * m + lane / 4][0] + 4 * (lane % 4), 4);
 }
 
 inline void copy16(void* shared, const void* global)

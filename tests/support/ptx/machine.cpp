@@ -128,6 +128,8 @@ u32 shuffle(const char* mode, u32 value, u32 lane, u32 clamp, u32 mask)
 
 void multiply(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) { ::multiply(c, a, b); }
 
+void load_matrices(u32 (&to)[4], u64 offset, int line) { ::load_matrices(to, shared(offset, 16, READ, line)); }
+
 void copy16(u64 offset, u64 address, int line)
 {
     char* const to = shared(offset, 16, WRITE, line);

@@ -55,6 +55,7 @@ char* shared(u64 offset, int bytes, Access access, int line);
 void barrier(const char* kernel, int line);
 u32 shuffle(const char* mode, u32 value, u32 lane, u32 clamp, u32 mask);
 void multiply(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]);
+void load_matrices(u32 (&to)[4], u64 offset, int line);
 void copy16(u64 offset, u64 address, int line);
 void copies_commit();
 void copies_wait(int open);

@@ -347,6 +347,14 @@ class _Translation:
             f"multiply(c, a, b); {put} }}"
         )
 
+    def _ldmatrix(self, modifiers: list[str], operands: list[str]) -> str:
+        assert modifiers == ["m8n8", "x4", "shared", "b16"], modifiers
+        parts, address = _vector(operands[0]), _ADDRESS.fullmatch(operands[1])
+        assert address is not None, operands
+        place = f"{self._read(address[1], 'u64')} + (u64)({address[2] or 0})"
+        put = " ".join(self._put(part, f"to[{i}]", "u32") for i, part in enumerate(parts))
+        return f"{{ u32 to[4]; load_matrices(to, {place}, {self._line}); {put} }}"
+
 
 def _name(text: str) -> str:
     """A C++ name for a register or label."""
