@@ -69,7 +69,7 @@ gpu-check: build/as/mclst  ## GPU tests and benchmarks, as one JSON, with the pa
 clean:  ## remove .venv and everything built
 	rm -rf $(VENV) build mclst-demo mclst-bundle
 
-$(VENV)/quick: pyproject.toml constraints.txt setup.py $(wildcard kernels/cpu/src/*)
+$(VENV)/quick: pyproject.toml constraints.txt setup.py $(wildcard kernels/cpu/src/* runtime/decoding/src/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,test]"
 	touch $@
@@ -77,7 +77,7 @@ $(VENV)/quick: pyproject.toml constraints.txt setup.py $(wildcard kernels/cpu/sr
 # PyTorch for CPUs is a tenth in size; PyPI has it for macOS alone.
 CPU_TORCH := $(shell sed -nE 's/^(torch|torchvision)==.*/&+cpu/p' constraints.txt)
 
-$(VENV)/demo: pyproject.toml constraints.txt setup.py runtime/report/page/openseadragon.py $(wildcard kernels/cpu/src/*)
+$(VENV)/demo: pyproject.toml constraints.txt setup.py runtime/report/page/openseadragon.py $(wildcard kernels/cpu/src/* runtime/decoding/src/*)
 	@echo "1/2 installing what the demo uses into $(VENV), a minute or two"
 	@$(PYTHON) -m venv $(VENV)
 	@test "$$(uname)" != Linux || $(BIN)/pip install --quiet --no-compile --constraint constraints.txt $(CPU_TORCH) \
@@ -88,7 +88,7 @@ $(VENV)/demo: pyproject.toml constraints.txt setup.py runtime/report/page/opense
 	@touch $@
 	@echo "2/2 running it"
 
-$(VENV)/installed: pyproject.toml constraints.txt setup.py runtime/report/page/openseadragon.py $(wildcard kernels/cpu/src/*)
+$(VENV)/installed: pyproject.toml constraints.txt setup.py runtime/report/page/openseadragon.py $(wildcard kernels/cpu/src/* runtime/decoding/src/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,openvino,rtx,export,openslide,docs,dev]"
 	$(BIN)/python -m mclst.runtime.report.page.openseadragon || echo "the page viewer is missing: its tests will skip"
