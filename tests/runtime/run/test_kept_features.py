@@ -18,7 +18,6 @@ from synthetic_slides import tissue
 
 from mclst.runtime import Run, RunOptions, open_bundle, open_slide, predict
 from mclst.runtime.report.files import Files
-from mclst.runtime.slide.base import TileReadError
 from mclst.runtime.tiling.tiles import Tiles
 
 SPOTS = 600
@@ -115,15 +114,14 @@ def test_a_neighborhood_and_a_prediction_come_from_kept_values(folder: Path, run
 def test_tiles_that_cannot_be_read_are_tried_again(
     folder: Path, run_inputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = Tiles.read_tile
+    read = Tiles._read_some
 
-    def fail_once(self: Tiles, row: int, out: Any = None) -> Any:
-        if row == 7:
-            raise TileReadError("the network file system is away")
-        return read(self, row, out)
+    def fail_once(self: Tiles, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> list[tuple[int, str]]:
+        failed = read(self, rows, out)
+        return [*failed, (7, "the network file system is away")] if 7 in rows else failed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Tiles, "read_tile", fail_once)
+        patch.setattr(Tiles, "_read_some", fail_once)
         assert len(run(run_inputs, folder / "map.h5ad").failed) == 1
     assert kept(folder) == []
     whole = run(run_inputs, folder / "map.h5ad")
