@@ -107,8 +107,8 @@ runtime/trust: runtime/slide runtime kernels kernels/definition
 runtime/tiling: runtime/slide runtime/storage runtime sections/tables sections
 runtime/features: runtime kernels/definition
 runtime/encoder/cuda: runtime/encoder runtime kernels/cuda kernels/definition
-runtime/slide: runtime/zarr runtime/storage runtime/decoding runtime
-runtime/zarr: runtime/storage runtime
+runtime/slide: runtime/slide/zarr runtime/storage runtime/decoding runtime
+runtime/slide/zarr: runtime/storage runtime
 runtime/storage: runtime
 runtime/decoding:
 runtime/encoder: runtime kernels/definition

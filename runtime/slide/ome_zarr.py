@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from mclst.runtime.errors import SlideError
 from mclst.runtime.slide.metadata import UM_PER_UNIT, check_mpp
 from mclst.runtime.slide.segmented_slide import SegmentedLevel, SegmentedSlide, is_reduction
+from mclst.runtime.slide.zarr.array import ZarrArray
+from mclst.runtime.slide.zarr.metadata import ZarrError, checked_path, read_attributes
 from mclst.runtime.storage.files import ByteFolder
 from mclst.runtime.storage.location import SlideLocation
-from mclst.runtime.zarr.array import ZarrArray
-from mclst.runtime.zarr.metadata import ZarrError, checked_path, read_attributes
 
 MAX_LEVELS = 24
 VERSIONS = ("0.4", "0.5")

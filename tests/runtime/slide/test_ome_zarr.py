@@ -23,8 +23,8 @@ from mclst.runtime.errors import MclstError, ResourceError, SlideError
 from mclst.runtime.run.hashes import SlideHash
 from mclst.runtime.slide.base import Slide, TileReadError
 from mclst.runtime.slide.open import open_slide
+from mclst.runtime.slide.zarr.codecs import crc32c
 from mclst.runtime.tiling.tiles import Tiles, TileShape
-from mclst.runtime.zarr.codecs import crc32c
 
 Change = Callable[[Path], Any]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mclst.runtime.errors import ResourceError, SlideError
+from mclst.runtime.slide.zarr.codecs import CODECS, MAX_CODECS
 from mclst.runtime.storage.files import ByteFolder
-from mclst.runtime.zarr.codecs import CODECS, MAX_CODECS
 
 MAX_METADATA_BYTES = 16 << 20
 MAX_DIMENSIONS = 8

@@ -10,9 +10,9 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
+from mclst.runtime.slide.zarr.codecs import CRC_BYTES, checked, decode, most_bytes
+from mclst.runtime.slide.zarr.metadata import ArrayMetadata, Sharding, read_array
 from mclst.runtime.storage.files import ByteFolder, Part
-from mclst.runtime.zarr.codecs import CRC_BYTES, checked, decode, most_bytes
-from mclst.runtime.zarr.metadata import ArrayMetadata, Sharding, read_array
 
 MISSING = np.uint64(2**64 - 1)
 """Offset and length of a chunk that its shard does not store."""
