@@ -40,7 +40,7 @@ _SONAMES = ("libjpeg.so.62", "libjpeg.62.dylib")
 @cache
 def compiled() -> ctypes.CDLL | None:
     """The compiled part; None if it was not built or does not load."""
-    for suffix in EXTENSION_SUFFIXES:
+    for suffix in sorted(EXTENSION_SUFFIXES, key=lambda suffix: ".abi3" not in suffix):
         path = Path(__file__).with_name(f"_jpeg_batch{suffix}")
         if path.is_file():
             try:

@@ -24,11 +24,13 @@ def check(slide: Path, bundle: Path, out: Path, places: list[str]) -> None:
         )
 
     from mclst.kernels.cpu import compiled
+    from mclst.runtime.decoding import library as batch_library
     from mclst.runtime.report.page.openseadragon import VIEWER_PATH
 
     assert "site-packages" in str(Path(compiled.__file__)), f"mclst is not the wheel's: {compiled.__file__}"
     assert compiled.built(), "the wheel has no compiled cpu retrieval"
     compiled.library()
+    assert batch_library.compiled() is not None, "the wheel has no compiled decoder"
     assert VIEWER_PATH.is_file(), "the wheel has no viewer for its pages"
 
     command = [str(Path(sys.executable).with_name("mclst-infer")), str(slide), "--bundle", str(bundle)]
