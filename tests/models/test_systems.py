@@ -34,7 +34,6 @@ from mclst.runtime.errors import SpotsError
 from mclst.runtime.inference.providers import open_session
 from mclst.runtime.inference.slide_network import check_positions
 from mclst.runtime.inference.spot_graph import nearest_spots
-from mclst.runtime.slide.base import TileReadError
 from mclst.runtime.tiling.tiles import Tiles
 from mclst.sections.tables.spots import read_spots
 
@@ -215,14 +214,13 @@ def test_an_unreadable_tile_is_excluded_from_the_slide_network(
 ) -> None:
     """Its row is NaN; the others equal the network's output without it."""
     name, network, folder = bundled
-    read_tile = Tiles.read_tile
+    read_some = Tiles._read_some
 
-    def read(tiles: Tiles, row: int, into: Any = None) -> Any:
-        if row == 5:
-            raise TileReadError("broken on purpose")
-        return read_tile(tiles, row, into)
+    def read(tiles: Tiles, rows: Any, out: Any) -> list[tuple[int, str]]:
+        failed = read_some(tiles, rows, out)
+        return [*failed, (5, "broken on purpose")] if 5 in rows else failed
 
-    monkeypatch.setattr(Tiles, "read_tile", read)
+    monkeypatch.setattr(Tiles, "_read_some", read)
     result = infer(folder, small.slide, small.spots, "-q", "--overwrite", "--max-bad-tiles", "1")
     assert result.exit_code == 0, result.output
     predicted = anndata.read_h5ad(folder / "map.h5ad").X

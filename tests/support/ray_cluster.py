@@ -129,7 +129,7 @@ def main(faults: str) -> None:
             module.Worker = Poisoned  # type: ignore[misc]
             cohort("poison", table="few.csv")
             module.Worker, module.ATTEMPTS, module.DYING_SECONDS = Hanging, 2, 2.0  # type: ignore[misc]
-            cohort("hung", "--deadline", "10", table="few.csv")
+            cohort("hung", "--deadline", "30", table="few.csv")
             module.Worker, module.ATTEMPTS = Worker, 3  # type: ignore[misc]
             shutil.copy("hung/cohort.run.json", "hung.json")
             cohort("hung again", "--deadline", "600", table="few.csv", out="hung")

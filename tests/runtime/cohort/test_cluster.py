@@ -193,8 +193,8 @@ def test_a_slide_that_hangs_costs_an_attempt_at_each_deadline(
         "s2": "done",
     }
     error = outcomes["s1"]["error"]["message"]
-    assert outcomes["s1"]["attempts"] == 2 and "it took longer than --deadline 10 s" in error
-    assert runs["hung"]["seconds"] >= 2 * 6
+    assert outcomes["s1"]["attempts"] == 2 and "it took longer than --deadline 30 s" in error
+    assert runs["hung"]["seconds"] >= 2 * 20
     # The workers that were ended hold nothing back: the same command does what is left.
     assert runs["hung again"]["code"] == 0, runs["hung again"]["stderr"]
     statuses = {slide["name"]: slide["status"] for slide in report(folder, "hung")["slides"]}
