@@ -237,6 +237,8 @@ def test_the_share_of_peak_is_that_of_the_device_in_use(exported_bundle: Path) -
 class OnFakeDevice:
     """An encoder on a played device: its work stands in a stream until somebody asks for something."""
 
+    stream = None  # that of the stages
+
     def __init__(self, driver: FakeDriver, session: OnnxSession, batch: int) -> None:
         self.batch, self._driver, self._session = batch, driver, session
 

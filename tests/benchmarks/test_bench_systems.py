@@ -93,6 +93,7 @@ def test_a_blend_adds_its_neighbors_residuals_to_what_the_network_predicts(tmp_p
     tiles = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), np.uint8)
     encoded = system.encode(tiles, 2)
     assert encoded.shape == (3, COMPONENTS + 785)
+    assert small.bank is not None
     bank = Source("contrastive", small.bank).bank()
     near = reference.aggregate(
         encoded[:, :COMPONENTS].copy(), bank.embedding, bank.expression, small.bank.spec

@@ -286,7 +286,7 @@ def test_a_slide_of_jpeg_tiles_opens_as_a_scanners_does(tmp_path: Path) -> None:
     assert len(xy) == 16 and xy.min() == 112 and xy.max() + 112 <= 1000
     assert 120 < pixels.mean() < 200 and pixels.std() > 20
     with tifffile.TiffFile(path) as tiff:
-        page = tiff.pages.first
+        page: Any = tiff.pages.first
         assert (page.compression.name, page.tilewidth) == ("JPEG", 240)
         np.testing.assert_array_equal(pixels, page.asarray())
 

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from mclst.kernels.cuda.job import Job, Placing, leaves
 from mclst.kernels.cuda.provider import CudaProvider
 from mclst.kernels.definition import reference
 from mclst.kernels.definition.result import RetrievalResult
-from mclst.kernels.definition.spec import DISTANCES, NEIGHBOR_WEIGHTINGS, RANKS, RetrievalSpec
+from mclst.kernels.definition.spec import DISTANCES, NEIGHBOR_WEIGHTINGS, RANKS, RetrievalSpec, Weighting
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="g++ is not installed, and the emulation needs it")
 F32 = NDArray[np.float32]
@@ -320,7 +320,7 @@ def test_the_dense_mean_is_as_near_as_it_says() -> None:
     """Equal weights and values, the worst case of truncating tensor cores: far below the proven 4e-6."""
     queries, bank = clustered(5, 700, 6, genes=3)
     bank.expression[:] = 1 - 2.0**-20 * np.random.default_rng(1).random((700, 3))
-    for weighting in NEIGHBOR_WEIGHTINGS:
+    for weighting in cast("tuple[Weighting, ...]", NEIGHBOR_WEIGHTINGS):
         spec = RetrievalSpec(k=600, rank="l2", weighting=weighting, temperature=20.0)
         assert_same(run(queries, bank, spec, dense_from=0), queries, bank, spec, tolerance=4e-7)
 

@@ -10,6 +10,8 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ from retrieval_cases import (
 )  # fmt: skip
 
 from mclst.kernels.cuda.provider import CudaProvider
-from mclst.kernels.definition.spec import RANKS, RetrievalSpec
+from mclst.kernels.definition.spec import RANKS, Rank, RetrievalSpec
 
 pytestmark = pytest.mark.skipif(
     not available(), reason="executing PTX needs g++, and nvcc or NVRTC; one of them is not installed"
@@ -39,12 +41,16 @@ F32 = NDArray[np.float32]
 Case = tuple[F32, Bank, RetrievalSpec]
 
 
+def case_of(spec: RetrievalSpec, made: Callable[..., tuple[F32, Bank]], *arguments: Any) -> Case:
+    return (*made(*arguments), spec)
+
+
 def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
     for spec in SPECS:
-        yield spec_name(spec), lambda spec=spec: (*clustered(9, 150, 13), spec)
-    for name, rank in itertools.product(ADVERSARIES, RANKS):
+        yield spec_name(spec), partial(case_of, spec, clustered, 9, 150, 13)
+    for name, rank in itertools.product(ADVERSARIES, cast("tuple[Rank, ...]", RANKS)):
         spec = RetrievalSpec(k=17, rank=rank, distance="l2")
-        yield f"{name}-{rank}", lambda name=name, spec=spec: (*adversary(name), spec)
+        yield f"{name}-{rank}", partial(case_of, spec, adversary, name)
 
 
 CASES = dict(cases())
@@ -119,7 +125,7 @@ def test_a_planted_fault_is_caught(fault: str) -> None:
 # --- the executor itself --------------------------------------------------------------------------
 
 
-def run(body: str, arrays: list[NDArray], threads: int = 32, *, blocks: int = 1) -> PtxDriver:
+def run(body: str, arrays: list[NDArray[Any]], threads: int = 32, *, blocks: int = 1) -> PtxDriver:
     """Run a kernel whose registers %rd1, %rd2, … hold the addresses of `arrays`, which it may change."""
     parameters = ", ".join(f".param .u64 small_param_{i}" for i in range(len(arrays)))
     loads = " ".join(f"ld.param.u64 %rd{i + 1}, [small_param_0+{8 * i}];" for i in range(len(arrays)))

@@ -130,7 +130,8 @@ def test_shapes_without_area_or_place_are_refused_or_have_a_center(tmp_path: Pat
             read(tmp_path / "P1.zarr")
     table.loc["c3", "geometry"] = crossing
     table.to_parquet(path)
-    assert np.isfinite(read(tmp_path / "P1.zarr").xy_px).all()  # type: ignore[call-overload]
+    xy_px = read(tmp_path / "P1.zarr").xy_px
+    assert xy_px is not None and np.isfinite(xy_px).all()
 
 
 def step(kind: str, axes: str = "xy", **values: object) -> dict[str, Any]:

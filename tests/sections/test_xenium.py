@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,7 +46,7 @@ def test_cells_are_those_of_scanpy_at_their_centroids(bundle: Path) -> None:
     assert section.name == "Breast" and section.genes.tolist() == GENES == theirs.var_names.tolist()
     assert section.spot.tolist() == theirs.obs_names.tolist()
     np.testing.assert_array_equal(section.counts.toarray(), theirs.X.toarray())
-    cells = pd.read_parquet(bundle / "cells.parquet").set_index("cell_id").loc[section.spot]
+    cells = pd.read_parquet(bundle / "cells.parquet").set_index("cell_id").loc[section.spot.tolist()]
     expected = cells[["x_centroid", "y_centroid"]].to_numpy() / XENIUM_PIXEL
     np.testing.assert_allclose(morphology_px(section), expected, atol=1e-6)
     assert section.synonyms["ENSG00000141736"] == 1
@@ -70,7 +71,7 @@ def test_pseudo_spots_count_transcripts_of_quality_20(
     pitch, *diameter = (int(part) for part in bins.split("/"))
     table = pd.read_parquet(bundle / "transcripts.parquet")
     table = table[(table.qv >= 20) & table.feature_name.isin(GENES)]
-    place = np.floor(table[["x_location", "y_location"]].astype(float) / pitch).astype(int)
+    place: Any = np.floor(table[["x_location", "y_location"]].astype(float) / pitch).astype(int)
     if diameter:
         from_center = table[["x_location", "y_location"]].to_numpy(float) - (place.to_numpy() + 0.5) * pitch
         inside = np.hypot(*from_center.T) <= diameter[0] / 2
@@ -78,7 +79,7 @@ def test_pseudo_spots_count_transcripts_of_quality_20(
     names = place.x_location.astype(str) + "x" + place.y_location.astype(str)
     expected = pd.crosstab(names, table.feature_name).reindex(columns=GENES)
     assert set(section.spot) == set(expected.index)
-    np.testing.assert_array_equal(section.counts.toarray(), expected.loc[section.spot])
+    np.testing.assert_array_equal(section.counts.toarray(), expected.loc[section.spot.tolist()])
     assert section.array_xy is not None
     centers = (section.array_xy + 0.5) * pitch / XENIUM_PIXEL
     np.testing.assert_allclose(morphology_px(section), centers, atol=1e-6)
@@ -113,7 +114,7 @@ def test_a_slide_without_an_alignment_is_refused(tmp_path: Path) -> None:
     (tmp_path / "otheralignment.csv").write_text("1,0,0\n0,1,0\n0,0,1\n")
     (source,) = with_images({"Breast": source}, {"Breast": tmp_path / "other.tif"}).values()
     section, cells = read_section(source), pd.read_parquet(bundle / "cells.parquet").set_index("cell_id")
-    expected = cells.loc[section.spot, ["x_centroid", "y_centroid"]].to_numpy() / XENIUM_PIXEL
+    expected = cells.loc[section.spot.tolist(), ["x_centroid", "y_centroid"]].to_numpy() / XENIUM_PIXEL
     np.testing.assert_allclose(section.xy_px, expected)  # type: ignore[arg-type]
     assert section.mpp == pytest.approx(XENIUM_PIXEL)
 
@@ -138,7 +139,7 @@ def test_pseudo_spots_that_are_none_are_refused(bundle: Path, bins: str) -> None
 
 
 def test_hostile_tables_are_refused(bundle: Path, tmp_path: Path) -> None:
-    cases = [
+    cases: list[tuple[str, dict[str, Any], str | None, str]] = [
         ("cells.parquet", {"x_centroid": np.nan}, None, "is at .nan"),
         ("cells.parquet", {"x_centroid": 1e300}, None, "give finite µm"),
         ("cells.parquet", {"cell_id": "a"}, None, "'a' is there twice"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,15 +48,14 @@ def fitted_checkpoint(path: Path, *, retrieval: bool, sections: tuple[str, ...] 
     layer.weight.data.mul_(20)
     layer.bias.data.uniform_(0.5, 1.5)
     name = "projection" if retrieval else "head"
+    kept: dict[str, Any] = {}
+    if retrieval:
+        kept["retrieval"] = Retrieval(k=7, rank="l2", distance="l2", weighting="uniform", temperature=1.0)
     settings = Settings(
         tile=Tile(size_px=side),
         preprocessing=Preprocessing(mean=RECIPE.mean, std=RECIPE.std),
-        normalisation=Normalization(input="none", expression="gene-wise"),
-        **(
-            {"retrieval": Retrieval(k=7, rank="l2", distance="l2", weighting="uniform", temperature=1.0)}
-            if retrieval
-            else {}
-        ),
+        normalization=Normalization(input="none", expression="gene-wise"),
+        **kept,
     )
     tiles = np.kron(stained(rng.uniform(0, 0.6, (8, 6, 6, 2))), np.ones((1, 8, 8, 1), np.uint8))
     content = {

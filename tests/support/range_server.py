@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import Self
+from typing import Any, Self
 from urllib.parse import unquote
 
 import pytest
@@ -40,6 +40,12 @@ class Behavior:
     tell_etag: bool = True
     token: str = ""
 
+    @classmethod
+    def lying(cls, fault: str, answers: int = 1 << 30, *, after: int = 0) -> Self:
+        """One fault, by its name."""
+        counts: dict[str, Any] = {fault: answers}
+        return cls(after=after, **counts)
+
 
 @dataclass
 class RangeServer:
@@ -61,7 +67,7 @@ class RangeServer:
         self._environment = pytest.MonkeyPatch()
         for name in ("NO_PROXY", "no_proxy"):  # whatever proxy this machine has
             self._environment.setenv(name, "127.0.0.1,localhost")
-        owner = self
+        owner: RangeServer = self
 
         class Handler(_Handler):
             server_of_test = owner

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mclst.kernels.definition import reference
 from mclst.kernels.definition.result import RetrievalResult
-from mclst.kernels.definition.spec import NEIGHBOR_WEIGHTINGS, Distance, Rank, RetrievalSpec
+from mclst.kernels.definition.spec import NEIGHBOR_WEIGHTINGS, Distance, Rank, RetrievalSpec, Weighting
 
 F32 = NDArray[np.float32]
 Points = NDArray[np.float64]
@@ -21,7 +21,7 @@ N, M, D = 12, 200, 21
 SPECS = [
     RetrievalSpec(k=7, rank=rank, distance=distance, weighting=weighting, temperature=3.0)
     for rank, distance, weighting in itertools.product(
-        get_args(Rank), get_args(Distance), NEIGHBOR_WEIGHTINGS
+        get_args(Rank), get_args(Distance), cast("tuple[Weighting, ...]", NEIGHBOR_WEIGHTINGS)
     )
 ]
 

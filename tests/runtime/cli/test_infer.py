@@ -309,7 +309,7 @@ def test_k_beyond_the_bank(here: Path) -> None:
 
 def test_similarities_of_a_part_of_the_bank_or_that_add_up_to_nothing(here: Path) -> None:
     before = tree(here)
-    words = ("slide.png", "--spots", "spots.tsv", "--weighting", "similarity", "-q")
+    words: tuple[str, ...] = ("slide.png", "--spots", "spots.tsv", "--weighting", "similarity", "-q")
     wrong = infer(*words)
     assert wrong.exit_code == 2 and "is of cosines, not of 'l1'; give distance 'cosine'" in wrong.stderr
     words = (*words, "--distance", "cosine")

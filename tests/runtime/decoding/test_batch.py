@@ -69,6 +69,7 @@ def corners(n: int = 40, side: int = 50) -> NDArray[np.int64]:
 def squares_of(path: Path, places: NDArray[np.int64], side: int = 50, level: int = 0) -> tuple[Any, Any, int]:
     """(pixels, failures, segments decoded) of squares; the header is known from a segment before."""
     with open_slide(path) as slide:
+        assert isinstance(slide, segmented_slide.SegmentedSlide)
         slide.read(0, 0, 8, 8)
         squares = np.full((len(places), side, side, 3), 111, np.uint8)
         failed = slide.read_squares(squares, places, level=level, pad=PAD)
@@ -173,6 +174,7 @@ def test_threads_decode_each_segment_once_and_keep_none(tmp_path: Path) -> None:
     with open_slide(path) as slide:
         tiles = Tiles(slide, xy, TileShape(40, pad=PAD), batch_size=64, workers=6, group=2)
         expected = np.stack([tiles.read_tile(row) for row in range(400)])
+        assert isinstance(slide, segmented_slide.SegmentedSlide)
         before = slide.cache.decoded
         slide.cache.clear()
         for _ in range(3):

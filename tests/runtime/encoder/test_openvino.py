@@ -148,7 +148,8 @@ def test_a_damaged_or_foreign_compiled_graph_is_compiled_again(
         path.chmod(0o666)
     else:
         content[len(content) // 2] ^= 0xFF
-        path.write_bytes({"bit": content, "cut": content[:1000], "empty": b""}[damage])
+        damaged = {"bit": bytes(content), "cut": bytes(content[:1000]), "empty": b""}
+        path.write_bytes(damaged[damage])
     np.testing.assert_array_equal(OpenVinoSession(graph, threads=1).encode(tiles), first)
     assert len(compiled) == 2
     OpenVinoSession(graph, threads=1)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def test_a_machine_that_lied_is_asked_again_the_next_day(
     spoken = [{FP32: 20.0, INT8: 9.0}, {FP32: 19.0, INT8: 50.0}, {FP32: 20.0, INT8: 9.0}]
     asked: list[float] = []
 
-    def fake(names: Any, open_one: Any, tiles: Any, lanes: int) -> list[Timing]:
+    def fake(names: Sequence[tuple[str, str]], open_one: Any, tiles: Any, lanes: int) -> list[Timing]:
         asked.append(days)
         return [Timing(*name, spoken[len(asked) - 1][name]) for name in names]
 
@@ -172,9 +173,9 @@ def test_a_machine_that_lied_is_asked_again_the_next_day(
     bundle, request = open_bundle(two_precisions), ChoiceRequest("auto", "auto", 16, 2)
     chosen = {}
     for days in (0.0, 0.9, 1.1, 2.0, 30.0, 40.0):
-        now = NOON + timedelta(days=days)
+        clock = partial(NOON.__add__, timedelta(days=days))
         chosen[days] = choose_encoder(
-            bundle, request, lambda *name: None, lambda text: None, clock=lambda now=now: now
+            bundle, request, Machine().open_one, lambda text: None, clock=clock
         ).precision
     assert asked == [0.0, 1.1, 40.0]
     assert chosen == {0.0: "fp32", 0.9: "fp32", 1.1: "int8", 2.0: "int8", 30.0: "int8", 40.0: "fp32"}

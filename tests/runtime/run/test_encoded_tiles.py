@@ -327,7 +327,8 @@ def test_a_journal_gives_back_the_tiles_before_its_damage(
     record = MEASURED if measured else RECORD
     rng = np.random.default_rng(len(written))
     journal = Journal.begin(path, {"k": "3"}, 31, record)
-    ends, after = [os.lseek(journal._handle, 0, os.SEEK_CUR)], [({}, [])]
+    ends = [os.lseek(journal._handle, 0, os.SEEK_CUR)]
+    after: list[tuple[dict[int, bytes], list[int]]] = [({}, [])]
     for kind, rows in written:
         tiles, records = dict(after[-1][0]), list(after[-1][1])
         if kind == "rows":

@@ -86,8 +86,8 @@ def test_the_parity_tiles_are_test_tensors_where_the_bundle_keeps_them(
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert run("card", folder).exit_code == 0
     assert run("bioimageio", folder, "--author", "A. Maker").exit_code == 0
-    content = rdf(folder)
-    tensors = [content[side][0]["test_tensor"] for side in ("inputs", "outputs")]
+    described = rdf(folder)
+    tensors = [described[side][0]["test_tensor"] for side in ("inputs", "outputs")]
     assert tensors == [
         {"source": name, "sha256": manifest["files"][name]["sha256"]}
         for name in ("parity_tiles.npy", "parity_output.npy")

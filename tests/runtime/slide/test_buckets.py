@@ -192,7 +192,7 @@ def test_a_lying_bucket_is_told(gcs: RangeServer, monkeypatch: pytest.MonkeyPatc
         ("endless", SlideError),
         ("cut", ResourceError),
     ):
-        gcs.behavior = Behavior(**{fault: 1 << 30})
+        gcs.behavior = Behavior.lying(fault)
         with pytest.raises(kind, match=r"gs://slides/a slide\.tif"):
             open_slide(f"gs://{BUCKET}/a slide.tif")
 
@@ -201,7 +201,7 @@ def test_a_lying_bucket_is_told(gcs: RangeServer, monkeypatch: pytest.MonkeyPatc
 def test_a_lying_s3_server_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     pytest.importorskip("s3fs")
     monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.0)
-    with RangeServer(folder, Behavior(after=1, **{fault: 1 << 30})) as server:
+    with RangeServer(folder, Behavior.lying(fault, after=1)) as server:
         use_s3_at(server.url("").rstrip("/"), monkeypatch)
         with (
             pytest.raises((SlideError, ResourceError)) as caught,

@@ -171,7 +171,7 @@ def test_a_lying_server_of_an_ome_zarr_is_told(layouts: RangeServer, fault: str)
     write_by_zarr(layouts.folder / "lied.zarr", 2, chunks=(3, 64, 64))
     try:
         with open_slide(layouts.url("lied.zarr")) as slide:
-            layouts.behavior = Behavior(**{fault: 1 << 30})
+            layouts.behavior = Behavior.lying(fault)
             # An endless chunk costs its tile; what says nothing of the chunk ends the run.
             kind = {"cut": ResourceError, "endless": TileReadError, "redirect": SlideError}[fault]
             with pytest.raises(kind) as caught:
@@ -201,7 +201,7 @@ def test_a_picture_is_read_whole(folder: Path, server: RangeServer) -> None:
 
 @pytest.mark.parametrize("fault", ["cut", "busy", "silent"])
 def test_what_fails_once_is_asked_again(folder: Path, server: RangeServer, fault: str) -> None:
-    server.behavior = Behavior(after=1, **{fault: 2})
+    server.behavior = Behavior.lying(fault, 2, after=1)
     with open_slide(server.url("slide.tif")) as slide, open_slide(folder / "slide.tif") as local:
         np.testing.assert_array_equal(slide.read(0, 0, 600, 600), local.read(0, 0, 600, 600))
 
@@ -227,7 +227,7 @@ LIES: dict[str, tuple[type[MclstError], str]] = {
 )
 def test_a_lying_server_is_told_and_no_pixels_come(server: RangeServer, fault: str, after: int) -> None:
     kind, words = LIES[fault]
-    server.behavior = Behavior(after=after, **{fault: 1 << 30})
+    server.behavior = Behavior.lying(fault, after=after)
     with pytest.raises(kind) as caught, open_slide(server.url("slide.tif")) as slide:
         slide.read(0, 0, SIDE, SIDE)
     assert words in str(caught.value) and "\n" not in str(caught.value)

@@ -47,7 +47,7 @@ def ptx_of(architecture: int) -> str:
 def library_of(ptx: str) -> Path:
     """A shared library that executes a PTX module. Equal kernels of several modules are compiled once."""
     kernels = read_kernels(ptx)
-    sources = [(to_cpp(kernel), "-O1", *_UNUSED, _COMPARED) for kernel in kernels]
+    sources: list[tuple[str, ...]] = [(to_cpp(kernel), "-O1", *_UNUSED, _COMPARED) for kernel in kernels]
     sources.append((table_of(kernels), "-O0"))
     with ThreadPoolExecutor(2) as pool:
         objects = [_machine(), *pool.map(lambda source: _object(*source), sources)]

@@ -16,7 +16,7 @@ NAMES = ("A1", "A2", "A3")
 
 def sections(
     features: int, shift: float, spots: int = 50, genes: int = 4
-) -> list[tuple[NDArray[np.float32], ...]]:
+) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """Features around `shift`, and expression that depends on them."""
     rng = np.random.default_rng(features)
     mix = rng.normal(size=(features, features)) / np.sqrt(features)
