@@ -59,7 +59,7 @@ def absorbed(amounts: NDArray[np.float64], densities: NDArray[np.float64]) -> Pi
 @given(
     hematoxylin=st.floats(0, 1),
     eosin=st.floats(0, 1),
-    strength=st.floats(0.35, 1.2),
+    strength=st.floats(0.35, 1.7),
     exposure=st.floats(0.7, 1.0),
     gain=st.tuples(*[st.floats(0.82, 1.0)] * 3),
     gamma=st.floats(0.8, 1.3),
