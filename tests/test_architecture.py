@@ -93,8 +93,8 @@ runtime/run: runtime/report runtime/features runtime/inference runtime/report/fi
     runtime/bundle runtime kernels/definition sections/formats sections/tables sections
 runtime/report: runtime/report/page runtime/report/figures runtime/report/export runtime/expression_map
     runtime
-runtime/serving: runtime/inference runtime/encoder runtime/bundle runtime kernels kernels/definition
-    sections
+runtime/serving: runtime/inference runtime/encoder runtime/trust runtime/bundle runtime kernels
+    kernels/definition sections
 runtime/sharing: runtime/encoder runtime/tiling runtime/slide runtime/bundle runtime
 runtime/report/page: runtime/report/figures runtime/expression_map runtime
 runtime/inference: runtime/encoder/tensorrt runtime/encoder/cuda runtime/slide runtime/encoder

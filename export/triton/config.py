@@ -7,11 +7,8 @@ from typing import Any
 
 from mclst.runtime.serving.server_manifest import (
     ASK,
-    EFFECTIVE_K,
     EMBEDDING,
-    EXPRESSION,
     MANIFEST,
-    NEAREST,
     TILES,
     Served,
     inner_model,
@@ -123,11 +120,10 @@ def ensemble_config(served: Served, output: str) -> Message:
     """Tiles → expression; `output` is the encoder's."""
     size_px = served.bundle.manifest.tile.size_px
     retrieves = served.bundle.manifest.kind == "retrieval"
-    second, input_name = ("retrieval", EMBEDDING) if retrieves else ("direct", ENCODED)
-    outputs = [tensor["name"] for tensor in _outputs(served)]
+    input_name = EMBEDDING if retrieves else ENCODED
     steps = [
-        _step(served, "encoder", {TILES: TILES}, {output: "encoded"}),
-        _step(served, second, {input_name: "encoded"}, {name: name for name in outputs}),
+        _step(inner_model(served.name, "encoder"), {TILES: TILES}, {output: "encoded"}),
+        _step(served.readout, {input_name: "encoded"}, {name: name for name in served.outputs}),
     ]
     return {
         "name": served.name,
@@ -150,11 +146,7 @@ def _python(served: Served, part: str) -> dict[str, Any]:
 
 
 def _outputs(served: Served) -> list[dict[str, Any]]:
-    manifest = served.bundle.manifest
-    outputs = [_tensor(EXPRESSION, "TYPE_FP32", [manifest.genes])]
-    if manifest.kind == "retrieval":
-        outputs += [_tensor(name, "TYPE_FP32", [1]) for name in (NEAREST, EFFECTIVE_K)]
-    return outputs
+    return [_tensor(name, "TYPE_FP32", [width]) for name, width in served.outputs.items()]
 
 
 def _width(served: Served) -> int:
@@ -190,9 +182,9 @@ def _warm_up(name: str, kind: str, dims: list[int], batch: int) -> Message:
     }
 
 
-def _step(served: Served, part: str, inputs: dict[str, str], outputs: dict[str, str]) -> Message:
+def _step(model: str, inputs: dict[str, str], outputs: dict[str, str]) -> Message:
     return {
-        "model_name": inner_model(served.name, part),
+        "model_name": model,
         "model_version": int(VERSION),
         "input_map": [{"key": name, "value": tensor} for name, tensor in inputs.items()],
         "output_map": [{"key": name, "value": tensor} for name, tensor in outputs.items()],

@@ -17,7 +17,7 @@ from mclst.export.triton.config import (
     retrieval_config,
 )
 from mclst.runtime.atomic import AtomicFolder, write_atomically
-from mclst.runtime.bundle.bundle import BANK, Bundle
+from mclst.runtime.bundle.bundle import BANK, CALIBRATION, Bundle
 from mclst.runtime.bundle.manifest import FileRecord
 from mclst.runtime.encoder.cuda.device import CudaDevice
 from mclst.runtime.encoder.onnxruntime_cpu import check_encoder, open_graph
@@ -105,8 +105,7 @@ def write_repository(
             for copy, name in copies.items():
                 if served.files[copy] != manifest.files[name]:
                     raise BundleError(f"{bundle.path / name} changed while it was being read; run again")
-            second = "retrieval" if manifest.kind == "retrieval" else "direct"
-            _write_model(draft.part, served, second)
+            _write_model(draft.part, served, _second(bundle))
             _write_model(draft.part, served, "manifest")
             (draft.part / serving.name / VERSION).mkdir(parents=True)
             _write_config(draft.part, ensemble_config(served, output))
@@ -119,6 +118,11 @@ def write_repository(
                 f"{path} cannot be written ({error.strerror or error}); free space or choose another --triton"
             ) from error
     return path
+
+
+def _second(bundle: Bundle) -> str:
+    """Part after the encoder."""
+    return "retrieval" if bundle.manifest.kind == "retrieval" else "direct"
 
 
 def _mark(name: str) -> str:
@@ -157,7 +161,7 @@ def _engine(bundle: Bundle, serving: Serving) -> Engine:
 
 
 def _copy(repository: Path, bundle: Bundle, serving: Serving, engine: Engine | None) -> dict[str, str]:
-    """Copy graph or engine, and bank; return path in the repository → name in the bundle."""
+    """Copy graph or engine, bank and calibration; return path in the repository → name in the bundle."""
     encoder = _version(repository, serving.name, "encoder")
     copies: dict[Path, str] = {}
     if engine is not None:
@@ -168,8 +172,11 @@ def _copy(repository: Path, bundle: Bundle, serving: Serving, engine: Engine | N
         weights = f"{onnx.name}.data"
         if weights in bundle.manifest.files:
             copies[encoder / weights] = weights  # the graph refers to this name
+    second = _version(repository, serving.name, _second(bundle))
     if bundle.manifest.kind == "retrieval":
-        copies[_version(repository, serving.name, "retrieval") / BANK] = BANK
+        copies[second / BANK] = BANK
+    if bundle.manifest.calibration is not None:
+        copies[second / CALIBRATION] = CALIBRATION
     for copy, name in copies.items():
         shutil.copyfile(bundle.path / name, copy)
     return {copy.relative_to(repository).as_posix(): name for copy, name in copies.items()}
@@ -198,7 +205,7 @@ def _version(repository: Path, name: str, part: str) -> Path:
 
 
 def _served(bundle: Bundle, serving: Serving, engine: Engine | None, repository: Path) -> Served:
-    """Server manifest with the hashes of the files written so far: graph or engine, and bank."""
+    """Server manifest with the hashes of the files written so far: graph or engine, bank, calibration."""
     files = {
         file.relative_to(repository).as_posix(): FileRecord(
             bytes=file.stat().st_size, sha256=file_sha256(file)
@@ -218,5 +225,6 @@ def _served(bundle: Bundle, serving: Serving, engine: Engine | None, repository:
             "backend": "onnxruntime" if engine is None else "tensorrt",
             "files": files,
             "versions": installed_versions(),
+            "calibrated": bundle.manifest.calibration is not None,
         }
     )

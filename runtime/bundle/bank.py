@@ -59,10 +59,10 @@ def bank_bytes(bank: Bank) -> bytes:
     return buffer.getvalue()
 
 
-def plain_dataset(file: h5py.File, name: str, rank: int, path: Path) -> h5py.Dataset:
-    """Get a plain dataset: no links, no other files, no filters, no more than the file holds.
+def plain_dataset(file: h5py.File, name: str, rank: int, path: str | Path, size: int) -> h5py.Dataset:
+    """Get a plain dataset: no links, no other files, no filters, no more than the file's `size` bytes.
 
-    Raises BundleError.
+    path: for messages. Raises BundleError.
     """
     if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(
         file[name], h5py.Dataset
@@ -71,13 +71,13 @@ def plain_dataset(file: h5py.File, name: str, rank: int, path: Path) -> h5py.Dat
     data = file[name]
     if data.external or data.is_virtual or data.chunks is not None or data.ndim != rank:
         raise BundleError(f"{path}: /{name} is not a plain array of rank {rank}; export the bundle again")
-    if data.nbytes > path.stat().st_size:
+    if data.nbytes > size:
         raise BundleError(f"{path}: /{name} declares more than the file holds; export the bundle again")
     return data
 
 
 def _floats(file: h5py.File, name: str, path: Path) -> NDArray[np.float32]:
-    data = plain_dataset(file, name, 2, path)
+    data = plain_dataset(file, name, 2, path, path.stat().st_size)
     if data.dtype != np.float32:
         raise BundleError(f"{path}: /{name} is {data.dtype}, not float32; export the bundle again")
     values: NDArray[np.float32] = data[:]
@@ -88,7 +88,7 @@ def _floats(file: h5py.File, name: str, path: Path) -> NDArray[np.float32]:
 
 
 def _texts(file: h5py.File, name: str, path: Path) -> NDArray[np.str_]:
-    texts = plain_dataset(file, name, 1, path).asstr()[:]
+    texts = plain_dataset(file, name, 1, path, path.stat().st_size).asstr()[:]
     longest = max(map(len, texts), default=0)
     if longest > MAX_NAME_LENGTH:
         raise BundleError(f"{path}: /{name} holds a name of {longest:,} letters; export the bundle again")

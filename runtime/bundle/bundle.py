@@ -13,7 +13,7 @@ from typing import Any
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.atomic import AtomicFolder
 from mclst.runtime.bundle.bank import Bank, read_bank
-from mclst.runtime.bundle.calibration import read_calibration
+from mclst.runtime.bundle.calibration import check_record, read_calibration
 from mclst.runtime.bundle.location import cached_snapshot, links_into_cache
 from mclst.runtime.bundle.manifest import ENGINES, FORMAT, Manifest, read_manifest
 from mclst.runtime.bundle.onnx_scan import check_graph, graph_sha256
@@ -158,20 +158,11 @@ class Bundle:
 
         Raises BundleError if it contradicts the manifest.
         """
-        record = self.manifest.calibration
-        if record is None:
+        if self.manifest.calibration is None:
             return None
-        path = self.path / CALIBRATION
-        calibration = read_calibration(
-            path, genes=self.manifest.genes, dim=self.manifest.encoder.embedding_dim
-        )
-        actual = (len(calibration.group), calibration.sections, calibration.spots)
-        if actual != (record.groups, record.sections, record.spots):
-            raise BundleError(
-                f"{path} holds {actual} (groups, sections, spots) and the manifest says "
-                f"{(record.groups, record.sections, record.spots)}; export the bundle again"
-            )
-        return calibration
+        path, dim = self.path / CALIBRATION, self.manifest.encoder.embedding_dim
+        calibration = read_calibration(path, genes=self.manifest.genes, dim=dim)
+        return check_record(calibration, self.manifest, path)
 
     @property
     def retrieval(self) -> RetrievalSpec:

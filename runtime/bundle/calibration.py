@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 
 from mclst.runtime.bundle.bank import plain_dataset
+from mclst.runtime.bundle.manifest import Manifest
 from mclst.runtime.errors import BundleError
 from mclst.runtime.trust.calibration import MAX_GALLERY, PERCENTILES, SHAPES, Calibration, Floats
 
@@ -54,10 +55,20 @@ def read_calibration(path: Path, *, genes: int, dim: int) -> Calibration:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise BundleError(f"{path} is larger than {MAX_BYTES >> 20} MiB; export the bundle again")
-        with h5py.File(path, "r") as file:
-            values = {name: _floats(file, name, path) for name in SHAPES}
-            counts = plain_dataset(file, "counts", 1, path)[:]
-            texts = [str(text) for text in plain_dataset(file, "texts", 1, path).asstr()[:]]
+        content = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}); export the bundle again") from error
+    return parse_calibration(content, path, genes=genes, dim=dim)
+
+
+def parse_calibration(content: bytes, path: str | Path, *, genes: int, dim: int) -> Calibration:
+    """See `read_calibration`; path: where the content is from, for messages."""
+    size = len(content)
+    try:
+        with h5py.File(io.BytesIO(content), "r") as file:
+            values = {name: _floats(file, name, path, size) for name in SHAPES}
+            counts = plain_dataset(file, "counts", 1, path, size)[:]
+            texts = [str(text) for text in plain_dataset(file, "texts", 1, path, size).asstr()[:]]
     except (BundleError, MemoryError):
         raise
     except Exception as error:  # h5py raises nearly any type on damaged bytes
@@ -85,8 +96,21 @@ def read_calibration(path: Path, *, genes: int, dim: int) -> Calibration:
     )
 
 
-def _floats(file: h5py.File, name: str, path: Path) -> Floats:
-    data = plain_dataset(file, name, len(SHAPES[name]), path)
+def check_record(calibration: Calibration, manifest: Manifest, path: str | Path) -> Calibration:
+    """Return a calibration; raise BundleError if it is not what the manifest describes."""
+    record = manifest.calibration
+    assert record is not None, "a calibrated bundle has one"
+    actual = (len(calibration.group), calibration.sections, calibration.spots)
+    if actual != (record.groups, record.sections, record.spots):
+        raise BundleError(
+            f"{path} holds {actual} (groups, sections, spots) and the manifest says "
+            f"{(record.groups, record.sections, record.spots)}; export the bundle again"
+        )
+    return calibration
+
+
+def _floats(file: h5py.File, name: str, path: str | Path, size: int) -> Floats:
+    data = plain_dataset(file, name, len(SHAPES[name]), path, size)
     if data.dtype != np.float32:
         raise BundleError(f"{path}: /{name} is {data.dtype}, not float32; export the bundle again")
     values: Floats = data[:]
@@ -96,7 +120,7 @@ def _floats(file: h5py.File, name: str, path: Path) -> Floats:
     return values
 
 
-def _check_shapes(values: dict[str, Floats], path: Path, *, genes: int, dim: int) -> None:
+def _check_shapes(values: dict[str, Floats], path: str | Path, *, genes: int, dim: int) -> None:
     sizes = {**FIXED, "G": genes, "D": dim}
     for name, axes in SHAPES.items():
         for axis, length in zip(axes, values[name].shape, strict=True):

@@ -22,6 +22,8 @@ CHECKPOINT_FORMAT = "mclst-checkpoint/1"
 
 MAX_BYTES = 4 << 20
 """A manifest has a few kilobytes."""
+MOST_SECTIONS = 64
+"""Sections of a bank whose share of the weight is told; each costs as much as a gene."""
 ENGINES = "engines"
 """Folder of a bundle with one subfolder per TensorRT engine."""
 
@@ -264,6 +266,11 @@ class Manifest(StrictModel):
     def graph_dim(self) -> int:
         """Values per tile of `encoder.onnx`: two blocks where there is a neighborhood."""
         return self.encoder.output_dim * (2 if self.neighborhood else 1)
+
+    @property
+    def tells_section_shares(self) -> bool:
+        """Whether a run tells how much of a spot's weight comes from one section of the bank."""
+        return self.calibration is not None and 1 < len(self.bank) <= MOST_SECTIONS
 
     @property
     def bank_rows(self) -> int:

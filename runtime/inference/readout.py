@@ -17,11 +17,9 @@ from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.errors import BundleError, InputError, ResourceError
 from mclst.runtime.inference.providers import onnxruntime_beside
 from mclst.runtime.inference.slide_network import SlideNetworkSession, check_positions
-from mclst.runtime.trust.measures import SharedResult
+from mclst.runtime.trust.measures import add_section_columns, split_section_columns
 from mclst.sections.section import Spots
 
-MOST_SECTIONS = 64
-"""Sections of a bank whose share of the weight is told; each costs as much as a gene."""
 RETRIEVE_ROWS = 512
 """Embeddings gathered per retrieval: enough to fill a matrix product, 0.5 MB at 256 dimensions."""
 
@@ -95,11 +93,8 @@ class RetrievalReadout:
         try:
             bank = bundle.bank
             self._genes = bank.expression.shape[1]
-            if bundle.manifest.calibration is not None and 1 < len(bundle.manifest.bank) <= MOST_SECTIONS:
-                # One more column per section, 1 for its spots: their weighted mean is its share of the
-                # weight. A column's mean does not depend on the others, so the genes keep their values.
-                columns = bank.section[:, None] == np.unique(bank.section)
-                bank = replace(bank, expression=np.hstack([bank.expression, columns.astype(np.float32)]))
+            if bundle.manifest.tells_section_shares:
+                bank = replace(bank, expression=add_section_columns(bank.expression, bank.section))
             if fp16 and retriever == "cuda":
                 bank = replace(bank, expression=bank.expression.astype(np.float16))
             self._retriever = Retriever(bank, spec, retriever)
@@ -123,26 +118,14 @@ class RetrievalReadout:
             _check_finite(features)
         try:
             if features.shape[1] == self._width:
-                return self._without_shares(self._retriever.aggregate(features))
+                return split_section_columns(self._retriever.aggregate(features), self._genes)
             embedding = np.ascontiguousarray(features[:, : self._width])
-            result = self._without_shares(self._retriever.aggregate(embedding))
+            result = split_section_columns(self._retriever.aggregate(embedding), self._genes)
             return replace(result, expression=result.expression + features[:, self._width :])
         except BadQuery as error:
             raise NotFinite(error.row) from error
         except ProviderError as error:
             raise ResourceError(str(error)) from error
-
-    def _without_shares(self, result: RetrievalResult) -> RetrievalResult:
-        """Split the sections' columns off, and keep the largest."""
-        genes = self._genes
-        if result.expression.shape[1] == genes:
-            return result
-        return SharedResult(
-            np.ascontiguousarray(result.expression[:, :genes]),
-            result.nearest,
-            result.effective_k,
-            section_share=result.expression[:, genes:].max(axis=1),
-        )
 
 
 class RegressionReadout:

@@ -19,12 +19,12 @@ from mclst.runtime.inference.model import Model, describe_location
 from mclst.runtime.run.options import RunOptions, most_bad_tiles
 from mclst.runtime.storage.location import SlideLocation
 from mclst.runtime.trust.calibration import Calibration
-from mclst.runtime.trust.measures import MeasuredResult, SharedResult
+from mclst.runtime.trust.measures import MeasuredResult, PlacedResult
 from mclst.runtime.trust.stain import Stain
 from mclst.runtime.trust.verdict import Verdict, judge
 
 OWN_COLUMNS = ("distance_percentile", "outside", "expected_error", "section_share")
-BEHIND_SERVER = "a server keeps the embeddings; run the bundle itself"
+OLD_REPOSITORY = "its server's repository was exported without the calibration; export it again"
 RELIABLE_R = 0.3
 """A gene is reliable if 9 of 10 new sections are expected to exceed this r."""
 
@@ -77,16 +77,19 @@ class RunTrust:
         expression = result.expression if self.kept is None else result.expression[:, self.kept]
         if self.calibration is None:
             return result
-        dim = self.calibration.projection.shape[0]
-        embedding = values[:, :dim]
-        unknown = np.full(len(expression), np.nan, np.float32)
-        share = result.section_share if isinstance(result, SharedResult) else unknown
+        distance, share = None, None
+        if isinstance(result, PlacedResult):
+            distance, share = result.distance, result.section_share
+        if distance is None:
+            distance = self.calibration.distances(values[:, : self.calibration.projection.shape[0]])
+        if share is None:
+            share = np.full(len(expression), np.nan, np.float32)
         return MeasuredResult(
             np.ascontiguousarray(expression),
             result.nearest,
             result.effective_k,
             result.neighbors,
-            distance=self.calibration.distances(embedding),
+            distance=distance,
             expected_error=self.calibration.spot_errors(result.expression),
             section_share=share,
         )
@@ -166,17 +169,20 @@ def open_trust(model: Model, options: RunOptions, stain: Stain | None) -> RunTru
     """
     calibration, genes = model.calibration, model.genes
     if calibration is None:
+        left_out = model.manifest.calibration is not None
         for name in ("intervals", "reliable", "max_outside"):
             if getattr(options, name) is not None:
+                cure = "export its repository again" if left_out else "export one with held-out sections"
                 raise InputError(
                     f"--{name.replace('_', '-')} needs a calibrated bundle, and {describe_location(model)} "
-                    "is not calibrated; export one with held-out sections, or leave the option out"
+                    f"is not calibrated; {cure}, or leave the option out"
                 )
-        return RunTrust(options, None, stain, genes, why_not=BEHIND_SERVER if model.server else "")
-    try:
-        calibration.search  # noqa: B018 - refused before the work
-    except ProviderError as error:
-        raise ResourceError(str(error)) from error
+        return RunTrust(options, None, stain, genes, why_not=OLD_REPOSITORY if left_out else "")
+    if not model.server:
+        try:
+            calibration.search  # noqa: B018 - refused before the work
+        except ProviderError as error:
+            raise ResourceError(str(error)) from error
     if options.intervals is not None:
         _level(calibration, options.intervals)
     if options.reliable is None:

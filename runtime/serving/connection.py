@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import cached_property
 from threading import Thread
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -13,20 +15,21 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.runtime.errors import InputError, ServerError
+from mclst.runtime.bundle.bundle import CALIBRATION
+from mclst.runtime.bundle.calibration import MAX_BYTES, check_record, parse_calibration
+from mclst.runtime.errors import BundleError, InputError, ServerError
 from mclst.runtime.serving.client import ANYONE, EXPORT_AGAIN, Address, Answer, ProtocolClient, Tensors
 from mclst.runtime.serving.flow_control import FlowControl
 from mclst.runtime.serving.security import Credentials
 from mclst.runtime.serving.server_manifest import (
     ASK,
-    EFFECTIVE_K,
-    EXPRESSION,
     MANIFEST,
-    NEAREST,
+    PART_BYTES,
     TILES,
     inner_model,
     read_served,
 )
+from mclst.runtime.trust.calibration import Calibration
 
 T = TypeVar("T")
 
@@ -62,8 +65,8 @@ class Server:
         The server's manifest.
     program : str
         Name and version of the server's program.
-    outputs : tuple of str
-        Outputs, in the order of the columns of `submit`.
+    outputs : dict of str to int
+        Width of each output, in the order of the columns of `submit`.
     batch, at_once : int
     flow : FlowControl
 
@@ -100,7 +103,7 @@ class Server:
         self._thread = _LoopThread()
         try:
             self._client = self._thread.run(self._connect())
-            self._document = self._ask_document()
+            self._document = self._ask(0)
             self.served = read_served(self._document, f"{self.address}, model {inner_model(model, MANIFEST)}")
             if self.served.name != model:
                 raise ServerError(
@@ -108,8 +111,7 @@ class Server:
                     f"{EXPORT_AGAIN}"
                 )
             self.program: str = self._call(self._client.server)
-            retrieves = self.served.bundle.manifest.kind == "retrieval"
-            self.outputs = (EXPRESSION, NEAREST, EFFECTIVE_K) if retrieves else (EXPRESSION,)
+            self.outputs = self.served.outputs
             self._check_tensors(self._call(lambda: self._client.tensors(model)))
         except BaseException:
             self.close()
@@ -120,8 +122,31 @@ class Server:
 
     @property
     def width(self) -> int:
-        """Values per tile: expression, and with retrieval nearest distance and effective k."""
-        return len(self.served.genes) + len(self.outputs) - 1
+        """Values per tile, in all outputs."""
+        return sum(self.outputs.values())
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """The calibration of the server's bundle, by its SHA-256; None if the repository has none.
+
+        Raises ServerError if the server gives another.
+        """
+        manifest = self.served.bundle.manifest
+        if not self.served.calibrated:
+            return None
+        record, origin = manifest.files[CALIBRATION], f"{CALIBRATION} of {self.address}"
+        if record.bytes > MAX_BYTES:
+            raise ServerError(f"{origin} is larger than {MAX_BYTES >> 20} MiB; {EXPORT_AGAIN}")
+        parts = range(1, 1 + -(-record.bytes // PART_BYTES))
+        content = b"".join(self._ask(number) for number in parts)
+        if hashlib.sha256(content).hexdigest() != record.sha256:
+            raise ServerError(f"{origin} is not the one of its bundle (SHA-256 differs); {EXPORT_AGAIN}")
+        try:
+            dim = manifest.encoder.embedding_dim
+            values = parse_calibration(content, origin, genes=manifest.genes, dim=dim)
+            return check_record(values, manifest, origin)
+        except BundleError as error:
+            raise ServerError(str(error)) from error
 
     def submit(self, tiles: NDArray[np.uint8]) -> Future[NDArray[np.float32]]:
         """Send tiles.
@@ -144,7 +169,7 @@ class Server:
 
     def check_same(self) -> None:
         """Raise ServerError if the server's manifest has changed since this was opened."""
-        document = self._ask_document()
+        document = self._ask(0)
         if document != self._document:
             now = read_served(document, str(self.address))
             change = "another bundle" if now.bundle.sha256 != self.served.bundle.sha256 else "in another way"
@@ -164,9 +189,10 @@ class Server:
     async def _connect(self) -> ProtocolClient:
         return ProtocolClient(self.address, self._credentials)
 
-    def _ask_document(self) -> bytes:
+    def _ask(self, number: int) -> bytes:
+        """Return the document, 0, or a part of the calibration."""
         model = inner_model(self.model, MANIFEST)
-        ask = {ASK: np.zeros(1, np.int32)}
+        ask = {ASK: np.array([number], np.int32)}
         document = self._call(lambda: self._client.infer(model, ask, (MANIFEST,))).arrays[MANIFEST]
         if document.shape != (1,) or not isinstance(document[0], bytes):
             raise ServerError(f"{self.address}: model {model!r} gives no document; {EXPORT_AGAIN}")
@@ -175,8 +201,7 @@ class Server:
     def _check_tensors(self, tensors: Tensors) -> None:
         side = self.served.bundle.manifest.tile.size_px
         inputs = {TILES: ("UINT8", (-1, side, side, 3))}
-        widths = (len(self.served.genes), 1, 1)
-        outputs = {name: ("FP32", (-1, width)) for name, width in zip(self.outputs, widths, strict=False)}
+        outputs = {name: ("FP32", (-1, width)) for name, width in self.outputs.items()}
         if tensors.inputs != inputs or tensors.outputs != outputs:
             raise ServerError(
                 f"{self.address}: model {self.model!r} takes {_describe(tensors.inputs)} and gives "
@@ -186,9 +211,9 @@ class Server:
 
     async def predict_expression(self, tiles: NDArray[np.uint8], flow: FlowControl) -> NDArray[np.float32]:
         """See `submit`; through the caller's own flow control."""
-        answer: Answer = await flow.send(lambda: self._client.infer(self.model, {TILES: tiles}, self.outputs))
-        widths = (len(self.served.genes), 1, 1)
-        for name, width in zip(self.outputs, widths, strict=False):
+        names = tuple(self.outputs)
+        answer: Answer = await flow.send(lambda: self._client.infer(self.model, {TILES: tiles}, names))
+        for name, width in self.outputs.items():
             array = answer.arrays[name]
             if array.shape != (len(tiles), width) or array.dtype != np.float32:
                 raise ServerError(

@@ -23,6 +23,15 @@ from mclst.runtime.inference.readout import RETRIEVE_ROWS, Readout, without_neig
 from mclst.runtime.progress import Clock, Notify
 from mclst.runtime.serving.connection import Server
 from mclst.runtime.serving.flow_control import Counts
+from mclst.runtime.serving.server_manifest import (
+    DISTANCE,
+    EFFECTIVE_K,
+    EXPRESSION,
+    NEAREST,
+    SECTION_SHARE,
+)
+from mclst.runtime.trust.calibration import Calibration
+from mclst.runtime.trust.measures import PlacedResult
 from mclst.sections.section import Spots
 
 AHEAD = 2
@@ -30,7 +39,7 @@ AHEAD = 2
 
 
 class ServerSession:
-    """Session over a server: rows of expression and, with retrieval, nearest distance and effective k."""
+    """Session over a server: rows of expression and what `Served.outputs` has beside it."""
 
     provider = "server"
 
@@ -124,11 +133,17 @@ class ServerReadout:
     def predict_expression(self, rows: NDArray[np.int64], features: NDArray[np.float32]) -> RetrievalResult:
         """Split the answers [b, D]; raise ServerError if the server's bundle has changed."""
         self._server.check_same()
-        genes = len(self._server.served.genes)
-        expression = np.ascontiguousarray(features[:, :genes])
-        if features.shape[1] == genes:
-            return without_neighbors(expression)
-        return RetrievalResult(expression, features[:, genes].copy(), features[:, genes + 1].copy())
+        starts = np.cumsum([0, *self._server.outputs.values()])[:-1]
+        values = dict(zip(self._server.outputs, np.split(features, starts[1:], axis=1), strict=True))
+        columns = {name: np.ascontiguousarray(part[:, 0]) for name, part in values.items()}
+        result = without_neighbors(np.ascontiguousarray(values[EXPRESSION]))
+        return PlacedResult(
+            result.expression,
+            columns.get(NEAREST, result.nearest),
+            columns.get(EFFECTIVE_K, result.effective_k),
+            distance=columns.get(DISTANCE),
+            section_share=columns.get(SECTION_SHARE),
+        )
 
 
 class ServedModel:
@@ -163,9 +178,9 @@ class ServedModel:
         return None if ids is None else list(ids)
 
     @property
-    def calibration(self) -> None:
-        """See Model: a server keeps the embeddings, so no spot's distance is known here."""
-        return
+    def calibration(self) -> Calibration | None:
+        """See Model: fetched from the server on first use; the server measures the distances."""
+        return self._connection.calibration
 
     @property
     def is_open(self) -> bool:

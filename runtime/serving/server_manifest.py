@@ -14,9 +14,14 @@ from mclst.runtime.errors import InputError
 TILES, EMBEDDING, EXPRESSION = INPUT, "embedding", "expression"
 NEAREST, EFFECTIVE_K = "nearest_distance", "effective_k"
 """Tensors, named like those of the encoder's graph and the columns of a map."""
+DISTANCE, SECTION_SHARE = "distance", "section_share"
+"""Tensors of a calibrated bundle, named like the fields of `MeasuredResult`."""
 
 ASK, MANIFEST = "ask", "manifest"
-"""Input (int32 [1], ignored) and output (bytes [1]) of `NAME_manifest`."""
+"""Input (int32 [1]) and output (bytes [1]) of `NAME_manifest`: 0 asks for the document, 1, 2, ... for that
+part of the calibration."""
+PART_BYTES = 2 << 20
+"""Length of each part of a calibration but the last."""
 
 MAX_ANSWER_BYTES = 16 << 20
 """Longest answer a client reads: four times REQUEST_BYTES, which bounds the tensors, for headers and
@@ -46,8 +51,9 @@ class Served(StrictModel):
     """Everything a client needs to know, without the bank.
 
     name: of the model from `tiles` uint8 [n, S, S, 3] to `expression` float32 [n, G] and, with retrieval,
-    `nearest_distance` and `effective_k` float32 [n, 1]. genes: the G names; gene_ids: their Ensembl ids, ""
-    where there is none, null if none is known. precision: of the encoder.
+    `nearest_distance` and `effective_k` float32 [n, 1]; calibrated: whether also to `distance` float32 [n, 1]
+    and, of a bank of 2 to 64 sections, `section_share` float32 [n, 1]. genes: the G names; gene_ids: their
+    Ensembl ids, "" where there is none, null if none is known. precision: of the encoder.
     max_batch: largest n. backend: runtime of the encoder. files: of the repository, by path. retriever: null
     without retrieval. versions: of packages on the server.
     """
@@ -63,12 +69,30 @@ class Served(StrictModel):
     retriever: str | None = None
     versions: dict[str, str]
     gene_ids: tuple[str, ...] | None = None
+    calibrated: bool = False
+
+    @property
+    def outputs(self) -> dict[str, int]:
+        """Width of each output, by name, in the order of a client's columns."""
+        manifest = self.bundle.manifest
+        names = [NEAREST, EFFECTIVE_K] if manifest.kind == "retrieval" else []
+        if self.calibrated:
+            names += [DISTANCE, SECTION_SHARE] if manifest.tells_section_shares else [DISTANCE]
+        return {EXPRESSION: len(self.genes), **dict.fromkeys(names, 1)}
+
+    @property
+    def readout(self) -> str:
+        """Name of the model after the encoder."""
+        retrieves = self.bundle.manifest.kind == "retrieval"
+        return inner_model(self.name, "retrieval" if retrieves else "direct")
 
     @model_validator(mode="after")
     def _fits_its_bundle(self) -> Self:
         manifest = self.bundle.manifest
         if manifest.kind not in SERVABLE:
             raise ValueError(f"a {manifest.kind} bundle has no expression tile by tile")
+        if self.calibrated and manifest.calibration is None:
+            raise ValueError("it is calibrated and its bundle is not")
         if len(self.genes) != manifest.genes or len(set(self.genes)) != len(self.genes):
             raise ValueError(f"it names {len(set(self.genes))} genes and its bundle has {manifest.genes}")
         if self.gene_ids is not None and len(self.gene_ids) != manifest.genes:

@@ -6,6 +6,7 @@ Triton.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,26 @@ from numpy.typing import NDArray
 
 from mclst.kernels.retriever import Retriever, fastest_on_cpu
 from mclst.runtime.bundle.bank import read_bank
-from mclst.runtime.bundle.bundle import BANK
+from mclst.runtime.bundle.bundle import BANK, CALIBRATION
+from mclst.runtime.bundle.calibration import check_record, read_calibration
 from mclst.runtime.errors import BundleError
 from mclst.runtime.hashing import file_sha256
 from mclst.runtime.serving.server_manifest import (
+    ASK,
+    DISTANCE,
     EFFECTIVE_K,
     EMBEDDING,
     EXPRESSION,
     MANIFEST,
     NEAREST,
+    PART_BYTES,
+    SECTION_SHARE,
     Served,
     inner_model,
     read_served,
 )
+from mclst.runtime.trust.calibration import Calibration
+from mclst.runtime.trust.measures import PlacedResult, add_section_columns, split_section_columns
 from mclst.runtime.versions import installed_versions
 
 DOCUMENT = "server.json"
@@ -43,17 +51,20 @@ Response = Any
 
 
 class RetrievalModel:
-    """`embedding` [n, D + P] → `expression` [n, G], `nearest_distance`, `effective_k` [n, 1]; float32."""
+    """`embedding` [n, D + P] → `expression` [n, G] and the outputs [n, 1] of `Served.outputs`; float32."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the bank; raise if its bytes have changed, so that the model does not load."""
+        """Read bank and calibration; raise if a byte has changed, so that the model does not load."""
         repository, served = _served(args)
-        bank = inner_model(served.name, "retrieval") + f"/{VERSION}/{BANK}"
-        _check_file(repository, served, bank)
+        bank = read_bank(_checked_file(repository, served, f"{served.readout}/{VERSION}/{BANK}"))
         settings = served.bundle.manifest.retrieval
         assert settings is not None, "a bundle of this kind has these"
         self._width = served.bundle.manifest.encoder.embedding_dim
-        self._retrieve = Retriever(read_bank(repository / bank), settings.spec(), fastest_on_cpu())
+        self._genes = len(served.genes)
+        self._calibration = _calibration(repository, served)
+        if SECTION_SHARE in served.outputs:
+            bank = replace(bank, expression=add_section_columns(bank.expression, bank.section))
+        self._retrieve = Retriever(bank, settings.spec(), fastest_on_cpu())
 
     def execute(self, requests: list[EncoderRequest]) -> list[Response]:
         """Run all requests in one retrieval; each separately if one is invalid."""
@@ -73,53 +84,79 @@ class RetrievalModel:
             return _refusal(str(error))
 
     def _expression(self, encoded: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        result = self._retrieve.aggregate(np.ascontiguousarray(encoded[:, : self._width]))
-        prediction = encoded[:, self._width :]
-        return {
+        embedding, prediction = np.split(encoded, [self._width], axis=1)
+        result = self._retrieve.aggregate(np.ascontiguousarray(embedding))
+        result = split_section_columns(result, self._genes)
+        outputs = {
             EXPRESSION: result.expression + prediction if prediction.shape[1] else result.expression,
             NEAREST: result.nearest[:, None],
             EFFECTIVE_K: result.effective_k[:, None],
         }
+        if self._calibration is not None:
+            outputs[DISTANCE] = self._calibration.distances(embedding)[:, None]
+        if isinstance(result, PlacedResult) and result.section_share is not None:
+            outputs[SECTION_SHARE] = result.section_share[:, None]
+        return outputs
 
 
 class DirectModel:
-    """`encoded` float32 [n, G], or [n, D + G], of a regression's encoder → `expression`, if finite."""
+    """`encoded` float32 [n, G], or [n, D + G], of a regression's encoder → `expression`, if finite; of a
+    calibrated one also `distance`.
+    """
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the number of genes."""
-        self._genes = len(_served(args)[1].genes)
+        """Read the number of genes, and the calibration."""
+        repository, served = _served(args)
+        self._genes = len(served.genes)
+        self._width = served.bundle.manifest.encoder.embedding_dim
+        self._calibration = _calibration(repository, served)
 
     def execute(self, requests: list[EncoderRequest]) -> list[Response]:
         """Check each request."""
         return [self._checked(_input(request, ENCODED)) for request in requests]
 
     def _checked(self, encoded: NDArray[np.float32]) -> Response:
-        expression = encoded[:, -self._genes :]
-        bad = np.argwhere(~np.isfinite(expression))
+        first = encoded.shape[1] - self._genes
+        bad = np.argwhere(~np.isfinite(encoded))
         if len(bad):
-            row, gene = bad[0]
-            return _refusal(
-                f"row {row} of the expression holds {expression[row, gene]} in column {gene}; export the "
-                "bundle again"
-            )
-        return _response({EXPRESSION: expression})
+            row, column = bad[0]
+            part, at = ("expression", column - first) if column >= first else ("embedding", column)
+            value = encoded[row, column]
+            return _refusal(f"row {row} of the {part} holds {value} in column {at}; export the bundle again")
+        outputs = {EXPRESSION: encoded[:, first:]}
+        if self._calibration is not None:
+            outputs[DISTANCE] = self._calibration.distances(encoded[:, : self._width])[:, None]
+        return _response(outputs)
 
 
 class ManifestModel:
-    """`ask` int32 [1] → `manifest` bytes [1]: `Served` of this repository, as JSON."""
+    """`ask` int32 [1] → `manifest` bytes [1]: `Served` of this repository as JSON, or a part of its
+    calibration.
+    """
 
     def initialize(self, args: dict[str, str]) -> None:
         """Hash the whole repository; raise if a byte has changed."""
         repository, served = _served(args)
         for name in served.files:
-            _check_file(repository, served, name)
+            _checked_file(repository, served, name)
+        self._calibration = b""
+        if served.calibrated:
+            self._calibration = (repository / _calibration_file(served)).read_bytes()
         retrieves = served.bundle.manifest.kind == "retrieval"
         update = {"versions": installed_versions(), "retriever": fastest_on_cpu() if retrieves else None}
         self._document = served.model_copy(update=update).model_dump_json().encode()
 
     def execute(self, requests: list[EncoderRequest]) -> list[Response]:
-        """Answer every request with the manifest."""
-        return [_response({MANIFEST: np.array([self._document], np.object_)}) for _ in requests]
+        """Answer every request with what it asks for."""
+        return [self._part(int(_input(request, ASK).flat[0])) for request in requests]
+
+    def _part(self, number: int) -> Response:
+        parts = -(-len(self._calibration) // PART_BYTES)
+        if not 0 <= number <= parts:
+            return _refusal(f"{ASK} is {number} and there are {parts} parts; ask for 0 to {parts}")
+        start = PART_BYTES * (number - 1)
+        content = self._calibration[start : start + PART_BYTES] if number else self._document
+        return _response({MANIFEST: np.array([content], np.object_)})
 
 
 def _served(args: dict[str, str]) -> tuple[Path, Served]:
@@ -133,7 +170,21 @@ def _served(args: dict[str, str]) -> tuple[Path, Served]:
         raise BundleError(f"{document} cannot be read ({error.strerror}); export it again") from error
 
 
-def _check_file(repository: Path, served: Served, name: str) -> None:
+def _calibration_file(served: Served) -> str:
+    return f"{served.readout}/{VERSION}/{CALIBRATION}"
+
+
+def _calibration(repository: Path, served: Served) -> Calibration | None:
+    """Return the repository's calibration, ready for distances; None without one."""
+    if not served.calibrated:
+        return None
+    path, manifest = _checked_file(repository, served, _calibration_file(served)), served.bundle.manifest
+    values = read_calibration(path, genes=manifest.genes, dim=manifest.encoder.embedding_dim)
+    values.search  # noqa: B018 - prepared before the first request
+    return check_record(values, manifest, path)
+
+
+def _checked_file(repository: Path, served: Served, name: str) -> Path:
     path, record = repository / name, served.files[name]
     try:
         actual = path.stat().st_size, file_sha256(path)
@@ -141,6 +192,7 @@ def _check_file(repository: Path, served: Served, name: str) -> None:
         raise BundleError(f"{path} cannot be read ({error.strerror}); export the repository again") from error
     if actual != (record.bytes, record.sha256):
         raise BundleError(f"{path} is not what was exported (SHA-256 differs); export the repository again")
+    return path
 
 
 def _input(request: EncoderRequest, name: str) -> NDArray[Any]:

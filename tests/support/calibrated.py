@@ -69,7 +69,7 @@ def write_calibration(folder: Path, content: bytes, **record: object) -> None:
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
     }
-    if record or "calibration" not in manifest:
+    if record or not manifest.get("calibration"):
         from mclst.runtime.bundle.calibration import read_calibration
 
         values = read_calibration(

@@ -19,9 +19,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.runtime.bundle.bundle import open_bundle
+from mclst.runtime.bundle.bundle import CALIBRATION, open_bundle
 from mclst.runtime.inference.providers import EncoderRequest, open_encoder
 from mclst.runtime.inference.readout import RegressionReadout, RetrievalReadout
+from mclst.runtime.serving.server_manifest import PART_BYTES
+from mclst.runtime.trust.measures import PlacedResult
 
 TYPES = {"UINT8": np.uint8, "INT32": np.int32, "FP32": np.float32, "FP64": np.float64}
 STATUS = {
@@ -84,6 +86,9 @@ class FakeServer:
             "retriever": None if spec is None else readout.provider,
             "versions": {"mclst": "0.1.0"},
         }
+        if bundle.calibration is not None:
+            self.document["calibrated"] = True
+            self.calibration = (path / CALIBRATION).read_bytes()
 
     @property
     def url(self) -> str:
@@ -116,6 +121,9 @@ class FakeServer:
         outputs = [("expression", manifest.genes)]
         if manifest.kind == "retrieval":
             outputs += [("nearest_distance", 1), ("effective_k", 1)]
+        if "calibrated" in self.document:
+            outputs += [("distance", 1)]
+            outputs += [("section_share", 1)] if len(manifest.bank) > 1 else []
         return {
             "name": model,
             "versions": ["1"],
@@ -128,6 +136,9 @@ class FakeServer:
         """The outputs, and what is to go wrong with sending them."""
         if model == "mclst_manifest":
             content = json.dumps(self.document).encode()
+            if number := int(inputs["ask"][0]):
+                part = self.calibration[(number - 1) * PART_BYTES : number * PART_BYTES]
+                return {"manifest": np.array([part], np.object_)}, ""
             self.metadata_requests += 1
             self.on_metadata(self.metadata_requests)
             return {"manifest": np.array([content], np.object_)}, ""
@@ -157,6 +168,10 @@ class FakeServer:
         if self._bundle.manifest.kind == "retrieval":
             outputs["nearest_distance"] = result.nearest[:, None]
             outputs["effective_k"] = result.effective_k[:, None]
+        if (calibration := self._bundle.calibration) is not None:
+            outputs["distance"] = calibration.distances(embeddings[:, : len(calibration.projection)])[:, None]
+        if isinstance(result, PlacedResult) and result.section_share is not None:
+            outputs["section_share"] = result.section_share[:, None]
         if trouble == "NaN":
             outputs["expression"][0, 0] = np.nan
         if trouble == "of other tiles":

@@ -6,15 +6,15 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import anndata
 import numpy as np
 import pytest
-from calibrated import calibrate_bundle, write_calibration
+from calibrated import calibrate_bundle, held_out, write_calibration
 from click.testing import CliRunner, Result
+from fake_server import FakeServer
 from refusals import assert_refused, tree
-from small_model import Small
+from small_model import Small, fast_regression
 
 from mclst.export.calibrate import HeldOut, calibrate
 from mclst.kernels.definition.result import RetrievalResult
@@ -23,8 +23,6 @@ from mclst.runtime.bundle.calibration import calibration_bytes
 from mclst.runtime.cli.infer import main
 from mclst.runtime.expression_map.writer import MapWriter
 from mclst.runtime.inference.providers import open_session
-from mclst.runtime.run.options import RunOptions
-from mclst.runtime.run.trust import open_trust
 from mclst.runtime.trust.calibration import Calibration
 from mclst.runtime.trust.measures import MeasuredResult
 
@@ -265,9 +263,69 @@ def test_layers_that_do_not_read_back_are_noticed(tmp_path: Path, monkeypatch: p
     assert not path.exists()
 
 
-def test_a_map_made_behind_a_server_says_why_it_is_not_calibrated() -> None:
-    model = SimpleNamespace(calibration=None, genes=["A"], server="http://host:8000", folder=None)
-    trust = open_trust(model, RunOptions(), None)  # type: ignore[arg-type]
-    verdict = trust.of_slide(SimpleNamespace()).judge(Path("slide.svs"))  # type: ignore[arg-type]
-    assert verdict.text.startswith("not calibrated") and "a server keeps the embeddings" in verdict.text
-    assert not verdict.as_dict()["calibrated"]
+@pytest.fixture
+def client() -> None:
+    """What `--server` needs."""
+    pytest.importorskip("tritonclient.http", reason="tritonclient is not installed")
+
+
+def assert_same_trust(one: Path, other: Path) -> None:
+    """All that a map says of what to trust."""
+    ours, theirs = anndata.read_h5ad(one), anndata.read_h5ad(other)
+    np.testing.assert_allclose(theirs.X, ours.X, rtol=1e-5, atol=1e-6)
+    assert list(theirs.obs) == list(ours.obs) and list(theirs.var) == list(ours.var)
+    assert "outside" in ours.obs and "expected_r" in ours.var and set(theirs.layers) == set(ours.layers)
+    for frames in ((ours.obs, theirs.obs), (ours.var, theirs.var)):
+        for column in frames[0].columns:
+            np.testing.assert_allclose(*(frame[column].to_numpy(float) for frame in frames), rtol=1e-4)
+    for layer, values in ours.layers.items():
+        np.testing.assert_allclose(theirs.layers[layer], values, rtol=1e-4, atol=1e-5)
+    assert theirs.uns["mclst"]["trust"]["verdict"] == ours.uns["mclst"]["trust"]["verdict"]
+    assert theirs.uns["mclst"]["trust"]["calibrated"]
+
+
+def test_a_map_made_behind_a_server_is_as_calibrated_as_the_bundles(here: Path, client: None) -> None:
+    with FakeServer(here / "mclst-bundle") as fake:
+        done = infer("--server", fake.url, "--intervals", "90", "--reliable", "0.3", "--out", "served.h5ad")
+        assert done.exit_code == 0, done.output
+        plain = infer("--intervals", "90", "--reliable", "0.3", "--provider", "cpu")
+        assert plain.exit_code == 0, plain.output
+        assert_same_trust(here / "slide.h5ad", here / "served.h5ad")
+        calibration = open_bundle("mclst-bundle").calibration
+        assert calibration is not None
+        write_calibration(here / "mclst-bundle", calibration_bytes(far(calibration)))
+        fake.hold(here / "mclst-bundle")
+        refused = infer("--server", fake.url, "--max-outside", "30%", "--out", "far.h5ad")
+    assert refused.exit_code == 4 and "24 of 24 spots are outside" in refused.stderr
+    assert not Path("far.h5ad").exists()
+
+
+def test_a_head_behind_a_server_is_as_calibrated_as_its_bundle(here: Path, client: None) -> None:
+    bundle = fast_regression(here / "head", 5, embedding=4)
+    write_calibration(bundle, calibration_bytes(calibrate(held_out(1, groups=3, spots=40, genes=5, dim=4))))
+    with FakeServer(bundle) as fake:
+        assert infer("--server", fake.url, "--intervals", "80", "--out", "served.h5ad").exit_code == 0
+    assert infer("--bundle", "head", "--intervals", "80", "--provider", "cpu").exit_code == 0
+    assert_same_trust(here / "slide.h5ad", here / "served.h5ad")
+
+
+def test_a_calibration_that_a_server_spoils_is_refused(here: Path, client: None) -> None:
+    before = tree(here)
+    with FakeServer(here / "mclst-bundle") as fake:
+        fake.calibration = fake.calibration[:-1] + b"?"
+        assert_refused(infer("--server", fake.url), 4, (fake.url, "calibration.h5", "SHA-256"))
+        fake.document["bundle"]["manifest"]["files"]["calibration.h5"]["bytes"] = 1 << 60
+        assert_refused(infer("--server", fake.url), 4, (fake.url, "calibration.h5", "256 MiB"))
+        fake.document["bundle"]["manifest"]["calibration"] = None
+        assert_refused(infer("--server", fake.url), 4, (fake.url, "it is calibrated and its bundle is not"))
+    assert tree(here) == before
+
+
+def test_a_repository_without_its_bundles_calibration_is_named(here: Path, client: None) -> None:
+    with FakeServer(here / "mclst-bundle") as fake:
+        del fake.document["calibrated"]
+        refused = infer("--server", fake.url, "--intervals", "90")
+        assert_refused(refused, 4, ("--intervals", "not calibrated", "export its repository again"))
+        assert infer("--server", fake.url).exit_code == 0
+    trust = anndata.read_h5ad("slide.h5ad").uns["mclst"]["trust"]
+    assert not trust["calibrated"] and "exported without the calibration" in trust["verdict"]

@@ -15,6 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from calibrated import calibrate_bundle
 from triton_server import TritonServer, stand_in, why_absent
 
 from mclst.export.triton.repository import Serving, write_repository
@@ -54,19 +55,20 @@ class Running:
 
 @pytest.fixture(scope="module")
 def place(run_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """slide.tif, spots.csv and local.h5ad, the map of a run without a server, of the same batches."""
+    """slide.tif, spots.csv, a calibrated bundle, and local.h5ad, its map of a run without a server."""
     folder = tmp_path_factory.mktemp("triton-client")
     for name in ("slide.tif", "spots.csv"):
         (folder / name).symlink_to(run_inputs / name)
-    run_job(LoadedModel(open_bundle(run_inputs / "mclst-bundle")), job(folder, "local"))
+    calibrate_bundle(run_inputs / "mclst-bundle", folder / "bundle")
+    run_job(LoadedModel(open_bundle(folder / "bundle")), job(folder, "local"))
     return folder
 
 
 @pytest.fixture(scope="module")
-def running(place: Path, run_inputs: Path) -> Iterator[Running]:
+def running(place: Path) -> Iterator[Running]:
     for name in ("0", "1"):
         (place / name).mkdir()
-    write_repository(open_bundle(run_inputs / "mclst-bundle"), place / "models", Serving(max_batch=BATCH))
+    write_repository(open_bundle(place / "bundle"), place / "models", Serving(max_batch=BATCH))
     stand_in(place / "models", "mclst", seconds=0.003)
     running = Running(place / "models", place)
     try:
@@ -90,6 +92,13 @@ def assert_the_local_map(folder: Path, name: str) -> None:
     with h5py.File(folder / "local.h5ad") as ours, h5py.File(folder / f"{name}.h5ad") as theirs:
         for values in ("X", "obs/nearest_distance", "obs/effective_k"):
             np.testing.assert_allclose(theirs[values][:], ours[values][:], rtol=1e-5, atol=1e-6)
+        for values in (
+            "obs/distance_percentile",
+            "obs/expected_error",
+            "obs/section_share",
+            "var/expected_r",
+        ):
+            np.testing.assert_allclose(theirs[values][:], ours[values][:], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])

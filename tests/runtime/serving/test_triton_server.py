@@ -24,16 +24,19 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from calibrated import held_out, write_calibration
 from click.testing import CliRunner
 from google.protobuf import text_format
 from numpy.typing import NDArray
 from small_model import GENES, TILE_PX, fast_regression
 from triton_server import SECRET, TritonServer, stand_in, why_absent
 
+from mclst.export.calibrate import calibrate
 from mclst.export.triton.repository import Serving, write_repository
 from mclst.kernels.retriever import Retriever
 from mclst.runtime import open_bundle
 from mclst.runtime.bundle.bundle import Bundle
+from mclst.runtime.bundle.calibration import calibration_bytes
 from mclst.runtime.inference.providers import open_session
 from mclst.runtime.serving.probe import main as probe
 from mclst.runtime.serving.server_manifest import read_served
@@ -159,7 +162,10 @@ def serves(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.fixture(scope="module")
 def regression(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serves]:
     folder = tmp_path_factory.mktemp("direct")
-    bundle = open_bundle(fast_regression(folder / "bundle", 5))
+    path = fast_regression(folder / "bundle", 5, embedding=4)
+    calibration = calibrate(held_out(groups=2, spots=20, genes=5, dim=4))
+    write_calibration(path, calibration_bytes(calibration))
+    bundle = open_bundle(path)
     repository = write_repository(bundle, folder / "good", Serving("direct", max_batch=BATCH))
     stand_in(repository, "direct")
     with TritonServer(repository, folder=folder) as server:
@@ -396,16 +402,35 @@ def test_a_server_that_is_told_to_end_answers_all_it_took(serves: Serves) -> Non
             np.testing.assert_allclose(rows, here(serves.bundle, tiles).expression, rtol=1e-5, atol=1e-6)
 
 
+def test_a_calibration_comes_in_parts_and_no_other_part_is_given(regression: Serves) -> None:
+    content = (regression.bundle.path / "calibration.h5").read_bytes()
+    for library, client in regression.clients.items():
+        (part,) = ask(library, client, "direct_manifest", "ask", np.ones(1, np.int32), "INT32").as_numpy(
+            "manifest"
+        )
+        assert part == content
+        for number in (-1, 2):
+            with pytest.raises(InferenceServerException, match="there are 1 parts"):
+                ask(library, client, "direct_manifest", "ask", np.full(1, number, np.int32), "INT32")
+
+
 def test_a_regression_gives_what_this_machine_gives(regression: Serves) -> None:
     tiles = some_tiles(BATCH)
     expected = open_session(regression.bundle.encoder_path).encode(tiles)
+    calibration = regression.bundle.calibration
     for library, client in regression.clients.items():
         result = ask(library, client, "direct", "tiles", tiles, "UINT8")
-        np.testing.assert_allclose(result.as_numpy("expression"), expected, rtol=1e-5, atol=1e-6)
-        assert result.as_numpy("nearest_distance") is None
-        with pytest.raises(InferenceServerException, match="row 0 of the expression holds inf in column 2"):
-            wrong = np.where(np.arange(5) == 2, np.inf, 0).astype(np.float32)[None]
-            ask(library, client, "direct_direct", "encoded", wrong, "FP32")
+        np.testing.assert_allclose(result.as_numpy("expression"), expected[:, 4:], rtol=1e-5, atol=1e-6)
+        assert calibration is not None and result.as_numpy("nearest_distance") is None
+        distance = calibration.distances(expected[:, :4])
+        np.testing.assert_allclose(result.as_numpy("distance")[:, 0], distance, rtol=1e-5)
+        for column, message in (
+            (6, "row 0 of the expression holds inf in column 2"),
+            (1, "row 0 of the embedding holds inf in column 1"),
+        ):
+            wrong = np.where(np.arange(9) == column, np.inf, 0).astype(np.float32)[None]
+            with pytest.raises(InferenceServerException, match=message):
+                ask(library, client, "direct_direct", "encoded", wrong, "FP32")
     check_manifest(regression, "direct", None)
 
 
