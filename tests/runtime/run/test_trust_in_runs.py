@@ -275,9 +275,11 @@ def assert_same_trust(one: Path, other: Path) -> None:
     np.testing.assert_allclose(theirs.X, ours.X, rtol=1e-5, atol=1e-6)
     assert list(theirs.obs) == list(ours.obs) and list(theirs.var) == list(ours.var)
     assert "outside" in ours.obs and "expected_r" in ours.var and set(theirs.layers) == set(ours.layers)
-    for frames in ((ours.obs, theirs.obs), (ours.var, theirs.var)):
-        for column in frames[0].columns:
-            np.testing.assert_allclose(*(frame[column].to_numpy(float) for frame in frames), rtol=1e-4)
+    for frame, served in ((ours.obs, theirs.obs), (ours.var, theirs.var)):
+        for column in frame.columns:
+            np.testing.assert_allclose(
+                served[column].to_numpy(float), frame[column].to_numpy(float), rtol=1e-4
+            )
     for layer, values in ours.layers.items():
         np.testing.assert_allclose(theirs.layers[layer], values, rtol=1e-4, atol=1e-5)
     assert theirs.uns["mclst"]["trust"]["verdict"] == ours.uns["mclst"]["trust"]["verdict"]
