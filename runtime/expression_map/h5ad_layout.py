@@ -12,6 +12,8 @@ from typing import Any
 
 import h5py
 
+from mclst.runtime.expression_map.h5ad_elements import write_element
+
 
 class _FileWithGaps:
     """A memory file that pretends to hold the bytes of its gaps; has the methods that h5py calls."""
@@ -119,11 +121,8 @@ class H5adImage:
         return offset
 
     def put(self, key: str, value: Any, *, compress: bool = False) -> None:
-        """Write one element ("obs", "uns", …) as anndata stores it; raises what anndata or HDF5 raise."""
-        options = {"compression": "gzip", "compression_opts": 4} if compress else {}
-        from anndata.io import write_elem  # takes longer to load than all else before the first tile
-
-        write_elem(self._file, key, value, dataset_kwargs=options)
+        """Write one element ("obs", "uns", …); raises what `write_element` or HDF5 raise."""
+        write_element(self._file, key, value, compress=compress)
 
     def abandon(self) -> None:
         """Close the file unfinished. May be called again, and after `close`."""

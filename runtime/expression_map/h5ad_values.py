@@ -86,14 +86,15 @@ def spots_table(spots: Spots, *, reserved: Sequence[str]) -> pd.DataFrame:
 
 
 def storable_tree(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a nested mapping to dicts, scalars, text and arrays; drop None.
+    """Convert a nested mapping to dicts, scalars, text and arrays, sorted as HDF5 lists them; drop None.
 
     A list of one scalar type becomes an array, any other list JSON text; paths become text.
     Raises TypeError, naming the key, for a value of any other type.
     """
     items = {key: item for key, item in value.items() if item is not None}
     names = storable_names(items, unnamed="key")
-    return {name: _storable_value(key, item) for name, (key, item) in zip(names, items.items(), strict=True)}
+    stored = [_storable_value(key, item) for key, item in items.items()]
+    return dict(sorted(zip(names, stored, strict=True)))
 
 
 def _storable_value(key: str, value: Any) -> Any:

@@ -200,8 +200,8 @@ def _read(path: Path, file: h5py.File) -> Map:
             raise ValueError("a spot has no position")
         if not isinstance(matrix, h5py.Dataset):
             matrix = matrix.toarray()
-        elif matrix.dtype.kind == "f" and matrix.dtype.itemsize * matrix.size <= MAX_IN_MEMORY_BYTES:
-            matrix = matrix[:]  # genes are read one by one, each from all rows
+        elif matrix.dtype.kind == "f":
+            matrix = load_small(matrix)
         image = _as_bytes(np.asarray(read_limited(slide, "images/hires", MAX_IMAGE_BYTES)))
         return Map(
             path=path,
@@ -213,10 +213,10 @@ def _read(path: Path, file: h5py.File) -> Map:
             image=image,
             image_scale=float(scales["tissue_hires_scalef"]),
             spot_diameter_px=float(scales["spot_diameter_fullres"]),
-            mpp=_mpp(provenance),
+            mpp=recorded_mpp(provenance),
             provenance=provenance,
             gene_table=gene_table,
-            layers=_intervals(file, size),
+            layers=interval_layers(file, size),
         )
     except KeyError as error:
         raise InputError(f"{path} has no {error}; give a map with its spots and one tissue image") from error
@@ -233,7 +233,12 @@ def _member(file: h5py.File, path: str) -> h5py.Group | h5py.Dataset:
     return file[path]
 
 
-def _intervals(file: h5py.File, size: tuple[int, int]) -> dict[str, h5py.Dataset]:
+def load_small(matrix: h5py.Dataset) -> h5py.Dataset | NDArray[Any]:
+    """Read a matrix of up to `MAX_IN_MEMORY_BYTES`, for genes are taken one by one, each from all rows."""
+    return matrix[:] if matrix.dtype.itemsize * matrix.size <= MAX_IN_MEMORY_BYTES else matrix
+
+
+def interval_layers(file: h5py.File, size: tuple[int, int]) -> dict[str, h5py.Dataset]:
     """The layers `low` and `high`, unless one is missing or is no matrix of the map's size."""
     layers = {name: file.get(f"layers/{name}") for name in LAYERS}
     fine = all(isinstance(layer, h5py.Dataset) and layer.shape == size for layer in layers.values())
@@ -249,6 +254,7 @@ def _as_bytes(image: NDArray[Any]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image[..., :3], np.uint8)
 
 
-def _mpp(provenance: Mapping[str, Any]) -> float | None:
+def recorded_mpp(provenance: Mapping[str, Any]) -> float | None:
+    """µm per level-0 px as the run took it; None where a map does not say."""
     mpp = provenance.get("slide", {}).get("mpp")
     return None if mpp is None else float(mpp)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,8 @@ from mclst.runtime.expression_map.h5ad_values import (
     text_index,
 )
 from mclst.runtime.expression_map.layers import LAYERS, MakeLayers, layers_are_intact, write_layers
+from mclst.runtime.expression_map.morans_i import nearest_spots
+from mclst.runtime.expression_map.reader import Map, interval_layers, load_small, recorded_mpp
 from mclst.runtime.expression_map.row_file import RowFile
 from mclst.runtime.expression_map.row_writer import RowWriter
 from mclst.sections.section import Spots
@@ -101,10 +104,10 @@ class MapWriter(RowWriter):
         self._image = H5adImage(self.shape, LAYERS if intervals else ())
         try:
             with self._refusals():
-                table = pd.DataFrame(index=text_index(genes))
+                self._genes = pd.DataFrame(index=text_index(genes))
                 if of_genes is not None:
-                    table = of_genes.set_axis(table.index)
-                self._image.put("var", table)
+                    self._genes = of_genes.set_axis(self._genes.index)
+                self._image.put("var", self._genes)
                 self._table, tables_bytes = _checked_table(spots, (*OWN_COLUMNS, *own_columns))
                 rows = self._lock(self._image.offset)
                 size = self._image.end + tables_bytes + MARGIN_BYTES
@@ -135,7 +138,7 @@ class MapWriter(RowWriter):
         metadata: Mapping[str, str] | None = None,
         columns: Mapping[str, NDArray[Any]] | None = None,
         layers: MakeLayers | None = None,
-        before_publish: Callable[[Path], None] = lambda path: None,
+        before_publish: Callable[[Map], None] = lambda expression_map: None,
     ) -> Path:
         """Complete the map, verify that it reads back, and rename it to its final path.
 
@@ -158,8 +161,8 @@ class MapWriter(RowWriter):
         layers : callable, optional
             Makes the layers with `intervals`; see MakeLayers.
         before_publish : callable, optional
-            Called with the path of the complete, still hidden map, to write the files that go with it. So a
-            map that is visible has all its files.
+            Called with the complete, still hidden map, to write the files that go with it. So a map that is
+            visible has all its files.
 
         Returns
         -------
@@ -177,11 +180,11 @@ class MapWriter(RowWriter):
             )
         diameter = estimate_spot_diameter(self.spots.xy_px) if spot_diameter_px is None else spot_diameter_px
         table = self._table.assign(**self._neighbor_columns(), **(columns or {}))
-        # Released once written: with millions of spots the table is large.
-        self._table = pd.DataFrame()
         self._image.put("obs", table)
-        del table
-        segments, size = self._rest_of_file(image, image_scale, diameter, library_id, run, metadata or {})
+        hires, scale = downscale(image, image_scale, HIRES_PX)
+        record, library = storable_tree(run), storable_names([library_id], unnamed="slide")[0]
+        self._put_slide(library, hires, scale, diameter, record, metadata or {})
+        segments, size = self._image.close()
         rows = self._open_rows
         with self._refusals():
             rows.fill_missing()
@@ -195,7 +198,8 @@ class MapWriter(RowWriter):
             # The views must go before the buffer they look into can be freed.
             segments.clear()
             self._image.forget()
-            before_publish(rows.lock.rows)
+            with self._finished(library, table, hires, scale, diameter, record) as expression_map:
+                before_publish(expression_map)
             if not self._overwrite and os.path.lexists(self.path):
                 raise OutputError(f"{self.path} appeared meanwhile; choose another --out or add --overwrite")
             os.replace(rows.lock.rows, self.path)
@@ -207,35 +211,62 @@ class MapWriter(RowWriter):
         rows.close(keep=True)
         return self.path
 
-    def _rest_of_file(
+    def _put_slide(
         self,
-        image: NDArray[np.uint8],
-        image_scale: float,
+        library: str,
+        hires: NDArray[np.uint8],
+        hires_scale: float,
         diameter: float,
-        library_id: str,
-        run: Mapping[str, Any],
+        record: Mapping[str, Any],
         metadata: Mapping[str, str],
-    ) -> tuple[list[tuple[int, memoryview]], int]:
-        """Everything but X: ([(offset, bytes), …], size of the file)."""
-        library = storable_names([library_id], unnamed="slide")[0]
-        hires, hires_scale = downscale(image, image_scale, HIRES_PX)
+    ) -> None:
+        """Put everything but X, layers and tables."""
         lowres, lowres_scale = downscale(hires, hires_scale, LOWRES_PX)
         for empty in ("varm", "obsp", "varp", *(() if self._image.layer_offsets else ("layers",))):
             self._image.put(empty, {})
         self._image.put("obsm", {"spatial": np.asarray(self.spots.xy_px, np.float64)})
-        self._image.put("uns", {"mclst": storable_tree(run)})
-        self._image.put("uns/spatial", {library: {}})
-        spatial = f"uns/spatial/{library}"
-        self._image.put(f"{spatial}/images", {"hires": hires, "lowres": lowres}, compress=True)
         scales = {"tissue_hires_scalef": hires_scale, "tissue_lowres_scalef": lowres_scale}
-        self._image.put(f"{spatial}/scalefactors", {**scales, "spot_diameter_fullres": float(diameter)})
         texts = {
             "software_version": f"mclst {version('mclst')}",
             "spots_table": self.spots.path.name,
             **metadata,
         }
-        self._image.put(f"{spatial}/metadata", storable_tree({key: str(text) for key, text in texts.items()}))
-        return self._image.close()
+        slide = {
+            "scalefactors": {**scales, "spot_diameter_fullres": float(diameter)},
+            "metadata": storable_tree({key: str(text) for key, text in texts.items()}),
+        }
+        self._image.put("uns", {"mclst": record, "spatial": {library: slide}})
+        images = {"hires": hires, "lowres": lowres}
+        self._image.put(f"uns/spatial/{library}/images", images, compress=True)
+
+    @contextmanager
+    def _finished(
+        self,
+        library: str,
+        table: pd.DataFrame,
+        hires: NDArray[np.uint8],
+        hires_scale: float,
+        diameter: float,
+        record: Mapping[str, Any],
+    ) -> Iterator[Map]:
+        """The map as `open_map` would read it: X and layers from the file, all else as it was written."""
+        # Without HDF5's file lock: this process still holds the file.
+        with h5py.File(self._open_rows.lock.rows, "r", locking=False) as file:
+            yield Map(
+                path=self._open_rows.lock.rows,
+                title=library,
+                genes=tuple(str(gene) for gene in self._genes.index),
+                expression=load_small(file["X"]),
+                table=table,
+                xy_px=np.asarray(self.spots.xy_px, np.float64),
+                image=hires,
+                image_scale=hires_scale,
+                spot_diameter_px=float(diameter),
+                mpp=recorded_mpp(record),
+                provenance=record,
+                gene_table=self._genes,
+                layers=interval_layers(file, self.shape),
+            )
 
     @property
     def rows(self) -> RowFile:
@@ -298,10 +329,7 @@ def estimate_spot_diameter(xy_px: NDArray[np.float64]) -> float:
     """
     if len(xy_px) < 2:
         return DEFAULT_SPOT_PX
-    from scipy.spatial import cKDTree  # a run needs it only at its end
-
-    distances = np.asarray(cKDTree(xy_px).query(xy_px, k=2)[0])
-    distance = float(np.median(distances[:, 1]))
+    distance = float(np.median(nearest_spots(xy_px, 1)[0]))
     return distance / 2 if distance > 0 else DEFAULT_SPOT_PX
 
 

@@ -7,14 +7,13 @@ from importlib import import_module
 
 from mclst.runtime.background import Background
 
-WRITES = ("anndata.io", "scipy.sparse", "scipy.spatial")
 DRAWS = ("mclst.runtime.report.figures.contact_sheet",)
 MAKES_PAGES = ("mclst.runtime.report.page.slide_page",)
 
 
 def load_beside(*, draw: bool, page: bool) -> None:
-    """Begin to import what writes the map, draws its genes and makes its page."""
-    names = WRITES + DRAWS * draw + MAKES_PAGES * page
+    """Begin to import what draws a map's genes and makes its page."""
+    names = DRAWS * draw + MAKES_PAGES * page
 
     def load() -> None:
         for name in names:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 
 from mclst.runtime.background import Background
 from mclst.runtime.errors import MclstError, OutputError
-from mclst.runtime.expression_map.reader import TissueImage, open_map
+from mclst.runtime.expression_map.reader import Map, TissueImage
 from mclst.runtime.expression_map.row_writer import RowWriter
 from mclst.runtime.expression_map.writer import MapWriter, downscale
 from mclst.runtime.report.files import Files, write_files
@@ -51,11 +50,11 @@ def publish(
     summary: Run | None = None
     cells = inputs.spots.path if inputs.spots.variant == GEOJSON_CELLS else None
 
-    def write_other_files(hidden_map: Path) -> None:
+    def write_other_files(expression_map: Map) -> None:
         nonlocal summary
         drawn: tuple[tuple[str, float], ...] = ()
         if outputs.sheet is not None or outputs.files:
-            with log.clock.stage("draw"), open_map(hidden_map) as expression_map:
+            with log.clock.stage("draw"):
                 # Both need it, and each is computed once.
                 expression_map.order  # noqa: B018
                 sheet = None
@@ -85,7 +84,7 @@ def publish(
             from mclst.runtime.report.export.ome_tiff import write_ome_tiff
 
             with log.clock.stage("dense"):
-                write_ome_tiff(hidden_map, outputs.dense, inputs.grid, run.options.genes, channels)
+                write_ome_tiff(expression_map.path, outputs.dense, inputs.grid, run.options.genes, channels)
         log.clock["total"] = slide.seconds_opening + time.perf_counter() - started
         summary = summarize(run, writer, drawn, verdict)
         if outputs.report is not None:
@@ -93,7 +92,7 @@ def publish(
                 **_times(run),
                 **record,
                 "run": summary.as_json(),
-                "map_bytes": hidden_map.stat().st_size,
+                "map_bytes": expression_map.path.stat().st_size,
                 **({} if identity is None else {"record": identity}),
             }
             write_report(outputs.report, DONE, report)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from dataclasses import fields, replace
 from pathlib import Path
 
 import anndata
@@ -20,6 +21,7 @@ from mclst.kernels.definition.result import RetrievalResult
 from mclst.runtime.errors import OutputError
 from mclst.runtime.expression_map.h5ad_layout import H5adImage
 from mclst.runtime.expression_map.h5ad_values import storable_column, storable_names, storable_tree
+from mclst.runtime.expression_map.reader import open_map
 from mclst.runtime.expression_map.writer import MapWriter, downscale, estimate_spot_diameter
 
 
@@ -84,6 +86,27 @@ def test_the_file_equals_what_anndata_itself_would_write(tmp_path):
     )
     theirs_has.pop("raw", None)
     assert ours_has == theirs_has and ours_root == theirs_root
+
+
+def test_what_is_drawn_before_the_map_appears_is_what_it_reads_back_as(tmp_path):
+    expression = np.random.default_rng(5).random((12, 4), dtype=np.float32)
+    table = pd.DataFrame({"name": list("abcdefghijkl"), "area": np.arange(12) / 7, "ok": [True, False] * 6})
+    image = np.random.default_rng(7).integers(0, 255, (1500, 2500, 3), dtype=np.uint8)
+    run = {"slide": {"mpp": 0.5, "name": "a"}, "settings": {"pad": [1, 2, 3], "none": None}, "notes": ["x"]}
+    seen = []
+    before = {"before_publish": lambda made: seen.append(replace(made, expression=made.expression[:]))}
+    path = write_all(
+        tmp_path / "m.h5ad", expression, spots=spots_of(12, table), image=image, run=run, **before
+    )
+    (made,) = seen
+    with open_map(path) as read:
+        for field in fields(made):
+            one, other = getattr(made, field.name), getattr(read, field.name)
+            if isinstance(one, pd.DataFrame):
+                pd.testing.assert_frame_equal(one, other)
+            elif field.name != "path":
+                np.testing.assert_equal(one, other)
+    assert made.mpp == 0.5 and made.path.parent == tmp_path
 
 
 @pytest.mark.slow
@@ -312,6 +335,7 @@ sys.path.insert(0, sys.argv[1])
 from map_writing import IMAGE, genes_of, publish, spots_of
 from mclst.kernels.definition.result import RetrievalResult
 from mclst.runtime.errors import OutputError
+from mclst.runtime.expression_map.reader import open_map
 from mclst.runtime.expression_map.writer import MapWriter
 
 {before}
