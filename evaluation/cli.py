@@ -12,7 +12,7 @@ from mclst.runtime.atomic import check_distinct, check_writable, write_atomicall
 from mclst.runtime.click_types import AliasedOption
 from mclst.runtime.console import check_json, command, publish_json, say, table
 from mclst.runtime.errors import ResourceError
-from mclst.runtime.section_options import ALIASES, BINS
+from mclst.runtime.section_options import SectionFiles, section_options
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ PATH = click.Path(path_type=Path)
     type=click.Choice(NORMALIZATION_NAMES),
     help="Normalization of the truth, if the map does not record its own.",
 )
-@ALIASES
-@BINS
+@section_options
 @click.option("--common-genes", is_flag=True, help="Ignore genes of the map that were not measured.")
 @click.option(
     "--annotation",
@@ -121,6 +120,7 @@ def main(
     overwrite: bool,
     json_path: Path | None,
     quiet: bool,
+    section_files: SectionFiles,
     **options: Any,
 ) -> None:
     """Evaluate predicted MAPs against measured sections, and against predictions that see no image.
@@ -163,14 +163,15 @@ def main(
         raise click.UsageError("--baseline needs a name: NAME=MAP")
     if baseline_maps and not with_baselines:
         raise click.UsageError("--baseline compares with a baseline; leave --baselines none out")
-    inputs = (truth, options["gene_set"], *(path for _, path in (*maps_by_method, *baseline_maps)))
+    given = (path for _, path in (*maps_by_method, *baseline_maps))
+    inputs = (truth, options["gene_set"], *section_files.paths, *given)
     check_distinct(outputs.values(), inputs)
     check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=outputs.values())
-    pairs, regions, mpp = _read(maps_by_method, truth, sections, options)
+    pairs, regions, mpp = _read(maps_by_method, truth, sections, section_files, options)
     gene_set = None if options["gene_set"] is None else read_gene_list(options["gene_set"])
     if options["domains"] and options["domains"] > min(len(pair.spot) for pair in pairs):
         raise click.UsageError(f"--domains {options['domains']} is more than a section has spots")
-    data, stains = _read_training(pairs, truth, options, options["mpp"] or mpp, quiet=quiet)
+    data, stains = _read_training(pairs, truth, section_files, options, options["mpp"] or mpp, quiet=quiet)
     leaks = () if data is None else check_leaks(data, pairs[0].genes, stains)
     print_leaks(leaks, quiet=quiet)
     evaluation = evaluate(
@@ -192,7 +193,7 @@ def main(
         assessment = None
     else:
         further = read_baseline_maps(
-            baseline_maps, truth, pairs[0].genes, pairs[0].normalization, options["bins"]
+            baseline_maps, truth, pairs[0].genes, pairs[0].normalization, section_files.bins
         )
         if options["baselines"] == "all":
             ridge = encoder_baseline(
@@ -228,7 +229,13 @@ def main(
 
 
 def _read_training(
-    pairs: list[Pair], truth: Path, options: dict[str, Any], mpp: float | None, *, quiet: bool
+    pairs: list[Pair],
+    truth: Path,
+    files: SectionFiles,
+    options: dict[str, Any],
+    mpp: float | None,
+    *,
+    quiet: bool,
 ) -> tuple[TrainingData | None, dict[str, Stain]]:
     """Read the training sections and the stain of the tiles; None without baselines."""
     from mclst.evaluation.baselines.gather import gather_training, read_stains
@@ -245,8 +252,7 @@ def _read_training(
         reference=options["reference"],
         bundle=options["bundle"],
         patient=options["patient"],
-        aliases=options["gene_aliases"],
-        bins=options["bins"],
+        files=files,
     )
     stains, notes = read_stains(data, mpp) if options["baselines"] in ("all", "no-encoder") else ({}, [])
     for note in (*data.notes, *notes):
@@ -264,7 +270,11 @@ def _parse_map(text: str) -> tuple[str, Path]:
 
 
 def _read(
-    maps_by_method: list[tuple[str, Path]], truth: Path, sections: tuple[str, ...], options: dict[str, Any]
+    maps_by_method: list[tuple[str, Path]],
+    truth: Path,
+    sections: tuple[str, ...],
+    files: SectionFiles,
+    options: dict[str, Any],
 ) -> tuple[list[Pair], dict[tuple[str, str], NDArray[np.str_]], float | None]:
     from mclst.evaluation.annotation import read_annotation
     from mclst.runtime.expression_map.measured import choose_section, pair_with_truth, read_map
@@ -274,14 +284,14 @@ def _read(
     for i, (method, path) in enumerate(maps_by_method):
         predicted = read_map(path)
         mpp = mpp or predicted.mpp
-        source = choose_section(predicted, truth, sections[i] if sections else None, options["bins"])
+        source = choose_section(predicted, truth, sections[i] if sections else None, files.bins)
         pair = pair_with_truth(
             predicted,
             source,
             method=method,
             normalization=options["normalization"],
             common_genes=options["common_genes"],
-            aliases=options["gene_aliases"],
+            aliases=files.aliases,
         )
         pairs.append(pair)
         annotation = annotations.get(source.name, annotations.get(""))

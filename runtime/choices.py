@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-READERS = ("auto", "pillow", "tifffile", "openslide", "zarr")
+READERS = ("auto", "pillow", "tifffile", "openslide", "zarr", "hdf5")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 """The most faithful first."""
 FIGURE_FORMATS = ("png", "pdf", "svg")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,22 +30,32 @@ class SectionFiles:
     bins: str | None = None
 
     def give(
-        self, sources: Mapping[str, SectionSource], folders: Iterable[Path] = ()
+        self,
+        sources: Mapping[str, SectionSource],
+        folders: Iterable[Path] = (),
+        others: Collection[str] = (),
     ) -> dict[str, SectionSource]:
         """Sources with their slides and aliases; folders: where an images.csv is read too.
+
+        others: names of sections that are given their slides elsewhere.
 
         Raises SectionError as `parse_images` and `with_images` do.
         """
         from mclst.sections.formats.images import parse_images, with_images
 
         images = parse_images(self.images, folders)
+        images = {name: image for name, image in images.items() if name in sources or name not in others}
         sources = with_images(sources, images, hires=self.hires)
         return {name: replace(source, aliases=self.aliases) for name, source in sources.items()}
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """The files named, for checks that no output replaces an input."""
-        slides = [Path(value.partition("=")[2] or value) for value in self.images]
+        from mclst.sections.location import is_address
+
+        slides = [
+            Path(slide) for value in self.images if not is_address(slide := value.partition("=")[2] or value)
+        ]
         return (*slides, *([] if self.aliases is None else [self.aliases]))
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from mclst.sections.location import SlideLocation
+
 if TYPE_CHECKING:
     import scipy.sparse as sp
 
@@ -78,7 +80,7 @@ class Section:
         Array coordinates: x, y for legacy ST; array_col, array_row for Visium.
     xy_px : ndarray of float64, shape (n, 2), or None
         Spot center (x, y) in level-0 px, NaN where the file has none.
-    image : Path or None
+    image : Path, RemoteLocation or None
         The section's H&E image.
     counts_from : str
         Source of the counts: "counts", or "layers['counts']" or "X" of an AnnData.
@@ -99,7 +101,7 @@ class Section:
     counts: sp.csr_matrix
     array_xy: NDArray[np.int64] | None
     xy_px: NDArray[np.float64] | None
-    image: Path | None
+    image: SlideLocation | None
     counts_from: str = "counts"
     image_scale: float = 1.0
     format: str = ""

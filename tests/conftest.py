@@ -57,7 +57,7 @@ OPTIONAL = (
     "efficientnet_lite_pytorch", "flask", "flask_cors", "fsspec", "gcsfs", "geopandas", "google",
     "huggingface_hub", "jsonschema", "model_signing", "moto", "mpmath", "numcodecs", "ome_zarr", "onnx",
     "open_clip", "openslide", "openvino", "playwright", "polygraphy", "psutil", "pyarrow", "pydicom",
-    "pyvips", "ray", "s3fs", "scanpy", "shapely", "sklearn", "spatialdata", "squidpy",
+    "pyvips", "ray", "s3fs", "scanpy", "shapely", "sklearn", "spatialdata", "spatialdata_io", "squidpy",
     "tensorrt_rtx_bindings", "timm", "torch", "torchvision", "transformers", "tritonclient", "yaml",
     "zarr",
 )  # fmt: skip

@@ -84,10 +84,10 @@ export/parity: export/inputs export/onnx runtime/tiling runtime/slide runtime/en
 export/inputs: runtime/bundle runtime sections/formats sections/tables sections models models/recipes
 export/onnx: runtime/encoder runtime/bundle runtime models
 runtime/cli: runtime/cohort runtime/run runtime/report runtime/serving runtime/sharing
-    runtime/inference runtime/expression_map runtime/slide runtime/storage runtime/bundle runtime
+    runtime/inference runtime/expression_map runtime/slide runtime/bundle runtime
     kernels/definition sections
 runtime/cohort: runtime/run runtime/report runtime/inference runtime/expression_map runtime/tiling
-    runtime/slide runtime/storage runtime/bundle runtime sections/tables
+    runtime/slide runtime/bundle runtime sections/tables sections
 runtime/run: runtime/report runtime/features runtime/inference runtime/report/figures runtime/report/export
     runtime/expression_map runtime/trust runtime/tiling runtime/slide runtime/storage runtime/encoder
     runtime/bundle runtime kernels/definition sections/formats sections/tables sections
@@ -104,12 +104,12 @@ runtime/report/export: runtime/expression_map runtime/tiling runtime sections/ta
 runtime/encoder/tensorrt: runtime/encoder/cuda runtime/encoder runtime/bundle runtime kernels/definition
 runtime/expression_map: runtime/trust runtime kernels/definition sections/formats sections/tables sections
 runtime/trust: runtime/slide runtime kernels kernels/definition
-runtime/tiling: runtime/slide runtime/storage runtime sections/tables sections
+runtime/tiling: runtime/slide runtime sections/tables sections
 runtime/features: runtime kernels/definition
 runtime/encoder/cuda: runtime/encoder runtime kernels/cuda kernels/definition
-runtime/slide: runtime/slide/zarr runtime/storage runtime/decoding runtime
+runtime/slide: runtime/slide/zarr runtime/storage runtime/decoding runtime sections/formats sections
 runtime/slide/zarr: runtime/storage runtime
-runtime/storage: runtime
+runtime/storage: runtime sections
 runtime/decoding:
 runtime/encoder: runtime kernels/definition
 runtime/bundle: runtime/trust runtime kernels/definition

@@ -185,7 +185,7 @@ def read_training_section(
         resolution = section_resolution(slide, section, slide_mpp)
         notes = (
             *(resolution.notes if tile.mpp is not None else ()),  # else tiles are level-0 px whatever µm/px
-            coarse_note(section, tile.size_px, tile.mpp, resolution.mpp),
+            coarse_note(section, resolution.mpp, tile.size_px, tile.mpp),
         )
         for batch in Tiles(slide, centers, shape, batch_size=64, workers=workers, slide_mpp=resolution.mpp):
             stack[located[batch.rows]] = batch.tiles

@@ -152,7 +152,7 @@ class _RidgeOnFeatures:
             section.xy_px[kept],
             section.counts[kept],
             section.total[kept],
-            self._mpp,
+            section.image_mpp(self._mpp),
         )
         features = source.encode(own, samples_per_section(self._setup.tile))
         readable = np.array([i for i in range(len(kept)) if i not in features.failed], np.int64)

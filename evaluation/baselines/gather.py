@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from mclst.evaluation.baselines.stain import Stain, read_stain
 from mclst.runtime.bundle.bank import Bank
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.errors import SlideError, SpotsError
+from mclst.runtime.section_options import SectionFiles
 from mclst.sections.errors import SectionError
 from mclst.sections.formats.reference import choose_sections, find_sections
 from mclst.sections.patients import known_patients
@@ -77,8 +78,7 @@ def gather_training(
     reference: Path | None = None,
     bundle: Path | None = None,
     patient: str | None = None,
-    aliases: Path | None = None,
-    bins: str | None = None,
+    files: SectionFiles | None = None,
     advance: Callable[[int], None] = lambda n: None,
 ) -> TrainingData:
     """Find and read the training sections.
@@ -101,10 +101,8 @@ def gather_training(
         The bundle that made the maps.
     patient : str, optional
         Regular expression for the patient in a section's name.
-    aliases : Path, optional
-        Table of gene symbols and their other names.
-    bins : str, optional
-        Of both; see `find_sections`.
+    files : SectionFiles, optional
+        Slides, gene names and bins of both.
     advance : callable
         Called with 1 after each section.
 
@@ -119,8 +117,10 @@ def gather_training(
     BundleError
         If the bundle is damaged.
     """
-    sources = find_sections(reference or truth, bins)
-    of_test = find_sections(truth, bins)
+    files = files or SectionFiles()
+    sources, of_test = (find_sections(folder, files.bins) for folder in (reference or truth, truth))
+    sources = files.give(sources, [reference or truth], of_test)
+    of_test = files.give(of_test, [truth], sources)
     bank, sentences, names = None, None, None
     how, sure = f"all that {truth} has besides, for the real ones are not known", False
     if bundle is not None:
@@ -142,15 +142,13 @@ def gather_training(
             notes.append(f"training sections from {name} on are not read, for they would not fit memory")
             break
         try:
-            sections.append(read_measured(replace(sources[name], aliases=aliases), genes, normalization))
+            sections.append(read_measured(sources[name], genes, normalization))
         except SectionError as error:
             notes.append(f"training section {name} is left out ({str(error).split(';')[0]})")
             continue
         values += sections[-1].expression.size
         advance(1)
-    tests = {
-        name: read_measured(replace(of_test[name], aliases=aliases), genes, normalization) for name in tested
-    }
+    tests = {name: read_measured(of_test[name], genes, normalization) for name in tested}
     patients = known_patients([*dict.fromkeys((*names, *tested))], patient)
     return TrainingData(
         tuple(names), how, sure, tuple(sections), tests, patients, bank, sentences, tuple(notes)
@@ -162,7 +160,7 @@ def read_stains(
 ) -> tuple[dict[str, Stain], list[str]]:
     """Stain of the test sections' tiles and of some of the training sections', and what could not be read.
 
-    mpp: µm per px of images that do not say. Training sections of a test's patient come first.
+    mpp: µm per px of the slides. Training sections of a test's patient come first.
     """
     relatives = {name for test in data.tests for name in data.relatives(test)}
     usable = [s for s in data.sections if s.image is not None and s.xy_px is not None]
@@ -176,7 +174,7 @@ def read_stains(
         xy_px = np.full_like(section.xy_px, np.nan)
         xy_px[kept] = section.xy_px[kept]
         try:
-            stains[section.name] = read_stain(section.image, xy_px, mpp)
+            stains[section.name] = read_stain(section.image, xy_px, section.image_mpp(mpp))
         except (SlideError, SpotsError) as error:
             notes.append(f"the image of {section.name} is not used ({str(error).split(';')[0]})")
         advance(1)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mclst.sections.formats.reference import read_section
 from mclst.sections.formats.source import SectionSource
+from mclst.sections.location import SlideLocation
 from mclst.sections.normalize import normalize
 from mclst.sections.tables.genes import match_genes
 
@@ -32,7 +32,9 @@ class MeasuredSection:
         Array coordinates, else level-0 px; NaN rows where a spot has none.
     xy_px : float64 [n, 2] or None
         Level-0 px of `image`.
-    image : Path or None
+    image : Path, RemoteLocation or None
+    image_scale : float
+        Px of `image` per px of the slide.
     """
 
     name: str
@@ -42,7 +44,8 @@ class MeasuredSection:
     total: NDArray[np.float64]
     xy: NDArray[np.float64] | None
     xy_px: NDArray[np.float64] | None
-    image: Path | None
+    image: SlideLocation | None
+    image_scale: float = 1.0
 
     def __len__(self) -> int:
         return len(self.spot)
@@ -51,6 +54,10 @@ class MeasuredSection:
         """Rows of the named spots, which must exist."""
         row_of = {name: i for i, name in enumerate(self.spot)}
         return np.array([row_of[name] for name in spots], np.intp)
+
+    def image_mpp(self, mpp: float | None) -> float | None:
+        """µm per px of the image, of that of the slide."""
+        return None if mpp is None else mpp / self.image_scale
 
     @cached_property
     def profile(self) -> NDArray[np.float64]:
@@ -86,4 +93,5 @@ def read_measured(source: SectionSource, genes: Sequence[str], normalization: st
         xy=xy,
         xy_px=section.xy_px,
         image=section.image,
+        image_scale=section.image_scale,
     )

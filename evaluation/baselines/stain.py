@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +11,7 @@ from scipy import ndimage
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.tiling.bounds import check_centers
 from mclst.runtime.tiling.tiles import Tiles, TileShape
+from mclst.sections.location import SlideLocation
 
 STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 """Optical density per channel of hematoxylin, eosin and DAB (Ruifrok & Johnston 2001)."""
@@ -76,13 +76,13 @@ def describe_tile(tile: NDArray[np.uint8], mpp: float) -> tuple[NDArray[np.float
 
 
 def read_stain(
-    image: Path, xy_px: NDArray[np.float64], mpp: float | None = None, *, workers: int = 2
+    image: SlideLocation, xy_px: NDArray[np.float64], mpp: float | None = None, *, workers: int = 2
 ) -> Stain:
     """Read the tiles of 150 µm around the spots and measure them.
 
     Parameters
     ----------
-    image : Path
+    image : Path or RemoteLocation
     xy_px : float64 [n, 2]
         Level-0 px; NaN where unknown.
     mpp : float, optional

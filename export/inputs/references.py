@@ -23,6 +23,7 @@ from mclst.sections.formats.reference import (
     read_gene_list,
     read_section,
 )
+from mclst.sections.location import SlideLocation
 from mclst.sections.section import Section
 from mclst.sections.tables.genes import renamed_genes
 
@@ -67,7 +68,7 @@ class SectionImage:
     Parameters
     ----------
     name : str
-    image : Path
+    image : Path or RemoteLocation
     xy_px : float64 [n, 2]
         Level-0 px (x, y) of the spots, NaN if unknown.
     first_row : int
@@ -77,7 +78,7 @@ class SectionImage:
     """
 
     name: str
-    image: Path
+    image: SlideLocation
     xy_px: NDArray[np.float64]
     first_row: int
     spot: NDArray[np.str_]

@@ -11,7 +11,7 @@ from mclst.runtime.bundle.location import BundleLocation, HubLocation
 from mclst.runtime.cli.bundle_options import SETTINGS, BundleType, quiet_option
 from mclst.runtime.cli.slide_argument import SlideArgument
 from mclst.runtime.console import command, say
-from mclst.runtime.storage.location import SlideLocation
+from mclst.sections.location import SlideLocation
 
 PATH = click.Path(path_type=Path)
 

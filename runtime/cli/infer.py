@@ -22,7 +22,7 @@ from mclst.runtime.click_types import Finite
 from mclst.runtime.console import check_json, command, progress, publish_json, say, table
 from mclst.runtime.entry_points import STARTED
 from mclst.runtime.section_options import BINS
-from mclst.runtime.storage.location import SlideLocation, local_path
+from mclst.sections.location import SlideLocation, local_path
 
 if TYPE_CHECKING:
     from mclst.runtime.inference.model import Model

@@ -15,7 +15,7 @@ from mclst.runtime.click_types import AliasedOption
 from mclst.runtime.console import check_json, command, publish_json, say, table
 from mclst.runtime.errors import InputError
 from mclst.runtime.section_options import BINS
-from mclst.runtime.storage.location import SlideLocation, local_path
+from mclst.sections.location import SlideLocation, local_path
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
 
 if TYPE_CHECKING:

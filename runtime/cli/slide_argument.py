@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mclst.runtime.storage.location import RemoteLocation, SlideLocation, slide_location
+from mclst.sections.location import RemoteLocation, SlideLocation, slide_location
 
 
 class SlideArgument(click.ParamType[SlideLocation]):

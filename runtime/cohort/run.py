@@ -15,7 +15,7 @@ from mclst.runtime.expression_map.parts import SlidePart
 from mclst.runtime.inference.model import Model
 from mclst.runtime.progress import Notify
 from mclst.runtime.run.job import Job, Watch, finished, identity, run_job, unwatched
-from mclst.runtime.storage.location import SlideLocation
+from mclst.sections.location import SlideLocation
 
 DONE, SKIPPED, FAILED = "done", "skipped", "failed"
 

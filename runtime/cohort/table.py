@@ -11,7 +11,7 @@ from typing import Any
 from mclst.runtime.errors import InputError
 from mclst.runtime.run.job import Job
 from mclst.runtime.run.options import RETRIEVAL_OPTIONS
-from mclst.runtime.storage.location import SlideLocation, slide_location
+from mclst.sections.location import SlideLocation, slide_location
 from mclst.sections.tables.delimited import Table, read_table
 
 JOB_COLUMNS = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import uuid
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Event, Thread
@@ -14,7 +13,7 @@ import numpy as np
 
 from mclst.runtime.errors import SlideError
 from mclst.runtime.storage.digest import slide_sha256, slide_stamp
-from mclst.runtime.storage.location import local_path
+from mclst.sections.location import local_path
 
 if TYPE_CHECKING:
     from mclst.runtime.slide.base import Slide
@@ -32,13 +31,10 @@ class RemoteIdentity:
 
     def __init__(self, slide: RemoteObjects) -> None:
         self._slide = slide
-        # A size alone identifies nothing, so no later run takes anything over.
-        self._own = "" if slide.identified else uuid.uuid4().hex
 
     def result(self) -> str:
-        """SHA-256 of its address and of what its server says identifies the content."""
-        text = f"{self._slide.location}, {self._slide.describe()}{self._own}"
-        return hashlib.sha256(text.encode()).hexdigest()
+        """See `RemoteObjects.identity`."""
+        return self._slide.identity()
 
     def check_unchanged(self) -> None:
         """Raise SlideError if its server says that it has changed."""

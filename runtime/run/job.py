@@ -25,16 +25,16 @@ from mclst.runtime.run.report import DONE, Run
 from mclst.runtime.slide.base import Slide
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.storage.digest import slide_stamp
-from mclst.runtime.storage.location import RemoteLocation, SlideLocation, local_path
 from mclst.runtime.tiling.grid import Grid, make_grid
 from mclst.runtime.tiling.region import restrict_grid, restrict_spots
 from mclst.runtime.tiling.tissue import find_tissue, read_mask
 from mclst.sections.errors import UnknownScale
+from mclst.sections.location import RemoteLocation, SlideLocation, local_path
 from mclst.sections.section import Spots
 from mclst.sections.tables.spots import read_spots
 
-HIRES_IMAGE = "tissue_hires_image.png"
-"""Space Ranger's picture: positions are scaled to it."""
+HIRES_IMAGE, PATCHES_SUFFIX = "tissue_hires_image.png", ".h5"
+"""Space Ranger's picture and HEST's patches: positions become those of the picture."""
 Watch = Callable[[int], AbstractContextManager[Advance]]
 """Number of tiles → a context that yields `advance`."""
 
@@ -98,18 +98,18 @@ def resolve_spots(job: Job, slide: Slide, table: Spots | None = None) -> Spots |
 
 def _read_spots(job: Job, path: Path, mpp: float | None) -> Spots:
     """A table of spots, or the spots of a measured section."""
-    is_picture = isinstance(job.slide, Path) and job.slide.name == HIRES_IMAGE
+    picture = local_path(job.slide)
+    is_picture = picture is not None and (picture.name == HIRES_IMAGE or picture.suffix == PATCHES_SUFFIX)
     if not path.is_dir() and not is_picture:
         return read_spots(path, all_spots=job.all_spots, mpp=mpp)
     # Only here, for what reads sections loads scipy, which most runs need after their first tile.
     from mclst.sections.formats.section_spots import on_picture, section_spots
 
-    slide = Path(job.slide.name) if isinstance(job.slide, RemoteLocation) else job.slide
-    spots = section_spots(path, slide, job.bins) if path.is_dir() else None
+    spots = section_spots(path, job.slide, job.bins) if path.is_dir() else None
     if spots is not None:
         return spots
     table = read_spots(path, all_spots=job.all_spots, mpp=mpp)
-    return on_picture(table, slide) if is_picture else table
+    return table if picture is None else on_picture(table, picture)
 
 
 def run_job(

@@ -13,7 +13,7 @@ from mclst.runtime.report.files import Files, check_paths
 from mclst.runtime.run.options import RunOptions
 from mclst.runtime.run.report import check_report
 from mclst.runtime.slide.base import Slide
-from mclst.runtime.storage.location import local_path
+from mclst.sections.location import local_path
 from mclst.sections.section import Spots
 
 

@@ -17,11 +17,11 @@ from mclst.runtime.expression_map.layers import MakeLayers
 from mclst.runtime.expression_map.row_file import RowFile
 from mclst.runtime.inference.model import Model, describe_location
 from mclst.runtime.run.options import RunOptions, most_bad_tiles
-from mclst.runtime.storage.location import SlideLocation
 from mclst.runtime.trust.calibration import Calibration
 from mclst.runtime.trust.measures import MeasuredResult, PlacedResult
 from mclst.runtime.trust.stain import Stain
 from mclst.runtime.trust.verdict import Verdict, judge
+from mclst.sections.location import SlideLocation
 
 OWN_COLUMNS = ("distance_percentile", "outside", "expected_error", "section_share")
 OLD_REPOSITORY = "its server's repository was exported without the calibration; export it again"

@@ -19,7 +19,7 @@ from PIL import Image
 
 from mclst.runtime.errors import SlideError
 from mclst.runtime.slide.metadata import Objective
-from mclst.runtime.storage.location import SlideLocation
+from mclst.sections.location import SlideLocation
 
 if TYPE_CHECKING:
     from mclst.runtime.storage.remote import RemoteObjects

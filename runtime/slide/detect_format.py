@@ -7,9 +7,10 @@ import stat
 from pathlib import Path
 
 from mclst.runtime.errors import SlideError
-from mclst.runtime.storage.location import SlideLocation
+from mclst.sections.location import SlideLocation
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 HEAD_BYTES = 512
 ZARR_METADATA = ("zarr.json", ".zattrs", ".zgroup")
 """One of these is in the folder of a Zarr group."""
@@ -21,7 +22,6 @@ MISTAKEN = (
     (b"\x1f\x8b", "gzip-compressed; unpack it first"),
     (b"PK\x03\x04", "a zip archive; unpack it first"),
     (b"\xfd7zXZ\0", "xz-compressed; unpack it first"),
-    (b"\x89HDF\r\n", "an HDF5 file, not a slide"),
     (b"%PDF", "a PDF; export the image as TIFF"),
     (b"GIF8", "a GIF; save it as PNG or TIFF"),
     (b"\0\0\0\x0cJXL ", "a JPEG XL picture; save it as TIFF"),
@@ -32,7 +32,7 @@ HTML = (b"<!doctype html", b"<html")
 
 
 def detect_format(path: Path) -> str:
-    """Name the format: "jpeg", "png", "tiff", "ome-zarr", or a slide format that OpenSlide reads.
+    """Name the format: "jpeg", "png", "tiff", "ome-zarr", "hdf5", or a slide format that OpenSlide reads.
 
     Raises SlideError if the file is missing, not a regular file, empty, or of an unknown format.
     """
@@ -55,6 +55,8 @@ def format_of(path: SlideLocation, head: bytes) -> str:
         return "png"
     if head.startswith(TIFF_MAGIC):
         return "tiff"
+    if head.startswith(HDF5_MAGIC):
+        return "hdf5"
     if head[128:132] == b"DICM":
         return "dicom"
     if head.startswith(b"ZISRAWFILE"):

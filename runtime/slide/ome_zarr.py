@@ -20,7 +20,7 @@ from mclst.runtime.slide.segmented_slide import SegmentedLevel, SegmentedSlide, 
 from mclst.runtime.slide.zarr.array import ZarrArray
 from mclst.runtime.slide.zarr.metadata import ZarrError, checked_path, read_attributes
 from mclst.runtime.storage.files import ByteFolder
-from mclst.runtime.storage.location import SlideLocation
+from mclst.sections.location import SlideLocation
 
 MAX_LEVELS = 24
 VERSIONS = ("0.4", "0.5")

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 from mclst.runtime.choices import READERS
 from mclst.runtime.errors import SlideError
 from mclst.runtime.slide.base import Slide
-from mclst.runtime.storage.location import RemoteLocation, SlideLocation, slide_location
+from mclst.sections.location import RemoteLocation, SlideLocation, slide_location
 
 if TYPE_CHECKING:
     from mclst.runtime.storage.files import ByteFile
     from mclst.runtime.storage.remote_file import RemoteFile
 
-READER_OF = {"jpeg": "pillow", "png": "pillow", "tiff": "tifffile", "ome-zarr": "zarr"}
+READER_OF = {"jpeg": "pillow", "png": "pillow", "tiff": "tifffile", "ome-zarr": "zarr", "hdf5": "hdf5"}
 """OpenSlide reads every other format."""
 
 
@@ -25,10 +25,11 @@ def open_slide(path: str | Path | RemoteLocation, *, reader: str = "auto") -> Sl
     Parameters
     ----------
     path : str, Path or RemoteLocation
-        A JPEG, PNG, TIFF-based or other whole-slide image, or the folder of an OME-Zarr: a path, or an
+        A JPEG, PNG, TIFF-based or other whole-slide image, the folder of an OME-Zarr, or HEST's
+        patches: a path, or an
         address (s3://, gs://, https://), of which only the tiles that are read are fetched.
     reader : str
-        "auto", or "pillow", "tifffile", "openslide" or "zarr" to insist on one.
+        "auto", or "pillow", "tifffile", "openslide", "zarr" or "hdf5" to insist on one.
 
     Returns
     -------
@@ -58,7 +59,7 @@ def open_slide(path: str | Path | RemoteLocation, *, reader: str = "auto") -> Sl
 def _check_reader(location: SlideLocation, kind: str, reader: str) -> str:
     """Return the reader of a format; SlideError if it is not the one insisted on."""
     default = READER_OF.get(kind, "openslide")
-    allowed = {"auto", default} if kind == "ome-zarr" else {"auto", default, "openslide"}
+    allowed = {"auto", default} if kind in ("ome-zarr", "hdf5") else {"auto", default, "openslide"}
     if reader not in allowed:
         raise SlideError(
             f"{location} is {kind.upper()}, which the {reader} reader does not read; use --reader auto"
@@ -76,6 +77,10 @@ def _open(path: Path, reader: str) -> Slide:
         from mclst.runtime.slide.openslide_reader import open_with_openslide
 
         return open_with_openslide(path, kind)
+    if chosen == "hdf5":
+        from mclst.runtime.slide.patches import open_patches
+
+        return open_patches(path)
     if chosen == "zarr":
         from mclst.runtime.slide.ome_zarr import open_ome_zarr
         from mclst.runtime.storage.files import LocalFolder
@@ -144,6 +149,4 @@ def _open_remote_file(location: RemoteLocation, file: RemoteFile, reader: str) -
             return open_tiff(location, file, cast(BinaryIO, HeaderReader(file)))
         except NeedsOpenSlide as need:
             kind = str(need)
-    raise SlideError(
-        f"{location} ({kind}) is read by OpenSlide, which opens only files of this machine; download it first"
-    )
+    raise SlideError(f"{location} ({kind}) is read only as a file of this machine; download it first")

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageCms
 
+from mclst.runtime.decoding.color import UNREADABLE, profile_name
 from mclst.runtime.errors import SlideError
 from mclst.runtime.slide.base import Level, Slide, TileReadError
-from mclst.runtime.slide.color import UNREADABLE, profile_name
 from mclst.runtime.slide.metadata import check_mpp, parse_power
 
 DEFAULT_SEGMENT_PX = 256

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, PngImagePlugin
 
+from mclst.runtime.decoding import jpeg
+from mclst.runtime.decoding.color import profile_name
 from mclst.runtime.errors import MclstError, ResourceError, SlideError
-from mclst.runtime.slide import jpeg
 from mclst.runtime.slide.base import MAX_DECODED_PX, Level, Slide, is_bomb
-from mclst.runtime.slide.color import profile_name
 from mclst.runtime.storage.files import ByteFile
-from mclst.runtime.storage.location import SlideLocation
+from mclst.sections.location import SlideLocation
 
 SEGMENT_ROWS = 256
 MAX_FILE_BYTES = 4 << 30

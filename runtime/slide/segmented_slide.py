@@ -16,7 +16,7 @@ from mclst.runtime.errors import MclstError, ResourceError, SlideError
 from mclst.runtime.slide.base import RGB, Level, Slide, TileReadError
 from mclst.runtime.slide.segment_cache import SegmentCache
 from mclst.runtime.storage.files import ByteSource
-from mclst.runtime.storage.location import SlideLocation
+from mclst.sections.location import SlideLocation
 
 S = TypeVar("S", bound=ByteSource)
 

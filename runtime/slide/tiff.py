@@ -14,13 +14,13 @@ from typing import BinaryIO
 import numpy as np
 from tifffile import TiffFile
 
+from mclst.runtime.decoding.color import profile_name
 from mclst.runtime.errors import MclstError, ResourceError, SlideError
-from mclst.runtime.slide.color import profile_name
 from mclst.runtime.slide.metadata import has_entities, tiff_mpp, tiff_objective
 from mclst.runtime.slide.segmented_slide import SegmentedSlide
 from mclst.runtime.slide.tiff_pyramid import read_levels
 from mclst.runtime.storage.files import ByteFile
-from mclst.runtime.storage.location import SlideLocation
+from mclst.sections.location import SlideLocation
 
 # A command prints one sentence; what matters of tifffile's warnings is checked here.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())

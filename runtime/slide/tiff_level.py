@@ -11,11 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tifffile import COMPRESSION, PHOTOMETRIC, TIFF, TiffFrame, TiffPage
 
+from mclst.runtime.decoding import jpeg
 from mclst.runtime.decoding.batch import Decoded, Key, Layout, can_decode, decode_segments, layout
+from mclst.runtime.decoding.color import (
+    cmyk_to_rgb,
+    composite_on_white,
+    jpeg2000_decodes_to_ycbcr,
+    ycbcr_to_rgb,
+)
 from mclst.runtime.errors import MclstError, ResourceError, SlideError
-from mclst.runtime.slide import jpeg
 from mclst.runtime.slide.base import MAX_DECODED_PX, is_bomb
-from mclst.runtime.slide.color import cmyk_to_rgb, composite_on_white, jpeg2000_decodes_to_ycbcr, ycbcr_to_rgb
 from mclst.runtime.slide.segmented_slide import SegmentedLevel
 from mclst.runtime.storage.files import ByteFile, SharedFile
 

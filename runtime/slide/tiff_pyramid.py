@@ -22,7 +22,7 @@ from mclst.runtime.errors import SlideError
 from mclst.runtime.slide.segmented_slide import is_reduction
 from mclst.runtime.slide.tiff_level import RefusedLevel, TiffLevel, read_level
 from mclst.runtime.storage.files import ByteFile
-from mclst.runtime.storage.location import SlideLocation
+from mclst.sections.location import SlideLocation
 
 MAX_LEVELS, MAX_SUBIFDS, MAX_PAGES = 24, 64, 1000
 PATCH_PX, CELL_PX = 32, 8

@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from mclst.runtime.storage.location import RemoteLocation
 from mclst.runtime.storage.remote import WHOLE, Answer, Changed, Refused, Server, Span, Transient, Version
+from mclst.sections.location import RemoteLocation
 
 PUBLIC = "for a public bucket set FSSPEC_S3_ANON=true"
 BLOCK_BYTES = 1 << 20

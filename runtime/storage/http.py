@@ -16,8 +16,8 @@ import aiohttp
 import fsspec
 import yarl
 
-from mclst.runtime.storage.location import RemoteLocation
 from mclst.runtime.storage.remote import WHOLE, Answer, Changed, Refused, Server, Span, Transient, Version
+from mclst.sections.location import RemoteLocation
 
 CONNECT_S, SILENCE_S = 15.0, 30.0
 SLOWEST_BYTES_S = 16 << 10

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
@@ -14,7 +15,7 @@ from threading import Lock
 from typing import NamedTuple
 
 from mclst.runtime.errors import ResourceError, SlideError
-from mclst.runtime.storage.location import RemoteLocation
+from mclst.sections.location import RemoteLocation
 
 TRIES = 4
 AT_ONCE = 16
@@ -151,6 +152,7 @@ class RemoteObjects:
         self._versions: dict[str, Version] = {}
         self._identity: set[str] = set()
         self._digests: dict[tuple[str, int, int], bytes] = {}
+        self._own = uuid.uuid4().hex
 
     def begin(self, key: str, span: Span | None, limit: int) -> Future[Answer | None]:
         """Begin to read; the future raises SlideError or ResourceError, ValueError beyond `limit` bytes."""
@@ -268,10 +270,14 @@ class RemoteObjects:
         """Return what identifies the content: the versions of the objects that do."""
         return "; ".join(f"{key} {self._versions[key]}".strip() for key in self._kept())
 
-    @property
-    def identified(self) -> bool:
-        """Whether the server says more of the content than its size."""
-        return all(self._versions[key].etag or self._versions[key].modified for key in self._kept())
+    def identity(self) -> str:
+        """SHA-256, as hex, of the address and of what the server says identifies the content.
+
+        Where that is no more than a size, it is another one each time, so that nothing is taken over.
+        """
+        told = all(self._versions[key].etag or self._versions[key].modified for key in self._kept())
+        text = f"{self.location}, {self.describe()}{'' if told else self._own}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def check_unchanged(self) -> None:
         """Ask for these versions again; raises SlideError if one is another."""

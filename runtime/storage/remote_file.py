@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from mclst.runtime.errors import ResourceError, SlideError
 from mclst.runtime.storage.files import ByteFile, ByteFolder, Part
-from mclst.runtime.storage.location import RemoteLocation
 from mclst.runtime.storage.remote import Answer, RemoteObjects, Server, Span
+from mclst.sections.location import RemoteLocation
 
 HEAD_BYTES = 1 << 14
 HELD_BYTES = 128 << 20

@@ -24,6 +24,8 @@ VARIANTS = {
     "spatialdata": "AnnData",
 }
 """Variant of a spot table, by the format of a section: it tells the pitch of the array."""
+COARSE_MPP = 1.0
+"""µm per px above which a nucleus, some 8 µm wide, has too few pixels."""
 TOLERANCE = 0.03
 """Relative difference up to which two values agree."""
 
@@ -139,16 +141,19 @@ def section_resolution(slide: Slide, section: Section, override: float | None = 
     return slide_resolution(slide, _spots_of(section), override)
 
 
-def coarse_note(section: Section, size_px: int, tile_mpp: float | None, mpp: float | None) -> str:
-    """Say what a downscaled picture costs; "" for a slide. mpp: of the picture."""
+def coarse_note(
+    section: Section, mpp: float | None, size_px: int | None = None, tile_mpp: float | None = None
+) -> str:
+    """Say what a downscaled picture costs; "" for a slide. mpp: of the picture; size_px, tile_mpp: tiles'."""
     if section.image_scale >= 1 or section.image is None:
         return ""
-    mpp_of_tile = tile_mpp or mpp
-    reach = "" if mpp_of_tile is None else f", a tile covers {size_px * mpp_of_tile:.0f} µm"
+    of_tile = tile_mpp or mpp
+    reach = "" if of_tile is None or size_px is None else f", a tile covers {size_px * of_tile:.0f} µm"
     size = "" if mpp is None else f" at {mpp:.3g} µm/px"
+    cells = ", and cells are not resolved" if mpp is None or mpp > COARSE_MPP else ""
     return (
         f"section {section.name} has no slide; taken: {section.image.name}{size}, "
-        f"{1 / section.image_scale:.3g} times coarser than the slide{reach}, and cells are not resolved; "
+        f"{1 / section.image_scale:.3g} times coarser than the slide{reach}{cells}; "
         f"--image {section.name}=SLIDE gives the slide"
     )
 

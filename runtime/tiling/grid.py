@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from mclst.runtime.errors import SlideError, SpotsError
 from mclst.runtime.slide.base import Slide
-from mclst.runtime.storage.location import local_path
 from mclst.runtime.tiling.tissue import TissueMask
+from mclst.sections.location import local_path
 from mclst.sections.section import Spots
 
 MIN_TISSUE = 0.5

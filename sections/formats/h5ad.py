@@ -46,7 +46,9 @@ def source_of(path: Path) -> SectionSource:
     root = hest.root_of(path)
     if root is not None:
         slide = hest.find_slide(root, path.stem)
-        return SectionSource(path.stem, "h5ad", path, image=slide, places=(root / hest.SLIDES,))
+        return SectionSource(
+            path.stem, "h5ad", path, image=slide, places=(root / hest.SLIDES, root / hest.PATCHES)
+        )
     folders = (path.parent, path.parent / "images")
     return SectionSource(path.stem, "h5ad", path, image=find_image(path.stem, folders), places=folders)
 

@@ -31,12 +31,16 @@ def root_of(path: Path) -> Path | None:
 
 
 def find_slide(root: Path, name: str) -> Path | None:
-    """`wsis/ID.tif`, or another image suffix; one look per suffix, since a folder may hold a thousand."""
+    """`wsis/ID.tif`, or another image suffix, else `patches/ID.h5`.
+
+    One look per suffix, since a folder may hold a thousand.
+    """
     paths = [root / SLIDES / f"{name}{suffix}" for suffix in sorted(IMAGE_SUFFIXES)]
     slides = [path for path in paths if path.is_file()]
     if len(slides) > 1:
         raise SectionError(f"{slides[0]} and {slides[1]} both are images of section {name}; keep one")
-    return slides[0] if slides else None
+    patches = root / PATCHES / f"{name}.h5"
+    return slides[0] if slides else patches if patches.is_file() else None
 
 
 def read_mpp(path: Path) -> float | None:
@@ -44,10 +48,12 @@ def read_mpp(path: Path) -> float | None:
 
     path: the section's `st/ID.h5ad`. Raises SectionError if the metadata are damaged.
     """
-    root = root_of(path)
-    if root is None:
-        return None
-    metadata = root / METADATA / f"{path.stem}.json"
+    return None if root_of(path) is None else mpp_of_sample(path)
+
+
+def mpp_of_sample(path: Path) -> float | None:
+    """The same by any file of a sample in one of HEST's folders: `metadata/ID.json` beside the folder."""
+    metadata = path.absolute().parent.parent / METADATA / f"{path.stem}.json"
     if not metadata.is_file():
         return None
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mclst.sections.errors import SectionError
 from mclst.sections.formats.source import SectionSource, is_image, list_folder
+from mclst.sections.location import RemoteLocation, SlideLocation, is_address, slide_location
 from mclst.sections.tables.delimited import detect_delimiter
 from mclst.sections.tables.text_file import MAX_LIST_BYTES, read_text
 
@@ -42,41 +43,44 @@ def find_image(name: str, folders: Iterable[Path]) -> Path | None:
     return images[0] if images else None
 
 
-def parse_images(values: Iterable[str], folders: Iterable[Path] = ()) -> dict[str, Path]:
+def parse_images(values: Iterable[str], folders: Iterable[Path] = ()) -> dict[str, SlideLocation]:
     """Slides by section name.
 
     Parameters
     ----------
     values : iterable of str
-        NAME=SLIDE, or a table with the columns section and image (.csv, .tsv).
+        NAME=SLIDE, a path or an address, or a table with the columns section and image (.csv, .tsv).
     folders : iterable of Path
         Folders of sections whose images.csv is read too; `values` win over it.
 
     Returns
     -------
-    dict of str to Path
+    dict of str to Path or RemoteLocation
 
     Raises
     ------
     SectionError
         If a value is neither, a table is damaged, or a section has two slides.
     """
-    images: dict[str, Path] = {}
+    images: dict[str, SlideLocation] = {}
     for folder in folders:
         if (folder / TABLE).is_file():
             images.update(read_image_table(folder / TABLE))
-    named: dict[str, Path] = {}
+    named: dict[str, SlideLocation] = {}
     for value in values:
         if Path(value).suffix.lower() in (".csv", ".tsv") and Path(value).is_file():
             pairs = read_image_table(Path(value))
         else:
             name, equals, slide = value.partition("=")
+            if is_address(value):  # it may hold a secret, so it is not repeated
+                name = ""
             if not (name.strip() and equals and slide.strip()):
+                shown = "an address" if is_address(value) else value
                 raise SectionError(
-                    f"--image {value} is neither NAME=SLIDE nor a table; give such as A1=slides/A1.svs, or a "
+                    f"--image {shown} is neither NAME=SLIDE nor a table; give such as A1=slides/A1.svs, or a "
                     ".csv with the columns section and image"
                 )
-            pairs = {name.strip(): Path(slide.strip())}
+            pairs = {name.strip(): _location(slide.strip(), Path(), f"--image {name.strip()}")}
         for name, path in pairs.items():
             if name in named and named[name] != path:
                 raise SectionError(f"--image names two slides of section {name}: {named[name]} and {path}")
@@ -84,8 +88,8 @@ def parse_images(values: Iterable[str], folders: Iterable[Path] = ()) -> dict[st
     return images | named
 
 
-def read_image_table(path: Path) -> dict[str, Path]:
-    """Read a table of sections and their slides; relative paths start at the table's folder.
+def read_image_table(path: Path) -> dict[str, SlideLocation]:
+    """Read a table of sections and their slides: addresses, or paths from the table's folder.
 
     Raises SectionError naming the line if a cell is blank or a section is there twice.
     """
@@ -101,7 +105,7 @@ def read_image_table(path: Path) -> dict[str, Path]:
     ]
     if columns[0] is None or columns[1] is None:
         raise SectionError(f"{path}: no columns section and image among {', '.join(header)}; name them so")
-    images: dict[str, Path] = {}
+    images: dict[str, SlideLocation] = {}
     for line, row in enumerate(rows[1:], start=2):
         if not any(cell.strip() for cell in row):
             continue
@@ -112,19 +116,28 @@ def read_image_table(path: Path) -> dict[str, Path]:
             raise SectionError(f"{path}: line {line} lacks its section or its image; give both")
         if name in images:
             raise SectionError(f"{path}: line {line}: section {name} is there twice; keep one line")
-        images[name] = path.parent / image
+        images[name] = _location(image, path.parent, f"{path}: line {line}")
     return images
 
 
+def _location(text: str, folder: Path, at: str) -> SlideLocation:
+    """A slide's address, or its path from a folder; SectionError for an address that is none."""
+    try:
+        location = slide_location(text)
+    except ValueError as error:
+        raise SectionError(f"{at}: {error}") from error
+    return location if isinstance(location, RemoteLocation) else folder / location
+
+
 def with_images(
-    sources: Mapping[str, SectionSource], images: Mapping[str, Path], *, hires: bool = False
+    sources: Mapping[str, SectionSource], images: Mapping[str, SlideLocation], *, hires: bool = False
 ) -> dict[str, SectionSource]:
     """Give sections their slides.
 
     Parameters
     ----------
     sources : mapping of str to SectionSource
-    images : mapping of str to Path
+    images : mapping of str to Path or RemoteLocation
         Slides by section name; they win over a picture that was found.
     hires : bool
         Take Space Ranger's tissue_hires_image.png where a section has no other picture.
@@ -146,11 +159,10 @@ def with_images(
     result = {}
     for name, source in sources.items():
         if name in images:
-            source = replace(source, image=images[name], image_scale=1.0)
-            if not images[name].exists():
-                raise SectionError(
-                    f"{images[name]}: the image of section {name} does not exist; check its path"
-                )
+            image = images[name]
+            source = replace(source, image=image, image_scale=1.0)
+            if isinstance(image, Path) and not image.exists():
+                raise SectionError(f"{image}: the image of section {name} does not exist; check its path")
         elif hires and source.image is None and (picture := hires_image(source)) is not None:
             source = replace(source, image=picture, image_scale=hires_scale(picture))
         result[name] = source

@@ -10,6 +10,7 @@ import h5py
 
 from mclst.sections.errors import SectionError
 from mclst.sections.formats import h5ad, legacy_st, spaceranger, spatialdata_store, xenium
+from mclst.sections.formats.hest_patches import patches_of, section_on_patches
 from mclst.sections.formats.source import SectionSource
 from mclst.sections.hdf5 import open_hdf5
 from mclst.sections.section import Section
@@ -137,6 +138,8 @@ def read_section(source: SectionSource) -> Section:
         If a file is damaged, a spot appears twice, or counts and spots do not belong together.
     """
     section = READERS[source.format](source)
+    if (patches := patches_of(source.image)) is not None:
+        section = section_on_patches(section, patches)
     synonyms = dict(section.synonyms)
     if source.aliases is not None:
         synonyms = synonyms_of(section.genes.tolist(), groups=read_aliases(source.aliases)) | synonyms
@@ -145,7 +148,7 @@ def read_section(source: SectionSource) -> Section:
         section,
         xy_px=None if xy_px is None else xy_px * scale,
         mpp=None if mpp is None else mpp / scale,
-        image_scale=scale,
+        image_scale=section.image_scale * scale,
         format=source.format,
         synonyms=synonyms,
     )

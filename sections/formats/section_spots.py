@@ -10,20 +10,22 @@ import pandas as pd
 
 from mclst.sections.errors import SectionError
 from mclst.sections.formats import spaceranger, spatialdata_store, visium_hd, xenium
+from mclst.sections.formats.hest_patches import patches_of, spots_on_patches
 from mclst.sections.formats.images import HIRES_IMAGE, hires_scale
 from mclst.sections.formats.reference import read_section
+from mclst.sections.location import SlideLocation
 from mclst.sections.section import Spots
 
 VARIANTS = {"xenium": "Xenium", "spatialdata": "AnnData", "space-ranger": "Visium HD"}
 
 
-def section_spots(folder: Path, slide: Path | None = None, bins: str | None = None) -> Spots | None:
+def section_spots(folder: Path, slide: SlideLocation | None = None, bins: str | None = None) -> Spots | None:
     """Read the spots of a Xenium bundle, a SpatialData store or a top folder of Visium HD.
 
     Parameters
     ----------
     folder : Path
-    slide : Path, optional
+    slide : Path or RemoteLocation, optional
         The slide to predict; the alignment of a bundle is looked for by its name.
     bins : str, optional
         See `find_sections`.
@@ -65,10 +67,12 @@ def section_spots(folder: Path, slide: Path | None = None, bins: str | None = No
 
 
 def on_picture(spots: Spots, slide: Path) -> Spots:
-    """Scale spots to the tissue_hires_image.png beside their table; leave them for any other slide.
+    """Put spots on the tissue_hires_image.png beside their table, or on HEST's patches; else leave them.
 
-    Raises SectionError if the picture's scale is unknown.
+    Raises SectionError if the picture's scale is unknown, or no spot has a patch.
     """
+    if (patches := patches_of(slide)) is not None:
+        return spots_on_patches(spots, patches)
     if slide.name != HIRES_IMAGE or slide.absolute().parent != spots.path.absolute().parent:
         return spots
     scale = hires_scale(slide)

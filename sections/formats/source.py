@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from mclst.sections.errors import SectionError
+from mclst.sections.location import SlideLocation
 
 Format = Literal["legacy-st", "space-ranger", "h5ad", "xenium", "spatialdata"]
 
@@ -27,7 +28,7 @@ class SectionSource:
         The counts: a .tsv[.gz], a 10x .h5, a matrix folder, a .h5ad or a SpatialData store.
     spots : Path, optional
         Table with the spots' coordinates, if the format has one and the file exists.
-    image : Path, optional
+    image : Path or RemoteLocation, optional
         H&E image of the section.
     image_scale : float
         Px of `image` per px of the positions: below 1 for a downscaled picture.
@@ -45,7 +46,7 @@ class SectionSource:
     format: Format
     path: Path
     spots: Path | None = None
-    image: Path | None = None
+    image: SlideLocation | None = None
     image_scale: float = 1.0
     places: tuple[Path, ...] = ()
     aliases: Path | None = None

@@ -26,6 +26,7 @@ from mclst.sections.formats.h5ad import array_xy_of, other_names
 from mclst.sections.formats.ngff import coordinate_systems
 from mclst.sections.formats.source import SectionSource, list_folder
 from mclst.sections.hdf5 import ALWAYS_ALLOWED_BYTES, MAX_RATIO, name_array
+from mclst.sections.location import SlideLocation, local_path
 from mclst.sections.section import Section
 from mclst.sections.tables.cells import MAX_COORDINATE
 from mclst.sections.tables.parquet import read_parquet
@@ -186,13 +187,14 @@ def _choose_image(store: Path, table: Path) -> Path | None:
     return max(sizes, key=lambda image: sizes[image]) if sizes else None
 
 
-def _to_image(store: Path, shapes: Path, image: Path | None) -> NDArray[np.float64]:
+def _to_image(store: Path, shapes: Path, image: SlideLocation | None) -> NDArray[np.float64]:
     """Matrix [3, 3] from the shapes' own coordinates to px of the image."""
     systems = _systems(shapes)
-    if image is None or image.absolute().parent != (store / "images").absolute():
+    own = local_path(image)
+    if own is None or own.absolute().parent != (store / "images").absolute():
         system = GLOBAL if GLOBAL in systems else next(iter(systems))
         return systems[system]
-    of_image = _systems(image)
+    of_image = _systems(own)
     shared = [name for name in (GLOBAL, *systems) if name in systems and name in of_image]
     if not shared:
         raise SectionError(f"{image}: the image shares no coordinate system with {shapes.name}; transform it")

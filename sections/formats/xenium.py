@@ -21,6 +21,7 @@ from mclst.sections.counts import counts_csr, require_unique_spots
 from mclst.sections.errors import SectionError
 from mclst.sections.formats.images import find_image
 from mclst.sections.formats.source import SectionSource, list_folder
+from mclst.sections.location import SlideLocation, local_path
 from mclst.sections.section import Section
 from mclst.sections.tables.cells import MAX_COORDINATE
 from mclst.sections.tables.parquet import stream_columns
@@ -201,11 +202,12 @@ def _read_alignment(source: SectionSource) -> Alignment | None:
     return Alignment(to_slide[:2], mpp)
 
 
-def _find_alignment(bundle: Path, image: Path | None) -> Path | None:
+def _find_alignment(bundle: Path, image: SlideLocation | None) -> Path | None:
     """The matrix named after the slide, beside it or in the bundle; else the only one of the bundle."""
     if image is not None:
         named = f"{_bare(image)}{ALIGNMENT}"
-        for place in (image.parent / named, bundle / named):
+        beside = local_path(image)
+        for place in (*([] if beside is None else [beside.parent / named]), bundle / named):
             if place.is_file():
                 return place
     others = [entry for entry in list_folder(bundle) if entry.name.endswith(f"he_image{ALIGNMENT}")]
@@ -214,9 +216,9 @@ def _find_alignment(bundle: Path, image: Path | None) -> Path | None:
     return others[0] if others else None
 
 
-def _bare(image: Path) -> str:
+def _bare(image: SlideLocation) -> str:
     """A slide's name without its suffix, and without .ome."""
-    return image.name.removesuffix(image.suffix).removesuffix(".ome")
+    return image.stem.removesuffix(".ome")
 
 
 def _pixel_size(path: Path) -> float:

@@ -8,14 +8,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from section_folders import space_ranger
 from spatial_fields import disc, gaussian_fields
 
 from mclst.evaluation.baselines.comparison import Compared, compare
+from mclst.evaluation.baselines.gather import gather_training
 from mclst.evaluation.baselines.measured_section import MeasuredSection
 from mclst.evaluation.baselines.positions import nearest_spots, smooth_field, training_mean
 from mclst.evaluation.baselines.predict import predict_baselines, regress_on
 from mclst.evaluation.baselines.stain import Stain, count_nuclei, describe_tile, read_stain, unmix
+from mclst.runtime.section_options import SectionFiles
 from mclst.sections.accuracy import pearson_per_gene
+from mclst.sections.errors import SectionError
 
 GENES = 6
 
@@ -229,3 +233,19 @@ def test_intervals_cover_no_difference_where_there_is_none() -> None:
     ]
     missed = sum(result.outcome != "not told apart" for result in outcomes)
     assert missed <= 9
+
+
+def test_slides_are_given_to_the_test_and_to_the_training(tmp_path: Path) -> None:
+    """By --image and images.csv; a downscaled picture has its own µm per pixel."""
+    for name in ("P1", "P2", "P3"):
+        space_ranger(tmp_path / name, 0.25)
+    (tmp_path / "images.csv").write_text("section,image\nP2,https://host/P2.svs\n")
+    (tmp_path / "own.svs").touch()
+    files = SectionFiles(images=(f"P1={tmp_path / 'own.svs'}",), hires=True)
+    data = gather_training(tmp_path, ["P1"], ["TP53", "MYC"], "spot-wise", files=files)
+    assert data.tests["P1"].image == tmp_path / "own.svs" and data.tests["P1"].image_mpp(0.5) == 0.5
+    away, hires = data.sections
+    assert (away.name, str(away.image), away.image_mpp(0.5)) == ("P2", "https://host/P2.svs", 0.5)
+    assert hires.name == "P3" and hires.image_mpp(0.5) == 2.0 and hires.image_mpp(None) is None
+    with pytest.raises(SectionError, match="names section P9, which does not exist"):
+        gather_training(tmp_path, ["P1"], ["TP53"], "spot-wise", files=SectionFiles(images=("P9=a.svs",)))

@@ -188,7 +188,7 @@ def test_a_network_without_embedding_is_placed_by_what_it_predicts(small: Small,
     images, sections = [], []
     for name, source in find_sections(small.folder).items():
         section = read_section(source)
-        assert section.image is not None and section.xy_px is not None
+        assert isinstance(section.image, Path) and section.xy_px is not None
         image = section.image if name != "A2" else section.image.with_name("none.png")
         images.append(SectionImage(name, image, section.xy_px, 0, section.spot))
         counts = np.random.default_rng(0).poisson(3.0, (len(section), 16)).astype(np.float32)

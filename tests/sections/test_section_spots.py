@@ -17,6 +17,7 @@ from mclst.evaluation.baselines.gather import gather_training
 from mclst.evaluation.cli import main as evaluate
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.cli.infer import main as infer
+from mclst.runtime.section_options import SectionFiles
 from mclst.sections import SectionError, find_sections, read_section
 from mclst.sections.formats.section_spots import on_picture, section_spots
 from mclst.sections.tables.spots import read_spots
@@ -93,7 +94,7 @@ def test_pseudo_spots_are_predicted_and_evaluated(tmp_path: Path, small_bundle: 
     assert done.exit_code == 0, done.output
     scores = pd.read_csv(tmp_path / "e.csv")
     assert scores.spots[0] == 25 and np.isfinite(scores.mse[0])
-    training = gather_training(bundle, ["P1"], [one, two], "spot-wise", bins="40")
+    training = gather_training(bundle, ["P1"], [one, two], "spot-wise", files=SectionFiles(bins="40"))
     assert set(training.tests["P1"].spot) == set(anndata.read_h5ad(out).obs_names)
 
 

@@ -66,7 +66,7 @@ def encoder() -> onnx.ModelProto:
 
 def tiles_of(section: Section) -> NDArray[np.uint8]:
     """The tiles centered on a section's spots, padded with black."""
-    assert section.image is not None and section.xy_px is not None
+    assert isinstance(section.image, Path) and section.xy_px is not None
     half = TILE_PX // 2
     image = np.pad(np.asarray(Image.open(section.image).convert("RGB")), ((99, 99), (99, 99), (0, 0)))
     corners = np.floor(section.xy_px).astype(int) + 99 - half

@@ -140,7 +140,32 @@ def hest(folder: Path, names: tuple[str, ...] = ("TENX95", "INT1"), mpp: float =
         metadata = {"id": name, "pixel_size_um_embedded": 1.0, "pixel_size_um_estimated": mpp,
                     "magnification": "40x", "fullres_px_width": 600, "fullres_px_height": 700}  # fmt: skip
         (folder / "metadata" / f"{name}.json").write_text(json.dumps(metadata))
+        write_patches(folder / "patches" / f"{name}.h5", sample.obs_names.to_numpy(str), xy, slide, mpp)
     return folder
+
+
+def write_patches(path: Path, names: Array, xy: Array, slide: Array, mpp: float, side: int = 64) -> None:
+    """A file of `dump_patches`: squares of 0.5 µm/px around positions, reduced by area means."""
+    downsample = 0.5 / mpp
+    corners = (xy - side * downsample // 2).astype(int)
+    src = round(side * downsample)
+    patches = [
+        np.asarray(
+            Image.fromarray(slide[y : y + src, x : x + src]).resize((side, side), Image.Resampling.BOX)
+        )
+        for x, y in corners
+    ]
+    with h5py.File(path, "w") as file:
+        shape = (len(names), side, side, 3)
+        file.create_dataset(
+            "img", data=np.stack(patches), maxshape=(None, *shape[1:]), chunks=(1, *shape[1:])
+        )
+        file["coords"], file["barcode"] = corners, names.astype(object)[:, None]
+        for key, value in (
+            ("patch_size_src", src), ("patch_size_target", side), ("downsample", downsample),
+            ("pixel_size", mpp),
+        ):  # fmt: skip
+            file["coords"].attrs[key] = file["img"].attrs[key] = value
 
 
 XENIUM_PIXEL = 0.2125

@@ -28,9 +28,11 @@ from mclst.runtime.errors import ReferenceDataError
 from mclst.runtime.features.cache import FeatureCache, FeatureWriter, StoredFeatures
 from mclst.runtime.inference.providers import EncoderRequest, open_encoder
 from mclst.runtime.progress import Clock
+from mclst.runtime.slide.base import Slide
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.storage.digest import slide_sha256
 from mclst.runtime.tiling.tiles import Tiles, TileShape
+from mclst.sections.location import local_path
 from mclst.training.fitting.sections import FitSection
 
 GROUP_BATCHES = 8
@@ -173,7 +175,7 @@ class FeatureSource:
                 "views": setup.views,
                 "samples": samples,
             }
-            sha256 = cache(lambda: slide_sha256(section.image))
+            sha256 = cache(lambda: _identity(slide))
             kept = self._cache.find(key, sha256, count)
             if kept is not None:
                 advance(count)
@@ -181,6 +183,8 @@ class FeatureSource:
                     return TileFeatures.of(kept, tile.size_px)
             with self._cache.writer(key, count) as writer:
                 features = self._encode(section, tiles, samples, writer, advance)
+                if slide.remote is not None:
+                    slide.remote.check_unchanged()
                 writer.finish(sha256(), failed=features.failed, attachment=features.sample.tobytes())
                 if writer.trouble:
                     self._say(f"the features are not kept for the next fit: {writer.trouble}")
@@ -240,6 +244,15 @@ class FeatureSource:
 def samples_per_section(tile: Tile) -> int:
     """Tiles to keep of each section for an export's parity check."""
     return max(1, min(MOST_SAMPLES, SAMPLE_BYTES // (3 * tile.size_px**2)))
+
+
+def _identity(slide: Slide) -> str:
+    """What tells a slide's content from another's."""
+    if slide.remote is not None:
+        return slide.remote.identity()
+    path = local_path(slide.path)
+    assert path is not None, "a slide that is not remote has a path"
+    return slide_sha256(path)
 
 
 def _digest(section: FitSection) -> str:

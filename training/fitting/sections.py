@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,9 @@ from scipy.spatial import cKDTree
 
 from mclst.runtime.errors import ReferenceDataError
 from mclst.runtime.slide.open import open_slide
-from mclst.runtime.tiling.array_pitch import section_resolution
+from mclst.runtime.tiling.array_pitch import coarse_note, section_resolution
 from mclst.runtime.tiling.bounds import check_centers
+from mclst.sections.location import SlideLocation
 from mclst.sections.normalize import normalize
 from mclst.sections.section import Section
 from mclst.sections.tables.genes import match_genes
@@ -27,7 +27,7 @@ class FitSection:
     Attributes
     ----------
     name : str
-    image : Path
+    image : Path or RemoteLocation
     spot : tuple of str, length n
     xy_px : float64 [n, 2]
         Level-0 px.
@@ -42,7 +42,7 @@ class FitSection:
     """
 
     name: str
-    image: Path
+    image: SlideLocation
     spot: tuple[str, ...]
     xy_px: NDArray[np.float64]
     counts: NDArray[np.float32]
@@ -112,6 +112,7 @@ def read_fit_section(section: Section, genes: Sequence[str], mpp: float | None) 
             section.xy_px, slide, lambda row: f"section {section.name} ({section.path}), {section.spot[row]},"
         )
         resolution = section_resolution(slide, section, mpp)
+    notes += [*resolution.notes, *filter(None, [coarse_note(section, resolution.mpp)])]
     return FitSection(
         name=section.name,
         image=section.image,
@@ -120,7 +121,7 @@ def read_fit_section(section: Section, genes: Sequence[str], mpp: float | None) 
         counts=counts[located],
         total=section.total[located],
         mpp=resolution.mpp,
-        notes=(*notes, *resolution.notes),
+        notes=tuple(notes),
     )
 
 

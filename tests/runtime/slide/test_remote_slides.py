@@ -27,9 +27,9 @@ from mclst.runtime.errors import MclstError, ResourceError, SlideError
 from mclst.runtime.slide.base import Slide, TileReadError
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.storage import http, remote
-from mclst.runtime.storage.location import RemoteLocation, slide_location
 from mclst.runtime.storage.remote_file import HEAD_BYTES, RANGE_BYTES, WASTE, join_ranges
 from mclst.runtime.tiling.tiles import Tiles, TileShape
+from mclst.sections.location import RemoteLocation, slide_location
 
 SIDE, TILE = 1792, 128
 

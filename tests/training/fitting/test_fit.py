@@ -88,7 +88,7 @@ def features(place: Path, name: str, weights: Path) -> tuple[NDArray[np.float64]
     recipe = find_recipe("efficientnet_lite0")
     network = build_encoder(recipe, load_weights(recipe, weights))
     section = read_section(find_sections(place / "sections")[name])
-    assert section.image is not None and section.xy_px is not None
+    assert isinstance(section.image, Path) and section.xy_px is not None
     border, views = SIDE, []
     image = np.pad(np.asarray(Image.open(section.image)), ((border, border), (border, border), (0, 0)))
     for view in VIEWS:

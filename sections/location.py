@@ -96,9 +96,14 @@ class RemoteLocation:
 SlideLocation = Path | RemoteLocation
 
 
+def is_address(text: str) -> bool:
+    """Whether a text begins with a scheme, known or not."""
+    return _SCHEME.match(text) is not None
+
+
 def slide_location(value: str | Path | RemoteLocation) -> SlideLocation:
     """Take a text with a scheme as an address, any other as a path; raises ValueError for other schemes."""
-    if isinstance(value, str) and _SCHEME.match(value):
+    if isinstance(value, str) and is_address(value):
         return RemoteLocation.of(value)
     return Path(value) if isinstance(value, str) else value
 
