@@ -6,7 +6,6 @@ Run as `python -m mclst.benchmarks.recipes.measure export|run NAME FOLDER …`; 
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from mclst.benchmarks.harness.subprocess_json import run_json_subprocess
 from mclst.models.recipes.find import find_recipe
 from mclst.models.recipes.recipe import Recipe
+from mclst.runtime.resources import peak_bytes
 
 GRAPH, TILES, FEATURES = "encoder.onnx", "tiles.npy", "features.npy"
 PARITY_TILES = 2
@@ -81,7 +81,7 @@ def export(recipe: Recipe, folder: Path) -> dict[str, Any]:
     tile, settings = Tile(size_px=recipe.tile_px), Preprocessing(mean=recipe.mean, std=recipe.std)
     started = time.monotonic()
     write_graph(network, tile, settings, folder / GRAPH)
-    seconds, peak = time.monotonic() - started, peak_mib()
+    seconds, peak = time.monotonic() - started, peak_bytes() >> 20
     pixels = synthetic_tiles(tile, PARITY_TILES).pixels
     with torch.inference_mode():
         np.save(folder / FEATURES, network.encode_tiles(preprocess(pixels, settings)).numpy())
@@ -109,16 +109,11 @@ def run(folder: Path, batch: int, rounds: int) -> dict[str, Any]:
         session.encode(tiles)
         seconds.append(time.monotonic() - started)
     return {
-        "run_peak_mib": peak_mib(),
+        "run_peak_mib": peak_bytes() >> 20,
         "relative_difference": float(np.abs(actual - expected).max() / np.abs(expected).max()),
         "seconds": [round(s, 4) for s in seconds],
         "tiles_per_second": round(batch / median(seconds), 3),
     }
-
-
-def peak_mib() -> int:
-    """Largest resident size of this process so far, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 if __name__ == "__main__":

@@ -1,0 +1,119 @@
+"""TensorRT-RTX engines of an encoder at full size, built on the CPU as `mclst-export` builds them.
+
+Run as `python -m mclst.benchmarks.recipes.engines half|build …`; prints JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mclst.benchmarks.harness.subprocess_json import run_json_subprocess
+from mclst.runtime.bundle.bundle import ENCODER, graph_name
+
+PRECISIONS = ("fp32", "fp16")
+
+
+def build_engines(
+    title: str, folder: Path, targets: Sequence[str], on_built: Callable[[dict[str, Any]], object]
+) -> list[dict[str, Any]]:
+    """Build an engine per precision from the fp32 graph in `folder`, each in a process without torch.
+
+    Parameters
+    ----------
+    title : str
+        Of the encoder.
+    folder : Path
+        With `encoder.onnx`; each precision gets a folder inside.
+    targets : sequence of str
+        Compute capabilities, such as "sm_86".
+    on_built : callable
+        Receives each result.
+
+    Returns
+    -------
+    list of dict
+        precision, library, targets, max_batch; graph_mib, engine_mib (for all targets), seconds (of the
+        build), peak_mib (of its process), layers (by output type).
+
+    Raises
+    ------
+    ResourceError
+        If TensorRT-RTX is missing or builds no engine of a graph.
+    """
+    module = "mclst.benchmarks.recipes.engines"
+    results = []
+    for precision in PRECISIONS:
+        of_precision = folder / precision
+        of_precision.mkdir()
+        if precision == "fp32":
+            for path in folder.glob(f"{ENCODER}*"):
+                (of_precision / path.name).hardlink_to(path)
+        else:
+            run_json_subprocess(
+                module,
+                ["half", str(folder), str(of_precision), precision],
+                task=f"converting {title} to {precision}",
+                advice="free memory",
+            )
+        built = run_json_subprocess(
+            module,
+            ["build", str(of_precision), ",".join(targets)],
+            task=f"building the {precision} engine of {title}",
+            advice="choose other --target, or free memory",
+        )
+        results.append({"precision": precision, **built})
+        on_built(results[-1])
+    return results
+
+
+def convert(folder: Path, out: Path, precision: Any) -> dict[str, Any]:
+    """Write the half graph of `folder`'s encoder into `out`."""
+    import onnx
+
+    from mclst.export.onnx.fp16 import to_half
+    from mclst.export.onnx.graph import save
+
+    fp32 = onnx.load(folder / ENCODER, load_external_data=False)
+    save(to_half(fp32, precision, folder=folder).model, out / graph_name(ENCODER, precision))
+    return {}
+
+
+def build(folder: Path, targets: tuple[str, ...]) -> dict[str, Any]:
+    """Build the engine of the only graph in `folder`."""
+    from mclst.export.engines import EngineBuilder, EngineOptions
+    from mclst.runtime.encoder.tensorrt.manifest import ENGINE_MANIFEST, PLAN, read_engine_manifest
+    from mclst.runtime.resources import peak_bytes
+
+    notes: list[str] = []
+    EngineBuilder(EngineOptions("tensorrt-rtx", targets=targets)).build(folder, notes.append)
+    stored = list(folder.glob(f"engines/*/{ENGINE_MANIFEST}"))
+    if not stored:
+        raise SystemExit(notes[-1])
+    manifest = read_engine_manifest(stored[0])
+    key = manifest.key
+    return {
+        "library": f"{key.flavor} {key.version}",
+        "targets": list(key.targets),
+        "max_batch": key.max_batch,
+        "graph_mib": _mib(folder.glob("encoder*.onnx*")),
+        "engine_mib": _mib([stored[0].with_name(PLAN)]),
+        "seconds": round(manifest.seconds, 1),
+        "peak_mib": peak_bytes() >> 20,
+        "layers": dict(manifest.layers),
+    }
+
+
+def _mib(paths: Any) -> int:
+    return round(sum(path.stat().st_size for path in paths) / (1 << 20))
+
+
+if __name__ == "__main__":
+    step, source, *words = sys.argv[1:]
+    if step == "half":
+        print(json.dumps(convert(Path(source), Path(words[0]), words[1])))
+    else:
+        print(json.dumps(build(Path(source), tuple(words[0].split(",")))))
