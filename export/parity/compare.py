@@ -140,7 +140,8 @@ def compare(
             for result, prediction in zip((expected_result, actual_result), predictions, strict=True)
         )
     overlap = _overlap(expected_result, actual_result)
-    nearest = replace(spec, k=min(NEAREST, len(bank)))
+    # Which they are does not depend on their weights, of which those by similarity are of the whole bank.
+    nearest = replace(spec, k=min(NEAREST, len(bank)), weighting="uniform")
     compared = {
         "embedding": {
             "max_abs": float(np.abs(a - b).max()),

@@ -41,6 +41,12 @@ class Folds:
         """Folds in the order of their first block."""
         return list(dict.fromkeys(block.fold for block in self.blocks))
 
+    @property
+    def fewest_left(self) -> int:
+        """Fewest spots that are left when one fold is left out."""
+        sizes = [sum(len(self.blocks[number].rows) for number in self.numbers(fold)) for fold in self.names]
+        return sum(sizes) - max(sizes)
+
     def numbers(self, fold: str) -> list[int]:
         """Numbers of the blocks of a fold."""
         return [number for number, block in enumerate(self.blocks) if block.fold == fold]

@@ -138,6 +138,18 @@ def fit_head(
     return _Fit(parts, folds, options, advance).run()
 
 
+def check_enough(folds: Folds, options: HeadOptions) -> None:
+    """Raise InputError if there are too few folds for a head, or spots for its neighbors."""
+    if options.head == "blend" and len(folds.names) < 3:
+        raise InputError("blend corrects by residuals of held-out sections; give three sections or more")
+    most = folds.fewest_left
+    if options.retrieves and options.k is not None and options.k > most:
+        raise InputError(
+            f"k is {options.k}, and {most} spots are left when one fold is left out; give --k of at "
+            f"most {most}"
+        )
+
+
 class _Fit:
     """One fit; `path(fold)` is the regression without a fold, None without nothing."""
 
@@ -155,8 +167,7 @@ class _Fit:
 
     def run(self) -> FittedHead:
         head = self.options.head
-        if head == "blend" and len(self.names) < 3:
-            raise InputError("blend corrects by residuals of held-out sections; give three sections or more")
+        check_enough(self.folds, self.options)
         alpha = self._alpha()
         spec = self._choose_neighbors(alpha) if self.options.retrieves else None
         final = self.path()
@@ -290,17 +301,9 @@ class _Fit:
         total = sum(len(x) for x, _ in self.parts)
         if self.options.by_similarity:
             return RetrievalSpec(total, "cosine", "cosine", "similarity")
-        most = min(
-            total - sum(len(self.parts[number][0]) for number in self.folds.numbers(fold))
-            for fold in self.names
-        )
         if self.options.k is not None:
-            if self.options.k > most:
-                raise InputError(
-                    f"k is {self.options.k}, and {most} spots are left when one fold is left out; give --k "
-                    f"of at most {most}"
-                )
             return neighbor_spec(self.options.k)
+        most = self.folds.fewest_left
         specs = [neighbor_spec(k) for k in NEIGHBORS if k <= most] or [neighbor_spec(most)]
         if len(specs) == 1:
             return specs[0]

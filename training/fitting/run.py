@@ -23,7 +23,7 @@ from mclst.training.checkpoint import PARITY_TILES
 from mclst.training.fitting.checkpoint import FittedModel, WeightsFile, joined
 from mclst.training.fitting.features import EncoderSetup, FeatureSource, TileFeatures, samples_per_section
 from mclst.training.fitting.folds import Folds, make_folds
-from mclst.training.fitting.heads import FittedHead, HeadOptions, fit_head
+from mclst.training.fitting.heads import FittedHead, HeadOptions, check_enough, fit_head
 from mclst.training.fitting.sections import FitSection, neighbor_means
 
 Say = Callable[[str], None]
@@ -91,6 +91,9 @@ def fit_model(
     """
     started = time.perf_counter()
     _check_scales(sections, setup, options, say)
+    names = [section.name for section in sections]
+    # Refused before the encoder takes its time.
+    check_enough(make_folds(names, [section.xy_px for section in sections], options.groups), options.head)
     samples = samples_per_section(setup.tile)
     provider, encoded = "", 0
     if features is None:
@@ -103,17 +106,14 @@ def fit_model(
     seconds = {"features": time.perf_counter() - started}
     values = [head_features(section, rows, setup, options.context_um) for section, rows in kept]
     expression = [section.expression(options.units) for section, _ in kept]
-    folds = make_folds(
-        [section.name for section in sections], [section.xy_px for section, _ in kept], options.groups
-    )
+    folds = make_folds(names, [section.xy_px for section, _ in kept], options.groups)
     parts = [
         (values[block.section][block.rows], expression[block.section][block.rows]) for block in folds.blocks
     ]
     with progress("folds", len(folds.names)) as advance:
         head = fit_head(parts, folds, options.head, advance)
-    scores = score_sections(head, folds, parts, [section.name for section in sections])
+    scores = score_sections(head, folds, parts, names)
     seconds["fit"] = time.perf_counter() - started - seconds["features"]
-    names = [section.name for section in sections]
     model = FittedModel(
         setup=setup,
         head=head,
