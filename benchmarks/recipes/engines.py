@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +107,7 @@ def build(folder: Path, targets: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _mib(paths: Any) -> int:
+def _mib(paths: Iterable[Path]) -> int:
     return round(sum(path.stat().st_size for path in paths) / (1 << 20))
 
 
