@@ -64,7 +64,7 @@ def measured(place: Path) -> dict[str, tuple[F64, F64]]:
     result = {}
     for name, source in find_sections(place / "sections").items():
         section = read_section(source)
-        assert section.image is not None and section.xy_px is not None
+        assert isinstance(section.image, Path) and section.xy_px is not None
         image = np.pad(
             np.asarray(Image.open(section.image)), ((TILE_PX, TILE_PX), (TILE_PX, TILE_PX), (0, 0))
         )
