@@ -47,7 +47,8 @@ benchmarks/page: benchmarks/harness runtime/report/page runtime/expression_map r
     kernels/definition
 benchmarks/accuracy: benchmarks/harness training training/fitting export/parity export/onnx runtime/inference
     runtime/encoder runtime/features runtime/bundle runtime sections/formats sections
-benchmarks/recipes: benchmarks/harness export/parity export/onnx runtime/inference runtime/bundle runtime
+benchmarks/recipes: benchmarks/harness export export/parity export/onnx runtime/inference
+    runtime/encoder/tensorrt runtime/bundle runtime
     models/recipes
 benchmarks/retrieval: benchmarks/harness benchmarks/roofline runtime/report/figures runtime kernels
     kernels/definition
