@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.atomic import write_atomically
-from mclst.runtime.report.figures.contact_sheet import Window, draw_spots, draw_tissue
-from mclst.runtime.report.figures.layout import WIDTH, Page
-from mclst.runtime.report.figures.style import COLORMAP, MUTED, color_limits
+from mclst.runtime.report.figures.colors import MUTED, color_limits, color_spots
+from mclst.runtime.report.figures.layout import WIDTH, Window
+from mclst.runtime.report.figures.raster import RasterPage
 
 MARGIN, GAP = 0.45, 0.14
 HEAD, CAPTION, FOOT = 0.8, 0.34, 0.42
@@ -53,26 +52,22 @@ def draw_comparison(
     panel_height = panel_width / aspect
     first, second = HEAD + CAPTION, HEAD + 2 * CAPTION + panel_height
     slide_height = 2 * panel_height + CAPTION
-    page = Page(second + panel_height + FOOT)
-    page.text(MARGIN, 0.5, title, size=18, weight="bold")
+    page = RasterPage(second + panel_height + FOOT)
+    page.text(MARGIN, 0.5, title, size=18, bold=True)
     edges = (0.0, image.shape[1] / image_scale, 0.0, image.shape[0] / image_scale)
-    draw_tissue(page.axes(MARGIN, first, slide_height * aspect, slide_height), image, edges, window)
+    page.picture([(MARGIN, first, slide_height * aspect, slide_height)], image, edges, window)
     start = MARGIN + slide_height * aspect + ROW_NAME
     for top, name in ((first, "Predicted"), (second, "Measured")):
-        rotated: dict[str, Any] = {"rotation": 90, "va": "center", "ha": "center", "weight": "bold"}
-        page.text(start - 0.14, top + panel_height / 2, name, size=11, **rotated)
+        page.vertical_text(start - 0.06, top + panel_height / 2, name, size=11)
     for column, panel in enumerate(panels):
         left = start + column * (panel_width + GAP)
-        page.text(left + panel_width / 2, first - 0.08, panel.gene, size=11, weight="bold", ha="center")
+        page.text(left + panel_width / 2, first - 0.08, panel.gene, size=11, bold=True, align="center")
         label = f"r = {panel.correlation:.2f}"
-        page.text(left + panel_width / 2, second - 0.08, label, size=10, color=MUTED, ha="center")
+        page.text(left + panel_width / 2, second - 0.08, label, size=10, color=MUTED, align="center")
         for top, values in ((first, panel.predicted), (second, panel.measured)):
-            axes = page.axes(left, top, panel_width, panel_height)
-            axes.set_xlim(window[0], window[1])
-            axes.set_ylim(window[3], window[2])
             finite = np.isfinite(values)
-            style = {"cmap": COLORMAP, "linewidths": 0, "clim": color_limits(values[finite])}
-            draw_spots(axes, xy_px[finite], spot_px, **style).set_array(values[finite])
+            colors = color_spots(values[finite], color_limits(values[finite]))
+            page.spots([(left, top, panel_width, panel_height)], window, xy_px[finite], spot_px, [colors])
     note = (
         "Synthetic tissue and counts.   The gene of each program with the highest Pearson r over the spots.  "
         " Darker is higher; each map has its own color range, 1st to 99th percentile."

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from mclst.evaluation.evaluate import Domains, MethodResult, SectionResult
 from mclst.evaluation.metrics.coexpression import mean_of, order_genes
 from mclst.evaluation.metrics.significance import minus_log10_p
+from mclst.runtime.report.figures.colors import INK, MUTED
 from mclst.runtime.report.figures.layout import DPI
-from mclst.runtime.report.figures.style import COLORMAP, INK, MUTED, hide_spines
+from mclst.runtime.report.figures.style import COLORMAP, hide_spines
 
 N_TOP_GENES = 6
 N_HEATMAP_GENES = 50

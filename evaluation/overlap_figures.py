@@ -11,7 +11,7 @@ from matplotlib.patches import Circle
 
 from mclst.evaluation.figures import new_figure
 from mclst.evaluation.metrics.overlap import VENN_SETS
-from mclst.runtime.report.figures.style import INK, MUTED
+from mclst.runtime.report.figures.colors import INK, MUTED
 
 Parts = Mapping[tuple[str, ...], frozenset[str]]
 """Genes by the exact combination of sets that contain them; see `intersections`."""

@@ -7,7 +7,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mclst.runtime.report.figures.style import INK, MUTED, OURS, THEIRS, figure_bytes, hide_spines
+from mclst.runtime.report.figures.colors import INK, MUTED
+from mclst.runtime.report.figures.style import OURS, THEIRS, figure_bytes, hide_spines
 
 
 def draw(result: dict[str, Any], title: str) -> bytes:

@@ -5,30 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.collections import EllipseCollection
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
+from PIL import Image
 
 from mclst.runtime.atomic import write_atomically
 from mclst.runtime.errors import InputError
 from mclst.runtime.expression_map.morans_i import N_NEIGHBORS, nan_rows
 from mclst.runtime.expression_map.reader import Map
 from mclst.runtime.expression_map.writer import downscale, estimate_spot_diameter
-from mclst.runtime.report.figures.layout import DPI, Box, GenesPage, Page
-from mclst.runtime.report.figures.style import COLORMAP, FORMATS, INK, MUTED, color_limits
+from mclst.runtime.report.figures.colors import EXPRESSION, INK, MUTED, color_limits, color_spots
+from mclst.runtime.report.figures.layout import DPI, Box, GenesLayout, Page, Window, baseline
+from mclst.runtime.report.figures.raster import RasterPage
 
 PANELS = 8
-MAX_ELLIPSES = 20_000
-"""More spots are drawn as an image: a million ellipses would take minutes and gigabytes."""
+MAX_DISCS = 20_000
+"""More spots are drawn as an image: a million discs would take minutes."""
 MAX_CELLS = 16_000_000
 MIN_SPOT_PX = 1.6
 """Smaller spots are enlarged to this diameter on the sheet to stay visible."""
-Window = tuple[float, float, float, float]
-"""Level-0 px: left, right, top, bottom."""
+UNIT: Window = (0.0, 1.0, 0.0, 1.0)
 
 
 def write_contact_sheet(
@@ -61,108 +58,103 @@ def write_contact_sheet(
     """
     indices = expression_map.distinct(PANELS) if genes is None else expression_map.gene_indices(genes)
     kind = path.suffix.lstrip(".").lower()
-    page = _draw(expression_map, indices)
-    write_atomically(path, page.content(kind if kind in FORMATS else "png", dpi))
+    write_atomically(path, _draw(expression_map, indices, kind, dpi))
     return tuple((expression_map.genes[g], float(expression_map.morans_i[g])) for g in indices)
 
 
-def _draw(expression_map: Map, genes: Sequence[int]) -> GenesPage:
+def _page(height: float, kind: str, dpi: int) -> tuple[Page, str]:
+    if kind not in ("pdf", "svg"):
+        return RasterPage(height, dpi), "png"
+    from mclst.runtime.report.figures.vector import VectorPage  # loads matplotlib
+
+    return VectorPage(height, dpi), kind
+
+
+def _draw(expression_map: Map, genes: Sequence[int], kind: str = "png", dpi: int = DPI) -> bytes:
     diameter = expression_map.spot_diameter_px or estimate_spot_diameter(expression_map.xy_px)
     window = _window(expression_map, diameter)
-    page = GenesPage(len(genes), (window[1] - window[0]) / (window[3] - window[2]))
+    layout = GenesLayout(len(genes), (window[1] - window[0]) / (window[3] - window[2]))
+    page, kind = _page(layout.height, kind, dpi)
     image, extent = _crop(expression_map, window)
     blank = nan_rows(expression_map.expression)
-    _draw_captions(page, expression_map, int(np.count_nonzero(blank)))
-    draw_tissue(page.axes(*page.tissue), image, extent, window)
-    page.text(page.margin, page.tissue[1] - 0.09, "Tissue", size=12, weight="bold")
+    _draw_captions(page, layout, expression_map, int(np.count_nonzero(blank)))
+    page.picture([layout.tissue], image, extent, window)
+    page.text(layout.margin, layout.tissue[1] - 0.09, "Tissue", size=12, bold=True)
     if expression_map.mpp is not None:
-        _draw_scale_bar(page, page.tissue, (window[1] - window[0]) * expression_map.mpp)
-    faded = _fade(downscale(image, 1.0, math.ceil(max(page.panel, page.panel_height) * DPI))[0])
-    pixel = (window[1] - window[0]) / (page.panel * DPI)
-    spot_size = max(diameter, MIN_SPOT_PX * pixel)
-    xy_px = expression_map.xy_px
-    for index, gene in enumerate(genes):
-        box = page.box(index)
-        axes = page.axes(*box)
-        draw_tissue(axes, faded, extent, window)
-        values = np.asarray(expression_map.expression[:, gene])[~blank]
-        limits = color_limits(values)
-        if len(xy_px) > MAX_ELLIPSES:
-            _draw_cells(axes, xy_px[~blank], values, diameter, pixel, limits)
-        else:
-            draw_spots(axes, xy_px[blank], spot_size, facecolors="none", edgecolors=MUTED, linewidths=0.5)
-            spots = draw_spots(axes, xy_px[~blank], spot_size, cmap=COLORMAP, linewidths=0, clim=limits)
-            spots.set_array(values)
-        moran = expression_map.morans_i[gene]
-        note = "constant" if np.isnan(moran) else f"I = {moran:.2f}"
-        if expression_map.expected_r is not None:
-            note += f"   r {expression_map.expected_r[gene]:.2f}"
-        width = page.text(box[0] + box[2], box[1] - 0.09, note, size=10, color=MUTED, ha="right")
-        name = expression_map.genes[gene]
-        page.text(box[0], box[1] - 0.09, name, box[2] - width - 0.1, size=12, weight="bold")
-        _draw_color_bar(page, box, limits)
-    return page
+        _draw_scale_bar(page, layout.tissue, (window[1] - window[0]) * expression_map.mpp)
+    faded = _fade(downscale(image, 1.0, math.ceil(max(layout.panel, layout.panel_height) * dpi))[0])
+    page.picture(layout.boxes, faded, extent, window)
+    pixel = (window[1] - window[0]) / (layout.panel * DPI)
+    known_px = expression_map.xy_px[~blank]
+    values = [np.asarray(expression_map.expression[:, gene])[~blank] for gene in genes]
+    limits = [color_limits(of_gene) for of_gene in values]
+    if len(blank) > MAX_DISCS:
+        for box, of_gene, ends in zip(layout.boxes, values, limits, strict=True):
+            _draw_cells(page, box, window, known_px, of_gene, diameter, pixel, ends)
+    else:
+        size = max(diameter, MIN_SPOT_PX * pixel)
+        colors = [color_spots(of_gene, ends) for of_gene, ends in zip(values, limits, strict=True)]
+        page.spots(layout.boxes, window, expression_map.xy_px[blank], size, MUTED)
+        page.spots(layout.boxes, window, known_px, size, colors)
+    for gene, box, ends in zip(genes, layout.boxes, limits, strict=True):
+        _draw_gene_captions(page, box, expression_map, gene, ends)
+    return page.content(kind)
 
 
-def _draw_captions(page: GenesPage, expression_map: Map, blank: int) -> None:
-    width = page.width - 2 * page.margin
-    page.text(page.margin, 0.58, expression_map.title, width, size=20, weight="bold")
+def _draw_gene_captions(
+    page: Page, box: Box, expression_map: Map, gene: int, limits: tuple[float, float]
+) -> None:
+    moran = expression_map.morans_i[gene]
+    note = "constant" if np.isnan(moran) else f"I = {moran:.2f}"
+    if expression_map.expected_r is not None:
+        note += f"   r {expression_map.expected_r[gene]:.2f}"
+    width = page.text(box[0] + box[2], box[1] - 0.09, note, size=10, color=MUTED, align="right")
+    name = expression_map.genes[gene]
+    page.text(box[0], box[1] - 0.09, name, box[2] - width - 0.1, size=12, bold=True)
+    _draw_color_bar(page, box, limits)
+
+
+def _draw_captions(page: Page, layout: GenesLayout, expression_map: Map, blank: int) -> None:
+    left, width = layout.margin, page.width - 2 * layout.margin
+    page.text(left, 0.58, expression_map.title, width, size=20, bold=True)
     facts = [f"{len(expression_map.xy_px):,} spots", f"{len(expression_map.genes):,} genes"]
     if blank:
         facts.append(f"{blank:,} without a prediction (rings)")
-    page.text(page.margin, 0.86, "  ·  ".join(facts), width, size=11, color=MUTED)
+    page.text(left, 0.86, "  ·  ".join(facts), width, size=11, color=MUTED)
     verdict = expression_map.provenance.get("trust", {}).get("verdict")
     if isinstance(verdict, str):
-        page.text(page.margin, page.height - 0.44, f"Trust: {verdict}.", width, size=9, color=MUTED)
+        page.text(left, page.height - 0.44, f"Trust: {verdict}.", width, size=9, color=MUTED)
     expected = "" if expression_map.expected_r is None else "   r: expected in a new section."
     note = (
         "Predicted expression; colors span each gene's 1st to 99th percentile over the spots.   "
         f"I: Moran's I over the {N_NEIGHBORS} nearest spots.{expected}"
     )
-    page.text(page.margin, page.height - 0.28, note, size=9, color=MUTED)
+    page.text(left, page.height - 0.28, note, size=9, color=MUTED)
 
 
 def _draw_scale_bar(page: Page, box: Box, width_um: float) -> None:
     length_um = _round_length(width_um / 3)
-    length = box[2] * length_um / width_um
-    bar = page.axes(box[0], box[1] + box[3] + 0.13, length, 0.035)
-    bar.add_patch(Rectangle((0, 0), 1, 1, transform=bar.transAxes, color=INK))
+    length, below = box[2] * length_um / width_um, box[1] + box[3]
+    page.rectangle((box[0], below + 0.13, length, 0.035), INK)
     label = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
-    page.text(box[0] + length + 0.08, box[1] + box[3] + 0.15, label, size=9, va="center_baseline")
+    page.text(box[0] + length + 0.08, baseline(below + 0.15, 9), label, size=9)
 
 
 def _draw_color_bar(page: Page, box: Box, limits: tuple[float, float]) -> None:
     left, top, width, height = box
     middle = top + height + 0.15
     low, high = (_format_limit(limit, limits[1] - limits[0]) for limit in limits)
-    style: dict[str, Any] = {"size": 9, "color": MUTED, "va": "center_baseline"}
-    before = page.text(left, middle, low, **style) + 0.08
-    after = page.text(left + width, middle, high, ha="right", **style) + 0.08
-    bar = page.axes(left + before, middle - 0.035, width - before - after, 0.07)
-    bar.imshow(np.linspace(0, 1, 256)[None], cmap=COLORMAP, aspect="auto")
-
-
-def draw_tissue(axes: Axes, image: NDArray[np.uint8], extent: Window, window: Window) -> None:
-    """Draw an image [h, w, 3] that covers `extent`, and show the part in `window`."""
-    left, right, top, bottom = extent
-    axes.imshow(image, extent=(left, right, bottom, top), interpolation="antialiased", aspect="auto")
-    axes.set_xlim(window[0], window[1])
-    axes.set_ylim(window[3], window[2])
-
-
-def draw_spots(axes: Axes, xy_px: NDArray[np.float64], diameter: float, **style: Any) -> EllipseCollection:
-    """Draw spots as discs around xy_px [n, 2], level-0 px; `style`: options of EllipseCollection."""
-    sizes = np.full(len(xy_px), diameter)
-    angles = np.zeros(len(xy_px))
-    spots = EllipseCollection(
-        sizes, sizes, angles, units="xy", offsets=xy_px, offset_transform=axes.transData, **style
-    )
-    axes.add_collection(spots, autolim=False)
-    return spots
+    line = baseline(middle, 9)
+    before = page.text(left, line, low, size=9, color=MUTED) + 0.08
+    after = page.text(left + width, line, high, size=9, color=MUTED, align="right") + 0.08
+    bar = (left + before, middle - 0.035, width - before - after, 0.07)
+    page.picture([bar], EXPRESSION[None], UNIT, UNIT, smooth=False)
 
 
 def _draw_cells(
-    axes: Axes,
+    page: Page,
+    box: Box,
+    window: Window,
     xy_px: NDArray[np.float64],
     values: NDArray[np.float32],
     side: float,
@@ -177,23 +169,14 @@ def _draw_cells(
     column, row = np.floor((xy_px - (left, top)) / side).astype(np.int64).T
     columns, rows = int(column.max()) + 1, int(row.max()) + 1
     if columns * rows > MAX_CELLS:  # sparse spots: bound the memory of the image
-        return _draw_cells(axes, xy_px, values, 2 * side, pixel, limits)
+        return _draw_cells(page, box, window, xy_px, values, 2 * side, pixel, limits)
     counts = np.bincount(row * columns + column, minlength=columns * rows)
     sums = np.bincount(row * columns + column, values, minlength=columns * rows)
-    with np.errstate(invalid="ignore"):
-        means = (sums / counts).reshape(rows, columns)
-    xlim, ylim = axes.get_xlim(), axes.get_ylim()
-    axes.imshow(
-        means,
-        extent=(left, left + columns * side, top + rows * side, top),
-        cmap=COLORMAP,
-        vmin=limits[0],
-        vmax=limits[1],
-        interpolation="nearest",
-        aspect="auto",
-    )
-    axes.set_xlim(xlim)  # imshow changes the limits
-    axes.set_ylim(ylim)
+    cells = np.zeros((rows * columns, 4), np.uint8)
+    known = counts > 0
+    cells[known, :3], cells[known, 3] = color_spots(sums[known] / counts[known], limits), 255
+    extent = (left, left + columns * side, top, top + rows * side)
+    page.picture([box], cells.reshape(rows, columns, 4), extent, window, smooth=False)
 
 
 def _window(expression_map: Map, diameter: float) -> Window:
@@ -228,9 +211,9 @@ def _crop(expression_map: Map, window: Window) -> tuple[NDArray[np.uint8], Windo
 
 def _fade(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Make the tissue pale and gray, so that only the spots have color."""
-    gray = image @ np.array([0.299, 0.587, 0.114], np.float32)
-    mixed = 0.75 * gray[..., None] + 0.25 * image
-    return np.asarray(255 - (255 - mixed) * 0.4, np.uint8)
+    gray, own, white = 0.3 * np.array([0.299, 0.587, 0.114]), 0.1 * np.eye(3), [[153.0]] * 3
+    matrix = np.hstack([own + gray, white]).ravel().tolist()
+    return np.asarray(Image.fromarray(np.ascontiguousarray(image)).convert("RGB", matrix))
 
 
 def _round_length(length: float) -> float:

@@ -1,64 +1,98 @@
-"""Pages that maps are drawn on, laid out in inches."""
+"""Where the parts of a picture of genes stand, and what draws them."""
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, cast
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
 
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+import numpy as np
+from numpy.typing import NDArray
 
-from mclst.runtime.report.figures.style import INK, figure_bytes
+from mclst.runtime.report.figures.colors import INK
 
 DPI = 200
 WIDTH = 13.33
 """Inches: the width of a 16:9 slide."""
+CAPITAL = 0.73
+"""Height of a capital letter or digit of the font, of its size."""
+POINTS = 72
+"""Points per inch."""
 Box = tuple[float, float, float, float]
 """Inches: left, top, width, height."""
+Window = tuple[float, float, float, float]
+"""Level-0 px: left, right, top, bottom."""
 
 
-class Page:
-    """A figure whose parts are placed in inches from its top left corner; height: inches."""
+class Page(ABC):
+    """A white page whose parts are placed in inches from its top left corner; height: inches."""
 
     def __init__(self, height: float) -> None:
         self.width, self.height = WIDTH, height
-        self.figure = Figure(figsize=(self.width, height), dpi=DPI, facecolor="white")
-        self.canvas = FigureCanvasAgg(self.figure)
 
-    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Add axes without a frame."""
-        across, up = self.width, self.height
-        axes = self.figure.add_axes((left / across, 1 - (top + height) / up, width / across, height / up))
-        axes.set_axis_off()
-        return axes
-
+    @abstractmethod
     def text(
-        self, left: float, top: float, content: str, max_width: float | None = None, **style: Any
+        self,
+        left: float,
+        baseline: float,
+        content: str,
+        max_width: float = math.inf,
+        *,
+        size: float,
+        bold: bool = False,
+        color: str = INK,
+        align: Literal["left", "center", "right"] = "left",
     ) -> float:
-        """Draw literal text with its baseline at (left, top), cut to `max_width`; return its width."""
-        position = (left / self.width, 1 - top / self.height)
-        text = self.figure.text(*position, content, **{"color": INK, "parse_math": False, **style})
-        renderer = cast(Any, self.canvas).get_renderer()
-        with _ignore_missing_glyphs():
-            while True:
-                width = float(text.get_window_extent(renderer).width) / DPI
-                if width <= (max_width or math.inf) or len(content) <= 1:
-                    return width
-                content = content[:-1]
-                text.set_text(content + "…")
+        """Draw literal text beside, around or before (left, baseline), cut to `max_width`; return its width.
 
-    def content(self, kind: str = "png", dpi: int = DPI) -> bytes:
-        """Render the page as `figure_bytes` does; text stays text in a PDF or SVG."""
-        with _ignore_missing_glyphs(), rc_context({"pdf.fonttype": 42, "svg.fonttype": "none"}):
-            return figure_bytes(self.figure, kind, dpi)
+        size: points.
+        """
+
+    @abstractmethod
+    def rectangle(self, box: Box, color: str) -> None:
+        """Fill a box."""
+
+    @abstractmethod
+    def picture(
+        self,
+        boxes: Sequence[Box],
+        pixels: NDArray[np.uint8],
+        extent: Window,
+        window: Window,
+        *,
+        smooth: bool = True,
+    ) -> None:
+        """Show in equal boxes the part in `window` of pixels [h, w, 3 or 4] that cover `extent`.
+
+        smooth: average and interpolate; else each pixel stays a rectangle of its color and opacity.
+        """
+
+    @abstractmethod
+    def spots(
+        self,
+        boxes: Sequence[Box],
+        window: Window,
+        xy_px: NDArray[np.float64],
+        diameter: float,
+        colors: Sequence[NDArray[np.uint8]] | str,
+    ) -> None:
+        """Draw the same spots in equal boxes, as discs around xy_px [n, 2]; level-0 px.
+
+        colors: for each box uint8 [n, 3]; or one color, of rings.
+        """
+
+    @abstractmethod
+    def content(self, kind: str) -> bytes:
+        """Return the page as a file: png, pdf or svg, as far as it can be one."""
 
 
-class GenesPage(Page):
+def baseline(middle: float, size: float) -> float:
+    """Return the baseline of digits of `size` points around `middle`, inches."""
+    return middle + CAPITAL * size / POINTS / 2
+
+
+class GenesLayout:
     """A large panel for the tissue and equal panels for the genes, as large as a 16:9 page allows.
 
     genes: number of gene panels. aspect: width / height of a panel.
@@ -80,8 +114,7 @@ class GenesPage(Page):
             return panel * min(1.0, self.target_height / height)
 
         self.columns = max(range(self.block + 1, max(self.block, genes) + 2), key=visible_width)
-        self.panel, height = size(self.columns)
-        super().__init__(height)
+        self.panel, self.height = size(self.columns)
         self.panel_height = self.panel / aspect
         row = self.panel_height + self.caption + self.strip
         width = min(
@@ -90,18 +123,9 @@ class GenesPage(Page):
         )
         self.tissue: Box = (self.margin, self.head + self.caption, width, width / aspect)
         cells = (divmod(cell, self.columns) for cell in range(self.columns * (genes + self.block**2)))
-        self.cells = [(row, column) for row, column in cells if max(row, column) >= self.block][:genes]
+        chosen = [(row, column) for row, column in cells if max(row, column) >= self.block][:genes]
+        self.boxes: list[Box] = [self._box(row, column) for row, column in chosen]
 
-    def box(self, index: int) -> Box:
-        """Return the image area of a gene panel."""
-        row, column = self.cells[index]
+    def _box(self, row: int, column: int) -> Box:
         top = self.head + self.caption + row * (self.panel_height + self.caption + self.strip)
         return self.margin + column * (self.panel + self.gap), top, self.panel, self.panel_height
-
-
-@contextmanager
-def _ignore_missing_glyphs() -> Iterator[None]:
-    """Titles may use scripts that the font lacks; matplotlib draws boxes for them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")
-        yield

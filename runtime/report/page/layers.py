@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.expression_map.morans_i import BLOCK_BYTES
-from mclst.runtime.report.figures.style import color_limits
+from mclst.runtime.report.figures.colors import color_limits
 
 FINE_STEPS, COARSE_STEPS = 65_534, 254
 """Steps of a gene's range that two bytes and one byte hold; code 0 marks a missing value."""

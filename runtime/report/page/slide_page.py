@@ -10,7 +10,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -18,7 +17,7 @@ from PIL import Image
 from mclst.runtime.atomic import write_atomically
 from mclst.runtime.expression_map.reader import Map, TissueImage
 from mclst.runtime.html_repr import format_value
-from mclst.runtime.report.figures.style import COLORMAP
+from mclst.runtime.report.figures.colors import COLORMAPS
 from mclst.runtime.report.page import elements
 from mclst.runtime.report.page.layers import (
     COARSE_STEPS,
@@ -35,13 +34,6 @@ from mclst.runtime.report.page.openseadragon import VIEWER_PATH, check_viewer
 from mclst.runtime.report.page.subsample import subsample
 
 SCRIPTS = ("tables.js", "data.js", "painting.js", "picker.js", "pane.js", "report.js")
-COLORMAPS = {
-    "Magma": COLORMAP,
-    "Viridis": matplotlib.colormaps["viridis"],
-    "Cividis": matplotlib.colormaps["cividis"],
-    "Gray": matplotlib.colormaps["gray_r"],
-}
-"""All have monotonic lightness, so they work for color-blind readers and in grayscale print."""
 MAX_PAGE_BYTES = 20_000_000
 JPEG_QUALITY = 80
 OF_SPOTS = {
@@ -151,7 +143,7 @@ class _SlidePage:
             "xy": expression_map.xy_px[spots].astype("<f4").tobytes(),
             "spots": "\n".join(str(name).replace("\n", " ") for name in table.index[spots]).encode(),
             "outside": np.packbits(expression_map.outside[spots]).tobytes(),
-            "colormaps": b"".join(_color_table(colormap) for colormap in COLORMAPS.values()),
+            "colormaps": b"".join(colors.tobytes() for colors in COLORMAPS.values()),
         }
         self.positions = {name: self.blocks.add(encode_block(part)) for name, part in contents.items()}
         self.structured = expression_map.distinct(STRUCTURED)
@@ -294,11 +286,6 @@ class _SlidePage:
         if self.missing:
             notes.append(f"{self.missing:,} spots have no prediction because their tile could not be read.")
         return notes
-
-
-def _color_table(colormap: Any) -> bytes:
-    rgb = np.asarray(colormap(np.arange(256)))[:, :3]
-    return np.round(rgb * 255).astype(np.uint8).tobytes()
 
 
 def _encode_jpeg(image: NDArray[np.uint8]) -> str:

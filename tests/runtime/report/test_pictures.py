@@ -17,14 +17,17 @@ from mclst.runtime.errors import InputError, OutputError
 from mclst.runtime.expression_map.morans_i import morans_i
 from mclst.runtime.expression_map.reader import Map, open_map
 from mclst.runtime.expression_map.writer import estimate_spot_diameter
+from mclst.runtime.report.figures.colors import COLORMAPS
 from mclst.runtime.report.figures.contact_sheet import (
     _format_limit,
     _round_length,
     _window,
     write_contact_sheet,
 )
-from mclst.runtime.report.figures.layout import DPI, GenesPage
+from mclst.runtime.report.figures.layout import DPI, WIDTH, GenesLayout
+from mclst.runtime.report.figures.raster import RasterPage, _cover
 from mclst.runtime.report.figures.style import COLORMAP
+from mclst.runtime.report.figures.vector import VectorPage
 
 
 def moran_by_definition(values, xy, neighbours):
@@ -120,10 +123,10 @@ def make_map(n_side=6, genes=12, *, diameter=60.0, mpp=None, width=1000, height=
 def drawn(expression_map, path, genes):
     """The PNG's pixels, and a function from a gene's place and level-0 px to pixel row and column."""
     window = _window(expression_map, expression_map.spot_diameter_px)
-    page = GenesPage(genes, (window[1] - window[0]) / (window[3] - window[2]))
+    page = GenesLayout(genes, (window[1] - window[0]) / (window[3] - window[2]))
 
     def pixel(place, x, y):
-        left, top, across, down = page.box(place)
+        left, top, across, down = page.boxes[place]
         right = left + (x - window[0]) / (window[1] - window[0]) * across
         below = top + (y - window[2]) / (window[3] - window[2]) * down
         return int(below * DPI), int(right * DPI)
@@ -147,6 +150,41 @@ def test_spots_have_their_position_size_and_color(tmp_path):
             assert pixels[pixel(0, x + dx, y + dy)].min() > 250
 
 
+@pytest.mark.parametrize(("radius", "line"), [(2.3, None), (6.3, None), (6.3, 1.4)])
+def test_discs_and_rings_cover_what_finer_pixels_show(radius, line):
+    fine, shape = 32, (20, 24)
+    centers = np.array([[9.3, 11.8], [23.5, 2.1]])
+    pixel, opacity, spot = _cover(centers, radius, line, shape)
+    drawn = np.zeros(shape)
+    drawn.flat[pixel] = opacity
+    y, x = (np.indices([fine * side for side in shape]) + 0.5) / fine
+    covered = np.zeros(shape)
+    for cx, cy in centers:
+        apart = np.hypot(x - cx, y - cy)
+        inside = apart <= radius if line is None else np.abs(apart - radius) <= line / 2
+        covered += inside.reshape(shape[0], fine, shape[1], fine).mean(axis=(1, 3))
+    np.testing.assert_allclose(drawn, covered, atol=0.16)
+    assert drawn.sum() == pytest.approx(covered.sum(), rel=0.04)
+    row, column = np.divmod(pixel, shape[1])
+    nearer = np.hypot(column + 0.5 - 9.3, row + 0.5 - 11.8) > np.hypot(column + 0.5 - 23.5, row + 0.5 - 2.1)
+    np.testing.assert_array_equal(spot, nearer)
+
+
+def test_of_two_discs_over_a_pixel_the_later_is_seen():
+    _, opacity, spot = _cover(np.array([[5.0, 5.0], [6.0, 5.0], [5.0, 5.0]]), 3.0, None, (10, 12))
+    assert set(spot[opacity == 1]) == {1, 2}
+
+
+def test_the_colors_are_those_of_matplotlib(tmp_path):
+    import matplotlib
+
+    for name, colors in COLORMAPS.items():
+        places = np.linspace(0.04, 0.92, 256) if name == "Magma" else np.arange(256)
+        known = {"Magma": "magma_r", "Gray": "gray_r"}.get(name, name.lower())
+        expected = 255 * np.asarray(matplotlib.colormaps[known](places))[:, :3]
+        np.testing.assert_allclose(colors, expected, atol=0.5)
+
+
 def test_a_spot_without_a_prediction_is_a_ring(tmp_path):
     expression_map = make_map()
     expression_map.expression[14] = np.nan
@@ -161,9 +199,9 @@ def test_a_spot_without_a_prediction_is_a_ring(tmp_path):
 def test_the_most_structured_or_the_named_genes_are_drawn(tmp_path, monkeypatch):
     shown = []
 
-    def draw(expression_map, genes):
+    def draw(expression_map, genes, kind, dpi):
         shown.append(list(genes))
-        return EMPTY
+        return b"a picture"
 
     monkeypatch.setattr("mclst.runtime.report.figures.contact_sheet._draw", draw)
     expression_map = make_map(genes=12)
@@ -177,9 +215,6 @@ def test_the_most_structured_or_the_named_genes_are_drawn(tmp_path, monkeypatch)
     assert shown[1] == [*shown[0], 5]
     assert shown[2] == [7, 5]
     assert drawn[0] == ("GENE7", moran[7]) and drawn[1][0] == "GENE5" and np.isnan(drawn[1][1])
-
-
-EMPTY = GenesPage(1, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -204,10 +239,11 @@ def test_any_shape_of_tissue_and_number_of_spots_gives_a_page(tmp_path, n_side, 
 def test_no_panel_leaves_the_page_or_covers_another():
     for genes in range(1, 26):
         for aspect in (1 / 3, 0.7, 1.0, 1.4, 3.0):
-            page = GenesPage(genes, aspect)
-            boxes = [page.tissue, *(page.box(place) for place in range(genes))]
+            page = GenesLayout(genes, aspect)
+            boxes = [page.tissue, *page.boxes]
+            assert len(boxes) == genes + 1
             for i, (left, top, width, height) in enumerate(boxes):
-                assert left >= page.margin - 1e-9 and left + width <= page.width - page.margin + 1e-9
+                assert left >= page.margin - 1e-9 and left + width <= WIDTH - page.margin + 1e-9
                 assert top >= page.head and top + height + page.strip <= page.height - page.foot + 1e-9
                 assert width / height == pytest.approx(aspect)
                 for other in boxes[:i]:
@@ -225,7 +261,7 @@ def test_the_scale_bar_has_its_length(tmp_path):
     write_contact_sheet(expression_map, tmp_path / "with.png")
     write_contact_sheet(make_map(), tmp_path / "without.png")
     window = _window(expression_map, 60.0)
-    page = GenesPage(8, (window[1] - window[0]) / (window[3] - window[2]))
+    page = GenesLayout(8, (window[1] - window[0]) / (window[3] - window[2]))
     left, top, width, height = page.tissue
     row = round((top + height + 0.148) * DPI)
     strips = [
@@ -309,8 +345,8 @@ def test_spots_outside_the_image_are_refused(tmp_path):
 
 
 def test_a_long_name_is_cut_and_no_name_is_read_as_mathematics(tmp_path):
-    page = GenesPage(8, 1.0)
-    whole = page.text(0.5, 1.0, "a" * 30)
-    cut = page.text(0.5, 1.0, "a" * 300, max_width=2.0)
-    assert whole > 2.0 >= cut > 1.7
-    assert page.text(0.5, 1.0, "$x^2$") > page.text(0.5, 1.0, "x^2")
+    for page in (RasterPage(8.0), VectorPage(8.0)):
+        whole = page.text(0.5, 1.0, "a" * 30, size=10)
+        cut = page.text(0.5, 1.0, "a" * 300, max_width=2.0, size=10)
+        assert whole > 2.0 >= cut > 1.7
+        assert page.text(0.5, 1.0, "$x^2$", size=10) > page.text(0.5, 1.0, "x^2", size=10)
