@@ -35,8 +35,6 @@ check: $(VENV)/installed build/as/mclst docs  ## formatting, lint, spelling, typ
 	$(BIN)/ruff check .
 	$(BIN)/codespell
 	$(BIN)/mypy
-	$(BIN)/mypy --allow-untyped-defs --allow-incomplete-defs --allow-untyped-calls --no-warn-return-any \
-		--no-warn-unused-ignores --implicit-reexport --disable-error-code func-returns-value tests
 
 docs: $(VENV)/installed  ## the documentation as a site, in build/site/html
 	mkdir -p build/site/source/mclst

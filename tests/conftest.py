@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,7 @@ OPTIONAL = (
 """Modules that `.[cpu]` does not install; a test file that imports one which is missing is skipped."""
 
 
+@cache
 def _is_slow(path: Path) -> bool:
     return any(path.is_relative_to(TESTS / name) for name in SLOW)
 

@@ -6,7 +6,7 @@ import ast
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -141,17 +141,20 @@ def folder_of(path: Path) -> str:
     return path.parent.relative_to(ROOT).as_posix()
 
 
-def imported(path: Path) -> Iterator[str]:
-    """Yield the dotted names a file imports, inside functions too, but not re-exports for type checkers."""
+@cache
+def imported(path: Path) -> frozenset[str]:
+    """The dotted names a file imports, inside functions too, but not re-exports for type checkers."""
     tree = ast.parse(path.read_text())
     if path.name == "__init__.py":
         tree.body = [node for node in tree.body if not isinstance(node, ast.If)]
+    names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(names)
 
 
 def modules_imported(path: Path) -> set[Path]:
@@ -160,7 +163,10 @@ def modules_imported(path: Path) -> set[Path]:
     return {file for file in files if file is not None} - {path}
 
 
-GRAPH = {path: modules_imported(path) for path in FILES}
+@cache
+def graph() -> dict[Path, set[Path]]:
+    """Of each file, the project's files that it imports."""
+    return {path: modules_imported(path) for path in FILES}
 
 
 def test_every_import_of_the_project_is_in_the_graph() -> None:
@@ -172,7 +178,7 @@ def test_every_import_of_the_project_is_in_the_graph() -> None:
 
 def test_modules_import_each_other_in_no_circle() -> None:
     try:
-        tuple(TopologicalSorter(GRAPH).static_order())
+        tuple(TopologicalSorter(graph()).static_order())
     except CycleError as error:
         pytest.fail("a circle of imports: " + " → ".join(NAMES[path] for path in error.args[1]))
 
@@ -186,7 +192,7 @@ def test_folders_import_each_other_in_no_circle() -> None:
 
 @pytest.mark.parametrize("folder", sorted(ALLOWED))
 def test_arrows_point_down(folder: str) -> None:
-    used = {folder_of(target) for path in FILES if folder_of(path) == folder for target in GRAPH[path]}
+    used = {folder_of(target) for path in FILES if folder_of(path) == folder for target in graph()[path]}
     assert used - {folder} == ALLOWED[folder], "the table and the code differ"
 
 

@@ -279,7 +279,7 @@ def test_a_run_on_a_device_reports_its_copies(
         f"mclst {name} fp32": {"provider": name, "workers": 1, "batch_size": 4}
         for name in ("tensorrt", "cpu")
     }
-    opened = opened_module.open_encoder
+    opened = opened_module.open_encoder  # type: ignore[attr-defined]
     monkeypatch.setattr(
         opened_module,
         "open_encoder",

@@ -64,8 +64,8 @@ def densenet() -> torch.nn.Module:
     return torchvision.models.densenet121(weights=None).features  # type: ignore[no-any-return]
 
 
-def mclstexp(genes: int = 785) -> Layout:
-    layout: Layout = {"x_embed.weight": (65536, genes), "y_embed.weight": (65536, genes)}
+def mclstexp(genes: int = 785, positions: int = 65536) -> Layout:
+    layout: Layout = {"x_embed.weight": (positions, genes), "y_embed.weight": (positions, genes)}
     layout |= of_library("image_encoder.model.0.", densenet)
     for block in range(2):
         layout |= attention(f"spot_encoder.{block}.attn", genes, 512)
@@ -91,7 +91,7 @@ def histogene(genes: int = 785, depth: int = 8) -> Layout:
     return layout | norm("gene_head.0", 1024) | linear("gene_head.1", genes, 1024)
 
 
-def hist2st(genes: int = 785) -> Layout:
+def hist2st(genes: int = 785, depth: int = 8) -> Layout:
     """With the heads that only training has: mean, disp, pi of the ZINB loss, and coef."""
     layout: Layout = {"x_embed.weight": (64, 1024), "y_embed.weight": (64, 1024)}
     layout |= conv("patch_embedding", 32, 3, 7, 7)
@@ -101,7 +101,7 @@ def hist2st(genes: int = 785) -> Layout:
         layout |= conv(f"{mixer}.dw.0", 32, 1, 5, 5) | batch_norm(f"{mixer}.dw.1", 32)
         layout |= conv(f"{mixer}.dw.3", 32, 1, 5, 5) | batch_norm(f"{mixer}.dw.4", 32)
         layout |= conv(f"{mixer}.pw.0", 32, 32, 1, 1) | batch_norm(f"{mixer}.pw.2", 32)
-    for i in range(8):
+    for i in range(depth):
         layout |= attention(f"{at}.layer2.{i}.attn", 1024, 1024)
         layout |= feed_forward(f"{at}.layer2.{i}.ff", 1024, 1024)
     layout |= {f"{at}.layer3.{i}.weight": (1024, 1024) for i in range(4)}
@@ -145,6 +145,15 @@ LAYOUTS: dict[str, Callable[[], Layout]] = {
     "hist2st": hist2st,
     "thitogene": thitogene,
 }
+
+FEW_LAYERS: dict[str, Callable[[], Layout]] = {
+    **LAYOUTS,
+    "mclstexp": lambda: mclstexp(positions=64),
+    "histogene": lambda: histogene(depth=2),
+    "hist2st": lambda: hist2st(depth=2),
+    "thitogene": lambda: thitogene(depth=1),
+}
+"""The published widths with fewer of the layers and rows that repeat: a tenth of the time."""
 
 
 def random_state(layout: Layout, seed: int = 0) -> dict[str, torch.Tensor]:

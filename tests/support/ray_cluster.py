@@ -126,11 +126,11 @@ def main(faults: str) -> None:
             result["node killed"] = len(watching.done)  # type: ignore[attr-defined]
             result["nodes left"] = len(cluster.list_all_nodes())
         else:
-            module.Worker = Poisoned  # type: ignore[misc]
+            module.Worker = Poisoned  # type: ignore[attr-defined, misc]
             cohort("poison", table="few.csv")
-            module.Worker, module.ATTEMPTS, module.DYING_SECONDS = Hanging, 2, 2.0  # type: ignore[misc]
+            module.Worker, module.ATTEMPTS, module.DYING_SECONDS = Hanging, 2, 2.0  # type: ignore[attr-defined, misc]
             cohort("hung", "--deadline", "30", table="few.csv")
-            module.Worker, module.ATTEMPTS = Worker, 3  # type: ignore[misc]
+            module.Worker, module.ATTEMPTS = Worker, 3  # type: ignore[attr-defined, misc]
             shutil.copy("hung/cohort.run.json", "hung.json")
             cohort("hung again", "--deadline", "600", table="few.csv", out="hung")
     finally:

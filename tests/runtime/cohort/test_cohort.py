@@ -153,7 +153,7 @@ def test_a_defect_in_one_slide_is_told_with_its_traceback(
             raise KeyError("a defect")
         return whole(bundle, job, *rest, **named)
 
-    whole = module.run_job
+    whole = module.run_job  # type: ignore[attr-defined]
     monkeypatch.setattr(module, "run_job", broken)
     assert cohort().exit_code == 3
     error = report()["slides"][1]["error"]

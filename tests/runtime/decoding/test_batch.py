@@ -85,7 +85,7 @@ def one_by_one(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> tuple[Any, A
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many segments each batch has."""
     seen: list[int] = []
-    real = tiff_level.decode_segments
+    real = tiff_level.decode_segments  # type: ignore[attr-defined]
 
     def counted(*arguments: Any) -> Any:
         seen.append(len(arguments[3]))

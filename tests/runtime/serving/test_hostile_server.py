@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import Any
@@ -23,7 +24,11 @@ from mclst.runtime.serving.server_manifest import MAX_ANSWER_BYTES
 
 pytest.importorskip("tritonclient.http", reason="tritonclient is not installed")
 
-BOMB = gzip.compress(bytes(400 << 20))
+
+@cache
+def bomb() -> bytes:
+    """400 MB of zeros, compressed."""
+    return gzip.compress(bytes(400 << 20), compresslevel=1)
 
 
 class Listener(ThreadingHTTPServer):
@@ -66,8 +71,8 @@ def listen(way: str, target: str = "") -> Iterator[tuple[str, list[dict[str, str
             self.wfile.write(b"{}")
 
         def bombs(self) -> None:
-            self.start(200, Content_Encoding="gzip", Content_Length=len(BOMB))
-            self.wfile.write(BOMB)
+            self.start(200, Content_Encoding="gzip", Content_Length=len(bomb()))
+            self.wfile.write(bomb())
 
         def never_ends(self) -> None:
             self.start(200, Transfer_Encoding="chunked")
