@@ -41,6 +41,7 @@ from mclst.runtime.tiling.array_pitch import slide_resolution
 from mclst.runtime.tiling.bounds import check_spots
 from mclst.runtime.tiling.grid import Grid
 from mclst.runtime.trust.places import check_stain
+from mclst.runtime.trust.verdict import doubt_colors
 from mclst.sections.section import Spots
 from mclst.sections.tables.spots import read_spots
 
@@ -116,6 +117,8 @@ def predict(
         with log.clock.stage("stain"):
             stain = check_stain(slide, table.xy_px, any_stain=options.any_stain)
         trust = open_trust(model, options, stain)
+        if doubt := doubt_colors(stain, trust.calibration):
+            log.note(f"{slide.path.name}: {doubt}")
         channels = find_genes(options.genes, trust.genes)
         inputs = RunInputs(slide, table, grid, slide_resolution(slide, table, options.mpp))
         spec = retrieval_spec(model, options)

@@ -2,7 +2,7 @@
 
 Light that stain absorbs follows Beer and Lambert: optical density -log10(I/I0) is the sum of the stains' own,
 each a fixed direction in RGB. Both stains of H&E absorb green most, so their hues lie between blue and pink.
-DAB absorbs blue most, and looks brown. Fluorescence emits light: its background is black.
+DAB absorbs blue most, and looks brown. Fluorescence emits light: its background is black beside what shines.
 """
 
 from __future__ import annotations
@@ -13,8 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BLACK, BRIGHT = 40, 100
-"""A pixel is black if R, G and B are below this, of 255 in the glass; bright if all are above."""
+BLACK, BRIGHT = 0.2, 0.4
+"""A pixel is black if R, G and B are below this share of the light, bright if all are above this one.
+
+The light is the glass's; where none is in sight, the brightest hundredth of the tissue. Half of a strong
+stain that was scanned dark stays above two fifths of it, and fluorescence does not."""
+DARKEST_LIGHT = 40
+"""Below this level of 255 there is no light."""
 STAINED_OD = 0.15
 """Sum of the optical densities of R, G and B from which a pixel counts as stained."""
 FIRST_HUE, LAST_HUE = 200.0, 10.0
@@ -31,10 +36,14 @@ LEAST_STAINED = 0.005
 LEAST_SATURATION = 0.05
 LEAST_H_AND_E = 0.75
 LEAST_DAB = 0.2
-LEAST_SKY, MOST_PURPLE, LEAST_TEXTURE = 0.5, 0.02, 8.0
+LEAST_SKY, MOST_PURPLE = 0.5, 0.02
 WHITE, NEUTRAL = 190, 16
 """Limits of `name_other_stain`. H&E slides tried, with 20 changes of color each: black up to 0.07, saturation
-from 0.08, H&E hues from 0.96 with glass in sight. Photographs: H&E hues up to 0.67 (of a blue sky 0.84)."""
+from 0.08, purple from 0.09, H&E hues from 0.96 with glass in sight. Photographs: H&E hues up to 0.67."""
+MAGENTA, BROWN, PURE_BLUE = 0.22, 1.1, 0.27
+"""Limits of `doubt_stain`: absorption of blue over that of green, of the redder stain; and over that of red,
+of the bluer one. H&E slides as they are: 0.43 to 0.85, 0.28 to 0.65. Published vectors (Ruifrok and Johnston
+2001; Landini et al. 2021): PAS 0.16, DAB 1.36; Giemsa 0.24, Alcian blue 0.18, Masson and Azan 0.13."""
 
 Color = tuple[float, float, float]
 
@@ -47,6 +56,8 @@ class Stain:
     ----------
     places : int
         Pieces of tissue measured.
+    light : float
+        Level of 255 that counts as full light.
     black, bright, stained : float
         Share of their pixels that is black, bright, or has an optical density above `STAINED_OD`.
     saturation : float
@@ -55,8 +66,6 @@ class Stain:
         Share of the color, weighed by (largest - smallest) optical density, with the hues of H&E or DAB.
     blue, purple : float
         Share of the color with hues of the sky, or of eosin and what it mixes with: purple to pink.
-    texture : float
-        Median standard deviation of green, in levels of 255, within a piece of tissue.
     density : float
         Median sum of the optical densities over the stained pixels.
     background : (float, float, float)
@@ -67,6 +76,7 @@ class Stain:
     """
 
     places: int
+    light: float
     black: float
     bright: float
     stained: float
@@ -75,7 +85,6 @@ class Stain:
     brown: float
     blue: float
     purple: float
-    texture: float
     density: float
     background: Color
     hematoxylin: Color
@@ -93,7 +102,7 @@ def measure_stain(tissue: NDArray[np.uint8], overview: NDArray[np.uint8]) -> Sta
         Places all over the slide, for the color of the glass.
     """
     pixels = tissue.reshape(-1, 3)
-    glass = _glass(overview.reshape(-1, 3), pixels)
+    glass, light = _glass(overview.reshape(-1, 3), pixels)
     # One logarithm per value and channel instead of one per pixel.
     transmitted = np.clip(np.arange(256)[:, None] / glass, 1 / 256, 1).astype(np.float32)
     densities = -np.log10(transmitted)
@@ -111,15 +120,15 @@ def measure_stain(tissue: NDArray[np.uint8], overview: NDArray[np.uint8]) -> Sta
     hematoxylin, eosin = stain_vectors(density)
     return Stain(
         places=len(tissue),
-        black=float((pixels.max(axis=1) < BLACK * glass.min() / 255).mean()),
-        bright=float((pixels.min(axis=1) > BRIGHT).mean()),
+        light=light,
+        black=float((pixels.max(axis=1) < BLACK * light).mean()),
+        bright=float((pixels.min(axis=1) > BRIGHT * light).mean()),
         stained=float(stained.mean()),
         saturation=float((chroma / total).mean()) if len(total) else 0.0,
         h_and_e=float(chroma[of_h_and_e].sum()) / color,
         brown=float(chroma[of_dab].sum()) / color,
         blue=float(chroma[of_sky].sum()) / color,
         purple=float(chroma[of_eosin].sum()) / color,
-        texture=float(np.median(tissue[..., 1].std(axis=(1, 2)))) if len(tissue) else 0.0,
         density=float(np.median(total)) if len(total) else 0.0,
         background=_color(glass),
         hematoxylin=hematoxylin,
@@ -129,7 +138,7 @@ def measure_stain(tissue: NDArray[np.uint8], overview: NDArray[np.uint8]) -> Sta
 
 def name_other_stain(stain: Stain) -> str:
     """Say what a slide is if it is no H&E, with the measure that tells; "" for H&E."""
-    if stain.black >= ALL_BLACK:
+    if stain.light < DARKEST_LIGHT or stain.black >= ALL_BLACK:
         return "it is black"
     if stain.black >= MOST_BLACK and stain.bright < LEAST_BRIGHT:
         return f"{stain.black:.0%} of its tissue is black and hardly any of it bright, as in fluorescence"
@@ -137,8 +146,8 @@ def name_other_stain(stain: Stain) -> str:
         return "its tissue places hold no stain, as blank glass"
     if stain.saturation < LEAST_SATURATION:
         return "it is gray and has no stain's color"
-    if stain.blue >= LEAST_SKY and stain.purple < MOST_PURPLE and stain.texture < LEAST_TEXTURE:
-        return f"{stain.blue:.0%} of its color is smooth blue and none pink, as of the sky in a photograph"
+    if stain.blue >= LEAST_SKY and stain.purple < MOST_PURPLE:
+        return f"{stain.blue:.0%} of its color is blue and none purple or pink, as of the sky in a photograph"
     on_glass = min(stain.background) >= WHITE and max(stain.background) - min(stain.background) < NEUTRAL
     if stain.brown >= LEAST_DAB and stain.h_and_e + stain.brown >= LEAST_H_AND_E and on_glass:
         return f"{stain.brown:.0%} of its color is brown, as of DAB in immunohistochemistry"
@@ -147,6 +156,22 @@ def name_other_stain(stain: Stain) -> str:
             f"{stain.h_and_e:.0%} of its color is the blue, purple and pink of hematoxylin and eosin, "
             "as in a photograph or with another stain"
         )
+    return ""
+
+
+def doubt_stain(stain: Stain) -> str:
+    """Say what other stain the colors may be of; "" if they are as of H&E.
+
+    For what is not surely something else: eosins of some cameras are as magenta as PAS, and of some slides no
+    pure eosin is seen.
+    """
+    bluer, redder = stain.hematoxylin, stain.eosin
+    if redder[2] < MAGENTA * redder[1]:
+        return "its red is magenta, as of PAS"
+    if redder[2] > BROWN * redder[1]:
+        return "its red is brown, as of DAB"
+    if bluer[2] < PURE_BLUE * bluer[0]:
+        return "its blue is purer than hematoxylin, as of Giemsa, trichrome or Alcian blue"
     return ""
 
 
@@ -175,13 +200,17 @@ def _color(values: NDArray[np.floating[Any]]) -> Color:
     return red, green, blue
 
 
-def _glass(overview: NDArray[np.uint8], tissue: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """The color of glass: the brightest twentieth of the slide, else of the tissue; else white."""
+def _glass(overview: NDArray[np.uint8], tissue: NDArray[np.uint8]) -> tuple[NDArray[np.float64], float]:
+    """The color of glass, and the level of full light.
+
+    Glass is the brightest twentieth of the slide, else of the tissue; else white, with the tissue's light.
+    """
     for pixels in (overview, tissue):
         brightest = np.percentile(pixels, 95, axis=0) if len(pixels) else np.zeros(3)
         if brightest.min() >= DARKEST_GLASS and np.ptp(brightest) <= MOST_TINTED:
-            return np.asarray(brightest, np.float64)
-    return np.full(3, 255.0)
+            return np.asarray(brightest, np.float64), float(brightest.min())
+    light = np.percentile(tissue.max(axis=1), 99) if len(tissue) else 0.0
+    return np.full(3, 255.0), float(light)
 
 
 def _hue(rgb: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.trust.calibration import Calibration, stain_values
-from mclst.runtime.trust.stain import Stain
+from mclst.runtime.trust.stain import Stain, doubt_stain
 
 NOT_CALIBRATED = "not calibrated: nothing is known of the error of this map"
 BACKGROUND, ANGLE, DENSITY = 35.0, 15.0, 1.6
@@ -31,7 +31,7 @@ class Verdict:
     outside_level : float
         The level, 0 to 1: the share of held-out spots that are nearer.
     colors : str
-        How the colors differ from the reference's; "" if they do not, or nothing is known.
+        How the colors differ from the reference's, or without one from H&E's; "" if they do not.
     stain : Stain or None
         Measured of the slide; None if not.
     calibration : Calibration or None
@@ -60,9 +60,8 @@ class Verdict:
             record["sections"] = self.calibration.sections
             record["spots"] = self.calibration.spots
         if self.stain is not None:
-            record["colors"] = self.colors or "as the reference's"
-            if self.calibration is None or not len(self.calibration.stain):
-                record["colors"] = "nothing to compare them with"
+            compared = self.calibration is not None and len(self.calibration.stain)
+            record["colors"] = self.colors or ("as the reference's" if compared else "as of H&E")
             record["stain"] = {
                 "background": list(self.stain.background),
                 "hematoxylin": list(self.stain.hematoxylin),
@@ -93,9 +92,10 @@ def judge(
     why_not : str
         Why there is no calibration, if it is not the bundle's.
     """
+    doubt = doubt_colors(stain, calibration)
     if calibration is None or percentile is None:
-        text = NOT_CALIBRATED + (f" ({why_not})" if why_not else "")
-        return Verdict(text, None, outside_level, stain=stain)
+        text = NOT_CALIBRATED + (f" ({why_not})" if why_not else "") + (f"; {doubt}" if doubt else "")
+        return Verdict(text, None, outside_level, doubt, stain)
     colors = "" if stain is None else compare_colors(stain, calibration)
     basis = f"{calibration.spots:,} spots of {_count(calibration.sections, 'section')}"
     share = float((percentile > outside_level).mean()) if len(percentile) else 0.0
@@ -104,11 +104,21 @@ def judge(
         text += ", so most of this map is a guess"
     if colors:
         text += f"; its colors differ: {colors}"
+    elif doubt:
+        text += f"; {doubt}"
     elif stain is not None and len(calibration.stain):
         text += "; its colors are like theirs"
     if calibration.optimistic:
         text += f"; {OPTIMISTIC}"
-    return Verdict(text, share, outside_level, colors, stain, calibration)
+    return Verdict(text, share, outside_level, colors or doubt, stain, calibration)
+
+
+def doubt_colors(stain: Stain | None, calibration: Calibration | None) -> str:
+    """Say what other stain than H&E the colors may be of, where no reference tells; "" if none."""
+    if stain is None or (calibration is not None and len(calibration.stain)):
+        return ""
+    doubt = doubt_stain(stain)
+    return f"it may be another stain than H&E: {doubt}" if doubt else ""
 
 
 def compare_colors(stain: Stain, calibration: Calibration) -> str:

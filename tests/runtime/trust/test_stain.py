@@ -28,8 +28,8 @@ from mclst.runtime.tiling.grid import make_grid
 from mclst.runtime.tiling.tissue import find_tissue
 from mclst.runtime.trust.calibration import stain_values
 from mclst.runtime.trust.places import TISSUE_PLACES, check_stain, read_stain
-from mclst.runtime.trust.stain import measure_stain, name_other_stain, stain_vectors
-from mclst.runtime.trust.verdict import compare_colors
+from mclst.runtime.trust.stain import Stain, doubt_stain, measure_stain, name_other_stain, stain_vectors
+from mclst.runtime.trust.verdict import NOT_CALIBRATED, compare_colors, judge
 from mclst.sections.tables.spots import read_spots
 
 Pixels = NDArray[np.uint8]
@@ -60,7 +60,7 @@ def absorbed(amounts: NDArray[np.float64], densities: NDArray[np.float64]) -> Pi
     hematoxylin=st.floats(0, 1),
     eosin=st.floats(0, 1),
     strength=st.floats(0.35, 1.7),
-    exposure=st.floats(0.7, 1.0),
+    exposure=st.floats(0.5, 1.0),
     gain=st.tuples(*[st.floats(0.82, 1.0)] * 3),
     gamma=st.floats(0.8, 1.3),
     glass=st.booleans(),
@@ -106,6 +106,17 @@ def sky(top: tuple[int, int, int], bottom: tuple[int, int, int]) -> Pixels:
     return np.round(noisy).astype(np.uint8)
 
 
+def sea() -> Pixels:
+    """Waves: blues of all brightness, from pixel to pixel."""
+    light = np.random.default_rng(8).uniform(0.4, 1.0, (200, 200, 1))
+    hue = np.random.default_rng(9).uniform(0, 25, (200, 200, 1))
+    return np.round(light * np.array((40, 110, 200)) + hue * (0, 1, 0)).astype(np.uint8)
+
+
+def dim(pixels: Pixels) -> Pixels:
+    return np.round(pixels * 0.3 + 10).astype(np.uint8)
+
+
 def photograph(name: str) -> Callable[[], Pixels]:
     def load() -> Pixels:
         if name == "china":
@@ -125,11 +136,13 @@ def photograph(name: str) -> Callable[[], Pixels]:
         (lambda: dab(0.4), "DAB"),
         (lambda: fluorescence((2,)), "fluorescence"),
         (lambda: fluorescence((0, 1, 2)), "fluorescence"),
+        (lambda: dim(fluorescence((1,))), "fluorescence"),
         (lambda: np.zeros((100, 100, 3), np.uint8), "black"),
         (lambda: np.full((100, 100, 3), 244, np.uint8), "glass"),
         (lambda: tissue()[..., 1:2].repeat(3, axis=2), "gray"),
         (lambda: sky((60, 110, 190), (170, 205, 235)), "sky"),
         (lambda: sky((70, 130, 180), (100, 149, 237)), "sky"),
+        (sea, "sky"),
         (photograph("immunohistochemistry"), "DAB"),
         (photograph("astronaut"), "photograph"),
         (photograph("chelsea"), "photograph"),
@@ -148,23 +161,51 @@ def test_a_little_dab_among_h_and_e_is_accepted() -> None:
 
 PUBLISHED = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581]])
 """Hematoxylin and eosin of Macenko et al. (2009), as their published code has them."""
-PAS = np.array([0.175, 0.972, 0.154])
-"""Periodic acid-Schiff with hematoxylin, of ImageJ's Colour Deconvolution (Landini et al. 2021)."""
+HEMATOXYLIN, EOSIN = (0.644, 0.717, 0.267), (0.093, 0.954, 0.283)
+"""Of ImageJ's Colour Deconvolution (Landini et al. 2021), and so are the pairs below."""
+OTHERS = {
+    "PAS": (HEMATOXYLIN, (0.175, 0.972, 0.155), "PAS"),
+    "Giemsa": ((0.835, 0.514, 0.196), EOSIN, "Giemsa"),
+    "Masson's trichrome": ((0.800, 0.591, 0.105), (0.100, 0.737, 0.668), "trichrome"),
+    "Azan": ((0.853, 0.509, 0.113), (0.093, 0.866, 0.491), "trichrome"),
+    "Alcian blue": ((0.875, 0.458, 0.158), (0.553, 0.754, 0.354), "Alcian blue"),
+    "DAB everywhere": (HEMATOXYLIN, tuple(DAB), "DAB"),
+}
 
 
-def test_magenta_instead_of_eosin_is_named_by_the_verdict_of_a_calibrated_bundle() -> None:
-    """By its colors alone, PAS is not told from an eosin of another scanner."""
+def pair(first: object, second: object) -> Stain:
+    """Two stains, each alone in places and mixed in the others."""
     amounts = np.random.default_rng(7).gamma(1.0, 0.35, (100, 100, 2))
     amounts[:30, :, 0] = 0
     amounts[30:60, :, 1] = 0
-    of = {
-        name: measure_stain(places(absorbed(amounts, np.stack([PUBLISHED[0], second]))), GLASS)
-        for name, second in (("eosin", PUBLISHED[1]), ("PAS", PAS))
-    }
-    assert [name_other_stain(stain) for stain in of.values()] == ["", ""]
-    calibration = calibrate(held_out(groups=2), stain=np.array([stain_values(of["eosin"])]))
-    assert compare_colors(of["eosin"], calibration) == ""
-    assert "the hue of eosin" in compare_colors(of["PAS"], calibration)
+    return measure_stain(places(absorbed(amounts, np.array([first, second]))), GLASS)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_pair_of_stains_is_refused_or_doubted_by_its_name(name: str) -> None:
+    bluer, redder, word = OTHERS[name]
+    stain = pair(bluer, redder)
+    assert word in name_other_stain(stain) or word in doubt_stain(stain)
+    if not name_other_stain(stain):
+        verdict = judge(None, None, 0.95, stain)
+        assert "it may be another stain than H&E" in verdict.text and word in verdict.text
+        assert word in verdict.as_dict()["colors"]
+
+
+@pytest.mark.parametrize("vectors", [PUBLISHED, (HEMATOXYLIN, EOSIN), (HEMATOXYLIN, PUBLISHED[1])])
+def test_published_vectors_of_h_and_e_are_not_doubted(vectors: object) -> None:
+    stain = pair(*vectors)  # type: ignore[misc]
+    assert name_other_stain(stain) == doubt_stain(stain) == ""
+    assert judge(None, None, 0.95, stain).text == NOT_CALIBRATED
+
+
+def test_a_calibrated_bundle_compares_with_its_own_reference_instead() -> None:
+    stains = {"H&E": pair(*PUBLISHED), "PAS": pair(PUBLISHED[0], OTHERS["PAS"][1])}
+    calibration = calibrate(held_out(groups=2), stain=np.array([stain_values(stains["H&E"])]))
+    assert compare_colors(stains["H&E"], calibration) == ""
+    assert "the hue of eosin" in compare_colors(stains["PAS"], calibration)
+    own = calibrate(held_out(groups=2), stain=np.array([stain_values(stains["PAS"])]))
+    assert "another stain" not in judge(own, np.zeros(3), 0.95, stains["PAS"]).text
 
 
 def test_macenko_finds_the_stains_that_were_mixed() -> None:
@@ -264,7 +305,7 @@ def test_the_real_slide_of_skin_is_accepted(slides: Path) -> None:
         assert slide.mpp is not None
         grid = make_grid(slide, 100, slide.mpp, find_tissue(slide, slide.mpp))
         stain = check_stain(slide, grid.spots.xy_px)
-    assert stain is not None and stain.h_and_e > 0.95
+    assert stain is not None and stain.h_and_e > 0.95 and doubt_stain(stain) == ""
 
 
 CHANGES: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
@@ -288,7 +329,8 @@ def test_real_sections_are_accepted_with_any_change_of_color(her2st: Path, secti
         cut = [np.asarray(picture.crop((x - 60, y - 60, x + 60, y + 60)).reduce(4)) for x, y in spots]
     for name, change in CHANGES.items():
         pixels = np.round(255 * change(np.stack(cut) / 255.0)).astype(np.uint8)
-        assert name_other_stain(measure_stain(pixels, pixels[:0])) == "", name
+        stain = measure_stain(pixels, pixels[:0])
+        assert name_other_stain(stain) == doubt_stain(stain) == "", name
 
 
 def test_a_tiff_of_one_color_of_h_and_e_is_accepted(tmp_path: Path) -> None:
