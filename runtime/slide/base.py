@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mclst.runtime.errors import SlideError
+from mclst.runtime.slide.area_mean import area_mean, window_edges
 from mclst.runtime.slide.metadata import Objective
 from mclst.sections.location import SlideLocation
 
@@ -238,18 +239,21 @@ class Slide(ABC):
             if i == 0 or (size.width_px >= width and size.height_px >= height)
         )
         size = self.levels[level]
-        step = size.height_px / height
-        rows = max(1, int(STRIP_PX / size.width_px / step))
+        rows, columns = window_edges(size.height_px, height), window_edges(size.width_px, width)
         picture = np.empty((height, width, 3), np.uint8)
         # In strips, so that memory is bounded whatever the size of the level.
-        for row in range(0, height, rows):
-            end = min(row + rows, height)
-            top, bottom = int(row * step), min(size.height_px, int(np.ceil(end * step)))
-            strip = self._read_or_white(0, top, size.width_px, bottom - top, level)
-            # A box filter never looks beyond the rows an output row covers, so strips join without a seam.
-            box = (0.0, row * step - top, float(size.width_px), min(end * step, size.height_px) - top)
-            image = Image.fromarray(strip).resize((width, end - row), Image.Resampling.BOX, box=box)
-            picture[row:end] = np.asarray(image)
+        at_once = max(1, int(STRIP_PX / size.width_px / (size.height_px / height)))
+        buffer: NDArray[np.uint8] | None = None
+        for row in range(0, height, at_once):
+            bounds = rows[row : row + at_once + 1]
+            top, bottom = int(bounds[0]), int(bounds[-1])
+            strip = self._rows_in_memory(top, bottom, level)
+            if strip is None:
+                if buffer is None or len(buffer) < bottom - top:
+                    buffer = np.empty((bottom - top, size.width_px, 3), np.uint8)
+                strip = buffer[: bottom - top]
+                self._read_or_white(strip, 0, top, level)
+            picture[row : row + at_once] = area_mean(strip, bounds - top, columns)
         return picture, max(width, height) / longest
 
     def overview(self, max_px: int) -> tuple[NDArray[np.uint8], float]:
@@ -271,20 +275,28 @@ class Slide(ABC):
         scale = min(1.0, max_px / max(self.width_px, self.height_px))
         return max(1, round(self.width_px * scale)), max(1, round(self.height_px * scale))
 
-    def _read_or_white(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
-        """Read a rectangle, halving it around what cannot be decoded until the white hole is small."""
+    def _rows_in_memory(self, top: int, bottom: int, level: int) -> NDArray[np.uint8] | None:
+        """Return whole rows uint8 [bottom - top, width, 3] of a level that is decoded already."""
+        return None
+
+    def _read_or_white(self, pixels: NDArray[np.uint8], x: int, y: int, level: int) -> None:
+        """Fill a rectangle, halving it around what cannot be decoded until the white hole is small."""
         try:
-            return self.read(x, y, width, height, level=level)
+            self.read_into(pixels, x, y, level=level)
+            return
         except TileReadError:
+            height, width, _ = pixels.shape
             if max(width, height) <= MIN_HOLE_PX:
-                return np.full((height, width, 3), 255, np.uint8)
+                pixels[:] = 255
+                return
         if width >= height:
             half = width // 2
-            left = self._read_or_white(x, y, half, height, level)
-            return np.hstack([left, self._read_or_white(x + half, y, width - half, height, level)])
-        half = height // 2
-        upper = self._read_or_white(x, y, width, half, level)
-        return np.vstack([upper, self._read_or_white(x, y + half, width, height - half, level)])
+            self._read_or_white(pixels[:, :half], x, y, level)
+            self._read_or_white(pixels[:, half:], x + half, y, level)
+        else:
+            half = height // 2
+            self._read_or_white(pixels[:half], x, y, level)
+            self._read_or_white(pixels[half:], x, y + half, level)
 
     @abstractmethod
     def _read_inside(self, pixels: NDArray[np.uint8], x: int, y: int, level: int) -> None:

@@ -43,6 +43,9 @@ class PictureSlide(Slide):
         height, width, _ = pixels.shape
         pixels[:] = picture[y : y + height, x : x + width]
 
+    def _rows_in_memory(self, top: int, bottom: int, level: int) -> NDArray[np.uint8] | None:
+        return None if self._pixels is None else self._pixels[top:bottom]
+
     def close(self) -> None:
         """Free the pixels."""
         self._pixels = None

@@ -227,7 +227,7 @@ def test_thumbnail_is_the_mean_over_blocks(
         assert scale == pytest.approx(0.1)
         means = image.reshape(30, 10, 42, 10, 3).mean((1, 3), dtype=np.float64)
         assert picture.shape == (30, 42, 3)
-        assert np.abs(picture - means).max() <= 1.0
+        assert np.abs(picture - means).max() <= 0.5
         same, scale = slide.thumbnail(5000)
         assert scale == 1.0
         np.testing.assert_array_equal(same, image)
@@ -238,13 +238,13 @@ def test_thumbnail_reads_the_smallest_sufficient_level(
 ) -> None:
     path, levels = write_layout(tmp_path, "tiled deflate")
     with open_slide(path) as slide:
-        read, levels_read = slide.read, set()
+        read_into, levels_read = slide.read_into, set()
 
-        def watched(*args: int, level: int) -> NDArray[np.uint8]:
+        def watched(pixels: NDArray[np.uint8], x: int, y: int, *, level: int) -> None:
             levels_read.add(level)
-            return read(*args, level=level)
+            read_into(pixels, x, y, level=level)
 
-        monkeypatch.setattr(slide, "read", watched)
+        monkeypatch.setattr(slide, "read_into", watched)
         picture, scale = slide.thumbnail(105)
         np.testing.assert_array_equal(picture, levels[2])
         assert scale == pytest.approx(0.25)
