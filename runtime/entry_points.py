@@ -69,9 +69,17 @@ def exit_now(number: int, frame: FrameType | None) -> None:
         os._exit(INTERRUPTED if interrupted else TERMINATED)
 
 
+LIBRARIES = {"PYDANTIC_DISABLE_PLUGINS": "__all__", "OPENBLAS_THREAD_TIMEOUT": "20"}
+"""Set unless the user did. pydantic would look for plugins in every installed package. Threads of OpenBLAS
+would spin for 30 ms after each product, beside the encoder; they sleep after 2^20 ticks, half a millisecond.
+"""
+
+
 def _entry_point(command: str) -> Callable[[], None]:
     def run() -> None:
         install_signal_handlers(exit_now)
+        for name, value in LIBRARIES.items():
+            os.environ.setdefault(name, value)
         try:
             importlib.import_module(COMMANDS[command][0]).main()
         except SystemExit as end:

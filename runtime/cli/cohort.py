@@ -252,7 +252,8 @@ def _check_folder(folder: Path, jobs: Mapping[str, Job], table: Path) -> None:
 
 
 def _check_retrieval(model: Model, jobs: Mapping[str, Job]) -> None:
-    from mclst.runtime.run.context import RetrievalError, retrieval_spec
+    from mclst.runtime.run.context import retrieval_spec
+    from mclst.runtime.run.options import RetrievalError
 
     for name, job in jobs.items():
         try:

@@ -155,8 +155,11 @@ def main(
         raise click.UsageError("--tissue-mask and --genes belong to --grid")
     if bins is not None and slide is not None and spots_path is None:
         raise click.UsageError("--bin belongs to --spots")
-    from mclst.runtime.run.context import RetrievalError
+    from mclst.runtime.run.early import begin_opening
+
+    opening = None if slide is None else begin_opening(slide, reader)
     from mclst.runtime.run.job import Job, run_job
+    from mclst.runtime.run.options import RetrievalError
 
     job = Job(
         slide or Path(), out, spots_path, stride_um, mask_path, reader, all_spots, region_path, options, bins
@@ -186,7 +189,11 @@ def main(
     with open_model(server, bundle_path, trusted, notify) as model:
         try:
             run = run_job(
-                model, job, watch=lambda count: progress("tiles", count, quiet=quiet), notify=notify
+                model,
+                job,
+                watch=lambda count: progress("tiles", count, quiet=quiet),
+                notify=notify,
+                opening=opening,
             )
         except RetrievalError as error:
             raise click.UsageError(str(error)) from error

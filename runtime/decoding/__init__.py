@@ -1,1 +1,1 @@
-"""Decoding of many segments in one call, outside the GIL."""
+"""Work on many pixels in one call outside the GIL: decoding, cutting, reducing."""

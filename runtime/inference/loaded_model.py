@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.background import Background
@@ -26,7 +26,9 @@ from mclst.runtime.inference.readout import Readout, open_readout
 from mclst.runtime.progress import Notify
 from mclst.runtime.resources import available_cores
 from mclst.runtime.trust.calibration import Calibration
-from mclst.sections.section import Spots
+
+if TYPE_CHECKING:
+    from mclst.sections.section import Spots
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.bundle.manifest import Manifest
@@ -15,7 +15,9 @@ from mclst.runtime.inference.memory_budget import Fit
 from mclst.runtime.inference.readout import Readout
 from mclst.runtime.progress import Notify
 from mclst.runtime.trust.calibration import Calibration
-from mclst.sections.section import Spots
+
+if TYPE_CHECKING:
+    from mclst.sections.section import Spots
 
 
 @dataclass(frozen=True)

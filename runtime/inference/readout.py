@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,9 @@ from mclst.runtime.errors import BundleError, InputError, ResourceError
 from mclst.runtime.inference.providers import onnxruntime_beside
 from mclst.runtime.inference.slide_network import SlideNetworkSession, check_positions
 from mclst.runtime.trust.measures import add_section_columns, split_section_columns
-from mclst.sections.section import Spots
+
+if TYPE_CHECKING:
+    from mclst.sections.section import Spots
 
 RETRIEVE_ROWS = 512
 """Embeddings gathered per retrieval: enough to fill a matrix product, 0.5 MB at 256 dimensions."""

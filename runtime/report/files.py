@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,10 @@ from numpy.typing import NDArray
 from mclst.runtime.atomic import check_writable, remove_stale
 from mclst.runtime.choices import FIGURE_FORMATS
 from mclst.runtime.errors import InputError, ResourceError
-from mclst.runtime.expression_map.reader import Map, TissueImage
 from mclst.runtime.report.page.openseadragon import check_viewer
+
+if TYPE_CHECKING:
+    from mclst.runtime.expression_map.reader import Map, TissueImage
 
 SUFFIXES = {
     "html": ".html",

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.encoder.cpu_stages import CpuSession
 from mclst.runtime.encoder.session import Session
-from mclst.runtime.errors import BundleError, InputError, SlideError
+from mclst.runtime.errors import BundleError, SlideError
 from mclst.runtime.inference.batch_choice import prompt_batch
 from mclst.runtime.inference.encoder_choice import EncoderChoice
 from mclst.runtime.inference.head import LinearHead
@@ -19,7 +19,7 @@ from mclst.runtime.inference.model import Model, describe_location
 from mclst.runtime.inference.neighborhood import NeighborhoodMeans
 from mclst.runtime.inference.readout import Readout
 from mclst.runtime.progress import Advance, Clock, Notify
-from mclst.runtime.run.options import RunOptions, most_bad_tiles
+from mclst.runtime.run.options import RetrievalError, RunOptions, most_bad_tiles
 from mclst.runtime.run.outputs import Outputs
 from mclst.runtime.run.trust import RunTrust
 from mclst.runtime.slide.base import Slide
@@ -29,10 +29,6 @@ from mclst.runtime.tiling.tiles import Tiles, TileShape
 from mclst.sections.section import Spots
 
 LOGGER = logging.getLogger("mclst")
-
-
-class RetrievalError(InputError):
-    """Retrieval options that exclude each other."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,16 @@
-"""Libraries that a run needs later, loaded beside its work: together they take a second."""
+"""What a run needs later, begun beside its other work: the slide, and libraries."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from mclst.runtime.background import Background
+from mclst.sections.location import SlideLocation, local_path
+
+if TYPE_CHECKING:
+    from mclst.runtime.slide.base import Slide
 
 DRAWS = ("mclst.runtime.report.figures.contact_sheet",)
 MAKES_PAGES = ("mclst.runtime.report.page.slide_page",)
@@ -21,3 +26,16 @@ def load_beside(*, draw: bool, page: bool) -> None:
                 import_module(name)
 
     Background(load, "imports")
+
+
+def begin_opening(location: SlideLocation, reader: str) -> Background[Slide] | None:
+    """Begin to open a slide of this machine, as `open_slide` does; None for one that is elsewhere."""
+    if local_path(location) is None:
+        return None
+
+    def open_it() -> Slide:
+        from mclst.runtime.slide.open import open_slide
+
+        return open_slide(location, reader=reader)
+
+    return Background(open_it, "slide")

@@ -7,31 +7,30 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mclst.runtime.background import Background
 from mclst.runtime.errors import InputError, SlideError
 from mclst.runtime.expression_map.journal import describe_difference
-from mclst.runtime.expression_map.parts import SlidePart
 from mclst.runtime.hashing import file_sha256
-from mclst.runtime.inference.model import Model
 from mclst.runtime.progress import Advance, Notify
 from mclst.runtime.report.files import Files
-from mclst.runtime.run.early import load_beside
 from mclst.runtime.run.hashes import SlideHash
 from mclst.runtime.run.options import RunOptions
 from mclst.runtime.run.outputs import Outputs
-from mclst.runtime.run.predict import predict
-from mclst.runtime.run.report import DONE, Run
-from mclst.runtime.slide.base import Slide
+from mclst.runtime.run.report import DONE
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.storage.digest import slide_stamp
-from mclst.runtime.tiling.grid import Grid, make_grid
-from mclst.runtime.tiling.region import restrict_grid, restrict_spots
-from mclst.runtime.tiling.tissue import find_tissue, read_mask
 from mclst.sections.errors import UnknownScale
 from mclst.sections.location import RemoteLocation, SlideLocation, local_path
-from mclst.sections.section import Spots
-from mclst.sections.tables.spots import read_spots
+
+if TYPE_CHECKING:
+    from mclst.runtime.expression_map.parts import SlidePart
+    from mclst.runtime.inference.model import Model
+    from mclst.runtime.run.report import Run
+    from mclst.runtime.slide.base import Slide
+    from mclst.runtime.tiling.grid import Grid
+    from mclst.sections.section import Spots
 
 HIRES_IMAGE, PATCHES_SUFFIX = "tissue_hires_image.png", ".h5"
 """Space Ranger's picture and HEST's patches: positions become those of the picture."""
@@ -82,6 +81,10 @@ def resolve_spots(job: Job, slide: Slide, table: Spots | None = None) -> Spots |
     Raises SlideError if µm are needed and the slide's scale is unknown, SpotsError if no spot is in the
     region.
     """
+    from mclst.runtime.tiling.grid import make_grid
+    from mclst.runtime.tiling.region import restrict_grid, restrict_spots
+    from mclst.runtime.tiling.tissue import find_tissue, read_mask
+
     mpp = slide.mpp if job.options.mpp is None else job.options.mpp
     if job.spots is not None:
         spots = table or _read_spots(job, job.spots, mpp)
@@ -98,6 +101,8 @@ def resolve_spots(job: Job, slide: Slide, table: Spots | None = None) -> Spots |
 
 def _read_spots(job: Job, path: Path, mpp: float | None) -> Spots:
     """A table of spots, or the spots of a measured section."""
+    from mclst.sections.tables.spots import read_spots
+
     picture = local_path(job.slide)
     is_picture = picture is not None and (picture.name == HIRES_IMAGE or picture.suffix == PATCHES_SUFFIX)
     if not path.is_dir() and not is_picture:
@@ -120,14 +125,18 @@ def run_job(
     notify: Notify = lambda text: None,
     identity: Mapping[str, str] | None = None,
     shard: SlidePart | None = None,
+    opening: Background[Slide] | None = None,
 ) -> Run:
-    """Predict one slide; see `predict`."""
+    """Predict one slide; see `predict`. opening: the slide, if it is being opened already."""
+    _begin_early(model, job)
+    from mclst.runtime.run.predict import predict  # takes a while, and loads beside what has begun
+    from mclst.runtime.tiling.grid import Grid
+
     table = None
     if job.spots is not None:
         with suppress(UnknownScale):  # a table in µm is read once the slide says its scale
             table = _read_spots(job, job.spots, job.options.mpp)
-    _begin_early(model, job)
-    with open_slide(job.slide, reader=job.reader) as slide:
+    with open_slide(job.slide, reader=job.reader) if opening is None else opening.result() as slide:
         spots = resolve_spots(job, slide, table)
         with watch(len(spots.spots if isinstance(spots, Grid) else spots)) as advance:
             return predict(
@@ -150,7 +159,6 @@ def _begin_early(model: Model, job: Job) -> None:
     path = local_path(job.slide)
     if (path is None or path.exists()) and options.memory_budget is None and not stopped:
         model.prepare(options.provider, options.precision, options.batch_size)
-    load_beside(draw=options.picture, page=options.files is None or options.files.html is not False)
 
 
 def identity(model: Model, job: Job) -> dict[str, str]:

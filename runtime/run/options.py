@@ -21,6 +21,10 @@ _LATER = {"later": True}
 """Counts only if it is not the default: maps from before the option are still of the same options."""
 
 
+class RetrievalError(InputError):
+    """Retrieval options that exclude each other."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """How a slide is predicted.

@@ -6,15 +6,18 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mclst.runtime.atomic import check_distinct, check_writable, remove_stale
 from mclst.runtime.errors import OutputError
 from mclst.runtime.report.files import Files, check_paths
 from mclst.runtime.run.options import RunOptions
 from mclst.runtime.run.report import check_report
-from mclst.runtime.slide.base import Slide
 from mclst.sections.location import local_path
-from mclst.sections.section import Spots
+
+if TYPE_CHECKING:
+    from mclst.runtime.slide.base import Slide
+    from mclst.sections.section import Spots
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,10 +22,10 @@ from mclst.runtime.inference.loaded_model import LoadedModel
 from mclst.runtime.inference.model import Model, describe_location
 from mclst.runtime.inference.readout import NotFinite
 from mclst.runtime.progress import Advance, Notify
-from mclst.runtime.report.export.ome_tiff import find_genes
 from mclst.runtime.report.files import Files
 from mclst.runtime.resources import check_limit
 from mclst.runtime.run.context import RunContext, RunInputs, RunLog, open_run, retrieval_spec
+from mclst.runtime.run.early import load_beside
 from mclst.runtime.run.encoded_tiles import EncodedTiles
 from mclst.runtime.run.encoder import choose_encoder, stopped_batch
 from mclst.runtime.run.hashes import RemoteIdentity, SlideHash, identity_of
@@ -119,12 +119,10 @@ def predict(
         trust = open_trust(model, options, stain)
         if doubt := doubt_colors(stain, trust.calibration):
             log.note(f"{slide.path.name}: {doubt}")
-        channels = find_genes(options.genes, trust.genes)
+        channels = _channels(options, trust)
         inputs = RunInputs(slide, table, grid, slide_resolution(slide, table, options.mpp))
         spec = retrieval_spec(model, options)
         overview = None
-        if shard is None or shard.part is None:
-            overview = Background(lambda: slide.overview(picture_px(files)), "overview")
         run: RunContext | None = None
         with _open_writer(outputs.map, model, trust, table, shard) as writer:
             try:
@@ -135,6 +133,10 @@ def predict(
                 run = open_run(model, options, choice, inputs, outputs, log, spec, trust, batch)
                 if left_out:
                     log.note(left_out)
+                if shard is None or shard.part is None:
+                    # Not before: until the first tile is encoded, the cores are busy with what it needs.
+                    overview = Background(lambda: slide.overview(picture_px(files)), "overview")
+                    load_beside(draw=outputs.sheet is not None, page="html" in outputs.files)
                 _stream(run, writer, slide_hash, shard, check_outputs=check_later)
                 if isinstance(writer, PartWriter):
                     return summarize(run, writer)
@@ -157,6 +159,15 @@ def predict(
     if shard is not None:
         remove_parts(outputs.map, shard)
     return summary
+
+
+def _channels(options: RunOptions, trust: RunTrust) -> Sequence[int]:
+    """Columns of the genes of which an image is made."""
+    if not options.genes:
+        return ()
+    from mclst.runtime.report.export.ome_tiff import find_genes
+
+    return find_genes(options.genes, trust.genes)
 
 
 def _table(spots: Spots | Grid | str | Path) -> Spots:

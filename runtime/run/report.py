@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mclst.runtime.atomic import check_writable, write_atomically
-from mclst.runtime.inference.encoder_choice import EncoderChoice
+
+if TYPE_CHECKING:
+    from mclst.runtime.inference.encoder_choice import EncoderChoice
 
 FORMAT = "mclst-run/1"
 DONE, STOPPED = "done", "stopped"

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mclst.runtime.decoding.area_mean import area_mean, window_edges
 from mclst.runtime.errors import SlideError
-from mclst.runtime.slide.area_mean import area_mean, window_edges
 from mclst.runtime.slide.metadata import Objective
 from mclst.sections.location import SlideLocation
 

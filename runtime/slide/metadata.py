@@ -6,9 +6,11 @@ import math
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from tifffile import TiffFile, TiffPage
+if TYPE_CHECKING:
+    from tifffile import TiffFile, TiffPage
 
 MIN_MPP, MAX_MPP = 0.05, 10.0
 ANISOTROPY = 0.05

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mclst.runtime.slide.area_mean import area_mean, area_mean_by_numpy, compiled, window_edges
+from mclst.runtime.decoding.area_mean import area_mean, area_mean_by_numpy, compiled, window_edges
 
 SIZES = st.tuples(st.integers(1, 90), st.integers(1, 90))
 WAYS = [
