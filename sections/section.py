@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from mclst.sections.location import SlideLocation
 
 if TYPE_CHECKING:
+    import pandas as pd
     import scipy.sparse as sp
 
 
