@@ -51,10 +51,9 @@ class PatchSlide(Slide):
             )
         self._paste(pixels, x, y, rows)
 
-    def _read_or_white(self, x: int, y: int, width: int, height: int, level: int) -> NDArray[np.uint8]:
-        pixels = np.full((height, width, 3), 255, np.uint8)
+    def _read_or_white(self, pixels: NDArray[np.uint8], x: int, y: int, level: int) -> None:
+        pixels[:] = 255
         self._paste(pixels, x, y, self._under(pixels, x, y))
-        return pixels
 
     def _under(self, pixels: NDArray[np.uint8], x: int, y: int) -> list[int]:
         """Patches that share pixels with a rectangle, the nearest last; only that one if it has them all."""
