@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import base64
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import h5py
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.expression_map.morans_i import BLOCK_BYTES
-from mclst.runtime.report.figures.colors import color_limits
 
 FINE_STEPS, COARSE_STEPS = 65_534, 254
 """Steps of a gene's range that two bytes and one byte hold; code 0 marks a missing value."""
@@ -21,6 +20,9 @@ MAX_FINE_VALUES = 1_000_000
 """Maps with more values (spots x genes) use COARSE_STEPS."""
 BATCH_VALUES = 20_000_000
 """Values read at a time, of each matrix."""
+CHUNK_VALUES = 500_000
+"""Values quantized at a time."""
+LEVEL = 6
 GENE_CHARS, CHANNEL_CHARS = 160, 140
 """Estimated characters of a gene outside the blocks: name and table row; its channel in each layer."""
 
@@ -49,7 +51,7 @@ class DataBlocks:
 
 def encode_block(content: bytes) -> str:
     """Deflate bytes and encode them as base64."""
-    return base64.b64encode(zlib.compress(content)).decode("ascii")
+    return base64.b64encode(imagecodecs.deflate_encode(content, level=LEVEL, raw=False)).decode("ascii")
 
 
 @dataclass
@@ -66,38 +68,57 @@ class Layer:
     channels: list[Channel] = field(default_factory=list)
 
 
-def quantize(values: NDArray[np.floating], steps: int) -> tuple[Codes, Channel]:
-    """Round values to equal steps of their range.
+def quantize(values: NDArray[np.floating], steps: int) -> tuple[Codes, list[Channel]]:
+    """Round the values of each gene to equal steps of its range.
 
     Parameters
     ----------
-    values : float array [n]
+    values : float array [n, g]
         Missing where not finite.
     steps : int
         Number of steps: `FINE_STEPS`, `COARSE_STEPS` or fewer.
 
     Returns
     -------
-    codes : uint8 or uint16 array [n]
+    codes : uint8 or uint16 array [g, n]
         0 where missing, else value = low + (code - 1) * step.
-    channel : dict
-        `low`, `step` and `limits`, the limits of the color scale.
+    channels : list of dict
+        Of each gene: `low`, `step` and `limits` of the color scale, the 1st and 99th percentile; 0 and 1 if
+        all is missing.
     """
-    values = np.asarray(values, np.float64)
     known = np.isfinite(values)
-    low, high = (float(values[known].min()), float(values[known].max())) if known.any() else (0.0, 0.0)
+    count = np.count_nonzero(known, axis=0)
+    last = np.maximum(count - 1, 0)
+    ordered, column = np.sort(np.where(known, values, np.nan), axis=0), np.arange(values.shape[1])
+
+    def at(index: NDArray[Any]) -> NDArray[np.float64]:
+        return np.where(count > 0, ordered[index, column].astype(np.float64), 0.0)
+
+    low, high = at(np.zeros_like(last)), at(last)
     step = (high - low) / steps
-    codes: Codes = (
-        np.zeros(len(values), np.uint16) if steps > COARSE_STEPS else np.zeros(len(values), np.uint8)
-    )
-    codes[known] = 1 + (np.rint((values[known] - low) / step) if step > 0 else 0)
-    return codes, {"low": low, "step": step, "limits": color_limits(values[known])}
+    limits = []
+    for share in (0.01, 0.99):
+        # Between neighbors in order, as numpy.percentile does by default.
+        below = np.floor(share * last).astype(np.intp)
+        before, after = at(below), at(np.minimum(below + 1, last))
+        limits.append(before + (after - before) * (share * last - below))
+    scaled = np.where(known, values - low, 0.0) / np.where(step > 0, step, 1.0)
+    kind = np.uint16 if steps > COARSE_STEPS else np.uint8
+    codes: Any = np.where(known, 1 + np.rint(scaled), 0).T.astype(kind, order="C")
+    channels: list[Channel] = [
+        {"low": of_low, "step": of_step, "limits": ends if some else (0.0, 1.0)}
+        for of_low, of_step, some, *ends in zip(
+            low.tolist(), step.tolist(), count.tolist(), *(limit.tolist() for limit in limits), strict=True
+        )
+    ]
+    return codes, channels
 
 
-def encode_channel(values: NDArray[np.floating], steps: int) -> tuple[str, Channel]:
-    """Quantize values [n] and encode the codes, little-endian."""
-    codes, channel = quantize(values, steps)
-    return encode_block(codes.astype(codes.dtype.newbyteorder("<")).tobytes()), channel
+def encode_channels(values: NDArray[np.floating], steps: int) -> list[tuple[str, Channel]]:
+    """Quantize values [n, g] and encode each gene's codes, little-endian."""
+    codes, channels = quantize(values, steps)
+    stored = codes.astype(codes.dtype.newbyteorder("<"), copy=False)
+    return [(encode_block(row.tobytes()), channel) for row, channel in zip(stored, channels, strict=True)]
 
 
 def pack_genes(
@@ -135,16 +156,18 @@ def pack_genes(
         Packed gene to its channel in each layer.
     """
     packed: dict[int, list[Channel]] = {}
-    batch = max(1, BATCH_VALUES // len(spots))
+    batch, chunk = (max(1, size // len(spots)) for size in (BATCH_VALUES, CHUNK_VALUES))
     for start in range(0, len(genes), batch):
         columns = genes[start : start + batch]
         values = [read_values(matrix, spots, columns) for matrix in matrices]
-        for number, gene in enumerate(columns):
-            encoded = [encode_channel(part[:, number], steps) for part in values]
-            max_chars -= GENE_CHARS + sum(len(text) + CHANNEL_CHARS for text, _ in encoded)
-            if max_chars < 0 and len(packed) >= max(1, required):
-                return packed
-            packed[gene] = [{**channel, "block": blocks.add(text)} for text, channel in encoded]
+        for first in range(0, len(columns), chunk):
+            some = slice(first, first + chunk)
+            layers = [encode_channels(part[:, some], steps) for part in values]
+            for gene, *encoded in zip(columns[some], *layers, strict=True):
+                max_chars -= GENE_CHARS + sum(len(text) + CHANNEL_CHARS for text, _ in encoded)
+                if max_chars < 0 and len(packed) >= max(1, required):
+                    return packed
+                packed[gene] = [{**channel, "block": blocks.add(text)} for text, channel in encoded]
     return packed
 
 

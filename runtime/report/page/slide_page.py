@@ -5,14 +5,12 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import simplejpeg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from PIL import Image
 
 from mclst.runtime.atomic import write_atomically
 from mclst.runtime.expression_map.reader import Map, TissueImage
@@ -27,7 +25,7 @@ from mclst.runtime.report.page.layers import (
     Layer,
     Matrix,
     encode_block,
-    encode_channel,
+    encode_channels,
     pack_genes,
 )
 from mclst.runtime.report.page.openseadragon import VIEWER_PATH, check_viewer
@@ -136,7 +134,8 @@ class _SlidePage:
         self.blocks = DataBlocks()
         for name, label in OF_SPOTS.items():
             if name in table:
-                text, channel = encode_channel(table[name].to_numpy(dtype=np.float64)[spots], FINE_STEPS)
+                values = table[name].to_numpy(dtype=np.float64)[spots, None]
+                ((text, channel),) = encode_channels(values, FINE_STEPS)
                 layer = Layer(name, label, False, FINE_STEPS, [{**channel, "block": self.blocks.add(text)}])
                 self.layers.append(layer)
         contents = {
@@ -182,7 +181,7 @@ class _SlidePage:
             "reliable": None if reliable is None else [bool(reliable[gene]) for gene in self.genes],
             "structured": [number[gene] for gene in self.structured if gene in number],
             "colormaps": list(COLORMAPS),
-            "layers": [asdict(layer) for layer in self.layers],
+            "layers": [vars(layer) for layer in self.layers],
             "blocks": self.positions,
         }
 
@@ -289,6 +288,7 @@ class _SlidePage:
 
 
 def _encode_jpeg(image: NDArray[np.uint8]) -> str:
-    content = BytesIO()
-    Image.fromarray(image).save(content, "JPEG", quality=JPEG_QUALITY, optimize=True, progressive=True)
-    return base64.b64encode(content.getvalue()).decode("ascii")
+    content = simplejpeg.encode_jpeg(
+        np.ascontiguousarray(image), quality=JPEG_QUALITY, colorspace="RGB", colorsubsampling="420"
+    )
+    return base64.b64encode(content).decode("ascii")

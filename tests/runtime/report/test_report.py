@@ -64,7 +64,7 @@ def report(*words: str) -> Result:
     st.sampled_from([FINE_STEPS, COARSE_STEPS, 30]),
 )
 def test_a_value_in_a_page_is_off_by_half_a_step_at_most(values: np.ndarray, steps: int) -> None:
-    codes, channel = quantize(values, steps)
+    (codes,), (channel,) = quantize(values[:, None], steps)
     known = np.isfinite(values)
     assert (codes > 0).tolist() == known.tolist() and codes.max() <= steps + 1
     if known.any():
