@@ -8,8 +8,8 @@ from scipy.ndimage import gaussian_filter
 
 from mclst.demo.domains import CELL_PX, DOMAINS, Layout
 
-PROGRAMS = {"TUMOUR": 16, "GRADE": 10, "STROMA": 16, "ADIPOCYTE": 10, "LYMPHOID": 14, "HOUSE": 14}
-"""Number of genes per program; TUMOUR1 is the first gene of the tumor program. All genes are fictitious.
+PROGRAMS = {"TUMOR": 16, "GRADE": 10, "STROMA": 16, "ADIPOCYTE": 10, "LYMPHOID": 14, "HOUSE": 14}
+"""Number of genes per program; TUMOR1 is the first gene of the tumor program. All genes are fictitious.
 
 GRADE genes rise from low- to high-grade tumor. HOUSE genes are constant everywhere: they are the control,
 with an expected correlation of 0.
@@ -21,7 +21,7 @@ PLANTED: tuple[str, ...] = tuple(gene for gene in GENES if not gene.startswith("
 RICHNESS = {"tumor": 1.35, "stroma": 0.75, "adipose": 0.35, "immune": 1.25}
 """Transcripts of a spot inside one domain, relative to an average spot."""
 
-HOME = {"TUMOUR": "tumor", "STROMA": "stroma", "ADIPOCYTE": "adipose", "LYMPHOID": "immune"}
+HOME = {"TUMOR": "tumor", "STROMA": "stroma", "ADIPOCYTE": "adipose", "LYMPHOID": "immune"}
 DISPERSION = 0.12
 """Dispersion of the negative binomial: variance = mean + DISPERSION · mean²."""
 

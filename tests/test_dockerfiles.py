@@ -53,6 +53,24 @@ def test_extras_exist(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_what_an_image_installs_is_pinned(path: Path) -> None:
+    project = PYPROJECT["project"]
+    pinned = {normal(line.split("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines()[1:]}
+    (extras,) = re.findall(r"(?:whl\)\[|^ARG EXTRAS=)([a-z]+[a-z,]*)", path.read_text(), re.MULTILINE)
+    wanted = [
+        "setuptools",
+        *project["dependencies"],
+        *(name for extra in extras.split(",") for name in project["optional-dependencies"][extra]),
+    ]
+    assert {normal(re.split(r"[^\w-]", name)[0]) for name in wanted} <= pinned
+
+
+def normal(name: str) -> str:
+    """The name of a distribution as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_the_pythons_are_supported(path: Path) -> None:
     least = tuple(map(int, PYPROJECT["project"]["requires-python"].removeprefix(">=").split(".")))
     images = [rest.split()[0] for name, rest in instructions(path) if name == "FROM"]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import functools
+import hashlib
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from sentences import lengths
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +40,26 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_sentences_are_short(page: Path) -> None:
     words = lengths(page.read_text(encoding="utf-8"))
     assert page.name in GENERATED or len(words) < 3 or sum(words) / len(words) < 22
+
+
+def test_every_picture_is_shown_and_as_wide_as_the_others() -> None:
+    files = {path for path in (ROOT / "docs" / "images").iterdir() if path.suffix in (".jpg", ".png")}
+    pictures = re.compile(r"!\[[^\]]+\]\(([^)]+)\)")
+    shown = {(page.parent / name).resolve() for page in PAGES for name in pictures.findall(page.read_text())}
+    assert shown == files
+    for path in files:
+        with Image.open(path) as picture:
+            assert picture.width == 1600, path.name
+
+
+@pytest.mark.parametrize(
+    "chart", sorted((ROOT / "docs" / "images").glob("*.png")), ids=lambda path: path.stem
+)
+def test_a_chart_is_drawn_from_the_committed_measurement(chart: Path) -> None:
+    with Image.open(chart) as picture:
+        name, digest = picture.info["Source"].split()
+    content = (ROOT / "benchmarks" / "results" / name).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == digest, f"{name} has changed: python docs/images/make.py"
 
 
 def test_every_page_of_the_site_is_in_its_navigation() -> None:

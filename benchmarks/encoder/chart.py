@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from matplotlib.lines import Line2D
 
-from mclst.runtime.report.figures.style import PALETTE, figure_bytes, hide_spines
+from mclst.runtime.report.figures.chart import add_legend, name_panel, new_chart
+from mclst.runtime.report.figures.style import MUTED, PALETTE, figure_bytes
 
 _COLORS = tuple(PALETTE[name] for name in ("blue", "vermillion", "green", "purple", "sky", "orange", "black"))
 """Repeated with another marker where there are more contenders."""
@@ -15,8 +17,15 @@ _MARKS = "osD^vP*X"
 
 def latency_png(document: dict[str, Any]) -> bytes:
     """PNG of a document of `mclst-bench latency`."""
-    from matplotlib.figure import Figure
-
+    machine, bundle = document["machine"], document["bundle"]
+    gpu = f"  ·  {machine['gpu']}" if machine["gpu"] else ""
+    figure, (times, rates, roof) = new_chart(
+        f"{bundle['encoder']}: the encoder alone",
+        f"tiles of {bundle['tile_px']} px  ·  {machine['cpu']}, {document['settings']['threads']} threads"
+        f"{gpu}  ·  machine {document['verdict']}",
+        4.9,
+        (1, 1, 1),
+    )
     names = list(dict.fromkeys(r["name"] for of_batch in document["batches"] for r in of_batch["results"]))
     style = {
         name: {
@@ -26,8 +35,6 @@ def latency_png(document: dict[str, Any]) -> bytes:
         }
         for i, name in enumerate(names)
     }
-    figure = Figure(figsize=(15, 5), layout="constrained", dpi=120)
-    times, rates, roof = figure.subplots(1, 3)
     for name in names:
         results = [
             (of_batch["batch"], result)
@@ -38,32 +45,21 @@ def latency_png(document: dict[str, Any]) -> bytes:
         x = [batch for batch, _ in results]
         median = [1e3 * r["latency_s"]["percentiles"]["p50"]["s"] for _, r in results]
         p90 = [1e3 * r["latency_s"]["percentiles"].get("p90", {"s": np.nan})["s"] for _, r in results]
-        times.plot(x, median, label=name, **style[name])
+        times.plot(x, median, **style[name])
         times.plot(x, p90, linestyle=":", color=style[name]["color"], linewidth=1)
         rates.plot(x, [r["tiles_per_s"] for _, r in results], **style[name])
-    _axes(times, "ms per query: median, dotted p90", log=True)
-    _axes(rates, "tiles per second", log=False)
+    name_panel(times, "Milliseconds per query")
+    times.set_xlabel("tiles per query; line: median, dotted: p90")
+    times.set_yscale("log")
+    name_panel(rates, "Tiles per second")
+    rates.set_xlabel("tiles per query")
     rates.set_ylim(bottom=0)
+    for panel in (times, rates):
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     _roofline(roof, document, style)
-    figure.legend(loc="outside lower center", ncols=min(5, len(names)), frameon=False, fontsize=8)
-    machine, bundle = document["machine"], document["bundle"]
-    figure.suptitle(
-        f"{bundle['encoder']}, {bundle['tile_px']} px, on {machine['cpu']}, "
-        f"{document['settings']['threads']} threads"
-        f"{'' if not machine['gpu'] else ', ' + machine['gpu']}; machine {document['verdict']}",
-        fontsize=10,
-    )
+    add_legend(figure, [Line2D([], [], **style[name]) for name in names], names, min(6, len(names)))
     return figure_bytes(figure)
-
-
-def _axes(panel: Any, title: str, *, log: bool) -> None:
-    panel.set_xscale("log", base=2)
-    panel.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    if log:
-        panel.set_yscale("log")
-    panel.set_xlabel("tiles per query")
-    panel.set_title(title, fontsize=10)
-    hide_spines(panel)
 
 
 def _roofline(panel: Any, document: dict[str, Any], style: dict[str, dict[str, Any]]) -> None:
@@ -90,10 +86,10 @@ def _roofline(panel: Any, document: dict[str, Any], style: dict[str, dict[str, A
         for precision, rate in (peaks["operations_per_s"] if peaks else {}).items():
             if rate:
                 roof = np.minimum(rate, x * peaks["bytes_per_s"]) / 1e9
-                panel.plot(x, roof, color="#777777", linewidth=0.9, linestyle="--")
-                panel.annotate(f"{side} {precision}", (x[-1], roof[-1]), fontsize=7, ha="right", va="bottom")
+                panel.plot(x, roof, color=MUTED, linewidth=0.9, linestyle="--")
+                name = f"{side} {precision}"
+                panel.annotate(name, (x[-1], roof[-1]), fontsize=9, color=MUTED, ha="right", va="bottom")
     panel.set_xscale("log")
     panel.set_yscale("log")
-    panel.set_xlabel("operations per byte")
-    panel.set_title("GFLOP/s; dashed: peaks measured in the same run", fontsize=10)
-    hide_spines(panel)
+    name_panel(panel, "GFLOP/s")
+    panel.set_xlabel("operations per byte (dashed: measured peaks)")

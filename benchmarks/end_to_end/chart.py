@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from mclst.benchmarks.harness.stages import NAMES
-from mclst.runtime.report.figures.style import OURS, PALETTE, THEIRS, figure_bytes, hide_spines
+from mclst.runtime.report.figures.chart import add_legend, name_panel, new_chart
+from mclst.runtime.report.figures.style import INK, OURS, PALETTE, THEIRS, figure_bytes
 
 STAGE_COLORS = dict(
     zip(
@@ -18,42 +19,41 @@ STAGE_COLORS = dict(
 
 def stages_png(document: dict[str, Any]) -> bytes:
     """PNG of an end-to-end document: busy seconds by stage as a waterfall, and tiles per second."""
-    from matplotlib.figure import Figure
-
-    entries = document["result"]["contenders"]
-    figure = Figure(figsize=(11, 1.6 + 1.15 * len(entries)), layout="constrained", dpi=130)
-    waterfall, rates = figure.subplots(1, 2, width_ratios=(2, 1))
-    for y, entry in enumerate(reversed(entries)):
+    entries = list(reversed(document["result"]["contenders"]))
+    machine = document["machine"]
+    figure, (waterfall, rates) = new_chart(
+        f"{document['slide']['name']}: from the slide to the map",
+        f"{document['result']['tiles']:,} tiles  ·  {machine['cpu']}, {machine['cores']} cores  ·  "
+        f"machine {document['verdict']}",
+        1.2 + 0.72 * len(entries),
+        (2, 1),
+    )
+    for y, entry in enumerate(entries):
         left = 0.0
         for name in NAMES:
             stage = entry["stages"]["stages"][name]
             if stage is not None:
                 waterfall.barh(y, stage["busy_s"], left=left, color=STAGE_COLORS[name], height=0.55)
                 left += stage["busy_s"]
-        waterfall.plot([entry["wall_s"]["median"]] * 2, [y - 0.42, y + 0.42], color="black", linewidth=1.5)
-        rate = entry["tiles_per_s"]
-        rates.barh(
-            y,
-            rate["median"],
-            xerr=[[rate["median"] - rate["median_low95"]], [rate["median_high95"] - rate["median"]]],
-            color=OURS if entry["ours"] else THEIRS,
-            height=0.55,
-        )
-        rates.annotate(f"  {rate['median']:.1f}", (rate["median_high95"], y), va="center", fontsize=9)
-    labels = [entry["name"] for entry in reversed(entries)]
-    for panel in (waterfall, rates):
-        panel.set_yticks(range(len(labels)), labels if panel is waterfall else [""] * len(labels))
-        hide_spines(panel)
-    used = [n for n in NAMES if any(entry["stages"]["stages"][n] for entry in entries)]
-    handles = [waterfall.barh(0, 0, color=STAGE_COLORS[name])[0] for name in used]
-    figure.legend(handles, used, ncols=len(used), loc="outside lower center", frameon=False, fontsize=9)
-    waterfall.set_xlabel("busy seconds, stages one after another (line: wall time)")
-    rates.set_xlabel("tiles per second, slide to map")
+        waterfall.plot([entry["wall_s"]["median"]] * 2, [y - 0.36, y + 0.36], color="black", linewidth=2)
+        _draw_rate(rates, y, entry)
+    labels = [entry["name"] for entry in entries]
+    waterfall.set_yticks(range(len(labels)), labels, fontsize=11)
+    rates.set_yticks(range(len(labels)), [""] * len(labels))
+    rates.set_ylim(waterfall.get_ylim())
+    name_panel(waterfall, "Seconds, line: wall time")
+    waterfall.set_xlabel("busy seconds of each stage, one after another")
+    name_panel(rates, "Tiles per second")
+    rates.set_xlabel("line: 95 % interval of the median")
     rates.set_xlim(right=1.2 * max(entry["tiles_per_s"]["median_high95"] for entry in entries))
-    machine = document["machine"]
-    figure.suptitle(
-        f"{document['result']['tiles']:,} tiles of {document['slide']['name']} on {machine['cpu']}, "
-        f"{machine['cores']} cores, machine {document['verdict']}",
-        fontsize=10,
-    )
+    used = [name for name in NAMES if any(entry["stages"]["stages"][name] for entry in entries)]
+    handles = [waterfall.barh(0, 0, color=STAGE_COLORS[name])[0] for name in used]
+    add_legend(figure, handles, used, len(used))
     return figure_bytes(figure)
+
+
+def _draw_rate(panel: Any, y: int, entry: dict[str, Any]) -> None:
+    rate = entry["tiles_per_s"]
+    reach = [[rate["median"] - rate["median_low95"]], [rate["median_high95"] - rate["median"]]]
+    panel.barh(y, rate["median"], xerr=reach, color=OURS if entry["ours"] else THEIRS, height=0.55)
+    panel.annotate(f"  {rate['median']:.1f}", (rate["median_high95"], y), va="center", fontsize=10, color=INK)

@@ -102,12 +102,11 @@ def measure_in_subprocess(slide: Path, bundle: Path, n: int, workers: int, folde
 def memory_png(results: list[dict[str, Any]]) -> bytes:
     """PNG of peak memory against the number of tiles, with the memory before the run."""
     # Imported here: libraries count as memory before the run.
-    from matplotlib.figure import Figure
+    from mclst.runtime.report.figures.chart import add_legend, new_chart
+    from mclst.runtime.report.figures.style import OURS, PALETTE, figure_bytes
 
-    from mclst.runtime.report.figures.style import OURS, PALETTE, figure_bytes, hide_spines
-
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained", dpi=150)
-    axes = figure.subplots()
+    facts = f"dense maps of {results[0]['genes']} genes, a process each"
+    figure, (axes,) = new_chart("Memory of a run", facts, 4.6)
     tiles = [result["tiles"] for result in results]
     lines = (
         ("peak_mib", "o-", OURS, "peak of the whole run"),
@@ -116,14 +115,12 @@ def memory_png(results: list[dict[str, Any]]) -> bytes:
     for key, style, color, label in lines:
         axes.plot(tiles, [result[key] for result in results], style, color=color, label=label)
     axes.axhline(LIMIT_MIB, color=PALETTE["vermillion"], linewidth=0.8, linestyle="--")
-    axes.annotate("2 GiB", (tiles[0], LIMIT_MIB), va="bottom", fontsize=8, color=PALETTE["vermillion"])
+    axes.annotate("2 GiB", (tiles[0], LIMIT_MIB), va="bottom", fontsize=9, color=PALETTE["vermillion"])
     axes.set_xscale("log")
     axes.set_ylim(0, 1.15 * max(LIMIT_MIB, *(result["peak_mib"] for result in results)))
     axes.set_xlabel("tiles")
     axes.set_ylabel("resident memory, MiB")
-    axes.set_title(f"Dense maps of {results[0]['genes']} genes, a process each", fontsize=10)
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 0.85))
-    hide_spines(axes)
+    add_legend(figure, *axes.get_legend_handles_labels(), columns=2)
     return figure_bytes(figure)
 
 

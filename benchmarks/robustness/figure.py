@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from mclst.runtime.report.figures.colors import INK, MUTED
-from mclst.runtime.report.figures.style import OURS, THEIRS, figure_bytes, hide_spines
+from mclst.runtime.report.figures.chart import add_legend, new_chart
+from mclst.runtime.report.figures.colors import MUTED
+from mclst.runtime.report.figures.style import OURS, THEIRS, figure_bytes
 
 
 def draw(result: dict[str, Any], title: str) -> bytes:
@@ -16,10 +14,9 @@ def draw(result: dict[str, Any], title: str) -> bytes:
     entries: dict[str, Any] = result["perturbations"]
     reference, *names = entries
     scored = "scores" in entries[reference]
-    figure = Figure(figsize=(11.5 if scored else 7.5, 0.42 * len(names) + 1.8), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(f"{title}: expression when the same tissue looks different", fontsize=12, weight="bold")
-    panels = figure.subplots(1, 2 if scored else 1, sharey=True, squeeze=False)[0]
+    facts = "expression when the same tissue looks different"
+    height = 0.36 * len(names) + 1.4
+    figure, panels = new_chart(f"Robustness: {title}", facts, height, (1, 1) if scored else (1,))
     changes = [[g["change"] for g in entries[n]["genes"].values() if g["change"] is not None] for n in names]
     places = range(len(names), 0, -1)
     boxes = panels[0].boxplot(
@@ -49,7 +46,7 @@ def draw(result: dict[str, Any], title: str) -> bytes:
             if before is not None:
                 panels[1].axvline(before, color=color, linewidth=1.2)
         panels[1].set_xlabel("mean r with the measured section\n(lines: tiles as they are)")
-        panels[1].legend(frameon=False, fontsize=9, labelcolor=INK)
-    for panel in panels:
-        hide_spines(panel)
+        panels[1].set_yticks(list(places), [""] * len(names))
+        panels[1].set_ylim(panels[0].get_ylim())
+        add_legend(figure, *panels[1].get_legend_handles_labels(), columns=2)
     return figure_bytes(figure)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from mclst.runtime.report.figures.style import figure_bytes, hide_spines
+from mclst.runtime.report.figures.chart import add_legend, new_chart
+from mclst.runtime.report.figures.style import INK, PALETTE, figure_bytes
 
-COLORS = {"p50": "#1b6ca8", "p90": "#c98a2b", "p99": "#b04a3a"}
+COLORS = {"p50": PALETTE["blue"], "p90": PALETTE["orange"], "p99": PALETTE["vermillion"]}
 
 
 def load_png(document: dict[str, Any]) -> bytes:
     """PNG: latency percentiles against tiles per second, a point for each number of clients."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained", dpi=150)
-    axes = figure.subplots()
+    server = document["server"]
+    facts = f"{server['program']} by {server['protocol']}; numbers: clients at once"
+    figure, (axes,) = new_chart("A server under load", facts, 4.6)
     for level, color in COLORS.items():
         points = [
             (
@@ -32,13 +32,17 @@ def load_png(document: dict[str, Any]) -> bytes:
         if level == "p50":
             for x, y, count in points:
                 axes.annotate(
-                    f"{count}", (x, y), (0, -11), textcoords="offset points", ha="center", fontsize=7
+                    f"{count}",
+                    (x, y),
+                    (0, -11),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=9,
+                    color=INK,
                 )
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("tiles per second, all clients together (numbers: clients)")
+    axes.set_xlabel("tiles per second, all clients together")
     axes.set_ylabel("ms until answered")
-    axes.set_title(f"{document['server']['program']} by {document['server']['protocol']}", fontsize=10)
-    axes.legend(frameon=False)
-    hide_spines(axes)
+    add_legend(figure, *axes.get_legend_handles_labels(), columns=len(COLORS))
     return figure_bytes(figure)

@@ -269,7 +269,7 @@ def prove(
             e["max_abs"], tolerance.embedding_max_abs * e["largest_value"]
         ),
         "the least cosine of an embedding": _at_least(e["cosine_min"], tolerance.cosine_min),
-        "the overlap of the neighbours": _at_least(
+        "the overlap of the neighbors": _at_least(
             figures["neighbours"]["overlap_mean"], tolerance.overlap_mean
         ),
         "the 99.9 % quantile of the expression's difference": _at_most(

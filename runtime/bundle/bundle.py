@@ -213,7 +213,7 @@ class Bundle:
             ("tile", f"{m.tile.size_px} px" + (f" of {m.tile.mpp:g} µm" if m.tile.mpp else " of level 0")),
             ("genes", m.genes),
             ("reference spots", m.bank_rows if m.retrieval else None),
-            ("neighbours averaged", m.retrieval.k if m.retrieval else None),
+            ("neighbors averaged", m.retrieval.k if m.retrieval else None),
             ("expression", m.normalization.expression),
             ("SHA-256", self.sha256),
         ]

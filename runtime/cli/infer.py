@@ -216,12 +216,12 @@ def _summary(run: Run, model: Model) -> list[tuple[str, Any]]:
     how = (
         f"retrieval {run.retriever}"
         if retrieves
-        else "expression straight from the network, without neighbours"
+        else "expression straight from the network, without neighbors"
     )
     before = "embeddings of an earlier run, " if run.reused else "read {read}, encode {encode}, "
     rows: list[tuple[str, Any]] = [
         ("spots", f"{run.spots:,}, {run.coordinates}"),
-        ("genes", f"{run.genes:,}, normalised {model.manifest.normalization.expression}"),
+        ("genes", f"{run.genes:,}, normalized {model.manifest.normalization.expression}"),
         ("tiles", run.tile),
         (
             "tiles/s",

@@ -243,7 +243,7 @@ def _unit(predicted: Prediction, override: str | None) -> str:
     unit = override or predicted.normalization
     if unit is None or unit not in NORMALIZATIONS:
         reason = (
-            "does not say how its expression is normalised" if unit is None else f"is normalised {unit!r}"
+            "does not say how its expression is normalized" if unit is None else f"is normalized {unit!r}"
         )
         raise InputError(
             f"{predicted.path} {reason}; give --normalization, one of {', '.join(NORMALIZATIONS)}, for the "

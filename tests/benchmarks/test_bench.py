@@ -140,8 +140,8 @@ def test_contrastive_data_lies_in_few_directions_and_clustered_data_does_not() -
     case = Case("wide", 2000, 1, RetrievalSpec(k=1))
     shares = {}
     for kind in cases.KINDS:
-        centred = Source(kind, case).bank().embedding.astype(np.float64)
-        variance = np.linalg.svd(centred - centred.mean(axis=0), compute_uv=False) ** 2
+        centered = Source(kind, case).bank().embedding.astype(np.float64)
+        variance = np.linalg.svd(centered - centered.mean(axis=0), compute_uv=False) ** 2
         shares[kind] = variance[:24].sum() / variance.sum()
     # Eleven directions part twelve clusters; the rest of the variance is the same in every direction.
     assert shares["clustered"] < 0.9 < shares["contrastive"]

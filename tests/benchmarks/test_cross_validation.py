@@ -58,7 +58,7 @@ def test_sweeps_change_what_they_name() -> None:
     without = with_setting(base, "positions", "none")
     assert (without.positions, without.settings.context.positions) == ("none", "none")
     assert with_setting(without, "positions", "naive").settings.context.positions == "array"
-    for wrong in ("k", "k=a", "colour=1"):
+    for wrong in ("k", "k=a", "tint=1"):
         with pytest.raises(ValueError, match="--sweep"):
             parse_sweep(wrong)
 

@@ -138,7 +138,7 @@ def test_folds_run_at_once_are_kept_and_belong_to_their_settings(place: Path, tm
     ("text", "words"),
     [
         ("k", "give NAME="),
-        ("colour=1", "give NAME="),
+        ("tint=1", "give NAME="),
         ("k=0", "of at least 1"),
         ("head=svm", "is none of ridge"),
         ("alpha=0", "above 0"),

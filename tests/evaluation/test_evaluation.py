@@ -425,7 +425,7 @@ def test_a_map_in_unknown_units_or_of_other_spots_is_refused(small: Small, maps:
     path = maps["A1"].parent / "plain.h5ad"
     plain.write_h5ad(path)
     args = [path, "--truth", small.folder, "--section", "A1", "--figures", "none"]
-    assert "does not say how its expression is normalised" in run(*args).stderr
+    assert "does not say how its expression is normalized" in run(*args).stderr
     assert run(*args, "--normalization", "gene-wise").exit_code == 0
     plain.obs_names = [f"spot{i}" for i in range(plain.n_obs)]
     plain.write_h5ad(path)

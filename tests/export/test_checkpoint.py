@@ -274,9 +274,9 @@ def test_network_equals_plain_numpy(state: State) -> None:
     x, rows = rng.random((7, GENES)).astype(np.float32), rng.integers(0, POSITIONS, (7, 2))
 
     def norm(v: np.ndarray, name: str) -> np.ndarray:
-        centred = v - v.mean(-1, keepdims=True)
+        centered = v - v.mean(-1, keepdims=True)
         return (
-            centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * p[f"{name}.weight"]
+            centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-5) * p[f"{name}.weight"]
             + p[f"{name}.bias"]
         )
 

@@ -57,9 +57,9 @@ def weights(network: nn.Module) -> dict[str, np.ndarray]:
 
 
 def norm(x: np.ndarray, p: dict[str, np.ndarray], name: str) -> Any:
-    centred = x - x.mean(-1, keepdims=True)
+    centered = x - x.mean(-1, keepdims=True)
     return (
-        centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * p[f"{name}.weight"]
+        centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-5) * p[f"{name}.weight"]
         + p[f"{name}.bias"]
     )
 

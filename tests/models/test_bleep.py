@@ -115,8 +115,8 @@ def test_the_bank_encodes_each_spot_independently(network: Bleep, bundle: Path, 
     projected = expression @ p["spot_projection.projection.weight"].T + p["spot_projection.projection.bias"]
     gelu = 0.5 * projected * (1 + scipy.special.erf(projected / np.sqrt(2)))
     mixed = gelu @ p["spot_projection.fc.weight"].T + p["spot_projection.fc.bias"] + projected
-    centred = mixed - mixed.mean(1, keepdims=True)
-    embedding = centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-5)
+    centered = mixed - mixed.mean(1, keepdims=True)
+    embedding = centered / np.sqrt((centered**2).mean(1, keepdims=True) + 1e-5)
     embedding = embedding * p["spot_projection.layer_norm.weight"] + p["spot_projection.layer_norm.bias"]
     bank = open_bundle(bundle).bank
     assert np.abs(bank.expression - expression).max() < 1e-6

@@ -202,7 +202,7 @@ class _Http:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            wbufsize = 1 << 16  # head and body leave together, or the second waits for an acknowledgement
+            wbufsize = 1 << 16  # head and body leave together, or the second waits for an acknowledgment
 
             def setup(self) -> None:
                 outer._open.add(self.request)

@@ -26,7 +26,7 @@ def stained(amounts: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 def tissue(height: int = 300, width: int = 420, seed: int = 0) -> NDArray[np.uint8]:
-    """Smooth H&E colour with some grain, as lossy codecs like it."""
+    """Smooth H&E color with some grain, as lossy codecs like it."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(stained(rng.uniform(0, 0.6, (12, 16, 2))))
     smooth = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), np.int16)

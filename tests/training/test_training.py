@@ -317,4 +317,4 @@ def test_a_section_without_an_image_cannot_be_trained_on(tmp_path: Path) -> None
     write_section(tmp_path, "S1", 3, size_px=400, pitch_um=25)
     section = read_section(find_sections(tmp_path)["S1"])
     with pytest.raises(ReferenceDataError, match=r"section S1 .* has no image"):
-        read_training_section(dataclasses.replace(section, image=None), ["TUMOUR1"], Tile(size_px=16))
+        read_training_section(dataclasses.replace(section, image=None), ["TUMOR1"], Tile(size_px=16))

@@ -2,7 +2,7 @@
 //
 // A call works on tiles of at most 128 queries in the calling thread; the caller divides the queries among threads.
 //
-//   1 filter    Queries and bank rows, centred and scaled, are rounded to int16 with one scale each. Their integer
+//   1 filter    Queries and bank rows, centered and scaled, are rounded to int16 with one scale each. Their integer
 //               products are exact, so the error of an approximate score s has a known bound e. The bank
 //               is stored in random order, so its first rows are a random sample; they give a limit that about k rows
 //               pass. Only those rows are kept; there is no N×M matrix.

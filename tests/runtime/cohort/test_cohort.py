@@ -200,7 +200,7 @@ def test_shards_part_any_cohort(slides: int, parts: int) -> None:
     ("lines", "words"),
     [
         (("image,spots", "A1.png,A1.tsv"), "no column 'slide'|column 'image' is unknown"),
-        (("slide,spots,colour", "A1.png,A1.tsv,red"), "column 'colour' is unknown"),
+        (("slide,spots,tint", "A1.png,A1.tsv,red"), "column 'tint' is unknown"),
         (("slide,spots", ",A1.tsv"), "line 2: column 'slide' is empty"),
         (("slide,spots", "A1.png,"), "line 2 gives neither spots nor grid"),
         (("slide,spots,grid", "A1.png,A1.tsv,50"), "line 2 gives both spots and grid"),

@@ -46,7 +46,7 @@ def test_five_lines_of_python(
     with open_slide(small.slide) as slide:
         run = predict(bundle, slide, small.spots, "slide.h5ad", RunOptions(files=Files(html=False, csv=True)))
     rows, _ = read(bundle._repr_html_())
-    assert rows["genes"] == "12" and rows["reference spots"] == "48" and rows["neighbours averaged"] == "10"
+    assert rows["genes"] == "12" and rows["reference spots"] == "48" and rows["neighbors averaged"] == "10"
     rows, _ = read(slide._repr_html_())
     assert rows["level 0"] == "240 x 200 px" and "µm per px" not in rows
     assert repr(slide).startswith("Slide(") and "240 x 200 px, µm/px unknown" in repr(slide)

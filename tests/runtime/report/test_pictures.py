@@ -30,14 +30,14 @@ from mclst.runtime.report.figures.style import COLORMAP
 from mclst.runtime.report.figures.vector import VectorPage
 
 
-def moran_by_definition(values, xy, neighbours):
+def moran_by_definition(values, xy, neighbors):
     """One gene, by double sums over a dense weight matrix."""
     n = len(xy)
     distance = np.linalg.norm(xy[:, None] - xy[None], axis=2)
     np.fill_diagonal(distance, np.inf)
     weight = np.zeros((n, n))
     for i in range(n):
-        weight[i, np.argsort(distance[i])[:neighbours]] = 1.0
+        weight[i, np.argsort(distance[i])[:neighbors]] = 1.0
     weight /= weight.sum(axis=1, keepdims=True)
     z = values - values.mean()
     return n / weight.sum() * (weight * np.outer(z, z)).sum() / (z**2).sum()
@@ -47,9 +47,9 @@ def test_morans_i_is_its_definition():
     rng = np.random.default_rng(0)
     xy = rng.random((80, 2)) * 1000
     values = np.stack([xy[:, 0], np.sin(xy[:, 1] / 100), rng.random(80), rng.random(80) * 1e-30], axis=1)
-    for neighbours in (1, 4, 6, 79):
-        expected = [moran_by_definition(values[:, g], xy, neighbours) for g in range(4)]
-        np.testing.assert_allclose(morans_i(values, xy, neighbours), expected, rtol=1e-10, atol=1e-12)
+    for neighbors in (1, 4, 6, 79):
+        expected = [moran_by_definition(values[:, g], xy, neighbors) for g in range(4)]
+        np.testing.assert_allclose(morans_i(values, xy, neighbors), expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.slow

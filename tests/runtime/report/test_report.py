@@ -169,7 +169,7 @@ def test_geojson_is_read_by_gdal(made: SyntheticMap) -> None:
 
 
 def drawn_by_spatialdata_plot(store: Any) -> float:
-    """The part of its picture of tissue and spots that has colour, as only the spots have."""
+    """The part of its picture of tissue and spots that has color, as only the spots have."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -410,7 +410,7 @@ def test_a_slide_gives_the_page_a_finer_tissue_image(
 
 
 def test_morans_i_of_a_map_is_that_of_squidpy(made: SyntheticMap) -> None:
-    """The map as squidpy opens it: its own neighbours, its own Moran's I, the page's order."""
+    """The map as squidpy opens it: its own neighbors, its own Moran's I, the page's order."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import squidpy

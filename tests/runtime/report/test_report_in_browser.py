@@ -309,11 +309,11 @@ def test_a_spot_is_read_out_under_the_pointer_and_by_name(show: Any, made: Synth
     page.settle()
     assert readout.inner_text().startswith("4x4 · GENE2 · predicted expression unknown")
     assert "4x4" in page.page.locator("#status").inner_text()
-    centre = page.page.evaluate(
+    center = page.page.evaluate(
         "() => { const c = report.panes[0].viewer.viewport.getCenter(); return [c.x, c.y]; }"
     )
     width = page.page.evaluate("report.metadata.image.width")
-    np.testing.assert_allclose(centre, made.xy_px[40] * SCALE / width, rtol=1e-4)
+    np.testing.assert_allclose(center, made.xy_px[40] * SCALE / width, rtol=1e-4)
 
 
 def test_a_touched_spot_stays_in_the_readout(show: Any, made: SyntheticMap) -> None:

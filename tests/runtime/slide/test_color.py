@@ -1,4 +1,4 @@
-"""Colours of files become RGB as independent readers give them; a colour profile is named and left alone."""
+"""Colors of files become RGB as independent readers give them; a color profile is named and left alone."""
 
 from __future__ import annotations
 

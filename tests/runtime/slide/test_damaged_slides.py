@@ -148,7 +148,7 @@ def test_a_jpeg_tile_that_loses_its_end_is_an_error(
 
 @pytest.mark.parametrize("start", [0.2, 0.5, 0.8])
 def test_zeros_inside_a_jpeg_tile_are_an_error(slides: Path, tmp_path: Path, start: float) -> None:
-    """Half a kilobyte lost in the middle: the codec itself would go on, and give grey."""
+    """Half a kilobyte lost in the middle: the codec itself would go on, and give gray."""
     source = slides / "CMU-1-Small-Region.svs"
     with tifffile.TiffFile(source) as tif:
         offset, count = tif.pages[0].dataoffsets[54], tif.pages[0].databytecounts[54]

@@ -63,8 +63,8 @@ def visium(rows: int = 12, columns: int = 20) -> tuple[NDArray[np.int64], NDArra
     """array_col, array_row of a Visium array, and its places in µm by plain trigonometry."""
     row, half = np.divmod(np.arange(rows * columns), columns)
     column = 2 * half + row % 2
-    centres = np.stack([half * 100.0 + (row % 2) * 50.0, row * 100.0 * np.sin(np.pi / 3)], axis=1)
-    return np.stack([column, row], axis=1), centres
+    centers = np.stack([half * 100.0 + (row % 2) * 50.0, row * 100.0 * np.sin(np.pi / 3)], axis=1)
+    return np.stack([column, row], axis=1), centers
 
 
 @quick

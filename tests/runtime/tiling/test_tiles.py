@@ -154,12 +154,12 @@ def test_reducing_by_a_whole_number_is_the_mean_over_blocks(pixels: NDArray[np.u
 
 @pytest.mark.parametrize(("side", "size"), [(449, 224), (226, 224), (300, 224), (222, 224), (56, 224)])
 def test_resampling_moves_nothing(side: int, size: int) -> None:
-    """A ramp stays the same ramp: pixel centres at (i + ½) side / size, wherever the edge has no say."""
+    """A ramp stays the same ramp: pixel centers at (i + ½) side / size, wherever the edge has no say."""
     ramp = np.repeat(np.linspace(0, 255, side)[None, :, None], side, axis=0).repeat(3, axis=2)
     resampled = resample(np.rint(ramp).astype(np.uint8), size)
-    centres = (np.arange(size) + 0.5) * side / size - 0.5
+    centers = (np.arange(size) + 0.5) * side / size - 0.5
     inner = slice(size // 16, -size // 16)
-    assert np.abs(resampled[size // 2, inner, 0] - centres[inner] * 255 / (side - 1)).max() <= 1.6
+    assert np.abs(resampled[size // 2, inner, 0] - centers[inner] * 255 / (side - 1)).max() <= 1.6
     np.testing.assert_array_equal(resampled, resampled[:1].repeat(size, axis=0))
 
 
