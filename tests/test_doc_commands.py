@@ -212,7 +212,7 @@ def remove_what_it_makes(block: Block, folder: Path) -> None:
 
 @pytest.mark.parametrize("block", [block for block in SHELL if not block.marker], ids=name_of)
 def test_shell_blocks_run(block: Block, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without mclst-eval's ridge on EfficientNet-Lite0, which the notebook makes and whose export takes long."""
+    """Without mclst-eval's ridge on EfficientNet-Lite0, which the notebook makes: its export is slow."""
     monkeypatch.setattr("mclst.evaluation.baselines.encoder.PACKAGE", "no_such_package_of_weights")
     remove_what_it_makes(block, workspace)
     for program, *words in block.commands:
