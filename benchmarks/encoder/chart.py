@@ -27,7 +27,7 @@ def latency_png(document: dict[str, Any]) -> bytes:
         (1, 1, 1),
     )
     names = list(dict.fromkeys(r["name"] for of_batch in document["batches"] for r in of_batch["results"]))
-    style = {
+    style: dict[str, dict[str, Any]] = {
         name: {
             "color": _COLORS[i % len(_COLORS)],
             "marker": _MARKS[i % len(_MARKS)],
