@@ -359,7 +359,7 @@ def test_the_documented_slurm_array_does_all_slides(run_inputs: Path, tmp_path: 
             "SLURM_CPUS_PER_TASK": "2",
         }
         done = subprocess.run(
-            ["bash", script, "cohort.csv", "maps"],
+            ["bash", script, "cohort.csv", "maps", "--csv"],
             cwd=tmp_path,
             env={**os.environ, **slurm},
             capture_output=True,
@@ -369,3 +369,4 @@ def test_the_documented_slurm_array_does_all_slides(run_inputs: Path, tmp_path: 
         )
         assert done.returncode == 0, done.stderr
     assert sorted(path.stem for path in (tmp_path / "maps").glob("*.h5ad")) == ["s0", "s1", "s2"]
+    assert sorted(path.stem for path in (tmp_path / "maps").glob("*.csv")) == ["s0", "s1", "s2"]
