@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.lines import Line2D
 
 from mclst.runtime.report.figures.chart import add_legend, name_panel, new_chart
-from mclst.runtime.report.figures.style import MUTED, PALETTE, figure_bytes
+from mclst.runtime.report.figures.colors import MUTED
+from mclst.runtime.report.figures.style import PALETTE, figure_bytes
 
 _COLORS = tuple(PALETTE[name] for name in ("blue", "vermillion", "green", "purple", "sky", "orange", "black"))
 """Repeated with another marker where there are more contenders."""

@@ -6,7 +6,8 @@ from typing import Any
 
 from mclst.benchmarks.harness.stages import NAMES
 from mclst.runtime.report.figures.chart import add_legend, name_panel, new_chart
-from mclst.runtime.report.figures.style import INK, OURS, PALETTE, THEIRS, figure_bytes
+from mclst.runtime.report.figures.colors import INK
+from mclst.runtime.report.figures.style import OURS, PALETTE, THEIRS, figure_bytes
 
 STAGE_COLORS = dict(
     zip(

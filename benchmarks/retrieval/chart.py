@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
 from mclst.runtime.report.figures.chart import name_panel, new_chart
-from mclst.runtime.report.figures.style import INK, OURS, THEIRS, figure_bytes
+from mclst.runtime.report.figures.colors import INK
+from mclst.runtime.report.figures.style import OURS, THEIRS, figure_bytes
 
 
 def retrieval_png(results: list[dict[str, Any]], title: str) -> bytes:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from mclst.runtime.report.figures.chart import add_legend, new_chart
-from mclst.runtime.report.figures.style import INK, PALETTE, figure_bytes
+from mclst.runtime.report.figures.colors import INK
+from mclst.runtime.report.figures.style import PALETTE, figure_bytes
 
 COLORS = {"p50": PALETTE["blue"], "p90": PALETTE["orange"], "p99": PALETTE["vermillion"]}
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from mkdocs.exceptions import PluginError
 
-LOADED = re.compile(r"<(?:script|img|iframe)\b[^>]*\bsrc=\"(?:https?:)?//|<link\b[^>]*\bhref=\"(?:https?:)?//")
+LOADED = re.compile(
+    r"<(?:script|img|iframe)\b[^>]*\bsrc=\"(?:https?:)?//|<link\b[^>]*\bhref=\"(?:https?:)?//"
+)
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:

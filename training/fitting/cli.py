@@ -50,6 +50,16 @@ class Factors(click.ParamType[tuple[float, ...]]):
         return factors
 
 
+class WeightsPath(click.Path):
+    """A file or folder of weights, and where one that is not given may be had."""
+
+    def get_missing_message(self, param: click.Parameter, ctx: click.Context | None) -> str:
+        """Say that nothing is downloaded."""
+        return (
+            "mclst downloads nothing: get the file from the encoder's authors, whom docs/encoders.md names."
+        )
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.argument("paths", metavar="SECTIONS...", type=PATH, nargs=-1, required=True)
 @click.option(
@@ -57,7 +67,12 @@ class Factors(click.ParamType[tuple[float, ...]]):
     required=True,
     help="Frozen encoder: a name such as uni2-h or efficientnet_lite0, a network of timm, or a .yaml recipe.",
 )
-@click.option("--weights", type=PATH, required=True, help="The encoder's weights: a local file or folder.")
+@click.option(
+    "--weights",
+    type=WeightsPath(path_type=Path),
+    required=True,
+    help="The encoder's weights: a local file or folder.",
+)
 @click.option("--out", type=PATH, default=Path("model.pt"), help="The checkpoint to write.")
 @click.option("--sections", help="Sections to fit on: names and ranges, such as A2-G3,H1.  [default: all]")
 @click.option("--hold-out", multiple=True, help="Section to exclude; repeatable.")

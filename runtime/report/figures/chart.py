@@ -8,7 +8,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mclst.runtime.report.figures.style import INK, MUTED, hide_spines
+from mclst.runtime.report.figures.colors import INK, MUTED
+from mclst.runtime.report.figures.style import hide_spines
 
 DPI = 120
 WIDTH = 1600 / DPI
