@@ -7,13 +7,14 @@ and imports nothing slow.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from types import FrameType
 
 from mclst.runtime.errors import INTERRUPTED, RUN_AGAIN, TERMINATED
@@ -83,15 +84,31 @@ def _entry_point(command: str) -> Callable[[], None]:
         try:
             importlib.import_module(COMMANDS[command][0]).main()
         except SystemExit as end:
-            if end.code not in (INTERRUPTED, TERMINATED):
-                raise
-            # The command has cleaned up, but the interpreter would wait for threads busy in native code.
-            for stream in (sys.stdout, sys.stderr):
-                with suppress(OSError, ValueError):
-                    stream.flush()
-            os._exit(INTERRUPTED if end.code == INTERRUPTED else TERMINATED)
+            _end(end.code)
+            raise
 
     return run
+
+
+def _end(code: str | int | None) -> None:
+    """End the process without freeing its objects one by one, which takes a fifth of a second.
+
+    As multiprocessing ends its children: threads are waited for and atexit's functions called, unless a
+    signal stopped the command and threads are busy in native code. Returns where Python has something to say.
+    """
+    if isinstance(code, str):
+        return
+    stopped = code in (INTERRUPTED, TERMINATED)
+    if not stopped:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            if not stopped:
+                return
+    os._exit(code or 0)
 
 
 train = _entry_point("mclst-train")

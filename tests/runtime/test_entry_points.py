@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 import tomllib
@@ -52,7 +53,7 @@ def test_a_signal_while_a_command_starts_is_one_sentence(script: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 143)])
-@pytest.mark.parametrize("module", ["numpy._core._multiarray_umath", "tifffile"])
+@pytest.mark.parametrize("module", ["numpy._core._multiarray_umath", "h5py"])
 @pytest.mark.slow
 def test_a_signal_amid_the_imports_of_mclst_infer(name: str, code: int, module: str) -> None:
     done = run(STOPPED_AT_IMPORT, module, name, SCRIPTS["mclst-infer"], "slide.tif", "--spots", "spots.csv")
@@ -69,6 +70,46 @@ def test_nothing_slow_stands_before_the_signals_are_heeded() -> None:
         "pandas",
         "anndata",
     }
+
+
+ENDS = """
+import atexit, sys, threading, time, types
+from mclst.runtime import entry_points
+
+def main():
+    def late():
+        time.sleep(0.2)
+        print("a thread's line")
+    threading.Thread(target=late).start()
+    atexit.register(print, "the end")
+    print("a line", end=" ")
+    print("an error", file=sys.stderr, end="")
+    sys.exit({code})
+
+sys.modules["ends"] = types.SimpleNamespace(main=main)
+entry_points.COMMANDS["mclst-infer"] = ("ends", "")
+entry_points.infer()
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "error"),
+    [("", 0, ""), ("0", 0, ""), ("4", 4, ""), ("'a message'", 1, "a message\n")],
+)
+def test_a_command_ends_as_python_ends(code: str, status: int, error: str) -> None:
+    done = run(ENDS.replace("{code}", code))
+    assert done.returncode == status and done.stderr == f"an error{error}"
+    assert done.stdout == "a line a thread's line\nthe end\n"
+
+
+def test_output_that_cannot_be_written_is_no_success() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", ENDS.replace("{code}", "0")],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": ""},
+        )  # fmt: skip
+    assert done.returncode == 120 and "No space left" in done.stderr
 
 
 def test_a_run_under_nohup_goes_on_when_its_terminal_is_gone() -> None:
