@@ -24,6 +24,8 @@ _COSINE_SCORE_ERROR = 2.0**-46
 MAX_COLUMNS = 4096
 # Vectors per block of `place`, a warp each.
 PLACED_PER_BLOCK = 8
+# Genes per block of `multiply_dense`.
+DENSE_GENES = 128
 BLOCK = 256
 
 
@@ -176,13 +178,10 @@ class DeviceBank:
             expression = rounded.astype(np.float32)
         self.job.half_expression = int(half)
         if self._plan.dense:
-            high, low, scale = gene_halves(expression)
-            self._memory.put("gene_high", high)
-            self._memory.put("gene_low", low)
+            parts, scale = gene_parts(expression)
+            self._memory.put("gene_parts", parts)
             self._memory.put("gene_scale", scale)
-            self.job.bank_stride = high.shape[1]
-            self.job.gene_high, self.job.gene_low = self._memory["gene_high"], self._memory["gene_low"]
-            self.job.gene_scale = self._memory["gene_scale"]
+            self.job.gene_parts, self.job.gene_scale = self._memory["gene_parts"], self._memory["gene_scale"]
             return
         stride = -(-expression.shape[1] // 4) * 4
         padded = np.zeros((len(expression), stride), dtype=np.float16 if half else np.float32)
@@ -196,22 +195,25 @@ def padded_columns(columns: int) -> int:
     return -(-columns // 16) * 16
 
 
-def gene_halves(
-    expression: NDArray[np.float32],
-) -> tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.float32]]:
-    """Split expression [M, G] into two float16 parts [G, M padded to 32] and a power of two [G] per gene.
+def gene_parts(expression: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+    """Split expression [M, G] into two float16 parts, and a power of two [G] per gene.
 
-    The scale brings a gene's maximum to 128 … 256, so the error is at most 2⁻²² of the value
-    plus 2⁻³² of the maximum.
+    The parts of 32 rows lie together, as the kernel copies them: [⌈M / 32⌉, G, 2, 32], flat, with room at the
+    end for a block that reads past the last gene. The scale brings a gene's maximum to 128 … 256, so the error
+    is at most 2⁻²² of the value plus 2⁻³² of the maximum.
     """
     rows, genes = expression.shape
+    words = -(-rows // 32)
     exponent = np.frexp(np.abs(expression).max(axis=0, initial=0).astype(np.float64))[1] - 8
-    high = np.zeros((genes, -(-rows // 32) * 32), dtype=np.float16)
-    low = np.zeros_like(high)
-    step = max(1, _BLOCK_BYTES // (24 * genes))
-    for start in range(0, rows, step):
-        scaled = np.ldexp(expression[start : start + step].astype(np.float64), -exponent).T
-        part = scaled.astype(np.float16)
-        high[:, start : start + scaled.shape[1]] = part
-        low[:, start : start + scaled.shape[1]] = scaled - part.astype(np.float64)
-    return high, low, np.ldexp(1.0, exponent).astype(np.float32)
+    parts = np.zeros((words * genes + DENSE_GENES) * 64, dtype=np.float16)
+    by_word = parts[: words * genes * 64].reshape(words, genes, 2, 32)
+    step = max(1, _BLOCK_BYTES // (24 * 32 * genes))
+    for first in range(0, words, step):
+        block = expression[32 * first : 32 * (first + step)]
+        scaled = np.zeros((-(-len(block) // 32) * 32, genes))
+        scaled[: len(block)] = np.ldexp(block.astype(np.float64), -exponent)
+        scaled = scaled.reshape(-1, 32, genes).transpose(0, 2, 1)
+        to = by_word[first : first + step]
+        to[:, :, 0] = scaled
+        to[:, :, 1] = scaled - to[:, :, 0]
+    return parts, np.ldexp(1.0, exponent).astype(np.float32)

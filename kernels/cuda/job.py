@@ -35,10 +35,10 @@ class Job(ctypes.Structure):
         (_P, "query bank square_sum leaf query_high query_low query_scale query_norm far"),
         (_P, "bank_high bank_low bank_scale bank_square key row band count limit score chosen"),
         (_P, "exact_list exact_count exact_score near_row weight share"),
-        (_P, "expression gene_high gene_low gene_scale out nearest effective_k"),
+        (_P, "expression gene_parts gene_scale out nearest effective_k"),
         (_D, "rounding floor widest moved gap temperature"),
         (_L, "bank_rows key_rows key_stride capacity"),
-        (_I, "n d padded k genes gene_stride bank_stride words leaves rank distance weighting"),
+        (_I, "n d padded k genes gene_stride words leaves rank distance weighting"),
         (_I, "sample_rank filter half_expression unused"),
     )
 

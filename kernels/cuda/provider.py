@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mclst.kernels.cuda.device_array import device_array
 from mclst.kernels.cuda.device_bank import (
     BLOCK,
+    DENSE_GENES,
     MAX_COLUMNS,
     PLACED_PER_BLOCK,
     DeviceBank,
@@ -29,7 +30,7 @@ from mclst.kernels.definition.spec import RetrievalSpec
 
 _TILE, _SQUARE = 128, 64
 _GATHER_BLOCK, _GATHER_QUERIES, _GATHER_GENES = 128, 4, 128
-_DENSE_QUERIES, _DENSE_GENES = 64, 128
+_DENSE_QUERIES = 64
 _ORDER_BYTES = 64 << 20
 # A call is cut into blocks whose copies and kernels overlap, unless these would not fill the device.
 _BLOCKS, _FULL_BLOCK = 4, 1024
@@ -224,7 +225,7 @@ class CudaProvider:
             self._launch("choose_exactly", (min(n, self.plan.slots), 1), job, shared=query_bytes)
         self._launch("weigh", (n, 1), job, shared=query_bytes)
         if self.plan.dense:
-            self._launch("multiply_dense", (_parts(job.genes, _DENSE_GENES), _parts(n, _DENSE_QUERIES)), job)
+            self._launch("multiply_dense", (_parts(job.genes, DENSE_GENES), _parts(n, _DENSE_QUERIES)), job)
         else:
             grid = (_parts(n, _GATHER_QUERIES), _parts(job.genes, _GATHER_GENES))
             self._launch("gather", grid, job, block=_GATHER_BLOCK)

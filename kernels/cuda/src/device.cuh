@@ -9,6 +9,12 @@ using i64 = long long;
 constexpr u32 WHOLE_WARP = 0xffffffffu;
 // Threads of every block but those of `gather`.
 constexpr int BLOCK = 256;
+// Blocks that share a multiprocessor, where its shared memory holds twice 48 KiB; Turing's holds 64 KiB.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int TWO_BLOCKS = 1;
+#else
+constexpr int TWO_BLOCKS = 2;
+#endif
 
 // GPU-only code. Without a CUDA compiler, the same names must be defined before this header.
 #ifdef __CUDACC__

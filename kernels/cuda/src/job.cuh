@@ -50,7 +50,7 @@ struct Job {
     float* weight;                // [n, k] relative to the largest
     float* share;                 // [n] 1 / Σ weight
     const void* expression;       // [M, gene_stride] float or half
-    const u16 *gene_high, *gene_low;     // [genes, bank_stride] expression·256/scale as the sum of two float16
+    const u16* gene_parts;        // [words, genes, 2, 32] expression·256/scale of 32 rows as the sum of two float16
     const float* gene_scale;      // [genes]
     float* out;                   // [n, genes]
     float* nearest;               // [n]
@@ -59,8 +59,8 @@ struct Job {
     double temperature;
     i64 bank_rows, key_rows, key_stride, capacity;
     int n, d, padded, k;
-    int genes, gene_stride, bank_stride, words;
-    int leaves, rank, distance, weighting;
+    int genes, gene_stride, words, leaves;
+    int rank, distance, weighting;
     int sample_rank;              // rank of the sample key that sets a query's limit, from 1
     int filter;                   // 1 if only keys within the limit are kept
     int half_expression;

@@ -64,8 +64,10 @@
 //
 // `multiply_dense` splits weights and expression into float16 parts (2u and 4u of a product, 4u for lo·lo, and 2⁻⁴⁰ of the
 // largest weight where a low part is subnormal) and sums sixteen at a time on tensor cores (49u). Two such sums are added
-// (u), and their sum is compensated (2u). With the weights' 2u, the share's u and the last product's u: at most
-// 66u·Σ w|E| < 4e-6·max|E| in the worst case, for k up to 2¹⁴; below 4e-7·max|E| in the tests, whose emulation truncates.
+// (u), and their sum is compensated (2u). The first of the two starts from the correction, at most 2u of the sum so far, and
+// truncates it as well: 98u² in each of at most k words of rows, less than u/8 for k up to 2¹⁴. With the weights' 2u, the
+// share's u and the last product's u: at most 67u·Σ w|E| < 4e-6·max|E| in the worst case; below 4e-7·max|E| in the tests,
+// whose emulation truncates.
 
 #include "product.cuh"
 
