@@ -22,6 +22,7 @@ SLOW = (
     "demo",
     "evaluation/test_metrics.py",
     "export",
+    "kernels/test_cuda_barriers.py",
     "kernels/test_cuda_emulated.py",
     "kernels/test_cuda_host.py",
     "kernels/test_cuda_pipeline.py",

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]
 
-from mclst.benchmarks.harness.machine import describe_machine
+from mclst.benchmarks.harness.machine import new_document
+from mclst.benchmarks.harness.measure import summarize
 from mclst.benchmarks.reading.jpeg_slide import SEGMENT_PX, TILE_PX, write_slide
 from mclst.runtime.decoding import batch
 from mclst.runtime.decoding import library as batch_decoder
@@ -28,7 +29,7 @@ from mclst.runtime.tiling.bounds import check_centers
 from mclst.runtime.tiling.tiles import TILES_PER_TASK, Tiles, TileShape
 
 SLIDE_PX, ROUNDS, TASKS_PER_SAMPLE = 8192, 7, 4
-CALLS = ("mclst_jpeg_decode", "mclst_cut")
+CALLS = ("mclst_needed", "mclst_jpeg_decode", "mclst_cut")
 ONE_BY_ONE, BATCHES = "one by one", "in batches"
 
 
@@ -110,6 +111,7 @@ def _copy_seconds() -> float:
 
 def main() -> None:
     """Print a JSON document."""
+    document = new_document("mclst-bench-gil/1", threads=1)
     samples: dict[str, list[float]] = {ONE_BY_ONE: [], BATCHES: []}
     with TemporaryDirectory() as folder:
         path, xy = write_slide(Path(folder) / "slide.tiff", size_px=SLIDE_PX)
@@ -117,12 +119,12 @@ def main() -> None:
             for way, values in samples.items():
                 if way == ONE_BY_ONE or batch.can_decode():
                     values += measure(path, xy, way)
-    result = {
-        way: {"lowest": min(values), "median": float(np.median(values)), "samples": len(values)}
+    document["results"] = [
+        {"name": way, "seconds_per_tile_with_the_gil": summarize(values)}
         for way, values in samples.items()
         if values
-    }
-    print(json.dumps({"machine": describe_machine(), "seconds_per_tile_with_the_gil": result}, indent=2))
+    ]
+    print(json.dumps(document, indent=2))
 
 
 if __name__ == "__main__":

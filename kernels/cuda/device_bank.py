@@ -158,13 +158,17 @@ class DeviceBank:
     def _place(self, name: str, source: int, rows: int) -> None:
         memory, placing = self._memory, Placing.from_buffer_copy(self.placing)
         placing.source, placing.n = source, rows
-        for part, width in (("high", 2 * self.padded), ("low", 2 * self.padded), ("scale", 4), ("square", 4)):
-            memory.reserve(f"{name}_{part}", rows * width)
+        for part, size in (
+            ("parts", parts_bytes(rows, self.padded)),
+            ("scale", 4 * rows),
+            ("square", 4 * rows),
+        ):
+            memory.reserve(f"{name}_{part}", size)
             setattr(placing, part, memory[f"{name}_{part}"])
         self._driver.launch("place", (-(-rows // PLACED_PER_BLOCK), 1), BLOCK, 0, placing, self._stream)
 
     def _point_to(self, name: str, job: Job) -> None:
-        for part in ("high", "low", "scale", "square"):
+        for part in ("parts", "scale", "square"):
             setattr(job, f"bank_{part}", self._memory[f"{name}_{part}"])
 
     def _put_expression(self, expression: NDArray[np.float32], half: bool) -> None:
@@ -195,12 +199,17 @@ def padded_columns(columns: int) -> int:
     return -(-columns // 16) * 16
 
 
+def parts_bytes(rows: int, padded: int) -> int:
+    """Bytes of points, with room at the end for a block of 128 that reads past the last one."""
+    return 4 * rows * padded + 128 * 64
+
+
 def gene_parts(expression: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
     """Split expression [M, G] into two float16 parts, and a power of two [G] per gene.
 
-    The parts of 32 rows lie together, as the kernel copies them: [⌈M / 32⌉, G, 2, 32], flat, with room at the
-    end for a block that reads past the last gene. The scale brings a gene's maximum to 128 … 256, so the error
-    is at most 2⁻²² of the value plus 2⁻³² of the maximum.
+    The parts of 32 rows lie together, as the kernel copies them: [⌈M / 32⌉, G, 2, 32], flat, with room at
+    the end for a block that reads past the last gene. The scale brings a gene's maximum to 128 … 256, so the
+    error is at most 2⁻²² of the value plus 2⁻³² of the maximum.
     """
     rows, genes = expression.shape
     words = -(-rows // 32)
@@ -212,8 +221,7 @@ def gene_parts(expression: NDArray[np.float32]) -> tuple[NDArray[np.float16], ND
         block = expression[32 * first : 32 * (first + step)]
         scaled = np.zeros((-(-len(block) // 32) * 32, genes))
         scaled[: len(block)] = np.ldexp(block.astype(np.float64), -exponent)
-        scaled = scaled.reshape(-1, 32, genes).transpose(0, 2, 1)
-        to = by_word[first : first + step]
-        to[:, :, 0] = scaled
-        to[:, :, 1] = scaled - to[:, :, 0]
+        to, values = by_word[first : first + step], scaled.reshape(-1, 32, genes).transpose(0, 2, 1)
+        to[:, :, 0] = values
+        to[:, :, 1] = values - to[:, :, 0]
     return parts, np.ldexp(1.0, exponent).astype(np.float32)

@@ -22,7 +22,7 @@ class Placing(ctypes.Structure):
     """Arguments of `place`: vectors to points."""
 
     _fields_ = _fields(
-        (_P, "source centre high low scale square norm far bad exact_count"),
+        (_P, "source centre parts scale square norm far bad exact_count"),
         (_D, "size largest"),
         (_I, "n d columns padded rank unused"),
     )
@@ -32,8 +32,8 @@ class Job(ctypes.Structure):
     """Arguments of all other kernels: queries to expression."""
 
     _fields_ = _fields(
-        (_P, "query bank square_sum leaf query_high query_low query_scale query_norm far"),
-        (_P, "bank_high bank_low bank_scale bank_square key row band count limit score chosen"),
+        (_P, "query bank square_sum leaf query_parts query_scale query_norm far"),
+        (_P, "bank_parts bank_scale bank_square key row band count limit score chosen"),
         (_P, "exact_list exact_count exact_score near_row weight share"),
         (_P, "expression gene_parts gene_scale out nearest effective_k"),
         (_D, "rounding floor widest moved gap temperature"),

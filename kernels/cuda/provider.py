@@ -17,6 +17,7 @@ from mclst.kernels.cuda.device_bank import (
     PLACED_PER_BLOCK,
     DeviceBank,
     padded_columns,
+    parts_bytes,
 )
 from mclst.kernels.cuda.devices import open_driver
 from mclst.kernels.cuda.driver import Driver, Memory
@@ -166,8 +167,6 @@ class CudaProvider:
         bank, plan, memory = self._bank, self.plan, self._memory
         n, rows = plan.queries, len(self._embedding)
         bytes_per_query = {
-            "query_high": 2 * bank.padded,
-            "query_low": 2 * bank.padded,
             "query_scale": 4,
             "query_square": 4,
             "query_norm": 4,
@@ -186,12 +185,13 @@ class CudaProvider:
         }
         for name, width in bytes_per_query.items():
             memory.reserve(name, n * width)
+        memory.reserve("query_parts", parts_bytes(n, bank.padded))
         memory.reserve("exact_score", 8 * plan.slots * rows)
         memory.reserve("exact_count", 4)
         addresses = {name: memory[name] for name, _ in Job._fields_ if memory[name]}
         placing = Placing.from_buffer_copy(bank.placing)
         placing.largest = MAX_MAGNITUDE
-        for name in ("high", "low", "scale", "square", "norm"):
+        for name in ("parts", "scale", "square", "norm"):
             setattr(placing, name, memory[f"query_{name}"])
         placing.far = memory["far"]
         placing.exact_count = memory["exact_count"]

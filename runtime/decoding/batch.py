@@ -6,10 +6,9 @@ Between the calls, Python's share per tile is a few microseconds: tables are arr
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from ctypes import addressof, c_char
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +19,9 @@ from mclst.runtime.decoding.library import compiled, libjpeg
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
 SPARE_BYTES = 16 << 20
-Key = tuple[int, int, int]
-"""Level, column and row of a segment."""
+Key = int
+"""A segment: its number within its level, row by row, plus 2⁴⁰ times the level."""
+LEVEL_KEYS = 1 << 40
 
 
 class Decoded(NamedTuple):
@@ -96,15 +96,17 @@ def decode_segments(
     functions, library = compiled(), libjpeg()
     assert functions is not None and library is not None
     (width, height), (wide, high) = level.size, level.segment
-    last_column, last_row = (width - 1) // wide, (height - 1) // high
+    columns = -(-width // wide)
+    last_column, last_row = columns - 1, (height - 1) // high
     full, segments = (high, wide, 3), []
-    for _, column, row in keys:
+    for key in keys:
+        row, column = divmod(key % LEVEL_KEYS, columns)
         if column < last_column and row < last_row:
             segments.append(_memory(full, spare))
         else:
             shape = (min(high, height - row * high), min(wide, width - column * wide), 3)
             segments.append(_memory(shape, spare))
-    table = np.fromiter(chain.from_iterable(keys), np.int64, 3 * len(keys))
+    table = np.array(keys, np.int64)
     addresses = np.array([segment.address for segment in segments], np.uint64)
     done = np.empty(len(keys), np.uint8)
     seconds = functions.mclst_jpeg_decode(
@@ -117,18 +119,19 @@ def decode_segments(
     return [segment if ok else None for segment, ok in zip(segments, done.tolist(), strict=True)], seconds
 
 
-def take_spare(segments: dict[Key, Decoded], spare: list[Decoded]) -> None:
-    """Move segments that nobody else refers to, neither cache nor thread, to `spare`.
+def take_spare(segments: list[Decoded | None], places: list[int], spare: list[Decoded]) -> None:
+    """Move those of `segments` that the cache gave up, and no other thread refers to, to `spare`.
 
     To free and to allocate their pages takes longer than all else between the calls.
     """
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         return
-    while segments:
-        segment = segments.popitem()[1]
+    for place in places:
+        segment, segments[place] = segments[place], None
         # The local variable and the argument; of the pixels, the tuple and the argument.
-        alone = sys.getrefcount(segment) == 2 and sys.getrefcount(segment.pixels) == 2
-        if alone and (len(spare) + 1) * segment.pixels.nbytes <= SPARE_BYTES:
+        if segment is not None and sys.getrefcount(segment) == 2 and sys.getrefcount(segment.pixels) == 2:
+            if (len(spare) + 1) * segment.pixels.nbytes > SPARE_BYTES:
+                return
             spare.append(segment)
 
 
@@ -146,22 +149,43 @@ def _address(array: Any) -> int:
     return addressof(c_char.from_buffer(array)) if array.size else 0
 
 
-def cut_squares(
-    squares: U8, corners: I64, level: tuple[int, int], segment: tuple[int, int],
-    segments: Mapping[Key, Decoded],
-) -> Sequence[int]:  # fmt: skip
-    """Fill squares uint8 [n, side, side, 3] from decoded segments.
+def needed_segments(
+    squares: U8, corners: I64, level: tuple[int, int], segment: tuple[int, int], number: int, pad: bytes
+) -> tuple[I64, I64]:
+    """Keys of the segments under squares uint8 [n, side, side, 3], ascending, and how many squares need each.
 
-    corners: int64 [n, 2], px of the level, in C order. level, segment: width and height, px. Pixels outside
-    the level stay. Returns the squares that lack a segment.
+    corners: int64 [n, 2], px of the level, in C order. level, segment: width and height, px. number: of the
+    level. Squares that reach beyond the level are filled with `pad`, three bytes.
     """
     functions = compiled()
     assert functions is not None and squares.flags.c_contiguous and corners.flags.c_contiguous
+    n, side = squares.shape[:2]
+    most = n * ((side - 2) // segment[0] + 2) * ((side - 2) // segment[1] + 2)
+    table = np.empty((2, most), np.int64)
+    keys, uses = table
+    count = functions.mclst_needed(
+        n, _address(corners), side, *level, *segment, number * LEVEL_KEYS, pad,
+        _address(squares), _address(keys), _address(uses),
+    )  # fmt: skip
+    if count < 0:
+        raise MemoryError
+    return keys[:count], uses[:count]
+
+
+def cut_squares(
+    squares: U8, corners: I64, level: tuple[int, int], segment: tuple[int, int], keys: I64,
+    segments: Sequence[Decoded | None],
+) -> Sequence[int]:  # fmt: skip
+    """Fill squares uint8 [n, side, side, 3] from the segments that `needed_segments` names.
+
+    Pixels outside the level stay. Returns the squares that lack a segment.
+    """
+    functions = compiled()
+    assert functions is not None
+    addresses = np.array([item.address if item else 0 for item in segments], np.uint64)
     missing = np.empty(len(squares), np.uint8)
-    keys = np.fromiter(chain.from_iterable(segments), np.int64, 3 * len(segments))
-    addresses = np.array([item.address for item in segments.values()], np.uint64)
-    functions.mclst_cut(
+    lacking = functions.mclst_cut(
         len(squares), _address(corners), squares.shape[1], *level, *segment,
         len(segments), _address(keys), _address(addresses), _address(squares), _address(missing),
     )  # fmt: skip
-    return missing.nonzero()[0].tolist() if missing.any() else ()
+    return missing.nonzero()[0].tolist() if lacking else ()

@@ -29,10 +29,8 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
             *(_INT64, _INT64, _INT64, _INT64, _POINTER, _POINTER),
         ],
     ),
-    "mclst_cut": (
-        None,
-        [_INT64, _POINTER, _INT64, _INT64, _INT64, _INT64, _INT64, _INT64, *(_POINTER,) * 4],
-    ),
+    "mclst_needed": (_INT64, [_INT64, _POINTER, *(_INT64,) * 6, ctypes.c_char_p, *(_POINTER,) * 3]),
+    "mclst_cut": (_INT64, [_INT64, _POINTER, *(_INT64,) * 6, *(_POINTER,) * 4]),
 }
 _SONAMES = ("libjpeg.so.62", "libjpeg.62.dylib")
 
@@ -87,7 +85,7 @@ def _decodes(functions: ctypes.CDLL, address: int) -> bool:
     expected = np.asarray(Image.open(io.BytesIO(data)))
     out = np.empty_like(expected, order="C")
     offset, count = np.array([1], np.int64), np.array([len(data)], np.int64)
-    key, done = np.zeros(3, np.int64), np.zeros(1, np.uint8)
+    key, done = np.zeros(1, np.int64), np.zeros(1, np.uint8)
     pointers = np.array([out.ctypes.data], np.uint64)
     try:
         with tempfile.TemporaryFile() as file:

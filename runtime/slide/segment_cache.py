@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future
 from threading import Lock
 
@@ -79,67 +79,93 @@ class SegmentCache:
         return segment
 
     def begin(
-        self, uses: dict[Key, int]
-    ) -> tuple[dict[Key, Decoded], list[Key], dict[Key, Future[NDArray[np.uint8]]]]:
+        self, keys: Sequence[Key], uses: Sequence[int]
+    ) -> tuple[list[Decoded | None], list[int], dict[int, Future[NDArray[np.uint8]]], list[int]]:
         """Begin to get several segments, each for so many uses, in one step.
 
-        Returns those that are cached, those that the caller decodes now and passes to `finish` whatever
-        happens, and the futures of those that other threads decode, for `count_uses` once they are there.
+        Returns, by places in `keys`: those that are cached; places that the caller decodes now and passes to
+        `finish` whatever happens; the futures of those that other threads decode, for `count_uses` once they
+        are there; and places that this was the last use of.
         """
-        cached: dict[Key, Decoded] = {}
-        mine: list[Key] = []
-        others: dict[Key, Future[NDArray[np.uint8]]] = {}
+        cached: list[Decoded | None] = [None] * len(keys)
+        mine: list[int] = []
+        others: dict[int, Future[NDArray[np.uint8]]] = {}
+        dropped: list[int] = []
         segments, pending, uses_left = self._segments, self._pending, self._uses_left
         with self._lock:
-            for key, count in uses.items():
+            for place, key in enumerate(keys):
                 segment = segments.get(key)
                 if segment is not None:
-                    cached[key] = segment
-                    left = uses_left.get(key, 0)
-                    if left > count:
-                        uses_left[key] = left - count
-                    elif left:
-                        self._count_use(key, count)
+                    cached[place] = segment
+                    left = uses_left.get(key, 0) - uses[place]
+                    if left > 0:
+                        uses_left[key] = left
+                    elif key in uses_left:
+                        del uses_left[key], segments[key]
+                        self.held_bytes -= segment.pixels.nbytes
+                        dropped.append(place)
                         continue
                     segments.move_to_end(key)
                 elif key in pending:
-                    others[key] = pending[key] = pending[key] or Future()
+                    others[place] = pending[key] = pending[key] or Future()
                 else:
                     pending[key] = None
-                    mine.append(key)
-        return cached, mine, others
+                    mine.append(place)
+        return cached, mine, others, dropped
 
-    def finish(self, segments: dict[Key, Decoded | BaseException], uses: dict[Key, int]) -> None:
-        """Store what `begin` left to the caller; threads that wait for a segment get it, or its exception."""
+    def finish(
+        self,
+        keys: Sequence[Key],
+        uses: Sequence[int],
+        places: Sequence[int],
+        segments: Sequence[Decoded | BaseException],
+        dropped: list[int],
+    ) -> None:
+        """Store what `begin` left to the caller; threads that wait for a segment get it, or its exception.
+
+        segments: one for each of `places`. Appends to `dropped` the places that this was the last use of.
+        """
         waiting: list[tuple[Future[NDArray[np.uint8]], Decoded | BaseException]] = []
+        uses_left, pending, held = self._uses_left, self._pending, self._segments
         with self._lock:
-            for key, segment in segments.items():
-                if isinstance(segment, Decoded):
-                    self._store(key, segment)
-                    left, count = self._uses_left.get(key, 0), uses[key]
-                    if left > count:
-                        self._uses_left[key] = left - count
-                    elif left:
-                        self._count_use(key, count)
-                future = self._pending.pop(key)
+            for place, segment in zip(places, segments, strict=True):
+                key = keys[place]
+                future = pending.pop(key)
                 if future is not None:
                     waiting.append((future, segment))
+                if not isinstance(segment, Decoded):
+                    continue
+                self.decoded += 1
+                left = uses_left.get(key, 0) - uses[place]
+                if left > 0:
+                    uses_left[key] = left
+                elif key in uses_left:
+                    del uses_left[key]
+                    dropped.append(place)
+                    continue
+                held[key] = segment
+                self.held_bytes += segment.pixels.nbytes
+            self._evict()
         for future, segment in waiting:
             if isinstance(segment, Decoded):
                 future.set_result(segment.pixels)
             else:
                 future.set_exception(segment)
 
-    def count_uses(self, keys: Iterable[Key], uses: dict[Key, int]) -> None:
+    def count_uses(self, keys: Sequence[Key], uses: Sequence[int], places: Iterable[int]) -> None:
         """Count uses of segments that other threads decoded."""
         with self._lock:
-            for key in keys:
-                self._count_use(key, uses[key])
+            for place in places:
+                self._count_use(keys[place], uses[place])
 
     def _store(self, key: Hashable, segment: Decoded) -> None:
         self.decoded += 1
         self._segments[key] = segment
         self.held_bytes += segment.pixels.nbytes
+        self._evict()
+
+    def _evict(self) -> None:
+        """Note the peak, and keep the limit."""
         self.peak_bytes = max(self.peak_bytes, self.held_bytes)
         while self.held_bytes > self.limit and len(self._segments) > 1:
             self.held_bytes -= self._segments.popitem(last=False)[1].pixels.nbytes

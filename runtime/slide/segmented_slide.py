@@ -11,7 +11,15 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.runtime.decoding.batch import Decoded, Key, cut_squares, decoded, take_spare
+from mclst.runtime.decoding.batch import (
+    LEVEL_KEYS,
+    Decoded,
+    Key,
+    cut_squares,
+    decoded,
+    needed_segments,
+    take_spare,
+)
 from mclst.runtime.errors import MclstError, ResourceError, SlideError
 from mclst.runtime.slide.base import RGB, Level, Slide, TileReadError
 from mclst.runtime.slide.segment_cache import SegmentCache
@@ -45,6 +53,10 @@ class SegmentedLevel(ABC, Generic[S]):
     def rows(self) -> int:
         """Number of segments down."""
         return -(-self.height // self.segment_height)
+
+    def key(self, level: int, column: int, row: int) -> Key:
+        """A segment of this level, which is number `level`, in the cache."""
+        return level * LEVEL_KEYS + row * self.columns + column
 
     @abstractmethod
     def decode(self, source: S, column: int, row: int) -> NDArray[np.uint8]:
@@ -146,7 +158,7 @@ class SegmentedSlide(Slide, Generic[S]):
         for top in range(y // band * band, y + height, band):
             first, end = max(top, y), min(top + band, y + height)
             rows = range(first // part.segment_height, (end - 1) // part.segment_height + 1)
-            keys = [(c, r) for r in rows for c in columns if (level, c, r) not in self.cache]
+            keys = [(c, r) for r in rows for c in columns if part.key(level, c, r) not in self.cache]
             part.prefetch(source, np.array(keys, np.int64).reshape(-1, 2))
             part.read_into(pixels[first - y : end - y], x, first, segment)
 
@@ -158,38 +170,50 @@ class SegmentedSlide(Slide, Generic[S]):
         if source is None or len(squares) < 2 or not part.decodes_many(source):
             return super().read_squares(squares, corners, level=level, pad=pad)
         corners = np.ascontiguousarray(corners)
-        uses = _uses(part, level, squares, corners, pad)
-        segments, mine, others = self.cache.begin(uses)
+        size, segment = (part.width, part.height), (part.segment_width, part.segment_height)
+        needed, counts = needed_segments(squares, corners, size, segment, level, bytes(pad))
+        keys, uses = needed.tolist(), counts.tolist()
+        segments, mine, others, dropped = self.cache.begin(keys, uses)
         if mine:
-            segments |= self._decode(part, source, mine, uses)
-        for key, future in others.items():
+            self._decode(part, source, keys, uses, mine, segments, dropped)
+        for place, future in others.items():
             if future.exception() is None:
-                segments[key] = decoded(future.result())
+                segments[place] = decoded(future.result())
         if others:
-            self.cache.count_uses(others, uses)
-        lacking = cut_squares(
-            squares, corners, (part.width, part.height), (part.segment_width, part.segment_height), segments
-        )
-        take_spare(segments, self._spare)
+            self.cache.count_uses(keys, uses, others)
+        lacking = cut_squares(squares, corners, size, segment, needed, segments)
+        take_spare(segments, dropped, self._spare)
         # What cannot be decoded, or not read, is told as for a square alone.
         return self._read_one_by_one(squares, corners, lacking, level, pad)
 
     def _decode(
-        self, part: SegmentedLevel[S], source: S, keys: list[Key], uses: dict[Key, int]
-    ) -> dict[Key, Decoded]:
-        """Decode segments that `begin` left to this thread; those that fail are left out."""
-        result: dict[Key, Any] = dict.fromkeys(keys, _NotDecoded())
+        self,
+        part: SegmentedLevel[S],
+        source: S,
+        keys: list[Key],
+        uses: list[int],
+        mine: list[int],
+        segments: list[Decoded | None],
+        dropped: list[int],
+    ) -> None:
+        """Decode segments that `begin` left to this thread to their places; those that fail stay None."""
+        results: list[Decoded | BaseException] = [_NotDecoded()] * len(mine)
         try:
-            many = part.decode_many(source, keys, self._spare)
-            result.update((key, segment) for key, segment in zip(keys, many, strict=True) if segment)
-            for key in [key for key, segment in result.items() if isinstance(segment, _NotDecoded)]:
-                try:
-                    result[key] = decoded(np.ascontiguousarray(part.decode(source, *key[1:])))
-                except Exception as error:  # noqa: BLE001 - raised for the squares that need it
-                    result[key] = error
+            many = part.decode_many(source, [keys[place] for place in mine], self._spare)
+            for number, segment in enumerate(many):
+                results[number] = segment or self._decode_alone(part, source, keys[mine[number]])
         finally:
-            self.cache.finish(result, uses)
-        return {key: segment for key, segment in result.items() if isinstance(segment, Decoded)}
+            self.cache.finish(keys, uses, mine, results, dropped)
+        for place, result in zip(mine, results, strict=True):
+            if isinstance(result, Decoded):
+                segments[place] = result
+
+    def _decode_alone(self, part: SegmentedLevel[S], source: S, key: Key) -> Decoded | Exception:
+        row, column = divmod(key % LEVEL_KEYS, part.columns)
+        try:
+            return decoded(np.ascontiguousarray(part.decode(source, column, row)))
+        except Exception as error:  # noqa: BLE001 - raised for the squares that need it
+            return error
 
     def expect(self, corners: NDArray[np.int64], side: int, level: int) -> None:
         """Count the squares that need each segment, so that it is evicted after its last use."""
@@ -215,13 +239,13 @@ class SegmentedSlide(Slide, Generic[S]):
         source = self._source
         if source is not None and source.reads_ahead:
             part.expect(source, np.stack([column, row], axis=1))
-        keys = zip([level] * len(row), column.tolist(), row.tolist(), strict=True)
-        self.cache.expect(dict(zip(keys, counts[row, column].tolist(), strict=True)))
+        keys = level * LEVEL_KEYS + row * part.columns + column
+        self.cache.expect(dict(zip(keys.tolist(), counts[row, column].tolist(), strict=True)))
 
     def _segment(self, source: S, level: int, column: int, row: int) -> NDArray[np.uint8]:
-        decode = partial(self._parts[level].decode, source, column, row)
+        part = self._parts[level]
         try:
-            return self.cache.get((level, column, row), decode)
+            return self.cache.get(part.key(level, column, row), partial(part.decode, source, column, row))
         except MclstError:
             raise
         except OSError as exc:
@@ -247,27 +271,6 @@ class SegmentedSlide(Slide, Generic[S]):
 
 class _NotDecoded(Exception):
     """The thread that was to decode a segment was stopped."""
-
-
-def _uses(
-    part: SegmentedLevel[Any], level: int, squares: NDArray[np.uint8], corners: NDArray[np.int64], pad: RGB
-) -> dict[Key, int]:
-    """How many squares need each segment; squares that reach beyond the level are padded."""
-    side, wide, high = squares.shape[1], part.segment_width, part.segment_height
-    width, height = part.width, part.height
-    uses: dict[Key, int] = {}
-    for number, (x, y) in enumerate(corners.tolist()):
-        right, bottom = x + side, y + side
-        if x < 0 or y < 0 or right > width or bottom > height:
-            squares[number] = pad
-            x, y, right, bottom = max(x, 0), max(y, 0), min(right, width), min(bottom, height)
-            if x >= right or y >= bottom:
-                continue
-        for row in range(y // high, (bottom - 1) // high + 1):
-            for column in range(x // wide, (right - 1) // wide + 1):
-                key = (level, column, row)
-                uses[key] = uses.get(key, 0) + 1
-    return uses
 
 
 def is_reduction(full: SegmentedLevel[S], finer: SegmentedLevel[S], part: SegmentedLevel[S]) -> bool:

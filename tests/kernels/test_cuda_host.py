@@ -723,6 +723,11 @@ def test_the_record_says_what_the_sources_imply() -> None:
         assert row["HMMA"] == 48 * halves and ("LDGSTS" in row) == copies
         assert all("HMMA" not in table[target][kernel] for kernel in ("choose", "weigh", "gather"))
         assert row["ATOMG"] == 1 and row["LDG"] <= 16
+    # Two blocks of 256 threads share 65,536 registers, and 100 KiB of shared memory less 1 KiB for each.
+    for target in sorted(set(table) - {"sm_75"}):
+        for kernel in ("product_all", "product_within", "multiply_dense"):
+            row = table[target][kernel]
+            assert row["registers"] <= 128 and 2 * (row["shared"] + 1024) <= 100 << 10
 
 
 def give_away(path: Path) -> None:

@@ -83,19 +83,20 @@ __device__ inline int choose_proven(const Job& j, int q, Tally& tally, u32& list
     if (threadIdx.x == 0)
         listed = 0;
     clear_chosen(j, q);
-    u32 proven = 0;
+    double proven[1] = {};
     for (u32 i = threadIdx.x; i < n; i += BLOCK) {
         if (key[i] > high)
             continue;
         const u32 r = j.filter ? row[i] : i;
         if (key[i] < low) {
             choose_row(j, q, r);
-            ++proven;
+            ++proven[0];
         } else {
             j.band[q * j.capacity + atomicAdd(&listed, 1u)] = r;
         }
     }
-    return j.k - (int)block_sum(tally, proven);
+    block_sums(tally, proven);
+    return j.k - (int)proven[0];
 }
 
 // Grid n. Sets the bits of a query's k rows, or appends it to the list for `choose_exactly`.
@@ -142,6 +143,5 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) choose_exactly(const Job 
         }
         clear_chosen(j, q);
         settle(j, q, tally, rows, (u32)j.k, [](u32 i) { return i; }, score);
-        __syncthreads();
     }
 }

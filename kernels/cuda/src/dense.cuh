@@ -9,7 +9,7 @@
 
 constexpr int MEAN_QUERIES = 64, MEAN_GENES = 128;
 // float16 in a row of 32 bank rows: the high parts, then the low ones.
-constexpr int PARTS = 64;
+constexpr int WORD_PARTS = 64;
 
 // Such a row is eight units of 16 bytes; the row's last three bits swap them, which avoids bank conflicts.
 __device__ __forceinline__ int unit_of_eight(int row, int unit) { return 8 * row + (unit ^ (row & 7)); }
@@ -33,11 +33,11 @@ __device__ __forceinline__ u32 own_thread()
 __device__ __forceinline__ void load_genes(const Job& j, MeanStages& stages, int word)
 {
     const u32 thread = own_thread();
-    const u16* from = j.gene_parts + (i64)word * (j.genes * PARTS) + (blockIdx.x * MEAN_GENES * PARTS + 8 * thread);
+    const u16* from = j.gene_parts + (i64)word * (j.genes * WORD_PARTS) + (blockIdx.x * MEAN_GENES * WORD_PARTS + 8 * thread);
     uint4* to = stages.gene + word % 2 * GENE_UNITS + unit_of_eight(thread / 8, thread % 8);
 #pragma unroll
     for (int part = 0; part < GENE_UNITS / BLOCK; ++part)
-        copy16(to + part * BLOCK, from + part * (BLOCK / 8 * PARTS));
+        copy16(to + part * BLOCK, from + part * (BLOCK / 8 * WORD_PARTS));
 }
 
 // The largest weight, 1, is scaled to this, so that a weight loses at most 2⁻⁴⁰ where its low part is subnormal.

@@ -116,27 +116,30 @@ __device__ __forceinline__ u64 ordered(double value)
     return bits >> 63 ? ~bits : bits | 0x8000000000000000ull;
 }
 
-// Scratch of block reductions and selection; one per block, in shared memory.
+// Scratch of block reductions and selection; one per block, in shared memory. Each of these functions has barriers of its own
+// between writing and reading; one more must lie between two calls of `block_sums`, or of `block_range`.
 struct Tally {
     u32 bin[256];
     u64 low[BLOCK / 32], high[BLOCK / 32];
-    double value[BLOCK / 32];
+    double value[2][BLOCK / 32];
     u32 before, inside, digit;
 };
 
-// Σ value over the block in one fixed order; returned to every thread.
-__device__ inline double block_sum(Tally& tally, double value)
+// The sums of up to two values over the block in one fixed order, in place.
+template <int Values> __device__ inline void block_sums(Tally& tally, double (&value)[Values])
 {
-    for (int step = 1; step < 32; step *= 2)
-        value += __shfl_xor_sync(WHOLE_WARP, value, step);
+    for (int v = 0; v < Values; ++v) {
+        for (int step = 1; step < 32; step *= 2)
+            value[v] += __shfl_xor_sync(WHOLE_WARP, value[v], step);
+        if (threadIdx.x % 32 == 0)
+            tally.value[v][threadIdx.x / 32] = value[v];
+    }
     __syncthreads();
-    if (threadIdx.x % 32 == 0)
-        tally.value[threadIdx.x / 32] = value;
-    __syncthreads();
-    double sum = 0;
-    for (int warp = 0; warp < BLOCK / 32; ++warp)
-        sum += tally.value[warp];
-    return sum;
+    for (int v = 0; v < Values; ++v) {
+        value[v] = 0;
+        for (int warp = 0; warp < BLOCK / 32; ++warp)
+            value[v] += tally.value[v][warp];
+    }
 }
 
 // The smallest of `low` and the largest of `high` over the block, in place.
@@ -148,7 +151,6 @@ __device__ inline void block_range(Tally& tally, u64& low, u64& high)
         low = other_low < low ? other_low : low;
         high = other_high > high ? other_high : high;
     }
-    __syncthreads();
     if (threadIdx.x % 32 == 0) {
         tally.low[threadIdx.x / 32] = low;
         tally.high[threadIdx.x / 32] = high;
@@ -220,7 +222,6 @@ template <class Key, class In> __device__ Cut cut(Tally& tally, u32 n, u32 want,
         want -= tally.before;
         const u32 inside = tally.inside;
         const u64 last = (1ull << shift) - 1;
-        __syncthreads();
         if (shift == 0 || inside == want)
             return {high - low < last ? high : low + last, want, inside};
     }

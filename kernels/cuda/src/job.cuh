@@ -11,7 +11,7 @@ enum Weighting { SOFTMAX, SOFTMAX_SQUARED, INVERSE_SQUARE, UNIFORM };
 struct Placing {
     const float* from;        // [n, d]
     const double* centre;     // [columns], in units of the (unit) vectors
-    u16 *high, *low;          // [n, padded]: the point, times 256 / scale, as the sum of two float16
+    u16* parts;               // [padded / 16, n, 2, 16]: the points, times 256 / scale, as the sum of two float16
     float* scale;             // [n], a power of two
     float* square;            // [n] |point|²
     float* norm;              // [n] upper bound on |point|; null for the bank
@@ -31,10 +31,10 @@ struct Job {
     const float* bank;            // [M, d]; the sample's rows for keys of the sample under `l1`
     const double* square_sum;     // [M] Σb² as numpy adds it, where rank or distance is cosine
     const int* leaf;              // [leaves, 3] start, length, number of additions after it
-    const u16 *query_high, *query_low;   // [n, padded]
+    const u16* query_parts;       // [padded / 16, n, 2, 16]
     const float *query_scale, *query_norm;
     const u32* far;
-    const u16 *bank_high, *bank_low;     // [key_rows, padded]
+    const u16* bank_parts;        // [padded / 16, key_rows, 2, 16]
     const float *bank_scale, *bank_square;
     float* key;                   // [n, key_stride]
     u32* row;                     // [n, capacity] bank row of each key, if only some are kept

@@ -94,11 +94,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) weigh(const Job j)
     __shared__ Tally tally;
     __shared__ double length;
     const int q = blockIdx.x;
-    if (j.k == j.bank_rows) {
+    // Each thread lists the words that it sets here.
+    if (j.k == j.bank_rows)
         for (int w = threadIdx.x; w < j.words; w += BLOCK)
             j.chosen[(i64)q * j.words + w] = 32 * (w + 1) <= j.k ? ~0u : (1u << j.k % 32) - 1;
-        __syncthreads();
-    }
     list_rows(j, q, tally);
     const u32* row = j.near_row + (i64)q * j.k;
     double* distance = j.score + q * j.capacity;
@@ -113,24 +112,22 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2) weigh(const Job j)
         enough = farthest < 0x1p1000 && compensated_is_enough(j, nearest);
     }
     if (!enough) {
-        __syncthreads();
         double* query = widen(j, q);
         const bool directed = j.distance == DISTANCE_COSINE && direct(j, query, &length);
         measure(j, tally, row, distance, nearest, farthest, [=](u32 r) { return weight_distance(j, query, directed, r); });
     }
-    double sum = 0, squares = 0;
+    double sums[2] = {};   // of weights, and of their squares
     for (int i = threadIdx.x; i < j.k; i += BLOCK) {
         const double weight = relative_weight(j, distance[i], nearest);
         j.weight[(i64)q * j.k + i] = (float)weight;
-        sum += weight;
-        squares += weight * weight;
+        sums[0] += weight;
+        sums[1] += weight * weight;
     }
-    sum = block_sum(tally, sum);
-    squares = block_sum(tally, squares);
+    block_sums(tally, sums);
     if (threadIdx.x == 0) {
-        j.share[q] = (float)(1 / sum);
+        j.share[q] = (float)(1 / sums[0]);
         j.nearest[q] = (float)nearest;
-        j.effective_k[q] = (float)(sum * sum / squares);
+        j.effective_k[q] = (float)(sums[0] * sums[0] / sums[1]);
     }
 }
 

@@ -8,6 +8,8 @@ constexpr double FAR = 0x1p20;
 // A point's largest component is scaled to 128 … 256, so that hi + lo keeps float32 precision.
 constexpr int HALF_BITS = 8;
 constexpr int SMALLEST = -100;
+// Columns of a point that lie together, their high parts before their low ones; a block multiplies as many at a time.
+constexpr int STEP = 16, PARTS = 2 * STEP;
 
 // One component of a vector's point, before scaling.
 __device__ inline double component(const Placing& p, const float* from, int i, double length, double extra)
@@ -26,7 +28,7 @@ __device__ inline double warp_sum(double value)
 }
 
 // A warp per vector. Under l1 it only checks for invalid values.
-extern "C" __global__ void __launch_bounds__(BLOCK) place(const Placing p)
+extern "C" __global__ void __launch_bounds__(BLOCK, 4) place(const Placing p)
 {
     const int lane = threadIdx.x % 32;
     const i64 i = (i64)blockIdx.x * (BLOCK / 32) + threadIdx.x / 32;
@@ -70,8 +72,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK) place(const Placing p)
     for (int c = lane; c < p.padded; c += 32) {
         const double value = far ? 0.0 : component(p, from, c, length, extra) * up;
         const u16 high = to_half((float)value);
-        p.high[i * p.padded + c] = high;
-        p.low[i * p.padded + c] = to_half((float)(value - (double)from_half(high)));
+        u16* to = p.parts + (i64)p.n * (c / STEP * PARTS) + (i * PARTS + c % STEP);
+        to[0] = high;
+        to[STEP] = to_half((float)(value - (double)from_half(high)));
     }
     if (lane != 0)
         return;
@@ -188,39 +191,46 @@ __device__ __forceinline__ void keep(const Job& j, Kept<Side, Room>& kept, Keys<
 }
 
 // --- tensor cores ------------------------------------------------------------------------------------------------
-// A block computes 128 × 128 keys, 16 columns at a time, with three such steps in flight. In shared memory a row of a step
-// is two units of 16 bytes; bit 2 of the row swaps them, which avoids bank conflicts.
+// A block computes 128 × 128 keys, 16 columns at a time, with three such steps in flight. A step of 128 points is contiguous in
+// global memory, so a warp copies four whole lines at a time. A row of a step is four units of 16 bytes, two of high parts and
+// two of low ones; in shared memory the row swaps them, which avoids bank conflicts.
 
-constexpr int TILE = 128, STEP = 16, STAGES = 3;
-constexpr int UNITS = 2 * TILE;
+constexpr int TILE = 128, STAGES = 3;
+constexpr int UNITS = 4 * TILE;
 
-__device__ __forceinline__ int unit_of(int row, int half) { return 2 * row + (half ^ ((row >> 2) & 1)); }
+__device__ __forceinline__ int unit_of_four(int row, int unit) { return 4 * row + (unit ^ ((row >> 1) & 3)); }
 
 struct Stage {
-    uint4 query_high[UNITS], query_low[UNITS], bank_high[UNITS], bank_low[UNITS];
+    uint4 query[UNITS], bank[UNITS];
 };
 
-__device__ __forceinline__ void load_step(const Job& j, Stage& stage, i64 query_row, i64 bank_row, int step)
+// 128 points from `first`, of `rows`. Past the last are those of the next step, or anything after the last step; their keys are
+// dropped.
+__device__ __forceinline__ void load_points(uint4* to, const u16* parts, i64 rows, i64 first, int step)
 {
-    const int half = threadIdx.x % 2;
-    const int unit = unit_of(threadIdx.x / 2, half);
-    const i64 column = step * STEP + 8 * half;
-    copy16(&stage.query_high[unit], j.query_high + query_row * j.padded + column);
-    copy16(&stage.query_low[unit], j.query_low + query_row * j.padded + column);
-    copy16(&stage.bank_high[unit], j.bank_high + bank_row * j.padded + column);
-    copy16(&stage.bank_low[unit], j.bank_low + bank_row * j.padded + column);
+    const u16* from = parts + (step * rows + first) * PARTS + 8 * threadIdx.x;
+    const int unit = unit_of_four(threadIdx.x / 4, threadIdx.x % 4);
+#pragma unroll
+    for (int part = 0; part < UNITS / BLOCK; ++part)
+        copy16(to + unit + part * BLOCK, from + part * 8 * BLOCK);
 }
 
-// 16 rows by 16 columns, from row `row`.
-__device__ __forceinline__ void fragment_a(u32 (&a)[4], const uint4* units, int row, int lane)
+__device__ __forceinline__ void load_step(const Job& j, Stage& stage, i64 first_query, i64 first_row, int step)
 {
-    load_matrices(a, &units[unit_of(row + lane % 16, lane / 16)]);
+    load_points(stage.query, j.query_parts, j.n, first_query, step);
+    load_points(stage.bank, j.bank_parts, j.key_rows, first_row, step);
+}
+
+// 16 rows by 16 columns, from row `row`; the high parts, or the low ones.
+__device__ __forceinline__ void fragment_a(u32 (&a)[4], const uint4* units, int row, bool low, int lane)
+{
+    load_matrices(a, &units[unit_of_four(row + lane % 16, lane / 16 + 2 * low)]);
 }
 
 // 16 columns of twice 8 rows, from row `row`: two words for each eight.
-__device__ __forceinline__ void fragments_b(u32 (&b)[4], const uint4* units, int row, int lane)
+__device__ __forceinline__ void fragments_b(u32 (&b)[4], const uint4* units, int row, bool low, int lane)
 {
-    load_matrices(b, &units[unit_of(row + lane / 16 * 8 + lane % 8, lane / 8 % 2)]);
+    load_matrices(b, &units[unit_of_four(row + lane / 16 * 8 + lane % 8, lane / 8 % 2 + 2 * low)]);
 }
 
 // 64 × 32 of the tile's products, by one warp.
@@ -230,14 +240,14 @@ __device__ __forceinline__ void multiply_step(float (&sum)[4][4][4], const Stage
     u32 bank_high[2][4], bank_low[2][4];
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
-        fragments_b(bank_high[c], stage.bank_high, warp_column + 16 * c, lane);
-        fragments_b(bank_low[c], stage.bank_low, warp_column + 16 * c, lane);
+        fragments_b(bank_high[c], stage.bank, warp_column + 16 * c, false, lane);
+        fragments_b(bank_low[c], stage.bank, warp_column + 16 * c, true, lane);
     }
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
         u32 high[4], low[4];
-        fragment_a(high, stage.query_high, warp_row + 16 * r, lane);
-        fragment_a(low, stage.query_low, warp_row + 16 * r, lane);
+        fragment_a(high, stage.query, warp_row + 16 * r, false, lane);
+        fragment_a(low, stage.query, warp_row + 16 * r, true, lane);
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
             multiply(sum[r][c], low, &bank_high[c / 2][2 * (c % 2)]);
@@ -311,14 +321,10 @@ template <bool Filter> __device__ __forceinline__ void product(const Job& j, Sta
 {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const i64 first_row = (i64)blockIdx.x * TILE, first_query = (i64)blockIdx.y * TILE;
-    // Rows past the end read the last one; their keys are dropped.
-    i64 query_row = first_query + threadIdx.x / 2, bank_row = first_row + threadIdx.x / 2;
-    query_row = query_row < j.n ? query_row : j.n - 1;
-    bank_row = bank_row < j.key_rows ? bank_row : j.key_rows - 1;
     const int steps = j.padded / STEP;
     for (int s = 0; s < STAGES - 1; ++s) {
         if (s < steps)
-            load_step(j, stages[s], query_row, bank_row, s);
+            load_step(j, stages[s], first_query, first_row, s);
         copies_commit();
     }
     const int warp_row = warp / 4 * 64, warp_column = warp % 4 * 32;
@@ -327,7 +333,7 @@ template <bool Filter> __device__ __forceinline__ void product(const Job& j, Sta
         copies_wait<STAGES - 2>();
         __syncthreads();
         if (s + STAGES - 1 < steps)
-            load_step(j, stages[(s + STAGES - 1) % STAGES], query_row, bank_row, s + STAGES - 1);
+            load_step(j, stages[(s + STAGES - 1) % STAGES], first_query, first_row, s + STAGES - 1);
         copies_commit();
         multiply_step(sum, stages[s % STAGES], warp_row, warp_column, lane);
     }

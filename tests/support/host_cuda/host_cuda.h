@@ -479,11 +479,16 @@ inline int exponent_of(double value) { return (int)(to_word(value) >> 52 & 2047)
 // c + Σ products, truncated below the 24 bits of the largest addend and of the sum, as hardware may do.
 inline float truncated_sum(float c, const double* products)
 {
+    double rounded = c;
+    for (int i = 0; i < 16; ++i)
+        rounded += products[i];
+    if (!std::isfinite(rounded))
+        return (float)rounded;
     for (int first = 0; first < 16; first += SUMMED_AT_ONCE) {
         double largest = std::fabs((double)c);
         for (int i = 0; i < SUMMED_AT_ONCE; ++i)
             largest = std::max(largest, std::fabs(products[first + i]));
-        if (largest == 0 || !std::isfinite(largest))
+        if (largest == 0)
             continue;
         const int place = exponent_of(largest) - 23;
         const double up = power_of_two(-place);

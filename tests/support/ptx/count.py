@@ -10,11 +10,12 @@ from collections import Counter
 
 from retrieval_cases import clustered
 
+from mclst.kernels.cuda.plan import Plan, make_plan
 from mclst.kernels.cuda.provider import CudaProvider
 from mclst.kernels.definition.spec import RetrievalSpec
 from ptx.build import PtxDriver, ptx_of
 
-QUERIES, ROWS, COLUMNS, GENES = 128, 2048, 256, 128
+QUERIES, ROWS, COLUMNS, GENES, SAMPLE = 128, 2048, 256, 128, 512
 CASES = {"gathered": 36, "dense": 198}
 # Instructions of PTX by what executes them; the rest, addresses and control above all, is `other`.
 UNITS = {
@@ -35,27 +36,38 @@ def unit_of(opcode: str) -> str:
     return next((unit for unit, starts in UNITS.items() if opcode.startswith(starts)), "other")
 
 
-def issued(k: int, architecture: int = 80) -> dict[str, Counter[str]]:
-    """Warp instructions for each query, by kernel and unit."""
+def counted(k: int, architecture: int = 80) -> dict[str, Counter[str]]:
+    """Warp instructions of all queries, by kernel and opcode."""
     queries, bank = clustered(QUERIES, ROWS, COLUMNS, genes=GENES)
     driver = PtxDriver(ptx_of(architecture))
     spec = RetrievalSpec(k=k, rank="cosine", distance="l1")
     before = driver.executed()
     cuda = CudaProvider(
-        bank.embedding, bank.expression, spec, driver=driver, workspace_bytes=64 << 20, sample=512
+        bank.embedding, bank.expression, spec, driver=driver, workspace_bytes=64 << 20, sample=SAMPLE
     )
     prepared = driver.executed()
     cuda.aggregate(queries)
-    counts: dict[str, Counter[str]] = {}
-    for kernel, after in driver.executed().items():
-        # The bank is placed once, which is no query's affair.
-        spent = after - prepared[kernel] if kernel == "place" else after - before[kernel]
-        by_unit: Counter[str] = Counter()
+    # The bank is placed once, which is no query's affair.
+    counts = {
+        kernel: after - (prepared if kernel == "place" else before)[kernel]
+        for kernel, after in driver.executed().items()
+    }
+    return {kernel: spent for kernel, spent in counts.items() if spent.total()}
+
+
+def planned(k: int) -> Plan:
+    """The plan of the case that is counted."""
+    return make_plan(ROWS, COLUMNS, k, GENES, multiprocessors=3, workspace_bytes=64 << 20, sample=SAMPLE)
+
+
+def issued(k: int, architecture: int = 80) -> dict[str, Counter[str]]:
+    """Warp instructions of all queries, by kernel and unit."""
+    by_unit: dict[str, Counter[str]] = {}
+    for kernel, spent in counted(k, architecture).items():
+        by_unit[kernel] = Counter()
         for opcode, times in spent.items():
-            by_unit[unit_of(opcode)] += times
-        if by_unit.total():
-            counts[kernel] = by_unit
-    return counts
+            by_unit[kernel][unit_of(opcode)] += times
+    return by_unit
 
 
 def main() -> None:

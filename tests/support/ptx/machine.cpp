@@ -25,6 +25,12 @@ std::map<std::string, Counts> counts;
 std::vector<ptx::u32> visited;
 std::string said;
 
+// A planted fault: the barrier or wait that is left out, and how many groups of copies each wait leaves under way.
+std::string faulty_kernel;
+int faulty_line, too_lax;
+
+bool left_out(int line) { return line == faulty_line && running->name == faulty_kernel; }
+
 int64_t block_number() { return (int64_t)host::block_index.y * host::grid_size.x + host::block_index.x; }
 
 race::Access access(int line, bool atomic)
@@ -112,7 +118,11 @@ char* shared(u64 offset, int bytes, Access kind, int line)
     return at;
 }
 
-void barrier(const char* kernel, int line) { __syncthreads(kernel, line); }
+void barrier(const char* kernel, int line)
+{
+    if (!left_out(line))
+        __syncthreads(kernel, line);
+}
 
 u32 shuffle(const char* mode, u32 value, u32 lane, u32 clamp, u32 mask)
 {
@@ -140,9 +150,11 @@ void copy16(u64 offset, u64 address, int line)
 
 void copies_commit() { ::copies_commit(); }
 
-void copies_wait(int open)
+void copies_wait(int open, int line)
 {
-    host::arrive(open, [](const host::Fiber::Copy& copy) {
+    if (left_out(line))
+        return;
+    host::arrive(open + too_lax, [](const host::Fiber::Copy& copy) {
         if (!shadow.watching)
             return;
         shadow.set_copying((u64)(copy.to - arena), 16, race::NOBODY);
@@ -204,6 +216,14 @@ void ptx_watch(int on)
 {
     shadow.watching = on;
     shadow.conflicts.clear();
+}
+
+// From now on the barrier or wait at a line of a kernel does nothing, and each wait leaves `lax` more groups under way.
+void ptx_plant(const char* kernel, int line, int lax)
+{
+    faulty_kernel = kernel;
+    faulty_line = line;
+    too_lax = lax;
 }
 
 // Conflicts since `ptx_watch`, a line each.

@@ -58,7 +58,7 @@ void multiply(f32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]);
 void load_matrices(u32 (&to)[4], u64 offset, int line);
 void copy16(u64 offset, u64 address, int line);
 void copies_commit();
-void copies_wait(int open);
+void copies_wait(int open, int line);
 
 // --- registers ---------------------------------------------------------------------------------------------------
 

@@ -306,7 +306,7 @@ class _Translation:
         if kind == "commit_group":
             return "copies_commit();"
         if kind == "wait_group":
-            return f"copies_wait({operands[0]});"
+            return f"copies_wait({operands[0]}, {self._line});"
         assert modifiers == ["async", "cg", "shared", "global"] and operands[2] == "16", (modifiers, operands)
         to, source = (_ADDRESS.fullmatch(operand) for operand in operands[:2])
         assert to is not None and source is not None, operands
