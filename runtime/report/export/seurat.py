@@ -1,14 +1,16 @@
 """Export a map as a folder like Space Ranger's, which Seurat's Load10X_Spatial opens, and scanpy and squidpy.
 
 Layout: Space Ranger 2 and later, `filtered_feature_bc_matrix.h5` and `spatial/`; what is read of it:
-satijalab/seurat, Load10X_Spatial, Read10X_h5 and Read10X_Image.
+satijalab/seurat 5.5, Load10X_Spatial, Read10X_h5, Read10X_Image and Read10X_Coordinates.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,14 @@ POSITIONS = ("array_row", "array_col")
 FIDUCIAL = 21 / 13
 """Diameters of a spot in that of a fiducial, as in Space Ranger's files; Seurat insists on one."""
 CHECKED_AT_ONCE = 1 << 20
+CONVERTED = re.compile(
+    r"\s*[-+]?(0x[0-9a-f.]+(p[-+]?\d+)?|(\d+\.?\d*|\.\d+)([ed][-+]?\d+)?|inf(inity)?|nan|na|t|f|true|false)i?\s*",
+    re.ASCII | re.IGNORECASE,
+)
+"""What read.csv of R and pandas take for a number or a flag; such names come back as other ones."""
+MISSING = frozenset({"", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "<NA>", "#N/A", "#NA"})
+"""What they take for no name."""
+PREFIX = "spot-"
 R_ENTRIES = 2**31 - 1
 """Entries that a sparse matrix of R can hold."""
 
@@ -65,20 +75,38 @@ def write_seurat(expression_map: Map, path: Path, *, overwrite: bool) -> tuple[s
         try:
             spatial = folder.part / "spatial"
             spatial.mkdir()
-            known, entries = _write_matrix(expression_map, folder.part / MATRIX)
-            _write_positions(expression_map, known, spatial / "tissue_positions.csv")
+            names = spot_names(expression_map.spots)
+            known, entries = _write_matrix(expression_map, names, folder.part / MATRIX)
+            _write_positions(expression_map, names, known, spatial / "tissue_positions.csv")
             _write_pictures(expression_map, spatial)
         except OSError as error:
             raise OutputError(f"{path} cannot be written ({error.strerror or error}); free space") from error
         folder.publish()
+    return tuple(_notes(expression_map, names, entries, path.name))
+
+
+def spot_names(spots: Sequence[str]) -> list[str]:
+    """Names that a CSV keeps: with PREFIX where all would be read as numbers, or one as missing."""
+    changed = any(name in MISSING for name in spots) or all(map(CONVERTED.fullmatch, spots))
+    return [f"{PREFIX}{name}" for name in spots] if changed else list(spots)
+
+
+def _notes(expression_map: Map, names: Sequence[str], entries: int, folder: str) -> Iterator[str]:
+    if list(names) != list(expression_map.spots):
+        yield f"spot names in {folder} begin with {PREFIX}, since R and pandas would read them as numbers"
+    in_seurat = Counter(re.sub("[_|]", "-", gene) for gene in expression_map.genes)
+    if twice := [gene for gene, count in in_seurat.items() if count > 1]:
+        yield (
+            f"Seurat turns _ and | in genes into -, so {len(twice)} names of {folder} are there twice, such "
+            f"as {twice[0]}; load it with use.names = FALSE"
+        )
     if entries > R_ENTRIES:
-        return (f"{path.name} holds {entries:,} values, and a sparse matrix of R at most {R_ENTRIES:,}",)
-    return ()
+        yield f"{folder} holds {entries:,} values, and a sparse matrix of R at most {R_ENTRIES:,}"
 
 
-def _write_matrix(expression_map: Map, path: Path) -> tuple[NDArray[np.bool_], int]:
+def _write_matrix(expression_map: Map, spots: Sequence[str], path: Path) -> tuple[NDArray[np.bool_], int]:
     """Write features x barcodes by columns; return which spots have values, and the number of entries."""
-    genes, names = expression_map.genes, np.array(expression_map.spots, dtype=np.str_)
+    genes, names = expression_map.genes, np.array(spots, dtype=np.str_)
     known = np.zeros(len(names), np.bool_)
     indptr = [np.zeros(1, np.int64)]
     entries = 0
@@ -149,14 +177,14 @@ def _gene_ids(expression_map: Map) -> list[str]:
     ]
 
 
-def _write_positions(expression_map: Map, known: NDArray[np.bool_], path: Path) -> None:
+def _write_positions(expression_map: Map, spots: Sequence[str], known: NDArray[np.bool_], path: Path) -> None:
     """A row per spot; array_row and array_col are 0 where the spots are of no array."""
     table = expression_map.table
     array = {name: table.get(name, 0) for name in POSITIONS}
     x, y = expression_map.xy_px.T
     frame = pd.DataFrame(
         {
-            "barcode": expression_map.spots,
+            "barcode": list(spots),
             "in_tissue": known.astype(np.int8),
             **{name: np.asarray(values) for name, values in array.items()},
             "pxl_row_in_fullres": np.round(y, 2),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import csv
+import io
 import math
 import warnings
 from pathlib import Path
@@ -12,8 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
-from PIL import Image
+from hypothesis import given
+from hypothesis import strategies as st
+from seurat_reader import as_character, load_10x_spatial, type_convert
 from synthetic_maps import DIAMETER, SCALE, SyntheticMap, synthetic_map
+from synthetic_slides import quick
 
 from mclst.runtime.cli.report import main
 from mclst.runtime.errors import OutputError
@@ -54,36 +58,92 @@ def test_scanpy_and_squidpy_read_the_maps_values(made: SyntheticMap) -> None:
             assert lowres.shape[1] / hires.shape[1] == pytest.approx(share)
 
 
-def test_the_layout_is_the_one_seurat_reads(made: SyntheticMap) -> None:
-    """What Read10X_h5, Read10X_Image, Read10X_Coordinates and Read10X_ScaleFactors of Seurat 5 look at."""
+def test_seurat_loads_the_maps_values(made: SyntheticMap) -> None:
+    """By its R code, followed step by step."""
+    loaded = load_10x_spatial(folder_of(made))
+    known = ~np.isnan(made.expression).all(axis=1)
+    assert loaded.cells == np.array(made.spots)[known].tolist() and loaded.features == made.genes
+    np.testing.assert_array_equal(loaded.counts.toarray().T, made.expression[known])
+    np.testing.assert_allclose(loaded.xy, made.xy_px[known], atol=0.006)
+    assert all(math.isfinite(value) and value > 0 for value in loaded.factors.values())
+    assert loaded.factors["spot"] == DIAMETER and loaded.factors["hires"] == pytest.approx(SCALE)
+    assert loaded.image.ndim == 3 and loaded.image.shape[2] == 3 and max(loaded.image.shape) <= 600
+    height, width = (size / loaded.factors["lowres"] for size in loaded.image.shape[:2])
+    assert (loaded.xy < (width, height)).all()
     spatial = folder_of(made) / "spatial"
-    with h5py.File(folder_of(made) / "filtered_feature_bc_matrix.h5") as file:
-        assert list(file) == ["matrix"] and "PYTABLES_FORMAT_VERSION" not in file.attrs
-        matrix = file["matrix"]
-        assert set(matrix) == {"barcodes", "data", "features", "indices", "indptr", "shape"}
-        assert set(matrix["features"]) == {"id", "name", "feature_type", "genome", "_all_tag_keys"}
-        genes, spots = matrix["shape"][:]
-        assert len(matrix["indptr"]) == spots + 1 and matrix["indptr"][-1] == matrix["data"].size
-        assert matrix["indices"][:].max() < genes == len(matrix["features/name"])
-        assert set(matrix["features/feature_type"][:]) == {b"Gene Expression"}
-        barcodes = matrix["barcodes"][:].astype(str)
-    (positions,) = spatial.glob("*tissue_positions*")
-    table = pd.read_csv(positions)
-    assert table.columns.tolist() == [
-        *("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
-    ]
-    assert table.barcode.tolist() == made.spots
-    assert table.barcode[table.in_tissue == 1].tolist() == barcodes.tolist()
-    factors = json.loads((spatial / "scalefactors_json.json").read_text())
-    names = (
-        "spot_diameter_fullres",
-        "fiducial_diameter_fullres",
-        "tissue_hires_scalef",
-        "tissue_lowres_scalef",
+    table = pd.read_csv(spatial / "tissue_positions.csv")
+    assert table.barcode.tolist() == made.spots and table.in_tissue.tolist() == known.astype(int).tolist()
+
+
+def test_spatialdata_io_reads_the_folder_as_visium(made: SyntheticMap) -> None:
+    spatialdata_io = pytest.importorskip("spatialdata_io")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        store = spatialdata_io.visium(folder_of(made), dataset_id="made")
+    known = ~np.isnan(made.expression).all(axis=1)
+    np.testing.assert_array_equal(store["table"].X.toarray(), made.expression[known])
+    centers = store["made"].geometry
+    np.testing.assert_allclose(np.c_[centers.x, centers.y], made.xy_px[known], atol=0.006)
+    assert store["made"].radius.unique().tolist() == [DIAMETER / 2]
+    assert {"made_hires_image", "made_lowres_image"} <= set(store.images)
+
+
+@pytest.mark.parametrize(
+    ("names", "prefixed"),
+    [
+        (["1", "2", "3"], True),
+        (["007", "1e5", "0x1F"], True),
+        (["0x0", "0x1", "1.5"], True),
+        (["a1", "NA", "b2"], True),
+        (["T", "F", "true"], True),
+        (["0x0", "1x0", "2x0"], False),
+        (["AAAC-1", "1", "2"], False),
+        (['say "x"', "a,b", "2"], False),
+    ],
+)
+def test_names_come_back_from_the_table_as_they_are(tmp_path: Path, names: list[str], prefixed: bool) -> None:
+    import anndata
+
+    made = synthetic_map(tmp_path / "made.h5ad", side=2, genes=2)
+    data = anndata.read_h5ad(made.path)[:3]  # the last has no tile
+    data = data[~np.isnan(data.X).all(axis=1)].copy()
+    data.obs_names = names[: data.n_obs]
+    data.write_h5ad(made.path)
+    done = CliRunner().invoke(main, [str(made.path), "--no-html", "--seurat"])
+    assert done.exit_code == 0 and ("begin with spot-" in done.stderr) == prefixed, done.output
+    expected = [("spot-" if prefixed else "") + name for name in data.obs_names]
+    loaded = load_10x_spatial(folder_of(made))
+    assert loaded.cells == expected
+    np.testing.assert_allclose(loaded.xy, data.obsm["spatial"], atol=0.006)
+    positions = pd.read_csv(folder_of(made) / "spatial/tissue_positions.csv", index_col=0)  # as scanpy does
+    assert positions.index.tolist() == expected
+
+
+@quick
+@given(
+    st.lists(
+        st.text("019.eExXafFpnNATt-+ i\"',", min_size=1, max_size=4), min_size=1, max_size=4, unique=True
     )
-    assert all(math.isfinite(factors[name]) and factors[name] > 0 for name in names)
-    with Image.open(spatial / "tissue_lowres_image.png") as picture:
-        assert picture.mode == "RGB" and max(picture.size) <= 600
+)
+def test_any_names_come_back(names: list[str]) -> None:
+    written = seurat.spot_names(names)
+    text = pd.DataFrame({"barcode": written, "x": 1}).to_csv(index=False)
+    rows = list(csv.reader(io.StringIO(text)))[1:]
+    assert [as_character(value) for value in type_convert([row[0] for row in rows])] == written
+    assert pd.read_csv(io.StringIO(text), index_col=0).index.tolist() == written
+
+
+def test_genes_that_seurat_makes_equal_are_told(tmp_path: Path) -> None:
+    import anndata
+
+    made = synthetic_map(tmp_path / "made.h5ad", side=2, genes=3)
+    data = anndata.read_h5ad(made.path)
+    data.var_names = ["Y_RNA", "Y-RNA", "TP53"]
+    data.write_h5ad(made.path)
+    done = CliRunner().invoke(main, [str(made.path), "--no-html", "--seurat"])
+    assert done.exit_code == 0 and "1 names of made.seurat are there twice, such" in done.stderr
+    with pytest.raises(AssertionError):
+        load_10x_spatial(folder_of(made))
 
 
 def test_blocks_do_not_matter(made: SyntheticMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
