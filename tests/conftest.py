@@ -46,6 +46,7 @@ SLOW = (
     "runtime/slide/test_ome_zarr.py",
     "runtime/slide/test_remote_slides.py",
     "sections/test_section_spots.py",
+    "sections/test_spatialdata_io.py",
     "sections/test_spatialdata_store.py",
     "test_add_a_system.py",
     "test_doc_commands.py",

@@ -145,8 +145,15 @@ def coarse_note(
     section: Section, mpp: float | None, size_px: int | None = None, tile_mpp: float | None = None
 ) -> str:
     """Say what a downscaled picture costs; "" for a slide. mpp: of the picture; size_px, tile_mpp: tiles'."""
-    if section.image_scale >= 1 or section.image is None:
+    if section.image is None:
         return ""
+    if section.image_scale >= 1:
+        if mpp is None or mpp <= COARSE_MPP:
+            return ""
+        return (
+            f"{section.image.name} of section {section.name} has {mpp:.3g} µm/px, so cells are not resolved; "
+            f"--image {section.name}=SLIDE gives a finer slide"
+        )
     of_tile = tile_mpp or mpp
     reach = "" if of_tile is None or size_px is None else f", a tile covers {size_px * of_tile:.0f} µm"
     size = "" if mpp is None else f" at {mpp:.3g} µm/px"

@@ -40,6 +40,8 @@ class SectionSource:
         Bins of the files that make one bin of the section, along an axis.
     bins : str
         Of Xenium: "cells", or PITCH or PITCH/DIAMETER in µm.
+    region : str
+        Of SpatialData: the element that the table annotates.
     """
 
     name: str
@@ -52,6 +54,7 @@ class SectionSource:
     aliases: Path | None = None
     pooled: int = 1
     bins: str = ""
+    region: str = ""
 
 
 def list_folder(folder: Path) -> list[Path]:

@@ -21,15 +21,25 @@ ROWS_AT_ONCE = 1 << 20
 def read_parquet(path: Path) -> pd.DataFrame:
     """Read a whole table; SectionError if it is damaged, or declares more than MAX_TABLE_BYTES."""
     with _open(path) as file:
-        # A few kilobytes of Parquet can declare billions of equal cells.
-        info = file.metadata
-        declared = sum(info.row_group(group).total_byte_size for group in range(info.num_row_groups))
-        if max(declared, info.num_rows * max(1, info.num_columns) * 8) > MAX_TABLE_BYTES:
-            raise SectionError(
-                f"{path}: the table declares {info.num_rows:,} rows of {info.num_columns} columns, more than "
-                f"{MAX_TABLE_BYTES >> 30} GB; give it in pieces, or only names and coordinates"
-            )
+        _check_size(path, file)
         return pd.read_parquet(path, engine="pyarrow")
+
+
+def check_parquet(path: Path) -> None:
+    """Raise SectionError if a table is damaged, or declares more than MAX_TABLE_BYTES."""
+    with _open(path) as file:
+        _check_size(path, file)
+
+
+def _check_size(path: Path, file: Any) -> None:
+    # A few kilobytes of Parquet can declare billions of equal cells.
+    info = file.metadata
+    declared = sum(info.row_group(group).total_byte_size for group in range(info.num_row_groups))
+    if max(declared, info.num_rows * max(1, info.num_columns) * 8) > MAX_TABLE_BYTES:
+        raise SectionError(
+            f"{path}: the table declares {info.num_rows:,} rows of {info.num_columns} columns, more than "
+            f"{MAX_TABLE_BYTES >> 30} GB; give it in pieces, or only names and coordinates"
+        )
 
 
 def stream_columns(path: Path, texts: Sequence[str], numbers: Sequence[str]) -> Iterator[list[NDArray[Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from section_folders import spatialdata_store
 from mclst.sections import Section, SectionError, find_sections, read_section
 from mclst.sections.formats.images import with_images
 from mclst.sections.formats.ngff import coordinate_systems
+from mclst.sections.formats.section_spots import section_spots
+from mclst.sections.location import slide_location
 
 pytest.importorskip("spatialdata")
 pytest.importorskip("pyarrow")
@@ -23,47 +26,81 @@ def read(path: Path, bins: str | None = None) -> Section:
     return read_section(source)
 
 
-def image_px(store: Any, image: str = "he") -> np.ndarray:
-    """Centers of the table's shapes in px of an image, by spatialdata."""
+def image_px(store: Any, element: str = "spots", image: str = "he") -> np.ndarray:
+    """Centers of the instances of the table's rows in px of an image, by spatialdata."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from spatialdata import get_centroids
         from spatialdata.transformations import get_transformation
 
-        centers = get_centroids(store["spots"], coordinate_system="global").compute()
+        centers = get_centroids(store[element], coordinate_system="global").compute()
         to_global = get_transformation(store[image], "global").to_affine_matrix(("x", "y"), ("x", "y"))
-    table = next(iter(store.tables.values()))
-    xy = centers.loc[table.obs["shape"], ["x", "y"]].to_numpy()
+    obs = next(iter(store.tables.values())).obs
+    xy = centers.loc[obs["shape"][obs["region"] == element], ["x", "y"]].to_numpy()
     return (np.column_stack([xy, np.ones(len(xy))]) @ np.linalg.inv(to_global).T)[:, :2]
 
 
+@pytest.fixture(scope="module")
+def circles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    path = tmp_path_factory.mktemp("circles") / "P1.zarr"
+    return path, spatialdata_store(path)
+
+
+@pytest.fixture
+def P1(circles: tuple[Path, Any], tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(circles[0], tmp_path / "P1.zarr"))
+
+
 @pytest.mark.parametrize(
-    ("polygons", "old"), [(False, False), (True, True)], ids=["circles, zarr v3", "polygons, zarr v2"]
-)
-def test_a_store_of_spatialdata_is_read_as_it_reads_it(tmp_path: Path, polygons: bool, old: bool) -> None:
-    store = spatialdata_store(tmp_path / "P1.zarr", polygons=polygons, old=old)
+    ("kind", "old"),
+    [("polygons", True), ("geoarrow", False), ("oldest", True), ("labels", False), ("multiscale", True),
+     ("points", False)],
+)  # fmt: skip
+def test_every_element_that_a_table_annotates_is_read_as_spatialdata_reads_it(
+    tmp_path: Path, kind: str, old: bool
+) -> None:
+    store = spatialdata_store(tmp_path / "P1.zarr", kind, old=old)
     assert (tmp_path / "P1.zarr" / (".zgroup" if old else "zarr.json")).is_file()
-    section, table = read(tmp_path / "P1.zarr"), store["table"]
-    assert section.name == "P1" and section.spot.tolist() == table.obs_names.tolist()
-    np.testing.assert_array_equal(section.counts.toarray(), table.X.toarray())
-    assert section.synonyms["ENSG00000000002"] == 2
+    section = read(tmp_path / "P1.zarr")
     assert section.image == tmp_path / "P1.zarr/images/he"
     np.testing.assert_allclose(section.xy_px, image_px(store), atol=1e-6)  # type: ignore[arg-type]
 
 
-def test_a_folder_of_stores_and_a_slide_of_ones_own(tmp_path: Path) -> None:
-    for name in ("P1", "P2"):
-        store = spatialdata_store(tmp_path / f"{name}.zarr")
+def test_a_section_has_the_tables_counts_and_names(circles: tuple[Path, Any]) -> None:
+    path, store = circles
+    section, table = read(path), store["table"]
+    assert section.name == "P1" and section.spot.tolist() == table.obs_names.tolist()
+    np.testing.assert_array_equal(section.counts.toarray(), table.X.toarray())
+    assert section.synonyms["ENSG00000000002"] == 2
+    np.testing.assert_allclose(section.xy_px, image_px(store), atol=1e-6)  # type: ignore[arg-type]
+
+
+def test_a_table_of_several_elements_is_as_many_sections(tmp_path: Path) -> None:
+    store = spatialdata_store(tmp_path / "S.zarr", regions=("left", "right"))
     sources = find_sections(tmp_path)
+    assert list(sources) == ["S_left", "S_right"]
+    for region, rows in (("left", slice(0, 8)), ("right", slice(8, 16))):
+        section = read_section(sources[f"S_{region}"])
+        assert section.spot.tolist() == store["table"].obs_names[rows].tolist()
+        np.testing.assert_array_equal(section.counts.toarray(), store["table"].X.toarray()[rows])
+        np.testing.assert_allclose(section.xy_px, image_px(store, region), atol=1e-6)  # type: ignore[arg-type]
+    with pytest.raises(SectionError, match="annotates left, right; give a store of one of them"):
+        section_spots(tmp_path / "S.zarr")
+
+
+def test_a_folder_of_stores_and_a_slide_of_ones_own(circles: tuple[Path, Any], P1: Path) -> None:
+    shutil.copytree(P1, P1.with_name("P2.zarr"))
+    sources = find_sections(P1.parent)
     assert list(sources) == ["P1", "P2"]
-    slide = tmp_path / "slide.svs"
+    slide = P1.parent / "slide.svs"
     slide.touch()
-    section = read_section(with_images(sources, {"P2": slide})["P2"])
-    he = store["he"]["scale0"].image if hasattr(store["he"], "keys") else store["he"]
-    assert section.image == slide and he.sizes["x"] == 140
     # In `global`, which the image of the store reaches by 2 x + 3 and 2 y - 5.
-    expected = image_px(store) * 2 + [3, -5]
-    np.testing.assert_allclose(section.xy_px, expected, atol=1e-6)  # type: ignore[arg-type]
+    expected = image_px(circles[1]) * 2 + [3, -5]
+    for given in (slide, slide_location("https://host/P2.svs")):
+        section = read_section(with_images(sources, {"P2": given})["P2"])
+        assert section.image == given
+        np.testing.assert_allclose(section.xy_px, expected, atol=1e-6)  # type: ignore[arg-type]
 
 
 def test_several_tables_are_chosen_by_the_size_in_their_name(tmp_path: Path) -> None:
@@ -76,62 +113,113 @@ def test_several_tables_are_chosen_by_the_size_in_their_name(tmp_path: Path) -> 
         find_sections(tmp_path / "P1.zarr", "2")
 
 
-def test_stores_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spatialdata_store(tmp_path / "P1.zarr")
+def test_stores_that_do_not_fit_are_refused(P1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(SectionError, match="the metadata take more than"):
-        patch.setattr("mclst.sections.formats.spatialdata_store.MAX_METADATA_BYTES", 100)
-        find_sections(tmp_path / "P1.zarr")
-    attributes = tmp_path / "P1.zarr/tables/table/zarr.json"
+        patch.setattr("mclst.sections.formats.spatialdata_elements.MAX_METADATA_BYTES", 100)
+        find_sections(P1)
+    attributes = P1 / "tables/table/zarr.json"
     fine = attributes.read_text()
+    region = '"region": [\n      "spots"\n    ]'
+    assert region in fine
     for old, new, words in (
-        (
-            '"region": "spots"',
-            '"region": "cell_labels"',
-            r"annotates cell_labels, which is no element .*\(spots\)",
-        ),
-        ('"region": "spots"', '"region": ["a", "b"]', "annotates a, b; write a store for each"),
-        ('"region": "spots"', '"region": null', "no table annotates shapes"),
-        ('"region": "spots"', '"region": "../../secret"', "no element of shapes"),
-        ('"instance_key": "shape"', '"instance_key": "cell"', "no column cell with the index"),
+        (region, '"region": "cell_labels"', r"annotates cell_labels, which is no .* \(shapes/spots\)"),
+        (region, '"region": ["a", "b"]', "annotates a, which is no element"),
+        (region, '"region": null', "no table annotates shapes, labels or points"),
+        (region, '"region": "../../secret"', "no element of shapes"),
+        ('"instance_key": "shape"', '"instance_key": "cell"', "no column cell with the instances"),
         ("{", "[", "cannot be read as SpatialData"),
     ):
         attributes.write_text(fine.replace(old, new))
         with pytest.raises(SectionError, match=words):
-            read(tmp_path / "P1.zarr")
+            read(P1)
     attributes.write_text(fine)
-    counts = tmp_path / "P1.zarr/tables/table/obs/_index/zarr.json"
+    counts = P1 / "tables/table/obs/_index/zarr.json"
     text = counts.read_text()
     counts.write_text(text.replace('"shape": [\n    8', '"shape": [\n    800000000000'))
     assert counts.read_text() != text
-    with pytest.raises(SectionError, match=r"declares [\d,]+ bytes in files of"):
-        read(tmp_path / "P1.zarr")
+    with pytest.raises(SectionError, match=r"declare [\d,]+ bytes in files of"):
+        read(P1)
     counts.write_text(text)
-    (tmp_path / "P1.zarr/tables/table/X/linked").symlink_to("/etc/hostname")
+    (P1 / "tables/table/X/linked").symlink_to("/etc/hostname")
     with pytest.raises(SectionError, match="is a link"):
-        read(tmp_path / "P1.zarr")
+        read(P1)
 
 
-def test_shapes_without_area_or_place_are_refused_or_have_a_center(tmp_path: Path) -> None:
+def test_shapes_without_area_or_place_are_refused_or_have_a_center(P1: Path) -> None:
     import shapely
     from geopandas import read_parquet
 
-    spatialdata_store(tmp_path / "P1.zarr", polygons=True)
-    path = tmp_path / "P1.zarr/shapes/spots/shapes.parquet"
+    path = P1 / "shapes/spots/shapes.parquet"
     table = read_parquet(path)
     crossing = shapely.Polygon([(0, 0), (10, 10), (10, 0), (0, 10)])  # a bow tie, whose signed areas cancel
     for shape, words in (
-        (shapely.Polygon(), "a shape is empty"),
-        (shapely.Point(np.nan, 1), "is empty|is at"),
+        (shapely.Polygon(), "3 is at .* or empty"),
+        (shapely.Point(np.nan, 1), "3 is at"),
     ):
         changed = table.copy()
-        changed.loc["c3", "geometry"] = shape
+        changed.loc[3, "geometry"] = shape
         changed.to_parquet(path)
         with pytest.raises(SectionError, match=words):
-            read(tmp_path / "P1.zarr")
-    table.loc["c3", "geometry"] = crossing
+            read(P1)
+    table[table.index != 3].to_parquet(path)
+    with pytest.raises(SectionError, match="1 of 8 rows of the table have no place in it, the first is 3"):
+        read(P1)
+    table.loc[3, "geometry"] = crossing
     table.to_parquet(path)
-    xy_px = read(tmp_path / "P1.zarr").xy_px
+    xy_px = read(P1).xy_px
     assert xy_px is not None and np.isfinite(xy_px).all()
+
+
+def test_labels_that_do_not_fit_are_refused(P1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import zarr
+
+    shutil.rmtree(P1 / "shapes/spots")
+    values = np.repeat(np.repeat(np.arange(1, 9).reshape(2, 4), 5, axis=0), 6, axis=1)
+    name = {"name": "global", "axes": [{"name": "y"}, {"name": "x"}]}
+    identity = {"type": "identity", "input": name, "output": name}
+    multiscale: Any = {
+        "axes": name["axes"],
+        "datasets": [{"path": "0"}],
+        "coordinateTransformations": [identity],
+    }
+
+    def write(labels: np.ndarray, **options: Any) -> None:
+        shutil.rmtree(P1 / "labels", ignore_errors=True)
+        group = zarr.open_group(P1 / "labels/spots", mode="w")
+        group.attrs["ome"] = {"version": "0.5", "multiscales": [multiscale]}
+        group.create_array("0", data=labels, **options)
+
+    write(values, chunks=(3, 7))
+    with pytest.raises(SectionError, match="1 of 8 rows of the table have no place in it, the first is 0"):
+        read(P1)
+    write(values - 1, chunks=(3, 7), shards=(6, 14))
+    y, x = np.indices(values.shape) + 0.5
+    shape = instances(P1)
+    expected = np.array([[x[values == s + 1].mean(), y[values == s + 1].mean()] for s in shape])
+    to_image = np.array([[0.5, 0], [0, 0.5]])  # of `he`: 2 x + 3, 2 y - 5
+    np.testing.assert_allclose(read(P1).xy_px, (expected - [3, -5]) @ to_image)  # type: ignore[arg-type]
+    for labels, words in (
+        (values.astype(np.float32), "the labels are float32"),
+        (values[None], r"the labels are int64 \(1, 10, 24\)"),
+    ):
+        write(labels)
+        with pytest.raises(SectionError, match=words):
+            read(P1)
+    write(values - 1)
+    with monkeypatch.context() as patch, pytest.raises(SectionError, match="write the store with smaller"):
+        patch.setattr("mclst.sections.formats.spatialdata_elements.BLOCK_PX", 100)
+        read(P1)
+    metadata = P1 / "labels/spots/0/zarr.json"
+    metadata.write_text(metadata.read_text().replace("    10,", "    10000000000000,", 1))
+    with pytest.raises(SectionError, match=r"arrays declare [\d,]+ bytes"):
+        read(P1)
+
+
+def instances(store: Path) -> list[int]:
+    import zarr
+
+    column: Any = zarr.open_array(store / "tables/table/obs/shape", mode="r")
+    return [int(i) for i in column[:]]
 
 
 def step(kind: str, axes: str = "xy", **values: object) -> dict[str, Any]:

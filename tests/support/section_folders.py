@@ -37,7 +37,8 @@ def space_ranger(folder: Path, scale: object = 0.2) -> Path:
     rows = [f"{name},1,{i},{i},{100 * i + 50},{200 * i + 25}" for i, name in enumerate(BARCODES)]
     header = "barcode,in_tissue,array_row,array_col,pxl_row_in_fullres,pxl_col_in_fullres"
     (spatial / "tissue_positions.csv").write_text("\n".join([header, *rows]) + "\n")
-    factors = {"tissue_hires_scalef": scale, "spot_diameter_fullres": 65.0}
+    factors = {"tissue_hires_scalef": scale, "tissue_lowres_scalef": 0.02,
+               "spot_diameter_fullres": 65.0, "fiducial_diameter_fullres": 105.0}  # fmt: skip
     (spatial / "scalefactors_json.json").write_text(json.dumps(factors))
     Image.new("RGB", (120, 90), (200, 120, 170)).save(spatial / "tissue_hires_image.png")
     return folder
@@ -64,7 +65,8 @@ def visium_hd(folder: Path, sizes: tuple[int, ...] = (8, 16), mpp: float = 0.5) 
              "pxl_row_in_fullres": y, "pxl_col_in_fullres": x}
         )  # fmt: skip
         frame.to_parquet(square / "spatial" / "tissue_positions.parquet", index=False)
-        factors = {"bin_size_um": float(size), "microns_per_pixel": mpp, "spot_diameter_fullres": size / mpp}
+        factors = {"bin_size_um": float(size), "microns_per_pixel": mpp, "spot_diameter_fullres": size / mpp,
+                   "tissue_hires_scalef": 0.1, "tissue_lowres_scalef": 0.01}  # fmt: skip
         (square / "spatial" / "scalefactors_json.json").write_text(json.dumps(factors))
         kept = counts.sum(axis=1) > 0  # Space Ranger filters bins without counts
         write_matrix(square / "filtered_feature_bc_matrix.h5", np.array(names)[kept], counts[kept])
@@ -237,64 +239,92 @@ def xenium(
 
 
 def spatialdata_store(
-    path: Path, *, polygons: bool = False, old: bool = False, tables: tuple[str, ...] = ("table",)
+    path: Path,
+    kind: str = "circles",
+    *,
+    old: bool = False,
+    tables: tuple[str, ...] = ("table",),
+    regions: tuple[str, ...] = ("spots",),
 ) -> Any:
-    """A SpatialData written by spatialdata itself: turned shapes and an image, both in `global`; returned.
+    """A SpatialData written by spatialdata itself: turned elements and an image, both in `global`; returned.
 
-    polygons: cells in µm, the image at half size. old: container format 0.1, in zarr v2.
+    kind: of the annotated elements: circles, polygons, geoarrow (polygons), labels, multiscale (labels) or
+    points. old: container format 0.1, in zarr v2; "oldest": with its first format of shapes, too.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import spatialdata as sd
-        from geopandas import GeoDataFrame
-        from shapely import Point
-        from spatialdata._io.format import SpatialDataContainerFormatV01
-        from spatialdata.models import Image2DModel, ShapesModel, TableModel
-        from spatialdata.transformations import Affine, Scale, Sequence, Translation
+        from spatialdata._io.format import ShapesFormatV01, SpatialDataContainerFormatV01
+        from spatialdata.models import Image2DModel, TableModel
+        from spatialdata.transformations import Scale, Sequence, Translation
 
         rng = np.random.default_rng(4)
         n = 8
-        centers = rng.uniform(20, 60, (n, 2))
-        turn = Affine(
-            np.array([[0.1, -1.9, 150.0], [1.9, 0.1, 10.0], [0, 0, 1]]),
-            input_axes=("x", "y"),
-            output_axes=("x", "y"),
-        )
-        index = [f"c{i}" for i in range(n)] if polygons else np.arange(n)
-        if polygons:
-            shapes = GeoDataFrame(geometry=[Point(c).buffer(2) for c in centers], index=index)
-            spots = ShapesModel.parse(shapes, transformations={"global": turn})
-        else:
-            spots = ShapesModel.parse(
-                centers,
-                geometry=0,
-                radius=2.0,
-                index=index,
-                transformations={"global": turn, "mm": Scale([1e-3] * 2, axes=("x", "y"))},
-            )
+        elements: dict[str, Any] = {}
+        index: Any = []
+        for region in regions:
+            elements[region], index = _annotated(kind, rng, n)
         to_global = Sequence([Scale([2.0, 2.0], axes=("x", "y")), Translation([3.0, -5.0], axes=("x", "y"))])
-        picture = rng.integers(90, 240, (3, 120, 140), dtype=np.uint8)
         images = {
-            "he": Image2DModel.parse(
-                picture,
-                dims=("c", "y", "x"),
-                c_coords=["r", "g", "b"],
-                scale_factors=[2],
-                transformations={"global": to_global},
-            ),
-            "dapi": Image2DModel.parse(
-                np.zeros((1, 300, 300), np.uint8), dims=("c", "y", "x"), transformations={"global": to_global}
-            ),
+            name: Image2DModel.parse(
+                picture, dims=("c", "y", "x"), scale_factors=scales, transformations={"global": to_global}
+            )
+            for name, picture, scales in (
+                ("he", rng.integers(90, 240, (3, 120, 140), dtype=np.uint8), [2]),
+                ("dapi", np.zeros((1, 300, 300), np.uint8), None),
+            )
         }
-        order = rng.permutation(n)
         made = {}
         for name in tables:
-            table = ad.AnnData(sp.csr_matrix(rng.poisson(2, (n, 3)).astype(np.float32)))
-            table.var_names, table.obs_names = ["A1BG", "TP53", "MYC"], [f"spot{i}" for i in range(n)]
+            rows = n * len(regions)
+            table = ad.AnnData(sp.csr_matrix(rng.poisson(2, (rows, 3)).astype(np.float32)))
+            table.var_names, table.obs_names = ["A1BG", "TP53", "MYC"], [f"spot{i}" for i in range(rows)]
             table.var["gene_ids"] = [f"ENSG{i:011d}" for i in range(3)]
-            table.obs["region"] = pd.Categorical(["spots"] * n)
-            table.obs["shape"] = np.asarray(index)[order]
-            made[name] = TableModel.parse(table, region="spots", region_key="region", instance_key="shape")
-        store = sd.SpatialData(images=images, shapes={"spots": spots}, tables=made)
-        store.write(path, **({"sdata_formats": SpatialDataContainerFormatV01()} if old else {}))
+            table.obs["region"] = pd.Categorical(np.repeat(list(regions), n))
+            table.obs["shape"] = np.concatenate([np.asarray(index)[rng.permutation(n)] for _ in regions])
+            made[name] = TableModel.parse(
+                table, region=list(regions), region_key="region", instance_key="shape"
+            )
+        group = {"labels": "labels", "multiscale": "labels", "points": "points"}.get(kind, "shapes")
+        store = sd.SpatialData(images=images, tables=made, **{group: elements})
+        formats = [SpatialDataContainerFormatV01()] if old else []
+        options: dict[str, Any] = {"sdata_formats": formats} if old else {}
+        if kind == "oldest":
+            options = {"sdata_formats": [SpatialDataContainerFormatV01(), ShapesFormatV01()]}
+        store.write(
+            path, **options, **({"shapes_geometry_encoding": "geoarrow"} if kind == "geoarrow" else {})
+        )
         return store
+
+
+def _annotated(kind: str, rng: np.random.Generator, n: int) -> tuple[Any, Any]:
+    """An element of n instances, turned, and their names."""
+    from geopandas import GeoDataFrame
+    from shapely import Point
+    from spatialdata.models import Labels2DModel, PointsModel, ShapesModel
+    from spatialdata.transformations import Affine, Scale
+
+    centers = rng.uniform(20, 60, (n, 2))
+    turn = Affine(
+        np.array([[0.1, -1.9, 150.0], [1.9, 0.1, 10.0], [0, 0, 1]]),
+        input_axes=("x", "y"),
+        output_axes=("x", "y"),
+    )
+    to = {"global": turn, "mm": Scale([1e-3] * 2, axes=("x", "y"))}
+    if kind in ("polygons", "geoarrow", "oldest"):
+        index: Any = [f"c{i}" for i in range(n)] if kind != "oldest" else np.arange(n)
+        frame = GeoDataFrame(geometry=[Point(c).buffer(2) for c in centers], index=index)
+        return ShapesModel.parse(frame, transformations=to), index
+    if kind in ("labels", "multiscale"):
+        raster = np.zeros((80, 70), np.uint32)
+        index = 100 + 7 * np.arange(n)
+        for i, label in enumerate(index):  # an L in each of 4 x 2 places
+            x, y = 3 + 16 * (i % 4), 5 + 40 * (i // 4)
+            raster[y : y + 9 + i, x : x + 2] = raster[y : y + 2, x : x + 7 + i % 3] = label
+        options = {"scale_factors": [2]} if kind == "multiscale" else {}
+        return Labels2DModel.parse(raster, dims=("y", "x"), transformations=to, **options), index
+    if kind == "points":
+        index = np.arange(n)
+        return PointsModel.parse(centers, transformations=to), index
+    index = np.arange(n)
+    return ShapesModel.parse(centers, geometry=0, radius=2.0, index=index, transformations=to), index
