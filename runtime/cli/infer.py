@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import AbstractContextManager, ExitStack
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from mclst.sections.location import SlideLocation, local_path
 
 if TYPE_CHECKING:
     from mclst.runtime.inference.model import Model
+    from mclst.runtime.progress import Advance
     from mclst.runtime.run.options import RunOptions
     from mclst.runtime.run.report import Run
     from mclst.runtime.sharing.signature import Trusted
@@ -155,8 +157,11 @@ def main(
         raise click.UsageError("--tissue-mask and --genes belong to --grid")
     if bins is not None and slide is not None and spots_path is None:
         raise click.UsageError("--bin belongs to --spots")
-    from mclst.runtime.run.early import begin_opening
+    from mclst.runtime.run.early import begin_opening, uncollected
 
+    loading = ExitStack()
+    click.get_current_context().call_on_close(loading.close)
+    loading.enter_context(uncollected())
     opening = None if slide is None else begin_opening(slide, reader)
     from mclst.runtime.run.job import Job, run_job
     from mclst.runtime.run.options import RetrievalError
@@ -165,6 +170,7 @@ def main(
         slide or Path(), out, spots_path, stride_um, mask_path, reader, all_spots, region_path, options, bins
     )
     if cohort.slides is not None:
+        loading.close()
         sys.exit(
             run_cohort(
                 cohort,
@@ -186,15 +192,13 @@ def main(
     def notify(text: str) -> None:
         say(f"Note: {text}", quiet=quiet)
 
+    def watch(count: int) -> AbstractContextManager[Advance]:
+        loading.close()
+        return progress("tiles", count, quiet=quiet)
+
     with open_model(server, bundle_path, trusted, notify) as model:
         try:
-            run = run_job(
-                model,
-                job,
-                watch=lambda count: progress("tiles", count, quiet=quiet),
-                notify=notify,
-                opening=opening,
-            )
+            run = run_job(model, job, watch=watch, notify=notify, opening=opening)
         except RetrievalError as error:
             raise click.UsageError(str(error)) from error
         ended = time.perf_counter()

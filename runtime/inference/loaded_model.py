@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mclst.kernels.cuda.devices import driver_is_installed
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.background import Background
 from mclst.runtime.bundle.bundle import Bundle
@@ -22,7 +24,7 @@ from mclst.runtime.inference.head import LinearHead, SplitEncoders
 from mclst.runtime.inference.memory_budget import Fit, device_free_bytes, fit_run
 from mclst.runtime.inference.model import EncoderSettings
 from mclst.runtime.inference.providers import EncoderRequest, open_encoder
-from mclst.runtime.inference.readout import Readout, open_readout
+from mclst.runtime.inference.readout import Readout, RetrievalReadout, open_readout
 from mclst.runtime.progress import Notify
 from mclst.runtime.resources import available_cores
 from mclst.runtime.trust.calibration import Calibration
@@ -61,6 +63,7 @@ class LoadedModel:
         self._given = choice
         self._split = SplitEncoders(bundle)
         self._preparing: Background[None] | None = None
+        self._preparing_readout: tuple[object, Background[RetrievalReadout]] | None = None
         self._choice: tuple[object, EncoderChoice] | None = None
         self._encoder: tuple[object, tuple[Session, str]] | None = None
         self._readout: tuple[object, Readout] | None = None
@@ -91,7 +94,9 @@ class LoadedModel:
         """See Model."""
         return None
 
-    def prepare(self, provider: str, precision: str, batch_size: int) -> None:
+    def prepare(
+        self, provider: str, precision: str, batch_size: int, *, retriever: str, retrieval: Mapping[str, Any]
+    ) -> None:
         """See Model; on a GPU nothing is prepared, since a context belongs to the thread that opened it."""
         if self._encoder is not None or self._preparing is not None:
             return
@@ -107,18 +112,29 @@ class LoadedModel:
                 )
 
         self._preparing = Background(open_known, "prepare")
+        if self.manifest.retrieval is None or (retriever in ("auto", "cuda") and driver_is_installed()):
+            return
+        with suppress(ValueError):  # the run refuses these overrides
+            spec = replace(self.manifest.retrieval.spec(), **retrieval)
+            opening = Background(lambda: RetrievalReadout(self.bundle, spec, retriever), "readout")
+            self._preparing_readout = (spec, retriever), opening
 
     def wait(self) -> None:
         """See Model."""
+        self._wait_for_encoder()
+        if self._preparing_readout is not None:
+            self._preparing_readout[1].wait()
+
+    def _wait_for_encoder(self) -> None:
+        # What failed fails again, in the thread that asks for it.
         if self._preparing is not None:
-            # What failed fails again, in the thread that asks for it.
             self._preparing.wait()
 
     def choose_encoder(
         self, provider: str, precision: str, batch_size: int, *, build: bool, measure: bool, notify: Notify
     ) -> EncoderChoice:
         """See Model and `choose_encoder`; made once for all runs that ask for the same."""
-        self.wait()
+        self._wait_for_encoder()
         if self._given is not None:
             self.bundle.encoder(self._given.precision)
             return self._given
@@ -151,7 +167,7 @@ class LoadedModel:
         self, provider: str, precision: str, batch_size: int, *, build: bool, notify: Notify
     ) -> tuple[Session, str]:
         """See Model and `open_encoder`."""
-        self.wait()
+        self._wait_for_encoder()
         return self._open(provider, precision, batch_size, build=build, notify=notify)
 
     def _open(
@@ -201,6 +217,9 @@ class LoadedModel:
         """See Model and `open_readout`; a readout over a whole slide is opened for each slide."""
 
         def open_it() -> Readout:
+            early, self._preparing_readout = self._preparing_readout, None
+            if early is not None and early[0] == (spec, retriever):
+                return early[1].result()
             return open_readout(self.bundle, spec, spots, provider, retriever, precision, fp16=fp16)
 
         if self.manifest.kind == "slide":

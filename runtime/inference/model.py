@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -77,8 +78,13 @@ class Model(Protocol):
     def server_record(self) -> dict[str, Any] | None:
         """Return what a map records about the server; None if there is none."""
 
-    def prepare(self, provider: str, precision: str, batch_size: int) -> None:
-        """Begin to open, beside the caller's work, the encoder that is likely to be asked for."""
+    def prepare(
+        self, provider: str, precision: str, batch_size: int, *, retriever: str, retrieval: Mapping[str, Any]
+    ) -> None:
+        """Begin to open, beside the caller's work, the encoder and readout that are likely to be asked for.
+
+        retrieval: fields of RetrievalSpec that override the bundle's.
+        """
 
     def wait(self) -> None:
         """Wait until what `prepare` began has ended; a process must not end before."""

@@ -158,7 +158,13 @@ def _begin_early(model: Model, job: Job) -> None:
     stopped = options.resume and job.outputs().was_stopped
     path = local_path(job.slide)
     if (path is None or path.exists()) and options.memory_budget is None and not stopped:
-        model.prepare(options.provider, options.precision, options.batch_size)
+        model.prepare(
+            options.provider,
+            options.precision,
+            options.batch_size,
+            retriever=options.retriever,
+            retrieval=options.retrieval,
+        )
 
 
 def identity(model: Model, job: Job) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
@@ -200,7 +200,9 @@ class ServedModel:
             "requests": connection.flow.counts.as_json(),
         }
 
-    def prepare(self, provider: str, precision: str, batch_size: int) -> None:
+    def prepare(
+        self, provider: str, precision: str, batch_size: int, *, retriever: str, retrieval: Mapping[str, Any]
+    ) -> None:
         """See Model: the server is open already."""
 
     def wait(self) -> None:
