@@ -75,9 +75,15 @@ def test_importing_a_light_module_imports_nothing_heavy(module: str) -> None:
     assert not imported_by(f"import {module}") & HEAVY
 
 
+def test_the_encoder_opens_before_tables_are_loaded() -> None:
+    """pandas takes 0.3 s, which pass while the encoder opens."""
+    code = "import mclst.runtime.run.job, mclst.runtime.inference.loaded_model"
+    assert not imported_by(code) & {"anndata", "pandas", "scipy", "tifffile"}
+
+
 def test_before_its_first_tile_a_run_loads_nothing_that_draws_or_writes() -> None:
     """These take a second, and are loaded beside the work instead."""
-    code = "import mclst.runtime.run.job, mclst.runtime.inference.loaded_model"
+    code = "import mclst.runtime.run.predict, mclst.runtime.inference.loaded_model"
     assert not imported_by(code) & {
         "anndata",
         "dask",

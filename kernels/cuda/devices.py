@@ -44,11 +44,18 @@ def open_driver(device: int = 0) -> Driver:
     )
 
 
+def driver_is_installed() -> bool:
+    """Whether NVIDIA's driver can be loaded; told without a binding, which takes time and memory to import."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
 def first_device() -> Driver | None:
     """The first device of this machine; None without one, without NVIDIA's driver, or without a binding."""
     try:
-        # Before a binding is imported, which takes time and memory.
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-        return open_driver()
+        return open_driver() if driver_is_installed() else None
     except (OSError, ProviderError):
         return None

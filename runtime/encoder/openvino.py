@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.encoder.cpu_stages import CpuSession
-from mclst.runtime.encoder.micro_batches import MicroBatches, is_heavy
+from mclst.runtime.encoder.micro_batches import MICRO_BATCH_SIZE, MicroBatches, is_heavy
 from mclst.runtime.encoder.openvino_cache import compile_graph
 from mclst.runtime.encoder.session import DEFAULT_BATCH_SIZE, INPUT, OUTPUTS
 from mclst.runtime.errors import BundleError, ResourceError
@@ -81,9 +81,11 @@ class OpenVinoSession(CpuSession):
         self.engine = f"openvino {ov.__version__.split('-')[0]}"
         self._thread_local = threading.local()
         # OpenVINO initializes its type tables on first use. Two threads doing so deadlock, one holding the
-        # table and one the GIL, so encode one tile before any thread starts.
-        self._encode(np.zeros((1, *self._tile), np.uint8))
-        self._run = MicroBatches(self._encode, streams, heavy=is_heavy(path))
+        # table and one the GIL, so encode before any thread starts: as many tiles as usual, since code is
+        # generated for each number of tiles.
+        heavy = is_heavy(path)
+        self._encode(np.zeros((1 if heavy else MICRO_BATCH_SIZE, *self._tile), np.uint8))
+        self._run = MicroBatches(self._encode, streams, heavy=heavy)
 
     def _encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         request = getattr(self._thread_local, "request", None)

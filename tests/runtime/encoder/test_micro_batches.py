@@ -44,7 +44,8 @@ def test_threads_work_at_the_same_time() -> None:
         barrier.wait(timeout=20)
         return tiles.reshape(len(tiles), 1).astype(np.float32)
 
-    assert len(MicroBatches(meet, 3, heavy=False)(numbered(9))) == 9
+    count = 3 * MICRO_BATCH_SIZE
+    assert len(MicroBatches(meet, 3, heavy=False)(numbered(count))) == count
 
 
 def test_a_fault_in_a_thread_reaches_the_caller() -> None:
