@@ -45,7 +45,7 @@ def open_driver(device: int = 0) -> Driver:
 
 
 def driver_is_installed() -> bool:
-    """Whether NVIDIA's driver can be loaded; told without a binding, which takes time and memory to import."""
+    """Whether NVIDIA's driver can be loaded; without a binding, which takes time to import."""
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
