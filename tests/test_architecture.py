@@ -84,14 +84,14 @@ export/parity: export/inputs export/onnx runtime/tiling runtime/slide runtime/en
     kernels kernels/definition sections
 export/inputs: runtime/bundle runtime sections/formats sections/tables sections models models/recipes
 export/onnx: runtime/encoder runtime/bundle runtime models
-runtime/cli: runtime/cohort runtime/run runtime/report runtime/serving runtime/sharing
+runtime/cli: runtime/cohort runtime/run runtime/report runtime/report/page runtime/serving runtime/sharing
     runtime/inference runtime/expression_map runtime/slide runtime/bundle runtime
     kernels/definition sections
 runtime/cohort: runtime/run runtime/report runtime/inference runtime/expression_map runtime/tiling
     runtime/slide runtime/bundle runtime sections/tables sections
-runtime/run: runtime/report runtime/features runtime/inference runtime/report/figures runtime/report/export
-    runtime/expression_map runtime/trust runtime/tiling runtime/slide runtime/storage runtime/encoder
-    runtime/bundle runtime kernels/definition sections/formats sections/tables sections
+runtime/run: runtime/report runtime/features runtime/inference runtime/report/page runtime/report/figures
+    runtime/report/export runtime/expression_map runtime/trust runtime/tiling runtime/slide runtime/storage
+    runtime/encoder runtime/bundle runtime kernels/definition sections/formats sections/tables sections
 runtime/report: runtime/report/page runtime/report/figures runtime/report/export runtime/expression_map
     runtime
 runtime/serving: runtime/inference runtime/encoder runtime/trust runtime/bundle runtime kernels

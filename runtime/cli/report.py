@@ -19,8 +19,9 @@ from mclst.sections.location import SlideLocation, local_path
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
 
 if TYPE_CHECKING:
-    from mclst.runtime.expression_map.reader import Map, TissueImage
+    from mclst.runtime.expression_map.reader import Map
     from mclst.runtime.report.files import Files
+    from mclst.runtime.report.page.tissue import TissueJpeg
 
 PATH = click.Path(path_type=Path)
 
@@ -105,16 +106,14 @@ def main(
             if truth is None
             else measured_expression(expression_map, truth, section, normalization, bins)
         )
-        tissue_image = (
-            None if slide_path is None else _tissue_image(expression_map, slide_path, files.html_px)
-        )
+        tissue = None if slide_path is None else _tissue(expression_map, slide_path, files.html_px)
         notes = write_files(
             expression_map,
             files,
             paths,
             overwrite=overwrite,
             measured=measured,
-            tissue_image=tissue_image,
+            tissue=tissue,
             cells=cells,
         )
         genes = ", ".join(
@@ -133,8 +132,9 @@ def main(
             click.echo(str(path))
 
 
-def _tissue_image(expression_map: Map, slide_path: SlideLocation, longest_px: int) -> TissueImage:
+def _tissue(expression_map: Map, slide_path: SlideLocation, longest_px: int) -> TissueJpeg:
     """Return the whole slide's image; raise InputError if its size or shape is not the map's."""
+    from mclst.runtime.report.page.tissue import encode_tissue
     from mclst.runtime.slide.open import open_slide
 
     with open_slide(slide_path) as slide:
@@ -149,7 +149,7 @@ def _tissue_image(expression_map: Map, slide_path: SlideLocation, longest_px: in
                 f"{slide_path} is {size[0]} x {size[1]} px, and the map is of a slide of about {width:.0f} x "
                 f"{height:.0f} px; give the slide it was made from"
             )
-        return slide.thumbnail(longest_px)
+        return encode_tissue(*slide.thumbnail(longest_px))
 
 
 if __name__ == "__main__":

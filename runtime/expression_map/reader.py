@@ -30,9 +30,6 @@ MAX_IMAGE_BYTES = 512 << 20
 MAX_IN_MEMORY_BYTES = 64 << 20
 """Expression up to this size is read at once."""
 
-TissueImage = tuple[NDArray[np.uint8], float]
-"""The whole slide: uint8 [h, w, 3], image px per level-0 px."""
-
 
 @dataclass(frozen=True)
 class Map:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -39,6 +39,15 @@ MARGIN_BYTES = 16 << 20
 """Space reserved besides X and the tables: both tissue images uncompressed, and some spare."""
 OWN_COLUMNS = ("nearest_distance", "effective_k")
 DEFAULT_SPOT_PX = 100.0
+
+
+class _Tissue(NamedTuple):
+    """The slide's key and picture [h, w, 3]; scales: px per level-0 px."""
+
+    library: str
+    hires: NDArray[np.uint8]
+    scale: float
+    lowres_scale: float
 
 
 class MapWriter(RowWriter):
@@ -101,6 +110,7 @@ class MapWriter(RowWriter):
         check_writable(path, overwrite=overwrite)
         self._overwrite = overwrite
         self._checksums: dict[str, list[int]] = {}
+        self._tissue: _Tissue | None = None
         self._image = H5adImage(self.shape, LAYERS if intervals else ())
         try:
             with self._refusals():
@@ -127,13 +137,33 @@ class MapWriter(RowWriter):
                 "free space or choose another --out"
             )
 
+    def put_tissue(self, image: NDArray[np.uint8], image_scale: float, library_id: str) -> None:
+        """Put the slide's picture into the map; once, in any thread, before `publish`.
+
+        Parameters
+        ----------
+        image : uint8 [h, w, 3]
+            The tissue, RGB; reduced to 2000 px on its longer side if larger.
+        image_scale : float
+            Image pixels per level-0 px.
+        library_id : str
+            The slide's key in `uns["spatial"]`.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image_scale > 0:
+            raise ValueError(
+                f"image is {image.dtype} {image.shape} at {image_scale} px per px, not uint8 [h, w, 3]"
+            )
+        library = storable_names([library_id], unnamed="slide")[0]
+        hires, scale = downscale(image, image_scale, HIRES_PX)
+        lowres, lowres_scale = downscale(hires, scale, LOWRES_PX)
+        self._image.put("uns", {"spatial": {library: {}}})
+        self._image.put(f"uns/spatial/{library}/images", {"hires": hires, "lowres": lowres}, compress=True)
+        self._tissue = _Tissue(library, hires, scale, lowres_scale)
+
     def publish(
         self,
         *,
-        image: NDArray[np.uint8],
-        image_scale: float,
         spot_diameter_px: float | None,
-        library_id: str,
         run: Mapping[str, Any],
         metadata: Mapping[str, str] | None = None,
         columns: Mapping[str, NDArray[Any]] | None = None,
@@ -144,18 +174,12 @@ class MapWriter(RowWriter):
 
         Parameters
         ----------
-        image : uint8 [h, w, 3]
-            The tissue, RGB; reduced to 2000 px on its longer side if larger.
-        image_scale : float
-            Image pixels per level-0 px.
         spot_diameter_px : float or None
             In level-0 px; None: half the usual distance between neighboring spots.
-        library_id : str
-            The slide's key in `uns["spatial"]`.
         run : mapping
             How the map was made, for `uns["mclst"]`.
         metadata : mapping of str to str, optional
-            More text for `uns["spatial"][library_id]["metadata"]`.
+            More text for the slide's `metadata` in `uns["spatial"]`.
         columns : mapping of str to array [n], optional
             The `own_columns` of `obs`.
         layers : callable, optional
@@ -174,16 +198,13 @@ class MapWriter(RowWriter):
         OutputError
             If the file system refuses or the map does not read back as written.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image_scale > 0:
-            raise ValueError(
-                f"image is {image.dtype} {image.shape} at {image_scale} px per px, not uint8 [h, w, 3]"
-            )
+        if self._tissue is None:
+            raise ValueError("put_tissue comes before publish")
         diameter = estimate_spot_diameter(self.spots.xy_px) if spot_diameter_px is None else spot_diameter_px
         table = self._table.assign(**self._neighbor_columns(), **(columns or {}))
         self._image.put("obs", table)
-        hires, scale = downscale(image, image_scale, HIRES_PX)
-        record, library = storable_tree(run), storable_names([library_id], unnamed="slide")[0]
-        self._put_slide(library, hires, scale, diameter, record, metadata or {})
+        record = storable_tree(run)
+        self._put_rest(self._tissue, diameter, record, metadata or {})
         segments, size = self._image.close()
         rows = self._open_rows
         with self._refusals():
@@ -198,7 +219,7 @@ class MapWriter(RowWriter):
             # The views must go before the buffer they look into can be freed.
             segments.clear()
             self._image.forget()
-            with self._finished(library, table, hires, scale, diameter, record) as expression_map:
+            with self._finished(self._tissue, table, diameter, record) as expression_map:
                 before_publish(expression_map)
             if not self._overwrite and os.path.lexists(self.path):
                 raise OutputError(f"{self.path} appeared meanwhile; choose another --out or add --overwrite")
@@ -211,56 +232,40 @@ class MapWriter(RowWriter):
         rows.close(keep=True)
         return self.path
 
-    def _put_slide(
-        self,
-        library: str,
-        hires: NDArray[np.uint8],
-        hires_scale: float,
-        diameter: float,
-        record: Mapping[str, Any],
-        metadata: Mapping[str, str],
+    def _put_rest(
+        self, tissue: _Tissue, diameter: float, record: Mapping[str, Any], metadata: Mapping[str, str]
     ) -> None:
-        """Put everything but X, layers and tables."""
-        lowres, lowres_scale = downscale(hires, hires_scale, LOWRES_PX)
+        """Put everything but X, layers, tables and pictures."""
         for empty in ("varm", "obsp", "varp", *(() if self._image.layer_offsets else ("layers",))):
             self._image.put(empty, {})
         self._image.put("obsm", {"spatial": np.asarray(self.spots.xy_px, np.float64)})
-        scales = {"tissue_hires_scalef": hires_scale, "tissue_lowres_scalef": lowres_scale}
+        self._image.put("uns/mclst", record)
+        scales = {"tissue_hires_scalef": tissue.scale, "tissue_lowres_scalef": tissue.lowres_scale}
+        slide = f"uns/spatial/{tissue.library}"
+        self._image.put(f"{slide}/scalefactors", {**scales, "spot_diameter_fullres": float(diameter)})
         texts = {
             "software_version": f"mclst {version('mclst')}",
             "spots_table": self.spots.path.name,
             **metadata,
         }
-        slide = {
-            "scalefactors": {**scales, "spot_diameter_fullres": float(diameter)},
-            "metadata": storable_tree({key: str(text) for key, text in texts.items()}),
-        }
-        self._image.put("uns", {"mclst": record, "spatial": {library: slide}})
-        images = {"hires": hires, "lowres": lowres}
-        self._image.put(f"uns/spatial/{library}/images", images, compress=True)
+        self._image.put(f"{slide}/metadata", storable_tree({key: str(text) for key, text in texts.items()}))
 
     @contextmanager
     def _finished(
-        self,
-        library: str,
-        table: pd.DataFrame,
-        hires: NDArray[np.uint8],
-        hires_scale: float,
-        diameter: float,
-        record: Mapping[str, Any],
+        self, tissue: _Tissue, table: pd.DataFrame, diameter: float, record: Mapping[str, Any]
     ) -> Iterator[Map]:
         """The map as `open_map` would read it: X and layers from the file, all else as it was written."""
         # Without HDF5's file lock: this process still holds the file.
         with h5py.File(self._open_rows.lock.rows, "r", locking=False) as file:
             yield Map(
                 path=self._open_rows.lock.rows,
-                title=library,
+                title=tissue.library,
                 genes=tuple(str(gene) for gene in self._genes.index),
                 expression=load_small(file["X"]),
                 table=table,
                 xy_px=np.asarray(self.spots.xy_px, np.float64),
-                image=hires,
-                image_scale=hires_scale,
+                image=tissue.hires,
+                image_scale=tissue.scale,
                 spot_diameter_px=float(diameter),
                 mpp=recorded_mpp(record),
                 provenance=record,

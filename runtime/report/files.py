@@ -17,7 +17,10 @@ from mclst.runtime.errors import InputError, ResourceError
 from mclst.runtime.report.page.openseadragon import check_viewer
 
 if TYPE_CHECKING:
-    from mclst.runtime.expression_map.reader import Map, TissueImage
+    from mclst.runtime.report.page.tissue import TissueJpeg
+
+if TYPE_CHECKING:
+    from mclst.runtime.expression_map.reader import Map
 
 SUFFIXES = {
     "html": ".html",
@@ -152,7 +155,7 @@ def write_files(
     *,
     overwrite: bool,
     measured: NDArray[np.floating] | None = None,
-    tissue_image: TissueImage | None = None,
+    tissue: TissueJpeg | None = None,
     cells: Path | None = None,
 ) -> tuple[str, ...]:
     """Write the files of `paths`, each atomically.
@@ -166,7 +169,7 @@ def write_files(
         Kind of file to its path, as `Files.paths` returns it.
     overwrite : bool
         Whether to replace a folder.
-    measured, tissue_image
+    measured, tissue
         For the page; see `write_slide_page`.
     cells : Path, optional
         GeoJSON with the spots' outlines; see `write_geojson`.
@@ -190,7 +193,7 @@ def write_files(
                 expression_map,
                 path,
                 measured=measured,
-                tissue_image=tissue_image,
+                tissue=tissue,
                 max_bytes=files.html_mb * 1e6,
                 required_genes=(*files.plot, *files.geojson_genes),
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ from mclst.runtime.run.kept_features import KeptFeatures
 from mclst.runtime.run.options import RunOptions
 from mclst.runtime.run.outputs import Outputs
 from mclst.runtime.run.provenance import BUNDLE, Provenance, run_fingerprint
-from mclst.runtime.run.publish import picture_px, publish, report_stop, summarize
+from mclst.runtime.run.publish import publish, put_pictures, report_stop, summarize
 from mclst.runtime.run.report import Run
 from mclst.runtime.run.trust import RunTrust, open_trust
 from mclst.runtime.slide.base import Slide
@@ -122,7 +123,7 @@ def predict(
         channels = _channels(options, trust)
         inputs = RunInputs(slide, table, grid, slide_resolution(slide, table, options.mpp))
         spec = retrieval_spec(model, options)
-        overview = None
+        pictures = None
         run: RunContext | None = None
         with _open_writer(outputs.map, model, trust, table, shard) as writer:
             try:
@@ -135,19 +136,20 @@ def predict(
                     log.note(left_out)
                 if shard is None or shard.part is None:
                     # Not before: until the first tile is encoded, the cores are busy with what it needs.
-                    overview = Background(lambda: slide.overview(picture_px(files)), "overview")
+                    assert isinstance(writer, MapWriter), "only a part has another"
+                    pictures = Background(partial(put_pictures, slide, writer, files), "pictures")
                     load_beside(draw=outputs.sheet is not None, page="html" in outputs.files)
                 _stream(run, writer, slide_hash, shard, check_outputs=check_later)
                 if isinstance(writer, PartWriter):
                     return summarize(run, writer)
-                assert overview is not None, "only a part has none"
-                overview.result()  # what is read for it is part of the provenance
+                assert pictures is not None, "only a part has none"
+                tissue = pictures.result()  # what is read for it is part of the provenance
                 provenance = Provenance.of(run, slide_hash.sha256)
                 summary = publish(
                     run,
                     writer,
                     provenance,
-                    overview.result,
+                    tissue,
                     channels=channels,
                     started=started,
                     identity=identity,

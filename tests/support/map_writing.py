@@ -32,12 +32,6 @@ def genes_of(count):
     return [f"GENE{i}" for i in range(count)]
 
 
-def publish(writer, **changes):
-    settings = {
-        "image": IMAGE,
-        "image_scale": 0.1,
-        "spot_diameter_px": 55.0,
-        "library_id": "slide",
-        "run": {"k": 200},
-    }
-    return writer.publish(**{**settings, **changes})
+def publish(writer, *, image=IMAGE, image_scale=0.1, library_id="slide", **changes):
+    writer.put_tissue(image, image_scale, library_id)
+    return writer.publish(**{"spot_diameter_px": 55.0, "run": {"k": 200}, **changes})

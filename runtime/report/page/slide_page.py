@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import simplejpeg  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from mclst.runtime.atomic import write_atomically
-from mclst.runtime.expression_map.reader import Map, TissueImage
+from mclst.runtime.expression_map.reader import Map
 from mclst.runtime.html_repr import format_value
 from mclst.runtime.report.figures.colors import COLORMAPS
 from mclst.runtime.report.page import elements
@@ -30,10 +28,10 @@ from mclst.runtime.report.page.layers import (
 )
 from mclst.runtime.report.page.openseadragon import VIEWER_PATH, check_viewer
 from mclst.runtime.report.page.subsample import subsample
+from mclst.runtime.report.page.tissue import TissueJpeg, encode_tissue
 
 SCRIPTS = ("tables.js", "data.js", "painting.js", "picker.js", "pane.js", "report.js")
 MAX_PAGE_BYTES = 20_000_000
-JPEG_QUALITY = 80
 OF_SPOTS = {
     "expected_error": "Expected error",
     "distance_percentile": "Distance percentile",
@@ -50,7 +48,7 @@ def write_slide_page(
     path: Path,
     *,
     measured: NDArray[np.floating] | None = None,
-    tissue_image: TissueImage | None = None,
+    tissue: TissueJpeg | None = None,
     max_bytes: float = MAX_PAGE_BYTES,
     required_genes: Sequence[str] = (),
 ) -> tuple[str, ...]:
@@ -65,8 +63,8 @@ def write_slide_page(
     path : Path
     measured : float array [n, G], optional
         Measured expression in the map's order of spots and genes, NaN where missing.
-    tissue_image : (uint8 array [h, w, 3], float), optional
-        The slide and its image px per level-0 px. Default: the map's own image.
+    tissue : TissueJpeg, optional
+        The slide. Default: the map's own image.
     max_bytes : float
         Size limit of the page. One gene and `required_genes` are kept even above it.
     required_genes : sequence of str
@@ -87,7 +85,7 @@ def write_slide_page(
         If the file cannot be written.
     """
     check_viewer()
-    page = _SlidePage(expression_map, measured is not None, tissue_image)
+    page = _SlidePage(expression_map, measured is not None, tissue)
     matrices: list[Matrix] = [expression_map.expression, *([] if measured is None else [measured])]
     matrices += expression_map.layers.values()
     required = set(expression_map.gene_indices(required_genes))
@@ -117,11 +115,11 @@ def write_slide_page(
 class _SlidePage:
     """The parts of a page; `genes` and their channels are added last, within the size that remains."""
 
-    def __init__(self, expression_map: Map, measured: bool, tissue_image: TissueImage | None) -> None:
+    def __init__(self, expression_map: Map, measured: bool, tissue: TissueJpeg | None) -> None:
         self.expression_map = expression_map
         self.genes: list[int] = []
         self.size_note = ""
-        self.image, self.scale = tissue_image or (expression_map.image, expression_map.image_scale)
+        self.tissue = tissue or encode_tissue(expression_map.image, expression_map.image_scale)
         self.sample = subsample(expression_map.xy_px, expression_map.spot_diameter_px)
         spots, table = self.sample.indices, expression_map.table
         fine = len(spots) * len(expression_map.genes) <= MAX_FINE_VALUES
@@ -147,7 +145,6 @@ class _SlidePage:
         self.positions = {name: self.blocks.add(encode_block(part)) for name, part in contents.items()}
         self.structured = expression_map.distinct(STRUCTURED)
         self.missing = int(np.count_nonzero(np.isnan(expression_map.expression[:, 0])))
-        self.jpeg = _encode_jpeg(self.image)
 
     def render(self) -> bytes:
         """Render the page as it is so far."""
@@ -158,7 +155,7 @@ class _SlidePage:
             elements.paragraph(self.size_note) if self.size_note else "",
             elements.script("report.html"),
             self._details(),
-            f'<img id="tissue-image" alt="" hidden src="data:image/jpeg;base64,{self.jpeg}">\n',
+            f'<img id="tissue-image" alt="" hidden src="data:image/jpeg;base64,{self.tissue.content}">\n',
             elements.data("metadata", metadata, "application/json"),
             elements.data("data", "".join(self.blocks.texts)),
         ]
@@ -174,7 +171,7 @@ class _SlidePage:
             "mpp": expression_map.mpp,
             "spot_diameter_px": expression_map.spot_diameter_px * self.sample.stride,
             "square": expression_map.on_grid,
-            "image": {"width": self.image.shape[1], "height": self.image.shape[0], "scale": self.scale},
+            "image": {name: getattr(self.tissue, name) for name in ("width", "height", "scale")},
             "genes": [expression_map.genes[gene] for gene in self.genes],
             "morans_i": [None if np.isnan(value) else round(float(value), 4) for value in moran],
             "expected_r": self._expected_r(),
@@ -285,10 +282,3 @@ class _SlidePage:
         if self.missing:
             notes.append(f"{self.missing:,} spots have no prediction because their tile could not be read.")
         return notes
-
-
-def _encode_jpeg(image: NDArray[np.uint8]) -> str:
-    content = simplejpeg.encode_jpeg(
-        np.ascontiguousarray(image), quality=JPEG_QUALITY, colorspace="RGB", colorsubsampling="420"
-    )
-    return base64.b64encode(content).decode("ascii")

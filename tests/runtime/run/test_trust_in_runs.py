@@ -237,7 +237,7 @@ def test_a_stopped_run_resumes_with_what_was_measured(tmp_path: Path) -> None:
 
 
 def test_layers_that_do_not_read_back_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from map_writing import IMAGE, genes_of, spots_of
+    from map_writing import genes_of, publish, spots_of
 
     from mclst.runtime.errors import OutputError
     from mclst.runtime.expression_map import row_file
@@ -252,14 +252,7 @@ def test_layers_that_do_not_read_back_are_noticed(tmp_path: Path, monkeypatch: p
         writer.write(np.arange(40), RetrievalResult(ones, ones[:, 0], ones[:, 0]))
         monkeypatch.setattr(row_file.RowFile, "write_bytes", spoil)
         with pytest.raises(OutputError, match="read back"):
-            writer.publish(
-                image=IMAGE,
-                image_scale=0.1,
-                spot_diameter_px=10.0,
-                library_id="s",
-                run={},
-                layers=lambda rows, x: (x - 1, x + 1),
-            )
+            publish(writer, layers=lambda rows, x: (x - 1, x + 1))
     assert not path.exists()
 
 
