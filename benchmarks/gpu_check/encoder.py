@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mclst.benchmarks.gpu_check import decoders
 from mclst.benchmarks.gpu_check.torch_runner import torch_session
 from mclst.runtime.batches import Buffers, TileBatch
 from mclst.runtime.encoder.cuda.device import CudaDevice
@@ -130,6 +131,7 @@ def measure_batch(device: CudaDevice, batch: int, *, graph: bool) -> dict[str, A
 
 def measure_slide(device: CudaDevice, folder: Path) -> dict[str, Any]:
     """From a JPEG-tiled TIFF to expression: decoding by threads, encoder and retrieval on the device."""
+    decoded_by = decoders.prepare()
     from mclst.benchmarks.reading.jpeg_slide import write_slide
     from mclst.kernels.definition.spec import RetrievalSpec
     from mclst.kernels.retriever import Retriever
@@ -173,6 +175,7 @@ def measure_slide(device: CudaDevice, folder: Path) -> dict[str, Any]:
         "engine": session.engine,
         "device": device.gpu.name,
         "slide_bytes": path.stat().st_size,
+        "decoded_by": decoded_by,
         "tiles": len(xy),
         "workers": workers,
         "tiles_per_second": len(xy) / statistics.median(walls),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import io
+import logging
 import tempfile
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -32,6 +33,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "mclst_needed": (_INT64, [_INT64, _POINTER, *(_INT64,) * 6, ctypes.c_char_p, *(_POINTER,) * 3]),
     "mclst_cut": (_INT64, [_INT64, _POINTER, *(_INT64,) * 6, *(_POINTER,) * 4]),
 }
+_log = logging.getLogger(__name__)
 _SONAMES = ("libjpeg.so.62", "libjpeg.62.dylib")
 
 
@@ -46,7 +48,10 @@ def compiled() -> ctypes.CDLL | None:
                 for name, (result, arguments) in _FUNCTIONS.items():
                     function = getattr(loaded, name)
                     function.restype, function.argtypes = result, arguments
-            except (OSError, AttributeError):
+            except (OSError, AttributeError) as error:
+                _log.warning(
+                    "%s was built elsewhere or from other sources, install again: %s", path.name, error
+                )
                 return None
             return loaded
     return None

@@ -294,7 +294,10 @@ def _unsupported(page: TiffPage) -> str | None:
 
 
 def _undecodable(compression: int) -> str | None:
-    if compression == OLD_JPEG or (compression != NONE and compression not in TIFF.DECOMPRESSORS):
+    # JPEG is decoded here, the rest by tifffile.
+    if compression == NONE or compression in JPEG:
+        return None
+    if compression == OLD_JPEG or compression not in TIFF.DECOMPRESSORS:
         return f"is compressed with {_name(COMPRESSION, compression)}"
     return None
 

@@ -201,6 +201,53 @@ def test_the_whole_of_it_on_a_machine_without_a_gpu(tmp_path: Path) -> None:
         assert step["status"] == MISSING and step["why"], step
 
 
+BARE = """
+import importlib, importlib.util, sys
+
+missing = set(sys.argv[2].split())
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+real = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name in missing else real(name, *more)
+for name in ("retrieval", "sanitize"):
+    importlib.import_module(f"mclst.benchmarks.gpu_check.{name}")
+for name in ("encoder.ring", "encoder.cuda.device", "encoder.cuda.session"):
+    importlib.import_module(f"mclst.runtime.{name}")
+from mclst.benchmarks.gpu_check import decoders
+from mclst.runtime.decoding import library
+library.compiled = lambda: None
+decoders.shutil.which = lambda name: None
+print(decoders.prepare())
+from mclst.runtime.slide.open import open_slide
+with open_slide(sys.argv[1]) as slide:
+    sys.stdout.write(slide.read(100, 50, 300, 200).tobytes().hex())
+"""
+NOT_BROUGHT = (
+    "pydantic pydantic_core annotated_types typing_inspection anndata array_api_compat natsort zarr "
+    "numcodecs imagecodecs simplejpeg faiss openslide openvino onnxruntime tensorrt pycuda"
+)
+
+
+def test_it_measures_a_slide_where_few_packages_are(tmp_path: Path) -> None:
+    """numpy, scipy, Pillow, tifffile and torch, as on a rented machine: it starts and decodes."""
+    path, _ = write_slide(tmp_path / "slide.tiff", size_px=480)
+    done = subprocess.run(
+        [sys.executable, "-c", BARE, str(path), NOT_BROUGHT],
+        capture_output=True, text=True, check=False, cwd="/",
+        env={**os.environ, "PYTHONPATH": str(ROOT / "build" / "as")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    decoder, _, pixels = done.stdout.partition("\n")
+    assert decoder == "Pillow"
+    with open_slide(path) as slide:
+        assert bytes.fromhex(pixels) == slide.read(100, 50, 300, 200).tobytes()
+
+
 def test_a_case_of_full_shape_is_made_without_data(tmp_path: Path) -> None:
     from mclst.benchmarks.gpu_check.case import make_case
     from mclst.runtime.bundle.bundle import open_bundle
