@@ -14,14 +14,22 @@ from mclst.kernels.cuda.driver import Driver
 from mclst.kernels.definition.contract import ProviderError
 
 _LEAST_BYTES = 4096
-KEPT_BLOCKS = 8
-"""Free blocks of a size that are kept: two of results, two of each small array."""
+_LARGE_BYTES = 256 << 20
+KEPT_BLOCKS, KEPT_BYTES = 8, 8 << 30
+"""Free blocks of a size that are kept: two of results, two of each small array; and their bytes."""
+
+
+def block_bytes(nbytes: int) -> int:
+    """Bytes of the block for an array of `nbytes`."""
+    if nbytes > _LARGE_BYTES:
+        return -(-nbytes // _LARGE_BYTES) * _LARGE_BYTES
+    return max(_LEAST_BYTES, 1 << max(0, nbytes - 1).bit_length())
 
 
 class PinnedPool:
     """Arrays in page-locked memory. An array's memory returns to the pool with the last reference to it.
 
-    Page-locking takes as long as copying, so memory is kept, in blocks of powers of two.
+    Page-locking takes as long as copying, so memory is kept, in blocks of powers of two, or of 256 MiB.
     """
 
     def __init__(self, driver: Driver) -> None:
@@ -32,7 +40,7 @@ class PinnedPool:
     def array(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """An array of any content. Raises ProviderError if there is no memory."""
         nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        size = max(_LEAST_BYTES, 1 << max(0, nbytes - 1).bit_length())
+        size = block_bytes(nbytes)
         try:
             memory = self._free.setdefault(size, deque()).pop()
         except IndexError:
@@ -49,7 +57,7 @@ class PinnedPool:
     def give_back(self, memory: NDArray[np.uint8]) -> None:
         """Take a block back, in any thread."""
         blocks = self._free.setdefault(len(memory), deque())
-        if self._released or len(blocks) >= KEPT_BLOCKS:
+        if self._released or len(blocks) >= max(1, min(KEPT_BLOCKS, KEPT_BYTES // len(memory))):
             self._driver.free_pinned(memory)
         else:
             blocks.append(memory)

@@ -19,7 +19,7 @@ from host_driver import HostDriver, compiler
 from numpy.typing import NDArray
 from retrieval_cases import Bank, assert_same, clustered
 
-from mclst.kernels.cuda import pipeline
+from mclst.kernels.cuda import pinned, pipeline
 from mclst.kernels.cuda import provider as cuda_provider
 from mclst.kernels.cuda.cuda_bindings import CudaBindings
 from mclst.kernels.cuda.provider import CudaProvider
@@ -191,6 +191,25 @@ def test_results_stay_what_they_are_and_their_memory_is_used_again(
     np.testing.assert_array_equal(last.expression, kept)
     del last
     assert not fake.memory
+
+
+def test_few_large_blocks_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [pinned.block_bytes(n) for n in (0, 5000, 1 << 28, (1 << 28) + 1)] == [
+        4096,
+        8192,
+        1 << 28,
+        1 << 29,
+    ]
+    driver = HostDriver()
+    pool = pinned.PinnedPool(driver)
+    for most, kept in ((1 << 13, 1), (3 << 13, 3)):
+        monkeypatch.setattr(pinned, "KEPT_BYTES", most)
+        arrays = [pool.array((8192,), np.uint8) for _ in range(5)]
+        assert len(driver.allocated) == 5
+        del arrays
+        assert len(driver.allocated) == kept
+    pool.release()
+    assert not driver.allocated
 
 
 def test_large_results_come_through_page_locked_blocks(
