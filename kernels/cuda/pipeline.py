@@ -37,8 +37,10 @@ def _physical_bytes() -> int:
 
 
 STAGED_BYTES = min(4 << 30, _physical_bytes() // 8)
-"""Larger results are not page-locked as a whole; their blocks are, and the host copies them. A million queries
-of 785 genes have 2.9 GiB."""
+"""Larger results are not page-locked as a whole; their blocks are, and the host copies them.
+
+A million queries of 785 genes have 2.9 GiB.
+"""
 _LANES = 2
 
 
