@@ -148,7 +148,7 @@ def read_training_section(
     Raises
     ------
     ReferenceDataError
-        If the section lacks an image, pixel or array coordinates, or no spot is left.
+        If the section lacks an image, pixel or array coordinates, no spot is left, or the image is blank.
     SectionError
         If genes are missing.
     SlideError
@@ -195,11 +195,17 @@ def read_training_section(
         raise ReferenceDataError(
             f"section {section.name} ({section.path}) has no spot with a readable tile; check its image"
         )
+    tiles = stack[kept]
+    if (tiles.min(axis=(0, 1, 2)) == tiles.max(axis=(0, 1, 2))).all():
+        raise ReferenceDataError(
+            f"section {section.name}: {section.image.name} has one color under all its {len(tiles)} spots; "
+            f"give its slide with --image {section.name}=SLIDE"
+        )
     return TrainingSection(
         name=section.name,
         genes=tuple(str(gene) for gene in genes),
         spot=tuple(str(spot) for spot in section.spot[kept]),
-        tiles=stack[kept],
+        tiles=tiles,
         counts=counts[kept],
         array_xy=array_xy[kept],
         skipped=tuple((str(section.spot[row]), reasons[row]) for row in sorted(reasons)),

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from mclst.runtime.tiling.grid import Grid
     from mclst.sections.section import Spots
 
-HIRES_IMAGE, PATCHES_SUFFIX = "tissue_hires_image.png", ".h5"
-"""Space Ranger's picture and HEST's patches: positions become those of the picture."""
+PICTURES, PATCHES_SUFFIX = ("tissue_hires_image.png", "tissue_lowres_image.png"), ".h5"
+"""Space Ranger's pictures and HEST's patches: positions become those of the picture."""
 Watch = Callable[[int], AbstractContextManager[Advance]]
 """Number of tiles → a context that yields `advance`."""
 
@@ -104,7 +104,7 @@ def _read_spots(job: Job, path: Path, mpp: float | None) -> Spots:
     from mclst.sections.tables.spots import read_spots
 
     picture = local_path(job.slide)
-    is_picture = picture is not None and (picture.name == HIRES_IMAGE or picture.suffix == PATCHES_SUFFIX)
+    is_picture = picture is not None and (picture.name in PICTURES or picture.suffix == PATCHES_SUFFIX)
     if not path.is_dir() and not is_picture:
         return read_spots(path, all_spots=job.all_spots, mpp=mpp)
     # Only here, for what reads sections loads scipy, which most runs need after their first tile.

@@ -11,6 +11,7 @@ from mclst.runtime.errors import SpotsError
 from mclst.runtime.slide.base import Slide
 from mclst.sections.section import Spots
 
+PICTURES = ("tissue_hires_image.png", "tissue_lowres_image.png")
 HIRES_PX = (600, 2000, 4000, 6000)
 """Longest sides of Space Ranger's downscaled images, which users often pass as the slide."""
 
@@ -59,6 +60,10 @@ def _inside(xy: NDArray[np.float64], width: int, height: int) -> NDArray[np.bool
 def _hint(xy: NDArray[np.float64], slide: Slide) -> str:
     if _inside(xy[:, ::-1], slide.width_px, slide.height_px).all():
         return "x and y exchanged would fit: check the columns"
+    if slide.path.name in PICTURES and not _inside(xy, slide.width_px, slide.height_px).any():
+        return (
+            "the picture is not the one that Space Ranger scaled the positions to, but a part: give the slide"
+        )
     longest = max(slide.width_px, slide.height_px)
     if (xy >= 0).all() and xy.max() > longest and longest in HIRES_PX:
         return "the slide is a downscaled image and the spots are full-resolution pixels: give the full slide"

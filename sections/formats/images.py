@@ -20,7 +20,9 @@ TABLE = "images.csv"
 """Read from a folder of sections if it is there."""
 NAME_COLUMNS = ("section", "name", "sample", "id")
 IMAGE_COLUMNS = ("image", "slide", "wsi", "path")
-HIRES_IMAGE, HIRES_SCALE = "tissue_hires_image.png", "tissue_hires_scalef"
+HIRES_IMAGE = "tissue_hires_image.png"
+SCALES = {HIRES_IMAGE: "tissue_hires_scalef", "tissue_lowres_image.png": "tissue_lowres_scalef"}
+"""Space Ranger's pictures, and what the scalefactors beside them call their px per full-resolution px."""
 ENDINGS = ("", ".ome", "_image", "_tissue_image", "_he_image", "_he_image.ome")
 """After a section's name: NAME.tif, NAME.ome.tif; NAME_image, NAME_tissue_image, NAME_he_image of 10x."""
 
@@ -160,11 +162,11 @@ def with_images(
     for name, source in sources.items():
         if name in images:
             image = images[name]
-            source = replace(source, image=image, image_scale=1.0)
             if isinstance(image, Path) and not image.exists():
                 raise SectionError(f"{image}: the image of section {name} does not exist; check its path")
+            source = replace(source, image=image, image_scale=_scale_of(image, source))
         elif hires and source.image is None and (picture := hires_image(source)) is not None:
-            source = replace(source, image=picture, image_scale=hires_scale(picture))
+            source = replace(source, image=picture, image_scale=picture_scale(picture))
         result[name] = source
     return result
 
@@ -178,22 +180,31 @@ def hires_image(source: SectionSource) -> Path | None:
     return next((picture for picture in pictures if picture.is_file()), None)
 
 
-def hires_scale(picture: Path) -> float:
-    """Px of tissue_hires_image.png per full-resolution px; SectionError if its scalefactors do not say."""
+def _scale_of(image: SlideLocation, source: SectionSource) -> float:
+    """Px of a given image per px of the positions: below 1 for Space Ranger's own picture beside them."""
+    if not isinstance(image, Path) or source.spots is None or image.name not in SCALES:
+        return 1.0
+    own = {folder.resolve() for folder in (source.spots.parent, source.spots.parent / "spatial")}
+    return picture_scale(image) if image.resolve().parent in own else 1.0
+
+
+def picture_scale(picture: Path) -> float:
+    """Px of Space Ranger's picture per full-resolution px; SectionError if its scalefactors do not say."""
     path = picture.with_name("scalefactors_json.json")
     try:
         factors = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise SectionError(
-            f"{path}: the scalefactors cannot be read ({error}), which {HIRES_IMAGE} needs; copy them again"
+            f"{path}: the scalefactors cannot be read ({error}), which {picture.name} needs; copy them again"
         ) from error
-    scale = factors.get(HIRES_SCALE) if isinstance(factors, dict) else None
+    key = SCALES[picture.name]
+    scale = factors.get(key) if isinstance(factors, dict) else None
     if (
         isinstance(scale, bool)
         or not isinstance(scale, (int, float))
         or not (math.isfinite(scale) and 0 < scale <= 1)
     ):
-        raise SectionError(f"{path}: {HIRES_SCALE} is {scale!r}; give a number above 0 and up to 1")
+        raise SectionError(f"{path}: {key} is {scale!r}; give a number above 0 and up to 1")
     return float(scale)
 
 

@@ -74,6 +74,11 @@ def find_sections(path: Path | str, bins: str | None = None) -> dict[str, Sectio
         "legacy ST tables": legacy_st.find(path),
     }
     by_format = {name: sources for name, sources in sections.items() if sources}
+    if not by_format and spaceranger.lacks_matrix(path):
+        raise SectionError(
+            f"{path}: there are positions of spots and no counts; copy filtered_feature_bc_matrix.h5, or the "
+            "folder of that name, from Space Ranger's outs/"
+        )
     if not by_format:
         raise SectionError(f"{path}: no measured section in the folder; give {ACCEPTED}")
     if len(by_format) > 1:

@@ -11,7 +11,7 @@ import pandas as pd
 from mclst.sections.errors import SectionError
 from mclst.sections.formats import spaceranger, spatialdata_store, visium_hd, xenium
 from mclst.sections.formats.hest_patches import patches_of, spots_on_patches
-from mclst.sections.formats.images import HIRES_IMAGE, hires_scale
+from mclst.sections.formats.images import SCALES, picture_scale
 from mclst.sections.formats.reference import read_section
 from mclst.sections.location import SlideLocation
 from mclst.sections.section import Spots
@@ -67,19 +67,19 @@ def section_spots(folder: Path, slide: SlideLocation | None = None, bins: str | 
 
 
 def on_picture(spots: Spots, slide: Path) -> Spots:
-    """Put spots on the tissue_hires_image.png beside their table, or on HEST's patches; else leave them.
+    """Put spots on Space Ranger's picture beside their table, or on HEST's patches; else leave them.
 
     Raises SectionError if the picture's scale is unknown, or no spot has a patch.
     """
     if (patches := patches_of(slide)) is not None:
         return spots_on_patches(spots, patches)
-    if slide.name != HIRES_IMAGE or slide.absolute().parent != spots.path.absolute().parent:
+    if slide.name not in SCALES or slide.absolute().parent != spots.path.absolute().parent:
         return spots
-    scale = hires_scale(slide)
+    scale = picture_scale(slide)
     diameter = spots.spot_diameter_px
     return replace(
         spots,
         xy_px=spots.xy_px * scale,
         spot_diameter_px=None if diameter is None else diameter * scale,
-        coordinates=f"{spots.coordinates}, times {scale:.4g} for {HIRES_IMAGE}",
+        coordinates=f"{spots.coordinates}, times {scale:.4g} for {slide.name}",
     )

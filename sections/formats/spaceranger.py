@@ -47,10 +47,19 @@ def source_of(folder: Path, bins: str | None = None) -> SectionSource | None:
     if matrix is None:
         return None
     name = _name(folder)
-    has_positions = any((outs / part / file).is_file() for part in ("spatial", ".") for file in POSITIONS)
-    spots = positions_file(outs) if has_positions else None
+    spots = positions_file(outs) if _has_positions(outs) else None
     places = tuple(dict.fromkeys((outs, folder, folder.parent, folder.parent / "images")))
     return SectionSource(name, "space-ranger", matrix, spots, find_image(name, places), places=places)
+
+
+def lacks_matrix(folder: Path) -> bool:
+    """Whether a folder is Space Ranger's but for its counts."""
+    places = (folder, folder / "outs")
+    return any(map(_has_positions, places)) and all(_matrix(place) is None for place in places)
+
+
+def _has_positions(outs: Path) -> bool:
+    return any((outs / part / file).is_file() for part in ("spatial", ".") for file in POSITIONS)
 
 
 def _name(folder: Path) -> str:

@@ -38,6 +38,30 @@ def test_slides_are_found_by_the_sections_name(tmp_path: Path, name: str) -> Non
     assert find_sections(tmp_path / "P1")["P1"].image == (tmp_path / name).absolute()
 
 
+@pytest.mark.parametrize("outs", ["", "outs"])
+def test_positions_without_counts_are_told(tmp_path: Path, outs: str) -> None:
+    folder = space_ranger(tmp_path / "P1")
+    (folder / "outs/filtered_feature_bc_matrix.h5").unlink()
+    with pytest.raises(SectionError, match=r"positions of spots and no counts; copy filtered_feature_bc_mat"):
+        find_sections(folder / outs)
+
+
+@pytest.mark.parametrize(("name", "scale"), [("hires", 0.25), ("lowres", 0.02)])
+def test_space_rangers_own_picture_is_scaled_where_it_is_named(
+    tmp_path: Path, name: str, scale: float
+) -> None:
+    sources = find_sections(space_ranger(tmp_path / "P1", 0.25))
+    picture = tmp_path / f"P1/outs/spatial/tissue_{name}_image.png"
+    picture.touch()
+    section = read_section(with_images(sources, {"P1": picture})["P1"])
+    assert section.image == picture and section.image_scale == scale
+    full = np.array([[25, 50], [225, 150], [425, 250]])
+    np.testing.assert_allclose(section.xy_px, full * scale)  # type: ignore[arg-type]
+    other = tmp_path / picture.name
+    other.touch()
+    assert with_images(sources, {"P1": other})["P1"].image_scale == 1.0
+
+
 def test_hires_scales_the_positions(tmp_path: Path) -> None:
     sources = find_sections(space_ranger(tmp_path / "P1", 0.25))
     full = read_section(sources["P1"])

@@ -397,22 +397,6 @@ def test_spots_outside_the_image_are_refused_as_mclst_infer_does(small: Small, t
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["sections"]
 
 
-def test_a_space_ranger_folder_trains_with_its_downscaled_picture(tmp_path: Path) -> None:
-    folder = Path(__file__).resolve().parents[2].parent / "shared/visium/squidpy_test"
-    if not folder.is_dir():
-        pytest.skip("reference data visium/squidpy_test is not beside the checkout")
-    words = (folder, *QUICK, "--epochs", "1", "--positions", "none", "--out", tmp_path / "model.pt")
-    done = run(*words)
-    assert done.exit_code == 4 and "--hires to take tissue_hires_image.png" in done.stderr
-    picture = folder / "spatial/tissue_hires_image.png"
-    done = run(*words, "--image", f"squidpy_test={picture}")
-    assert done.exit_code == 4 and "as are 99 more of 100" in done.stderr, done.output
-    done = run(*words, "--hires")
-    assert done.exit_code == 0, done.output
-    assert "tissue_hires_image.png at 4.83 µm/px, 6.67 times coarser than the slide" in done.stderr
-    assert (tmp_path / "model.pt").is_file()
-
-
 def test_sections_without_an_array_are_read_for_training_without_positions(small: Small) -> None:
     section = dataclasses.replace(read_section(find_sections(small.folder)["A1"]), array_xy=None)
     tile, genes = TINY.settings.tile, section.genes.tolist()

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 from scipy.special import logsumexp
 from training_runs import GENES, PLAIN, TINY, synthetic_section
 
@@ -318,3 +319,12 @@ def test_a_section_without_an_image_cannot_be_trained_on(tmp_path: Path) -> None
     section = read_section(find_sections(tmp_path)["S1"])
     with pytest.raises(ReferenceDataError, match=r"section S1 .* has no image"):
         read_training_section(dataclasses.replace(section, image=None), ["TUMOR1"], Tile(size_px=16))
+
+
+def test_an_image_of_one_color_is_refused(tmp_path: Path) -> None:
+    write_section(tmp_path, "S1", 3, size_px=400, pitch_um=25)
+    section = read_section(find_sections(tmp_path)["S1"])
+    assert isinstance(section.image, Path)
+    Image.new("RGB", (400, 400), (250, 240, 245)).save(section.image)
+    with pytest.raises(ReferenceDataError, match=r"has one color under all its \d+ spots; give its slide"):
+        read_training_section(section, ["TUMOR1"], Tile(size_px=16))

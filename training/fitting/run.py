@@ -172,7 +172,7 @@ def readable_spots(
 ) -> tuple[FitSection, NDArray[np.float32]]:
     """Keep a section's spots whose tile could be read, and their features.
 
-    Raises ReferenceDataError if fewer than two are left.
+    Raises ReferenceDataError if fewer than two are left, or all have the same features.
     """
     rows = np.array([row for row in range(len(section.spot)) if row not in features.failed], np.int64)
     if features.failed:
@@ -186,7 +186,13 @@ def readable_spots(
             f"section {section.name} has {len(rows)} spots with a readable tile; a fit needs two or more: "
             "check its image"
         )
-    return section.take(rows), features.values[rows]
+    values = features.values[rows]
+    if (values == values[0]).all():
+        raise ReferenceDataError(
+            f"section {section.name}: {section.image.name} looks the same under all its {len(rows)} spots; "
+            f"give its slide with --image {section.name}=SLIDE"
+        )
+    return section.take(rows), values
 
 
 def head_features(
