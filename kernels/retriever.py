@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from mclst.kernels.cuda.device_array import on_device
 from mclst.kernels.definition import reference
 from mclst.kernels.definition.contract import (
-    BLOCK_BYTES,
     MAX_MAGNITUDE,
     BankRows,
     Expression,
@@ -199,6 +198,10 @@ PROVIDERS: dict[str, Callable[[Any, Any, RetrievalSpec], Provider]] = {
 }
 
 
+_CHECKED_BYTES = 1 << 20
+"""Checked at once: what is made of so many stays in the processor's cache, and no memory is taken for it."""
+
+
 def _checked(name: str, array: Any) -> NDArray[np.float32]:
     """`array` in C order; ValueError unless it is finite float32 [n, m] with m > 0."""
     if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.ndim != 2:
@@ -206,7 +209,7 @@ def _checked(name: str, array: Any) -> NDArray[np.float32]:
         raise ValueError(f"{name} is {form}; give float32 of two axes, a row per spot")
     if array.shape[1] == 0:
         raise ValueError(f"{name} has no columns; give at least one")
-    step = max(1, BLOCK_BYTES // (8 * array.shape[1]))
+    step = max(1, _CHECKED_BYTES // (4 * array.shape[1]))
     for start in range(0, len(array), step):
         # `<=` is also False for NaN.
         bad = ~(np.abs(array[start : start + step]) <= MAX_MAGNITUDE)

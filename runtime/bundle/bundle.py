@@ -238,6 +238,14 @@ def _verify(folder: Path, name: str, size: int, sha256: str) -> None:
         ) from error
 
 
+def unverified_bundle(folder: Path) -> Bundle:
+    """Read a bundle's manifest alone, to tell what it will need; raises BundleError if it is damaged."""
+    try:
+        return Bundle(folder, read_manifest(folder / MANIFEST), file_sha256(folder / MANIFEST))
+    except OSError as error:
+        raise BundleError(f"{folder} has no readable {MANIFEST} ({error.strerror or error})") from error
+
+
 def open_bundle(path: str | Path) -> Bundle:
     """Open a bundle and verify the size and SHA-256 of each of its files.
 

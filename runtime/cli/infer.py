@@ -157,7 +157,7 @@ def main(
         raise click.UsageError("--tissue-mask and --genes belong to --grid")
     if bins is not None and slide is not None and spots_path is None:
         raise click.UsageError("--bin belongs to --spots")
-    from mclst.runtime.run.early import begin_opening, uncollected
+    from mclst.runtime.run.early import begin_loading, begin_opening, uncollected
 
     loading = ExitStack()
     click.get_current_context().call_on_close(loading.close)
@@ -196,6 +196,8 @@ def main(
         loading.close()
         return progress("tiles", count, quiet=quiet)
 
+    if server.url is None and (folder := local(bundle_path)) is not None:
+        click.get_current_context().call_on_close(begin_loading(folder, options).wait)
     with open_model(server, bundle_path, trusted, notify) as model:
         try:
             run = run_job(model, job, watch=watch, notify=notify, opening=opening)

@@ -6,14 +6,22 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mclst.runtime.background import Background
+from mclst.runtime.choices import FASTEST_FIRST
+from mclst.runtime.errors import MclstError
+from mclst.runtime.resources import available_cores
 from mclst.sections.location import SlideLocation, local_path
 
 if TYPE_CHECKING:
+    from mclst.runtime.run.options import RunOptions
     from mclst.runtime.slide.base import Slide
 
+LIBRARIES = {"cpu": "onnxruntime", "openvino": "openvino"}
+"""Of the providers on the CPU; they take up to 0.2 s to load."""
+FIRST_LIBRARY = LIBRARIES[next(name for name in FASTEST_FIRST if name in LIBRARIES)]
 DRAWS = ("mclst.runtime.report.figures.contact_sheet",)
 MAKES_PAGES = ("mclst.runtime.report.page.slide_page",)
 
@@ -41,6 +49,28 @@ def begin_opening(location: SlideLocation, reader: str) -> Background[Slide] | N
         return open_slide(location, reader=reader)
 
     return Background(open_it, "slide")
+
+
+def begin_loading(folder: Path, options: RunOptions) -> Background[None]:
+    """Begin to import the library that probably runs a bundle's encoder, while the bundle is verified.
+
+    A process must not end before: what a library starts as it is loaded would end with it.
+    """
+
+    def load() -> None:
+        from mclst.runtime.bundle.bundle import unverified_bundle
+        from mclst.runtime.inference.encoder_choice import ChoiceRequest, known_choice, runs_on_cpu
+
+        with suppress(MclstError, ImportError):  # said where it is needed
+            if runs_on_cpu(options.provider):
+                request = ChoiceRequest(
+                    options.provider, options.precision, options.batch_size, available_cores()
+                )
+                choice = known_choice(unverified_bundle(folder), request)
+                if choice is not None:
+                    import_module(LIBRARIES.get(choice.provider, FIRST_LIBRARY))
+
+    return Background(load, "library")
 
 
 @contextmanager

@@ -425,7 +425,7 @@ def test_a_query_has_the_same_bits_in_any_block(
     parts = [
         made.aggregate(queries[start:stop], neighbors=True) for start, stop in ((0, 1), (1, 23), (23, 70))
     ]
-    monkeypatch.setattr(retriever, "BLOCK_BYTES", 16_000)
+    monkeypatch.setattr(retriever, "_CHECKED_BYTES", 8_000)
     monkeypatch.setattr(nearest, "_BLOCK_BYTES", 5_000)
     blocked = Retriever(bank, spec, "faiss").aggregate(queries, neighbors=True)
     for field in ("expression", "nearest", "effective_k", "neighbors"):
