@@ -101,7 +101,7 @@ def write_calibration(
     elif (folder / BANK).is_file():
         groups, stain = bank_groups(folder, settings, measured, say)
         kind = measured.unit if measured.unseen else f"{measured.unit}, {OF_BANK}"
-        missing = "fewer than two of its reference sections have an image"
+        missing = "fewer than two of its sections can be left out: one needs an image, the others k spots"
     elif measured.sections and settings.neighborhood is None:
         groups, stain = network_groups(folder, settings, slide_network, measured, say)
         kind = measured.unit if measured.unseen else OF_NETWORK
