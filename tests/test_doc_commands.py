@@ -52,6 +52,7 @@ FOREIGN = {
         "--output",
         "--find-links",
         "--extra-index-url",
+        "--user",
     ),
 }
 """Options of other programs that the prose names."""
