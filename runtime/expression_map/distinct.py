@@ -13,12 +13,15 @@ from mclst.runtime.expression_map.morans_i import BLOCK_BYTES
 
 CANDIDATES = 400
 MOST_SPOTS = 20_000
-ALIKE = (0.5, 0.7, 0.85, 0.95)
-"""Absolute Pearson r with the chosen genes up to which the next may go, relaxed while too few are left."""
+UNLIKE, COPY = 0.5, 0.8
+"""Absolute Pearson r with a chosen gene: unlike it up to the first, a repetition of it beyond the second."""
 
 
 def distinct_genes(values: NDArray[Any] | h5py.Dataset, candidates: Sequence[int], count: int) -> list[int]:
     """Choose genes greedily: the first, then always the next that is little correlated with all chosen.
+
+    The next is the first with |r| up to 0.5; where there is none, the one with the smallest, up to 0.8. What
+    is left then repeats what is chosen.
 
     Parameters
     ----------
@@ -27,12 +30,12 @@ def distinct_genes(values: NDArray[Any] | h5py.Dataset, candidates: Sequence[int
     candidates : sequence of int
         Columns, the best first; only the first 400 are looked at.
     count : int
-        How many to choose, as far as there are candidates.
+        Most to choose.
 
     Returns
     -------
     list of int
-        Columns, in the order of the candidates within each limit of correlation.
+        Columns, in the order in which they were chosen.
     """
     candidates = list(candidates[:CANDIDATES])
     chosen: list[int] = []
@@ -43,13 +46,12 @@ def distinct_genes(values: NDArray[Any] | h5py.Dataset, candidates: Sequence[int
     length = np.linalg.norm(unit, axis=0)
     unit /= np.where(length > 0, length, 1.0)
     most_alike = np.zeros(len(candidates))
-    left = np.ones(len(candidates), np.bool_)
-    for limit in (*ALIKE, np.inf):
-        while len(chosen) < count and (fits := np.flatnonzero(left & (most_alike <= limit))).size:
-            number = int(fits[0])
-            chosen.append(candidates[number])
-            left[number] = False
-            most_alike = np.maximum(most_alike, np.abs(unit.T @ unit[:, number]))
+    while len(chosen) < count and most_alike.min() <= COPY:
+        unlike = np.flatnonzero(most_alike <= UNLIKE)
+        number = int(unlike[0] if len(unlike) else most_alike.argmin())
+        chosen.append(candidates[number])
+        most_alike = np.maximum(most_alike, np.abs(unit.T @ unit[:, number]))
+        most_alike[number] = np.inf
     return chosen
 
 

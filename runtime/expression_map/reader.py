@@ -125,13 +125,16 @@ class Map:
         return [int(gene) for gene in by_structure]
 
     def distinct(self, count: int) -> list[int]:
-        """Indices of structured genes that show different patterns; of reliable ones, if there are any."""
+        """Indices of at most `count` structured genes that show different patterns.
+
+        Of reliable ones, if there are any; genes that repeat a pattern are left out.
+        """
         ranked = [int(gene) for gene in sort_by_morans_i(self.morans_i)]
         reliable = self.reliable
         if reliable is not None and reliable.any():
             ranked = [gene for gene in ranked if reliable[gene]]
         varying = [gene for gene in ranked if not np.isnan(self.morans_i[gene])]
-        return [*distinct_genes(self.expression, varying, count), *ranked[len(varying) :]][:count]
+        return distinct_genes(self.expression, varying, count) or ranked[:count]
 
     def gene_indices(self, genes: Sequence[str]) -> list[int]:
         """Indices of named genes; InputError names the first that the map lacks."""

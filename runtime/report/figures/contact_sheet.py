@@ -26,6 +26,7 @@ MAX_CELLS = 16_000_000
 MIN_SPOT_PX = 1.6
 """Smaller spots are enlarged to this diameter on the sheet to stay visible."""
 UNIT: Window = (0.0, 1.0, 0.0, 1.0)
+REPEATED = "   Genes left out repeat these patterns."
 
 
 def write_contact_sheet(
@@ -39,8 +40,8 @@ def write_contact_sheet(
     path : Path
         A PDF or SVG by its suffix, else a PNG.
     genes : sequence of str, optional
-        The genes to draw, in this order. Default: the `PANELS` structured genes that differ most, reliable
-        ones where the map is calibrated; see `Map.distinct`.
+        The genes to draw, in this order. Default: up to `PANELS` structured genes that differ, reliable ones
+        where the map is calibrated; see `Map.distinct`.
     dpi : int
         Dots per inch of a PNG, and of the tissue in a PDF or SVG.
 
@@ -58,7 +59,8 @@ def write_contact_sheet(
     """
     indices = expression_map.distinct(PANELS) if genes is None else expression_map.gene_indices(genes)
     kind = path.suffix.lstrip(".").lower()
-    write_atomically(path, _draw(expression_map, indices, kind, dpi))
+    fewer = genes is None and len(indices) < min(PANELS, len(expression_map.genes))
+    write_atomically(path, _draw(expression_map, indices, kind, dpi, REPEATED if fewer else ""))
     return tuple((expression_map.genes[g], float(expression_map.morans_i[g])) for g in indices)
 
 
@@ -70,14 +72,16 @@ def _page(height: float, kind: str, dpi: int) -> tuple[Page, str]:
     return VectorPage(height, dpi), kind
 
 
-def _draw(expression_map: Map, genes: Sequence[int], kind: str = "png", dpi: int = DPI) -> bytes:
+def _draw(
+    expression_map: Map, genes: Sequence[int], kind: str = "png", dpi: int = DPI, remark: str = ""
+) -> bytes:
     diameter = expression_map.spot_diameter_px or estimate_spot_diameter(expression_map.xy_px)
     window = _window(expression_map, diameter)
     layout = GenesLayout(len(genes), (window[1] - window[0]) / (window[3] - window[2]))
     page, kind = _page(layout.height, kind, dpi)
     image, extent = _crop(expression_map, window)
     blank = nan_rows(expression_map.expression)
-    _draw_captions(page, layout, expression_map, int(np.count_nonzero(blank)))
+    _draw_captions(page, layout, expression_map, int(np.count_nonzero(blank)), remark)
     page.picture([layout.tissue], image, extent, window)
     page.text(layout.margin, layout.tissue[1] - 0.09, "Tissue", size=12, bold=True)
     if expression_map.mpp is not None:
@@ -114,7 +118,7 @@ def _draw_gene_captions(
     _draw_color_bar(page, box, limits)
 
 
-def _draw_captions(page: Page, layout: GenesLayout, expression_map: Map, blank: int) -> None:
+def _draw_captions(page: Page, layout: GenesLayout, expression_map: Map, blank: int, remark: str) -> None:
     left, width = layout.margin, page.width - 2 * layout.margin
     page.text(left, 0.58, expression_map.title, width, size=20, bold=True)
     facts = [f"{len(expression_map.xy_px):,} spots", f"{len(expression_map.genes):,} genes"]
@@ -127,7 +131,7 @@ def _draw_captions(page: Page, layout: GenesLayout, expression_map: Map, blank: 
     expected = "" if expression_map.expected_r is None else "   r: expected in a new section."
     note = (
         "Predicted expression; colors span each gene's 1st to 99th percentile over the spots.   "
-        f"I: Moran's I over the {N_NEIGHBORS} nearest spots.{expected}"
+        f"I: Moran's I over the {N_NEIGHBORS} nearest spots.{expected}{remark}"
     )
     page.text(left, page.height - 0.28, note, size=9, color=MUTED)
 
