@@ -21,8 +21,8 @@ demo: training training/fitting models/recipes export runtime/run runtime/report
     runtime/report/figures runtime/expression_map runtime/slide runtime/bundle runtime sections/formats
     sections/tables sections
 benchmarks/gpu_check: benchmarks/reading benchmarks/retrieval benchmarks/harness benchmarks/roofline export
-    export/parity runtime/tiling runtime/slide runtime/decoding runtime/encoder/cuda runtime/encoder runtime kernels
-    kernels/cuda kernels/definition models
+    export/parity runtime/tiling runtime/slide runtime/decoding runtime/encoder/cuda runtime/encoder runtime
+    kernels kernels/cuda kernels/definition models
 benchmarks/systems: benchmarks/contenders benchmarks/retrieval benchmarks/harness export/parity export/onnx
     runtime/cli runtime/inference runtime/tiling runtime/slide runtime/encoder runtime/bundle runtime
     kernels kernels/definition sections/tables sections models models/recipes training/fitting
