@@ -303,7 +303,9 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
 
 def test_k_beyond_the_bank(here: Path) -> None:
     before = tree(here)
-    assert_refused(infer("slide.png", "--spots", "spots.tsv", "--k", "49"), 4, ("49", "48 spots", "--k"))
+    assert_refused(
+        infer("slide.png", "--spots", "spots.tsv", "--k", "49", "-q"), 4, ("49", "48 spots", "--k")
+    )
     assert tree(here) == before
 
 
@@ -351,7 +353,7 @@ def test_a_map_by_similarity_is_what_the_definition_gives(here: Path) -> None:
 def test_a_missing_provider(here: Path) -> None:
     before = tree(here)
     assert_refused(
-        infer("slide.png", "--spots", "spots.tsv", "--provider", "cuda"), 6, ("CUDAExecutionProvider",)
+        infer("slide.png", "--spots", "spots.tsv", "--provider", "cuda", "-q"), 6, ("CUDAExecutionProvider",)
     )
     assert tree(here) == before
 
