@@ -6,6 +6,8 @@ import hashlib
 import os
 from pathlib import Path
 
+BLOCK_BYTES = 4 << 20
+"""Read and hashed at once: between blocks a thread may wait milliseconds for others that hold the GIL."""
 Stamp = tuple[int, ...] | None
 
 
@@ -20,5 +22,9 @@ def stamp(path: Path) -> Stamp:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, as hex; raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        block = memoryview(bytearray(min(BLOCK_BYTES, os.fstat(file.fileno()).st_size + 1)))
+        while count := file.readinto(block):
+            digest.update(block[:count])
+    return digest.hexdigest()
