@@ -66,6 +66,11 @@ class _StopHandler:
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
 
+def on_terminal() -> bool:
+    """Whether stderr is a terminal; elsewhere rich is not needed, which takes a tenth of a second to load."""
+    return sys.stderr.isatty()
+
+
 def raise_on_signals() -> None:
     """Have SIGINT, SIGTERM and SIGHUP unwind the command as an exception."""
     install_signal_handlers(_StopHandler())
@@ -82,8 +87,12 @@ def escape_controls(text: str) -> str:
 
 def say(text: str, *, quiet: bool = False, style: str | None = None) -> None:
     """Print one line on stderr, without markup or control characters; style: such as "bold red"."""
-    if not quiet:
+    if quiet:
+        return
+    if on_terminal():
         stderr_console().print(escape_controls(text), markup=False, emoji=False, soft_wrap=True, style=style)
+    else:
+        click.echo(escape_controls(text), err=True)
 
 
 def fail(sentence: str, code: int) -> NoReturn:
@@ -129,7 +138,7 @@ def progress(title: str, total: int, *, quiet: bool = False) -> Iterator[Callabl
     if quiet:
         yield lambda n: None
         return
-    if not stderr_console().is_terminal:
+    if not on_terminal():
         yield _ProgressLines(title, total).advance
         return
     from rich import progress as bars

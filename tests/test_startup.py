@@ -81,6 +81,15 @@ def test_the_encoder_opens_before_tables_are_loaded() -> None:
     assert not imported_by(code) & {"anndata", "pandas", "scipy", "tifffile"}
 
 
+def test_what_writes_and_draws_a_section_loads_neither_anndata_nor_matplotlib() -> None:
+    """Either takes as long as all files of a section together."""
+    code = (
+        "import mclst.runtime.run.publish, mclst.runtime.report.figures.contact_sheet\n"
+        "import mclst.runtime.report.page.slide_page, mclst.runtime.console as c; c.say('text')"
+    )
+    assert not imported_by(code) & {"anndata", "dask", "matplotlib", "rich", "scipy", "zarr"}
+
+
 def test_before_its_first_tile_a_run_loads_nothing_that_draws_or_writes() -> None:
     """These take a second, and are loaded beside the work instead."""
     code = "import mclst.runtime.run.predict, mclst.runtime.inference.loaded_model"

@@ -1,8 +1,9 @@
-"""Write the tables of docs/ that come from committed result documents or from the code."""
+"""Write what README and docs/ say of committed result documents and of the code."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,53 @@ def tables(folder: Path) -> str:
     return "\n\n".join(parts)
 
 
+def whole_speed(folder: Path) -> str:
+    """Sentences on the whole command of section C4's committed run, beside plain scripts."""
+    document, entries = _whole_run(folder)
+    auto = entries["mclst auto"]
+    scripts = []
+    for precision in dict.fromkeys((auto["chosen"].split()[-1], "fp32")):
+        plain = [e for name, e in entries.items() if name.startswith("plain") and name.endswith(precision)]
+        if plain:
+            best = min(plain, key=lambda entry: entry["wall_s"]["median"])
+            scripts.append(f"{_seconds(best)} in {precision}")
+    return (
+        f"Section C4, from the start of the process to map, picture and page: {_seconds(auto)} on "
+        f"{document['settings']['threads']} cores of an {_processor(document)}. "
+        f"Measuring chose {auto['chosen']}. In fp32: {_seconds(entries['mclst fp32'])}. "
+        f"A plain script that saves an array: {', '.join(scripts)}."
+    )
+
+
+def short_speed(folder: Path) -> str:
+    """A sentence on the whole command of section C4's committed run, beside the published notebook."""
+    _, entries = _whole_run(folder)
+    published = entries[PUBLISHED]["samples"]["wall_s"]
+    auto, fp32 = (
+        f"{paired_ratio(published, entries[name]['samples']['wall_s']):.1f}"
+        for name in ("mclst auto", "mclst fp32")
+    )
+    return (
+        f"**Speed.** {auto} times the published notebook, {fp32} times in fp32, whole commands on two Xeon cores "
+        "([docs/performance.md](docs/performance.md))."
+    )
+
+
+def _whole_run(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    document = json.loads((folder / "command-c4-cpu.json").read_text())
+    return document, {entry["name"]: entry for entry in document["results"]["warm"]["contenders"]}
+
+
+def _seconds(entry: Mapping[str, Any]) -> str:
+    return f"{entry['wall_s']['median']:.1f} s"
+
+
+def _processor(document: Mapping[str, Any]) -> str:
+    name = re.sub(r"\((R|TM)\)| Processor| CPU.*", "", document["machine"]["cpu"])
+    lanes = document["machine"].get("lanes")
+    return f"{name} with {lanes}" if lanes else name
+
+
 def notebook_ratios(folder: Path) -> str:
     """Markdown: the published notebook's time over each contender's, of section C4's committed run."""
     document = json.loads((folder / "end-to-end-c4-cpu.json").read_text())
@@ -98,7 +146,8 @@ def batch_ratios(folder: Path) -> str:
 
 
 BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
-    "docs/performance.md": {"measured": tables},
+    "README.md": {"measured speed": short_speed},
+    "docs/performance.md": {"measured speed": whole_speed, "measured": tables},
     "docs/benchmarks/end-to-end.md": {"measured against the notebook": notebook_ratios},
     "docs/benchmarks/latency.md": {"measured by batch": batch_ratios},
     "docs/encoders.md": {"recipes": recipe_table, "measured encoders": measured_table},

@@ -69,12 +69,14 @@ def whole_command(
         ]
         others, absent = peers(bundle, slide, spots_path, spots, ckpt, folder, threads)
         results = {}
-        files = {"warm": (), **({"cold": (slide, spots_path, bundle_path)} if cold else {})}
-        with progress("rounds", (repeats + 1) * len(files), quiet=quiet) as advance:
+        inputs = [path for path in (slide, spots_path, bundle_path, ckpt) if path is not None]
+        files = {"warm": [], **({"cold": inputs} if cold else {})}
+        with progress("rounds", repeats * len(files) + 1, quiet=quiet) as advance:
             for name, evicted in files.items():
+                # What the first round brings into the page cache and the caches of libraries stays there.
                 results[name], expression = measure(
                     [*processes, first, *others], tiles=len(spots), rounds=repeats, cold=evicted,
-                    on_round=partial(advance, 1),
+                    warm_up=int(name == "warm"), on_round=partial(advance, 1),
                 )  # fmt: skip
         if truth is not None:
             scores = score_against_truth(bundle, slide, spots, expression, truth, section)

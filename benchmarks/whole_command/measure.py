@@ -75,11 +75,11 @@ class Process:
 def mclst_process(
     name: str, slide: Path, spots: Path, bundle: Path, folder: Path, cache: Path, words: Sequence[str]
 ) -> Process:
-    """`mclst-infer` as typed, with map, picture, page and report."""
+    """`mclst-infer` as typed, with map, picture, page, report and what it tells its user."""
     out = folder / f"{name.replace(' ', '-')}.h5ad"
     code = "from mclst.runtime.entry_points import infer; infer()"
     command = [sys.executable, "-c", code, slide, "--spots", spots, "--bundle", bundle, "--out", out]
-    return Process(name, [*map(str, command), "--overwrite", "-q", "--json", "-", *words], out, True, cache)
+    return Process(name, [*map(str, command), "--overwrite", "--json", "-", *words], out, True, cache)
 
 
 def peers(
@@ -188,10 +188,11 @@ def measure(
     *,
     tiles: int,
     rounds: int,
+    warm_up: int = 1,
     cold: Sequence[Path] = (),
     on_round: Callable[[], object] = lambda: None,
 ) -> tuple[dict[str, Any], dict[str, F32]]:
-    """Run every process `rounds` times, interleaved, after an uncounted round.
+    """Run every process `rounds` times, interleaved, after `warm_up` uncounted rounds.
 
     cold: files to drop from the page cache before each process; () for a warm cache. Returns, by contender:
     wall and CPU seconds of the whole process, tiles per second, wall less encoding, ratios to the first, and
@@ -206,7 +207,7 @@ def measure(
             process()
 
         runs[process.name] = run
-    timed = time_interleaved(runs, rounds, on_round=on_round, cpu_clock=_children_cpu)
+    timed = time_interleaved(runs, rounds, warm_up=warm_up, on_round=on_round, cpu_clock=_children_cpu)
     expression = {process.name: process.expression() for process in processes}
     first = processes[0].name
     contenders = []

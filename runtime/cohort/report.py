@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mclst.runtime.atomic import check_writable, remove_stale, write_atomically
 from mclst.runtime.cohort.run import DONE, FAILED, SKIPPED, SlideOutcome
-from mclst.runtime.console import escape_controls, say, stderr_console
+from mclst.runtime.console import escape_controls, on_terminal, say, stderr_console
 from mclst.runtime.progress import Advance
 from mclst.runtime.run.job import Watch
 from mclst.runtime.versions import installed_versions
@@ -134,7 +134,7 @@ class Board:
 @contextmanager
 def board(names: Iterable[str], *, quiet: bool) -> Iterator[Board]:
     """Open a board for these slides on stderr; quiet: print nothing."""
-    if quiet or not stderr_console().is_terminal:
+    if quiet or not on_terminal():
         yield Board(names, quiet=quiet, running=None)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
