@@ -96,8 +96,8 @@ def short_speed(folder: Path) -> str:
         for name in ("mclst auto", "mclst fp32")
     )
     return (
-        f"**Speed.** {auto} times the published notebook, {fp32} times in fp32, whole commands on two Xeon cores "
-        "([docs/performance.md](docs/performance.md))."
+        f"**Speed.** {auto} times the published notebook, {fp32} times in fp32, whole commands on two "
+        "Xeon cores ([docs/performance.md](docs/performance.md))."
     )
 
 
