@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
-from PIL import Image
 from refusals import assert_refused
 from training_runs import QUICK, run
 
@@ -78,7 +76,7 @@ def test_a_picture_of_one_color_trains_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_with_a_part_of_its_picture_asks_for_the_slide(bundle: Path, tmp_path: Path) -> None:
+def test_a_folder_with_a_part_of_its_picture_asks_for_the_slide(small_bundle: Path, tmp_path: Path) -> None:
     folder = real("sfe_sample01")
     done = run(folder, *TRAIN, "-q", "--out", tmp_path / "model.pt")
     assert_refused(
@@ -88,29 +86,19 @@ def test_a_folder_with_a_part_of_its_picture_asks_for_the_slide(bundle: Path, tm
     done = run(folder, *TRAIN, "--hires", "-q", "--out", tmp_path / "model.pt")
     assert_refused(done, 4, words)
     picture = folder / "spatial/tissue_hires_image.png"
-    done = call(infer, picture, "--spots", folder, "--bundle", bundle, "-q", "--out", tmp_path / "m.h5ad")
+    done = call(
+        infer, picture, "--spots", folder, "--bundle", small_bundle, "-q", "--out", tmp_path / "m.h5ad"
+    )
     assert_refused(done, 4, words)
-    # With a slide it trains: a canvas of the size that its positions need.
-    canvas = np.random.default_rng(0).integers(90, 240, (1100, 1500, 3), np.uint8)
-    Image.fromarray(canvas).save(tmp_path / "slide.png")
-    shutil.copytree(folder, tmp_path / "sfe_sample01")
-    table = tmp_path / "sfe_sample01/spatial/tissue_positions.csv"
-    moved = pd.read_csv(table)
-    moved["pxl_col_in_fullres"] -= 19000
-    moved["pxl_row_in_fullres"] -= 3900
-    moved.to_csv(table, index=False)
-    given = ("--image", f"sfe_sample01={tmp_path / 'slide.png'}", "--k", "4", "-q")
-    done = run(tmp_path / "sfe_sample01", *TRAIN, *given, "--out", tmp_path / "model.pt")
-    assert done.exit_code == 0 and (tmp_path / "model.pt").is_file(), done.output
 
 
-def test_a_folder_without_counts_is_predicted_and_nothing_else(bundle: Path, tmp_path: Path) -> None:
+def test_a_folder_without_counts_is_predicted_and_nothing_else(small_bundle: Path, tmp_path: Path) -> None:
     folder = real("spatial_gradients")
     lacks = ("there are positions of spots and no counts; copy filtered_feature_bc_matrix.h5",)
     done = run(folder, *TRAIN, "--hires", "-q", "--out", tmp_path / "model.pt")
     assert_refused(done, 4, lacks)
     picture, out = folder / "spatial/tissue_hires_image.png", tmp_path / "m.h5ad"
-    words = ("--bundle", bundle, "--no-picture", "--no-html", "--no-cache", "-q", "--out", out)
+    words = ("--bundle", small_bundle, "--no-picture", "--no-html", "--no-cache", "-q", "--out", out)
     done = call(infer, picture, "--spots", folder, *words)
     assert done.exit_code == 0, done.output
     assert len(anndata.read_h5ad(out)) == 1937
