@@ -188,6 +188,16 @@ def exported_bundle(small: Small, tmp_path_factory: pytest.TempPathFactory) -> P
     return out
 
 
+@pytest.fixture(scope="module")
+def short_stnet() -> Iterator[None]:
+    """ST-Net has a DenseNet of few layers, which is traced in a fifth of the time."""
+    from system_cases import short_densenet
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torchvision.models.densenet121", short_densenet)
+        yield
+
+
 @pytest.fixture(scope="session")
 def fork_server() -> Iterator[ForkServer]:
     """Runs of mclst-infer, each in its own process."""

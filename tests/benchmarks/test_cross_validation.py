@@ -125,7 +125,7 @@ def test_a_sweep_over_precisions_scores_the_exported_graphs(small: Small, tmp_pa
         ("normalization=gene-wise,spot-wise", 1),
         ("context=1,32", 1),
         ("positions=none,sinusoidal,naive", 3),
-        ("encoder=resnet18,mobilenetv3_small_050", 2),
+        ("encoder=test_resnet,test_efficientnet", 2),
     ],
 )
 def test_every_axis_changes_the_scores(small: Small, tmp_path: Path, axis: str, trainings: int) -> None:

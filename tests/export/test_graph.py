@@ -27,7 +27,7 @@ def tiles(n: int, size: int) -> np.ndarray:
     ("encoder", "size", "settings"),
     [
         ("resnet18", 32, Preprocessing()),
-        ("resnet18", 48, BGR),
+        ("resnet18", 32, BGR),
         ("resnet18", 32, IMAGENET),
         ("densenet121", 64, IMAGENET),
         ("vit_base_patch32_224", 224, Preprocessing()),

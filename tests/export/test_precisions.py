@@ -39,6 +39,7 @@ from mclst.runtime.cli.infer import main as infer_main
 from mclst.runtime.errors import CheckpointError, ParityError, ReferenceDataError
 from mclst.runtime.inference.providers import open_session
 
+pytestmark = pytest.mark.usefixtures("short_stnet")
 HALVES = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 

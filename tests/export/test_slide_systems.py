@@ -154,7 +154,7 @@ def exported(
     return name, network, folder
 
 
-@pytest.mark.parametrize("n", [1, 7, 184, 3000])
+@pytest.mark.parametrize("n", [1, 7, 184, 600])
 def test_torch_and_graph_equal_float64_over_a_slide(exported: tuple[str, Any, Path], n: int) -> None:
     name, network, folder = exported
     graph = GRAPHS[name]
@@ -189,7 +189,7 @@ def test_the_image_graph_uses_the_published_pixel_order(exported: tuple[str, Any
         assert np.abs(features - by_hand).max() < 1e-4 * np.abs(by_hand).max()
 
 
-@pytest.mark.parametrize("n", [1, 7, 184, 3000])
+@pytest.mark.parametrize("n", [1, 7, 184, 600])
 def test_streamed_tiles_equal_the_network(exported: tuple[str, Any, Path], n: int) -> None:
     """Tiles pass the encoder in uneven batches, then all features pass the slide graph."""
     name, network, folder = exported

@@ -64,8 +64,8 @@ def densenet() -> torch.nn.Module:
     return torchvision.models.densenet121(weights=None).features  # type: ignore[no-any-return]
 
 
-def mclstexp(genes: int = 785, positions: int = 65536) -> Layout:
-    layout: Layout = {"x_embed.weight": (positions, genes), "y_embed.weight": (positions, genes)}
+def mclstexp(genes: int = 785) -> Layout:
+    layout: Layout = {"x_embed.weight": (65536, genes), "y_embed.weight": (65536, genes)}
     layout |= of_library("image_encoder.model.0.", densenet)
     for block in range(2):
         layout |= attention(f"spot_encoder.{block}.attn", genes, 512)
@@ -147,13 +147,11 @@ LAYOUTS: dict[str, Callable[[], Layout]] = {
 }
 
 FEW_LAYERS: dict[str, Callable[[], Layout]] = {
-    **LAYOUTS,
-    "mclstexp": lambda: mclstexp(positions=64),
     "histogene": lambda: histogene(depth=2),
     "hist2st": lambda: hist2st(depth=2),
     "thitogene": lambda: thitogene(depth=1),
 }
-"""The published widths with fewer of the layers and rows that repeat: a tenth of the time."""
+"""Slide systems of the published widths with fewer of the layers that repeat: a tenth of the time."""
 
 
 def random_state(layout: Layout, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -43,6 +43,16 @@ def content_key(value: object) -> str | None:
     return hashlib.sha256(stream.getbuffer()).hexdigest() if pickler.tensor_bytes <= LARGEST_BYTES else None
 
 
+def with_output(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """`model` with its output renamed."""
+    result = model.graph.output[0]
+    for node in model.graph.node:
+        node.output[:] = [name if each == result.name else each for each in node.output]
+        node.input[:] = [name if each == result.name else each for each in node.input]
+    result.name = name
+    return model
+
+
 def reusing_traces(trace: Trace, folder: Path) -> Trace:
     """`trace`, with its graphs kept in `folder` by the content of its arguments; workers may share it."""
 
@@ -56,10 +66,10 @@ def reusing_traces(trace: Trace, folder: Path) -> Trace:
         translations: dict[Any, Any] | None = None,
     ) -> onnx.ModelProto:
         operators = None if translations is None else sorted(map(str, translations))
-        key = content_key((module, inputs, output, operators))
+        key = content_key((module, inputs, operators))
         kept = folder / f"{key}.onnx"
         if key is not None and kept.is_file():
-            return onnx.load(kept)
+            return with_output(onnx.load(kept), output)
         model = trace(module, inputs, output, refusal, cure, path, translations)
         # Weights beside a graph belong to its path.
         if key is not None and not path.with_name(f"{path.name}.data").exists():

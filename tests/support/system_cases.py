@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from small_model import GENES
 from small_systems import randomize_norms
+from torchvision.models import DenseNet
 
 from mclst.models.hist2st import Hist2St
 from mclst.models.histogene import HisToGene
@@ -46,6 +47,11 @@ SYSTEM_CASES: dict[str, tuple[Any, int, tuple[str, ...]]] = {
         ("--heads", "2"),
     ),
 }
+
+
+def short_densenet(*, weights: None) -> DenseNet:
+    """DenseNet-121 with two layers in each of its blocks."""
+    return DenseNet(32, (2, 2, 2, 2), 64)
 
 
 def small_network(name: str) -> Any:

@@ -32,7 +32,7 @@ TINY = TrainConfig(
         tile=Tile(size_px=16),
         retrieval=Retrieval(k=3, rank="cosine", distance="l1", weighting="inverse-square", temperature=1.0),
     ),
-    encoder="resnet18",
+    encoder="test_resnet",
     projection_dim=8,
     head_dim=4,
     depth=1,
@@ -64,7 +64,7 @@ SECTIONS = [synthetic_section("A", 9, 1), synthetic_section("B", 7, 2)]
 
 
 QUICK = shlex.split(
-    "--encoder resnet18 --tile-px 32 --heads 2 --head-dim 4 --projection-dim 8 "
+    "--encoder test_resnet --tile-px 32 --heads 2 --head-dim 4 --projection-dim 8 "
     "--k 10 --epochs 2 --batch-size 24 --no-flip --rotation 0"
 )
 
@@ -84,7 +84,7 @@ def export_bank(trained: TrainedModel, folder: Path) -> Bank:
     """The bank of its bundle; the image side, which a bank does not need, gets fixed weights: one trace."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        fixed = MclSTExp("resnet18", len(GENES), projection_dim=TINY.projection_dim, heads=2, head_dim=4)
+        fixed = MclSTExp("test_resnet", len(GENES), projection_dim=TINY.projection_dim, heads=2, head_dim=4)
     for name in ("image_encoder", "image_projection"):
         getattr(trained.network, name).load_state_dict(getattr(fixed, name).state_dict())
     ckpt = write_checkpoint(folder / "model.pt", trained)

@@ -261,7 +261,7 @@ def test_the_command_validates_reports_and_exports(small: Small, tmp_path: Path)
     assert [s.name for s in bundle.manifest.bank] == ["A1", "A2"]
     assert bundle.manifest.retrieval is not None and bundle.manifest.retrieval.k == 10
     state = torch.load(tmp_path / "model.state_dict.pt", weights_only=True)
-    published = MclSTExp("resnet18", 12, projection_dim=8, heads=2, head_dim=4)
+    published = MclSTExp("test_resnet", 12, projection_dim=8, heads=2, head_dim=4)
     published.load_state_dict(state)  # strict: the published names and shapes
     assert len(state["x_embed.weight"]) == PUBLISHED_ROWS
     again = run(small.folder, *QUICK, *words)
@@ -327,7 +327,7 @@ def test_initial_weights_from_a_model_and_invalid_files(tmp_path: Path) -> None:
     ckpt = write_checkpoint(tmp_path / "model.pt", trained)
     loaded: list[str] = []
     training = Training(
-        SECTIONS, config(seed=9), lambda net: loaded.append(load_weights(net, ckpt, "resnet18"))
+        SECTIONS, config(seed=9), lambda net: loaded.append(load_weights(net, ckpt, "test_resnet"))
     )
     assert "other tensors from model.pt" in loaded[0]
     a, b = training.network.image_projection.fc.weight, trained.network.image_projection.fc.weight
@@ -347,7 +347,7 @@ def test_published_state_keeps_the_trained_rows() -> None:
     assert torch.equal(state["x_embed.weight"][: len(own)], own)
     assert not state["x_embed.weight"][len(own) :].any()
     network = MclSTExp(
-        "resnet18", 6, projection_dim=8, heads=2, head_dim=4, depth=1, positions=PUBLISHED_ROWS
+        "test_resnet", 6, projection_dim=8, heads=2, head_dim=4, depth=1, positions=PUBLISHED_ROWS
     )
     assert set(state) == set(network.state_dict())
 

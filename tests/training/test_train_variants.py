@@ -38,7 +38,7 @@ from mclst.training.validation import validate
 
 SECTIONS = [synthetic_section("A", 9, 1), synthetic_section("B", 7, 2)]
 BLEEP = shlex.split(
-    "--system bleep --encoder resnet18 --tile-px 32 --projection-dim 8 --k 10 --batch-size 24 --epochs 1"
+    "--system bleep --encoder test_resnet --tile-px 32 --projection-dim 8 --k 10 --batch-size 24 --epochs 1"
 )
 
 
@@ -117,7 +117,7 @@ def test_bleep_from_sections_to_a_map(small: Small, tmp_path: Path) -> None:
     done = run(small.folder, *BLEEP, *words)
     assert done.exit_code == 0, done.output
     state = torch.load(tmp_path / "model.state_dict.pt", weights_only=True)
-    published = Bleep("resnet18", 3, projection_dim=8).eval()
+    published = Bleep("test_resnet", 3, projection_dim=8).eval()
     published.load_state_dict(state)  # strict: the published names and shapes
 
     bundle = export_bundle(out, tmp_path / "mclst-bundle", parity_tiles=4)
