@@ -4,6 +4,9 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Many processes import the same modules: each is compiled once.
+export PYTHONDONTWRITEBYTECODE =
+
 SMALL := tests/data/small
 # What `make release-check` predicts, and where.
 SLIDE ?= $(SMALL)/section/images/B1.png
@@ -11,7 +14,7 @@ PLACES ?= --spots $(CURDIR)/$(SMALL)/section/spots/B1_selection.tsv
 # A clean environment keeps pip's own settings.
 PIP_SETTINGS := $(foreach name,$(filter PIP_%,$(.VARIABLES)),$(name)="$($(name))")
 
-.PHONY: help demo quick test bindings check docs browser wheel release-check gpu-check clean
+.PHONY: help demo quick test imports bindings check docs browser wheel release-check gpu-check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +30,9 @@ quick: $(VENV)/quick  ## fast tests within a minute, without torch: installs .[c
 test: JOBS = 3
 test: $(VENV)/installed bindings  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+
+imports: $(VENV)/installed  ## collect all tests, which imports what they use
+	$(BIN)/pytest --collect-only -q > /dev/null
 
 bindings: build/tensorrt/installed build/tritonserver/installed  ## packages that only tests use: TensorRT bindings, tritonserver
 
@@ -88,7 +94,8 @@ $(VENV)/demo: pyproject.toml constraints.txt setup.py runtime/report/page/opense
 
 $(VENV)/installed: pyproject.toml constraints.txt setup.py runtime/report/page/openseadragon.py $(wildcard kernels/cpu/src/* runtime/decoding/src/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[cpu,openvino,rtx,export,openslide,docs,dev]"
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt \
+		--editable ".[cpu,openvino,rtx,export,openslide,docs,dev]"
 	$(BIN)/python -m mclst.runtime.report.page.openseadragon || echo "the page viewer is missing: its tests will skip"
 	touch $@
 

