@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,15 +17,12 @@ def short_names(node_ids: list[str]) -> set[str]:
     return names | {name.partition("[")[0] for name in names}
 
 
-@pytest.mark.slow
 def test_the_list_of_faults_names_tests_that_exist(request: pytest.FixtureRequest) -> None:
     named = set(NAMED.findall((ROOT / "docs" / "faults.md").read_text(encoding="utf-8")))
     assert len(named) > 80
     missing = named - short_names([item.nodeid for item in request.session.items])
-    stems = {name.partition("::")[0] for name in missing}
-    files = [str(path) for path in (ROOT / "tests").rglob("test_*.py") if path.stem in stems]
-    if files:  # this run collects only some of the tests
-        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        missing -= short_names(done.stdout.splitlines())
-    assert not missing, sorted(missing)
+    # What this run does not collect: skipped files, or all but some.
+    files = {path.stem: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    for name in sorted(missing):
+        file, _, test = name.partition("[")[0].partition("::")
+        assert f"def {test}(" in files.get(file, ""), name

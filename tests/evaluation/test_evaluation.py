@@ -342,8 +342,8 @@ def test_eval_writes_tables_json_and_figures(small: Small, maps: dict[str, Path]
     ranking = pd.read_csv(folder / "A1.eval.genes.csv")
     assert ranking["minus_log10_p"].is_monotonic_decreasing and len(ranking) == 12
     for ending in ("", ".coexpression", ".domains"):
-        picture = Image.open(folder / f"A1.eval{ending}.png")
-        assert np.asarray(picture.convert("RGB")).std() > 10
+        with Image.open(folder / f"A1.eval{ending}.png") as picture:
+            assert np.asarray(picture.convert("RGB")).std() > 10
     assert "Note: A1: 1 spots of the map are not in the truth; 1 spots have no prediction" in completed.stderr
     assert "PCC (HEG)  the same over the 50 genes" in completed.stderr
 

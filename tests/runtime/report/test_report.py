@@ -287,10 +287,9 @@ def test_tables_are_written_in_blocks(made: SyntheticMap, monkeypatch: pytest.Mo
 def test_figures_are_for_print(made: SyntheticMap) -> None:
     done = report("--no-html", "--plot", "GENE1, GENE4")
     assert done.exit_code == 0 and done.stdout == "made.plot.png\n", done.output
-    picture = Image.open("made.plot.png")
-    assert picture.size[0] == pytest.approx(13.33 * 300, abs=2) and picture.info["dpi"][0] == pytest.approx(
-        300, abs=1
-    )
+    with Image.open("made.plot.png") as picture:
+        assert picture.size[0] == pytest.approx(13.33 * 300, abs=2)
+        assert picture.info["dpi"][0] == pytest.approx(300, abs=1)
     assert report("--no-html", "--plot", "GENE1", "--plot-format", "pdf").exit_code == 0
     pdf = Path("made.plot.pdf").read_bytes()
     assert pdf.startswith(b"%PDF") and b"/FontFile2" in pdf  # letters as letters, TrueType

@@ -77,13 +77,13 @@ def write_graphs(encoder: Path, folder: Path) -> None:
 
 COUNTS = {
     "slide": 700,
-    "openslide": 250,
+    "openslide": 150,
     "bundle": 300,
     "manifest": 1500,
     "graph": 1500,
-    "map": 300,
-    "section": 300,
-    "spots": 300,
+    "map": 150,
+    "section": 150,
+    "spots": 150,
 }
 
 
