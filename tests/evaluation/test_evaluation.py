@@ -462,6 +462,7 @@ def test_annotation_of_an_anndata_truth(tmp_path: Path) -> None:
         read_annotation("obs:area", source, np.array(["s1"]))
 
 
+@pytest.mark.slow
 def test_eval_of_the_real_reference_prediction(her2st: Path, tmp_path: Path) -> None:
     reference = np.load(her2st / "reference" / "C4.npz")
     spots, genes = [name.decode() for name in reference["spot"]], (her2st / "genes.txt").read_text().split()

@@ -36,9 +36,10 @@ def content_key(value: object) -> str | None:
     """Hash of a network's classes, attributes and weights; None if it is too large or cannot be pickled."""
     stream = io.BytesIO()
     pickler = _ContentPickler(stream)
+    pickler.fast = True  # equal strings are written alike, whether they are one object or two
     try:
         pickler.dump(value)
-    except (pickle.PicklingError, AttributeError, TypeError):
+    except (pickle.PicklingError, AttributeError, TypeError, ValueError, RecursionError):
         return None
     return hashlib.sha256(stream.getbuffer()).hexdigest() if pickler.tensor_bytes <= LARGEST_BYTES else None
 
