@@ -18,6 +18,7 @@ TESTS = Path(__file__).resolve().parent
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 SLOW = (
+    "adapters",
     "benchmarks",
     "demo",
     "evaluation/test_metrics.py",
@@ -36,8 +37,10 @@ SLOW = (
     "runtime/inference/test_neighborhood.py",
     "runtime/report/test_report_in_browser.py",
     "runtime/report/test_seurat.py",
+    "runtime/run/test_encoded_tiles.py",
     "runtime/run/test_faults_around.py",
     "runtime/run/test_fuzz.py",
+    "runtime/run/test_kept_features.py",
     "runtime/run/test_real_section.py",
     "runtime/run/test_remote_runs.py",
     "runtime/serving/test_server_triton.py",

@@ -28,7 +28,7 @@ CASES: dict[str, tuple[Any, int, Preprocessing]] = {
         Preprocessing(),
     ),
     "bleep": (
-        lambda: Bleep("resnet50", 6, projection_dim=16),
+        lambda: Bleep("resnet18", 6, projection_dim=16),
         16,
         Preprocessing(channels="bgr", pixel_range="0-255"),
     ),

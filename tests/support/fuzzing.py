@@ -196,7 +196,8 @@ def main(kind: str, seed: int, count: int, folder: Path) -> int:
     readable = 0
     for number in range(count):
         chance = random.Random(f"{seed} {number}")
-        signal.alarm(SECONDS_A_FILE)  # a read that hangs ends the process
+        # A read that takes this much CPU time ends the process.
+        signal.setitimer(signal.ITIMER_PROF, SECONDS_A_FILE)
         try:
             readable += one(kind, chance.choice(sources), folder, chance)
         except Exception:  # noqa: BLE001 - whatever passes is what is looked for
