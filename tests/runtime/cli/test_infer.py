@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -307,6 +308,12 @@ def test_k_beyond_the_bank(here: Path) -> None:
         infer("slide.png", "--spots", "spots.tsv", "--k", "49", "-q"), 4, ("49", "48 spots", "--k")
     )
     assert tree(here) == before
+
+
+def test_a_refused_run_leaves_garbage_collected(here: Path) -> None:
+    """It is not while a run loads, and this process goes on."""
+    assert infer("slide.png", "--spots", "missing.tsv").exit_code == 4
+    assert gc.isenabled()
 
 
 def test_similarities_of_a_part_of_the_bank_or_that_add_up_to_nothing(here: Path) -> None:
