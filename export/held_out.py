@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from mclst.export.calibrate import HeldOut, calibrate
 from mclst.export.inputs.bank import ReferenceSection
 from mclst.export.inputs.references import SectionImage
+from mclst.kernels.definition.contract import NoWeights
 from mclst.kernels.retriever import Retriever
 from mclst.runtime.atomic import write_atomically
 from mclst.runtime.bundle.bank import Bank, read_bank
@@ -186,6 +187,8 @@ def bank_groups(
     for image in measured.located():
         group = measured.group_of(image.name)
         others = of_spot != group
+        if spec.weighting == "similarity":
+            spec = replace(spec, k=int(np.count_nonzero(others)))
         if np.count_nonzero(others) < spec.k:
             say(f"section {image.name} is not left out: without it the bank has fewer spots than k")
             continue
@@ -201,7 +204,11 @@ def bank_groups(
             bank.spot[others],
             bank.section[others],
         )
-        predicted = Retriever(rest, spec).aggregate(embedding).expression
+        try:
+            predicted = Retriever(rest, spec).aggregate(embedding).expression
+        except NoWeights as error:
+            say(f"section {image.name} is not left out: {error}")
+            continue
         truth = bank.expression[image.first_row + rows]
         parts.append(HeldOut(group, predicted, truth, embedding))
     return _joined(parts), stains

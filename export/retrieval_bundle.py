@@ -146,6 +146,11 @@ def write_retrieval_bundle(
             f"k is {settings.retrieval.k} and the reference sections have {rows} spots together; "
             f"give --k of at most {rows}, or more sections"
         )
+    if settings.retrieval.weighting == "similarity" and settings.retrieval.k < rows:
+        raise ReferenceDataError(
+            f"--weighting similarity is over all {rows} spots and k is {settings.retrieval.k}; give --k "
+            f"{rows}"
+        )
     if reference.bank is None:
         say(f"encoding {rows} reference spots of {len(reference.sections)} sections")
         bank = encode_bank(checkpoint, reference.sections, reference.genes.names, settings)

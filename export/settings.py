@@ -41,13 +41,19 @@ def resolve_settings(checkpoint: Checkpoint, overrides: Overrides) -> Settings:
         for layer in (system.settings, json.loads(own), overrides):
             for part, fields in layer.items():
                 merged[part] = {**(merged[part] or {}), **fields} if isinstance(fields, dict) else fields
-        return Settings.model_validate_json(json.dumps(merged))
+        settings = Settings.model_validate_json(json.dumps(merged))
     except (ValidationError, TypeError, KeyError) as error:
         name, reason = "config", str(error)
         if isinstance(error, ValidationError):
             first = error.errors()[0]
             name, reason = ".".join(str(part) for part in first["loc"]), first["msg"].lower()
         raise CheckpointError(f"{checkpoint.path}: setting {name}: {reason}; correct the option") from error
+    if system.kind == "retrieval":
+        try:
+            settings.retrieval.spec()
+        except ValueError as error:
+            raise CheckpointError(f"{checkpoint.path}: {error}") from error
+    return settings
 
 
 def _check_supported(checkpoint: Checkpoint, overrides: Overrides) -> None:

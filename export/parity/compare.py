@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mclst.export.onnx.graph import preprocess
+from mclst.kernels.definition.contract import NoWeights
 from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.kernels.retriever import Retriever
@@ -177,7 +178,13 @@ def _retrieve(
     bank: Bank, spec: RetrievalSpec, expected: NDArray[np.float32], actual: NDArray[np.float32]
 ) -> tuple[RetrievalResult, RetrievalResult]:
     retriever = Retriever(bank, spec, provider="reference")
-    return retriever.aggregate(expected, neighbors=True), retriever.aggregate(actual, neighbors=True)
+    try:
+        return retriever.aggregate(expected, neighbors=True), retriever.aggregate(actual, neighbors=True)
+    except NoWeights as error:
+        raise ParityError(
+            f"the cosines of tile {error.row + 1} to the bank add up to {error.total:.3g}, so they are no "
+            "weights; choose another --weighting"
+        ) from error
 
 
 def _overlap(a: RetrievalResult, b: RetrievalResult) -> NDArray[np.float64]:
