@@ -27,7 +27,7 @@ def build_engines(
     title : str
         Of the encoder.
     folder : Path
-        With `encoder.onnx`; each precision gets a folder inside.
+        With `encoder.onnx`; other precisions get a folder inside.
     targets : sequence of str
         Compute capabilities, such as "sm_86".
     on_built : callable
@@ -47,12 +47,10 @@ def build_engines(
     module = "mclst.benchmarks.recipes.engines"
     results = []
     for precision in PRECISIONS:
-        of_precision = folder / precision
-        of_precision.mkdir()
-        if precision == "fp32":
-            for path in folder.glob(f"{ENCODER}*"):
-                (of_precision / path.name).hardlink_to(path)
-        else:
+        of_precision = folder
+        if precision != "fp32":
+            of_precision = folder / precision
+            of_precision.mkdir()
             run_json_subprocess(
                 module,
                 ["half", str(folder), str(of_precision), precision],
@@ -111,9 +109,12 @@ def _mib(paths: Iterable[Path]) -> int:
     return round(sum(path.stat().st_size for path in paths) / (1 << 20))
 
 
+def step(name: str, folder: str, *words: str) -> dict[str, Any]:
+    """Run the step that a process was started for."""
+    if name == "half":
+        return convert(Path(folder), Path(words[0]), words[1])
+    return build(Path(folder), tuple(words[0].split(",")))
+
+
 if __name__ == "__main__":
-    step, source, *words = sys.argv[1:]
-    if step == "half":
-        print(json.dumps(convert(Path(source), Path(words[0]), words[1])))
-    else:
-        print(json.dumps(build(Path(source), tuple(words[0].split(",")))))
+    print(json.dumps(step(*sys.argv[1:])))

@@ -10,7 +10,7 @@ from typing import Any
 
 from mclst.benchmarks.contenders.slide_runs import PUBLISHED
 from mclst.benchmarks.harness.measure import paired_ratio
-from mclst.benchmarks.reporting.recipe_tables import measured_table, recipe_table
+from mclst.benchmarks.reporting.recipe_tables import engine_table, measured_table, recipe_table
 from mclst.runtime.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,6 +151,7 @@ BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
     "docs/benchmarks/end-to-end.md": {"measured against the notebook": notebook_ratios},
     "docs/benchmarks/latency.md": {"measured by batch": batch_ratios},
     "docs/encoders.md": {"recipes": recipe_table, "measured encoders": measured_table},
+    "docs/engines.md": {"measured engines": engine_table},
 }
 """Generated blocks by file: the name in the opening mark, and the function that makes the block."""
 

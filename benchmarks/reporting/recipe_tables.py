@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mclst.models.recipes import pathology
 from mclst.models.recipes.find import RECIPES
@@ -15,6 +16,7 @@ MEASURED_HEAD = (
     *("encoder", "graph, MiB", "export, s", "export's peak, GiB", "run's peak, GiB"),
     *("largest difference", "tiles/s"),
 )
+ENGINE_HEAD = ("encoder", "precision", "graph, MiB", "engine, MiB", "build, s", "peak, GiB")
 RESULT = "recipes-cpu.json"
 NORMALIZATIONS = (
     ("ImageNet", pathology.IMAGENET),
@@ -40,7 +42,6 @@ def recipe_table(folder: Path) -> str:
 def measured_table(folder: Path) -> str:
     """Markdown: each encoder of the committed run of `mclst-bench recipes` in `folder`."""
     document = json.loads((folder / RESULT).read_text())
-    machine, settings = document["machine"], document["settings"]
     rows = [
         (
             RECIPES[result["name"]].title,
@@ -51,12 +52,42 @@ def measured_table(folder: Path) -> str:
             f"{result['relative_difference']:.1e}",
             f"{result['tiles_per_second']:.2f}",
         )
-        for result in document["results"]
+        for result in _by_size(document)
     ]
+    return f"{_machine(document)}:\n\n{_table(MEASURED_HEAD, rows)}"
+
+
+def engine_table(folder: Path) -> str:
+    """Markdown: the engines of the same run."""
+    document = json.loads((folder / RESULT).read_text())
+    built = [(result, engine) for result in _by_size(document) for engine in result.get("engines", [])]
+    rows = [
+        (
+            RECIPES[result["name"]].title,
+            engine["precision"],
+            f"{engine['graph_mib']:,}",
+            f"{engine['engine_mib']:,}",
+            f"{engine['seconds']:.0f}",
+            f"{engine['peak_mib'] / 1024:.1f}",
+        )
+        for result, engine in built
+    ]
+    ((library, targets, batch),) = {(e["library"], tuple(e["targets"]), e["max_batch"]) for _, e in built}
+    text = f"{library}, one engine for {' and '.join(targets)}, batches up to {batch}; {_machine(document)}"
+    return f"{text}:\n\n{_table(ENGINE_HEAD, rows)}"
+
+
+def _by_size(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return sorted(document["results"], key=lambda result: result["parameters"])
+
+
+def _machine(document: Mapping[str, Any]) -> str:
+    machine, settings = document["machine"], document["settings"]
+    busy = {result.get("measured", document)["verdict"] for result in document["results"]} != {"quiet"}
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_mib'] / 1024:.0f} GiB; batches of "
-        f"{settings['batch_size']}; other work ran beside it (`benchmarks/results/{RESULT}`):\n\n"
-        f"{_table(MEASURED_HEAD, rows)}"
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_mib'] / 1024:.0f} GiB; tiles/s of "
+        f"batches of {settings['batch_size']}{'; other work ran beside it' if busy else ''} "
+        f"(`benchmarks/results/{RESULT}`)"
     )
 
 
