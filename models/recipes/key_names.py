@@ -86,6 +86,15 @@ def _is_network(state: State, prefix: str) -> bool:
     return sum(name.startswith(prefix) for name in state) * 2 > len(state)
 
 
+def has_timms_names(state: State) -> bool:
+    """Whether a vision transformer's tensors are not under names of transformers or dinov2."""
+    return "embeddings.patch_embeddings.projection.weight" not in state and not _of_dinov2(state)
+
+
+def _of_dinov2(state: State) -> bool:
+    return "register_tokens" in state or any(".mlp.w12." in name for name in state)
+
+
 def as_timm(state: State, modules: Mapping[str, int]) -> State:
     """Rename to timm's names; a state that has them, or is unknown, stays.
 
@@ -97,7 +106,7 @@ def as_timm(state: State, modules: Mapping[str, int]) -> State:
         state = _from_efficientnet_lite(state, modules)
     elif "layers.0.downsample.reduction.weight" in state:
         state = _from_old_swin(state)
-    elif "register_tokens" in state or any(".mlp.w12." in name for name in state):
+    elif _of_dinov2(state):
         state = {name.replace(".w12.", ".fc1.").replace(".w3.", ".fc2."): t for name, t in state.items()}
     if "register_tokens" in state:
         state["reg_token"] = state.pop("register_tokens")

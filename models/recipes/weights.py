@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mclst.models.recipes.build import build_network
 from mclst.models.recipes.find import RECIPES
-from mclst.models.recipes.key_names import State, as_timm, unwrap
+from mclst.models.recipes.key_names import State, as_timm, has_timms_names, unwrap
 from mclst.models.recipes.pooled_names import as_pooled
 from mclst.models.recipes.recipe import Positions, Recipe
 from mclst.models.recipes.weights_file import read_weights_file
@@ -35,6 +35,15 @@ NOT_OF_FEATURES = re.compile(
 """Tensors beside the network: classifiers, training heads and text towers."""
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 """torchvision's file of DenseNet-121 has `norm.1` where its network has `norm1`."""
+
+TWINS = {
+    "uni": "phikon-v2",
+    "h-optimus-0": "openmidnight",
+    "h-optimus-1": "openmidnight",
+    "h0-mini": "hibou-b",
+    "kaiko-vitb16": "phikon",
+}
+"""Encoders published under timm's names, and the one of the same shapes whose file has other names."""
 
 
 def load_weights(recipe: Recipe, path: str | Path) -> State:
@@ -59,6 +68,12 @@ def load_weights(recipe: Recipe, path: str | Path) -> State:
     path = Path(path)
     tensors = read_tensors(path)
     state, problems = fit(recipe, tensors)
+    if not problems and recipe.name in TWINS and not has_timms_names(tensors):
+        twin = RECIPES[TWINS[recipe.name]]
+        raise CheckpointError(
+            f"{path} holds tensors under the names of {twin.title}'s file, not of {recipe.title}'s; give "
+            f"--encoder {twin.name}, or {recipe.title}'s own file"
+        )
     if problems:
         # On the meta device, so that nothing is copied for encoders that it is not.
         shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from mclst.benchmarks.recipes.two_blocks import two_blocks
 from mclst.models.recipes.build import build_encoder
 from mclst.models.recipes.ctranspath import ConvolutionalStem
+from mclst.models.recipes.find import find_recipe
 from mclst.models.recipes.recipe import Recipe
-from mclst.models.recipes.weights import load_weights
+from mclst.models.recipes.weights import TWINS, expected_shapes, load_weights
+from mclst.runtime.errors import CheckpointError
 
 State = dict[str, Tensor]
 
@@ -60,6 +62,14 @@ def test_transformers(name: str, names: str, tmp_path: Path) -> None:
     parts = [tokens[:, 0]] + ([tokens[:, 1 + registers :].mean(1)] if recipe.pooling == "cls+mean" else [])
     # A folder, as huggingface.co keeps it.
     check(recipe, tmp_path, torch.cat(parts, 1))
+    for other in (timms for timms, twin in TWINS.items() if twin == name):
+        with pytest.raises(CheckpointError, match=f"the names of {recipe.title}'s file, .*--encoder {name}"):
+            load_weights(two_blocks(other), tmp_path)
+
+
+def test_encoders_that_shapes_do_not_tell_apart_are_listed() -> None:
+    for name, twin in TWINS.items():
+        assert expected_shapes(find_recipe(name)) == expected_shapes(find_recipe(twin)), name
 
 
 def transformers_network(name: str) -> Any:
