@@ -54,7 +54,8 @@ def measured_table(folder: Path) -> str:
         )
         for result in _by_size(document)
     ]
-    return f"{_machine(document)}:\n\n{_table(MEASURED_HEAD, rows)}"
+    batch = f"batches of {document['settings']['batch_size']}"
+    return f"{batch.capitalize()}; {_machine(document)}:\n\n{_table(MEASURED_HEAD, rows)}"
 
 
 def engine_table(folder: Path) -> str:
@@ -82,11 +83,11 @@ def _by_size(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _machine(document: Mapping[str, Any]) -> str:
-    machine, settings = document["machine"], document["settings"]
+    machine = document["machine"]
     busy = {result.get("measured", document)["verdict"] for result in document["results"]} != {"quiet"}
+    beside = "; other work ran beside it, and times include its turns" if busy else ""
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_mib'] / 1024:.0f} GiB; tiles/s of "
-        f"batches of {settings['batch_size']}{'; other work ran beside it' if busy else ''} "
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_mib'] / 1024:.0f} GiB{beside} "
         f"(`benchmarks/results/{RESULT}`)"
     )
 
