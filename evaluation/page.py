@@ -31,6 +31,7 @@ CAPTIONS = {
     "venn": "Predicted genes in common",
 }
 """Captions by kind of figure."""
+FIFTH_NAMES = ("lowest expected r", "second fifth", "third fifth", "fourth fifth", "highest expected r")
 
 
 def evaluation_page(
@@ -91,6 +92,12 @@ def _trust(scores: Sequence[TrustScore]) -> str:
         for score in scores
         for curve in score.abstention
     ]
+    fifths = [
+        {"Section": score.section, "Genes": FIFTH_NAMES[number], "Expected r": expected, "Reached r": reached}
+        for score in scores
+        if len(score.fifths) == len(FIFTH_NAMES)
+        for number, (expected, reached) in enumerate(score.fifths)
+    ]
     if not curves:
         return ""
     return elements.section(
@@ -100,6 +107,12 @@ def _trust(scores: Sequence[TrustScore]) -> str:
             "Mean squared error of the spots that are kept, by what ranks them",
             elements.table(curves, label="Risk and coverage"),
         ),
+        elements.details(
+            "Expected r against reached r, by fifths of the genes",
+            elements.table(fifths, label="Expected and reached r"),
+        )
+        if fifths
+        else "",
         elements.details("Definitions", *map(elements.paragraph, trust_definitions)),
     )
 

@@ -20,6 +20,7 @@ from mclst.sections.accuracy import pearson_per_gene
 
 RANKINGS = ("expected_error", "distance_percentile", "nearest_distance", "effective_k")
 """Columns of `obs` that may rank spots by their error, the largest first; effective_k the smallest first."""
+FIFTHS = 5
 CURVE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 HEADINGS = {
     "method": "method",
@@ -94,6 +95,8 @@ class TrustScore:
         Pearson correlation of expected and reached r over the genes.
     above_low_r : float or None
         Share of the genes.
+    fifths : tuple of (float, float)
+        Mean expected and reached r of each fifth of the genes, from the lowest expected r to the highest.
     """
 
     method: str
@@ -109,6 +112,7 @@ class TrustScore:
     other_r: float | None = None
     expected_r_correlation: float | None = None
     above_low_r: float | None = None
+    fifths: tuple[tuple[float, float], ...] = ()
 
     def row(self) -> dict[str, Any]:
         """Return one row for a table; abstention by the first ranking."""
@@ -207,7 +211,7 @@ def risk_coverage(pair: Pair, ranking: NDArray[np.float64], name: str) -> RiskCo
     )
 
 
-def _of_genes(pair: Pair, var: pd.DataFrame) -> dict[str, float | None]:
+def _of_genes(pair: Pair, var: pd.DataFrame) -> dict[str, Any]:
     reached = pearson_per_gene(pair.predicted, pair.truth)
     expected, low = (var[name].to_numpy(np.float64) for name in ("expected_r", "low_r"))
     known = ~np.isnan(reached) & ~np.isnan(expected)
@@ -224,7 +228,13 @@ def _of_genes(pair: Pair, var: pd.DataFrame) -> dict[str, float | None]:
         if varies
         else None,
         "above_low_r": float((reached[known] > low[known]).mean()),
+        "fifths": _fifths(expected[known], reached[known]),
     }
+
+
+def _fifths(expected: NDArray[np.float64], reached: NDArray[np.float64]) -> tuple[tuple[float, float], ...]:
+    parts = np.array_split(np.argsort(expected, kind="stable"), FIFTHS)
+    return tuple((float(expected[part].mean()), float(reached[part].mean())) for part in parts if len(part))
 
 
 def _correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed; install mclst[eval]")
 
+from mclst.evaluation import trust
 from mclst.evaluation.trust import coverage, risk_coverage, score_trust
 from mclst.runtime.expression_map.measured import Pair
 
@@ -55,6 +57,19 @@ def test_coverage_counts_values_with_an_interval_alone() -> None:
     assert result["covered"] == pytest.approx(8 / 9) and result["width"] == pytest.approx((8 * 2 + 0.5) / 9)
     nothing = coverage(pair_of(truth, truth), np.full_like(low, np.nan), high)
     assert nothing == {"covered": None, "width": None}
+
+
+def test_expected_r_is_held_against_the_reached_one_by_fifths() -> None:
+    rng = np.random.default_rng(2)
+    truth = rng.normal(size=(300, 20))
+    pair = pair_of(truth + rng.normal(size=truth.shape) * np.linspace(4, 0.2, 20), truth)
+    reached = np.array([np.corrcoef(pair.predicted[:, g], truth[:, g])[0, 1] for g in range(20)])
+    var = pd.DataFrame({"expected_r": reached - 0.1, "low_r": reached - 0.2, "reliable": reached > 0.5})
+    order = rng.permutation(20)
+    shuffled = pair_of(pair.predicted[:, order], truth[:, order])
+    fifths = trust._of_genes(shuffled, var.iloc[order].reset_index(drop=True))["fifths"]
+    means = np.sort(reached).reshape(5, 4).mean(axis=1)
+    np.testing.assert_allclose(fifths, np.stack([means - 0.1, means], axis=1))
 
 
 def test_a_map_is_held_against_what_it_says(tmp_path: Path) -> None:
