@@ -295,7 +295,12 @@ def test_a_map_made_behind_a_server_is_as_calibrated_as_the_bundles(here: Path, 
     assert not Path("far.h5ad").exists()
 
 
-def test_a_head_behind_a_server_is_as_calibrated_as_its_bundle(here: Path, client: None) -> None:
+def test_a_head_behind_a_server_is_as_calibrated_as_its_bundle(
+    here: Path, client: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its calibration comes in many parts."""
+    for module in ("fake_server", "mclst.runtime.serving.connection"):
+        monkeypatch.setattr(f"{module}.PART_BYTES", 1000)
     bundle = fast_regression(here / "head", 5, embedding=4)
     write_calibration(bundle, calibration_bytes(calibrate(held_out(1, groups=3, spots=40, genes=5, dim=4))))
     with FakeServer(bundle) as fake:
