@@ -718,15 +718,18 @@ def test_every_architecture_compiles_into_the_machine_code_on_record() -> None:
 def test_the_record_says_what_the_sources_imply() -> None:
     """Sixteen fragments of three products; Turing halves each and has no asynchronous copies."""
     (table,) = json.loads(machine_code.TABLE.read_text()).values()
-    for target, halves, copies in (("sm_75", 2, False), ("sm_80", 1, True), ("sm_90", 1, True)):
-        row = table[target]["product_within"]
+    assert list(table) == [f"sm_{architecture}" for architecture in machine_code.ARCHITECTURES]
+    for target, kernels in table.items():
+        halves, copies = (2, False) if target == "sm_75" else (1, True)
+        row = kernels["product_within"]
         assert row["HMMA"] == 48 * halves and ("LDGSTS" in row) == copies
-        assert all("HMMA" not in table[target][kernel] for kernel in ("choose", "weigh", "gather"))
+        assert all("HMMA" not in kernels[kernel] for kernel in ("choose", "weigh", "gather"))
         assert row["ATOMG"] == 1 and row["LDG"] <= 16
-    # Two blocks of 256 threads share 65,536 registers, and 100 KiB of shared memory less 1 KiB for each.
-    for target in sorted(set(table) - {"sm_75"}):
+        if target == "sm_75":
+            continue
+        # Two blocks of 256 threads share 65,536 registers, and 100 KiB of shared memory less 1 KiB for each.
         for kernel in ("product_all", "product_within", "multiply_dense"):
-            row = table[target][kernel]
+            row = kernels[kernel]
             assert row["registers"] <= 128 and 2 * (row["shared"] + 1024) <= 100 << 10
 
 

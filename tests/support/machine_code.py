@@ -24,8 +24,6 @@ from mclst.kernels.cuda import cubin
 TABLE = Path(cubin.__file__).parent / "src" / "machine_code.json"
 BUILT = Path(__file__).resolve().parents[2] / "build" / "cubins"
 ARCHITECTURES = (75, 80, 86, 87, 89, 90, 100, 110, 120)
-# Instructions are counted for the first of each generation of tensor cores.
-COUNTED_ARCHITECTURES = (75, 80, 90)
 # Tensor cores, float32 and float64, global and shared memory, barriers.
 COUNTED = (
     "HMMA", "FADD", "FMUL", "FFMA", "DADD", "DMUL", "DFMA", "F2F", "MUFU",
@@ -68,7 +66,7 @@ def _table(compiler: str, compile_one: Callable[[int], tuple[bytes, str]]) -> Ta
                 part.replace(path)
         read = read_log(log.read_text())
         disassembler = find_disassembler()
-        if architecture in COUNTED_ARCHITECTURES and disassembler is not None:
+        if disassembler is not None:
             for kernel, counts in count_instructions(disassembler, code).items():
                 read[kernel] |= counts
         return read
