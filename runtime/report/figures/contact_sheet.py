@@ -26,7 +26,6 @@ MAX_CELLS = 16_000_000
 MIN_SPOT_PX = 1.6
 """Smaller spots are enlarged to this diameter on the sheet to stay visible."""
 UNIT: Window = (0.0, 1.0, 0.0, 1.0)
-REPEATED = "   Genes left out repeat these patterns."
 
 
 def write_contact_sheet(
@@ -59,8 +58,12 @@ def write_contact_sheet(
     """
     indices = expression_map.distinct(PANELS) if genes is None else expression_map.gene_indices(genes)
     kind = path.suffix.lstrip(".").lower()
-    fewer = genes is None and len(indices) < min(PANELS, len(expression_map.genes))
-    write_atomically(path, _draw(expression_map, indices, kind, dpi, REPEATED if fewer else ""))
+    remark = ""
+    if genes is None and len(indices) < min(PANELS, len(expression_map.genes)):
+        reliable = expression_map.reliable
+        of = "Genes" if reliable is None or not reliable.any() else "Reliable genes"
+        remark = f"   {of} left out repeat these patterns."
+    write_atomically(path, _draw(expression_map, indices, kind, dpi, remark))
     return tuple((expression_map.genes[g], float(expression_map.morans_i[g])) for g in indices)
 
 
