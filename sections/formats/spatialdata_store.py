@@ -186,6 +186,19 @@ def _to_image(store: Path, element: Path, image: SlideLocation | None) -> NDArra
     return np.linalg.inv(of_image[shared[0]]) @ systems[shared[0]]
 
 
+def _require_chunks(table: Path, counts: Any) -> None:
+    """Refuse a sparse matrix that lacks a chunk: zarr would read zeros, for values or for genes."""
+    for name in ("data", "indices"):
+        if name == "indices" and 1 in counts.attrs.get("shape", ()):
+            continue  # of a single gene, all indices are 0, and zarr need not store them
+        array = counts[name]
+        if missing := array.nchunks - array.nchunks_initialized:
+            raise SectionError(
+                f"{table}: {missing} of {array.nchunks} chunks of {counts.basename}/{name} are missing; copy "
+                "the store again"
+            )
+
+
 def _read_table(table: Path, region: str) -> dict[str, Any]:
     """obs, var, and the counts of a region's rows: layers["counts"] if it is there, else X."""
     import zarr
@@ -195,6 +208,8 @@ def _read_table(table: Path, region: str) -> dict[str, Any]:
     name = "layers/counts" if "layers/counts" in group else "X"
     if name not in group:
         raise SectionError(f"{table}: there is neither layers['counts'] nor X; give a table with counts")
+    if isinstance(sparse := group[name], zarr.Group):
+        _require_chunks(table, sparse)
     obs, counts = read_elem(group["obs"]), read_elem(group[name])
     key = str(attributes_of(table).get("region_key", ""))
     if key in obs:

@@ -140,6 +140,12 @@ def test_stores_that_do_not_fit_are_refused(P1: Path, monkeypatch: pytest.Monkey
     with pytest.raises(SectionError, match=r"declare [\d,]+ bytes in files of"):
         read(P1)
     counts.write_text(text)
+    chunk = P1 / "tables/table/X/data/c/0"
+    content = chunk.read_bytes()
+    chunk.unlink()
+    with pytest.raises(SectionError, match="1 of 1 chunks of X/data are missing; copy the store again"):
+        read(P1)
+    chunk.write_bytes(content)
     (P1 / "tables/table/X/linked").symlink_to("/etc/hostname")
     with pytest.raises(SectionError, match="is a link"):
         read(P1)
