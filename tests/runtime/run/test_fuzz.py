@@ -103,7 +103,7 @@ def test_damaged_files_are_read_or_refused(kind: str, tmp_path: Path, run_inputs
         write_graphs(run_inputs / "mclst-bundle" / "encoder.onnx", tmp_path)
     done = subprocess.run(
         [sys.executable, fuzzing.__file__, kind, "20", str(COUNTS[kind]), str(tmp_path)],
-        capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=1500, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-3000:]}"
     counts = json.loads(done.stdout)
