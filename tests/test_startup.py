@@ -90,6 +90,7 @@ def test_what_writes_and_draws_a_section_loads_neither_anndata_nor_matplotlib() 
     assert not imported_by(code) & {"anndata", "dask", "matplotlib", "rich", "scipy", "zarr"}
 
 
+@pytest.mark.slow
 def test_before_its_first_tile_a_run_loads_nothing_that_draws_or_writes() -> None:
     """These take a second, and are loaded beside the work instead."""
     code = "import mclst.runtime.run.predict, mclst.runtime.inference.loaded_model"
