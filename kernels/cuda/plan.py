@@ -123,4 +123,5 @@ def bank_bytes(rows: int, d: int, padded: int, genes: int, *, points: bool, dens
     padded: columns of a point. points: whether keys are computed from points, not from the rows themselves.
     """
     values = 4 if dense or not half else 2  # a dense product splits each value into two halves
-    return rows * (4 * d + 8 + (4 * padded + 8 if points else 0) + values * genes)
+    past_the_end = 8192 * points + 16384 * dense  # what blocks of 128 points or genes may read
+    return rows * (4 * d + 8 + (4 * padded + 8 if points else 0) + values * genes) + past_the_end
