@@ -76,11 +76,13 @@ def recipes(
         _two_blocks(names, slide, result_files, quiet=quiet)
         return
     from mclst.benchmarks.harness.machine import new_document
-    from mclst.benchmarks.recipes.engines import build_engines
+    from mclst.benchmarks.recipes.engines import build_engines, check_targets
     from mclst.benchmarks.recipes.measure import measure_in_subprocess
     from mclst.models.recipes.find import find_recipe
 
     chosen = [find_recipe(name) for name in names or ONE_PER_FAMILY]
+    if targets:
+        check_targets(targets)
     document = new_document(SCHEMA)
     document["settings"] = {"batch_size": batch_size, "rounds": rounds, "weights": "random"}
     earlier = _earlier(result_files.json_path, document) if append and result_files.json_path else []

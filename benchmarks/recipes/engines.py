@@ -17,6 +17,13 @@ from mclst.runtime.bundle.bundle import ENCODER, graph_name
 PRECISIONS = ("fp32", "fp16")
 
 
+def check_targets(targets: Sequence[str]) -> None:
+    """Raise ResourceError if TensorRT-RTX is missing or builds for other targets only."""
+    from mclst.export.engines import EngineBuilder, EngineOptions
+
+    EngineBuilder(EngineOptions("tensorrt-rtx", targets=tuple(targets)))
+
+
 def build_engines(
     title: str, folder: Path, targets: Sequence[str], on_built: Callable[[dict[str, Any]], object]
 ) -> list[dict[str, Any]]:

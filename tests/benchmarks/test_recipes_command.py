@@ -80,6 +80,8 @@ def test_a_vision_transformer_becomes_engines_for_two_targets(
     write_graph(
         Network().eval().requires_grad_(False), Tile(size_px=32), Preprocessing(), tmp_path / "encoder.onnx"
     )
+    wrong = run("--recipe", "uni", "--target", "sm_1")
+    assert wrong.exit_code == 6 and "not for sm_1" in wrong.stderr, "before anything is exported"
     # In processes of their own torch would be imported again.
     monkeypatch.setattr(engines, "run_json_subprocess", lambda module, words, **more: engines.step(*words))
     whole, half = engines.build_engines("a small one", tmp_path, ("sm_86", "sm_89"), lambda engine: None)
