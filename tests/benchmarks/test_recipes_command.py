@@ -96,7 +96,7 @@ def test_the_committed_engines_are_for_both_targets() -> None:
         item["name"]: item for item in json.loads((RESULTS / "recipes-cpu.json").read_text())["results"]
     }
     built = {name: item["engines"] for name, item in results.items() if "engines" in item}
-    assert {"h0-mini"} <= built.keys()
+    assert {"h0-mini", "uni"} <= built.keys()
     for engines_of in built.values():
         assert {(engine["precision"], *engine["targets"]) for engine in engines_of} == {
             ("fp32", "sm_86", "sm_89"),
