@@ -280,12 +280,12 @@ def check(folder: Path, chosen: Sequence[Step], total_seconds: float = TOTAL_SEC
             result = StepResult(step.name, MISSING, why="no CUDA device")
         else:
             result = run(step, folder, min(step.seconds, remaining))
-        print(f"{result.name:<28} {result.status:<12} {result.seconds:6.1f} s  {result.why}", flush=True)
         results.append(result)
         document |= {"seconds": time.monotonic() - started, "steps": [vars(result) for result in results]}
         part = folder / f".{DOCUMENT}.part"
         part.write_text(json.dumps(document, indent=2) + "\n")
         part.replace(folder / DOCUMENT)
+        print(f"{result.name:<28} {result.status:<12} {result.seconds:6.1f} s  {result.why}", flush=True)
     return document
 
 

@@ -79,7 +79,7 @@ def innermost(words: list[str]) -> tuple[click.Command, click.Context, list[str]
     """The command that `words` name, down to the subcommand; its parent context; the words left for it."""
     program, *rest = words
     command = main_of(program)
-    context = click.Context(command, info_name=program)
+    context = click.Context(command, info_name=program, **command.context_settings)
     while isinstance(command, click.Group) and rest and not rest[0].startswith("-"):
         inner = command.get_command(context, rest[0])
         assert inner is not None, f"{shlex.join(words)}: there is no {program} {rest[0]}"

@@ -228,7 +228,8 @@ def test_a_map_finished_by_a_worker_that_died_is_done_and_tidied_up(run_inputs: 
         worker.run(Task("map", job, SlidePart(2, part)))
     left = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     first = worker.run(merge)
-    assert isinstance(first, SlideOutcome) and (first.status, first.notes) == ("done", ())
+    assert isinstance(first, SlideOutcome) and first.status == "done"
+    assert all("another stain" in note for note in first.notes)
     for name, content in left.items():
         (tmp_path / name).write_bytes(content)
     again = worker.run(merge.again)
