@@ -1,10 +1,13 @@
-"""Memory and cores of this process: peak usage, address-space limit, usable cores."""
+"""Memory and cores of this process: peak usage, address-space limit, garbage collection, usable cores."""
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mclst.runtime.errors import ResourceError
@@ -37,6 +40,18 @@ def check_limit() -> None:
             f"the limit of {limit >> 20} MiB of memory (ulimit -v) leaves {max(free, 0) >> 20} MiB "
             f"where at least {MIN_FREE_BYTES >> 20} are needed to begin; raise it"
         )
+
+
+@contextmanager
+def gc_disabled() -> Iterator[None]:
+    """Collect no garbage meanwhile; it goes on as it was before."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def memory_is_limited() -> bool:

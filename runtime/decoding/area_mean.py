@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mclst.runtime.decoding.library import load_compiled
+
+_POINTER, _INT64, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 BLOCK_BYTES = 1 << 20
 """Sums of rows that numpy holds at once, so that they stay in the processor's cache."""
 
@@ -21,17 +22,8 @@ BLOCK_BYTES = 1 << 20
 @cache
 def compiled() -> Any:
     """The compiled function; None if it was not built or does not load."""
-    for suffix in sorted(EXTENSION_SUFFIXES, key=lambda suffix: ".abi3" not in suffix):
-        path = Path(__file__).with_name(f"_area_mean{suffix}")
-        if path.is_file():
-            try:
-                function = ctypes.CDLL(str(path)).mclst_area_mean
-            except (OSError, AttributeError):
-                return None
-            pointer, count = ctypes.c_void_p, ctypes.c_int64
-            function.argtypes = [pointer, count, pointer, count, pointer, count, pointer]
-            return function
-    return None
+    library = load_compiled("_area_mean", {"mclst_area_mean": (_INT, [_POINTER, _INT64] * 3 + [_POINTER])})
+    return None if library is None else library.mclst_area_mean
 
 
 def window_edges(size: int, reduced: int) -> NDArray[np.int64]:

@@ -11,6 +11,7 @@ import importlib.util
 import io
 import logging
 import tempfile
+from collections.abc import Mapping
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -40,12 +41,20 @@ _SONAMES = ("libjpeg.so.62", "libjpeg.62.dylib")
 @cache
 def compiled() -> ctypes.CDLL | None:
     """The compiled part; None if it was not built or does not load."""
+    return load_compiled("_jpeg_batch", _FUNCTIONS)
+
+
+def load_compiled(part: str, functions: Mapping[str, tuple[Any, list[Any]]]) -> ctypes.CDLL | None:
+    """Load a compiled part of this package; None if it was not built or, with a warning, does not load.
+
+    functions: result and arguments of each, by name.
+    """
     for suffix in sorted(EXTENSION_SUFFIXES, key=lambda suffix: ".abi3" not in suffix):
-        path = Path(__file__).with_name(f"_jpeg_batch{suffix}")
+        path = Path(__file__).with_name(f"{part}{suffix}")
         if path.is_file():
             try:
                 loaded = ctypes.CDLL(str(path))
-                for name, (result, arguments) in _FUNCTIONS.items():
+                for name, (result, arguments) in functions.items():
                     function = getattr(loaded, name)
                     function.restype, function.argtypes = result, arguments
             except (OSError, AttributeError) as error:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,15 +69,3 @@ def begin_loading(folder: Path, options: RunOptions) -> Background[None]:
                     import_module(LIBRARIES.get(choice.provider, FIRST_LIBRARY))
 
     return Background(load, "library")
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Collect no garbage: what imports make stays, and looking it through as it grows takes 0.1 s."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

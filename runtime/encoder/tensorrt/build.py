@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from mclst.runtime.encoder.session import INPUT, OUTPUTS
 from mclst.runtime.encoder.tensorrt.library import Library
 from mclst.runtime.encoder.tensorrt.manifest import EngineKey
 from mclst.runtime.errors import OutputError, ResourceError
+from mclst.runtime.resources import gc_disabled
 
 _MAX_REASON = 240
 SMALL_BATCH = 8
@@ -51,24 +49,9 @@ class BuiltEngine:
     seconds: float
 
 
-@contextmanager
-def _gc_disabled() -> Iterator[None]:
-    """Disable garbage collection.
-
-    TensorRT calls our logger while it holds an internal lock. If the collector ran there and freed an older
-    builder,
-    that would wait for the same lock: a deadlock.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@_gc_disabled()
+# TensorRT calls our logger while it holds an internal lock. If the collector ran there and freed an older
+# builder, that would wait for the same lock: a deadlock.
+@gc_disabled()
 def build_engine(
     library: Library, onnx: Path, key: EngineKey, *, timing_cache: Path | None = None
 ) -> BuiltEngine:
@@ -123,7 +106,7 @@ def build_engine(
     return BuiltEngine(bytes(plan), output, tile_px, dict(layers), time.perf_counter() - started)
 
 
-@_gc_disabled()
+@gc_disabled()
 def check_parses(library: Library, onnx: Path) -> None:
     """Parse the graph without building; EngineError if the parser rejects it."""
     trt = library.trt
