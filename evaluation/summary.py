@@ -145,6 +145,8 @@ def _print_exclusions(sections: Iterable[SectionResult], *, quiet: bool) -> None
         exclusions = "; ".join(f"{count} {description}" for count, description in counts if count)
         if exclusions:
             say(f"  Note: {pair.section}: {exclusions}; they are excluded", quiet=quiet)
+        for note in pair.notes:
+            say(f"  Note: {note}", quiet=quiet)
         if math.isnan(section.score.pcc_heg):
             say(f"  Note: {pair.section}: PCC (HEG) is undefined, as published: one of its 50 genes has no r")
 

@@ -123,8 +123,8 @@ def export_bundle(
         If engines are requested and cannot be built here.
     """
     for path in precisions.calibration_slides:
-        if not path.is_file():
-            raise SlideError(f"{path} is not a file; give a slide with --calibration")
+        if isinstance(path, Path) and not path.exists():
+            raise SlideError(f"{path} does not exist; give a slide with --calibration")
     builder = None if engines is None else EngineBuilder(engines)
     with BundleDraft(Path(out), overwrite=overwrite) as draft:
         checkpoint = open_checkpoint(ckpt, system, weights=weights)

@@ -30,6 +30,7 @@ from mclst.export.wsinfer_options import check_wsinfer, publish_wsinfer, wsinfer
 from mclst.runtime.console import check_json, command, publish_json, say, table
 from mclst.runtime.errors import ResourceError
 from mclst.runtime.section_options import SectionFiles, section_options
+from mclst.sections.location import SlideLocation, local_path
 
 if TYPE_CHECKING:
     from mclst.export.engines import EngineOptions
@@ -58,7 +59,7 @@ def main(
     section_files: SectionFiles,
     genes: Path | None,
     precisions: tuple[tuple[str, ...], ...],
-    calibration: tuple[Path, ...],
+    calibration: tuple[SlideLocation, ...],
     calibration_tiles: int,
     method: Any,
     min_pearson: float | None,
@@ -100,7 +101,8 @@ def main(
         return
     if ckpt is None:
         raise click.UsageError("Missing option '--ckpt'.")
-    inputs = (ckpt, weights, *references, *calibration, genes, metadata_path, *section_files.paths)
+    slides = map(local_path, calibration)
+    inputs = (ckpt, weights, *references, *slides, genes, metadata_path, *section_files.paths)
     check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=(out, triton))
     check_repository(triton, overwrite, inputs, out)
     check_wsinfer(options, overwrite, inputs, out)

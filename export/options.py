@@ -12,6 +12,7 @@ import click
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.choices import PRECISIONS
 from mclst.runtime.cli.bundle_options import retrieval_options
+from mclst.runtime.cli.slide_argument import SlideArgument
 from mclst.runtime.click_types import AliasedOption, Bytes, Finite, Numbers
 from mclst.runtime.encoder.tensorrt.library import FLAVORS
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
@@ -221,10 +222,11 @@ precision_options = combine(
     ),
     click.option(
         "--calibration",
-        type=PATH,
+        type=SlideArgument(),
         multiple=True,
         metavar="SLIDE",
-        help="Slide whose tissue calibrates int8; repeatable.  [default: the reference's own tiles]",
+        help="Slide, or its address, whose tissue calibrates int8; repeatable.  "
+        "[default: the reference's own tiles]",
     ),
     click.option(
         "--calibration-tiles", type=click.IntRange(2, 4096), default=64, help="Tiles that calibrate int8."

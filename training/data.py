@@ -21,7 +21,7 @@ from mclst.runtime.tiling.tiles import Tiles, TileShape
 from mclst.sections.normalize import NORMALIZATIONS, normalize
 from mclst.sections.positions import table_positions
 from mclst.sections.section import Section
-from mclst.sections.tables.genes import match_genes, renamed_genes
+from mclst.sections.tables.genes import counts_notes, match_genes
 from mclst.training.settings import Augmentation
 
 
@@ -211,7 +211,7 @@ def read_training_section(
         skipped=tuple((str(section.spot[row]), reasons[row]) for row in sorted(reasons)),
         xy_px=section.xy_px[kept],
         total=section.total[kept],
-        notes=tuple(note for note in (*notes, renamed_genes(section, genes)) if note),
+        notes=tuple(note for note in (*notes, *counts_notes(section, genes, counts)) if note),
     )
 
 

@@ -25,7 +25,7 @@ from mclst.sections.formats.reference import (
 )
 from mclst.sections.location import SlideLocation
 from mclst.sections.section import Section
-from mclst.sections.tables.genes import renamed_genes
+from mclst.sections.tables.genes import counts_notes
 
 
 def find_references(
@@ -166,7 +166,7 @@ def read_references(
     genes_of : callable
         First section → the model's genes.
     warn : callable
-        Called with a sentence about values that are no counts.
+        Called with each of `counts_notes`.
 
     Returns
     -------
@@ -187,19 +187,13 @@ def read_references(
         section = read_section(source)
         genes = genes_of(section) if genes is None else genes
         counts = match_genes(section, list(genes.names))
-        if renamed := renamed_genes(section, genes.names.tolist()):
-            warn(renamed)
+        for note in counts_notes(section, genes.names.tolist(), counts):
+            warn(note)
         sections.append(
             ReferenceSection(
                 section.name, section.spot, counts, section.array_xy, section.xy_px, section.total
             )
         )
-        if np.any(counts != np.rint(counts)):
-            warn(
-                f"section {section.name} ({section.path.name}, {section.counts_from}) holds values that are "
-                "not whole counts; if they are already normalized, add --input-normalization none "
-                "--expression-normalization none"
-            )
         if section.image is not None and section.xy_px is not None:
             first_row = sum(len(before.spot) for before in sections[:-1])
             images.append(SectionImage(section.name, section.image, section.xy_px, first_row, section.spot))

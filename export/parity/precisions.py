@@ -18,6 +18,7 @@ from mclst.export.parity.compare import TileSet
 from mclst.export.parity.tolerances import NO_LIMITS, Gate, check_gate, gate_for
 from mclst.runtime.bundle.bundle import ENCODER, SLIDE_GRAPH, graph_name
 from mclst.runtime.errors import CheckpointError, ParityError, ReferenceDataError
+from mclst.sections.location import SlideLocation
 
 Compare = Callable[[Path, Path | None], dict[str, Any]]
 """(encoder, slide network or None) → figures of `mclst.export.parity.compare` against the checkpoint."""
@@ -33,7 +34,7 @@ class PrecisionOptions:
         Of "fp16", "bf16" and "int8"; fp32 is always written.
     optional : tuple of str
         Those of `precisions` that are left out, with a message, where they fail; others fail the export.
-    calibration_slides : tuple of Path
+    calibration_slides : tuple of Path or RemoteLocation
         Slides whose tissue calibrates int8; by default the reference's own tiles.
     calibration_tiles : int
         Number of tiles that calibrate int8.
@@ -45,7 +46,7 @@ class PrecisionOptions:
 
     precisions: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    calibration_slides: tuple[Path, ...] = ()
+    calibration_slides: tuple[SlideLocation, ...] = ()
     calibration_tiles: int = 64
     method: Method = "percentile"
     limits: Gate = NO_LIMITS

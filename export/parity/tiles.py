@@ -24,6 +24,7 @@ from mclst.runtime.tiling.bounds import check_centers
 from mclst.runtime.tiling.grid import make_grid
 from mclst.runtime.tiling.tiles import Tiles, TileShape
 from mclst.runtime.tiling.tissue import find_tissue
+from mclst.sections.location import SlideLocation
 
 ASSUMED_MPP = 0.5
 """For slides without a scale. Tissue is found by color at about 8 µm/px, where a factor of 2 is harmless."""
@@ -97,7 +98,7 @@ def stored_tiles(
     return tiles, TileSet(others, source) if len(others) else None
 
 
-def slide_tiles(paths: Sequence[Path], tile: Tile, count: int) -> TileSet:
+def slide_tiles(paths: Sequence[SlideLocation], tile: Tile, count: int) -> TileSet:
     """Read `count` tiles spread evenly over the tissue of slides, at the encoder's mpp if a slide has one.
 
     Raises SlideError if one cannot be read or has no tissue.

@@ -17,7 +17,7 @@ from mclst.sections.formats.reference import find_sections, read_section
 from mclst.sections.formats.source import SectionSource
 from mclst.sections.normalize import NORMALIZATIONS, normalize
 from mclst.sections.section import Section
-from mclst.sections.tables.genes import gene_columns, match_genes
+from mclst.sections.tables.genes import counts_notes, gene_columns, match_genes
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class Pair:
         Genes of the map that were not measured.
     total : float64 [n] or None
         Counts of each spot over all measured genes.
+    notes : tuple of str
+        What is unusual of the measured values.
     """
 
     method: str
@@ -76,6 +78,7 @@ class Pair:
     without_tile: int
     left_out_genes: int
     total: NDArray[np.float64] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read_map(path: Path) -> Prediction:
@@ -225,6 +228,7 @@ def pair_with_truth(
         without_tile=int(np.count_nonzero(~present)),
         left_out_genes=len(predicted.genes) - len(genes),
         total=section.total[truth_rows],
+        notes=tuple(counts_notes(section, genes.tolist(), counts)),
     )
 
 

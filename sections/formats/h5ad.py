@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from mclst.sections.counts import counts_csr, require_unique_spots
@@ -22,7 +25,7 @@ from mclst.sections.hdf5 import (
     read_limited,
 )
 from mclst.sections.section import Section
-from mclst.sections.tables.h5ad_obs import require_anndata, spot_centers
+from mclst.sections.tables.h5ad_obs import in_um, require_anndata, spot_centers
 from mclst.sections.tables.synonyms import synonyms_of
 
 OBS_PIXELS = (("x_pixel", "y_pixel"), ("pxl_col_in_fullres", "pxl_row_in_fullres"))
@@ -54,25 +57,24 @@ def source_of(path: Path) -> SectionSource:
 
 
 def read(source: SectionSource) -> Section:
-    """Read a section: layers["counts"] if present, else X; `Section.counts_from` says which.
+    """Read a section: layers["counts"], else X, else raw.X where it holds whole counts and X does not.
+
+    `Section.counts_from` says which.
 
     Raises SectionError if the file is damaged, a spot appears twice, or a count is negative or not finite.
     """
     with open_hdf5(source.path, "AnnData") as file:
         require_anndata(file, source.path)
-        obs, var = read_frame(file, "obs"), read_frame(file, "var")
-        counts_from = "layers['counts']" if "layers/counts" in file else "X"
-        if counts_from == "X" and "X" not in file:
-            raise SectionError(
-                f"{source.path}: there is neither layers['counts'] nor X; give a file with counts"
-            )
-        counts = "layers/counts" if counts_from != "X" else "X"
-        matrix = read_limited(file, counts, max_matrix_bytes(len(obs), len(var)))
+        obs = read_frame(file, "obs")
+        counts_from, matrix, var = _read_counts(source.path, file, len(obs))
         xy_px = None
         if "obsm/spatial" in file:
             spatial = read_limited(file, "obsm/spatial", max_matrix_bytes(len(obs), 2))
             xy_px = spot_centers(source.path, spatial, len(obs))
-        elif pair := next((pair for pair in OBS_PIXELS if set(pair) <= set(obs.columns)), None):
+            xy_px = None if in_um(obs, xy_px) else xy_px
+        if xy_px is None and (
+            pair := next((pair for pair in OBS_PIXELS if set(pair) <= set(obs.columns)), None)
+        ):
             xy_px = spot_centers(source.path, obs[list(pair)].to_numpy(), len(obs))
         spot, genes = name_array(obs.index, source.path), name_array(var.index, source.path)
         require_unique_spots(spot, source.path)
@@ -89,6 +91,29 @@ def read(source: SectionSource) -> Section:
             synonyms=synonyms_of(genes.tolist(), other_names(var)),
             mpp=hest.read_mpp(source.path),
         )
+
+
+def _read_counts(path: Path, file: h5py.File, spots: int) -> tuple[str, Any, pd.DataFrame]:
+    """Where counts are, they and their genes: layers["counts"], else X, or raw.X where only it is whole."""
+    choices = {"layers['counts']": ("layers/counts", "var"), "X": ("X", "var"), "raw.X": ("raw/X", "raw/var")}
+    first: tuple[str, Any, pd.DataFrame] | None = None
+    for name, (place, genes) in choices.items():
+        if place not in file or (name == "raw.X" and genes not in file):
+            continue
+        var = read_frame(file, genes)
+        matrix = read_limited(file, place, max_matrix_bytes(spots, len(var)))
+        if name == "layers['counts']" or _are_whole(matrix):
+            return name, matrix, var
+        first = first or (name, matrix, var)
+    if first is None:
+        raise SectionError(f"{path}: there is neither layers['counts'] nor X; give a file with counts")
+    return first
+
+
+def _are_whole(matrix: Any) -> bool:
+    stored: Any = matrix
+    values = np.asarray(stored.data if sp.issparse(matrix) else stored)
+    return bool(np.array_equal(values, np.rint(values)))
 
 
 def other_names(var: pd.DataFrame) -> list[list[str]]:

@@ -7,9 +7,6 @@ is the mean of its pixels' middles, as spatialdata's `get_centroids` has it.
 from __future__ import annotations
 
 import importlib.util
-import json
-import math
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,13 +19,11 @@ from numpy.typing import NDArray
 from mclst.sections.errors import SectionError
 from mclst.sections.formats.ngff import coordinate_systems
 from mclst.sections.formats.source import list_folder
-from mclst.sections.hdf5 import ALWAYS_ALLOWED_BYTES, MAX_RATIO
 from mclst.sections.tables.cells import MAX_COORDINATE
 from mclst.sections.tables.parquet import check_parquet
+from mclst.sections.zarr_arrays import check_arrays, read_json
 
 KINDS = ("shapes", "labels", "points")
-MAX_METADATA_BYTES = 16 << 20
-MAX_FILES = 1_000_000
 BLOCK_PX = 1 << 24
 """Most pixels of labels that are held; a larger chunk is refused."""
 
@@ -117,7 +112,7 @@ def _ragged_shapes(element: Path) -> tuple[Any, Any]:
     import zarr
 
     check_arrays(element)
-    group: Any = zarr.open_group(element, mode="r")
+    group: Any = zarr.open_group(element, mode="r", use_consolidated=False)
     kind = shapely.GeometryType(attributes_of(element)["spatialdata_attrs"]["geos"]["type"])
     offsets = sorted(
         (name for name in group if re.fullmatch(r"offset\d", name)), key=lambda name: int(name[6:])
@@ -216,41 +211,3 @@ def multiscale_of(raster: Path) -> dict[str, Any]:
 def array_metadata(folder: Path) -> dict[str, Any]:
     """Metadata of an array, of zarr v3 or v2."""
     return read_json(next(folder / name for name in ("zarr.json", ".zarray") if (folder / name).is_file()))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read an object; SectionError if it is too large or none."""
-    if path.stat().st_size > MAX_METADATA_BYTES:
-        raise SectionError(f"{path}: the metadata take more than {MAX_METADATA_BYTES >> 20} MB")
-    values = json.loads(path.read_bytes())
-    if not isinstance(values, dict):
-        raise SectionError(f"{path}: the metadata are no object; copy the store again")
-    return values
-
-
-def check_arrays(folder: Path) -> None:
-    """Refuse links, and arrays that declare more than files of this size can hold."""
-    stored = declared = files = 0
-    for place, folders, names in os.walk(folder):
-        for name in (*folders, *names):
-            path = Path(place, name)
-            if path.is_symlink():
-                raise SectionError(f"{path} is a link; copy what it leads to")
-            stored += path.stat().st_size if path.is_file() else 0
-        files += len(names)
-        if files > MAX_FILES:
-            raise SectionError(f"{folder}: there are more than {MAX_FILES:,} files in it")
-        for name in {"zarr.json", ".zarray"} & set(names):
-            values = read_json(Path(place, name))
-            if "shape" in values:
-                declared += math.prod(int(size) for size in values["shape"]) * _item_bytes(values)
-    if declared > ALWAYS_ALLOWED_BYTES + MAX_RATIO * stored:
-        raise SectionError(f"{folder}: arrays declare {declared:,} bytes in files of {stored:,}")
-
-
-def _item_bytes(array: dict[str, Any]) -> int:
-    digits = re.search(r"(\d+)$", str(array.get("dtype", array.get("data_type"))))
-    if digits is None:
-        return 8
-    size = int(digits[1])
-    return max(1, size if "dtype" in array else size // 8)

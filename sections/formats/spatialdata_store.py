@@ -24,7 +24,6 @@ from mclst.sections.formats.spatialdata_elements import (
     array_metadata,
     attributes_of,
     centers_of,
-    check_arrays,
     element_of,
     multiscale_of,
     systems_of,
@@ -33,6 +32,7 @@ from mclst.sections.hdf5 import name_array
 from mclst.sections.location import SlideLocation, local_path
 from mclst.sections.section import Section
 from mclst.sections.tables.synonyms import synonyms_of
+from mclst.sections.zarr_arrays import check_arrays
 
 SUFFIX = ".zarr"
 METADATA = ("zarr.json", ".zgroup", ".zattrs", ".zarray", ".zmetadata")
@@ -204,7 +204,8 @@ def _read_table(table: Path, region: str) -> dict[str, Any]:
     import zarr
     from anndata.io import read_elem
 
-    group = zarr.open_group(table, mode="r")
+    # Consolidated metadata would replace those that were checked.
+    group = zarr.open_group(table, mode="r", use_consolidated=False)
     name = "layers/counts" if "layers/counts" in group else "X"
     if name not in group:
         raise SectionError(f"{table}: there is neither layers['counts'] nor X; give a table with counts")

@@ -80,7 +80,31 @@ def gene_columns(section: Section, genes: Sequence[str]) -> NDArray[np.int64]:
     )
 
 
-def renamed_genes(section: Section, genes: Sequence[str]) -> str:
+def counts_notes(section: Section, genes: Sequence[str], counts: NDArray[np.float32]) -> list[str]:
+    """Say what is unusual of the counts that `match_genes` selected.
+
+    Parameters
+    ----------
+    section : Section
+    genes : sequence of str
+        The model's.
+    counts : ndarray of float32, shape (n, G)
+
+    Returns
+    -------
+    list of str
+        Sentences: genes under another name, values that are not whole.
+    """
+    notes = [renamed] if (renamed := _renamed_genes(section, genes)) else []
+    if np.any(counts != np.rint(counts)):
+        notes.append(
+            f"section {section.name} ({section.path.name}, {section.counts_from}) holds values that are not "
+            "whole counts; give counts, or choose the normalization none for what is normalized already"
+        )
+    return notes
+
+
+def _renamed_genes(section: Section, genes: Sequence[str]) -> str:
     """Say which of the model's genes a section has under another name; "" if none."""
     columns = gene_columns(section, genes)
     pairs = [

@@ -29,8 +29,16 @@ MAX_VERTICES = 20_000_000
 WHITE = re.compile(r"[ \t\r\n]*")
 ID_PROPERTIES = ("cell_id", "cellID", "Object ID", "label")
 GEOJSON_CELLS = "GeoJSON cells"
-PARTS_ARE_CELLS = ("annotation", None)
+PARTS_ARE_CELLS = ("annotation", "")
 """Object types whose MultiPolygon holds many cells, as CellViT writes a class of cells."""
+OF_CELLS, AROUND_CELLS = frozenset({"cell", "detection", "tile"}), frozenset({"annotation", "tmaCore"})
+"""QuPath's object types: where a file has the first, the others are what lies around them."""
+TYPE_AS_ID = re.compile(r"Path\w*Object", re.ASCII)
+"""QuPath before 0.3, and who writes as it did, give the type in place of an id."""
+BARE = frozenset({"coordinates", "geometries"})
+"""One of these is in a geometry that is no feature's."""
+MAX_COLLECTIONS = 16
+"""Most GeometryCollections within each other."""
 
 Polygon = tuple[NDArray[np.float64], ...]
 """Rings float64 [v, 2]: the outline, then the holes."""
@@ -69,6 +77,12 @@ def read_cells(path: Path) -> Spots:
         types.append(cell.object_type)
     if not ids:
         raise SectionError(f"{path}: there are no cells; give features with polygons or points")
+    note = ""
+    if OF_CELLS & set(types) and AROUND_CELLS & set(types):
+        kept = [row for row, kind in enumerate(types) if kind not in AROUND_CELLS]
+        note = f"; {len(ids) - len(kept):,} annotations left out, since the file holds cells or detections"
+        ids, centers = [ids[row] for row in kept], [centers[row] for row in kept]
+        classes, types = [classes[row] for row in kept], [types[row] for row in kept]
     names = pd.Index(ids)
     if not names.is_unique:
         name = str(names[names.duplicated()][0])
@@ -86,7 +100,7 @@ def read_cells(path: Path) -> Spots:
             index=pd.RangeIndex(len(ids)),
         ),
         spot_diameter_px=None,
-        coordinates="centroids of cells as x, y in level-0 px",
+        coordinates=f"centroids of cells as x, y in level-0 px{note}",
     )
 
 
@@ -100,14 +114,14 @@ def stream_cells(path: Path) -> Iterator[Cell]:
         if not isinstance(geometry, dict):
             raise SectionError(f"{at} has no geometry; take it out")
         name = _id(feature, properties, number)
-        kind = properties.get("objectType")
+        kind = str(properties.get("objectType") or properties.get("object_type") or "")
         pieces = _pieces(at, geometry, split=kind in PARTS_ARE_CELLS)
         for part, piece in enumerate(pieces, start=1):
             yield Cell(
                 name if len(pieces) == 1 else f"{name}/{part}",
                 _center(at, piece),
                 _classification(properties.get("classification")),
-                str(kind or ""),
+                kind[:MAX_ID_CHARACTERS],
                 piece,
             )
 
@@ -121,12 +135,10 @@ def read_regions(path: Path) -> list[Polygon]:
     vertices = 0
     for number, feature in enumerate(stream_features(path), start=1):
         at = f"{path}: feature {number}"
-        geometry = feature.get("geometry", feature if "coordinates" in feature else None)
+        geometry = feature.get("geometry", feature if BARE & feature.keys() else None)
         if not isinstance(geometry, dict):
             raise SectionError(f"{at} has no geometry; take it out")
-        if geometry.get("type") not in ("Polygon", "MultiPolygon"):
-            continue
-        for piece in _pieces(at, geometry, split=True):
+        for piece in _polygons(at, geometry):
             polygon = tuple(_ring(at, ring) for ring in _list(at, piece["coordinates"]))
             vertices += sum(map(len, polygon))
             if vertices > MAX_VERTICES:
@@ -137,6 +149,21 @@ def read_regions(path: Path) -> list[Polygon]:
     if not regions:
         raise SectionError(f"{path}: there is no polygon; give regions as Polygon or MultiPolygon")
     return regions
+
+
+def _polygons(at: str, geometry: dict[str, Any], depth: int = 0) -> Iterator[dict[str, Any]]:
+    """Polygons of a geometry, and of those in a collection."""
+    kind = geometry.get("type")
+    if kind in ("Polygon", "MultiPolygon"):
+        yield from _pieces(at, geometry, split=True)
+    elif kind == "GeometryCollection":
+        parts = geometry.get("geometries")
+        if depth == MAX_COLLECTIONS or not isinstance(parts, list):
+            raise SectionError(f"{at} has a collection that is damaged or nests too deep; take it out")
+        for part in parts:
+            if not isinstance(part, dict):
+                raise SectionError(f"{at} has a collection of what is no geometry; take it out")
+            yield from _polygons(at, part, depth + 1)
 
 
 def _pieces(at: str, geometry: dict[str, Any], *, split: bool) -> list[dict[str, Any]]:
@@ -199,7 +226,7 @@ def _list(at: str, value: Any) -> list[Any]:
 
 def _id(feature: dict[str, Any], properties: dict[str, Any], number: int) -> str:
     for value in (feature.get("id"), *(properties.get(name) for name in ID_PROPERTIES)):
-        if isinstance(value, (str, int)) and str(value).strip():
+        if isinstance(value, (str, int)) and str(value).strip() and not TYPE_AS_ID.fullmatch(str(value)):
             return str(value).strip()[:MAX_ID_CHARACTERS]
     return str(number)
 
@@ -257,7 +284,7 @@ class _Reader:
                 elif self._peek() != "}":
                     self._fail()
             if not streamed:
-                if "geometry" not in rest and "coordinates" not in rest:
+                if "geometry" not in rest and not BARE & rest.keys():
                     raise SectionError(f"{self.path}: the file is JSON without features; give a GeoJSON")
                 yield rest
         else:

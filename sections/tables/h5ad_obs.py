@@ -26,13 +26,16 @@ if TYPE_CHECKING:
     import anndata as ad
 
 DIAMETER = "scalefactors/spot_diameter_fullres"
+MICROMETERS = ("x_centroid", "y_centroid")
+"""Columns of obs in µm, by 10x Genomics; squidpy's guide to Xenium copies them to obsm["spatial"]."""
 
 
 @dataclass(frozen=True)
 class ObsTable:
     """Observations of an AnnData with their coordinates.
 
-    name: str [n].  table: obs [n rows].  xy_px: float64 [n, 2], obsm["spatial"], level-0 px (x, y), or None.
+    name: str [n].  table: obs [n rows].  xy_px: float64 [n, 2], obsm["spatial"], level-0 px (x, y), or None
+    where there is none, or it is in µm.
     spot_diameter_px: level-0 px, if uns["spatial"] holds exactly one library with a diameter.
     """
 
@@ -50,7 +53,7 @@ def read_obs_table(path: Path) -> ObsTable:
         centers = None
         if "obsm/spatial" in file:
             spatial = read_limited(file, "obsm/spatial", max_matrix_bytes(len(obs), 2))
-            centers = spot_centers(path, spatial, len(obs))
+            centers = _unless_um(obs, spot_centers(path, spatial, len(obs)))
         library = list(file["uns/spatial"].values()) if "uns/spatial" in file else []
         diameter = None
         if len(library) == 1 and isinstance(library[0], h5py.Group) and DIAMETER in library[0]:
@@ -65,7 +68,7 @@ def obs_table(data: ad.AnnData) -> ObsTable:
     library = list(data.uns["spatial"].values()) if isinstance(data.uns.get("spatial"), dict) else []
     diameter = library[0].get("scalefactors", {}).get("spot_diameter_fullres") if len(library) == 1 else None
     name = name_array(data.obs_names, path)
-    centers = None if spatial is None else spot_centers(path, spatial, data.n_obs)
+    centers = None if spatial is None else _unless_um(data.obs, spot_centers(path, spatial, data.n_obs))
     return ObsTable(name, data.obs, centers, _positive(diameter))
 
 
@@ -93,6 +96,21 @@ def spot_centers(path: Path, spatial: Any, spots: int) -> NDArray[np.float64]:
             f"{path}: row {int(np.argmax(infinite)) + 1}: obsm['spatial'] is infinite; give level-0 pixels"
         )
     return centers
+
+
+def _unless_um(obs: pd.DataFrame, centers: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    return None if in_um(obs, centers) else centers
+
+
+def in_um(obs: pd.DataFrame, centers: NDArray[np.float64]) -> bool:
+    """Whether positions [n, 2] are those that obs has in µm."""
+    if not set(MICROMETERS) <= set(obs.columns):
+        return False
+    try:
+        um = obs[list(MICROMETERS)].to_numpy(np.float64)
+    except (TypeError, ValueError):
+        return False
+    return bool(np.allclose(centers, um, equal_nan=True))
 
 
 def _positive(value: Any) -> float | None:

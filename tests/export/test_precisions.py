@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from range_server import RangeServer
 from refusals import assert_refused, tree
 from small_model import TILE_PX, Small, tiny_network
 from system_cases import SYSTEM_CASES, small_network
@@ -585,7 +586,7 @@ def test_a_failed_export_leaves_nothing(
     assert tree(tmp_path) == {}
 
 
-def test_int8_needs_real_tiles_and_takes_a_slide(precise_bundle: Path, tmp_path: Path) -> None:
+def test_int8_needs_real_tiles_and_takes_a_slide_elsewhere(precise_bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(
         precise_bundle / "reference", tmp_path / "reference", ignore=shutil.ignore_patterns("images")
     )
@@ -610,17 +611,18 @@ def test_int8_needs_real_tiles_and_takes_a_slide(precise_bundle: Path, tmp_path:
         "0",
     )
     assert_refused(export(*arguments, *options), 4, ("real tiles", "--calibration"))
-    slide = precise_bundle / "reference" / "images" / "B1.png"
-    result = export(
-        *arguments,
-        *options,
-        "--calibration",
-        str(slide),
-        "--calibration-tiles",
-        "6",
-        "--calibration-method",
-        "entropy",
-    )
+    pytest.importorskip("aiohttp", reason="the remote extra is not installed")
+    with RangeServer(precise_bundle / "reference" / "images") as server:
+        result = export(
+            *arguments,
+            *options,
+            "--calibration",
+            server.url("B1.png"),
+            "--calibration-tiles",
+            "6",
+            "--calibration-method",
+            "entropy",
+        )
     assert result.exit_code == 0, result.output
     parity = json.loads((tmp_path / "b" / "parity.json").read_text())
     calibration = parity["precisions"]["int8"]["calibration"]

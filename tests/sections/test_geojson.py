@@ -113,6 +113,32 @@ def test_a_class_of_cellvit_is_many_cells(tmp_path: Path) -> None:
     assert spots.table["classification"].tolist() == ["Neoplastic"] * 2 + [""] * 2
 
 
+def test_annotations_around_cells_are_left_out_and_counted(tmp_path: Path) -> None:
+    tissue = feature("Polygon", [ellipse(90, 90, 80, 80, 0)], properties={"objectType": "annotation"})
+    core = feature("Polygon", [SQUARE], properties={"objectType": "tmaCore"})
+    mixed = collection(tissue, *QUPATH["features"], core)
+    spots = read_cells(write(tmp_path / "all.geojson", mixed))
+    alone = read_cells(write(tmp_path / "cells.geojson", QUPATH))
+    assert spots.id.tolist() == alone.id.tolist()
+    np.testing.assert_array_equal(spots.xy_px, alone.xy_px)
+    assert "2 annotations left out" in spots.coordinates and "left out" not in alone.coordinates
+
+
+def test_a_type_in_place_of_an_id_is_none(tmp_path: Path) -> None:
+    """As QuPath 0.2 and the exporters written after it have it: StarDist's, HoVerNet's."""
+    cells = [
+        feature("Polygon", [SQUARE], id="PathCellObject", properties={"label": 7}),
+        feature("Polygon", [SQUARE], id="PathDetectionObject"),
+    ]
+    assert read_cells(write(tmp_path / "c.geojson", cells)).id.tolist() == ["7", "2"]
+
+
+def test_instansegs_own_spelling_of_the_type(tmp_path: Path) -> None:
+    cells = [feature("Polygon", [SQUARE], properties={"object_type": "detection"}) for _ in range(2)]
+    spots = read_cells(write(tmp_path / "c.geojson", collection(*cells)))
+    assert spots.id.tolist() == ["1", "2"] and spots.table["object_type"].tolist() == ["detection"] * 2
+
+
 @quick
 @given(
     rings=st.lists(
@@ -211,6 +237,23 @@ def test_holes_multipolygons_and_overlaps(tmp_path: Path) -> None:
     path = write(tmp_path / "r.geojson", collection(feature("Polygon", [SQUARE, HOLE]), multi))
     points = np.array([[11, 21], [15, 24], [16, 26], [29, 27], [205, 5], [205, 15], [50, 27]], np.float64)
     assert in_regions(points, read_regions(path)).tolist() == [True, False, True, True, True, False, True]
+
+
+def test_regions_in_collections_count(tmp_path: Path) -> None:
+    far = {"type": "Polygon", "coordinates": [[[200, 0], [210, 0], [210, 10], [200, 10]]]}
+    line = {"type": "LineString", "coordinates": [[0, 0], [1, 1]]}
+    square = {"type": "Polygon", "coordinates": [SQUARE]}
+    nested = {"type": "GeometryCollection", "geometries": [far]}
+    both = {"type": "GeometryCollection", "geometries": [square, line, nested]}
+    points = np.array([[11, 21], [205, 5], [100, 5]], np.float64)
+    for content in (both, {"type": "Feature", "geometry": both, "properties": {}}):
+        path = write(tmp_path / "r.geojson", content)
+        assert in_regions(points, read_regions(path)).tolist() == [True, True, False]
+    for _ in range(20):
+        both = {"type": "GeometryCollection", "geometries": [both]}
+    for content in (both, {"type": "GeometryCollection", "geometries": [3]}):
+        with pytest.raises(SectionError, match="feature 1 has a collection"):
+            read_regions(write(tmp_path / "r.geojson", content))
 
 
 def test_a_self_crossing_region_follows_the_even_odd_rule() -> None:

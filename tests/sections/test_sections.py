@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import h5py
@@ -363,6 +364,28 @@ def test_anndata_takes_the_counts_layer_before_x(tmp_path: Path) -> None:
     assert second.counts.toarray().tolist() == [[5, 15], [0, 25]]
     assert second.array_xy is not None and second.array_xy.tolist() == [[3, 1], [4, 2]]
     assert second.xy_px is not None and second.xy_px.tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize("form", [np.asarray, sp.csr_matrix, sp.csc_matrix])
+def test_raw_counts_are_taken_where_x_holds_none(tmp_path: Path, form: Any) -> None:
+    """As CELLxGENE has them: X is normalized, `raw` holds the counts, of more genes."""
+    counts = np.array([[5, 15, 1], [0, 25, 0]], np.float32)
+    data = anndata_of(counts[:, :2])
+    data.X = form(np.log1p(counts[:, :2]))
+    raw = ad.AnnData(form(counts), obs=data.obs, var=pd.DataFrame(index=["A", "B", "C"]))
+    data.raw = raw
+    data.write_h5ad(tmp_path / "S.h5ad")
+    section = read_only_section(tmp_path / "S.h5ad")
+    assert (section.counts_from, section.genes.tolist()) == ("raw.X", ["A", "B", "C"])
+    assert section.counts.toarray().tolist() == counts.tolist()
+    raw.X = form(np.log1p(counts))
+    data.raw = raw
+    data.write_h5ad(tmp_path / "S.h5ad")
+    assert read_only_section(tmp_path / "S.h5ad").counts_from == "X"
+    data.X = form(np.round(counts[:, :2]))
+    data.raw = ad.AnnData(form(counts), obs=data.obs, var=pd.DataFrame(index=["A", "B", "C"]))
+    data.write_h5ad(tmp_path / "S.h5ad")
+    assert read_only_section(tmp_path / "S.h5ad").counts_from == "X"
 
 
 def test_unusable_anndata_is_refused(tmp_path: Path) -> None:

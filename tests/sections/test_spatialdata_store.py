@@ -115,7 +115,7 @@ def test_several_tables_are_chosen_by_the_size_in_their_name(tmp_path: Path) -> 
 
 def test_stores_that_do_not_fit_are_refused(P1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(SectionError, match="the metadata take more than"):
-        patch.setattr("mclst.sections.formats.spatialdata_elements.MAX_METADATA_BYTES", 100)
+        patch.setattr("mclst.sections.zarr_arrays.MAX_METADATA_BYTES", 100)
         find_sections(P1)
     attributes = P1 / "tables/table/zarr.json"
     fine = attributes.read_text()
@@ -148,6 +148,29 @@ def test_stores_that_do_not_fit_are_refused(P1: Path, monkeypatch: pytest.Monkey
     chunk.write_bytes(content)
     (P1 / "tables/table/X/linked").symlink_to("/etc/hostname")
     with pytest.raises(SectionError, match="is a link"):
+        read(P1)
+
+
+def test_consolidated_metadata_do_not_replace_those_that_were_checked(P1: Path) -> None:
+    import zarr
+
+    counts = read(P1).counts.toarray()
+    table = P1 / "tables/table"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        zarr.consolidate_metadata(table)
+    path = table / "zarr.json"
+    text = path.read_text()
+    assert text.count('"name": "zstd"') > 1
+    path.write_text(text.replace('"name": "zstd"', '"name": "numcodecs.lzma"'))
+    np.testing.assert_array_equal(read(P1).counts.toarray(), counts)
+
+
+def test_a_chunk_of_a_table_that_unpacks_to_too_much_is_refused(P1: Path) -> None:
+    import numcodecs
+
+    (P1 / "tables/table/X/data/c/0").write_bytes(numcodecs.Zstd().encode(bytes(64 << 20)))
+    with pytest.raises(SectionError, match=r"c/0: a chunk unpacks to 67,108,864 bytes or more"):
         read(P1)
 
 

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mclst.runtime.errors import describe_error
-from mclst.sections import SectionError, Spots, read_spots
+from mclst.sections import SectionError, Spots, find_sections, read_section, read_spots
 from mclst.sections.errors import UnknownScale
 from mclst.sections.tables import parquet as parquet_module
 from mclst.sections.tables.delimited import ROWS_AT_ONCE, read_table
@@ -481,6 +481,21 @@ def test_coordinates_in_obs_columns(tmp_path: Path, columns: tuple[str, str], sc
     if scale != 1.0:
         with pytest.raises(UnknownScale, match="give --mpp"):
             read_spots(tmp_path / "cells.h5ad")
+
+
+def test_positions_that_squidpys_guide_to_xenium_copies_are_in_micrometers(tmp_path: Path) -> None:
+    obs = pd.DataFrame({"x_centroid": [10.0, 30.0], "y_centroid": [20.0, 40.0]}, index=["c1", "c2"])
+    data = ad.AnnData(np.ones((2, 1), np.float32), obs=obs, obsm={"spatial": obs.to_numpy()})
+    data.write_h5ad(tmp_path / "cells.h5ad")
+    for source in (tmp_path / "cells.h5ad", data):
+        spots = read_spots(source, mpp=0.5)
+        assert spots.xy_px.tolist() == [[20, 40], [60, 80]] and "µm" in spots.coordinates
+        with pytest.raises(UnknownScale, match="give --mpp"):
+            read_spots(source)
+    (source,) = find_sections(tmp_path / "cells.h5ad").values()
+    assert read_section(source).xy_px is None, "a section's slide has no scale yet"
+    data.obsm["spatial"] = data.obsm["spatial"] / 0.5
+    assert read_spots(data, mpp=0.25).xy_px.tolist() == [[20, 40], [60, 80]]
 
 
 QUPATH = (

@@ -13,7 +13,7 @@ from section_folders import space_ranger
 from mclst.sections.errors import SectionError
 from mclst.sections.formats.reference import find_sections, read_section
 from mclst.sections.section import Section
-from mclst.sections.tables.genes import gene_columns, match_genes, renamed_genes
+from mclst.sections.tables.genes import counts_notes, gene_columns, match_genes
 from mclst.sections.tables.synonyms import read_aliases, stable_id, synonyms_of
 
 COUNTS = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
@@ -44,10 +44,11 @@ def test_a_space_ranger_section_answers_to_its_ids(tmp_path: Path) -> None:
     section = read_section(find_sections(space_ranger(tmp_path / "P1"))["P1"])
     by_symbol = match_genes(section, ["MYC", "TP53"])
     np.testing.assert_array_equal(match_genes(section, ["ENSG00000136997.21", "ENSG00000141510"]), by_symbol)
-    assert renamed_genes(section, ["MYC"]) == ""
-    assert "1 of the model's genes have another name in section P1: ENSG00000136997 is MYC" in renamed_genes(
-        section, ["ENSG00000136997", "TP53"]
-    )
+    assert counts_notes(section, ["MYC"], by_symbol) == []
+    (note,) = counts_notes(section, ["ENSG00000136997", "TP53"], by_symbol)
+    assert "1 of the model's genes have another name in section P1: ENSG00000136997 is MYC" in note
+    (note,) = counts_notes(section, ["MYC"], by_symbol / np.float32(2))
+    assert "section P1 (filtered_feature_bc_matrix.h5, counts) holds values that are not whole counts" in note
 
 
 def test_ids_in_the_index_and_symbols_beside(tmp_path: Path) -> None:

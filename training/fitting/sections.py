@@ -17,7 +17,7 @@ from mclst.runtime.tiling.bounds import check_centers
 from mclst.sections.location import SlideLocation
 from mclst.sections.normalize import normalize
 from mclst.sections.section import Section
-from mclst.sections.tables.genes import match_genes
+from mclst.sections.tables.genes import counts_notes, match_genes
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def read_fit_section(section: Section, genes: Sequence[str], mpp: float | None) 
             f"section {section.name} ({section.path}) has pixel coordinates for {len(located)} spots; a fit "
             "needs two or more"
         )
-    notes: list[str] = []
+    notes = counts_notes(section, genes, counts)
     if missing := len(section) - len(located):
         notes.append(f"{missing} spots of {section.name} have no pixel coordinates and are left out")
     with open_slide(section.image) as slide:
