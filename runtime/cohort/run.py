@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mclst.runtime.errors import DEFECT, OutputError, ResourceError, describe_error
+from mclst.runtime.expression_map.lock import remove_orphaned_journal
 from mclst.runtime.expression_map.parts import SlidePart
 from mclst.runtime.inference.model import Model
 from mclst.runtime.progress import Notify
@@ -113,6 +114,7 @@ def run_slide(
             return outcome(DONE)
         report, why = finished(job, job.outputs(), record)
         if report is not None:
+            remove_orphaned_journal(job.map_path)
             run = report["run"]
             return outcome(
                 SKIPPED,

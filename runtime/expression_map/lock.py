@@ -65,6 +65,18 @@ def lock_output(path: Path) -> RunLock:
         os.close(handle)
 
 
+def remove_orphaned_journal(path: Path) -> None:
+    """Remove the journal of a map whose run died right after publishing it; rows and live runs stay."""
+    if not os.path.lexists(path.absolute().with_name(f".{path.name}.journal")):
+        return
+    with suppress(OutputError, OSError):  # a live run's, or a folder that refuses
+        lock = lock_output(path)
+        if os.fstat(lock.handle).st_size == 0:
+            lock.remove()
+        else:
+            os.close(lock.handle)
+
+
 def _without_lock(path: Path) -> RunLock:
     rows = temp_path(path.absolute())
     handle = os.open(rows, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)

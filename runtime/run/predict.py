@@ -240,7 +240,8 @@ def _stream(
         journaled = _encode_tiles(
             run, writer, fingerprint, slide_hash, features, on_device=on_device, journaled=journaled
         )
-        if shard is not None and not journaled:
+        if not journaled:
+            # A run that dies while it publishes leaves files that the next one may replace.
             writer.begin(fingerprint())
         run.log.stream_ended = time.perf_counter()
         clock["stream"] = run.log.stream_ended - started

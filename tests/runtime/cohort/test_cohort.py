@@ -294,6 +294,43 @@ module.run_job = stopping
     assert np.array_equal(maps[0], maps[1]) and np.array_equal(maps[0], maps[2])
 
 
+DIES_AT_A_RENAME = """
+from mclst.runtime.run.hashes import SlideHash
+SlideHash.ready = False
+whole, calls = os.replace, 0
+def dying(*paths, **options):
+    global calls
+    calls += 1
+    if calls == {call} and not {after}:
+        os._exit(99)
+    whole(*paths, **options)
+    if calls == {call}:
+        os._exit(99)
+os.replace = dying
+"""
+"""The hash is ready only after the last row, so nothing is journaled before."""
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_run_that_dies_as_it_publishes_is_finished_by_the_next(
+    after: bool, run_inputs: Path, tmp_path: Path, log_dir: Path, fork_server: ForkServer
+) -> None:
+    for name in ("mclst-bundle", "slide.tif", "spots.csv"):
+        (tmp_path / name).symlink_to(run_inputs / name)
+    write_table(tmp_path, "name,slide,spots", "s0,slide.tif,spots.csv")
+    words = ("--slides", "cohort.csv", "--no-html", "-q")
+    kept = {"s0.h5ad", "s0.run.json", "s0.genes.png", "cohort.run.json"}
+    codes = []
+    while not codes or codes[-1] == 99:
+        shutil.rmtree(tmp_path / "cohort", ignore_errors=True)
+        before = DIES_AT_A_RENAME.format(call=len(codes) + 1, after=after)
+        codes.append(fork_server.run(tmp_path, *words, log_dir=log_dir, before=before).code)
+        again = fork_server.run(tmp_path, *words, log_dir=log_dir)
+        assert again.code == 0, (codes, again.stderr)
+        assert {path.name for path in (tmp_path / "cohort").iterdir()} == kept, codes
+    assert codes[-1] == 0 and len(codes) > 4, "picture, report, map and the cohort's report are renamed"
+
+
 def task_of_nextflow(shard: int, **params: object) -> str:
     """The shell script of a task of docs/cohort.nf, as Groovy makes it of the string there."""
     source = (Path(__file__).parents[3] / "docs" / "cohort.nf").read_text()
