@@ -320,7 +320,7 @@ def test_a_run_that_dies_as_it_publishes_is_finished_by_the_next(
     write_table(tmp_path, "name,slide,spots", "s0,slide.tif,spots.csv")
     words = ("--slides", "cohort.csv", "--no-html", "-q")
     kept = {"s0.h5ad", "s0.run.json", "s0.genes.png", "cohort.run.json"}
-    codes = []
+    codes: list[int] = []
     while not codes or codes[-1] == 99:
         shutil.rmtree(tmp_path / "cohort", ignore_errors=True)
         before = DIES_AT_A_RENAME.format(call=len(codes) + 1, after=after)
