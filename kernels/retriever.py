@@ -168,12 +168,12 @@ def _on_device(
     """The provider "cuda" for "auto"; None without a device, and with a warning where it cannot be used."""
     from mclst.kernels.cuda.devices import first_device
 
-    driver = first_device()
-    if driver is None:
-        return None
-    from mclst.kernels.cuda.self_test import check_device
-
     try:
+        driver = first_device()
+        if driver is None:
+            return None
+        from mclst.kernels.cuda.self_test import check_device
+
         check_device(driver)
         return _cuda(embedding, expression, spec, driver)
     except ValueError as error:

@@ -75,6 +75,7 @@ def densenet(dtype: Any) -> Callable[[Any], Any]:
 
     torch.manual_seed(0)
     network = densenet121(weights=None).features.eval().cuda().to(dtype, memory_format=torch.channels_last)
+    torch.cuda.synchronize()  # the ring's streams do not wait for the default one
 
     def embed(tiles: Any) -> Any:
         pixels = tiles.permute(0, 3, 1, 2).to(dtype) / 255

@@ -12,46 +12,33 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-ROOT = Path(__file__).resolve().parents[2]
+from mclst.benchmarks.gpu_check.device import find_program
+from mclst.benchmarks.gpu_check.steps import RESULTS, ROOT, Step, all_steps, chosen
+
 SCHEMA = "mclst-gpu-check/1"
 TOTAL_SECONDS = 470.0
 """Limit of the whole check; a step gets at most what remains of it."""
 
 DOCUMENT = "gpu-check.json"
 PASSED, FAILED, LATE, MISSING, NO_TIME = "passed", "failed", "too late", "missing", "no time left"
-TAIL_LINES = 25
-
-
-@dataclass(frozen=True)
-class Step:
-    """One process.
-
-    arguments: of Python. seconds: its limit. needs: required modules. any_of: of these one is required.
-    programs: required, on the path or in the CUDA toolkit. files: required results of earlier steps.
-    document: its JSON result, or a folder of several, merged into the whole. device: skipped where the first
-    step has not passed.
-    """
-
-    name: str
-    arguments: Sequence[str]
-    seconds: float
-    needs: Sequence[str] = ()
-    any_of: Sequence[str] = ()
-    programs: Sequence[Path] = ()
-    files: Sequence[Path] = ()
-    document: Path | None = None
-    device: bool = False
+STOPPED = "stopped"
+TAIL_LINES, FAILED_LINES = 25, 120
+KILLED_SECONDS = 15
+"""A process that is killed amid a call of a driver that hangs may never end; the next step goes on."""
 
 
 @dataclass
@@ -66,139 +53,12 @@ class StepResult:
     document: Any = None
 
 
-COMMAND = ("click", "rich", "numpy", "scipy")
-SLIDES = (
-    *COMMAND,
-    "pydantic",
-    "h5py",
-    "anndata",
-    "pandas",
-    "PIL",
-    "tifffile",
-    "imagecodecs",
-    "simplejpeg",
-    "matplotlib",
-)
-EXPORT = (*SLIDES, "torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "onnxruntime")
-
-
-def steps(folder: Path) -> list[Step]:
-    """Steps in order; they work in `folder`."""
-    check = "mclst.benchmarks.gpu_check"
-    bench = ("-m", "mclst.benchmarks.cli")
-    case, bundle = folder / "made", folder / "made" / "mclst-bundle"
-    gpu_tests = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*_gpu.py"))
-    pytest = ("-m", "pytest", "--noconftest", "-q", "-rs", "-m", "gpu", "-p", "no:cacheprovider")
-    huge = "test_a_bank_beyond_31_bits"
-
-    return [
-        Step("device", ("-c", _DEVICE), 60, any_of=("cuda", "pycuda", "torch")),
-        Step(
-            "retrieval",
-            ("-m", f"{check}.retrieval", str(folder / "retrieval")),
-            110,
-            needs=("numpy", "scipy"),
-            document=folder / "retrieval",
-            device=True,
-        ),
-        Step(
-            "encoder",
-            ("-m", f"{check}.encoder", str(folder / "encoder")),
-            90,
-            needs=("numpy", "torch", "torchvision", "cuda"),
-            document=folder / "encoder",
-            device=True,
-        ),
-        *(
-            Step(
-                f"tests: {Path(path).stem}",
-                (*pytest, "--deselect", f"{path}::{huge}", path),
-                75,
-                needs=("pytest", "numpy", "scipy"),
-                device=True,
-            )
-            for path in gpu_tests
-        ),
-        Step(
-            "bundle",
-            ("-m", f"{check}.case", str(case)),
-            60,
-            needs=EXPORT,
-            document=case / "case.json",
-            device=True,
-        ),
-        Step(
-            "end-to-end",
-            (*bench, "end-to-end", str(case / "slide.tiff"), "--spots", str(case / "spots.csv"), "--bundle",
-             str(bundle), "--settings", "auto:fp32", "--batch-size", "64", "--workers", "8", "--repeats", "2",
-             "--no-cold", "--quiet", "--json", str(folder / "end-to-end.json")),
-            60,
-            needs=EXPORT,
-            files=(bundle / "manifest.json",),
-            document=folder / "end-to-end.json",
-            device=True,
-        ),
-        Step(
-            "latency",
-            (*bench, "latency", "--bundle", str(bundle), "--settings",
-             "tensorrt:fp16,tensorrt:fp32,tensorrt-rtx:fp16,cuda:fp16,cuda:fp32", "--batch-sizes", "1,64",
-             "--repeats", "3", "--block", "0.7", "--no-fresh", "--no-peers", "--quiet", "--json",
-             str(folder / "latency.json")),
-            80,
-            needs=EXPORT,
-            files=(bundle / "manifest.json",),
-            document=folder / "latency.json",
-            device=True,
-        ),
-        Step(
-            "sanitizer",
-            ("-m", f"{check}.sanitize"),
-            60,
-            needs=("numpy",),
-            programs=(Path("compute-sanitizer"),),
-            device=True,
-        ),
-        Step(
-            "tests: 31 bits",
-            (*pytest, f"{_test_file(gpu_tests, 'test_cuda_gpu')}::{huge}"),
-            75,
-            needs=("pytest", "numpy", "scipy"),
-            device=True,
-        ),
-    ]  # fmt: skip
-
-
-def _test_file(paths: Sequence[str], stem: str) -> str:
-    return next(path for path in paths if Path(path).stem == stem)
-
-
-_DEVICE = """
-import json
-device = {}
-try:
-    import torch
-    device["torch"] = torch.__version__
-    device["torch sees"] = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-except ImportError:
-    pass
-try:
-    from mclst.kernels.cuda.devices import open_driver
-    driver = open_driver()
-    driver.load()
-    device["driver opened by"] = type(driver).__name__
-except Exception as error:
-    device["driver"] = f"not opened: {error}"
-print(json.dumps(device))
-raise SystemExit(0 if device.get("torch sees") or "driver opened by" in device else "no CUDA device")
-"""
-
-
 def run(step: Step, folder: Path, seconds: float) -> StepResult:
     """Run one step in at most `seconds`."""
     missing = [name for name in step.needs if find_spec(name) is None]
     if step.any_of and not any(find_spec(name) for name in step.any_of):
         missing.append(f"one of {', '.join(step.any_of)}")
-    missing += [str(program) for program in step.programs if _find(program) is None]
+    missing += [str(program) for program in step.programs if find_program(str(program)) is None]
     if missing:
         return StepResult(step.name, MISSING, why=f"not installed: {', '.join(missing)}")
     missing = [str(path.relative_to(folder)) for path in step.files if not path.exists()]
@@ -211,27 +71,35 @@ def run(step: Step, folder: Path, seconds: float) -> StepResult:
     with log.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, *map(str, step.arguments)],
-            stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=_environment(), start_new_session=True,
+            stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=_environment(folder), start_new_session=True,
         )  # fmt: skip
+        status, why = PASSED, ""
         try:
-            code: int | None = process.wait(timeout=seconds)
+            if code := process.wait(timeout=seconds):
+                status, why = FAILED, f"exit status {code}"
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            process.wait()
-            code = None
-    elapsed = time.monotonic() - started
-    tail = log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
-    if code is None:
-        result = StepResult(step.name, LATE, elapsed, f"more than {seconds:.0f} s", tail)
-    else:
-        why = "" if code == 0 else f"exit status {code}"
-        result = StepResult(step.name, PASSED if code == 0 else FAILED, elapsed, why, tail)
-    if "pytest" in step.arguments and code is not None and _all_skipped(code, tail):
+            status, why = LATE, f"more than {seconds:.0f} s"
+        except (KeyboardInterrupt, SystemExit) as stop:
+            status, why = STOPPED, type(stop).__name__
+        if status in (LATE, STOPPED):
+            _kill(process)
+    result = StepResult(step.name, status, time.monotonic() - started, why)
+    lines = log.read_text(errors="replace").splitlines()
+    result.said = lines[-(TAIL_LINES if status == PASSED else FAILED_LINES) :]
+    if "pytest" in step.arguments and _all_skipped(process.returncode, lines):
         result.status = MISSING
-        result.why = next((line for line in tail if line.startswith("SKIPPED")), "every test was skipped")
+        result.why = next((line for line in lines if line.startswith("SKIPPED")), "every test was skipped")
     if step.document is not None:
         result.document = _read(step.document)
     return result
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process and its children."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(KILLED_SECONDS)
 
 
 def _read(path: Path) -> Any:
@@ -245,25 +113,41 @@ def _read(path: Path) -> Any:
         return None
 
 
-def _find(program: Path) -> str | None:
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
-    return shutil.which(program) or shutil.which(program, path=str(Path(home, "bin")))
-
-
-def _all_skipped(code: int, tail: Sequence[str]) -> bool:
+def _all_skipped(code: int | None, lines: Sequence[str]) -> bool:
     """Whether pytest ran no test: its status 5, or only skipped ones."""
-    last = tail[-1] if tail else ""
+    last = lines[-1] if lines else ""
     return code == 5 or (code == 0 and "skipped" in last and "passed" not in last)
 
 
-def _environment() -> dict[str, str]:
-    """Environment in which this tree is importable as `mclst`."""
-    paths = [str(ROOT / "build" / "as"), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+def _environment(folder: Path) -> dict[str, str]:
+    """Environment in which this tree is `mclst`, as if installed, before anything of the current folder."""
+    tree = folder / "tree"
+    if not tree.is_dir():
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        metadata = tree / f"mclst-{project['version']}.dist-info" / "METADATA"
+        metadata.parent.mkdir(parents=True)
+        metadata.write_text(f"Metadata-Version: 2.1\nName: mclst\nVersion: {project['version']}\n")
+        (tree / "mclst").symlink_to(ROOT)
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(tree), os.environ.get("PYTHONPATH", "")))),
+        "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",  # a step that is killed has said what it said
+        RESULTS: str(folder / "engines"),
+    }
 
 
-def check(folder: Path, chosen: Sequence[Step], total_seconds: float = TOTAL_SECONDS) -> dict[str, Any]:
-    """Run the steps; write the document of `make gpu-check` after each, and return it."""
+def check(
+    folder: Path,
+    steps: Sequence[Step],
+    total_seconds: float = TOTAL_SECONDS,
+    copy: Path | None = None,
+) -> dict[str, Any]:
+    """Run the steps; write the document of `make gpu-check` after each, and return it.
+
+    copy: a second place for it. A check that is told to stop (SIGINT, SIGTERM) ends its step and writes what
+    there is.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     results: list[StepResult] = []
@@ -274,7 +158,7 @@ def check(folder: Path, chosen: Sequence[Step], total_seconds: float = TOTAL_SEC
         "gpu": _nvidia_smi(),
         "packages": _packages(),
     }
-    for step in chosen:
+    for step in steps:
         remaining = total_seconds - (time.monotonic() - started)
         if step.device and results and results[0].status != PASSED:
             result = StepResult(step.name, MISSING, why="no CUDA device")
@@ -282,10 +166,13 @@ def check(folder: Path, chosen: Sequence[Step], total_seconds: float = TOTAL_SEC
             result = run(step, folder, min(step.seconds, remaining))
         results.append(result)
         document |= {"seconds": time.monotonic() - started, "steps": [vars(result) for result in results]}
-        part = folder / f".{DOCUMENT}.part"
-        part.write_text(json.dumps(document, indent=2) + "\n")
-        part.replace(folder / DOCUMENT)
+        for path in filter(None, (folder / DOCUMENT, copy)):
+            part = path.with_name(f".{path.name}.part")
+            part.write_text(json.dumps(document, indent=2) + "\n")
+            part.replace(path)
         print(f"{result.name:<28} {result.status:<12} {result.seconds:6.1f} s  {result.why}", flush=True)
+        if result.status == STOPPED:
+            break
     return document
 
 
@@ -293,12 +180,15 @@ def _nvidia_smi() -> str | None:
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
-    completed = subprocess.run(
-        [program, "--query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit",
-         "--format=csv,noheader"],
-        capture_output=True, text=True, check=False, timeout=30,
-    )  # fmt: skip
-    return completed.stdout.strip() or None
+    query = "--query-gpu=name,driver_version,memory.total,mig.mode.current,clocks.max.sm,power.limit"
+    try:
+        completed = subprocess.run(
+            [program, query, "--format=csv,noheader"],
+            capture_output=True, text=True, check=False, timeout=30,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"nvidia-smi does not answer: {error}"
+    return completed.stdout.strip() or completed.stderr.strip() or None
 
 
 def _packages() -> dict[str, str | None]:
@@ -309,9 +199,12 @@ def _packages() -> dict[str, str | None]:
         "onnxruntime",
         "onnxruntime-gpu",
         "cuda-bindings",
+        "nvidia-cuda-nvrtc",
         "pycuda",
         "tensorrt",
+        "triton",
         "cupy-cuda13x",
+        "cupy-cuda12x",
     ):
         try:
             versions[name] = version(name)
@@ -326,15 +219,30 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=ROOT / "build" / "gpu-check", help="folder for logs and documents"
     )
+    parser.add_argument("--copy", type=Path, help="file to write the document to as well, after each step")
     parser.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help="limit of the whole check")
+    parser.add_argument(
+        "--steps", metavar="A,B", help="only the device and steps whose names contain one of these words"
+    )
     options = parser.parse_args()
     folder = options.out.resolve()
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / DOCUMENT).is_file():
+        parser.error(f"{folder} holds other files than an earlier check's; give an empty folder")
+    try:
+        steps = chosen(all_steps(folder), options.steps)
+    except ValueError as error:
+        parser.error(str(error))
     shutil.rmtree(folder, ignore_errors=True)
-    document = check(folder, steps(folder), options.seconds)
+    signal.signal(signal.SIGTERM, _stop)
+    document = check(folder, steps, options.seconds, options.copy)
     print(folder / DOCUMENT)
-    failed = [step["name"] for step in document["steps"] if step["status"] in (FAILED, LATE, NO_TIME)]
-    if failed or document["steps"][0]["status"] != PASSED:
-        sys.exit(f"not passed: {', '.join(failed) or document['steps'][0]['why']}")
+    bad = [step["name"] for step in document["steps"] if step["status"] not in (PASSED, MISSING)]
+    if bad or document["steps"][0]["status"] != PASSED:
+        sys.exit(f"not passed: {', '.join(bad) or document['steps'][0]['why']}")
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 
+from mclst.benchmarks.gpu_check.device import find_program
+
 TOOLS = ("memcheck", "racecheck")
-
-
-def find_sanitizer() -> str | None:
-    """The compute-sanitizer on the path or of the CUDA toolkit."""
-    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
-    return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=f"{home}/bin")
 
 
 def main() -> None:
@@ -23,7 +17,7 @@ def main() -> None:
         from mclst.kernels.cuda.self_test import run
 
         sys.exit(run(open_driver()) or 0)
-    program = find_sanitizer()
+    program = find_program("compute-sanitizer")
     if program is None:
         sys.exit("compute-sanitizer is not installed; it comes with the CUDA toolkit")
     here = [sys.executable, "-m", "mclst.benchmarks.gpu_check.sanitize", "here"]

@@ -213,7 +213,10 @@ class CudaBindings:
             self._call("cuCtxPopCurrent")
 
     def _call(self, function: str, *arguments: Any) -> Any:
-        status, *values = getattr(self._cuda, function)(*arguments)
+        try:
+            status, *values = getattr(self._cuda, function)(*arguments)
+        except RuntimeError as error:  # of a driver that is older than the binding
+            raise failed(function, str(error)) from error
         if int(status) != 0:
             if status == self._cuda.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
                 raise full(arguments[0] if function in ("cuMemAlloc", "cuMemHostAlloc") else 0)

@@ -12,7 +12,7 @@ import sys
 from importlib import import_module
 from importlib.util import find_spec
 
-from mclst.kernels.cuda.driver import Driver
+from mclst.kernels.cuda.driver import Driver, NoDevice
 from mclst.kernels.definition.contract import ProviderError
 
 
@@ -34,28 +34,53 @@ def open_driver(device: int = 0) -> Driver:
         spec = find_spec("cuda.bindings.driver")
     except ModuleNotFoundError:
         spec = None
-    if spec is not None:
-        from mclst.kernels.cuda.cuda_bindings import CudaBindings
-
-        return CudaBindings(device)
-    raise ProviderError(
+    neither = (
         "retrieval with provider 'cuda' needs PyCUDA or cuda-bindings, and neither can be imported; "
         "install mclst[gpu]"
     )
+    if spec is None:
+        raise ProviderError(neither)
+    from mclst.kernels.cuda.cuda_bindings import CudaBindings
+
+    try:
+        return CudaBindings(device)
+    except ImportError as error:
+        raise ProviderError(neither) from error
+
+
+def _library() -> ctypes.CDLL:
+    """NVIDIA's driver; OSError without it."""
+    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
 
 
 def driver_is_installed() -> bool:
     """Whether NVIDIA's driver can be loaded; without a binding, which takes time to import."""
     try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        _library()
     except OSError:
         return False
     return True
 
 
-def first_device() -> Driver | None:
-    """The first device of this machine; None without one, without NVIDIA's driver, or without a binding."""
+def count_devices() -> int:
+    """CUDA devices of this machine, asked without a binding."""
+    count = ctypes.c_int(0)
     try:
-        return open_driver() if driver_is_installed() else None
-    except (OSError, ProviderError):
+        library = _library()
+        answers = (library.cuInit(0), library.cuDeviceGetCount(ctypes.byref(count)))
+    except (AttributeError, OSError):
+        return 0
+    return 0 if any(answers) else count.value
+
+
+def first_device() -> Driver | None:
+    """The first device of this machine; None without one.
+
+    Raises ProviderError where there is a device and no binding to use it.
+    """
+    if not count_devices():
+        return None
+    try:
+        return open_driver()
+    except (NoDevice, OSError):
         return None

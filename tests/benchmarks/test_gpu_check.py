@@ -20,19 +20,12 @@ import pytest
 import tifffile
 from host_driver import HostDriver, compiler
 
-from mclst.benchmarks.gpu_check import retrieval, sanitize
+from mclst.benchmarks.gpu_check import counters, retrieval, sanitize
+from mclst.benchmarks.gpu_check import device as described
 from mclst.benchmarks.gpu_check import run as gpu_check
-from mclst.benchmarks.gpu_check.run import (
-    FAILED,
-    LATE,
-    MISSING,
-    NO_TIME,
-    PASSED,
-    ROOT,
-    Step,
-    check,
-    steps,
-)
+from mclst.benchmarks.gpu_check import steps as gpu_steps
+from mclst.benchmarks.gpu_check.run import FAILED, LATE, MISSING, NO_TIME, PASSED, STOPPED, check
+from mclst.benchmarks.gpu_check.steps import ROOT, Step, all_steps, chosen
 from mclst.benchmarks.reading.jpeg_slide import write_slide
 from mclst.benchmarks.retrieval.cases import CASES, Case
 from mclst.benchmarks.retrieval.peers import DEVICE_PEERS, torch_embedding_bag
@@ -69,7 +62,7 @@ def test_steps_pass_fail_run_late_and_lack_what_they_need(tmp_path: Path) -> Non
         "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
         f"open({str(child)!r}, 'w').write(str(p.pid)); p.wait()"
     )
-    chosen = [
+    steps = [
         Step(
             "good", ("-c", f"open({str(document)!r}, 'w').write('[1]'); print('done')"), 30, document=document
         ),
@@ -82,7 +75,7 @@ def test_steps_pass_fail_run_late_and_lack_what_they_need(tmp_path: Path) -> Non
         Step("on a device", ("-c", "0"), 30, device=True),
         Step("lacks a program", ("-c", "0"), 30, programs=(Path("no-such-sanitizer"),)),
     ]
-    report = check(tmp_path, chosen)
+    report = check(tmp_path, steps)
     by_name = {step["name"]: step for step in report["steps"]}
     assert [step["status"] for step in report["steps"]] == [
         PASSED, FAILED, LATE, MISSING, MISSING, PASSED, MISSING, PASSED, MISSING,
@@ -112,59 +105,145 @@ print("two cases", flush=True)
 )
 def test_a_step_that_is_killed_keeps_what_it_measured(tmp_path: Path, end: str, status: str) -> None:
     code = MEASURES.replace("{end}", end)
-    chosen = [
+    steps = [
         Step("measures", ("-c", code, str(tmp_path / "cases")), 5, document=tmp_path / "cases"),
         Step("next", ("-c", "0"), 30),
     ]
-    report = check(tmp_path, chosen)
+    report = check(tmp_path, steps)
     assert [step["status"] for step in report["steps"]] == [status, PASSED]
     assert report["steps"][0]["document"] == {"first": {"case": "first"}, "second": {"case": "second"}}
     assert report["steps"][0]["said"][0] == "two cases"
 
 
-def test_the_document_is_there_after_every_step(tmp_path: Path) -> None:
-    """A check that is itself killed in its second step has the first one's result."""
-    code = (
-        "import pathlib, sys; from mclst.benchmarks.gpu_check.run import Step, check; "
-        "check(pathlib.Path(sys.argv[1]), [Step('one', ('-c', '0'), 30), "
-        "Step('two', ('-c', 'import time; time.sleep(60)'), 60)])"
+TWO_STEPS = """
+import pathlib, sys
+from mclst.benchmarks.gpu_check import run
+from mclst.benchmarks.gpu_check.steps import Step
+out = pathlib.Path(sys.argv[1])
+waits = "import json, pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text('[2]'); time.sleep(60)"
+run.all_steps = lambda folder: [
+    Step("one", ("-c", "0"), 30),
+    Step("two", ("-c", waits, str(out / "two.json")), 60, document=out / "two.json"),
+    Step("three", ("-c", "0"), 30),
+]
+sys.argv = ["run", "--out", str(out), "--copy", str(out.parent / "copy.json")]
+run.main()
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_the_document_is_there_after_every_step(how: signal.Signals, tmp_path: Path) -> None:
+    """A check that is itself ended in its second step has the first one's result; if it may, the second's."""
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-c", TWO_STEPS, str(out)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline().startswith(b"one")
-    process.send_signal(signal.SIGKILL)
+    while not (out / "two.json").is_file():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(how)
     process.wait()
     process.stdout.close()
-    report = json.loads((tmp_path / "gpu-check.json").read_text())
-    assert [step["name"] for step in report["steps"]] == ["one"]
+    for path in (out / "gpu-check.json", tmp_path / "copy.json"):
+        steps = json.loads(path.read_text())["steps"]
+        assert [(step["name"], step["status"], step["document"]) for step in steps] == [
+            ("one", PASSED, None),
+            *([("two", STOPPED, [2])] if how == signal.SIGTERM else []),
+        ]
+
+
+def test_steps_are_chosen_by_words_of_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = all_steps(tmp_path)
+    assert chosen(steps, None) == steps
+    names = [step.name for step in chosen(steps, "counters, 31")]
+    assert names == ["device", "counters", "tests: 31 bits"]
+    (tmp_path / "mine.txt").write_text("precious")
+    for arguments, message in (
+        (["--steps", "tests,nonsense"], "no step is called 'nonsense'; choose of retrieval, encoder"),
+        (["--out", str(tmp_path)], "holds other files than an earlier check's"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["run", "--out", str(tmp_path / "new"), *arguments])
+        with pytest.raises(SystemExit):
+            gpu_check.main()
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
+NCU = """==PROF== Connected to process 77 (/usr/bin/python3)
+==WARNING== Note: Running with uncontrolled GPU clocks.
+"ID","Process ID","Process Name","Host Name","Kernel Name","Context","Stream","Block Size","Grid Size",\
+"Device","CC","Section Name","Metric Name","Metric Unit","Metric Value","Rule Name","Rule Description"
+"0","77","python3","h","place(Placing)","1","7","(256, 1, 1)","(9, 1, 1)","0","9.0","Occupancy","Warps",\
+"warp","8","",""
+"1","77","python3","h","choose(Job)","1","7","(256, 1, 1)","(5, 1, 1)","0","9.0","GPU Speed Of Light",\
+"Elapsed Cycles","cycle","1,234","",""
+"1","77","python3","h","choose(Job)","1","7","(256, 1, 1)","(5, 1, 1)","0","9.0","GPU Speed Of Light",\
+"","","","Bottleneck","two
+lines"
+"2","77","python3","h","place(Placing)","1","7","(256, 1, 1)","(1, 1, 1)","0","9.0","Occupancy","Mode",\
+"","x","",""
+"""
+
+
+def test_counters_are_read_from_what_ncu_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = {
+        "place": {"grid": "(1, 1, 1)", "block": "(256, 1, 1)", "Occupancy: Mode": "x"},
+        "choose": {
+            "grid": "(5, 1, 1)",
+            "block": "(256, 1, 1)",
+            "GPU Speed Of Light: Elapsed Cycles [cycle]": 1234.0,
+        },
+    }
+    assert counters.read_counters(NCU.splitlines()) == expected
+    program = tmp_path / "ncu"
+    program.write_text(
+        f"#!{sys.executable}\nimport pathlib, sys\n"
+        "log = pathlib.Path(sys.argv[sys.argv.index('--log-file') + 1])\n"
+        f"log.write_text({NCU!r} if 'her2st' in log.name else '==ERROR== no counters')\n"
+        "sys.exit('no counters' if 'visium' in log.name else 0)\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["counters", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="failed: visium-k2400"):
+        counters.main()
+    (document,) = (tmp_path / "out").glob("*.json")
+    assert document.name == "her2st-l1.json" and json.loads(document.read_text()) == expected
 
 
 def test_without_a_device_the_rest_is_left_out_and_time_runs_out_at_the_end(tmp_path: Path) -> None:
-    chosen = [
+    steps = [
         Step("device", ("-c", "raise SystemExit('no CUDA device')"), 30),
         Step("needs it", ("-c", "0"), 30, device=True),
         Step("does not", ("-c", "0"), 30),
     ]
-    report = check(tmp_path, chosen)
+    report = check(tmp_path, steps)
     assert [step["status"] for step in report["steps"]] == [FAILED, MISSING, PASSED]
     assert report["steps"][1]["why"] == "no CUDA device" and report["steps"][0]["said"] == ["no CUDA device"]
-    assert [s["status"] for s in check(tmp_path, chosen[2:], total_seconds=1.0)["steps"]] == [NO_TIME]
+    assert [s["status"] for s in check(tmp_path, steps[2:], total_seconds=1.0)["steps"]] == [NO_TIME]
 
 
-def test_it_imports_the_standard_library_alone() -> None:
-    tree = ast.parse(Path(gpu_check.__file__).read_text())
-    modules = {n.name.split(".")[0] for node in tree.body if isinstance(node, ast.Import) for n in node.names}
-    modules |= {str(node.module).split(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)}
-    assert modules <= sys.stdlib_module_names
+@pytest.mark.parametrize("module", [gpu_check, gpu_steps, described])
+def test_it_imports_the_standard_library_alone(module: Any) -> None:
+    tree = ast.parse(Path(module.__file__).read_text())
+    modules = {n.name for node in tree.body if isinstance(node, ast.Import) for n in node.names}
+    modules |= {str(node.module) for node in tree.body if isinstance(node, ast.ImportFrom)}
+    ours = {name for name in modules if name.startswith("mclst.")}
+    assert ours <= {gpu_steps.__name__, described.__name__}
+    assert {name.split(".")[0] for name in modules - ours} <= sys.stdlib_module_names
 
 
 def test_every_step_is_there_and_they_fit_into_eight_minutes(tmp_path: Path) -> None:
-    names = [step.name for step in steps(tmp_path)]
+    names = [step.name for step in all_steps(tmp_path)]
     assert names[:3] == ["device", "retrieval", "encoder"]  # numbers first
-    assert names[-5:] == ["bundle", "end-to-end", "latency", "sanitizer", "tests: 31 bits"]
-    assert all(step.device for step in steps(tmp_path)[1:])
+    assert names[-6:] == ["counters", "bundle", "end-to-end", "latency", "sanitizer", "tests: 31 bits"]
+    assert all(step.device for step in all_steps(tmp_path)[1:])
     # The bank beyond 31 bits takes half a minute on the host: it is in the last step alone.
     huge = "test_cuda_gpu.py::test_a_bank_beyond_31_bits"
-    selected = [step for step in steps(tmp_path) if any(word.endswith(huge) for word in step.arguments)]
+    selected = [step for step in all_steps(tmp_path) if any(word.endswith(huge) for word in step.arguments)]
     assert selected[-1].name == "tests: 31 bits" and "--deselect" not in selected[-1].arguments
     assert all("--deselect" in step.arguments for step in selected[:-1])
     assert "def test_a_bank_beyond_31_bits(" in (ROOT / "tests/kernels/test_cuda_gpu.py").read_text()
@@ -173,12 +252,12 @@ def test_every_step_is_there_and_they_fit_into_eight_minutes(tmp_path: Path) -> 
     assert len(on_gpu) >= 3
     files = [
         word
-        for step in steps(tmp_path)
+        for step in all_steps(tmp_path)
         for word in step.arguments
         if word.endswith(".py") and "::" not in word
     ]
     assert files and all((ROOT / file).is_file() for file in files)
-    modules = [step.arguments[1] for step in steps(tmp_path) if step.arguments[1].startswith("mclst.")]
+    modules = [step.arguments[1] for step in all_steps(tmp_path) if step.arguments[1].startswith("mclst.")]
     assert modules and all(find_spec(module) for module in modules)
     assert {f"tests: {stem}" for stem in on_gpu} <= set(names)
     assert gpu_check.TOTAL_SECONDS < 480
@@ -341,7 +420,7 @@ def test_a_slide_of_jpeg_tiles_opens_as_a_scanners_does(tmp_path: Path) -> None:
 def test_without_a_sanitizer_the_step_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setenv("CUDA_HOME", "/nonexistent")
-    assert sanitize.find_sanitizer() is None
+    assert described.find_program("compute-sanitizer") is None
     monkeypatch.setattr(sys, "argv", ["sanitize"])
     with pytest.raises(SystemExit, match="compute-sanitizer is not installed"):
         sanitize.main()

@@ -676,7 +676,7 @@ def test_on_a_machine_without_a_device() -> None:
     try:
         open_driver()
     except ProviderError as error:
-        assert re.search("finds no such CUDA device|needs PyCUDA or cuda-core", str(error))
+        assert re.search("finds no such CUDA device|needs PyCUDA or cuda-bindings", str(error))
         _, bank = clustered(0, 20, 4)
         with pytest.raises(ProviderError, match="provider 'cuda'"):
             Retriever(bank, RetrievalSpec(k=3), "cuda")

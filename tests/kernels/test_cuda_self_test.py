@@ -12,7 +12,7 @@ import pytest
 from host_driver import HostDriver, compiler
 from retrieval_cases import assert_same, clustered
 
-from mclst.kernels.cuda import self_test
+from mclst.kernels.cuda import devices, self_test
 from mclst.kernels.definition.contract import ProviderError
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.kernels.retriever import Retriever, fastest_on_cpu
@@ -95,6 +95,40 @@ def test_a_bank_that_the_device_does_not_take_goes_to_the_cpu_loudly(
     device.room = 1 << 20
     assert Retriever(bank, RetrievalSpec(k=3)).provider == fastest_on_cpu()
     assert "GiB free" in caplog.text and "in place of 'cuda'" in caplog.text
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_device_that_no_binding_opens_is_left_loudly(
+    count: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A GPU that torch or CuPy alone can use; and none, of which there is nothing to say."""
+    monkeypatch.setattr(devices, "count_devices", lambda: count)
+    monkeypatch.setattr(devices, "find_spec", lambda name: None)
+    _, bank = clustered(1, 90, 12)
+    assert Retriever(bank, RetrievalSpec(k=3)).provider == fastest_on_cpu()
+    assert ("in place of 'cuda'" in caplog.text and "install mclst[gpu]" in caplog.text) == bool(count)
+
+
+class Library:
+    """NVIDIA's driver as a library, with two devices."""
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+    def cuInit(self, flags: int) -> int:
+        return self.status
+
+    def cuDeviceGetCount(self, count: Any) -> int:
+        count._obj.value = 2
+        return self.status
+
+
+@pytest.mark.parametrize(("library", "count"), [(Library(0), 2), (Library(100), 0), (object(), 0)])
+def test_devices_are_counted_without_a_binding(
+    library: object, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_library", lambda: library)
+    assert devices.count_devices() == count
 
 
 def test_what_says_nothing_of_the_kernels_is_not_remembered(

@@ -2,12 +2,13 @@
 
 With torch: the ring around a torch network, its overlap, and retrieval on the device. With onnx, pydantic and
 onnxruntime-gpu, TensorRT or TensorRT-RTX: their embeddings against the CPU's. Needs numpy, Pillow and
-cuda-bindings; measurements go to benchmarks/results/engines-<device>.json.
+cuda-bindings; measurements go to engines-<device>.json, in benchmarks/results or where `make gpu-check` says.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 import time
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.gpu
 pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
 pytest.importorskip("PIL", reason="Pillow is not installed")
 
+from mclst.benchmarks.gpu_check.steps import RESULTS
 from mclst.runtime.batches import Buffers, TileBatch
 from mclst.runtime.encoder.cuda.device import CudaDevice
 from mclst.runtime.encoder.cuda.session import DeviceSession
@@ -58,7 +60,9 @@ def results() -> Iterator[None]:
     """Write the measurements, also if a test fails."""
     yield
     name = re.sub(r"[^a-z0-9]+", "-", DEVICE.gpu.name.lower()).strip("-")
-    path = ROOT / "benchmarks" / "results" / f"engines-{name}.json"
+    folder = Path(os.environ.get(RESULTS) or ROOT / "benchmarks" / "results")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"engines-{name}.json"
     path.write_text(json.dumps(MEASURED, indent=2) + "\n")
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from scipy.stats import hypergeom
+
 from mclst.kernels.cuda.device_bank import padded_columns
-from mclst.kernels.cuda.plan import make_plan
+from mclst.kernels.cuda.plan import Plan, make_plan
 from ptx.count import COLUMNS, GENES, QUERIES, ROWS, SAMPLE, counted, planned, unit_of
 
 
@@ -57,6 +59,21 @@ def clocks(spent: Counter[str]) -> dict[str, float]:
     return {unit: count / QUERIES / PER_CLOCK[unit] for unit, count in units.items()}
 
 
+def listed(case: Case, plan: Plan) -> float:
+    """Share of queries whose limit is too low: `sample_rank` or more of their k nearest are in the sample."""
+    return float(hypergeom.sf(plan.sample_rank - 1, case.rows, case.k, plan.sample))
+
+
+def exactly(case: Case, plan: Plan, spent: Counter[str]) -> float:
+    """Nanoseconds a query that a block of queries waits for `choose_exactly`.
+
+    A query that gets there has one multiprocessor, and while it is scored the others have nothing to do.
+    """
+    units = {unit: count * QUERIES for unit, count in clocks(spent).items()}
+    alone = 1e9 / CLOCK * max(units.values()) * case.rows / ROWS
+    return alone * (1 - (1 - listed(case, plan)) ** plan.queries) / plan.queries
+
+
 def stages(case: Case) -> dict[str, dict[str, float]]:
     """Nanoseconds a query by stage and unit."""
     padded = padded_columns(COLUMNS)
@@ -85,7 +102,9 @@ def stages(case: Case) -> dict[str, dict[str, float]]:
     clock_ns = 1e9 / CLOCK / MULTIPROCESSORS
     times = {}
     for kernel, spent in counted(case.counted).items():
-        if kernel in scale:
+        if kernel == "choose_exactly":
+            times[kernel] = {"one multiprocessor": exactly(case, plan, spent)}
+        elif kernel in scale:
             times[kernel] = {unit: n * scale[kernel] * clock_ns for unit, n in clocks(spent).items()}
             times[kernel]["L2"] = 1e9 * l2.get(kernel, 0.0) / L2_BYTES
     times["copy up"] = {"PCIe": 1e9 * 4 * COLUMNS / PCIE_BYTES}
