@@ -26,7 +26,8 @@ BLOCK_CHARACTERS = 1 << 20
 MAX_FEATURE_CHARACTERS = 256 << 20
 MAX_VERTICES = 20_000_000
 """Of all regions together: 320 MB. Cells are forgotten one by one and have no such limit."""
-WHITE = re.compile(r"[ \t\r\n]*")
+WHITE = re.compile(r"[ \t\r\n\x1e]*")
+"""Also what RFC 8142 puts before each text of a sequence."""
 ID_PROPERTIES = ("cell_id", "cellID", "Object ID", "label")
 GEOJSON_CELLS = "GeoJSON cells"
 PARTS_ARE_CELLS = ("annotation", "")
@@ -57,7 +58,7 @@ class Cell:
 
 def is_geojson(first: bytes) -> bool:
     """Whether a file that begins so is JSON."""
-    return first.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"[")
+    return first.removeprefix(codecs.BOM_UTF8).lstrip(b" \t\r\n\x1e")[:1] in (b"{", b"[")
 
 
 def read_cells(path: Path) -> Spots:
@@ -80,7 +81,7 @@ def read_cells(path: Path) -> Spots:
     note = ""
     if OF_CELLS & set(types) and AROUND_CELLS & set(types):
         kept = [row for row, kind in enumerate(types) if kind not in AROUND_CELLS]
-        note = f"; {len(ids) - len(kept):,} annotations left out, since the file holds cells or detections"
+        note = f"; {len(ids) - len(kept):,} left out as annotations around cells"
         ids, centers = [ids[row] for row in kept], [centers[row] for row in kept]
         classes, types = [classes[row] for row in kept], [types[row] for row in kept]
     names = pd.Index(ids)
@@ -264,31 +265,36 @@ class _Reader:
         self.decoder = json.JSONDecoder()
 
     def features(self) -> Iterator[dict[str, Any]]:
-        first = self._peek()
-        if first == "[":
+        if self._peek() == "[":
             yield from self._array()
-        elif first == "{":
-            rest: dict[str, Any] = {}
-            streamed = False
-            self.at += 1
-            while self._peek() != "}":
-                key = self._value()
-                self._expect(":")
-                if key == "features" and self._peek() == "[":
-                    streamed = True
-                    yield from self._array()
-                else:
-                    rest[str(key)] = self._value()
-                if self._peek() == ",":
-                    self.at += 1
-                elif self._peek() != "}":
-                    self._fail()
-            if not streamed:
-                if "geometry" not in rest and not BARE & rest.keys():
-                    raise SectionError(f"{self.path}: the file is JSON without features; give a GeoJSON")
-                yield rest
         else:
+            yield from self._object()
+            while self._peek() == "{":  # a feature per line, as GDAL's GeoJSONSeq
+                yield from self._object()
+        if self._peek():
             self._fail()
+
+    def _object(self) -> Iterator[dict[str, Any]]:
+        rest: dict[str, Any] = {}
+        streamed = False
+        self._expect("{")
+        while self._peek() != "}":
+            key = self._value()
+            self._expect(":")
+            if key == "features" and self._peek() == "[":
+                streamed = True
+                yield from self._array()
+            else:
+                rest[str(key)] = self._value()
+            if self._peek() == ",":
+                self.at += 1
+            elif self._peek() != "}":
+                self._fail()
+        self.at += 1
+        if not streamed:
+            if "geometry" not in rest and not BARE & rest.keys():
+                raise SectionError(f"{self.path}: the file is JSON without features; give a GeoJSON")
+            yield rest
 
     def _array(self) -> Iterator[dict[str, Any]]:
         self._expect("[")

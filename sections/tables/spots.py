@@ -293,10 +293,25 @@ def _table_of_frame(path: Path, frame: pd.DataFrame) -> Table:
         raise SectionError(f"{path}: a column name appears twice among {', '.join(names)}; keep one")
     if not len(frame):
         raise SectionError(f"{path}: the table has no rows")
-    columns: list[NDArray[Any]] = [frame.iloc[:, index].to_numpy() for index in range(len(names))]
+    columns = [_texts(frame.iloc[:, index].to_numpy()) for index in range(len(names))]
     if not isinstance(frame.index, pd.RangeIndex) and "" not in names:
-        names, columns = ["", *names], [frame.index.to_numpy(), *columns]
-    return Table(path, names, columns, np.arange(1, len(frame) + 1, dtype=np.int64), unit="row")
+        names, columns = ["", *names], [_texts(frame.index.to_numpy()), *columns]
+    kept = {name: column for name, column in zip(names, columns, strict=True) if column is not None}
+    rows = np.arange(1, len(frame) + 1, dtype=np.int64)
+    return Table(path, list(kept), list(kept.values()), rows, unit="row")
+
+
+def _texts(values: NDArray[Any]) -> NDArray[Any] | None:
+    """A column [n] with bytes as text, as Xenium's first versions have ids; None for those of a geometry."""
+    if values.dtype.kind != "O" or pd.api.types.infer_dtype(values, skipna=True) not in ("bytes", "mixed"):
+        return values
+    try:
+        cells = [cell.decode() if isinstance(cell, bytes) else cell for cell in values]
+    except UnicodeDecodeError:
+        return None
+    result = np.empty(len(cells), dtype=object)
+    result[:] = cells
+    return result
 
 
 def _first_bytes(path: Path) -> bytes:

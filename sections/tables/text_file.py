@@ -16,7 +16,7 @@ MAX_LIST_BYTES = 64 << 20  # a gene list of 100,000 rows takes 10 MB
 MAX_UNPACKED_BYTES = 1 << 30  # counts of 5,000 spots and 36,000 genes take 400 MB
 MAGIC = {
     b"\x1f\x8b": "gzip-compressed; unpack it first",
-    b"PK\x03\x04": "a zip archive or an Excel workbook; save the table as .csv",
+    b"PK\x03\x04": "a zip archive or an Excel workbook; unpack it, or save the table as .csv",
     b"\xd0\xcf\x11\xe0": "an old Excel workbook; save the table as .csv",
     b"\xff\xfe": "UTF-16 text; save it as UTF-8",
     b"\xfe\xff": "UTF-16 text; save it as UTF-8",

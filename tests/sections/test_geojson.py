@@ -121,7 +121,7 @@ def test_annotations_around_cells_are_left_out_and_counted(tmp_path: Path) -> No
     alone = read_cells(write(tmp_path / "cells.geojson", QUPATH))
     assert spots.id.tolist() == alone.id.tolist()
     np.testing.assert_array_equal(spots.xy_px, alone.xy_px)
-    assert "2 annotations left out" in spots.coordinates and "left out" not in alone.coordinates
+    assert "2 left out as annotations" in spots.coordinates and "left out" not in alone.coordinates
 
 
 def test_a_type_in_place_of_an_id_is_none(tmp_path: Path) -> None:
@@ -131,6 +131,16 @@ def test_a_type_in_place_of_an_id_is_none(tmp_path: Path) -> None:
         feature("Polygon", [SQUARE], id="PathDetectionObject"),
     ]
     assert read_cells(write(tmp_path / "c.geojson", cells)).id.tolist() == ["7", "2"]
+
+
+@pytest.mark.parametrize("start", ["", "\x1e"])
+def test_a_feature_per_line_is_no_feature_lost(tmp_path: Path, start: str) -> None:
+    lines = "".join(f"{start}{json.dumps(one)}\n" for one in QUPATH["features"])
+    path = write(tmp_path / "c.geojsonl", lines)
+    assert read_spots(path).id.tolist() == read_cells(write(tmp_path / "c.geojson", QUPATH)).id.tolist()
+    for junk in ("x", "]", "3"):
+        with pytest.raises(SectionError, match="not GeoJSON, or is cut off"):
+            read_cells(write(path, f"{json.dumps(QUPATH)} {junk}"))
 
 
 def test_instansegs_own_spelling_of_the_type(tmp_path: Path) -> None:

@@ -498,6 +498,19 @@ def test_positions_that_squidpys_guide_to_xenium_copies_are_in_micrometers(tmp_p
     assert read_spots(data, mpp=0.25).xy_px.tolist() == [[20, 40], [60, 80]]
 
 
+def test_bytes_in_parquet_are_names_or_left_out(tmp_path: Path) -> None:
+    """Names as Xenium 1 has them, and geometries of GeoParquet."""
+    pytest.importorskip("pyarrow")
+    frame = pd.DataFrame({"cell_id": [b"a-1", "é".encode()], "x": [1.0, 2.0], "y": [3.0, 4.0],
+                          "geometry": [b"\x01\xff", None], "note": [b"t", None]})  # fmt: skip
+    frame.to_parquet(tmp_path / "c.parquet")
+    for source in (tmp_path / "c.parquet", frame):
+        spots = read_spots(source)
+        assert spots.id.tolist() == ["a-1", "é"]
+        assert spots.table.columns.tolist() == ["cell_id", "x", "y", "note"]
+        assert spots.table["note"].tolist() == ["t", None]
+
+
 QUPATH = (
     "Image\tObject ID\tName\tClassification\tCentroid X µm\tCentroid Y µm\tNucleus: Area µm^2\n"
     "a.svs\t5d1f-1\t\tTumor\t12.5\t30\t41.5\na.svs\t5d1f-2\t\tStroma\t100\t7.25\t12\n"

@@ -82,6 +82,7 @@ def _features(expression_map: Map, genes: Sequence[int], cells: Path | None) -> 
                 cell = next(outlines)
                 feature["geometry"] = cell.geometry
                 feature["properties"]["objectType"] = "detection"
+                del feature["properties"]["classification"]
                 if cell.classification:
                     feature["properties"]["classification"] = {"name": cell.classification}
             yield feature
