@@ -67,9 +67,8 @@ class RemoteFile(ByteFile):
         self._held: OrderedDict[Range, bytes] = OrderedDict()
         self._held_bytes = 0
         self._pending: dict[Range, Future[Answer | None]] = {}
-        # Sorted: what is held or pending; what is planned; what of that was never asked for.
-        self._known: list[Range] = []
-        self._plan: list[Range] = []
+        # What is held or pending; what is planned; what of that was never asked for.
+        self._known, self._plan = _Pieces(), _Pieces()
         self._planned: set[Range] = set()
         self._ranges = RLock()  # a finished future calls back at once
         head = objects.read("", Span(0, HEAD_BYTES), HEAD_BYTES, identity=True)
@@ -91,14 +90,14 @@ class RemoteFile(ByteFile):
         """Announce ranges [n, 2] (offset, count) that will be read, so that they are joined."""
         plan = join_ranges(_sorted(ranges))
         with self._ranges:
-            self._plan, self._planned = plan, set(plan)
+            self._plan, self._planned = _Pieces(plan), set(plan)
 
     def prefetch(self, ranges: NDArray[np.int64]) -> None:
         """Ask for ranges [n, 2] (offset, count) at once and wait for them."""
         with self._ranges:
-            missing = [wanted for wanted in _sorted(ranges) if _covering(self._known, wanted) is None]
-            planned = {piece for wanted in missing if (piece := _covering(self._plan, wanted))}
-            others = [wanted for wanted in missing if _covering(self._plan, wanted) is None]
+            missing = [wanted for wanted in _sorted(ranges) if self._known.covering(wanted) is None]
+            planned = {piece for wanted in missing if (piece := self._plan.covering(wanted))}
+            others = [wanted for wanted in missing if self._plan.covering(wanted) is None]
             futures = [self._ask(piece) for piece in (*sorted(planned), *join_ranges(others))]
         for future in futures:
             self.objects.wait(future)
@@ -108,7 +107,7 @@ class RemoteFile(ByteFile):
         if wanted[0] >= wanted[1]:
             return b""
         with self._ranges:
-            piece = _covering(self._known, wanted) or _covering(self._plan, wanted) or wanted
+            piece = self._known.covering(wanted) or self._plan.covering(wanted) or wanted
             data = self._held.get(piece)
             if data is None:
                 future = self._ask(piece)
@@ -126,9 +125,8 @@ class RemoteFile(ByteFile):
         pending = self._pending.get(piece) or self._begin(piece)
         if piece in self._planned:
             self._planned.discard(piece)
-            place = bisect_right(self._plan, piece)
             size = sum(end - first for first, end in self._pending)
-            for following in self._plan[place : place + AHEAD]:
+            for following in self._plan.after(piece, AHEAD):
                 if following in self._planned and len(self._pending) <= AHEAD and size < AHEAD_BYTES:
                     self._planned.discard(following)
                     self._begin(following)
@@ -139,7 +137,7 @@ class RemoteFile(ByteFile):
         size = piece[1] - piece[0]
         future = self.objects.begin("", Span(piece[0], size), size)
         self._pending[piece] = future
-        insort(self._known, piece)
+        self._known.add(piece)
         future.add_done_callback(partial(self._arrived, piece))
         return future
 
@@ -154,7 +152,7 @@ class RemoteFile(ByteFile):
 
     def _hold(self, piece: Range, data: bytes, *, known: bool = False) -> None:
         if not known:
-            insort(self._known, piece)
+            self._known.add(piece)
         self._held[piece] = data
         self._held_bytes += len(data)
         while self._held_bytes > HELD_BYTES and len(self._held) > 1:
@@ -174,10 +172,32 @@ def _sorted(ranges: NDArray[np.int64]) -> list[Range]:
     return sorted({(first, first + count) for first, count in ranges.tolist() if count > 0 and first >= 0})
 
 
-def _covering(pieces: list[Range], wanted: Range) -> Range | None:
-    """Find the piece, of those sorted by their first byte, that begins last before a range and holds it."""
-    place = bisect_right(pieces, (wanted[0], 1 << 62)) - 1
-    return pieces[place] if place >= 0 and pieces[place][1] >= wanted[1] else None
+class _Pieces:
+    """Ranges that may overlap, sorted by their first byte."""
+
+    def __init__(self, pieces: Sequence[Range] = ()) -> None:
+        self._sorted = list(pieces)
+        self._longest = max((end - first for first, end in pieces), default=0)
+
+    def add(self, piece: Range) -> None:
+        insort(self._sorted, piece)
+        self._longest = max(self._longest, piece[1] - piece[0])
+
+    def remove(self, piece: Range) -> None:
+        self._sorted.remove(piece)
+
+    def after(self, piece: Range, count: int) -> list[Range]:
+        place = bisect_right(self._sorted, piece)
+        return self._sorted[place : place + count]
+
+    def covering(self, wanted: Range) -> Range | None:
+        """A piece that holds a range: of several the one that begins last."""
+        place = bisect_right(self._sorted, (wanted[0], 1 << 62)) - 1
+        while place >= 0 and self._sorted[place][0] + self._longest >= wanted[1]:
+            if self._sorted[place][1] >= wanted[1]:
+                return self._sorted[place]
+            place -= 1
+        return None
 
 
 class HeaderReader(io.RawIOBase):

@@ -27,7 +27,7 @@ from mclst.runtime.errors import MclstError, ResourceError, SlideError
 from mclst.runtime.slide.base import Slide, TileReadError
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.storage import http, remote
-from mclst.runtime.storage.remote_file import HEAD_BYTES, RANGE_BYTES, WASTE, join_ranges
+from mclst.runtime.storage.remote_file import HEAD_BYTES, RANGE_BYTES, WASTE, _Pieces, join_ranges
 from mclst.runtime.tiling.tiles import Tiles, TileShape
 from mclst.sections.location import RemoteLocation, slide_location
 
@@ -46,6 +46,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 compressionargs={"level": 95}, subfiletype=int(level is not image), metadata=None,
                 resolution=(20000, 20000), resolutionunit="CENTIMETER",
             )  # fmt: skip
+    with tifffile.TiffWriter(folder / "flat.tif") as tif:
+        tif.write(image, tile=(TILE, TILE), compression="jpeg", photometric="rgb", metadata=None)
     Image.fromarray(image[:300, :400]).save(folder / "slide.png")
     return folder
 
@@ -106,6 +108,29 @@ def test_tiles_equal_the_local_ones_for_little_more_than_their_bytes(
     assert needed < 0.6 * (folder / "slide.tif").stat().st_size
     # Neighboring tiles are asked for together.
     assert len(server.requests) < 40
+
+
+def test_the_picture_of_a_slide_of_one_level_fetches_the_rest_once(folder: Path, server: RangeServer) -> None:
+    """Ranges of the tiles lie within those of the picture, which must be found all the same."""
+    with open_slide(server.url("flat.tif")) as slide, open_slide(folder / "flat.tif") as local:
+        scattered_tiles(slide, n=6)
+        np.testing.assert_array_equal(slide.thumbnail(400)[0], local.thumbnail(400)[0])
+        scattered_tiles(slide)
+    assert server.sent <= 1.3 * (folder / "flat.tif").stat().st_size
+    assert len(server.requests) < 40
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(1, 30)), max_size=12), st.integers(0, 60))
+def test_a_piece_that_holds_a_range_is_found_among_overlapping_ones(
+    pieces: list[tuple[int, int]], first: int
+) -> None:
+    known = _Pieces()
+    for start, length in pieces:
+        known.add((start, start + length))
+    for length in (1, 7):
+        holding = [(s, s + n) for s, n in pieces if s <= first and s + n >= first + length]
+        piece = known.covering((first, first + length))
+        assert piece in holding if holding else piece is None
 
 
 def test_any_rectangle_and_the_thumbnail_equal_the_local_ones(folder: Path, server: RangeServer) -> None:
