@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import re
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
 
+import hypothesis_profile  # noqa: F401 - before any test module makes its settings
 import pytest
 from forked_runs import ForkServer, write_inputs
 from small_model import TILE_PX, Small, write_reference
@@ -175,6 +177,35 @@ def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("MCLST_CACHE", str(folder))
         patch.setenv("MCLST_FEATURE_CACHE_GB", "0")
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_proxy_of_this_machine() -> Iterator[None]:
+    """Servers of the tests are on the loopback."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("NO_PROXY", "no_proxy"):
+            patch.setenv(name, "127.0.0.1,localhost")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _slow_machines_keep_no_tiles() -> Iterator[None]:
+    """Encoded tiles are kept by the clock, and a run that a busy machine held up for seconds would leave its
+    files where a test expects none; `test_encoded_tiles.py` plays the clock.
+    """
+    from mclst.runtime.run import encoded_tiles
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoded_tiles, "KEEP_SECONDS", math.inf)
+        yield
+
+
+@pytest.fixture
+def hashed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run waits for its slide's hash before it keeps rows, so how many it keeps depends on no thread."""
+    from mclst.runtime.run.hashes import SlideHash
+
+    monkeypatch.setattr(SlideHash, "ready", property(lambda self: bool(self.result())))
 
 
 @pytest.fixture(scope="session")

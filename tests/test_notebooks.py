@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "docs" / "notebooks"
-MINUTES = 15
+MINUTES = 60
 
 
 def outputs_of(notebook: Any) -> str:
@@ -39,10 +40,20 @@ def execute(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
-    client = nbclient.NotebookClient(
-        notebook, timeout=60 * MINUTES, resources={"metadata": {"path": str(folder)}}
-    )
-    client.execute()
+    seconds = 60 * MINUTES
+    with tempfile.TemporaryDirectory(prefix="nb-") as runtime:  # sockets lie in it: its path must be short
+        for variable in ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR"):
+            monkeypatch.setenv(variable, runtime)
+        client = nbclient.NotebookClient(
+            notebook,
+            timeout=seconds,
+            startup_timeout=seconds,
+            iopub_timeout=seconds,
+            resources={"metadata": {"path": str(folder)}},
+        )
+        # No ports, which another process may take between the choice and the kernel's start.
+        client.create_kernel_manager().transport = "ipc"
+        client.execute()
     return notebook
 
 

@@ -23,6 +23,9 @@ ARGUMENTS = (
     "--disable-sync",
 )
 
+PATIENCE_MS = 600_000.0
+"""How long a step may take; a busy machine holds a browser up for longer than Playwright's 30 s."""
+
 
 def find_chromium() -> str | None:
     """Return the path of Chromium: $CHROMIUM, else the first on the PATH."""
@@ -51,7 +54,9 @@ def open_browser(width: int = 1400, height: int = 900, *, scale: float = 1.0) ->
             device_scale_factor=scale,
             offline=True,
             accept_downloads=True,
+            timeout=PATIENCE_MS,
         )
+        context.set_default_timeout(PATIENCE_MS)
         try:
             yield context
         finally:

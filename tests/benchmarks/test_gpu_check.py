@@ -41,8 +41,8 @@ from mclst.runtime.progress import Clock
 
 
 def ends(pid: int) -> bool:
-    """Whether a process ends within ten seconds (a zombie has ended)."""
-    for _ in range(100):
+    """Whether a process ends within minutes (a zombie has ended)."""
+    for _ in range(6000):
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
@@ -54,28 +54,54 @@ def ends(pid: int) -> bool:
     return False
 
 
-def test_steps_pass_fail_run_late_and_lack_what_they_need(tmp_path: Path) -> None:
+LIMIT, SOON = 900.0, 7.5
+"""Of a step; one that ends SOON is late once it has done what it does, whatever the clock says."""
+SLEEPS = (
+    "import os, pathlib, sys, time; path = pathlib.Path(sys.argv[1]); "
+    "path.with_suffix('.part').write_text(str(os.getpid())); path.with_suffix('.part').rename(path); "
+    "time.sleep(3600)"
+)
+"""A process that tells its number in a file, and sleeps on."""
+
+
+def late_after(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that end SOON are late once `path` is there."""
+
+    class Process(subprocess.Popen):  # type: ignore[type-arg]
+        def wait(self, timeout: float | None = None) -> int:
+            if timeout != SOON:
+                return super().wait(timeout)
+            while self.poll() is None and not path.exists():
+                time.sleep(0.02)
+            return super().wait(0.0)
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+
+
+def test_steps_pass_fail_run_late_and_lack_what_they_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     document = tmp_path / "d.json"
     child = tmp_path / "child"
-    forks = (
-        "import subprocess, sys; "
-        "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); "
-        f"open({str(child)!r}, 'w').write(str(p.pid)); p.wait()"
-    )
+    forks = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {SLEEPS!r}, {str(child)!r}])"
+    late_after(child, monkeypatch)
     steps = [
         Step(
-            "good", ("-c", f"open({str(document)!r}, 'w').write('[1]'); print('done')"), 30, document=document
+            "good",
+            ("-c", f"open({str(document)!r}, 'w').write('[1]'); print('done')"),
+            LIMIT,
+            document=document,
         ),
-        Step("bad", ("-c", "print('line'); raise SystemExit(3)"), 30),
-        Step("late", ("-c", forks), 2 * 3),
-        Step("lacks", ("-c", "0"), 30, needs=("numpy", "no_such_module")),
-        Step("lacks all", ("-c", "0"), 30, any_of=("no_such", "nor_this")),
-        Step("has one", ("-c", "0"), 30, any_of=("no_such", "json")),
-        Step("behind", ("-c", "0"), 30, files=(tmp_path / "absent.txt",)),
-        Step("on a device", ("-c", "0"), 30, device=True),
-        Step("lacks a program", ("-c", "0"), 30, programs=(Path("no-such-sanitizer"),)),
+        Step("bad", ("-c", "print('line'); raise SystemExit(3)"), LIMIT),
+        Step("late", ("-c", forks), SOON),
+        Step("lacks", ("-c", "0"), LIMIT, needs=("numpy", "no_such_module")),
+        Step("lacks all", ("-c", "0"), LIMIT, any_of=("no_such", "nor_this")),
+        Step("has one", ("-c", "0"), LIMIT, any_of=("no_such", "json")),
+        Step("behind", ("-c", "0"), LIMIT, files=(tmp_path / "absent.txt",)),
+        Step("on a device", ("-c", "0"), LIMIT, device=True),
+        Step("lacks a program", ("-c", "0"), LIMIT, programs=(Path("no-such-sanitizer"),)),
     ]
-    report = check(tmp_path, steps)
+    report = check(tmp_path, steps, 10 * LIMIT)
     by_name = {step["name"]: step for step in report["steps"]}
     assert [step["status"] for step in report["steps"]] == [
         PASSED, FAILED, LATE, MISSING, MISSING, PASSED, MISSING, PASSED, MISSING,
@@ -101,15 +127,23 @@ print("two cases", flush=True)
 
 
 @pytest.mark.parametrize(
-    ("end", "status"), [("time.sleep(60)", LATE), ("raise SystemExit(4)", FAILED), ("", PASSED)]
+    ("end", "seconds", "status"),
+    [
+        ("folder.with_name('measured').touch(); time.sleep(3600)", SOON, LATE),
+        ("raise SystemExit(4)", LIMIT, FAILED),
+        ("", LIMIT, PASSED),
+    ],
 )
-def test_a_step_that_is_killed_keeps_what_it_measured(tmp_path: Path, end: str, status: str) -> None:
+def test_a_step_that_is_killed_keeps_what_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, seconds: float, status: str
+) -> None:
+    late_after(tmp_path / "measured", monkeypatch)
     code = MEASURES.replace("{end}", end)
     steps = [
-        Step("measures", ("-c", code, str(tmp_path / "cases")), 5, document=tmp_path / "cases"),
-        Step("next", ("-c", "0"), 30),
+        Step("measures", ("-c", code, str(tmp_path / "cases")), seconds, document=tmp_path / "cases"),
+        Step("next", ("-c", "0"), LIMIT),
     ]
-    report = check(tmp_path, steps)
+    report = check(tmp_path, steps, 10 * LIMIT)
     assert [step["status"] for step in report["steps"]] == [status, PASSED]
     assert report["steps"][0]["document"] == {"first": {"case": "first"}, "second": {"case": "second"}}
     assert report["steps"][0]["said"][0] == "two cases"
@@ -120,13 +154,20 @@ import pathlib, sys
 from mclst.benchmarks.gpu_check import run
 from mclst.benchmarks.gpu_check.steps import Step
 out = pathlib.Path(sys.argv[1])
-waits = "import json, pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text('[2]'); time.sleep(60)"
+waits = '''
+import os, pathlib, sys, time
+path, parent = pathlib.Path(sys.argv[1]), os.getppid()
+path.with_suffix(".part").write_text("[2]")
+path.with_suffix(".part").rename(path)
+while os.getppid() == parent:
+    time.sleep(0.1)
+'''
 run.all_steps = lambda folder: [
-    Step("one", ("-c", "0"), 30),
-    Step("two", ("-c", waits, str(out / "two.json")), 60, document=out / "two.json"),
-    Step("three", ("-c", "0"), 30),
+    Step("one", ("-c", "0"), 3600),
+    Step("two", ("-c", waits, str(out / "two.json")), 3600, document=out / "two.json"),
+    Step("three", ("-c", "0"), 3600),
 ]
-sys.argv = ["run", "--out", str(out), "--copy", str(out.parent / "copy.json")]
+sys.argv = ["run", "--out", str(out), "--copy", str(out.parent / "copy.json"), "--seconds", "9999"]
 run.main()
 """
 
@@ -216,11 +257,11 @@ def test_counters_are_read_from_what_ncu_prints(tmp_path: Path, monkeypatch: pyt
 
 def test_without_a_device_the_rest_is_left_out_and_time_runs_out_at_the_end(tmp_path: Path) -> None:
     steps = [
-        Step("device", ("-c", "raise SystemExit('no CUDA device')"), 30),
-        Step("needs it", ("-c", "0"), 30, device=True),
-        Step("does not", ("-c", "0"), 30),
+        Step("device", ("-c", "raise SystemExit('no CUDA device')"), LIMIT),
+        Step("needs it", ("-c", "0"), LIMIT, device=True),
+        Step("does not", ("-c", "0"), LIMIT),
     ]
-    report = check(tmp_path, steps)
+    report = check(tmp_path, steps, 10 * LIMIT)
     assert [step["status"] for step in report["steps"]] == [FAILED, MISSING, PASSED]
     assert report["steps"][1]["why"] == "no CUDA device" and report["steps"][0]["said"] == ["no CUDA device"]
     assert [s["status"] for s in check(tmp_path, steps[2:], total_seconds=1.0)["steps"]] == [NO_TIME]
@@ -270,12 +311,13 @@ def test_the_whole_of_it_on_a_machine_without_a_gpu(tmp_path: Path) -> None:
         pytest.skip("there is a CUDA device here")
     done = subprocess.run(
         [sys.executable, "-m", "mclst.benchmarks.gpu_check.run", "--out", str(tmp_path / "out")],
-        capture_output=True, text=True, check=False, cwd="/", timeout=400,
+        capture_output=True, text=True, check=False, cwd="/",
         env={**os.environ, "PYTHONPATH": str(ROOT / "build" / "as")},
     )  # fmt: skip
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     report = json.loads((tmp_path / "out" / "gpu-check.json").read_text())
-    assert report["schema"] == "mclst-gpu-check/1" and report["steps"][0]["status"] == FAILED
+    # Where a busy machine takes a minute to import torch, it is late.
+    assert report["schema"] == "mclst-gpu-check/1" and report["steps"][0]["status"] in (FAILED, LATE)
     for step in report["steps"][1:]:
         assert step["status"] == MISSING and step["why"], step
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from click.testing import CliRunner
 from small_model import Small
 
 from mclst.benchmarks.cli import main
+from mclst.benchmarks.harness.measure import time_interleaved
 from mclst.benchmarks.whole_command import measure as whole_command
 from mclst.benchmarks.whole_command.measure import NOTEBOOK, Process, evict, mclst_process, measure, peers
 from mclst.runtime.bundle.bundle import open_bundle
@@ -67,19 +70,33 @@ def script(folder: Path, name: str, code: str) -> Process:
     return Process(name, [sys.executable, "-c", code], folder / f"{name}.npy", False, folder)
 
 
-def test_ratios_are_of_processes_that_took_turns(tmp_path: Path) -> None:
+@dataclass
+class OnPlayedClock(Process):
+    """Takes some seconds of a clock that only such processes move on."""
+
+    now = 0.0
+    seconds: float = 0.0
+
+    def __call__(self) -> None:
+        super().__call__()
+        OnPlayedClock.now += self.seconds
+
+
+def test_ratios_are_of_processes_that_took_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = partial(time_interleaved, wall_clock=lambda: OnPlayedClock.now)
+    monkeypatch.setattr(whole_command, "time_interleaved", clock)
+    code = "import json; print('noise'); print(json.dumps({'encode_s': 0}))"
     processes = []
-    for name, value, seconds in (("fast", 1.0, 0.0), ("slow", 2.0, 0.4)):
+    for name, value, seconds in (("fast", 1.0, 0.5), ("slow", 2.0, 2.0)):
         np.save(tmp_path / f"{name}.npy", np.full((5, 3), value, np.float32) * np.arange(3))
-        code = (
-            f"import time, json; time.sleep({seconds}); print('noise'); print(json.dumps({{'encode_s': 0}}))"
-        )
-        processes.append(script(tmp_path, name, code))
+        plain = script(tmp_path, name, code)
+        processes.append(OnPlayedClock(**vars(plain), seconds=seconds))
     kept = tmp_path / "kept"
     kept.write_bytes(b"x" * 4096)
     result, expression = measure(processes, tiles=5, rounds=2, cold=(tmp_path,))
     fast, slow = result["contenders"]
-    assert slow["wall_to_first"] > 1.5 and fast["wall_to_first"] == 1
+    assert slow["wall_to_first"] == pytest.approx(4) and fast["wall_to_first"] == 1
+    assert slow["overhead_s"]["median"] == pytest.approx(2) and slow["samples"]["cpu_s"][0] > 0
     assert slow["equal_to_first"]["max_abs"] == 2 and expression["slow"][0, 2] == 4
     evict([tmp_path / "missing"])
     assert kept.read_bytes() == b"x" * 4096

@@ -359,7 +359,7 @@ def test_the_probe_distinguishes_a_busy_from_a_dead_server(
 
     with HTTPServer(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        result = CliRunner().invoke(probe, [f"http://127.0.0.1:{server.server_port}/", "--timeout", "20"])
+        result = CliRunner().invoke(probe, [f"http://127.0.0.1:{server.server_port}/", "--timeout", "300"])
         server.shutdown()
     assert result.exit_code == exit_code and message in " ".join(result.stderr.split())
     assert CliRunner().invoke(probe, ["grpc://lab:8001"]).exit_code == 2

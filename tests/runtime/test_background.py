@@ -35,7 +35,7 @@ def test_under_a_limit_of_memory_no_thread_starts(monkeypatch: pytest.MonkeyPatc
 
 def test_waiting_ends_when_the_work_does() -> None:
     go = threading.Event()
-    work = Background(lambda: go.wait(30), "work")
+    work = Background(go.wait, "work")
     go.set()
     work.wait()
     assert work.result()

@@ -13,7 +13,7 @@ import pytest
 import shapely
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_slides import quick
+from hypothesis_profile import quick
 
 from mclst.sections.errors import SectionError
 from mclst.sections.tables import geojson

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profile import quick
 from section_folders import space_ranger
-from synthetic_slides import quick
 
 from mclst.sections.errors import SectionError
 from mclst.sections.formats.images import missing_image, parse_images, read_image_table, with_images

@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any, Self
 
 import numpy as np
+from held_port import HeldPort
 from numpy.typing import NDArray
 
 from mclst.runtime.bundle.bundle import CALIBRATION, open_bundle
@@ -33,6 +35,8 @@ STATUS = {
     500: "INTERNAL",
     503: "UNAVAILABLE",
 }
+
+
 Trouble = Callable[[int], str]
 """Number of a request for expression, from 0 → what goes wrong with it, or ""."""
 
@@ -59,6 +63,7 @@ class FakeServer:
         """certificate: key and certificate, for https and grpcs. token: what each request needs."""
         self.certificate, self.token, self.name = certificate, token, "127.0.0.1"
         self.protocol, self.max_batch, self.trouble = protocol, max_batch, trouble
+        self._held_port: HeldPort | None = None
         self.port = 0
         self.n_requests = self.at_once = self.most_at_once = self.metadata_requests = 0
         self.on_metadata: Callable[[int], None] = lambda number: None
@@ -100,15 +105,29 @@ class FakeServer:
 
     def __exit__(self, *raised: object) -> None:
         self.stop()
+        if self._held_port is not None:
+            self._held_port.close()
+            self._held_port = None
 
     def start(self) -> None:
         """Listen; the second time on the same port."""
+        if self._held_port is None:
+            self._held_port = HeldPort()
+            self.port = self._held_port.number
         self._listener: Any = (_Http if self.protocol.startswith("http") else _Grpc)(self)
-        self.port = self._listener.port
 
     def stop(self) -> None:
         """Refuse connections and drop those there are, in the middle of whatever they do."""
         self._listener.stop()
+
+    def see_off(self) -> None:
+        """Wait until all is done that clients, which have ended by now, had asked for; by HTTP."""
+        last = HTTPConnection(self.name, self.port)
+        last.request("GET", "/v2")
+        last.getresponse().read()  # whoever came before it has a thread by now
+        last.close()
+        for thread, _ in self._listener.connections:
+            thread.join()
 
     def check_token(self, authorization: str | None) -> None:
         if self.token is not None and authorization != f"Bearer {self.token}":
@@ -197,16 +216,12 @@ def _raw(array: NDArray[Any]) -> bytes:
 
 class _Http:
     def __init__(self, fake: FakeServer) -> None:
-        self._open: set[socket.socket] = set()
+        self.connections: list[tuple[Thread, socket.socket]] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
             wbufsize = 1 << 16  # head and body leave together, or the second waits for an acknowledgment
-
-            def setup(self) -> None:
-                outer._open.add(self.request)
-                super().setup()
 
             def log_message(self, *words: object) -> None:
                 pass
@@ -273,6 +288,12 @@ class _Http:
             daemon_threads = True
             request_queue_size = 64
 
+            def process_request(self, request: Any, client_address: Any) -> None:
+                work = (request, client_address)
+                thread = Thread(target=self.process_request_thread, args=work, daemon=True)
+                outer.connections.append((thread, request))
+                thread.start()
+
             def handle_error(self, request: Any, client_address: Any) -> None:
                 pass
 
@@ -281,13 +302,12 @@ class _Http:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(fake.certificate[1], fake.certificate[0])
             self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self.port = self._server.server_address[1]
         Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def stop(self) -> None:
         self._server.shutdown()
         self._server.server_close()
-        for connection in self._open:
+        for _, connection in self.connections:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
@@ -342,10 +362,10 @@ class _Grpc:
         service.add_GRPCInferenceServiceServicer_to_server(Servicer(), self._server)
         address = f"127.0.0.1:{fake.port}"
         if fake.certificate is None:
-            self.port = self._server.add_insecure_port(address)
+            self._server.add_insecure_port(address)
         else:
             pair = tuple(path.read_bytes() for path in fake.certificate)
-            self.port = self._server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+            self._server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
         self._server.start()
 
     def stop(self) -> None:

@@ -17,6 +17,12 @@ from synthetic_slides import tissue
 DEFAULT_SIGHUP = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
 """First line of a child process: under nohup it would inherit that SIGHUP is ignored."""
 
+HASHED_AT_ONCE = """
+from mclst.runtime.run.hashes import SlideHash
+SlideHash.ready = property(lambda self: bool(self.result()))
+"""
+"""For `before`: the rows that a run keeps do not depend on when a thread has hashed the slide."""
+
 IMPORTS = (
     "anndata.io",
     "faiss",
@@ -47,7 +53,9 @@ IMPORTS = (
 _SERVER = rf"""
 import contextlib, importlib, json, os, resource, signal, sys, time
 from mclst.runtime.cli import infer
+from mclst.runtime.run import encoded_tiles
 
+encoded_tiles.KEEP_SECONDS = float("inf")  # as in conftest.py
 for name in {IMPORTS}:
     with contextlib.suppress(ImportError):
         importlib.import_module(name)
@@ -134,7 +142,7 @@ class ForkServer:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._server.communicate(timeout=60)
+        self._server.communicate()
 
     def run(
         self,
@@ -143,7 +151,7 @@ class ForkServer:
         log_dir: Path,
         memory_mb: int = 0,
         file_bytes: int | None = None,
-        seconds: float = 60,
+        seconds: float = 900,
         before: str = "",
         stdout: str = "",
     ) -> Ended:

@@ -17,14 +17,15 @@ class FormulaSlide(Slide):
     def __init__(self, levels: tuple[float, ...] = (1.0,), mpp: float | None = None) -> None:
         sizes = tuple(Level(int(4000 / d), int(3000 / d), d, (64, 64)) for d in levels)
         super().__init__(Path("made-up"), reader="made-up", vendor="made-up", levels=sizes, mpp=mpp)
-        self.reads = 0
+        self.reads, self._counting = 0, threading.Lock()
         self.fault: Exception | None = None
         self.gate = threading.Event()
         self.gate.set()
 
     def _read_inside(self, pixels: NDArray[np.uint8], x: int, y: int, level: int) -> None:
         self.gate.wait()
-        self.reads += 1
+        with self._counting:
+            self.reads += 1
         if self.fault is not None:
             raise self.fault
         height, width, _ = pixels.shape

@@ -11,8 +11,6 @@ from threading import Event, Lock, Thread
 from typing import Any, Self
 from urllib.parse import unquote
 
-import pytest
-
 ENDLESS_BLOCK = bytes(1 << 16)
 
 
@@ -64,9 +62,6 @@ class RangeServer:
 
     def __enter__(self) -> Self:
         self._lock = Lock()
-        self._environment = pytest.MonkeyPatch()
-        for name in ("NO_PROXY", "no_proxy"):  # whatever proxy this machine has
-            self._environment.setenv(name, "127.0.0.1,localhost")
         owner: RangeServer = self
 
         class Handler(_Handler):
@@ -78,7 +73,6 @@ class RangeServer:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._environment.undo()
         self.released.set()
         self._server.shutdown()
         self._server.server_close()
@@ -192,12 +186,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         try:
+            # Counted before: whoever has read it must find it counted.
             while endless:
-                self.wfile.write(b"%x\r\n%b\r\n" % (len(ENDLESS_BLOCK), ENDLESS_BLOCK))
                 self.server_of_test.count(len(ENDLESS_BLOCK))
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(ENDLESS_BLOCK), ENDLESS_BLOCK))
             sent = body[: len(body) // 2] if cut else body
-            self.wfile.write(sent)
             self.server_of_test.count(len(sent))
+            self.wfile.write(sent)
         except OSError:
             self.close_connection = True
         if cut:

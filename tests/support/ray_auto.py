@@ -12,10 +12,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-from ray_cluster import loopback_up
+from ray_cluster import PATIENCE_SECONDS, PATIENT, loopback_up
 
+REFUSAL = "InvalidAuthToken"
 JOIN = """
 import sys
 import ray
@@ -24,12 +26,26 @@ print(ray.get(ray.remote(lambda: "ran").remote()))
 """
 
 
+def join(address: str, environment: dict[str, str], folder: Path) -> tuple[str, str]:
+    """What a process says that wants to join until it is refused, or ends: on stdout, and on stderr."""
+    out, err = folder / "joined.out", folder / "joined.err"
+    with out.open("w") as to_out, err.open("w") as to_err:
+        words = [sys.executable, "-c", JOIN, address]
+        process = subprocess.Popen(words, env=environment, stdout=to_out, stderr=to_err)
+    give_up = time.monotonic() + PATIENCE_SECONDS
+    while process.poll() is None and REFUSAL not in err.read_text() and time.monotonic() < give_up:
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    return out.read_text(), err.read_text()
+
+
 def main() -> None:
     loopback_up()
     for words in ("addr add 10.9.8.7/32 dev lo", "route add default dev lo src 10.9.8.7"):
         subprocess.run(["ip", *words.split()], check=False)
     base = tempfile.mkdtemp(prefix="mr", dir="/tmp")
-    os.environ["HOME"] = os.environ["TMPDIR"] = base
+    os.environ |= {"HOME": base, "TMPDIR": base, **PATIENT}
     import psutil
 
     from mclst.runtime.cohort.cluster import cluster
@@ -42,18 +58,13 @@ def main() -> None:
         answer = ray.get(ray.remote(lambda: 6 * 7).remote())
         private = temporary.parent
         stranger = {name: text for name, text in os.environ.items() if not name.startswith("RAY_AUTH_TOKEN")}
-        joined = subprocess.run(
-            ["timeout", "8", sys.executable, "-c", JOIN, ray.get_runtime_context().gcs_address],
-            env=stranger | {"HOME": "/nonexistent", "RAY_AUTH_MODE": "disabled"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        stranger |= {"HOME": "/nonexistent", "RAY_AUTH_MODE": "disabled"}
+        joined, refusal = join(ray.get_runtime_context().gcs_address, stranger, Path(base))
         listening = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN"}
         result = {
             "answer": answer,
-            "joined": joined.stdout,
-            "refusal": joined.stderr,
+            "joined": joined,
+            "refusal": refusal,
             "address": address,
             "folder": str(private.parent) == base,
             "mode": private.stat().st_mode & 0o777,

@@ -8,6 +8,7 @@ worker. Each runs its cohorts in turn and prints one line of JSON.
 from __future__ import annotations
 
 import fcntl
+import importlib
 import json
 import os
 import shutil
@@ -21,6 +22,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+PATIENCE_SECONDS = 1200
+PATIENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_gcs_server_port_wait_time_s": str(PATIENCE_SECONDS),
+    "RAY_gcs_server_request_timeout_seconds": str(PATIENCE_SECONDS),
+    "RAY_gcs_rpc_server_reconnect_timeout_s": str(PATIENCE_SECONDS),
+    "RAY_worker_register_timeout_seconds": str(PATIENCE_SECONDS),
+    "RAY_raylet_client_num_connect_attempts": str(PATIENCE_SECONDS),
+    # A node that is dead refuses the check, and is noticed as before.
+    "RAY_health_check_timeout_ms": str(1000 * PATIENCE_SECONDS),
+}
+"""Environment in which Ray takes nothing for dead that a busy machine holds up."""
+
 
 def loopback_up() -> None:
     """What `ip link set lo up` does."""
@@ -29,47 +43,64 @@ def loopback_up() -> None:
         fcntl.ioctl(sock, 0x8914, struct.pack("16sh", b"lo", flags | 1))
 
 
-def after(maps: int, folder: Path, do: Any) -> threading.Thread:
-    """Do something once so many maps stand in a folder."""
-
-    def watch() -> None:
-        until = time.monotonic() + 120
-        while len(list(folder.glob("*.h5ad"))) < maps:
-            if time.monotonic() > until:
-                return
-            time.sleep(0.02)
-        done.append(do())
-
-    done: list[Any] = []
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.done = done  # type: ignore[attr-defined]
-    thread.start()
-    return thread
+def wait_for(*paths: Path) -> None:
+    """Until all of them are there; whoever waits is killed if they never are."""
+    while not all(path.exists() for path in paths):
+        time.sleep(0.02)
 
 
-def kill_a_worker() -> int:
-    """SIGKILL a worker that is at work, by its pid."""
-    import psutil
+class Played:
+    """A clock that passes ten times as fast while a slide hangs, and else not at all."""
 
-    while True:
-        for process in psutil.Process().children(recursive=True):
-            if process.cmdline()[:1] == ["ray::Worker.run"]:
-                os.kill(process.pid, signal.SIGKILL)
-                return int(process.pid)
+    def __init__(self, hanging: Path) -> None:
+        self._hanging, self._now, self._seen = hanging, 0.0, time.monotonic()
+        self.sleep = time.sleep
+
+    def monotonic(self) -> float:
+        now = time.monotonic()
+        self._now += 10 * (now - self._seen) if self._hanging.exists() else 0
+        self._seen = now
+        return self._now
 
 
 def main(faults: str) -> None:
     loopback_up()
     temporary = tempfile.mkdtemp(prefix="mr", dir="/tmp")  # sockets lie in it, whose names must be short
-    os.environ["HOME"] = os.environ["RAY_TMPDIR"] = temporary
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= {"HOME": temporary, "RAY_TMPDIR": temporary, **PATIENT}
     from click.testing import CliRunner
     from ray.cluster_utils import Cluster
 
-    import mclst.runtime.cohort.cluster as module
     from mclst.runtime.cli.infer import main as infer
     from mclst.runtime.cohort.cluster_worker import Task, Worker
     from mclst.runtime.expression_map.lock import lock_output
+    from mclst.runtime.expression_map.row_file import RowFile
+
+    here = Path.cwd()
+    module: Any = importlib.import_module("mclst.runtime.cohort.cluster")
+
+    class Killed(Worker):
+        """Dies once amid the rows of slide s4."""
+
+        def run(self, task: Task) -> Any:
+            if task.name == "s4" and task.attempt == 1:
+                write = RowFile.write
+
+                def write_and_die(rows: Any, *values: Any) -> None:
+                    write(rows, *values)
+                    (here / "killed").touch(exist_ok=False)
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+                patched: Any = RowFile
+                patched.write = write_and_die
+            return super().run(task)
+
+    class Lasting(Worker):
+        """Begins slide s9 only once the node is gone, so that some are left for the other."""
+
+        def run(self, task: Task) -> Any:
+            if task.name == "s9":
+                wait_for(here / "node-gone")
+            return super().run(task)
 
     class Poisoned(Worker):
         """Dies of slide s1."""
@@ -80,20 +111,25 @@ def main(faults: str) -> None:
             return super().run(task)
 
     class Hanging(Worker):
-        """Never comes back from slide s1; its map is being written meanwhile."""
+        """Never comes back from slide s1; its map is being written meanwhile. The clock does not pass before,
+        so that it makes no other slide late.
+        """
 
         def run(self, task: Task) -> Any:
             if task.name == "s1":
+                wait_for(here / "s0-ended", here / "s2-ended")
                 lock_output(task.job.map_path)
-                time.sleep(600)
+                (here / "hanging").touch()
+                threading.Event().wait()
             return super().run(task)
 
     node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
     result: dict[str, Any] = {"interfaces": [name for _, name in socket.if_nameindex()]}
+    Cluster._wait_for_node.__defaults__ = (PATIENCE_SECONDS,)
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
 
     def cohort(name: str, *words: str, table: str = "cohort.csv", out: str = "") -> None:
-        began = time.monotonic()
+        began = module.time.monotonic()
         words = (
             "--slides",
             table,
@@ -110,27 +146,44 @@ def main(faults: str) -> None:
             "code": done.exit_code,
             "stdout": done.stdout,
             "stderr": done.stderr,
-            "seconds": time.monotonic() - began,
+            "seconds": module.time.monotonic() - began,
         }
 
     try:
         second = cluster.add_node(**node)
-        cluster.wait_for_nodes()
+        cluster.wait_for_nodes(PATIENCE_SECONDS)
         if faults == "deaths":
-            watching = after(4, Path("worker"), kill_a_worker)
+            module.Worker = Killed
             cohort("worker")
-            result["killed"] = watching.done  # type: ignore[attr-defined]
+            module.Worker = Worker
             cohort("parts", "--shard-tiles", "200", "--batch-size", "4", table="few.csv")
-            watching = after(4, Path("node"), lambda: cluster.remove_node(second, allow_graceful=False))
+
+            def remove_the_node() -> None:
+                while len(list(Path("node").glob("*.h5ad"))) < 4:
+                    time.sleep(0.02)
+                cluster.remove_node(second, allow_graceful=False)
+                (here / "node-gone").touch()
+
+            removing = threading.Thread(target=remove_the_node, daemon=True)
+            removing.start()
+            module.Worker = Lasting
             cohort("node")
-            result["node killed"] = len(watching.done)  # type: ignore[attr-defined]
             result["nodes left"] = len(cluster.list_all_nodes())
         else:
-            module.Worker = Poisoned  # type: ignore[attr-defined, misc]
+            module.Worker = Poisoned
             cohort("poison", table="few.csv")
-            module.Worker, module.ATTEMPTS, module.DYING_SECONDS = Hanging, 2, 2.0  # type: ignore[attr-defined, misc]
+            module.Worker, module.ATTEMPTS, module.DYING_SECONDS = Hanging, 2, 20.0
+            module.time = Played(here / "hanging")
+            finish = module.Pool._finish
+
+            def finish_and_tell(pool: Any, ref: Any) -> Any:
+                ended = finish(pool, ref)
+                (here / f"{ended[0].name}-ended").touch()
+                return ended
+
+            module.Pool._finish = finish_and_tell
             cohort("hung", "--deadline", "30", table="few.csv")
-            module.Worker, module.ATTEMPTS = Worker, 3  # type: ignore[attr-defined, misc]
+            module.Worker, module.ATTEMPTS, module.time = Worker, 3, time
             shutil.copy("hung/cohort.run.json", "hung.json")
             cohort("hung again", "--deadline", "600", table="few.csv", out="hung")
     finally:

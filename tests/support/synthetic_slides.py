@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 import tifffile
-from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 from PIL import Image
 
 PAD = (9, 200, 77)
-quick = settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
 
 
 STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import site
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -25,10 +24,13 @@ from types import TracebackType
 from typing import Self
 
 from google.protobuf import text_format
+from held_port import HeldPort
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / "build" / "tritonserver"
 SECRET = "mclst-admin=let-me-in"
+PATIENCE_SECONDS = 600
+"""How long a busy machine may take to start or end it."""
 GUARDED = "model-repository,shared-memory,trace,logging"
 """What docs/serve.md restricts: a client needs none of it."""
 
@@ -42,6 +44,8 @@ import triton_python_backend_utils as pb
 
 
 class TritonPythonModel:
+    gate, passed = "", 0
+
     def initialize(self, args):
         folder = f"{args['model_repository']}/{args['model_version']}"
         options = onnxruntime.SessionOptions()
@@ -49,10 +53,24 @@ class TritonPythonModel:
         self.session = onnxruntime.InferenceSession(f"{folder}/model.onnx", options)
         self.output = self.session.get_outputs()[0].name
 
+    def wait_at_the_gate(self):
+        while True:
+            try:
+                with open(GATE) as file:
+                    gate = file.read()
+            except OSError:
+                return
+            if gate != self.gate:
+                self.gate, self.passed = gate, 0
+            if self.passed < int(gate.split()[0]):
+                self.passed += 1
+                return
+            time.sleep(0.005)
+
     def execute(self, requests):
+        self.wait_at_the_gate()
         batches = [pb.get_input_tensor_by_name(request, "tiles").as_numpy() for request in requests]
         (values,) = self.session.run([self.output], {"tiles": np.concatenate(batches)})
-        time.sleep(SECONDS)
         ends = np.cumsum([len(tiles) for tiles in batches])
         parts = np.split(values, ends[:-1])
         return [pb.InferenceResponse([pb.Tensor(self.output, np.ascontiguousarray(part))]) for part in parts]
@@ -66,10 +84,24 @@ def why_absent() -> str:
     return ""
 
 
-def stand_in(repository: Path, name: str, *, seconds: float = 0.0) -> None:
-    """Have `NAME_encoder` of a repository run by onnxruntime in Triton's Python backend, each batch `seconds`
-    longer.
-    """
+class Gate:
+    """Holds an encoder up, so that a test decides what waits for it; see `stand_in`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def shut(self, after: int = 0) -> None:
+        """Let through so many batches from now on, and then none."""
+        new = self.path.with_suffix(".new")
+        new.write_text(f"{after} batches, {uuid.uuid4().hex}")
+        new.replace(self.path)
+
+    def open(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def stand_in(repository: Path, name: str, gate: Gate | None = None) -> None:
+    """Have `NAME_encoder` of a repository run by onnxruntime in Triton's Python backend, behind a gate."""
     from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
     folder = repository / f"{name}_encoder"
@@ -78,7 +110,7 @@ def stand_in(repository: Path, name: str, *, seconds: float = 0.0) -> None:
     config.backend = "python"
     config.instance_group[0].kind = ModelInstanceGroup.KIND_CPU
     (folder / "config.pbtxt").write_text(text_format.MessageToString(config))
-    (folder / "1" / "model.py").write_text(ENCODER.replace("SECONDS", repr(seconds)))
+    (folder / "1" / "model.py").write_text(ENCODER.replace("GATE", repr(str(gate.path) if gate else "")))
 
 
 class TritonServer:
@@ -89,7 +121,7 @@ class TritonServer:
         *repositories: Path,
         folder: Path,
         all_must_load: bool = True,
-        ports: tuple[int, int, int] | None = None,
+        ports: tuple[HeldPort, HeldPort, HeldPort] | None = None,
     ) -> None:
         """folder: for its backends and its log. all_must_load: end at once where a model is refused.
 
@@ -97,8 +129,8 @@ class TritonServer:
         """
         self.folder = folder
         self.log = folder / "server.log"
-        self.ports = ports or _free_ports()
-        self.http, self.grpc, metrics = self.ports
+        self.ports = ports or (HeldPort(), HeldPort(), HeldPort())
+        self.http, self.grpc, metrics = (port.number for port in self.ports)
         self._shm = f"mclst_test_{os.getpid()}_{uuid.uuid4().hex[:8]}_"
         backends = _backends(folder)
         words = [
@@ -116,7 +148,8 @@ class TritonServer:
             f"--http-restricted-api={GUARDED}:{SECRET}",
             f"--grpc-restricted-protocol={GUARDED}:{SECRET}",
             f"--backend-config=python,shm-region-prefix-name={self._shm}",
-            "--exit-timeout-secs=30",
+            f"--backend-config=python,stub-timeout-seconds={PATIENCE_SECONDS}",
+            f"--exit-timeout-secs={PATIENCE_SECONDS}",
         ]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(words, stdout=log, stderr=log, env=_environment(folder))
@@ -125,7 +158,7 @@ class TritonServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.http}"
 
-    def wait(self, seconds: float = 120) -> Self:
+    def wait(self, seconds: float = PATIENCE_SECONDS) -> Self:
         """Until it answers, or has ended."""
         until = time.monotonic() + seconds
         while self.process.poll() is None and not self._answers():
@@ -136,23 +169,25 @@ class TritonServer:
     def log_text(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def terminate(self, seconds: float = 60) -> int:
+    def terminate(self) -> int:
         """SIGTERM, and its exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(seconds)
+        return self.process.wait(2 * PATIENCE_SECONDS)
 
-    def close(self) -> None:
+    def close(self, *, keep_ports: bool = False) -> None:
         """End it, however, and its segments."""
         self.process.kill()
-        self.process.wait(30)
-        until = time.monotonic() + 10
-        while any(_alive(pid) for pid in self.stubs()) and time.monotonic() < until:
-            time.sleep(0.05)  # they follow their server within a second, or never
-        for pid in self.stubs():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        follow = time.monotonic() + 10  # they follow their server within a second, or never
+        while stubs := self.stubs():
+            for pid in stubs if time.monotonic() > follow else ():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
         for segment in self.segments():
             segment.unlink(missing_ok=True)
+        for port in () if keep_ports else self.ports:
+            port.close()
 
     def segments(self) -> list[Path]:
         return sorted(Path("/dev/shm").glob(f"{self._shm}*"))
@@ -228,17 +263,3 @@ def _environment(folder: Path) -> dict[str, str]:
         "PATH": f"{home / 'bin'}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
     }
-
-
-def _free_ports() -> tuple[int, int, int]:
-    sockets = [socket.socket() for _ in range(3)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    first, second, third = (int(one.getsockname()[1]) for one in sockets)
-    for one in sockets:
-        one.close()
-    return first, second, third
-
-
-def _alive(pid: int) -> bool:
-    return Path(f"/proc/{pid}").exists()

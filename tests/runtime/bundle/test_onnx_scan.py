@@ -12,8 +12,8 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profile import quick
 from onnx import TensorProto, helper, numpy_helper
-from synthetic_slides import quick
 
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.bundle.onnx_scan import check_graph

@@ -6,12 +6,10 @@ import gc
 import json
 import os
 import shutil
-import signal
 import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +19,7 @@ import numpy as np
 import pytest
 import tifffile
 from click.testing import CliRunner, Result
-from forked_runs import DEFAULT_SIGHUP
+from forked_runs import DEFAULT_SIGHUP, HASHED_AT_ONCE
 from numpy.typing import NDArray
 from PIL import Image
 from refusals import assert_refused, tree
@@ -471,6 +469,25 @@ def test_help_speaks_of_what_it_does() -> None:
         assert word in done.output
 
 
+STOPPED_ONCE_ROWS_ARE_KEPT = f"""
+{DEFAULT_SIGHUP}{HASHED_AT_ONCE}
+import os, signal, sys
+from mclst.runtime.cli.infer import main
+from mclst.runtime.expression_map.row_file import RowFile
+
+number, *words = sys.argv[1:]
+write = RowFile.write
+
+def write_and_stop(rows, *args):
+    write(rows, *args)
+    if rows.resumable_rows:
+        os.kill(os.getpid(), getattr(signal, number))
+
+RowFile.write = write_and_stop
+main(words)
+"""
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 143)])
 @pytest.mark.slow
 def test_a_stopped_run_says_what_it_keeps(here: Path, name: str, code: int) -> None:
@@ -478,17 +495,10 @@ def test_a_stopped_run_says_what_it_keeps(here: Path, name: str, code: int) -> N
         "id\tx\ty\n" + "".join(f"s{i}\t{i % 200}\t{i % 180}\n" for i in range(60_000))
     )
     before = tree(here)
-    script = f"{DEFAULT_SIGHUP}import sys; from mclst.runtime.cli.infer import main; main(sys.argv[1:])"
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, "slide.png", "--spots", "spots.tsv"], stderr=subprocess.PIPE, text=True
-    )
-    journal = here / ".slide.h5ad.journal"
-    while not journal.exists() and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(getattr(signal, name))
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == code and "Traceback" not in stderr, stderr
-    assert "of 60,000 spots are kept" in stderr and "the same command resumes" in stderr
+    words = [sys.executable, "-c", STOPPED_ONCE_ROWS_ARE_KEPT, name, "slide.png", "--spots", "spots.tsv"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+    assert "of 60,000 spots are kept" in done.stderr and "the same command resumes" in done.stderr
     left = tree(here)
     assert set(left) - set(before) == {".slide.h5ad.rows", ".slide.h5ad.journal", "slide.run.json"}
     assert {name: left[name] for name in before} == before

@@ -29,7 +29,7 @@ from mclst.runtime.run.options import RunOptions
 
 pytest.importorskip("ray")
 SCRIPT = Path(__file__).parents[2] / "support" / "ray_cluster.py"
-SECONDS = 300
+SECONDS = 3000
 
 
 @pytest.fixture(scope="module")
@@ -148,16 +148,16 @@ def test_only_loopback_is_there(ran: tuple[Path, dict[str, Any]]) -> None:
 def test_a_worker_killed_costs_one_attempt(
     ran: tuple[Path, dict[str, Any]], expected: dict[int, np.ndarray]
 ) -> None:
-    assert len(ran[1]["killed"]) == 1
+    assert (ran[0] / "killed").exists()
     assert_all_done(ran, "worker", 10, expected[16])
-    attempts = [slide["attempts"] for slide in report(ran[0], "worker")["slides"]]
-    assert sorted(attempts) == [1] * 9 + [2]
+    attempts = {slide["name"]: slide["attempts"] for slide in report(ran[0], "worker")["slides"]}
+    assert attempts.pop("s4") == 2 and list(attempts.values()) == [1] * 9
 
 
 def test_a_node_killed_costs_what_it_was_at(
     ran: tuple[Path, dict[str, Any]], expected: dict[int, np.ndarray]
 ) -> None:
-    assert (ran[1]["node killed"], ran[1]["nodes left"]) == (1, 1)
+    assert (ran[0] / "node-gone").exists() and ran[1]["nodes left"] == 1
     assert_all_done(ran, "node", 10, expected[16])
     attempts = [slide["attempts"] for slide in report(ran[0], "node")["slides"]]
     assert max(attempts) <= 2 and sum(attempts) <= 12
@@ -194,7 +194,7 @@ def test_a_slide_that_hangs_costs_an_attempt_at_each_deadline(
     }
     error = outcomes["s1"]["error"]["message"]
     assert outcomes["s1"]["attempts"] == 2 and "it took longer than --deadline 30 s" in error
-    assert runs["hung"]["seconds"] >= 2 * 20
+    assert runs["hung"]["seconds"] >= 2 * (30 + 20)  # by the clock of the hanging slide
     # The workers that were ended hold nothing back: the same command does what is left.
     assert runs["hung again"]["code"] == 0, runs["hung again"]["stderr"]
     statuses = {slide["name"]: slide["status"] for slide in report(folder, "hung")["slides"]}

@@ -41,7 +41,7 @@ def test_threads_work_at_the_same_time() -> None:
     barrier = Barrier(3)
 
     def meet(tiles: np.ndarray) -> np.ndarray:
-        barrier.wait(timeout=20)
+        barrier.wait(timeout=600)
         return tiles.reshape(len(tiles), 1).astype(np.float32)
 
     count = 3 * MICRO_BATCH_SIZE

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_slides import quick
+from hypothesis_profile import quick
 
 from mclst.runtime.expression_map import distinct
 from mclst.runtime.expression_map.distinct import distinct_genes

@@ -324,7 +324,7 @@ def run_python(code, *arguments):
         str(Path(__file__).parents[2] / "support"),
         *map(str, arguments),
     ]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, check=False, capture_output=True, text=True)
 
 
 LIMITED = """
@@ -370,8 +370,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_map(tmp_path, when):
 
 
 def test_leftovers_of_dead_runs_are_swept_and_nothing_else(tmp_path):
-    done = run_python("import os; print(os.getpid())")
-    dead = int(done.stdout)
+    dead = 10**9  # above any process's number
     stale = [f".m.h5ad.{dead}.part", f".m.h5ad.{dead}-0a1b2c3d.part"]
     others = [f".n.h5ad.{dead}.part", ".m.h5ad.part", f".m.h5ad.{os.getppid()}-00000000.part"]
     for name in stale + others:

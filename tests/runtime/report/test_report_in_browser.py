@@ -503,7 +503,7 @@ def test_a_browser_that_cannot_decompress_says_so(browser: Any, made: SyntheticM
     page = browser.new_page()
     page.add_init_script("delete window.DecompressionStream")
     page.goto((tmp_path / "slide.html").as_uri())
-    assert "too old to decompress" in page.locator("#maps").inner_text()
+    wait_until(page, "document.getElementById('maps').innerText.includes('too old to decompress')")
     page.close()
 
 

@@ -15,9 +15,9 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profile import quick
 from seurat_reader import as_character, load_10x_spatial, type_convert
 from synthetic_maps import DIAMETER, SCALE, SyntheticMap, synthetic_map
-from synthetic_slides import quick
 
 from mclst.runtime.cli.report import main
 from mclst.runtime.errors import OutputError

@@ -17,19 +17,20 @@ import numpy as np
 import pytest
 import tifffile
 from click.testing import CliRunner
-from forked_runs import ForkServer
+from forked_runs import HASHED_AT_ONCE, ForkServer
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profile import quick
 from numpy.typing import NDArray
 from small_model import fast_graph, fast_regression
-from synthetic_slides import quick, tissue
+from synthetic_slides import tissue
 
 from mclst.runtime.bundle.bundle import SLIDE_GRAPH, BundleDraft
 from mclst.runtime.cli.infer import main
 from mclst.runtime.encoder.cpu_stages import CpuStages
 from mclst.runtime.expression_map.journal import MEASURED, RECORD, Journal, read_journal, read_tiles
 from mclst.runtime.run import context, encoded_tiles
-from mclst.runtime.run.hashes import SlideHash
+from mclst.runtime.run.encoded_tiles import KEEP_SECONDS
 
 SPOTS, BATCH, GENES = 600, 16, 5
 SECONDS_PER_BATCH = 4
@@ -49,9 +50,9 @@ WORDS = (
 )
 
 SLOW_AND_KILLED = f"""
+{HASHED_AT_ONCE}
 from mclst.runtime.encoder.cpu_stages import CpuStages
-from mclst.runtime.run import context, encoded_tiles
-from mclst.runtime.run.hashes import SlideHash
+from mclst.runtime.run import encoded_tiles
 
 class Played:
     now = 0.0
@@ -59,7 +60,7 @@ class Played:
         return self.now
 
 encoded_tiles.time = played = Played()
-SlideHash.ready = property(lambda self: bool(self.result()))
+encoded_tiles.KEEP_SECONDS = {KEEP_SECONDS}
 encode, batches = CpuStages.encode, []
 
 def encode_slowly(self, slot, n, after):
@@ -203,7 +204,7 @@ class Played:
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> Played:
+def slow(monkeypatch: pytest.MonkeyPatch, hashed_at_once: None) -> Played:
     played, encode = Played(), CpuStages.encode
 
     def encode_slowly(stages: CpuStages, slot: int, n: int, after: Any) -> None:
@@ -211,8 +212,8 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Played:
         played.now += SECONDS_PER_BATCH
 
     monkeypatch.setattr(encoded_tiles, "time", played)
+    monkeypatch.setattr(encoded_tiles, "KEEP_SECONDS", KEEP_SECONDS)
     monkeypatch.setattr(CpuStages, "encode", encode_slowly)
-    monkeypatch.setattr(SlideHash, "ready", property(lambda self: bool(self.result())))
     return played
 
 

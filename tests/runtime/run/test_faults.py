@@ -295,7 +295,7 @@ def test_a_bundle_that_is_wrong(
 ) -> None:
     change(here)
     before = tree(here)
-    ended = fork_server.run(here, *WORDS, log_dir=log_dir, memory_mb=1500, seconds=30)
+    ended = fork_server.run(here, *WORDS, log_dir=log_dir, memory_mb=1500)
     assert_one_sentence(ended, 4, words)
     assert tree(here) == before
 
@@ -427,6 +427,6 @@ def test_a_slide_that_is_wrong(
 ) -> None:
     change(here)
     before = tree(here)
-    ended = fork_server.run(here, *WORDS, log_dir=log_dir, memory_mb=1500, seconds=30)
+    ended = fork_server.run(here, *WORDS, log_dir=log_dir, memory_mb=1500)
     assert_one_sentence(ended, 4, words)
     assert tree(here) == before

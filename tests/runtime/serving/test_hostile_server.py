@@ -93,9 +93,9 @@ def test_m3_redirects_are_not_followed() -> None:
         with pytest.raises(
             ServerError, match="redirects to another address, and tiles go to no other server"
         ):
-            Server(url, patience_s=5)
+            Server(url, patience_s=60)
         with pytest.raises(MclstError, match="307"):
-            probe.probe(url, "mclst", 5)
+            probe.probe(url, "mclst", 60)
     assert len(first) == 2 and received == []
 
 
@@ -104,7 +104,7 @@ def test_m3_the_probe_uses_no_proxy_of_the_environment() -> None:
         done = subprocess.run(
             [sys.executable, "-m", "mclst.runtime.serving.probe", url],
             env={**os.environ, "http_proxy": proxy, "no_proxy": ""},
-            capture_output=True, text=True, check=False, timeout=60,
+            capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == 4 and received == [] and len(asked) == 1, done.stderr
 
@@ -119,7 +119,7 @@ import tritonclient.http.aio
 now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + (200 << 20),) * 2)
 words = []
-for call in (lambda: Server(sys.argv[1], patience_s=20), lambda: probe(sys.argv[1], "mclst", 20)):
+for call in (lambda: Server(sys.argv[1], patience_s=300), lambda: probe(sys.argv[1], "mclst", 300)):
     try:
         call()
     except MclstError as error:
@@ -138,8 +138,10 @@ print(json.dumps(words))
 def test_m4_answers_take_bounded_memory(way: str, client: str, prober: str) -> None:
     with listen(way) as (url, requests):
         done = subprocess.run(
-            [sys.executable, "-c", LIMITED, url], capture_output=True, text=True, check=False, timeout=60
-        )
+            [sys.executable, "-c", LIMITED, url],
+            env={**os.environ, "MALLOC_ARENA_MAX": "1"},  # 64 MiB of addresses for each thread that allocates
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
     words = json.loads(done.stdout or "[]")
     assert len(words) == 2 and client in words[0] and prober in words[1], done.stderr[-2000:]
     assert all(request["Accept-Encoding"] == "identity" for request in requests)
@@ -162,7 +164,7 @@ def test_m4_grpc_answers_are_bounded() -> None:
     server.start()
     try:
         with pytest.raises(ServerError, match="an answer longer than 16 MiB"):
-            Server(f"grpc://127.0.0.1:{port}", patience_s=5)
+            Server(f"grpc://127.0.0.1:{port}", patience_s=60)
     finally:
         server.stop(None).wait()
 

@@ -10,8 +10,9 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from threading import Event, Thread, Timer
+from threading import Event, Thread
 from typing import Any
 
 import h5py
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from fake_server import FakeServer
-from forked_runs import ForkServer
+from forked_runs import HASHED_AT_ONCE, ForkServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ from small_model import Small, fast_regression
 
 from mclst.runtime.cli.infer import main
 from mclst.runtime.errors import InputError
+from mclst.runtime.serving import connection
 from mclst.runtime.serving import flow_control as flow
 from mclst.runtime.serving.client import Address
 from mclst.runtime.serving.connection import REQUEST_BYTES, Server, batch_of
@@ -70,7 +72,7 @@ def local(run_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[N
 
 
 @pytest.fixture
-def here(tmp_path: Path, run_inputs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, run_inputs: Path, monkeypatch: pytest.MonkeyPatch, hashed_at_once: None) -> Path:
     """A folder with the slide and its spots, and no bundle; a failed request is soon tried again."""
     for name in ("slide.tif", "spots.csv"):
         shutil.copy(run_inputs / name, tmp_path)
@@ -94,6 +96,23 @@ def fake(lasting: FakeServer) -> FakeServer:
     lasting.n_requests = lasting.most_at_once = 0
     lasting.tiles.clear()
     return lasting
+
+
+PATIENCE = ("--server-patience", "60")
+
+
+@pytest.fixture
+def down(monkeypatch: pytest.MonkeyPatch) -> Event:
+    """While it is set, patience passes a hundred times as fast, and else not at all: a slow machine loses
+    none.
+    """
+    event = Event()
+
+    def clock() -> float:
+        return 100 * time.monotonic() if event.is_set() else 0.0
+
+    monkeypatch.setattr(connection, "FlowControl", partial(flow.FlowControl, clock=clock))
+    return event
 
 
 def assert_the_local_map(local: tuple[NDArray[np.float32], ...], path: Path | str = "slide.h5ad") -> None:
@@ -173,7 +192,17 @@ def test_no_row_is_lost_and_none_comes_twice(
 def test_a_server_with_little_room_is_given_little(
     here: Path, fake: FakeServer, local: tuple[NDArray[np.float32], ...]
 ) -> None:
-    fake.trouble = lambda number: "503" if fake.at_once > 2 else "slow 0.002"
+    full = Event()
+
+    def trouble(number: int) -> str:
+        if fake.at_once > 2:
+            full.set()
+            return "503"
+        if number >= 20:  # enough answers by now that the client sends 16 at once
+            full.wait()
+        return ""
+
+    fake.trouble = trouble
     result = infer(*WORDS, "--server", fake.url, "--server-requests", "16")
     assert result.exit_code == 0, result.stderr
     assert_the_local_map(local)
@@ -186,18 +215,25 @@ def test_a_server_with_little_room_is_given_little(
 def test_a_server_killed_and_restarted_under_load(
     protocol: str, here: Path, run_inputs: Path, local: tuple[NDArray[np.float32], ...]
 ) -> None:
-    with FakeServer(run_inputs / "mclst-bundle", protocol) as fake:
+    under_way = {20: Event(), 50: Event()}
+    stopped = {20: Event(), 50: Event()}
+
+    def trouble(number: int) -> str:
+        """Two requests find the server stopped while they are under way, and so do those beside them."""
+        if number in under_way:
+            under_way[number].set()
+            stopped[number].wait()
+        return ""
+
+    with FakeServer(run_inputs / "mclst-bundle", protocol, trouble=trouble) as fake:
 
         def restart() -> None:
-            give_up = time.monotonic() + 60
-            for after in (20, 50):
-                while fake.n_requests < after and time.monotonic() < give_up:
-                    time.sleep(0.001)
+            for number, reached in under_way.items():
+                reached.wait()
                 fake.stop()
-                time.sleep(0.3)
+                stopped[number].set()
                 fake.start()
 
-        fake.trouble = lambda number: "slow 0.005"
         restarts = Thread(target=restart)
         restarts.start()
         result = infer(*WORDS, "--server", fake.url)
@@ -209,24 +245,22 @@ def test_a_server_killed_and_restarted_under_load(
 
 @pytest.mark.slow
 def test_a_server_that_does_not_come_back_ends_the_run_and_the_same_command_carries_on(
-    here: Path, run_inputs: Path, local: tuple[NDArray[np.float32], ...]
+    here: Path, run_inputs: Path, local: tuple[NDArray[np.float32], ...], down: Event
 ) -> None:
     fake = FakeServer(run_inputs / "mclst-bundle")
     fake.start()
-    words = (*WORDS, "--server", fake.url, "--server-patience", "1")
-
-    stopped = Event()
+    words = (*WORDS, "--server", fake.url, *PATIENCE)
 
     def stop() -> None:
         fake.stop()
-        stopped.set()
+        down.set()
 
     def on_metadata(number: int) -> None:
         """The server is asked what it serves before each group of 512 is written: only the first is."""
-        if number == 2:
-            Timer(0.3, stop).start()
+        if number == 3:
+            Thread(target=stop).start()
         if number > 2:
-            stopped.wait(10)
+            down.wait()
 
     fake.on_metadata = on_metadata
     result = infer(*words)
@@ -235,6 +269,7 @@ def test_a_server_that_does_not_come_back_ends_the_run_and_the_same_command_carr
     fake.on_metadata = lambda number: None
     result = infer(*words)
     assert_one_sentence(result, 6, fake.url)
+    down.clear()
     fake.tiles.clear()
     with fake:
         result = infer(*words)
@@ -244,7 +279,8 @@ def test_a_server_that_does_not_come_back_ends_the_run_and_the_same_command_carr
     assert report()["run"]["carried_on"] == 512
 
 
-KILLED_ONCE_ROWS_ARE_KEPT = """
+KILLED_ONCE_ROWS_ARE_KEPT = f"""
+{HASHED_AT_ONCE}
 import mclst.runtime.expression_map.journal
 append = mclst.runtime.expression_map.journal.Journal.append
 def append_and_die(self, records):
@@ -263,13 +299,11 @@ def test_a_killed_client_is_carried_on(
     local: tuple[NDArray[np.float32], ...],
 ) -> None:
     with FakeServer(run_inputs / "mclst-bundle") as fake:
-        fake.trouble = lambda number: "slow 0.02"  # so that the slide is hashed by then
         words = (*WORDS, "--server", fake.url)
         ended = fork_server.run(here, *words, log_dir=log_dir, before=KILLED_ONCE_ROWS_ARE_KEPT)
         assert ended.code == -signal.SIGKILL, ended.stderr
         assert not Path("slide.h5ad").exists()
-        fake.trouble = lambda number: ""
-        time.sleep(0.5)  # for what the killed client had sent
+        fake.see_off()
         fake.tiles.clear()
         result = infer(*words)
     assert result.exit_code == 0, result.stderr
@@ -387,13 +421,18 @@ def test_a_cohort_by_a_server(here: Path, fake: FakeServer, local: tuple[NDArray
 
 
 @pytest.mark.slow
-def test_a_cohort_ends_with_its_server(here: Path, run_inputs: Path) -> None:
+def test_a_cohort_ends_with_its_server(here: Path, run_inputs: Path, down: Event) -> None:
     """What no other slide would mend is not tried with each."""
     Path("cohort.csv").write_text("slide,spots,name\nslide.tif,spots.csv,a\nslide.tif,spots.csv,b\n")
     with FakeServer(run_inputs / "mclst-bundle") as fake:
-        fake.trouble = lambda number: "500"
+
+        def fail(number: int) -> str:
+            down.set()
+            return "500"
+
+        fake.trouble = fail
         words = ("--slides", "cohort.csv", "--out", "maps", *QUICK, "--server", fake.url)
-        result = infer(*words, "--server-patience", "1")
+        result = infer(*words, *PATIENCE)
     assert result.exit_code == 6 and "finished slides are kept" in result.stderr
 
 

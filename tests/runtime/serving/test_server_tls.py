@@ -82,7 +82,7 @@ def here(tmp_path: Path, run_inputs: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 def infer(url: str, *words: object) -> Result:
     options = ["slide.tif", "--spots", "spots.csv", "--no-picture", "--no-html", "-q", "--server", url]
-    return CliRunner().invoke(main, [*options, "--server-patience", "3", *map(str, words)])
+    return CliRunner().invoke(main, [*options, "--server-patience", "60", *map(str, words)])
 
 
 def served(

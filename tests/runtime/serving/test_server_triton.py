@@ -8,7 +8,7 @@ backend.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,8 +16,9 @@ import h5py
 import numpy as np
 import pytest
 from calibrated import calibrate_bundle
-from triton_server import TritonServer, stand_in, why_absent
+from triton_server import PATIENCE_SECONDS, Gate, TritonServer, stand_in, why_absent
 
+from mclst.export.triton import config
 from mclst.export.triton.repository import Serving, write_repository
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.inference.loaded_model import LoadedModel
@@ -31,15 +32,15 @@ from mclst.runtime.serving.served_model import ServedModel
 pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed; install mclst[server]")
 pytestmark = pytest.mark.skipif(bool(why_absent()), reason=why_absent())
 
-BATCH = 8
+BATCH, QUEUE = 8, 8
 OPTIONS = RunOptions(provider="cpu", batch_size=BATCH, picture=False, report=False, files=Files(html=False))
 
 
 class Running:
     """A tritonserver that can be killed and started again at its addresses."""
 
-    def __init__(self, repository: Path, folder: Path) -> None:
-        self._repository, self._folder = repository, folder
+    def __init__(self, repository: Path, folder: Path, gate: Gate) -> None:
+        self._repository, self._folder, self.gate = repository, folder, gate
         self.server = TritonServer(repository, folder=folder / "0")
         self.server.wait()
 
@@ -48,7 +49,8 @@ class Running:
 
     def kill_and_start(self) -> None:
         """As an operator's restart policy does."""
-        self.server.close()
+        self.server.close(keep_ports=True)
+        self.gate.open()
         self.server = TritonServer(self._repository, folder=self._folder / "1", ports=self.server.ports)
         self.server.wait()
 
@@ -68,9 +70,12 @@ def place(run_inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def running(place: Path) -> Iterator[Running]:
     for name in ("0", "1"):
         (place / name).mkdir()
-    write_repository(open_bundle(place / "bundle"), place / "models", Serving(max_batch=BATCH))
-    stand_in(place / "models", "mclst", seconds=0.003)
-    running = Running(place / "models", place)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "MAX_QUEUE", QUEUE)
+        write_repository(open_bundle(place / "bundle"), place / "models", Serving(max_batch=BATCH))
+    gate = Gate(place / "gate")
+    stand_in(place / "models", "mclst", gate)
+    running = Running(place / "models", place, gate)
     try:
         yield running
     finally:
@@ -81,11 +86,15 @@ def job(folder: Path, name: str) -> Job:
     return Job(folder / "slide.tif", out=folder / f"{name}.h5ad", spots=folder / "spots.csv", options=OPTIONS)
 
 
-def served(folder: Path, name: str, url: str, at_once: int = 8) -> Counts:
+def served(folder: Path, name: str, server: Server) -> Counts:
     """Make a map by a server; what became of the requests."""
-    with Server(url, patience_s=60, at_once=at_once) as server:
+    with server:
         run_job(ServedModel(server), job(folder, name))
         return server.flow.counts
+
+
+def connect(running: Running, protocol: str, at_once: int = 8) -> Server:
+    return Server(running.url(protocol), patience_s=PATIENCE_SECONDS, at_once=at_once)
 
 
 def assert_the_local_map(folder: Path, name: str) -> None:
@@ -103,7 +112,7 @@ def assert_the_local_map(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_the_local_map(place: Path, running: Running, protocol: str) -> None:
-    counts = served(place, protocol, running.url(protocol))
+    counts = served(place, protocol, connect(running, protocol))
     assert_the_local_map(place, protocol)
     assert counts.answered >= 75 and counts.retried == 0
 
@@ -111,13 +120,20 @@ def test_the_local_map(place: Path, running: Running, protocol: str) -> None:
 def test_clients_that_ask_for_more_than_there_is_room_for_all_get_their_maps(
     place: Path, running: Running
 ) -> None:
-    """Three with up to 24 requests each, before a queue of 32: some are turned away and come again."""
+    """Three with up to 24 requests each, before a queue of 8: some are turned away and come again.
+
+    Of 36 answers one client has 12 or more, so it sends 13 at once, to an encoder that then holds still.
+    """
+    servers = [connect(running, protocol, 24) for protocol in ("http", "grpc", "http")]
+    running.gate.shut(after=36)
     with ThreadPoolExecutor(3) as pool:
-        protocols = ("http", "grpc", "http")
         futures: list[Future[Counts]] = [
-            pool.submit(served, place, f"client{i}", running.url(protocol), 24)
-            for i, protocol in enumerate(protocols)
+            pool.submit(served, place, f"client{i}", server) for i, server in enumerate(servers)
         ]
+        try:
+            until(lambda: any(server.flow.counts.rejected for server in servers), futures)
+        finally:
+            running.gate.open()
         counts = [future.result() for future in futures]
     for i in range(3):
         assert_the_local_map(place, f"client{i}")
@@ -126,30 +142,40 @@ def test_clients_that_ask_for_more_than_there_is_room_for_all_get_their_maps(
 
 def test_a_server_killed_and_restarted_under_load(place: Path, running: Running) -> None:
     """By SIGKILL, with two clients under way; the last test, since it takes the server's place."""
+    servers = {protocol: connect(running, protocol) for protocol in ("http", "grpc")}
+    opening = [server.flow.counts for server in servers.values()]
+    running.gate.shut(after=10)
     with ThreadPoolExecutor(2) as pool:
         futures = {
-            protocol: pool.submit(served, place, f"{protocol}-again", running.url(protocol))
-            for protocol in ("http", "grpc")
+            protocol: pool.submit(served, place, f"{protocol}-again", server)
+            for protocol, server in servers.items()
         }
-        before = executions(running)
-        until(lambda: executions(running) > before + 10)
-        running.kill_and_start()
+
+        def both_wait() -> bool:
+            """Neither can be done after ten batches: what each has sent since then is lost."""
+            counts = [server.flow.counts for server in servers.values()]
+            begun = all(
+                now is not before and now.most_at_once for now, before in zip(counts, opening, strict=True)
+            )
+            return begun and sum(count.answered for count in counts) == 10
+
+        try:
+            until(both_wait, futures.values())
+            running.kill_and_start()
+        finally:
+            running.gate.open()
         counts = {protocol: future.result() for protocol, future in futures.items()}
     for protocol, count in counts.items():
         assert_the_local_map(place, f"{protocol}-again")
         assert count.lost > 0, counts
 
 
-def executions(running: Running) -> int:
-    """Batches the encoder was given since its server was started."""
-    from tritonclient.http import InferenceServerClient
-
-    with InferenceServerClient(running.url("http").removeprefix("http://")) as client:
-        return int(client.get_inference_statistics("mclst_encoder")["model_stats"][0]["execution_count"])
-
-
-def until(condition: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + 60
+def until(condition: Callable[[], bool], futures: Iterable[Future[Counts]]) -> None:
+    """Wait for it, or for the error that keeps it from coming true."""
+    give_up = time.monotonic() + PATIENCE_SECONDS
     while not condition():
+        for future in futures:
+            if future.done():
+                future.result()
         assert time.monotonic() < give_up
         time.sleep(0.01)

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,9 +26,10 @@ import pytest
 from calibrated import held_out, write_calibration
 from click.testing import CliRunner
 from google.protobuf import text_format
+from held_port import HeldPort
 from numpy.typing import NDArray
 from small_model import GENES, TILE_PX, fast_regression
-from triton_server import SECRET, TritonServer, stand_in, why_absent
+from triton_server import PATIENCE_SECONDS, SECRET, Gate, TritonServer, stand_in, why_absent
 
 from mclst.export.calibrate import calibrate
 from mclst.export.triton.repository import Serving, write_repository
@@ -55,9 +55,10 @@ NO_BACKEND = "unable to find backend library for backend 'onnxruntime'"
 
 @dataclass(frozen=True)
 class Serves:
-    """A server, the bundle it serves, and what each model it refused is refused for."""
+    """A server, the gate of its encoder, the bundle it serves, and what each refused model is refused for."""
 
     server: TritonServer
+    gate: Gate
     bundle: Bundle
     refused: dict[str, str]
     clients: dict[Any, Any]
@@ -141,7 +142,8 @@ def serves(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     folder = tmp_path_factory.mktemp("triton")
     bundle = open_bundle(Path(shutil.copytree(small_bundle, folder / "bundle")))
     good = write_repository(bundle, folder / "good", Serving(max_batch=BATCH))
-    stand_in(good, "mclst", seconds=0.03)
+    gate = Gate(folder / "gate")
+    stand_in(good, "mclst", gate)
     as_written = write_repository(bundle, folder / "asis", Serving("asis", max_batch=BATCH))
     bad = folder / "bad"
     for name in BROKEN:
@@ -154,7 +156,7 @@ def serves(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     with TritonServer(good, as_written, bad, folder=folder, all_must_load=False) as server:
         server.wait()
         with clients(server) as open_clients:
-            yield Serves(server, bundle, index(server), open_clients)
+            yield Serves(server, gate, bundle, index(server), open_clients)
         assert server.process.poll() is not None, "the last test ends it"
     assert not server.segments() and not server.stubs()
 
@@ -171,7 +173,7 @@ def regression(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serves]:
     with TritonServer(repository, folder=folder) as server:
         server.wait()
         with clients(server) as open_clients:
-            yield Serves(server, bundle, {}, open_clients)
+            yield Serves(server, Gate(folder / "none"), bundle, {}, open_clients)
     assert not server.segments() and not server.stubs()
 
 
@@ -181,7 +183,7 @@ def index(server: TritonServer) -> dict[str, str]:
     request = urllib.request.Request(
         f"{server.url}/v2/repository/index", b"{}", {name: value, "Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:
         models = json.loads(answer.read())
     return {m["name"]: m.get("reason", "") for m in models if m.get("state") != "READY"}
 
@@ -199,7 +201,11 @@ def here(bundle: Bundle, tiles: NDArray[np.uint8]) -> Any:
 @contextmanager
 def clients(server: TritonServer) -> Iterator[dict[Any, Any]]:
     with (
-        http.InferenceServerClient(f"127.0.0.1:{server.http}") as by_http,
+        http.InferenceServerClient(
+            f"127.0.0.1:{server.http}",
+            connection_timeout=PATIENCE_SECONDS,
+            network_timeout=PATIENCE_SECONDS,
+        ) as by_http,
         grpc.InferenceServerClient(f"127.0.0.1:{server.grpc}") as by_grpc,
     ):
         yield {http: by_http, grpc: by_grpc}
@@ -317,13 +323,20 @@ def test_another_request_is_refused(
 
 
 def statistics(server: TritonServer, model: str) -> dict[str, Any]:
-    with urllib.request.urlopen(f"{server.url}/v2/models/{model}/stats", timeout=10) as answer:
+    url = f"{server.url}/v2/models/{model}/stats"
+    with urllib.request.urlopen(url, timeout=PATIENCE_SECONDS) as answer:
         result: dict[str, Any] = json.loads(answer.read())["model_stats"][0]
         return result
 
 
-def many(server: TritonServer, requests: list[NDArray[np.uint8]]) -> list[Any]:
-    """All at once, each an array or an exception."""
+def many(
+    serves: Serves, requests: list[NDArray[np.uint8]], *, until_one_ends: bool = False, then: Any = None
+) -> list[Any]:
+    """All at once, each an array or an exception; the encoder begins when the server has all of them, or when
+    it has answered one.
+
+    then: called when the server has them, after the encoder may begin.
+    """
     from tritonclient.grpc.aio import InferenceServerClient
 
     async def one(client: Any, tiles: NDArray[np.uint8]) -> Any:
@@ -332,16 +345,31 @@ def many(server: TritonServer, requests: list[NDArray[np.uint8]]) -> list[Any]:
         return (await client.infer("mclst", [tensor])).as_numpy("expression")
 
     async def run() -> list[Any]:
-        async with InferenceServerClient(f"127.0.0.1:{server.grpc}") as client:
-            return await asyncio.gather(*(one(client, t) for t in requests), return_exceptions=True)
+        async with InferenceServerClient(f"127.0.0.1:{serves.server.grpc}") as client:
+            tasks = [asyncio.create_task(one(client, tiles)) for tiles in requests]
+            if until_one_ends:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            else:  # what comes behind them, by the same connection, is answered
+                await asyncio.sleep(0)
+                ask = grpc.InferInput("ask", [1], "INT32")
+                ask.set_data_from_numpy(np.zeros(1, np.int32))
+                await client.infer("mclst_manifest", [ask])
+            serves.gate.open()
+            if then is not None:
+                await asyncio.to_thread(then)
+            return await asyncio.gather(*tasks, return_exceptions=True)
 
-    return asyncio.run(run())
+    serves.gate.shut()
+    try:
+        return asyncio.run(run())
+    finally:
+        serves.gate.open()
 
 
 def test_small_requests_share_a_batch(serves: Serves) -> None:
     before = statistics(serves.server, "mclst_encoder")
     requests = [some_tiles(1, seed) for seed in range(24)]
-    result = many(serves.server, requests)
+    result = many(serves, requests)
     for tiles, rows in zip(requests, result, strict=True):
         np.testing.assert_allclose(rows, here(serves.bundle, tiles).expression, rtol=1e-5, atol=1e-6)
     after = statistics(serves.server, "mclst_encoder")
@@ -351,12 +379,12 @@ def test_small_requests_share_a_batch(serves: Serves) -> None:
 
 def test_more_than_the_queue_holds_is_turned_away(serves: Serves) -> None:
     """With 503, at once; what was taken is answered, and after it all is as before."""
-    result = many(serves.server, [some_tiles(BATCH)] * 48)
+    result = many(serves, [some_tiles(BATCH)] * 48, until_one_ends=True)
     turned = [one for one in result if isinstance(one, InferenceServerException)]
     assert turned and {one.status() for one in turned} == {"StatusCode.UNAVAILABLE"}
     assert all("maximum queue size" in one.message() for one in turned)
     assert 32 <= 48 - len(turned) < 48
-    assert many(serves.server, [some_tiles(1)])[0].shape == (1, GENES)
+    assert many(serves, [some_tiles(1)])[0].shape == (1, GENES)
 
 
 def test_it_listens_on_loopback_alone_and_guards_what_no_client_needs(serves: Serves) -> None:
@@ -374,7 +402,7 @@ def test_it_listens_on_loopback_alone_and_guards_what_no_client_needs(serves: Se
     for path in ("/v2/repository/index", "/v2/systemsharedmemory/status", "/v2/logging"):
         request = urllib.request.Request(serves.server.url + path, b"{}" if "index" in path else None)
         with pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(request, timeout=10)
+            urllib.request.urlopen(request, timeout=PATIENCE_SECONDS)
         assert caught.value.code == 403
 
 
@@ -383,17 +411,10 @@ def test_a_server_that_is_told_to_end_answers_all_it_took(serves: Serves) -> Non
     again.
     """
     requests = [some_tiles(BATCH, seed) for seed in range(12)]
-    before = statistics(serves.server, "mclst_encoder")["execution_count"]
+    codes: list[int] = []
     serves.clients[http].close()  # else the server waits for it to go
-    with ThreadPoolExecutor(1) as pool:
-        answers = pool.submit(many, serves.server, requests)
-        until = time.monotonic() + 30
-        while statistics(serves.server, "mclst_encoder")["execution_count"] == before:
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        code = serves.server.terminate()
-        result = answers.result()
-    assert code == 0, serves.server.log_text()[-3000:]
+    result = many(serves, requests, then=lambda: codes.append(serves.server.terminate()))
+    assert codes == [0], serves.server.log_text()[-3000:]
     assert any(not isinstance(rows, InferenceServerException) for rows in result)
     for tiles, rows in zip(requests, result, strict=True):
         if isinstance(rows, InferenceServerException):
@@ -438,7 +459,7 @@ def test_the_probe_finds_a_dead_model_that_the_server_calls_ready(regression: Se
     def probed(*words: str) -> Any:
         return CliRunner().invoke(probe, words)
 
-    words = (regression.server.url, "--server-model", "direct")
+    words = (regression.server.url, "--server-model", "direct", "--timeout", str(PATIENCE_SECONDS))
     done = probed(*words)
     assert done.exit_code == 0 and "5 genes" in done.stderr
     (stub,) = regression.server.stubs("direct_direct")
@@ -447,5 +468,7 @@ def test_the_probe_finds_a_dead_model_that_the_server_calls_ready(regression: Se
     assert done.exit_code == 6 and "answers direct with 500" in done.stderr and "restart it" in done.stderr
     client = regression.clients[http]
     assert client.is_server_ready() and client.is_model_ready("direct_direct")
-    done = probed("http://127.0.0.1:9", "--timeout", "5")
+    port = HeldPort()
+    done = probed(f"http://127.0.0.1:{port.number}")
+    port.close()
     assert done.exit_code == 6 and "does not answer mclst_manifest" in done.stderr

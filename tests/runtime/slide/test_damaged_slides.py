@@ -14,9 +14,10 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_profile import quick
 from numpy.typing import NDArray
 from PIL import Image
-from synthetic_slides import quick, tissue, write_layout
+from synthetic_slides import tissue, write_layout
 
 from mclst.runtime.errors import MclstError, ResourceError, SlideError
 from mclst.runtime.slide.base import TileReadError

@@ -15,8 +15,9 @@ import tifffile
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_profile import quick
 from ome_zarr_slides import MPP, edit_json, pyramid, write_by_ome_zarr, write_by_zarr
-from synthetic_slides import PAD, cut, quick, tissue
+from synthetic_slides import PAD, cut, tissue
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ShardingCodec, TransposeCodec, ZstdCodec
 
 from mclst.runtime.errors import MclstError, ResourceError, SlideError

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_profile import quick
 from PIL import Image
-from synthetic_slides import quick, tissue, write_layout
+from synthetic_slides import tissue, write_layout
 
 from mclst.runtime.errors import ResourceError, SlideError
 from mclst.runtime.slide import picture as pillow_reader

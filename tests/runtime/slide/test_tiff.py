@@ -11,8 +11,9 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_profile import quick
 from numpy.typing import NDArray
-from synthetic_slides import LAYOUTS, PAD, cut, quick, tissue, write_layout
+from synthetic_slides import LAYOUTS, PAD, cut, tissue, write_layout
 
 from mclst.runtime.errors import SlideError
 from mclst.runtime.slide.base import Slide

@@ -10,7 +10,8 @@ import openslide
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_slides import PAD, cut, quick
+from hypothesis_profile import quick
+from synthetic_slides import PAD, cut
 from synthetic_vendors import VENDORS, SyntheticSlide
 
 from mclst.runtime.run.hashes import SlideHash

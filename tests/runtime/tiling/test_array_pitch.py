@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profile import quick
 from numpy.typing import NDArray
-from synthetic_slides import quick
 
 from mclst.runtime.slide.base import Level, Slide
 from mclst.runtime.tiling.array_pitch import fit_array, slide_resolution

@@ -10,7 +10,7 @@ import pytest
 from formula_slide import FormulaSlide
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_slides import quick
+from hypothesis_profile import quick
 
 from mclst.runtime.errors import SpotsError
 from mclst.runtime.tiling.bounds import check_centers

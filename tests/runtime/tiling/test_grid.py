@@ -15,10 +15,10 @@ import tifffile
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profile import quick
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
-from synthetic_slides import quick
 
 from mclst.runtime.cli.infer import main
 from mclst.runtime.errors import SlideError, SpotsError

@@ -14,9 +14,9 @@ import pytest
 from calibrated import held_out
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profile import quick
 from scipy.spatial.distance import cdist
 from scipy.stats import norm
-from synthetic_slides import quick
 
 from mclst.export.calibrate import HeldOut, calibrate, expected_correlation
 from mclst.runtime.bundle.calibration import calibration_bytes, read_calibration

@@ -13,11 +13,12 @@ from calibrated import held_out
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_profile import quick
 from numpy.typing import NDArray
 from PIL import Image
 from refusals import tree
 from small_model import Small
-from synthetic_slides import STAINS, quick, stained, tissue
+from synthetic_slides import STAINS, stained, tissue
 
 from mclst.export.calibrate import calibrate
 from mclst.runtime.cli.infer import main
