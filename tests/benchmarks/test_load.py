@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from fake_server import FakeServer
+from fake_server import PATIENCE, FakeServer, hasten_patience
 
+from mclst.benchmarks.serving import measure
 from mclst.benchmarks.serving.command import load
 from mclst.runtime.serving import flow_control as flow
 
@@ -40,6 +43,8 @@ def test_every_request_is_counted(fake: FakeServer, tmp_path: Path) -> None:
         if number % 5 == 4:
             turned_away.append(number)
             return "503"
+        while number == 40 and fake.at_once < 2:  # the second of the four clients comes
+            time.sleep(0.001)
         return "slow 0.002"
 
     fake.trouble, fake.most_at_once = trouble, 0
@@ -68,9 +73,16 @@ def test_answers_to_other_tiles_are_noticed(fake: FakeServer) -> None:
     assert done.exit_code == 4 and "other expression for the same tiles" in done.stderr
 
 
-def test_a_server_that_answers_nothing_ends_it(fake: FakeServer) -> None:
-    fake.trouble = lambda number: "503"
-    done = bench(fake, "--clients", "2", "--requests", "4", "--server-patience", "1", "-q")
+def test_a_server_that_answers_nothing_ends_it(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    turned_away = Event()
+
+    def trouble(number: int) -> str:
+        turned_away.set()
+        return "503"
+
+    fake.trouble = trouble
+    hasten_patience(measure, turned_away, monkeypatch)
+    done = bench(fake, "--clients", "2", "--requests", "4", *PATIENCE, "-q")
     assert done.exit_code == 6 and "no more for now" in done.stderr
 
 

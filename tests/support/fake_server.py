@@ -11,19 +11,23 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
+from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
+import pytest
 from held_port import HeldPort
 from numpy.typing import NDArray
 
 from mclst.runtime.bundle.bundle import CALIBRATION, open_bundle
 from mclst.runtime.inference.providers import EncoderRequest, open_encoder
 from mclst.runtime.inference.readout import RegressionReadout, RetrievalReadout
+from mclst.runtime.serving.flow_control import FlowControl
 from mclst.runtime.serving.server_manifest import PART_BYTES
 from mclst.runtime.trust.measures import PlacedResult
 
@@ -39,6 +43,25 @@ STATUS = {
 
 Trouble = Callable[[int], str]
 """Number of a request for expression, from 0 → what goes wrong with it, or ""."""
+
+
+PATIENCE = ("--server-patience", "60")
+
+
+def hasten_patience(module: ModuleType, event: Event, patch: pytest.MonkeyPatch) -> None:
+    """Have --server-patience pass a hundred times as fast while `event` is set, and else not at all:
+    a slow machine loses none.
+    """
+    since: list[float] = []
+
+    def clock() -> float:
+        if not event.is_set():
+            since.clear()
+            return 0.0
+        since.append(time.monotonic())
+        return 100 * (since[-1] - since[0])
+
+    patch.setattr(module, "FlowControl", partial(FlowControl, clock=clock))
 
 
 class Refusal(Exception):

@@ -5,6 +5,7 @@ That network has only loopback, with a second address, such as a machine has in 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -14,8 +15,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-from ray_cluster import PATIENCE_SECONDS, PATIENT, loopback_up
+from ray_cluster import PATIENCE_SECONDS, PATIENT, loopback_up, wait_longer_for_nodes
 
 REFUSAL = "InvalidAuthToken"
 JOIN = """
@@ -48,9 +50,15 @@ def main() -> None:
     os.environ |= {"HOME": base, "TMPDIR": base, **PATIENT}
     import psutil
 
-    from mclst.runtime.cohort.cluster import cluster
+    module: Any = importlib.import_module("mclst.runtime.cohort.cluster")
+    private_cluster = module._private_cluster
 
-    with cluster("auto") as ray:
+    def patient_cluster() -> Any:
+        wait_longer_for_nodes()  # Ray is imported by now, and not before
+        return private_cluster()
+
+    module._private_cluster = patient_cluster
+    with module.cluster("auto") as ray:
         temporary = Path(ray.get_runtime_context().get_temp_dir())
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.connect(("8.8.8.8", 53))

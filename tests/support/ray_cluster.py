@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 PATIENCE_SECONDS = 1200
@@ -34,6 +35,14 @@ PATIENT = {
     "RAY_health_check_timeout_ms": str(1000 * PATIENCE_SECONDS),
 }
 """Environment in which Ray takes nothing for dead that a busy machine holds up."""
+
+
+def wait_longer_for_nodes() -> None:
+    """Give a node 20 minutes to start; to Ray 30 s are the limit, whatever its settings say."""
+    node: Any = importlib.import_module("ray._private.node")
+    slow = SimpleNamespace(**vars(time))
+    slow.monotonic = lambda: time.monotonic() / 40
+    node.time = slow
 
 
 def loopback_up() -> None:
@@ -125,6 +134,7 @@ def main(faults: str) -> None:
 
     node: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 << 20}
     result: dict[str, Any] = {"interfaces": [name for _, name in socket.if_nameindex()]}
+    wait_longer_for_nodes()
     Cluster._wait_for_node.__defaults__ = (PATIENCE_SECONDS,)
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
 

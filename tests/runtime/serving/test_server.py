@@ -8,9 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -19,7 +17,7 @@ import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from fake_server import FakeServer
+from fake_server import PATIENCE, FakeServer, hasten_patience
 from forked_runs import HASHED_AT_ONCE, ForkServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -98,20 +96,11 @@ def fake(lasting: FakeServer) -> FakeServer:
     return lasting
 
 
-PATIENCE = ("--server-patience", "60")
-
-
 @pytest.fixture
 def down(monkeypatch: pytest.MonkeyPatch) -> Event:
-    """While it is set, patience passes a hundred times as fast, and else not at all: a slow machine loses
-    none.
-    """
+    """While it is set, patience passes quickly."""
     event = Event()
-
-    def clock() -> float:
-        return 100 * time.monotonic() if event.is_set() else 0.0
-
-    monkeypatch.setattr(connection, "FlowControl", partial(flow.FlowControl, clock=clock))
+    hasten_patience(connection, event, monkeypatch)
     return event
 
 
