@@ -7,6 +7,8 @@ from importlib.metadata import version
 
 import click
 
+from mclst.runtime.console import EXIT_CODES
+
 COMMANDS = {
     "accuracy": ("accuracy.command", "accuracy", "Cross-validation of a training run."),
     "command": ("whole_command.command", "whole_command", "The whole command, as typed."),
@@ -54,7 +56,11 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+    epilog=EXIT_CODES,
+)
 @click.version_option(version("mclst"), prog_name="mclst-bench")
 def main() -> None:
     """Measure mclst on this machine, with its peers in the same run."""

@@ -123,7 +123,7 @@ def main(
     section_files: SectionFiles,
     **options: Any,
 ) -> None:
-    """Evaluate predicted MAPs against measured sections, and against predictions that see no image.
+    """Evaluate predicted MAPs against measured sections, and against simpler predictions.
 
     Says first whether training has seen the test, and whether the map beats its baselines. Maps of different
     sections are averaged; maps named METHOD=MAP are compared. Writes tables (.csv, .genes.csv,

@@ -110,7 +110,7 @@ input_options = combine(
         "references",
         type=PATH,
         multiple=True,
-        help="Measured sections: a folder of legacy ST sections, Space Ranger outs/, or .h5ad; repeatable. "
+        help="Measured sections, or a folder of them, as for mclst-fit; repeatable. "
         "They make the bank; a system without one is calibrated by those with a slide.",
     ),
     click.option(

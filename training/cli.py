@@ -65,11 +65,12 @@ def main(
 ) -> None:
     """Train mclSTExp or BLEEP on measured SECTIONS and write a checkpoint.
 
-    SECTIONS are folders or files of legacy ST, Space Ranger or .h5ad sections, each with its H&E slide: a
-    file of the section's name beside it, or --image. The checkpoint includes settings, genes and the training
-    sections, so mclst-export --ckpt needs nothing else. Re-run the same command to resume an interrupted run
-    after its last complete epoch. The defaults are those of mclSTExp's published HER2+ script, which starts
-    from ImageNet weights; mclst downloads nothing, so pass them with --init.
+    SECTIONS are legacy ST, Space Ranger, Visium HD, Xenium, HEST, SpatialData or .h5ad sections, or folders
+    of them, each with its H&E slide: a file of the section's name beside it, or --image. The checkpoint
+    includes settings, genes and the training sections, so mclst-export --ckpt needs nothing else. Re-run the
+    same command to resume an interrupted run after its last complete epoch. The defaults are those of
+    mclSTExp's published HER2+ script, which starts from ImageNet weights; mclst downloads nothing, so pass
+    them with --init.
 
     --system bleep: resnet50, dropout 0.1, 4 epochs of batches of 256, adamw at 1e-3, both flips and quarter
     turns, BGR from 0 to 255, median-log1p expression, plain mean of the 50 nearest.

@@ -42,9 +42,9 @@ def whole_command(
 ) -> None:
     """Measure mclst-infer as typed: a whole process from SLIDE to map, picture and page.
 
-    Beside it, as whole processes too and by turns: the published notebook with its imports and picture, and
-    plain scripts for ONNX Runtime and OpenVINO, which save an array. `mclst first` meets the bundle for the
-    first time and measures what runs it fastest; `mclst auto` remembers that.
+    In turn with it, as whole processes too: the published notebook with its imports and picture, and plain
+    scripts for ONNX Runtime and OpenVINO, which save an array. `mclst first` meets the bundle for the first
+    time and measures what runs it fastest; `mclst auto` remembers that.
     """
     result_files.check((slide, spots_path, bundle_path, ckpt, truth))
     import tempfile

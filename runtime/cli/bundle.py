@@ -17,7 +17,7 @@ from mclst.runtime.cli.bundle_options import (
     quiet_option,
     signature_option,
 )
-from mclst.runtime.console import check_json, command, publish_json, say, table
+from mclst.runtime.console import EXIT_CODES, check_json, command, publish_json, say, table
 
 if TYPE_CHECKING:
     from mclst.runtime.sharing.signature import Trusted
@@ -27,7 +27,7 @@ PATH = click.Path(path_type=Path)
 bundle_argument = click.argument("location", metavar="BUNDLE", type=BundleType(), default="mclst-bundle")
 
 
-@click.group(context_settings=SETTINGS)
+@click.group(context_settings=SETTINGS, epilog=EXIT_CODES)
 @click.version_option(package_name="mclst")
 def main() -> None:
     """Describe, verify, sign, pack and share bundles.

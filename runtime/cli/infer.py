@@ -137,9 +137,9 @@ def main(
     interrupted run.
 
     --slides takes a table with a row per slide. Its columns are slide, spots or grid, and optionally name,
-    tissue-mask, region, bin, genes, mpp, reader, all-spots, max-bad-tiles, k, rank, distance, weighting and
-    temperature; a cell overrides the option. Finished slides are skipped. A slide that fails is recorded, the
-    others continue, and the exit code is 3.
+    tissue-mask, region, bin, genes, mpp, reader, all-spots, max-bad-tiles, any-stain, intervals, reliable,
+    outside-level, max-outside, k, rank, distance, weighting and temperature; a cell overrides the option.
+    Finished slides are skipped. A slide that fails is recorded, the others continue, and the exit code is 3.
     """
     began = time.perf_counter()
     if list_providers:

@@ -157,10 +157,10 @@ def main(
 ) -> None:
     """Fit a head on a frozen encoder's features of measured SECTIONS and write a checkpoint.
 
-    SECTIONS are folders or files of legacy ST, Space Ranger or .h5ad sections, each with its H&E slide: a
-    file of the section's name beside it, or --image. Each section is predicted by a head that has not seen
-    it; these scores are printed, and the ridge's penalty and the number of neighbors are chosen by them.
-    mclst-export --ckpt turns the checkpoint into a bundle.
+    SECTIONS are legacy ST, Space Ranger, Visium HD, Xenium, HEST, SpatialData or .h5ad sections, or folders
+    of them, each with its H&E slide: a file of the section's name beside it, or --image. Each section is
+    predicted by a head that has not seen it; these scores are printed, and the ridge's penalty and the number
+    of neighbors are chosen by them. mclst-export --ckpt turns the checkpoint into a bundle.
 
     Features are kept in $MCLST_CACHE, else ~/.cache/mclst, so another head takes seconds. mclst downloads
     nothing: --weights is a file you have.
