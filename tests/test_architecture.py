@@ -61,7 +61,7 @@ benchmarks/reading: benchmarks/harness runtime/tiling runtime/slide runtime/deco
 benchmarks/harness: runtime kernels/cpu
 benchmarks/schemas:
 benchmarks/roofline:
-benchmarks:
+benchmarks: runtime
 tl: runtime/report runtime/run runtime/sharing runtime/slide runtime/bundle runtime sections
 adapters: runtime/sharing runtime/inference runtime/encoder runtime/bundle runtime
 evaluation: evaluation/baselines evaluation/metrics runtime/report/page runtime/report/figures

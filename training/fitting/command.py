@@ -8,9 +8,10 @@ from typing import Any
 
 from mclst.models.recipes.find import find_recipe
 from mclst.models.recipes.weights import load_weights
-from mclst.runtime.errors import CheckpointError
+from mclst.runtime.errors import CheckpointError, ReferenceDataError
 from mclst.runtime.hashing import file_sha256
 from mclst.runtime.section_options import SectionFiles
+from mclst.sections.formats.images import missing_image
 from mclst.sections.formats.reference import read_section
 from mclst.training.fitting.checkpoint import WeightsFile
 from mclst.training.fitting.features import EncoderSetup, samples_per_section
@@ -102,6 +103,8 @@ def read_fit_sections(
     names: list[str] = []
     with progress("sections", len(sources)) as advance:
         for source in sources:
+            if source.image is None:
+                raise ReferenceDataError(missing_image(source))
             section = read_section(source)
             names = names or read_genes(paths, genes, section)
             sections.append(read_fit_section(section, names, mpp))

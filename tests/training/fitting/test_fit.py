@@ -263,7 +263,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(place: Path, weights: Path
     (tmp_path / "groups.tsv").write_text("A1\tp1\n")
     base = ["--encoder", place / "small.yaml", "--weights", weights, "--out", tmp_path / "model.pt"]
     for words, code, text in (
-        ([bare, *base], 4, "has no image, which a fit needs"),
+        ([bare, *base], 4, "has no image: there is no A1.tif"),
         ([sections, *base, "--groups", tmp_path / "groups.tsv"], 4, "has no group for section A2"),
         ([sections, *base, "--context", "50"], 4, "--context is in µm; give --mpp"),
         ([sections, *base, "--views", "1,1"], 2, "names a factor twice"),
