@@ -211,7 +211,7 @@ def read_training_section(
         skipped=tuple((str(section.spot[row]), reasons[row]) for row in sorted(reasons)),
         xy_px=section.xy_px[kept],
         total=section.total[kept],
-        notes=tuple(note for note in (*notes, *counts_notes(section, genes, counts)) if note),
+        notes=tuple(note for note in (*notes, *counts_notes(section, genes)) if note),
     )
 
 

@@ -187,7 +187,7 @@ def read_references(
         section = read_section(source)
         genes = genes_of(section) if genes is None else genes
         counts = match_genes(section, list(genes.names))
-        for note in counts_notes(section, genes.names.tolist(), counts):
+        for note in counts_notes(section, genes.names.tolist()):
             warn(note)
         sections.append(
             ReferenceSection(

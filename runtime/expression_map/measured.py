@@ -228,7 +228,7 @@ def pair_with_truth(
         without_tile=int(np.count_nonzero(~present)),
         left_out_genes=len(predicted.genes) - len(genes),
         total=section.total[truth_rows],
-        notes=tuple(counts_notes(section, genes.tolist(), counts)),
+        notes=tuple(counts_notes(section, genes.tolist())),
     )
 
 

@@ -130,6 +130,7 @@ def run_job(
     """Predict one slide; see `predict`. opening: the slide, if it is being opened already."""
     _begin_early(model, job)
     from mclst.runtime.run.predict import predict  # takes a while, and loads beside what has begun
+    from mclst.runtime.tiling.bounds import border_note
     from mclst.runtime.tiling.grid import Grid
 
     table = None
@@ -138,6 +139,8 @@ def run_job(
             table = _read_spots(job, job.spots, job.options.mpp)
     with open_slide(job.slide, reader=job.reader) if opening is None else opening.result() as slide:
         spots = resolve_spots(job, slide, table)
+        if border := border_note(slide, None if isinstance(spots, Grid) else spots, job.region):
+            notify(border)
         with watch(len(spots.spots if isinstance(spots, Grid) else spots)) as advance:
             return predict(
                 model,

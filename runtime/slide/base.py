@@ -81,6 +81,9 @@ class Slide(ABC):
         Power, and where the file names it; for information only.
     icc : str
         Name of the file's ICC profile, "" without one; it is not applied to the pixels.
+    border_px : (int, int)
+        Level-0 px left of and above what was scanned, which QuPath leaves out; of MIRAX and others that
+        OpenSlide reads.
     remote : RemoteObjects or None
         What is read over the network; None for a slide of this machine.
     seconds_opening : float
@@ -103,6 +106,7 @@ class Slide(ABC):
         self.reader = reader
         self.vendor = vendor
         self.levels = levels
+        self.border_px = (0, 0)
         self.remote: RemoteObjects | None = None
         self.seconds_opening = 0.0
         self.mpp = mpp

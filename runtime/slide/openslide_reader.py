@@ -62,6 +62,8 @@ class OpenSlideSlide(Slide):
             icc=_icc(handle),
             objective=parse_power(properties.get("openslide.objective-power"), "OpenSlide objective power"),
         )
+        left, top = (int(properties.get(f"openslide.bounds-{axis}", 0)) for axis in "xy")
+        self.border_px = (left, top)
         background = int(properties.get("openslide.background-color", "FFFFFF"), 16)
         self._background = np.array([background >> 16, background >> 8 & 255, background & 255], np.uint16)
         self._openslide = openslide

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +16,27 @@ PICTURES = ("tissue_hires_image.png", "tissue_lowres_image.png")
 HIRES_PX = (600, 2000, 4000, 6000)
 """Longest sides of Space Ranger's downscaled images, which users often pass as the slide."""
 
+OF_QUPATH = ("GeoJSON cells", "QuPath measurements")
+"""Variants of spots that QuPath exports."""
+
 
 def check_spots(spots: Spots, slide: Slide) -> None:
     """Raise SpotsError if a spot's center is outside the slide; name the first spot and a likely cause."""
     check_centers(
         spots.xy_px, slide, lambda row: f"{spots.path}, line {spots.row[row]}: spot {spots.id[row]}"
+    )
+
+
+def border_note(slide: Slide, spots: Spots | None, region: Path | None) -> str:
+    """Say that QuPath may have counted the positions of spots or a region from elsewhere; "" if not."""
+    theirs = [spots.path.name] if spots is not None and spots.variant in OF_QUPATH else []
+    theirs += [region.name] if region is not None else []
+    if slide.border_px == (0, 0) or not theirs:
+        return ""
+    left, top = slide.border_px
+    return (
+        f"{slide.path.name} begins with an empty border of {left} x {top} px, which QuPath leaves out unless "
+        f"it is started with --no-crop; {' and '.join(theirs)} must count from the corner of the border"
     )
 
 

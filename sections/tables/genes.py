@@ -16,6 +16,7 @@ from mclst.sections.tables.synonyms import stable_id
 from mclst.sections.tables.text_file import MAX_LIST_BYTES, read_text
 
 MOST_LISTED = 20
+VALUES_AT_ONCE = 1 << 22
 HEADERS = frozenset({"", "gene", "genes", "gene_name", "gene_names", "gene_symbol", "symbol", "name"})
 
 
@@ -80,15 +81,14 @@ def gene_columns(section: Section, genes: Sequence[str]) -> NDArray[np.int64]:
     )
 
 
-def counts_notes(section: Section, genes: Sequence[str], counts: NDArray[np.float32]) -> list[str]:
-    """Say what is unusual of the counts that `match_genes` selected.
+def counts_notes(section: Section, genes: Sequence[str]) -> list[str]:
+    """Say what is unusual of a section's counts.
 
     Parameters
     ----------
     section : Section
     genes : sequence of str
         The model's.
-    counts : ndarray of float32, shape (n, G)
 
     Returns
     -------
@@ -96,7 +96,9 @@ def counts_notes(section: Section, genes: Sequence[str], counts: NDArray[np.floa
         Sentences: genes under another name, values that are not whole.
     """
     notes = [renamed] if (renamed := _renamed_genes(section, genes)) else []
-    if np.any(counts != np.rint(counts)):
+    values = section.counts.data
+    blocks = (values[at : at + VALUES_AT_ONCE] for at in range(0, len(values), VALUES_AT_ONCE))
+    if any(np.any(block != np.rint(block)) for block in blocks):
         notes.append(
             f"section {section.name} ({section.path.name}, {section.counts_from}) holds values that are not "
             "whole counts; give counts, or choose the normalization none for what is normalized already"

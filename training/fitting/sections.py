@@ -104,7 +104,7 @@ def read_fit_section(section: Section, genes: Sequence[str], mpp: float | None) 
             f"section {section.name} ({section.path}) has pixel coordinates for {len(located)} spots; a fit "
             "needs two or more"
         )
-    notes = counts_notes(section, genes, counts)
+    notes = counts_notes(section, genes)
     if missing := len(section) - len(located):
         notes.append(f"{missing} spots of {section.name} have no pixel coordinates and are left out")
     with open_slide(section.image) as slide:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import openslide
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +19,9 @@ from synthetic_vendors import VENDORS, SyntheticSlide
 from mclst.runtime.run.hashes import SlideHash
 from mclst.runtime.slide.base import Slide
 from mclst.runtime.slide.open import open_slide
+from mclst.runtime.tiling.bounds import border_note
+from mclst.sections import read_spots
+from mclst.sections.tables.geojson import GEOJSON_CELLS
 
 
 @pytest.fixture(scope="module", params=sorted(VENDORS))
@@ -34,6 +39,23 @@ def test_levels_size_and_source_are_told(made: tuple[SyntheticSlide, Slide]) -> 
     assert [(level.width_px, level.height_px) for level in slide.levels] == sizes
     assert [level.downsample for level in slide.levels] == pytest.approx([1.0, 2.0, 4.0][: len(sizes)])
     assert slide.mpp == pytest.approx(expected.mpp) and slide.vendor == expected.vendor
+
+
+def test_an_empty_border_that_qupath_leaves_out_is_told(made: tuple[SyntheticSlide, Slide]) -> None:
+    expected, slide = made
+    bounds = dict(openslide.OpenSlide(expected.path).properties)
+    border = tuple(int(bounds.get(f"openslide.bounds-{axis}", 0)) for axis in "xy")
+    assert slide.border_px == (border if slide.reader == "openslide" else (0, 0))
+    frame = pd.DataFrame({"Centroid X px": [200.0], "Centroid Y px": [300.0]})
+    of_qupath, plain = read_spots(frame), read_spots(frame.set_axis(["x", "y"], axis=1))
+    cells = replace(of_qupath, variant=GEOJSON_CELLS)
+    notes = [border_note(slide, spots, None) for spots in (of_qupath, cells)]
+    notes.append(border_note(slide, None, Path("r.geojson")))
+    assert border_note(slide, plain, None) == ""
+    if slide.border_px == (0, 0):
+        assert notes == [""] * 3
+    else:
+        assert all(f"an empty border of {border[0]} x {border[1]} px" in note for note in notes)
 
 
 @quick
