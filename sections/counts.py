@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from mclst.sections.errors import SectionError
 
+VALUES_AT_ONCE = 1 << 22
+
 
 def counts_csr(matrix: Any, path: Path, spot: NDArray[np.str_], genes: NDArray[np.str_]) -> sp.csr_matrix:
     """Convert spots x genes, dense or sparse, to float32 CSR [n, g] with sorted columns and no stored zeros.
@@ -44,6 +46,14 @@ def counts_csr(matrix: Any, path: Path, spot: NDArray[np.str_], genes: NDArray[n
     counts.sum_duplicates()
     counts.eliminate_zeros()
     return counts
+
+
+def are_whole(values: Any) -> bool:
+    """Whether all numbers of a matrix, dense or sparse, are whole; in blocks, since it may be large."""
+    stored: Any = values
+    numbers = np.asarray(stored.data if sp.issparse(values) else stored).reshape(-1)
+    blocks = (numbers[at : at + VALUES_AT_ONCE] for at in range(0, len(numbers), VALUES_AT_ONCE))
+    return all(np.array_equal(block, np.rint(block)) for block in blocks)
 
 
 def require_unique_spots(spot: NDArray[np.str_], path: Path) -> None:

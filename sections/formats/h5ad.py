@@ -8,10 +8,9 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from mclst.sections.counts import counts_csr, require_unique_spots
+from mclst.sections.counts import are_whole, counts_csr, require_unique_spots
 from mclst.sections.errors import SectionError
 from mclst.sections.formats import hest
 from mclst.sections.formats.images import find_image
@@ -102,18 +101,12 @@ def _read_counts(path: Path, file: h5py.File, spots: int) -> tuple[str, Any, pd.
             continue
         var = read_frame(file, genes)
         matrix = read_limited(file, place, max_matrix_bytes(spots, len(var)))
-        if name == "layers['counts']" or _are_whole(matrix):
+        if name == "layers['counts']" or are_whole(matrix):
             return name, matrix, var
         first = first or (name, matrix, var)
     if first is None:
         raise SectionError(f"{path}: there is neither layers['counts'] nor X; give a file with counts")
     return first
-
-
-def _are_whole(matrix: Any) -> bool:
-    stored: Any = matrix
-    values = np.asarray(stored.data if sp.issparse(matrix) else stored)
-    return bool(np.array_equal(values, np.rint(values)))
 
 
 def other_names(var: pd.DataFrame) -> list[list[str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mclst.sections.counts import are_whole
 from mclst.sections.errors import SectionError
 from mclst.sections.section import Section
 from mclst.sections.tables.delimited import detect_delimiter
@@ -16,7 +17,6 @@ from mclst.sections.tables.synonyms import stable_id
 from mclst.sections.tables.text_file import MAX_LIST_BYTES, read_text
 
 MOST_LISTED = 20
-VALUES_AT_ONCE = 1 << 22
 HEADERS = frozenset({"", "gene", "genes", "gene_name", "gene_names", "gene_symbol", "symbol", "name"})
 
 
@@ -96,9 +96,7 @@ def counts_notes(section: Section, genes: Sequence[str]) -> list[str]:
         Sentences: genes under another name, values that are not whole.
     """
     notes = [renamed] if (renamed := _renamed_genes(section, genes)) else []
-    values = section.counts.data
-    blocks = (values[at : at + VALUES_AT_ONCE] for at in range(0, len(values), VALUES_AT_ONCE))
-    if any(np.any(block != np.rint(block)) for block in blocks):
+    if not are_whole(section.counts):
         notes.append(
             f"section {section.name} ({section.path.name}, {section.counts_from}) holds values that are not "
             "whole counts; give counts, or choose the normalization none for what is normalized already"
