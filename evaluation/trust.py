@@ -40,7 +40,7 @@ HEADINGS = {
 DEFINITIONS = (
     "outside      share of the spots that the map calls unlike its calibration",
     "covered      share of the measured values inside low ... high, nominal as the map says; width: mean",
-    "rank r       Spearman correlation of the spots' expected and reached error (RMSE over the genes)",
+    "rank r       Spearman correlation of expected and reached error (RMSE over the genes) of spots inside",
     "gain         of the area between random and perfect abstention, the share won; 0: no better than chance",
     "above low r  share of the genes whose r exceeds the map's low_r; 90 % is nominal",
 )
@@ -48,7 +48,7 @@ DEFINITIONS = (
 
 @dataclass(frozen=True)
 class RiskCoverage:
-    """Error of the spots that are kept when those ranked worst are left out.
+    """Error of the spots that are kept when, of those with an estimate, the worst are left out.
 
     Attributes
     ----------
@@ -158,7 +158,7 @@ def score_trust(path: Path, pair: Pair) -> TrustScore | None:
     abstention = tuple(
         risk_coverage(pair, obs[name].to_numpy(np.float64) * (-1 if name == "effective_k" else 1), name)
         for name in RANKINGS
-        if name in obs
+        if name in obs and obs[name].notna().any()
     )
     if not abstention and not layers and "expected_r" not in var:
         return None
@@ -183,13 +183,14 @@ def coverage(pair: Pair, low: NDArray[np.float64], high: NDArray[np.float64]) ->
 
 
 def risk_coverage(pair: Pair, ranking: NDArray[np.float64], name: str) -> RiskCoverage:
-    """Rank spots [n] by an estimate of their error and leave the worst out; unknown ones go first.
+    """Rank spots [n] by an estimate of their error and leave the worst out; those without one do not count.
 
     Source: El-Yaniv and Wiener, On the foundations of noise-free selective classification, JMLR 2010; AURC
     after Geifman, Uziel and El-Yaniv, ICLR 2019.
     """
-    error = np.square(pair.predicted - pair.truth).mean(axis=1)
-    ranking = np.where(np.isnan(ranking), np.inf, ranking)
+    known = ~np.isnan(ranking)
+    error = np.square(pair.predicted - pair.truth)[known].mean(axis=1)
+    ranking = ranking[known]
     counts = np.arange(1, len(error) + 1)
 
     def curve(by: NDArray[np.float64]) -> NDArray[np.float64]:

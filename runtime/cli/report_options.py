@@ -40,14 +40,14 @@ FILE_OPTIONS = {
         "--html-mb",
         type=click.FloatRange(0, 1000),
         default=20.0,
-        help="Size limit of the page in MB; the least structured genes are left out above it.",
+        help="Size limit of the page in MB; the last genes of its list are left out above it.",
     ),
     "geojson": click.option("--geojson", is_flag=True, help="Write spots as QuPath detections."),
     "geojson_genes": click.option(
         "--geojson-genes",
         metavar="A,B,…",
         callback=_genes,
-        help="Genes measured in the GeoJSON.  [default: the 50 most structured]",
+        help="Genes measured in the GeoJSON.  [default: the first 50 of the page]",
     ),
     "spatialdata": click.option("--spatialdata", is_flag=True, help="Write a SpatialData zarr store."),
     "plot": click.option(

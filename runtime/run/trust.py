@@ -116,12 +116,20 @@ class SlideTrust:
     percentile: NDArray[np.float32] | None
 
     def columns(self) -> dict[str, NDArray[Any]]:
-        """Columns of `obs`, NaN for spots without a prediction, which are not called outside."""
-        if self.percentile is None:
+        """Columns of `obs`, NaN for spots without a prediction, which are not called outside.
+
+        Spots outside have no expected error: it holds for tissue like that of the held-out spots.
+        """
+        calibration = self.run.calibration
+        if self.percentile is None or calibration is None:
             return {}
         rows, outside = self.rows, self.percentile > self.run.options.outside_level
-        values = (self.percentile, outside, rows.expected_error, rows.section_share)
-        columns = dict(zip(self.run.own_columns, values, strict=True))
+        error = np.where(outside, np.float32(np.nan), rows.expected_error)
+        columns = dict(
+            zip(self.run.own_columns, (self.percentile, outside, error, rows.section_share), strict=True)
+        )
+        if not calibration.ranks_spots:
+            del columns["expected_error"]
         if np.isnan(rows.section_share).all():
             del columns["section_share"]
         return columns

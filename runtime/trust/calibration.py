@@ -70,7 +70,8 @@ class Calibration:
     error : float32 [G]
         Root mean squared error.
     error_at, spot_error : float32 [T]
-        Root mean squared error of a spot over its genes, at these means of its predicted expression.
+        Root mean squared error of a spot over its genes, at these means of its predicted expression; one
+        value if they did not tell the error.
     coverage : float32 [L, K]
         Share of a group's values inside intervals that the other groups gave; NaN where there is no other.
     stain : float32 [N, 11]
@@ -105,6 +106,11 @@ class Calibration:
     def optimistic(self) -> bool:
         """Whether the network may have been trained on the sections that it was calibrated by."""
         return self.kind.endswith((OF_BANK, OF_NETWORK))
+
+    @property
+    def ranks_spots(self) -> bool:
+        """Whether `spot_errors` differ, as they do only where they ranked the errors of held-out spots."""
+        return len(self.error_at) > 1
 
     @cached_property
     def search(self) -> NearestSearch:

@@ -24,6 +24,10 @@ def pair_of(predicted: np.ndarray, truth: np.ndarray) -> Pair:
     return Pair("", "A", names, spots, predicted, truth, None, "gene-wise", 0, 0, 0, 0)
 
 
+def first_spots(pair: Pair, n: int) -> Pair:
+    return pair_of(pair.predicted[:n], pair.truth[:n])
+
+
 def noisy(n: int = 400, genes: int = 20) -> tuple[Pair, np.ndarray]:
     """Spots whose noise grows evenly from 0.1 to 2."""
     rng = np.random.default_rng(0)
@@ -44,6 +48,8 @@ def test_abstention_by_the_true_spread_is_nearly_perfect_and_by_chance_none() ->
     constant = risk_coverage(pair, np.ones(400), "effective_k")
     assert constant.gain == pytest.approx(0, abs=1e-9) and np.isnan(constant.spearman)
     assert risk_coverage(pair, -spread, "x").gain < -0.5
+    partly = risk_coverage(pair, np.where(np.arange(400) < 300, spread, np.nan), "x")
+    np.testing.assert_allclose(partly.risk, risk_coverage(first_spots(pair, 300), spread[:300], "x").risk)
     perfect = risk_coverage(pair, error, "x")
     assert perfect.gain == pytest.approx(1) and perfect.aurc == pytest.approx(perfect.oracle)
 

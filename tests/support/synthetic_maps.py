@@ -85,7 +85,7 @@ def synthetic_map(
     data.var_names = names
     if calibrated:
         outside = np.arange(n) < side
-        data.obs["outside"], data.obs["expected_error"] = outside, nearest / 10
+        data.obs["outside"], data.obs["expected_error"] = outside, np.where(outside, np.nan, nearest / 10)
         data.obs["distance_percentile"] = np.where(outside, 1.0, 0.5).astype(np.float32)
         data.var["expected_r"] = np.linspace(0.6, 0.0, genes).astype(np.float32)
         data.var["reliable"] = np.arange(genes) % 2 == 0

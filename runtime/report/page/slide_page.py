@@ -54,7 +54,7 @@ def write_slide_page(
 ) -> tuple[str, ...]:
     """Write the page of a map, atomically.
 
-    Genes are added in the order of their Moran's I until the page would exceed `max_bytes`. Of more than
+    Genes are added in the order of `Map.order` until the page would exceed `max_bytes`. Of more than
     `subsample.MAX_SPOTS` spots a regular subset is shown.
 
     Parameters
@@ -68,7 +68,7 @@ def write_slide_page(
     max_bytes : float
         Size limit of the page. One gene and `required_genes` are kept even above it.
     required_genes : sequence of str
-        Genes to keep, whatever their Moran's I.
+        Genes to keep, wherever they stand in that order.
 
     Returns
     -------
@@ -103,7 +103,8 @@ def write_slide_page(
         page.layers[number].channels = [channels[gene][number] for gene in page.genes]
     left_out = len(expression_map.genes) - len(page.genes)
     if left_out:
-        kept = "the most spatially structured ones" + (" and the requested ones" if required else "")
+        first = "most spatially structured" if expression_map.expected_r is None else "most reliable"
+        kept = f"the {first} ones" + (" and the requested ones" if required else "")
         page.size_note = (
             f"{left_out:,} of {len(expression_map.genes):,} genes are left out to keep this page below "
             f"{max_bytes / 1e6:g} MB (--html-mb); it shows {kept}."
@@ -269,8 +270,12 @@ class _SlidePage:
             )
             notes.append(
                 "Hatched spots are outside: tissue farther from the training's than nearly all held-out "
-                "spots, where none of these figures holds. Expected error: root mean squared error over the "
-                "genes, in the map's units, of held-out spots with a like prediction."
+                "spots, where none of these figures holds."
+            )
+        if "expected_error" in expression_map.table:
+            notes.append(
+                "Expected error: root mean squared error over the genes, in the map's units, of held-out "
+                "spots with a like prediction; unknown where hatched."
             )
         if expression_map.layers:
             notes.append(

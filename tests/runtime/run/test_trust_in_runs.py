@@ -37,8 +37,9 @@ def calibrated(small: Small, small_bundle: Path, tmp_path_factory: pytest.TempPa
     groups = []
     for name in ("A1", "A2", "B1"):
         embedding = session.encode(tiles_of(small, name))
-        truth = rng.gamma(2, 1, (len(embedding), 12))
-        noise = np.where(np.arange(12) < 6, 0.3, 3.0)
+        level = rng.uniform(0.5, 2, (len(embedding), 1))
+        truth = level * rng.gamma(2, 1, (len(embedding), 12))
+        noise = level * np.where(np.arange(12) < 6, 0.3, 3.0)
         groups.append(HeldOut(name, truth + rng.normal(size=truth.shape) * noise, truth, embedding))
     calibrate_bundle(small_bundle, folder / "mclst-bundle", calibrate(groups))
     return folder / "mclst-bundle"
@@ -84,10 +85,11 @@ def test_a_calibration_adds_to_the_map_and_changes_nothing_of_x(here: Path, smal
     added = {"distance_percentile", "outside", "expected_error", "section_share"}
     assert set(new.obs.columns) - set(old.obs.columns) == added
     np.testing.assert_array_equal(new.obs["outside"], new.obs["distance_percentile"] > 0.95)
-    np.testing.assert_allclose(new.obs["expected_error"], calibration.spot_errors(new.X), rtol=1e-6)
+    inside = ~new.obs["outside"].to_numpy()
+    expected = np.where(inside, calibration.spot_errors(new.X), np.nan)
+    np.testing.assert_allclose(new.obs["expected_error"], expected, rtol=1e-6)
     assert new.var["reliable"].tolist() == calibration.reliable(0.3).tolist() == [True] * 6 + [False] * 6
     np.testing.assert_allclose(new.var["expected_r"], calibration.expected_r)
-    inside = ~new.obs["outside"].to_numpy()
     assert inside.any() and (new.layers["low"][inside] <= new.layers["high"][inside]).all()
     assert np.isnan(new.layers["low"][~inside]).all()
     width = new.layers["high"] - new.layers["low"]
@@ -154,10 +156,15 @@ def test_reliable_writes_only_genes_that_reach_it(here: Path) -> None:
 
 
 def far(calibration: Calibration) -> Calibration:
-    """The same calibration, but every spot is outside."""
+    """The same calibration, but every spot is outside, and predictions do not tell the error of any."""
     from dataclasses import replace
 
-    return replace(calibration, gallery=calibration.gallery + 1e4)
+    return replace(
+        calibration,
+        gallery=calibration.gallery + 1e4,
+        error_at=calibration.error_at[:1],
+        spot_error=calibration.spot_error[:1],
+    )
 
 
 def test_too_many_spots_outside_leave_no_map_and_more_tolerance_finishes_it(here: Path) -> None:
@@ -172,6 +179,7 @@ def test_too_many_spots_outside_leave_no_map_and_more_tolerance_finishes_it(here
     assert "most of this map is a guess" in again.stderr
     written = anndata.read_h5ad("slide.h5ad")
     assert written.obs["outside"].all() and written.uns["mclst"]["trust"]["outside_share"] == 1
+    assert "expected_error" not in written.obs
 
 
 @pytest.mark.parametrize("option", [("--intervals", "90"), ("--reliable", "0.3"), ("--max-outside", "30%")])

@@ -103,7 +103,6 @@ def assert_the_local_map(folder: Path, name: str) -> None:
             np.testing.assert_allclose(theirs[values][:], ours[values][:], rtol=1e-5, atol=1e-6)
         for values in (
             "obs/distance_percentile",
-            "obs/expected_error",
             "obs/section_share",
             "var/expected_r",
         ):

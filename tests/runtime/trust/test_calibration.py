@@ -121,10 +121,19 @@ def test_the_expected_error_of_a_spot_ranks_the_errors() -> None:
         )
         groups.append(HeldOut(f"S{number}", prediction, truth, rng.normal(size=(400, DIM))))
     calibration = calibrate(groups[:3])
+    assert calibration.ranks_spots
     expected = calibration.spot_errors(np.asarray(groups[3].prediction, np.float32))
     reached = np.sqrt(np.square(groups[3].truth - groups[3].prediction).mean(axis=1))
     assert np.corrcoef(expected, reached)[0, 1] > 0.9
     assert expected.mean() == pytest.approx(reached.mean(), rel=0.05)
+
+
+def test_where_predictions_do_not_tell_the_error_every_spot_has_the_same() -> None:
+    groups = held_out(12, noise=0.5)
+    calibration = calibrate(groups)
+    assert not calibration.ranks_spots
+    expected = calibration.spot_errors(np.asarray(groups[0].prediction, np.float32))
+    np.testing.assert_allclose(expected, 0.5, rtol=0.02)
 
 
 @pytest.mark.parametrize("groups", [1, 0])

@@ -186,7 +186,8 @@ class Pane {
     this.colorIndices = this.values.colorIndices(this.limits);
     if (maxError < Infinity) {
       for (let spot = 0; spot < this.colorIndices.length; spot++) {
-        if (errors.at(spot) > maxError) {
+        // Unknown errors are hidden first.
+        if (!(errors.at(spot) <= maxError)) {
           this.colorIndices[spot] = HIDDEN;
         }
       }
