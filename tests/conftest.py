@@ -210,14 +210,16 @@ def _no_proxy_of_this_machine() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _slow_machines_keep_no_tiles() -> Iterator[None]:
-    """Encoded tiles are kept by the clock, and a run that a busy machine held up for seconds would leave its
-    files where a test expects none; `test_encoded_tiles.py` plays the clock.
+def _slow_machines_do_nothing_else() -> Iterator[None]:
+    """What a run does every few seconds, it would do here only where the machine is busy: keep encoded tiles,
+    say how far it is. `test_encoded_tiles.py` and `test_progress.py` play the clock.
     """
+    from mclst.runtime import console
     from mclst.runtime.run import encoded_tiles
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoded_tiles, "KEEP_SECONDS", math.inf)
+        patch.setattr(console, "LINE_SECONDS", math.inf)
         yield
 
 

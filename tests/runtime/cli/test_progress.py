@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from mclst.runtime.console import progress
+from mclst.runtime.console import LINE_SECONDS, progress
 from mclst.runtime.run.options import most_bad_tiles
 
 
@@ -12,7 +14,8 @@ def test_a_line_every_ten_seconds(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr("mclst.runtime.console.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("mclst.runtime.console.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("mclst.runtime.console.LINE_SECONDS", LINE_SECONDS)
     lines: list[str] = []
     monkeypatch.setattr("mclst.runtime.console.say", lambda text, **options: lines.append(text))
     with progress("tiles", 1000) as advance:
