@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from mclst.runtime.atomic import check_writable
+from mclst.runtime.click_types import PATH, SETTINGS
 from mclst.runtime.console import command, progress, say, table
-from mclst.runtime.errors import ResourceError
+from mclst.runtime.errors import needs_extra
 
 if TYPE_CHECKING:
     from mclst.demo.end_to_end import DemoResult
@@ -21,8 +22,8 @@ OWN_DATA = """The same on your own data, with a checkpoint and measured sections
   mclst-infer slide.tif --spots spots.csv"""
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--out", type=click.Path(path_type=Path), default=Path("mclst-demo"), help="Output folder.")
+@click.command(context_settings=SETTINGS)
+@click.option("--out", type=PATH, default=Path("mclst-demo"), help="Output folder.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing folder.")
 @click.option("--seed", type=click.IntRange(0, 1_000_000), default=0, help="Random seed of the tissue.")
 @click.option("--no-head", is_flag=True, help="Fit no head on a pretrained encoder beside the trained model.")
@@ -41,10 +42,8 @@ def main(out: Path, overwrite: bool, seed: int, no_head: bool, quiet: bool, verb
     stdout.
     """
     check_writable(out, overwrite=overwrite)
-    try:
+    with needs_extra("export,cpu"):
         from mclst.demo.end_to_end import run_demo
-    except ImportError as error:
-        raise ResourceError(f"{error.name} is not installed; install mclst[export,cpu]") from error
     say("synthetic tissue, from training to prediction: about two minutes on two CPU cores", quiet=quiet)
     result = run_demo(
         out,

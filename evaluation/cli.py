@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mclst.runtime.atomic import check_distinct, check_writable, write_atomically
-from mclst.runtime.click_types import AliasedOption
-from mclst.runtime.console import check_json, command, publish_json, say, table
-from mclst.runtime.errors import ResourceError
+from mclst.runtime.click_types import PATH, SETTINGS, AliasedOption
+from mclst.runtime.console import check_json, command, publish_result, say, table
+from mclst.runtime.errors import needs_extra
 from mclst.runtime.section_options import SectionFiles, section_options
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
 
@@ -23,10 +23,8 @@ if TYPE_CHECKING:
     from mclst.evaluation.baselines.stain import Stain
     from mclst.runtime.expression_map.measured import Pair
 
-PATH = click.Path(path_type=Path)
 
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(context_settings=SETTINGS)
 @click.argument("maps", metavar="[METHOD=]MAP...", nargs=-1, required=True)
 @click.option(
     "--truth", type=PATH, required=True, help="Measured sections: a folder, a .h5ad, a counts table."
@@ -131,7 +129,7 @@ def main(
     stdout. The truth is normalized as the map's expression. The measures of the mclSTExp paper are as
     published.
     """
-    try:
+    with needs_extra("eval"):
         from mclst.evaluation.assessment import assess, check_leaks
         from mclst.evaluation.baselines.encoder import ENCODER, encoder_baseline
         from mclst.evaluation.baselines.other_maps import read_baseline_maps
@@ -141,8 +139,6 @@ def main(
         from mclst.evaluation.summary import print_assessment, print_leaks, print_summary
         from mclst.evaluation.trust import print_trust, score_trust
         from mclst.sections.tables.genes import read_gene_list
-    except ImportError as error:
-        raise ResourceError(f"{error.name} is not installed; install mclst[eval]") from error
     maps_by_method = [_parse_map(text) for text in maps]
     methods = list(dict.fromkeys(method for method, _ in maps_by_method))
     if sections and len(sections) != len(maps_by_method):
@@ -219,13 +215,14 @@ def main(
     print_summary(evaluation, quiet=quiet)
     print_trust(trust, quiet=quiet)
     table([("written", path) for path in outputs.values()], quiet=quiet)
-    if json_path is not None:
+
+    def result() -> dict[str, Any]:
         judged = {} if assessment is None else assessment.as_json()
         files = [str(path) for path in outputs.values()]
         trusted = [score.as_json() for score in trust]
-        publish_json(json_path, {**judged, **evaluation.as_json(), "trust": trusted, "files": files})
-    if json_path is None or str(json_path) != "-":
-        click.echo(str(outputs["table", ""]))
+        return {**judged, **evaluation.as_json(), "trust": trusted, "files": files}
+
+    publish_result(json_path, result, outputs["table", ""])
 
 
 def _read_training(

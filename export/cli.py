@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mclst.export.options import (
-    CONTEXT_SETTINGS,
     engine_options,
     input_options,
     metadata_options,
@@ -27,8 +26,9 @@ from mclst.export.triton_options import (
     triton_options,
 )
 from mclst.export.wsinfer_options import check_wsinfer, publish_wsinfer, wsinfer_options
-from mclst.runtime.console import check_json, command, publish_json, say, table
-from mclst.runtime.errors import ResourceError
+from mclst.runtime.click_types import SETTINGS
+from mclst.runtime.console import check_json, command, publish_result, say, table
+from mclst.runtime.errors import needs_extra
 from mclst.runtime.section_options import SectionFiles, section_options
 from mclst.sections.location import SlideLocation, local_path
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from mclst.export.engines import EngineOptions
 
 
-@click.command(context_settings=CONTEXT_SETTINGS)
+@click.command(context_settings=SETTINGS)
 @input_options
 @section_options
 @settings_options
@@ -114,7 +114,7 @@ def main(
     if calibration and names and "int8" not in names:
         raise click.UsageError("--calibration belongs to --precision int8")
     _check_engine_options(options)
-    try:
+    with needs_extra("export,cpu"):
         from mclst.export.bundling import export_bundle
         from mclst.export.metadata import read_metadata
         from mclst.export.parity.precisions import REDUCED, PrecisionOptions
@@ -122,8 +122,6 @@ def main(
         from mclst.export.summary import summarize
 
         engines = _engine_options(options)
-    except ImportError as error:
-        raise ResourceError(f"{error.name} is not installed; install mclst[export,cpu]") from error
     limits = Gate(min_cosine, min_overlap, min_pearson)
     # What serves or is calibrated was asked for by name.
     needed = {"int8"} if calibration else set()
@@ -161,14 +159,13 @@ def main(
     if options["wsinfer"] is not None:
         overrides = settings_overrides(options)
         publish_wsinfer(bundle, ckpt, weights, system, overrides, options, overwrite=overwrite)
-    if json_path is not None:
+
+    def content() -> dict[str, Any]:
         manifest = bundle.manifest.model_dump(mode="json")
-        content = {"bundle": str(bundle.path), "manifest": manifest, "parity": parity}
-        if triton is not None:
-            content["triton"] = str(triton)
-        publish_json(json_path, content)
-    if json_path is None or str(json_path) != "-":
-        click.echo(str(bundle.path))
+        served = {} if triton is None else {"triton": str(triton)}
+        return {"bundle": str(bundle.path), "manifest": manifest, "parity": parity, **served}
+
+    publish_result(json_path, content, bundle.path)
 
 
 def _check_engine_options(options: dict[str, Any]) -> None:

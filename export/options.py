@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -13,16 +13,9 @@ from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.choices import PRECISIONS
 from mclst.runtime.cli.bundle_options import retrieval_options
 from mclst.runtime.cli.slide_argument import SlideArgument
-from mclst.runtime.click_types import AliasedOption, Bytes, Finite, Numbers
+from mclst.runtime.click_types import PATH, AliasedOption, Bytes, Finite, Numbers, add_options
 from mclst.runtime.encoder.tensorrt.library import FLAVORS
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-Decorator = Callable[[Function], Function]
-
-PATH = click.Path(path_type=Path)
-
-CONTEXT_SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "show_default": True}
 
 SETTINGS = {
     "heads": "heads",
@@ -87,21 +80,12 @@ def _parse_targets(ctx: click.Context, param: click.Parameter, value: str | None
     return tuple(dict.fromkeys(targets))
 
 
-def combine(*decorators: Decorator[Any]) -> Decorator[Any]:
-    """Combine decorators; options appear in the help in this order."""
-
-    def decorate(function: Function) -> Function:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return decorate
-
-
-input_options = combine(
+input_options = add_options(
     click.option("--ckpt", type=PATH, help="Trained checkpoint: .pt, .ckpt or .safetensors.  [required]"),
     click.option(
-        "--weights", type=PATH, help="The encoder's weights, for a checkpoint that names them by reference."
+        "--weights",
+        type=PATH,
+        help="The encoder's weights, for a checkpoint that names them by reference.",
     ),
     click.option("--system", help="System of the checkpoint, such as bleep.  [default: recognized]"),
     click.option("--out", type=PATH, default=Path("mclst-bundle"), help="Folder of the bundle."),
@@ -114,7 +98,8 @@ input_options = combine(
         "They make the bank; a system without one is calibrated by those with a slide.",
     ),
     click.option(
-        "--sections", help="Reference sections to use: names and ranges, such as A2-G3,H1.  [default: all]"
+        "--sections",
+        help="Reference sections to use: names and ranges, such as A2-G3,H1.  [default: all]",
     ),
     click.option("--hold-out", multiple=True, help="Section to leave out; repeatable."),
     click.option(
@@ -125,7 +110,7 @@ input_options = combine(
     ),
 )
 
-settings_options = combine(
+settings_options = add_options(
     retrieval_options(RetrievalSpec()),
     click.option(
         "--heads", type=click.IntRange(1), help="Attention heads of the spot encoder.  [default: 8]"
@@ -210,7 +195,7 @@ settings_options = combine(
     ),
 )
 
-precision_options = combine(
+precision_options = add_options(
     click.option(
         "--precision",
         "precisions",
@@ -286,7 +271,7 @@ precision_options = combine(
     ),
 )
 
-engine_options = combine(
+engine_options = add_options(
     click.option(
         "--engine",
         type=click.Choice(("none", *FLAVORS)),
@@ -295,7 +280,10 @@ engine_options = combine(
         "mclst-infer builds a missing one.",
     ),
     click.option(
-        "--max-batch", type=click.IntRange(1, 4096), default=64, help="Largest batch of tiles of an engine."
+        "--max-batch",
+        type=click.IntRange(1, 4096),
+        default=64,
+        help="Largest batch of tiles of an engine.",
     ),
     click.option(
         "--target",
@@ -322,7 +310,7 @@ engine_options = combine(
     ),
 )
 
-metadata_options = combine(
+metadata_options = add_options(
     click.option(
         "--license",
         "license_name",
@@ -338,7 +326,7 @@ metadata_options = combine(
     ),
 )
 
-output_options = combine(
+output_options = add_options(
     click.option("--overwrite", is_flag=True, help="Replace an existing bundle or repository."),
     click.option("--json", "json_path", type=PATH, help="Write manifest and parity as JSON; - for stdout."),
     click.option("-q", "--quiet", is_flag=True, help="Print only errors."),

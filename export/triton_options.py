@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from mclst.export.options import PATH, combine
 from mclst.runtime.atomic import check_distinct, check_writable
 from mclst.runtime.choices import PRECISIONS
-from mclst.runtime.console import check_json, publish_json, say, table
+from mclst.runtime.click_types import PATH, add_options, option_name
+from mclst.runtime.console import check_json, publish_result, say, table
 from mclst.runtime.errors import OutputError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def _check_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
     return value
 
 
-triton_options = combine(
+triton_options = add_options(
     click.option(
         "--triton",
         type=PATH,
@@ -67,12 +67,12 @@ def parse_serving(triton: Path | None, options: Mapping[str, Any]) -> Serving:
     explicit = {name for name in context.params if _is_explicit(context, name)}
     for name in ("bundle_path", "triton_name", "triton_precision"):
         if triton is None and name in explicit:
-            raise click.UsageError(f"{_option_name(context, name)} belongs to --triton")
+            raise click.UsageError(f"{option_name(context, name)} belongs to --triton")
     engine = options["engine"]
     if "bundle_path" in explicit:
         for name in sorted(explicit - ALLOWED_WITH_BUNDLE):
             raise click.UsageError(
-                f"{_option_name(context, name)} is of an export and --bundle exports nothing; "
+                f"{option_name(context, name)} is of an export and --bundle exports nothing; "
                 "leave one of them out"
             )
         if engine == "tensorrt-rtx":
@@ -85,10 +85,6 @@ def parse_serving(triton: Path | None, options: Mapping[str, Any]) -> Serving:
 def _is_explicit(context: click.Context, name: str) -> bool:
     defaults = (None, ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
     return context.get_parameter_source(name) not in defaults
-
-
-def _option_name(context: click.Context, name: str) -> str:
-    return next(param.opts[0] for param in context.command.params if param.name == name)
 
 
 def check_repository(
@@ -126,7 +122,4 @@ def repository_of_bundle(
     check_repository(triton, overwrite, (), path)
     bundle = open_bundle(path)
     publish_repository(bundle, triton, serving, overwrite=overwrite, quiet=quiet)
-    if json_path is not None:
-        publish_json(json_path, {"bundle": str(bundle.path), "triton": str(triton)})
-    if json_path is None or str(json_path) != "-":
-        click.echo(str(triton))
+    publish_result(json_path, lambda: {"bundle": str(bundle.path), "triton": str(triton)}, triton)

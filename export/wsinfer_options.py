@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mclst.export.options import PATH, combine
 from mclst.runtime.atomic import check_distinct, check_writable
 from mclst.runtime.cli.report_options import split_names
-from mclst.runtime.click_types import Finite
+from mclst.runtime.click_types import PATH, Finite, add_options
 from mclst.runtime.errors import OutputError
 
 if TYPE_CHECKING:
     from mclst.runtime.bundle.bundle import Bundle
 
-wsinfer_options = combine(
+wsinfer_options = add_options(
     click.option(
         "--wsinfer",
         type=PATH,

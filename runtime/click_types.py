@@ -1,13 +1,42 @@
-"""Types of command-line values that click does not have: finite numbers, triples, amounts of memory."""
+"""What commands share: settings, how options are added, and types of values that click does not have."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import click
+from click.core import ParameterSource
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "show_default": True}
+"""Context settings of every command."""
+PATH = click.Path(path_type=Path)
+
+
+def add_options(*options: Callable[[Any], Any]) -> Callable[[Function], Function]:
+    """Combine decorators; options appear in the help in this order."""
+
+    def add(function: Function) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+def option_name(ctx: click.Context, name: str) -> str:
+    """Return how a parameter is spelled on the command line."""
+    return next(param.opts[0] for param in ctx.command.params if param.name == name)
+
+
+def on_command_line(ctx: click.Context, name: str) -> bool:
+    """Whether a parameter was given on the command line."""
+    return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 class Finite(click.FloatRange):

@@ -203,6 +203,15 @@ def check_json(
         check_distinct((path, *outputs), inputs)
 
 
+def publish_result(json_path: Path | None, content: Callable[[], dict[str, Any]], *paths: Path) -> None:
+    """End a command: write its --json, and print the paths it wrote, unless JSON is on stdout."""
+    if json_path is not None:
+        publish_json(json_path, content())
+    if json_path is None or str(json_path) != "-":
+        for path in paths:
+            click.echo(str(path))
+
+
 def publish_json(path: Path, content: dict[str, Any]) -> None:
     """Write one JSON object to `path`, or to stdout if `path` is `-`; raises OutputError."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"

@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mclst.sections.errors import SectionError
@@ -87,6 +89,15 @@ class ResourceError(MclstError):
 
 class Terminated(BaseException):
     """SIGTERM or SIGHUP arrived: unwound like an interrupt, so that nothing half-written stays."""
+
+
+@contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Turn a failed import into a ResourceError that names the package and the extra with it."""
+    try:
+        yield
+    except ImportError as error:
+        raise ResourceError(f"{error.name} is not installed; install mclst[{extra}]") from error
 
 
 def describe_error(error: BaseException) -> tuple[str, int]:

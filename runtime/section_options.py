@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mclst.runtime.click_types import PATH, add_options
+
 if TYPE_CHECKING:
     from mclst.sections.formats.source import SectionSource
-
-PATH = click.Path(path_type=Path)
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,4 @@ def section_options(function: Callable[..., Any]) -> Callable[..., Any]:
         )
         return function(section_files=files, **values)
 
-    for option in reversed(OPTIONS):
-        wrapped = option(wrapped)
-    return wrapped
+    return add_options(*OPTIONS)(wrapped)

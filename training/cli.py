@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mclst.runtime.atomic import check_distinct, check_writable
-from mclst.runtime.console import check_json, command, progress, publish_json, say, table
-from mclst.runtime.errors import ResourceError
+from mclst.runtime.click_types import PATH, SETTINGS
+from mclst.runtime.console import check_json, command, progress, publish_result, say, table
+from mclst.runtime.errors import needs_extra
 from mclst.runtime.section_options import SectionFiles, section_options
 from mclst.training.options import build_config, model_options, resolve_options
 
@@ -21,10 +22,8 @@ if TYPE_CHECKING:
     from mclst.training.run import TrainingResult
     from mclst.training.settings import TrainConfig
 
-PATH = click.Path(path_type=Path)
 
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(context_settings=SETTINGS)
 @click.argument("paths", metavar="SECTIONS...", type=PATH, nargs=-1, required=True)
 @click.option("--out", type=PATH, default=Path("model.pt"), help="The checkpoint to write.")
 @click.option("--sections", help="Sections to train on: names and ranges, such as A2-G3,H1.  [default: all]")
@@ -85,10 +84,8 @@ def main(
     outputs = (out, published)
     check_distinct(outputs, inputs)
     check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=outputs)
-    try:
+    with needs_extra("export,cpu"):
         from mclst.training.run import run_training
-    except ImportError as error:
-        raise ResourceError(f"{error.name} is not installed; install mclst[export,cpu]") from error
     log = functools.partial(say, quiet=quiet)
     config = build_config(options)
     sections, held_out = _read(paths, section_files, config, options, quiet=quiet)
@@ -116,10 +113,7 @@ def main(
         progress=functools.partial(progress, quiet=quiet),
     )
     _print_summary(result, quiet=quiet)
-    if json_path is not None:
-        publish_json(json_path, _as_json(result, held_out))
-    if json_path is None or str(json_path) != "-":
-        click.echo(str(result.checkpoint))
+    publish_result(json_path, lambda: _as_json(result, held_out), result.checkpoint)
 
 
 def _read(

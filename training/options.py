@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from mclst.kernels.definition.spec import DISTANCES, RANKS, WEIGHTINGS
-from mclst.runtime.click_types import AliasedOption, Numbers
+from mclst.runtime.click_types import PATH, AliasedOption, Numbers, add_options
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
 
 if TYPE_CHECKING:
     from mclst.models.recipes.recipe import Recipe
     from mclst.training.settings import TrainConfig
 
-PATH = click.Path(path_type=Path)
 NORMALIZATION = click.Choice(NORMALIZATION_NAMES)
 PUBLISHED = ("densenet121", "resnet18", "resnet50", "resnet101", "vit_base_patch32_224")
 """Encoders of the published code, whose tensors have its names rather than those of a recipe."""
@@ -46,7 +43,7 @@ ONLY_MCLSTEXP = (
     *("positions", "coordinates", "position_std", "depth", "heads", "head_dim", "context", "sentences"),
 )
 """Options of the spot encoder, which BLEEP lacks."""
-OPTIONS = (
+model_options = add_options(
     click.option(
         "--system",
         type=click.Choice(("mclstexp", "bleep")),
@@ -100,7 +97,10 @@ OPTIONS = (
     click.option("--epochs", type=click.IntRange(1), default=90, help="Passes over all spots."),
     click.option("--seconds", type=float, help="Stop after this long, even within an epoch."),
     click.option(
-        "--batch-size", type=click.IntRange(2), default=128, help="Spots per step, which form one sentence."
+        "--batch-size",
+        type=click.IntRange(2),
+        default=128,
+        help="Spots per step, which form one sentence.",
     ),
     click.option(
         "--optimizer",
@@ -135,7 +135,10 @@ OPTIONS = (
     ),
     click.option("--rotation", type=float, default=180.0, help="Rotate tiles by up to this angle, degrees."),
     click.option(
-        "--channels", type=click.Choice(("rgb", "bgr")), default="rgb", help="Order of the color channels."
+        "--channels",
+        type=click.Choice(("rgb", "bgr")),
+        default="rgb",
+        help="Order of the color channels.",
     ),
     click.option(
         "--pixel-range",
@@ -194,13 +197,6 @@ OPTIONS = (
     click.option("--seed", type=click.IntRange(0), default=0, help="Random seed."),
 )
 """Options of the model and its training."""
-
-
-def model_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Add OPTIONS to a command, in their order."""
-    for option in reversed(OPTIONS):
-        function = option(function)
-    return function
 
 
 def resolve_options(context: click.Context) -> dict[str, Any]:

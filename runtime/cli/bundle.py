@@ -11,18 +11,16 @@ import click
 from mclst.runtime.bundle.location import BundleLocation, HubLocation, local
 from mclst.runtime.cli.bundle_hub import bioimageio, complete, pull, push, sign
 from mclst.runtime.cli.bundle_options import (
-    SETTINGS,
     BundleType,
     local_folder,
     quiet_option,
     signature_option,
 )
+from mclst.runtime.click_types import PATH, SETTINGS
 from mclst.runtime.console import EXIT_CODES, check_json, command, publish_json, say, table
 
 if TYPE_CHECKING:
     from mclst.runtime.sharing.signature import Trusted
-
-PATH = click.Path(path_type=Path)
 
 bundle_argument = click.argument("location", metavar="BUNDLE", type=BundleType(), default="mclst-bundle")
 

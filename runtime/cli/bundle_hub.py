@@ -8,12 +8,11 @@ from typing import Any
 import click
 
 from mclst.runtime.bundle.location import BundleLocation, HubLocation
-from mclst.runtime.cli.bundle_options import SETTINGS, BundleType, quiet_option
+from mclst.runtime.cli.bundle_options import BundleType, quiet_option
 from mclst.runtime.cli.slide_argument import SlideArgument
+from mclst.runtime.click_types import PATH, SETTINGS
 from mclst.runtime.console import command, say
 from mclst.sections.location import SlideLocation
-
-PATH = click.Path(path_type=Path)
 
 
 class HubType(click.ParamType[HubLocation]):

@@ -10,14 +10,12 @@ import click
 
 from mclst.kernels.definition.spec import DISTANCES, RANKS, WEIGHTINGS, RetrievalSpec
 from mclst.runtime.bundle.location import SCHEME, BundleLocation, HubLocation
-from mclst.runtime.click_types import Finite
+from mclst.runtime.click_types import PATH, Finite, add_options
 from mclst.runtime.progress import Notify
 
 if TYPE_CHECKING:
     from mclst.runtime.bundle.bundle import Bundle
     from mclst.runtime.sharing.signature import Trusted
-
-SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "show_default": True}
 
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 
@@ -96,7 +94,7 @@ def _option(kind: click.ParamType[Any], help_text: str) -> Callable[[Any], Any]:
     )
 
 
-bundle_option = _option(click.Path(path_type=Path), "Bundle of mclst-export.")
+bundle_option = _option(PATH, "Bundle of mclst-export.")
 """Gives a click callback `bundle_path`, a Path."""
 
 any_bundle_option = _option(
@@ -120,10 +118,10 @@ def retrieval_options(
         ("temperature", Finite(0, min_open=True), "Temperature of the softmax weightings."),
     )
 
-    def add(function: Callable[..., Any]) -> Callable[..., Any]:
-        for name, kind, text in reversed(options):
-            default = "the bundle's" if defaults is None else getattr(defaults, name)
-            function = click.option(f"--{name}", type=kind, help=f"{text}  [default: {default}]")(function)
-        return function
-
-    return add
+    shown = {name: "the bundle's" if defaults is None else getattr(defaults, name) for name, _, _ in options}
+    return add_options(
+        *(
+            click.option(f"--{name}", type=kind, help=f"{text}  [default: {shown[name]}]")
+            for name, kind, text in options
+        )
+    )

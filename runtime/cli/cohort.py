@@ -13,8 +13,8 @@ import click
 
 from mclst.runtime.bundle.location import BundleLocation, local
 from mclst.runtime.cli.server_options import ServerOptions, open_model
-from mclst.runtime.click_types import Finite
-from mclst.runtime.console import check_json, publish_json, say
+from mclst.runtime.click_types import PATH, Finite, add_options
+from mclst.runtime.console import check_json, publish_result, say
 from mclst.runtime.errors import InputError, OutputError, describe_error
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _shard(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 OPTIONS = (
     click.option(
         "--slides",
-        type=click.Path(path_type=Path),
+        type=PATH,
         help="Instead of SLIDE: a table of slides with their spots and options; --out is a folder.",
     ),
     click.option(
@@ -109,9 +109,7 @@ def cohort_options(function: Callable[..., Any]) -> Callable[..., Any]:
             )
         return function(cohort=cohort, **values)
 
-    for option in reversed(OPTIONS):
-        wrapped = option(wrapped)
-    return wrapped
+    return add_options(*OPTIONS)(wrapped)
 
 
 def run_cohort(
@@ -210,12 +208,8 @@ def _conclude(report: CohortReport, json_path: Path | None, *, quiet: bool) -> i
         for outcome in failed:
             say(f"  {outcome.name}: {outcome.error}")
     say(f"Report: {report.path}", quiet=quiet)
-    if json_path is not None:
-        publish_json(json_path, report.as_json(status))
-    if json_path is None or str(json_path) != "-":
-        for outcome in report.outcomes:
-            if outcome.status != FAILED:
-                click.echo(str(outcome.map))
+    maps = (outcome.map for outcome in report.outcomes if outcome.status != FAILED)
+    publish_result(json_path, lambda: report.as_json(status), *maps)
     return SOME_FAILED if failed else 0
 
 

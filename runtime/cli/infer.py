@@ -19,8 +19,8 @@ from mclst.runtime.cli.cohort import CohortOptions, cohort_options, run_cohort
 from mclst.runtime.cli.run_options import run_options
 from mclst.runtime.cli.server_options import ServerOptions, open_model, server_options
 from mclst.runtime.cli.slide_argument import SlideArgument
-from mclst.runtime.click_types import Finite
-from mclst.runtime.console import check_json, command, progress, publish_json, say, table
+from mclst.runtime.click_types import PATH, SETTINGS, Finite
+from mclst.runtime.console import check_json, command, progress, publish_result, say, table
 from mclst.runtime.entry_points import STARTED
 from mclst.runtime.section_options import BINS
 from mclst.sections.location import SlideLocation, local_path
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from mclst.runtime.run.report import Run
     from mclst.runtime.sharing.signature import Trusted
 
-PATH = click.Path(path_type=Path)
 NAMED_FAILURES = 5
 
 
@@ -52,7 +51,7 @@ def _list_providers(location: BundleLocation | None, trusted: Trusted | None, ba
             click.echo(f"{'':<12}       {row.precision:<4}  {', '.join(notes)}".rstrip())
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(context_settings=SETTINGS)
 @command
 @click.argument("slide", type=SlideArgument(), required=False)
 @click.option(
@@ -210,10 +209,7 @@ def main(
     _say_failures(run, verbose=verbose)
     if verbose:
         _say_seconds(run, began, ended)
-    if json_path is not None:
-        publish_json(json_path, run.as_json())
-    if json_path is None or str(json_path) != "-":
-        click.echo(str(run.map_path))
+    publish_result(json_path, run.as_json, run.map_path)
 
 
 def _summary(run: Run, model: Model) -> list[tuple[str, Any]]:

@@ -11,8 +11,8 @@ import click
 
 from mclst.runtime.cli.report_options import file_options
 from mclst.runtime.cli.slide_argument import SlideArgument
-from mclst.runtime.click_types import AliasedOption
-from mclst.runtime.console import check_json, command, publish_json, say, table
+from mclst.runtime.click_types import PATH, SETTINGS, AliasedOption
+from mclst.runtime.console import check_json, command, publish_result, say, table
 from mclst.runtime.errors import InputError
 from mclst.runtime.section_options import BINS
 from mclst.sections.location import SlideLocation, local_path
@@ -23,10 +23,8 @@ if TYPE_CHECKING:
     from mclst.runtime.report.files import Files
     from mclst.runtime.report.page.tissue import TissueJpeg
 
-PATH = click.Path(path_type=Path)
 
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(context_settings=SETTINGS)
 @command
 @click.argument("map_path", metavar="MAP", type=PATH)
 @file_options
@@ -123,13 +121,8 @@ def main(
     for note in notes:
         say(f"Note: {note}", quiet=quiet)
     table([*rows, *paths.items()], quiet=quiet)
-    if json_path is not None:
-        publish_json(
-            json_path, {"map": str(map_path), "files": {kind: str(path) for kind, path in paths.items()}}
-        )
-    if json_path is None or str(json_path) != "-":
-        for path in paths.values():
-            click.echo(str(path))
+    content = {"map": str(map_path), "files": {kind: str(path) for kind, path in paths.items()}}
+    publish_result(json_path, lambda: content, *paths.values())
 
 
 def _tissue(expression_map: Map, slide_path: SlideLocation, longest_px: int) -> TissueJpeg:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mclst.runtime.choices import FIGURE_FORMATS
+from mclst.runtime.click_types import add_options
 
 if TYPE_CHECKING:
     from mclst.runtime.report.files import Files
@@ -87,6 +88,4 @@ def file_options(function: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(**values: Any) -> Any:
         return function(files=take_files(values), **values)
 
-    for option in reversed(FILE_OPTIONS.values()):
-        wrapped = option(wrapped)
-    return wrapped
+    return add_options(*FILE_OPTIONS.values())(wrapped)

@@ -13,7 +13,7 @@ import click
 from mclst.runtime.choices import PRECISIONS, PROVIDERS, RETRIEVERS
 from mclst.runtime.cli.bundle_options import retrieval_options
 from mclst.runtime.cli.report_options import FILE_OPTIONS, split_names, take_files
-from mclst.runtime.click_types import Bytes, Finite
+from mclst.runtime.click_types import Bytes, Finite, add_options
 from mclst.runtime.resources import check_limit
 from mclst.runtime.run.options import RETRIEVAL_OPTIONS, RunOptions, most_bad_tiles
 
@@ -143,6 +143,4 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
         )
         return function(options=options, **values)
 
-    for option in reversed(OPTIONS):
-        wrapped = option(wrapped)
-    return wrapped
+    return add_options(*OPTIONS)(wrapped)

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from mclst.runtime.bundle.location import BundleLocation
 from mclst.runtime.cli.bundle_options import open_any_bundle
-from mclst.runtime.click_types import Finite
+from mclst.runtime.click_types import PATH, Finite, add_options, on_command_line, option_name
 from mclst.runtime.progress import Notify
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ OPTIONS = (
     ),
     click.option(
         "--server-ca",
-        type=click.Path(path_type=Path),
+        type=PATH,
         metavar="FILE.pem",
         help="Certificates to trust for https:// and grpcs://.  [default: the system's]",
     ),
@@ -83,17 +82,14 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
         patience, requests = values.pop("server_patience"), values.pop("server_requests")
         ctx = click.get_current_context()
 
-        def on_command_line(name: str) -> bool:
-            return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-
         if url is None:
             for name in ("server_model", "server_patience", "server_requests", "server_ca"):
-                if on_command_line(name):
-                    raise click.UsageError(f"{_option(ctx, name)} belongs to --server")
+                if on_command_line(ctx, name):
+                    raise click.UsageError(f"{option_name(ctx, name)} belongs to --server")
             return function(server=ServerOptions(), **values)
         for name in DECIDED_BY_SERVER:
-            if on_command_line(name):
-                raise click.UsageError(f"{_option(ctx, name)} is for the server to decide; leave it out")
+            if on_command_line(ctx, name):
+                raise click.UsageError(f"{option_name(ctx, name)} is for the server to decide; leave it out")
         from mclst.runtime.serving.client import Address
 
         try:
@@ -102,12 +98,10 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
             raise click.UsageError(f"--server: {error}") from error
         if ca is not None and not encrypted:
             raise click.UsageError("--server-ca belongs to https:// and grpcs://")
-        batch = ctx.params["batch_size"] if on_command_line("batch_size") else None
+        batch = ctx.params["batch_size"] if on_command_line(ctx, "batch_size") else None
         return function(server=ServerOptions(url, model, patience, requests, batch, ca), **values)
 
-    for option in reversed(OPTIONS):
-        wrapped = option(wrapped)
-    return wrapped
+    return add_options(*OPTIONS)(wrapped)
 
 
 @contextmanager
@@ -142,7 +136,3 @@ def open_model(
         credentials=Credentials.of_environment(server.ca),
     ) as connection:
         yield ServedModel(connection)
-
-
-def _option(ctx: click.Context, name: str) -> str:
-    return next(param.opts[0] for param in ctx.command.params if param.name == name)

@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from mclst.runtime.click_types import SETTINGS
 from mclst.runtime.console import command, say
 from mclst.runtime.errors import ResourceError
 from mclst.runtime.serving.server_manifest import (
@@ -121,7 +122,7 @@ def _values(answer: Any, name: str) -> list[Any]:
     return values if isinstance(values, list) and values else [""]
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(context_settings=SETTINGS)
 @click.argument("url", default="http://127.0.0.1:8000")
 @click.option("--server-model", default="mclst", help="Model on the server.")
 @click.option(

@@ -11,15 +11,15 @@ import click
 
 from mclst.runtime.atomic import check_distinct, check_writable
 from mclst.runtime.choices import PROVIDERS
-from mclst.runtime.console import check_json, command, progress, publish_json, say, table
-from mclst.runtime.errors import ResourceError
+from mclst.runtime.click_types import PATH, SETTINGS
+from mclst.runtime.console import check_json, command, progress, publish_result, say, table
+from mclst.runtime.errors import needs_extra
 from mclst.runtime.section_options import SectionFiles, section_options
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
 
 if TYPE_CHECKING:
     from mclst.training.fitting.run import FitResult
 
-PATH = click.Path(path_type=Path)
 SMALLEST_VIEW, LARGEST_VIEW = 0.05, 20.0
 
 
@@ -60,7 +60,7 @@ class WeightsPath(click.Path):
         )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(context_settings=SETTINGS)
 @click.argument("paths", metavar="SECTIONS...", type=PATH, nargs=-1, required=True)
 @click.option(
     "--encoder",
@@ -177,11 +177,9 @@ def main(
         )
     if options["alpha"] is not None and options["head"] == "knn":
         raise click.UsageError("--alpha belongs to --head ridge, pca-ridge and blend")
-    try:
+    with needs_extra("export,cpu"):
         from mclst.training.fitting.checkpoint import write_fitted
         from mclst.training.fitting.command import fit_from_options
-    except ImportError as error:
-        raise ResourceError(f"{error.name} is not installed; install mclst[export,cpu]") from error
     log = functools.partial(say, quiet=quiet)
     result = fit_from_options(
         paths,
@@ -194,10 +192,7 @@ def main(
     )
     write_fitted(out, result.model)
     table(_summary(result, out), quiet=quiet)
-    if json_path is not None:
-        publish_json(json_path, _as_json(result, out))
-    if json_path is None or str(json_path) != "-":
-        click.echo(str(out))
+    publish_result(json_path, lambda: _as_json(result, out), out)
 
 
 def _summary(result: FitResult, out: Path) -> list[tuple[str, Any]]:

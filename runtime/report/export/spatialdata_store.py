@@ -10,7 +10,7 @@ import anndata
 import numpy as np
 
 from mclst.runtime.atomic import AtomicFolder
-from mclst.runtime.errors import OutputError, ResourceError
+from mclst.runtime.errors import OutputError, needs_extra
 from mclst.runtime.expression_map.reader import Map
 
 MARK = "zarr.json"
@@ -38,12 +38,9 @@ def write_store(expression_map: Map, path: Path, *, overwrite: bool) -> None:
     OutputError
         If the folder cannot be written.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from spatialdata import SpatialData
-    except ImportError as error:
-        raise ResourceError(f"{error.name} is not installed; install mclst[spatialdata]") from error
+    with needs_extra("spatialdata"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from spatialdata import SpatialData
     with AtomicFolder(path, mark=MARK, overwrite=overwrite) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         store = SpatialData(

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from mclst.runtime.atomic import atomic_file
-from mclst.runtime.errors import ResourceError
+from mclst.runtime.errors import needs_extra
 from mclst.runtime.expression_map.morans_i import BLOCK_BYTES
 from mclst.runtime.expression_map.reader import Map
 
@@ -39,11 +39,9 @@ def write_parquet(expression_map: Map, path: Path) -> None:
 
     Raises ResourceError if pyarrow is not installed, OutputError if the file cannot be written.
     """
-    try:
+    with needs_extra("parquet"):
         import pyarrow as pa
         import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ResourceError(f"{error.name} is not installed; install mclst[parquet]") from error
     writer = None
     with atomic_file(path) as part:
         try:
