@@ -50,7 +50,7 @@ def write_direct_bundle(
     """
     write_atomically(folder / GENES, "".join(f"{gene}\n" for gene in genes).encode())
     system = checkpoint.system
-    network = checkpoint.network(heads=settings.heads if "heads" in system.supports else None)
+    network = checkpoint.network(heads=settings.heads)
     slide_network = None
     if system.kind == "slide":
         slide_network = SlideNetwork(

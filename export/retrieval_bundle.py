@@ -162,7 +162,7 @@ def write_retrieval_bundle(
         )
     write_atomically(folder / BANK, bank_bytes(bank))
     say(f"tracing {checkpoint.encoder} to ONNX")
-    network = checkpoint.network(heads=settings.heads if "heads" in checkpoint.system.supports else None)
+    network = checkpoint.network(heads=settings.heads)
     take_tiles(network, settings.tile.size_px)
     write_graph(network, settings.tile, settings.preprocessing, folder / ENCODER)
     tiles, calibration = _choose_tiles(checkpoint, reference, settings, parity_tiles, precisions, say)

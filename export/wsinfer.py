@@ -92,9 +92,7 @@ def write_wsinfer(
         )
     check_exportable(bundle)
     columns = _columns(bundle, genes)
-    encoder = ImageModule(
-        checkpoint.network(heads=_heads(checkpoint, settings)), settings.preprocessing.symmetries
-    )
+    encoder = ImageModule(checkpoint.network(heads=settings.heads), settings.preprocessing.symmetries)
     encoder.eval().requires_grad_(False)
     stored = stored_tiles(checkpoint.metadata, settings.tile, SCALE_TILES, 0)
     tiles = stored[0] if stored is not None else synthetic_tiles(settings.tile, SCALE_TILES)
@@ -115,10 +113,6 @@ def check_exportable(bundle: Bundle) -> None:
             f"{bundle.path} predicts from several spots together, and WSInfer gives one tile at a time; "
             "leave --wsinfer out"
         )
-
-
-def _heads(checkpoint: Checkpoint, settings: Settings) -> int | None:
-    return settings.heads if "heads" in checkpoint.system.supports else None
 
 
 def _columns(bundle: Bundle, genes: Sequence[str]) -> list[int]:

@@ -73,7 +73,7 @@ class Checkpoint:
         Parameters
         ----------
         heads : int or None
-            Attention heads, which a checkpoint does not store.
+            Attention heads, which a checkpoint does not store; systems without attention ignore it.
         x_rows, y_rows : Tensor, optional
             int64 [n], the rows that cut position tables keep, in this order; by default the first row.
 
