@@ -7,6 +7,7 @@ from importlib.metadata import version
 
 import click
 
+from mclst.runtime.click_types import SETTINGS
 from mclst.runtime.console import EXIT_CODES
 
 COMMANDS = {
@@ -56,11 +57,7 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
 
 
-@click.group(
-    cls=LazyGroup,
-    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
-    epilog=EXIT_CODES,
-)
+@click.group(cls=LazyGroup, context_settings=SETTINGS, epilog=EXIT_CODES)
 @click.version_option(version("mclst"), prog_name="mclst-bench")
 def main() -> None:
     """Measure mclst on this machine, with its peers in the same run."""

@@ -24,13 +24,12 @@ benchmarks/gpu_check: benchmarks/reading benchmarks/retrieval benchmarks/harness
     export/parity runtime/tiling runtime/slide runtime/decoding runtime/encoder/cuda runtime/encoder runtime
     kernels kernels/cuda kernels/definition models
 benchmarks/systems: benchmarks/contenders benchmarks/retrieval benchmarks/harness export/parity export/onnx
-    runtime/cli runtime/inference runtime/tiling runtime/slide runtime/encoder runtime/bundle runtime
+    runtime/cli runtime/inference runtime/encoder runtime/bundle runtime
     kernels kernels/definition sections/tables sections models models/recipes training/fitting
-benchmarks/whole_command: benchmarks/contenders benchmarks/harness export/parity runtime/cli runtime/inference
-    runtime/features
-    runtime/slide runtime/bundle runtime sections/tables sections
+benchmarks/whole_command: benchmarks/contenders benchmarks/harness runtime/cli runtime/inference
+    runtime/features runtime/slide runtime/bundle runtime sections/tables sections
 benchmarks/end_to_end: benchmarks/contenders benchmarks/harness benchmarks/schemas benchmarks/roofline
-    export/parity runtime/cli runtime/report/figures runtime/bundle runtime sections/tables sections
+    runtime/cli runtime/report/figures runtime/bundle runtime sections/tables sections
 benchmarks/encoder: benchmarks/contenders benchmarks/harness benchmarks/schemas benchmarks/roofline
     export/parity runtime/cli runtime/report/figures runtime/inference runtime/encoder runtime/bundle runtime
     sections/tables
@@ -39,7 +38,8 @@ benchmarks/memory: benchmarks/harness runtime/run runtime/report/figures runtime
     runtime/bundle runtime
 benchmarks/scale: benchmarks/memory benchmarks/page benchmarks/harness runtime/run runtime/report
     runtime/slide runtime/bundle runtime sections/formats sections/tables
-benchmarks/contenders: benchmarks/retrieval benchmarks/harness export/inputs export/onnx runtime/run
+benchmarks/contenders: benchmarks/retrieval benchmarks/harness export/inputs export/onnx export/parity
+    runtime/run
     runtime/report runtime/inference runtime/expression_map runtime/tiling runtime/encoder/cuda
     runtime/slide runtime/encoder runtime/bundle runtime kernels/definition sections/tables sections
 benchmarks/serving: benchmarks/harness runtime/serving runtime/report/figures runtime

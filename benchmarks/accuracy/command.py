@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mclst.benchmarks.accuracy.request import Request
-from mclst.benchmarks.harness.options import PATH, ResultFiles, result_options
-from mclst.runtime.console import command, say
-from mclst.runtime.errors import ResourceError
+from mclst.benchmarks.harness.options import ResultFiles, result_options
+from mclst.benchmarks.harness.undefined import none_if_undefined
+from mclst.runtime.click_types import PATH
+from mclst.runtime.console import command
+from mclst.runtime.errors import needs_extra
 from mclst.sections.patients import PATIENT
 
 if TYPE_CHECKING:
@@ -76,11 +78,9 @@ def accuracy(
     if train_options is not None and fit_options is not None:
         raise click.UsageError("give --train for a system or --fit for a head, not both")
     result_files.check(paths)
-    try:
+    with needs_extra("export,cpu"):
         from mclst.benchmarks.accuracy.folds import summarize
         from mclst.benchmarks.accuracy.requested import run_heads, run_system
-    except ImportError as error:
-        raise ResourceError(f"{error.name} is not installed; install mclst[export,cpu]") from error
     request = Request(
         paths, section_names, leave_out, patient, fold_names, sweep, work.absolute(), jobs, quiet
     )
@@ -90,7 +90,8 @@ def accuracy(
         result = run_heads(request, fit_options)
     table = summarize(result.rows)
     label = "" if sweep is None else sweep.partition("=")[0]
-    _show(table, label, quiet=quiet)
+    if not quiet:
+        _show(table, label)
     if result.leave_out == "section":
         request.say(
             "  Note: training saw other sections of the same patient; --leave-out patient keeps them out"
@@ -99,34 +100,19 @@ def accuracy(
         "leave_out": result.leave_out,
         "sweep": label or None,
         **result.record,
-        "table": _records(table),
-        "folds": _records(result.rows),
+        "table": none_if_undefined(table.to_dict(orient="records")),
+        "folds": none_if_undefined(result.rows.to_dict(orient="records")),
     }
     result_files.publish(document)
 
 
-def _show(table: pd.DataFrame, label: str, *, quiet: bool) -> None:
+def _show(table: pd.DataFrame, label: str) -> None:
+    from mclst.benchmarks.harness.tables import show_table
+
     measures = [name for name in table.columns if f"{name}_sd" in table.columns]
-    lines = [[label, "folds", *HEADINGS]]
+    rows = []
     for row in table.to_dict(orient="records"):
-        cells = [
-            f"{row[m]:.4f}" + (f" ± {row[f'{m}_sd']:.4f}" if math.isfinite(row[f"{m}_sd"]) else "")
-            for m in measures
-        ]
-        lines.append([str(row["value"]), str(row["folds"]), *cells])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    for line in lines:
-        say(
-            "  " + "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip(),
-            quiet=quiet,
-        )
-
-
-def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [
-        {
-            str(name): None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in row.items()
-        }
-        for row in frame.to_dict(orient="records")
-    ]
+        spreads = [f" ± {row[f'{m}_sd']:.4f}" if math.isfinite(row[f"{m}_sd"]) else "" for m in measures]
+        cells = [f"{row[m]:.4f}{spread}" for m, spread in zip(measures, spreads, strict=True)]
+        rows.append([str(row["value"]), str(row["folds"]), *cells])
+    show_table("", (label, "folds", *HEADINGS), rows)

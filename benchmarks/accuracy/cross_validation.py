@@ -16,6 +16,7 @@ from mclst.benchmarks.accuracy.folds import (
     Fold,
     FoldScores,
     fold_file,
+    parse_values,
     read_scores,
     score_rows,
     write_scores,
@@ -43,14 +44,7 @@ RETRIEVED = {"k": int, "distance": str, "rank": str, "weighting": str, "normaliz
 
 def parse_sweep(text: str) -> tuple[str, list[Any]]:
     """Parse `k=50,100,200` into name and values; ValueError."""
-    name, _, values = text.partition("=")
-    kinds = {**TRAINED, **RETRIEVED, **EXPORTED}
-    if name not in kinds or not values:
-        raise ValueError(f"--sweep {text!r}: give NAME=VALUE,VALUE,… with one of {', '.join(kinds)}")
-    try:
-        return name, [kinds[name](value) for value in values.split(",")]
-    except ValueError as error:
-        raise ValueError(f"--sweep {text!r}: {error}") from error
+    return parse_values(text, {**TRAINED, **RETRIEVED, **EXPORTED})
 
 
 def with_setting(config: TrainConfig, name: str, value: Any) -> TrainConfig:

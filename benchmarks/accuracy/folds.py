@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mclst.benchmarks.harness.undefined import none_if_undefined
 from mclst.runtime.atomic import write_atomically
 from mclst.runtime.errors import InputError
 from mclst.sections.accuracy import Score
@@ -59,6 +59,17 @@ def make_folds(names: Sequence[str], leave_out: str, patient: str) -> list[Fold]
     return folds
 
 
+def parse_values(text: str, kinds: Mapping[str, Callable[[str], Any]]) -> tuple[str, list[Any]]:
+    """Parse `k=50,100,200` into name and values, with the type of each name; ValueError."""
+    name, _, values = text.partition("=")
+    if name not in kinds or not values:
+        raise ValueError(f"--sweep {text!r}: give NAME=VALUE,VALUE,… with one of {', '.join(kinds)}")
+    try:
+        return name, [kinds[name](value) for value in values.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--sweep {text!r}: {error}") from error
+
+
 def fold_file(work: Path, label: str, fold: str) -> Path:
     """File of a fold's scores in the folder `work`; label: of what is scored."""
     plain = (re.sub(r"[^A-Za-z0-9.-]", "_", part) for part in (label, fold))
@@ -90,13 +101,9 @@ def write_scores(file: Path, run: Mapping[str, Any], scores: FoldScores) -> None
 def score_rows(names: Sequence[str], scores: Sequence[Score]) -> list[dict[str, Any]]:
     """Rows of `section` and MEASURES; an undefined score is None."""
     return [
-        {"section": name, **{m: _finite(getattr(score, m)) for m in MEASURES}}
+        {"section": name, **{m: none_if_undefined(getattr(score, m)) for m in MEASURES}}
         for name, score in zip(names, scores, strict=True)
     ]
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def summarize(rows: pd.DataFrame) -> pd.DataFrame:

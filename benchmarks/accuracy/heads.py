@@ -19,6 +19,7 @@ from mclst.benchmarks.accuracy.folds import (
     Fold,
     FoldScores,
     fold_file,
+    parse_values,
     read_scores,
     score_rows,
     write_scores,
@@ -53,13 +54,7 @@ class HeadSections:
 
 def parse_head_sweep(text: str) -> tuple[str, list[Any]]:
     """Parse `head=ridge,knn` into name and values; ValueError."""
-    name, _, values = text.partition("=")
-    if name not in SWEPT or not values:
-        raise ValueError(f"--sweep {text!r}: give NAME=VALUE,VALUE,… with one of {', '.join(SWEPT)}")
-    try:
-        parsed = [SWEPT[name](value) for value in values.split(",")]
-    except ValueError as error:
-        raise ValueError(f"--sweep {text!r}: {error}") from error
+    name, parsed = parse_values(text, SWEPT)
     for value in parsed:
         if name == "head" and value not in get_args(Head):
             raise ValueError(f"--sweep {text!r}: {value} is none of {', '.join(get_args(Head))}")

@@ -1,18 +1,12 @@
-"""Cold start: a fresh process up to its first expression, step by step, and its peak memory.
-
-As a program this module is that process: it works like `mclst-infer` up to the first spot's expression,
-encodes more batches, and prints one JSON object.
-"""
+"""Cold start: a fresh process up to its first expression, step by step, and its peak memory."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
-from mclst.benchmarks.harness.subprocess_json import run_json_subprocess
+from mclst.benchmarks.harness.subprocess_json import call_in_subprocess
 from mclst.runtime.resources import peak_bytes
 
 
@@ -45,20 +39,13 @@ def cold_start(
     ResourceError
         If the process fails.
     """
-    options: dict[str, object] = {
-        "graph": graph, "provider": provider, "precision": precision, "tile": tile_px, "batch": batch,
-        "more": more,
-    }  # fmt: skip
-    if slide is not None and spots is not None and bundle is not None:
-        options |= {"slide": slide, "spots": spots, "bundle": bundle}
     started = time.time()
-    result = run_json_subprocess(
-        "mclst.benchmarks.contenders.cold_start",
-        [word for name, value in options.items() for word in (f"--{name}", str(value))],
-        task=f"a fresh process of {provider} {precision}",
-        advice="omit it, or choose another provider",
-        timeout=timeout,
-    )
+    result = call_in_subprocess(
+        first_result, task=f"a fresh process of {provider} {precision}",
+        advice="omit it, or choose another provider", timeout=timeout,
+        graph=graph, provider=provider, precision=precision, tile_px=tile_px, batch=batch, more=more,
+        slide_path=slide, spots_path=spots, bundle_path=bundle,
+    )  # fmt: skip
     steps, before = {}, started
     for name, moment in result.pop("moments").items():
         steps[name] = max(0.0, moment - before)
@@ -72,9 +59,15 @@ def cold_start(
     }
 
 
-def _work(options: argparse.Namespace, moments: dict[str, float]) -> None:
-    """Import, open, compute the first result; record the end of each step in `moments`."""
-    moments["python"] = time.time()
+def first_result(
+    graph: str, provider: str, precision: str, tile_px: int, batch: int, more: int,
+    slide_path: str | None, spots_path: str | None, bundle_path: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Import, open and compute like `mclst-infer` up to the first expression; then encode more batches.
+
+    Returns `moments`, the end of each step, and peak_rss_bytes.
+    """
+    moments = {"python": time.time()}
     import numpy as np
 
     from mclst.runtime.bundle.bundle import open_bundle
@@ -86,29 +79,26 @@ def _work(options: argparse.Namespace, moments: dict[str, float]) -> None:
     from mclst.sections.tables.spots import read_spots
 
     moments["imports"] = time.time()
-    request = EncoderRequest(
-        options.bundle or options.graph.parent, options.graph, options.precision, options.batch
-    )
-    if options.slide is None:
-        session, _ = open_encoder(options.provider, request)
+    folder = Path(graph).parent if bundle_path is None else Path(bundle_path)
+    request = EncoderRequest(folder, Path(graph), precision, batch)
+    if slide_path is None or spots_path is None or bundle_path is None:
+        session, _ = open_encoder(provider, request)
         moments["session"] = time.time()
-        tiles = np.zeros((options.batch, options.tile, options.tile, 3), np.uint8)
+        tiles = np.zeros((batch, tile_px, tile_px, 3), np.uint8)
         session.encode(tiles[:1])
         moments["first tile"] = time.time()
     else:
-        bundle = open_bundle(options.bundle)
+        bundle = open_bundle(bundle_path)
         moments["bundle"] = time.time()
-        slide, spots = open_slide(options.slide), read_spots(options.spots)
+        slide, spots = open_slide(slide_path), read_spots(spots_path)
         check_spots(spots, slide)
         moments["slide"] = time.time()
-        session, _ = open_encoder(options.provider, request)
+        session, _ = open_encoder(provider, request)
         readout = open_readout(bundle, None, spots, session.provider)
         moments["session"] = time.time()
         tile = bundle.manifest.tile
         shape = TileShape(tile.size_px, tile.mpp, tile.pad)
-        first = next(
-            iter(Tiles(slide, spots.xy_px[: options.batch], shape, batch_size=options.batch, workers=2))
-        )
+        first = next(iter(Tiles(slide, spots.xy_px[:batch], shape, batch_size=batch, workers=2)))
         tiles, rows = first.tiles.copy(), first.rows
         moments["first tiles read"] = time.time()
         embedding = session.encode(tiles)
@@ -116,26 +106,6 @@ def _work(options: argparse.Namespace, moments: dict[str, float]) -> None:
         if bundle.manifest.kind != "slide":
             readout.predict_expression(rows, embedding)
             moments["first expression"] = time.time()
-    for _ in range(options.more):
+    for _ in range(more):
         session.encode(tiles)
-
-
-def main() -> None:
-    """Run as the fresh process."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--graph", type=Path, required=True)
-    parser.add_argument("--provider", required=True)
-    parser.add_argument("--precision", required=True)
-    parser.add_argument("--tile", type=int, required=True)
-    parser.add_argument("--batch", type=int, required=True)
-    parser.add_argument("--more", type=int, required=True)
-    for name in ("--slide", "--spots", "--bundle"):
-        parser.add_argument(name, type=Path)
-    options = parser.parse_args()
-    moments: dict[str, float] = {}
-    _work(options, moments)
-    print(json.dumps({"moments": moments, "peak_rss_bytes": peak_bytes()}))
-
-
-if __name__ == "__main__":
-    main()
+    return {"moments": moments, "peak_rss_bytes": peak_bytes()}

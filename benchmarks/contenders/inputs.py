@@ -12,6 +12,7 @@ import numpy as np
 from mclst.benchmarks.contenders.base import U8, ContenderInputs
 from mclst.benchmarks.contenders.published_baseline import PublishedNotebook
 from mclst.benchmarks.harness.measure import PeerUnavailable
+from mclst.benchmarks.harness.undefined import none_if_undefined
 from mclst.benchmarks.retrieval.synthetic import F32, Bank
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.errors import CheckpointError, SlideError
@@ -87,22 +88,36 @@ def open_notebook(bundle: Bundle, ckpt: Path | None, slide: Path, threads: int) 
     return PublishedNotebook(model.network, model.prepare, bank, spec, bundle.manifest.tile.size_px, threads)
 
 
-def real_tiles(bundle: Bundle, slide: Path, spots: Spots, limit: int) -> U8:
-    """Up to `limit` tiles of a slide for the bundle's encoder, uint8 [n, S, S, 3], in the order of the spots.
+def real_tiles(
+    bundle: Bundle, slide: Path, spots: Spots, limit: int | None = None, *, complete: bool = False
+) -> U8:
+    """Tiles at the first `limit` spots for the bundle's encoder, uint8 [n, S, S, 3], in the spots' order.
 
-    Unreadable tiles are skipped; SlideError where none is readable.
+    Unreadable tiles are skipped. Raises SlideError if none is readable, or, if `complete`, one is not.
     """
     tile = bundle.manifest.tile
+    parts = []
     with open_slide(slide) as opened:
         check_spots(spots, opened)
         mpp = slide_resolution(opened, spots, None).mpp
         shape = TileShape(tile.size_px, tile.mpp, tile.pad)
-        batches = Tiles(opened, spots.xy_px[:limit], shape, batch_size=64, workers=2, slide_mpp=mpp)
-        parts = [(batch.rows, batch.tiles.copy()) for batch in batches if len(batch.rows)]
+        for batch in Tiles(opened, spots.xy_px[:limit], shape, batch_size=64, workers=2, slide_mpp=mpp):
+            if complete and batch.failed:
+                raise SlideError(f"{slide}: {batch.failed[0][1]}; give a slide whose tiles are all readable")
+            if len(batch.rows):
+                parts.append((batch.rows, batch.tiles.copy()))
     if not parts:
         raise SlideError(f"{slide}: no tile at the spots is readable; give another slide")
     order = np.argsort(np.concatenate([rows for rows, _ in parts]))
     return np.ascontiguousarray(np.concatenate([pixels for _, pixels in parts])[order])
+
+
+def expression_difference(first: F32, other: F32) -> dict[str, Any]:
+    """Difference from the first's expression [n, G], at spots whose tile both could read."""
+    from mclst.export.parity.compare import compare_expression
+
+    both = np.isfinite(first).all(axis=1) & np.isfinite(other).all(axis=1)
+    return {"spots": int(both.sum()), **compare_expression(first[both], other[both])}
 
 
 def score_against_truth(
@@ -147,8 +162,5 @@ def score_against_truth(
         pair = pair_with_truth(replace(prediction, expression=values.astype(np.float64)), source)
         result = score(pair.predicted, pair.truth)
         measures = {m: float(getattr(result, m)) for m in ("pcc_acg", "pcc_heg", "mse", "mae")}
-        scores[name] = {
-            "spots": len(pair.spot),
-            **{m: value if np.isfinite(value) else None for m, value in measures.items()},
-        }
+        scores[name] = {"spots": len(pair.spot), **none_if_undefined(measures)}
     return scores

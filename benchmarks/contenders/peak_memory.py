@@ -1,12 +1,10 @@
 """Peak memory of a contender in its own process: an encoder on some batches, or a run from slide to map.
 
-As a program this module is that process. Device memory is not counted.
+Device memory is not counted.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mclst.benchmarks.harness.subprocess_json import run_json_subprocess
+from mclst.benchmarks.harness.subprocess_json import call_in_subprocess
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.errors import ResourceError
 from mclst.runtime.resources import peak_bytes
@@ -31,7 +29,7 @@ def measure_peak_memory(name: str, work: str, **arguments: Any) -> dict[str, Any
     work : str
         "encoder" or "run".
     **arguments
-        Plain values, passed to `_encode_batches` or `_run_slide`.
+        Of `encode_batches` or `run_slide`.
 
     Returns
     -------
@@ -39,24 +37,20 @@ def measure_peak_memory(name: str, work: str, **arguments: Any) -> dict[str, Any
         name, before_bytes (resident with harness and bundle, before the contender's libraries) and
         peak_rss_bytes, or None and `why` it failed.
     """
-    request = json.dumps({"work": work, "name": name, **arguments}, default=str)
+    function: Callable[..., Any] = encode_batches if work == "encoder" else run_slide
     try:
-        result = run_json_subprocess(
-            "mclst.benchmarks.contenders.peak_memory",
-            [request],
-            task=name,
-            advice="omit it",
-            timeout=TIMEOUT_S,
+        result = call_in_subprocess(
+            function, task=name, advice="omit it", timeout=TIMEOUT_S, name=name, **arguments
         )
     except ResourceError as error:
         return {"name": name, "before_bytes": None, "peak_rss_bytes": None, "why": str(error)}
     return {"name": name, **result, "why": ""}
 
 
-def _encode_batches(
+def encode_batches(
     name: str, bundle_path: str, ckpt: str | None, settings: list[tuple[str, str]], threads: int, batch: int
-) -> int:
-    """Encode some batches of noise; return the resident bytes before."""
+) -> dict[str, int]:
+    """Encode some batches of noise; return the resident bytes before, and at the peak."""
     from mclst.benchmarks.contenders.encoders import open_mclst, peer_openers
     from mclst.benchmarks.contenders.inputs import make_inputs
 
@@ -70,10 +64,10 @@ def _encode_batches(
     tiles = np.random.default_rng(0).integers(0, 256, (batch, side, side, 3), dtype=np.uint8)
     for _ in range(BATCHES):
         encoder.encode(tiles)
-    return before
+    return {"before_bytes": before, "peak_rss_bytes": peak_bytes()}
 
 
-def _run_slide(
+def run_slide(
     name: str,
     bundle_path: str,
     ckpt: str | None,
@@ -81,8 +75,8 @@ def _run_slide(
     spots_path: str,
     threads: int,
     options: dict[str, Any],
-) -> int:
-    """Predict the slide once; return the resident bytes before."""
+) -> dict[str, int]:
+    """Predict the slide once; return the resident bytes before, and at the peak."""
     from mclst.benchmarks.contenders.inputs import open_notebook
     from mclst.benchmarks.contenders.slide_runs import PUBLISHED, BaselineRun, MclstRun
     from mclst.sections.tables.spots import read_spots
@@ -96,11 +90,4 @@ def _run_slide(
         else:
             run = MclstRun(bundle, Path(slide), spots, Path(folder), **options)
         run()
-    return before
-
-
-if __name__ == "__main__":
-    request = json.loads(sys.argv[1])
-    works: dict[str, Callable[..., int]] = {"encoder": _encode_batches, "run": _run_slide}
-    before = works[request.pop("work")](**request)
-    print(json.dumps({"before_bytes": before, "peak_rss_bytes": peak_bytes()}))
+    return {"before_bytes": before, "peak_rss_bytes": peak_bytes()}

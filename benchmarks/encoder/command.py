@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mclst.benchmarks.harness.options import (
-    PATH,
     ResultFiles,
     parse_numbers,
     parse_settings,
@@ -17,7 +16,7 @@ from mclst.benchmarks.harness.options import (
 )
 from mclst.benchmarks.roofline.datasheets import DEVICES
 from mclst.runtime.cli.bundle_options import bundle_option
-from mclst.runtime.click_types import Finite
+from mclst.runtime.click_types import PATH, Finite
 from mclst.runtime.console import command, progress, say
 from mclst.runtime.errors import ResourceError
 

@@ -7,14 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mclst.benchmarks.contenders.base import F32
+from mclst.benchmarks.contenders.inputs import expression_difference
 from mclst.benchmarks.contenders.published_baseline import PublishedNotebook
 from mclst.benchmarks.contenders.slide_runs import PUBLISHED, BaselineRun, MclstRun
-from mclst.benchmarks.harness.measure import paired_ratio, summarize, time_interleaved
+from mclst.benchmarks.harness.measure import paired_ratio, summarize, summarize_runs, time_interleaved
 from mclst.benchmarks.harness.stages import Stages
-from mclst.export.parity.compare import compare_expression
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.sections.section import Spots
 
@@ -53,25 +51,15 @@ def measure(
             "name": name,
             "ours": isinstance(run, MclstRun),
             "provider": run.provider,
-            "wall_s": summarize(samples.wall_s),
-            "cpu_s": summarize(samples.cpu_s),
-            "tiles_per_s": summarize([tiles / s for s in samples.wall_s]),
+            **summarize_runs(samples, timed.samples[first], tiles),
             "stream_tiles_per_s": summarize([tiles / s for s in streams]),
-            "wall_to_first": paired_ratio(samples.wall_s, timed.samples[first].wall_s),
-            "cpu_to_first": paired_ratio(samples.cpu_s, timed.samples[first].cpu_s),
             "stream_to_first": paired_ratio(streams, runs[first].streams[-rounds:]),
             "stages": median_run(run.stages[-rounds:]).summary(),
-            "equal_to_first": _difference(expression[first], expression[name]),
+            "equal_to_first": expression_difference(expression[first], expression[name]),
             "samples": {"wall_s": samples.wall_s, "cpu_s": samples.cpu_s, "stream_s": streams},
         }
         contenders.append(entry)
     return {"tiles": tiles, "first": first, "contenders": contenders, "load": timed.load}, expression
-
-
-def _difference(first: F32, other: F32) -> dict[str, Any]:
-    """Difference from the first's expression, at spots whose tile both could read."""
-    both = np.isfinite(first).all(axis=1) & np.isfinite(other).all(axis=1)
-    return {"spots": int(both.sum()), **compare_expression(first[both], other[both])}
 
 
 def median_run(stages: Sequence[Stages]) -> Stages:

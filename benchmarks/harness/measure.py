@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +91,17 @@ def summarize(values: list[float]) -> dict[str, float]:
         "std": float(x.std(ddof=1)) if len(x) > 1 else 0.0,
         "median_low95": low,
         "median_high95": high,
+    }
+
+
+def summarize_runs(samples: Samples, first: Samples, tiles: int) -> dict[str, Any]:
+    """Summarize runs over `tiles`: seconds, tiles per second, and ratios to the first contender's runs."""
+    return {
+        "wall_s": summarize(samples.wall_s),
+        "cpu_s": summarize(samples.cpu_s),
+        "tiles_per_s": summarize([tiles / s for s in samples.wall_s]),
+        "wall_to_first": paired_ratio(samples.wall_s, first.wall_s),
+        "cpu_to_first": paired_ratio(samples.cpu_s, first.cpu_s),
     }
 
 

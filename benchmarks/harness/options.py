@@ -11,9 +11,8 @@ from typing import Any
 import click
 
 from mclst.runtime.atomic import check_distinct, check_writable, write_atomically
+from mclst.runtime.click_types import PATH, add_options
 from mclst.runtime.console import check_json, publish_json
-
-PATH = click.Path(path_type=Path)
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,7 @@ def result_options(
         ) -> Any:
             return function(result_files=ResultFiles(json_path, plot_path, overwrite), **options)
 
-        for option in reversed(options):
-            wrapped = option(wrapped)
-        return wrapped
+        return add_options(*options)(wrapped)
 
     return add
 

@@ -1,34 +1,40 @@
-"""Run work in a fresh process that prints its result as JSON."""
+"""Call a function in a fresh process, so that its memory, imports and start are its own."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from mclst.runtime.errors import ResourceError
 
 
-def run_json_subprocess(
-    module: str, arguments: Sequence[str], *, task: str, advice: str, timeout: float | None = None
+def call_in_subprocess(
+    function: Callable[..., Any], *, task: str, advice: str, timeout: float | None = None, **arguments: Any
 ) -> dict[str, Any]:
-    """Run `python -m module arguments…` and parse the last line of its stdout.
+    """Call a module's function in a fresh process, and return its result by JSON.
 
     Parameters
     ----------
+    function : callable
+        Takes and returns plain values; it gets a Path as a string.
     task, advice : str
         Start and end of the error's sentence.
     timeout : float, optional
         Seconds.
+    **arguments
+        Of the function.
 
     Raises
     ------
     ResourceError
         If the process is killed, fails or exceeds `timeout`.
     """
-    command = [sys.executable, "-m", module, *arguments]
+    words = (function.__module__, function.__name__, json.dumps(arguments, default=str))
+    command = [sys.executable, "-m", __name__, *words]
     try:
         completed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
     except subprocess.TimeoutExpired as error:
@@ -38,3 +44,8 @@ def run_json_subprocess(
         raise ResourceError(f"{task} failed with status {completed.returncode} ({last[:200]}); {advice}")
     result: dict[str, Any] = json.loads(completed.stdout.splitlines()[-1])
     return result
+
+
+if __name__ == "__main__":
+    module, name, arguments = sys.argv[1:]
+    print(json.dumps(getattr(import_module(module), name)(**json.loads(arguments))))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mclst.benchmarks.harness.options import PATH, ResultFiles, result_options
+from mclst.benchmarks.harness.options import ResultFiles, result_options
+from mclst.benchmarks.harness.undefined import none_if_undefined
 from mclst.runtime.choices import PROVIDERS
+from mclst.runtime.click_types import PATH
 from mclst.runtime.console import command, say
 from mclst.runtime.errors import OutputError
 
@@ -105,8 +106,8 @@ def leaderboard(
         {
             "protocol": protocol,
             "name": title,
-            "head": _head(entry),
-            "tasks": _finite(results),
+            "head": None if predictions is not None else {"components": components, "alpha": alpha},
+            "tasks": none_if_undefined(results),
             "row": lines[-1],
         }
     )
@@ -120,15 +121,3 @@ def _open_encoder(bundle: Path, provider: str) -> tuple[Any, int, str]:
     request = EncoderRequest(opened.path, opened.encoder("fp32"), "fp32", 32)
     session, _ = open_encoder(provider, request)
     return session, opened.manifest.tile.size_px, opened.sha256
-
-
-def _head(entry: Any) -> dict[str, Any] | None:
-    return None if entry.predictions is not None else {"components": entry.components, "alpha": entry.alpha}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(name): _finite(own) for name, own in value.items()}
-    if isinstance(value, list):
-        return [_finite(own) for own in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

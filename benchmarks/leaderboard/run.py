@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mclst.benchmarks.harness.undefined import none_if_undefined
 from mclst.benchmarks.leaderboard.samples import (
     Sample,
     encode_patches,
@@ -115,7 +115,7 @@ def _run_fold(
         predicted = fit_and_predict([parts[s] for s in train], held, entry.components, entry.alpha)
     result = score_fold(task.protocol, predicted, held, task.genes)
     work.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, (json.dumps(_plain_numbers(result), indent=1) + "\n").encode())
+    write_atomically(file, (json.dumps(none_if_undefined(result), indent=1) + "\n").encode())
     say(f"{task.name}, fold {number}: mean r {result['pcc']:.4f} on {', '.join(test)}")
     return result
 
@@ -142,15 +142,6 @@ def _features(task: Task, entry: Entry, work: Path, sample: str) -> Any:
 
 def _plain(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]", "_", name)
-
-
-def _plain_numbers(result: dict[str, Any]) -> dict[str, Any]:
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: plain(own) for name, own in value.items()}
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return {name: plain(value) for name, value in result.items()}
 
 
 def _number(value: Any) -> Any:

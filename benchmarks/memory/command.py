@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from mclst.benchmarks.harness.options import PATH, ResultFiles, result_options
+from mclst.benchmarks.harness.options import ResultFiles, result_options
+from mclst.runtime.click_types import PATH
 from mclst.runtime.console import command, say
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mclst.benchmarks.harness.subprocess_json import run_json_subprocess
+from mclst.benchmarks.harness.subprocess_json import call_in_subprocess
 from mclst.runtime.bundle.bank import Bank, bank_bytes
 from mclst.runtime.bundle.bundle import BANK, ENCODER, BundleDraft, open_bundle
 from mclst.runtime.errors import ResourceError, SlideError
@@ -93,10 +91,10 @@ def measure_in_subprocess(slide: Path, bundle: Path, n: int, workers: int, folde
     Returns tiles, genes, peak_mib (resident, whole process), open_mib (libraries, bundle and slide),
     spots_mib (with the table of spots), seconds and map_mib.
     """
-    arguments = (str(slide), str(bundle), str(n), str(workers), str(folder))
-    return run_json_subprocess(
-        __spec__.name, arguments, task=f"a run over {n:,} tiles", advice="give fewer tiles"
-    )
+    return call_in_subprocess(
+        predict_tiles, task=f"a run over {n:,} tiles", advice="give fewer tiles",
+        slide_path=slide, bundle_path=bundle, n=n, workers=workers, folder=folder,
+    )  # fmt: skip
 
 
 def memory_png(results: list[dict[str, Any]]) -> bytes:
@@ -124,31 +122,23 @@ def memory_png(results: list[dict[str, Any]]) -> bytes:
     return figure_bytes(figure)
 
 
-def _main(slide_path: str, bundle_path: str, n: str, workers: str, folder: str) -> None:
+def predict_tiles(slide_path: str, bundle_path: str, n: int, workers: int, folder: str) -> dict[str, Any]:
+    """Predict about `n` tiles; see `measure_in_subprocess`."""
     bundle = open_bundle(bundle_path)
-    genes = len(bundle.genes)
     with open_slide(slide_path) as slide:
         open_mib = peak_bytes() >> 20
-        grid = grid_of(slide, int(n))
+        grid = grid_of(slide, n)
         spots_mib, started = peak_bytes() >> 20, time.monotonic()
         out = Path(folder) / "map.h5ad"
-        run = predict(
-            bundle,
-            slide,
-            grid,
-            out,
-            RunOptions(provider="cpu", workers=int(workers), mpp=slide.mpp or 1.0, cache=False),
-        )
+        options = RunOptions(provider="cpu", workers=workers, mpp=slide.mpp or 1.0, cache=False)
+        run = predict(bundle, slide, grid, out, options)
         seconds = time.monotonic() - started
-    result = {
+    return {
         "tiles": run.spots,
-        "genes": genes,
+        "genes": len(bundle.genes),
         "peak_mib": peak_bytes() >> 20,
         "open_mib": open_mib,
         "spots_mib": spots_mib,
+        "seconds": round(seconds, 1),
+        "map_mib": out.stat().st_size >> 20,
     }
-    print(json.dumps({**result, "seconds": round(seconds, 1), "map_mib": out.stat().st_size >> 20}))
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])

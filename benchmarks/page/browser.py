@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mclst.runtime.errors import ResourceError
+from mclst.runtime.errors import ResourceError, needs_extra
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = (
@@ -38,10 +38,8 @@ def open_browser(width: int = 1400, height: int = 900, *, scale: float = 1.0) ->
 
     Raises ResourceError if Playwright or Chromium is not installed.
     """
-    try:
+    with needs_extra("dev"):
         from playwright.sync_api import sync_playwright
-    except ImportError as error:
-        raise ResourceError(f"{error.name} is not installed; install mclst[dev]") from error
     program = find_chromium()
     if program is None:
         raise ResourceError("no Chromium is installed; install one, or set CHROMIUM to its path")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mclst.benchmarks.harness.options import PATH, ResultFiles, result_options
+from mclst.benchmarks.harness.options import ResultFiles, result_options
+from mclst.runtime.click_types import PATH
 from mclst.runtime.console import command, progress, say
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def measure(page_path: Path, repeats: int, advance: Callable[[int], None]) -> di
     return {"browser": version, **{name: summarize(values) for name, values in times.items()}}
 
 
-@click.command("viewing", context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command()
 @click.argument("map_path", metavar="[MAP]", required=False, type=PATH)
 @click.option(
     "--spots", type=click.IntRange(4, 1_000_000), default=30_000, help="Size of the synthetic maps."

@@ -9,8 +9,9 @@ from typing import Any
 
 import click
 
-from mclst.benchmarks.harness.options import PATH, ResultFiles, parse_numbers, result_options
-from mclst.runtime.console import command, progress, say
+from mclst.benchmarks.harness.options import ResultFiles, parse_numbers, result_options
+from mclst.runtime.click_types import PATH
+from mclst.runtime.console import command, progress
 
 ORDERS = ("dense", "random")
 
@@ -61,16 +62,18 @@ def tiles(
                     on_round=partial(advance, 1),
                 )  # fmt: skip
             results.append(result)
-            _show(result, quiet=quiet)
+            if not quiet:
+                _show(result)
     result_files.publish(document | {"results": results})
 
 
-def _show(result: dict[str, Any], *, quiet: bool) -> None:
-    say(f"{result['order']}, {result['workers']} workers, {result['tiles']:,} tiles:", quiet=quiet)
-    say(f"  {'':<16} {'tiles/s':>9} {'per CPU s':>10}  equal", quiet=quiet)
+def _show(result: dict[str, Any]) -> None:
+    from mclst.benchmarks.harness.tables import show_table, show_unavailable
+
+    rows = []
     for name, reader in result["readers"].items():
-        rate = {kind: value["median"] for kind, value in reader["tiles_per_second"].items()}
-        line = f"{name:<16} {rate['wall']:>9,.0f} {rate['cpu']:>10,.0f}  {reader['equal_to_mclst']:,}"
-        say(f"  {line}", quiet=quiet)
-    for name, why in result["skipped"].items():
-        say(f"  {name:<16} {why}", quiet=quiet)
+        rates = (f"{reader['tiles_per_second'][kind]['median']:,.0f}" for kind in ("wall", "cpu"))
+        rows.append((name, *rates, f"{reader['equal_to_mclst']:,}"))
+    title = f"{result['order']}, {result['workers']} workers, {result['tiles']:,} tiles"
+    show_table(title, ("", "tiles/s", "per CPU s", "equal"), rows)
+    show_unavailable([{"name": name, "why": why} for name, why in result["skipped"].items()])

@@ -1,17 +1,12 @@
-"""TensorRT-RTX engines of an encoder at full size, built on the CPU as `mclst-export` builds them.
-
-Run as `python -m mclst.benchmarks.recipes.engines half|build …`; prints JSON.
-"""
+"""TensorRT-RTX engines of an encoder at full size, built on the CPU as `mclst-export` builds them."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mclst.benchmarks.harness.subprocess_json import run_json_subprocess
+from mclst.benchmarks.harness.subprocess_json import call_in_subprocess
 from mclst.runtime.bundle.bundle import ENCODER, graph_name
 
 PRECISIONS = ("fp32", "fp16")
@@ -51,50 +46,46 @@ def build_engines(
     ResourceError
         If TensorRT-RTX is missing or builds no engine of a graph.
     """
-    module = "mclst.benchmarks.recipes.engines"
     results = []
     for precision in PRECISIONS:
         of_precision = folder
         if precision != "fp32":
             of_precision = folder / precision
             of_precision.mkdir()
-            run_json_subprocess(
-                module,
-                ["half", str(folder), str(of_precision), precision],
-                task=f"converting {title} to {precision}",
-                advice="free memory",
-            )
-        built = run_json_subprocess(
-            module,
-            ["build", str(of_precision), ",".join(targets)],
-            task=f"building the {precision} engine of {title}",
-            advice="choose other --target, or free memory",
-        )
+            call_in_subprocess(
+                convert, task=f"converting {title} to {precision}", advice="free memory",
+                folder=folder, out=of_precision, precision=precision,
+            )  # fmt: skip
+        built = call_in_subprocess(
+            build, task=f"building the {precision} engine of {title}",
+            advice="choose other --target, or free memory", folder=of_precision, targets=targets,
+        )  # fmt: skip
         results.append({"precision": precision, **built})
         on_built(results[-1])
     return results
 
 
-def convert(folder: Path, out: Path, precision: Any) -> dict[str, Any]:
+def convert(folder: str | Path, out: str | Path, precision: Any) -> dict[str, Any]:
     """Write the half graph of `folder`'s encoder into `out`."""
     import onnx
 
     from mclst.export.onnx.fp16 import to_half
     from mclst.export.onnx.graph import save
 
-    fp32 = onnx.load(folder / ENCODER, load_external_data=False)
-    save(to_half(fp32, precision, folder=folder).model, out / graph_name(ENCODER, precision))
+    source = Path(folder)
+    fp32 = onnx.load(source / ENCODER, load_external_data=False)
+    save(to_half(fp32, precision, folder=source).model, Path(out) / graph_name(ENCODER, precision))
     return {}
 
 
-def build(folder: Path, targets: tuple[str, ...]) -> dict[str, Any]:
+def build(folder: str | Path, targets: Sequence[str]) -> dict[str, Any]:
     """Build the engine of the only graph in `folder`."""
     from mclst.export.engines import EngineBuilder, EngineOptions
     from mclst.runtime.encoder.tensorrt.manifest import ENGINE_MANIFEST, PLAN, read_engine_manifest
     from mclst.runtime.resources import peak_bytes
 
-    notes: list[str] = []
-    EngineBuilder(EngineOptions("tensorrt-rtx", targets=targets)).build(folder, notes.append)
+    folder, notes = Path(folder), list[str]()
+    EngineBuilder(EngineOptions("tensorrt-rtx", targets=tuple(targets))).build(folder, notes.append)
     stored = list(folder.glob(f"engines/*/{ENGINE_MANIFEST}"))
     if not stored:
         raise SystemExit(notes[-1])
@@ -114,14 +105,3 @@ def build(folder: Path, targets: tuple[str, ...]) -> dict[str, Any]:
 
 def _mib(paths: Iterable[Path]) -> int:
     return round(sum(path.stat().st_size for path in paths) / (1 << 20))
-
-
-def step(name: str, folder: str, *words: str) -> dict[str, Any]:
-    """Run the step that a process was started for."""
-    if name == "half":
-        return convert(Path(folder), Path(words[0]), words[1])
-    return build(Path(folder), tuple(words[0].split(",")))
-
-
-if __name__ == "__main__":
-    print(json.dumps(step(*sys.argv[1:])))

@@ -1,12 +1,7 @@
-"""One encoder at full size: its export in one process, its graph in another.
-
-Run as `python -m mclst.benchmarks.recipes.measure export|run NAME FOLDER …`; prints JSON.
-"""
+"""One encoder at full size: its export in one process, its graph in another."""
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from pathlib import Path
 from statistics import median
@@ -14,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mclst.benchmarks.harness.subprocess_json import run_json_subprocess
+from mclst.benchmarks.harness.subprocess_json import call_in_subprocess
 from mclst.models.recipes.find import find_recipe
 from mclst.models.recipes.recipe import Recipe
 from mclst.runtime.resources import peak_bytes
@@ -38,46 +33,28 @@ def measure_in_subprocess(recipe: Recipe, batch: int, rounds: int, folder: Path)
     ResourceError
         If a process fails, as it does without the memory.
     """
-    module = "mclst.benchmarks.recipes.measure"
     advice = "leave this encoder out with --recipe, or free memory"
-    exported = run_json_subprocess(
-        module, ["export", recipe.name, str(folder)], task=f"exporting {recipe.title}", advice=advice
+    exported = call_in_subprocess(
+        export, task=f"exporting {recipe.title}", advice=advice, name=recipe.name, folder=folder
     )
-    ran = run_json_subprocess(
-        module,
-        ["run", recipe.name, str(folder), str(batch), str(rounds)],
-        task=f"running {recipe.title}",
-        advice=advice,
+    ran = call_in_subprocess(
+        run, task=f"running {recipe.title}", advice=advice, folder=folder, batch=batch, rounds=rounds
     )
     fixed = {"name": recipe.name, "parameters": recipe.parameters, "tile_px": recipe.tile_px}
     return fixed | exported | ran
 
 
-def export(recipe: Recipe, folder: Path) -> dict[str, Any]:
+def export(name: str, folder: str | Path) -> dict[str, Any]:
     """Write the graph, and a few tiles with what torch makes of them."""
     import torch
-    from torch import nn
 
+    from mclst.benchmarks.recipes.two_blocks import RandomEncoder
     from mclst.export.onnx.graph import preprocess, write_graph
     from mclst.export.parity.tiles import synthetic_tiles
-    from mclst.models.recipes.build import build_encoder
     from mclst.runtime.bundle.manifest import Preprocessing, Tile
 
-    class Network(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder = build_encoder(recipe)
-
-        def encode_tiles(self, tiles: torch.Tensor) -> torch.Tensor:
-            out: torch.Tensor = self.encoder(tiles)
-            return out
-
-    torch.manual_seed(0)
-    network = Network().eval().requires_grad_(False)
-    for weight in network.parameters():
-        # A new layer scale of 1e-5 would hide the blocks.
-        if weight.ndim == 1 and 0 < float(weight.abs().max()) < 1e-3:
-            weight.uniform_(0.2, 1.0)
+    recipe, folder = find_recipe(name), Path(folder)
+    network = RandomEncoder(recipe, torch.nn.Identity()).eval().requires_grad_(False)
     tile, settings = Tile(size_px=recipe.tile_px), Preprocessing(mean=recipe.mean, std=recipe.std)
     started = time.monotonic()
     write_graph(network, tile, settings, folder / GRAPH)
@@ -94,10 +71,11 @@ def export(recipe: Recipe, folder: Path) -> dict[str, Any]:
     }
 
 
-def run(folder: Path, batch: int, rounds: int) -> dict[str, Any]:
+def run(folder: str | Path, batch: int, rounds: int) -> dict[str, Any]:
     """Compare the graph with torch and time it."""
     from mclst.runtime.inference.providers import open_session
 
+    folder = Path(folder)
     session = open_session(folder / GRAPH, "cpu")
     pixels, expected = np.load(folder / TILES), np.load(folder / FEATURES)
     actual = np.concatenate([session.encode(pixels[i : i + 1]) for i in range(len(pixels))])
@@ -114,10 +92,3 @@ def run(folder: Path, batch: int, rounds: int) -> dict[str, Any]:
         "seconds": [round(s, 4) for s in seconds],
         "tiles_per_second": round(batch / median(seconds), 3),
     }
-
-
-if __name__ == "__main__":
-    step, name, path, *numbers = sys.argv[1:]
-    chosen = find_recipe(name)
-    folder = Path(path)
-    print(json.dumps(export(chosen, folder) if step == "export" else run(folder, *map(int, numbers))))

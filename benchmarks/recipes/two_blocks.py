@@ -40,13 +40,13 @@ def recipe_sha256(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(recipe.record(), sort_keys=True).encode()).hexdigest()
 
 
-class ResizedEncoder(nn.Module):
-    """A recipe's encoder with random weights, behind its resize and crop of tiles of TILE_PX."""
+class RandomEncoder(nn.Module):
+    """A recipe's encoder with random weights, behind what fits tiles to it."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, fit: nn.Module) -> None:
         super().__init__()
         torch.manual_seed(4)
-        self.fit = fit_tiles(TILE_PX, recipe.resize_px, recipe.tile_px, recipe.interpolation)
+        self.fit = fit
         self.encoder = build_encoder(recipe)
         for weight in self.encoder.parameters():
             # A new layer scale of 1e-5 would hide the blocks.
@@ -54,7 +54,7 @@ class ResizedEncoder(nn.Module):
                 weight.data.uniform_(0.2, 1.0)
 
     def encode_tiles(self, tiles: Tensor) -> Tensor:
-        """float32 [N, 3, TILE_PX, TILE_PX], preprocessed → float32 [N, width]."""
+        """float32 [N, 3, S, S], preprocessed → float32 [N, width]."""
         out: Tensor = self.encoder(self.fit(tiles))
         return out
 
@@ -62,7 +62,8 @@ class ResizedEncoder(nn.Module):
 def export_two_blocks(name: str, pixels: NDArray[np.uint8], folder: Path) -> tuple[Path, NDArray[np.float32]]:
     """Write a recipe's graph with two blocks; also return what torch makes of tiles [N, S, S, 3]."""
     recipe = two_blocks(name)
-    network = ResizedEncoder(recipe).eval().requires_grad_(False)
+    fit = fit_tiles(TILE_PX, recipe.resize_px, recipe.tile_px, recipe.interpolation)
+    network = RandomEncoder(recipe, fit).eval().requires_grad_(False)
     settings = Preprocessing(mean=recipe.mean, std=recipe.std)
     path = folder / "encoder.onnx"
     write_graph(network, Tile(size_px=TILE_PX), settings, path)

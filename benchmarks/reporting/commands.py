@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from mclst.benchmarks.harness.options import PATH, ResultFiles, result_options
+from mclst.benchmarks.harness.options import ResultFiles, result_options
 from mclst.runtime.atomic import check_distinct, check_writable, write_atomically
-from mclst.runtime.click_types import Finite
+from mclst.runtime.click_types import PATH, Finite
 from mclst.runtime.console import command, say
 from mclst.runtime.errors import InputError
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mclst.benchmarks.contenders.slide_runs import PUBLISHED
 from mclst.benchmarks.harness.measure import paired_ratio
-from mclst.benchmarks.reporting.recipe_tables import engine_table, measured_table, recipe_table
+from mclst.benchmarks.reporting.recipe_tables import (
+    engine_table,
+    markdown_table,
+    measured_table,
+    recipe_table,
+)
 from mclst.runtime.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,16 +61,13 @@ def tables(folder: Path) -> str:
     ):
         chosen = [(name, document) for name, document in loaded if document["schema"] == schema]
         gpu = any(_on_gpu(document) for _, document in chosen)
-        for name, document in chosen:
-            parts.append(f"{_caption(name, document)}\n\n{_table(head, rows_of(document))}")
-        if schema == _WHOLE:  # of a processor, where it was run
-            continue
-        missing = [] if chosen else [(ON_CPU, NOT_MEASURED)]
-        missing += [] if gpu else [(ON_GPU, NOT_MEASURED)]
-        if missing and chosen:
-            parts[-1] += _lines(missing, len(head))
-        elif missing:
-            parts.append(_table(head, missing))
+        shown = [(f"{_caption(name, document)}\n\n", rows_of(document)) for name, document in chosen]
+        if schema != _WHOLE:  # of a processor, where it was run
+            missing = [] if chosen else [(ON_CPU, NOT_MEASURED)]
+            missing += [] if gpu else [(ON_GPU, NOT_MEASURED)]
+            shown = shown or [("", [])]
+            shown[-1][1].extend(missing)
+        parts += [caption + markdown_table(head, rows) for caption, rows in shown if rows]
     return "\n\n".join(parts)
 
 
@@ -125,7 +127,9 @@ def notebook_ratios(folder: Path) -> str:
         for entry in document["result"]["contenders"]
         if entry["name"] != PUBLISHED
     ]
-    return _table(("× published notebook", "whole run, wall", "CPU", "first tile to last expression"), rows)
+    return markdown_table(
+        ("× published notebook", "whole run, wall", "CPU", "first tile to last expression"), rows
+    )
 
 
 def batch_ratios(folder: Path) -> str:
@@ -142,7 +146,7 @@ def batch_ratios(folder: Path) -> str:
         for name in dict.fromkeys(name for name, _ in ratios)
     ]
     head = (f"latency, × {document['batches'][0]['first']}", *(f"batch {batch}" for batch in batches))
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
@@ -272,14 +276,6 @@ def _latency_rows(document: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def _cell(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form).replace("%", " %")
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return f"| {' | '.join(head)} |\n|{'---|' * len(head)}{_lines(rows, len(head))}"
-
-
-def _lines(rows: Sequence[Sequence[str]], width: int) -> str:
-    return "".join(f"\n| {' | '.join([*row, *[''] * (width - len(row))])} |" for row in rows)
 
 
 def main() -> None:

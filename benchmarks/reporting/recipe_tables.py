@@ -33,7 +33,7 @@ def recipe_table(folder: Path) -> str:
     for family in dict.fromkeys(recipe.family for recipe in RECIPES.values()):
         members = [recipe for recipe in RECIPES.values() if recipe.family == family]
         notes = [f"- {r.title}: {r.note}" for r in members if r.note]
-        parts.append(f"### {family}\n\n{_table(HEAD, [_row(recipe) for recipe in members])}")
+        parts.append(f"### {family}\n\n{markdown_table(HEAD, [_row(recipe) for recipe in members])}")
         if notes:
             parts.append("\n".join(notes))
     return "\n\n".join(parts)
@@ -55,7 +55,7 @@ def measured_table(folder: Path) -> str:
         for result in _by_size(document)
     ]
     batch = f"batches of {document['settings']['batch_size']}"
-    return f"{batch.capitalize()}; {_machine(document)}:\n\n{_table(MEASURED_HEAD, rows)}"
+    return f"{batch.capitalize()}; {_machine(document)}:\n\n{markdown_table(MEASURED_HEAD, rows)}"
 
 
 def engine_table(folder: Path) -> str:
@@ -75,7 +75,7 @@ def engine_table(folder: Path) -> str:
     ]
     ((library, targets, batch),) = {(e["library"], tuple(e["targets"]), e["max_batch"]) for _, e in built}
     text = f"{library}, one engine for {' and '.join(targets)}, batches up to {batch}; {_machine(document)}"
-    return f"{text}:\n\n{_table(ENGINE_HEAD, rows)}"
+    return f"{text}:\n\n{markdown_table(ENGINE_HEAD, rows)}"
 
 
 def _by_size(document: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -111,6 +111,7 @@ def _row(recipe: Recipe) -> tuple[str, ...]:
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; short rows end with empty cells."""
+    first, *rest = (f"| {' | '.join([*line, *[''] * (len(head) - len(line))])} |" for line in (head, *rows))
+    return "\n".join((first, f"|{'---|' * len(head)}", *rest))

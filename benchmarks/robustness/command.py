@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from mclst.benchmarks.harness.options import PATH, ResultFiles, result_options
+from mclst.benchmarks.harness.options import ResultFiles, result_options
 from mclst.runtime.choices import PROVIDERS
 from mclst.runtime.cli.bundle_options import bundle_option
+from mclst.runtime.click_types import PATH
 from mclst.runtime.console import command, progress, say
 
 
@@ -70,7 +71,8 @@ def robustness(
         result = measure(
             bundle, slide, spots, truth=truth, section=section, mpp=mpp, provider=provider, advance=advance
         )
-    _show(result, quiet=quiet)
+    if not quiet:
+        _show(result)
     m = bundle.manifest
     document |= {
         "slide": slide.name,
@@ -80,27 +82,18 @@ def robustness(
     result_files.publish(document, lambda: draw(result, f"{m.system} on {slide.name}"))
 
 
-def _show(result: dict[str, Any], *, quiet: bool) -> None:
-    say(
-        f"{result['tiles']} tiles; r with, and change from, the expression of the tiles as they are:",
-        quiet=quiet,
-    )
-    lines = [["", "r", "change", "shift", "PCC (ACG)", "PCC (HEG)", "MSE"]]
-    for name, entry in result["perturbations"].items():
-        scores = entry.get("scores", {})
-        cells = (
-            entry["r"],
-            entry["change"],
-            entry["shift"],
-            *(scores.get(m) for m in ("pcc_acg", "pcc_heg", "mse")),
-        )
-        lines.append([name, *("–" if value is None else f"{value:.3f}" for value in cells)])
-    if not any("scores" in entry for entry in result["perturbations"].values()):
-        lines = [line[:4] for line in lines]
-    for line in lines:
-        say("  " + line[0].ljust(18) + "".join(cell.rjust(11) for cell in line[1:]), quiet=quiet)
-    say(
-        "  change: root mean square, in standard deviations of a gene over the spots; median of the genes",
-        quiet=quiet,
-    )
-    say("  shift: of a gene's mean, in the same unit", quiet=quiet)
+def _show(result: dict[str, Any]) -> None:
+    from mclst.benchmarks.harness.tables import show_table
+
+    entries = result["perturbations"]
+    headings = {"r": "r", "change": "change", "shift": "shift"}
+    if any("scores" in entry for entry in entries.values()):
+        headings |= {"pcc_acg": "PCC (ACG)", "pcc_heg": "PCC (HEG)", "mse": "MSE"}
+    rows = []
+    for name, entry in entries.items():
+        values = (({**entry, **entry.get("scores", {})}).get(measure) for measure in headings)
+        rows.append([name, *("–" if value is None else f"{value:.3f}" for value in values)])
+    title = f"{result['tiles']} tiles; r with, and change from, the expression of the tiles as they are"
+    show_table(title, ("", *headings.values()), rows)
+    say("change: root mean square, in standard deviations of a gene over the spots; median of the genes")
+    say("shift: of a gene's mean, in the same unit")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.benchmarks.contenders.inputs import score_against_truth
+from mclst.benchmarks.harness.undefined import none_if_undefined
 from mclst.benchmarks.robustness.perturb import PERTURBATIONS, center, context_px
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.encoder.session import Session
@@ -100,15 +101,15 @@ def compare_expression(own: F32, reference: F32, genes: list[str]) -> dict[str, 
     change = np.sqrt(np.square(a - b).mean(axis=0)) / unit
     shift = np.abs(a.mean(axis=0) - b.mean(axis=0)) / unit
     per_gene = {
-        gene: {"r": _finite(own_r), "change": _finite(own_change)}
+        gene: {"r": own_r, "change": own_change}
         for gene, own_r, own_change in zip(genes, r.tolist(), change.tolist(), strict=True)
     }
-    return {
-        "r": _finite(_summary(np.mean, r)),
-        "change": _finite(_summary(np.median, change)),
-        "shift": _finite(_summary(np.median, shift)),
-        "genes": per_gene,
+    summary = {
+        "r": _summary(np.mean, r),
+        "change": _summary(np.median, change),
+        "shift": _summary(np.median, shift),
     }
+    return dict(none_if_undefined({**summary, "genes": per_gene}))
 
 
 def _encode(
@@ -145,7 +146,3 @@ def _encode(
 def _summary(how: Callable[[NDArray[np.float64]], Any], values: NDArray[np.float64]) -> float:
     defined = values[np.isfinite(values)]
     return float(how(defined)) if len(defined) else float("nan")
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None

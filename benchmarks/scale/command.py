@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from mclst.benchmarks.harness.options import PATH, ResultFiles, result_options
+from mclst.benchmarks.harness.options import ResultFiles, result_options
+from mclst.runtime.click_types import PATH
 from mclst.runtime.console import command, say, table
 
 PX_PER_CELL = 1600

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from mclst.benchmarks.harness.subprocess_json import run_json_subprocess
+from mclst.benchmarks.harness.subprocess_json import call_in_subprocess
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.report.files import Files
 from mclst.runtime.resources import peak_bytes
@@ -25,10 +23,10 @@ def measure_cells(slide: Path, bundle: Path, cells: Path, workers: int, out: Pat
     Returns cells, genes, peak_mib (resident, whole process), open_mib (libraries, bundle, slide), spots_mib
     (with the cells' centers), seconds_spots, seconds, tiles_per_second, and sizes of map, page and GeoJSON.
     """
-    arguments = ("cells", str(slide), str(bundle), str(cells), str(workers), str(out))
-    return run_json_subprocess(
-        __spec__.name, arguments, task="a run over the cells", advice="give fewer --cells"
-    )
+    return call_in_subprocess(
+        predict_cells, task="a run over the cells", advice="give fewer --cells",
+        slide_path=slide, bundle_path=bundle, cells=cells, workers=workers, out=out,
+    )  # fmt: skip
 
 
 def measure_bins(folder: Path, um: int) -> dict[str, Any]:
@@ -36,19 +34,20 @@ def measure_bins(folder: Path, um: int) -> dict[str, Any]:
 
     Returns bins of the file, spots and entries after pooling, peak_mib, open_mib and seconds.
     """
-    return run_json_subprocess(
-        __spec__.name, ("bins", str(folder), str(um)), task="pooling the bins", advice="give fewer --bins"
+    return call_in_subprocess(
+        pool_bins, task="pooling the bins", advice="give fewer --bins", folder=folder, um=um
     )
 
 
-def _cells(slide_path: str, bundle_path: str, cells: str, workers: str, out: str) -> dict[str, Any]:
+def predict_cells(slide_path: str, bundle_path: str, cells: str, workers: int, out: str) -> dict[str, Any]:
+    """Predict at the cells; see `measure_cells`."""
     bundle, path = open_bundle(bundle_path), Path(out)
     with open_slide(slide_path) as slide:
         open_mib, began = peak_bytes() >> 20, time.monotonic()
         spots = read_spots(cells)
         spots_mib, started = peak_bytes() >> 20, time.monotonic()
         options = RunOptions(
-            provider="cpu", workers=int(workers), any_stain=True, cache=False, files=Files(geojson=True)
+            provider="cpu", workers=workers, any_stain=True, cache=False, files=Files(geojson=True)
         )
         run = predict(bundle, slide, spots, path, options)
         seconds = time.monotonic() - started
@@ -69,13 +68,14 @@ def _cells(slide_path: str, bundle_path: str, cells: str, workers: str, out: str
     }
 
 
-def _bins(folder: str, um: str) -> dict[str, Any]:
+def pool_bins(folder: str, um: int) -> dict[str, Any]:
+    """Read and pool the bins; see `measure_bins`."""
     open_mib, started = peak_bytes() >> 20, time.monotonic()
-    (source,) = find_sections(folder, um).values()
+    (source,) = find_sections(folder, str(um)).values()
     section = read_section(source)
     seconds = time.monotonic() - started
     return {
-        "um": int(um),
+        "um": um,
         "spots": len(section),
         "entries": int(section.counts.nnz),
         "counts": float(section.counts.sum(dtype=float)),
@@ -83,8 +83,3 @@ def _bins(folder: str, um: str) -> dict[str, Any]:
         "open_mib": open_mib,
         "seconds": round(seconds, 1),
     }
-
-
-if __name__ == "__main__":
-    result = _cells(*sys.argv[2:]) if sys.argv[1] == "cells" else _bins(*sys.argv[2:])
-    print(json.dumps(result))

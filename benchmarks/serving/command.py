@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from mclst.benchmarks.harness.options import ResultFiles, result_options
-from mclst.runtime.click_types import Finite
+from mclst.runtime.click_types import SETTINGS, Finite
 from mclst.runtime.console import command, progress, say
 from mclst.runtime.errors import InputError
 
@@ -15,7 +15,7 @@ LEVELS = ("p50", "p90", "p99")
 CLIENTS = (1, 2, 4, 8, 16, 32)
 
 
-@click.command("load", context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(context_settings=SETTINGS)
 @click.option("--server", "url", required=True, metavar="URL", help="http://HOST:PORT or grpc://HOST:PORT.")
 @click.option("--server-model", "model", default="mclst", help="Name of its model.")
 @click.option(

@@ -9,11 +9,12 @@ from typing import Any
 
 import click
 
-from mclst.benchmarks.harness.options import PATH, ResultFiles, result_options
+from mclst.benchmarks.harness.options import ResultFiles, result_options
 from mclst.runtime.choices import PROVIDERS
 from mclst.runtime.cli.bundle_options import bundle_option
+from mclst.runtime.click_types import PATH
 from mclst.runtime.console import command, progress, say
-from mclst.runtime.errors import InputError, ResourceError
+from mclst.runtime.errors import InputError, needs_extra
 
 SYSTEMS = ("mclstexp", "bleep", "stnet", "histogene", "hist2st", "thitogene")
 HEADS = ("ridge", "knn", "blend")
@@ -53,11 +54,9 @@ def systems(
     measures reading.
     """
     result_files.check()
-    try:
+    with needs_extra("export,cpu"):
         from mclst.benchmarks.systems.exported_systems import PUBLISHED, ExportedSystem, measure
         from mclst.benchmarks.systems.slide_memory import measure_in_subprocess
-    except ImportError as error:
-        raise ResourceError(f"{error.name} is not installed; install mclst[export,cpu]") from error
     from mclst.benchmarks.harness.machine import new_document
 
     document = new_document("mclst-bench-systems/1")
@@ -80,27 +79,29 @@ def systems(
                 result["systems"][name]["memory"] = measure_in_subprocess(
                     system.slide_graph_path, system.settings, memory
                 )
-    _show_systems(result, quiet=quiet)
+    if not quiet:
+        _show_systems(result)
     document["settings"] = {
         "spots": spots, "batch_size": batch_size, "rounds": repeats, "weights": "random",
     }  # fmt: skip
     result_files.publish(document | result)
 
 
-def _show_systems(results: dict[str, Any], *, quiet: bool) -> None:
-    say(f"  {'':<10} {'tiles/s':>8} {'to expression':>14}  {'provider':<9} then", quiet=quiet)
+def _show_systems(results: dict[str, Any]) -> None:
+    from mclst.benchmarks.harness.tables import show_table
+
+    rows = []
     for name, result in results["systems"].items():
-        rate = {part: value["median"] for part, value in result["tiles_per_second"].items()}
+        rates = (f"{result['tiles_per_second'][part]['median']:,.1f}" for part in ("tiles", "all"))
         then = f"{result['after']}, {result['rest_seconds']['median']:.2f} s" if result["after"] else "-"
-        line = f"{name:<10} {rate['tiles']:>8,.1f} {rate['all']:>14,.1f}  {result['provider']:<9} {then}"
-        say(f"  {line}", quiet=quiet)
+        rows.append((name, *rates, result["provider"], then))
+    show_table("", ("", "tiles/s", "to expression", "provider", "then"), rows)
     for name, result in results["systems"].items():
         if "memory" in result:
             usage = result["memory"]
             say(
-                f"  {name}: {usage['peak_mib']:,} MiB at the peak over {usage['spots']:,} spots "
-                f"({usage['open_mib']:,} before the run), {usage['seconds']:,} s",
-                quiet=quiet,
+                f"{name}: {usage['peak_mib']:,} MiB at the peak over {usage['spots']:,} spots "
+                f"({usage['open_mib']:,} before the run), {usage['seconds']:,} s"
             )
 
 
@@ -144,7 +145,8 @@ def precision(
             provider=provider, rounds=repeats, timed=timed_tiles, on_round=partial(advance, 1),
         )  # fmt: skip
     m = bundle.manifest
-    _show_precisions(result, quiet=quiet)
+    if not quiet:
+        _show_precisions(result)
     document |= {
         "slide": slide.name,
         "bundle": {
@@ -159,12 +161,13 @@ def precision(
     result_files.publish(document)
 
 
-def _show_precisions(results: dict[str, Any], *, quiet: bool) -> None:
-    say(f"{results['tiles']} tiles, against fp32:", quiet=quiet)
-    for line in precision_rows(results):
-        say("  " + "".join(cell.ljust(10) for cell in line).rstrip(), quiet=quiet)
+def _show_precisions(results: dict[str, Any]) -> None:
+    from mclst.benchmarks.harness.tables import show_table
+
+    headings, *rows = precision_rows(results)
+    show_table(f"{results['tiles']} tiles, against fp32", headings, rows)
     for name, why in results["not_as_it_is"].items():
-        say(f"  {name} does not run natively: {why}", quiet=quiet)
+        say(f"{name} does not run natively: {why}")
 
 
 def precision_rows(results: dict[str, Any]) -> list[list[str]]:

@@ -11,16 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.benchmarks.contenders.inputs import score_against_truth
+from mclst.benchmarks.contenders.inputs import real_tiles, score_against_truth
 from mclst.benchmarks.harness.measure import paired_ratio, summarize, time_interleaved
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.encoder.session import Session
-from mclst.runtime.errors import ResourceError, SlideError
+from mclst.runtime.errors import ResourceError, needs_extra
 from mclst.runtime.inference.providers import EncoderRequest, open_encoder, open_session
 from mclst.runtime.inference.readout import open_readout
-from mclst.runtime.slide.open import open_slide
-from mclst.runtime.tiling.bounds import check_spots
-from mclst.runtime.tiling.tiles import Tiles, TileShape
 from mclst.sections.section import Spots
 
 BATCH = 16
@@ -52,29 +49,13 @@ def open_precisions(
 
 
 def _rounded(bundle: Bundle, path: Path) -> Session:
-    try:
+    with needs_extra("export,cpu"):
         import onnx
 
         from mclst.export.onnx.fp16 import to_half
         from mclst.export.onnx.graph import save
-    except ImportError as error:
-        raise ResourceError(f"{error.name} is not installed; install mclst[export,cpu]") from error
     save(to_half(onnx.load(bundle.encoder()), "bf16", rounded=True).model, path)
     return open_session(path, "cpu")
-
-
-def read_tiles(bundle: Bundle, slide: Path, spots: Spots) -> NDArray[np.uint8]:
-    """Every spot's tile uint8 [n, S, S, 3], in the table's order; SlideError where one cannot be read."""
-    tile = bundle.manifest.tile
-    pixels = np.empty((len(spots), tile.size_px, tile.size_px, 3), np.uint8)
-    with open_slide(slide) as opened:
-        check_spots(spots, opened)
-        shape = TileShape(tile.size_px, tile.mpp, tile.pad)
-        for batch in Tiles(opened, spots.xy_px, shape, batch_size=BATCH, workers=2):
-            if batch.failed:
-                raise SlideError(f"{slide}: {batch.failed[0][1]}; give a slide whose tiles are all readable")
-            pixels[batch.rows] = batch.tiles
-    return pixels
 
 
 def measure(
@@ -96,7 +77,7 @@ def measure(
     """
     from mclst.export.parity.compare import compare, compare_expression
 
-    pixels = read_tiles(bundle, slide, spots)
+    pixels = real_tiles(bundle, slide, spots, complete=True)
     with TemporaryDirectory() as folder:
         sessions, runs_as, emulated = open_precisions(bundle, provider, Path(folder))
         embeddings: dict[str, NDArray[np.float32]] = {}

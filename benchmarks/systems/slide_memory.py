@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.benchmarks.harness.subprocess_json import run_json_subprocess
+from mclst.benchmarks.harness.subprocess_json import call_in_subprocess
 from mclst.runtime.bundle.manifest import SlideNetwork
 from mclst.runtime.inference.slide_network import SlideNetworkSession
 from mclst.runtime.resources import peak_bytes
@@ -28,28 +26,22 @@ def measure_in_subprocess(path: Path, settings: SlideNetwork, spots: int) -> dic
 
     Returns spots, peak_mib (resident, whole process), open_mib (libraries and weights) and seconds.
     """
-    arguments = (str(path), settings.model_dump_json(), str(spots))
-    return run_json_subprocess(
-        __spec__.name, arguments, task=f"{path.name} over {spots:,} spots", advice="give fewer spots"
-    )
+    return call_in_subprocess(
+        run_network, task=f"{path.name} over {spots:,} spots", advice="give fewer spots",
+        path=path, settings=settings.model_dump_json(), spots=spots,
+    )  # fmt: skip
 
 
-def _main(path: str, settings: str, spots: str) -> None:
-    network, n = SlideNetwork.model_validate_json(settings), int(spots)
+def run_network(path: str, settings: str, spots: int) -> dict[str, Any]:
+    """Run the graph on random features; see `measure_in_subprocess`."""
+    network = SlideNetwork.model_validate_json(settings)
     session = SlideNetworkSession(Path(path), network, "cpu")
-    width = session.features
-    features = np.random.default_rng(0).normal(size=(n, width)).astype(np.float32)
+    features = np.random.default_rng(0).normal(size=(spots, session.features)).astype(np.float32)
     open_mib, started = peak_bytes() >> 20, time.monotonic()
-    expression = session.predict_expression(features, array_positions(n, network.positions))
+    expression = session.predict_expression(features, array_positions(spots, network.positions))
     seconds = time.monotonic() - started
     if not np.isfinite(expression).all():
         raise SystemExit("the expression is not finite")
-    print(
-        json.dumps(
-            {"spots": n, "peak_mib": peak_bytes() >> 20, "open_mib": open_mib, "seconds": round(seconds, 1)}
-        )
-    )
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    return {
+        "spots": spots, "peak_mib": peak_bytes() >> 20, "open_mib": open_mib, "seconds": round(seconds, 1),
+    }  # fmt: skip

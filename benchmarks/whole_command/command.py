@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from mclst.benchmarks.harness.options import PATH, ResultFiles, result_options
+from mclst.benchmarks.harness.options import ResultFiles, result_options
 from mclst.runtime.cli.bundle_options import bundle_option
+from mclst.runtime.click_types import PATH
 from mclst.runtime.console import command, progress, say
 
 

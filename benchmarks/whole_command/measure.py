@@ -10,21 +10,23 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mclst.benchmarks.contenders.base import F32
-from mclst.benchmarks.harness.measure import PeerUnavailable, paired_ratio, summarize, time_interleaved
-from mclst.export.parity.compare import compare_expression
+from mclst.benchmarks.contenders.inputs import expression_difference, open_notebook
+from mclst.benchmarks.contenders.slide_runs import PUBLISHED
+from mclst.benchmarks.harness.measure import PeerUnavailable, summarize, summarize_runs, time_interleaved
 from mclst.runtime.bundle.bundle import BANK, Bundle
 from mclst.runtime.errors import ResourceError
 from mclst.runtime.features.cache import VARIABLE
+from mclst.runtime.inference.instruction_sets import instructions_of
 from mclst.runtime.slide.detect_format import detect_format
 from mclst.sections.section import Spots
 
-NOTEBOOK = "published notebook"
 TIMEOUT_S = 1800
 
 
@@ -86,41 +88,19 @@ def peers(
     bundle: Bundle, slide: Path, spots_path: Path, spots: Spots, ckpt: Path | None, folder: Path, threads: int
 ) -> tuple[list[Process], list[dict[str, str]]]:
     """Return the notebook and the plain scripts, and those that cannot run here with the reason."""
-    processes, absent = [], []
-    for name, make in _peers(bundle, slide, spots_path, spots, ckpt, folder, threads).items():
-        try:
-            processes.append(make())
-        except PeerUnavailable as error:
-            absent.append({"name": name, "why": str(error)})
-    return processes, absent
-
-
-def _peers(
-    bundle: Bundle, slide: Path, spots_path: Path, spots: Spots, ckpt: Path | None, folder: Path, threads: int
-) -> dict[str, Callable[[], Process]]:
-    from importlib.util import find_spec
-
-    from mclst.benchmarks.contenders.inputs import open_notebook
-    from mclst.runtime.inference.instruction_sets import instructions_of
 
     def notebook() -> Process:
         open_notebook(bundle, ckpt, slide, threads)  # raises what keeps it from running
         out = folder / "notebook.npy"
-        words = [
-            "--bundle",
-            bundle.path,
-            "--ckpt",
-            ckpt,
-            "--slide",
-            slide,
-            "--spots",
-            spots_path,
-            "--out",
-            out,
-        ]
-        return Process(
-            NOTEBOOK, _module("notebook", [*words, "--threads", threads]), out, False, folder / "unused"
-        )
+        words = {
+            "bundle": bundle.path,
+            "ckpt": ckpt,
+            "slide": slide,
+            "spots": spots_path,
+            "out": out,
+            "threads": threads,
+        }
+        return Process(PUBLISHED, _module("notebook", words), out, False, folder / "unused")
 
     def script(library: str, precision: str) -> Callable[[], Process]:
         def make() -> Process:
@@ -147,23 +127,30 @@ def _peers(
                 "k": spec.k,
                 "order": {"l1": 1, "l2": 2}[spec.distance],
             }
-            arguments = [word for key, value in words.items() for word in (f"--{key}", value)]
             name = f"plain {library} {precision}"
-            return Process(name, _module("plain_script", arguments), out, False, folder / "unused")
+            return Process(name, _module("plain_script", words), out, False, folder / "unused")
 
         return make
 
-    return {
-        NOTEBOOK: notebook,
+    makers = {
+        PUBLISHED: notebook,
         "plain onnxruntime fp32": script("onnxruntime", "fp32"),
         "plain openvino fp32": script("openvino", "fp32"),
         "plain openvino bf16": script("openvino", "bf16"),
         "plain openvino int8": script("openvino", "int8"),
     }
+    processes, absent = [], []
+    for name, make in makers.items():
+        try:
+            processes.append(make())
+        except PeerUnavailable as error:
+            absent.append({"name": name, "why": str(error)})
+    return processes, absent
 
 
-def _module(name: str, words: Sequence[object]) -> list[str]:
-    return [sys.executable, "-m", f"mclst.benchmarks.whole_command.{name}", *map(str, words)]
+def _module(name: str, options: Mapping[str, object]) -> list[str]:
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    return [sys.executable, "-m", f"mclst.benchmarks.whole_command.{name}", *words]
 
 
 def evict(paths: Sequence[Path]) -> None:
@@ -219,19 +206,10 @@ def measure(
                 "name": process.name,
                 "ours": process.ours,
                 "chosen": process.chosen,
-                "wall_s": summarize(samples.wall_s),
-                "cpu_s": summarize(samples.cpu_s),
-                "tiles_per_s": summarize([tiles / s for s in samples.wall_s]),
+                **summarize_runs(samples, timed.samples[first], tiles),
                 "overhead_s": summarize([w - e for w, e in zip(samples.wall_s, encode, strict=True)]),
-                "wall_to_first": paired_ratio(samples.wall_s, timed.samples[first].wall_s),
-                "cpu_to_first": paired_ratio(samples.cpu_s, timed.samples[first].cpu_s),
-                "equal_to_first": _difference(expression[first], expression[process.name]),
+                "equal_to_first": expression_difference(expression[first], expression[process.name]),
                 "samples": {"wall_s": samples.wall_s, "cpu_s": samples.cpu_s, "encode_s": encode},
             }
         )
     return {"tiles": tiles, "first": first, "contenders": contenders, "load": timed.load}, expression
-
-
-def _difference(first: F32, other: F32) -> Mapping[str, Any]:
-    both = np.isfinite(first).all(axis=1) & np.isfinite(other).all(axis=1)
-    return {"spots": int(both.sum()), **compare_expression(first[both], other[both])}

@@ -83,7 +83,9 @@ def test_a_vision_transformer_becomes_engines_for_two_targets(
     wrong = run("--recipe", "uni", "--target", "sm_1")
     assert wrong.exit_code == 6 and "not for sm_1" in wrong.stderr, "before anything is exported"
     # In processes of their own torch would be imported again.
-    monkeypatch.setattr(engines, "run_json_subprocess", lambda module, words, **more: engines.step(*words))
+    monkeypatch.setattr(
+        engines, "call_in_subprocess", lambda function, *, task, advice, **arguments: function(**arguments)
+    )
     whole, half = engines.build_engines("a small one", tmp_path, ("sm_86", "sm_89"), lambda engine: None)
     for built in (whole, half):
         assert built["targets"] == ["sm_86", "sm_89"] and built["engine_mib"] >= 0 and built["peak_mib"] > 0

@@ -60,7 +60,7 @@ def test_a_run_over_cells_writes_map_page_and_outlines(tmp_path: Path) -> None:
     slide = write_slide(tmp_path / "slide.tif", 2048)
     cells = write_cells(tmp_path / "cells.geojson", 90, 2048)
     bundle = synthetic_bundle(tmp_path / "bundle", 5, tile_px=16)
-    result = measure._cells(str(slide), str(bundle), str(cells), "2", str(tmp_path / "map.h5ad"))
+    result = measure.predict_cells(str(slide), str(bundle), str(cells), 2, str(tmp_path / "map.h5ad"))
     assert result["cells"] == 90 and result["genes"] == 5 and result["tiles_per_second"] > 0
     outlines = json.loads((tmp_path / "map.geojson").read_text())["features"]
     given = json.loads(cells.read_text())["features"]

@@ -15,9 +15,10 @@ from click.testing import CliRunner
 from small_model import Small
 
 from mclst.benchmarks.cli import main
+from mclst.benchmarks.contenders.slide_runs import PUBLISHED
 from mclst.benchmarks.harness.measure import time_interleaved
 from mclst.benchmarks.whole_command import measure as whole_command
-from mclst.benchmarks.whole_command.measure import NOTEBOOK, Process, evict, mclst_process, measure, peers
+from mclst.benchmarks.whole_command.measure import Process, evict, mclst_process, measure, peers
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.errors import ResourceError
 from mclst.sections.tables.spots import read_spots
@@ -31,12 +32,12 @@ def test_the_peers_predict_what_mclst_infer_does(small: Small, exported_bundle: 
     ours = mclst_process(
         "mclst fp32", small.slide, small.spots, exported_bundle, tmp_path, tmp_path, ("--precision", "fp32")
     )
-    for process in (ours, here[NOTEBOOK], here["plain onnxruntime fp32"]):
+    for process in (ours, here[PUBLISHED], here["plain onnxruntime fp32"]):
         process()
         assert process.encode_s[0] > 0
         np.testing.assert_allclose(process.expression(), ours.expression(), atol=1e-4)
     assert ours.chosen == "cpu fp32" and ours.out.with_suffix(".genes.png").is_file()
-    assert here[NOTEBOOK].out.with_suffix(".png").is_file(), "the notebook draws, too"
+    assert here[PUBLISHED].out.with_suffix(".png").is_file(), "the notebook draws, too"
 
 
 def test_the_command_shows_both_caches(
