@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from mclst.sections.errors import SectionError
+from mclst.sections.hdf5 import check_sparse
 
 VALUES_AT_ONCE = 1 << 22
 
@@ -28,6 +29,7 @@ def counts_csr(matrix: Any, path: Path, spot: NDArray[np.str_], genes: NDArray[n
             f"{len(genes)} genes; the files do not belong together"
         )
     try:
+        check_sparse(matrix)  # before anything is done with it
         wide = sp.csr_matrix(matrix)
         wide.check_format(full_check=True)
     except (ValueError, TypeError) as error:

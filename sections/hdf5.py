@@ -92,7 +92,15 @@ def read_limited(group: h5py.Group, path: str, limit: int) -> Any:
         raise ValueError(f"{path} declares {declared:,} bytes, where at most {limit:,} are expected")
     from anndata.io import read_elem  # slow to load, and most runs read no .h5ad before the first tile
 
-    return read_elem(group[path])
+    element = read_elem(group[path])
+    check_sparse(element)
+    return element
+
+
+def check_sparse(matrix: Any) -> None:
+    """Raise ValueError if a sparse matrix is damaged: scipy would read and write beyond its memory."""
+    if hasattr(matrix, "indptr"):  # scipy itself is not loaded yet where nothing is sparse
+        matrix.check_format(full_check=True)
 
 
 def read_frame(file: h5py.File, path: str) -> pd.DataFrame:

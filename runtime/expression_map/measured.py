@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import anndata
+import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +16,7 @@ from mclst.runtime.errors import InputError
 from mclst.runtime.expression_map.reader import Map
 from mclst.sections.formats.reference import find_sections, read_section
 from mclst.sections.formats.source import SectionSource
+from mclst.sections.hdf5 import check_hdf5, check_sparse
 from mclst.sections.normalize import NORMALIZATIONS, normalize
 from mclst.sections.section import Section
 from mclst.sections.tables.genes import counts_notes, gene_columns, match_genes
@@ -86,7 +88,10 @@ def read_map(path: Path) -> Prediction:
     if not path.is_file():
         raise InputError(f"{path} is not a file; give a map of mclst-infer")
     try:
+        with h5py.File(path, "r") as file:
+            check_hdf5(file)
         data = anndata.read_h5ad(path)
+        check_sparse(data.X)
     except Exception as error:
         if isinstance(error, MemoryError):
             raise

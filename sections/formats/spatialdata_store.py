@@ -28,7 +28,7 @@ from mclst.sections.formats.spatialdata_elements import (
     multiscale_of,
     systems_of,
 )
-from mclst.sections.hdf5 import name_array
+from mclst.sections.hdf5 import check_sparse, name_array
 from mclst.sections.location import SlideLocation, local_path
 from mclst.sections.section import Section
 from mclst.sections.tables.synonyms import synonyms_of
@@ -212,6 +212,7 @@ def _read_table(table: Path, region: str) -> dict[str, Any]:
     if isinstance(sparse := group[name], zarr.Group):
         _require_chunks(table, sparse)
     obs, counts = read_elem(group["obs"]), read_elem(group[name])
+    check_sparse(counts)
     key = str(attributes_of(table).get("region_key", ""))
     if key in obs:
         rows = np.flatnonzero(obs[key].astype(str) == region)

@@ -6,16 +6,19 @@ import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 from hostile_hdf5 import ENDLESS, HUGE, LEADS_OUT
 from synthetic_maps import write_counts_map
 
-from mclst.runtime.errors import describe_error
+from mclst.runtime.errors import InputError, describe_error
+from mclst.runtime.expression_map.measured import read_map as evaluated_map
 from mclst.runtime.expression_map.reader import open_map
 from mclst.sections import find_sections, read_section
 from mclst.sections.tables.spots import read_spots
@@ -94,6 +97,40 @@ def test_m1_attributes_that_lead_out_are_refused(path: Path, tmp_path: Path, rea
         obs["codes"] = np.zeros(n, np.int8)
         obs["codes"].attrs["categories"] = outside
     assert "kept in other files" in refusal(path, reader)
+
+
+@pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_matrix])
+@pytest.mark.parametrize(
+    ("part", "value"), [("indices", 2_000_000_000), ("indices", -5), ("indptr", 10**9), ("indptr", -7)]
+)
+def test_a_sparse_matrix_that_leads_out_of_its_memory_is_refused(
+    path: Path, form: Any, part: str, value: int
+) -> None:
+    """scipy reads and writes wherever such numbers point, which crashed or gave other counts."""
+    data = ad.read_h5ad(path)
+    data.X = form(np.rint(data.X))
+    data.write_h5ad(path)
+    for read in (*READERS.values(), evaluated_map):
+        read(path)
+    with h5py.File(path, "r+") as file:
+        numbers = file["X"][part][:]
+        numbers[len(numbers) // 2] = value
+        file["X"][part][:] = numbers
+    for reader in ("map", "section"):
+        assert part in refusal(path, reader)
+    with pytest.raises(InputError, match=f"is not a map .{part}"):
+        evaluated_map(path)
+
+
+@pytest.mark.parametrize("change", LEADS_OUT)
+def test_m1_a_map_to_evaluate_that_leads_out_of_itself_is_refused(
+    path: Path, tmp_path: Path, change: str
+) -> None:
+    other = shutil.copy(path, tmp_path / "other.h5ad")
+    with h5py.File(path, "r+") as file:
+        LEADS_OUT[change](file, "X", Path(other))
+    with pytest.raises(InputError, match="is a link" if "link" in change else "kept in other files"):
+        evaluated_map(path)
 
 
 @pytest.mark.filterwarnings("ignore:Element:anndata.OldFormatWarning")

@@ -174,6 +174,18 @@ def test_a_chunk_of_a_table_that_unpacks_to_too_much_is_refused(P1: Path) -> Non
         read(P1)
 
 
+def test_a_sparse_table_that_leads_out_of_its_memory_is_refused(P1: Path) -> None:
+    """Also where a row of another region makes a subset of it, which scipy takes unchecked."""
+    import zarr
+
+    table: Any = zarr.open_group(P1 / "tables/table", mode="r+")
+    table["X/indptr"][4] = -7
+    codes = table["obs/region/codes"]
+    codes[0] = -1
+    with pytest.raises(SectionError, match="indptr must be"):
+        read(P1)
+
+
 def test_shapes_without_area_or_place_are_refused_or_have_a_center(P1: Path) -> None:
     import shapely
     from geopandas import read_parquet
