@@ -39,6 +39,11 @@ class Background(Generic[T]):
             self._run()
         return self._future.result()
 
+    @property
+    def ended(self) -> bool:
+        """Whether the function has ended, however it ended."""
+        return self._future.done()
+
     def wait(self) -> None:
         """Wait until the function has ended, however it ended."""
         if self._started:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,33 @@ from mclst.sections.location import SlideLocation
 if TYPE_CHECKING:
     import pandas as pd
     import scipy.sparse as sp
+
+
+class _LateTable:
+    """A DataFrame, or what makes it when it is first asked for: pandas takes 0.25 s to load."""
+
+    def __get__(self, spots: object | None, owner: type) -> Any:
+        if spots is None:
+            return self
+        table = spots.__dict__["table"]
+        if callable(table):
+            table = spots.__dict__["table"] = table()
+        return table
+
+    def __set__(self, spots: object, table: pd.DataFrame | Callable[[], pd.DataFrame]) -> None:
+        spots.__dict__["table"] = table
+
+
+def late_table(make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """Return a table for `Spots` that `make` makes when it is first read."""
+    return cast("pd.DataFrame", make)
+
+
+def plain_table(columns: Mapping[str, NDArray[Any]], rows: int) -> pd.DataFrame:
+    """Return columns [rows] as a DataFrame whose rows are numbered from 0."""
+    import pandas as pd
+
+    return pd.DataFrame(dict(columns), index=pd.RangeIndex(rows))
 
 
 @dataclass(frozen=True)
@@ -36,7 +63,7 @@ class Spots:
     row : ndarray of int64, shape (n,)
         Line of the file, from 1, for messages.
     table : DataFrame
-        The file's columns, n rows.
+        The file's columns, n rows; may be a `late_table`.
     spot_diameter_px : float or None
         Level-0 px, if the file or its scalefactors give it.
     coordinates : str
@@ -58,6 +85,9 @@ class Spots:
 
     def __len__(self) -> int:
         return len(self.id)
+
+
+Spots.table = _LateTable()  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)

@@ -92,13 +92,20 @@ def test_what_writes_and_draws_a_section_loads_neither_anndata_nor_matplotlib() 
 @pytest.mark.slow
 def test_before_its_first_tile_a_run_loads_nothing_that_draws_or_writes() -> None:
     """These take a second, and are loaded beside the work instead."""
-    code = "import mclst.runtime.run.predict, mclst.runtime.inference.loaded_model"
+    code = (
+        "import mclst.runtime.run.predict, mclst.runtime.inference.loaded_model, pathlib, tempfile\n"
+        "from mclst.sections.tables.spots import read_spots\n"
+        "path = pathlib.Path(tempfile.mkdtemp(), 'spots.csv')\n"
+        "path.write_text('id,x_px,y_px\\na,1,2\\nb,3,4\\n')\n"
+        "assert len(read_spots(path)) == 2; path.unlink(); path.parent.rmdir()"
+    )
     assert not imported_by(code) & {
         "anndata",
         "dask",
         "matplotlib",
         "openvino",
         "onnxruntime",
+        "pandas",
         "scipy",
         "zarr",
     }

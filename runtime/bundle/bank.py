@@ -101,6 +101,22 @@ def _texts(file: h5py.File, name: str, path: Path) -> NDArray[np.str_]:
     return np.asarray(texts, dtype=np.str_)
 
 
+def read_gene_names(path: Path) -> NDArray[np.str_]:
+    """Read the names alone of a bank's genes; raises BundleError if they cannot be read."""
+    try:
+        with h5py.File(path, "r") as file:
+            return _texts(file, "genes", path)
+    except (BundleError, MemoryError):
+        raise
+    except Exception as error:  # h5py raises nearly any type on damaged bytes
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> BundleError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return BundleError(f"{path} is not a readable bank ({reason}); export the bundle again")
+
+
 def read_bank(path: Path) -> Bank:
     """Read bank.h5; raises BundleError if it is damaged or its parts do not fit together."""
     try:
@@ -115,8 +131,7 @@ def read_bank(path: Path) -> Bank:
     except (BundleError, MemoryError):
         raise
     except Exception as error:  # h5py raises nearly any type on damaged bytes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BundleError(f"{path} is not a readable bank ({reason}); export the bundle again") from error
+        raise _unreadable(path, error) from error
     rows = {len(bank.embedding), len(bank.expression), len(bank.spot), len(bank.section)}
     if len(rows) != 1 or not len(bank) or bank.expression.shape[1] != len(bank.genes):
         raise BundleError(f"{path}: the parts of the bank have different lengths; export the bundle again")

@@ -12,7 +12,7 @@ from typing import Any
 
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.atomic import AtomicFolder
-from mclst.runtime.bundle.bank import Bank, read_bank
+from mclst.runtime.bundle.bank import Bank, read_bank, read_gene_names
 from mclst.runtime.bundle.calibration import check_record, read_calibration
 from mclst.runtime.bundle.location import cached_snapshot, links_into_cache
 from mclst.runtime.bundle.manifest import ENGINES, FORMAT, Manifest, read_manifest
@@ -105,7 +105,11 @@ class Bundle:
     def genes(self) -> list[str]:
         """Gene names in the order of the expression; BundleError if they contradict the manifest."""
         if self.manifest.kind == "retrieval":
-            return [str(gene) for gene in self.bank.genes]
+            # The bank itself, which is large, is needed later.
+            genes = [str(gene) for gene in read_gene_names(self.path / BANK)]
+            if len(genes) != self.manifest.genes or len(set(genes)) != len(genes):
+                self.bank  # noqa: B018 - which says what is wrong
+            return genes
         try:
             genes = (self.path / GENES).read_text(encoding="utf-8").split("\n")[:-1]
         except (OSError, UnicodeDecodeError) as error:

@@ -24,7 +24,7 @@ from mclst.runtime.inference.head import LinearHead, SplitEncoders
 from mclst.runtime.inference.memory_budget import Fit, device_free_bytes, fit_run
 from mclst.runtime.inference.model import EncoderSettings
 from mclst.runtime.inference.providers import EncoderRequest, open_encoder
-from mclst.runtime.inference.readout import Readout, RetrievalReadout, open_readout
+from mclst.runtime.inference.readout import LateReadout, Readout, RetrievalReadout, open_readout
 from mclst.runtime.progress import Notify
 from mclst.runtime.resources import available_cores
 from mclst.runtime.trust.calibration import Calibration
@@ -63,7 +63,7 @@ class LoadedModel:
         self._given = choice
         self._split = SplitEncoders(bundle)
         self._preparing: Background[None] | None = None
-        self._preparing_readout: tuple[object, Background[RetrievalReadout]] | None = None
+        self._late_readout: tuple[object, LateReadout] | None = None
         self._choice: tuple[object, EncoderChoice] | None = None
         self._encoder: tuple[object, tuple[Session, str]] | None = None
         self._readout: tuple[object, Readout] | None = None
@@ -116,14 +116,14 @@ class LoadedModel:
             return
         with suppress(ValueError):  # the run refuses these overrides
             spec = replace(self.manifest.retrieval.spec(), **retrieval)
-            opening = Background(lambda: RetrievalReadout(self.bundle, spec, retriever), "readout")
-            self._preparing_readout = (spec, retriever), opening
+            late = LateReadout(lambda: RetrievalReadout(self.bundle, spec, retriever))
+            self._late_readout = (spec, retriever), late
 
     def wait(self) -> None:
         """See Model."""
         self._wait_for_encoder()
-        if self._preparing_readout is not None:
-            self._preparing_readout[1].wait()
+        if self._late_readout is not None:
+            self._late_readout[1].wait()
 
     def _wait_for_encoder(self) -> None:
         # What failed fails again, in the thread that asks for it.
@@ -217,9 +217,8 @@ class LoadedModel:
         """See Model and `open_readout`; a readout over a whole slide is opened for each slide."""
 
         def open_it() -> Readout:
-            early, self._preparing_readout = self._preparing_readout, None
-            if early is not None and early[0] == (spec, retriever):
-                return early[1].result()
+            if self._late_readout is not None and self._late_readout[0] == (spec, retriever):
+                return self._late_readout[1]
             return open_readout(self.bundle, spec, spots, provider, retriever, precision, fp16=fp16)
 
         if self.manifest.kind == "slide":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,6 +14,7 @@ from mclst.kernels.definition.contract import BadQuery, ProviderError
 from mclst.kernels.definition.result import RetrievalResult
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.kernels.retriever import Retriever
+from mclst.runtime.background import Background
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.errors import BundleError, InputError, ResourceError
 from mclst.runtime.inference.providers import onnxruntime_beside
@@ -29,14 +31,22 @@ RETRIEVE_ROWS = 512
 class Readout(Protocol):
     """The step after the encoder.
 
-    provider: what runs it, for people. settings: what decides its values, by the names users know.
-    on_device: whether it takes device arrays. rows_at_once: spots to gather per call.
+    rows_at_once: spots to gather per call.
     """
 
-    provider: str
-    settings: dict[str, Any]
-    on_device: bool
     rows_at_once: int
+
+    @property
+    def provider(self) -> str:
+        """What runs it, for people."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides its values, by the names users know."""
+
+    @property
+    def on_device(self) -> bool:
+        """Whether it takes device arrays."""
 
     def predict_expression(self, rows: NDArray[np.int64], features: Any) -> RetrievalResult:
         """Predict the expression of spots from the encoder's output.
@@ -128,6 +138,49 @@ class RetrievalReadout:
             raise NotFinite(error.row) from error
         except ProviderError as error:
             raise ResourceError(str(error)) from error
+
+
+class LateReadout:
+    """A `RetrievalReadout` that opens once it is needed, or has begun to: no tile waits for the bank.
+
+    Any use of it but `begin` raises what opening it raises.
+    """
+
+    rows_at_once = RETRIEVE_ROWS
+
+    def __init__(self, open_it: Callable[[], RetrievalReadout]) -> None:
+        self._open = open_it
+        self._opening: Background[RetrievalReadout] | None = None
+
+    def begin(self) -> Background[RetrievalReadout]:
+        """Begin to open it."""
+        if self._opening is None:
+            self._opening = Background(self._open, "readout")
+        return self._opening
+
+    def wait(self) -> None:
+        """Wait until what has begun has ended."""
+        if self._opening is not None:
+            self._opening.wait()
+
+    @property
+    def provider(self) -> str:
+        """See Readout."""
+        return self.begin().result().provider
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """See Readout."""
+        return self.begin().result().settings
+
+    @property
+    def on_device(self) -> bool:
+        """See Readout."""
+        return self.begin().result().on_device
+
+    def predict_expression(self, rows: NDArray[np.int64], features: Any) -> RetrievalResult:
+        """See Readout."""
+        return self.begin().result().predict_expression(rows, features)
 
 
 class RegressionReadout:

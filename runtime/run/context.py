@@ -177,8 +177,6 @@ def open_run(
             graph = model.encoder_sha256(session, options.precision)
             assert graph is not None, "only a server has none"
             batch = prompt_batch(session, graph, options.precision, batch)
-        # All files have been read by now, so the hashes verified at the start cover what was read.
-        model.check_unchanged()
     if skipped:
         log.note(f"provider {session.provider}; passed over: {skipped}")
     for note in inputs.resolution.notes:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.encoder.ring import Group, Ring
-from mclst.runtime.expression_map.row_writer import RowWriter
 from mclst.runtime.run.context import RunContext
+from mclst.runtime.run.early import LateMap
 
 KEEP_SECONDS = 5.0
 """How old the oldest value may be that no file has; a batch under way comes on top."""
@@ -26,7 +26,8 @@ class EncodedTiles:
     Parameters
     ----------
     run : RunContext
-    writer : RowWriter
+    late : LateMap
+        The map, which is opened where rows are needed.
     journal : callable
         Starts the journal if it can; returns whether there is one.
     on_device : bool
@@ -34,9 +35,9 @@ class EncodedTiles:
     """
 
     def __init__(
-        self, run: RunContext, writer: RowWriter, journal: Callable[[], bool], *, on_device: bool
+        self, run: RunContext, late: LateMap, journal: Callable[[], bool], *, on_device: bool
     ) -> None:
-        self._run, self._writer, self._journal, self._on_device = run, writer, journal, on_device
+        self._run, self._late, self._journal, self._on_device = run, late, journal, on_device
         self._tiles, self._means = run.tiles, run.neighborhood
         self._kept = np.zeros(len(run.inputs.spots), np.bool_)
         self._restored: dict[int, Group] = {}
@@ -53,7 +54,7 @@ class EncodedTiles:
         places, group = tiles.places, tiles.groups
         # With its done rows, a group is computed as it was before.
         wanted = np.isin(group, group[~tiles.done])
-        rows, values = self._writer.read_encoded(wanted, self._run.encoder_dim)
+        rows, values = self._late.writer.read_encoded(wanted, self._run.encoder_dim)
         # Tiles are read by whole batches; a batch with a tile that could not be read is read again.
         batch = places // tiles.batch_size
         there = np.bincount(batch[rows], minlength=len(places))
@@ -63,7 +64,7 @@ class EncodedTiles:
         for number in np.unique(group[rows]).tolist():
             here = group[rows] == number
             self._restored[number] = _in_order(places, rows[here], values[here])
-        count = int(np.count_nonzero(~self._writer.done[rows]))
+        count = int(np.count_nonzero(~self._late.writer.done[rows]))
         if count:
             log.resumed += count
             log.note(f"{count:,} more tiles of the stopped run are encoded")
@@ -104,7 +105,7 @@ class EncodedTiles:
         if waiting:
             rows = np.concatenate([group.rows for group in waiting])
             try:
-                self._writer.keep_encoded(rows, np.concatenate([group.values for group in waiting]))
+                self._late.writer.keep_encoded(rows, np.concatenate([group.values for group in waiting]))
             except OSError as error:
                 self._refused = True
                 self._run.log.note(

@@ -7,18 +7,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from mclst.kernels.definition.contract import NoWeights
 from mclst.kernels.definition.result import RetrievalResult
-from mclst.runtime.background import Background
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.choices import ON_CPU
 from mclst.runtime.encoder.ring import Group, Stages
 from mclst.runtime.errors import BundleError, InputError, SlideError
 from mclst.runtime.expression_map.parts import PartWriter, SlidePart, remove_parts, take_parts
 from mclst.runtime.expression_map.row_writer import RowWriter
-from mclst.runtime.expression_map.writer import MapWriter
 from mclst.runtime.inference.loaded_model import LoadedModel
 from mclst.runtime.inference.model import Model, describe_location
 from mclst.runtime.inference.readout import NotFinite
@@ -26,7 +24,7 @@ from mclst.runtime.progress import Advance, Notify
 from mclst.runtime.report.files import Files
 from mclst.runtime.resources import check_limit
 from mclst.runtime.run.context import RunContext, RunInputs, RunLog, open_run, retrieval_spec
-from mclst.runtime.run.early import load_beside
+from mclst.runtime.run.early import LateMap
 from mclst.runtime.run.encoded_tiles import EncodedTiles
 from mclst.runtime.run.encoder import choose_encoder, stopped_batch
 from mclst.runtime.run.hashes import RemoteIdentity, SlideHash, identity_of
@@ -34,7 +32,7 @@ from mclst.runtime.run.kept_features import KeptFeatures
 from mclst.runtime.run.options import RunOptions
 from mclst.runtime.run.outputs import Outputs
 from mclst.runtime.run.provenance import BUNDLE, Provenance, run_fingerprint
-from mclst.runtime.run.publish import publish, put_pictures, report_stop, summarize
+from mclst.runtime.run.publish import publish, report_stop, summarize
 from mclst.runtime.run.report import Run
 from mclst.runtime.run.trust import RunTrust, open_trust
 from mclst.runtime.slide.base import Slide
@@ -48,6 +46,8 @@ from mclst.sections.tables.spots import read_spots
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from mclst.runtime.expression_map.writer import MapWriter
 
 __all__ = ["Run", "RunOptions", "predict"]
 
@@ -123,31 +123,27 @@ def predict(
         channels = _channels(options, trust)
         inputs = RunInputs(slide, table, grid, slide_resolution(slide, table, options.mpp))
         spec = retrieval_spec(model, options)
-        pictures = None
         run: RunContext | None = None
-        with _open_writer(outputs.map, model, trust, table, shard) as writer:
+        open_map = partial(_open_writer, outputs.map, model, trust, table, shard)
+        with LateMap(open_map, whole=shard is None or shard.part is None) as late:
             try:
-                stopped = writer.stopped_fingerprint() if options.resume else None
+                resumes = options.resume and (check_later or shard is not None)
+                stopped = late.writer.stopped_fingerprint() if resumes else None
                 options, choice = choose_encoder(model, options, stopped, log)
                 # The parts of a slide are computed alike, wherever each one runs.
                 batch = stopped_batch(model, options, stopped) if shard is None else options.batch_size
                 run = open_run(model, options, choice, inputs, outputs, log, spec, trust, batch)
                 if left_out:
                     log.note(left_out)
-                if shard is None or shard.part is None:
-                    # Not before: until the first tile is encoded, the cores are busy with what it needs.
-                    assert isinstance(writer, MapWriter), "only a part has another"
-                    pictures = Background(partial(put_pictures, slide, writer, files), "pictures")
-                    load_beside(draw=outputs.sheet is not None, page="html" in outputs.files)
-                _stream(run, writer, slide_hash, shard, check_outputs=check_later)
+                _stream(run, late, slide_hash, shard, resumes=resumes, check_outputs=check_later)
+                writer = late.writer
                 if isinstance(writer, PartWriter):
                     return summarize(run, writer)
-                assert pictures is not None, "only a part has none"
-                tissue = pictures.result()  # what is read for it is part of the provenance
+                tissue = late.pictures(run)  # what is read for it is part of the provenance
                 provenance = Provenance.of(run, slide_hash.sha256)
                 summary = publish(
                     run,
-                    writer,
+                    cast("MapWriter", writer),
                     provenance,
                     tissue,
                     channels=channels,
@@ -155,8 +151,8 @@ def predict(
                     identity=identity,
                 )
             except BaseException as error:
-                if run is not None:
-                    report_stop(run, writer, error)
+                if run is not None and late.opened is not None:
+                    report_stop(run, late.opened, error)
                 raise
     if shard is not None:
         remove_parts(outputs.map, shard)
@@ -182,6 +178,8 @@ def _open_writer(
     out: Path, model: Model, trust: RunTrust, spots: Spots, shard: SlidePart | None
 ) -> MapWriter | PartWriter:
     if shard is None or shard.part is None:
+        from mclst.runtime.expression_map.writer import MapWriter
+
         return MapWriter(
             out,
             genes=trust.genes,
@@ -208,10 +206,11 @@ def _gene_columns(model: Model, trust: RunTrust) -> DataFrame | None:
 
 def _stream(
     run: RunContext,
-    writer: RowWriter,
+    late: LateMap,
     slide_hash: SlideHash | RemoteIdentity,
     shard: SlidePart | None,
     *,
+    resumes: bool,
     check_outputs: bool,
 ) -> None:
     """Predict every tile's row; raise SlideError if no tile can be read or the slide changes meanwhile."""
@@ -221,13 +220,13 @@ def _stream(
     def fingerprint() -> dict[str, str]:
         return run_fingerprint(run, slide_hash.result())
 
-    resumes = run.options.resume and writer.stopped_run
-    journaled = resumes and _resume(run, writer, fingerprint())
+    journaled = resumes and late.writer.stopped_run and _resume(run, late.writer, fingerprint())
     if check_outputs:
         run.outputs.check_others(overwrite=run.options.overwrite or journaled)
     if shard is not None and shard.part is not None:
         run.tiles.done |= ~run.tiles.part_mask(shard.part, shard.parts)
     elif shard is not None:
+        writer = late.writer
         if not journaled:
             writer.begin(fingerprint())
             journaled = True
@@ -235,11 +234,13 @@ def _stream(
         run.tiles.done |= writer.done
         run.log.advance(merged)
     # A calibration measures the embeddings on the host.
-    on_device = run.readout.on_device and not run.trust.measured and run.session.provider not in ON_CPU
+    on_device = run.session.provider not in ON_CPU and run.readout.on_device and not run.trust.measured
     with KeptFeatures(run, slide_hash, on_device=on_device) as features:
         journaled = _encode_tiles(
-            run, writer, fingerprint, slide_hash, features, on_device=on_device, journaled=journaled
+            run, late, fingerprint, slide_hash, features, on_device=on_device, journaled=journaled
         )
+        late.ready(run)
+        writer = late.writer
         if not journaled:
             # A run that dies while it publishes leaves files that the next one may replace.
             writer.begin(fingerprint())
@@ -256,7 +257,7 @@ def _stream(
 
 def _encode_tiles(
     run: RunContext,
-    writer: RowWriter,
+    late: LateMap,
     fingerprint: Callable[[], dict[str, str]],
     slide_hash: SlideHash | RemoteIdentity,
     features: KeptFeatures,
@@ -280,24 +281,29 @@ def _encode_tiles(
         # Rows outlive this process once the slide's hash, part of the fingerprint, is there.
         nonlocal journaled
         if not journaled and slide_hash.ready:
-            writer.begin(fingerprint())
+            late.writer.begin(fingerprint())
             journaled = True
         return journaled
 
-    encoded = EncodedTiles(run, writer, journal, on_device=on_device)
+    encoded = EncodedTiles(run, late, journal, on_device=on_device)
     if journaled and not features.stored:
         encoded.restore()
-    for group in _groups(run, features, encoded, open_stages):
+    for group in _groups(run, late, features, encoded, open_stages):
+        late.ready(run)
         result = _predict_group(run, group)
         with clock.stage("write"):
-            writer.write(group.rows, result)
+            late.writer.write(group.rows, result)
             journal()
         encoded.wrote_rows()
     return journaled
 
 
 def _groups(
-    run: RunContext, features: KeptFeatures, encoded: EncodedTiles, open_stages: Callable[[], Stages]
+    run: RunContext,
+    late: LateMap,
+    features: KeptFeatures,
+    encoded: EncodedTiles,
+    open_stages: Callable[[], Stages],
 ) -> Iterator[Group]:
     """Encode all tiles and yield groups with what the readout takes."""
     means = run.neighborhood
@@ -309,7 +315,12 @@ def _groups(
             yield from [given] if means is None else means.add(given)
 
     with closing(features.steps(open_stages)) as steps:
-        for step in steps:
+        for number, step in enumerate(steps):
+            if number == 0:
+                # Not before: until the first tile is encoded, the cores are busy with what it needs.
+                late.begin(run)
+            elif number == 1:
+                late.ready(run)  # what keeps it from that is told now
             run.fail_tiles(step.failed)
             if step.group is not None:
                 _check_values(run, step.group)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,7 @@ import numpy as np
 
 from mclst.runtime.background import Background
 from mclst.runtime.errors import MclstError, OutputError
-from mclst.runtime.expression_map.reader import Map
 from mclst.runtime.expression_map.row_writer import RowWriter
-from mclst.runtime.expression_map.writer import MapWriter, downscale
 from mclst.runtime.report.files import Files, write_files
 from mclst.runtime.run.context import RunContext
 from mclst.runtime.run.provenance import Provenance
@@ -23,6 +21,8 @@ from mclst.runtime.trust.verdict import Verdict
 from mclst.sections.tables.geojson import GEOJSON_CELLS
 
 if TYPE_CHECKING:
+    from mclst.runtime.expression_map.reader import Map
+    from mclst.runtime.expression_map.writer import MapWriter
     from mclst.runtime.report.page.tissue import TissueJpeg
 
 IMAGE_PX = 2000
@@ -119,15 +119,16 @@ def publish(
     return summary
 
 
-def put_pictures(slide: Slide, writer: MapWriter, content: Files) -> TissueJpeg | None:
+def put_pictures(slide: Slide, open_map: Callable[[], MapWriter], content: Files) -> TissueJpeg | None:
     """Put the slide's picture into its map; return that of its page, None without a page.
 
-    All of it takes a third of a second, and none of it waits for a tile.
+    open_map: waits for the map's writer. All of it takes a third of a second, and no tile is needed for it.
     """
     image, scale = slide.overview(max(IMAGE_PX, content.html_px) if content.html else IMAGE_PX)
-    writer.put_tissue(image, scale, slide.path.stem)
+    open_map().put_tissue(image, scale, slide.path.stem)
     if not content.html:
         return None
+    from mclst.runtime.expression_map.writer import downscale
     from mclst.runtime.report.page.tissue import encode_tissue
 
     return encode_tissue(*downscale(image, scale, content.html_px))

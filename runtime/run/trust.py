@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from mclst.kernels.definition.contract import ProviderError
@@ -22,6 +21,9 @@ from mclst.runtime.trust.measures import MeasuredResult, PlacedResult
 from mclst.runtime.trust.stain import Stain
 from mclst.runtime.trust.verdict import Verdict, judge
 from mclst.sections.location import SlideLocation
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 OWN_COLUMNS = ("distance_percentile", "outside", "expected_error", "section_share")
 OLD_REPOSITORY = "its server's repository was exported without the calibration; export it again"
@@ -54,6 +56,8 @@ class RunTrust:
         """Columns of `var`; None without a calibration."""
         if self.calibration is None:
             return None
+        import pandas as pd  # loads beside the first tiles
+
         level = RELIABLE_R if self.options.reliable is None else self.options.reliable
         kept = slice(None) if self.kept is None else self.kept
         columns = {

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from mclst.runtime.errors import SlideError, SpotsError
 from mclst.runtime.slide.base import Slide
 from mclst.runtime.tiling.tissue import TissueMask
 from mclst.sections.location import local_path
-from mclst.sections.section import Spots
+from mclst.sections.section import Spots, late_table, plain_table
 
 MIN_TISSUE = 0.5
 """Fraction of a grid square that must be tissue."""
@@ -90,7 +90,7 @@ def make_grid(slide: Slide, stride_um: float, mpp: float, tissue: TissueMask) ->
         xy_px=np.stack([column + 0.5, row + 0.5], axis=1) * stride_px,
         array_xy=np.stack([column, row], axis=1),
         row=np.arange(1, len(column) + 1, dtype=np.int64),
-        table=pd.DataFrame(index=pd.RangeIndex(len(column))),
+        table=late_table(partial(plain_table, {}, len(column))),
         spot_diameter_px=stride_px,
         coordinates=f"every {stride_um:g} µm ({stride_px:.4g} px) on tissue; {skipped:,} skipped "
         f"as background, {tissue.method}",

@@ -7,7 +7,6 @@ import re
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from mclst.sections.errors import SectionError
@@ -69,6 +68,8 @@ def identifiers(table: Table, column: int) -> NDArray[np.str_]:
     for rows in table.chunks():
         texts = [text.strip() for text in table.texts(column, rows)]
         if table.columns[column].dtype.kind not in "SU":
+            import pandas as pd  # where the table comes from
+
             is_missing = pd.isna(table.columns[column][rows])
             texts = ["" if na else text for text, na in zip(texts, is_missing, strict=True)]
         for index, text in enumerate(texts):
@@ -84,9 +85,9 @@ def identifiers(table: Table, column: int) -> NDArray[np.str_]:
 
 def require_unique(table: Table, ids: NDArray[np.str_]) -> None:
     """Raise SectionError if an id appears twice; both lines are named."""
-    hashes = np.empty(len(ids), np.uint64)
+    hashes = np.empty(len(ids), np.int64)
     for rows in table.chunks():
-        hashes[rows] = pd.util.hash_array(ids[rows].astype(object), categorize=False)
+        hashes[rows] = [hash(text) for text in ids[rows].tolist()]
     # Sorting hashes takes less memory than sorting the strings; only ids with equal hashes are compared.
     ordered = np.sort(hashes)
     candidates = np.flatnonzero(np.isin(hashes, ordered[1:][ordered[1:] == ordered[:-1]]))

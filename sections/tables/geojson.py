@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from mclst.sections.errors import SectionError
@@ -84,6 +83,8 @@ def read_cells(path: Path) -> Spots:
         note = f"; {len(ids) - len(kept):,} left out as annotations around cells"
         ids, centers = [ids[row] for row in kept], [centers[row] for row in kept]
         classes, types = [classes[row] for row in kept], [types[row] for row in kept]
+    import pandas as pd  # takes a quarter of a second to load
+
     names = pd.Index(ids)
     if not names.is_unique:
         name = str(names[names.duplicated()][0])

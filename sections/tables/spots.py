@@ -9,15 +9,15 @@ import json
 import math
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from mclst.sections.errors import SectionError, UnknownScale
-from mclst.sections.section import Spots
+from mclst.sections.section import Spots, late_table, plain_table
 from mclst.sections.tables.cells import (
     MAX_COORDINATE,
     as_strings,
@@ -30,7 +30,6 @@ from mclst.sections.tables.cells import (
 )
 from mclst.sections.tables.delimited import Table, read_table
 from mclst.sections.tables.geojson import is_geojson, read_cells
-from mclst.sections.tables.h5ad_obs import ObsTable, obs_table, read_obs_table
 from mclst.sections.tables.layouts import (
     ID_COLUMNS,
     SPACE_RANGER,
@@ -38,10 +37,12 @@ from mclst.sections.tables.layouts import (
     detect_layout,
     space_ranger_1,
 )
-from mclst.sections.tables.parquet import read_parquet
 
 if TYPE_CHECKING:
     import anndata as ad
+    import pandas as pd
+
+    from mclst.sections.tables.h5ad_obs import ObsTable
 
 POSITIONS = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
 FLAGS = ("in_tissue", "selected")
@@ -73,17 +74,19 @@ def read_spots(
         spot is left; the message names file, line and column. UnknownScale if the table is in µm and `mpp`
         is None.
     """
-    if isinstance(source, pd.DataFrame):
-        return _from_table(_table_of_frame(Path("DataFrame"), source), all_spots, mpp)
     if not isinstance(source, str | os.PathLike):
-        return _from_obs(Path("AnnData"), obs_table(source), all_spots, mpp)
+        return _from_memory(source, all_spots, mpp)
     path = Path(source)
     if path.is_dir():
         path = positions_file(path)
     magic = _first_bytes(path)
     if magic.startswith(b"\x89HDF"):
+        from mclst.sections.tables.h5ad_obs import read_obs_table
+
         return _from_obs(path, read_obs_table(path), all_spots, mpp)
     if magic.startswith(b"PAR1"):
+        from mclst.sections.tables.parquet import read_parquet
+
         return _from_table(_table_of_frame(path, read_parquet(path)), all_spots, mpp)
     if is_geojson(magic):
         return read_cells(path)
@@ -125,6 +128,16 @@ def spot_diameter(positions: Path) -> float | None:
     return float(diameter)
 
 
+def _from_memory(source: pd.DataFrame | ad.AnnData, all_spots: bool, mpp: float | None) -> Spots:
+    import pandas as pd
+
+    if isinstance(source, pd.DataFrame):
+        return _from_table(_table_of_frame(Path("DataFrame"), source), all_spots, mpp)
+    from mclst.sections.tables.h5ad_obs import obs_table
+
+    return _from_obs(Path("AnnData"), obs_table(source), all_spots, mpp)
+
+
 def _from_table(
     table: Table, all_spots: bool, mpp: float | None = None, names: NDArray[np.str_] | None = None
 ) -> Spots:
@@ -159,7 +172,7 @@ def _from_table(
         xy_px=xy_px,
         array_xy=array_xy,
         row=table.row,
-        table=_frame(table),
+        table=late_table(partial(_frame, table)),
         spot_diameter_px=spot_diameter(table.path) if layout is SPACE_RANGER else None,
         coordinates=f"{shown} as x, y in {unit}{note}",
     )
@@ -207,7 +220,7 @@ def _from_obs(path: Path, obs: ObsTable, all_spots: bool, mpp: float | None) -> 
         xy_px=xy_px,
         array_xy=_array_coordinates(table, SPACE_RANGER),
         row=table.row,
-        table=_frame(table),
+        table=late_table(partial(_frame, table)),
         spot_diameter_px=obs.spot_diameter_px,
         coordinates=f"obsm['spatial'] as x, y in level-0 px{note}",
     )
@@ -284,10 +297,12 @@ def _frame(table: Table) -> pd.DataFrame:
             columns[name] = table.columns[column]
         elif name:
             columns[name] = (as_strings if name.casefold() in ID_COLUMNS else infer_type)(table, column)
-    return pd.DataFrame(columns, index=pd.RangeIndex(len(table)))
+    return plain_table(columns, len(table))
 
 
 def _table_of_frame(path: Path, frame: pd.DataFrame) -> Table:
+    import pandas as pd
+
     names = [str(name).strip() for name in frame.columns]
     if len(set(names)) < len(names):
         raise SectionError(f"{path}: a column name appears twice among {', '.join(names)}; keep one")
@@ -303,7 +318,11 @@ def _table_of_frame(path: Path, frame: pd.DataFrame) -> Table:
 
 def _texts(values: NDArray[Any]) -> NDArray[Any] | None:
     """A column [n] with bytes as text, as Xenium's first versions have ids; None for those of a geometry."""
-    if values.dtype.kind != "O" or pd.api.types.infer_dtype(values, skipna=True) not in ("bytes", "mixed"):
+    if values.dtype.kind != "O":
+        return values
+    import pandas as pd
+
+    if pd.api.types.infer_dtype(values, skipna=True) not in ("bytes", "mixed"):
         return values
     try:
         cells = [cell.decode() if isinstance(cell, bytes) else cell for cell in values]
