@@ -10,6 +10,7 @@ from typing import Any
 
 from mclst.benchmarks.contenders.slide_runs import PUBLISHED
 from mclst.benchmarks.harness.measure import paired_ratio
+from mclst.benchmarks.reporting.accuracy_tables import heads_table
 from mclst.benchmarks.reporting.recipe_tables import (
     engine_table,
     markdown_table,
@@ -156,6 +157,7 @@ BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
     "docs/benchmarks/latency.md": {"measured by batch": batch_ratios},
     "docs/encoders.md": {"recipes": recipe_table, "measured encoders": measured_table},
     "docs/engines.md": {"measured engines": engine_table},
+    "docs/reproduction.md": {"measured heads": heads_table},
 }
 """Generated blocks by file: the name in the opening mark, and the function that makes the block."""
 
