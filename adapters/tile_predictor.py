@@ -57,7 +57,7 @@ class TilePredictor:
         self.tile_px, self.mpp = manifest.tile.size_px, manifest.tile.mpp
         self._batch = batch_size
         request = EncoderRequest(
-            self.bundle.path, self.bundle.encoder(), "fp32", batch_size, False, None, lambda text: None
+            self.bundle.path, self.bundle.encoder(), "fp32", batch_size, False, notify=lambda text: None
         )
         self._session: Session = open_encoder(provider, request)[0]
         self._readout: Readout = (

@@ -17,24 +17,27 @@ from mclst.runtime.choices import ON_CPU
 from mclst.runtime.encoder.cuda.session import DeviceSession
 from mclst.runtime.encoder.session import INPUT
 from mclst.runtime.errors import MclstError
+from mclst.runtime.inference.encoder_timings import describe_candidate
 from mclst.runtime.inference.providers import EncoderRequest, open_encoder
 
 Opener = Callable[[ContenderInputs], Encoder]
 
 
-def open_mclst(inputs: ContenderInputs, provider: str, precision: str, batch: int) -> Encoder:
+def open_mclst(
+    inputs: ContenderInputs, provider: str, precision: str, batch: int, lanes: int | None = None
+) -> Encoder:
     """mclst's session; PeerUnavailable where the provider or the precision is missing."""
     if precision not in inputs.graphs:
         raise PeerUnavailable(f"the bundle has no {precision} graph")
     try:
         request = EncoderRequest(
-            inputs.bundle, inputs.graphs[precision], precision, batch, threads=inputs.threads
+            inputs.bundle, inputs.graphs[precision], precision, batch, threads=inputs.threads, lanes=lanes
         )
         session, _ = open_encoder(provider, request)
     except MclstError as error:
         raise PeerUnavailable(str(error)) from error
     return Encoder(
-        f"mclst {provider} {precision}",
+        f"mclst {describe_candidate((provider, precision, lanes))}",
         True,
         precision,
         session.encode,

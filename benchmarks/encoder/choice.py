@@ -10,14 +10,19 @@ from typing import Any
 
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.encoder.session import DEFAULT_BATCH_SIZE
-from mclst.runtime.inference.encoder_choice import ChoiceRequest
+from mclst.runtime.inference.encoder_choice import ChoiceRequest, EncoderChoice
 from mclst.runtime.inference.loaded_model import LoadedModel
+
+SLOWER_BY_AT_MOST = 0.05
+"""A choice is right within this share of the fastest."""
 
 
 def compare_choice(
     bundle: Bundle, results: Sequence[Mapping[str, Any]], threads: int
 ) -> dict[str, Any] | None:
-    """Choose as mclst-infer does on a machine it does not know, and compare.
+    """Choose as mclst-infer does on a machine it does not know, and judge it; see `judge_choice`.
+
+    Nothing is tried where the benchmark measured a single setting of mclst.
 
     Parameters
     ----------
@@ -26,34 +31,41 @@ def compare_choice(
         The benchmark's results, one per batch size.
     threads : int
         Of the processor.
-
-    Returns
-    -------
-    dict or None
-        See `mclst.benchmarks.schemas.latency.Choice`; None if the benchmark did not measure two settings of
-        mclst, or not what was chosen.
     """
     of_batch = min(results, key=lambda result: abs(result["batch"] - DEFAULT_BATCH_SIZE))
-    rates = {entry["name"]: entry["tiles_per_s"] for entry in of_batch["results"] if entry["ours"]}
-    if len(rates) < 2:
+    if sum(entry["ours"] for entry in of_batch["results"]) < 2:
         return None
     with _own_cache():
         request = ChoiceRequest("auto", "auto", DEFAULT_BATCH_SIZE, threads)
         choice = LoadedModel(bundle, threads=threads).choose_encoder(
             request.provider, request.precision, request.batch, build=False, measure=True, notify=_silent
         )
-    chosen = f"mclst {choice.provider} {choice.precision}"
+    return judge_choice(choice, of_batch)
+
+
+def judge_choice(choice: EncoderChoice, of_batch: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Compare a choice with what the benchmark measured of mclst's settings at one batch size.
+
+    Returns
+    -------
+    dict or None
+        See `mclst.benchmarks.schemas.latency.Choice`; None if the chosen one was not measured.
+    """
+    rates = {entry["name"]: entry["tiles_per_s"] for entry in of_batch["results"] if entry["ours"]}
+    chosen = f"mclst {choice}"
     if chosen not in rates:
         return None
     fastest = max(rates, key=rates.__getitem__)
+    slower_by = 1 - rates[chosen] / rates[fastest]
     return {
         "chosen": chosen,
         "fastest": fastest,
         "batch": of_batch["batch"],
-        "tried": {f"mclst {t.provider} {t.precision}": t.tiles_per_second for t in choice.timings},
+        "tried": {f"mclst {timing}": timing.tiles_per_second for timing in choice.timings},
         "chosen_tiles_per_s": rates[chosen],
         "fastest_tiles_per_s": rates[fastest],
-        "slower_by": 1 - rates[chosen] / rates[fastest],
+        "slower_by": slower_by,
+        "within_limit": slower_by <= SLOWER_BY_AT_MOST,
     }
 
 

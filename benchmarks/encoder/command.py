@@ -15,6 +15,7 @@ from mclst.benchmarks.harness.options import (
     result_options,
 )
 from mclst.benchmarks.roofline.datasheets import DEVICES
+from mclst.runtime.choices import ON_CPU
 from mclst.runtime.cli.bundle_options import bundle_option
 from mclst.runtime.click_types import PATH, Finite
 from mclst.runtime.console import command, progress, say
@@ -39,6 +40,13 @@ CHECKED_TILES = 16
     callback=parse_settings,
     metavar="PROVIDER:PRECISION,…",
     help="Settings of mclst; the first that runs here is the reference of the ratios.",
+)
+@click.option(
+    "--lanes",
+    default="",
+    callback=lambda *args: parse_numbers(*args) if args[2] else [],
+    metavar="N,…",
+    help="Also measure each setting on the CPU with so many tiles side by side.  [default: one per thread]",
 )
 @click.option(
     "--batch-sizes", "batches", default="1,8,16,32,64,128", callback=parse_numbers, help="Tiles per query."
@@ -76,6 +84,7 @@ def latency(
     slide: Path | None,
     spots_path: Path | None,
     settings: list[tuple[str, str]],
+    lanes: list[int],
     batches: list[int],
     tile_count: int,
     threads: int | None,
@@ -128,7 +137,7 @@ def latency(
     results = []
     with progress("rounds", repeats * len(batches), quiet=quiet) as advance:
         for batch in batches:
-            ours, failed = _open_settings(inputs, settings, batch)
+            ours, failed = _open_settings(inputs, settings, batch, lanes)
             unavailable += [entry for entry in failed if entry not in unavailable]
             result = measuring.measure(
                 [*ours, *peers], tiles, batch=batch, rounds=repeats, block_s=block_s,
@@ -211,7 +220,7 @@ def _tiles(bundle: Bundle, slide: Path | None, spots: Path | None, count: int) -
 
 
 def _open_settings(
-    inputs: ContenderInputs, settings: list[tuple[str, str]], batch: int
+    inputs: ContenderInputs, settings: list[tuple[str, str]], batch: int, lanes: list[int]
 ) -> tuple[list[Encoder], list[dict[str, str]]]:
     """Open mclst's sessions for this batch; ResourceError where none opens."""
     from mclst.benchmarks.contenders.encoders import open_mclst
@@ -219,8 +228,9 @@ def _open_settings(
 
     opened, failed = [], []
     for provider, precision in settings:
+        fewer = [n for n in lanes if n < min(inputs.threads, batch)] if provider in ON_CPU else []
         try:
-            opened.append(open_mclst(inputs, provider, precision, batch))
+            opened += [open_mclst(inputs, provider, precision, batch, n) for n in (None, *fewer)]
         except PeerUnavailable as error:
             failed.append({"name": f"mclst {provider} {precision}", "why": str(error)})
     if not opened:
@@ -310,13 +320,15 @@ def _peak_memory(
 ) -> list[dict[str, Any]]:
     from mclst.benchmarks.contenders.peak_memory import measure_peak_memory
 
+    # With other lanes it is the same encoder.
+    own = {f"mclst {provider} {precision}" for provider, precision in settings}
     return [
         measure_peak_memory(
             encoder.name, "encoder", bundle_path=inputs.bundle, ckpt=ckpt, settings=settings,
             threads=inputs.threads, batch=batch,
         )
         for encoder in encoders
-        if encoder.measure is None
+        if encoder.measure is None and (encoder.name in own or not encoder.ours)
     ]  # fmt: skip
 
 

@@ -52,7 +52,8 @@ def show_latency(document: dict[str, Any]) -> None:
     if choice is not None:
         say(
             f"mclst-infer would choose {choice['chosen']}: {choice['slower_by']:.1%} slower than the "
-            f"fastest here, {choice['fastest']}, at batch {choice['batch']}"
+            f"fastest here, {choice['fastest']}, at batch {choice['batch']}, "
+            f"{'within' if choice['within_limit'] else 'NOT within'} 5 %"
         )
     if document["offline"] is not None:
         for result in document["offline"]["results"]:

@@ -158,7 +158,7 @@ class Choice(StrictModel):
     """What mclst-infer would choose here by its own short measuring, beside what this benchmark measured.
 
     tried: tiles/s by that measuring. slower_by: share by which the chosen one is slower than the fastest of
-    mclst's settings, at `batch`.
+    mclst's settings, at `batch`. within_limit: whether that is at most 5 %; None in older documents.
     """
 
     chosen: str
@@ -168,6 +168,7 @@ class Choice(StrictModel):
     chosen_tiles_per_s: Rate
     fastest_tiles_per_s: Rate
     slower_by: float
+    within_limit: bool | None = None
 
 
 class Agreement(StrictModel):

@@ -257,7 +257,7 @@ def _choice(run: Run, model: Model) -> str:
     choice = run.choice
     assert choice is not None, "the caller checks"
     faster = "" if choice.times_fp32 is None else f", {choice.times_fp32:.1f} times as fast as fp32"
-    text = f"{choice.provider} {choice.precision}{faster} (measured here, {choice.measured})"
+    text = f"{choice}{faster} (measured here, {choice.measured})"
     if choice.precision == "fp32":
         return text
     r = model.pearson_kept(choice.precision)

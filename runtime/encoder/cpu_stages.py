@@ -86,9 +86,9 @@ class CpuSession:
         return self._tile
 
     @property
-    def threads(self) -> int:
+    def lanes(self) -> int:
         """Tiles that are encoded side by side."""
-        return self._run.threads
+        return self._run.lanes
 
     @property
     def heavy(self) -> bool:

@@ -22,23 +22,23 @@ HEAVY_BYTES = 64 << 20
 
 
 class MicroBatches:
-    """Calls a function from tiles [n, H, W, 3] to float32 [n, D] in several threads."""
+    """Calls a function from tiles [n, H, W, 3] to float32 [n, D] in several lanes, a thread each."""
 
     def __init__(
         self,
         function: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
-        threads: int,
+        lanes: int,
         *,
         heavy: bool,
     ) -> None:
         """heavy: whether the network has many weights, see `is_heavy`."""
-        self.threads, self.heavy = threads, heavy
+        self.lanes, self.heavy = lanes, heavy
         self._function = function
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mclst-encode") if threads > 1 else None
+        self._pool = ThreadPoolExecutor(lanes, thread_name_prefix="mclst-encode") if lanes > 1 else None
 
     def __call__(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The function's result for the whole batch."""
-        share = -(-len(tiles) // self.threads)
+        share = -(-len(tiles) // self.lanes)
         size = share if self.heavy else min(MICRO_BATCH_SIZE, share)
         if self._pool is None or size >= len(tiles):
             return self._function(tiles)

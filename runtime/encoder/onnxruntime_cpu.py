@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mclst.runtime.encoder.cpu_stages import CpuSession
 from mclst.runtime.encoder.micro_batches import MicroBatches, is_heavy
-from mclst.runtime.encoder.session import DEFAULT_BATCH_SIZE, INPUT, OUTPUTS
+from mclst.runtime.encoder.session import INPUT, OUTPUTS
 from mclst.runtime.errors import BundleError, ResourceError
 from mclst.runtime.resources import available_cores
 
@@ -146,9 +146,9 @@ class OnnxSession(CpuSession):
         The graph, in place of the file's.
     threads : int, optional
         Default all cores.
-    batch_size : int
-        Tiles per call of `encode`. Up to this many threads each take tiles through the whole network; the
-        remaining ones work inside operators.
+    lanes : int, optional
+        Threads that each take tiles through the whole network; the others work inside operators. Default all
+        of them.
 
     Raises
     ------
@@ -166,18 +166,20 @@ class OnnxSession(CpuSession):
         *,
         content: bytes | None = None,
         threads: int | None = None,
-        batch_size: int = DEFAULT_BATCH_SIZE,
+        lanes: int | None = None,
     ) -> None:
         threads = threads or available_cores()
-        streams = min(threads, batch_size)
-        self._session = open_graph(path, "cpu", content=content, threads=threads - streams + 1)
+        lanes = min(threads, lanes or threads)
+        session = open_graph(path, "cpu", content=content, threads=threads - lanes + 1)
         self.engine = f"onnxruntime {_onnxruntime().__version__}"
-        self._output, self._tile, _ = check_encoder(self._session, path)
-        self._run = MicroBatches(self._encode, streams, heavy=is_heavy(path))
+        output, self._tile, _ = check_encoder(session, path)
 
-    def _encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-        embedding: NDArray[np.float32] = self._session.run([self._output], {INPUT: tiles})[0]
-        return embedding
+        # Not a method: in a cycle with this object, the weights would outlive it until garbage is collected.
+        def encode(tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+            embedding: NDArray[np.float32] = session.run([output], {INPUT: tiles})[0]
+            return embedding
+
+        self._run = MicroBatches(encode, lanes, heavy=is_heavy(path))
 
 
 def _onnxruntime() -> ModuleType:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mclst.runtime.encoder.cpu_stages import CpuSession
 from mclst.runtime.encoder.micro_batches import MICRO_BATCH_SIZE, MicroBatches, is_heavy
 from mclst.runtime.encoder.openvino_cache import compile_graph
-from mclst.runtime.encoder.session import DEFAULT_BATCH_SIZE, INPUT, OUTPUTS
+from mclst.runtime.encoder.session import INPUT, OUTPUTS
 from mclst.runtime.errors import BundleError, ResourceError
 from mclst.runtime.resources import available_cores
 
@@ -22,7 +22,7 @@ HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
 class OpenVinoSession(CpuSession):
-    """An encoder on the CPU by OpenVINO, one stream per thread; see `Session`.
+    """An encoder on the CPU by OpenVINO, one stream per lane; see `Session`.
 
     Parameters
     ----------
@@ -34,8 +34,8 @@ class OpenVinoSession(CpuSession):
         The graph, in place of the file's; with all its weights.
     threads : int, optional
         Default all cores.
-    batch_size : int
-        Tiles per call of `encode`, see `OnnxSession`.
+    lanes : int, optional
+        See `OnnxSession`.
 
     Raises
     ------
@@ -54,7 +54,7 @@ class OpenVinoSession(CpuSession):
         *,
         content: bytes | None = None,
         threads: int | None = None,
-        batch_size: int = DEFAULT_BATCH_SIZE,
+        lanes: int | None = None,
     ) -> None:
         ov = openvino()
         core = ov.Core()
@@ -65,32 +65,38 @@ class OpenVinoSession(CpuSession):
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise ResourceError("this processor has neither AMX-BF16 nor AVX-512 BF16; use --precision fp32")
         threads = threads or available_cores()
-        streams = min(threads, batch_size)
+        lanes = min(threads, lanes or threads)
         settings = {
             "PERFORMANCE_HINT": "THROUGHPUT",
-            "NUM_STREAMS": streams,
+            "NUM_STREAMS": lanes,
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": HINTS[precision],
         }
         try:
-            self._model = compile_graph(ov, core, path, settings, content=content)
+            model = compile_graph(ov, core, path, settings, content=content)
         except RuntimeError as error:  # what OpenVINO raises
             reason = " ".join(str(error).split())[:200]
             raise BundleError(f"{path} does not open on openvino ({reason})") from error
-        self._tile = _check(self._model, path)
+        self._tile = _check(model, path)
         self.engine = f"openvino {ov.__version__.split('-')[0]}"
-        self._thread_local = threading.local()
         # OpenVINO initializes its type tables on first use. Two threads doing so deadlock, one holding the
         # table and one the GIL, so encode before any thread starts: as many tiles as usual, since code is
         # generated for each number of tiles.
-        heavy = is_heavy(path)
-        self._encode(np.zeros((1 if heavy else MICRO_BATCH_SIZE, *self._tile), np.uint8))
-        self._run = MicroBatches(self._encode, streams, heavy=heavy)
+        heavy, encode = is_heavy(path), _Requests(model)
+        encode(np.zeros((1 if heavy else MICRO_BATCH_SIZE, *self._tile), np.uint8))
+        self._run = MicroBatches(encode, lanes, heavy=heavy)
 
-    def _encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-        request = getattr(self._thread_local, "request", None)
+
+class _Requests:
+    """Tiles to values through a compiled model: a request for each thread."""
+
+    def __init__(self, model: Any) -> None:
+        self._model, self._of_thread = model, threading.local()
+
+    def __call__(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        request = getattr(self._of_thread, "request", None)
         if request is None:
-            request = self._thread_local.request = self._model.create_infer_request()
+            request = self._of_thread.request = self._model.create_infer_request()
         embedding: NDArray[np.float32] = request.infer({INPUT: tiles}, share_inputs=True)[0]
         return embedding
 

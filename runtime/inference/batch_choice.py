@@ -17,7 +17,7 @@ BATCH_SECONDS = 5.0
 
 
 def prompt_batch(session: CpuSession, encoder_sha256: str, precision: str, most: int) -> int:
-    """Halve a batch until it takes BATCH_SECONDS, but leave each thread a tile.
+    """Halve a batch until it takes BATCH_SECONDS, but leave each lane a tile.
 
     Parameters
     ----------
@@ -28,23 +28,23 @@ def prompt_batch(session: CpuSession, encoder_sha256: str, precision: str, most:
     most : int
         The largest batch.
     """
-    threads = session.threads
-    if not session.heavy or most <= threads:
+    lanes = session.lanes
+    if not session.heavy or most <= lanes:
         return most
     key: dict[str, Any] = {
         "encoder": encoder_sha256,
-        "tiles": threads,
+        "tiles": lanes,
         "device": device_id(session.provider),
         "engine": session.engine,
     }
     now, record = datetime.now(UTC), read_record(key)
     if record is None or not is_recent(record, now):
         started = time.perf_counter()
-        session.encode(np.zeros((threads, *session.tile), np.uint8))
+        session.encode(np.zeros((lanes, *session.tile), np.uint8))
         seconds = max(time.perf_counter() - started, 1e-9)
         # A batch decides the last bits of a map, so the next run takes the same one.
-        record = Record((Timing(session.provider, precision, threads / seconds),), now, 1)
+        record = Record((Timing(session.provider, precision, lanes / seconds),), now, 1)
         store_record(key, record)
-    while most > threads and most / record.timings[0].tiles_per_second > BATCH_SECONDS:
-        most = max(threads, most // 2)
+    while most > lanes and most / record.timings[0].tiles_per_second > BATCH_SECONDS:
+        most = max(lanes, most // 2)
     return most

@@ -1,4 +1,4 @@
-"""Which provider and precision run a bundle's encoder: those named, or the fastest measured here."""
+"""Which provider, precision and lanes run a bundle's encoder: those named, or the fastest measured here."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ import numpy as np
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.choices import FASTEST_FIRST, ON_CPU, PRECISIONS
 from mclst.runtime.encoder.cuda.device import CudaDevice
+from mclst.runtime.encoder.micro_batches import is_heavy
 from mclst.runtime.encoder.session import DEFAULT_BATCH_SIZE, Session
 from mclst.runtime.encoder.tensorrt.engine_cache import EngineRequest, find_engine
 from mclst.runtime.encoder.tensorrt.library import load_library
 from mclst.runtime.errors import BundleError, ResourceError
 from mclst.runtime.inference.encoder_timings import (
+    Candidate,
     Record,
     Timing,
+    describe_candidate,
     fastest,
     is_recent,
     is_settled,
@@ -42,27 +45,36 @@ BUILT_FIRST = ("fp16", "fp32")
 ON_CUDA = ("fp32", "fp16")
 """ONNX Runtime's CUDA provider has no int8 products for explicit Q/DQ, and few operators in bf16."""
 
-Open = Callable[[str, str], Session]
-"""(provider, precision) → the encoder; raises ResourceError or BundleError."""
+Open = Callable[[str, str, int | None], Session]
+"""(provider, precision, lanes) → the encoder; raises ResourceError or BundleError."""
 
 
 @dataclass(frozen=True)
 class EncoderChoice:
     """What runs the encoder, and why.
 
-    provider: of PROVIDERS; "auto" for the first that opens. timings: of all candidates; () if nothing was
-    measured. measured: the date.
+    provider: of PROVIDERS; "auto" for the first that opens. lanes: tiles encoded side by side on the CPU,
+    None for one per core. timings: of all candidates; () if nothing was measured. measured: the date.
     """
 
     provider: str
     precision: str
+    lanes: int | None = None
     timings: tuple[Timing, ...] = ()
     measured: str = ""
 
     @property
+    def name(self) -> Candidate:
+        """Provider, precision and lanes."""
+        return self.provider, self.precision, self.lanes
+
+    def __str__(self) -> str:
+        return describe_candidate(self.name)
+
+    @property
     def times_fp32(self) -> float | None:
         """How many times as fast as the fastest candidate in fp32; None if that was not measured."""
-        own = [t.tiles_per_second for t in self.timings if t.name == (self.provider, self.precision)]
+        own = [t.tiles_per_second for t in self.timings if t.name == self.name]
         fp32 = [t.tiles_per_second for t in self.timings if t.precision == "fp32"]
         return own[0] / max(fp32) if own and fp32 else None
 
@@ -70,7 +82,7 @@ class EncoderChoice:
         """Return plain values for a map and its report."""
         return {
             "measured": self.measured,
-            "tiles_per_second": {f"{t.provider} {t.precision}": t.tiles_per_second for t in self.timings},
+            "tiles_per_second": {str(t): t.tiles_per_second for t in self.timings},
         }
 
 
@@ -105,14 +117,15 @@ def choose_encoder(
     request: ChoiceRequest,
     open_one: Open,
     notify: Notify,
+    sessions: dict[Candidate, Session],
     *,
     clock: Callable[[], datetime] | None = None,
 ) -> EncoderChoice:
-    """Choose a provider and a precision.
+    """Choose a provider, a precision, and the lanes of a large network on the CPU.
 
-    Where both are named, or fp32 is, or the bundle has fp32 alone, nothing is measured. Otherwise what was
-    measured before on such a machine decides, if it still counts (see `is_settled`); else the candidates are
-    tried now, and the result is kept in the user's cache.
+    Where the first two are named, or fp32 is, or the bundle has fp32 alone, nothing is measured. Otherwise
+    what was measured before on such a machine decides, if it still counts (see `is_settled`); else the
+    candidates are tried now, and the result is kept in the user's cache.
 
     Parameters
     ----------
@@ -121,6 +134,8 @@ def choose_encoder(
     open_one : callable
     notify : callable
         Called before it takes seconds.
+    sessions : dict
+        Empty; what was tried and found to be the fastest is left open in it.
     clock : callable, optional
         The time, with its zone.
 
@@ -139,7 +154,7 @@ def choose_encoder(
         return choice
     if request.measure:
         notify("measuring which provider and precision run this bundle fastest here; once, for seconds")
-        timings = _measure(bundle, names, request, open_one)
+        timings = _measure(bundle, names, request, open_one, sessions)
         if timings:
             # A record that has expired says nothing about today's drivers and clocks.
             recent = record if record is not None and is_recent(record, now) else None
@@ -219,7 +234,9 @@ def native_precisions(
         request = ChoiceRequest("auto", "auto", batch, available_cores())
         names = candidates(bundle, bundle.precisions, request)
         record = read_record(_key(bundle, names, request)) if names else None
-        speeds = {t.name: t.tiles_per_second for t in record.timings} if record else {}
+        for timing in record.timings if record else ():
+            before = speeds.get(timing.name[:2], 0.0)
+            speeds[timing.name[:2]] = max(before, timing.tiles_per_second)
     rows = []
     for precision in PRECISIONS:
         if provider in ON_CPU:
@@ -283,15 +300,27 @@ def _precisions_of(
 
 
 def _measure(
-    bundle: Bundle, names: list[tuple[str, str]], request: ChoiceRequest, open_one: Open
+    bundle: Bundle,
+    names: list[tuple[str, str]],
+    request: ChoiceRequest,
+    open_one: Open,
+    sessions: dict[Candidate, Session],
 ) -> list[Timing]:
-    def opened(provider: str, precision: str) -> Any:
+    def opened(name: Candidate) -> Session | None:
         try:
-            return open_one(provider, precision).encode
+            return open_one(*name)
         except (ResourceError, BundleError):
             return None  # such as an operator that this provider does not have
+
+    def fewer_lanes(name: Candidate) -> Candidate | None:
+        # With small networks a lane per core was the fastest wherever it was measured.
+        provider, precision, now = name
+        if provider not in ON_CPU or not is_heavy(bundle.encoder(precision)):
+            return None
+        half = (now or lanes) // 2
+        return (provider, precision, half) if half else None
 
     side = bundle.manifest.tile.size_px
     tiles = np.random.default_rng(0).integers(0, 256, (request.batch, side, side, 3), np.uint8)
     lanes = request.batch if names[0][0] not in ON_CPU else min(request.threads, request.batch)
-    return measure(names, opened, tiles, lanes)
+    return measure([(*name, None) for name in names], opened, fewer_lanes, tiles, lanes, sessions)

@@ -1,4 +1,4 @@
-"""How fast each provider and precision runs an encoder here: measured by turns, and remembered."""
+"""How fast providers, precisions and lanes run an encoder here: measured by turns, and remembered."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from mclst.kernels.definition.user_cache import cache_folder, read_own, store_own
 from mclst.runtime.choices import FASTEST_FIRST, PRECISIONS
+from mclst.runtime.encoder.session import Session
 
-FORMAT = "mclst-encoder-choice/1"
+FORMAT = "mclst-encoder-choice/2"
 FOLDER = "encoder-choices"
 
 NEAR = 0.04
@@ -33,15 +34,18 @@ candidate up is over.
 CLOCK_TOLERANCE = timedelta(days=1)
 
 ROUNDS = (2, 5)
-"""Rounds for every candidate, and at most."""
+"""Rounds of the fastest so far and the next candidate: at least, and at most."""
 SLOWER = 1.3
-"""After the first rounds, candidates this much slower than the fastest are given up."""
-TRY_SECONDS, ALL_SECONDS = 0.15, 1.5
-"""About how long one try may take, and all of them after the first rounds."""
+"""After the first rounds, a candidate this much slower than the other is given up."""
+TRY_SECONDS, ALL_SECONDS = 0.1, 3.0
+"""About how long one try may take, and all of them before no more than the first rounds are made."""
+LONG_TRY = 1.0
+"""Seconds of a try that nothing short holds up; it is made once."""
 FAST_ENOUGH = 1000.0
 """Tiles/s of the first candidate from which reading, not encoding, bounds a run: nothing is tried."""
 
-Encode = Callable[[NDArray[np.uint8]], Any]
+Candidate = tuple[str, str, int | None]
+"""Provider, precision, and tiles encoded side by side on the CPU; None for one per core."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,21 @@ class Timing:
     provider: str
     precision: str
     tiles_per_second: float
+    lanes: int | None = None
 
     @property
-    def name(self) -> tuple[str, str]:
-        """Provider and precision."""
-        return self.provider, self.precision
+    def name(self) -> Candidate:
+        """Provider, precision and lanes."""
+        return self.provider, self.precision, self.lanes
+
+    def __str__(self) -> str:
+        return describe_candidate(self.name)
+
+
+def describe_candidate(name: Candidate) -> str:
+    """Return "openvino int8", or "openvino int8, 4 lanes"."""
+    provider, precision, lanes = name
+    return f"{provider} {precision}" + ("" if lanes is None else f", {lanes} lane{'s' * (lanes > 1)}")
 
 
 @dataclass(frozen=True)
@@ -79,10 +93,10 @@ class Record:
 
 
 def fastest(timings: Sequence[Timing]) -> Timing:
-    """Return the fastest; of those within NEAR of it, the one in the highest precision."""
+    """Return the fastest; of those within NEAR of it, one in the highest precision, with a lane per core."""
     limit = max(t.tiles_per_second for t in timings) * (1 - NEAR)
     near = [t for t in timings if t.tiles_per_second >= limit]
-    return min(near, key=lambda t: (PRECISIONS.index(t.precision), -t.tiles_per_second))
+    return min(near, key=lambda t: (PRECISIONS.index(t.precision), t.lanes is not None, -t.tiles_per_second))
 
 
 def is_recent(record: Record, now: datetime) -> bool:
@@ -95,31 +109,38 @@ def is_settled(record: Record, now: datetime) -> bool:
     if not is_recent(record, now) or (record.times == 1 and now - record.measured > KEPT_UNCONFIRMED):
         return False
     chosen = fastest(record.timings)
-    others = [t.tiles_per_second for t in record.timings if t.name != chosen.name]
+    # Lanes are near each other; what was measured once is confirmed a day later anyway.
+    others = [t.tiles_per_second for t in record.timings if t.name[:2] != chosen.name[:2]]
     clear = not others or chosen.tiles_per_second >= max(others) * (1 + SMALL_MARGIN)
     return clear or record.times >= MOST_TIMES
 
 
 def measure(
-    candidates: Sequence[tuple[str, str]],
-    open_one: Callable[[str, str], Encode | None],
+    candidates: Sequence[Candidate],
+    open_one: Callable[[Candidate], Session | None],
+    fewer_lanes: Callable[[Candidate], Candidate | None],
     tiles: NDArray[np.uint8],
     lanes: int,
+    sessions: dict[Candidate, Session],
     *,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Timing]:
-    """Time encoders by turns.
+    """Time encoders, each by turns with the fastest so far; at most two are open at once.
 
     Parameters
     ----------
-    candidates : sequence of (provider, precision)
+    candidates : sequence of Candidate
         The first one decides how many tiles a try takes, and whether trying is worth it.
     open_one : callable
-        (provider, precision) → a function that encodes tiles; None if it does not open here.
+        Candidate → its session; None if it does not open here.
+    fewer_lanes : callable
+        Candidate → the one to try if it is the fastest, and so on while it is; None for none.
     tiles : uint8 [N, S, S, 3]
         The largest batch.
     lanes : int
         Tiles that are encoded side by side.
+    sessions : dict
+        Empty; holds those that are open, at the end that of the fastest.
     clock : callable
         Seconds.
 
@@ -128,41 +149,65 @@ def measure(
     list of Timing
         Of the candidates that open, best try each; the first alone if it is FAST_ENOUGH.
     """
-    opened: dict[tuple[str, str], Encode] = {}
-    best: dict[tuple[str, str], float] = {}
+    best: dict[Candidate, float] = {}
+    count, spent = min(lanes, len(tiles)), 0.0
 
-    def attempt(name: tuple[str, str], count: int) -> float:
+    def attempt(name: Candidate) -> float:
+        nonlocal spent
         started = clock()
-        opened[name](tiles[:count])
-        return max(clock() - started, 1e-9) / count
+        sessions[name].encode(tiles[:count])
+        seconds = max(clock() - started, 1e-9)
+        spent += seconds
+        return seconds / count
 
-    count = min(lanes, len(tiles))
+    def is_opened(name: Candidate) -> bool:
+        if name not in sessions and (session := open_one(name)) is not None:
+            sessions[name] = session
+        return name in sessions
+
+    def close_all_but(name: Candidate) -> None:
+        for each in [each for each in sessions if each != name]:
+            del sessions[each]
+
+    def compete(name: Candidate) -> None:
+        attempt(name)  # not counted: memory is allocated, code is generated
+        for number in range(ROUNDS[1]):
+            for each in sessions:
+                if each == name or count * best[each] <= LONG_TRY:
+                    best[each] = min(best.get(each, math.inf), attempt(each))
+            seconds = [best[each] for each in sessions]
+            slowest, quickest = max(seconds), min(seconds)
+            tried = number + 1 >= ROUNDS[0] or count * quickest > LONG_TRY
+            if tried and (slowest > SLOWER * quickest or spent > ALL_SECONDS):
+                break
+        close_all_but(fastest(_timings({each: best[each] for each in sessions})).name)
+
     for name in candidates:
-        encode = open_one(*name)
-        if encode is None:
+        if not is_opened(name):
             continue
-        opened[name] = encode
-        if len(opened) == 1:
-            once = min(attempt(name, count) for _ in range(2))
-            if 1 / once >= FAST_ENOUGH:
-                return [Timing(*name, 1 / once)]
-            # Of as many tiles as a lane takes through the network at once, if that is quick.
-            count = min(len(tiles), count * max(1, min(4, int(TRY_SECONDS / (once * count)))))
-        attempt(name, count)  # not counted: memory is allocated, code is generated
-        best[name] = math.inf
-    spent = 0.0
-    for number in range(ROUNDS[1]):
-        for name in opened:
-            seconds = attempt(name, count)
-            best[name] = min(best[name], seconds)
-            spent += seconds * count
-        if number + 1 < ROUNDS[0]:
+        if best:
+            compete(name)
             continue
-        for name in [name for name in opened if best[name] > SLOWER * min(best.values())]:
-            del opened[name]
-        if len(opened) < 2 or spent > ALL_SECONDS:
+        best[name] = min(attempt(name) for _ in range(2))
+        if 1 / best[name] >= FAST_ENOUGH:
+            return _timings(best)
+        # Of as many tiles as a lane takes through the network at once, if that is quick.
+        times = max(1, min(4, int(TRY_SECONDS / (best[name] * count))))
+        if times > 1:
+            count = min(len(tiles), times * count)
+            attempt(name)
+    while best:
+        chosen = fastest(_timings(best)).name
+        close_all_but(chosen)
+        fewer = fewer_lanes(chosen)
+        if fewer is None or fewer in best or not (is_opened(chosen) and is_opened(fewer)):
             break
-    return [Timing(*name, round(1 / seconds, 2)) for name, seconds in best.items()]
+        compete(fewer)
+    return _timings(best)
+
+
+def _timings(seconds: Mapping[Candidate, float]) -> list[Timing]:
+    return [Timing(*name[:2], round(1 / each, 2), name[2]) for name, each in seconds.items()]
 
 
 def record_path(key: dict[str, Any]) -> Path:
@@ -195,6 +240,7 @@ def _is_sound(timing: Timing) -> bool:
         and timing.precision in PRECISIONS
         and isinstance(speed, float | int)
         and 0 < speed < math.inf
+        and (timing.lanes is None or (type(timing.lanes) is int and timing.lanes > 0))
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,6 +21,7 @@ from mclst.runtime.inference.encoder_choice import (
     known_choice,
     runs_on_cpu,
 )
+from mclst.runtime.inference.encoder_timings import Candidate
 from mclst.runtime.inference.head import LinearHead, SplitEncoders
 from mclst.runtime.inference.memory_budget import Fit, device_free_bytes, fit_run
 from mclst.runtime.inference.model import EncoderSettings
@@ -107,9 +109,7 @@ class LoadedModel:
             request = ChoiceRequest(provider, precision, batch_size, self._threads or available_cores())
             choice = self._given or known_choice(self.bundle, request)
             if choice is not None:
-                self._open(
-                    choice.provider, choice.precision, batch_size, build=False, notify=lambda text: None
-                )
+                self._open(*choice.name, batch_size, build=False, notify=lambda text: None)
 
         self._preparing = Background(open_known, "prepare")
         if self.manifest.retrieval is None or (retriever in ("auto", "cuda") and driver_is_installed()):
@@ -141,18 +141,18 @@ class LoadedModel:
         request = ChoiceRequest(
             provider, precision, batch_size, self._threads or available_cores(), build, measure
         )
-        opened: dict[tuple[str, str], tuple[object, tuple[Session, str]]] = {}
-
-        def open_one(name: str, in_precision: str) -> Session:
-            key, open_it = self._opener(name, in_precision, batch_size, build=build, notify=notify)
-            opened[name, in_precision] = key, open_it()
-            return opened[name, in_precision][1][0]
-
+        sessions: dict[Candidate, Session] = {}
+        opener = partial(self._opener, batch_size=batch_size, build=build, notify=notify)
         self._choice = _reuse(
-            self._choice, request, lambda: choose_encoder(self.bundle, request, open_one, notify)
+            self._choice,
+            request,
+            lambda: choose_encoder(
+                self.bundle, request, lambda *name: opener(*name)[1]()[0], notify, sessions
+            ),
         )
         choice = self._choice[1]
-        self._encoder = opened.get((choice.provider, choice.precision), self._encoder)
+        if choice.name in sessions:
+            self._encoder = opener(*choice.name)[0], (sessions[choice.name], "")
         return choice
 
     def pearson_kept(self, precision: str) -> float | None:
@@ -164,22 +164,43 @@ class LoadedModel:
         self.bundle.check_unchanged()
 
     def encoder(
-        self, provider: str, precision: str, batch_size: int, *, build: bool, notify: Notify
+        self,
+        provider: str,
+        precision: str,
+        lanes: int | None,
+        batch_size: int,
+        *,
+        build: bool,
+        notify: Notify,
     ) -> tuple[Session, str]:
         """See Model and `open_encoder`."""
         self._wait_for_encoder()
-        return self._open(provider, precision, batch_size, build=build, notify=notify)
+        return self._open(provider, precision, lanes, batch_size, build=build, notify=notify)
 
     def _open(
-        self, provider: str, precision: str, batch_size: int, *, build: bool, notify: Notify
+        self,
+        provider: str,
+        precision: str,
+        lanes: int | None,
+        batch_size: int,
+        *,
+        build: bool,
+        notify: Notify,
     ) -> tuple[Session, str]:
         self._encoder = _reuse(
-            self._encoder, *self._opener(provider, precision, batch_size, build=build, notify=notify)
+            self._encoder, *self._opener(provider, precision, lanes, batch_size, build=build, notify=notify)
         )
         return self._encoder[1]
 
     def _opener(
-        self, provider: str, precision: str, batch_size: int, *, build: bool, notify: Notify
+        self,
+        provider: str,
+        precision: str,
+        lanes: int | None,
+        batch_size: int,
+        *,
+        build: bool,
+        notify: Notify,
     ) -> tuple[object, Callable[[], tuple[Session, str]]]:
         """Return what tells this encoder from another, and a function that opens it."""
 
@@ -190,6 +211,7 @@ class LoadedModel:
             batch_size,
             build,
             self._threads,
+            lanes,
             notify,
             lambda name: self._split.encoder(name, precision),
         )

@@ -104,9 +104,16 @@ class Model(Protocol):
         """Raise BundleError if a file has changed since it was verified."""
 
     def encoder(
-        self, provider: str, precision: str, batch_size: int, *, build: bool, notify: Notify
+        self,
+        provider: str,
+        precision: str,
+        lanes: int | None,
+        batch_size: int,
+        *,
+        build: bool,
+        notify: Notify,
     ) -> tuple[Session, str]:
-        """Return the encoder's session, and why "auto" skipped faster providers."""
+        """Return the encoder's session, and why "auto" skipped faster providers; lanes: see EncoderChoice."""
 
     def head(self, session: Session, precision: str) -> LinearHead | None:
         """Return what turns the session's features into the graph's values; None if it gives these itself."""

@@ -11,7 +11,7 @@ from mclst.runtime.encoder.cuda.device import CudaDevice
 from mclst.runtime.encoder.cuda.onnxruntime_cuda import open_onnx_cuda
 from mclst.runtime.encoder.onnxruntime_cpu import OnnxSession, check_onnxruntime
 from mclst.runtime.encoder.openvino import OpenVinoSession, openvino
-from mclst.runtime.encoder.session import DEFAULT_BATCH_SIZE, Session
+from mclst.runtime.encoder.session import Session
 from mclst.runtime.encoder.tensorrt.engine_cache import EngineRequest, check_target, open_engine
 from mclst.runtime.encoder.tensorrt.library import Flavor, load_library
 from mclst.runtime.encoder.tensorrt.session import open_tensorrt
@@ -23,8 +23,9 @@ class EncoderRequest:
     """The encoder to open.
 
     bundle: its folder. onnx: the graph in `precision`. batch: tiles encoded at once. build: whether to build
-    a missing engine. threads: of the CPU, None for all cores. notify: called with what takes time or could
-    not be kept. content: gives, for a provider on the CPU, a graph to open in place of `onnx`, or None.
+    a missing engine. threads: of the CPU, None for all cores. lanes: tiles encoded side by side there, None
+    for one per thread. notify: called with what takes time or could not be kept. content: gives, for a
+    provider on the CPU, a graph to open in place of `onnx`, or None.
     """
 
     bundle: Path
@@ -33,6 +34,7 @@ class EncoderRequest:
     batch: int
     build: bool = True
     threads: int | None = None
+    lanes: int | None = None
     notify: Callable[[str], None] = lambda text: None
     content: Callable[[str], bytes | None] = field(default=lambda provider: None, compare=False)
 
@@ -96,17 +98,16 @@ def onnxruntime_beside(provider: str) -> str:
 
 
 def _open(name: str, request: EncoderRequest) -> Session:
+    lanes = min(request.lanes or request.batch, request.batch)
     if name == "cpu":
-        return OnnxSession(
-            request.onnx, content=request.content(name), threads=request.threads, batch_size=request.batch
-        )
+        return OnnxSession(request.onnx, content=request.content(name), threads=request.threads, lanes=lanes)
     if name == "openvino":
         return OpenVinoSession(
             request.onnx,
             request.precision,
             content=request.content(name),
             threads=request.threads,
-            batch_size=request.batch,
+            lanes=lanes,
         )
     if name == "cuda":
         return open_onnx_cuda(request.onnx)
@@ -145,14 +146,14 @@ def _cause(error: ResourceError) -> str:
 
 
 def open_session(
-    path: Path, provider: str = "cpu", *, threads: int | None = None, batch_size: int = DEFAULT_BATCH_SIZE
+    path: Path, provider: str = "cpu", *, threads: int | None = None, lanes: int | None = None
 ) -> Session:
     """Open an encoder's graph without a bundle, on ONNX Runtime's "cpu" or "cuda"; see OnnxSession.
 
     Raises ResourceError if the provider is missing, BundleError if the graph is not an encoder.
     """
     if provider == "cpu":
-        return OnnxSession(path, threads=threads, batch_size=batch_size)
+        return OnnxSession(path, threads=threads, lanes=lanes)
     if provider != "cuda":
         raise ResourceError(
             f"ONNX Runtime's providers are cpu and cuda, not {provider!r}; choose one of them"

@@ -156,7 +156,7 @@ def open_run(
         if options.memory_budget is not None:
             model.measure_free_memory()
         session, skipped = model.encoder(
-            options.provider, options.precision, batch, build=options.build, notify=log.note
+            options.provider, options.precision, choice.lanes, batch, build=options.build, notify=log.note
         )
         head = model.head(session, options.precision)
         readout = model.readout(

@@ -11,7 +11,7 @@ from mclst.runtime.inference.encoder_choice import EncoderChoice
 from mclst.runtime.inference.model import Model
 from mclst.runtime.run.context import RunLog
 from mclst.runtime.run.options import RunOptions
-from mclst.runtime.run.provenance import BATCH, BUNDLE, PRECISION, PROVIDER
+from mclst.runtime.run.provenance import BATCH, BUNDLE, LANES, PRECISION, PROVIDER
 
 
 def choose_encoder(
@@ -48,6 +48,8 @@ def choose_encoder(
             measure=options.memory_budget is None,
             notify=log.notify,
         )
+        if (stopped or {}).get(BUNDLE) == model.sha256:
+            choice = _with_stopped_lanes(choice, stopped or {})
     return replace(options, provider=choice.provider, precision=choice.precision), choice
 
 
@@ -73,8 +75,18 @@ def _stopped_choice(
         or options.precision not in ("auto", precision)
     ):
         return None
+    choice = _with_stopped_lanes(EncoderChoice(provider, precision), stopped)
     try:
-        model.encoder(provider, precision, options.batch_size, build=options.build, notify=log.note)
+        model.encoder(*choice.name, options.batch_size, build=options.build, notify=log.note)
     except (ResourceError, BundleError):
         return None
-    return EncoderChoice(provider, precision)
+    return choice
+
+
+def _with_stopped_lanes(choice: EncoderChoice, stopped: Mapping[str, str]) -> EncoderChoice:
+    """Take a stopped run's lanes where the rest is the same, however it came to be chosen."""
+    provider = stopped.get(PROVIDER, "").partition(",")[0]
+    if (choice.provider, choice.precision) != (provider, stopped.get(PRECISION)):
+        return choice
+    lanes = stopped.get(LANES, "")
+    return replace(choice, lanes=int(lanes) if lanes.isdecimal() and int(lanes) else None)

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from mclst.runtime.encoder.cpu_stages import CpuSession
 from mclst.runtime.encoder.ring import Group, Ring, Stages, Step
 from mclst.runtime.features.cache import FeatureCache, FeatureWriter, StoredFeatures
 from mclst.runtime.inference.encoder_choice import device_id
@@ -114,6 +115,8 @@ def _key(run: RunContext, encoder: str) -> dict[str, Any]:
     """Return all that decides an embedding but the slide's content."""
     slide, tiles, provider = run.inputs.slide, run.tiles, run.session.provider
     xy_px = np.ascontiguousarray(run.inputs.spots.xy_px, "<f8")
+    # With them, the tiles that go through a large network at once.
+    lanes = run.session.lanes if isinstance(run.session, CpuSession) and run.session.heavy else None
     return {
         "reader": slide.reader,
         "spots": [len(xy_px), hashlib.sha256(xy_px.tobytes()).hexdigest()],
@@ -121,6 +124,7 @@ def _key(run: RunContext, encoder: str) -> dict[str, Any]:
         "encoder": encoder,
         "precision": run.options.precision,
         "provider": [provider, run.session.engine],
+        "lanes": lanes,
         "device": device_id(provider),
         "versions": installed_versions([name for name in PACKAGES if name not in IRRELEVANT]),
     }

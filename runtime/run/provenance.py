@@ -13,7 +13,8 @@ from mclst.runtime.run.hashes import spots_sha256
 from mclst.runtime.slide.base import Slide
 from mclst.runtime.versions import installed_versions
 
-BUNDLE, PROVIDER, PRECISION, BATCH = "the bundle", "the provider", "the precision", "the batch size"
+BUNDLE, PROVIDER, PRECISION = "the bundle", "the provider", "the precision"
+BATCH, LANES = "the batch size", "the lanes"
 
 
 def run_fingerprint(run: RunContext, slide_sha256: str) -> dict[str, str]:
@@ -26,6 +27,8 @@ def run_fingerprint(run: RunContext, slide_sha256: str) -> dict[str, str]:
         settings["--reliable"] = str(run.options.reliable)
     if run.neighborhood is not None:
         settings["the neighborhood"] = f"{radius_px(run.model, run.inputs):.6g} px"
+    if run.choice.lanes is not None:
+        settings[LANES] = str(run.choice.lanes)
     versions = {f"version of {name}": value for name, value in installed_versions().items()}
     return {
         "the slide": slide_sha256,
@@ -124,6 +127,8 @@ class Provenance:
             "precision": run.options.precision,
             "max_bad_tiles": run.options.max_bad_tiles,
         }
+        if run.choice.lanes is not None:
+            settings["lanes"] = run.choice.lanes
         if m.neighborhood is not None:
             settings["neighborhood_um"] = m.neighborhood.radius_um
         if run.inputs.grid is not None:

@@ -222,7 +222,14 @@ class ServedModel:
         """See Model: each answer is checked instead, by `ServerReadout`."""
 
     def encoder(
-        self, provider: str, precision: str, batch_size: int, *, build: bool, notify: Notify
+        self,
+        provider: str,
+        precision: str,
+        lanes: int | None,
+        batch_size: int,
+        *,
+        build: bool,
+        notify: Notify,
     ) -> tuple[Session, str]:
         """See Model."""
         self._connection.flow.notify = notify

@@ -98,12 +98,14 @@ def test_a_document_of_real_encoders(
 def test_made_up_tiles_and_no_peers(exported_bundle: Path) -> None:
     done = bench(
         exported_bundle, "--batch-sizes", "2", "--repeats", "1", "--block", "0.01", "--no-peers",
-        "--no-fresh", "--no-offline", "--tiles", "4", "--json", "-", "-q",
+        "--no-fresh", "--no-offline", "--tiles", "4", "--threads", "2", "--lanes", "1,2", "--json", "-", "-q",
     )  # fmt: skip
     assert done.exit_code == 0 and done.stderr == "", done.output
     report = json.loads(done.stdout)
     jsonschema.validate(report, json.loads((SCHEMAS / "latency.json").read_text()))
     assert report["settings"]["tiles"] == "made up" and report["offline"] is None and report["fresh"] == []
+    names = [result["name"] for result in report["batches"][0]["results"]]
+    assert names == ["mclst cpu fp32", "mclst cpu fp32, 1 lane"], "two lanes are what there is by default"
 
 
 def test_a_fresh_process_that_fails_loses_no_measurement(

@@ -58,16 +58,16 @@ def test_a_fault_in_a_thread_reaches_the_caller() -> None:
         MicroBatches(fails, 2, heavy=False)(numbered(12))
 
 
-@pytest.mark.parametrize(("threads", "batch_size"), [(1, 16), (2, 16), (3, 2), (4, 1)])
+@pytest.mark.parametrize(("threads", "lanes"), [(1, 1), (2, 2), (3, 2), (4, 1)])
 @pytest.mark.slow
 def test_an_encoder_gives_the_same_however_its_threads_are_shared_out(
-    exported_bundle: Path, threads: int, batch_size: int
+    exported_bundle: Path, threads: int, lanes: int
 ) -> None:
     bundle = open_bundle(exported_bundle)
     path, side = bundle.encoder_path, bundle.manifest.tile.size_px
     tiles = np.random.default_rng(2).integers(0, 256, (13, side, side, 3), dtype=np.uint8)
-    one_by_one = open_session(path, "cpu", threads=1, batch_size=1)
+    one_by_one = open_session(path, "cpu", threads=1)
     expected = np.concatenate([one_by_one.encode(tiles[i : i + 1]) for i in range(len(tiles))])
-    result = open_session(path, "cpu", threads=threads, batch_size=batch_size).encode(tiles)
+    result = open_session(path, "cpu", threads=threads, lanes=lanes).encode(tiles)
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, expected, rtol=0, atol=2e-5)

@@ -37,11 +37,11 @@ def tiles(graph: Path) -> np.ndarray:
     return np.random.default_rng(4).integers(0, 256, (13, side, side, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize(("threads", "batch_size"), [(1, 16), (2, 16), (2, 1)])
+@pytest.mark.parametrize(("threads", "lanes"), [(1, 1), (2, 2), (2, 1)])
 def test_it_gives_what_the_cpu_provider_gives(
-    graph: Path, tiles: np.ndarray, threads: int, batch_size: int
+    graph: Path, tiles: np.ndarray, threads: int, lanes: int
 ) -> None:
-    session = OpenVinoSession(graph, threads=threads, batch_size=batch_size)
+    session = OpenVinoSession(graph, threads=threads, lanes=lanes)
     expected = open_session(graph, "cpu").encode(tiles)
     for n in (13, 1):
         result = session.encode(tiles[:n])
@@ -50,7 +50,7 @@ def test_it_gives_what_the_cpu_provider_gives(
 
 
 def test_results_do_not_share_memory_with_the_next_call(graph: Path, tiles: np.ndarray) -> None:
-    session = OpenVinoSession(graph, threads=1, batch_size=1)
+    session = OpenVinoSession(graph, threads=1)
     first = session.encode(tiles[:2])
     copied = first.copy()
     session.encode(tiles[2:4])

@@ -22,19 +22,19 @@ class Played:
 
 
 class SlowSession(CpuSession):
-    """`threads` tiles at once take `seconds` on a played clock."""
+    """`lanes` tiles at once take `seconds` on a played clock."""
 
     provider, engine = "cpu", "a test"
 
-    def __init__(self, played: Played, seconds: float, threads: int, *, heavy: bool = True) -> None:
+    def __init__(self, played: Played, seconds: float, lanes: int, *, heavy: bool = True) -> None:
         self._tile = (2, 2, 3)
         self.tried: list[int] = []
         self.played, self.seconds = played, seconds
-        self._run = MicroBatches(lambda tiles: np.zeros((len(tiles), 1), np.float32), threads, heavy=heavy)
+        self._run = MicroBatches(lambda tiles: np.zeros((len(tiles), 1), np.float32), lanes, heavy=heavy)
 
     def encode(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         self.tried.append(len(tiles))
-        self.played.now += self.seconds * -(-len(tiles) // self.threads)
+        self.played.now += self.seconds * -(-len(tiles) // self.lanes)
         return super().encode(tiles)
 
 
@@ -47,7 +47,7 @@ def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Played:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "threads", "batch"),
+    ("seconds", "lanes", "batch"),
     [
         (0.1, 2, 16),
         (0.6, 2, 16),
@@ -59,13 +59,13 @@ def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Played:
         (2.0, 8, 16),
     ],
 )
-def test_a_batch_takes_five_seconds_at_most_or_a_tile_per_thread(
-    seconds: float, threads: int, batch: int, played: Played
+def test_a_batch_takes_five_seconds_at_most_or_a_tile_per_lane(
+    seconds: float, lanes: int, batch: int, played: Played
 ) -> None:
-    session = SlowSession(played, seconds, threads)
+    session = SlowSession(played, seconds, lanes)
     assert prompt_batch(session, "graph", "fp32", 16) == batch
-    assert session.tried == [threads]
-    assert batch == threads or seconds * batch / threads <= BATCH_SECONDS
+    assert session.tried == [lanes]
+    assert batch == lanes or seconds * batch / lanes <= BATCH_SECONDS
 
 
 def test_the_next_run_takes_the_same_batch_without_trying(played: Played) -> None:

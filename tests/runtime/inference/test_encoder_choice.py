@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anndata
@@ -22,13 +23,15 @@ from small_model import Small
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.choices import FASTEST_FIRST, PRECISIONS
 from mclst.runtime.cli.infer import main
+from mclst.runtime.encoder.onnxruntime_cpu import OnnxSession
 from mclst.runtime.errors import ResourceError
-from mclst.runtime.inference import encoder_choice, encoder_timings, instruction_sets
+from mclst.runtime.inference import encoder_choice, encoder_timings, instruction_sets, providers
 from mclst.runtime.inference.encoder_choice import ChoiceRequest, EncoderChoice, candidates, choose_encoder
 from mclst.runtime.inference.encoder_timings import (
     FAST_ENOUGH,
     KEPT,
     NEAR,
+    Candidate,
     Record,
     Timing,
     fastest,
@@ -41,7 +44,7 @@ from mclst.runtime.inference.encoder_timings import (
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 TILES = np.zeros((16, 8, 8, 3), np.uint8)
-FP32, INT8, BF16 = ("cpu", "fp32"), ("openvino", "int8"), ("openvino", "bf16")
+FP32, INT8, BF16 = ("cpu", "fp32", None), ("openvino", "int8", None), ("openvino", "bf16", None)
 
 
 @pytest.fixture(autouse=True)
@@ -53,27 +56,38 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Machine:
     """Encoders that take known seconds per tile, by their own clock."""
 
-    def __init__(self, **seconds: Callable[[int], float] | float) -> None:
-        """seconds: per tile, by "provider_precision"; or a function of the number of the call."""
+    def __init__(self, lanes: int = 2, **seconds: Callable[[int], float] | float) -> None:
+        """seconds: per tile, by "provider_precision" and perhaps lanes; or a function of the number of the
+        call.
+        """
         self.seconds, self.now, self.calls = seconds, 0.0, dict.fromkeys(seconds, 0)
+        self.lanes, self.most_open = lanes, 0
+        self.sessions: dict[Candidate, Any] = {}
 
     def clock(self) -> float:
         return self.now
 
-    def open_one(self, provider: str, precision: str) -> Any:
-        name = f"{provider}_{precision}"
+    def open_one(self, candidate: Candidate) -> Any:
+        name = "_".join(str(part) for part in candidate if part is not None)
         if name not in self.seconds:
             return None
+        self.most_open = max(self.most_open, len(self.sessions) + 1)
 
         def encode(tiles: np.ndarray) -> None:
             per_tile = self.seconds[name]
             self.now += len(tiles) * (per_tile(self.calls[name]) if callable(per_tile) else per_tile)
             self.calls[name] += 1
 
-        return encode
+        return SimpleNamespace(encode=encode)
 
-    def measure(self, *names: tuple[str, str]) -> list[Timing]:
-        return measure(names, self.open_one, TILES, 2, clock=self.clock)
+    def fewer_lanes(self, candidate: Candidate) -> Candidate | None:
+        half = (candidate[2] or self.lanes) // 2
+        return (*candidate[:2], half) if half else None
+
+    def measure(self, *names: Candidate) -> list[Timing]:
+        return measure(
+            names, self.open_one, self.fewer_lanes, TILES, self.lanes, self.sessions, clock=self.clock
+        )
 
 
 def test_the_fastest_of_those_that_open_wins() -> None:
@@ -82,7 +96,7 @@ def test_the_fastest_of_those_that_open_wins() -> None:
     assert [t.name for t in timings] == [FP32, INT8], "bf16 does not open"
     assert [t.tiles_per_second for t in timings] == pytest.approx([20, 50], rel=1e-3)
     assert fastest(timings).name == INT8
-    assert EncoderChoice(*INT8, tuple(timings), "").times_fp32 == pytest.approx(2.5, rel=1e-3)
+    assert EncoderChoice(*INT8, timings=tuple(timings)).times_fp32 == pytest.approx(2.5, rel=1e-3)
 
 
 @pytest.mark.parametrize("slow", range(1, 3))
@@ -98,10 +112,31 @@ def test_what_is_clearly_slower_is_tried_twice_and_given_up() -> None:
     assert machine.calls["openvino_bf16"] == 3 and machine.calls["openvino_int8"] >= 5
 
 
-def test_a_large_encoder_is_tried_with_few_tiles() -> None:
-    machine = Machine(cpu_fp32=2.0, openvino_int8=1.0)
-    machine.measure(FP32, INT8)
-    assert machine.now < 40, "two tiles a try, and no more tries than needed"
+def test_a_large_encoder_is_tried_with_few_tiles_and_beside_one_other() -> None:
+    machine = Machine(cpu_fp32=2.0, openvino_bf16=3.0, openvino_int8=1.0, openvino_int8_1=1.1)
+    timings = machine.measure(FP32, BF16, INT8)
+    assert fastest(timings).name == INT8 and list(machine.sessions) == [INT8]
+    assert machine.most_open == 2, "each takes gigabytes"
+    assert machine.calls == {"cpu_fp32": 2, "openvino_bf16": 2, "openvino_int8": 2, "openvino_int8_1": 2}
+
+
+@pytest.mark.parametrize(
+    ("speeds", "chosen", "tried"),
+    [
+        ({None: 10, 8: 9}, None, 2),
+        ({None: 10, 8: 10.2}, None, 2),  # near it, a lane per core stays
+        ({None: 10, 8: 12, 4: 13, 2: 12.5}, 4, 4),
+        ({None: 10, 8: 11, 4: 12, 2: 13, 1: 14}, 1, 5),
+    ],
+)
+def test_lanes_are_halved_while_that_is_faster(
+    speeds: dict[int | None, float], chosen: int | None, tried: int
+) -> None:
+    seconds = {f"cpu_fp32{'' if n is None else f'_{n}'}": 1 / speed for n, speed in speeds.items()}
+    machine = Machine(16, openvino_int8=1 / 5, **seconds)
+    timings = machine.measure(FP32, INT8)
+    assert fastest(timings).name == ("cpu", "fp32", chosen) and len(timings) == tried + 1
+    assert list(machine.sessions) == [("cpu", "fp32", chosen)] and machine.most_open == 2
 
 
 def test_beside_an_encoder_that_reading_bounds_nothing_is_opened() -> None:
@@ -110,25 +145,29 @@ def test_beside_an_encoder_that_reading_bounds_nothing_is_opened() -> None:
     assert machine.calls["openvino_int8"] == 0
 
 
-NAMES = st.tuples(st.sampled_from(FASTEST_FIRST), st.sampled_from(PRECISIONS))
+NAMES = st.tuples(st.sampled_from(FASTEST_FIRST), st.sampled_from(PRECISIONS), st.none() | st.integers(1, 64))
 SPEEDS = st.floats(1, 1000)
 
 
 @given(st.dictionaries(NAMES, SPEEDS, min_size=1))
-def test_near_the_fastest_the_most_faithful_is_taken(speeds: dict[tuple[str, str], float]) -> None:
-    chosen = fastest([Timing(*name, speed) for name, speed in speeds.items()])
+def test_near_the_fastest_the_most_faithful_is_taken(speeds: dict[Candidate, float]) -> None:
+    chosen = fastest([timing(name, speed) for name, speed in speeds.items()])
     limit = max(speeds.values()) * (1 - NEAR)
     assert chosen.tiles_per_second >= limit
-    for (_, precision), speed in speeds.items():
+    for (_, precision, _), speed in speeds.items():
         assert speed < limit or PRECISIONS.index(precision) >= PRECISIONS.index(chosen.precision)
 
 
+def timing(name: Candidate, speed: float) -> Timing:
+    return Timing(*name[:2], speed, name[2])
+
+
 def record(times: int = 1, age: timedelta = timedelta(), **speeds: float) -> Record:
-    names = {name: name.split("_") for name in speeds}
-    timings = tuple(
-        Timing(provider, precision, speeds[name]) for name, (provider, precision) in names.items()
-    )
-    return Record(timings, NOON - age, times)
+    timings = []
+    for name, speed in speeds.items():
+        provider, precision, *lanes = name.split("_")
+        timings.append(Timing(provider, precision, speed, *map(int, lanes)))
+    return Record(tuple(timings), NOON - age, times)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +175,7 @@ def record(times: int = 1, age: timedelta = timedelta(), **speeds: float) -> Rec
     [
         (record(cpu_fp32=20, openvino_int8=50), True),
         (record(cpu_fp32=20), True),
+        (record(cpu_fp32=20, openvino_int8=50, openvino_int8_1=49), True),
         (record(cpu_fp32=48, openvino_int8=50), False),
         (record(times=3, cpu_fp32=48, openvino_int8=50), True),
         (record(age=KEPT + timedelta(days=1), cpu_fp32=20, openvino_int8=50), False),
@@ -161,31 +201,39 @@ def test_a_machine_that_lied_is_asked_again_the_next_day(
     two_precisions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the choice was made, something else held up every try in int8."""
-    spoken = [{FP32: 20.0, INT8: 9.0}, {FP32: 19.0, INT8: 50.0}, {FP32: 20.0, INT8: 9.0}]
+    spoken: list[dict[Candidate, float]] = [
+        {FP32: 20.0, INT8: 9.0},
+        {FP32: 19.0, INT8: 50.0},
+        {FP32: 20.0, INT8: 9.0},
+    ]
     asked: list[float] = []
 
-    def fake(names: Sequence[tuple[str, str]], open_one: Any, tiles: Any, lanes: int) -> list[Timing]:
+    def fake(names: Sequence[Candidate], *rest: Any) -> list[Timing]:
         asked.append(days)
-        return [Timing(*name, spoken[len(asked) - 1][name]) for name in names]
+        return [timing(name, spoken[len(asked) - 1][name]) for name in names]
 
     monkeypatch.setattr(encoder_choice, "measure", fake)
-    monkeypatch.setattr(encoder_choice, "candidates", lambda *args: [FP32, INT8])
+    monkeypatch.setattr(encoder_choice, "candidates", lambda *args: [FP32[:2], INT8[:2]])
     bundle, request = open_bundle(two_precisions), ChoiceRequest("auto", "auto", 16, 2)
     chosen = {}
     for days in (0.0, 0.9, 1.1, 2.0, 30.0, 40.0):
         clock = partial(NOON.__add__, timedelta(days=days))
         chosen[days] = choose_encoder(
-            bundle, request, Machine().open_one, lambda text: None, clock=clock
+            bundle, request, no_session, lambda text: None, {}, clock=clock
         ).precision
     assert asked == [0.0, 1.1, 40.0]
     assert chosen == {0.0: "fp32", 0.9: "fp32", 1.1: "int8", 2.0: "int8", 30.0: "int8", 40.0: "fp32"}
+
+
+def no_session(provider: str, precision: str, lanes: int | None) -> Any:
+    raise ResourceError("it is not here")
 
 
 KEY = {"bundle": "b", "threads": 2}
 
 
 def test_a_record_is_kept_for_this_user_alone(own_cache: Path) -> None:
-    kept = record(times=2, cpu_fp32=20.5, openvino_int8=50)
+    kept = record(times=2, cpu_fp32=20.5, openvino_int8=50, openvino_int8_4=55)
     assert read_record(KEY) is None and store_record(KEY, kept)
     assert read_record(KEY) == kept and read_record({**KEY, "threads": 4}) is None
     for path in (own_cache, record_path(KEY).parent):
@@ -203,6 +251,8 @@ def test_a_record_is_kept_for_this_user_alone(own_cache: Path) -> None:
         {"timings": [{"provider": "warp", "precision": "fp32", "tiles_per_second": 1}]},
         {"timings": [{"provider": "cpu", "precision": "fp32", "tiles_per_second": -1}]},
         {"timings": [{"provider": "cpu", "precision": "fp32", "tiles_per_second": "1"}]},
+        {"timings": [{"provider": "cpu", "precision": "fp32", "tiles_per_second": 1, "lanes": 0}]},
+        {"timings": [{"provider": "cpu", "precision": "fp32", "tiles_per_second": 1, "lanes": "2"}]},
         {"measured": "2026-06-01T12:00:00"},
         {"measured": "soon"},
         {"times": None},
@@ -243,15 +293,17 @@ def two_precisions(small_bundle: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[str, str]]]:
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[Candidate]]:
     """What was measured, each time; int8 by ONNX Runtime is said to be the fastest."""
-    calls: list[list[tuple[str, str]]] = []
+    calls: list[list[Candidate]] = []
 
-    def fake(names: list[tuple[str, str]], open_one: Any, tiles: Any, lanes: int) -> list[Timing]:
+    def fake(
+        names: list[Candidate], open_one: Any, fewer_lanes: Any, tiles: Any, lanes: int, sessions: Any
+    ) -> list[Timing]:
         calls.append(names)
         for name in names:
-            assert open_one(*name)(tiles).shape[0] == len(tiles), "each candidate encodes"
-        return [Timing(*name, 30.0 if name == ("cpu", "int8") else 10.0) for name in names]
+            assert open_one(name).encode(tiles).shape[0] == len(tiles), "each candidate encodes"
+        return [timing(name, 30.0 if name[1] == "int8" else 10.0) for name in names]
 
     monkeypatch.setattr(encoder_choice, "measure", fake)
     monkeypatch.setattr(encoder_choice, "instructions_of", lambda provider, precision: "AVX")
@@ -269,7 +321,10 @@ def test_the_first_run_measures_and_the_next_ones_know(
     small: Small, two_precisions: Path, tmp_path: Path, measured: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = infer(small, two_precisions, tmp_path / "a.h5ad")
-    assert measured == [[("cpu", "fp32"), ("cpu", "int8")]] and "measuring which provider" in first.stderr
+    assert (
+        measured == [[("cpu", "fp32", None), ("cpu", "int8", None)]]
+        and "measuring which provider" in first.stderr
+    )
     said = " ".join(first.stderr.split())
     assert "chosen cpu int8, 3.0 times as fast as fp32 (measured here," in said
     assert "r 0.9875 per gene with the checkpoint's expression; --precision fp32 for its digits" in said
@@ -344,6 +399,42 @@ def test_a_stopped_run_keeps_its_precision(
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0 and "resuming a stopped run" in done.stderr, done.output
     assert anndata.read_h5ad(tmp_path / "a.h5ad").uns["mclst"]["settings"]["precision"] == "fp32"
+
+
+@pytest.mark.parametrize("words", [(), ("--precision", "int8")])
+def test_lanes_that_were_chosen_are_recorded_and_kept(
+    small: Small,
+    two_precisions: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+) -> None:
+    """The stopped run's are, even where the next run names all else and would take a lane per core."""
+    from mclst.runtime.run import predict
+
+    def stop(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    timings = [Timing("cpu", "fp32", 10.0), Timing("cpu", "int8", 30.0), Timing("cpu", "int8", 40.0, 1)]
+    opened: list[int | None] = []
+
+    def opening(*args: Any, lanes: int | None = None, **kwargs: Any) -> Any:
+        opened.append(lanes)
+        return OnnxSession(*args, lanes=lanes, **kwargs)
+
+    monkeypatch.setattr(encoder_choice, "measure", lambda *args: timings)
+    monkeypatch.setattr(encoder_choice, "instructions_of", lambda provider, precision: "AVX")
+    monkeypatch.setattr(providers, "OnnxSession", opening)
+    arguments = [small.slide, "--spots", small.spots, "--bundle", two_precisions, "--no-html", "--no-picture"]
+    command = [*map(str, arguments), "--out", str(tmp_path / "a.h5ad"), "--provider", "cpu"]
+    with monkeypatch.context() as patch:
+        patch.setattr(predict, "publish", stop)
+        assert CliRunner().invoke(main, command).exit_code == 130
+    assert opened == [1]
+    done = CliRunner().invoke(main, [*command, *words])
+    assert done.exit_code == 0 and "resuming a stopped run" in done.stderr, done.output
+    assert opened[-1] == 1
+    assert anndata.read_h5ad(tmp_path / "a.h5ad").uns["mclst"]["settings"]["lanes"] == 1
 
 
 def test_a_cohort_chooses_once(
@@ -421,10 +512,7 @@ def test_candidates_that_do_not_open_are_left_out(
 ) -> None:
     monkeypatch.setattr(encoder_choice, "candidates", lambda *args: [("cpu", "fp32"), ("openvino", "int8")])
 
-    def open_one(provider: str, precision: str) -> Any:
-        raise ResourceError("it is not here")
-
     request = ChoiceRequest("auto", "auto", 16, 2)
-    choice = choose_encoder(open_bundle(two_precisions), request, open_one, lambda text: None)
+    choice = choose_encoder(open_bundle(two_precisions), request, no_session, lambda text: None, {})
     assert choice == EncoderChoice("auto", "fp32"), "opening it then says why"
-    assert encoder_timings.FORMAT.endswith("/1")
+    assert encoder_timings.FORMAT.endswith("/2")
