@@ -13,14 +13,16 @@ from mclst.runtime.expression_map.morans_i import BLOCK_BYTES
 
 CANDIDATES = 400
 MOST_SPOTS = 20_000
-UNLIKE, COPY = 0.5, 0.8
+UNLIKE, COPY = 0.5, 0.9
 """Absolute Pearson r with a chosen gene: unlike it up to the first, a repetition of it beyond the second."""
 
 
-def distinct_genes(values: NDArray[Any] | h5py.Dataset, candidates: Sequence[int], count: int) -> list[int]:
+def distinct_genes(
+    values: NDArray[Any] | h5py.Dataset, candidates: Sequence[int], count: int
+) -> list[tuple[int, float]]:
     """Choose genes greedily: the first, then always the next that is little correlated with all chosen.
 
-    The next is the first with |r| up to 0.5; where there is none, the one with the smallest, up to 0.8. What
+    The next is the first with |r| up to 0.5; where there is none, the one with the smallest, up to 0.9. What
     is left then repeats what is chosen.
 
     Parameters
@@ -34,11 +36,11 @@ def distinct_genes(values: NDArray[Any] | h5py.Dataset, candidates: Sequence[int
 
     Returns
     -------
-    list of int
-        Columns, in the order in which they were chosen.
+    list of (int, float)
+        Columns in the order in which they were chosen, each with its largest |r| with one before it.
     """
     candidates = list(candidates[:CANDIDATES])
-    chosen: list[int] = []
+    chosen: list[tuple[int, float]] = []
     if not candidates or count < 1:
         return chosen
     columns = _columns(values, candidates)
@@ -49,7 +51,7 @@ def distinct_genes(values: NDArray[Any] | h5py.Dataset, candidates: Sequence[int
     while len(chosen) < count and most_alike.min() <= COPY:
         unlike = np.flatnonzero(most_alike <= UNLIKE)
         number = int(unlike[0] if len(unlike) else most_alike.argmin())
-        chosen.append(candidates[number])
+        chosen.append((candidates[number], float(most_alike[number])))
         most_alike = np.maximum(most_alike, np.abs(unit.T @ unit[:, number]))
         most_alike[number] = np.inf
     return chosen

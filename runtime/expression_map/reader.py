@@ -124,17 +124,17 @@ class Map:
             by_structure = by_structure[np.lexsort((-known, ~reliable[by_structure]))]
         return [int(gene) for gene in by_structure]
 
-    def distinct(self, count: int) -> list[int]:
-        """Indices of at most `count` structured genes that show different patterns.
+    def distinct(self, count: int) -> list[tuple[int, float]]:
+        """At most `count` structured genes that show different patterns: their index, and largest |r| before.
 
-        Of reliable ones, if there are any; genes that repeat a pattern are left out.
+        Of reliable ones, if there are any; genes that repeat a pattern are left out. See `distinct_genes`.
         """
         ranked = [int(gene) for gene in sort_by_morans_i(self.morans_i)]
         reliable = self.reliable
         if reliable is not None and reliable.any():
             ranked = [gene for gene in ranked if reliable[gene]]
         varying = [gene for gene in ranked if not np.isnan(self.morans_i[gene])]
-        return distinct_genes(self.expression, varying, count) or ranked[:count]
+        return distinct_genes(self.expression, varying, count) or [(gene, 0.0) for gene in ranked[:count]]
 
     def gene_indices(self, genes: Sequence[str]) -> list[int]:
         """Indices of named genes; InputError names the first that the map lacks."""

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mclst.runtime.atomic import write_atomically
 from mclst.runtime.errors import InputError
+from mclst.runtime.expression_map.distinct import COPY
 from mclst.runtime.expression_map.morans_i import N_NEIGHBORS, nan_rows
 from mclst.runtime.expression_map.reader import Map
 from mclst.runtime.expression_map.writer import downscale, estimate_spot_diameter
@@ -56,14 +57,14 @@ def write_contact_sheet(
     OutputError
         If the file cannot be written.
     """
-    indices = expression_map.distinct(PANELS) if genes is None else expression_map.gene_indices(genes)
+    alike: list[float] = []
+    if genes is None:
+        distinct = expression_map.distinct(PANELS)
+        indices, alike = [gene for gene, _ in distinct], [r for _, r in distinct]
+    else:
+        indices = expression_map.gene_indices(genes)
     kind = path.suffix.lstrip(".").lower()
-    remark = ""
-    if genes is None and len(indices) < min(PANELS, len(expression_map.genes)):
-        reliable = expression_map.reliable
-        of = "Genes" if reliable is None or not reliable.any() else "Reliable genes"
-        remark = f"   {of} left out repeat these patterns."
-    write_atomically(path, _draw(expression_map, indices, kind, dpi, remark))
+    write_atomically(path, _draw(expression_map, indices, kind, dpi, alike))
     return tuple((expression_map.genes[g], float(expression_map.morans_i[g])) for g in indices)
 
 
@@ -76,15 +77,20 @@ def _page(height: float, kind: str, dpi: int) -> tuple[Page, str]:
 
 
 def _draw(
-    expression_map: Map, genes: Sequence[int], kind: str = "png", dpi: int = DPI, remark: str = ""
+    expression_map: Map,
+    genes: Sequence[int],
+    kind: str = "png",
+    dpi: int = DPI,
+    alike: Sequence[float] = (),
 ) -> bytes:
+    """Draw genes; alike: of each the largest |r| with one before it, where they were chosen by it."""
     diameter = expression_map.spot_diameter_px or estimate_spot_diameter(expression_map.xy_px)
     window = _window(expression_map, diameter)
     layout = GenesLayout(len(genes), (window[1] - window[0]) / (window[3] - window[2]))
     page, kind = _page(layout.height, kind, dpi)
     image, extent = _crop(expression_map, window)
     blank = nan_rows(expression_map.expression)
-    _draw_captions(page, layout, expression_map, int(np.count_nonzero(blank)), remark)
+    _draw_captions(page, layout, expression_map, int(np.count_nonzero(blank)), _remark(expression_map, alike))
     page.picture([layout.tissue], image, extent, window)
     page.text(layout.margin, layout.tissue[1] - 0.09, "Tissue", size=12, bold=True)
     if expression_map.mpp is not None:
@@ -103,18 +109,32 @@ def _draw(
         colors = [color_spots(of_gene, ends) for of_gene, ends in zip(values, limits, strict=True)]
         page.spots(layout.boxes, window, expression_map.xy_px[blank], size, MUTED)
         page.spots(layout.boxes, window, known_px, size, colors)
-    for gene, box, ends in zip(genes, layout.boxes, limits, strict=True):
-        _draw_gene_captions(page, box, expression_map, gene, ends)
+    for number, (gene, box, ends) in enumerate(zip(genes, layout.boxes, limits, strict=True)):
+        like = f"  alike {alike[number]:.2f}" if number and alike else ""
+        _draw_gene_captions(page, box, expression_map, gene, ends, like)
     return page.content(kind)
 
 
+def _remark(expression_map: Map, alike: Sequence[float]) -> str:
+    if not alike:
+        return ""
+    rest = f"; those left out exceed {COPY:g}" if len(alike) < min(PANELS, len(expression_map.genes)) else ""
+    return f"   alike: largest |r| with a gene before it{rest}."
+
+
 def _draw_gene_captions(
-    page: Page, box: Box, expression_map: Map, gene: int, limits: tuple[float, float]
+    page: Page,
+    box: Box,
+    expression_map: Map,
+    gene: int,
+    limits: tuple[float, float],
+    like: str,
 ) -> None:
     moran = expression_map.morans_i[gene]
-    note = "constant" if np.isnan(moran) else f"I = {moran:.2f}"
+    note = "constant" if np.isnan(moran) else f"I {moran:.2f}"
     if expression_map.expected_r is not None:
-        note += f"   r {expression_map.expected_r[gene]:.2f}"
+        note += f"  r {expression_map.expected_r[gene]:.2f}"
+    note += like
     width = page.text(box[0] + box[2], box[1] - 0.09, note, size=10, color=MUTED, align="right")
     name = expression_map.genes[gene]
     page.text(box[0], box[1] - 0.09, name, box[2] - width - 0.1, size=12, bold=True)
@@ -133,8 +153,8 @@ def _draw_captions(page: Page, layout: GenesLayout, expression_map: Map, blank: 
         page.text(left, page.height - 0.44, f"Trust: {verdict}.", width, size=9, color=MUTED)
     expected = "" if expression_map.expected_r is None else "   r: expected in a new section."
     note = (
-        "Predicted expression; colors span each gene's 1st to 99th percentile over the spots.   "
-        f"I: Moran's I over the {N_NEIGHBORS} nearest spots.{expected}{remark}"
+        "Predicted expression; colors span each gene's 1st to 99th percentile.   "
+        f"I: Moran's I over {N_NEIGHBORS} neighbors.{expected}{remark}"
     )
     page.text(left, page.height - 0.28, note, size=9, color=MUTED)
 

@@ -144,7 +144,7 @@ class _SlidePage:
             "colormaps": b"".join(colors.tobytes() for colors in COLORMAPS.values()),
         }
         self.positions = {name: self.blocks.add(encode_block(part)) for name, part in contents.items()}
-        self.structured = expression_map.distinct(STRUCTURED)
+        self.structured = [gene for gene, _ in expression_map.distinct(STRUCTURED)]
         self.missing = int(np.count_nonzero(np.isnan(expression_map.expression[:, 0])))
 
     def render(self) -> bytes:

@@ -23,7 +23,7 @@ def patterns(copies: int = 8, kinds: int = 4, n: int = 500) -> np.ndarray:
 
 
 def test_eight_copies_of_one_pattern_are_not_chosen() -> None:
-    chosen = distinct_genes(patterns(), range(32), 6)
+    chosen = [gene for gene, _ in distinct_genes(patterns(), range(32), 6)]
     assert [gene // 8 for gene in chosen] == [0, 1, 2, 3] and chosen[0] == 0
 
 
@@ -50,7 +50,8 @@ def test_each_next_gene_is_the_first_that_is_little_correlated(
     values = rng.normal(size=(30, max(genes, 1))) @ rng.normal(size=(max(genes, 1), max(genes, 1)))
     if constant:
         values[:, 0] = 1.0
-    chosen = distinct_genes(values, range(genes), count)
+    pairs = distinct_genes(values, range(genes), count)
+    chosen = [gene for gene, _ in pairs]
     assert len(chosen) == len(set(chosen)) <= min(genes, count) and chosen[:1] == [0][: min(genes, count)]
     if constant or not chosen:
         return
@@ -60,6 +61,7 @@ def test_each_next_gene_is_the_first_that_is_little_correlated(
         others = [g for g in range(genes) if g not in chosen[:number]]
         first = next((g for g in others if most[g] <= distinct.UNLIKE), None)
         assert gene == first if first is not None else most[gene] == min(most[others]) <= distinct.COPY
+        assert pairs[number][1] == pytest.approx(most[gene])
     if len(chosen) < min(genes, count):
         left = [g for g in range(genes) if g not in chosen]
         assert r[np.ix_(left, chosen)].max(axis=1).min() > distinct.COPY - 1e-9

@@ -17,6 +17,7 @@ from mclst.runtime.errors import InputError, OutputError
 from mclst.runtime.expression_map.morans_i import morans_i
 from mclst.runtime.expression_map.reader import Map, open_map
 from mclst.runtime.expression_map.writer import estimate_spot_diameter
+from mclst.runtime.report.figures import contact_sheet
 from mclst.runtime.report.figures.colors import COLORMAPS
 from mclst.runtime.report.figures.contact_sheet import (
     _format_limit,
@@ -199,8 +200,8 @@ def test_a_spot_without_a_prediction_is_a_ring(tmp_path):
 def test_the_most_structured_or_the_named_genes_are_drawn(tmp_path, monkeypatch):
     shown = []
 
-    def draw(expression_map, genes, kind, dpi, remark):
-        shown.append((list(genes), "repeat" in remark))
+    def draw(expression_map, genes, kind, dpi, alike):
+        shown.append((list(genes), contact_sheet._remark(expression_map, alike)))
         return b"a picture"
 
     monkeypatch.setattr("mclst.runtime.report.figures.contact_sheet._draw", draw)
@@ -215,7 +216,11 @@ def test_the_most_structured_or_the_named_genes_are_drawn(tmp_path, monkeypatch)
     few, all_patterns = shown[0][0], shown[1][0]
     assert len(few) == 2 and few == all_patterns[:2] and few[0] == np.nanargmax(moran)
     assert 5 not in all_patterns and len(set(all_patterns) & set(range(5))) == 1 and 3 < len(all_patterns) < 8
-    assert [fewer for _, fewer in shown] == [False, True, False]
+    assert [("largest |r|" in text, "left out" in text) for _, text in shown] == [
+        (True, False),
+        (True, True),
+        (False, False),
+    ]
     assert shown[2][0] == [7, 5]
     assert drawn[0] == ("GENE7", moran[7]) and drawn[1][0] == "GENE5" and np.isnan(drawn[1][1])
 
