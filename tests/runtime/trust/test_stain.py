@@ -160,6 +160,13 @@ def test_a_little_dab_among_h_and_e_is_accepted() -> None:
     assert named(dab(0.05)) == ""
 
 
+def test_a_green_marker_across_h_and_e_is_accepted() -> None:
+    """Ink on a sixth of the places has a third of the color."""
+    pixels = 255 - 0.5 * (255 - tissue(240, 240).astype(np.float64))
+    pixels[:, 100:140] *= (0.1, 0.6, 0.25)
+    assert named(np.round(pixels).astype(np.uint8)) == ""
+
+
 PUBLISHED = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581]])
 """Hematoxylin and eosin of Macenko et al. (2009), as their published code has them."""
 HEMATOXYLIN, EOSIN = (0.644, 0.717, 0.267), (0.093, 0.954, 0.283)
