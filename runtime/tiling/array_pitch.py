@@ -45,8 +45,8 @@ class ArrayFit:
 
     def __str__(self) -> str:
         return (
-            f"{self.mpp:.4g} µm/px by the {self.pitch_um:g} µm pitch of {self.spots:,} spots, "
-            f"which are {self.residual_px * self.mpp:.2g} µm off it"
+            f"{self.mpp:.4g} µm/px from the {self.pitch_um:g} µm pitch of {self.spots:,} spots, "
+            f"fitted within {self.residual_px * self.mpp:.2g} µm"
         )
 
 

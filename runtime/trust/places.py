@@ -37,7 +37,7 @@ def check_stain(slide: Slide, xy_px: NDArray[np.float64], *, any_stain: bool = F
     if other:
         raise StainError(
             f"{slide.path} is no H&E slide: {other}; give one stained with hematoxylin and eosin, "
-            "or --any-stain to predict all the same"
+            "or --any-stain to predict it anyway"
         )
     return stain
 

@@ -136,7 +136,7 @@ def test_real_arrays(her2st: Path) -> None:
         (0.5, 0.5, None, 0.5, "Aperio MPP", ()),
         (0.505, 0.5, None, 0.505, "Aperio MPP", ()),
         (0.25, 0.5, None, 0.25, "Aperio MPP", ("0.25", "Aperio MPP", "100 µm pitch", "--mpp overrides")),
-        (None, 0.5, None, 0.5, "fitted to the array of spots", ("does not say", "100 µm pitch", "off it")),
+        (None, 0.5, None, 0.5, "fitted to the array of spots", ("does not say", "100 µm pitch", "within")),
         (0.25, 0.5, 0.4, 0.4, "given", ("--mpp says 0.4", "Aperio MPP", "100 µm pitch")),
         (0.4, 0.4, 0.4, 0.4, "given", ()),
         (0.25, None, None, 0.25, "Aperio MPP", ()),
