@@ -118,6 +118,9 @@ def _ragged_shapes(element: Path) -> tuple[Any, Any]:
         (name for name in group if re.fullmatch(r"offset\d", name)), key=lambda name: int(name[6:])
     )
     parts = tuple(np.asarray(group[name][:]).ravel() for name in offsets)
+    # Between others, shapely would read beyond its memory.
+    if any(p.dtype.kind not in "iu" or (p[:1] < 0).any() or (p[1:] < p[:-1]).any() for p in parts):
+        raise SectionError(f"{element}: the offsets of its shapes do not follow one another; copy it again")
     geometry = shapely.from_ragged_array(kind, np.asarray(group["coords"][:]), parts or None)
     return group["Index"][:], geometry
 

@@ -186,6 +186,20 @@ def test_a_sparse_table_that_leads_out_of_its_memory_is_refused(P1: Path) -> Non
         read(P1)
 
 
+def test_offsets_of_the_oldest_shapes_that_lead_out_of_memory_are_refused(tmp_path: Path) -> None:
+    import zarr
+
+    spatialdata_store(tmp_path / "P1.zarr", "oldest", old=True)
+    for name in ("offset0", "offset1"):
+        offsets: Any = zarr.open_array(tmp_path / "P1.zarr/shapes/spots" / name, mode="r+")
+        kept = offsets[3]
+        offsets[3] = -2_000_000
+        with pytest.raises(SectionError, match="offsets of its shapes do not follow one another"):
+            read(tmp_path / "P1.zarr")
+        offsets[3] = kept
+    read(tmp_path / "P1.zarr")
+
+
 def test_shapes_without_area_or_place_are_refused_or_have_a_center(P1: Path) -> None:
     import shapely
     from geopandas import read_parquet
