@@ -38,6 +38,7 @@ SLOW = (
     "runtime/bundle/test_bank.py",
     "runtime/cohort/test_cluster.py",
     "runtime/cohort/test_cohort.py",
+    "runtime/encoder/test_engine_builds.py",
     "runtime/encoder/test_engines.py",
     "runtime/encoder/test_openvino.py",
     "runtime/inference/test_neighborhood.py",
