@@ -42,6 +42,7 @@ SLOW = (
     "runtime/encoder/test_engines.py",
     "runtime/encoder/test_openvino.py",
     "runtime/inference/test_neighborhood.py",
+    "runtime/report/test_other_maps_in_browser.py",
     "runtime/report/test_report_in_browser.py",
     "runtime/report/test_seurat.py",
     "runtime/run/test_encoded_tiles.py",

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import anndata
 import numpy as np
 import pytest
-from synthetic_maps import DIAMETER, HOSTILE, SCALE, SyntheticMap, synthetic_map
+from open_pages import OpenPage, opened_pages
+from synthetic_maps import SCALE, SyntheticMap, synthetic_map
 
-from mclst.benchmarks.page.browser import find_chromium, open_browser, wait_for_picture, wait_until
+from mclst.benchmarks.page.browser import find_chromium, open_browser, wait_until
 from mclst.runtime.expression_map.morans_i import morans_i
 from mclst.runtime.expression_map.reader import open_map
 from mclst.runtime.report.figures.style import COLORMAP
@@ -37,91 +36,10 @@ def browser() -> Iterator[Any]:
         yield context
 
 
-TO_SCREEN = """window.toScreen = ({ viewer }, x, y) =>
-    viewer.viewport.imageToViewerElementCoordinates(new OpenSeadragon.Point(x, y));
-undefined"""
-"""Pixels of the tissue image to CSS px of the viewer."""
-SETTLED = """report.panes.filter(({ root }) => !root.hidden).every((pane) => {
-    const { viewport } = pane.viewer;
-    const close = (a, b) => Math.abs(a - b) <= 1e-6 * Math.abs(b) + 1e-9;
-    const [now, target] = [viewport.getCenter(true), viewport.getCenter(false)];
-    return pane.part("title").textContent === pane.title
-        && viewport.getContainerSize().x === pane.part("surface").clientWidth
-        && close(viewport.getZoom(true), viewport.getZoom(false))
-        && close(now.x, target.x) && close(now.y, target.y);
-})"""
-"""Every visible pane shows its selection, has its final size and has stopped moving."""
-
-
-class OpenPage:
-    """A page in the browser and the map it shows."""
-
-    def __init__(self, page: Any, made: SyntheticMap) -> None:
-        self.page, self.made = page, made
-        page.evaluate(TO_SCREEN)
-
-    def settle(self) -> None:
-        """Wait until all panes are settled and the next two frames are drawn."""
-        frames = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"
-        self.page.evaluate(frames)
-        wait_until(self.page, SETTLED)
-        self.page.evaluate(frames)
-
-    def colors(self, spots: list[int], pane: int = 0) -> np.ndarray:
-        """RGBA at the centers of spots, at the positions the viewer reports."""
-        pixels = self.page.evaluate(
-            """([spots, number]) => {
-                const pane = report.panes[number];
-                const context = pane.canvas.getContext("2d");
-                return spots.map(([x, y]) => {
-                    const at = toScreen(pane, x, y);
-                    return [...context.getImageData(Math.floor(at.x), Math.floor(at.y), 1, 1).data];
-                });
-            }""",
-            [[(self.made.xy_px[spot] * SCALE).tolist() for spot in spots], pane],
-        )
-        return np.array(pixels)
-
-    def pick(self, gene: str, pane: int = 0) -> None:
-        """Choose a gene by typing its name."""
-        field = self.page.get_by_role("combobox", name="Gene").nth(pane)
-        field.click()
-        self.page.keyboard.press("Control+a")
-        self.page.keyboard.type(gene.lower())
-        self.page.keyboard.press("Enter")
-        self.settle()
-
-
 @pytest.fixture
 def show(browser: Any, tmp_path: Path) -> Iterator[Any]:
-    """Write and open a map's page; it must make no request and log no message."""
-    complaints: list[str] = []
-    pages = []
-
-    def opened(made: SyntheticMap, measured: np.ndarray | None = None, **options: Any) -> OpenPage:
-        out = tmp_path / "slide.html"
-        with open_map(made.path) as expression_map:
-            write_slide_page(expression_map, out, measured=measured, **options)
-        page = browser.new_page()
-        pages.append(page)
-        page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on(
-            "request",
-            lambda request: (
-                request.url.startswith(("file:", "data:", "blob:")) or complaints.append(request.url)
-            ),
-        )
-        page.goto(out.as_uri())
-        wait_for_picture(page)
-        shown = OpenPage(page, made)
-        shown.settle()
-        return shown
-
-    yield opened
-    for page in pages:
-        page.close()
-    assert complaints == []
+    with opened_pages(browser, tmp_path) as show:
+        yield show
 
 
 def expected(values: np.ndarray, spots: list[int], colors: Any = COLORMAP, limits: Any = None) -> np.ndarray:
@@ -193,23 +111,18 @@ def painted(page: OpenPage) -> int:
     )
 
 
-def slide_to(page: OpenPage, name: str, value: str) -> None:
-    page.page.locator(f"#{name}").fill(value)
-    page.settle()
-
-
 def test_sliders_change_size_opacity_and_hidden_spots(show: Any, made: SyntheticMap) -> None:
     page = show(made)
     usual = painted(page)
-    slide_to(page, "spot-size", "0.5")
+    page.slide("spot-size", "0.5")
     assert painted(page) == pytest.approx(usual / 4, rel=0.15)
-    slide_to(page, "spot-size", "1")
+    page.slide("spot-size", "1")
     assert painted(page) == usual
     page.page.locator("#spot-opacity").focus()
     page.page.keyboard.press("ArrowLeft")
     spots = page.page.locator("[data-part=spots]").first
     assert float(spots.evaluate("(canvas) => getComputedStyle(canvas).opacity")) == pytest.approx(0.85)
-    slide_to(page, "tissue-opacity", "0.2")
+    page.slide("tissue-opacity", "0.2")
     tissue = page.page.locator("[data-part=tissue]").first
     assert float(tissue.evaluate("(one) => getComputedStyle(one).opacity")) == pytest.approx(0.2)
     assert page.page.locator("#hide-errors").is_hidden()  # nothing here tells how large an error is
@@ -394,21 +307,6 @@ def test_genes_left_out_are_stated_visibly(show: Any, made: SyntheticMap) -> Non
     assert page.page.locator("#structured button").count() == 1
 
 
-def test_grid_spots_leave_no_gaps(show: Any, tmp_path: Path) -> None:
-    made = synthetic_map(tmp_path / "grid.h5ad", grid=True, side=12)
-    page = show(made)
-    between = page.page.evaluate(
-        """(points) => points.map(([x, y]) => {
-            const pane = report.panes[0];
-            const at = toScreen(pane, x, y);
-            const context = pane.canvas.getContext("2d");
-            return context.getImageData(Math.floor(at.x), Math.floor(at.y), 1, 1).data[3];
-        })""",
-        ((made.xy_px[:60] + DIAMETER / 2 - 1) * SCALE).tolist(),
-    )
-    assert min(between) == 255
-
-
 def test_the_scale_bar_has_its_length(show: Any, made: SyntheticMap, tmp_path: Path) -> None:
     page = show(made)
     bar = page.page.locator("[data-part=scale-bar]").first
@@ -483,20 +381,6 @@ def test_tables_are_sorted_by_a_click(show: Any, made: SyntheticMap) -> None:
     assert first.first.inner_text() == made.genes[int(np.argmax(morans_i(made.expression, made.xy_px)))]
 
 
-def test_hostile_names_are_escaped(show: Any, tmp_path: Path) -> None:
-    made = synthetic_map(tmp_path / "hostile.h5ad", title=HOSTILE)
-    data = anndata.read_h5ad(made.path)
-    data.var_names = [HOSTILE, *data.var_names[1:]]
-    data.obs_names = [HOSTILE, *data.obs_names[1:]]
-    data.write_h5ad(made.path)
-    page = show(made)
-    assert page.page.locator("h1").inner_text() == HOSTILE.replace("/", "_")
-    page.pick(HOSTILE)
-    assert page.page.locator("h2").first.inner_text().startswith(HOSTILE)
-    assert page.page.locator("img:not(#tissue-image)").count() == 0
-    assert json.loads(page.page.evaluate("JSON.stringify(report.names[0])")) == HOSTILE
-
-
 def test_a_browser_that_cannot_decompress_says_so(browser: Any, made: SyntheticMap, tmp_path: Path) -> None:
     with open_map(made.path) as expression_map:
         write_slide_page(expression_map, tmp_path / "slide.html")
@@ -505,86 +389,3 @@ def test_a_browser_that_cannot_decompress_says_so(browser: Any, made: SyntheticM
     page.goto((tmp_path / "slide.html").as_uri())
     wait_until(page, "document.getElementById('maps').innerText.includes('too old to decompress')")
     page.close()
-
-
-def test_a_map_of_one_spot_and_one_constant_gene_opens(show: Any, tmp_path: Path) -> None:
-    made = synthetic_map(tmp_path / "one.h5ad", side=3, genes=1)
-    data = anndata.read_h5ad(made.path)[:1].copy()
-    data.X[:] = 0.7
-    data.write_h5ad(made.path)
-    page = show(made)
-    np.testing.assert_allclose(page.colors([0])[0], np.array(COLORMAP(0.0)) * 255, atol=3)
-    page.page.get_by_label("Two maps side by side").check()
-    page.settle()
-    assert page.page.locator("h2").nth(1).inner_text().startswith("GENE0")
-
-
-def test_a_map_without_any_value_opens(show: Any, tmp_path: Path) -> None:
-    made = synthetic_map(tmp_path / "none.h5ad", side=3, genes=2)
-    data = anndata.read_h5ad(made.path)
-    data.X[:] = np.nan
-    data.write_h5ad(made.path)
-    page = show(made)
-    assert (page.colors(list(range(9)))[:, 3] == 0).all()
-
-
-@pytest.fixture(scope="module")
-def calibrated(tmp_path_factory: pytest.TempPathFactory) -> SyntheticMap:
-    return synthetic_map(tmp_path_factory.mktemp("calibrated") / "made.h5ad", calibrated=True)
-
-
-def test_a_calibrated_page_says_what_to_trust(show: Any, calibrated: SyntheticMap) -> None:
-    page = show(calibrated)
-    assert "11% of the spots are unlike the 551 spots" in page.page.get_by_role("note").inner_text()
-    page.page.get_by_role("combobox", name="Gene").first.click()
-    options = page.page.locator("#genes-0 li")
-    texts, classes = options.all_inner_texts(), options.evaluate_all("(all) => all.map((o) => o.className)")
-    assert [text.split()[0] for text in texts] == [f"GENE{i}" for i in (0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11)]
-    assert classes == [""] * 6 + ["dim"] * 6
-    assert "expected r 0.60" in texts[0] and "expected r 0.55, not reliable" in texts[6]
-    low, high = np.nanmin(calibrated.value("GENE0")), np.nanmax(calibrated.value("GENE0"))
-    ends = [float(end) for end in texts[0].split("·")[1].split("to")]
-    np.testing.assert_allclose(ends, [low, high], rtol=1e-3)
-    chips = page.page.locator("#structured button").all_inner_texts()
-    assert chips[0] == "GENE0" and {"GENE4", "GENE6"} < set(chips) < {f"GENE{i}" for i in range(0, 12, 2)}
-
-
-def test_spots_outside_are_hatched_and_intervals_are_read_at_a_spot(
-    show: Any, calibrated: SyntheticMap
-) -> None:
-    page = show(calibrated)
-    page.pick("GENE4")
-    same = page.page.evaluate("report.panes[0].colorIndices[0]")
-    colors = page.page.evaluate(
-        """() => [0, 20].map((spot) => {
-          const pane = report.panes[0];
-          const view = pane.view();
-          const radius = (report.metadata.spot_diameter_px / 2) * view.scale * devicePixelRatio;
-          const x = (view.left + view.scale * report.xy[2 * spot]) * devicePixelRatio;
-          const y = (view.top + view.scale * report.xy[2 * spot + 1]) * devicePixelRatio;
-          const side = Math.max(3, Math.floor(radius));
-          const pixels = pane.painter.context.getImageData(x - side / 2, y - side / 2, side, side).data;
-          const seen = new Set();
-          for (let i = 0; i < pixels.length; i += 4) {
-            seen.add(`${pixels[i]} ${pixels[i + 1]} ${pixels[i + 2]}`);
-          }
-          return seen.size;
-        })"""
-    )
-    assert same is not None and colors[0] > 1 and colors[1] == 1
-    readout = page.page.evaluate("[0, 20].map((spot) => report.panes[0].describeSpot(spot))")
-    value = calibrated.value("GENE4")[20]
-    assert "outside: unlike" in readout[0] and "lower bound unknown" in readout[0]
-    assert "outside" not in readout[1]
-    assert float(readout[1].split("lower bound ")[1].split()[0]) == pytest.approx(value - 0.5, abs=2e-3)
-    assert float(readout[1].split("upper bound ")[1].split()[0]) == pytest.approx(value + 0.5, abs=2e-3)
-
-
-def test_spots_of_large_expected_error_can_be_hidden(show: Any, calibrated: SyntheticMap) -> None:
-    page = show(calibrated)
-    slide_to(page, "hide-errors", "40")
-    inside = calibrated.nearest[9:]
-    alpha = page.colors(list(range(len(calibrated.spots))))[:, 3]
-    shown = set(np.flatnonzero(alpha == 255).tolist())
-    small = set((np.argsort(inside)[: round(len(inside) * 0.6)] + 9).tolist())
-    assert shown == small - {40}
