@@ -21,7 +21,7 @@ from synthetic_slides import tissue
 
 from mclst.runtime.cli.infer import main
 from mclst.runtime.cli.report import main as report_main
-from mclst.runtime.storage import remote, remote_file
+from mclst.runtime.storage import http, remote, remote_file
 
 SPOTS = ("--spots", "spots.csv", "--no-picture", "--no-html", "--workers", "2", "--no-cache", "-q")
 
@@ -56,6 +56,8 @@ def here(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.0)
     monkeypatch.setattr(remote_file, "RANGE_BYTES", 1 << 13)
+    for name in ("CONNECT_S", "SILENCE_S"):
+        monkeypatch.setattr(http, name, 600.0)
     return tmp_path
 
 

@@ -63,7 +63,8 @@ def server(folder: Path) -> Iterator[RangeServer]:
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries without a pause; a server that is slow, as the machine may be, is waited for."""
     monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.0)
-    monkeypatch.setattr(http, "SILENCE_S", 300.0)
+    for name in ("CONNECT_S", "SILENCE_S"):
+        monkeypatch.setattr(http, name, 600.0)
 
 
 def scattered_tiles(slide: Slide, n: int = 60) -> tuple[Tiles, dict[int, Any]]:
