@@ -33,6 +33,8 @@ PATIENT = {
     "RAY_raylet_client_num_connect_attempts": str(PATIENCE_SECONDS),
     # A node that is dead refuses the check, and is noticed as before.
     "RAY_health_check_timeout_ms": str(1000 * PATIENCE_SECONDS),
+    # Nor does it end a worker because others fill this machine's memory.
+    "RAY_memory_monitor_refresh_ms": "0",
 }
 """Environment in which Ray takes nothing for dead that a busy machine holds up."""
 
