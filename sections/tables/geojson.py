@@ -116,41 +116,58 @@ def stream_cells(path: Path) -> Iterator[Cell]:
         if not isinstance(geometry, dict):
             raise SectionError(f"{at} has no geometry; take it out")
         name = _id(feature, properties, number)
-        kind = str(properties.get("objectType") or properties.get("object_type") or "")
+        kind = _object_type(properties)
         pieces = _pieces(at, geometry, split=kind in PARTS_ARE_CELLS)
         for part, piece in enumerate(pieces, start=1):
             yield Cell(
                 name if len(pieces) == 1 else f"{name}/{part}",
                 _center(at, piece),
                 _classification(properties.get("classification")),
-                kind[:MAX_ID_CHARACTERS],
+                kind,
                 piece,
             )
 
 
 def read_regions(path: Path) -> list[Polygon]:
-    """Read the polygons of a file, whatever their object type; points and lines are no regions.
+    """Read the polygons of a file; points and lines are no regions, nor are cells beside annotations.
 
     Raises SectionError if there is none, one is damaged, or all have more than MAX_VERTICES vertices.
     """
     regions: list[Polygon] = []
-    vertices = 0
+    of_cells: list[Polygon] = []
+    vertices, annotated = [0, 0], False  # of regions, of cells
     for number, feature in enumerate(stream_features(path), start=1):
         at = f"{path}: feature {number}"
         geometry = feature.get("geometry", feature if BARE & feature.keys() else None)
         if not isinstance(geometry, dict):
             raise SectionError(f"{at} has no geometry; take it out")
+        kind = _object_type(feature.get("properties"))
+        if kind in AROUND_CELLS and not annotated:
+            annotated = True
+            of_cells.clear()
+            vertices[1] = 0
+        is_cell = kind in OF_CELLS
+        if is_cell and annotated:
+            continue
         for piece in _polygons(at, geometry):
             polygon = tuple(_ring(at, ring) for ring in _list(at, piece["coordinates"]))
-            vertices += sum(map(len, polygon))
-            if vertices > MAX_VERTICES:
+            vertices[is_cell] += sum(map(len, polygon))
+            if sum(vertices) > MAX_VERTICES:
                 raise SectionError(
                     f"{at}: the regions have more than {MAX_VERTICES:,} vertices; simplify them"
                 )
-            regions.append(polygon)
+            (of_cells if is_cell else regions).append(polygon)
+    regions += of_cells
     if not regions:
         raise SectionError(f"{path}: there is no polygon; give regions as Polygon or MultiPolygon")
     return regions
+
+
+def _object_type(properties: Any) -> str:
+    """QuPath's spelling, else InstanSeg's; "" if neither is there."""
+    if not isinstance(properties, dict):
+        return ""
+    return str(properties.get("objectType") or properties.get("object_type") or "")[:MAX_ID_CHARACTERS]
 
 
 def _polygons(at: str, geometry: dict[str, Any], depth: int = 0) -> Iterator[dict[str, Any]]:

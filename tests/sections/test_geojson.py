@@ -266,6 +266,20 @@ def test_regions_in_collections_count(tmp_path: Path) -> None:
             read_regions(write(tmp_path / "r.geojson", content))
 
 
+def test_cells_beside_annotations_are_no_regions(tmp_path: Path) -> None:
+    tissue = feature("Polygon", [SQUARE], properties={"objectType": "annotation"})
+    cells = [
+        feature("Polygon", [ellipse(200, y, 9, 9, 0)], properties={"objectType": "cell"}) for y in (0, 50)
+    ]
+    points = np.array([[11, 21], [200, 0], [200, 50]], np.float64)
+    for content, expected in (
+        (collection(cells[0], tissue, cells[1]), [True, False, False]),
+        (collection(*cells), [False, True, True]),
+    ):
+        path = write(tmp_path / "r.geojson", content)
+        assert in_regions(points, read_regions(path)).tolist() == expected
+
+
 def test_a_self_crossing_region_follows_the_even_odd_rule() -> None:
     turn = np.pi / 2 + np.arange(5) * 4 * np.pi / 5
     star = np.column_stack([np.cos(turn), np.sin(turn)])
