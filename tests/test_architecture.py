@@ -103,7 +103,8 @@ runtime/inference: runtime/encoder/tensorrt runtime/encoder/cuda runtime/slide r
 runtime/report/figures: runtime/expression_map runtime
 runtime/report/export: runtime/expression_map runtime/tiling runtime sections/tables
 runtime/encoder/tensorrt: runtime/encoder/cuda runtime/encoder runtime/bundle runtime kernels/definition
-runtime/expression_map: runtime/trust runtime kernels/definition sections/formats sections/tables sections
+runtime/expression_map: runtime/trust runtime/decoding runtime kernels/definition sections/formats
+    sections/tables sections
 runtime/trust: runtime/slide runtime kernels kernels/definition
 runtime/tiling: runtime/slide runtime sections/tables sections
 runtime/features: runtime kernels/definition

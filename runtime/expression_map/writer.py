@@ -15,9 +15,9 @@ import h5py
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 
 from mclst.runtime.atomic import check_writable, sync_folder
+from mclst.runtime.decoding.area_mean import area_mean, window_edges
 from mclst.runtime.errors import OutputError, SpotsError
 from mclst.runtime.expression_map.h5ad_layout import H5adImage
 from mclst.runtime.expression_map.h5ad_values import (
@@ -323,8 +323,8 @@ def downscale(image: NDArray[np.uint8], scale: float, longest_px: int) -> tuple[
     if factor >= 1:
         return image, float(scale)
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    small = Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BOX)
-    return np.asarray(small), float(scale) * max(size) / max(height, width)
+    small = area_mean(image, window_edges(height, size[1]), window_edges(width, size[0]))
+    return small, float(scale) * max(size) / max(height, width)
 
 
 def estimate_spot_diameter(xy_px: NDArray[np.float64]) -> float:

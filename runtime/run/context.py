@@ -173,7 +173,7 @@ def open_run(
             log.note(fit.text)
         if given_batch is not None:
             batch = min(batch, given_batch)
-        elif isinstance(session, CpuSession):
+        elif isinstance(session, CpuSession) and session.heavy:
             graph = model.encoder_sha256(session, options.precision)
             assert graph is not None, "only a server has none"
             batch = prompt_batch(session, graph, options.precision, batch)

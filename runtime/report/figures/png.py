@@ -10,7 +10,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-LEVEL = 3
+LEVEL = 1
 UP = 2
 """PNG's filter that stores the difference from the row above: right for drawings and tissue alike."""
 METERS_PER_INCH = 0.0254
