@@ -27,6 +27,8 @@ NEAR = 0.04
 SMALL_MARGIN = 0.1
 """Closer than this, the next runs measure again, until MOST_TIMES."""
 MOST_TIMES = 3
+SLOW = 25.0
+"""Tiles/s below which that takes longer than the margin is worth, and tries are too long to be held up."""
 KEPT, KEPT_UNCONFIRMED = timedelta(days=30), timedelta(days=1)
 """How long a record counts. What was measured once is measured again after a day, when whatever held a
 candidate up is over.
@@ -112,7 +114,7 @@ def is_settled(record: Record, now: datetime) -> bool:
     # Lanes are near each other; what was measured once is confirmed a day later anyway.
     others = [t.tiles_per_second for t in record.timings if t.name[:2] != chosen.name[:2]]
     clear = not others or chosen.tiles_per_second >= max(others) * (1 + SMALL_MARGIN)
-    return clear or record.times >= MOST_TIMES
+    return clear or chosen.tiles_per_second < SLOW or record.times >= MOST_TIMES
 
 
 def measure(

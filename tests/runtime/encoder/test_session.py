@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from onnx import TensorProto, helper
 
 from mclst.runtime.errors import BundleError, ResourceError
 from mclst.runtime.inference.providers import open_session
+from mclst.runtime.resources import gc_disabled
 
 NO_CUDA = "CUDAExecutionProvider" not in onnxruntime.get_available_providers()
 
@@ -23,6 +25,16 @@ def test_the_cpu_is_the_default(small_bundle: Path) -> None:
 
 
 @pytest.mark.skipif(not NO_CUDA, reason="this ONNX Runtime has CUDA")
+def test_an_encoder_that_is_left_frees_its_memory_at_once(small_bundle: Path) -> None:
+    """Others are opened beside it next, while a provider is chosen."""
+    session = open_session(small_bundle / "encoder.onnx", threads=2)
+    session.encode(np.zeros((4, *session._tile), np.uint8))  # type: ignore[attr-defined]
+    left = weakref.ref(session)
+    with gc_disabled():
+        del session
+        assert left() is None
+
+
 def test_a_missing_provider_is_not_replaced(small_bundle: Path) -> None:
     with pytest.raises(ResourceError, match="CUDAExecutionProvider"):
         open_session(small_bundle / "encoder.onnx", "cuda")

@@ -176,6 +176,7 @@ def record(times: int = 1, age: timedelta = timedelta(), **speeds: float) -> Rec
         (record(cpu_fp32=20, openvino_int8=50), True),
         (record(cpu_fp32=20), True),
         (record(cpu_fp32=20, openvino_int8=50, openvino_int8_1=49), True),
+        (record(cpu_fp32=4.8, openvino_int8=5), True),
         (record(cpu_fp32=48, openvino_int8=50), False),
         (record(times=3, cpu_fp32=48, openvino_int8=50), True),
         (record(age=KEPT + timedelta(days=1), cpu_fp32=20, openvino_int8=50), False),
@@ -190,11 +191,11 @@ def test_a_clear_recent_choice_is_settled(kept: Record, settled: bool) -> None:
 
 def test_a_slow_session_is_outdone_by_the_next() -> None:
     """While int8 was slow for seconds on end, fp32 won by little; the next run measures again."""
-    slow = record(cpu_fp32=20, openvino_int8=19)
+    slow = record(cpu_fp32=40, openvino_int8=39)
     assert fastest(slow.timings).name == FP32 and not is_settled(slow, NOON)
-    again = record(cpu_fp32=18, openvino_int8=50).merged(slow)
+    again = record(cpu_fp32=38, openvino_int8=90).merged(slow)
     assert fastest(again.timings).name == INT8 and is_settled(again, NOON) and again.times == 2
-    assert {t.name: t.tiles_per_second for t in again.timings} == {FP32: 20, INT8: 50}
+    assert {t.name: t.tiles_per_second for t in again.timings} == {FP32: 40, INT8: 90}
 
 
 def test_a_machine_that_lied_is_asked_again_the_next_day(
