@@ -52,7 +52,8 @@ def execute(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             resources={"metadata": {"path": str(folder)}},
         )
         # No ports, which another process may take between the choice and the kernel's start.
-        client.create_kernel_manager().transport = "ipc"
+        kernel = client.create_kernel_manager()
+        kernel.transport, kernel.ip = "ipc", f"{runtime}/kernel"
         client.execute()
     return notebook
 
