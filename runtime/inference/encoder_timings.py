@@ -41,7 +41,7 @@ SLOWER = 1.3
 """After the first rounds, a candidate this much slower than the other is given up."""
 TRY_SECONDS, ALL_SECONDS = 0.1, 3.0
 """About how long one try may take, and all of them before no more than the first rounds are made."""
-LONG_TRY = 1.0
+LONG_TRY = 0.5
 """Seconds of a try that nothing short holds up; it is made once."""
 FAST_ENOUGH = 1000.0
 """Tiles/s of the first candidate from which reading, not encoding, bounds a run: nothing is tried."""
