@@ -126,7 +126,7 @@ class Tegrastats:
         self._at = time.monotonic()
         self._thread = Thread(target=self._read, name="mclst-tegrastats", daemon=True)
         self._thread.start()
-        deadline = time.monotonic() + 3
+        deadline = time.monotonic() + 10
         while self._watts is None and self._thread.is_alive() and time.monotonic() < deadline:
             time.sleep(0.02)
         if self._watts is None:
