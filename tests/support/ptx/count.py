@@ -1,4 +1,4 @@
-"""`python tests/support/ptx/count.py` prints what the kernels issue for each query, by executing their PTX.
+"""`PYTHONPATH=tests/support python -m ptx.count` prints what kernels issue for each query, by executing PTX.
 
 Two cases of one tile of queries against 2,048 bank rows of 256 columns: a gathered mean over 1.8 % of the
 rows, as in the HER2+ sections (200 of 11,372), and a dense one over 9.7 %, as in Visium (2,400 of 24,787).

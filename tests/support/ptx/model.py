@@ -1,4 +1,4 @@
-"""`python tests/support/ptx/model.py` prints a model of retrieval's time by stage, not a measurement.
+"""`PYTHONPATH=tests/support python -m ptx.model` prints a model of retrieval's time by stage, no measurement.
 
 Instructions are those that the PTX executor counts (count.py), scaled to two published cases; bytes follow
 from the shapes. A stage takes at least the time of its busiest unit. Latencies, conflicts, tails and launches
