@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from mclst.runtime.atomic import write_atomically
@@ -128,7 +129,10 @@ def _head_of(fit: Mapping[str, Any]) -> dict[str, str] | None:
     """Name and settings of a fitted head, in words."""
     if not fit.get("head"):
         return None
-    settings = [] if fit.get("alpha") is None else [f"α {float(fit['alpha']):.3g}"]
+    alpha = fit.get("alpha")
+    alphas = [] if alpha is None else [float(value) for value in np.atleast_1d(alpha)]
+    bounds = dict.fromkeys(f"{value:.3g}" for value in (min(alphas), max(alphas))) if alphas else ()
+    settings = [f"α {' to '.join(bounds)}"] if bounds else []
     if fit.get("weighting") == "similarity":
         settings.append("all spots by similarity")
     elif fit.get("k") is not None:

@@ -124,14 +124,15 @@ class _RidgeOnFeatures:
             for block in folds.blocks:
                 of, values = encoded[block.section]
                 parts.append((values[block.rows], usable[block.section].expression[of[block.rows]]))
-            head = fit_head(parts, folds, HeadOptions("ridge"))
+            head = fit_head(parts, folds, HeadOptions("ridge", one_penalty=True))
         except InputError as error:
             return None, str(error)
+        assert head.penalty is not None
         expression = np.full(section.expression.shape, np.nan)
         expression[rows] = head.predict(features)
         spots = sum(len(of) for of, _ in encoded)
         listed = ", ".join(own.name for own in usable[:6]) + (", …" if len(usable) > 6 else "")
-        return expression, f"{listed}; {spots:,} spots, penalty {head.alpha:.3g}"
+        return expression, f"{listed}; {spots:,} spots, penalty {head.penalty.rest:.3g}"
 
     def _encode(
         self, section: MeasuredSection, source: FeatureSource, most: int

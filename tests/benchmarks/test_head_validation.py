@@ -26,9 +26,11 @@ from mclst.models.recipes.weights import load_weights
 from mclst.runtime.errors import InputError, ResourceError
 from mclst.runtime.features.cache import FeatureCache
 from mclst.runtime.section_options import SectionFiles
+from mclst.training.fitting import heads
 from mclst.training.fitting.cli import main as fit
 from mclst.training.fitting.command import read_fit_sections
 from mclst.training.fitting.features import EncoderSetup, FeatureSource, samples_per_section
+from mclst.training.fitting.ridge import Penalty, choose_penalty
 
 ENCODER, SPOTS, ALPHA = "mobilenetv3_small_050", 12, 300.0
 
@@ -104,18 +106,25 @@ def test_ridge_is_scikit_learns_and_knn_is_brute_force(
         assert rows["knn", name]["mse"] == pytest.approx(mse, rel=1e-3)
 
 
-def test_nothing_is_chosen_on_the_section_left_out(place: Path, tmp_path: Path) -> None:
-    """The penalty is that of mclst-fit on the other sections alone."""
+def test_nothing_is_chosen_on_the_section_left_out(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The penalties are those of mclst-fit on the other sections alone."""
+    chosen: list[Penalty] = []
+
+    def choose(errors: Any) -> Penalty:
+        chosen.append(choose_penalty(errors))
+        return chosen[-1]
+
+    monkeypatch.setattr(heads, "choose_penalty", choose)
     alone = [place / "sections", "--hold-out", "B1", *encoder_words(place), "--out", tmp_path / "m.pt"]
     environment = {"MCLST_CACHE": str(place / "cache"), "MCLST_FEATURE_CACHE_GB": "1"}
     fitted = CliRunner().invoke(fit, [*map(str, alone), "--json", "-"], env=environment)
     assert fitted.exit_code == 0, fitted.output
-    alpha = json.loads(fitted.stdout)["alpha"]
-    words = ("--fold", "B", "--work")
-    free = run(place, *words, tmp_path / "free")
-    given = run(place, *words, tmp_path / "given", of_fit=("--alpha", str(alpha)))
-    assert "leaving one patient out" in free.stderr
-    assert json.loads(free.stdout)["folds"] == json.loads(given.stdout)["folds"]
+    assert json.loads(fitted.stdout)["alpha"] == [*chosen[0].components, chosen[0].rest]
+    free = run(place, "--fold", "B", "--work", tmp_path / "free")
+    assert free.exit_code == 0 and "leaving one patient out" in free.stderr
+    assert len(chosen) == 2 and chosen[1] == chosen[0]
 
 
 def test_folds_run_at_once_are_kept_and_belong_to_their_settings(place: Path, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def checkpoint_content(model: FittedModel) -> dict[str, Any]:
             "views": list(setup.views),
             "context_um": model.context_um,
             "prediction_dim": head.prediction_dim,
-            "alpha": head.alpha,
+            "alpha": None if head.penalty is None else head.penalty.record(),
             "components": head.components,
             "folds": model.folds.text,
             "block_sizes": [len(spots) for spots in model.spots],

@@ -198,8 +198,8 @@ def main(
 def _summary(result: FitResult, out: Path) -> list[tuple[str, Any]]:
     model, head = result.model, result.model.head
     parts = [str(model.record["head"])]
-    if head.alpha is not None:
-        parts.append(f"α {head.alpha:.3g}")
+    if head.penalty is not None:
+        parts.append(str(head.penalty))
     if head.components:
         parts.append(f"{head.components} components")
     if head.retrieval is not None:
@@ -233,7 +233,7 @@ def _as_json(result: FitResult, out: Path) -> dict[str, Any]:
         "context_um": model.context_um,
         "expression": model.units,
         "genes": len(model.genes),
-        "alpha": model.head.alpha,
+        "alpha": None if model.head.penalty is None else model.head.penalty.record(),
         "judged_by": model.folds.text,
         **model.record,
         "encoded": result.encoded,

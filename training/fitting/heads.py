@@ -18,13 +18,16 @@ from mclst.runtime.trust.calibration import gallery_rows
 from mclst.training.fitting.folds import Folds
 from mclst.training.fitting.ridge import (
     ALPHAS,
+    AXES,
     BENCHMARK_COMPONENTS,
     Affine,
     Part,
+    Penalty,
     RidgeFolds,
     RidgePath,
     benchmark_alpha,
     choose_alpha,
+    choose_penalty,
 )
 
 Head = Literal["ridge", "pca-ridge", "knn", "blend"]
@@ -50,13 +53,15 @@ class HeadOptions:
     """What to fit.
 
     alpha: of ridge; None: chosen, or the benchmark's for "pca-ridge". k: neighbors; None: chosen.
-    weighting: of the neighbors of "knn"; by similarity, all spots are neighbors.
+    weighting: of the neighbors of "knn"; by similarity, all spots are neighbors. one_penalty: whether one α
+    is chosen, not one for each of the first principal components of the expression and one for the rest.
     """
 
     head: Head = "ridge"
     alpha: float | None = None
     k: int | None = None
     weighting: Literal["uniform", "similarity"] = "uniform"
+    one_penalty: bool = False
 
     @property
     def retrieves(self) -> bool:
@@ -88,7 +93,7 @@ class FittedHead:
     retrieval: with a bank. bank_expression: float32 [M, G], measured or residual, of all spots in block
     order. embedding: float32 [M, D] of all spots. gallery: rows of it to measure distances to, of a head
     without a bank.
-    out_of_fold: per block. alpha: None without ridge.
+    out_of_fold: per block. penalty: None without ridge.
     """
 
     layer: Affine
@@ -96,7 +101,7 @@ class FittedHead:
     prediction_dim: int
     embedding: NDArray[np.float32] = field(repr=False)
     out_of_fold: tuple[OutOfFold, ...] = field(repr=False)
-    alpha: float | None = None
+    penalty: Penalty | None = None
     components: int = 0
     retrieval: RetrievalSpec | None = None
     bank_expression: NDArray[np.float32] | None = field(default=None, repr=False)
@@ -168,28 +173,28 @@ class _Fit:
     def run(self) -> FittedHead:
         head = self.options.head
         check_enough(self.folds, self.options)
-        alpha = self._alpha()
-        spec = self._choose_neighbors(alpha) if self.options.retrieves else None
+        penalty = self._penalty()
+        spec = self._choose_neighbors(penalty) if self.options.retrieves else None
         final = self.path()
         count = min(COMPONENTS, len(final.eigenvalues))
         embed = self._embed(final, count)
-        regression = None if alpha is None else self._regression(final).affine(alpha)
+        regression = None if penalty is None else self._regression(final).affine(penalty)
         layer = embed if regression is None else _stack(embed, regression)
         embedding = np.concatenate([embed(x) for x, _ in self.parts]).astype(np.float32)
         bank, gallery = None, None
         if spec is None:
             gallery = gallery_rows(len(embedding))
-            out_of_fold = self._predict_by_regression(alpha, embedding, gallery)
+            out_of_fold = self._predict_by_regression(penalty, embedding, gallery)
         else:
-            bank = np.concatenate(self._bank_expression(self.names, alpha))
-            out_of_fold = self._predict_by_neighbors(spec, alpha)
+            bank = np.concatenate(self._bank_expression(self.names, penalty))
+            out_of_fold = self._predict_by_neighbors(spec, penalty)
         return FittedHead(
             layer=layer,
             embedding_dim=count,
             prediction_dim=0 if regression is None else self.genes,
             embedding=embedding,
             out_of_fold=tuple(out_of_fold),
-            alpha=alpha,
+            penalty=penalty,
             components=min(BENCHMARK_COMPONENTS, len(final.eigenvalues)) if head == "pca-ridge" else 0,
             retrieval=spec,
             bank_expression=bank,
@@ -217,27 +222,27 @@ class _Fit:
     def _regression(self, path: RidgePath) -> RidgePath:
         return path.truncated(BENCHMARK_COMPONENTS) if self.options.head == "pca-ridge" else path
 
-    def _alpha(self) -> float | None:
+    def _penalty(self) -> Penalty | None:
         head = self.options.head
         if head == "knn":
             return None
         if self.options.alpha is not None:
-            return float(self.options.alpha)
+            return Penalty(float(self.options.alpha))
         if head == "pca-ridge":
             count = min(BENCHMARK_COMPONENTS, len(self.path().eigenvalues))
-            return benchmark_alpha(count, self.genes)
-        errors = np.zeros(len(ALPHAS))
+            return Penalty(benchmark_alpha(count, self.genes))
+        errors = np.zeros((len(ALPHAS), AXES + 1))
         for fold in self.names:
             path = self.path(fold)
             for number in self.folds.numbers(fold):
-                errors += path.squared_errors(self.parts[number], ALPHAS)
+                errors += path.component_errors(self.parts[number], ALPHAS)
             self.advance(1)
-        return choose_alpha(errors)
+        return Penalty(choose_alpha(errors.sum(1))) if self.options.one_penalty else choose_penalty(errors)
 
     def _predict_by_regression(
-        self, alpha: float | None, embedding: NDArray[np.float32], gallery: NDArray[np.int64]
+        self, penalty: Penalty | None, embedding: NDArray[np.float32], gallery: NDArray[np.int64]
     ) -> list[OutOfFold]:
-        assert alpha is not None
+        assert penalty is not None
         of_row = np.repeat([block.fold for block in self.folds.blocks], [len(x) for x, _ in self.parts])
         starts = np.cumsum([0, *(len(x) for x, _ in self.parts)])
         result: list[OutOfFold | None] = [None] * len(self.parts)
@@ -247,15 +252,15 @@ class _Fit:
             for number in self.folds.numbers(fold):
                 rows = embedding[starts[number] : starts[number + 1]]
                 result[number] = OutOfFold(
-                    path.predict(self.parts[number][0], alpha).astype(np.float32),
+                    path.predict(self.parts[number][0], penalty).astype(np.float32),
                     NearestSearch(embedding[others]).distances(rows),
                 )
         return [item for item in result if item is not None]
 
-    def _bank_expression(self, folds: Sequence[str], alpha: float | None) -> list[NDArray[np.float32]]:
+    def _bank_expression(self, folds: Sequence[str], penalty: Penalty | None) -> list[NDArray[np.float32]]:
         """What neighbors contribute, per block of `folds`: measured expression, or residuals."""
         numbers = [number for number, block in enumerate(self.folds.blocks) if block.fold in folds]
-        if alpha is None:
+        if penalty is None:
             return [np.asarray(self.parts[number][1], np.float32) for number in numbers]
         absent = [fold for fold in self.names if fold not in folds]
         residuals: dict[int, NDArray[np.float32]] = {}
@@ -264,10 +269,10 @@ class _Fit:
             for number in numbers:
                 if self.folds.blocks[number].fold in some:
                     x, y = self.parts[number]
-                    residuals[number] = (y - path.predict(x, alpha)).astype(np.float32)
+                    residuals[number] = (y - path.predict(x, penalty)).astype(np.float32)
         return [residuals[number] for number in numbers]
 
-    def _retrieve(self, fold: str, alpha: float | None, specs: Sequence[RetrievalSpec]) -> Any:
+    def _retrieve(self, fold: str, penalty: Penalty | None, specs: Sequence[RetrievalSpec]) -> Any:
         """Yield (number of spec, block, result) of a fold's blocks, its bank without the fold."""
         others = [name for name in self.names if name != fold]
         path = self.path(fold)
@@ -275,7 +280,7 @@ class _Fit:
         blocks = [i for i, block in enumerate(self.folds.blocks) if block.fold != fold]
         bank = _Bank(
             np.concatenate([embed(self.parts[i][0]) for i in blocks]).astype(np.float32),
-            np.concatenate(self._bank_expression(others, alpha)),
+            np.concatenate(self._bank_expression(others, penalty)),
         )
         for which, spec in enumerate(specs):
             if self.options.by_similarity:
@@ -293,11 +298,11 @@ class _Fit:
                         f"{error.total:.3g}, so they are no weights; leave --weighting similarity out"
                     ) from error
                 expression = result.expression
-                if alpha is not None:
-                    expression = expression + path.predict(x, alpha).astype(np.float32)
+                if penalty is not None:
+                    expression = expression + path.predict(x, penalty).astype(np.float32)
                 yield which, number, OutOfFold(expression, result.nearest)
 
-    def _choose_neighbors(self, alpha: float | None) -> RetrievalSpec:
+    def _choose_neighbors(self, penalty: Penalty | None) -> RetrievalSpec:
         total = sum(len(x) for x, _ in self.parts)
         if self.options.by_similarity:
             return RetrievalSpec(total, "cosine", "cosine", "similarity")
@@ -309,15 +314,15 @@ class _Fit:
             return specs[0]
         errors = np.zeros(len(specs))
         for fold in self.names:
-            for which, number, item in self._retrieve(fold, alpha, specs):
+            for which, number, item in self._retrieve(fold, penalty, specs):
                 errors[which] += np.square(item.prediction - self.parts[number][1], dtype=np.float64).sum()
             self.advance(1)
         return specs[int(np.argmin(errors))]
 
-    def _predict_by_neighbors(self, spec: RetrievalSpec, alpha: float | None) -> list[OutOfFold]:
+    def _predict_by_neighbors(self, spec: RetrievalSpec, penalty: Penalty | None) -> list[OutOfFold]:
         result: dict[int, OutOfFold] = {}
         for fold in self.names:
-            for _, number, item in self._retrieve(fold, alpha, [spec]):
+            for _, number, item in self._retrieve(fold, penalty, [spec]):
                 result[number] = item
         return [result[number] for number in range(len(self.parts))]
 

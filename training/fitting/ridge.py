@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 ALPHAS = 10.0 ** np.arange(-1, 8.01, 0.25)
 """Penalties to choose from, for features standardized to unit variance."""
+AXES = 8
+"""Principal components of the expression that have a penalty of their own."""
 ROWS_AT_ONCE = 4096
 BENCHMARK_COMPONENTS = 256
 """Principal components of the HEST benchmark's regression."""
@@ -79,11 +82,33 @@ class Moments:
 
 
 @dataclass(frozen=True)
+class Penalty:
+    """Penalties of one ridge regression.
+
+    rest: α. components: α of the first principal components of the expression, in its place.
+    """
+
+    rest: float
+    components: tuple[float, ...] = ()
+
+    def record(self) -> float | list[float]:
+        """α, or those of the components and then the rest."""
+        return [*self.components, self.rest] if self.components else self.rest
+
+    def __str__(self) -> str:
+        if not self.components:
+            return f"α {self.rest:.3g}"
+        return f"α {min(self.components):.3g} to {max(*self.components, self.rest):.3g}"
+
+
+@dataclass(frozen=True)
 class RidgePath:
     """Ridge regression of expression on standardized features, for every penalty α.
 
     With z = basis · (x - mean)/std, the prediction is Σ_r z_r · target_r / (eigenvalue_r + α) + y_mean: that
-    of scikit-learn's StandardScaler and Ridge(α).
+    of scikit-learn's StandardScaler and Ridge(α). Ridge regression of an orthonormal rotation of the
+    expression is the rotated one, so each principal component of the expression may have its own α: a few
+    follow the features closely, and most are noise.
 
     mean, std: float64 [F]. y_mean: float64 [G]. eigenvalues: float64 [R], descending, of the standardized
     features' Gram matrix. basis: float64 [F, R]. target: float64 [R, G].
@@ -141,9 +166,50 @@ class RidgePath:
         """Principal components float64 [n, R] of features [n, F]."""
         return ((np.asarray(features, np.float64) - self.mean) / self.std) @ self.basis
 
-    def predict(self, features: NDArray[Any], alpha: float) -> Array:
+    @cached_property
+    def axes(self) -> Array:
+        """Orthonormal principal components of the expression, float64 [AXES, G]; 0 where there are fewer.
+
+        Of what the least penalty fits: with no more spots than features, that is the expression itself.
+        """
+        fitted = (np.sqrt(self.eigenvalues) / (self.eigenvalues + ALPHAS[0]))[:, None] * self.target
+        by_gene = fitted.shape[1] <= len(fitted)
+        gram = fitted.T @ fitted if by_gene else fitted @ fitted.T
+        size = len(gram)
+        values, vectors = scipy.linalg.eigh(
+            gram, subset_by_index=[max(0, size - AXES), size - 1], check_finite=False
+        )
+        values, vectors = values[::-1], vectors[:, ::-1].T
+        vectors = vectors[values > max(values[0], 0) * size * np.finfo(np.float64).eps]
+        if not by_gene:
+            vectors = vectors @ fitted
+            vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        axes = np.zeros((AXES, fitted.shape[1]))
+        axes[: len(vectors)] = vectors
+        return axes
+
+    def coefficients(self, penalty: Penalty | float) -> Array:
+        """Expression by principal component of the features, float64 [R, G]."""
+        if not isinstance(penalty, Penalty):
+            penalty = Penalty(penalty)
+        plain: Array = self.target / (self.eigenvalues + penalty.rest)[:, None]
+        if not penalty.components:
+            return plain
+        axes = self.axes[: len(penalty.components)]
+        own = 1 / (self.eigenvalues[:, None] + np.array(penalty.components))
+        along = (self.target @ axes.T) * (own - 1 / (self.eigenvalues + penalty.rest)[:, None])
+        return np.asarray(plain + along @ axes)
+
+    def predict(self, features: NDArray[Any], penalty: Penalty | float) -> Array:
         """Expression float64 [n, G] of features [n, F]."""
-        return (self.scores(features) / (self.eigenvalues + alpha)) @ self.target + self.y_mean
+        return np.asarray(self.scores(features) @ self.coefficients(penalty) + self.y_mean)
+
+    def component_errors(self, part: Part, alphas: Array) -> Array:
+        """Errors as of `squared_errors` along each of `axes`, and across all, float64 [alphas, AXES + 1]."""
+        scores, truth = self.scores(part[0]), np.asarray(part[1], np.float64) - self.y_mean
+        along, measured = self.target @ self.axes.T, truth @ self.axes.T
+        own = [np.square((scores / (self.eigenvalues + alpha)) @ along - measured).sum(0) for alpha in alphas]
+        return np.column_stack([np.array(own), self.squared_errors(part, alphas) - np.sum(own, axis=1)])
 
     def squared_errors(self, part: Part, alphas: Array) -> Array:
         """Σ (prediction - truth)² over all values of `part`, for every α; each after the first costs R²."""
@@ -155,9 +221,9 @@ class RidgePath:
         errors += np.einsum("ar,rs,as->a", weight, squares, weight, optimize=True)
         return errors
 
-    def affine(self, alpha: float) -> Affine:
+    def affine(self, penalty: Penalty | float) -> Affine:
         """The same prediction as one affine map of the features."""
-        weight = ((self.basis / (self.eigenvalues + alpha)) @ self.target).T / self.std
+        weight = (self.basis @ self.coefficients(penalty)).T / self.std
         return Affine(weight, self.y_mean - weight @ self.mean)
 
     def components(self, count: int) -> Affine:
@@ -213,6 +279,12 @@ def choose_alpha(errors: Array, alphas: Array = ALPHAS) -> float:
     """Return the penalty with the least error; of equal ones the larger."""
     least = np.flatnonzero(errors <= errors.min())[-1]
     return float(alphas[least])
+
+
+def choose_penalty(errors: Array) -> Penalty:
+    """Return the penalties with the least errors, float64 [ALPHAS, components + 1]."""
+    *components, rest = (choose_alpha(column) for column in errors.T)
+    return Penalty(rest, tuple(components))
 
 
 def _scale(variance: Array, mean: Array, count: int) -> Array:

@@ -12,7 +12,15 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mclst.training.fitting.ridge import ALPHAS, Part, RidgeFolds, choose_alpha
+from mclst.training.fitting.ridge import (
+    ALPHAS,
+    AXES,
+    Part,
+    Penalty,
+    RidgeFolds,
+    choose_alpha,
+    choose_penalty,
+)
 
 SIZES = ((90, 60, 75), (20, 12, 9))
 """Spots per section: more than the 40 features, and fewer when one is left out."""
@@ -81,3 +89,44 @@ def test_the_penalty_is_the_best_of_the_grid() -> None:
     np.testing.assert_allclose(errors, expected, rtol=1e-8)
     assert choose_alpha(errors) == ALPHAS[int(np.argmin(expected))]
     assert choose_alpha(np.zeros(len(ALPHAS))) == ALPHAS[-1]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_each_component_of_the_expression_may_have_its_own_penalty(sizes: tuple[int, ...]) -> None:
+    parts = sections(sizes, genes=12)
+    x, y = parts[1]
+    train_x, train_y = joined(parts, 1)
+    path = RidgeFolds(parts).without([1])
+    np.testing.assert_allclose(path.axes @ path.axes.T, np.eye(AXES), atol=1e-9)
+    if len(train_x) < train_x.shape[1]:
+        peer_axes = PCA(AXES, svd_solver="full").fit(train_y).components_
+        assert np.abs((peer_axes * path.axes).sum(1)).min() > 0.99
+    scaler = StandardScaler().fit(train_x)
+
+    def predicted(alpha: float, target: NDArray[Any]) -> NDArray[Any]:
+        peer = Ridge(alpha).fit(scaler.transform(train_x), target)
+        return np.asarray(peer.predict(scaler.transform(x.astype(np.float64))))
+
+    penalty = Penalty(30.0, tuple(float(alpha) for alpha in 10.0 ** np.arange(AXES)))
+    along = [predicted(a, train_y @ axis) for a, axis in zip(penalty.components, path.axes, strict=True)]
+    rest = predicted(penalty.rest, train_y - train_y @ path.axes.T @ path.axes)
+    expected = np.column_stack(along) @ path.axes + rest
+    np.testing.assert_allclose(path.predict(x, penalty), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(path.affine(penalty)(x), expected, rtol=0, atol=1e-6)
+    errors = path.component_errors((x, y), ALPHAS)
+    np.testing.assert_allclose(errors.sum(1), path.squared_errors((x, y), ALPHAS), rtol=1e-9)
+    direct = [np.square((path.predict(x, alpha) - y) @ path.axes.T).sum(0) for alpha in ALPHAS]
+    np.testing.assert_allclose(errors[:, :AXES], direct, rtol=1e-7)
+    chosen = choose_penalty(errors)
+    assert chosen.components == tuple(ALPHAS[np.argmin(direct, axis=0)]) and chosen.rest in ALPHAS
+
+
+def test_fewer_genes_than_components_and_none_that_vary() -> None:
+    parts = sections((20, 12, 9), genes=3)
+    path = RidgeFolds(parts).without([0])
+    assert np.abs(path.axes[:3]).sum(1).min() > 0.5 and not path.axes[3:].any()
+    flat = RidgeFolds([(x, np.ones_like(y)) for x, y in parts]).without([0])
+    assert not flat.axes.any()
+    same = Penalty(10.0, (10.0,) * AXES)
+    np.testing.assert_allclose(path.predict(parts[0][0], same), path.predict(parts[0][0], 10.0), atol=1e-9)
+    np.testing.assert_allclose(flat.predict(parts[0][0], same), 1.0)
