@@ -53,6 +53,8 @@ FOREIGN = {
         "--find-links",
         "--extra-index-url",
         "--user",
+        "--steps",
+        "--copy",
     ),
 }
 """Options of other programs that the prose names."""

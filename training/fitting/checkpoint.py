@@ -70,8 +70,9 @@ def checkpoint_content(model: FittedModel) -> dict[str, Any]:
         `projection` in place of `head`.
     config: the bundle's Settings.
     genes: [str], G.
-    fit: recipe, views, context_um, prediction_dim (P: 0 or G), head, alpha, components, folds, block_sizes,
-        scores, sections {name: spots}, weights {name, sha256, included, tensors_sha256}.
+    fit: recipe, views, context_um, prediction_dim (P: 0 or G), head, alpha (one, or a list: of the
+        expression's components, then of the rest), components, folds, block_sizes, scores,
+        sections {name: spots}, weights {name, sha256, included, tensors_sha256}.
     bank: with a bank {embedding float32 [M, D], expression float32 [M, G], spot [str], section [str]}; with a
         prediction the expression is that of the residuals.
     gallery: without a bank, embedding float32 [≤ 4096, D] of training spots, to measure distances to.
