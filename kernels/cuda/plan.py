@@ -2,7 +2,7 @@
 
 A query keeps only keys within a limit, estimated from a random sample of the bank. The sample holds e =
 k·sample/M of the k nearest rows on average; the limit is the sample's key number e + 4√e + 2. It is too low
-for about two queries in 10⁵. Those queries, and queries with more keys than fit, are scored in float64 over the
+for two queries in 10⁵. Those queries, and queries with more keys than fit, are scored in float64 over the
 whole bank. The sample affects speed, never the result.
 """
 
