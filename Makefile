@@ -67,8 +67,8 @@ release-check: wheel  ## install the wheel in a clean environment and predict $$
 		python -I $(CURDIR)/tests/support/check_release.py $(abspath $(SLIDE)) $(CURDIR)/$(SMALL)/mclst-bundle \
 		release.h5ad $(PLACES)
 
-gpu-check: build/as/mclst  ## GPU tests and benchmarks, as one JSON, with the packages $PYTHON has
-	PYTHONPATH=build/as $(PYTHON) -m mclst.benchmarks.gpu_check.run
+gpu-check: build/as/mclst  ## GPU tests and benchmarks, as one JSON, with the packages $PYTHON has; CHECK="--steps retrieval"
+	PYTHONPATH=build/as $(PYTHON) -m mclst.benchmarks.gpu_check.run $(CHECK)
 
 clean:  ## remove .venv and everything built
 	rm -rf $(VENV) build mclst-demo mclst-bundle
