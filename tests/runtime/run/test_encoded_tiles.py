@@ -27,7 +27,7 @@ from synthetic_slides import tissue
 
 from mclst.runtime.bundle.bundle import SLIDE_GRAPH, BundleDraft
 from mclst.runtime.cli.infer import main
-from mclst.runtime.encoder.cpu_stages import CpuStages
+from mclst.runtime.encoder.cpu_stages import CpuSession, CpuStages
 from mclst.runtime.expression_map.journal import MEASURED, RECORD, Journal, read_journal, read_tiles
 from mclst.runtime.run import context, encoded_tiles
 from mclst.runtime.run.encoded_tiles import KEEP_SECONDS
@@ -274,6 +274,7 @@ def test_the_batch_that_a_stopped_run_chose_is_kept(
 ) -> None:
     monkeypatch.chdir(place)
     with monkeypatch.context() as patch:
+        patch.setattr(CpuSession, "heavy", True)
         patch.setattr(context, "prompt_batch", lambda *_: 4)
         stop_after(20 * BATCH, monkeypatch)
     with counting_tiles() as batches:
