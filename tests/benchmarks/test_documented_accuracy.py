@@ -30,6 +30,8 @@ MAPS = {
     "EfficientNet-Lite0, blend": "blend",
     "EfficientNet-Lite0, pca-ridge": "pca-ridge",
     "EfficientNet-Lite0, ridge, `--views 0.5,1,2 --context 300`": "views",
+    "EfficientNet-Lite0, ridge of one α": "ridge-one-alpha",
+    "EfficientNet-Lite0, ridge of one α, `--views 0.5,1,2 --context 300`": "views-one-alpha",
 }
 SETS = ("all", "HVG-50", "HVG-200", "SVG-50")
 
