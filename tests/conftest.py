@@ -174,7 +174,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _reused_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Exports of a network that was traced before, in any worker of this session, take that trace."""
+    """Exports of a network that was traced before, in any worker of this run, take that trace."""
     if "torch" not in sys.modules:  # no collected file exports, and torch alone takes seconds
         yield
         return
@@ -194,7 +194,7 @@ def _reused_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The user's cache of this session, so that no test meets what another session measured or encoded."""
+    """The user's cache of this run, so that no test meets what another run measured or encoded."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MCLST_CACHE", str(folder))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,35 +105,33 @@ def _texts(file: h5py.File, name: str, path: Path) -> NDArray[np.str_]:
 
 def read_gene_names(path: Path) -> NDArray[np.str_]:
     """Read the names alone of a bank's genes; raises BundleError if they cannot be read."""
+    with _opened(path) as file:
+        return _texts(file, "genes", path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """The bank's file; what keeps it from being read is a BundleError."""
     try:
         with h5py.File(path, "r") as file:
-            return _texts(file, "genes", path)
+            yield file
     except (BundleError, MemoryError):
         raise
     except Exception as error:  # h5py raises nearly any type on damaged bytes
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> BundleError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return BundleError(f"{path} is not a readable bank ({reason}); export the bundle again")
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BundleError(f"{path} is not a readable bank ({reason}); export the bundle again") from error
 
 
 def read_bank(path: Path) -> Bank:
     """Read bank.h5; raises BundleError if it is damaged or its parts do not fit together."""
-    try:
-        with h5py.File(path, "r") as file:
-            bank = Bank(
-                _floats(file, "embedding", path),
-                _floats(file, "expression", path),
-                _texts(file, "genes", path),
-                _texts(file, "spot", path),
-                _texts(file, "section", path),
-            )
-    except (BundleError, MemoryError):
-        raise
-    except Exception as error:  # h5py raises nearly any type on damaged bytes
-        raise _unreadable(path, error) from error
+    with _opened(path) as file:
+        bank = Bank(
+            _floats(file, "embedding", path),
+            _floats(file, "expression", path),
+            _texts(file, "genes", path),
+            _texts(file, "spot", path),
+            _texts(file, "section", path),
+        )
     rows = {len(bank.embedding), len(bank.expression), len(bank.spot), len(bank.section)}
     if len(rows) != 1 or not len(bank) or bank.expression.shape[1] != len(bank.genes):
         raise BundleError(f"{path}: the parts of the bank have different lengths; export the bundle again")

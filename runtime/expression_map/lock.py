@@ -34,6 +34,11 @@ class RunLock:
         os.close(self.handle)
 
 
+def journal_of(path: Path) -> Path:
+    """The journal of an output."""
+    return path.absolute().with_name(f".{path.name}.journal")
+
+
 def lock_output(path: Path) -> RunLock:
     """Open and lock `.NAME.rows` and `.NAME.journal` next to `path`, keeping what a dead run left in them.
 
@@ -43,7 +48,7 @@ def lock_output(path: Path) -> RunLock:
     """
     remove_stale(path)
     folder, name = path.absolute().parent, path.name
-    rows, journal = folder / f".{name}.rows", folder / f".{name}.journal"
+    rows, journal = folder / f".{name}.rows", journal_of(path)
     while True:
         handle = open_private(rows, os.O_RDWR | os.O_CREAT)
         try:
@@ -67,7 +72,7 @@ def lock_output(path: Path) -> RunLock:
 
 def remove_orphaned_journal(path: Path) -> None:
     """Remove the journal of a map whose run died right after publishing it; rows and live runs stay."""
-    if not os.path.lexists(path.absolute().with_name(f".{path.name}.journal")):
+    if not os.path.lexists(journal_of(path)):
         return
     with suppress(OutputError, OSError):  # a live run's, or a folder that refuses
         lock = lock_output(path)

@@ -45,8 +45,8 @@ BUILT_FIRST = ("fp16", "fp32")
 ON_CUDA = ("fp32", "fp16")
 """ONNX Runtime's CUDA provider has no int8 products for explicit Q/DQ, and few operators in bf16."""
 
-Open = Callable[[str, str, int | None], Session]
-"""(provider, precision, lanes) → the encoder; raises ResourceError or BundleError."""
+Open = Callable[[Candidate], Session]
+"""Candidate → the encoder; raises ResourceError or BundleError."""
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ def _measure(
 ) -> list[Timing]:
     def opened(name: Candidate) -> Session | None:
         try:
-            return open_one(*name)
+            return open_one(name)
         except (ResourceError, BundleError):
             return None  # such as an operator that this provider does not have
 

@@ -109,7 +109,7 @@ class LoadedModel:
             request = ChoiceRequest(provider, precision, batch_size, self._threads or available_cores())
             choice = self._given or known_choice(self.bundle, request)
             if choice is not None:
-                self._open(*choice.name, batch_size, build=False, notify=lambda text: None)
+                self._open(choice.name, batch_size, build=False, notify=lambda text: None)
 
         self._preparing = Background(open_known, "prepare")
         if self.manifest.retrieval is None or (retriever in ("auto", "cuda") and driver_is_installed()):
@@ -146,13 +146,11 @@ class LoadedModel:
         self._choice = _reuse(
             self._choice,
             request,
-            lambda: choose_encoder(
-                self.bundle, request, lambda *name: opener(*name)[1]()[0], notify, sessions
-            ),
+            lambda: choose_encoder(self.bundle, request, lambda name: opener(name)[1]()[0], notify, sessions),
         )
         choice = self._choice[1]
         if choice.name in sessions:
-            self._encoder = opener(*choice.name)[0], (sessions[choice.name], "")
+            self._encoder = opener(choice.name)[0], (sessions[choice.name], "")
         return choice
 
     def pearson_kept(self, precision: str) -> float | None:
@@ -164,46 +162,21 @@ class LoadedModel:
         self.bundle.check_unchanged()
 
     def encoder(
-        self,
-        provider: str,
-        precision: str,
-        lanes: int | None,
-        batch_size: int,
-        *,
-        build: bool,
-        notify: Notify,
+        self, name: Candidate, batch_size: int, *, build: bool, notify: Notify
     ) -> tuple[Session, str]:
         """See Model and `open_encoder`."""
         self._wait_for_encoder()
-        return self._open(provider, precision, lanes, batch_size, build=build, notify=notify)
+        return self._open(name, batch_size, build=build, notify=notify)
 
-    def _open(
-        self,
-        provider: str,
-        precision: str,
-        lanes: int | None,
-        batch_size: int,
-        *,
-        build: bool,
-        notify: Notify,
-    ) -> tuple[Session, str]:
-        self._encoder = _reuse(
-            self._encoder, *self._opener(provider, precision, lanes, batch_size, build=build, notify=notify)
-        )
+    def _open(self, name: Candidate, batch_size: int, *, build: bool, notify: Notify) -> tuple[Session, str]:
+        self._encoder = _reuse(self._encoder, *self._opener(name, batch_size, build=build, notify=notify))
         return self._encoder[1]
 
     def _opener(
-        self,
-        provider: str,
-        precision: str,
-        lanes: int | None,
-        batch_size: int,
-        *,
-        build: bool,
-        notify: Notify,
+        self, name: Candidate, batch_size: int, *, build: bool, notify: Notify
     ) -> tuple[object, Callable[[], tuple[Session, str]]]:
         """Return what tells this encoder from another, and a function that opens it."""
-
+        provider, precision, lanes = name
         request = EncoderRequest(
             self.bundle.path,
             self.bundle.encoder(precision),
@@ -213,7 +186,7 @@ class LoadedModel:
             self._threads,
             lanes,
             notify,
-            lambda name: self._split.encoder(name, precision),
+            lambda on: self._split.encoder(on, precision),
         )
         # Whether and how it was built does not tell one encoder from another.
         return (provider, replace(request, notify=print, build=True)), lambda: open_encoder(provider, request)

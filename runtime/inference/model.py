@@ -11,6 +11,7 @@ from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.bundle.manifest import Manifest
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.inference.encoder_choice import EncoderChoice
+from mclst.runtime.inference.encoder_timings import Candidate
 from mclst.runtime.inference.head import LinearHead
 from mclst.runtime.inference.memory_budget import Fit
 from mclst.runtime.inference.readout import Readout
@@ -104,16 +105,9 @@ class Model(Protocol):
         """Raise BundleError if a file has changed since it was verified."""
 
     def encoder(
-        self,
-        provider: str,
-        precision: str,
-        lanes: int | None,
-        batch_size: int,
-        *,
-        build: bool,
-        notify: Notify,
+        self, name: Candidate, batch_size: int, *, build: bool, notify: Notify
     ) -> tuple[Session, str]:
-        """Return the encoder's session, and why "auto" skipped faster providers; lanes: see EncoderChoice."""
+        """Return the encoder's session, and why "auto" skipped faster providers; name: of a choice."""
 
     def head(self, session: Session, precision: str) -> LinearHead | None:
         """Return what turns the session's features into the graph's values; None if it gives these itself."""

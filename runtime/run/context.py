@@ -155,9 +155,7 @@ def open_run(
     with log.clock.stage("open"):
         if options.memory_budget is not None:
             model.measure_free_memory()
-        session, skipped = model.encoder(
-            options.provider, options.precision, choice.lanes, batch, build=options.build, notify=log.note
-        )
+        session, skipped = model.encoder(choice.name, batch, build=options.build, notify=log.note)
         head = model.head(session, options.precision)
         readout = model.readout(
             spec,

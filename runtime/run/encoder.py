@@ -77,7 +77,7 @@ def _stopped_choice(
         return None
     choice = _with_stopped_lanes(EncoderChoice(provider, precision), stopped)
     try:
-        model.encoder(*choice.name, options.batch_size, build=options.build, notify=log.note)
+        model.encoder(choice.name, options.batch_size, build=options.build, notify=log.note)
     except (ResourceError, BundleError):
         return None
     return choice

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mclst.runtime.atomic import check_distinct, check_writable, remove_stale
 from mclst.runtime.errors import OutputError
+from mclst.runtime.expression_map.lock import journal_of
 from mclst.runtime.report.files import Files, check_paths
 from mclst.runtime.run.options import RunOptions
 from mclst.runtime.run.report import check_report
@@ -72,4 +73,4 @@ class Outputs:
     def was_stopped(self) -> bool:
         """Whether a stopped run of this map left its rows; its pictures may exist already."""
         # Not Path.exists, which raises where the name is too long.
-        return os.path.exists(self.map.absolute().with_name(f".{self.map.name}.journal"))
+        return os.path.exists(journal_of(self.map))

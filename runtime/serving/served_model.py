@@ -17,6 +17,7 @@ from mclst.runtime.encoder.ring import GROUPS
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.errors import InputError
 from mclst.runtime.inference.encoder_choice import EncoderChoice
+from mclst.runtime.inference.encoder_timings import Candidate
 from mclst.runtime.inference.memory_budget import Fit
 from mclst.runtime.inference.model import EncoderSettings
 from mclst.runtime.inference.readout import RETRIEVE_ROWS, Readout, without_neighbors
@@ -222,14 +223,7 @@ class ServedModel:
         """See Model: each answer is checked instead, by `ServerReadout`."""
 
     def encoder(
-        self,
-        provider: str,
-        precision: str,
-        lanes: int | None,
-        batch_size: int,
-        *,
-        build: bool,
-        notify: Notify,
+        self, name: Candidate, batch_size: int, *, build: bool, notify: Notify
     ) -> tuple[Session, str]:
         """See Model."""
         self._connection.flow.notify = notify

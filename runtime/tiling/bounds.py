@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from mclst.runtime.errors import SpotsError
 from mclst.runtime.slide.base import Slide
 from mclst.sections.section import Spots
+from mclst.sections.tables.geojson import GEOJSON_CELLS
+from mclst.sections.tables.layouts import QUPATH_MEASUREMENTS
 
 PICTURES = ("tissue_hires_image.png", "tissue_lowres_image.png")
 HIRES_PX = (600, 2000, 4000, 6000)
 """Longest sides of Space Ranger's downscaled images, which users often pass as the slide."""
 
-OF_QUPATH = ("GeoJSON cells", "QuPath measurements")
+OF_QUPATH = (GEOJSON_CELLS, QUPATH_MEASUREMENTS)
 """Variants of spots that QuPath exports."""
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from mclst.sections.errors import SectionError
 
 ID_COLUMNS = ("id", "barcode", "spot", "cell", "name", "spot_id", "cell_id", "")
+QUPATH_MEASUREMENTS = "QuPath measurements"
 QUPATH_IDS = ("object id", "id")
 SPACE_RANGER_COLUMNS = (
     "barcode",
@@ -55,7 +56,7 @@ LAYOUTS = (
     Layout("plain x, y table", "x", "y"),
     *(
         Layout(
-            "QuPath measurements", f"centroid x {unit}", f"centroid y {unit}", um=unit != "px", ids=QUPATH_IDS
+            QUPATH_MEASUREMENTS, f"centroid x {unit}", f"centroid y {unit}", um=unit != "px", ids=QUPATH_IDS
         )
         for unit in ("\u03bcm", "um", "px")  # a folded MICRO SIGN is the Greek letter
     ),

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mclst.kernels.definition.result import RetrievalResult
+from mclst.runtime.expression_map.writer import MapWriter
 from mclst.sections.section import Spots
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (120, 90, 3), dtype=np.uint8)
@@ -35,3 +37,12 @@ def genes_of(count):
 def publish(writer, *, image=IMAGE, image_scale=0.1, library_id="slide", **changes):
     writer.put_tissue(image, image_scale, library_id)
     return writer.publish(**{"spot_diameter_px": 55.0, "run": {"k": 200}, **changes})
+
+
+def write_all(path, expression, *, spots=None, overwrite=False, **changes):
+    n, count = expression.shape
+    with MapWriter(path, genes=genes_of(count), spots=spots or spots_of(n), overwrite=overwrite) as writer:
+        writer.write(
+            np.arange(n), RetrievalResult(expression, np.arange(n, dtype=np.float32), np.ones(n, np.float32))
+        )
+        return publish(writer, **changes)

@@ -8,11 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from synthetic_maps import SCALE, SyntheticMap
 
-from mclst.benchmarks.page.browser import wait_for_picture, wait_until
+from mclst.benchmarks.page.browser import find_chromium, wait_for_picture, wait_until
 from mclst.runtime.expression_map.reader import open_map
+from mclst.runtime.report.page.openseadragon import VIEWER_PATH
 from mclst.runtime.report.page.slide_page import write_slide_page
+
+NEEDS_BROWSER = [
+    pytest.mark.skipif(
+        find_chromium() is None, reason="no Chromium is installed; `make browser` does, on Debian"
+    ),
+    pytest.mark.skipif(
+        not VIEWER_PATH.is_file(), reason="OpenSeadragon was not fetched when mclst was installed"
+    ),
+]
 
 TO_SCREEN = """window.toScreen = ({ viewer }, x, y) =>
     viewer.viewport.imageToViewerElementCoordinates(new OpenSeadragon.Point(x, y));

@@ -19,7 +19,6 @@ from forked_runs import DEFAULT_SIGHUP, HASHED_AT_ONCE
 from numpy.typing import NDArray
 from PIL import Image
 from refusals import assert_refused, tree
-from small_model import Small
 
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.kernels.retriever import Retriever
@@ -28,16 +27,6 @@ from mclst.runtime.cli.infer import main
 from mclst.runtime.cli.report import main as report_main
 from mclst.runtime.hashing import file_sha256
 from mclst.runtime.inference.providers import open_session
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: Small, small_bundle: Path) -> Path:
-    """A working folder with slide.png, spots.tsv and mclst-bundle."""
-    shutil.copy(small.slide, tmp_path / "slide.png")
-    shutil.copy(small.spots, tmp_path / "spots.tsv")
-    shutil.copytree(small_bundle, tmp_path / "mclst-bundle")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def infer(*words: str) -> Result:

@@ -17,19 +17,8 @@ import pytest
 import tifffile
 from click.testing import CliRunner, Result
 from refusals import assert_refused, tree
-from small_model import Small
 
 from mclst.runtime.cli.infer import main
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: Small, small_bundle: Path) -> Path:
-    """A working folder with slide.png, spots.tsv and mclst-bundle."""
-    shutil.copy(small.slide, tmp_path / "slide.png")
-    shutil.copy(small.spots, tmp_path / "spots.tsv")
-    shutil.copytree(small_bundle, tmp_path / "mclst-bundle")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def infer(*words: str) -> Result:

@@ -10,21 +10,10 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from map_writing import genes_of, publish, spots_of
+from map_writing import spots_of, write_all
 
-from mclst.kernels.definition.result import RetrievalResult
 from mclst.runtime.expression_map.h5ad_layout import H5adImage
 from mclst.runtime.expression_map.h5ad_values import storable_column, storable_names, storable_tree
-from mclst.runtime.expression_map.writer import MapWriter
-
-
-def write_all(path, expression, *, spots=None, overwrite=False, **changes):
-    n, count = expression.shape
-    with MapWriter(path, genes=genes_of(count), spots=spots or spots_of(n), overwrite=overwrite) as writer:
-        writer.write(
-            np.arange(n), RetrievalResult(expression, np.arange(n, dtype=np.float32), np.ones(n, np.float32))
-        )
-        return publish(writer, **changes)
 
 
 def test_odd_columns_are_kept_under_names_that_can_be_stored(tmp_path):

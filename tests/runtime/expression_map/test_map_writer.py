@@ -13,22 +13,13 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from map_writing import genes_of, publish, spots_of
+from map_writing import genes_of, publish, spots_of, write_all
 
 from mclst.kernels.definition.result import RetrievalResult
 from mclst.runtime.errors import OutputError
 from mclst.runtime.expression_map.h5ad_layout import H5adImage
 from mclst.runtime.expression_map.reader import open_map
 from mclst.runtime.expression_map.writer import MapWriter, downscale, estimate_spot_diameter
-
-
-def write_all(path, expression, *, spots=None, overwrite=False, **changes):
-    n, count = expression.shape
-    with MapWriter(path, genes=genes_of(count), spots=spots or spots_of(n), overwrite=overwrite) as writer:
-        writer.write(
-            np.arange(n), RetrievalResult(expression, np.arange(n, dtype=np.float32), np.ones(n, np.float32))
-        )
-        return publish(writer, **changes)
 
 
 def test_rows_in_any_order_come_back_in_the_order_of_the_spots(tmp_path):

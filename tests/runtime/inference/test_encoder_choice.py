@@ -226,7 +226,7 @@ def test_a_machine_that_lied_is_asked_again_the_next_day(
     assert chosen == {0.0: "fp32", 0.9: "fp32", 1.1: "int8", 2.0: "int8", 30.0: "int8", 40.0: "fp32"}
 
 
-def no_session(provider: str, precision: str, lanes: int | None) -> Any:
+def no_session(name: Candidate) -> Any:
     raise ResourceError("it is not here")
 
 

@@ -24,13 +24,6 @@ from mclst.runtime.expression_map.morans_i import morans_i
 from mclst.runtime.expression_map.reader import open_map
 
 
-@pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SyntheticMap:
-    """A working folder with made.h5ad."""
-    monkeypatch.chdir(tmp_path)
-    return synthetic_map(tmp_path / "made.h5ad")
-
-
 def report(*words: str) -> Result:
     return CliRunner().invoke(main, ["made.h5ad", *words])
 

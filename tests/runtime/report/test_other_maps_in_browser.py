@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anndata
 import numpy as np
 import pytest
-from open_pages import opened_pages
+from open_pages import NEEDS_BROWSER
 from synthetic_maps import DIAMETER, HOSTILE, SCALE, SyntheticMap, synthetic_map
 
-from mclst.benchmarks.page.browser import find_chromium, open_browser
 from mclst.runtime.report.figures.style import COLORMAP
-from mclst.runtime.report.page.openseadragon import VIEWER_PATH
 
 pytest.importorskip("playwright", reason="playwright is not installed")
-pytestmark = [
-    pytest.mark.skipif(
-        find_chromium() is None, reason="no Chromium is installed; `make browser` does, on Debian"
-    ),
-    pytest.mark.skipif(
-        not VIEWER_PATH.is_file(), reason="OpenSeadragon was not fetched when mclst was installed"
-    ),
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_browser() as context:
-        yield context
-
-
-@pytest.fixture
-def show(browser: Any, tmp_path: Path) -> Iterator[Any]:
-    with opened_pages(browser, tmp_path) as show:
-        yield show
+pytestmark = NEEDS_BROWSER
 
 
 def test_grid_spots_leave_no_gaps(show: Any, tmp_path: Path) -> None:

@@ -40,13 +40,6 @@ with_viewer = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SyntheticMap:
-    """A working folder with made.h5ad."""
-    monkeypatch.chdir(tmp_path)
-    return synthetic_map(tmp_path / "made.h5ad")
-
-
 def report(*words: str) -> Result:
     return CliRunner().invoke(main, ["made.h5ad", *words])
 

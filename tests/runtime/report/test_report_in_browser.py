@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from open_pages import OpenPage, opened_pages
+from open_pages import NEEDS_BROWSER, OpenPage
 from synthetic_maps import SCALE, SyntheticMap, synthetic_map
 
-from mclst.benchmarks.page.browser import find_chromium, open_browser, wait_until
+from mclst.benchmarks.page.browser import wait_until
 from mclst.runtime.expression_map.morans_i import morans_i
 from mclst.runtime.expression_map.reader import open_map
 from mclst.runtime.report.figures.style import COLORMAP
 from mclst.runtime.report.page import slide_page
-from mclst.runtime.report.page.openseadragon import VIEWER_PATH
 from mclst.runtime.report.page.slide_page import write_slide_page
 
 pytest.importorskip("playwright", reason="playwright is not installed")
-pytestmark = [
-    pytest.mark.skipif(
-        find_chromium() is None, reason="no Chromium is installed; `make browser` does, on Debian"
-    ),
-    pytest.mark.skipif(
-        not VIEWER_PATH.is_file(), reason="OpenSeadragon was not fetched when mclst was installed"
-    ),
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_browser() as context:
-        yield context
-
-
-@pytest.fixture
-def show(browser: Any, tmp_path: Path) -> Iterator[Any]:
-    with opened_pages(browser, tmp_path) as show:
-        yield show
+pytestmark = NEEDS_BROWSER
 
 
 def expected(values: np.ndarray, spots: list[int], colors: Any = COLORMAP, limits: Any = None) -> np.ndarray:
