@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import AbstractContextManager, ExitStack
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from mclst.runtime.cli.cohort import CohortOptions, cohort_options, run_cohort
 from mclst.runtime.cli.run_options import run_options
 from mclst.runtime.cli.server_options import ServerOptions, open_model, server_options
 from mclst.runtime.cli.slide_argument import SlideArgument
+from mclst.runtime.cli.structured import structured_rows
 from mclst.runtime.click_types import PATH, SETTINGS, Finite
 from mclst.runtime.console import check_json, command, progress, publish_result, say, table
 from mclst.runtime.entry_points import STARTED
@@ -214,7 +214,6 @@ def main(
 
 def _summary(run: Run, model: Model) -> list[tuple[str, Any]]:
     rate = {stage: f"{run.tiles_per_second(stage):,.0f}" for stage in ("read", "encode", "retrieve", "total")}
-    genes = ", ".join(f"{gene} ({value:.2f})" for gene, value in run.structured[:5] if isfinite(value))
     retrieves = model.manifest.kind == "retrieval"
     last = "retrieve" if retrieves else "express"
     how = (
@@ -237,8 +236,7 @@ def _summary(run: Run, model: Model) -> list[tuple[str, Any]]:
         rows.append(("chosen", _choice(run, model)))
     if run.mpp is not None:
         rows.insert(2, ("mpp", f"{run.mpp:.4g} µm/px, {run.mpp_source}"))
-    if genes:
-        rows.append(("structured", f"{genes} (Moran's I)"))
+    rows += structured_rows(run.structured)
     if run.verdict:
         rows.append(("trust", run.verdict))
     if run.reliable_genes is not None:

@@ -11,6 +11,7 @@ import click
 
 from mclst.runtime.cli.report_options import file_options
 from mclst.runtime.cli.slide_argument import SlideArgument
+from mclst.runtime.cli.structured import LISTED, structured_rows
 from mclst.runtime.click_types import PATH, SETTINGS, AliasedOption
 from mclst.runtime.console import check_json, command, publish_result, say, table
 from mclst.runtime.errors import InputError
@@ -114,10 +115,10 @@ def main(
             tissue=tissue,
             cells=cells,
         )
-        genes = ", ".join(
-            f"{expression_map.genes[g]} ({expression_map.morans_i[g]:.2f})" for g in expression_map.order[:5]
-        )
-        rows = [("spots", f"{len(expression_map.xy_px):,}"), ("structured", f"{genes} (Moran's I)")]
+        rows = [
+            ("spots", f"{len(expression_map.xy_px):,}"),
+            *structured_rows(expression_map.structured(LISTED)),
+        ]
     for note in notes:
         say(f"Note: {note}", quiet=quiet)
     table([*rows, *paths.items()], quiet=quiet)

@@ -136,6 +136,10 @@ class Map:
         varying = [gene for gene in ranked if not np.isnan(self.morans_i[gene])]
         return distinct_genes(self.expression, varying, count) or [(gene, 0.0) for gene in ranked[:count]]
 
+    def structured(self, count: int) -> tuple[tuple[str, float], ...]:
+        """Names and Moran's I of the genes of `distinct`."""
+        return tuple((self.genes[gene], float(self.morans_i[gene])) for gene, _ in self.distinct(count))
+
     def gene_indices(self, genes: Sequence[str]) -> list[int]:
         """Indices of named genes; InputError names the first that the map lacks."""
         index = {gene: number for number, gene in enumerate(self.genes)}

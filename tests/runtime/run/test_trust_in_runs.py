@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ from mclst.kernels.definition.result import RetrievalResult
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.bundle.calibration import calibration_bytes
 from mclst.runtime.cli.infer import main
+from mclst.runtime.cli.report import main as report_main
+from mclst.runtime.expression_map.distinct import distinct_genes
+from mclst.runtime.expression_map.morans_i import morans_i
 from mclst.runtime.expression_map.writer import MapWriter
 from mclst.runtime.inference.providers import open_session
 from mclst.runtime.trust.calibration import Calibration
@@ -101,6 +105,23 @@ def test_a_calibration_adds_to_the_map_and_changes_nothing_of_x(here: Path, smal
     assert json.loads(Path("slide.run.json").read_text())["run"]["verdict"] == trust["verdict"]
     assert "not calibrated" in plain.stderr and not old.uns["mclst"]["trust"]["calibrated"]
     assert not old.layers and "expected_r" not in old.var
+
+
+def test_both_summaries_name_the_same_structured_genes(here: Path) -> None:
+    words = ["slide.png", "--spots", "spots.tsv", "--no-html"]
+    ran = CliRunner().invoke(main, words)
+    made = CliRunner().invoke(report_main, ["slide.h5ad", "--no-html", "--csv"])
+    assert ran.exit_code == made.exit_code == 0, ran.output + made.output
+    (line,) = {
+        line.strip() for done in (ran, made) for line in done.stderr.splitlines() if "structured" in line
+    }
+    named = re.findall(r"(GENE\d+) \((-?\d\.\d\d)\)", line)
+    written = anndata.read_h5ad("slide.h5ad")
+    values, reliable = np.asarray(written.X), np.flatnonzero(written.var["reliable"])
+    moran = morans_i(values, np.asarray(written.obsm["spatial"]))
+    chosen = distinct_genes(values, reliable[np.argsort(-moran[reliable])].tolist(), 5)
+    assert len(chosen) > 1
+    assert named == [(written.var_names[gene], f"{moran[gene]:.2f}") for gene, _ in chosen]
 
 
 def test_the_intervals_are_those_of_each_spots_distance(here: Path) -> None:
