@@ -23,6 +23,7 @@ COMMANDS = {
     ),
     "load": ("serving.command", "load", "A model server under load."),
     "memory": ("memory.command", "memory", "Peak memory of dense maps."),
+    "nulls": ("nulls.command", "nulls", "Errors of mclst-eval where there is nothing to find."),
     "page": ("reporting.commands", "page", "HTML page of result files."),
     "precision": ("systems.commands", "precision", "A bundle's reduced precisions against fp32."),
     "recipes": ("recipes.command", "recipes", "Encoders at full size: export, memory, parity, tiles/s."),
@@ -31,6 +32,7 @@ COMMANDS = {
     "scale": ("scale.command", "scale", "A million cells as spots; millions of bins pooled."),
     "systems": ("systems.commands", "systems", "The six systems, from tiles to expression."),
     "tiles": ("reading.command", "tiles", "Slide readers: tiles per second."),
+    "trust": ("trust.command", "trust", "What maps say of their errors, against the truth."),
     "viewing": ("page.viewing", "viewing", "The page of a large map in a browser."),
 }
 """Module below `mclst.benchmarks`, attribute, and one line of help, by subcommand."""

@@ -89,6 +89,8 @@ class TrustScore:
         Of the intervals, over all values with one.
     abstention : tuple of RiskCoverage
         One per ranking that the map has.
+    reliable : int or None
+        Number of genes that the map calls so.
     expected_r, reached_r, reliable_r, other_r : float or None
         Means over the genes; the last two of the reached r.
     expected_r_correlation : float or None
@@ -106,6 +108,7 @@ class TrustScore:
     covered: float | None = None
     width: float | None = None
     abstention: tuple[RiskCoverage, ...] = ()
+    reliable: int | None = None
     expected_r: float | None = None
     reached_r: float | None = None
     reliable_r: float | None = None
@@ -169,7 +172,7 @@ def score_trust(path: Path, pair: Pair) -> TrustScore | None:
         values |= coverage(pair, layers["low"], layers["high"])
         values["nominal"] = None if percent is None else float(percent) / 100
     if {"expected_r", "low_r", "reliable"} <= set(var.columns):
-        values |= _of_genes(pair, var)
+        values |= score_genes(pair, var)
     return TrustScore(pair.method, pair.section, abstention=abstention, **values)
 
 
@@ -212,7 +215,8 @@ def risk_coverage(pair: Pair, ranking: NDArray[np.float64], name: str) -> RiskCo
     )
 
 
-def _of_genes(pair: Pair, var: pd.DataFrame) -> dict[str, Any]:
+def score_genes(pair: Pair, var: pd.DataFrame) -> dict[str, Any]:
+    """Expected against reached r; var: `expected_r`, `low_r` and `reliable` of the pair's genes."""
     reached = pearson_per_gene(pair.predicted, pair.truth)
     expected, low = (var[name].to_numpy(np.float64) for name in ("expected_r", "low_r"))
     known = ~np.isnan(reached) & ~np.isnan(expected)
@@ -221,6 +225,7 @@ def _of_genes(pair: Pair, var: pd.DataFrame) -> dict[str, Any]:
         return {}
     varies = known.sum() > 2 and np.ptp(expected[known]) > 0 and np.ptp(reached[known]) > 0
     return {
+        "reliable": int(reliable.sum()),
         "expected_r": float(expected[known].mean()),
         "reached_r": float(reached[known].mean()),
         "reliable_r": _mean(reached[known & reliable]),

@@ -54,7 +54,10 @@ benchmarks/retrieval: benchmarks/harness benchmarks/roofline runtime/report/figu
     kernels/definition
 benchmarks/leaderboard: benchmarks/harness training/fitting runtime/inference runtime/encoder runtime/bundle
     runtime sections
-benchmarks/robustness: benchmarks/contenders benchmarks/harness evaluation/baselines runtime/cli
+benchmarks/nulls: benchmarks/harness evaluation/baselines evaluation/metrics runtime sections/tables
+benchmarks/trust: benchmarks/harness evaluation runtime/expression_map runtime
+benchmarks/robustness: benchmarks/contenders benchmarks/harness evaluation evaluation/baselines runtime/cli
+    runtime/trust runtime/run runtime/expression_map
     runtime/report/figures runtime/inference runtime/tiling runtime/slide runtime/encoder runtime/bundle
     runtime sections/tables sections
 benchmarks/reading: benchmarks/harness runtime/tiling runtime/slide runtime/decoding runtime

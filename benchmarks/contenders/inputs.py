@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from mclst.runtime.tiling.array_pitch import slide_resolution
 from mclst.runtime.tiling.bounds import check_spots
 from mclst.runtime.tiling.tiles import Tiles, TileShape
 from mclst.sections.section import Spots
+
+if TYPE_CHECKING:
+    from mclst.runtime.expression_map.measured import Pair
 
 
 @dataclass(frozen=True)
@@ -144,8 +147,27 @@ def score_against_truth(
     dict
         By contender: spots, pcc_acg, pcc_heg, mse, mae; undefined scores are None.
     """
-    from mclst.runtime.expression_map.measured import Prediction, choose_section, pair_with_truth
     from mclst.sections.accuracy import score
+
+    pairs = pair_expressions(bundle, slide, spots, expression, truth, section)
+    scores: dict[str, dict[str, float | None]] = {}
+    for name, pair in pairs.items():
+        result = score(pair.predicted, pair.truth)
+        measures = {m: float(getattr(result, m)) for m in ("pcc_acg", "pcc_heg", "mse", "mae")}
+        scores[name] = {"spots": len(pair.spot), **none_if_undefined(measures)}
+    return scores
+
+
+def pair_expressions(
+    bundle: Bundle,
+    slide: Path,
+    spots: Spots,
+    expression: Mapping[str, F32],
+    truth: Path,
+    section: str | None,
+) -> dict[str, Pair]:
+    """Match expressions [n, G] at `spots` with a measured section; see `score_against_truth`."""
+    from mclst.runtime.expression_map.measured import Prediction, choose_section, pair_with_truth
 
     prediction = Prediction(
         path=slide,
@@ -157,10 +179,7 @@ def score_against_truth(
         normalization=bundle.manifest.normalization.expression,
     )
     source = choose_section(prediction, truth, section)
-    scores: dict[str, dict[str, float | None]] = {}
-    for name, values in expression.items():
-        pair = pair_with_truth(replace(prediction, expression=values.astype(np.float64)), source)
-        result = score(pair.predicted, pair.truth)
-        measures = {m: float(getattr(result, m)) for m in ("pcc_acg", "pcc_heg", "mse", "mae")}
-        scores[name] = {"spots": len(pair.spot), **none_if_undefined(measures)}
-    return scores
+    return {
+        name: pair_with_truth(replace(prediction, expression=values.astype(np.float64)), source)
+        for name, values in expression.items()
+    }

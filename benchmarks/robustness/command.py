@@ -25,6 +25,7 @@ from mclst.runtime.console import command, progress, say
 @click.option(
     "--most-spots", type=click.IntRange(2), default=1000, help="Use at most so many, spread evenly."
 )
+@click.option("--genes/--no-genes", default=True, help="Write each gene's own change too.")
 @click.option("--provider", type=click.Choice(PROVIDERS), default="auto", help="What runs the encoder.")
 @result_options(plot="Draw change and scores of each perturbation (PNG).")
 @command
@@ -36,6 +37,7 @@ def robustness(
     section: str | None,
     mpp: float | None,
     most_spots: int,
+    genes: bool,
     provider: str,
     result_files: ResultFiles,
     quiet: bool,
@@ -43,7 +45,8 @@ def robustness(
     """Predict the spots of SLIDE again with other stain, scanner color, focus, JPEG, scale and rotation.
 
     A model that reads tissue changes little. Prints, for each perturbation, how much the expression of a gene
-    changes, and with --truth its scores.
+    changes, and with --truth its scores. Of a calibrated bundle, also what becomes of its intervals, its
+    reliable genes and its verdict on the colors.
     """
     result_files.check((slide, spots_path, bundle_path, truth))
     import numpy as np
@@ -77,9 +80,15 @@ def robustness(
     document |= {
         "slide": slide.name,
         "bundle": {"system": m.system, "encoder": m.encoder.name, "checkpoint_sha256": m.checkpoint.sha256},
-        "results": result,
+        "results": result if genes else _without_genes(result),
     }
     result_files.publish(document, lambda: draw(result, f"{m.system} on {slide.name}"))
+
+
+def _without_genes(result: dict[str, Any]) -> dict[str, Any]:
+    entries = result["perturbations"].items()
+    kept = {name: {k: v for k, v in entry.items() if k != "genes"} for name, entry in entries}
+    return {**result, "perturbations": kept}
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -89,11 +98,21 @@ def _show(result: dict[str, Any]) -> None:
     headings = {"r": "r", "change": "change", "shift": "shift"}
     if any("scores" in entry for entry in entries.values()):
         headings |= {"pcc_acg": "PCC (ACG)", "pcc_heg": "PCC (HEG)", "mse": "MSE"}
+    trusted = any("trust" in entry for entry in entries.values())
+    if trusted:
+        headings |= {
+            "outside": "outside",
+            "covered": "covered",
+            "reliable_r": "r reliable",
+            "other_r": "others",
+        }
     rows = []
     for name, entry in entries.items():
-        values = (({**entry, **entry.get("scores", {})}).get(measure) for measure in headings)
-        rows.append([name, *("–" if value is None else f"{value:.3f}" for value in values)])
+        every = {**entry, **entry.get("scores", {}), **entry.get("trust", {})}
+        values = (every.get(measure) for measure in headings)
+        cells = ["–" if value is None else f"{value:.3f}" for value in values]
+        rows.append([name, *cells, *([every["colors"] or "like theirs"] if trusted else [])])
     title = f"{result['tiles']} tiles; r with, and change from, the expression of the tiles as they are"
-    show_table(title, ("", *headings.values()), rows)
+    show_table(title, ("", *headings.values(), *(["colors"] if trusted else [])), rows)
     say("change: root mean square, in standard deviations of a gene over the spots; median of the genes")
     say("shift: of a gene's mean, in the same unit")

@@ -9,17 +9,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.benchmarks.contenders.inputs import score_against_truth
+from mclst.benchmarks.contenders.inputs import pair_expressions, score_against_truth
 from mclst.benchmarks.harness.undefined import none_if_undefined
 from mclst.benchmarks.robustness.perturb import PERTURBATIONS, center, context_px
+from mclst.benchmarks.robustness.trust import judge_tiles, name_colors, place_of
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.errors import SlideError
 from mclst.runtime.inference.providers import EncoderRequest, open_encoder
 from mclst.runtime.inference.readout import open_readout
+from mclst.runtime.run.options import RunOptions
+from mclst.runtime.run.trust import RunTrust
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.tiling.bounds import check_spots
 from mclst.runtime.tiling.tiles import Tiles, TileShape
+from mclst.runtime.trust.measures import MeasuredResult
+from mclst.runtime.trust.places import read_overview
 from mclst.sections.accuracy import pearson_per_gene
 from mclst.sections.section import Spots
 
@@ -27,6 +32,7 @@ BATCH = 16
 AS_IS = "as it is"
 
 F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
 
 
 def measure(
@@ -59,8 +65,9 @@ def measure(
     Returns
     -------
     dict
-        `tiles`, `provider`, and `perturbations` by name, "as it is" first: see `compare_expression`, and
-        `scores` with a truth.
+        `tiles`, `provider`, and `perturbations` by name, "as it is" first: see `compare_expression`, `scores`
+        with a truth, and with a truth and a calibrated bundle `trust`: see `judge_tiles`, and `colors`, how
+        they differ from the reference's.
 
     Raises
     ------
@@ -69,16 +76,29 @@ def measure(
     """
     request = EncoderRequest(bundle.path, bundle.encoder("fp32"), "fp32", BATCH)
     session, _ = open_encoder(provider, request)
-    features = _encode(bundle, slide, spots, session, mpp, advance)
+    features, places, glass = _encode(bundle, slide, spots, session, mpp, advance)
     readout = open_readout(bundle, None, spots, session.provider)
     rows = np.arange(len(spots))
-    expression = {name: readout.predict_expression(rows, own).expression for name, own in features.items()}
+    predicted = {name: readout.predict_expression(rows, own) for name, own in features.items()}
+    expression = {name: own.expression for name, own in predicted.items()}
     scores = {} if truth is None else score_against_truth(bundle, slide, spots, expression, truth, section)
     results: dict[str, Any] = {}
     for name, own in expression.items():
         results[name] = compare_expression(own, expression[AS_IS], bundle.genes)
         if name in scores:
             results[name]["scores"] = scores[name]
+    calibration = bundle.calibration
+    if truth is not None and calibration is not None:
+        trust = RunTrust(RunOptions(), calibration, None, bundle.genes)
+        row_of = {spot: row for row, spot in enumerate(spots.id.astype(np.str_).tolist())}
+        for name, pair in pair_expressions(bundle, slide, spots, expression, truth, section).items():
+            measured = trust.measure(features[name], predicted[name])
+            assert isinstance(measured, MeasuredResult)
+            paired = np.array([row_of[spot] for spot in pair.spot.tolist()])
+            results[name]["trust"] = {
+                **judge_tiles(calibration, measured, paired, pair),
+                "colors": name_colors(calibration, places[name], glass, PERTURBATIONS.get(name)),
+            }
     return {"tiles": len(spots), "provider": session.provider, "perturbations": results}
 
 
@@ -119,14 +139,19 @@ def _encode(
     session: Session,
     mpp: float | None,
     advance: Callable[[int], object],
-) -> Mapping[str, F32]:
-    """Features [n, D] of the spots under each perturbation; the context is read once."""
+) -> tuple[Mapping[str, F32], Mapping[str, U8], U8]:
+    """Features [n, D] and middles of the tiles under each perturbation; the slide's overview.
+
+    The context of a tile is read once.
+    """
     tile = bundle.manifest.tile
     features = {
         name: np.empty((len(spots), bundle.manifest.encoder.embedding_dim), np.float32)
         for name in (AS_IS, *PERTURBATIONS)
     }
+    places: dict[str, list[U8]] = {name: [] for name in features}
     with open_slide(slide) as opened:
+        glass = read_overview(opened)
         check_spots(spots, opened)
         side = context_px(tile.size_px)
         shape = TileShape(side, tile.mpp, tile.pad)
@@ -136,11 +161,13 @@ def _encode(
             contexts = batch.tiles
             as_is = np.stack([center(context, tile.size_px) for context in contexts])
             features[AS_IS][batch.rows] = session.encode(as_is)
+            places[AS_IS].append(place_of(as_is))
             for name, perturb in PERTURBATIONS.items():
                 tiles = np.stack([perturb(context, tile.size_px) for context in contexts])
                 features[name][batch.rows] = session.encode(tiles)
+                places[name].append(place_of(tiles))
             advance(len(batch.rows))
-    return features
+    return features, {name: np.concatenate(parts) for name, parts in places.items()}, glass
 
 
 def _summary(how: Callable[[NDArray[np.float64]], Any], values: NDArray[np.float64]) -> float:

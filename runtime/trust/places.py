@@ -51,10 +51,15 @@ def read_stain(slide: Slide, xy_px: NDArray[np.float64]) -> Stain | None:
     # Sorted by row, so that places share decoded segments and lie all over the tissue.
     order = np.lexsort((xy_px[:, 0], xy_px[:, 1]))[::step]
     tissue = _read_places(slide, xy_px[order])
+    overview = read_overview(slide)
+    return measure_stain(tissue, overview) if len(tissue) else None
+
+
+def read_overview(slide: Slide) -> NDArray[np.uint8]:
+    """Read 144 places all over the slide, uint8 [n, 24, 24, 3]; unreadable ones are left out."""
     fractions = (np.arange(OVERVIEW_SIDE) + 0.5) / OVERVIEW_SIDE
     across, down = np.meshgrid(fractions * slide.width_px, fractions * slide.height_px)
-    overview = _read_places(slide, np.stack([across.ravel(), down.ravel()], axis=1))
-    return measure_stain(tissue, overview) if len(tissue) else None
+    return _read_places(slide, np.stack([across.ravel(), down.ravel()], axis=1))
 
 
 def _read_places(slide: Slide, xy_px: NDArray[np.float64]) -> NDArray[np.uint8]:

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from section_folders import space_ranger
-from spatial_fields import disc, gaussian_fields
 
+from mclst.benchmarks.nulls.fields import disc, gaussian_fields
 from mclst.evaluation.baselines.comparison import Compared, compare
 from mclst.evaluation.baselines.gather import gather_training
 from mclst.evaluation.baselines.measured_section import MeasuredSection

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import false_discovery_control, pearsonr, spearmanr
-from spatial_fields import disc, gaussian_fields
 
+from mclst.benchmarks.nulls.fields import disc, gaussian_fields
 from mclst.evaluation.metrics.agreement import (
     concordance_per_gene,
     partial_correlation_per_gene,
@@ -162,17 +162,6 @@ def test_effective_spots_are_those_of_all_pairs_of_spots() -> None:
     assert (result < 0.6 * len(xy)).all()
     b[:, 1] = 0.1
     assert np.isnan(effective_spots(a, b, LagClasses.of(xy))).tolist() == [False, True, False]
-
-
-@pytest.mark.parametrize(("length", "plain"), [(0.0, 0.05), (2.0, 0.3), (5.0, 0.5)])
-def test_the_corrected_p_keeps_its_level_on_autocorrelated_fields(length: float, plain: float) -> None:
-    """Independent fields: 5 % of the corrected p-values are below 5 %; of the paper's, up to half."""
-    xy, count = disc(8.5), 1500
-    a, b = gaussian_fields(xy, length, count, seed=6), gaussian_fields(xy, length, count, seed=7)
-    table = measure_genes(a, b, xy)
-    level = -np.log10(0.05)
-    assert 0.03 <= np.mean(table["minus_log10_p_spatial"] > level) <= 0.07
-    assert np.mean(table["minus_log10_p"] > level) == pytest.approx(plain, abs=0.12 if length else 0.02)
 
 
 @settings(max_examples=40, deadline=None)

@@ -12,8 +12,7 @@ import pytest
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed; install mclst[eval]")
 
-from mclst.evaluation import trust
-from mclst.evaluation.trust import coverage, risk_coverage, score_trust
+from mclst.evaluation.trust import coverage, risk_coverage, score_genes, score_trust
 from mclst.runtime.expression_map.measured import Pair
 
 
@@ -73,7 +72,7 @@ def test_expected_r_is_held_against_the_reached_one_by_fifths() -> None:
     var = pd.DataFrame({"expected_r": reached - 0.1, "low_r": reached - 0.2, "reliable": reached > 0.5})
     order = rng.permutation(20)
     shuffled = pair_of(pair.predicted[:, order], truth[:, order])
-    fifths = trust._of_genes(shuffled, var.iloc[order].reset_index(drop=True))["fifths"]
+    fifths = score_genes(shuffled, var.iloc[order].reset_index(drop=True))["fifths"]
     means = np.sort(reached).reshape(5, 4).mean(axis=1)
     np.testing.assert_allclose(fifths, np.stack([means - 0.1, means], axis=1))
 
@@ -94,7 +93,7 @@ def test_a_map_is_held_against_what_it_says(tmp_path: Path) -> None:
     score = score_trust(tmp_path / "m.h5ad", pair)
     assert score is not None
     assert score.nominal == 0.9 and score.covered == pytest.approx(0.9, abs=0.02)
-    assert score.outside == 0.25 and score.above_low_r == 0.5
+    assert score.outside == 0.25 and score.above_low_r == 0.5 and score.reliable == 5
     r = [np.corrcoef(pair.predicted[:, g], pair.truth[:, g])[0, 1] for g in range(20)]
     assert score.reliable_r == pytest.approx(np.mean(r[:5])) and score.other_r == pytest.approx(
         np.mean(r[5:])

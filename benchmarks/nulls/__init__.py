@@ -1,0 +1,1 @@
+"""How often the evaluation finds something where there is nothing."""

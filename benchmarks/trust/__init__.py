@@ -1,0 +1,1 @@
+"""What maps say of their own errors, held against measured sections."""
