@@ -93,8 +93,8 @@ def _show(rows: Sequence[Mapping[str, Any]]) -> None:
 
     cells = []
     for row in rows:
-        first = next((own for own in row["abstention"] if own["ranking"] == "expected_error"), {})
-        values = {**row, "spearman": first.get("spearman")}
+        by = {own["ranking"]: own["spearman"] for own in row["abstention"]}
+        values = {**row, "spearman": by.get("expected_error")}
         cells.append([_cell(values[name]) for name in HEADINGS])
     show_table("maps against what was measured", list(HEADINGS.values()), cells)
     say("covered: share of the measured values in low … high; rank r: Spearman, of spots inside")
