@@ -49,6 +49,8 @@ class Process:
     def __call__(self) -> None:
         """Run it once; raises ResourceError if it fails."""
         environment = {**os.environ, "MCLST_CACHE": str(self.cache), VARIABLE: "0"}
+        # pip compiles what it installs; the warm-up round does so for a working tree.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         try:
             done = subprocess.run(
                 self.command, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S, check=False

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mclst.kernels.cuda.devices import driver_is_installed
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.choices import FASTEST_FIRST, ON_CPU, PRECISIONS
 from mclst.runtime.encoder.cuda.device import CudaDevice
@@ -271,8 +272,10 @@ def _is_here(provider: str) -> bool:
     if provider in ON_CPU:
         # Importing it takes up to half a second, which a remembered choice may spare.
         return find_spec({"cpu": "onnxruntime"}.get(provider, provider)) is not None
+    if not driver_is_installed():  # before a binding, which takes time to import
+        return False
     try:
-        CudaDevice()  # the quickest to tell
+        CudaDevice()
         check_provider(provider)
     except ResourceError:
         return False

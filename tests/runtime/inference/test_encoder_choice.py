@@ -517,3 +517,12 @@ def test_candidates_that_do_not_open_are_left_out(
     choice = choose_encoder(open_bundle(two_precisions), request, no_session, lambda text: None, {})
     assert choice == EncoderChoice("auto", "fp32"), "opening it then says why"
     assert encoder_timings.FORMAT.endswith("/2")
+
+
+def test_without_a_driver_no_binding_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def imported() -> None:
+        raise AssertionError("it takes a twentieth of a second")
+
+    monkeypatch.setattr(encoder_choice, "driver_is_installed", lambda: False)
+    monkeypatch.setattr(encoder_choice, "CudaDevice", imported)
+    assert encoder_choice.runs_on_cpu("auto")
