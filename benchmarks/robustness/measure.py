@@ -15,7 +15,7 @@ from mclst.benchmarks.robustness.perturb import PERTURBATIONS, center, context_p
 from mclst.benchmarks.robustness.trust import judge_tiles, name_colors, place_of
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.encoder.session import Session
-from mclst.runtime.errors import SlideError
+from mclst.runtime.errors import InputError, SlideError
 from mclst.runtime.inference.providers import EncoderRequest, open_encoder
 from mclst.runtime.inference.readout import open_readout
 from mclst.runtime.run.options import RunOptions
@@ -71,9 +71,13 @@ def measure(
 
     Raises
     ------
+    InputError
+        If the model averages over neighbors: their tiles would have to change too.
     SlideError
         If a tile cannot be read.
     """
+    if bundle.manifest.neighborhood is not None:
+        raise InputError(f"{bundle.path} averages over neighboring spots; give a bundle without --context")
     request = EncoderRequest(bundle.path, bundle.encoder("fp32"), "fp32", BATCH)
     session, _ = open_encoder(provider, request)
     features, places, glass = _encode(bundle, slide, spots, session, mpp, advance)
@@ -140,13 +144,13 @@ def _encode(
     mpp: float | None,
     advance: Callable[[int], object],
 ) -> tuple[Mapping[str, F32], Mapping[str, U8], U8]:
-    """Features [n, D] and middles of the tiles under each perturbation; the slide's overview.
+    """What the encoder gives [n, D] and middles of the tiles under each perturbation; the slide's overview.
 
     The context of a tile is read once.
     """
     tile = bundle.manifest.tile
     features = {
-        name: np.empty((len(spots), bundle.manifest.encoder.embedding_dim), np.float32)
+        name: np.empty((len(spots), bundle.manifest.graph_dim), np.float32)
         for name in (AS_IS, *PERTURBATIONS)
     }
     places: dict[str, list[U8]] = {name: [] for name in features}

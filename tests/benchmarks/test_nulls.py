@@ -41,5 +41,10 @@ def test_the_command_counts_at_given_spots_and_on_a_disc(small: Small, tmp_path:
     assert {own["spots"] for own in document["p_values"]} == {small.spots.name, "disc"}
     assert all(0 <= own["corrected"] <= 1 for own in document["p_values"])
     assert all(own["least"] <= own["missed"] <= own["most"] for own in document["intervals"])
-    refused = CliRunner().invoke(main, ["nulls", "--spots", str(tmp_path / "no.tsv")])
-    assert refused.exit_code == 4 and "Traceback" not in refused.output
+
+
+def test_spots_without_array_positions_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "plain.csv").write_text("spot,x,y\na,10,10\nb,20,10\n")
+    for name, reason in (("plain.csv", "no array positions"), ("no.csv", "no.csv")):
+        refused = CliRunner().invoke(main, ["nulls", "--spots", str(tmp_path / name)])
+        assert refused.exit_code == 4 and reason in refused.output, refused.output

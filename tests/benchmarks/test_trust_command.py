@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from calibrated import calibrate_bundle
 from click.testing import CliRunner
-from small_model import Small
+from small_model import Small, fast_regression
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed; install mclst[eval]")
 
@@ -62,6 +62,19 @@ def test_a_map_and_its_perturbed_tiles_are_held_against_the_same_truth(small: Sm
     low, high = (written.layers[name].astype(float) for name in ("low", "high"))
     assert np.isnan(low).any(axis=1).tolist() == written.obs["outside"].tolist()
     assert 0 <= as_is["covered"] <= 1 and (high >= low)[~written.obs["outside"]].all()
+
+
+def test_a_head_that_predicts_beside_an_embedding_is_perturbed(small: Small, tmp_path: Path) -> None:
+    fast_regression(tmp_path / "head", 5, embedding=4)
+    words = [small.slide, "--spots", small.spots, "--provider", "cpu", "--most-spots", "8"]
+    entries = bench("robustness", *words, "--bundle", tmp_path / "head")["perturbations"]
+    assert entries[AS_IS]["change"] == 0 and len(entries[AS_IS]["genes"]) == 5
+    assert entries["pale stain −30 %"]["change"] > 0
+    fast_regression(tmp_path / "wide", 5, embedding=4, radius_um=50.0)
+    refused = CliRunner().invoke(
+        main, ["robustness", *map(str, words), "--bundle", str(tmp_path / "wide"), "--mpp", "0.5"]
+    )
+    assert refused.exit_code == 4 and "averages over neighboring spots" in refused.output
 
 
 def test_a_map_that_says_nothing_is_refused(small: Small, made: Path) -> None:
