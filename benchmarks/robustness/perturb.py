@@ -15,6 +15,9 @@ from scipy import ndimage
 from mclst.evaluation.baselines.stain import STAINS, unmix
 
 Pixels = NDArray[np.uint8]
+OTHER_DYES = np.array([[0.5626, 0.7201, 0.4062], [0.2159, 0.8012, 0.5581]])
+"""Optical density (R, G, B) of hematoxylin and eosin of another laboratory, those that Macenko et al. (2009)
+normalize to."""
 MARGIN = 1.5
 """Side of what is read around a spot, in tiles: a tile turned by 45° needs √2."""
 
@@ -35,6 +38,12 @@ def restained(context: Pixels, size: int, *, hematoxylin: float, eosin: float) -
     """Scale the optical density of hematoxylin and eosin, as another staining protocol does."""
     density = unmix(center(context, size)) * (hematoxylin, eosin, 1.0)
     return _to_pixels(255.0 * np.exp(-density @ STAINS))
+
+
+def redyed(context: Pixels, size: int) -> Pixels:
+    """Replace the two dyes by those of another laboratory, in equal amounts."""
+    density = unmix(center(context, size))
+    return _to_pixels(255.0 * np.exp(-density @ np.vstack([OTHER_DYES, STAINS[2]])))
 
 
 def rescanned(context: Pixels, size: int, *, gains: tuple[float, float, float], gamma: float) -> Pixels:
@@ -75,6 +84,8 @@ PERTURBATIONS: dict[str, Callable[[Pixels, int], Pixels]] = {
     "hematoxylin +25 %": partial(restained, hematoxylin=1.25, eosin=1.0),
     "eosin +25 %": partial(restained, hematoxylin=1.0, eosin=1.25),
     "pale stain −30 %": partial(restained, hematoxylin=0.7, eosin=0.7),
+    "other dyes": redyed,
+    "light −20 %": partial(rescanned, gains=(0.8, 0.8, 0.8), gamma=1.0),
     "scanner color": partial(rescanned, gains=(1.0, 0.95, 0.88), gamma=1.15),
     "blur 1.5 px": partial(blurred, sigma=1.5),
     "JPEG 50": partial(compressed, quality=50),

@@ -15,17 +15,19 @@ from small_model import Small
 from mclst.benchmarks.cli import main
 from mclst.benchmarks.robustness.measure import AS_IS, compare_expression
 from mclst.benchmarks.robustness.perturb import (
+    OTHER_DYES,
     PERTURBATIONS,
     blurred,
     center,
     compressed,
     context_px,
+    redyed,
     rescaled,
     rescanned,
     restained,
     rotated,
 )
-from mclst.evaluation.baselines.stain import unmix
+from mclst.evaluation.baselines.stain import STAINS, unmix
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,16 @@ def test_stain_is_scaled_in_optical_density(context: np.ndarray) -> None:
     after = unmix(restained(context, 32, hematoxylin=1.25, eosin=0.8))
     np.testing.assert_allclose(after[..., 0], 1.25 * before[..., 0], atol=0.06)
     np.testing.assert_allclose(after[..., 1], 0.8 * before[..., 1], atol=0.06)
+
+
+def test_other_dyes_absorb_in_equal_amounts_with_their_own_color(context: np.ndarray) -> None:
+    amounts = unmix(center(context, 32))
+    light = redyed(context, 32)[(amounts[..., 2] > -0.05).nonzero()].astype(float)
+    assert len(light) > 20
+    kept = amounts[amounts[..., 2] > -0.05]
+    np.testing.assert_allclose(np.linalg.norm(OTHER_DYES, axis=1), 1, atol=1e-3)
+    expected = 255 * np.exp(-(kept[:, :2] @ OTHER_DYES + kept[:, 2:] * STAINS[2]))
+    np.testing.assert_allclose(light, expected.clip(0, 255), atol=0.51)
 
 
 def test_scale_shows_more_or_less_tissue(context: np.ndarray) -> None:
