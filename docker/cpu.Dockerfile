@@ -9,7 +9,7 @@ COPY . /source
 RUN pip install --no-cache-dir --constraint /source/constraints.txt setuptools \
     && pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels /source
 # An installation may lack these parts; an image may not.
-RUN for part in kernels/cpu/_cpu decoding/_jpeg_batch openseadragon.min.js; do \
+RUN for part in kernels/cpu/_cpu decoding/_jpeg_batch decoding/_jpeg_blocks openseadragon.min.js; do \
     python -m zipfile -l /wheels/*.whl | grep -q "$part" || { echo "the wheel lacks $part"; exit 1; }; done
 
 FROM python:3.11-slim-bookworm

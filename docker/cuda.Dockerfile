@@ -17,7 +17,7 @@ RUN python3 -m venv /build \
     && /build/bin/pip install --no-cache-dir --constraint /source/constraints.txt setuptools \
     && /build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels /source
 # An installation may lack these parts; an image may not.
-RUN for part in kernels/cpu/_cpu decoding/_jpeg_batch openseadragon.min.js; do \
+RUN for part in kernels/cpu/_cpu decoding/_jpeg_batch decoding/_jpeg_blocks openseadragon.min.js; do \
     /build/bin/python -m zipfile -l /wheels/*.whl | grep -q "$part" || { echo "the wheel lacks $part"; exit 1; }; done
 
 # NVIDIA's "base" flavor: the driver comes from the host, and the CUDA and cuDNN libraries with the packages.

@@ -157,19 +157,20 @@ def main(
     if bins is not None and slide is not None and spots_path is None:
         raise click.UsageError("--bin belongs to --spots")
     from mclst.runtime.resources import gc_disabled
-    from mclst.runtime.run.early import begin_loading, begin_opening
+    from mclst.runtime.run.early import begin_loading
 
     loading = ExitStack()
     click.get_current_context().call_on_close(loading.close)
     # What imports make stays, and looking it through as it grows takes 0.1 s.
     loading.enter_context(gc_disabled())
-    opening = None if slide is None else begin_opening(slide, reader)
-    from mclst.runtime.run.job import Job, run_job
+    from mclst.runtime.run.job import Job, begin_opening, run_job
     from mclst.runtime.run.options import RetrievalError
 
     job = Job(
         slide or Path(), out, spots_path, stride_um, mask_path, reader, all_spots, region_path, options, bins
     )
+    folder = None if server.url is not None else local(bundle_path)
+    opening = None if slide is None else begin_opening(job, folder)
     if cohort.slides is not None:
         loading.close()
         sys.exit(
@@ -197,7 +198,7 @@ def main(
         loading.close()
         return progress("tiles", count, quiet=quiet)
 
-    if server.url is None and (folder := local(bundle_path)) is not None:
+    if folder is not None:
         click.get_current_context().call_on_close(begin_loading(folder, options).wait)
     with open_model(server, bundle_path, trusted, notify) as model:
         try:

@@ -49,6 +49,16 @@ def _frame_of(data: bytes, segments: list[tuple[int, int, int]]) -> Frame:
     raise ValueError("it is not a JPEG stream with a frame header")
 
 
+def read_rgb_frame(data: bytes) -> Frame | None:
+    """Read the frame header of a JPEG file of three colors; None if it has others.
+
+    Raises ValueError if its headers are damaged, or it is of a kind that `decode_jpeg` does not take.
+    """
+    frame = read_frame(data)
+    simplejpeg.decode_jpeg_header(data, strict=True)
+    return frame if (frame.components, frame.bits) == (3, 8) else None
+
+
 def decode_jpeg(data: bytes) -> NDArray[np.uint8]:
     """Decode a JPEG file to uint8 [h, w, 3] (RGB), [h, w, 1] (gray) or [h, w, 4] (CMYK).
 

@@ -35,6 +35,8 @@ FOLDERS = ("spatialdata", "seurat")
 REQUIRED_PACKAGES = {"spatialdata": ("spatialdata", "spatialdata"), "parquet": ("pyarrow", "parquet")}
 """Kind of file to the package that writes it and the extra of mclst that installs it."""
 PLOT_DPI = 300
+IMAGE_PX = 2000
+"""Longest side of the tissue image in a map, as Space Ranger writes it."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,11 @@ class Files:
             raise ValueError(
                 f"plot_format is {self.plot_format!r}; choose one of {', '.join(FIGURE_FORMATS)}"
             )
+
+    @property
+    def picture_px(self) -> int:
+        """Longest side of the slide's picture, from which map and page get theirs; of resolved files."""
+        return max(IMAGE_PX, self.html_px) if self.html else IMAGE_PX
 
     def resolve(self) -> tuple[Files, str]:
         """Decide what this installation can write.

@@ -14,7 +14,6 @@ from mclst.runtime.background import Background
 from mclst.runtime.choices import FASTEST_FIRST
 from mclst.runtime.errors import MclstError
 from mclst.runtime.resources import available_cores
-from mclst.sections.location import SlideLocation, local_path
 
 if TYPE_CHECKING:
     from mclst.runtime.expression_map.row_writer import RowWriter
@@ -22,26 +21,12 @@ if TYPE_CHECKING:
     from mclst.runtime.report.page.tissue import TissueJpeg
     from mclst.runtime.run.context import RunContext
     from mclst.runtime.run.options import RunOptions
-    from mclst.runtime.slide.base import Slide
 
 LIBRARIES = {"cpu": "onnxruntime", "openvino": "openvino"}
 """Of the providers on the CPU; they take up to 0.2 s to load."""
 FIRST_LIBRARY = LIBRARIES[next(name for name in FASTEST_FIRST if name in LIBRARIES)]
 DRAWS = ("mclst.runtime.report.figures.contact_sheet",)
 MAKES_PAGES = ("mclst.runtime.report.page.slide_page",)
-
-
-def begin_opening(location: SlideLocation, reader: str) -> Background[Slide] | None:
-    """Begin to open a slide of this machine, as `open_slide` does; None for one that is elsewhere."""
-    if local_path(location) is None:
-        return None
-
-    def open_it() -> Slide:
-        from mclst.runtime.slide.open import open_slide
-
-        return open_slide(location, reader=reader)
-
-    return Background(open_it, "slide")
 
 
 def begin_loading(folder: Path, options: RunOptions) -> Background[None]:

@@ -6,11 +6,12 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mclst.runtime.background import Background
-from mclst.runtime.errors import InputError, SlideError
+from mclst.runtime.errors import InputError, MclstError, SlideError
 from mclst.runtime.expression_map.journal import describe_difference
 from mclst.runtime.hashing import file_sha256
 from mclst.runtime.progress import Advance, Notify
@@ -25,6 +26,7 @@ from mclst.sections.errors import UnknownScale
 from mclst.sections.location import RemoteLocation, SlideLocation, local_path
 
 if TYPE_CHECKING:
+    from mclst.runtime.bundle.manifest import Tile
     from mclst.runtime.expression_map.parts import SlidePart
     from mclst.runtime.inference.model import Model
     from mclst.runtime.run.report import Run
@@ -99,6 +101,15 @@ def resolve_spots(job: Job, slide: Slide, table: Spots | None = None) -> Spots |
     return grid if job.region is None else restrict_grid(grid, job.region)
 
 
+def read_table(job: Job) -> Spots | None:
+    """Return a job's spots; None for a grid, and where the slide must say its scale first."""
+    if job.spots is None:
+        return None
+    with suppress(UnknownScale):
+        return _read_spots(job, job.spots, job.options.mpp)
+    return None
+
+
 def _read_spots(job: Job, path: Path, mpp: float | None) -> Spots:
     """A table of spots, or the spots of a measured section."""
     from mclst.sections.tables.spots import read_spots
@@ -117,6 +128,71 @@ def _read_spots(job: Job, path: Path, mpp: float | None) -> Spots:
     return table if picture is None else on_picture(table, picture)
 
 
+class Opening(NamedTuple):
+    """What begins once a command's arguments are known.
+
+    table: see `read_table`. slide: decoded, if it is a picture and it is known what will be read of it.
+    """
+
+    table: Background[Spots | None]
+    slide: Background[Slide]
+
+
+def begin_opening(job: Job, bundle: Path | None) -> Opening | None:
+    """Begin to open a job's slide and table; None for a slide that is elsewhere.
+
+    bundle: its manifest, not verified yet, says which tiles will be read of a picture. Without it, and for a
+    grid over the tissue in it, a picture is decoded whole.
+    """
+    if local_path(job.slide) is None:
+        return None
+    table = Background(partial(read_table, job), "spots")
+    if bundle is None or job.spots is None:
+        return Opening(table, Background(partial(open_slide, job.slide, reader=job.reader), "slide"))
+
+    def open_it() -> Slide:
+        slide = open_slide(job.slide, reader=job.reader, lazy=True)
+        if not slide.is_pending:
+            return slide
+        with suppress(Exception):  # said where it is needed
+            from mclst.runtime.bundle.bundle import unverified_bundle
+
+            spots = resolve_spots(job, slide, table.result())
+            _announce(slide, spots, unverified_bundle(bundle).manifest.tile, job.options)
+        try:
+            slide.decode()
+        except BaseException:
+            slide.close()
+            raise
+        return slide
+
+    return Opening(table, Background(open_it, "slide"))
+
+
+def _announce(slide: Slide, spots: Spots | Grid, tile: Tile, options: RunOptions) -> None:
+    """Announce what a run reads of a picture: tiles, places that tell its stain, and its overview.
+
+    Nothing where something is wrong, which the run says.
+    """
+    from mclst.runtime.tiling.array_pitch import slide_resolution
+    from mclst.runtime.tiling.bounds import check_spots
+    from mclst.runtime.tiling.grid import Grid
+    from mclst.runtime.tiling.tiles import TileShape, plan_tiles, tile_corners
+    from mclst.runtime.trust.places import expect_places
+
+    table = spots.spots if isinstance(spots, Grid) else spots
+    try:
+        check_spots(table, slide)
+        mpp = slide_resolution(slide, table, options.mpp).mpp
+        plan = plan_tiles(slide, TileShape(tile.size_px, tile.mpp, tile.pad), mpp)
+        pictures = (options.files or Files()).resolve()[0]
+    except MclstError:
+        return
+    slide.expect(tile_corners(slide, table.xy_px, plan), plan.read_px, plan.level)
+    expect_places(slide, table.xy_px)
+    slide.expect_overview(pictures.picture_px)
+
+
 def run_job(
     model: Model,
     job: Job,
@@ -125,20 +201,22 @@ def run_job(
     notify: Notify = lambda text: None,
     identity: Mapping[str, str] | None = None,
     shard: SlidePart | None = None,
-    opening: Background[Slide] | None = None,
+    opening: Opening | None = None,
 ) -> Run:
-    """Predict one slide; see `predict`. opening: the slide, if it is being opened already."""
+    """Predict one slide; see `predict`. opening: of this job, if it has begun."""
     _begin_early(model, job)
     from mclst.runtime.run.predict import predict  # takes a while, and loads beside what has begun
     from mclst.runtime.tiling.bounds import border_note
     from mclst.runtime.tiling.grid import Grid
 
-    table = None
-    if job.spots is not None:
-        with suppress(UnknownScale):  # a table in µm is read once the slide says its scale
-            table = _read_spots(job, job.spots, job.options.mpp)
-    with open_slide(job.slide, reader=job.reader) if opening is None else opening.result() as slide:
+    table = read_table(job) if opening is None else opening.table.result()
+    with (
+        open_slide(job.slide, reader=job.reader, lazy=True) if opening is None else opening.slide.result()
+    ) as slide:
         spots = resolve_spots(job, slide, table)
+        if slide.is_pending:
+            _announce(slide, spots, model.manifest.tile, job.options)
+            slide.decode()
         if border := border_note(slide, None if isinstance(spots, Grid) else spots, job.region):
             notify(border)
         with watch(len(spots.spots if isinstance(spots, Grid) else spots)) as advance:

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from mclst.runtime.expression_map.writer import MapWriter
     from mclst.runtime.report.page.tissue import TissueJpeg
 
-IMAGE_PX = 2000
-"""Longest side of the tissue image in the map, as Space Ranger writes it."""
-
 
 def publish(
     run: RunContext,
@@ -124,7 +121,7 @@ def put_pictures(slide: Slide, open_map: Callable[[], MapWriter], content: Files
 
     open_map: waits for the map's writer. All of it takes a third of a second, and no tile is needed for it.
     """
-    image, scale = slide.overview(max(IMAGE_PX, content.html_px) if content.html else IMAGE_PX)
+    image, scale = slide.overview(content.picture_px)
     open_map().put_tissue(image, scale, slide.path.stem)
     if not content.html:
         return None

@@ -126,6 +126,11 @@ class Slide(ABC):
         return self.levels[0].height_px
 
     @property
+    def is_pending(self) -> bool:
+        """Whether a picture's pixels are still to be decoded."""
+        return False
+
+    @property
     def seconds_file(self) -> float | None:
         """Seconds that all threads spent reading the file so far; None if a library hides them."""
         return None
@@ -212,6 +217,16 @@ class Slide(ABC):
         """Announce the squares of a level that will be read, once each: a hint for caching.
 
         corners: int64 [n, 2], (x, y) of their upper left corners, px of the level; side: px of the level.
+        """
+
+    def expect_overview(self, max_px: int) -> None:  # noqa: B027 - optional
+        """Announce that `overview` will be asked for: a hint for decoding."""
+
+    def decode(self) -> None:  # noqa: B027 - optional
+        """Decode a picture that was opened lazily, as its first read does; raises what opening would.
+
+        Only what `expect` and `expect_overview` announced is kept, all of it without them; a read of anything
+        else decodes the picture again.
         """
 
     def stopping(self) -> AbstractContextManager[None]:

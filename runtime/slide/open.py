@@ -19,7 +19,7 @@ READER_OF = {"jpeg": "pillow", "png": "pillow", "tiff": "tifffile", "ome-zarr": 
 """OpenSlide reads every other format."""
 
 
-def open_slide(path: str | Path | RemoteLocation, *, reader: str = "auto") -> Slide:
+def open_slide(path: str | Path | RemoteLocation, *, reader: str = "auto", lazy: bool = False) -> Slide:
     """Open a slide by its content, whatever its name.
 
     Parameters
@@ -30,6 +30,9 @@ def open_slide(path: str | Path | RemoteLocation, *, reader: str = "auto") -> Sl
         address (s3://, gs://, https://), of which only the tiles that are read are fetched.
     reader : str
         "auto", or "pillow", "tifffile", "openslide", "zarr" or "hdf5" to insist on one.
+    lazy : bool
+        Leave a JPEG picture to be decoded by its first read, which then raises what opening would. What was
+        announced by then, by `expect` and `expect_overview`, is all that is kept.
 
     Returns
     -------
@@ -50,7 +53,9 @@ def open_slide(path: str | Path | RemoteLocation, *, reader: str = "auto") -> Sl
     except ValueError as error:
         raise SlideError(str(error)) from error
     slide = (
-        _open_remote(location, reader) if isinstance(location, RemoteLocation) else _open(location, reader)
+        _open_remote(location, reader, lazy)
+        if isinstance(location, RemoteLocation)
+        else _open(location, reader, lazy)
     )
     slide.seconds_opening = time.perf_counter() - start
     return slide
@@ -68,7 +73,7 @@ def _check_reader(location: SlideLocation, kind: str, reader: str) -> str:
 
 
 # Readers are imported on demand: codecs load slowly, and OpenSlide is an extra.
-def _open(path: Path, reader: str) -> Slide:
+def _open(path: Path, reader: str, lazy: bool) -> Slide:
     from mclst.runtime.slide.detect_format import detect_format
 
     kind = detect_format(path)
@@ -89,7 +94,7 @@ def _open(path: Path, reader: str) -> Slide:
     if chosen == "pillow":
         from mclst.runtime.slide.picture import open_picture
 
-        return open_picture(path, kind, _local_file(path))
+        return open_picture(path, kind, _local_file(path), lazy=lazy)
     from mclst.runtime.slide.tiff import NeedsOpenSlide, open_tiff
 
     try:
@@ -113,13 +118,13 @@ def _local_file(path: Path) -> ByteFile:
         raise SlideError(f"{path} can no longer be read ({error.strerror}); check the disk") from error
 
 
-def _open_remote(location: RemoteLocation, reader: str) -> Slide:
+def _open_remote(location: RemoteLocation, reader: str, lazy: bool) -> Slide:
     from mclst.runtime.storage.remote_file import RemoteFile, open_remote
 
     source = open_remote(location)
     try:
         if isinstance(source, RemoteFile):
-            slide = _open_remote_file(location, source, reader)
+            slide = _open_remote_file(location, source, reader, lazy)
         else:
             from mclst.runtime.slide.ome_zarr import open_ome_zarr
 
@@ -132,7 +137,7 @@ def _open_remote(location: RemoteLocation, reader: str) -> Slide:
     return slide
 
 
-def _open_remote_file(location: RemoteLocation, file: RemoteFile, reader: str) -> Slide:
+def _open_remote_file(location: RemoteLocation, file: RemoteFile, reader: str, lazy: bool) -> Slide:
     from mclst.runtime.slide.detect_format import format_of
 
     kind = format_of(location, file.head)
@@ -140,7 +145,7 @@ def _open_remote_file(location: RemoteLocation, file: RemoteFile, reader: str) -
     if chosen == "pillow":
         from mclst.runtime.slide.picture import open_picture
 
-        return open_picture(location, kind, file)
+        return open_picture(location, kind, file, lazy=lazy)
     if chosen == "tifffile":
         from mclst.runtime.slide.tiff import NeedsOpenSlide, open_tiff
         from mclst.runtime.storage.remote_file import HeaderReader

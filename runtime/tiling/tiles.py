@@ -84,6 +84,12 @@ def plan_tiles(slide: Slide, shape: TileShape, slide_mpp: float | None = None) -
     return TilePlan(level, read_px, shape.size_px, level_mpp[level])
 
 
+def tile_corners(slide: Slide, xy_px: NDArray[np.float64], plan: TilePlan) -> NDArray[np.int64]:
+    """Return the upper left corners (x, y) of tiles, px of the plan's level; xy_px: centers, level-0 px."""
+    corners: NDArray[np.int64] = np.floor(xy_px / slide.levels[plan.level].downsample).astype(np.int64)
+    return corners - plan.read_px // 2
+
+
 class Tiles:
     """The tiles around positions, in batches; iterate once or more.
 
@@ -161,8 +167,7 @@ class Tiles:
         self.encoded = np.zeros(len(xy_px), np.bool_)
         self.seconds_reading = 0.0
         self._lock = Lock()
-        downsample = slide.levels[self.plan.level].downsample
-        self._corners = np.floor(xy_px / downsample).astype(np.int64) - self.plan.read_px // 2
+        self._corners = tile_corners(slide, xy_px, self.plan)
         self._order = self._visiting_order()
 
     def _visiting_order(self) -> NDArray[np.int64]:

@@ -47,28 +47,46 @@ def read_stain(slide: Slide, xy_px: NDArray[np.float64]) -> Stain | None:
 
     slide: Slide. xy_px: float64 [n, 2], level-0 px. None if no place on tissue can be read.
     """
-    step = max(1, -(-len(xy_px) // TISSUE_PLACES))
-    # Sorted by row, so that places share decoded segments and lie all over the tissue.
-    order = np.lexsort((xy_px[:, 0], xy_px[:, 1]))[::step]
-    tissue = _read_places(slide, xy_px[order])
+    tissue = _read_places(slide, _on_tissue(xy_px))
     overview = read_overview(slide)
     return measure_stain(tissue, overview) if len(tissue) else None
 
 
 def read_overview(slide: Slide) -> NDArray[np.uint8]:
     """Read 144 places all over the slide, uint8 [n, 24, 24, 3]; unreadable ones are left out."""
+    return _read_places(slide, _all_over(slide))
+
+
+def expect_places(slide: Slide, xy_px: NDArray[np.float64]) -> None:
+    """Announce what `read_stain` reads; see `Slide.expect`."""
+    for positions in (_on_tissue(xy_px), _all_over(slide)):
+        slide.expect(*_squares(slide, positions))
+
+
+def _on_tissue(xy_px: NDArray[np.float64]) -> NDArray[np.float64]:
+    step = max(1, -(-len(xy_px) // TISSUE_PLACES))
+    # Sorted by row, so that places share decoded segments and lie all over the tissue.
+    return xy_px[np.lexsort((xy_px[:, 0], xy_px[:, 1]))[::step]]
+
+
+def _all_over(slide: Slide) -> NDArray[np.float64]:
     fractions = (np.arange(OVERVIEW_SIDE) + 0.5) / OVERVIEW_SIDE
     across, down = np.meshgrid(fractions * slide.width_px, fractions * slide.height_px)
-    return _read_places(slide, np.stack([across.ravel(), down.ravel()], axis=1))
+    return np.stack([across.ravel(), down.ravel()], axis=1)
 
 
-def _read_places(slide: Slide, xy_px: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """The squares uint8 [n, 24, 24, 3] around positions, moved inside the slide; unreadable ones left out."""
+def _squares(slide: Slide, xy_px: NDArray[np.float64]) -> tuple[NDArray[np.int64], int, int]:
+    """Corners, side and level of squares around positions, moved inside the slide."""
     level = max(i for i, level in enumerate(slide.levels) if i == 0 or level.downsample <= COARSEST)
     size = slide.levels[level]
     side = min(PLACE_PX, size.width_px, size.height_px)
     corners = np.floor(xy_px / size.downsample).astype(np.int64) - side // 2
-    corners = np.clip(corners, 0, (size.width_px - side, size.height_px - side))
+    return np.clip(corners, 0, (size.width_px - side, size.height_px - side)), side, level
+
+
+def _read_places(slide: Slide, xy_px: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """The squares uint8 [n, 24, 24, 3] around positions; unreadable ones left out."""
+    corners, side, level = _squares(slide, xy_px)
     if slide.remote is not None:
         slide.expect(corners, side, level)
     places = []

@@ -14,35 +14,17 @@
 #include <new>
 #include <vector>
 
-#include "libjpeg.h"
+#include "jpeg_errors.h"
 
 namespace {
-
-struct Failing {
-    libjpeg::ErrorManager manager;
-    std::jmp_buf out;
-};
-
-void fail(libjpeg::Decompress* jpeg) {
-    std::longjmp(reinterpret_cast<Failing*>(jpeg->err)->out, 1);
-}
-
-// A negative level is a warning: pixels are made up from here on.
-void on_message(libjpeg::Decompress* jpeg, int level) {
-    if (level < 0)
-        fail(jpeg);
-}
 
 // One stream to `out`, uint8 [height, width, 3]: its upper left part.
 bool decode(
     const libjpeg::Library& library, const unsigned char* stream, std::size_t bytes, unsigned most_width,
     unsigned most_height, unsigned char* out, unsigned width, unsigned height, std::vector<unsigned char>& line) {
     libjpeg::Decompress jpeg;
-    Failing failing;
-    std::memset(&jpeg, 0, sizeof jpeg);
-    jpeg.err = library.std_error(&failing.manager);
-    failing.manager.error_exit = fail;
-    failing.manager.emit_message = on_message;
+    libjpeg::Failing failing;
+    prepare(library, jpeg, failing);
     if (setjmp(failing.out)) {
         library.destroy(&jpeg);
         return false;
@@ -61,7 +43,7 @@ bool decode(
             const bool direct = row < height && jpeg.output_width == width;
             unsigned char* to = direct ? out + 3 * std::size_t(width) * row : line.data();
             if (library.read_scanlines(&jpeg, &to, 1) != 1)
-                fail(&jpeg);
+                libjpeg::fail(&jpeg);
             if (row < height && !direct)
                 std::memcpy(out + 3 * std::size_t(width) * row, line.data(), 3 * std::size_t(width));
         }
