@@ -174,7 +174,7 @@ def read_training_section(
     located = np.flatnonzero(np.isfinite(section.xy_px).all(axis=1))
     reasons = dict.fromkeys(set(range(len(section))) - set(located.tolist()), "has no pixel coordinates")
     stack = np.zeros((len(section), tile.size_px, tile.size_px, 3), dtype=np.uint8)
-    with open_slide(section.image) as slide:
+    with open_slide(section.image, lazy=True) as slide:
         check_centers(
             section.xy_px,
             slide,

@@ -101,7 +101,7 @@ def read_stain(
     values = np.full((n, len(NAMES)), np.nan)
     descriptor = np.full((n, DESCRIPTOR**2), np.nan, np.float32)
     rows = np.flatnonzero(np.isfinite(xy_px).all(axis=1))
-    with open_slide(image) as slide:
+    with open_slide(image, lazy=True) as slide:
         check_centers(xy_px, slide, lambda row: f"{image}: spot {row + 1}")
         scale = mpp or slide.mpp or UNKNOWN_MPP
         shape = TileShape(TILE_PX, FIELD_UM / TILE_PX, (255, 255, 255))

@@ -63,7 +63,7 @@ def real_tiles(
             continue
         selected = located[np.unique(np.linspace(0, len(located) - 1, share).round().astype(int))]
         try:
-            with open_slide(section.image) as slide:
+            with open_slide(section.image, lazy=True) as slide:
                 check_centers(section.xy_px, slide, section.describe)
                 stream = Tiles(slide, section.xy_px[selected], shape, batch_size=share, workers=1)
                 for batch in stream:

@@ -155,7 +155,7 @@ class FeatureSource:
             If a feature is not finite.
         """
         setup, tile, count = self.setup, self.setup.tile, len(section.spot)
-        with open_slide(section.image) as slide:
+        with open_slide(section.image, lazy=True) as slide:
             tile_shape = TileShape(tile.size_px, tile.mpp, tile.pad)
             tiles = Tiles(
                 slide,
