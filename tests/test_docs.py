@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -60,6 +61,17 @@ def test_a_chart_is_drawn_from_the_committed_measurement(chart: Path) -> None:
         name, digest = picture.info["Source"].split()
     content = (ROOT / "benchmarks" / "results" / name).read_bytes()
     assert hashlib.sha256(content).hexdigest() == digest, f"{name} has changed: python docs/images/make.py"
+
+
+@pytest.mark.parametrize("name", ["c4.jpg", "report.jpg"])
+def test_a_picture_of_c4_shows_the_ridge_that_was_measured(name: str) -> None:
+    with Image.open(ROOT / "docs" / "images" / name) as picture:
+        shown = picture.info["comment"].decode()
+    rows = json.loads((ROOT / "benchmarks" / "results" / "trust-heads-c2-c5.json").read_text())["results"]
+    (row,) = (row for row in rows if row["file"] == "ridge-C4-90.h5ad")
+    assert shown == f"checkpoint {row['made_by']['checkpoint_sha256']}", (
+        "python docs/images/make.py --bundle …"
+    )
 
 
 def test_every_page_of_the_site_is_in_its_navigation() -> None:

@@ -17,6 +17,16 @@ from mclst.benchmarks.reporting.recipe_tables import (
     measured_table,
     recipe_table,
 )
+from mclst.benchmarks.reporting.trust_tables import (
+    abstention_table,
+    changed_scores_table,
+    changed_trust_table,
+    fifths_table,
+    heads_trust_table,
+    intervals_table,
+    p_values_table,
+    structure_table,
+)
 from mclst.runtime.atomic import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,7 +167,18 @@ BLOCKS: dict[str, dict[str, Callable[[Path], str]]] = {
     "docs/benchmarks/latency.md": {"measured by batch": batch_ratios},
     "docs/encoders.md": {"recipes": recipe_table, "measured encoders": measured_table},
     "docs/engines.md": {"measured engines": engine_table},
-    "docs/reproduction.md": {"measured heads": heads_table},
+    "docs/evaluation.md": {"measured intervals": intervals_table, "measured p-values": p_values_table},
+    "docs/reproduction.md": {
+        "measured heads": heads_table,
+        "measured structure": structure_table,
+        "measured robustness": changed_scores_table,
+    },
+    "docs/trust.md": {
+        "measured trust": heads_trust_table,
+        "measured abstention": abstention_table,
+        "measured fifths": fifths_table,
+        "measured changes": changed_trust_table,
+    },
 }
 """Generated blocks by file: the name in the opening mark, and the function that makes the block."""
 

@@ -72,15 +72,20 @@ def save_chart(measurement: Path, draw: Callable[[dict[str, Any]], bytes], out: 
 
 
 def photograph_section(bundle: Path, sections: Path, folder: Path) -> None:
-    """Predict the held-out section; save its figure, and its page with measured beside predicted."""
+    """Predict the held-out section; save its figure, and its page with measured beside predicted.
+
+    Both name the checkpoint that they show by its SHA-256.
+    """
+    opened = open_bundle(bundle)
+    shows = f"checkpoint {opened.manifest.checkpoint.sha256}"
     out, spots = folder / f"{SECTION}.h5ad", sections / "spots" / f"{SECTION}_selection.tsv"
     with open_slide(sections / "images" / f"{SECTION}.jpg") as slide:
-        predict(open_bundle(bundle), slide, spots, out, RunOptions(precision="fp32", files=NO_PAGE))
-    save_photograph(Image.open(out.with_suffix(".genes.png")), IMAGES / "c4.jpg")
+        predict(opened, slide, spots, out, RunOptions(precision="fp32", files=NO_PAGE))
+    save_photograph(Image.open(out.with_suffix(".genes.png")), IMAGES / "c4.jpg", shows)
     page = out.with_suffix(".html")
     with open_map(out) as section:
         write_slide_page(section, page, measured=measured_expression(section, sections, SECTION))
-    save_photograph(photograph_page(page), IMAGES / "report.jpg")
+    save_photograph(photograph_page(page), IMAGES / "report.jpg", shows)
 
 
 def photograph_page(report: Path) -> Image.Image:
@@ -98,11 +103,11 @@ def photograph_page(report: Path) -> Image.Image:
         return Image.open(io.BytesIO(page.screenshot(full_page=True)))
 
 
-def save_photograph(picture: Image.Image, out: Path) -> None:
-    """Save a picture as a JPEG of the common width."""
+def save_photograph(picture: Image.Image, out: Path, comment: str = "") -> None:
+    """Save a picture as a JPEG of the common width, with a comment."""
     height = round(picture.height * WIDTH_PX / picture.width)
     picture = picture.convert("RGB").resize((WIDTH_PX, height), Image.Resampling.LANCZOS)
-    picture.save(out, "JPEG", quality=85, optimize=True)
+    picture.save(out, "JPEG", quality=85, optimize=True, comment=comment)
 
 
 if __name__ == "__main__":
