@@ -6,14 +6,16 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from mclst.sections.errors import SectionError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_OBJECTS, MAX_DEPTH = 30_000, 32
 MAX_RATIO = 1100  # deflate shrinks zeros 1032 times
@@ -106,6 +108,8 @@ def check_sparse(matrix: Any) -> None:
 def read_frame(file: h5py.File, path: str) -> pd.DataFrame:
     """Read obs or var of a checked file."""
     frame = read_limited(file, path, MAX_TABLE_BYTES)
+    import pandas as pd  # anndata has loaded it
+
     if not isinstance(frame, pd.DataFrame):
         raise TypeError(f"{path} is not a table")
     return frame

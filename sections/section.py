@@ -2,46 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mclst.sections.columns import Columns
 from mclst.sections.location import SlideLocation
 
 if TYPE_CHECKING:
     import pandas as pd
     import scipy.sparse as sp
-
-
-class _LateTable:
-    """A DataFrame, or what makes it when it is first asked for: pandas takes 0.25 s to load."""
-
-    def __get__(self, spots: object | None, owner: type) -> Any:
-        if spots is None:
-            return self
-        table = spots.__dict__["table"]
-        if callable(table):
-            table = spots.__dict__["table"] = table()
-        return table
-
-    def __set__(self, spots: object, table: pd.DataFrame | Callable[[], pd.DataFrame]) -> None:
-        spots.__dict__["table"] = table
-
-
-def late_table(make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-    """Return a table for `Spots` that `make` makes when it is first read."""
-    return cast("pd.DataFrame", make)
-
-
-def plain_table(columns: Mapping[str, NDArray[Any]], rows: int) -> pd.DataFrame:
-    """Return columns [rows] as a DataFrame whose rows are numbered from 0."""
-    import pandas as pd
-
-    return pd.DataFrame(dict(columns), index=pd.RangeIndex(rows))
 
 
 @dataclass(frozen=True)
@@ -62,8 +36,8 @@ class Spots:
         Array coordinates: x, y for legacy ST; array_col, array_row for Visium.
     row : ndarray of int64, shape (n,)
         Line of the file, from 1, for messages.
-    table : DataFrame
-        The file's columns, n rows; may be a `late_table`.
+    columns : Columns
+        The file's columns, rows numbered from 0.
     spot_diameter_px : float or None
         Level-0 px, if the file or its scalefactors give it.
     coordinates : str
@@ -78,7 +52,7 @@ class Spots:
     xy_px: NDArray[np.float64]
     array_xy: NDArray[np.int64] | None
     row: NDArray[np.int64]
-    table: pd.DataFrame
+    columns: Columns
     spot_diameter_px: float | None
     coordinates: str
     mpp: float | None = None
@@ -86,8 +60,23 @@ class Spots:
     def __len__(self) -> int:
         return len(self.id)
 
+    @property
+    def table(self) -> pd.DataFrame:
+        """The file's columns, DataFrame [n rows]."""
+        return self.columns.frame
 
-Spots.table = _LateTable()  # type: ignore[assignment]
+    def take(self, rows: NDArray[Any]) -> Self:
+        """Select spots by their numbers [m], or by a mask [n]."""
+        kept = self.id[rows]
+        columns = {name: lambda name=name: self.columns[name][rows] for name in self.columns}
+        return replace(
+            self,
+            id=kept,
+            xy_px=self.xy_px[rows],
+            array_xy=None if self.array_xy is None else self.array_xy[rows],
+            row=self.row[rows],
+            columns=Columns(range(len(kept)), columns),
+        )
 
 
 @dataclass(frozen=True)

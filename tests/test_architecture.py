@@ -44,7 +44,7 @@ benchmarks/contenders: benchmarks/retrieval benchmarks/harness export/inputs exp
     runtime/slide runtime/encoder runtime/bundle runtime kernels/definition sections/tables sections
 benchmarks/serving: benchmarks/harness runtime/serving runtime/report/figures runtime
 benchmarks/page: benchmarks/harness runtime/report/page runtime/expression_map runtime kernels
-    kernels/definition
+    kernels/definition sections
 benchmarks/accuracy: benchmarks/harness training training/fitting export/parity export/onnx runtime/inference
     runtime/encoder runtime/features runtime/bundle runtime sections/formats sections
 benchmarks/recipes: benchmarks/harness export export/parity export/onnx runtime/inference

@@ -74,21 +74,6 @@ def test_importing_a_light_module_imports_nothing_heavy(module: str) -> None:
     assert not imported_by(f"import {module}") & HEAVY
 
 
-def test_the_encoder_opens_before_tables_are_loaded() -> None:
-    """pandas takes 0.3 s, which pass while the encoder opens."""
-    code = "import mclst.runtime.run.job, mclst.runtime.inference.loaded_model"
-    assert not imported_by(code) & {"anndata", "pandas", "scipy", "tifffile"}
-
-
-def test_what_writes_and_draws_a_section_loads_neither_anndata_nor_matplotlib() -> None:
-    """Either takes as long as all files of a section together."""
-    code = (
-        "import mclst.runtime.run.publish, mclst.runtime.report.figures.contact_sheet\n"
-        "import mclst.runtime.report.page.slide_page, mclst.runtime.console as c; c.say('text')"
-    )
-    assert not imported_by(code) & {"anndata", "dask", "matplotlib", "rich", "scipy", "zarr"}
-
-
 @pytest.mark.slow
 def test_before_its_first_tile_a_run_loads_nothing_that_draws_or_writes() -> None:
     """These take a second, and are loaded beside the work instead."""

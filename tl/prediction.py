@@ -16,6 +16,7 @@ from mclst.runtime.run.options import RunOptions
 from mclst.runtime.run.predict import predict as predict_map
 from mclst.runtime.sharing.hub import bundle_folder
 from mclst.runtime.slide.open import open_slide
+from mclst.sections.columns import Columns
 from mclst.sections.section import Spots
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _spots(adata: AnnData, key: str) -> Spots:
         xy_px=np.ascontiguousarray(xy),
         array_xy=None,
         row=np.arange(1, len(names) + 1),
-        table=pd.DataFrame(index=range(len(names))),
+        columns=Columns(range(len(names))),
         spot_diameter_px=None,
         coordinates=f"obsm[{key!r}]",
     )

@@ -8,13 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.kernels.retriever import Retriever
 from mclst.runtime.expression_map.reader import Map
+from mclst.sections.columns import Columns
 
 PITCH_PX = 100.0
 PROGRAMS = 16
@@ -84,9 +84,9 @@ def _make_map(kind: str, expression: NDArray[np.float32], rng: np.random.Generat
         title=f"{spots:,} spots, {genes:,} genes, {kind}",
         genes=tuple(f"GENE{gene}" for gene in range(genes)),
         expression=expression,
-        table=pd.DataFrame(
-            {"nearest_distance": rng.uniform(1, 9, spots)},
-            index=[f"{x}x{y}" for x, y in zip(column, row, strict=True)],
+        obs=Columns(
+            np.array([f"{x}x{y}" for x, y in zip(column, row, strict=True)], dtype=object),
+            {"nearest_distance": rng.uniform(1, 9, size=(spots,))},
         ),
         xy_px=np.stack([column + 0.5, row + 0.5], axis=1) * PITCH_PX,
         image=tissue.astype(np.uint8),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +61,7 @@ def robustness(
     spots = read_spots(spots_path)
     if len(spots) > most_spots and bundle.manifest.kind != "slide":
         rows = np.unique(np.linspace(0, len(spots) - 1, most_spots).astype(np.intp))
-        spots = replace(
-            spots,
-            id=spots.id[rows],
-            xy_px=spots.xy_px[rows],
-            array_xy=None if spots.array_xy is None else spots.array_xy[rows],
-            row=spots.row[rows],
-            table=spots.table.iloc[rows],
-        )
+        spots = spots.take(rows)
     with progress("tiles", len(spots), quiet=quiet) as advance:
         result = measure(
             bundle, slide, spots, truth=truth, section=section, mpp=mpp, provider=provider, advance=advance

@@ -11,8 +11,9 @@ from typing import Any
 import h5py
 import imagecodecs
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
+
+from mclst.sections.columns import Columns
 
 LEVEL = 4
 CHUNK_BYTES = 512 << 10
@@ -26,7 +27,7 @@ def write_element(group: h5py.Group, key: str, value: Any, *, compress: bool = F
     group : h5py.Group
     key : str
         A path relative to `group`; its parents exist.
-    value : DataFrame, mapping, array, str, bool, int or float
+    value : Columns, mapping, array, str, bool, int or float
         Columns of a table are numeric or text (object). Mappings may nest.
     compress : bool
         Whether to deflate numeric arrays.
@@ -38,12 +39,12 @@ def write_element(group: h5py.Group, key: str, value: Any, *, compress: bool = F
     ValueError
         If an element is there already, or a table repeats a column.
     """
-    if isinstance(value, pd.DataFrame):
+    if isinstance(value, Columns):
         table = _mark(group.create_group(key), "dataframe")
-        table.attrs["column-order"] = [str(name) for name in value.columns]
+        table.attrs["column-order"] = list(value)
         table.attrs["_index"] = "_index"
         for name, column in (("_index", value.index), *value.items()):
-            write_element(table, str(name), column.to_numpy())
+            write_element(table, name, column)
     elif isinstance(value, Mapping):
         _mark(group.create_group(key), "dict")
         for name, item in value.items():

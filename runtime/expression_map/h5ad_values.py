@@ -8,9 +8,9 @@ from pathlib import PurePath
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
+from mclst.sections.columns import Columns
 from mclst.sections.section import Spots
 
 
@@ -49,40 +49,38 @@ def storable_names(
     return result
 
 
-def storable_column(column: pd.Series[Any]) -> NDArray[Any]:
+def storable_column(column: NDArray[Any]) -> NDArray[Any]:
     """A column [n] of a table, unchanged if numeric, else as text with "" for missing values."""
-    column = column.infer_objects()
-    missing = column.isna().to_numpy()
-    if isinstance(column.dtype, np.dtype):
-        if column.dtype.kind in "biu" or (column.dtype.kind == "f" and column.dtype.itemsize <= 8):
-            return column.to_numpy()
-    elif pd.api.types.is_numeric_dtype(column.dtype):  # a masked dtype, as Int64
-        if missing.any():
-            return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan))
-        return np.array(column.tolist())
-    cells = [storable_text("" if absent else cell) for cell, absent in zip(column, missing, strict=True)]
-    return np.array(cells, dtype=object)
+    if column.dtype.kind in "biu" or (column.dtype.kind == "f" and column.dtype.itemsize <= 8):
+        return column
+    if all(type(cell) is str for cell in column):
+        return text_array(column)
+    import pandas as pd  # where such a table comes from
+
+    inferred = pd.Series(column).infer_objects()
+    if inferred.dtype.kind in "biuf" and column.dtype.kind == "O":
+        return inferred.to_numpy()
+    return text_array("" if absent else cell for cell, absent in zip(inferred, inferred.isna(), strict=True))
 
 
-def text_index(values: Iterable[object]) -> pd.Index[Any]:
-    """Names [n] as the index of `obs` or `var`."""
-    index: pd.Index[Any] = pd.Index(np.array([storable_text(value) for value in values], dtype=object))
-    return index
+def text_array(values: Iterable[object]) -> NDArray[np.object_]:
+    """Names or cells [n] as text."""
+    return np.array([storable_text(value) for value in values], dtype=object)
 
 
-def spots_table(spots: Spots, *, reserved: Sequence[str]) -> pd.DataFrame:
+def spots_table(spots: Spots, *, reserved: Sequence[str]) -> Columns:
     """The spots table [n rows] as `obs`, indexed by spot ids, without the column names in `reserved`.
 
     `array_row` and `array_col` are added if the table has them under other names.
     """
-    index = text_index(spots.id.tolist())
-    columns: dict[str, NDArray[Any]] = {}
-    for i, name in enumerate(storable_names(spots.table.columns, reserved=reserved)):
-        columns[name] = storable_column(spots.table.iloc[:, i])
+    names = storable_names(spots.columns, reserved=reserved)
+    columns = {
+        name: storable_column(column) for name, column in zip(names, spots.columns.values(), strict=True)
+    }
     if spots.array_xy is not None:
         columns.setdefault("array_row", spots.array_xy[:, 1])
         columns.setdefault("array_col", spots.array_xy[:, 0])
-    return pd.DataFrame(columns, index=index)
+    return Columns(text_array(spots.id.tolist()), columns)
 
 
 def storable_tree(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,17 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from mclst.runtime.errors import InputError
 from mclst.runtime.expression_map.distinct import distinct_genes
 from mclst.runtime.expression_map.layers import LAYERS
 from mclst.runtime.expression_map.morans_i import morans_i, sort_by_morans_i
+from mclst.sections.columns import Columns
 from mclst.sections.hdf5 import (
     MAX_METADATA_BYTES,
     check_hdf5,
@@ -25,6 +25,9 @@ from mclst.sections.hdf5 import (
     read_frame,
     read_limited,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MAX_IMAGE_BYTES = 512 << 20
 MAX_IN_MEMORY_BYTES = 64 << 20
@@ -42,8 +45,8 @@ class Map:
     genes : tuple of str [G]
     expression : float32 [n, G]
         An array or an HDF5 dataset; the row of an unreadable tile is NaN.
-    table : DataFrame [n rows]
-        `obs`, indexed by spot names.
+    obs : Columns [n rows]
+        Of the spots, by their names.
     xy_px : float64 [n, 2]
         Spot centers, level-0 px.
     image : uint8 [h, w, 3]
@@ -56,8 +59,8 @@ class Map:
         µm per level-0 px.
     provenance : mapping
         How mclst made the map, nested (`uns["mclst"]`); empty for a map of other software.
-    gene_table : DataFrame [G rows]
-        `var`, indexed by gene.
+    var : Columns [G rows]
+        Of the genes, by their names.
     layers : mapping of str to float32 [n, G]
         The layers `low` and `high`, if the map has both.
     """
@@ -66,20 +69,30 @@ class Map:
     title: str
     genes: tuple[str, ...]
     expression: NDArray[np.float32] | h5py.Dataset
-    table: pd.DataFrame
+    obs: Columns
     xy_px: NDArray[np.float64]
     image: NDArray[np.uint8]
     image_scale: float
     spot_diameter_px: float
     mpp: float | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    gene_table: pd.DataFrame = field(default_factory=pd.DataFrame)
+    var: Columns = field(default_factory=lambda: Columns(range(0)))
     layers: Mapping[str, h5py.Dataset] = field(default_factory=dict)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """`obs` as a DataFrame."""
+        return self.obs.frame
+
+    @property
+    def gene_table(self) -> pd.DataFrame:
+        """`var` as a DataFrame."""
+        return self.var.frame
 
     @property
     def spots(self) -> list[str]:
         """Names of the spots [n]."""
-        return [str(name) for name in self.table.index]
+        return [str(name) for name in self.obs.index]
 
     @property
     def on_grid(self) -> bool:
@@ -102,17 +115,17 @@ class Map:
         return None if self.expected_r is None else self._of_genes("reliable", np.bool_)
 
     def _of_genes(self, name: str, kind: type[Any]) -> NDArray[Any] | None:
-        if name not in self.gene_table or self.gene_table[name].dtype.kind not in "fb":
+        if name not in self.var or self.var[name].dtype.kind not in "fb":
             return None
-        return self.gene_table[name].to_numpy(kind)
+        return self.var[name].astype(kind)
 
     @property
     def outside(self) -> NDArray[np.bool_]:
         """Bool [n]: spots unlike what the model was calibrated on."""
-        column = self.table.get("outside")
+        column = self.obs.get("outside")
         if column is None or column.dtype.kind != "b":
-            return np.zeros(len(self.table), np.bool_)
-        return column.to_numpy(np.bool_)
+            return np.zeros(len(self.xy_px), np.bool_)
+        return column
 
     @cached_property
     def order(self) -> list[int]:
@@ -197,8 +210,8 @@ def _read(path: Path, file: h5py.File) -> Map:
             raise ValueError(f"X is {matrix.shape} for {len(table)} spots and {len(genes)} genes")
         if not len(table) or not len(genes):
             raise ValueError("it has no spots or no genes")
-        for kind, names in (("spot", table.index), ("gene", pd.Index(genes))):
-            if not names.is_unique:
+        for kind, unique in (("spot", table.index.is_unique), ("gene", len(set(genes)) == len(genes))):
+            if not unique:
                 raise ValueError(f"a {kind} occurs twice")
         if not np.isfinite(xy_px).all():
             raise ValueError("a spot has no position")
@@ -212,14 +225,14 @@ def _read(path: Path, file: h5py.File) -> Map:
             title=str(title),
             genes=genes,
             expression=matrix,
-            table=table,
+            obs=Columns.of(table),
             xy_px=xy_px,
             image=image,
             image_scale=float(scales["tissue_hires_scalef"]),
             spot_diameter_px=float(scales["spot_diameter_fullres"]),
             mpp=recorded_mpp(provenance),
             provenance=provenance,
-            gene_table=gene_table,
+            var=Columns.of(gene_table),
             layers=interval_layers(file, size),
         )
     except KeyError as error:

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from mclst.runtime.atomic import check_writable, sync_folder
@@ -24,13 +23,14 @@ from mclst.runtime.expression_map.h5ad_values import (
     spots_table,
     storable_names,
     storable_tree,
-    text_index,
+    text_array,
 )
 from mclst.runtime.expression_map.layers import LAYERS, MakeLayers, layers_are_intact, write_layers
 from mclst.runtime.expression_map.morans_i import nearest_spots
 from mclst.runtime.expression_map.reader import Map, interval_layers, load_small, recorded_mpp
 from mclst.runtime.expression_map.row_file import RowFile
 from mclst.runtime.expression_map.row_writer import RowWriter
+from mclst.sections.columns import Columns
 from mclst.sections.section import Spots
 
 HIRES_PX, LOWRES_PX = 2000, 600
@@ -68,8 +68,8 @@ class MapWriter(RowWriter):
         Whether `path` may exist.
     measured : bool
         Whether results are MeasuredResults.
-    of_genes : DataFrame, optional
-        Columns of `var`, a row per gene.
+    of_genes : mapping of str to array [G], optional
+        Columns of `var`.
     own_columns : sequence of str
         Further columns of `obs` that `publish` gets; those of the spots table give way.
     intervals : bool
@@ -99,7 +99,7 @@ class MapWriter(RowWriter):
         spots: Spots,
         overwrite: bool,
         measured: bool = False,
-        of_genes: pd.DataFrame | None = None,
+        of_genes: Mapping[str, NDArray[Any]] | None = None,
         own_columns: Sequence[str] = (),
         intervals: bool = False,
     ) -> None:
@@ -114,9 +114,7 @@ class MapWriter(RowWriter):
         self._image = H5adImage(self.shape, LAYERS if intervals else ())
         try:
             with self._refusals():
-                self._genes = pd.DataFrame(index=text_index(genes))
-                if of_genes is not None:
-                    self._genes = of_genes.set_axis(self._genes.index)
+                self._genes = Columns(text_array(genes), of_genes or {})
                 self._image.put("var", self._genes)
                 self._table, tables_bytes = _checked_table(spots, (*OWN_COLUMNS, *own_columns))
                 rows = self._lock(self._image.offset)
@@ -201,7 +199,8 @@ class MapWriter(RowWriter):
         if self._tissue is None:
             raise ValueError("put_tissue comes before publish")
         diameter = estimate_spot_diameter(self.spots.xy_px) if spot_diameter_px is None else spot_diameter_px
-        table = self._table.assign(**self._neighbor_columns(), **(columns or {}))
+        own = {**self._neighbor_columns(), **(columns or {})}
+        table = Columns(self._table.index, {**self._table, **own})
         self._image.put("obs", table)
         record = storable_tree(run)
         self._put_rest(self._tissue, diameter, record, metadata or {})
@@ -252,7 +251,7 @@ class MapWriter(RowWriter):
 
     @contextmanager
     def _finished(
-        self, tissue: _Tissue, table: pd.DataFrame, diameter: float, record: Mapping[str, Any]
+        self, tissue: _Tissue, table: Columns, diameter: float, record: Mapping[str, Any]
     ) -> Iterator[Map]:
         """The map as `open_map` would read it: X and layers from the file, all else as it was written."""
         # Without HDF5's file lock: this process still holds the file.
@@ -262,14 +261,14 @@ class MapWriter(RowWriter):
                 title=tissue.library,
                 genes=tuple(str(gene) for gene in self._genes.index),
                 expression=load_small(file["X"]),
-                table=table,
+                obs=table,
                 xy_px=np.asarray(self.spots.xy_px, np.float64),
                 image=tissue.hires,
                 image_scale=tissue.scale,
                 spot_diameter_px=float(diameter),
                 mpp=recorded_mpp(record),
                 provenance=record,
-                gene_table=self._genes,
+                var=self._genes,
                 layers=interval_layers(file, self.shape),
             )
 
@@ -338,7 +337,7 @@ def estimate_spot_diameter(xy_px: NDArray[np.float64]) -> float:
     return distance / 2 if distance > 0 else DEFAULT_SPOT_PX
 
 
-def _checked_table(spots: Spots, reserved: Sequence[str]) -> tuple[pd.DataFrame, int]:
+def _checked_table(spots: Spots, reserved: Sequence[str]) -> tuple[Columns, int]:
     """`obs` without the map's own columns, and the bytes to reserve; SpotsError if no `.h5ad` can hold it."""
     table = spots_table(spots, reserved=reserved)
     trial = H5adImage((1, 1))
@@ -347,7 +346,7 @@ def _checked_table(spots: Spots, reserved: Sequence[str]) -> tuple[pd.DataFrame,
         segments, _ = trial.close()
     except (TypeError, ValueError, RuntimeError, OSError, KeyError) as error:
         raise SpotsError(
-            f"{spots.path}: its {table.shape[1]} columns do not fit into a .h5ad ({error}); leave out those "
+            f"{spots.path}: its {len(table)} columns do not fit into a .h5ad ({error}); leave out those "
             "not needed"
         ) from error
     return table, 2 * sum(len(content) for _, content in segments)

@@ -52,7 +52,7 @@ def begin_loading(folder: Path, options: RunOptions) -> Background[None]:
 
 
 class LateMap:
-    """A map's file, opened once the first tiles are encoded: its tables need pandas, and no tile does.
+    """A map's file, opened once the first tiles are encoded, since no tile needs it.
 
     A context, which closes the writer as its own context would.
 

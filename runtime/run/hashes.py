@@ -108,15 +108,16 @@ def identity_of(slide: Slide) -> SlideHash | RemoteIdentity:
 
 def spots_sha256(spots: Spots) -> str:
     """SHA-256 of what a table of spots contributes to a map: ids, positions and further columns."""
-    import pandas as pd  # a server hashes only bundles, and starts without pandas
-
     digest = hashlib.sha256()
     for values in (spots.xy_px, spots.array_xy):
         digest.update(b"-" if values is None else np.ascontiguousarray(values).view(np.uint8).data)
     digest.update(str(spots.id.dtype).encode())
     digest.update(np.ascontiguousarray(spots.id).view(np.uint8).data)
-    digest.update(repr([str(name) for name in spots.table.columns]).encode())
-    for start in range(0, len(spots) if len(spots.table.columns) else 0, ROWS_AT_ONCE):
-        block = spots.table.iloc[start : start + ROWS_AT_ONCE].astype(str)
-        digest.update(pd.util.hash_pandas_object(block, index=False).to_numpy().tobytes())
+    for name, column in spots.columns.items():
+        digest.update(repr((name, str(column.dtype))).encode())
+        if column.dtype.kind != "O":
+            digest.update(np.ascontiguousarray(column).view(np.uint8).data)
+            continue
+        for start in range(0, len(column), ROWS_AT_ONCE):
+            digest.update(repr(column[start : start + ROWS_AT_ONCE].tolist()).encode())
     return digest.hexdigest()

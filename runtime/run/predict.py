@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mclst.kernels.definition.contract import NoWeights
 from mclst.kernels.definition.result import RetrievalResult
@@ -45,8 +48,6 @@ from mclst.sections.section import Spots
 from mclst.sections.tables.spots import read_spots
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
-
     from mclst.runtime.expression_map.writer import MapWriter
 
 __all__ = ["Run", "RunOptions", "predict"]
@@ -193,15 +194,12 @@ def _open_writer(
     return PartWriter(out, shard, (len(spots), len(trust.genes)), measured=trust.measured)
 
 
-def _gene_columns(model: Model, trust: RunTrust) -> DataFrame | None:
+def _gene_columns(model: Model, trust: RunTrust) -> dict[str, NDArray[Any]]:
     """Return the columns of `var`: ids, named as scanpy names them, and what is known of the errors."""
-    ids = model.gene_ids
-    if ids is None:
+    if model.gene_ids is None:
         return trust.of_genes
-    from pandas import DataFrame
-
-    known = DataFrame({"gene_ids": ids if trust.kept is None else [ids[i] for i in trust.kept]})
-    return known if trust.of_genes is None else known.join(trust.of_genes)
+    ids = np.array(model.gene_ids, dtype=object)
+    return {"gene_ids": ids if trust.kept is None else ids[trust.kept], **trust.of_genes}
 
 
 def _stream(

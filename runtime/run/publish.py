@@ -139,6 +139,7 @@ def summarize(
 ) -> Run:
     """Summarize the run so far; drawn: (gene, Moran's I) of the contact sheet."""
     outputs, log, inputs = run.outputs, run.log, run.inputs
+    reliable = run.trust.of_genes.get("reliable")
     return Run(
         map_path=outputs.map,
         picture_path=outputs.sheet,
@@ -165,7 +166,7 @@ def summarize(
         skipped=0 if inputs.grid is None else inputs.grid.skipped,
         verdict="" if verdict is None else verdict.text,
         outside_share=None if verdict is None else verdict.outside_share,
-        reliable_genes=None if run.trust.of_genes is None else int(run.trust.of_genes["reliable"].sum()),
+        reliable_genes=int(reliable.sum()) if reliable is not None else None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,6 @@ from mclst.runtime.trust.measures import MeasuredResult, PlacedResult
 from mclst.runtime.trust.stain import Stain
 from mclst.runtime.trust.verdict import Verdict, judge
 from mclst.sections.location import SlideLocation
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 OWN_COLUMNS = ("distance_percentile", "outside", "expected_error", "section_share")
 OLD_REPOSITORY = "its server's repository was exported without the calibration; export it again"
@@ -52,12 +49,10 @@ class RunTrust:
         return self.calibration is not None
 
     @cached_property
-    def of_genes(self) -> pd.DataFrame | None:
-        """Columns of `var`; None without a calibration."""
+    def of_genes(self) -> dict[str, NDArray[Any]]:
+        """Columns of `var`; none without a calibration."""
         if self.calibration is None:
-            return None
-        import pandas as pd  # loads beside the first tiles
-
+            return {}
         level = RELIABLE_R if self.options.reliable is None else self.options.reliable
         kept = slice(None) if self.kept is None else self.kept
         columns = {
@@ -66,7 +61,7 @@ class RunTrust:
             "reliable": self.calibration.reliable(level),
             "expected_rmse": self.calibration.error,
         }
-        return pd.DataFrame({name: values[kept] for name, values in columns.items()})
+        return {name: values[kept] for name, values in columns.items()}
 
     @property
     def own_columns(self) -> tuple[str, ...]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.slide.base import Slide
 from mclst.runtime.slide.metadata import MAX_MPP, MIN_MPP, objective_warning
-from mclst.sections.section import Section, Spots, late_table, plain_table
+from mclst.sections.columns import Columns
+from mclst.sections.section import Section, Spots
 
 MIN_SPOTS = 6
 MAX_RESIDUAL = 0.15
@@ -177,7 +177,7 @@ def _spots_of(section: Section) -> Spots:
         xy_px=xy_px[known],
         array_xy=array_xy,
         row=known + 1,
-        table=late_table(partial(plain_table, {}, len(known))),
+        columns=Columns(range(len(known))),
         spot_diameter_px=None,
         coordinates="",
         mpp=section.mpp,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,9 @@ from numpy.typing import NDArray
 from mclst.runtime.errors import SlideError, SpotsError
 from mclst.runtime.slide.base import Slide
 from mclst.runtime.tiling.tissue import TissueMask
+from mclst.sections.columns import Columns
 from mclst.sections.location import local_path
-from mclst.sections.section import Spots, late_table, plain_table
+from mclst.sections.section import Spots
 
 MIN_TISSUE = 0.5
 """Fraction of a grid square that must be tissue."""
@@ -90,7 +90,7 @@ def make_grid(slide: Slide, stride_um: float, mpp: float, tissue: TissueMask) ->
         xy_px=np.stack([column + 0.5, row + 0.5], axis=1) * stride_px,
         array_xy=np.stack([column, row], axis=1),
         row=np.arange(1, len(column) + 1, dtype=np.int64),
-        table=late_table(partial(plain_table, {}, len(column))),
+        columns=Columns(range(len(column))),
         spot_diameter_px=stride_px,
         coordinates=f"every {stride_um:g} µm ({stride_px:.4g} px) on tissue; {skipped:,} skipped "
         f"as background, {tissue.method}",

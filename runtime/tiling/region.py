@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mclst.runtime.errors import SpotsError
 from mclst.runtime.tiling.grid import Grid
@@ -25,21 +24,10 @@ def restrict_spots(spots: Spots, region: Path) -> Spots:
         )
     left_out = int(np.count_nonzero(~keep))
     note = f"; {left_out:,} left out for {region.name}" if left_out else ""
-    return replace(_take(spots, keep), coordinates=spots.coordinates + note)
+    return replace(spots.take(keep), coordinates=spots.coordinates + note)
 
 
 def restrict_grid(grid: Grid, region: Path) -> Grid:
     """Keep the positions of a grid whose centers are in a polygon; raises as `restrict_spots` does."""
     spots = restrict_spots(grid.spots, region)
     return replace(grid, spots=spots, skipped=grid.skipped + len(grid.spots) - len(spots))
-
-
-def _take(spots: Spots, keep: NDArray[np.bool_]) -> Spots:
-    return replace(
-        spots,
-        id=spots.id[keep],
-        xy_px=spots.xy_px[keep],
-        array_xy=None if spots.array_xy is None else spots.array_xy[keep],
-        row=spots.row[keep],
-        table=spots.table[keep].reset_index(drop=True),
-    )

@@ -158,12 +158,8 @@ def spots_on_patches(spots: Spots, patches: Patches) -> Spots:
     note = f", {without:,} without a patch left out" if without else ""
     diameter = spots.spot_diameter_px
     return replace(
-        spots,
-        id=spots.id[known],
+        spots.take(known),
         xy_px=patches.centers[rows[known]],
-        array_xy=None if spots.array_xy is None else spots.array_xy[known],
-        row=spots.row[known],
-        table=spots.table[known].reset_index(drop=True),
         spot_diameter_px=None if diameter is None else diameter * patches.scale,
         coordinates=f"the patches of {patches.path.name}, by barcode{note}",
         mpp=patches.mpp,

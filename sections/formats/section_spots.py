@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
+from mclst.sections.columns import Columns
 from mclst.sections.errors import SectionError
 from mclst.sections.formats import spaceranger, spatialdata_store, visium_hd, xenium
 from mclst.sections.formats.hest_patches import patches_of, spots_on_patches
@@ -59,7 +59,7 @@ def section_spots(folder: Path, slide: SlideLocation | None = None, bins: str | 
         xy_px=section.xy_px,
         array_xy=section.array_xy,
         row=np.arange(1, len(section) + 1, dtype=np.int64),
-        table=pd.DataFrame(array, index=pd.RangeIndex(len(section))),
+        columns=Columns(range(len(section)), array),
         spot_diameter_px=None,
         coordinates=f"spots of section {section.name}, {source.bins or 'its own'} as x, y in level-0 px",
         mpp=section.mpp,

@@ -67,7 +67,7 @@ def identifiers(table: Table, column: int) -> NDArray[np.str_]:
     parts = []
     for rows in table.chunks():
         texts = [text.strip() for text in table.texts(column, rows)]
-        if table.columns[column].dtype.kind not in "SU":
+        if table.unit != "line":
             import pandas as pd  # where the table comes from
 
             is_missing = pd.isna(table.columns[column][rows])

@@ -9,6 +9,8 @@ from __future__ import annotations
 import codecs
 import json
 import re
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mclst.sections.columns import Columns
 from mclst.sections.errors import SectionError
 from mclst.sections.section import Spots
 from mclst.sections.tables.cells import MAX_COORDINATE, MAX_ID_CHARACTERS
@@ -73,8 +76,8 @@ def read_cells(path: Path) -> Spots:
     for cell in stream_cells(path):
         ids.append(cell.id)
         centers.append(cell.center)
-        classes.append(cell.classification)
-        types.append(cell.object_type)
+        classes.append(sys.intern(cell.classification))
+        types.append(sys.intern(cell.object_type))
     if not ids:
         raise SectionError(f"{path}: there are no cells; give features with polygons or points")
     note = ""
@@ -83,11 +86,8 @@ def read_cells(path: Path) -> Spots:
         note = f"; {len(ids) - len(kept):,} left out as annotations around cells"
         ids, centers = [ids[row] for row in kept], [centers[row] for row in kept]
         classes, types = [classes[row] for row in kept], [types[row] for row in kept]
-    import pandas as pd  # takes a quarter of a second to load
-
-    names = pd.Index(ids)
-    if not names.is_unique:
-        name = str(names[names.duplicated()][0])
+    if len(set(ids)) < len(ids):
+        name = next(name for name, count in Counter(ids).items() if count > 1)
         raise SectionError(f"{path}: two cells have the id {name!r}; a cell may appear once")
     columns = {"classification": classes, "object_type": types}
     return Spots(
@@ -97,9 +97,9 @@ def read_cells(path: Path) -> Spots:
         xy_px=np.array(centers, dtype=np.float64),
         array_xy=None,
         row=np.arange(1, len(ids) + 1, dtype=np.int64),
-        table=pd.DataFrame(
-            {name: pd.Categorical(values) for name, values in columns.items() if any(values)},
-            index=pd.RangeIndex(len(ids)),
+        columns=Columns(
+            range(len(ids)),
+            {name: np.array(values, dtype=object) for name, values in columns.items() if any(values)},
         ),
         spot_diameter_px=None,
         coordinates=f"centroids of cells as x, y in level-0 px{note}",

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mclst.sections.columns import Columns
 from mclst.sections.errors import SectionError, UnknownScale
-from mclst.sections.section import Spots, late_table, plain_table
+from mclst.sections.section import Spots
 from mclst.sections.tables.cells import (
     MAX_COORDINATE,
     as_strings,
@@ -172,7 +173,7 @@ def _from_table(
         xy_px=xy_px,
         array_xy=array_xy,
         row=table.row,
-        table=late_table(partial(_frame, table)),
+        columns=_typed(table),
         spot_diameter_px=spot_diameter(table.path) if layout is SPACE_RANGER else None,
         coordinates=f"{shown} as x, y in {unit}{note}",
     )
@@ -220,7 +221,7 @@ def _from_obs(path: Path, obs: ObsTable, all_spots: bool, mpp: float | None) -> 
         xy_px=xy_px,
         array_xy=_array_coordinates(table, SPACE_RANGER),
         row=table.row,
-        table=late_table(partial(_frame, table)),
+        columns=_typed(table),
         spot_diameter_px=obs.spot_diameter_px,
         coordinates=f"obsm['spatial'] as x, y in level-0 px{note}",
     )
@@ -286,18 +287,19 @@ def _variant(table: Table, layout: Layout) -> str:
     return layout.variant if table.has_header else "Space Ranger 1"
 
 
-def _frame(table: Table) -> pd.DataFrame:
-    """Columns of the table as a DataFrame, without an unnamed first column, which holds the ids.
+def _typed(table: Table) -> Columns:
+    """Columns of the table without an unnamed first one, which holds the ids.
 
     Columns of a text file get their natural type, except spot names; typed columns keep their type.
     """
-    columns = {}
+    columns: dict[str, Any] = {}
     for column, name in enumerate(table.names):
         if name and table.unit != "line":
             columns[name] = table.columns[column]
         elif name:
-            columns[name] = (as_strings if name.casefold() in ID_COLUMNS else infer_type)(table, column)
-    return plain_table(columns, len(table))
+            read = as_strings if name.casefold() in ID_COLUMNS else infer_type
+            columns[name] = partial(read, table, column)
+    return Columns(range(len(table)), columns)
 
 
 def _table_of_frame(path: Path, frame: pd.DataFrame) -> Table:

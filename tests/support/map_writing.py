@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from mclst.kernels.definition.result import RetrievalResult
 from mclst.runtime.expression_map.writer import MapWriter
+from mclst.sections.columns import Columns
 from mclst.sections.section import Spots
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (120, 90, 3), dtype=np.uint8)
@@ -24,7 +24,7 @@ def spots_of(n, table=None, array=True):
         xy_px=xy * 100.5 + 60.25,
         array_xy=xy.astype(np.int64) if array else None,
         row=np.arange(2, n + 2),
-        table=pd.DataFrame({"selected": [1] * n}) if table is None else table,
+        columns=Columns(range(n), {"selected": np.ones(n, np.int64)}) if table is None else Columns.of(table),
         spot_diameter_px=None,
         coordinates="x, y",
     )

@@ -65,9 +65,9 @@ def write_geojson(
 def _features(expression_map: Map, genes: Sequence[int], cells: Path | None) -> Iterator[dict[str, Any]]:
     names = [expression_map.genes[gene] for gene in genes]
     columns = {
-        name: expression_map.table[name].to_numpy(dtype=np.float64)
+        name: np.asarray(expression_map.obs[name], np.float64)
         for name in OF_SPOTS
-        if name in expression_map.table
+        if name in expression_map.obs
     }
     spots, radius = expression_map.spots, expression_map.spot_diameter_px / 2
     outlines = None if cells is None else _outlines(cells, spots)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from map_writing import spots_of, write_all
 
+from mclst.runtime.expression_map.h5ad_elements import write_element
 from mclst.runtime.expression_map.h5ad_layout import H5adImage
 from mclst.runtime.expression_map.h5ad_values import storable_column, storable_names, storable_tree
+from mclst.sections.columns import Columns
 
 
 def test_odd_columns_are_kept_under_names_that_can_be_stored(tmp_path):
@@ -60,7 +64,7 @@ def test_any_column_names_become_unique_and_storable(names):
     storable = storable_names(names, reserved=["a"])
     assert len(set(storable)) == len(names) and "a" not in storable
     image = H5adImage((1, 1))
-    image.put("obs", pd.DataFrame({name: [1.0] for name in storable}, index=["i"]))
+    image.put("obs", Columns(np.array(["i"], object), {name: np.ones(1) for name in storable}))
     image.close()
 
 
@@ -69,7 +73,7 @@ def test_any_column_names_become_unique_and_storable(names):
     st.lists(st.one_of(st.text(max_size=5), st.none(), st.integers(), st.floats()), min_size=1, max_size=5)
 )
 def test_any_cells_become_a_column_that_reads_back(cells):
-    stored = storable_column(pd.Series(cells, dtype=object))
+    stored = storable_column(np.array(cells, dtype=object))
     image = H5adImage((1, 1))
     image.put("column", stored)
     image.close()
@@ -80,14 +84,60 @@ def test_any_cells_become_a_column_that_reads_back(cells):
         assert [isinstance(cell, str) for cell in stored] == [True] * len(cells)
 
 
-def test_masked_columns_become_plain_ones():
-    assert storable_column(pd.Series([1, 2], dtype="Int64")).dtype == np.int64
-    holed = storable_column(pd.Series([1, None], dtype="Int64"))
-    assert holed[0] == 1.0 and np.isnan(holed[1])
-    assert storable_column(pd.Series([True, False], dtype="boolean")).dtype == bool
-    assert storable_column(pd.Series(["a", None], dtype="string")).tolist() == ["a", ""]
-    assert storable_column(pd.Series(["1e5", "007"])).tolist() == ["1e5", "007"]
-    assert storable_column(pd.Series([3, 4], dtype=object)).dtype == np.int64
+TEXT = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=4)
+INTEGERS = st.integers(-(2**40), 2**40)
+KINDS: dict[str, tuple[st.SearchStrategy[Any], Any, Any]] = {
+    "int64": (INTEGERS, "int64", "int64"),
+    "uint8": (st.integers(0, 255), "uint8", "uint8"),
+    "float64": (st.floats(), "float64", "float64"),
+    "float32": (st.floats(width=32), "float32", "float32"),
+    "bool": (st.booleans(), "bool", "bool"),
+    "text": (TEXT, object, object),
+    "text with gaps": (TEXT | st.none(), object, object),
+    "string": (TEXT | st.none(), "string", object),
+    "category": (TEXT | st.none(), "category", object),
+    "masked": (INTEGERS, "Int64", "int64"),
+    "masked flags": (st.booleans(), "boolean", "bool"),
+    "integers as objects": (INTEGERS, object, "int64"),
+}
+"""Cells of a column, its dtype in a table, and the dtype that a map keeps."""
+
+
+@st.composite
+def tables(draw):
+    """A DataFrame, and the one that a map keeps of it."""
+    rows, given, kept = draw(st.integers(1, 4)), {}, {}
+    for name in draw(st.lists(st.sampled_from(sorted(KINDS)), unique=True)):
+        cells, dtype, plain = KINDS[name]
+        column = draw(
+            st.lists(cells, min_size=rows, max_size=rows).filter(lambda cells: cells[0] is not None)
+        )
+        given[name] = pd.Series(column, dtype=dtype)
+        if plain is object:
+            column = ["" if cell is None else cell for cell in column]
+        kept[name] = pd.Series(column, dtype=plain)
+    return pd.DataFrame(given, index=range(rows)), pd.DataFrame(kept, index=range(rows))
+
+
+@settings(max_examples=60, deadline=None)
+@given(tables())
+def test_anndata_reads_a_table_as_if_anndata_had_written_it(frames):
+    table, kept = frames
+    names = np.array([f"spot{row}" for row in table.index], dtype=object)
+    stored = {name: storable_column(column) for name, column in Columns.of(table).items()}
+    with h5py.File("tables.h5ad", "w", driver="core", backing_store=False) as file:
+        write_element(file, "ours", Columns(names, stored))
+        anndata.io.write_elem(file, "theirs", kept.set_axis(names))
+        pd.testing.assert_frame_equal(*(anndata.io.read_elem(file[name]) for name in ("ours", "theirs")))
+
+
+def test_columns_become_a_frame_and_a_frame_comes_back_as_it_is():
+    frame = pd.DataFrame({"a": pd.Categorical(["x", "y"])}, index=["s", "t"])
+    assert Columns.of(frame).frame is frame
+    holed = storable_column(Columns.of(pd.DataFrame({"a": pd.array([1, None], "Int64")}))["a"])
+    np.testing.assert_array_equal(holed, [1.0, np.nan])
+    made = Columns(range(2), {"a": lambda: np.arange(2), "b": np.array(["x", "y"], object)}).frame
+    pd.testing.assert_frame_equal(made, pd.DataFrame({"a": [0, 1], "b": ["x", "y"]}))
 
 
 def test_settings_of_the_run_come_back(tmp_path):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import anndata
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,6 +28,7 @@ from mclst.runtime.report.figures.layout import DPI, WIDTH, GenesLayout
 from mclst.runtime.report.figures.raster import RasterPage, _cover
 from mclst.runtime.report.figures.style import COLORMAP
 from mclst.runtime.report.figures.vector import VectorPage
+from mclst.sections.columns import Columns
 
 
 def moran_by_definition(values, xy, neighbors):
@@ -112,7 +112,7 @@ def make_map(n_side=6, genes=12, *, diameter=60.0, mpp=None, width=1000, height=
         title="synthetic",
         genes=tuple(f"GENE{g}" for g in range(genes)),
         expression=(-xy[:, :1] - 0.7 * xy[:, 1:] + noise).astype(np.float32),
-        table=pd.DataFrame(index=[f"spot{i}" for i in range(len(xy))]),
+        obs=Columns(np.array([f"spot{i}" for i in range(len(xy))], dtype=object)),
         xy_px=xy,
         image=np.full((height // 10, width // 10, 3), 255, np.uint8),
         image_scale=0.1,

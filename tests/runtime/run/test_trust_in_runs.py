@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from mclst.runtime.expression_map.distinct import distinct_genes
 from mclst.runtime.expression_map.morans_i import morans_i
 from mclst.runtime.expression_map.writer import MapWriter
 from mclst.runtime.inference.providers import open_session
+from mclst.runtime.report.page.openseadragon import VIEWER_PATH
 from mclst.runtime.trust.calibration import Calibration
 from mclst.runtime.trust.measures import MeasuredResult
 
@@ -122,6 +125,29 @@ def test_both_summaries_name_the_same_structured_genes(here: Path) -> None:
     chosen = distinct_genes(values, reliable[np.argsort(-moran[reliable])].tolist(), 5)
     assert len(chosen) > 1
     assert named == [(written.var_names[gene], f"{moran[gene]:.2f}") for gene, _ in chosen]
+
+
+HEAVY = {"anndata", "dask", "matplotlib", "pandas", "pyarrow", "rich", "scipy", "zarr"}
+
+
+def test_a_run_loads_no_library_of_tables_or_figures(here: Path) -> None:
+    """pandas and what it loads take 0.7 s of CPU, which the encoder needs."""
+    rows = Path("spots.tsv").read_text().splitlines()
+    rows = [f"{row}\t{'note' if number == 0 else 'a'}" for number, row in enumerate(rows)]
+    Path("spots.tsv").write_text("\n".join(rows) + "\n")
+    options = ["--intervals", "90", "--geojson", "--provider", "cpu", "--precision", "fp32"]
+    page = ["--html" if VIEWER_PATH.is_file() else "--no-html"]
+    code = (
+        "import sys\nfrom mclst.runtime.cli.infer import main\n"
+        f"try: main({['slide.png', '--spots', 'spots.tsv', *options, *page]})\n"
+        "except SystemExit as end: assert not end.code\n"
+        f"print({HEAVY!r} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+    obs = anndata.read_h5ad("slide.h5ad").obs
+    assert set(obs["note"]) == {"a"} and obs["outside"].dtype == bool
+    assert {"slide.genes.png", "slide.geojson"} <= {path.name for path in here.iterdir()}
 
 
 def test_the_intervals_are_those_of_each_spots_distance(here: Path) -> None:

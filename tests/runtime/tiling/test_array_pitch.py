@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from mclst.runtime.slide.base import Level, Slide
 from mclst.runtime.tiling.array_pitch import fit_array, slide_resolution
+from mclst.sections.columns import Columns
 from mclst.sections.section import Spots
 from mclst.sections.tables.spots import read_spots
 
@@ -53,7 +53,7 @@ def placed(
         xy,
         array,
         np.arange(n),
-        pd.DataFrame(index=range(n)),
+        Columns(range(n)),
         None,
         "made up",
     )
