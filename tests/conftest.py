@@ -49,6 +49,7 @@ SLOW = (
     "runtime/run/test_faults.py",
     "runtime/run/test_faults_around.py",
     "runtime/run/test_fuzz.py",
+    "runtime/run/test_jpeg_runs.py",
     "runtime/run/test_kept_features.py",
     "runtime/run/test_real_section.py",
     "runtime/run/test_remote_runs.py",

@@ -26,12 +26,12 @@ from mclst.sections.errors import UnknownScale
 from mclst.sections.location import RemoteLocation, SlideLocation, local_path
 
 if TYPE_CHECKING:
-    from mclst.runtime.bundle.manifest import Tile
     from mclst.runtime.expression_map.parts import SlidePart
     from mclst.runtime.inference.model import Model
     from mclst.runtime.run.report import Run
     from mclst.runtime.slide.base import Slide
     from mclst.runtime.tiling.grid import Grid
+    from mclst.runtime.tiling.tiles import TileShape
     from mclst.sections.section import Spots
 
 PICTURES, PATCHES_SUFFIX = ("tissue_hires_image.png", "tissue_lowres_image.png"), ".h5"
@@ -151,14 +151,16 @@ def begin_opening(job: Job, bundle: Path | None) -> Opening | None:
         return Opening(table, Background(partial(open_slide, job.slide, reader=job.reader), "slide"))
 
     def open_it() -> Slide:
+        from mclst.runtime.tiling.tiles import TileShape
+
         slide = open_slide(job.slide, reader=job.reader, lazy=True)
         if not slide.is_pending:
             return slide
         with suppress(Exception):  # said where it is needed
-            from mclst.runtime.bundle.bundle import unverified_bundle
-
-            spots = resolve_spots(job, slide, table.result())
-            _announce(slide, spots, unverified_bundle(bundle).manifest.tile, job.options)
+            # Of the whole manifest, checks take longer to load than the picture to decode.
+            tile = json.loads((bundle / "manifest.json").read_bytes())["tile"]
+            shape = TileShape(tile["size_px"], tile["mpp"], tuple(tile["pad"]))
+            _announce(slide, resolve_spots(job, slide, table.result()), shape, job.options)
         try:
             slide.decode()
         except BaseException:
@@ -169,7 +171,7 @@ def begin_opening(job: Job, bundle: Path | None) -> Opening | None:
     return Opening(table, Background(open_it, "slide"))
 
 
-def _announce(slide: Slide, spots: Spots | Grid, tile: Tile, options: RunOptions) -> None:
+def _announce(slide: Slide, spots: Spots | Grid, shape: TileShape, options: RunOptions) -> None:
     """Announce what a run reads of a picture: tiles, places that tell its stain, and its overview.
 
     Nothing where something is wrong, which the run says.
@@ -177,14 +179,14 @@ def _announce(slide: Slide, spots: Spots | Grid, tile: Tile, options: RunOptions
     from mclst.runtime.tiling.array_pitch import slide_resolution
     from mclst.runtime.tiling.bounds import check_spots
     from mclst.runtime.tiling.grid import Grid
-    from mclst.runtime.tiling.tiles import TileShape, plan_tiles, tile_corners
+    from mclst.runtime.tiling.tiles import plan_tiles, tile_corners
     from mclst.runtime.trust.places import expect_places
 
     table = spots.spots if isinstance(spots, Grid) else spots
     try:
         check_spots(table, slide)
         mpp = slide_resolution(slide, table, options.mpp).mpp
-        plan = plan_tiles(slide, TileShape(tile.size_px, tile.mpp, tile.pad), mpp)
+        plan = plan_tiles(slide, shape, mpp)
         pictures = (options.files or Files()).resolve()[0]
     except MclstError:
         return
@@ -208,6 +210,7 @@ def run_job(
     from mclst.runtime.run.predict import predict  # takes a while, and loads beside what has begun
     from mclst.runtime.tiling.bounds import border_note
     from mclst.runtime.tiling.grid import Grid
+    from mclst.runtime.tiling.tiles import TileShape
 
     table = read_table(job) if opening is None else opening.table.result()
     with (
@@ -215,7 +218,8 @@ def run_job(
     ) as slide:
         spots = resolve_spots(job, slide, table)
         if slide.is_pending:
-            _announce(slide, spots, model.manifest.tile, job.options)
+            tile = model.manifest.tile
+            _announce(slide, spots, TileShape(tile.size_px, tile.mpp, tile.pad), job.options)
             slide.decode()
         if border := border_note(slide, None if isinstance(spots, Grid) else spots, job.region):
             notify(border)

@@ -19,7 +19,7 @@ from mclst.runtime.cli.infer import main
 from mclst.runtime.decoding import blocks, jpeg
 from mclst.runtime.inference.loaded_model import LoadedModel
 from mclst.runtime.report.files import Files
-from mclst.runtime.run.job import Job, run_job
+from mclst.runtime.run.job import Job, begin_opening, run_job
 from mclst.runtime.run.options import RunOptions
 from mclst.runtime.slide import picture
 from mclst.sections.tables.spots import read_spots
@@ -89,8 +89,6 @@ def test_one_pass_keeps_what_is_read_and_gives_the_same_map(
     infer("--out", "blocks.h5ad")
     (share,) = passes
     assert 0 < share < 0.7
-    infer("--out", "reduced.h5ad", "--no-html", "--mpp", "0.3")
-    assert len(passes) == 1 and passes[0] < 0.7
     model, options = LoadedModel(open_bundle("mclst-bundle")), RunOptions(files=Files(html=False))
     passes.clear()
     run_job(model, Job(here / "slide.jpg", Path("job.h5ad"), Path("spots.csv"), options=options))
@@ -98,10 +96,35 @@ def test_one_pass_keeps_what_is_read_and_gives_the_same_map(
     monkeypatch.setattr(picture, "can_keep_blocks", lambda: False)
     infer("--out", "whole.h5ad")
     assert passes == ["whole"]
-    infer("--out", "reduced-whole.h5ad", "--no-html", "--mpp", "0.3")
     same("blocks.h5ad", "whole.h5ad")
     same("job.h5ad", "whole.h5ad")
-    same("reduced.h5ad", "reduced-whole.h5ad")
+
+
+@needs_blocks
+@pytest.mark.parametrize(
+    ("manifest", "decoded"),
+    [
+        ('{"tile": {"size_px": 8, "mpp": null, "pad": [0, 0, 0]}}', 2),
+        ('{"tile": {"size_px": "8"}}', 1),
+        ("no JSON", 1),
+    ],
+)
+def test_a_manifest_that_proves_wrong_changes_nothing_but_the_passes(
+    here: Path, passes: list[Any], manifest: str, decoded: int
+) -> None:
+    (here / "other").mkdir()
+    (here / "other" / "manifest.json").write_text(manifest)
+    options = RunOptions(
+        files=Files(html=False), provider="cpu", precision="fp32", picture=False, cache=False
+    )
+    model = LoadedModel(open_bundle("mclst-bundle"))
+    for out, opening in (("a.h5ad", True), ("b.h5ad", False)):
+        job = Job(here / "slide.jpg", Path(out), Path("spots.csv"), options=options)
+        passes.clear()
+        run_job(model, job, opening=begin_opening(job, here / "other") if opening else None)
+        assert len(passes) == (decoded if opening else 1)
+        assert (passes[-1] == "whole") == opening
+    same("a.h5ad", "b.h5ad")
 
 
 @needs_blocks
