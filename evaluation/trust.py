@@ -13,7 +13,6 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from mclst.evaluation.summary import print_table
 from mclst.runtime.console import say
 from mclst.runtime.expression_map.measured import Pair
 from mclst.sections.accuracy import pearson_per_gene
@@ -261,6 +260,8 @@ def _plain(value: Any) -> Any:
 
 def print_trust(scores: Sequence[TrustScore], *, quiet: bool) -> None:
     """Print what the maps' own figures are worth, if they have any that can be held against the truth."""
+    from mclst.evaluation.summary import print_table  # needs scikit-learn, which the figures do not
+
     rows = [score.row() for score in scores]
     if any(row.get(name) is not None for row in rows for name in ("covered", "gain", "expected_r")):
         say("What the map says of itself:", quiet=quiet)

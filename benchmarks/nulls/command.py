@@ -10,7 +10,6 @@ import click
 from mclst.benchmarks.harness.options import ResultFiles, result_options
 from mclst.runtime.click_types import PATH
 from mclst.runtime.console import command
-from mclst.runtime.errors import needs_extra
 
 FIELDS = ((0.0, 0.0), (2.0, 0.0), (5.0, 0.0), (10.0, 0.0), (5.0, 0.5))
 """Length of a field's covariance in spots, and share of its variance that is noise."""
@@ -41,10 +40,9 @@ def nulls(
     equally good predictions, 5 % should miss 0.
     """
     result_files.check((spots_path,))
-    with needs_extra("eval"):
-        from mclst.benchmarks.harness.machine import new_document
-        from mclst.benchmarks.nulls.fields import disc
-        from mclst.benchmarks.nulls.measure import missed_intervals, p_values
+    from mclst.benchmarks.harness.machine import new_document
+    from mclst.benchmarks.nulls.fields import disc
+    from mclst.benchmarks.nulls.measure import missed_intervals, p_values
 
     document = new_document("mclst-bench-nulls/1")
     places = {"disc": disc(DISC_RADIUS)}

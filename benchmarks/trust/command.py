@@ -11,7 +11,7 @@ import click
 from mclst.benchmarks.harness.options import ResultFiles, result_options
 from mclst.runtime.click_types import PATH
 from mclst.runtime.console import command, progress, say
-from mclst.runtime.errors import InputError, needs_extra
+from mclst.runtime.errors import InputError
 
 HEADINGS = {
     "file": "map",
@@ -49,10 +49,9 @@ def trust(
     if sections and len(sections) != len(maps):
         raise click.UsageError(f"there are {len(maps)} maps and {len(sections)} --section; give one for each")
     result_files.check((*maps, truth))
-    with needs_extra("eval"):
-        from mclst.benchmarks.harness.machine import new_document
-        from mclst.evaluation.trust import score_trust
-        from mclst.runtime.expression_map.measured import choose_section, pair_with_truth, read_map
+    from mclst.benchmarks.harness.machine import new_document
+    from mclst.evaluation.trust import score_trust
+    from mclst.runtime.expression_map.measured import choose_section, pair_with_truth, read_map
 
     document = new_document("mclst-bench-trust/1")
     rows: list[dict[str, Any]] = []

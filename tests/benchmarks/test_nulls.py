@@ -10,8 +10,6 @@ import pytest
 from click.testing import CliRunner
 from small_model import Small
 
-pytest.importorskip("sklearn", reason="scikit-learn is not installed; install mclst[eval]")
-
 from mclst.benchmarks.cli import main
 from mclst.benchmarks.nulls.fields import disc, gaussian_fields
 from mclst.benchmarks.nulls.measure import p_values

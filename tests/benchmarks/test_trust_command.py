@@ -15,8 +15,6 @@ from calibrated import calibrate_bundle
 from click.testing import CliRunner
 from small_model import Small, fast_regression
 
-pytest.importorskip("sklearn", reason="scikit-learn is not installed; install mclst[eval]")
-
 from mclst.benchmarks.cli import main
 from mclst.benchmarks.robustness.measure import AS_IS
 from mclst.benchmarks.robustness.perturb import PERTURBATIONS, rescanned

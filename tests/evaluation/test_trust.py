@@ -10,8 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-pytest.importorskip("sklearn", reason="scikit-learn is not installed; install mclst[eval]")
-
 from mclst.evaluation.trust import coverage, risk_coverage, score_genes, score_trust
 from mclst.runtime.expression_map.measured import Pair
 
