@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image
 
 PREMULTIPLIED, STRAIGHT = 1, 2
 """TIFF ExtraSamples: kind of the alpha channel; any other value is not transparency."""
@@ -69,6 +69,8 @@ def profile_name(profile: bytes | None) -> str:
     """Describe an ICC profile in its own words: "" if there is none, "unreadable" if it is damaged."""
     if not profile:
         return ""
+    from PIL import ImageCms  # loads slowly, and most files have no profile
+
     try:
         description = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
     except (OSError, ValueError, TypeError, ImageCms.PyCMSError):

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, JpegImagePlugin, PngImagePlugin
+from PIL import Image, JpegImagePlugin
 
 from mclst.runtime.decoding import jpeg
 from mclst.runtime.decoding.blocks import Blocks, Unusual, can_keep_blocks, keep_blocks, marked_blocks
@@ -229,6 +229,8 @@ def _decode_jpeg(path: SlideLocation, data: bytes) -> Decoded:
 
 
 def _decode_png(path: SlideLocation, data: bytes) -> Decoded:
+    from PIL import PngImagePlugin
+
     # The plugin itself: Image.open warns of large pictures by its own limit.
     image = PngImagePlugin.PngImageFile(io.BytesIO(data))
     _refuse_huge(path, *image.size, len(data))
