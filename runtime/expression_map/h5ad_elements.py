@@ -46,9 +46,9 @@ def write_element(group: h5py.Group, key: str, value: Any, *, compress: bool = F
         for name, column in (("_index", value.index), *value.items()):
             write_element(table, name, column)
     elif isinstance(value, Mapping):
-        _mark(group.create_group(key), "dict")
+        inner = _mark(group.create_group(key), "dict")
         for name, item in value.items():
-            write_element(group, f"{key}/{name}", item, compress=compress)
+            write_element(inner, name, item, compress=compress)
     elif isinstance(value, np.ndarray) and value.dtype.kind == "O":
         _mark(group.create_dataset(key, data=value, dtype=h5py.string_dtype()), "string-array")
     elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
