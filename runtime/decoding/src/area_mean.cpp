@@ -7,12 +7,12 @@
 
 extern "C" {
 
-// See area_mean.h; rows begin at 0. Returns 1 if there is no memory.
+// See `AreaMean`. Returns 1 if there is no memory.
 int mclst_area_mean(
     const std::uint8_t* pixels, std::int64_t width, const std::int64_t* rows, std::int64_t m,
     const std::int64_t* columns, std::int64_t n, std::uint8_t* out) {
     try {
-        mclst::area_mean(pixels, width, rows, m, columns, n, out);
+        mclst::AreaMean(width, columns, n)(pixels, rows, m, out);
     } catch (const std::bad_alloc&) {
         return 1;
     }

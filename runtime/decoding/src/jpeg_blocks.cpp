@@ -94,6 +94,7 @@ int mclst_jpeg_blocks(
             return 1;
         std::vector<unsigned char> pixels;
         std::vector<std::int64_t> windows;
+        mclst::AreaMean area_mean(width, columns, n);
         for (std::int64_t first = 0; first < m; first += band) {
             const std::int64_t count = std::min(band, m - first), top = rows[first], bottom = rows[first + count];
             if (pixels.size() < 3 * std::size_t(bottom - top) * width)
@@ -105,8 +106,7 @@ int mclst_jpeg_blocks(
                 windows.clear();
                 for (std::int64_t i = 0; i <= count; ++i)
                     windows.push_back(rows[first + i] - top);
-                mclst::area_mean(
-                    pixels.data(), width, windows.data(), count, columns, n, overview + 3 * first * n);
+                area_mean(pixels.data(), windows.data(), count, overview + 3 * first * n);
             }
         }
         return finish(picture) ? 0 : 1;

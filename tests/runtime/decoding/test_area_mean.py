@@ -45,6 +45,18 @@ def _has_ties(size: int, reduced: int) -> bool:
 
 
 @pytest.mark.parametrize("reduce", WAYS)
+@pytest.mark.parametrize("area", [1, 2, 3, 5, 7, 9, 31, 121, 253, 255, 256, 257, 300])
+def test_sums_next_to_a_half_are_rounded_right(reduce: Any, area: int) -> None:
+    """For each level of 255, the sums just below, at and above what is rounded up to it."""
+    totals = (np.arange(1, 256) * area - area // 2)[:, None] + [-1, 0, 1]
+    totals = np.clip(totals.ravel(), 0, 255 * area)
+    pixels = (totals[:, None] // area + (np.arange(area) < totals[:, None] % area)).astype(np.uint8)
+    got = reduce(np.repeat(pixels[..., None], 3, axis=2), np.arange(len(pixels) + 1), np.array([0, area]))
+    expected = (totals + area // 2) // area
+    np.testing.assert_array_equal(got, np.repeat(expected[:, None, None], 3, axis=2))
+
+
+@pytest.mark.parametrize("reduce", WAYS)
 @pytest.mark.parametrize(("height", "width"), [(300, 2), (2, 40_000), (300, 60_000)])
 def test_large_windows_keep_their_mean(reduce: Any, height: int, width: int) -> None:
     """Their sums pass 16 and 32 bits."""
