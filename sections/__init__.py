@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mclst.sections.columns import Columns
     from mclst.sections.errors import SectionError
     from mclst.sections.formats.reference import choose_sections, find_sections, read_section
     from mclst.sections.formats.source import SectionSource
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NORMALIZATIONS",
     "NORMALIZATION_NAMES",
+    "Columns",
     "Section",
     "SectionError",
     "SectionSource",
@@ -44,6 +46,7 @@ __all__ = [
 
 # Resolved on first use: `import mclst.sections` must not pull in numpy or pandas.
 _MODULES = {
+    "Columns": "mclst.sections.columns",
     "NORMALIZATIONS": "mclst.sections.normalize",
     "NORMALIZATION_NAMES": "mclst.sections.normalization_names",
     "Section": "mclst.sections.section",

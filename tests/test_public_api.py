@@ -28,6 +28,7 @@ PUBLIC = {
     "mclst.runtime.slide": ["Slide", "open_slide"],
     "mclst.kernels": ["ProviderError", "RetrievalResult", "RetrievalSpec", "Retriever"],
     "mclst.sections": [
+        "Columns",
         "NORMALIZATIONS",
         "NORMALIZATION_NAMES",
         "Section",
