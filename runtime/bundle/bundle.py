@@ -27,6 +27,7 @@ SLIDE_GRAPH, GENES, CALIBRATION = "slide.onnx", "genes.txt", "calibration.h5"
 FORMER_NAMES = {SLIDE_GRAPH: "sequence.onnx"}
 """Names that bundles of format 1 have for a file."""
 GENE_TABLE = "genes.tsv"
+GRAPH_SUFFIXES = (".onnx", ".onnx.data")
 PARITY_TILES, PARITY_OUTPUT = "parity_tiles.npy", "parity_output.npy"
 """Tiles of the parity proof and what the checkpoint gives for them, where the export keeps some."""
 """Precisions of a bundle's graphs; fp32 always exists."""
@@ -56,6 +57,8 @@ class Bundle:
         Of manifest.json, which holds the hashes of all other files.
     stamps : mapping of str to Stamp
         Of each file when it was verified.
+    unverified : set of str
+        Graphs and weights to verify when they are asked for; see `open_bundle`.
     genes : list of str [G]
         In the order of the expression.
     bank : Bank
@@ -66,6 +69,7 @@ class Bundle:
     manifest: Manifest
     sha256: str
     stamps: Mapping[str, Stamp] = field(default_factory=dict, repr=False, compare=False)
+    unverified: set[str] = field(default_factory=set, repr=False, compare=False)
 
     @property
     def encoder_path(self) -> Path:
@@ -78,13 +82,25 @@ class Bundle:
         return tuple(p for p in PRECISIONS if graph_name(ENCODER, p) in self.manifest.files)
 
     def encoder(self, precision: str = "fp32") -> Path:
-        """The encoder's graph in a precision; raises BundleError if the bundle has none."""
+        """The encoder's graph in a precision; raises BundleError if the bundle has none, or it is damaged."""
+        self.check_precision(precision)
+        return self._graph(graph_name(ENCODER, precision))
+
+    def check_precision(self, precision: str) -> None:
+        """Raise BundleError if the bundle has no encoder in a precision."""
         if precision not in self.precisions:
             raise BundleError(
                 f"{self.path} has no encoder in {precision} but in "
                 f"{', '.join(self.precisions)}; choose one of these, or export with --precision {precision}"
             )
-        return self.path / graph_name(ENCODER, precision)
+
+    def _graph(self, name: str) -> Path:
+        """A graph's file, verified with its weights."""
+        for each in (f"{name}.data", name):
+            if each in self.unverified:
+                _verify_file(self.path, each, self.manifest)
+                self.unverified.discard(each)
+        return self.path / name
 
     def encoder_sha256(self, precision: str) -> str:
         """SHA-256 of what the encoder computes in a precision, whatever the bundle says beside it.
@@ -99,7 +115,7 @@ class Bundle:
         """The graph from all of a slide's features to expression; falls back to fp32, as for int8."""
         fp32 = SLIDE_GRAPH if SLIDE_GRAPH in self.manifest.files else FORMER_NAMES[SLIDE_GRAPH]
         name = graph_name(fp32, precision)
-        return self.path / (name if name in self.manifest.files else fp32)
+        return self._graph(name if name in self.manifest.files else fp32)
 
     @cached_property
     def genes(self) -> list[str]:
@@ -224,6 +240,13 @@ class Bundle:
         return html_table("Bundle", rows)
 
 
+def _verify_file(folder: Path, name: str, manifest: Manifest) -> None:
+    record = manifest.files[name]
+    _verify(folder, name, record.bytes, record.sha256)
+    if name.endswith(".onnx"):
+        check_graph(folder / name, manifest.files.keys())
+
+
 def _verify(folder: Path, name: str, size: int, sha256: str) -> None:
     path = folder / name
     origin = cached_snapshot(folder)
@@ -250,13 +273,15 @@ def unverified_bundle(folder: Path) -> Bundle:
         raise BundleError(f"{folder} has no readable {MANIFEST} ({error.strerror or error})") from error
 
 
-def open_bundle(path: str | Path) -> Bundle:
+def open_bundle(path: str | Path, *, verify_graphs: bool = True) -> Bundle:
     """Open a bundle and verify the size and SHA-256 of each of its files.
 
     Parameters
     ----------
     path : str or Path
         A folder made by mclst-export.
+    verify_graphs : bool
+        Verify all graphs now. False: each when it is first asked for, since a run reads one of several.
 
     Returns
     -------
@@ -284,12 +309,11 @@ def open_bundle(path: str | Path) -> Bundle:
         )
     # Stamped before hashing: a file that changes in between then fails `check_unchanged`.
     stamps = {name: stamp(folder / name) for name in manifest.files}
-    for name, record in manifest.files.items():
-        _verify(folder, name, record.bytes, record.sha256)
+    later = set() if verify_graphs else {name for name in manifest.files if name.endswith(GRAPH_SUFFIXES)}
     for name in manifest.files:
-        if name.endswith(".onnx"):
-            check_graph(folder / name, manifest.files.keys())
-    return Bundle(folder, manifest, file_sha256(folder / MANIFEST), stamps)
+        if name not in later:
+            _verify_file(folder, name, manifest)
+    return Bundle(folder, manifest, file_sha256(folder / MANIFEST), stamps, later)
 
 
 class BundleDraft(AtomicFolder):

@@ -62,10 +62,13 @@ class BundleType(click.ParamType[BundleLocation]):
 
 
 def open_any_bundle(location: BundleLocation, trusted: Trusted | None, notify: Notify) -> Bundle:
-    """Open a bundle here or at the hub, and check its signature if one is required."""
+    """Open a bundle here or at the hub, and check its signature if one is required.
+
+    A graph is verified when it is first asked for.
+    """
     from mclst.runtime.bundle.bundle import open_bundle
 
-    bundle = open_bundle(local_folder(location, notify))
+    bundle = open_bundle(local_folder(location, notify), verify_graphs=False)
     if trusted is not None:
         from mclst.runtime.sharing.signature import check_signature
 

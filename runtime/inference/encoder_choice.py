@@ -179,7 +179,7 @@ def _recall(
 ) -> tuple[EncoderChoice | None, list[tuple[str, str]], Record | None]:
     """Return the choice if it takes no measurement, the candidates, and what was measured of them."""
     precisions = _allowed(bundle, request)
-    bundle.encoder(precisions[0])
+    bundle.check_precision(precisions[0])
     if precisions == ("fp32",) or "auto" not in (request.provider, request.precision):
         return EncoderChoice(request.provider, precisions[0]), [], None
     names = candidates(bundle, precisions, request)
@@ -310,6 +310,7 @@ def _measure(
     sessions: dict[Candidate, Session],
 ) -> list[Timing]:
     def opened(name: Candidate) -> Session | None:
+        bundle.encoder(name[1])  # a damaged one is no reason to take another
         try:
             return open_one(name)
         except (ResourceError, BundleError):

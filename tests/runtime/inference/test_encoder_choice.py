@@ -24,7 +24,7 @@ from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.choices import FASTEST_FIRST, PRECISIONS
 from mclst.runtime.cli.infer import main
 from mclst.runtime.encoder.onnxruntime_cpu import OnnxSession
-from mclst.runtime.errors import ResourceError
+from mclst.runtime.errors import BundleError, ResourceError
 from mclst.runtime.inference import encoder_choice, encoder_timings, instruction_sets, providers
 from mclst.runtime.inference.encoder_choice import ChoiceRequest, EncoderChoice, candidates, choose_encoder
 from mclst.runtime.inference.encoder_timings import (
@@ -526,3 +526,20 @@ def test_without_a_driver_no_binding_is_imported(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(encoder_choice, "driver_is_installed", lambda: False)
     monkeypatch.setattr(encoder_choice, "CudaDevice", imported)
     assert encoder_choice.runs_on_cpu("auto")
+
+
+def test_a_graph_is_verified_when_it_is_asked_for(two_precisions: Path) -> None:
+    damaged = two_precisions / "encoder.int8.onnx"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(BundleError, match="int8"):
+        open_bundle(two_precisions)
+    bundle = open_bundle(two_precisions, verify_graphs=False)
+    assert bundle.encoder("fp32") == two_precisions / "encoder.onnx"
+    for _ in range(2):
+        with pytest.raises(BundleError, match=r"encoder\.int8\.onnx is not the file that was exported"):
+            bundle.encoder("int8")
+    request = ChoiceRequest("cpu", "auto", 16, 2)
+    with pytest.raises(BundleError, match="int8"):  # nor is it left out of what is measured
+        choose_encoder(bundle, request, no_session, lambda text: None, {})
