@@ -6,6 +6,7 @@ import sys
 from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -38,6 +39,7 @@ COMPUTE_SIZES = {
 """Operators of a few integers, which ONNX Runtime leaves on the CPU beside a GPU by design."""
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 """ONNX Runtime's name for where a graph in memory has the files of its weights."""
+_LOADING = Lock()
 
 
 def check_onnxruntime(provider: str) -> str:
@@ -46,7 +48,9 @@ def check_onnxruntime(provider: str) -> str:
     if name not in _onnxruntime().get_available_providers():
         raise ResourceError(f"this ONNX Runtime has no {name}; install mclst[gpu] or use --provider cpu")
     if provider != "cpu":
-        _load_cuda_libraries()
+        # Two threads that redirect stdout would each put back what the other has set.
+        with _LOADING:
+            _load_cuda_libraries()
     return name
 
 

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from threading import Event, Thread, current_thread
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
@@ -75,6 +76,36 @@ def test_cuda_libraries_of_wheels_are_loaded_before_the_provider_starts(
     assert loaded == ["all"]
     out, err = capfd.readouterr()
     assert not out and "libcudnn" in err
+
+
+def test_stdout_comes_back_when_two_threads_load_the_cuda_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[str] = []
+    second = Thread(target=onnxruntime_cpu.check_onnxruntime, args=("cuda",))
+    both_inside, first_left = Event(), Event()
+
+    def preload_dlls() -> None:
+        loads.append(current_thread().name)
+        if len(loads) > 1:
+            both_inside.set()
+            first_left.wait()
+        else:
+            second.start()
+            both_inside.wait(0.2)  # never comes where one waits for the other
+
+    ort = SimpleNamespace(
+        get_available_providers=lambda: ["CUDAExecutionProvider"], preload_dlls=preload_dlls
+    )
+    monkeypatch.setitem(sys.modules, "onnxruntime", ort)
+    stdout = sys.stdout
+    onnxruntime_cpu._load_cuda_libraries.cache_clear()
+    try:
+        onnxruntime_cpu.check_onnxruntime("cuda")
+        first_left.set()
+        second.join()
+        assert sys.stdout is stdout and len(loads) == 1
+    finally:
+        sys.stdout = stdout
+        onnxruntime_cpu._load_cuda_libraries.cache_clear()
 
 
 class Placed:
