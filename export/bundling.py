@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -123,7 +124,7 @@ def export_bundle(
         If engines are requested and cannot be built here.
     """
     for path in precisions.calibration_slides:
-        if isinstance(path, Path) and not path.exists():
+        if isinstance(path, Path) and not os.path.exists(path):
             raise SlideError(f"{path} does not exist; give a slide with --calibration")
     builder = None if engines is None else EngineBuilder(engines)
     with BundleDraft(Path(out), overwrite=overwrite) as draft:

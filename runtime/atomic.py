@@ -82,10 +82,11 @@ def check_distinct(outputs: Iterable[Path | None], inputs: Iterable[Path | None]
     An existing file inside an input folder (a bundle) counts as an input. None is skipped.
     """
     seen: set[Path] = set()
-    sources = [path.resolve() for path in inputs if path is not None]
+    # Not Path.resolve and Path.exists, which raise for some paths that the inputs' readers refuse.
+    sources = [Path(os.path.realpath(path)) for path in inputs if path is not None]
     for output in filter(None, outputs):
-        path = output.resolve()
-        if any(path == source or (path.exists() and source in path.parents) for source in sources):
+        path = Path(os.path.realpath(output))
+        if any(path == source or (os.path.exists(path) and source in path.parents) for source in sources):
             raise OutputError(f"{output} is an input of this run and would be lost; choose another path")
         if path in seen:
             raise OutputError(f"{output} would be written twice; give each output its own path")

@@ -82,9 +82,13 @@ class OutputError(MclstError):
 
 
 class ResourceError(MclstError):
-    """Memory, a device or a provider is missing."""
+    """Memory, a device or a provider is missing.
+
+    of_every_slide: whether other slides of a cohort would miss it too.
+    """
 
     exit_code = 6
+    of_every_slide = False
 
 
 class Terminated(BaseException):

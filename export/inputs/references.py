@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ def model_genes(
     section if it has exactly G genes. Raises ReferenceDataError if a list has another length or two lists
     contradict.
     """
-    files = [gene_list] if gene_list else [p / "genes.txt" for p in paths if (p / "genes.txt").is_file()]
+    files = [gene_list] if gene_list else [p / "genes.txt" for p in paths if os.path.isfile(p / "genes.txt")]
     gene_lists = (
         [read_genes(checkpoint, path) for path in files]
         if gene_list or "genes" not in checkpoint.metadata

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,13 +17,20 @@ from typing import BinaryIO
 
 UNFINISHED = ".unfinished-"
 """Prefix of a file that is being written."""
+ABANDONED_S = 86_400.0
+"""Age from which an unfinished file counts as left by a process that was killed."""
 
 
 def cache_folder() -> Path:
-    """Return the folder, which need not exist."""
+    """Return the folder, which need not exist; one that cannot exist for a user without a home."""
     if folder := os.environ.get("MCLST_CACHE"):
         return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "mclst")
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder, "mclst")
+    try:
+        return Path.home() / ".cache" / "mclst"
+    except RuntimeError:  # neither HOME nor an entry in the passwd file, as in some containers
+        return Path(os.devnull, "mclst")
 
 
 def others_may_write(status: os.stat_result, owners: Collection[int], allowed: int = 0) -> str:
@@ -71,12 +79,14 @@ def read_own(path: Path) -> bytes | None:
 def write_own(path: Path) -> Iterator[BinaryIO]:
     """Open a file that gets its name once the `with` body is through, in a private folder.
 
-    Nothing is left of a body that raises. Raises OSError if the file system refuses.
+    Nothing is left of a body that raises, nor for long of a process that was killed. Raises OSError if the
+    file system refuses.
     """
     for folder in (cache_folder(), path.parent):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.environ.get("MCLST_CACHE"):
             folder.chmod(0o700)  # earlier versions left it to the umask, such as 002
+    _remove_abandoned(path.parent)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=UNFINISHED, delete=False) as file:
         try:
             yield file  # type: ignore[misc]
@@ -86,6 +96,13 @@ def write_own(path: Path) -> Iterator[BinaryIO]:
             with suppress(OSError):
                 os.unlink(file.name)
             raise
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for path in folder.glob(f"{UNFINISHED}*"):
+        with suppress(OSError):  # removed meanwhile
+            if time.time() - path.stat().st_mtime > ABANDONED_S:
+                path.unlink()
 
 
 def store_own(path: Path, content: bytes) -> bool:

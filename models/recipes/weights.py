@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -94,7 +95,7 @@ def load_weights(recipe: Recipe, path: str | Path) -> State:
 
 def read_tensors(path: Path) -> State:
     """Tensors of a file, a folder or an index of shards, as they are named there, without prefixes."""
-    if path.is_dir():
+    if os.path.isdir(path):
         path = _file_in(path)
     if path.name.endswith(".index.json"):
         state: State = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import warnings
 import zipfile
@@ -29,7 +30,7 @@ def read_weights_file(path: Path, option: str = "--ckpt") -> dict[str, Any]:
     CheckpointError
         If the file is no checkpoint, is damaged, or needs arbitrary unpickling.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(f"{path} is not a file; give {option} the file itself")
     try:
         with path.open("rb") as file:

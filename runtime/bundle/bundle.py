@@ -294,9 +294,9 @@ def open_bundle(path: str | Path, *, verify_graphs: bool = True) -> Bundle:
         reads files outside the bundle. Names the file.
     """
     folder = Path(path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # Path.is_dir raises where the name is too long or a folder is closed
         raise BundleError(f"{folder} is not a bundle; make one with mclst-export --ckpt, or give --bundle")
-    if not (folder / MANIFEST).is_file():
+    if not os.path.isfile(folder / MANIFEST):
         raise BundleError(f"{folder} has no {MANIFEST}, so it is not a whole bundle; export it again")
     manifest = read_manifest(folder / MANIFEST)
     for name in REQUIRED_FILES[manifest.kind]:

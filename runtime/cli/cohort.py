@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mclst.runtime.atomic import check_distinct
 from mclst.runtime.bundle.location import BundleLocation, local
 from mclst.runtime.cli.server_options import ServerOptions, open_model
 from mclst.runtime.click_types import PATH, Finite, add_options
@@ -243,6 +245,9 @@ def _check_folder(folder: Path, jobs: Mapping[str, Job], table: Path) -> None:
         raise OutputError(
             f"{folder} cannot be made ({error.strerror or error}); choose another --out"
         ) from error
+    if os.path.samefile(folder, table.absolute().parent):
+        for job in jobs.values():
+            check_distinct(job.outputs().all, (table,))
 
 
 def _check_retrieval(model: Model, jobs: Mapping[str, Job]) -> None:

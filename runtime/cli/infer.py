@@ -23,7 +23,7 @@ from mclst.runtime.click_types import PATH, SETTINGS, Finite
 from mclst.runtime.console import check_json, command, progress, publish_result, say, table
 from mclst.runtime.entry_points import STARTED
 from mclst.runtime.section_options import BINS
-from mclst.sections.location import SlideLocation, local_path
+from mclst.sections.location import SlideLocation
 
 if TYPE_CHECKING:
     from mclst.runtime.inference.model import Model
@@ -187,7 +187,7 @@ def main(
     check_json(
         json_path,
         overwrite=options.overwrite,
-        inputs=(local_path(slide), spots_path, mask_path, region_path, local(bundle_path)),
+        inputs=(*job.inputs, local(bundle_path)),
         outputs=job.outputs().all,
     )
 

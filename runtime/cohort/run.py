@@ -129,7 +129,7 @@ def run_slide(
     except BrokenPipeError:
         raise
     except Exception as error:
-        if isinstance(error, ResourceError) and not model.is_open:
+        if isinstance(error, ResourceError) and error.of_every_slide:
             raise
         sentence, code = describe_error(error)
         trace = "".join(traceback.format_exception(error)) if code == DEFECT else ""

@@ -87,9 +87,14 @@ class Journal:
             os.posix_fallocate(self._handle, at, size + self._reserved)
 
     def _write(self, content: bytes) -> None:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(self._handle, view) :]
+        view, start = memoryview(content), os.lseek(self._handle, 0, os.SEEK_CUR)
+        try:
+            while view:
+                view = view[os.write(self._handle, view) :]
+        except OSError:
+            # Reading stops at half a block: the next one takes its place.
+            os.lseek(self._handle, start, os.SEEK_SET)
+            raise
 
 
 def read_journal(path: Path) -> tuple[dict[str, str], NDArray[np.void], int] | None:

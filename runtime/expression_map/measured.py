@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,7 +86,7 @@ class Pair:
 
 def read_map(path: Path) -> Prediction:
     """Read a map of mclst-infer, or any .h5ad with spots in rows; raises InputError otherwise."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path} is not a file; give a map of mclst-infer")
     try:
         with h5py.File(path, "r") as file:

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -37,8 +36,6 @@ VARIABLE, DEFAULT_GB = "MCLST_FEATURE_CACHE_GB", 4.0
 LENGTH_BYTES, DIGEST_BYTES = 8, 32
 BLOCK_BYTES = 4 << 20
 MOST_TAIL_BYTES = 64 << 20
-ABANDONED_S = 86_400.0
-"""Age from which an unfinished file counts as left by a process that was killed."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +150,7 @@ class FeatureCache:
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             with suppress(OSError):  # removed meanwhile
                 status = path.stat()
-                if path.name.startswith(UNFINISHED) and time.time() - status.st_mtime > ABANDONED_S:
-                    path.unlink()
-                elif path.suffix in (SUFFIX, ".npz"):  # .npz: of earlier versions
+                if path.suffix in (SUFFIX, ".npz"):  # .npz: of earlier versions
                     kept.append((status.st_mtime, status.st_size, path))
         total = sum(size for _, size, _ in kept)
         for _, size, path in sorted(kept):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.background import Background
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.encoder.session import Session
+from mclst.runtime.errors import ResourceError
 from mclst.runtime.inference.encoder_choice import (
     ChoiceRequest,
     EncoderChoice,
@@ -87,11 +88,6 @@ class LoadedModel:
         """See Model."""
         return self.bundle.calibration
 
-    @property
-    def is_open(self) -> bool:
-        """See Model."""
-        return self._encoder is not None
-
     def server_record(self) -> dict[str, Any] | None:
         """See Model."""
         return None
@@ -143,11 +139,14 @@ class LoadedModel:
         )
         sessions: dict[Candidate, Session] = {}
         opener = partial(self._opener, batch_size=batch_size, build=build, notify=notify)
-        self._choice = _reuse(
-            self._choice,
-            request,
-            lambda: choose_encoder(self.bundle, request, lambda name: opener(name)[1]()[0], notify, sessions),
-        )
+        with self._for_every_slide():
+            self._choice = _reuse(
+                self._choice,
+                request,
+                lambda: choose_encoder(
+                    self.bundle, request, lambda name: opener(name)[1]()[0], notify, sessions
+                ),
+            )
         choice = self._choice[1]
         if choice.name in sessions:
             self._encoder = opener(choice.name)[0], (sessions[choice.name], "")
@@ -166,7 +165,17 @@ class LoadedModel:
     ) -> tuple[Session, str]:
         """See Model and `open_encoder`."""
         self._wait_for_encoder()
-        return self._open(name, batch_size, build=build, notify=notify)
+        with self._for_every_slide():
+            return self._open(name, batch_size, build=build, notify=notify)
+
+    @contextmanager
+    def _for_every_slide(self) -> Iterator[None]:
+        """What keeps the first encoder from opening keeps it from every slide."""
+        try:
+            yield
+        except ResourceError as error:
+            error.of_every_slide = self._encoder is None
+            raise
 
     def _open(self, name: Candidate, batch_size: int, *, build: bool, notify: Notify) -> tuple[Session, str]:
         self._encoder = _reuse(self._encoder, *self._opener(name, batch_size, build=build, notify=notify))

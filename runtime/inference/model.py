@@ -72,10 +72,6 @@ class Model(Protocol):
     def calibration(self) -> Calibration | None:
         """What held-out sections showed of the model; None if it is not calibrated or not known here."""
 
-    @property
-    def is_open(self) -> bool:
-        """Whether an encoder is ready, so that a failure is likely the slide's."""
-
     def server_record(self) -> dict[str, Any] | None:
         """Return what a map records about the server; None if there is none."""
 

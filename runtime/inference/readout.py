@@ -143,7 +143,7 @@ class RetrievalReadout:
 class LateReadout:
     """A `RetrievalReadout` that opens once it is needed, or has begun to: no tile waits for the bank.
 
-    Any use of it but `begin` raises what opening it raises.
+    Any use of it but `begin` raises what opening it raises; the next use opens it again.
     """
 
     rows_at_once = RETRIEVE_ROWS
@@ -163,24 +163,31 @@ class LateReadout:
         if self._opening is not None:
             self._opening.wait()
 
+    def _opened(self) -> RetrievalReadout:
+        try:
+            return self.begin().result()
+        except Exception:
+            self._opening = None  # such as a network drive that was away: the next slide tries again
+            raise
+
     @property
     def provider(self) -> str:
         """See Readout."""
-        return self.begin().result().provider
+        return self._opened().provider
 
     @property
     def settings(self) -> dict[str, Any]:
         """See Readout."""
-        return self.begin().result().settings
+        return self._opened().settings
 
     @property
     def on_device(self) -> bool:
         """See Readout."""
-        return self.begin().result().on_device
+        return self._opened().on_device
 
     def predict_expression(self, rows: NDArray[np.int64], features: Any) -> RetrievalResult:
         """See Readout."""
-        return self.begin().result().predict_expression(rows, features)
+        return self._opened().predict_expression(rows, features)
 
 
 class RegressionReadout:

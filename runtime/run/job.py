@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from mclst.runtime.atomic import check_distinct
 from mclst.runtime.background import Background
 from mclst.runtime.errors import InputError, MclstError, SlideError
 from mclst.runtime.expression_map.journal import describe_difference
@@ -72,6 +74,11 @@ class Job:
         """The map to write."""
         return Path(f"{self.slide.stem}.h5ad") if self.out is None else self.out
 
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Every path of this machine that is read, but the bundle."""
+        return tuple(filter(None, (local_path(self.slide), self.spots, self.mask, self.region)))
+
     def outputs(self) -> Outputs:
         """Return every path that is written to."""
         return Outputs.of(self.map_path, self.options, (self.options.files or Files()).resolve()[0])
@@ -116,12 +123,13 @@ def _read_spots(job: Job, path: Path, mpp: float | None) -> Spots:
 
     picture = local_path(job.slide)
     is_picture = picture is not None and (picture.name in PICTURES or picture.suffix == PATCHES_SUFFIX)
-    if not path.is_dir() and not is_picture:
+    is_folder = os.path.isdir(path)
+    if not is_folder and not is_picture:
         return read_spots(path, all_spots=job.all_spots, mpp=mpp)
     # Only here, for what reads sections loads scipy, which most runs need after their first tile.
     from mclst.sections.formats.section_spots import on_picture, section_spots
 
-    spots = section_spots(path, job.slide, job.bins) if path.is_dir() else None
+    spots = section_spots(path, job.slide, job.bins) if is_folder else None
     if spots is not None:
         return spots
     table = read_spots(path, all_spots=job.all_spots, mpp=mpp)
@@ -205,7 +213,12 @@ def run_job(
     shard: SlidePart | None = None,
     opening: Opening | None = None,
 ) -> Run:
-    """Predict one slide; see `predict`. opening: of this job, if it has begun."""
+    """Predict one slide; see `predict`. opening: of this job, if it has begun.
+
+    Raises OutputError also if an output would replace an input, even with `overwrite`.
+    """
+    # What is next to the files of a measured section's folder is not that section.
+    check_distinct(job.outputs().all, (path for path in job.inputs if not os.path.isdir(path)))
     _begin_early(model, job)
     from mclst.runtime.run.predict import predict  # takes a while, and loads beside what has begun
     from mclst.runtime.tiling.bounds import border_note
@@ -242,7 +255,7 @@ def _begin_early(model: Model, job: Job) -> None:
     options = job.options.for_model(model)
     stopped = options.resume and job.outputs().was_stopped
     path = local_path(job.slide)
-    if (path is None or path.exists()) and options.memory_budget is None and not stopped:
+    if (path is None or os.path.exists(path)) and options.memory_budget is None and not stopped:
         model.prepare(
             options.provider,
             options.precision,
@@ -259,9 +272,21 @@ def identity(model: Model, job: Job) -> dict[str, str]:
     Reports of finished maps hold these keys and values, so they must not change.
     Raises InputError if an input cannot be read.
     """
-    for path in filter(None, (local_path(job.slide), job.spots, job.mask, job.region)):
-        if not path.exists():
-            raise InputError(f"{path} does not exist; correct the cohort's table")
+    for path in job.inputs:
+        # Not Path.exists, which raises where the name is too long or a folder is closed.
+        if not os.path.exists(path):
+            raise InputError(
+                f"{path} does not exist, or its folder is closed to you; correct the cohort's table"
+            )
+    try:
+        return _identity(model, job)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or job.slide} cannot be read ({error.strerror}); correct the cohort's table"
+        ) from error
+
+
+def _identity(model: Model, job: Job) -> dict[str, str]:
     options = {
         "grid": job.grid,
         "reader": job.reader,

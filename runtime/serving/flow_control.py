@@ -176,7 +176,9 @@ class FlowControl:
 
     def _end(self) -> ResourceError:
         self.gave_up = True
-        return ResourceError(
+        error = ResourceError(
             f"{self.server}: {self._why}, for {self._patience_s:.0f} s (--server-patience); see that it runs "
             "and is not overloaded"
         )
+        error.of_every_slide = True
+        return error

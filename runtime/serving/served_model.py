@@ -183,11 +183,6 @@ class ServedModel:
         """See Model: fetched from the server on first use; the server measures the distances."""
         return self._connection.calibration
 
-    @property
-    def is_open(self) -> bool:
-        """See Model: whether the server is still expected to answer."""
-        return not self._connection.flow.gave_up
-
     def server_record(self) -> dict[str, Any] | None:
         """See Model."""
         served, connection = self._connection.served, self._connection

@@ -6,6 +6,7 @@ graphs from them, and `complete` puts both together.
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def complete(part: Path, encoder: Path, out: Path, *, overwrite: bool = False) -
     missing = left_out(manifest)
     for name in missing:
         path, record = encoder / name, manifest.files[name]
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise BundleError(f"{encoder} has no {name}; export the encoder with the same --precision")
         if (path.stat().st_size, file_sha256(path)) != (record.bytes, record.sha256):
             versions = ", ".join(f"{package} {version}" for package, version in manifest.versions.items())

@@ -6,6 +6,7 @@ files: https://github.com/sigstore/model-transparency.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ class Trusted:
         identity, comma, issuer = text.partition(",")
         if comma and issuer.startswith("https://") and identity:
             return cls(identity=identity, issuer=issuer)
-        if not Path(text).is_file():
+        if not os.path.isfile(text):
             raise ValueError(
                 f"{text!r} is neither a file with a public key or certificates nor IDENTITY,https://ISSUER"
             )

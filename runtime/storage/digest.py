@@ -23,7 +23,7 @@ def slide_sha256(path: Path, stopped: Callable[[], bool] = lambda: False) -> str
 
     stopped: asked for every block; the hash is then of no use.
     """
-    digest, is_folder = hashlib.sha256(), path.is_dir()
+    digest, is_folder = hashlib.sha256(), os.path.isdir(path)
     for part in _files_below(path) if is_folder else (path, *_parts(path)):
         if is_folder:
             status = os.lstat(part)
@@ -40,11 +40,18 @@ def slide_sha256(path: Path, stopped: Callable[[], bool] = lambda: False) -> str
 
 
 def slide_stamp(path: Path) -> Stamp:
-    """Stamp of a slide's file; of a folder (files, 0, bytes, latest modification) of what is below it."""
-    if not path.is_dir():
+    """Stamp of a slide's file; of several files (their number, 0, bytes, latest modification).
+
+    Those of `slide_sha256`.
+    """
+    is_folder = os.path.isdir(path)
+    parts: list[Path] = []
+    with suppress(OSError):  # reading it says so
+        parts = _files_below(path) if is_folder else _parts(path)
+    if not is_folder and not parts:
         return stamp(path)
     number = size = latest = 0
-    for part in _files_below(path):
+    for part in parts if is_folder else (path, *parts):
         with suppress(OSError):
             status = os.lstat(part)
             number, size, latest = number + 1, size + status.st_size, max(latest, status.st_mtime_ns)
@@ -59,7 +66,7 @@ def _files_below(folder: Path) -> list[Path]:
 def _parts(path: Path) -> list[Path]:
     """The other files of a slide."""
     folder = path.with_suffix("")
-    if (folder / "Slidedat.ini").is_file():
+    if os.path.isfile(folder / "Slidedat.ini"):
         return sorted(folder.glob("*.*"))
     if not _is_dicom(path):
         return []
@@ -67,7 +74,7 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _is_dicom(path: Path) -> bool:
-    if not path.is_file():
+    if not os.path.isfile(path):
         return False
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"

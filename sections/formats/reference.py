@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -61,9 +62,9 @@ def find_sections(path: Path | str, bins: str | None = None) -> dict[str, Sectio
         If there is no section, a section is there twice, or the folder mixes formats.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise SectionError(f"{path}: there is no such file or folder; give {ACCEPTED}")
-    if path.is_file():
+    if os.path.isfile(path):
         source = _of_file(path)
         return {source.name: source}
     sections = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -143,7 +144,7 @@ def read_gene_list(path: Path) -> list[str]:
     """
     path = Path(path)
     start = b""
-    if path.is_file():
+    if os.path.isfile(path):
         with path.open("rb") as file:
             start = file.read(6)
     genes = _from_npy(path) if start == b"\x93NUMPY" else _from_text(path)

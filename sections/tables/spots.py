@@ -78,7 +78,7 @@ def read_spots(
     if not isinstance(source, str | os.PathLike):
         return _from_memory(source, all_spots, mpp)
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir raises where the name is too long or a folder is closed
         path = positions_file(path)
     magic = _first_bytes(path)
     if magic.startswith(b"\x89HDF"):

@@ -6,6 +6,7 @@ level-0 pixels, with the attribute `patch_size_level0`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,7 @@ def read_all_features(
 def _files(paths: Sequence[Path]) -> dict[str, Path]:
     by_stem: dict[str, Path] = {}
     for path in paths:
-        if not path.exists():
+        if not os.path.exists(path):
             raise InputError(f"{path} does not exist; give TRIDENT's .h5 with --from-features")
         for file in sorted(path.glob("*.h5")) if path.is_dir() else [path]:
             if file.stem in by_stem:

@@ -159,6 +159,34 @@ def test_an_input_is_never_overwritten(here: Path, victim: str) -> None:
     assert tree(here) == before
 
 
+@pytest.mark.parametrize(
+    ("victim", "words"),
+    [
+        ("slide.geojson", ("--spots", "spots.tsv", "--region", "slide.geojson", "--geojson")),
+        ("slide.genes.png", ("--grid", "100", "--tissue-mask", "slide.genes.png")),
+    ],
+    ids=["region", "mask"],
+)
+def test_regions_and_masks_are_never_overwritten(here: Path, victim: str, words: tuple[str, ...]) -> None:
+    (here / victim).write_text("precious")
+    before = tree(here)
+    for overwrite in ((), ("--overwrite",)):
+        assert_refused(infer("slide.png", *words, *overwrite), 5, (victim, "would be lost"))
+    assert tree(here) == before
+
+
+@pytest.mark.parametrize("option", ["SLIDE", "--spots", "--region", "--tissue-mask", "--bundle"])
+def test_a_name_that_no_file_can_have_is_refused(here: Path, option: str) -> None:
+    given = {"SLIDE": "slide.png", "--spots": "spots.tsv"}
+    if option == "--tissue-mask":
+        given = {"SLIDE": "slide.png", "--grid": "100", "--mpp": "1"}
+    given[option] = "n" * 300
+    before = tree(here)
+    words = [given.pop("SLIDE"), *(word for pair in given.items() for word in pair), "--out", "map.h5ad"]
+    assert_refused(infer(*words), 4, ("n" * 300,))
+    assert tree(here) == before
+
+
 @pytest.mark.parametrize("victim", ["mclst-bundle/bank.h5", "mclst-bundle/manifest.json"])
 def test_the_bundle_is_never_overwritten(here: Path, victim: str) -> None:
     before = tree(here)

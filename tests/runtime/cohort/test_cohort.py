@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from forked_runs import ForkServer
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from small_model import Small
 
 from mclst.runtime.cli.infer import main
@@ -141,6 +142,52 @@ def test_a_slide_that_fails_is_recorded_and_the_others_go_on(here: Path) -> None
     assert "2 of 4 slides failed" in done.stderr and outcome["A2"]["message"] in done.stderr
     assert done.stdout.split() == ["maps/A1.h5ad", "maps/B1.h5ad"]
     assert sorted(path.name for path in Path("maps").glob("*.h5ad")) == ["A1.h5ad", "B1.h5ad"]
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "huge"], ids=["no file has such a name", "beyond memory"])
+def test_the_first_slide_fails_alone_while_no_encoder_is_open(
+    here: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from mclst.runtime.inference.loaded_model import LoadedModel
+    from mclst.runtime.slide import picture
+
+    monkeypatch.setattr(LoadedModel, "prepare", lambda *_, **__: None)
+    monkeypatch.setattr(picture, "MAX_DECODED_PX", 1000 * 1000)
+    Image.new("L", (1001, 1000)).save(here / "huge.png")
+    write_table(here, "name,slide,spots", f"first,{name}.png,A1.tsv", "A1,A1.png,A1.tsv")
+    assert cohort().exit_code == 3
+    assert statuses() == {"first": "failed", "A1": "done"}
+    error = report()["slides"][0]["error"]
+    assert error["traceback"] is None and f"{name}.png" in error["message"]
+    assert error["exit_code"] == (6 if name == "huge" else 4)
+
+
+def test_a_bank_that_opens_the_second_time_costs_one_slide(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mclst.runtime.bundle import bank, bundle
+    from mclst.runtime.errors import BundleError
+
+    whole, tries = bank.read_bank, []
+
+    def stale_once(path: Path) -> Any:
+        tries.append(path)
+        if len(tries) == 1:
+            raise BundleError(f"{path} cannot be read (stale file handle)")
+        return whole(path)
+
+    monkeypatch.setattr(bundle, "read_bank", stale_once)
+    assert cohort().exit_code == 3
+    assert statuses() == {"A1": "failed", "A2": "done", "B1": "done"}
+    assert "stale file handle" in report()["slides"][0]["error"]["message"]
+
+
+def test_the_cohorts_table_is_never_overwritten(here: Path) -> None:
+    (here / "cohort.csv").rename(here / "A1.csv")
+    before = (here / "A1.csv").read_bytes()
+    refused = infer("--slides", "A1.csv", "--out", ".", *QUICK, "--csv", "--overwrite")
+    assert refused.exit_code == 5 and "A1.csv is an input of this run and would be lost" in refused.stderr
+    assert (here / "A1.csv").read_bytes() == before and not Path("A1.h5ad").exists()
 
 
 def test_a_defect_in_one_slide_is_told_with_its_traceback(
