@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,7 +161,9 @@ def main(
     if baseline_maps and not with_baselines:
         raise click.UsageError("--baseline compares with a baseline; leave --baselines none out")
     given = (path for _, path in (*maps_by_method, *baseline_maps))
-    inputs = (truth, options["gene_set"], *section_files.paths, *given)
+    annotations = (Path(_parse_annotation(text)[1]) for text in options["annotations"])
+    named = (options[name] for name in ("gene_set", "weights"))
+    inputs = (truth, *named, *annotations, *section_files.paths, *given)
     check_distinct(outputs.values(), inputs)
     check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=outputs.values())
     pairs, regions, mpp = _read(maps_by_method, truth, sections, section_files, options)
@@ -302,7 +305,7 @@ def _read(
 
 def _parse_annotation(text: str) -> tuple[str, str]:
     section, equals, annotation = text.partition("=")
-    return (section, annotation) if equals and not Path(text).exists() else ("", text)
+    return (section, annotation) if equals and not os.path.exists(text) else ("", text)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from mclst.export.triton_options import (
     triton_options,
 )
 from mclst.export.wsinfer_options import check_wsinfer, publish_wsinfer, wsinfer_options
+from mclst.runtime.atomic import check_distinct
 from mclst.runtime.click_types import SETTINGS
 from mclst.runtime.console import check_json, command, publish_result, say, table
 from mclst.runtime.errors import needs_extra
@@ -104,6 +105,7 @@ def main(
     slides = map(local_path, calibration)
     inputs = (ckpt, weights, *references, *slides, genes, metadata_path, *section_files.paths)
     check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=(out, triton))
+    check_distinct((out,), inputs, inside=False)
     check_repository(triton, overwrite, inputs, out)
     check_wsinfer(options, overwrite, inputs, out)
     names = tuple(name for group in precisions for name in group)

@@ -76,17 +76,25 @@ def check_writable(path: Path, *, overwrite: bool, folder: bool = False, option:
     probe.unlink(missing_ok=True)
 
 
-def check_distinct(outputs: Iterable[Path | None], inputs: Iterable[Path | None]) -> None:
+def check_distinct(
+    outputs: Iterable[Path | None], inputs: Iterable[Path | None], *, inside: bool = True
+) -> None:
     """Raise OutputError if an output would destroy an input or another output, whatever `--overwrite` says.
 
-    An existing file inside an input folder (a bundle) counts as an input. None is skipped.
+    None is skipped.
+
+    inside: whether an existing file inside an input folder (a bundle) counts as an input.
     """
     seen: set[Path] = set()
     # Not Path.resolve and Path.exists, which raise for some paths that the inputs' readers refuse.
     sources = [Path(os.path.realpath(path)) for path in inputs if path is not None]
     for output in filter(None, outputs):
         path = Path(os.path.realpath(output))
-        if any(path == source or (os.path.exists(path) and source in path.parents) for source in sources):
+        within = inside and os.path.exists(path)
+        if any(
+            path == source or path in source.parents or (within and source in path.parents)
+            for source in sources
+        ):
             raise OutputError(f"{output} is an input of this run and would be lost; choose another path")
         if path in seen:
             raise OutputError(f"{output} would be written twice; give each output its own path")

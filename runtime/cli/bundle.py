@@ -73,8 +73,8 @@ def card(location: BundleLocation, out: Path | None, hub: str | None, overwrite:
 
     Says what is not known. Give license, training data and evaluation to mclst-export --metadata.
     """
-    from mclst.runtime.atomic import check_writable, write_atomically
-    from mclst.runtime.bundle.bundle import open_bundle
+    from mclst.runtime.atomic import check_distinct, check_writable, write_atomically
+    from mclst.runtime.bundle.bundle import MANIFEST, open_bundle
     from mclst.runtime.sharing.card import card as write_card
     from mclst.runtime.sharing.facts import describe
     from mclst.runtime.sharing.verify import CARD
@@ -87,6 +87,7 @@ def card(location: BundleLocation, out: Path | None, hub: str | None, overwrite:
         click.echo(text, nl=False)
         return
     check_writable(path, overwrite=overwrite)
+    check_distinct((path,), (bundle.path / name for name in (MANIFEST, *bundle.manifest.files)))
     write_atomically(path, text.encode())
     click.echo(str(path))
 
@@ -189,12 +190,14 @@ def unpack(archive: Path, out: Path | None, overwrite: bool, quiet: bool) -> Non
 
     Links, names outside the folder and bombs are refused; a refused archive leaves nothing behind.
     """
+    from mclst.runtime.atomic import check_distinct
     from mclst.runtime.sharing.archive import SUFFIX
     from mclst.runtime.sharing.archive import unpack as read_archive
 
     folder = out or Path(archive.name.removesuffix(SUFFIX).removesuffix(".zip"))
     if folder.name == archive.name and out is None:
         raise click.UsageError(f"{archive} does not end in {SUFFIX}; give the folder with --out")
+    check_distinct((folder,), (archive,))
     bundle = read_archive(archive, folder, overwrite=overwrite)
     say(repr(bundle), quiet=quiet)
     click.echo(str(bundle.path))

@@ -100,10 +100,12 @@ def complete(part: BundleLocation, encoder: Path, out: Path, overwrite: bool) ->
     PART is a folder or hf://ORG/NAME@REVISION. The encoder's graphs must have the hashes that PART's manifest
     lists: export them from the same weights.
     """
+    from mclst.runtime.atomic import check_distinct
     from mclst.runtime.sharing.by_reference import complete as join
     from mclst.runtime.sharing.hub import fetch
 
     folder = part if isinstance(part, Path) else fetch(part, lambda text: say(f"Note: {text}"), partial=True)
+    check_distinct((out,), (folder, encoder), inside=False)
     click.echo(str(join(folder, encoder, out, overwrite=overwrite).path))
 
 

@@ -217,8 +217,8 @@ def run_job(
 
     Raises OutputError also if an output would replace an input, even with `overwrite`.
     """
-    # What is next to the files of a measured section's folder is not that section.
-    check_distinct(job.outputs().all, (path for path in job.inputs if not os.path.isdir(path)))
+    # A map may be kept in the folder of the section that names its spots.
+    check_distinct(job.outputs().all, job.inputs, inside=False)
     _begin_early(model, job)
     from mclst.runtime.run.predict import predict  # takes a while, and loads beside what has begun
     from mclst.runtime.tiling.bounds import border_note

@@ -378,6 +378,16 @@ def test_an_input_is_never_overwritten(workdir: Path, path: str) -> None:
     assert tree(workdir) == before
 
 
+def test_a_bundle_that_holds_its_checkpoint_is_not_replaced(workdir: Path) -> None:
+    (workdir / "bundle").mkdir()
+    for name in ("model.pt", "manifest.json"):
+        (workdir / "bundle" / name).write_text("precious")
+    before = tree(workdir)
+    words = ("--ckpt", "bundle/model.pt", "--reference", "reference", "--out", "bundle", "--overwrite")
+    assert_refused(export("-q", *words), 5, ("bundle is an input of this run and would be lost",))
+    assert tree(workdir) == before
+
+
 def test_help_lists_options_and_defaults() -> None:
     result = export("--help")
     assert result.exit_code == 0

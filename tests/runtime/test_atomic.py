@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mclst.runtime.atomic import AtomicFolder, atomic_file, check_writable, write_atomically
+from mclst.runtime.atomic import AtomicFolder, atomic_file, check_distinct, check_writable, write_atomically
 from mclst.runtime.errors import OutputError
 
 
@@ -67,6 +67,27 @@ def test_what_came_meanwhile_is_not_replaced(tmp_path: Path) -> None:
                 folder.publish()
         assert [p.name for p in tmp_path.iterdir()] == ["f"] and (tmp_path / "f" / "precious").exists()
         shutil.rmtree(tmp_path / "f")
+
+
+def test_an_output_is_no_input_holds_none_and_lies_in_none(tmp_path: Path) -> None:
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "in" / "deep" / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    whole, file = tmp_path / "in", tmp_path / "in" / "deep" / "file"
+    for output, source, inside in (
+        (file, file, False),
+        (tmp_path / "link" / "deep" / "file", file, False),
+        (whole, whole, False),
+        (whole, file, False),
+        (file, whole, True),
+    ):
+        with pytest.raises(OutputError, match="would be lost"):
+            check_distinct((None, output), (None, source), inside=inside)
+    check_distinct((file,), (whole,), inside=False)
+    check_distinct((whole / "new",), (whole, tmp_path / "loop", tmp_path / ("n" * 300)))
+    with pytest.raises(OutputError, match="written twice"):
+        check_distinct((tmp_path / "a", tmp_path / "in" / ".." / "a"), ())
 
 
 def test_leftovers_of_dead_runs_are_swept(tmp_path: Path) -> None:

@@ -166,7 +166,8 @@ def main(
     nothing: --weights is a file you have.
     """
     check_writable(out, overwrite=overwrite)
-    inputs = (*paths, weights, genes, *options["from_features"], *section_files.paths)
+    groups = None if options["groups"] is None else Path(options["groups"])
+    inputs = (*paths, weights, genes, groups, *options["from_features"], *section_files.paths)
     check_distinct((out,), inputs)
     check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=(out,))
     if options["k"] is not None and options["head"] not in ("knn", "blend"):

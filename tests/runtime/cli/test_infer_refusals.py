@@ -164,11 +164,14 @@ def test_an_input_is_never_overwritten(here: Path, victim: str) -> None:
     [
         ("slide.geojson", ("--spots", "spots.tsv", "--region", "slide.geojson", "--geojson")),
         ("slide.genes.png", ("--grid", "100", "--tissue-mask", "slide.genes.png")),
+        ("slide.seurat", ("--spots", "slide.seurat", "--seurat")),
     ],
-    ids=["region", "mask"],
+    ids=["region", "mask", "section"],
 )
-def test_regions_and_masks_are_never_overwritten(here: Path, victim: str, words: tuple[str, ...]) -> None:
-    (here / victim).write_text("precious")
+def test_other_inputs_are_never_overwritten(here: Path, victim: str, words: tuple[str, ...]) -> None:
+    if victim == "slide.seurat":  # as a SpatialData store, or the folder of a section
+        (here / victim).mkdir()
+    (here / victim / "file" if victim == "slide.seurat" else here / victim).write_text("precious")
     before = tree(here)
     for overwrite in ((), ("--overwrite",)):
         assert_refused(infer("slide.png", *words, *overwrite), 5, (victim, "would be lost"))

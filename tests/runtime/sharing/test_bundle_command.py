@@ -63,6 +63,19 @@ def test_pack_and_unpack(bundle: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert_refused(run("pack", bundle, "--out", bundle / "bank.h5", "--overwrite"), 5, ("is an input",))
 
 
+def test_what_a_command_reads_is_never_overwritten(bundle: Path, tmp_path: Path) -> None:
+    assert run("pack", bundle, "--out", bundle / "a.mclst.zip").exit_code == 0
+    before = tree(tmp_path)
+    for words in (
+        ("card", bundle, "--out", bundle / "manifest.json"),
+        ("card", bundle, "--out", bundle / "bank.h5"),
+        ("unpack", bundle / "a.mclst.zip", "--out", bundle),
+        ("complete", bundle, "--encoder", bundle, "--out", bundle),
+    ):
+        assert_refused(run(*words, "--overwrite"), 5, ("is an input of this run and would be lost",))
+    assert tree(tmp_path) == before
+
+
 def test_verify_names_what_is_wrong(small_bundle: Path, tmp_path: Path) -> None:
     def broken(name: str) -> Path:
         return Path(shutil.copytree(small_bundle, tmp_path / name))
