@@ -7,20 +7,29 @@ import os
 import re
 import shutil
 import stat
+import time
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from mclst.kernels.definition.user_cache import others_may_write
+from mclst.kernels.definition.user_cache import ABANDONED_S, others_may_write
 from mclst.runtime.errors import OutputError
 
 
 def temp_path(path: Path) -> Path:
-    """A hidden path in the same folder, unique to this process: `.NAME.<pid>-<hex>.part`."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.part")
+    """A hidden path in the same folder, unique to this process: `.NAME.<pid>-<host><random>.part`.
+
+    host, random: 8 hex digits each.
+    """
+    return path.with_name(f".{path.name}.{os.getpid()}-{_host()}{uuid.uuid4().hex[:8]}.part")
+
+
+def _host() -> str:
+    return f"{zlib.crc32(os.fsencode(os.uname().nodename)):08x}"
 
 
 def sync_folder(folder: Path) -> None:
@@ -159,14 +168,23 @@ def _foreign(path: Path, reason: str) -> str:
 
 
 def remove_stale(path: Path) -> None:
-    """Remove the temporary files (`.NAME.<pid>-<hex>.part`) that dead processes left for `path`."""
-    pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)(?:-[0-9a-f]+)?\.part")
+    """Remove the temporary files that dead processes left for `path`, see `temp_path`.
+
+    Whether a process of another machine lives is not known: its files go a day after their last change.
+    """
+    # Earlier versions did not name the host.
+    pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)(?:-([0-9a-f]{8})?[0-9a-f]{8})?\.part")
     folder = path.absolute().parent
     for name in os.listdir(folder):
         match = pattern.fullmatch(name)
-        if match is None or _alive(int(match[1])):
+        if match is None:
             continue
         with suppress(OSError):  # gone by now, or owned by another user
+            if match[2] not in (None, _host()):
+                if time.time() - os.lstat(folder / name).st_mtime < ABANDONED_S:
+                    continue
+            elif _alive(int(match[1])):
+                continue
             if (folder / name).is_dir():
                 shutil.rmtree(folder / name)
             else:

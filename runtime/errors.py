@@ -143,6 +143,8 @@ def _describe(error: BaseException) -> tuple[str, int]:
         sentence = f"this machine lets the process have no more threads; {_RAISE_LIMITS}"
     elif isinstance(error, ImportError) and any(words in str(error) for words in _LIBRARY_NOT_MAPPED):
         sentence = f"this machine's memory is too small to load a library ({_library_of(error)})"
+    elif isinstance(error, ImportError) and any(words in str(error) for words in _LIBRARY_NOT_OPENED):
+        sentence = f"this machine lets the process open no more of a library ({error}); {_RAISE_LIMITS}"
     else:
         return "this is a defect in mclst; please report the lines above", DEFECT
     return _with_notes(sentence, error), ResourceError.exit_code
@@ -157,6 +159,8 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LIMIT_REACHED = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 # What glibc's dynamic loader says where a library's segments find no room; ImportError has no errno.
 _LIBRARY_NOT_MAPPED = ("failed to map segment", "annot allocate memory", "cannot map zero-fill pages")
+# imagecodecs opens a codec on first use, and says no more than this where no file can be opened any more.
+_LIBRARY_NOT_OPENED = ("Too many open files", "from 'imagecodecs'")
 _RAISE_LIMITS = "raise its limits (ulimit -a), or ask for fewer --workers"
 
 

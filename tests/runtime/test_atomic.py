@@ -7,10 +7,19 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from mclst.runtime.atomic import AtomicFolder, atomic_file, check_distinct, check_writable, write_atomically
+from mclst.runtime.atomic import (
+    AtomicFolder,
+    atomic_file,
+    check_distinct,
+    check_writable,
+    remove_stale,
+    temp_path,
+    write_atomically,
+)
 from mclst.runtime.errors import OutputError
 
 
@@ -98,6 +107,29 @@ def test_leftovers_of_dead_runs_are_swept(tmp_path: Path) -> None:
     alive.mkdir()
     with AtomicFolder(tmp_path / "f", mark="mark", overwrite=False):
         assert not dead.exists() and alive.exists()
+
+
+def test_files_of_another_machine_are_swept_a_day_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "n" * 220  # beside the longest name of a map that is made from a cohort's table
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(nodename="node-2.ü\udce4"))
+    there = [temp_path(tmp_path / name) for _ in range(3)]
+    monkeypatch.setattr(os, "getpid", lambda: 10**9)  # above any process's number
+    there += [temp_path(tmp_path / name) for _ in range(2)]
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(nodename="node-1"))
+    dead = temp_path(tmp_path / name)
+    monkeypatch.undo()
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(nodename="node-1"))
+    alive = temp_path(tmp_path / name)
+    for path in (*there[1:], dead, alive):
+        path.touch()
+    there[0].mkdir()
+    (there[0] / "half").touch()
+    for path in (there[0], there[3], alive):
+        os.utime(path, (1000, 1000))
+    remove_stale(tmp_path / name)
+    assert set(tmp_path.iterdir()) == {there[1], there[2], there[4], alive}
 
 
 def test_a_folder_replaces_another_in_one_step(tmp_path: Path) -> None:

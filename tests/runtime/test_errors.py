@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import imagecodecs
 import pytest
 
 from mclst.runtime.errors import DEFECT, describe_error, say_how_in_a_clone
@@ -20,6 +21,19 @@ from mclst.runtime.errors import DEFECT, describe_error, say_how_in_a_clone
 def test_a_library_that_finds_no_memory_is_no_defect(words: str) -> None:
     sentence, code = describe_error(ImportError(words, name="matplotlib"))
     assert code == 6 and "memory is too small to load a library (matplotlib)" in sentence
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        imagecodecs.DelayedImportError("deflate_encode"),
+        ImportError("/lib/_deflate.so: cannot open shared object file: Too many open files"),
+    ],
+    ids=["a codec", "a library"],
+)
+def test_a_library_that_no_file_is_left_to_open_is_no_defect(error: ImportError) -> None:
+    sentence, code = describe_error(error)
+    assert code == 6 and "deflate" in sentence and "raise its limits (ulimit -a)" in sentence
 
 
 def test_a_library_that_is_missing_is_a_defect() -> None:
