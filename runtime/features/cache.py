@@ -117,7 +117,8 @@ class FeatureCache:
             None if there are none, or the file is damaged or may be another user's: then they are computed
             again.
         """
-        if not self.limit_bytes or not any(self.folder.glob(f"{_digest(key)}-*{SUFFIX}")):
+        beginning = f"{_digest(key)}-"
+        if not any(path.name.startswith(beginning) and path.suffix == SUFFIX for path in self._paths()):
             return None
         path = self._path(key, slide_sha256())
         file = open_own(path)
@@ -147,7 +148,7 @@ class FeatureCache:
             if needed > shutil.disk_usage(self.folder).free / 2:
                 return False
         kept = []
-        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+        for path in self._paths():
             with suppress(OSError):  # removed meanwhile
                 status = path.stat()
                 if path.suffix in (SUFFIX, ".npz"):  # .npz: of earlier versions
@@ -160,6 +161,12 @@ class FeatureCache:
                 path.unlink(missing_ok=True)
                 total -= size
         return total + needed <= self.limit_bytes
+
+    def _paths(self) -> list[Path]:
+        """What is in the folder; nothing if it cannot be read, or nothing may be kept."""
+        with suppress(OSError):
+            return [self.folder / name for name in os.listdir(self.folder)] if self.limit_bytes else []
+        return []
 
     def _path(self, key: Mapping[str, Any], slide_sha256: str) -> Path:
         return self.folder / f"{_digest(key)}-{slide_sha256}{SUFFIX}"

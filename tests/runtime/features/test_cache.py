@@ -139,8 +139,9 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path: Path) -> None:
     assert not left.exists()
 
 
-def test_a_folder_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MCLST_CACHE", "/proc/no/such/folder")
+@pytest.mark.parametrize("folder", ["/proc/no/such/folder", f"/tmp/{'n' * 300}", "/dev/null/mclst"])
+def test_a_folder_that_cannot_be_used_is_no_error(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    monkeypatch.setenv("MCLST_CACHE", folder)
     monkeypatch.setenv("MCLST_FEATURE_CACHE_GB", "1")
     cache = FeatureCache.of_user()
     with cache.writer({"n": 0}, 8) as writer:
