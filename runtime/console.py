@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 import click
 
 from mclst.runtime.atomic import check_distinct, check_writable, write_atomically
-from mclst.runtime.entry_points import exit_now, install_signal_handlers
+from mclst.runtime.entry_points import (
+    exit_now,
+    install_signal_handlers,
+    restore_signal_handlers,
+    signal_handlers,
+)
 from mclst.runtime.errors import DEFECT, Terminated, describe_error
 
 if TYPE_CHECKING:
@@ -35,6 +40,12 @@ EXIT_CODES = (
 )
 CLEANUP_SECONDS = 5.0
 """How long a stopped command cleans up undisturbed: another signal within that time is ignored."""
+RETRY_SECONDS = 0.01
+"""How often a stop that is held back looks whether it may be raised."""
+COMMAND = "command.<locals>.wrapped"
+"""The function in which a command is called."""
+CALLED_BY_HDF5 = "mclst.runtime.expression_map.h5ad_layout"
+"""The module whose methods HDF5 calls."""
 
 
 @functools.cache
@@ -46,34 +57,104 @@ def stderr_console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-class _StopHandler:
-    """Raise at the first signal and at the second; end the process at the third."""
+class StopHandler:
+    """Raise at the first signal and at the second; end the process at the third.
+
+    Nothing is raised amid an import or a call of HDF5's, but as soon as that is left; nor is it lost where
+    Python swallows it.
+    """
 
     def __init__(self) -> None:
         self._count = 0
         self._stopped_at = -math.inf
+        self._held: int | None = None
+        self._ended = False
+        self._handlers_before: dict[int, Any] = {}
+        self._unraisable_before = sys.unraisablehook
+
+    def install(self) -> None:
+        """Take over SIGINT, SIGTERM and SIGHUP, until `end`."""
+        self._handlers_before = signal_handlers()
+        sys.unraisablehook = self._raise_again
+        install_signal_handlers(self)
+
+    def end(self) -> BaseException | None:
+        """Raise no more: the command has ended. Returns what is still held back. May be called again."""
+        self._ended = True
+        held = self._release()
+        sys.unraisablehook = self._unraisable_before
+        # Of the signals that follow one, those within CLEANUP_SECONDS still do not count.
+        if not self._count:
+            restore_signal_handlers(self._handlers_before)
+        return None if held is None else _stop_of(held)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
         now = time.monotonic()
         if now - self._stopped_at < CLEANUP_SECONDS:
             return
         self._stopped_at = now
         self._count += 1
-        # Python swallows what is raised in a __del__ or a callback of a C library, so one exception is not
-        # enough, and two may not be.
-        if self._count > 2:
+        # A command may be stuck as it cleans up.
+        if self._ended or self._count > 2:
             exit_now(number, frame)
-        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+        self._raise(number, frame)
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        if _must_not_break(frame):
+            self._hold(number)
+            return
+        self._release()
+        raise _stop_of(number)
+
+    def _hold(self, number: int) -> None:
+        self._held = number
+        signal.signal(signal.SIGALRM, self._raise_held)
+        signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS, RETRY_SECONDS)
+
+    def _release(self) -> int | None:
+        held, self._held = self._held, None
+        if held is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        return held
+
+    def _raise_held(self, number: int, frame: FrameType | None) -> None:
+        if self._held is not None:
+            self._raise(self._held, frame)
+
+    def _raise_again(self, ignored: sys.UnraisableHookArgs) -> None:
+        """Hold back a stop that Python has swallowed, as in a `__del__` or the callback of a C library."""
+        if isinstance(ignored.exc_value, KeyboardInterrupt):
+            self._hold(signal.SIGINT)
+        elif isinstance(ignored.exc_value, Terminated):
+            self._hold(signal.SIGTERM)
+        else:
+            self._unraisable_before(ignored)
+
+
+def _stop_of(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
+
+
+def _must_not_break(frame: FrameType | None) -> bool:
+    """Whether the main thread is in an import, whose global lock would stay held, so that no other thread
+    could import; in HDF5, which turns an exception in its callbacks into errors of its own; or where a
+    command ends.
+    """
+    if frame is not None and frame.f_code.co_qualname in (COMMAND, "StopHandler.end"):
+        return True
+    while frame is not None and frame.f_code.co_qualname != COMMAND:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        if frame.f_globals.get("__name__") == CALLED_BY_HDF5:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def on_terminal() -> bool:
     """Whether stderr is a terminal; elsewhere rich is not needed, which takes a tenth of a second to load."""
     return sys.stderr.isatty()
-
-
-def raise_on_signals() -> None:
-    """Have SIGINT, SIGTERM and SIGHUP unwind the command as an exception."""
-    install_signal_handlers(_StopHandler())
 
 
 def escape_controls(text: str) -> str:
@@ -110,19 +191,23 @@ def command(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        raise_on_signals()
+        stops = StopHandler()
         try:
+            stops.install()
             return function(*args, **kwargs)
         except (click.ClickException, click.exceptions.Exit, click.Abort, SystemExit, GeneratorExit):
             raise
         except BrokenPipeError:
             sys.exit(141)
         except BaseException as error:  # noqa: BLE001 - no bare traceback reaches the user
-            sentence, code = describe_error(error)
+            # A command that was told to stop, and failed before it could, is stopped.
+            sentence, code = describe_error(stops.end() or error)
             if code == DEFECT:
                 for line in traceback.format_exc().splitlines():
                     say(line)
             fail(sentence, code)
+        finally:
+            stops.end()
 
     # click shows the docstring as the command's help.
     wrapped.__doc__ = f"{wrapped.__doc__}\n\n    {EXIT_CODES}"

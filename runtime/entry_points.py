@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 from mclst.runtime.errors import INTERRUPTED, RUN_AGAIN, TERMINATED
 
@@ -56,6 +57,18 @@ def install_signal_handlers(handler: Callable[[int, FrameType | None], object]) 
     """Handle SIGINT, SIGTERM and SIGHUP; an ignored SIGHUP stays ignored, as nohup wants it."""
     for number in STOP_SIGNALS:
         if number in (signal.SIGINT, signal.SIGTERM) or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def signal_handlers() -> dict[int, Any]:
+    """The handlers of SIGINT, SIGTERM and SIGHUP, to be given back by `restore_signal_handlers`."""
+    return {number: signal.getsignal(number) for number in STOP_SIGNALS}
+
+
+def restore_signal_handlers(handlers: dict[int, Any]) -> None:
+    """Give signals the handlers that they had; what was set outside Python stays."""
+    for number, handler in handlers.items():
+        if handler is not None:
             signal.signal(number, handler)
 
 

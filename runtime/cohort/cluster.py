@@ -23,6 +23,7 @@ from typing import Any
 from mclst.runtime.choices import ON_CPU
 from mclst.runtime.cohort.cluster_worker import Task, Worker, lost
 from mclst.runtime.cohort.run import FAILED, SlideOutcome
+from mclst.runtime.entry_points import restore_signal_handlers, signal_handlers
 from mclst.runtime.errors import BundleError, MclstError, OutputError, ResourceError
 from mclst.runtime.expression_map.parts import SlidePart
 from mclst.runtime.inference.encoder_choice import EncoderChoice
@@ -56,10 +57,9 @@ def cluster(address: str) -> Iterator[Any]:
         import ray
     except ImportError as error:
         raise ResourceError("ray is not installed, which --cluster needs; install mclst[cluster]") from error
-    from mclst.runtime.console import raise_on_signals
-
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
     connect = _private_cluster() if address == "auto" else nullcontext({"address": address})
+    handlers = signal_handlers()
     with redirect_stdout(stderr), connect as more:
         try:
             ray.init(**options, **more)
@@ -68,7 +68,7 @@ def cluster(address: str) -> Iterator[Any]:
             raise ResourceError(
                 f"no Ray cluster at {address!r} ({reason}); start one, or use auto"
             ) from error
-        raise_on_signals()  # ray.init replaces the handlers
+        restore_signal_handlers(handlers)  # ray.init replaces them
         try:
             yield ray
         finally:

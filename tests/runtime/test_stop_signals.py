@@ -1,4 +1,4 @@
-"""A stop signal ends a command even if its exception is swallowed or threads stay busy (findings L1, L2)."""
+"""A stop signal ends a command: amid an import, where Python swallows exceptions, beside busy threads."""
 
 from __future__ import annotations
 
@@ -23,29 +23,20 @@ console.time = played = Played()
 """
 """The clock by which a signal counts as another one, or as one more of the first."""
 
-SWALLOWED = f"""
+SWALLOWED = """
 import os, signal, sys, time
 import click
 from mclst.runtime import console
-{PLAYED}
-signals, number = int(sys.argv[1]), getattr(signal, sys.argv[2])
 
 class Swallows:
     def __del__(self):
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
         time.sleep(0)  # the handler runs here, and Python ignores what it raises
 
 @click.command()
 @console.command
 def main():
-    for _ in range(signals - 1):
-        Swallows()
-        played.now += console.CLEANUP_SECONDS
-    print("swallowed", flush=True)
-    if signals == 3:
-        Swallows()
-    else:
-        os.kill(os.getpid(), number)
+    Swallows()
     time.sleep(LONG)
 
 main([])
@@ -53,13 +44,103 @@ main([])
 
 
 @pytest.mark.parametrize("name", CODES)
-@pytest.mark.parametrize("signals", [2, 3])
-def test_l2_a_signal_whose_exception_was_swallowed_is_not_the_last(signals: int, name: str) -> None:
-    code, word = CODES[name]
-    ended = run(SWALLOWED, str(signals), name)
-    assert ended.returncode == code and ended.stdout == "swallowed\n"
-    assert ended.stderr.count("Exception ignored in") == signals - 1
-    assert ended.stderr.splitlines()[-1].startswith(f"Error: {word}; ")
+def test_a_signal_whose_exception_python_swallows_stops_the_command(name: str) -> None:
+    assert_stopped(run(SWALLOWED, name), name)
+
+
+STUCK = f"""
+import os, signal, sys, time
+import click
+from mclst.runtime import console
+{PLAYED}
+@click.command()
+@console.command
+def main():
+    for _ in range(2):
+        try:
+            os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+            time.sleep(LONG)
+        except BaseException:
+            played.now += console.CLEANUP_SECONDS
+    print("stuck", flush=True)
+    os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+    time.sleep(LONG)
+
+main([])
+"""
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_the_third_signal_ends_a_command_that_is_stuck(name: str) -> None:
+    assert_stopped(run(STUCK, name), name, "stuck\n")
+
+
+IMPORTING = """
+import _imp, importlib, importlib._bootstrap, os, signal, sys, threading, time
+import click
+from mclst.runtime import console
+
+class Locks:
+    def __getattr__(self, name):
+        return getattr(_imp, name)
+
+    def acquire_lock(self):
+        _imp.acquire_lock()
+        importlib._bootstrap._imp = _imp
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+        time.sleep(0)  # the handler runs here, while the lock of all imports is held
+
+@click.command()
+@console.command
+def main():
+    try:
+        importlib._bootstrap._imp = Locks()
+        importlib.import_module("colorsys")
+        time.sleep(LONG)
+    finally:
+        print("colorsys" in sys.modules, _imp.lock_held())
+
+main([])
+"""
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_a_signal_amid_an_import_stops_the_command_after_it(name: str) -> None:
+    assert_stopped(run(IMPORTING, name), name, "True False\n")
+
+
+FAILS = IMPORTING.replace("time.sleep(LONG)", "raise ValueError('it failed')").replace(
+    'print("colorsys" in sys.modules, _imp.lock_held())', "pass"
+)
+
+
+def test_a_signal_amid_an_import_counts_more_than_an_error_after_it() -> None:
+    assert_stopped(run(FAILS, "SIGTERM"), "SIGTERM")
+
+
+ENDED = """
+import os, signal, sys, time
+import click
+from mclst.runtime import console
+from mclst.runtime.entry_points import exit_now, install_signal_handlers
+
+install_signal_handlers(exit_now)
+
+@click.command()
+@console.command
+def main():
+    @click.get_current_context().call_on_close
+    def close():
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+        time.sleep(LONG)
+
+main([])
+"""
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_a_signal_after_a_command_ends_the_process_at_once(name: str) -> None:
+    assert_stopped(run(ENDED, name), name)
 
 
 CLEANING_UP = f"""
@@ -85,9 +166,7 @@ main([])
 
 
 def test_l2_more_signals_do_not_break_into_the_cleanup() -> None:
-    ended = run(CLEANING_UP)
-    assert ended.returncode == 143 and ended.stdout == "cleaned up\n"
-    assert ended.stderr.startswith("Error: terminated; ") and ended.stderr.count("\n") == 1
+    assert_stopped(run(CLEANING_UP), "SIGTERM", "cleaned up\n")
 
 
 BUSY = """
@@ -115,10 +194,13 @@ entry_points.infer()
 
 @pytest.mark.parametrize("name", CODES)
 def test_l1_a_stopped_command_does_not_wait_for_its_threads(name: str) -> None:
+    assert_stopped(run(BUSY, name), name, "cleaned up\n")
+
+
+def assert_stopped(ended: subprocess.CompletedProcess[str], name: str, stdout: str = "") -> None:
     code, word = CODES[name]
-    ended = run(BUSY, name)
-    assert ended.returncode == code and ended.stdout == "cleaned up\n"
-    assert ended.stderr.startswith(f"Error: {word}; ") and ended.stderr.count("\n") == 1
+    assert (ended.returncode, ended.stdout) == (code, stdout), ended.stderr
+    assert ended.stderr.startswith(f"Error: {word}; ") and ended.stderr.count("\n") == 1, ended.stderr
 
 
 def run(source: str, *words: str) -> subprocess.CompletedProcess[str]:

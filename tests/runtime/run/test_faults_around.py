@@ -161,6 +161,39 @@ def test_a_second_signal_does_not_break_into_the_first(
     assert fork_server.run(here, *WORDS, log_dir=log_dir).code == 0 and x_of(here / "slide.h5ad") == whole
 
 
+def test_a_signal_while_hdf5_lays_out_the_map_is_no_defect(
+    fork_server: ForkServer, here: Path, log_dir: Path, whole: bytes
+) -> None:
+    """It arrives in HDF5's first call of the file in memory as the image is closed."""
+    before = HASHED_AT_ONCE + code(
+        """
+        from mclst.runtime.expression_map import writer
+        from mclst.runtime.expression_map.h5ad_layout import H5adImage, _FileWithGaps
+        seek, method, publish, amid = _FileWithGaps.seek, H5adImage.close, writer.MapWriter.publish, False
+        def stopping_seek(*args):
+            global amid
+            if amid:
+                amid = False
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0)  # the handler runs here
+            return seek(*args)
+        def stopped(*args):
+            global amid
+            H5adImage.close, amid = method, True
+            return method(*args)
+        def stopped_publish(*args, **named):
+            H5adImage.close = stopped
+            return publish(*args, **named)
+        def wait(rows):  # in which the stop is raised at the latest
+            time.sleep(900)
+        _FileWithGaps.seek, writer.MapWriter.publish = stopping_seek, stopped_publish
+        writer.RowFile.fill_missing = wait
+        """
+    )
+    assert_one_sentence(fork_server.run(here, *WORDS, log_dir=log_dir, before=before), 143, "are kept")
+    assert fork_server.run(here, *WORDS, log_dir=log_dir).code == 0 and x_of(here / "slide.h5ad") == whole
+
+
 VANISHES = """
 from mclst.runtime.encoder.onnxruntime_cpu import OnnxSession
 from mclst.runtime.run.hashes import SlideHash
