@@ -26,7 +26,8 @@ def section_spots(folder: Path, slide: SlideLocation | None = None, bins: str | 
     ----------
     folder : Path
     slide : Path or RemoteLocation, optional
-        The slide to predict; the alignment of a bundle is looked for by its name.
+        The slide to predict. The alignment of a bundle is looked for by its name; the spots of a store are
+        put on it, be it an image of the store or a slide elsewhere (see `spatialdata_store.read`).
     bins : str, optional
         See `find_sections`.
 
@@ -45,7 +46,7 @@ def section_spots(folder: Path, slide: SlideLocation | None = None, bins: str | 
         source = spaceranger.source_of(folder, bins)
     if source is None:
         return None
-    if slide is not None and source.format == "xenium":
+    if slide is not None and source.format in ("xenium", "spatialdata"):
         source = replace(source, image=slide)
     section = read_section(source)
     if section.xy_px is None:

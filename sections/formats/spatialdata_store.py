@@ -175,7 +175,7 @@ def _to_image(store: Path, element: Path, image: SlideLocation | None) -> NDArra
     """Matrix [3, 3] from the element's own coordinates to px of the image."""
     systems = systems_of(element)
     own = local_path(image)
-    if own is None or own.absolute().parent != (store / "images").absolute():
+    if own is None or own.parent.resolve() != (store / "images").resolve():
         # Without it, spatialdata-io's Visium is in full-resolution pixels as it is.
         as_it_is = next((name for name in systems if np.array_equal(systems[name], np.eye(3))), None)
         return systems[GLOBAL] if GLOBAL in systems else systems[as_it_is or next(iter(systems))]

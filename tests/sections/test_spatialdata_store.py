@@ -103,6 +103,55 @@ def test_a_folder_of_stores_and_a_slide_of_ones_own(circles: tuple[Path, Any], P
         np.testing.assert_allclose(section.xy_px, expected, atol=1e-6)  # type: ignore[arg-type]
 
 
+def test_spots_are_in_pixels_of_the_slide_that_is_given(tmp_path: Path) -> None:
+    """A store as spatialdata-io's Visium with a small picture, whose system alone is shared."""
+    store, full_px = visium_store(tmp_path / "V.zarr", {"hires": 3})
+    assert read(store).image == store / "images/hires"
+    (tmp_path / "link").symlink_to(store)
+    for slide, scale in (
+        (tmp_path / "slide.svs", 1.0),
+        (slide_location("https://host/slide.svs"), 1.0),
+        (store / "images/hires", 0.1),
+        (tmp_path / "link/images/hires", 0.1),
+        (None, 0.1),
+    ):
+        spots = section_spots(store, slide)
+        assert spots is not None
+        np.testing.assert_allclose(spots.xy_px, full_px * scale)
+
+
+def visium_store(path: Path, images: dict[str, int]) -> tuple[Path, np.ndarray]:
+    """A store of three spots, in full-resolution px of `global`, and images [channels] at a tenth of it."""
+    import anndata
+    import pandas as pd
+    from spatialdata import SpatialData
+    from spatialdata.models import Image2DModel, ShapesModel, TableModel
+    from spatialdata.transformations import Identity, Scale
+
+    full_px = np.array([[1000.0, 2000], [3000, 4000], [5000, 6000]])
+    to = {"global": Identity(), "downscaled": Scale([0.1, 0.1], axes=("x", "y"))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shapes = ShapesModel.parse(full_px, geometry=0, radius=50.0, index=np.arange(3), transformations=to)
+        pictures = {
+            name: Image2DModel.parse(
+                np.zeros((channels, 700 + 10 * channels, 700), np.uint8),
+                dims=("c", "y", "x"),
+                transformations={"downscaled": Identity()},
+            )
+            for name, channels in images.items()
+        }
+        obs = pd.DataFrame({"region": pd.Categorical(["spots"] * 3), "shape": np.arange(3)}, list("abc"))
+        table = TableModel.parse(
+            anndata.AnnData(np.ones((3, 2), np.float32), obs=obs),
+            region="spots",
+            region_key="region",
+            instance_key="shape",
+        )
+        SpatialData(images=pictures, shapes={"spots": shapes}, tables={"table": table}).write(path)
+    return path, full_px
+
+
 def test_several_tables_are_chosen_by_the_size_in_their_name(tmp_path: Path) -> None:
     store = spatialdata_store(tmp_path / "P1.zarr", tables=("square_008um", "square_016um"))
     for bins, name in ((None, "square_008um"), ("8", "square_008um"), ("16", "square_016um")):
