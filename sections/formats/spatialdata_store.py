@@ -157,7 +157,10 @@ def _choose_table(store: Path, bins: str | None) -> Path:
 
 
 def _choose_image(store: Path, element: Path) -> Path | None:
-    """The largest RGB image in a coordinate system of the element; None if there is none."""
+    """The largest image of three channels in a coordinate system of the element; None if there is none.
+
+    One with a fourth, as RGBA has, is no slide (`runtime/slide/ome_zarr.py`).
+    """
     systems = set(systems_of(element))
     sizes = {}
     for image in list_folder(store / "images"):
@@ -166,7 +169,7 @@ def _choose_image(store: Path, element: Path) -> Path | None:
         multiscale = multiscale_of(image)
         axes = [axis["name"] for axis in multiscale["axes"]]
         shape = array_metadata(image / str(multiscale["datasets"][0]["path"]))["shape"]
-        if shape[axes.index("c")] in (3, 4) and systems & set(systems_of(image)):
+        if shape[axes.index("c")] == 3 and systems & set(systems_of(image)):
             sizes[image] = shape[axes.index("y")] * shape[axes.index("x")]
     return max(sizes, key=lambda image: sizes[image]) if sizes else None
 

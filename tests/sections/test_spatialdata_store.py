@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from section_folders import spatialdata_store
 
+from mclst.runtime.slide.open import open_slide
 from mclst.sections import Section, SectionError, find_sections, read_section
 from mclst.sections.formats.images import with_images
 from mclst.sections.formats.ngff import coordinate_systems
@@ -118,6 +119,19 @@ def test_spots_are_in_pixels_of_the_slide_that_is_given(tmp_path: Path) -> None:
         spots = section_spots(store, slide)
         assert spots is not None
         np.testing.assert_allclose(spots.xy_px, full_px * scale)
+
+
+def test_an_image_that_no_slide_can_have_is_not_chosen(tmp_path: Path) -> None:
+    """Of four channels, though it is the largest."""
+    store, full_px = visium_store(tmp_path / "V.zarr", {"rgba": 4, "rgb": 3})
+    image = read(store).image
+    assert image == store / "images/rgb"
+    with open_slide(image) as slide:
+        assert (slide.width_px, slide.height_px) == (700, 730)
+    shutil.rmtree(store / "images/rgb")
+    alone = read(store)
+    assert alone.image is None
+    np.testing.assert_array_equal(alone.xy_px, full_px)  # type: ignore[arg-type]
 
 
 def visium_store(path: Path, images: dict[str, int]) -> tuple[Path, np.ndarray]:
