@@ -37,6 +37,7 @@ from mclst.sections.zarr_arrays import check_arrays
 SUFFIX = ".zarr"
 METADATA = ("zarr.json", ".zgroup", ".zattrs", ".zarray", ".zmetadata")
 SIZE = re.compile(r"(\d{3})um", re.ASCII)
+DIGITS = re.compile(r"\d{1,3}", re.ASCII)
 GLOBAL = "global"
 
 
@@ -148,7 +149,7 @@ def _choose_table(store: Path, bins: str | None) -> Path:
     if len(tables) == 1:
         return tables[0]
     size = "8" if bins is None and any(SIZE.search(table.name) for table in tables) else bins or ""
-    wanted = f"{int(size):03d}um" if size.isdigit() else size.removesuffix("s")
+    wanted = f"{int(size):03d}um" if DIGITS.fullmatch(size) else size.removesuffix("s")
     matches = [table for table in tables if wanted and wanted in table.name]
     if len(matches) != 1:
         listed = ", ".join(table.name for table in tables)

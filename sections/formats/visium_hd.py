@@ -20,6 +20,7 @@ BINNED, SEGMENTED = "binned_outputs", "segmented_outputs"
 CELLS = "cells"
 DEFAULT_BIN = "8"
 """10x Genomics' recommendation; 2 µm bins hold few counts each."""
+SIZE = re.compile(r"[1-9]\d{0,2}", re.ASCII)
 SQUARE = re.compile(r"square_(\d{3})um", re.ASCII)
 CELL_MATRIX, CELL_OUTLINES = "filtered_feature_cell_matrix.h5", "cell_segmentations.geojson"
 CELL_NAME = re.compile(r"cellid_0*(\d+)(-\d+)?", re.ASCII)
@@ -44,8 +45,11 @@ def choose_folder(top: Path, bins: str) -> tuple[Path, int]:
         return top / SEGMENTED, 1
     entries = list_folder(top / BINNED) if (top / BINNED).is_dir() else []
     sizes = {int(match[1]): entry for entry in entries if (match := SQUARE.fullmatch(entry.name))}
-    if not bins.isdigit():
-        raise SectionError(f"{top}: --bin {bins} is for Xenium; give the µm of a bin, or cells")
+    if not SIZE.fullmatch(bins):
+        raise SectionError(
+            f"{top}: --bin {bins[:20]} is no bin of Visium HD (PITCH/DIAMETER is for Xenium); give whole µm "
+            "from 1 to 999, such as 8, or cells"
+        )
     size = int(bins)
     divisors = [have for have in sizes if have and size % have == 0]
     if not divisors:

@@ -174,6 +174,8 @@ def test_several_tables_are_chosen_by_the_size_in_their_name(tmp_path: Path) -> 
         )
     with pytest.raises(SectionError, match="there are tables square_008um, square_016um; choose one"):
         find_sections(tmp_path / "P1.zarr", "2")
+    with pytest.raises(SectionError, match="choose one by the µm in its name"):
+        find_sections(tmp_path / "P1.zarr", "²")
 
 
 def test_stores_that_do_not_fit_are_refused(P1: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from section_folders import hd_center, visium_hd, write_matrix
 from mclst.sections.errors import SectionError
 from mclst.sections.formats.images import with_images
 from mclst.sections.formats.reference import find_sections, read_section
+from mclst.sections.formats.visium_hd import choose_folder
 from mclst.sections.section import Section
 from mclst.sections.tenx import bins as bin_pooling
 
@@ -100,8 +101,14 @@ def test_what_are_no_bins_is_not_pooled(folder: Path, tmp_path: Path) -> None:
         write_matrix(path, np.array(names), np.ones((2, 3)))
         with pytest.raises(SectionError, match=words):
             read(tmp_path / "P1", "32")
-    with pytest.raises(SectionError, match="--bin 100/55 is for Xenium"):
-        find_sections(tmp_path / "P1", "100/55")
+
+
+@pytest.mark.parametrize("bins", ["100/55", "0", "-8", "²", "٨", "8.0", "08", "", "1000"])
+def test_what_is_no_size_of_bins_is_refused(tmp_path: Path, bins: str) -> None:
+    for size in ("002", "008", "016"):
+        (tmp_path / "binned_outputs" / f"square_{size}um").mkdir(parents=True)
+    with pytest.raises(SectionError, match=r"is no bin of Visium HD .* whole µm from 1 to 999"):
+        choose_folder(tmp_path, bins)
 
 
 def test_segmented_cells_lie_at_their_centroids(folder: Path) -> None:
