@@ -21,6 +21,7 @@ from mclst.runtime.trust.measures import MeasuredResult, PlacedResult
 from mclst.runtime.trust.stain import Stain
 from mclst.runtime.trust.verdict import Verdict, judge
 from mclst.sections.location import SlideLocation
+from mclst.sections.normalization_names import NON_NEGATIVE
 
 OWN_COLUMNS = ("distance_percentile", "outside", "expected_error", "section_share")
 OLD_REPOSITORY = "its server's repository was exported without the calibration; export it again"
@@ -34,6 +35,7 @@ class RunTrust:
 
     calibration: None without one. stain: of the slide, None if not measured. kept: columns of the genes that
     are written, None for all. genes: their names. why_not: why nothing is calibrated, "" for the bundle.
+    least: no expression of the model's units is below it.
     """
 
     options: RunOptions
@@ -42,6 +44,7 @@ class RunTrust:
     genes: list[str]
     kept: NDArray[np.int64] | None = None
     why_not: str = ""
+    least: float = -np.inf
 
     @property
     def measured(self) -> bool:
@@ -144,7 +147,7 @@ class SlideTrust:
 
         def make(block: slice, expression: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
             distance = np.nan_to_num(self.rows.distance[block])
-            return chosen.interval(expression, distance, outside[block], level)
+            return chosen.interval(expression, distance, outside[block], level, least=run.least)
 
         return make
 
@@ -192,8 +195,9 @@ def open_trust(model: Model, options: RunOptions, stain: Stain | None) -> RunTru
             raise ResourceError(str(error)) from error
     if options.intervals is not None:
         _level(calibration, options.intervals)
+    least = 0.0 if model.manifest.normalization.expression in NON_NEGATIVE else -np.inf
     if options.reliable is None:
-        return RunTrust(options, calibration, stain, genes)
+        return RunTrust(options, calibration, stain, genes, least=least)
     kept = np.flatnonzero(calibration.reliable(options.reliable))
     if not len(kept):
         best = float(np.nanmax(calibration.low_r, initial=-1.0))
@@ -201,7 +205,7 @@ def open_trust(model: Model, options: RunOptions, stain: Stain | None) -> RunTru
             f"no gene of {describe_location(model)} reaches r {options.reliable:g} in 9 of 10 new sections; "
             f"the best reaches {best:.2f}: give a lower --reliable"
         )
-    return RunTrust(options, calibration, stain, [genes[i] for i in kept], kept)
+    return RunTrust(options, calibration, stain, [genes[i] for i in kept], kept, least=least)
 
 
 def _level(calibration: Calibration, percent: int) -> int:

@@ -127,16 +127,22 @@ class Calibration:
         return np.where(distance > self.distance[-1], 1.0, rank).astype(np.float32)
 
     def interval(
-        self, expression: Floats, distance: NDArray[np.floating[Any]], outside: NDArray[np.bool_], level: int
+        self,
+        expression: Floats,
+        distance: NDArray[np.floating[Any]],
+        outside: NDArray[np.bool_],
+        level: int,
+        *,
+        least: float = -np.inf,
     ) -> tuple[Floats, Floats]:
         """Return the intervals (low, high) float32 [n, G] of level number `level`.
 
         expression: float32 [n, G]. distance: [n]. outside: bool [n], spots without an interval: NaN.
-        No expression is below 0, so no lower bound is, unless the prediction itself is.
+        least: no expression of the units is below it, so no lower bound is, unless the prediction itself is.
         """
         spots = np.searchsorted(self.edges, distance)
         low, high = (expression + self.residual[level, spots, side] for side in (0, 1))
-        low = np.maximum(low, np.minimum(expression, 0))
+        low = np.maximum(low, np.minimum(expression, np.float32(least)))
         high = np.maximum(high, low)
         low[outside] = high[outside] = np.nan
         return low, high

@@ -150,7 +150,13 @@ def test_a_run_loads_no_library_of_tables_or_figures(here: Path) -> None:
     assert {"slide.genes.png", "slide.geojson"} <= {path.name for path in here.iterdir()}
 
 
-def test_the_intervals_are_those_of_each_spots_distance(here: Path) -> None:
+@pytest.mark.parametrize("units", ["gene-wise", "log-share"])
+def test_the_intervals_are_those_of_each_spots_distance(here: Path, units: str) -> None:
+    """Units that cannot be below 0 have no bound there; others have the bound that was calibrated."""
+    manifest = json.loads(Path("mclst-bundle/manifest.json").read_text())
+    manifest["normalization"] = {"input": "none", "expression": units}
+    manifest.pop("normalisation", None)
+    Path("mclst-bundle/manifest.json").write_text(json.dumps(manifest))
     assert infer("--intervals", "80", "--outside-level", "0.999").exit_code == 0
     written = anndata.read_h5ad("slide.h5ad")
     bundle = open_bundle("mclst-bundle")
@@ -164,8 +170,12 @@ def test_the_intervals_are_those_of_each_spots_distance(here: Path) -> None:
     assert calibration is not None
     distance = calibration.distances(open_session(bundle.encoder_path, "cpu").encode(tiles))
     bins = np.searchsorted(calibration.edges, distance)
-    high = written.X + calibration.residual[0, bins, 1]
+    low, high = (written.X + calibration.residual[0, bins, side] for side in (0, 1))
+    assert (low < 0).any()
+    if units == "gene-wise":
+        low = np.maximum(low, np.minimum(written.X, 0))
     outside = written.obs["outside"].to_numpy()
+    np.testing.assert_allclose(written.layers["low"][~outside], low[~outside], atol=1e-4)
     np.testing.assert_allclose(written.layers["high"][~outside], high[~outside], atol=1e-4)
 
 

@@ -49,6 +49,16 @@ def test_intervals_cover_what_they_say_where_the_noise_is_known(noise: str) -> N
     assert np.abs(calibration.error / spread - 1).max() < 0.1
 
 
+def test_intervals_of_negative_units_hold_as_much_as_those_of_others() -> None:
+    """Logarithms of shares are all below 0."""
+    every = [
+        replace(group, prediction=group.prediction - 20, truth=group.truth - 20)
+        for group in held_out(3, groups=7, spots=200)
+    ]
+    calibration = calibrate(every[:5])
+    assert np.mean([coverage(calibration, group, 1) for group in every[5:]]) == pytest.approx(0.9, abs=0.03)
+
+
 def test_a_section_that_is_unlike_the_others_is_reported() -> None:
     """Exchangeability broken on purpose: three times the noise in one section."""
     groups = held_out(4)
@@ -153,7 +163,7 @@ def test_an_interval_is_one(seed: int, prediction: float, distance: float, level
     calibration = ONES[seed % len(ONES)]
     values = np.full((2, GENES), prediction, np.float32)
     outside = np.array([False, True])
-    low, high = calibration.interval(values, np.full(2, distance, np.float32), outside, level)
+    low, high = calibration.interval(values, np.full(2, distance, np.float32), outside, level, least=0)
     assert (low[0] <= high[0]).all() and (low[0] >= min(prediction, 0)).all()
     assert np.isnan(low[1]).all() and np.isnan(high[1]).all()
 
