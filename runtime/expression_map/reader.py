@@ -119,6 +119,11 @@ class Map:
             return None
         return self.var[name].astype(kind)
 
+    def of_spots(self, name: str) -> NDArray[np.float64] | None:
+        """A column of `obs`, float64 [n]; None if it is missing or holds no numbers."""
+        column = self.obs.get(name)
+        return None if column is None or column.dtype.kind not in "biuf" else column.astype(np.float64)
+
     @property
     def outside(self) -> NDArray[np.bool_]:
         """Bool [n]: spots unlike what the model was calibrated on."""

@@ -211,7 +211,7 @@ def write_files(
         elif kind == "spatialdata":
             from mclst.runtime.report.export.spatialdata_store import write_store
 
-            write_store(expression_map, path, overwrite=overwrite)
+            notes += write_store(expression_map, path, overwrite=overwrite)
         elif kind == "seurat":
             from mclst.runtime.report.export.seurat import write_seurat
 

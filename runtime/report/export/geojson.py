@@ -64,11 +64,8 @@ def write_geojson(
 
 def _features(expression_map: Map, genes: Sequence[int], cells: Path | None) -> Iterator[dict[str, Any]]:
     names = [expression_map.genes[gene] for gene in genes]
-    columns = {
-        name: np.asarray(expression_map.obs[name], np.float64)
-        for name in OF_SPOTS
-        if name in expression_map.obs
-    }
+    given = {name: expression_map.of_spots(name) for name in OF_SPOTS}
+    columns = {name: column for name, column in given.items() if column is not None}
     spots, radius = expression_map.spots, expression_map.spot_diameter_px / 2
     outlines = None if cells is None else _outlines(cells, spots)
     rows = max(1, BLOCK_BYTES // (4 * len(expression_map.genes)))

@@ -46,6 +46,7 @@ class RasterPage(Page):
         align: Literal["left", "center", "right"] = "left",
     ) -> float:
         """Draw text; see Page."""
+        content = " ".join(content.splitlines())  # Pillow lays out one line at a time
         font = _font(bold, size * self.dpi / POINTS)
         shown, width = content, font.getlength(content)
         while width > max_width * self.dpi and len(content) > 1:

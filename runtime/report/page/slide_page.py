@@ -122,7 +122,7 @@ class _SlidePage:
         self.size_note = ""
         self.tissue = tissue or encode_tissue(expression_map.image, expression_map.image_scale)
         self.sample = subsample(expression_map.xy_px, expression_map.spot_diameter_px)
-        spots, columns = self.sample.indices, expression_map.obs
+        spots = self.sample.indices
         fine = len(spots) * len(expression_map.genes) <= MAX_FINE_VALUES
         self.steps = FINE_STEPS if fine else COARSE_STEPS
         self.layers = [Layer("predicted", "Predicted expression", True, self.steps)]
@@ -132,15 +132,15 @@ class _SlidePage:
             self.layers.append(Layer(name, INTERVALS[name], True, self.steps))
         self.blocks = DataBlocks()
         for name, label in OF_SPOTS.items():
-            if name in columns:
-                values = np.asarray(columns[name], np.float64)[spots, None]
-                ((text, channel),) = encode_channels(values, FINE_STEPS)
+            column = expression_map.of_spots(name)
+            if column is not None:
+                ((text, channel),) = encode_channels(column[spots, None], FINE_STEPS)
                 layer = Layer(name, label, False, FINE_STEPS, [{**channel, "block": self.blocks.add(text)}])
                 self.layers.append(layer)
         contents = {
             "xy": expression_map.xy_px[spots].astype("<f4").tobytes(),
             "spots": "\n".join(
-                str(name).replace("\n", " ") for name in np.asarray(columns.index)[spots]
+                str(name).replace("\n", " ") for name in np.asarray(expression_map.obs.index)[spots]
             ).encode(),
             "outside": np.packbits(expression_map.outside[spots]).tobytes(),
             "colormaps": b"".join(colors.tobytes() for colors in COLORMAPS.values()),
@@ -258,7 +258,7 @@ class _SlidePage:
                 f"the one nearest the center of each square of {length}, with its own values, drawn as "
                 "large as the square. Moran's I is over all spots."
             )
-        if "nearest_distance" in expression_map.obs:
+        if expression_map.of_spots("nearest_distance") is not None:
             notes.append(
                 "Nearest distance: from the spot's embedding to the nearest reference spot behind its "
                 "prediction. Effective k: how many reference spots contribute to the prediction. "
@@ -274,7 +274,7 @@ class _SlidePage:
                 "Hatched spots are outside: tissue farther from the training's than nearly all held-out "
                 "spots, where none of these figures holds."
             )
-        if "expected_error" in expression_map.obs:
+        if expression_map.of_spots("expected_error") is not None:
             notes.append(
                 "Expected error: root mean squared error over the genes, in the map's units, of held-out "
                 "spots with a like prediction; unknown where hatched."

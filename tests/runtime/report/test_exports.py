@@ -144,6 +144,61 @@ def test_the_store_is_read_back_by_spatialdata(
     assert os.listdir("made.zarr") == ["mine.txt"]
 
 
+def with_columns(made: SyntheticMap, columns: dict[str, Any], genes: tuple[str, ...] = ()) -> pd.DataFrame:
+    """The map with these columns of `obs`, and its first genes called so; returned as it reads them."""
+    data = anndata.read_h5ad(made.path)
+    for name, values in columns.items():
+        data.obs[name] = values
+    data.var_names = [*genes, *made.genes[len(genes) :]]
+    data.write_h5ad(made.path)
+    return data.obs
+
+
+@pytest.mark.slow
+def test_the_store_keeps_columns_whose_names_spatialdata_refuses(
+    made: SyntheticMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {
+        "Centroid X µm": "Centroid_X_µm",
+        "Nucleus: Area (µm^2)": "Nucleus_Area_µm_2",
+        "cell type": "cell_type",
+        "Cell_Type": "Cell_Type_2",
+        "region": "region_2",
+        "spot_id": "spot_id_2",
+        "Region": "Region_3",
+        "__private": "private",
+        "%": "column",
+        "ä" * 300: "ä" * 100,
+        "fine.name-2": "fine.name-2",
+    }
+    given = with_columns(made, {name: np.arange(len(made.spots)) + i for i, name in enumerate(names)})
+    done = report("--no-html", "--spatialdata")
+    assert done.exit_code == 0, done.output
+    assert "10 columns are renamed in made.zarr, as spatialdata needs: Centroid X µm to" in done.stderr
+    table = anndata.read_zarr("made.zarr/tables/expression")
+    for name, other in names.items():
+        np.testing.assert_array_equal(table.obs[other], given[name], err_msg=name)
+    assert (table.obs["region"] == "spots").all()
+    np.testing.assert_array_equal(table.obs["spot_id"], np.arange(len(made.spots)))
+
+    shutil.rmtree("made.zarr")
+    monkeypatch.setattr("mclst.runtime.report.export.spatialdata_store.column_names", list)
+    done = report("--no-html", "--spatialdata")
+    assert done.exit_code == 5 and "spatialdata refuses it (" in done.stderr, done.output
+    assert len(done.stderr.strip().splitlines()) == 1 and not Path("made.zarr").exists()
+
+
+def test_columns_and_genes_of_any_name_are_exported(made: SyntheticMap) -> None:
+    texts = dict.fromkeys(("expected_error", "distance_percentile", "outside", "array_row", "x_px"), "text")
+    with_columns(made, {**texts, "cell type": 1, "spot": 2}, ("$\\foo$", "a\nb", "A&B<c>", "x_px", "=1"))
+    words = "--html --geojson --seurat --csv --plot GENE9,a\nb,$\\foo$ --overwrite"
+    done = report(*words.split(" "))
+    assert done.exit_code == 0, done.output
+    first = json.loads(Path("made.geojson").read_text(encoding="utf-8"))["features"][0]
+    measured = first["properties"]["measurements"]
+    assert {"a\nb", "A&B<c>", "nearest_distance"} <= set(measured) and "expected_error" not in measured
+
+
 @pytest.mark.slow
 def test_tables_hold_every_value(made: SyntheticMap) -> None:
     data = anndata.read_h5ad(made.path)
