@@ -9,3 +9,7 @@ class SectionError(ValueError):
 
 class UnknownScale(SectionError):
     """A table is in µm, and the slide's µm per pixel is not known yet."""
+
+
+class UnknownColumns(SectionError):
+    """No columns of a table are known to hold positions."""

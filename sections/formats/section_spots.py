@@ -52,6 +52,8 @@ def section_spots(folder: Path, slide: SlideLocation | None = None, bins: str | 
     if section.xy_px is None:
         raise SectionError(f"{folder}: the place of its spots on a slide is unknown; give its alignment")
     places = () if section.array_xy is None else section.array_xy.T
+    aligned = xenium.alignment_of(source) if source.format == "xenium" else None
+    note = "" if aligned is None else f", aligned by {aligned.name}"
     array = dict(zip(("array_col", "array_row"), places, strict=False))
     return Spots(
         path=section.path,
@@ -62,7 +64,8 @@ def section_spots(folder: Path, slide: SlideLocation | None = None, bins: str | 
         row=np.arange(1, len(section) + 1, dtype=np.int64),
         columns=Columns(range(len(section)), array),
         spot_diameter_px=None,
-        coordinates=f"spots of section {section.name}, {source.bins or 'its own'} as x, y in level-0 px",
+        coordinates=f"spots of section {section.name}, {source.bins or 'its own'} as x, y in level-0 px"
+        + note,
         mpp=section.mpp,
     )
 

@@ -24,15 +24,16 @@ from mclst.sections.formats.source import SectionSource, list_folder
 from mclst.sections.location import SlideLocation, local_path
 from mclst.sections.section import Section
 from mclst.sections.tables.cells import MAX_COORDINATE
+from mclst.sections.tables.layouts import XENIUM_CENTROID, XENIUM_EXPERIMENT
 from mclst.sections.tables.parquet import stream_columns
 from mclst.sections.tables.synonyms import synonyms_of
 from mclst.sections.tables.text_file import MAX_LIST_BYTES, read_text
 from mclst.sections.tenx.matrix import is_matrix_folder, read_features, read_matrix
 from mclst.sections.tenx.transcripts import count_transcripts
 
-EXPERIMENT, MATRIX = "experiment.xenium", "cell_feature_matrix"
+MATRIX = "cell_feature_matrix"
 CELLS, TRANSCRIPTS = "cells.parquet", "transcripts.parquet"
-CELL_ID, CENTROID = "cell_id", ("x_centroid", "y_centroid")
+CELL_ID = "cell_id"
 SLIDE = "he_image.ome.tif"
 """End of the slide's name; 10x's public bundles have NAME_he_image.ome.tif."""
 ALIGNMENT = "alignment.csv"
@@ -72,7 +73,9 @@ def source_of(folder: Path, bins: str | None = None) -> SectionSource | None:
 
     bins: "cells" (the default), or PITCH or PITCH/DIAMETER in µm of pseudo-spots.
     """
-    bundle = next((place for place in (folder, folder / "outs") if (place / EXPERIMENT).is_file()), None)
+    bundle = next(
+        (place for place in (folder, folder / "outs") if (place / XENIUM_EXPERIMENT).is_file()), None
+    )
     if bundle is None:
         return None
     resolved = folder.resolve()
@@ -161,7 +164,7 @@ def _cell_centers(cells: Path, matrix: Path, spot: NDArray[np.str_]) -> NDArray[
     """Centroids of the matrix's cells, µm, float64 [n, 2]."""
     row_of: dict[str, int] = {}
     parts = []
-    for names, x, y in stream_columns(cells, [CELL_ID], CENTROID):
+    for names, x, y in stream_columns(cells, [CELL_ID], XENIUM_CENTROID):
         for name in names.tolist():
             text = name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
             if text in row_of:
@@ -184,7 +187,7 @@ def _cell_centers(cells: Path, matrix: Path, spot: NDArray[np.str_]) -> NDArray[
 def _read_alignment(source: SectionSource) -> Alignment | None:
     """The way from µm to px of the section's slide; None where there is neither slide nor matrix."""
     bundle = source.path.parent
-    path = _find_alignment(bundle, source.image)
+    path = alignment_of(source)
     if path is None:
         if source.image is None:
             return None
@@ -193,7 +196,7 @@ def _read_alignment(source: SectionSource) -> Alignment | None:
             f"Xenium Explorer as {_bare(source.image)}{ALIGNMENT} beside it, or give there 1,0,0 0,1,0 0,0,1 "
             "in three lines for a slide that has the morphology image's pixels"
         )
-    pixel_size = _pixel_size(bundle / EXPERIMENT)
+    pixel_size = _pixel_size(bundle / XENIUM_EXPERIMENT)
     to_morphology = _read_matrix_csv(path)
     to_pixels = np.diag([1 / pixel_size, 1 / pixel_size, 1])
     to_slide = np.asarray(np.linalg.inv(to_morphology) @ to_pixels, np.float64)
@@ -202,8 +205,12 @@ def _read_alignment(source: SectionSource) -> Alignment | None:
     return Alignment(to_slide[:2], mpp)
 
 
-def _find_alignment(bundle: Path, image: SlideLocation | None) -> Path | None:
-    """The matrix named after the slide, beside it or in the bundle; else the only one of the bundle."""
+def alignment_of(source: SectionSource) -> Path | None:
+    """Find the matrix named after a section's slide, beside it or in the bundle; else the bundle's only one.
+
+    None if there is none; SectionError if the bundle has several, of other names.
+    """
+    bundle, image = source.path.parent, source.image
     if image is not None:
         named = f"{_bare(image)}{ALIGNMENT}"
         beside = local_path(image)

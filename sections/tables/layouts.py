@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mclst.sections.errors import SectionError
+from mclst.sections.errors import SectionError, UnknownColumns
 
 ID_COLUMNS = ("id", "barcode", "spot", "cell", "name", "spot_id", "cell_id", "")
+XENIUM_EXPERIMENT = "experiment.xenium"
+XENIUM_CENTROID = ("x_centroid", "y_centroid")
 QUPATH_MEASUREMENTS = "QuPath measurements"
 QUPATH_IDS = ("object id", "id")
 SPACE_RANGER_COLUMNS = (
@@ -61,7 +63,7 @@ LAYOUTS = (
         for unit in ("\u03bcm", "um", "px")  # a folded MICRO SIGN is the Greek letter
     ),
     Layout("table in µm", "x_um", "y_um", um=True),
-    Layout("table in µm", "x_centroid", "y_centroid", um=True),
+    Layout("table in µm", *XENIUM_CENTROID, um=True),
 )
 
 
@@ -76,7 +78,8 @@ def detect_layout(path: Path, names: Sequence[str]) -> Layout:
     """Detect the layout from a table's column names (any case).
 
     Raises SectionError listing the table's columns and the accepted ones. Tables with array coordinates
-    only get their own message, since these look like pixels.
+    only get their own message, since these look like pixels; so do those of a Xenium bundle, whose µm are not
+    the slide's.
     """
     available = {name.casefold() for name in names}
     legacy = {"x", "y", "pixel_x", "pixel_y"} <= available
@@ -89,8 +92,13 @@ def detect_layout(path: Path, names: Sequence[str]) -> Layout:
         )
     for layout in LAYOUTS:
         if {layout.x, layout.y} <= available:
+            if layout.x in XENIUM_CENTROID and path.is_file() and path.with_name(XENIUM_EXPERIMENT).is_file():
+                raise SectionError(
+                    f"{path} is in a Xenium bundle, whose µm are of the morphology image, not of the H&E "
+                    "slide; give the bundle's folder instead, whose alignment leads to the slide"
+                )
             return layout
-    raise SectionError(_unknown_columns(path, names))
+    raise UnknownColumns(_unknown_columns(path, names))
 
 
 def _unknown_columns(path: Path, names: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.sections.columns import Columns
-from mclst.sections.errors import SectionError, UnknownScale
+from mclst.sections.errors import SectionError, UnknownColumns, UnknownScale
 from mclst.sections.section import Spots
 from mclst.sections.tables.cells import (
     MAX_COORDINATE,
@@ -195,12 +195,10 @@ def _require_one_image(table: Table, layout: Layout) -> None:
 
 def _from_obs(path: Path, obs: ObsTable, all_spots: bool, mpp: float | None) -> Spots:
     if obs.xy_px is None:
-        frame = obs.table.reset_index(drop=True)
+        table = _table_of_frame(path, obs.table.reset_index(drop=True))
         try:
-            spots = _from_table(_table_of_frame(path, frame), all_spots, mpp, obs.name)
-        except UnknownScale:
-            raise
-        except SectionError as error:
+            spots = _from_table(table, all_spots, mpp, obs.name)
+        except UnknownColumns as error:
             raise SectionError(f"{error} (there is no obsm['spatial'] either)") from error
         return replace(spots, variant="AnnData", spot_diameter_px=obs.spot_diameter_px)
     table = replace(_table_of_frame(path, obs.table), unit="row")

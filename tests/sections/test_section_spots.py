@@ -55,6 +55,36 @@ def test_spots_without_a_place_are_refused(tmp_path: Path) -> None:
         section_spots(bundle)
 
 
+def test_the_cells_table_of_a_xenium_bundle_asks_for_the_folder(tmp_path: Path) -> None:
+    """Its µm are the morphology image's; elsewhere a table of these columns is in µm of the slide."""
+    bundle = xenium(tmp_path / "P1")
+    cells = pd.read_parquet(bundle / "cells.parquet")
+    cells.to_csv(bundle / "cells.csv")
+    obs = cells.set_index("cell_id")[["x_centroid", "y_centroid"]]
+    data = anndata.AnnData(np.ones((len(obs), 1), np.float32), obs=obs, obsm={"spatial": obs.to_numpy()})
+    data.write_h5ad(bundle / "cells.h5ad")
+    for name in ("cells.parquet", "cells.csv", "cells.h5ad"):
+        for mpp in (None, 0.25):
+            with pytest.raises(
+                SectionError, match=rf"{name} is in a Xenium bundle.* give the bundle's folder"
+            ):
+                read_spots(bundle / name, mpp=mpp)
+    shutil.move(bundle / "cells.parquet", tmp_path / "cells.parquet")
+    for source in (tmp_path / "cells.parquet", cells):
+        spots = read_spots(source, mpp=0.25)
+        np.testing.assert_allclose(spots.xy_px, obs.to_numpy() * 4)
+
+
+def test_the_summary_says_which_alignment_is_taken(tmp_path: Path) -> None:
+    bundle = xenium(tmp_path / "P1")
+    for slide in (None, tmp_path / "another_scan.svs"):  # the bundle's only one, whatever the slide's name
+        spots = section_spots(bundle, slide)
+        assert spots is not None and spots.coordinates.endswith("aligned by P1_he_imagealignment.csv")
+    (tmp_path / "another_scanalignment.csv").write_text("1,0,0\n0,1,0\n0,0,1\n")
+    spots = section_spots(bundle, tmp_path / "another_scan.svs")
+    assert spots is not None and spots.coordinates.endswith("aligned by another_scanalignment.csv")
+
+
 def test_the_cells_of_a_xenium_bundle_are_predicted_where_they_lie(
     tmp_path: Path, small_bundle: Path
 ) -> None:
