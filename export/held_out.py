@@ -30,7 +30,6 @@ from mclst.runtime.tiling.bounds import check_centers
 from mclst.runtime.tiling.tiles import Tiles, TileShape
 from mclst.runtime.trust.calibration import OF_BANK, OF_NETWORK, gallery_rows, stain_values
 from mclst.runtime.trust.places import read_stain
-from mclst.sections.normalize import normalize
 from mclst.sections.patients import known_patients
 
 LEAST_GROUPS, LEAST_SPOTS = 2, 20
@@ -243,7 +242,7 @@ def network_groups(
             continue
         else:
             predicted = on_slide.predict_expression(values, section.array_xy[rows])
-        truth = normalize(settings.normalization.expression, section.counts, section.total)[rows]
+        truth = section.normalized(settings.normalization.expression)[rows]
         stains += encoded.stain
         parts.append(HeldOut(measured.group_of(image.name), predicted, truth, values))
     return _joined(parts), stains

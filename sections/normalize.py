@@ -113,7 +113,7 @@ def log_share(
     total : array, shape (n,), optional
         Counts of each spot over all measured genes; default: over the G genes.
     measured : int, optional
-        Number of measured genes; default: G.
+        Number of measured genes, given with `total`; default: G.
 
     Returns
     -------
@@ -122,13 +122,15 @@ def log_share(
     Raises
     ------
     ValueError
-        If a count is negative or not finite.
+        If a count is negative or not finite, or one of `total` and `measured` is missing.
 
     Notes
     -----
     ST-Net's `--norm`, which counts all genes and predicts some of them.
     """
     values = _counts(counts)
+    if (total is None) != (measured is None):
+        raise ValueError("log-share needs totals and the number of measured genes together; give both")
     totals = values.sum(axis=1) if total is None else np.asarray(total, np.float64)
     share = (1 + values) / ((measured or values.shape[1]) + totals[:, None])
     result: NDArray[np.float64] = np.log(share)
@@ -153,7 +155,7 @@ NORMALIZATIONS: dict[str, Callable[[ArrayLike], NDArray[np.float32]]] = {
 
 
 def normalize(
-    kind: str, counts: ArrayLike, total: ArrayLike | None = None, measured: int | None = None
+    kind: str, counts: ArrayLike, total: ArrayLike | None, measured: int | None
 ) -> NDArray[np.float32]:
     """Normalize a section's counts by name.
 
@@ -162,9 +164,9 @@ def normalize(
     kind : str
         One of NORMALIZATIONS.
     counts : array, shape (n, G)
-    total, measured : optional
-        Counts of each spot over all measured genes, shape (n,), and their number; used by "median-log1p" and
-        "log-share".
+    total, measured : array, shape (n,), and int, or both None
+        Counts of each spot over all measured genes, and their number; used by "median-log1p" and "log-share".
+        None: `counts` hold all measured genes.
 
     Returns
     -------
@@ -173,7 +175,7 @@ def normalize(
     Raises
     ------
     ValueError
-        If a count is negative or not finite.
+        If a count is negative or not finite, or as `log_share`.
     """
     if kind == "median-log1p":
         return median_log1p(counts, total)

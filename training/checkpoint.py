@@ -31,8 +31,7 @@ def checkpoint_content(trained: TrainedModel) -> dict[str, Any]:
     training: TrainConfig.record, steps and losses.
     genes: [str], G.
     sections: in training order, each {name, spot: [str], counts: float32 [n, G], array_xy: int64 [n, 2]} and,
-    if
-        known, xy_px and total as in TrainingSection.
+        if known, xy_px, total and measured_genes as in TrainingSection.
     tiles: uint8 [t, S, S, 3], at most PARITY_TILES spread evenly over all spots.
     """
     state = trained.network.state_dict()
@@ -55,6 +54,7 @@ def _section(section: TrainingSection) -> dict[str, Any]:
         "counts": torch.from_numpy(np.array(section.counts, dtype=np.float32)),
         "array_xy": torch.from_numpy(np.array(section.array_xy, dtype=np.int64)),
         **{name: torch.from_numpy(np.array(v)) for name, v in optional.items() if v is not None},
+        **({} if section.measured_genes is None else {"measured_genes": section.measured_genes}),
     }
 
 

@@ -47,6 +47,8 @@ class TrainingSection:
         Level-0 px.
     total : ndarray of float64, shape (n,), optional
         Counts over all measured genes.
+    measured_genes : int, optional
+        How many these are.
     notes : tuple of str
         What the user should know of its image and genes.
     """
@@ -60,6 +62,7 @@ class TrainingSection:
     skipped: tuple[tuple[str, str], ...] = ()
     xy_px: NDArray[np.float64] | None = None
     total: NDArray[np.float64] | None = None
+    measured_genes: int | None = None
     notes: tuple[str, ...] = ()
 
     def positions(self, kind: str) -> NDArray[np.int64]:
@@ -82,7 +85,7 @@ class TrainingSection:
 
     def normalized(self, kind: str) -> NDArray[np.float32]:
         """Counts in one of NORMALIZATIONS, float32 [n, G]."""
-        return normalize(kind, self.counts, self.total)
+        return normalize(kind, self.counts, self.total, self.measured_genes)
 
 
 @dataclass(frozen=True)
@@ -211,6 +214,7 @@ def read_training_section(
         skipped=tuple((str(section.spot[row]), reasons[row]) for row in sorted(reasons)),
         xy_px=section.xy_px[kept],
         total=section.total[kept],
+        measured_genes=len(section.genes),
         notes=tuple(note for note in (*notes, *counts_notes(section, genes)) if note),
     )
 

@@ -203,6 +203,7 @@ def _describe(
         digest = hashlib.sha256("\n".join(section.spot).encode())
         for array in (values, section.counts, section.total, section.xy_px):
             digest.update(np.ascontiguousarray(array).data)
+        digest.update(str(section.measured_genes).encode())
         digests[section.name] = digest.hexdigest()
     settings = {
         value: {

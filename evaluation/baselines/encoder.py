@@ -153,6 +153,7 @@ class _RidgeOnFeatures:
             section.xy_px[kept],
             section.counts[kept],
             section.total[kept],
+            section.measured_genes,
             section.image_mpp(self._mpp),
         )
         features = source.encode(own, samples_per_section(self._setup.tile))

@@ -28,6 +28,8 @@ class MeasuredSection:
         Raw, and in the map's units.
     total : float64 [n]
         Counts of each spot over all measured genes.
+    measured_genes : int
+        How many these are.
     xy : float64 [n, 2] or None
         Array coordinates, else level-0 px; NaN rows where a spot has none.
     xy_px : float64 [n, 2] or None
@@ -42,6 +44,7 @@ class MeasuredSection:
     counts: NDArray[np.float32]
     expression: NDArray[np.float32]
     total: NDArray[np.float64]
+    measured_genes: int
     xy: NDArray[np.float64] | None
     xy_px: NDArray[np.float64] | None
     image: SlideLocation | None
@@ -90,6 +93,7 @@ def read_measured(source: SectionSource, genes: Sequence[str], normalization: st
         counts=counts,
         expression=expression,
         total=section.total,
+        measured_genes=len(section.genes),
         xy=xy,
         xy_px=section.xy_px,
         image=section.image,

@@ -38,6 +38,8 @@ class ReferenceSection:
         Level-0 pixels, if known.
     total : float64 [n] or None
         Counts per spot over all measured genes; None if only the model's genes are known.
+    measured_genes : int or None
+        How many these are.
     """
 
     name: str
@@ -46,6 +48,19 @@ class ReferenceSection:
     array_xy: NDArray[np.int64] | None
     xy_px: NDArray[np.float64] | None
     total: NDArray[np.float64] | None = None
+    measured_genes: int | None = None
+
+    def normalized(self, kind: str) -> NDArray[np.float32]:
+        """Counts in one of NORMALIZATIONS, float32 [n, G].
+
+        Raises ReferenceDataError if log-share is asked for and the number of measured genes is unknown.
+        """
+        if kind == "log-share" and self.total is not None and self.measured_genes is None:
+            raise ReferenceDataError(
+                f"section {self.name} of the checkpoint does not say how many genes were measured, which "
+                "log-share needs; train it again, or choose another normalization"
+            )
+        return normalize(kind, self.counts, self.total, self.measured_genes)
 
 
 def sentences(lengths: Sequence[int], context: Context) -> list[slice]:
@@ -115,14 +130,13 @@ def encode_bank(
     Raises
     ------
     ReferenceDataError
-        If positions are missing or beyond the tables, or an embedding is not finite.
+        If positions are missing or beyond the tables, an embedding is not finite, or as
+        `ReferenceSection.normalized`.
     CheckpointError
         If the weights do not fit `settings.heads`.
     """
-    inputs = np.concatenate([normalize(settings.normalization.input, s.counts, s.total) for s in sections])
-    expression = np.concatenate(
-        [normalize(settings.normalization.expression, s.counts, s.total) for s in sections]
-    )
+    inputs = np.concatenate([s.normalized(settings.normalization.input) for s in sections])
+    expression = np.concatenate([s.normalized(settings.normalization.expression) for s in sections])
     batches = (
         _encode_sentences(checkpoint, sections, inputs, settings, advance)
         if "context" in checkpoint.system.supports

@@ -192,7 +192,13 @@ def read_references(
             warn(note)
         sections.append(
             ReferenceSection(
-                section.name, section.spot, counts, section.array_xy, section.xy_px, section.total
+                section.name,
+                section.spot,
+                counts,
+                section.array_xy,
+                section.xy_px,
+                section.total,
+                len(section.genes),
             )
         )
         if section.image is not None and section.xy_px is not None:
@@ -229,6 +235,7 @@ def stored_sections(checkpoint: Checkpoint) -> tuple[list[ReferenceSection], Gen
                 (section.total, (spots,)),
             )
         )
+        fits &= section.measured_genes is None or section.measured_genes >= checkpoint.genes
         if not fits or not np.isfinite(section.counts).all() or np.any(section.counts < 0):
             raise CheckpointError(
                 f"{checkpoint.path} stores sections that do not fit its weights, such as {section.name}; "
@@ -246,5 +253,6 @@ def _stored_section(section: dict[str, Any]) -> ReferenceSection:
         name=str(section["name"]),
         spot=np.asarray([str(spot) for spot in section["spot"]], dtype=np.str_),
         counts=section["counts"].float().numpy(),
+        measured_genes=None if section.get("measured_genes") is None else int(section["measured_genes"]),
         **optional,
     )

@@ -28,7 +28,15 @@ def section(name: str, expression: NDArray[np.float64], xy: NDArray[np.float64] 
     counts = np.round(np.abs(expression)).astype(np.float32)
     spot = tuple(f"s{i}" for i in range(len(expression)))
     return MeasuredSection(
-        name, spot, counts, expression.astype(np.float32), counts.sum(1, dtype=np.float64), xy, None, None
+        name,
+        spot,
+        counts,
+        expression.astype(np.float32),
+        counts.sum(1, dtype=np.float64),
+        GENES,
+        xy,
+        None,
+        None,
     )
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from matplotlib.patches import Circle
 from PIL import Image
 from scipy.stats import pearsonr
-from small_model import Small
+from small_model import TILE_PX, Small
 
 from mclst.evaluation.annotation import read_annotation
 from mclst.evaluation.cli import main
@@ -35,10 +35,14 @@ from mclst.evaluation.metrics.domains import compare_groupings, find_domains
 from mclst.evaluation.metrics.overlap import bonferroni_threshold, intersections, membership, predicted_genes
 from mclst.evaluation.metrics.significance import minus_log10_p, rank_genes
 from mclst.evaluation.overlap_figures import draw_venn
+from mclst.export.inputs.references import GeneList, read_references
+from mclst.runtime.bundle.manifest import Tile
 from mclst.runtime.errors import InputError
 from mclst.runtime.expression_map.measured import Pair, choose_section, pair_with_truth, read_map
 from mclst.sections.formats.reference import find_sections, match_genes, read_section
 from mclst.sections.normalize import gene_wise
+from mclst.training.data import read_training_section
+from mclst.training.fitting.sections import read_fit_section
 
 
 def mp_minus_log10_p(r: float, spots: int) -> float:
@@ -415,8 +419,15 @@ def test_truth_counts_all_measured_genes_where_the_formula_does(
         else np.log((1 + counts) / (counts.shape[1] + total))
     )
     row_of = {spot: i for i, spot in enumerate(section.spot.tolist())}
-    expected = with_inf[[row_of[spot] for spot in pair.spot.tolist()]][:, [3, 1]]
-    np.testing.assert_allclose(pair.truth, expected, atol=1e-6)
+    rows, columns = [row_of[spot] for spot in pair.spot.tolist()], [3, 1]
+    np.testing.assert_allclose(pair.truth, with_inf[rows][:, columns], atol=1e-6)
+    genes = ["GENE3", "GENE1"]
+    fit = read_fit_section(section, genes, None).expression(unit)
+    training = read_training_section(section, genes, Tile(size_px=TILE_PX))
+    source = {"A1": find_sections(small.folder)["A1"]}
+    (reference,), _, _ = read_references(source, lambda _: GeneList(np.array(genes), "test"), print)
+    for values in (fit, training.normalized(unit), reference.normalized(unit)):
+        np.testing.assert_allclose(values, with_inf[:, columns], atol=1e-6)
 
 
 def test_a_map_in_unknown_units_or_of_other_spots_is_refused(small: Small, maps: dict[str, Path]) -> None:

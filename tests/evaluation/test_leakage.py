@@ -33,7 +33,7 @@ def measured(name: str, seed: int, spots: int = 50) -> MeasuredSection:
     counts = rng.poisson(level, (spots, 60)).astype(np.float32)
     spot = tuple(f"{i}x{seed}" for i in range(spots))
     total = counts.sum(1, dtype=np.float64)
-    return MeasuredSection(name, spot, counts, gene_wise(counts), total, None, None, None)
+    return MeasuredSection(name, spot, counts, gene_wise(counts), total, counts.shape[1], None, None, None)
 
 
 def leaks_of(

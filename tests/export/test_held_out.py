@@ -174,7 +174,7 @@ def test_a_slide_system_is_calibrated_by_sections_with_slides(small: Small, tmp_
     section = read_section(find_sections(small.folder)["B1"])
     rows = {name: i for i, name in enumerate(section.spot)}
     units = bundle.manifest.normalization.expression
-    truth = normalize(units, section.counts.toarray(), section.total)
+    truth = normalize(units, section.counts.toarray(), section.total, len(section.genes))
     truth = truth[[rows[name] for name in result.obs_names]]
     for gene in range(12):
         expected = np.corrcoef(result.X[:, gene], truth[:, gene])[0, 1]
@@ -192,7 +192,7 @@ def test_a_network_without_embedding_is_placed_by_what_it_predicts(small: Small,
         image = section.image if name != "A2" else section.image.with_name("none.png")
         images.append(SectionImage(name, image, section.xy_px, 0, section.spot))
         counts = np.random.default_rng(0).poisson(3.0, (len(section), 16)).astype(np.float32)
-        sections.append(ReferenceSection(name, section.spot, counts, None, section.xy_px, counts.sum(1)))
+        sections.append(ReferenceSection(name, section.spot, counts, None, section.xy_px, counts.sum(1), 16))
     said: list[str] = []
     tile = Tile(size_px=TILE_PX)
     measured = Measured(sections, images, unseen=True)

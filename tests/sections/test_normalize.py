@@ -104,6 +104,9 @@ def test_log_share_is_st_nets() -> None:
     counts = np.random.default_rng(0).poisson(2.0, (9, 14))
     subset = log_share(counts[:, :5], counts.sum(1), 14)
     assert np.abs(subset - log_share(counts)[:, :5]).max() < 1e-7, "all genes count, some are predicted"
+    for total, measured in ((counts.sum(1), None), (None, 14)):
+        with pytest.raises(ValueError, match="together"):
+            log_share(counts[:, :5], total, measured)
 
 
 @pytest.mark.parametrize("normalize", [spot_wise, gene_wise, median_log1p, log_share])

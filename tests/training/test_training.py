@@ -269,6 +269,23 @@ def test_export_uses_the_bank_of_the_checkpoint(trained: TrainedModel, tmp_path:
     assert list(bank.section) == ["A"] * 9 + ["B"] * 7
 
 
+def test_a_checkpoint_stores_how_many_genes_were_measured(trained: TrainedModel, tmp_path: Path) -> None:
+    """An earlier checkpoint does not, so it has no log-share of its totals."""
+    total = [section.counts.sum(1, dtype=np.float64) + 3 for section in trained.sections]
+    for measured in (40, None):
+        pairs = zip(trained.sections, total, strict=True)
+        sections = tuple(dataclasses.replace(s, total=of, measured_genes=measured) for s, of in pairs)
+        path = write_checkpoint(tmp_path / "model.pt", dataclasses.replace(trained, sections=sections))
+        carried, _ = stored_sections(open_checkpoint(path))
+        if measured is None:
+            with pytest.raises(ReferenceDataError, match=r"section A .* how many genes were measured"):
+                carried[0].normalized("log-share")
+            continue
+        expected = np.log((1 + sections[0].counts) / (40 + total[0][:, None]))
+        np.testing.assert_allclose(carried[0].normalized("log-share"), expected, atol=1e-6)
+        np.testing.assert_array_equal(sections[0].normalized("log-share"), carried[0].normalized("log-share"))
+
+
 def test_checkpoint_is_written_atomically(
     trained: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

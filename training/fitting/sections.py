@@ -35,6 +35,8 @@ class FitSection:
         Of the model's genes, in its order.
     total : float64 [n]
         Counts over all measured genes.
+    measured_genes : int
+        How many these are.
     mpp : float or None
         µm per level-0 px.
     notes : tuple of str
@@ -47,6 +49,7 @@ class FitSection:
     xy_px: NDArray[np.float64]
     counts: NDArray[np.float32]
     total: NDArray[np.float64]
+    measured_genes: int
     mpp: float | None
     notes: tuple[str, ...] = field(default=())
 
@@ -59,13 +62,14 @@ class FitSection:
             self.xy_px[rows],
             self.counts[rows],
             self.total[rows],
+            self.measured_genes,
             self.mpp,
             self.notes,
         )
 
     def expression(self, units: str) -> NDArray[np.float32]:
         """Counts in one of NORMALIZATIONS, float32 [n, G]."""
-        return normalize(units, self.counts, self.total)
+        return normalize(units, self.counts, self.total, self.measured_genes)
 
 
 def read_fit_section(section: Section, genes: Sequence[str], mpp: float | None) -> FitSection:
@@ -120,6 +124,7 @@ def read_fit_section(section: Section, genes: Sequence[str], mpp: float | None) 
         xy_px=section.xy_px[located],
         counts=counts[located],
         total=section.total[located],
+        measured_genes=len(section.genes),
         mpp=resolution.mpp,
         notes=tuple(notes),
     )
