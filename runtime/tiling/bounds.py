@@ -12,21 +12,43 @@ from mclst.runtime.errors import SpotsError
 from mclst.runtime.slide.base import Slide
 from mclst.sections.section import Spots
 from mclst.sections.tables.geojson import GEOJSON_CELLS
-from mclst.sections.tables.layouts import QUPATH_MEASUREMENTS
+from mclst.sections.tables.layouts import QUPATH_MEASUREMENTS, SEURAT_COORDINATES
 
 PICTURES = ("tissue_hires_image.png", "tissue_lowres_image.png")
 HIRES_PX = (600, 2000, 4000, 6000)
 """Longest sides of Space Ranger's downscaled images, which users often pass as the slide."""
+
+LOWRES_PX = 600
+"""Longest side of tissue_lowres_image.png."""
+MUCH_LARGER = 3
+"""Times LOWRES_PX: a slide on which spots do not all lie within LOWRES_PX of its corner."""
 
 OF_QUPATH = (GEOJSON_CELLS, QUPATH_MEASUREMENTS)
 """Variants of spots that QuPath exports."""
 
 
 def check_spots(spots: Spots, slide: Slide) -> None:
-    """Raise SpotsError if a spot's center is outside the slide; name the first spot and a likely cause."""
+    """Raise SpotsError if a spot's center is outside the slide; name the first spot and a likely cause.
+
+    Seurat's coordinates are refused, too, if they are pixels of Space Ranger's smallest picture.
+    """
+    _require_full_resolution(spots, slide)
     check_centers(
         spots.xy_px, slide, lambda row: f"{spots.path}, line {spots.row[row]}: spot {spots.id[row]}"
     )
+
+
+def _require_full_resolution(spots: Spots, slide: Slide) -> None:
+    """Refuse what GetTissueCoordinates of Seurat 3 and 4 gives by default: without row and col, at 'lowres'."""
+    if spots.variant != SEURAT_COORDINATES or spots.array_xy is not None:
+        return
+    longest = max(slide.width_px, slide.height_px)
+    if len(spots) and spots.xy_px.max() <= LOWRES_PX and longest > MUCH_LARGER * LOWRES_PX:
+        raise SpotsError(
+            f"{spots.path}: no imagerow or imagecol is above {LOWRES_PX}, and {slide.path.name} has "
+            f"{slide.width_px} x {slide.height_px} px: Seurat scaled them to its small picture; export them "
+            "by GetTissueCoordinates(object, scale = NULL), or name pixels of this slide x_px and y_px"
+        )
 
 
 def border_note(slide: Slide, spots: Spots | None, region: Path | None) -> str:

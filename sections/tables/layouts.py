@@ -10,6 +10,10 @@ from pathlib import Path
 from mclst.sections.errors import SectionError, UnknownColumns
 
 ID_COLUMNS = ("id", "barcode", "spot", "cell", "name", "spot_id", "cell_id", "")
+SEURAT_COORDINATES = "Seurat coordinates"
+SEURAT_5_COLUMNS = {"x", "y", "cell"}
+"""Of GetTissueCoordinates of a VisiumV2: x is imagerow in released versions (satijalab/seurat-object#229) and
+imagecol in newer ones (satijalab/seurat#10476)."""
 XENIUM_EXPERIMENT = "experiment.xenium"
 XENIUM_CENTROID = ("x_centroid", "y_centroid")
 QUPATH_MEASUREMENTS = "QuPath measurements"
@@ -50,7 +54,7 @@ SPACE_RANGER = Layout("Space Ranger 2", "pxl_col_in_fullres", "pxl_row_in_fullre
 LEGACY_ST = Layout("legacy ST selection", "pixel_x", "pixel_y", array=("x", "y"), ids_from_array=True)
 LAYOUTS = (
     SPACE_RANGER,
-    Layout("Seurat coordinates", "imagecol", "imagerow", ("col", "row"), ("in_tissue", "selected", "tissue")),
+    Layout(SEURAT_COORDINATES, "imagecol", "imagerow", ("col", "row"), ("in_tissue", "selected", "tissue")),
     Layout("pixel table", "x_px", "y_px"),
     Layout("pixel table", "pixel_x", "pixel_y"),
     Layout("pixel table", "x_pixel", "y_pixel"),

@@ -32,7 +32,9 @@ from mclst.sections.tables.cells import (
 from mclst.sections.tables.delimited import Table, read_table
 from mclst.sections.tables.geojson import is_geojson, read_cells
 from mclst.sections.tables.layouts import (
+    BARCODE,
     ID_COLUMNS,
+    SEURAT_5_COLUMNS,
     SPACE_RANGER,
     Layout,
     detect_layout,
@@ -150,6 +152,7 @@ def _from_table(
             "per pixel of the slide"
         )
     _require_one_image(table, layout)
+    _require_known_axes(table)
     row_number = np.arange(1, len(table) + 1)
     table, note, kept = _on_tissue(table, layout.flags, all_spots)
     xy_px = np.stack(
@@ -191,6 +194,19 @@ def _require_one_image(table: Table, layout: Layout) -> None:
             raise SectionError(
                 f"{table.path}: there are measurements of {first} and of {other}; export one image by itself"
             )
+
+
+def _require_known_axes(table: Table) -> None:
+    """Refuse what Seurat 5 exports of Visium: which of x and y runs across depends on its version."""
+    if {name for name in table.names if name} != SEURAT_5_COLUMNS:
+        return
+    first = table.texts(table.names.index("cell"), slice(0, 1))[0]
+    if BARCODE.search(first):
+        raise SectionError(
+            f"{table.path}: columns x, y, cell with 10x barcodes are Seurat 5's, whose x is the row of the "
+            "image in some versions and the column in others; name the column that runs across imagecol, the "
+            "other imagerow"
+        )
 
 
 def _from_obs(path: Path, obs: ObsTable, all_spots: bool, mpp: float | None) -> Spots:

@@ -111,6 +111,17 @@ def test_other_spellings(tmp_path: Path, header: str, row: str) -> None:
     assert spots.xy_px.tolist() == [[5.0, 7.0]]
 
 
+@pytest.mark.parametrize("cell", ["AAACAAGTATCTCCCA-1", "s_008um_00301_00321-1", "a_AAACAAGTATCTCCCA-1_2"])
+def test_the_coordinates_of_seurat_5_do_not_say_which_axis_runs_across(tmp_path: Path, cell: str) -> None:
+    for table in (f'"","x","y","cell"\n"{cell}",5,7,"{cell}"\n', f"x\ty\tcell\n5\t7\t{cell}\n"):
+        with pytest.raises(SectionError, match=r"are Seurat 5's, .* runs across imagecol"):
+            spots_of(tmp_path, table)
+        named = table.replace("x", "imagerow", 1).replace("y", "imagecol", 1)
+        assert spots_of(tmp_path, named).xy_px.tolist() == [[7.0, 5.0]]
+    for table in (f"x,y,cell,area\n5,7,{cell},1\n", f"x,y,id\n5,7,{cell}\n", "x,y,cell\n5,7,cell12\n"):
+        assert spots_of(tmp_path, table).xy_px.tolist() == [[5.0, 7.0]]
+
+
 def test_plain_x_y_are_level_0_pixels(tmp_path: Path) -> None:
     spots = spots_of(tmp_path, "x,y\n5,7\n8,9\n")
     assert spots.id.tolist() == ["1", "2"]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis_profile import quick
 
 from mclst.runtime.errors import SpotsError
-from mclst.runtime.tiling.bounds import check_centers
+from mclst.runtime.tiling.bounds import check_centers, check_spots
+from mclst.sections.tables.spots import read_spots
 
 ROOT = Path(__file__).resolve().parents[3]
 PLACES_OF_ITS_OWN = {
@@ -43,6 +44,30 @@ def test_spots_without_coordinates_are_left_to_the_reader() -> None:
     check_centers(np.array([[np.nan, 1.0], [5.0, 5.0]]), FormulaSlide(), str)
     with pytest.raises(SpotsError, match=r"^7 at x -1.*; give coordinates"):
         check_centers(np.array([[np.nan, np.nan], [-1.0, 5.0]]), FormulaSlide(), lambda row: str(6 + row))
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("id,imagerow,imagecol\na,310.5,402.25\nb,120.1,600\n", True),
+        ("id,imagerow,imagecol\na,310.5,402.25\nb,120.1,601\n", False),
+        ("id,row,col,imagerow,imagecol\na,1,2,310.5,402.25\n", False),
+        ("id,y_px,x_px\na,310.5,402.25\n", False),
+    ],
+)
+def test_coordinates_that_seurat_scaled_to_the_small_picture_are_refused(
+    tmp_path: Path, text: str, refused: bool
+) -> None:
+    (tmp_path / "seurat.csv").write_text(text)
+    spots = read_spots(tmp_path / "seurat.csv")
+    if refused:
+        with pytest.raises(SpotsError, match=r"seurat\.csv: .* 4000 x 3000 px: .* scale = NULL"):
+            check_spots(spots, FormulaSlide())
+    else:
+        check_spots(spots, FormulaSlide())
+    check_spots(
+        spots, FormulaSlide((4000 / 1000, 8.0))
+    )  # a slide of a crop, on which they may well be pixels
 
 
 def test_every_module_that_cuts_tiles_at_given_places_checks_them() -> None:
