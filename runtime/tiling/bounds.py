@@ -39,7 +39,7 @@ def check_spots(spots: Spots, slide: Slide) -> None:
 
 
 def _require_full_resolution(spots: Spots, slide: Slide) -> None:
-    """Refuse what GetTissueCoordinates of Seurat 3 and 4 gives by default: without row and col, at 'lowres'."""
+    """Refuse what GetTissueCoordinates of Seurat 3 and 4 gives by default: no row and col, scale 'lowres'."""
     if spots.variant != SEURAT_COORDINATES or spots.array_xy is not None:
         return
     longest = max(slide.width_px, slide.height_px)

@@ -65,9 +65,7 @@ def test_coordinates_that_seurat_scaled_to_the_small_picture_are_refused(
             check_spots(spots, FormulaSlide())
     else:
         check_spots(spots, FormulaSlide())
-    check_spots(
-        spots, FormulaSlide((4000 / 1000, 8.0))
-    )  # a slide of a crop, on which they may well be pixels
+    check_spots(spots, FormulaSlide((4.0,)))  # 1000 x 750 px: they may well be its pixels
 
 
 def test_every_module_that_cuts_tiles_at_given_places_checks_them() -> None:
