@@ -73,7 +73,8 @@ def _list_providers(location: BundleLocation | None, trusted: Trusted | None, ba
     "--tissue-mask",
     "mask_path",
     type=PATH,
-    help="Image of the whole slide at any scale, black where --grid skips.  [default: tissue by color]",
+    help="Image of the whole slide at any scale; --grid skips black and transparent parts.  "
+    "[default: tissue by color]",
 )
 @click.option(
     "--region",

@@ -22,14 +22,18 @@ GREEN_CR = np.trunc(-0.71414 * FIXED * CHROMA + FIXED // 2).astype(np.int32)
 BLUE_CB = np.trunc(1.772 * FIXED * CHROMA + FIXED // 2).astype(np.int32)
 
 
-def composite_on_white(rgba: NDArray[np.uint8], alpha: int) -> NDArray[np.uint8]:
-    """Composite uint8 [h, w, 4] on white to uint8 [h, w, 3]; drop a fourth channel that is not alpha."""
+def composite(rgba: NDArray[np.uint8], alpha: int, background: int) -> NDArray[np.uint8]:
+    """Composite uint8 [h, w, 4] on a gray to uint8 [h, w, 3]; drop a fourth channel that is not alpha."""
     color, opacity = rgba[..., :3], rgba[..., 3:].astype(np.uint16)
     if alpha == STRAIGHT:
-        mixed: NDArray[np.uint8] = ((color * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
+        mixed: NDArray[np.uint8] = ((color * opacity + background * (255 - opacity) + 127) // 255).astype(
+            np.uint8
+        )
         return mixed
     if alpha == PREMULTIPLIED:
-        summed: NDArray[np.uint8] = np.minimum(color + (255 - opacity), 255).astype(np.uint8)
+        summed: NDArray[np.uint8] = np.minimum(color + background * (255 - opacity) // 255, 255).astype(
+            np.uint8
+        )
         return summed
     return np.array(color)
 

@@ -30,6 +30,7 @@ MAX_DECODED_PX = 1_000_000_000
 BOMB_PX, BOMB_RATIO = 89_000_000, 300
 STRIP_PX = 1 << 24
 MIN_HOLE_PX = 64
+WHITE = 255
 
 RGB = tuple[int, int, int]
 
@@ -306,7 +307,7 @@ class Slide(ABC):
         except TileReadError:
             height, width, _ = pixels.shape
             if max(width, height) <= MIN_HOLE_PX:
-                pixels[:] = 255
+                pixels[:] = WHITE
                 return
         if width >= height:
             half = width // 2

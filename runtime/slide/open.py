@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from mclst.runtime.choices import READERS
 from mclst.runtime.errors import SlideError
-from mclst.runtime.slide.base import Slide
+from mclst.runtime.slide.base import WHITE, Slide
 from mclst.sections.location import RemoteLocation, SlideLocation, slide_location
 
 if TYPE_CHECKING:
@@ -19,7 +19,9 @@ READER_OF = {"jpeg": "pillow", "png": "pillow", "tiff": "tifffile", "ome-zarr": 
 """OpenSlide reads every other format."""
 
 
-def open_slide(path: str | Path | RemoteLocation, *, reader: str = "auto", lazy: bool = False) -> Slide:
+def open_slide(
+    path: str | Path | RemoteLocation, *, reader: str = "auto", lazy: bool = False, background: int = WHITE
+) -> Slide:
     """Open a slide by its content, whatever its name.
 
     Parameters
@@ -33,6 +35,8 @@ def open_slide(path: str | Path | RemoteLocation, *, reader: str = "auto", lazy:
     lazy : bool
         Leave a JPEG picture to be decoded by its first read, which then raises what opening would. What was
         announced by then, by `expect` and `expect_overview`, is all that is kept.
+    background : int
+        Gray level behind transparent pixels of a PNG or TIFF: 255 is a slide's glass, 0 a mask's background.
 
     Returns
     -------
@@ -53,9 +57,9 @@ def open_slide(path: str | Path | RemoteLocation, *, reader: str = "auto", lazy:
     except ValueError as error:
         raise SlideError(str(error)) from error
     slide = (
-        _open_remote(location, reader, lazy)
+        _open_remote(location, reader, lazy, background)
         if isinstance(location, RemoteLocation)
-        else _open(location, reader, lazy)
+        else _open(location, reader, lazy, background)
     )
     slide.seconds_opening = time.perf_counter() - start
     return slide
@@ -73,7 +77,7 @@ def _check_reader(location: SlideLocation, kind: str, reader: str) -> str:
 
 
 # Readers are imported on demand: codecs load slowly, and OpenSlide is an extra.
-def _open(path: Path, reader: str, lazy: bool) -> Slide:
+def _open(path: Path, reader: str, lazy: bool, background: int) -> Slide:
     from mclst.runtime.slide.detect_format import detect_format
 
     kind = detect_format(path)
@@ -94,11 +98,11 @@ def _open(path: Path, reader: str, lazy: bool) -> Slide:
     if chosen == "pillow":
         from mclst.runtime.slide.picture import open_picture
 
-        return open_picture(path, kind, _local_file(path), lazy=lazy)
+        return open_picture(path, kind, _local_file(path), lazy=lazy, background=background)
     from mclst.runtime.slide.tiff import NeedsOpenSlide, open_tiff
 
     try:
-        return open_tiff(path, _local_file(path), path)
+        return open_tiff(path, _local_file(path), path, background)
     except NeedsOpenSlide as need:
         if reader == "tifffile":
             raise SlideError(
@@ -118,13 +122,13 @@ def _local_file(path: Path) -> ByteFile:
         raise SlideError(f"{path} can no longer be read ({error.strerror}); check the disk") from error
 
 
-def _open_remote(location: RemoteLocation, reader: str, lazy: bool) -> Slide:
+def _open_remote(location: RemoteLocation, reader: str, lazy: bool, background: int) -> Slide:
     from mclst.runtime.storage.remote_file import RemoteFile, open_remote
 
     source = open_remote(location)
     try:
         if isinstance(source, RemoteFile):
-            slide = _open_remote_file(location, source, reader, lazy)
+            slide = _open_remote_file(location, source, reader, lazy, background)
         else:
             from mclst.runtime.slide.ome_zarr import open_ome_zarr
 
@@ -137,7 +141,9 @@ def _open_remote(location: RemoteLocation, reader: str, lazy: bool) -> Slide:
     return slide
 
 
-def _open_remote_file(location: RemoteLocation, file: RemoteFile, reader: str, lazy: bool) -> Slide:
+def _open_remote_file(
+    location: RemoteLocation, file: RemoteFile, reader: str, lazy: bool, background: int
+) -> Slide:
     from mclst.runtime.slide.detect_format import format_of
 
     kind = format_of(location, file.head)
@@ -145,13 +151,13 @@ def _open_remote_file(location: RemoteLocation, file: RemoteFile, reader: str, l
     if chosen == "pillow":
         from mclst.runtime.slide.picture import open_picture
 
-        return open_picture(location, kind, file, lazy=lazy)
+        return open_picture(location, kind, file, lazy=lazy, background=background)
     if chosen == "tifffile":
         from mclst.runtime.slide.tiff import NeedsOpenSlide, open_tiff
         from mclst.runtime.storage.remote_file import HeaderReader
 
         try:
-            return open_tiff(location, file, cast(BinaryIO, HeaderReader(file)))
+            return open_tiff(location, file, cast(BinaryIO, HeaderReader(file)), background)
         except NeedsOpenSlide as need:
             kind = str(need)
     raise SlideError(f"{location} ({kind}) is read only as a file of this machine; download it first")

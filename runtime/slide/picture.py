@@ -16,7 +16,7 @@ from mclst.runtime.decoding import jpeg
 from mclst.runtime.decoding.blocks import Blocks, Unusual, can_keep_blocks, keep_blocks, marked_blocks
 from mclst.runtime.decoding.color import profile_name
 from mclst.runtime.errors import MclstError, ResourceError, SlideError
-from mclst.runtime.slide.base import MAX_DECODED_PX, Level, Slide, is_bomb
+from mclst.runtime.slide.base import MAX_DECODED_PX, WHITE, Level, Slide, is_bomb
 from mclst.runtime.storage.files import ByteFile
 from mclst.sections.location import SlideLocation
 
@@ -161,12 +161,14 @@ class PictureSlide(Slide):
         self._file.close()
 
 
-def open_picture(path: SlideLocation, kind: str, file: ByteFile, *, lazy: bool = False) -> PictureSlide:
+def open_picture(
+    path: SlideLocation, kind: str, file: ByteFile, *, lazy: bool = False, background: int = WHITE
+) -> PictureSlide:
     """Decode a JPEG or PNG ("jpeg" or "png") to RGB, ignoring EXIF orientation.
 
-    Gray and CMYK are converted, transparency is composited on white. lazy: of a JPEG of three colors, read
-    only the header. Raises SlideError if the picture is damaged, truncated or has 16 bits per channel;
-    ResourceError beyond `MAX_DECODED_PX`.
+    Gray and CMYK are converted, transparency is composited on the gray level `background`. lazy: of a JPEG of
+    three colors, read only the header. Raises SlideError if the picture is damaged, truncated or has 16 bits
+    per channel; ResourceError beyond `MAX_DECODED_PX`.
     """
 
     def open_it() -> tuple[NDArray[np.uint8] | Encoded, bytes | None]:
@@ -176,7 +178,7 @@ def open_picture(path: SlideLocation, kind: str, file: ByteFile, *, lazy: bool =
             )
         data = file.read_all()
         if kind == "png":
-            return _decode_png(path, data)
+            return _decode_png(path, data, background)
         encoded = _encoded(path, data) if lazy and can_keep_blocks() else None
         return _decode_jpeg(path, data) if encoded is None else (encoded, encoded.profile)
 
@@ -228,7 +230,7 @@ def _decode_jpeg(path: SlideLocation, data: bytes) -> Decoded:
     return pixels, profile
 
 
-def _decode_png(path: SlideLocation, data: bytes) -> Decoded:
+def _decode_png(path: SlideLocation, data: bytes, background: int) -> Decoded:
     from PIL import PngImagePlugin
 
     # The plugin itself: Image.open warns of large pictures by its own limit.
@@ -242,8 +244,8 @@ def _decode_png(path: SlideLocation, data: bytes) -> Decoded:
     profile = image.info.get("icc_profile")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return np.array(Image.alpha_composite(white, rgba).convert("RGB")), profile
+        behind = Image.new("RGBA", rgba.size, (background, background, background, 255))
+        return np.array(Image.alpha_composite(behind, rgba).convert("RGB")), profile
     return np.array(image.convert("RGB")), profile
 
 

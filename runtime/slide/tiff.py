@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,6 +17,7 @@ from tifffile import TiffFile
 
 from mclst.runtime.decoding.color import profile_name
 from mclst.runtime.errors import MclstError, ResourceError, SlideError
+from mclst.runtime.slide.base import WHITE
 from mclst.runtime.slide.metadata import has_entities, tiff_mpp, tiff_objective
 from mclst.runtime.slide.segmented_slide import SegmentedSlide
 from mclst.runtime.slide.tiff_pyramid import read_levels
@@ -39,10 +41,12 @@ class NeedsOpenSlide(Exception):
     """Only OpenSlide reads the slide; the message is its kind."""
 
 
-def open_tiff(path: SlideLocation, file: ByteFile, header: Path | BinaryIO) -> SegmentedSlide[ByteFile]:
+def open_tiff(
+    path: SlideLocation, file: ByteFile, header: Path | BinaryIO, background: int = WHITE
+) -> SegmentedSlide[ByteFile]:
     """Open a TIFF-based slide.
 
-    file: its bytes. header: what tifffile reads its directories from.
+    file: its bytes. header: what tifffile reads its directories from. background: gray behind transparency.
 
     Raises SlideError if level 0 is truncated or unsupported; NeedsOpenSlide if only OpenSlide places its
     tiles right.
@@ -50,7 +54,7 @@ def open_tiff(path: SlideLocation, file: ByteFile, header: Path | BinaryIO) -> S
     try:
         # Else tifffile opens whatever other files the OME-XML names.
         with np.errstate(all="ignore"), TiffFile(header, _multifile=False) as tif:
-            return _open(path, file, tif)
+            return _open(path, file, tif, background)
     except (MclstError, NeedsOpenSlide):
         raise
     except MemoryError as exc:
@@ -60,7 +64,7 @@ def open_tiff(path: SlideLocation, file: ByteFile, header: Path | BinaryIO) -> S
         raise SlideError(f"{path} is a damaged TIFF ({reason[:200]}); copy it again") from exc
 
 
-def _open(path: SlideLocation, file: ByteFile, tif: TiffFile) -> SegmentedSlide[ByteFile]:
+def _open(path: SlideLocation, file: ByteFile, tif: TiffFile, background: int) -> SegmentedSlide[ByteFile]:
     if not len(tif.pages):
         raise SlideError(
             f"{path} is cut off: no image directory is within its {file.size:,} bytes; copy it again"
@@ -81,7 +85,7 @@ def _open(path: SlideLocation, file: ByteFile, tif: TiffFile) -> SegmentedSlide[
         raise NeedsOpenSlide("a Trestle slide")
     series = max(tif.series, key=lambda s: s.keyframe.imagewidth * s.keyframe.imagelength)
     vendor = VENDORS.get(series.kind, series.kind)
-    parts = read_levels(path, file, tif, series, vendor)
+    parts = [replace(part, background=background) for part in read_levels(path, file, tif, series, vendor)]
     mpp, source = tiff_mpp(tif, series.keyframe, series.kind)
     return SegmentedSlide(
         path,

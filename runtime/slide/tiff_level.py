@@ -15,12 +15,12 @@ from mclst.runtime.decoding import jpeg
 from mclst.runtime.decoding.batch import Decoded, Key, Layout, can_decode, decode_segments, layout
 from mclst.runtime.decoding.color import (
     cmyk_to_rgb,
-    composite_on_white,
+    composite,
     jpeg2000_decodes_to_ycbcr,
     ycbcr_to_rgb,
 )
 from mclst.runtime.errors import MclstError, ResourceError, SlideError
-from mclst.runtime.slide.base import MAX_DECODED_PX, is_bomb
+from mclst.runtime.slide.base import MAX_DECODED_PX, WHITE, is_bomb
 from mclst.runtime.slide.segmented_slide import SegmentedLevel
 from mclst.runtime.storage.files import ByteFile, SharedFile
 
@@ -64,6 +64,7 @@ class TiffLevel(SegmentedLevel[ByteFile]):
     alpha: int
     jpeg_decoder: jpeg.StreamDecoder
     tiff_decode: Callable[..., Any]
+    background: int = WHITE
 
     def expect(self, source: ByteFile, keys: NDArray[np.int64]) -> None:
         """Announce segments; see SegmentedLevel."""
@@ -176,7 +177,7 @@ class TiffLevel(SegmentedLevel[ByteFile]):
         if self.photometric == SEPARATED:
             return cmyk_to_rgb(pixels)
         if pixels.shape[2] == 4:
-            return composite_on_white(pixels, self.alpha)
+            return composite(pixels, self.alpha, self.background)
         return np.ascontiguousarray(pixels)
 
 

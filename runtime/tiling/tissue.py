@@ -64,12 +64,12 @@ def find_tissue(slide: Slide, mpp: float) -> TissueMask:
 
 
 def read_mask(path: Path, slide: Slide) -> TissueMask:
-    """Read a mask of the whole slide, at any scale: black is background, anything else tissue.
+    """Read a mask of the whole slide, at any scale: anything but black and transparent is tissue.
 
     In a JPEG anything below 128 is background, since its black is not quite black. Raises SlideError if the
-    picture cannot be read, has another aspect ratio than the slide, or is entirely black.
+    picture cannot be read, has another aspect ratio than the slide, or marks no tissue.
     """
-    with open_slide(path) as picture:
+    with open_slide(path, background=0) as picture:
         if picture.levels[0].height_px * picture.levels[0].width_px == 0:
             raise SlideError(f"{path} is empty; give a mask of the whole slide")
         width, height = picture.width_px, picture.height_px
@@ -84,7 +84,7 @@ def read_mask(path: Path, slide: Slide) -> TissueMask:
         mask = pixels.max(axis=2) > (127 if picture.vendor == "jpeg" else 0)
     if not mask.any():
         raise SlideError(
-            f"{path} is black throughout, so no tissue is marked; give a mask with tissue above 0"
+            f"{path} is black or transparent throughout, so it marks no tissue; give a mask with tissue"
         )
     return TissueMask(mask, f"tissue by {path.name}")
 

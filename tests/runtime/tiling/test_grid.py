@@ -190,10 +190,32 @@ def test_masks_at_any_scale_and_what_is_no_mask(tmp_path: Path) -> None:
     with pytest.raises(SlideError, match="another shape"):
         read_mask(tmp_path / "labels.png", Blank(1200, 1600))
     Image.fromarray(np.zeros((120, 160), np.uint8)).save(tmp_path / "black.png")
-    with pytest.raises(SlideError, match="black throughout"):
+    with pytest.raises(SlideError, match="black or transparent throughout"):
         read_mask(tmp_path / "black.png", slide)
     with pytest.raises(SlideError, match="does not exist"):
         read_mask(tmp_path / "absent.png", slide)
+
+
+@pytest.mark.parametrize("name", ["rgba.png", "gray.png", "palette.png", "straight.tif", "premultiplied.tif"])
+def test_what_is_transparent_in_a_mask_is_background(tmp_path: Path, name: str) -> None:
+    mask = disc(120, 160, 40)
+    rgba = np.zeros((120, 160, 4), np.uint8)
+    rgba[mask] = 200, 0, 0, 255
+    rgba[60:70][mask[60:70], 3] = 100  # an overlay, as annotation tools paint it
+    if name == "premultiplied.tif":
+        rgba[60:70][mask[60:70], 0] = 78
+    if name.endswith(".tif"):
+        alpha = "assocalpha" if name == "premultiplied.tif" else "unassalpha"
+        tifffile.imwrite(tmp_path / name, rgba, photometric="rgb", extrasamples=[alpha])
+    elif name == "rgba.png":
+        Image.fromarray(rgba).save(tmp_path / name)
+    elif name == "gray.png":
+        Image.fromarray(rgba[..., [0, 3]]).save(tmp_path / name)
+    else:
+        picture = Image.fromarray(mask.astype(np.uint8), "P")
+        picture.putpalette([255, 255, 255, 0, 90, 0])
+        picture.save(tmp_path / name, transparency=0)
+    assert np.array_equal(read_mask(tmp_path / name, Blank(1600, 1200)).mask, mask)
 
 
 @pytest.fixture
