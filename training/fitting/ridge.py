@@ -16,6 +16,7 @@ ALPHAS = 10.0 ** np.arange(-1, 8.01, 0.25)
 AXES = 8
 """Principal components of the expression that have a penalty of their own."""
 ROWS_AT_ONCE = 4096
+EPS = np.finfo(np.float64).eps
 BENCHMARK_COMPONENTS = 256
 """Principal components of the HEST benchmark's regression."""
 
@@ -122,17 +123,20 @@ class RidgePath:
     target: Array
 
     @classmethod
-    def of_moments(cls, moments: Moments) -> Self:
-        """Fit from sums; for more spots than features."""
+    def of_moments(cls, moments: Moments, total: Moments) -> Self:
+        """Fit from sums, which are what subtraction left of `total`; for more spots than features."""
         n = moments.count
         mean, y_mean = moments.x / n, moments.y / n
         covariance = moments.xx / n - np.outer(mean, mean)
-        std = _scale(np.diag(covariance), mean + moments.shift, n)
+        rounding = total.count * EPS * np.diag(total.xx) / n
+        std, constant = _scale(np.diag(covariance), mean + moments.shift, n, rounding)
         gram = n * covariance / np.outer(std, std)
+        gram[constant], gram[:, constant] = 0, 0
         values, vectors = scipy.linalg.eigh(gram, overwrite_a=True, check_finite=False, driver="evd")
         order = np.arange(len(values))[::-1]
         basis = vectors[:, order]
         centered = (moments.xy - np.outer(moments.x, y_mean)) / std[:, None]
+        centered[constant] = 0
         return cls(mean + moments.shift, std, y_mean, np.maximum(values[order], 0), basis, basis.T @ centered)
 
     @classmethod
@@ -140,14 +144,15 @@ class RidgePath:
         """Fit from the spots themselves; for more features than spots."""
         x, y = np.asarray(features, np.float64), np.asarray(expression, np.float64)
         mean, y_mean = x.mean(0), y.mean(0)
-        std = _scale(x.var(0), mean, len(x))
+        variance = x.var(0)
+        std, _ = _scale(variance, mean, len(x), len(x) * EPS * variance)
         standard = (x - mean) / std
         values, vectors = scipy.linalg.eigh(
             standard @ standard.T, overwrite_a=True, check_finite=False, driver="evd"
         )
         values, vectors = values[::-1], vectors[:, ::-1]
         # Centering takes one dimension; what remains of it is rounding.
-        kept = values > values[0] * len(x) * np.finfo(np.float64).eps if len(values) else values > 0
+        kept = values > values[0] * len(x) * EPS if len(values) else values > 0
         values, vectors = values[kept], vectors[:, kept]
         basis = (standard.T @ vectors) / np.sqrt(values)
         target = np.sqrt(values)[:, None] * (vectors.T @ (y - y_mean))
@@ -180,7 +185,7 @@ class RidgePath:
             gram, subset_by_index=[max(0, size - AXES), size - 1], check_finite=False
         )
         values, vectors = values[::-1], vectors[:, ::-1].T
-        vectors = vectors[values > max(values[0], 0) * size * np.finfo(np.float64).eps]
+        vectors = vectors[values > max(values[0], 0) * size * EPS]
         if not by_gene:
             vectors = vectors @ fitted
             vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -267,7 +272,7 @@ class RidgeFolds:
         rest = self._total
         for number in left_out:
             rest = rest - Moments.of(self.parts[number], self._shift)
-        return RidgePath.of_moments(rest)
+        return RidgePath.of_moments(rest, self._total)
 
 
 def benchmark_alpha(components: int, genes: int) -> float:
@@ -287,8 +292,11 @@ def choose_penalty(errors: Array) -> Penalty:
     return Penalty(rest, tuple(components))
 
 
-def _scale(variance: Array, mean: Array, count: int) -> Array:
-    """Standard deviations, 1 for constant features, by the bound of scikit-learn's StandardScaler."""
-    eps = np.finfo(np.float64).eps
-    constant = variance <= count * eps * variance + np.square(count * mean * eps)
-    return np.where(constant, 1.0, np.sqrt(np.maximum(variance, 0)))
+def _scale(variance: Array, mean: Array, count: int, rounding: Array) -> tuple[Array, NDArray[np.bool_]]:
+    """Standard deviations, 1 for constant features, and which these are.
+
+    rounding: bound of the variance's error. The bound is that of scikit-learn's StandardScaler, whose
+    variance is not what a subtraction left: a unit that is alive in the left-out sections alone.
+    """
+    constant = variance <= rounding + np.square(count * mean * EPS)
+    return np.where(constant, 1.0, np.sqrt(np.maximum(variance, 0))), constant

@@ -58,6 +58,23 @@ def test_every_fit_that_leaves_one_section_out_is_scikit_learns(sizes: tuple[int
         assert path.squared_errors((x, y), np.array([alpha]))[0] == pytest.approx(error, rel=1e-9)
 
 
+@pytest.mark.parametrize("alive", [0, 1, 2])
+@pytest.mark.parametrize(("level", "spread"), [(0.0, 0.1), (0.0, 1e3), (2.5, 7.0)])
+def test_a_unit_that_only_the_left_out_section_wakes_tells_nothing(
+    alive: int, level: float, spread: float
+) -> None:
+    """What subtraction leaves of its squares is rounding, no variance, whatever the sections' order."""
+    parts = sections((90, 60, 75))
+    rng = np.random.default_rng(7)
+    for number, (x, _) in enumerate(parts):
+        x[:, 5] = level + spread * np.maximum(rng.normal(size=len(x)), 0) * (number == alive)
+    x, _ = parts[alive]
+    path = RidgeFolds(parts).without([alive])
+    assert path.std[5] == 1
+    peer = make_pipeline(StandardScaler(), Ridge(0.1)).fit(*joined(parts, alive))
+    np.testing.assert_allclose(path.predict(x, 0.1), peer.predict(x.astype(np.float64)), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("sizes", SIZES)
 def test_principal_components_then_ridge_are_scikit_learns(sizes: tuple[int, ...]) -> None:
     parts = sections(sizes)
