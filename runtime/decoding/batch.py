@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from ctypes import addressof, c_char
+from functools import cache
+from sys import getrefcount
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +21,8 @@ from mclst.runtime.decoding.library import compiled, libjpeg
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
 SPARE_BYTES = 16 << 20
+PROBES = 64
+"""Calls until Python has specialized what it runs often."""
 Key = int
 """A segment: its number within its level, row by row, plus 2⁴⁰ times the level."""
 LEVEL_KEYS = 1 << 40
@@ -124,15 +128,35 @@ def take_spare(segments: list[Decoded | None], places: list[int], spare: list[De
 
     To free and to allocate their pages takes longer than all else between the calls.
     """
-    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+    if not _counts_holders():
         return
     for place in places:
+        alone = segments[place] is not None and _is_held_once(segments, place)
         segment, segments[place] = segments[place], None
-        # The local variable and the argument; of the pixels, the tuple and the argument.
-        if segment is not None and sys.getrefcount(segment) == 2 and sys.getrefcount(segment.pixels) == 2:
+        if alone and segment is not None:
             if (len(spare) + 1) * segment.pixels.nbytes > SPARE_BYTES:
                 return
             spare.append(segment)
+
+
+def _is_held_once(segments: list[Any], place: int) -> bool:
+    """Whether only the list refers to a segment, and only the segment to its pixels.
+
+    Two: the holder and the argument, which is read from a list or a tuple and so counted. Of a local variable
+    Python counts no argument from 3.14 on.
+    """
+    return getrefcount(segments[place]) == 2 and getrefcount(segments[place].pixels) == 2
+
+
+@cache
+def _counts_holders() -> bool:
+    """Whether `_is_held_once` tells the truth on this Python, cold and warm; without the GIL it does not."""
+    if not getattr(sys, "_is_gil_enabled", lambda: True)():
+        return False
+    segments = [decoded(np.zeros((1, 1, 3), np.uint8)) for _ in range(3)]
+    others = [segments[1], segments[2].pixels]
+    tried = {tuple(_is_held_once(segments, place) for place in range(3)) for _ in range(PROBES)}
+    return tried == {(True, False, False)} and len(others) == 2
 
 
 def _memory(shape: tuple[int, int, int], spare: list[Decoded]) -> Decoded:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,41 @@ def test_threads_decode_each_segment_once_and_keep_none(tmp_path: Path) -> None:
         segments = -(-WIDTH // SEGMENT) * -(-HEIGHT // SEGMENT)
         assert slide.cache.decoded == before + 3 * segments
         assert slide.seconds_file is not None and slide.seconds_file > 0
+
+
+def test_memory_that_another_thread_copies_from_is_not_reused() -> None:
+    segments: list[batch.Decoded | None] = [batch.decoded(np.full((4, 4, 3), i, np.uint8)) for i in range(4)]
+    of_another_thread, pixels = [segments[1]], [segments[2].pixels]  # type: ignore[union-attr]
+    spare: list[batch.Decoded] = []
+    batch.take_spare(segments, [0, 1, 2], spare)
+    assert segments[:3] == [None] * 3 and segments[3] is not None
+    # Without a count that is known, nothing is reused.
+    assert [int(part.pixels[0, 0, 0]) for part in spare] == ([0] if batch._counts_holders() else [])
+    assert of_another_thread and pixels
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="the counts of older Pythons")
+def test_older_pythons_reuse_memory() -> None:
+    assert batch._counts_holders()
+
+
+@pytest.mark.parametrize("off_by", [-1, 1])
+def test_a_python_that_counts_otherwise_reuses_no_memory(
+    monkeypatch: pytest.MonkeyPatch, off_by: int
+) -> None:
+    # The wrapper itself holds its argument once more. At -1 two holders look like one did.
+    monkeypatch.setattr(batch, "getrefcount", lambda held: sys.getrefcount(held) - 1 + off_by)
+    batch._counts_holders.cache_clear()
+    try:
+        one, two = (batch.decoded(np.zeros((4, 4, 3), np.uint8)) for _ in range(2))
+        segments: list[batch.Decoded | None] = [one, two]
+        of_another_thread = [two]
+        del one, two
+        spare: list[batch.Decoded] = []
+        batch.take_spare(segments, [0, 1], spare)
+        assert not spare and of_another_thread
+    finally:
+        batch._counts_holders.cache_clear()
 
 
 @batched
