@@ -335,7 +335,7 @@ def many(
     """All at once, each an array or an exception; the encoder begins when the server has all of them, or when
     it has answered one.
 
-    then: called when the server has them, after the encoder may begin.
+    then: called once the server has answered one, after the encoder may begin.
     """
     from tritonclient.grpc.aio import InferenceServerClient
 
@@ -356,6 +356,7 @@ def many(
                 await client.infer("mclst_manifest", [ask])
             serves.gate.open()
             if then is not None:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 await asyncio.to_thread(then)
             return await asyncio.gather(*tasks, return_exceptions=True)
 
