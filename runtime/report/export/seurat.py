@@ -206,5 +206,5 @@ def _write_pictures(expression_map: Map, spatial: Path) -> None:
             picture if size == picture.size else picture.resize(size, Image.Resampling.BOX, reducing_gap=2)
         )
         scaled.save(spatial / f"tissue_{name}_image.png")
-        factors[f"tissue_{name}_scalef"] = expression_map.image_scale * (scaled.width / picture.width)
+        factors[f"tissue_{name}_scalef"] = expression_map.image_scale * (max(scaled.size) / max(picture.size))
     (spatial / "scalefactors_json.json").write_text(json.dumps(factors))

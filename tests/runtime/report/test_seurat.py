@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 import warnings
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis_profile import quick
+from PIL import Image
 from seurat_reader import as_character, load_10x_spatial, type_convert
 from synthetic_maps import DIAMETER, SCALE, SyntheticMap, synthetic_map
 
@@ -144,6 +146,28 @@ def test_genes_that_seurat_makes_equal_are_told(tmp_path: Path) -> None:
     assert done.exit_code == 0 and "1 names of made.seurat are there twice, such" in done.stderr
     with pytest.raises(AssertionError):
         load_10x_spatial(folder_of(made))
+
+
+@pytest.mark.parametrize("shape", [(1900, 37), (37, 1900)])
+def test_spots_of_an_elongated_slide_lie_within_a_pixel_of_their_place(
+    made: SyntheticMap, tmp_path: Path, shape: tuple[int, int]
+) -> None:
+    image = np.full((*shape, 3), 255, np.uint8)
+    row, column = np.array(shape) - 9
+    image[row : row + 3, column : column + 3] = 0  # of the full slide the pixels at 10 times that place
+    with open_map(made.path) as expression_map:
+        changed = dataclasses.replace(expression_map, image=image)
+        seurat.write_seurat(changed, tmp_path / "long.seurat", overwrite=False)
+    loaded = load_10x_spatial(tmp_path / "long.seurat")
+    darkness = (
+        255.0 - np.asarray(Image.open(tmp_path / "long.seurat/spatial/tissue_lowres_image.png"))[..., 0]
+    )
+    seen = [
+        float((darkness.sum(axis=1 - axis) @ np.arange(darkness.shape[axis])) / darkness.sum()) + 0.5
+        for axis in (0, 1)
+    ]
+    expected = (np.array([row, column]) + 1.5) / SCALE * loaded.factors["lowres"]
+    np.testing.assert_allclose(seen, expected, atol=0.5)
 
 
 def test_blocks_do_not_matter(made: SyntheticMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
