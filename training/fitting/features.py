@@ -28,7 +28,7 @@ from mclst.runtime.errors import ReferenceDataError
 from mclst.runtime.features.cache import FeatureCache, FeatureWriter, StoredFeatures
 from mclst.runtime.inference.providers import EncoderRequest, open_encoder
 from mclst.runtime.progress import Clock
-from mclst.runtime.slide.base import Slide
+from mclst.runtime.slide.base import Slide, TileReadError
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.storage.digest import slide_sha256
 from mclst.runtime.tiling.tiles import Tiles, TileShape
@@ -199,10 +199,8 @@ class FeatureSource:
         advance: Callable[[int], None],
     ) -> TileFeatures:
         session = self._open()
-        count, size = len(section.spot), tiles.shape.size_px
+        count = len(section.spot)
         values, failed = np.zeros((count, self.setup.width), np.float32), dict[int, str]()
-        chosen = np.unique(np.linspace(0, count - 1, min(samples, count)).round().astype(np.int64))
-        sample = [tiles.read_tile(int(row)) for row in chosen] if samples else []
         stages = session.stages(
             min(tiles.batch_size, count),
             group_rows=min(tiles.batch_size * tiles.group, count),
@@ -223,7 +221,8 @@ class FeatureSource:
                 f"the encoder gives features that are not finite for spot {section.spot[bad[0]]} of section "
                 f"{section.name}; check the weights of {self.setup.recipe.title}"
             )
-        return TileFeatures(values, failed, np.array(sample, np.uint8).reshape(-1, size, size, 3))
+        readable = np.array([row for row in range(count) if row not in failed], np.int64)
+        return TileFeatures(values, failed, sample_tiles(tiles, readable, samples)[1])
 
     def _open(self) -> Session:
         if self._session is None:
@@ -244,6 +243,26 @@ class FeatureSource:
 def samples_per_section(tile: Tile) -> int:
     """Tiles to keep of each section for an export's parity check."""
     return max(1, min(MOST_SAMPLES, SAMPLE_BYTES // (3 * tile.size_px**2)))
+
+
+def sample_tiles(
+    tiles: Tiles, rows: NDArray[np.int64], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Read at most `count` tiles, evenly over `rows`; those that cannot be decoded are left out.
+
+    Returns their rows int64 [t] and pixels uint8 [t, S, S, 3].
+    """
+    side = tiles.shape.size_px
+    spread = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(np.int64)
+    chosen: list[int] = []
+    pixels: list[NDArray[np.uint8]] = []
+    for row in rows[np.unique(spread)].tolist():
+        try:
+            pixels.append(tiles.read_tile(row))
+        except TileReadError:
+            continue
+        chosen.append(row)
+    return np.array(chosen, np.int64), np.array(pixels, np.uint8).reshape(-1, side, side, 3)
 
 
 def _identity(slide: Slide) -> str:

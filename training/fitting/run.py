@@ -152,6 +152,8 @@ def measure_stains(sections: Sequence[FitSection], say: Say) -> list[list[float]
 def _parity_tiles(samples: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """At most PARITY_TILES of all sections' sample tiles, evenly."""
     tiles = np.concatenate(samples)
+    if not len(tiles):
+        return tiles
     return tiles[np.unique(np.linspace(0, len(tiles) - 1, PARITY_TILES).round().astype(np.int64))]
 
 

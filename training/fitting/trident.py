@@ -20,12 +20,12 @@ from scipy.spatial import cKDTree
 from mclst.export.onnx.graph import preprocess
 from mclst.models.fitted import FeatureEncoder
 from mclst.models.recipes.build import build_encoder
-from mclst.runtime.errors import InputError
+from mclst.runtime.errors import InputError, SlideError
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.tiling.tiles import Tiles, TileShape
 from mclst.sections.errors import SectionError
 from mclst.sections.hdf5 import open_hdf5
-from mclst.training.fitting.features import EncoderSetup, TileFeatures
+from mclst.training.fitting.features import EncoderSetup, TileFeatures, sample_tiles
 from mclst.training.fitting.sections import FitSection
 
 CHECKED_PATCHES = 4
@@ -64,6 +64,8 @@ def read_all_features(
     InputError
         If a section has no file, or a file is no such file, or holds features of another encoder, tile size
         or NaN.
+    SlideError
+        If the image cannot be read under the patches that are checked.
     """
     if setup.views != (1.0,):
         raise InputError("--from-features holds one field of view per spot; leave --views out")
@@ -162,14 +164,17 @@ def _of_spots(
         )
     with open_slide(section.image) as slide:
         shape = TileShape(tile.size_px, tile.mpp, tile.pad)
-        spread = np.linspace(0, len(used) - 1, CHECKED_PATCHES).round().astype(int)
-        chosen = used[np.unique(spread)]
-        there = Tiles(slide, patches.centers[chosen], shape, batch_size=1, workers=1, slide_mpp=section.mpp)
-        tiles = np.stack([there.read_tile(i) for i in range(len(chosen))])
-        _check_encoder(patches, chosen, tiles, setup, network)
+        there = Tiles(slide, patches.centers[used], shape, batch_size=1, workers=1, slide_mpp=section.mpp)
+        read, tiles = sample_tiles(there, np.arange(len(used)), CHECKED_PATCHES)
+        if not len(read):
+            raise SlideError(
+                f"{section.image.name} cannot be read under the patches of {patches.path} that are checked; "
+                f"give an undamaged slide with --image {section.name}=SLIDE"
+            )
+        _check_encoder(patches, used[read], tiles, setup, network)
         own = Tiles(slide, section.xy_px, shape, batch_size=1, workers=1, slide_mpp=section.mpp)
-        rows = np.unique(np.linspace(0, len(section.spot) - 1, samples).round().astype(int))
-        sample = np.stack([own.read_tile(int(row)) for row in rows])
+        covered = np.array([row for row in range(len(section.spot)) if row not in failed], np.int64)
+        _, sample = sample_tiles(own, covered, samples)
     return TileFeatures(patches.values[nearest], failed, sample)
 
 

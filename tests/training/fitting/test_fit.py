@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import anndata
 import h5py
 import numpy as np
 import pytest
+import tifffile
 import torch
 from click.testing import CliRunner, Result
 from numpy.typing import NDArray
@@ -30,14 +32,17 @@ from mclst.models.recipes.weights_file import read_weights_file
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.cli.infer import main as infer
 from mclst.runtime.encoder.cpu_stages import CpuStages
-from mclst.runtime.errors import ReferenceDataError
+from mclst.runtime.errors import ReferenceDataError, SlideError
 from mclst.runtime.features.cache import FeatureCache
 from mclst.runtime.progress import Clock
+from mclst.runtime.slide.open import open_slide
+from mclst.runtime.tiling.tiles import Tiles, TileShape
 from mclst.sections.formats.reference import find_sections, match_genes, read_section
 from mclst.sections.normalize import gene_wise
 from mclst.training.fitting.cli import main as fit
 from mclst.training.fitting.features import EncoderSetup, FeatureSource
 from mclst.training.fitting.sections import read_fit_section
+from mclst.training.fitting.trident import read_all_features
 
 VIEWS, CONTEXT_UM, MPP, ALPHA = (1.5, 1.0), 5.0, 0.25, 3000.0
 SIDE, BASE = TILE_PX, 1
@@ -232,23 +237,84 @@ def test_features_of_trident_are_taken_if_they_are_the_encoders(
     assert refused.exit_code == 4 and "has patches of 512 level-0 px" in refused.stderr
 
 
+def damaged_slide(place: Path, path: Path, segments: slice) -> NDArray[np.bool_]:
+    """A1's image as a TIFF with damaged segments of 48 px; return which spots' tiles they are under."""
+    section = read_section(find_sections(place / "sections")["A1"])
+    assert isinstance(section.image, Path) and section.xy_px is not None
+    tifffile.imwrite(path, np.asarray(Image.open(section.image)), tile=(48, 48), compression="zlib")
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        wide = -(-page.shape[1] // 48)
+        places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    content = bytearray(path.read_bytes())
+    bad = range(len(places))[segments]
+    for start, size in (places[number] for number in bad):
+        content[start : start + size] = b"\0" * size
+    path.write_bytes(content)
+    corners = np.floor(section.xy_px).astype(int) - SIDE // 2
+    segment = np.arange(len(places))
+    x, y = segment % wide * 48, segment // wide * 48
+    under = (np.abs(x + 24 - corners[:, :1] - SIDE / 2) < 24 + SIDE / 2) & (
+        np.abs(y + 24 - corners[:, 1:] - SIDE / 2) < 24 + SIDE / 2
+    )
+    return np.asarray(under[:, list(bad)].any(axis=1))
+
+
+def test_damaged_tiles_are_not_among_those_that_are_kept(
+    place: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a section's features or TRIDENT's, whose encoder is proved on other patches."""
+    monkeypatch.setenv("MCLST_CACHE", str(tmp_path / "cache"))
+    slide, recipe = tmp_path / "A1.tif", find_recipe(place / "small.yaml")
+    under = damaged_slide(place, slide, slice(10, 15))
+    assert under[0] and not under.all(), "the first is among those that would be kept and checked"
+    genes = (place / "sections" / "genes.txt").read_text().split()
+    whole = read_section(find_sections(place / "sections")["A1"])
+    assert isinstance(whole.image, Path) and whole.xy_px is not None
+    section = read_fit_section(dataclasses.replace(whole, image=slide), genes, None)
+    setup = EncoderSetup(recipe, load_weights(recipe, weights))
+    with open_slide(whole.image) as undamaged:
+        tiles = Tiles(undamaged, section.xy_px, TileShape(SIDE, None), batch_size=1, workers=1)
+        expected = [tiles.read_tile(int(row)) for row in np.flatnonzero(~under)]
+    source = FeatureSource(setup, FeatureCache(0))
+    source._session = Untraced()  # type: ignore[assignment]
+    encoded = source.encode(section, 12)
+    assert sorted(encoded.failed) == np.flatnonzero(under).tolist()
+    np.testing.assert_array_equal(encoded.sample, expected)
+
+    own, _ = features(place, "A1", weights)
+    with h5py.File(tmp_path / "A1.h5", "w") as file:
+        file["features"] = own[:, WIDTH * BASE : WIDTH * (BASE + 1)].astype(np.float32)
+        file["coords"] = np.floor(section.xy_px).astype(np.int64) - SIDE // 2
+        file["coords"].attrs["patch_size_level0"] = SIDE
+    taken = read_all_features([tmp_path / "A1.h5"], [section], setup, 12)["A1"]
+    np.testing.assert_array_equal(taken.sample, expected)
+    damaged_slide(place, slide, slice(None))
+    with pytest.raises(SlideError, match=r"A1\.tif cannot be read under the patches of .*A1\.h5"):
+        read_all_features([tmp_path / "A1.h5"], [section], setup, 12)
+
+
+class Untraced:
+    """A session whose features are 0, but for the fifth tile."""
+
+    def __init__(self, fifth: float = 0.0) -> None:
+        self._fifth = fifth
+
+    def stages(self, batch: int, *, group_rows: int, on_device: bool, clock: Clock) -> CpuStages:
+        def encode(tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+            values = np.zeros((len(tiles), WIDTH), np.float32)
+            values[4:5] = self._fifth
+            return values
+
+        shape = (batch, SIDE, SIDE, 3)
+        return CpuStages(encode, batch=shape, group_rows=group_rows, clock=clock)
+
+
 def test_features_that_are_not_finite_name_the_spot(place: Path) -> None:
-    class NotFinite:
-        """A session whose fifth tile is NaN."""
-
-        def stages(self, batch: int, *, group_rows: int, on_device: bool, clock: Clock) -> CpuStages:
-            def encode(tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-                values = np.zeros((len(tiles), WIDTH), np.float32)
-                values[4] = np.nan
-                return values
-
-            shape = (batch, SIDE, SIDE, 3)
-            return CpuStages(encode, batch=shape, group_rows=group_rows, clock=clock)
-
     recipe, genes = find_recipe(place / "small.yaml"), (place / "sections" / "genes.txt").read_text().split()
     section = read_fit_section(read_section(find_sections(place / "sections")["A1"]), genes, MPP)
     source = FeatureSource(EncoderSetup(recipe, {}), FeatureCache(0))
-    source._session = NotFinite()  # type: ignore[assignment]
+    source._session = Untraced(np.nan)  # type: ignore[assignment]
     with pytest.raises(ReferenceDataError, match=r"not finite for spot \d+x\d+ of section A1"):
         source.encode(section, 0)
 
