@@ -131,7 +131,7 @@ def _tissue(expression_map: Map, slide_path: SlideLocation, longest_px: int) -> 
     from mclst.runtime.report.page.tissue import encode_tissue
     from mclst.runtime.slide.open import open_slide
 
-    with open_slide(slide_path) as slide:
+    with open_slide(slide_path, lazy=True) as slide:
         size = (slide.width_px, slide.height_px)
         recorded = expression_map.provenance.get("slide", {})
         height, width = (side / expression_map.image_scale for side in expression_map.image.shape[:2])
@@ -143,7 +143,9 @@ def _tissue(expression_map: Map, slide_path: SlideLocation, longest_px: int) -> 
                 f"{slide_path} is {size[0]} x {size[1]} px, and the map is of a slide of about {width:.0f} x "
                 f"{height:.0f} px; give the slide it was made from"
             )
-        return encode_tissue(*slide.thumbnail(longest_px))
+        slide.expect_overview(longest_px)
+        slide.decode()
+        return encode_tissue(*slide.overview(longest_px))
 
 
 if __name__ == "__main__":

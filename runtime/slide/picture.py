@@ -89,7 +89,7 @@ class PictureSlide(Slide):
         """See Slide."""
         with self._lock:
             if self.is_pending:
-                self._decode(whole=self._marked is None)
+                self._decode(whole=self._marked is None and self._overview_px is None)
 
     def _decode(self, *, whole: bool) -> None:
         """Decode all of the picture, or keep what is marked; the caller holds the lock."""
@@ -116,9 +116,11 @@ class PictureSlide(Slide):
         size, reduced, longest = (self.width_px, self.height_px), None, self._overview_px
         if longest is not None:
             reduced = self._reduced_size(longest)
-        assert self._marked is not None
+        marked = self._marked
+        if marked is None:
+            marked = marked_blocks(size, np.empty((0, 2), np.int64), 1)
         try:
-            blocks, overview = keep_blocks(encoded.data, size, self._marked, reduced)
+            blocks, overview = keep_blocks(encoded.data, size, marked, reduced)
         except (Unusual, MemoryError):
             return False
         if overview is not None and reduced is not None:

@@ -24,10 +24,11 @@ from hypothesis.extra.numpy import arrays
 from page_reader import PageReader
 from PIL import Image
 from small_model import GENES, Small
-from synthetic_maps import DIAMETER, SyntheticMap, synthetic_map
+from synthetic_maps import DIAMETER, SCALE, SyntheticMap, synthetic_map
 
 from mclst.runtime.cli.infer import main as infer
 from mclst.runtime.cli.report import main
+from mclst.runtime.decoding.blocks import can_keep_blocks
 from mclst.runtime.expression_map.measured import choose_section, pair_with_truth, read_map
 from mclst.runtime.expression_map.morans_i import morans_i
 from mclst.runtime.expression_map.reader import open_map
@@ -210,6 +211,35 @@ def test_a_slide_gives_the_page_a_finer_tissue_image(
     done = CliRunner().invoke(main, [*words, "--slide", str(small.slide)])
     assert done.exit_code == 4 and "240 x 200 px" in done.stderr
     assert Path("big.html").read_bytes() == before
+
+
+@with_viewer
+def test_a_jpeg_slide_gives_its_page_from_one_pass_or_a_sentence(
+    made: SyntheticMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_map(made.path) as expression_map:
+        height, width = (round(side / SCALE) for side in expression_map.image.shape[:2])
+    y, x = np.mgrid[:height, :width]
+    pixels = np.stack([x // 8 % 256, y // 8 % 256, np.full_like(x, 90)], 2).astype(np.uint8)
+    Image.fromarray(pixels).save("slide.jpg", quality=95)
+    words = ["made.h5ad", "--slide", "slide.jpg", "--html-px", "400", "-q"]
+    with monkeypatch.context() as patch:
+        if can_keep_blocks():
+            patch.setattr("mclst.runtime.decoding.jpeg.decode_jpeg", None)
+        done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    text = Path("made.html").read_text(encoding="utf-8")
+    content = base64.b64decode(re.search('src="data:image/jpeg;base64,([^"]*)"', text)[1])  # type: ignore[index]
+    image = Image.open(BytesIO(content))
+    expected = Image.fromarray(pixels).resize(image.size, Image.Resampling.BOX)
+    assert max(image.size) == 400
+    assert np.abs(np.asarray(image).astype(int) - np.asarray(expected).astype(int)).mean() < 4
+
+    whole = Path("slide.jpg").read_bytes()
+    Path("slide.jpg").write_bytes(whole[: len(whole) // 2])
+    done = CliRunner().invoke(main, [*words, "--overwrite"])
+    assert done.exit_code == 4 and "slide.jpg is a damaged or incomplete JPEG" in done.stderr
+    assert Path("made.html").read_text(encoding="utf-8") == text
 
 
 def test_morans_i_of_a_map_is_that_of_squidpy(made: SyntheticMap) -> None:
