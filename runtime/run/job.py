@@ -96,7 +96,7 @@ def resolve_spots(job: Job, slide: Slide, table: Spots | None = None) -> Spots |
 
     mpp = slide.mpp if job.options.mpp is None else job.options.mpp
     if job.spots is not None:
-        spots = table or _read_spots(job, job.spots, mpp)
+        spots = table or _read_spots(job, job.spots, slide.mpp_xy if job.options.mpp is None else mpp)
         return spots if job.region is None else restrict_spots(spots, job.region)
     if mpp is None:
         raise SlideError(
@@ -117,7 +117,7 @@ def read_table(job: Job) -> Spots | None:
     return None
 
 
-def _read_spots(job: Job, path: Path, mpp: float | None) -> Spots:
+def _read_spots(job: Job, path: Path, mpp: float | tuple[float, float] | None) -> Spots:
     """A table of spots, or the spots of a measured section."""
     from mclst.sections.tables.spots import read_spots
 

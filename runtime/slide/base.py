@@ -75,7 +75,9 @@ class Slide(ABC):
     levels : tuple of Level
         Finest first; never empty.
     mpp : float or None
-        µm per level-0 px; None if the file gives no plausible value.
+        µm per level-0 px, the mean of both axes; None if the file gives no plausible value.
+    mpp_xy : (float, float) or None
+        The same along x and y, which differ a little on some scanners; µm become pixels by these.
     mpp_source : str
         Where `mpp` comes from, or why there is none.
     objective : (float, str) or None
@@ -98,7 +100,7 @@ class Slide(ABC):
         reader: str,
         vendor: str,
         levels: tuple[Level, ...],
-        mpp: float | None = None,
+        mpp: float | tuple[float, float] | None = None,
         mpp_source: str = "the file says none",
         icc: str = "",
         objective: Objective | None = None,
@@ -110,7 +112,8 @@ class Slide(ABC):
         self.border_px = (0, 0)
         self.remote: RemoteObjects | None = None
         self.seconds_opening = 0.0
-        self.mpp = mpp
+        self.mpp_xy = mpp if mpp is None or isinstance(mpp, tuple) else (mpp, mpp)
+        self.mpp = None if self.mpp_xy is None else sum(self.mpp_xy) / 2
         self.mpp_source = mpp_source
         self.icc = icc
         self.objective = objective

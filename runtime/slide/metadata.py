@@ -61,17 +61,17 @@ def has_entities(description: object) -> bool:
     return "<!DOCTYPE" in text or "<!ENTITY" in text
 
 
-def check_mpp(x: float, y: float, source: str) -> tuple[float | None, str]:
-    """(mean of x and y, source) if both are within 0.05-10 µm/px, else (None, why not)."""
+def check_mpp(x: float, y: float, source: str) -> tuple[tuple[float, float] | None, str]:
+    """((x, y), source) if both are within 0.05-10 µm/px, else (None, why not)."""
     if not all(math.isfinite(value) and MIN_MPP <= value <= MAX_MPP for value in (x, y)):
         return None, f"none: {x:.4g} µm/px by {source} is outside {MIN_MPP:g}-{MAX_MPP:g}"
     if abs(x - y) > ANISOTROPY * min(x, y):
         source = f"{source}, mean of {x:.4g} across and {y:.4g} down"
-    return (x + y) / 2, source
+    return (x, y), source
 
 
-def tiff_mpp(tif: TiffFile, page: TiffPage, kind: str) -> tuple[float | None, str]:
-    """Find a TIFF slide's mpp: (µm per level-0 px or None, source or why not).
+def tiff_mpp(tif: TiffFile, page: TiffPage, kind: str) -> tuple[tuple[float, float] | None, str]:
+    """Find a TIFF slide's mpp: (µm per level-0 px along x and y or None, source or why not).
 
     kind: tifffile's name of the series ("svs", "ome", "philips", "ndpi", …). The vendor's metadata take
     precedence over the TIFF resolution tags.

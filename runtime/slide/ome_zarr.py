@@ -160,7 +160,7 @@ def _axes(image: dict[str, Any]) -> tuple[str, ...]:
 
 def _levels(
     folder: ByteFolder, prefix: str, image: dict[str, Any], axes: tuple[str, ...]
-) -> tuple[list[ZarrLevel], tuple[float | None, str]]:
+) -> tuple[list[ZarrLevel], tuple[tuple[float, float] | None, str]]:
     """Read the levels, finest first, and the scale; what is no reduction of level 0 is left out."""
     everywhere = image.get("coordinateTransformations") or []
     places = [
@@ -223,8 +223,8 @@ def _numbers(values: Any, dimensions: int) -> NDArray[np.float64]:
 
 def _mpp(
     described: Sequence[dict[str, Any]], axes: Sequence[str], size: NDArray[np.float64]
-) -> tuple[float | None, str]:
-    """(µm per level-0 px or None, source or why not)."""
+) -> tuple[tuple[float, float] | None, str]:
+    """(µm per level-0 px along x and y or None, source or why not)."""
     um = []
     for name in "xy":
         axis = axes.index(name)

@@ -124,7 +124,7 @@ def _icc(handle: Any) -> str:
     return "" if profile is None else profile_name(profile.tobytes())
 
 
-def _mpp(properties: dict[str, str]) -> tuple[float | None, str]:
+def _mpp(properties: dict[str, str]) -> tuple[tuple[float, float] | None, str]:
     try:
         x, y = (float(properties[f"openslide.mpp-{axis}"].replace(",", ".")) for axis in "xy")
     except (KeyError, ValueError):

@@ -31,6 +31,9 @@ class Grid:
     stride_um, stride_px : float
         Distance between neighbors, µm and level-0 px; each position stands for the square of that side around
         it.
+    side_um : (float, float)
+        Width and height of that square by the slide's own scale, whose axes may differ a little; by which
+        viewers lay images over each other.
     columns, rows : int
         Of the whole grid.
     skipped : int
@@ -40,6 +43,7 @@ class Grid:
     spots: Spots
     stride_um: float
     stride_px: float
+    side_um: tuple[float, float]
     columns: int
     rows: int
     skipped: int
@@ -95,7 +99,9 @@ def make_grid(slide: Slide, stride_um: float, mpp: float, tissue: TissueMask) ->
         coordinates=f"every {stride_um:g} µm ({stride_px:.4g} px) on tissue; {skipped:,} skipped "
         f"as background, {tissue.method}",
     )
-    return Grid(spots, stride_um, stride_px, columns, rows, skipped)
+    across, down = slide.mpp_xy if slide.mpp_xy is not None and slide.mpp == mpp else (mpp, mpp)
+    side_um = (stride_um * (across / mpp), stride_um * (down / mpp))
+    return Grid(spots, stride_um, stride_px, side_um, columns, rows, skipped)
 
 
 def _on_tissue(

@@ -52,7 +52,10 @@ FLAGS = ("in_tissue", "selected")
 
 
 def read_spots(
-    source: Path | str | pd.DataFrame | ad.AnnData, *, all_spots: bool = False, mpp: float | None = None
+    source: Path | str | pd.DataFrame | ad.AnnData,
+    *,
+    all_spots: bool = False,
+    mpp: float | tuple[float, float] | None = None,
 ) -> Spots:
     """Read a table of spots, in the table's order.
 
@@ -63,8 +66,8 @@ def read_spots(
         cells, a Space Ranger folder (`outs/` or `spatial/`), or such a table in memory.
     all_spots : bool
         Keep spots that the table marks as off the tissue (in_tissue or selected = 0).
-    mpp : float, optional
-        µm per level-0 px of the slide, for tables in µm.
+    mpp : float or (float, float), optional
+        µm per level-0 px of the slide, of each axis if there are two; for tables in µm.
 
     Returns
     -------
@@ -131,7 +134,9 @@ def spot_diameter(positions: Path) -> float | None:
     return float(diameter)
 
 
-def _from_memory(source: pd.DataFrame | ad.AnnData, all_spots: bool, mpp: float | None) -> Spots:
+def _from_memory(
+    source: pd.DataFrame | ad.AnnData, all_spots: bool, mpp: float | tuple[float, float] | None
+) -> Spots:
     import pandas as pd
 
     if isinstance(source, pd.DataFrame):
@@ -142,7 +147,10 @@ def _from_memory(source: pd.DataFrame | ad.AnnData, all_spots: bool, mpp: float 
 
 
 def _from_table(
-    table: Table, all_spots: bool, mpp: float | None = None, names: NDArray[np.str_] | None = None
+    table: Table,
+    all_spots: bool,
+    mpp: float | tuple[float, float] | None = None,
+    names: NDArray[np.str_] | None = None,
 ) -> Spots:
     """names: the spots' names [n], else taken from the table."""
     layout = detect_layout(table.path, table.names)
@@ -164,7 +172,8 @@ def _from_table(
     )
     unit = "level-0 px"
     if layout.um and mpp is not None:
-        xy_px, unit = xy_px / mpp, f"µm, by {mpp:.4g} µm/px of the slide"
+        scale = " x ".join(dict.fromkeys(f"{axis:.4g}" for axis in np.atleast_1d(mpp).tolist()))
+        xy_px, unit = xy_px / mpp, f"µm, by {scale} µm/px of the slide"
     array_xy = _array_coordinates(table, layout)
     ids = _ids(table, layout, array_xy, row_number[kept]) if names is None else names[kept]
     require_unique(table, ids)
@@ -209,7 +218,7 @@ def _require_known_axes(table: Table) -> None:
         )
 
 
-def _from_obs(path: Path, obs: ObsTable, all_spots: bool, mpp: float | None) -> Spots:
+def _from_obs(path: Path, obs: ObsTable, all_spots: bool, mpp: float | tuple[float, float] | None) -> Spots:
     if obs.xy_px is None:
         table = _table_of_frame(path, obs.table.reset_index(drop=True))
         try:

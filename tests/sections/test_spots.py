@@ -16,10 +16,14 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mclst.runtime.errors import describe_error
+from mclst.runtime.run.job import Job, resolve_spots
+from mclst.runtime.run.options import RunOptions
+from mclst.runtime.slide.open import open_slide
 from mclst.sections import SectionError, Spots, find_sections, read_section, read_spots
 from mclst.sections.errors import UnknownScale
 from mclst.sections.tables import parquet as parquet_module
@@ -539,6 +543,34 @@ def test_measurements_of_qupath_are_in_micrometers(tmp_path: Path, micro: str) -
     assert "as x, y in µm, by 0.25 µm/px of the slide" in spots.coordinates
     (tmp_path / "px.tsv").write_text(QUPATH.replace("Centroid X µm", "Centroid X px").replace("Y µm", "Y px"))
     assert read_spots(tmp_path / "px.tsv").xy_px.tolist() == [[12.5, 30.0], [100.0, 7.25]]
+
+
+def test_micrometers_become_pixels_by_the_scale_of_each_axis(tmp_path: Path) -> None:
+    """As QuPath makes them of pixels: its centroids are x times the pixel's width and y times its height."""
+    per_cm = (21910, 21975)  # as a scanner's whose axes differ by 0.3 %
+    tifffile.imwrite(
+        tmp_path / "a.tif",
+        np.zeros((40, 60, 3), np.uint8),
+        photometric="rgb",
+        metadata=None,
+        resolution=per_cm,
+        resolutionunit=3,
+    )
+    width, height = (1e4 / dots for dots in per_cm)
+    px = np.array([[50_000.0, 100], [50_000, 37_000]])
+    rows = [f"c{i},{x * width},{y * height}" for i, (x, y) in enumerate(px.tolist())]
+    (tmp_path / "q.csv").write_text("\n".join(["Object ID,Centroid X µm,Centroid Y µm", *rows, ""]))
+    with open_slide(tmp_path / "a.tif") as slide:
+        assert slide.mpp_xy == pytest.approx((width, height), rel=1e-12)
+        assert slide.mpp == pytest.approx((width + height) / 2, rel=1e-12)
+        spots = resolve_spots(Job(slide.path, spots=tmp_path / "q.csv"), slide)
+        assert isinstance(spots, Spots)
+        np.testing.assert_allclose(spots.xy_px, px, atol=1e-6)
+        assert "by 0.4564 x 0.4551 µm/px of the slide" in spots.coordinates
+        job = Job(slide.path, spots=tmp_path / "q.csv", options=RunOptions(mpp=0.5))
+        one = resolve_spots(job, slide)
+        assert isinstance(one, Spots)
+        np.testing.assert_allclose(one.xy_px, px * (width, height) / 0.5, atol=1e-6)
 
 
 def test_measurements_of_several_images_are_refused(tmp_path: Path) -> None:

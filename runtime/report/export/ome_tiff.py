@@ -1,7 +1,8 @@
 """Export genes of a dense map as a pyramidal OME-TIFF: float32, one channel per gene, NaN off the tissue.
 
-QuPath, napari and Fiji open it. Pixel (column, row) is that tile of the grid and PhysicalSizeX the grid's
-stride, so the image aligns with the slide by physical size from the upper left corner.
+QuPath, napari and Fiji open it. Pixel (column, row) is that tile of the grid and PhysicalSizeX and Y
+its width and height by the slide's scale, so the image aligns with the slide by physical size from the upper
+left corner.
 """
 
 from __future__ import annotations
@@ -75,9 +76,9 @@ def write_ome_tiff(
     metadata = {
         "axes": "CYX",
         "Channel": {"Name": list(genes)},
-        "PhysicalSizeX": grid.stride_um,
+        "PhysicalSizeX": grid.side_um[0],
         "PhysicalSizeXUnit": "µm",
-        "PhysicalSizeY": grid.stride_um,
+        "PhysicalSizeY": grid.side_um[1],
         "PhysicalSizeYUnit": "µm",
     }
     with atomic_file(path) as part:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -22,7 +24,7 @@ from scipy import ndimage
 
 from mclst.runtime.cli.infer import main
 from mclst.runtime.errors import SlideError, SpotsError
-from mclst.runtime.report.export.ome_tiff import downsample
+from mclst.runtime.report.export.ome_tiff import downsample, write_ome_tiff
 from mclst.runtime.slide.base import Level, Slide
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.tiling.grid import make_grid
@@ -57,10 +59,9 @@ def write_slide(path: Path, mask: NDArray[np.bool_], seed: int = 0) -> None:
 class Blank(Slide):
     """A slide of a size, never read."""
 
-    def __init__(self, width: int, height: int) -> None:
-        super().__init__(
-            Path("blank"), reader="none", vendor="none", levels=(Level(width, height, 1.0, (1, 1)),)
-        )
+    def __init__(self, width: int, height: int, mpp: float | tuple[float, float] | None = None) -> None:
+        level = Level(width, height, 1.0, (1, 1))
+        super().__init__(Path("blank"), reader="none", vendor="none", levels=(level,), mpp=mpp)
 
     def _read_inside(self, pixels: NDArray[np.uint8], x: int, y: int, level: int) -> None:
         raise AssertionError("a grid reads nothing")
@@ -252,6 +253,23 @@ def test_a_dense_map_and_its_ome_tiff(here: Path) -> None:
         column, row = map(int, name.split("x"))
         expected[:, row, column] = values
     np.testing.assert_array_equal(planes, expected)
+
+
+def test_an_ome_tiff_lies_on_a_slide_whose_axes_differ(tmp_path: Path) -> None:
+    """A viewer lays its pixels over the slide's by µm, along each axis by the scale of that axis."""
+    everywhere = TissueMask(np.ones((80, 120), np.bool_), "everywhere")
+    # The last: --mpp 0.5 for a slide that says otherwise.
+    for mpp, side_um in (((0.51, 0.49), (51, 49)), (0.5, (50, 50)), ((0.4, 0.5), (50, 50))):
+        grid = make_grid(Blank(1200, 800, mpp), 50, 0.5, everywhere)
+        assert grid.stride_px == 100
+        with h5py.File(tmp_path / "map.h5ad", "w") as file:
+            file["X"] = np.arange(len(grid.spots), dtype=np.float32)[:, None]
+        write_ome_tiff(tmp_path / "map.h5ad", tmp_path / "a.ome.tif", grid, ["A"], [0])
+        with tifffile.TiffFile(tmp_path / "a.ome.tif") as tif:
+            sizes = [
+                float(size) for size in re.findall(r'PhysicalSize[XY]="([^"]+)"', tif.ome_metadata or "")
+            ]
+        np.testing.assert_allclose(sizes, side_um, rtol=1e-12)
 
 
 @pytest.mark.slow
