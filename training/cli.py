@@ -129,6 +129,7 @@ def _read(
     sources, held_out = split_sections(
         find_all_sections(paths, files), options["sections"], options["hold_out"], options["validation"]
     )
+    log = functools.partial(say, quiet=quiet)
     with progress("sections", len(sources) + len(held_out), quiet=quiet) as advance:
         reader = functools.partial(
             read_training_sections,
@@ -138,7 +139,7 @@ def _read(
             needs_array=config.settings.context.positions == "array",
             advance=advance,
         )
-        sections = reader(sources, lambda first: read_genes(paths, options["genes"], first))
+        sections = reader(sources, lambda first: read_genes(paths, options["genes"], first, log))
         return sections, reader(held_out, lambda first: sections[0].genes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from mclst.sections.formats.reference import (
     read_section,
 )
 from mclst.sections.section import Section
+from mclst.sections.tables.genes import list_genes
 from mclst.training.data import TrainingSection, read_training_section
 
 
@@ -50,11 +52,31 @@ def split_sections(
     return [sections[name] for name in names], [sections[name] for name in held_out]
 
 
-def read_genes(paths: Sequence[Path], gene_list: Path | None, first: Section) -> list[str]:
-    """Genes of the model: from `gene_list`, else a genes.txt in one of `paths`, else all of `first`."""
+def read_genes(
+    paths: Sequence[Path], gene_list: Path | None, first: Section, say: Callable[[str], None]
+) -> list[str]:
+    """Genes of the model: from `gene_list`, else a genes.txt in one of `paths`, else those of `first`.
+
+    Symbols that two genes of `first` share are left out, and said. Raises SectionError if the list cannot be
+    read, ReferenceDataError if no gene is left.
+    """
     if gene_list is None:
         gene_list = next((path / "genes.txt" for path in paths if (path / "genes.txt").is_file()), None)
-    return first.genes.tolist() if gene_list is None else read_gene_list(gene_list)
+    if gene_list is not None:
+        return read_gene_list(gene_list)
+    times = Counter(first.genes.tolist())
+    repeated = [gene for gene, count in times.items() if count > 1]
+    if repeated and len(repeated) == len(times):
+        raise ReferenceDataError(
+            f"every gene of section {first.name} ({first.path}) appears in it more than once; name the "
+            "model's by their Ensembl ids with --genes"
+        )
+    if repeated:
+        say(
+            f"Note: gene names that section {first.name} has more than once are left out: "
+            f"{list_genes(repeated)}; name these genes by their Ensembl ids with --genes"
+        )
+    return [gene for gene in times if times[gene] == 1]
 
 
 def read_training_sections(

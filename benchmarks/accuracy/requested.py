@@ -100,6 +100,7 @@ def run_heads(request: Request, words: str) -> Result:
         options["genes"],
         options["mpp"],
         bars,
+        request.say,
     )
     names = [section.name for section in sections]
     leave_out, folds = _folds(request, names)
@@ -157,7 +158,7 @@ def _training_sections(
     with progress("sections", len(sources), quiet=request.quiet) as advance:
         return read_training_sections(
             sources,
-            lambda first: read_genes(request.paths, options["genes"], first),
+            lambda first: read_genes(request.paths, options["genes"], first, request.say),
             config.settings.tile,
             workers=options["workers"],
             slide_mpp=options["mpp"],

@@ -67,7 +67,7 @@ def features(place: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[np
         return nullcontext(lambda n: None)
 
     paths = (place / "sections",)
-    sections, _ = read_fit_sections(paths, SectionFiles(), None, (), None, 0.25, progress)
+    sections, _ = read_fit_sections(paths, SectionFiles(), None, (), None, 0.25, progress, print)
     with FeatureSource(setup, FeatureCache.of_user()) as source:
         samples = samples_per_section(setup.tile)
         made = {s.name: (source.encode(s, samples).values, s.expression("gene-wise")) for s in sections}

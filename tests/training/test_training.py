@@ -27,6 +27,7 @@ from mclst.runtime.bundle.manifest import Preprocessing, Settings, Tile
 from mclst.runtime.errors import InputError, OutputError, ReferenceDataError
 from mclst.sections.formats.reference import find_sections, read_section
 from mclst.sections.normalize import NORMALIZATIONS
+from mclst.sections.tables.synonyms import synonyms_of
 from mclst.training.checkpoint import checkpoint_content, write_checkpoint
 from mclst.training.contrastive import (
     TrainedModel,
@@ -45,6 +46,7 @@ from mclst.training.data import (
 )
 from mclst.training.losses import contrastive_loss
 from mclst.training.settings import Augmentation
+from mclst.training.sources import read_genes
 
 
 @pytest.fixture(scope="module")
@@ -307,6 +309,28 @@ def test_checkpoint_contains_parity_tiles(trained: TrainedModel) -> None:
     tiles = checkpoint_content(trained)["tiles"]
     all_tiles = np.concatenate([section.tiles for section in trained.sections])
     np.testing.assert_array_equal(tiles.numpy(), all_tiles)  # 16 spots, fewer than the 64 that would be drawn
+
+
+def test_a_symbol_of_two_genes_is_no_default_gene(tmp_path: Path) -> None:
+    """As in Space Ranger's references; the Ensembl id of one still leads to it."""
+    write_section(tmp_path, "S1", 3, size_px=400, pitch_um=25)
+    section = read_section(find_sections(tmp_path)["S1"])
+    names = section.genes.copy()
+    names[1] = names[4]
+    ids = [f"ENSG{number:011d}" for number in range(len(names))]
+    section = dataclasses.replace(section, genes=names, synonyms=synonyms_of(names.tolist(), [ids]))
+    said: list[str] = []
+    genes = read_genes([], None, section, said.append)
+    assert genes == np.delete(names, [1, 4]).tolist()
+    assert len(said) == 1 and f"section S1 has more than once are left out: {names[4]};" in said[0]
+    kept = read_training_section(section, genes, Tile(size_px=16))
+    np.testing.assert_array_equal(kept.counts, np.delete(section.counts.toarray(), [1, 4], axis=1))
+    (tmp_path / "genes.txt").write_text(f"{ids[4]}\n{names[0]}\n")
+    genes = read_genes([tmp_path], None, section, said.append)
+    kept = read_training_section(section, genes, Tile(size_px=16))
+    np.testing.assert_array_equal(kept.counts, section.counts.toarray()[:, [4, 0]])
+    with pytest.raises(ReferenceDataError, match=r"every gene of section S1 .* more than once"):
+        read_genes([], None, dataclasses.replace(section, genes=np.array(["A"] * len(names))), said.append)
 
 
 def test_a_measured_section_becomes_pairs(tmp_path: Path) -> None:

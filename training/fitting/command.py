@@ -35,7 +35,7 @@ def fit_from_options(
     """Read sections and weights as the options say, and fit; raises as `fit_model` and the readers do."""
     setup, source = encoder_from_options(weights, options)
     sections, names = read_fit_sections(
-        paths, section_files, options["sections"], options["hold_out"], genes, options["mpp"], progress
+        paths, section_files, options["sections"], options["hold_out"], genes, options["mpp"], progress, say
     )
     spots = sum(len(section.spot) for section in sections)
     listed = ", ".join(section.name for section in sections)
@@ -96,6 +96,7 @@ def read_fit_sections(
     genes: Path | None,
     mpp: float | None,
     progress: Progress,
+    say: Callable[[str], None],
 ) -> tuple[list[FitSection], list[str]]:
     """Read the chosen sections of all paths; also return the genes, which all of them have."""
     sources, _ = split_sections(find_all_sections(paths, section_files), chosen, hold_out, ())
@@ -106,7 +107,7 @@ def read_fit_sections(
             if source.image is None:
                 raise ReferenceDataError(missing_image(source))
             section = read_section(source)
-            names = names or read_genes(paths, genes, section)
+            names = names or read_genes(paths, genes, section, say)
             sections.append(read_fit_section(section, names, mpp))
             advance(1)
     return sections, names
