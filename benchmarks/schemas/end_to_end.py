@@ -43,6 +43,7 @@ class Difference(StrictModel):
     spots: Count
     max_abs: float
     q999_abs: float
+    nrmse: float | None = None
     pearson: float | None
     genes_compared: Count
     pearson_per_gene_mean: float | None

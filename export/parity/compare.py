@@ -195,14 +195,19 @@ def _overlap(a: RetrievalResult, b: RetrievalResult) -> NDArray[np.float64]:
 
 
 def compare_expression(expected: NDArray[np.float32], actual: NDArray[np.float32]) -> dict[str, Any]:
-    """Error and Pearson r of expression [n, G] in float64; a gene constant over the tiles has no r."""
+    """Error and Pearson r of expression [n, G] in float64; a gene constant over the tiles has no r.
+
+    nrmse: root mean squared error over the genes' standard deviation over the tiles, both of all genes together.
+    """
     x, y = expected.astype(np.float64), actual.astype(np.float64)
     per_gene = pearson_per_gene(x, y)
     per_gene = per_gene[np.isfinite(per_gene)]
     overall = pearson_per_gene(x.reshape(-1, 1), y.reshape(-1, 1))[0]
+    spread = float(np.sqrt(x.var(axis=0).mean()))
     return {
         "max_abs": float(np.abs(x - y).max()),
         "q999_abs": float(np.quantile(np.abs(x - y), 0.999)),
+        "nrmse": float(np.sqrt(np.square(x - y).mean())) / spread if spread else None,
         "pearson": float(overall) if np.isfinite(overall) else None,
         "genes_compared": len(per_gene),
         "pearson_per_gene_mean": float(per_gene.mean()) if len(per_gene) else None,

@@ -15,7 +15,7 @@ from mclst.export.onnx.fp16 import Half, HalfGraph, to_half
 from mclst.export.onnx.graph import save
 from mclst.export.onnx.int8 import find_products, to_int8
 from mclst.export.parity.compare import TileSet
-from mclst.export.parity.tolerances import NO_LIMITS, Gate, check_gate, gate_for
+from mclst.export.parity.tolerances import NO_LIMITS, Gate, check_count, check_gate, gate_for
 from mclst.runtime.bundle.bundle import ENCODER, SLIDE_GRAPH, graph_name
 from mclst.runtime.errors import CheckpointError, ParityError, ReferenceDataError
 from mclst.sections.location import SlideLocation
@@ -95,7 +95,7 @@ def write_precisions(
     Raises
     ------
     ParityError
-        If a precision that is not optional fails its gate.
+        If a precision that is not optional fails its gate, or the tiles are too few to judge it by.
     ReferenceDataError
         If int8 is not optional and has no tiles to calibrate on.
     CheckpointError
@@ -106,11 +106,12 @@ def write_precisions(
     for precision in dict.fromkeys(options.precisions):
         if precision == "fp32":
             continue
-        say(
-            f"deriving the graph in {precision}"
-            + (f", calibrated on {calibration}" if precision == "int8" and calibration else "")
-        )
         try:
+            check_count(precision, len(tiles.pixels), str(tiles))
+            say(
+                f"deriving the graph in {precision}"
+                + (f", calibrated on {calibration}" if precision == "int8" and calibration else "")
+            )
             with TemporaryDirectory() as scratch:
                 record, graphs = derive_graphs(
                     folder, precision, calibration, options.method, scratch=Path(scratch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -21,6 +22,9 @@ class Gate:
         Least mean share of the 50 nearest reference spots in common.
     pearson : float, optional
         Least mean over genes of Pearson r between the expressions.
+    nrmse : float, optional
+        Largest root mean squared error of the expressions as a share of their spread over the tiles, which
+        sees a shift that r does not.
     change : float, optional
         Largest change of the mean r per gene against the measured expression of the tiles' spots, if known.
     """
@@ -28,24 +32,28 @@ class Gate:
     cosine: float | None = None
     overlap: float | None = None
     pearson: float | None = None
+    nrmse: float | None = None
     change: float | None = None
 
 
 NO_LIMITS = Gate()
 GATES = {
-    "fp16": Gate(cosine=0.999, overlap=0.98, pearson=0.998, change=0.002),
-    "bf16": Gate(cosine=0.99, overlap=0.93, pearson=0.995, change=0.005),
-    "int8": Gate(cosine=0.98, overlap=0.85, pearson=0.985, change=0.01),
+    "fp16": Gate(cosine=0.999, overlap=0.98, pearson=0.998, nrmse=0.13, change=0.002),
+    "bf16": Gate(cosine=0.99, overlap=0.93, pearson=0.995, nrmse=0.2, change=0.005),
+    "int8": Gate(cosine=0.98, overlap=0.85, pearson=0.985, nrmse=0.35, change=0.01),
 }
+LEAST_TILES = 8
+"""Tiles that judge a reduced precision: r over fewer says little, and over one nothing."""
 
 
 def gate_for(precision: str, overrides: Gate) -> Gate:
-    """Gate of a precision with `overrides`; `change` follows an overridden `pearson` as 1 - r.
+    """Gate of a precision with `overrides`; `nrmse` and `change` follow an overridden `pearson`.
 
-    fp32 has no gate here, since its `Tolerance` is narrower.
+    nrmse: twice √(1 - r²), the share that the best line of correlation r leaves. change: 1 - r. fp32 has no gate here, since its `Tolerance` is narrower.
     """
     limits = {name: value for name, value in asdict(overrides).items() if value is not None}
     if overrides.pearson is not None:
+        limits.setdefault("nrmse", 2 * math.sqrt(max(0.0, 1 - overrides.pearson**2)))
         limits.setdefault("change", 1 - overrides.pearson)
     return replace(GATES.get(precision, NO_LIMITS), **limits)
 
@@ -53,8 +61,9 @@ def gate_for(precision: str, overrides: Gate) -> Gate:
 def check_gate(precision: str, figures: Mapping[str, Any], gate: Gate, tiles: str) -> dict[str, Any]:
     """Return `figures` (of `mclst.export.parity.compare`) with the gate they passed.
 
-    Undefined figures (no bank, constant expression, nothing measured) pass. `tiles` says how many and from
-    where. Raises ParityError naming the first figure that fails.
+    Undefined figures (no bank, constant expression, nothing measured) pass; but without a bank r alone judges,
+    so it must be defined. `tiles` says how many and from where. Raises ParityError naming the first figure that
+    fails.
     """
     for title, (part, name), option, limit, sign in (
         ("the least cosine of an embedding", ("embedding", "cosine_min"), "--min-cosine", gate.cosine, 1),
@@ -66,6 +75,7 @@ def check_gate(precision: str, figures: Mapping[str, Any], gate: Gate, tiles: st
             gate.pearson,
             1,
         ),
+        ("the error as a share of the spread", ("expression", "nrmse"), "--min-pearson", gate.nrmse, -1),
         (
             "the change of the mean Pearson r per gene against the measured expression",
             ("measured", "change"),
@@ -75,15 +85,30 @@ def check_gate(precision: str, figures: Mapping[str, Any], gate: Gate, tiles: st
         ),
     ):
         value = figures.get(part, {}).get(name)
-        if value is None or limit is None:
+        judges = name == "pearson_per_gene_mean" and "neighbours" not in figures
+        if limit is None or (value is None and not judges):
             continue
+        cure = f"lower {option}"
+        if precision != "fp32":
+            cure = f"leave --precision {precision} out, or {cure}"
+        if value is None:
+            raise ParityError(
+                f"in {precision}, {title} on {tiles} is undefined, for no gene varies; {cure}; no bundle is "
+                "written"
+            )
         value = float(value) if sign > 0 else abs(float(value))
         if sign * value < sign * limit:
-            cure = f"lower {option}"
-            if precision != "fp32":
-                cure = f"leave --precision {precision} out, or {cure}"
             raise ParityError(
                 f"in {precision}, {title} on {tiles} is {value:.7g}, where at "
                 f"{'least' if sign > 0 else 'most'} {limit:.7g} is required; {cure}; no bundle is written"
             )
     return {**figures, "gate": asdict(gate), "passed": True}
+
+
+def check_count(precision: str, count: int, tiles: str) -> None:
+    """Raise ParityError if the tiles are too few to judge a reduced precision by."""
+    if count < LEAST_TILES:
+        raise ParityError(
+            f"{tiles} are too few to judge {precision} by, which takes {LEAST_TILES}; raise --parity-tiles, give "
+            f"more sections or a slide with --calibration, or leave --precision {precision} out"
+        )

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import anndata
 import numpy as np
@@ -19,6 +20,8 @@ from small_model import TILE_PX, Small
 from mclst.benchmarks.cli import main as bench_main
 from mclst.benchmarks.systems.commands import precision_rows
 from mclst.export.cli import main as export_main
+from mclst.export.parity.compare import TileSet, compare_expression
+from mclst.export.parity.precisions import PrecisionOptions, write_precisions
 from mclst.export.parity.tolerances import GATES, Gate, check_gate, gate_for
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.cli.infer import main as infer_main
@@ -38,7 +41,7 @@ def export(*words: str) -> Result:
 FIGURES: dict[str, dict[str, float]] = {
     "embedding": {"cosine_min": 0.9995},
     "neighbours": {"overlap_at_50": 0.985},
-    "expression": {"pearson_per_gene_mean": 0.9985},
+    "expression": {"pearson_per_gene_mean": 0.9985, "nrmse": 0.12},
     "measured": {"change": -0.0015},
 }
 
@@ -54,6 +57,7 @@ FIGURES: dict[str, dict[str, float]] = {
             0.9979,
             ("Pearson r per gene on", "at least 0.998", "--min-pearson"),
         ),
+        ("expression", "nrmse", 0.14, ("share of the spread", "0.14", "at most 0.13", "--min-pearson")),
         ("measured", "change", -0.0021, ("change", "0.0021", "at most 0.002", "--min-pearson")),
         ("measured", "change", 0.0021, ("change", "at most 0.002")),
     ],
@@ -70,12 +74,43 @@ def test_each_figure_of_the_gate_stops_an_export(
 
 
 def test_overrides_replace_limits_of_the_gate() -> None:
-    assert GATES["fp16"] == Gate(cosine=0.999, overlap=0.98, pearson=0.998, change=0.002)
+    assert GATES["fp16"] == Gate(cosine=0.999, overlap=0.98, pearson=0.998, nrmse=0.13, change=0.002)
     changed = gate_for("fp16", Gate(pearson=0.9, overlap=0.5))
     assert (changed.cosine, changed.overlap, changed.pearson) == (0.999, 0.5, 0.9)
-    assert changed.change == pytest.approx(0.1)
+    assert changed.change == pytest.approx(0.1) and changed.nrmse == pytest.approx(2 * 0.19**0.5)
     assert gate_for("fp32", Gate()) == Gate()
     assert gate_for("fp32", Gate(pearson=0.5)).overlap is None
+
+
+def test_expression_that_is_shifted_or_does_not_vary_passes_no_gate() -> None:
+    """r per gene is 1 of the one and undefined of the other."""
+    gate = gate_for("int8", Gate())
+    values = np.random.default_rng(0).normal(2, 0.3, (9, 20)).astype(np.float32)
+    near = values + np.random.default_rng(1).normal(0, 0.03, values.shape).astype(np.float32)
+    figures = {"expression": compare_expression(values, near)}
+    assert figures["expression"]["nrmse"] == pytest.approx(0.1, rel=0.15)
+    assert check_gate("int8", figures, gate, "9 tiles")["passed"]
+    for shift in (0.15, 100):
+        with pytest.raises(ParityError, match="share of the spread"):
+            check_gate("int8", {"expression": compare_expression(values, values + shift)}, gate, "9 tiles")
+    same = np.repeat(values[:1], 9, axis=0)
+    with pytest.raises(ParityError, match=r"is undefined, for no gene varies.*--precision int8"):
+        check_gate("int8", {"expression": compare_expression(same, same)}, gate, "9 tiles")
+
+
+def test_few_tiles_judge_no_reduced_precision(tmp_path: Path) -> None:
+    tiles = TileSet(np.zeros((7, 32, 32, 3), np.uint8), "a section")
+    said: list[str] = []
+
+    def write(**options: Any) -> Any:
+        chosen = PrecisionOptions(("fp32", "fp16", "int8"), **options)
+        return write_precisions(tmp_path, chosen, tiles, tiles, lambda *graphs: {}, said.append)
+
+    records, left_out = write(optional=("fp16", "int8"))
+    assert not records and set(left_out) == {"fp16", "int8"} and len(said) == 2
+    assert left_out["int8"] == "7 tiles of a section are too few to judge int8 by, which takes 8"
+    with pytest.raises(ParityError, match=r"too few to judge fp16.*--parity-tiles"):
+        write()
 
 
 # ---------------------------------------------------------------------------------------------- bundles
