@@ -18,6 +18,7 @@ from mclst.export.onnx.slide_graph import write_slide_graph
 from mclst.export.parity.compare import (
     TileSet,
     check_finite,
+    compare_embedding,
     compare_expression,
     encode_with_checkpoint,
     encode_with_export,
@@ -32,6 +33,8 @@ from mclst.runtime.bundle.manifest import Settings, SlideNetwork
 from mclst.runtime.inference.providers import open_session
 from mclst.runtime.inference.slide_network import SlideNetworkSession
 from mclst.runtime.inference.spot_graph import nearest_spots
+
+Floats = NDArray[np.float32]
 
 
 def write_direct_bundle(
@@ -70,31 +73,41 @@ def write_direct_bundle(
     say(f"proving parity on {tiles}")
     encoded = encode_with_checkpoint(network, tiles.pixels, settings)
     keep_tiles(folder, tiles, encoded, kept_tiles)
-    expected = values_alone(encoded, settings)[:, -predicted:]
+    embedding, expected = _parts(values_alone(encoded, settings), predicted)
     side = int(np.ceil(np.sqrt(len(expected))))
     array_xy = np.stack([np.arange(len(expected)) % side, np.arange(len(expected)) // side], 1)
     if slide_network:
         expected = predict_with_checkpoint(network, expected, array_xy, slide_network)
 
-    def predict_with_export(encoder: Path, slide_graph: Path | None) -> NDArray[np.float32]:
+    def predict_with_export(encoder: Path, slide_graph: Path | None) -> tuple[Floats, Floats]:
         encoded = encode_with_export(open_session(encoder, "cpu"), tiles.pixels)
-        encoded = values_alone(encoded, settings)[:, -predicted:]
-        if slide_graph is None or slide_network is None:
-            return encoded
-        return SlideNetworkSession(slide_graph, slide_network, "cpu").predict_expression(encoded, array_xy)
+        embedding, values = _parts(values_alone(encoded, settings), predicted)
+        if slide_graph is not None and slide_network is not None:
+            session = SlideNetworkSession(slide_graph, slide_network, "cpu")
+            values = session.predict_expression(values, array_xy)
+        return embedding, values
 
     def compare(encoder: Path, slide_graph: Path | None) -> dict[str, Any]:
-        actual = predict_with_export(encoder, slide_graph)
-        check_finite(tiles, expected, actual)
-        return {"expression": compare_expression(expected, actual)}
+        own, actual = predict_with_export(encoder, slide_graph)
+        check_finite(tiles, expected, actual, own)
+        figures = {"expression": compare_expression(expected, actual)}
+        return {"embedding": compare_embedding(embedding, own), **figures} if predicted else figures
 
-    actual = predict_with_export(folder / ENCODER, folder / SLIDE_GRAPH if slide_network else None)
-    parity = check_fp32(prove_expression(expected, actual, tiles, "cpu"), precisions, tiles)
+    own, actual = predict_with_export(folder / ENCODER, folder / SLIDE_GRAPH if slide_network else None)
+    embeddings = (embedding, own) if predicted else None
+    parity = prove_expression(expected, actual, tiles, "cpu", embeddings=embeddings)
+    parity = check_fp32(parity, precisions, tiles)
     parity["precisions"], parity["left_out"] = write_precisions(
         folder, precisions, calibration, tiles, compare, say
     )
     write_atomically(folder / PARITY, (json.dumps(parity, indent=2, allow_nan=False) + "\n").encode())
     return {"slide_network": slide_network.model_dump(mode="json")} if slide_network else {}
+
+
+def _parts(values: Floats, predicted: int) -> tuple[Floats, Floats]:
+    """Embedding, of no width where nothing is predicted beside it, and expression or features."""
+    cut = values.shape[1] - predicted if predicted else 0
+    return values[:, :cut], values[:, cut:]
 
 
 def _choose_tiles(

@@ -45,8 +45,9 @@ def _describe_precision(record: dict[str, Any]) -> str:
     r = record["expression"]["pearson_per_gene_mean"]
     parts = ["Pearson r per gene " + ("undefined" if r is None else f"{r:.5f}")]
     if "neighbours" in record:
-        overlap, cosine = record["neighbours"]["overlap_at_50"], record["embedding"]["cosine_min"]
-        parts += [f"overlap of the 50 nearest {overlap:.3f}", f"cosine at least {cosine:.5f}"]
+        parts.append(f"overlap of the 50 nearest {record['neighbours']['overlap_at_50']:.3f}")
+    if "embedding" in record:
+        parts.append(f"cosine at least {record['embedding']['cosine_min']:.5f}")
     if "measured" in record:
         parts.append(f"r against the measured {record['measured']['change']:+.5f}")
     return ", ".join(parts)

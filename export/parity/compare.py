@@ -131,8 +131,6 @@ def compare(
     dict
         Embedding error, top-k overlap and Pearson r per gene. Genes constant over the tiles have no r.
     """
-    a, b = expected.astype(np.float64), actual.astype(np.float64)
-    cosine = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-300)
     spec = retrieval.spec()
     expected_result, actual_result = _retrieve(bank, spec, expected, actual)
     if predictions is not None:
@@ -144,12 +142,7 @@ def compare(
     # Which they are does not depend on their weights, of which those by similarity are of the whole bank.
     nearest = replace(spec, k=min(NEAREST, len(bank)), weighting="uniform")
     compared = {
-        "embedding": {
-            "max_abs": float(np.abs(a - b).max()),
-            "largest_value": float(np.abs(a).max()),
-            "cosine_min": float(cosine.min()),
-            "cosine_mean": float(cosine.mean()),
-        },
+        "embedding": compare_embedding(expected, actual),
         "neighbours": {
             "k": retrieval.k,
             "overlap_min": float(overlap.min()),
@@ -194,10 +187,22 @@ def _overlap(a: RetrievalResult, b: RetrievalResult) -> NDArray[np.float64]:
     return np.array([len(np.intersect1d(p, q)) / len(p) for p, q in pairs])
 
 
+def compare_embedding(expected: NDArray[np.float32], actual: NDArray[np.float32]) -> dict[str, float]:
+    """Largest difference and cosines of embeddings [n, D], in float64."""
+    a, b = expected.astype(np.float64), actual.astype(np.float64)
+    cosine = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-300)
+    return {
+        "max_abs": float(np.abs(a - b).max()),
+        "largest_value": float(np.abs(a).max()),
+        "cosine_min": float(cosine.min()),
+        "cosine_mean": float(cosine.mean()),
+    }
+
+
 def compare_expression(expected: NDArray[np.float32], actual: NDArray[np.float32]) -> dict[str, Any]:
     """Error and Pearson r of expression [n, G] in float64; a gene constant over the tiles has no r.
 
-    nrmse: root mean squared error over the genes' standard deviation over the tiles, both of all genes together.
+    nrmse: root mean squared error over the genes' standard deviation over the tiles, each of all genes.
     """
     x, y = expected.astype(np.float64), actual.astype(np.float64)
     per_gene = pearson_per_gene(x, y)
@@ -275,12 +280,9 @@ def prove(
     """
     tolerance = tolerance or Tolerance()
     figures = compare_export(expected, session, tiles, bank, settings)
-    e, x = figures["embedding"], figures["expression"]
+    x = figures["expression"]
     checks = {
-        "the largest difference of an embedding": _at_most(
-            e["max_abs"], tolerance.embedding_max_abs * e["largest_value"]
-        ),
-        "the least cosine of an embedding": _at_least(e["cosine_min"], tolerance.cosine_min),
+        **_embedding_checks(figures["embedding"], tolerance),
         "the overlap of the neighbors": _at_least(
             figures["neighbours"]["overlap_mean"], tolerance.overlap_mean
         ),
@@ -298,10 +300,12 @@ def prove_expression(
     tiles: TileSet,
     provider: str,
     tolerance: Tolerance | None = None,
+    embeddings: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
 ) -> dict[str, Any]:
     """Prove that an export without a bank matches its checkpoint; expression [n, G] → content of parity.json.
 
-    Raises ParityError, naming the figure out of tolerance.
+    embeddings: [n, D], expected and actual, of a network that gives them beside the expression. Raises
+    ParityError, naming the figure out of tolerance.
     """
     tolerance = tolerance or Tolerance()
     check_finite(tiles, expected, actual)
@@ -313,7 +317,21 @@ def prove_expression(
         ),
         "the Pearson r of the expression": _at_least(x["pearson"], tolerance.expression_pearson),
     }
-    return _record(checks, {"expression": {**x, "largest_value": largest}}, provider, tiles, tolerance)
+    figures: dict[str, Any] = {"expression": {**x, "largest_value": largest}}
+    if embeddings is not None:
+        check_finite(tiles, *embeddings)
+        figures["embedding"] = compare_embedding(*embeddings)
+        checks |= _embedding_checks(figures["embedding"], tolerance)
+    return _record(checks, figures, provider, tiles, tolerance)
+
+
+def _embedding_checks(figures: dict[str, float], tolerance: Tolerance) -> dict[str, str]:
+    return {
+        "the largest difference of an embedding": _at_most(
+            figures["max_abs"], tolerance.embedding_max_abs * figures["largest_value"]
+        ),
+        "the least cosine of an embedding": _at_least(figures["cosine_min"], tolerance.cosine_min),
+    }
 
 
 def _at_most(value: float, limit: float) -> str:

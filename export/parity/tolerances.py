@@ -49,7 +49,8 @@ LEAST_TILES = 8
 def gate_for(precision: str, overrides: Gate) -> Gate:
     """Gate of a precision with `overrides`; `nrmse` and `change` follow an overridden `pearson`.
 
-    nrmse: twice √(1 - r²), the share that the best line of correlation r leaves. change: 1 - r. fp32 has no gate here, since its `Tolerance` is narrower.
+    nrmse: 2 √(1 - r²), twice the share that the best line of correlation r leaves. change: 1 - r. fp32 has no
+    gate here, since its `Tolerance` is narrower.
     """
     limits = {name: value for name, value in asdict(overrides).items() if value is not None}
     if overrides.pearson is not None:
@@ -59,12 +60,17 @@ def gate_for(precision: str, overrides: Gate) -> Gate:
 
 
 def check_gate(precision: str, figures: Mapping[str, Any], gate: Gate, tiles: str) -> dict[str, Any]:
-    """Return `figures` (of `mclst.export.parity.compare`) with the gate they passed.
+    """Return `figures` (of `mclst.export.parity.compare`) with the limits that they passed.
 
-    Undefined figures (no bank, constant expression, nothing measured) pass; but without a bank r alone judges,
-    so it must be defined. `tiles` says how many and from where. Raises ParityError naming the first figure that
-    fails.
+    A cosine limits where neighbors depend on it. Without a bank only distances do, whose percentiles hardly
+    move, so r and the error judge, and r must be defined. Other undefined figures
+    (constant expression, nothing measured) pass. `tiles` says how many and from where. Raises ParityError
+    naming the first figure that fails.
     """
+    if "neighbours" not in figures:
+        gate = replace(gate, cosine=None, overlap=None)
+    if "measured" not in figures:
+        gate = replace(gate, change=None)
     for title, (part, name), option, limit, sign in (
         ("the least cosine of an embedding", ("embedding", "cosine_min"), "--min-cosine", gate.cosine, 1),
         ("the overlap of the 50 nearest", ("neighbours", "overlap_at_50"), "--min-overlap", gate.overlap, 1),
@@ -109,6 +115,6 @@ def check_count(precision: str, count: int, tiles: str) -> None:
     """Raise ParityError if the tiles are too few to judge a reduced precision by."""
     if count < LEAST_TILES:
         raise ParityError(
-            f"{tiles} are too few to judge {precision} by, which takes {LEAST_TILES}; raise --parity-tiles, give "
-            f"more sections or a slide with --calibration, or leave --precision {precision} out"
+            f"{tiles} are too few to judge {precision} by, which takes {LEAST_TILES}; raise --parity-tiles, "
+            f"give more sections or a slide with --calibration, or leave --precision {precision} out"
         )

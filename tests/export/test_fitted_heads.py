@@ -22,12 +22,22 @@ from PIL import Image
 from refusals import assert_refused
 from small_model import GENES, Small
 
+from mclst.export import direct_bundle
 from mclst.export.cli import main
 from mclst.export.onnx.fp16 import to_half
 from mclst.export.onnx.graph import save
+from mclst.export.parity.compare import (
+    TileSet,
+    compare_embedding,
+    compare_expression,
+    encode_with_export,
+    prove_expression,
+)
+from mclst.export.parity.tolerances import Gate, check_gate, gate_for
 from mclst.runtime import Run, RunOptions, open_bundle, open_slide, predict
 from mclst.runtime.bundle.onnx_split import split_graph
 from mclst.runtime.cli.bundle import main as check
+from mclst.runtime.errors import ParityError
 from mclst.runtime.report.files import Files
 
 CHOSEN = ("GENE3", "GENE0", "GENE11")
@@ -100,6 +110,49 @@ def test_wsinfer_s_model_and_the_whole_graph_give_the_map_s_values(
     columns = adata[:, list(CHOSEN)].X
     assert (columns > 0).mean() > 0.5 and np.ptp(columns) > 0.1
     np.testing.assert_allclose(shown, columns.clip(0), rtol=0, atol=1e-5)
+
+
+def test_an_embedding_that_fp16_cannot_hold_is_seen_beside_expression_that_it_can(
+    exported: dict[str, Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime's CPU provider computes fp16 in fp32 and would hold it, so the overflow is put there."""
+    proof = json.loads((exported["ridge"].bundle / "parity.json").read_text())
+    assert proof["embedding"]["cosine_min"] > 0.99999
+    assert 0 < proof["embedding"]["max_abs"] < 1e-3 * proof["embedding"]["largest_value"]
+    ckpt = fitted_checkpoint(tmp_path / "model.pt", retrieval=False)
+    exact: list[NDArray[np.float32]] = []
+
+    def overflowing(session: Any, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        values = encode_with_export(session, tiles)
+        if exact:
+            values[2, 0] = np.inf
+        exact.append(values)
+        return values
+
+    monkeypatch.setattr(direct_bundle, "encode_with_export", overflowing)
+    words = ["--ckpt", str(ckpt), "--precision", "fp16", "-q", "--out", str(tmp_path / "bundle")]
+    assert_refused(CliRunner().invoke(main, words), 4, ("not finite",))
+    assert len(exact) == 2
+
+
+def test_the_embedding_of_a_ridge_limits_no_reduced_precision() -> None:
+    rng = np.random.default_rng(0)
+    values, embedding = rng.normal(size=(2, 9, 5)).astype(np.float32)
+    figures = {
+        "expression": compare_expression(values, values),
+        "embedding": compare_embedding(embedding, embedding + np.float32(0.5)),
+    }
+    record = check_gate("int8", figures, gate_for("int8", Gate()), "9 tiles")
+    assert record["embedding"]["cosine_min"] < 0.98
+    assert {name for name, value in record["gate"].items() if value is not None} == {"pearson", "nrmse"}
+
+
+def test_a_graph_with_another_embedding_is_refused() -> None:
+    values, right = np.random.default_rng(0).normal(size=(2, 8, 5)).astype(np.float32)
+    tiles = TileSet(np.zeros((8, 2, 2, 3), np.uint8), "a section")
+    prove_expression(values, values, tiles, "cpu", embeddings=(right, right))
+    with pytest.raises(ParityError, match="embedding"):
+        prove_expression(values, values, tiles, "cpu", embeddings=(right, right + np.float32(0.1)))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

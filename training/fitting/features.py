@@ -37,8 +37,8 @@ from mclst.training.fitting.sections import FitSection
 
 GROUP_BATCHES = 8
 SAMPLE_BYTES, MOST_SAMPLES = 10 << 20, 16
-"""Most tiles kept of a section, whatever the other sections: the features' file holds them. 16 of up to 448 px, so
-that those of one section prove a reduced precision and calibrate int8."""
+"""Most tiles kept of a section, whatever the other sections: the features' file holds them. 16 of up to 448
+px are enough for one section to prove a reduced precision and to calibrate int8."""
 
 
 @dataclass(frozen=True)
