@@ -157,5 +157,6 @@ def affine_of(pipeline: Any, width: int) -> Affine:
 
 
 def _predict(pipeline: Any, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    values = np.asarray(pipeline.predict(rows), np.float64)
+    # A step with copy=False works in the rows it is given.
+    values = np.asarray(pipeline.predict(rows.copy()), np.float64)
     return values.reshape(len(rows), -1)

@@ -30,14 +30,17 @@ LINEAR: list[Any] = [
     make_pipeline(StandardScaler(), PCA(7, whiten=True), Ridge(3.0)),
     make_pipeline(StandardScaler(with_mean=False), Lasso(0.1)),
     make_pipeline("passthrough", PLSRegression(4)),
+    make_pipeline(StandardScaler(copy=False), Ridge(3.0)),
 ]
 
 
 @pytest.mark.parametrize("pipeline", LINEAR, ids=lambda pipeline: str(pipeline).split("(")[0])
 def test_a_linear_pipeline_is_one_affine_map(pipeline: Any) -> None:
-    pipeline.fit(X, Y)
+    pipeline.fit(X.copy(), Y)
     rows = RNG.normal(2, 3, (30, 20))
-    np.testing.assert_allclose(affine_of(pipeline, 20)(rows), pipeline.predict(rows), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        affine_of(pipeline, 20)(rows), pipeline.predict(rows.copy()), rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
