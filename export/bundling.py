@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -163,8 +163,9 @@ def export_bundle(
             )
             fields["genes_from"] = gene_list.source
         fields = {**_manifest_fields(checkpoint, settings), **fields}
+        fields["trained_on"] = training_sections(checkpoint.metadata)
         if calibrated:
-            seen = {str(section["name"]) for section in checkpoint.metadata.get("sections", ())}
+            seen = set(fields["trained_on"])
             measured = Measured(
                 reference.sections,
                 reference.images,
@@ -183,6 +184,12 @@ def export_bundle(
         if builder is not None:
             builder.build(draft.part, say)
         return draft.seal(**fields)
+
+
+def training_sections(metadata: Mapping[str, Any]) -> list[str]:
+    """Names of the sections that a checkpoint of mclst says it was trained or fitted on; else none."""
+    trained = [str(section["name"]) for section in metadata.get("sections", ())]
+    return trained or [str(name) for name in metadata.get("fit", {}).get("sections", ())]
 
 
 def _describe(

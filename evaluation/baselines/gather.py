@@ -11,7 +11,7 @@ import numpy as np
 from mclst.evaluation.baselines.measured_section import MeasuredSection, read_measured
 from mclst.evaluation.baselines.stain import Stain, read_stain
 from mclst.runtime.bundle.bank import Bank
-from mclst.runtime.bundle.bundle import open_bundle
+from mclst.runtime.bundle.bundle import Bundle, open_bundle
 from mclst.runtime.errors import SlideError, SpotsError
 from mclst.runtime.section_options import SectionFiles
 from mclst.sections.errors import SectionError
@@ -94,7 +94,8 @@ def gather_training(
     normalization : str
         Of the maps.
     training : str, optional
-        Names and ranges, such as "A2-G3". Default: the bundle's bank, else all other sections.
+        Names and ranges, such as "A2-G3". Default: the bundle's training sections and bank, else all other
+        sections.
     reference : Path, optional
         Folder of the training sections, if it is not `truth`.
     bundle : Path, optional
@@ -126,9 +127,10 @@ def gather_training(
     if bundle is not None:
         opened = open_bundle(bundle)
         bank = opened.bank if opened.manifest.kind == "retrieval" else None
+        known, place = _training_sections(opened)
+        if known:
+            names, how, sure = known, f"the {place} of {bundle}", True
         if bank is not None:
-            names = [rows.name for rows in opened.manifest.bank]
-            how, sure = f"the bank of {bundle}", True
             sentences = None if opened.manifest.context is None else opened.manifest.context.sentences
     if training is not None:
         names, how, sure = choose_sections(sources, training), f"--training {training}", True
@@ -153,6 +155,18 @@ def gather_training(
     return TrainingData(
         tuple(names), how, sure, tuple(sections), tests, patients, bank, sentences, tuple(notes)
     )
+
+
+def _training_sections(bundle: Bundle) -> tuple[list[str], str]:
+    """Sections of a bundle's bank and those of its training, and where it names them."""
+    manifest, calibration = bundle.manifest, bundle.calibration
+    bank = [rows.name for rows in manifest.bank]
+    names = list(dict.fromkeys([*bank, *manifest.trained_on]))
+    fitted = manifest.kind == "regression" and manifest.encoder.prediction_dim > 0
+    if not names and fitted and calibration is not None and calibration.kind == "section":
+        # A fit before `trained_on` was recorded: each of its sections was left out once.
+        return [*calibration.group], "calibration"
+    return names, "bank" if len(names) == len(bank) else "manifest"
 
 
 def read_stains(

@@ -217,7 +217,8 @@ class Manifest(StrictModel):
     kind: "retrieval" has a bank and `retrieval`; "regression" predicts expression per tile; "slide"
     computes features per tile and expression from all of a slide's features. With `encoder.prediction_dim`
     the graph also predicts expression: a regression's, or what retrieval adds the neighbors' residuals to.
-    about: for people. Fields that do not apply are null.
+    trained_on: names of the network's training sections; empty if unknown. about: for people. Fields that do
+    not apply are null.
     """
 
     format: Literal["mclst-bundle/1", "mclst-bundle/2"]
@@ -235,6 +236,7 @@ class Manifest(StrictModel):
     genes: int = Field(ge=1)
     genes_from: str
     bank: tuple[SectionRows, ...] = ()
+    trained_on: tuple[str, ...] = ()
     calibration: CalibrationRecord | None = None
     about: About | None = None
     checkpoint: Checkpoint

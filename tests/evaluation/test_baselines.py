@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from calibrated import held_out, write_calibration
 from numpy.typing import NDArray
 from PIL import Image
 from section_folders import space_ranger
+from small_model import fast_regression
 
 from mclst.benchmarks.nulls.fields import disc, gaussian_fields
+from mclst.evaluation.assessment import check_leaks
 from mclst.evaluation.baselines.comparison import Compared, compare
 from mclst.evaluation.baselines.gather import gather_training
 from mclst.evaluation.baselines.measured_section import MeasuredSection
 from mclst.evaluation.baselines.positions import nearest_spots, smooth_field, training_mean
 from mclst.evaluation.baselines.predict import predict_baselines, regress_on
 from mclst.evaluation.baselines.stain import Stain, count_nuclei, describe_tile, read_stain, unmix
+from mclst.export.calibrate import calibrate
+from mclst.runtime.bundle.calibration import calibration_bytes
 from mclst.runtime.section_options import SectionFiles
 from mclst.sections.accuracy import pearson_per_gene
 from mclst.sections.errors import SectionError
@@ -241,6 +248,30 @@ def test_intervals_cover_no_difference_where_there_is_none() -> None:
     ]
     missed = sum(result.outcome != "not told apart" for result in outcomes)
     assert missed <= 9
+
+
+@pytest.mark.parametrize("named", ["manifest", "calibration", "neither"])
+def test_a_bundle_without_a_bank_names_its_training_sections(tmp_path: Path, named: str) -> None:
+    """In its manifest, or in an older fit's calibration; sections that calibrate another network are none."""
+    fast_regression(tmp_path / "fit", 2, embedding=0 if named == "neither" else 8)
+    groups = held_out(groups=2, spots=20, genes=2, dim=2 if named == "neither" else 8)
+    calibration = calibrate(
+        [replace(one, group=name) for one, name in zip(groups, ("P1", "P9"), strict=True)]
+    )
+    write_calibration(tmp_path / "fit", calibration_bytes(calibration))
+    manifest = tmp_path / "fit" / "manifest.json"
+    if named == "manifest":
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "trained_on": ["P1", "P9"]}))
+    for name in ("P1", "P2"):
+        space_ranger(tmp_path / "truth" / name, 0.25)
+    genes = ["TP53", "MYC"]
+    data = gather_training(tmp_path / "truth", ["P1"], genes, "spot-wise", bundle=tmp_path / "fit")
+    if named == "neither":
+        assert data.names == ("P2",) and not data.sure
+        return
+    assert data.names == ("P1", "P9") and data.sure and named in data.how
+    leak = check_leaks(data, genes, {})[0]
+    assert leak.severity == "leak" and "P1 itself is among the training sections" in leak.text
 
 
 def test_slides_are_given_to_the_test_and_to_the_training(tmp_path: Path) -> None:

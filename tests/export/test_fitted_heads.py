@@ -91,6 +91,7 @@ def test_wsinfer_s_model_and_the_whole_graph_give_the_map_s_values(
     made = exported[name]
     bundle = open_bundle(made.bundle)
     assert bundle.manifest.encoder.prediction_dim == GENES
+    assert bundle.manifest.trained_on == ("A1", "A2")
     adata = anndata.read_h5ad(run(small, made.bundle, tmp_path / "B1.h5ad").map_path)
     tiles = tiles_of(small, adata, bundle.manifest.tile.size_px)
     values = onnxruntime.InferenceSession(made.bundle / "encoder.onnx").run(None, {"tiles": tiles})[0]
