@@ -97,7 +97,7 @@ def write_calibration(
     stain: list[list[float]] = list(metadata.get("fit", {}).get("stain", ()))
     if "out_of_fold" in metadata:
         groups, kind = stored_groups(metadata)
-        missing = "its checkpoint holds too few out-of-fold predictions with embeddings"
+        missing = kind or "its checkpoint holds too few out-of-fold predictions with embeddings"
     elif (folder / BANK).is_file():
         groups, stain = bank_groups(folder, settings, measured, say)
         kind = measured.unit if measured.unseen else f"{measured.unit}, {OF_BANK}"
@@ -130,7 +130,7 @@ def write_calibration(
 
 
 def stored_groups(metadata: Mapping[str, Any]) -> tuple[list[HeldOut], str]:
-    """Groups from the out-of-fold predictions of a fitted head, and what was left out together.
+    """Groups from the out-of-fold predictions of a fitted head, and what was left out together, or why none.
 
     A checkpoint may keep every k-th spot of the predictions, and some spots' embeddings (the bank, or a
     gallery evenly over all spots): a spot counts if it has both.
@@ -147,12 +147,14 @@ def stored_groups(metadata: Mapping[str, Any]) -> tuple[list[HeldOut], str]:
         kept = gallery_rows(total)
     if not total or len(kept) != len(stored):
         return [], ""
+    step = _step(records, sizes)
+    if step is None:
+        return [], "its checkpoint does not say of which spots its out-of-fold predictions are; fit it again"
     embedding = stored.numpy()
     starts = np.cumsum([0, *sizes])
     parts: dict[str, list[tuple[NDArray[Any], ...]]] = {}
     sections: dict[str, set[str]] = {}
     for record, start, size in zip(records, starts, sizes, strict=False):
-        step = -(-size // max(1, len(record["prediction"])))
         rows = start + np.arange(0, size, step)
         place = np.searchsorted(kept, rows)
         both = kept[np.minimum(place, len(kept) - 1)] == rows
@@ -169,6 +171,20 @@ def stored_groups(metadata: Mapping[str, Any]) -> tuple[list[HeldOut], str]:
     else:
         kind = "section" if len(parts) == len(every) else "group of sections"
     return groups, kind
+
+
+def _step(records: Sequence[Mapping[str, Any]], sizes: Sequence[int]) -> int | None:
+    """Step of the stored spots; where it is not stored, the only one that keeps as many of every block."""
+    stored = records[0].get("step")
+    least, most = 1, max(*sizes, stored or 1)
+    for record, size in zip(records, sizes, strict=False):
+        kept = max(1, len(record["prediction"]))
+        least = max(least, -(-size // kept))
+        if kept > 1:
+            most = min(most, -(-size // (kept - 1)) - 1)
+    if stored is not None:
+        return int(stored) if least <= stored <= most else None
+    return least if least == most else None
 
 
 def bank_groups(

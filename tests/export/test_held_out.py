@@ -67,6 +67,30 @@ def test_a_fitted_heads_predictions_meet_their_embeddings(step: int, bank: bool)
         np.testing.assert_allclose(one.prediction, other.prediction[::step], rtol=2e-3, atol=2e-3)
 
 
+def test_a_step_that_is_not_stored_must_be_the_only_one_possible(tmp_path: Path) -> None:
+    """21 of 441 spots are every 21st or every 22nd; 14 of 300 beside them are every 22nd."""
+    metadata, groups = fitted(22, spots=441)
+    said: list[str] = []
+    assert write_calibration(tmp_path, metadata, Settings(), Measured(), said.append) is None
+    assert "does not say of which spots" in said[0] and "fit it again" in said[0]
+    for record in metadata["out_of_fold"]:
+        record["step"] = 22
+    for one, other in zip(stored_groups(metadata)[0], groups, strict=True):
+        np.testing.assert_allclose(one.embedding, other.embedding[::22], rtol=1e-6)
+    for record in metadata["out_of_fold"]:
+        record["step"] = 20
+    assert stored_groups(metadata)[0] == []
+    last = metadata["out_of_fold"][2]
+    for name in ("prediction", "truth"):
+        last[name] = last[name][:14]
+    metadata["fit"]["block_sizes"][2] = 300
+    metadata["gallery"] = metadata["gallery"][: 2 * 441 + 300]
+    for record in metadata["out_of_fold"]:
+        del record["step"]
+    stored, _ = stored_groups(metadata)
+    np.testing.assert_allclose(stored[2].embedding, groups[2].embedding[:300:22], rtol=1e-6)
+
+
 def test_a_gallery_of_some_spots_is_matched_by_their_place() -> None:
     metadata, groups = fitted(3, spots=2000)
     kept = np.unique(np.linspace(0, 5999, 4096).round().astype(int))

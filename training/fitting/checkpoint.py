@@ -76,9 +76,10 @@ def checkpoint_content(model: FittedModel) -> dict[str, Any]:
     bank: with a bank {embedding float32 [M, D], expression float32 [M, G], spot [str], section [str]}; with a
         prediction the expression is that of the residuals.
     gallery: without a bank, embedding float32 [≤ 4096, D] of training spots, to measure distances to.
-    out_of_fold: [{section, fold, prediction [n, G], truth [n, G], distance float32 [n]}], one record a block,
-        predicted without the fold; float16 where the values allow. distance: of the spot's embedding to the
-        nearest training spot of the other folds, by `retrieval.distance` with a bank, else Euclidean.
+    out_of_fold: [{section, fold, step, prediction [n, G], truth [n, G], distance float32 [n]}], one record a
+        block, predicted without the fold, of every step-th spot; float16 where the values allow. distance: of
+        the spot's embedding to the nearest training spot of the other folds, by `retrieval.distance` with a
+        bank, else Euclidean.
     tiles: uint8 [t, S, S, 3], for the parity check of the export.
     """
     head, setup = model.head, model.setup
@@ -151,6 +152,7 @@ def out_of_fold_records(model: FittedModel) -> list[dict[str, Any]]:
         {
             "section": model.sections[block.section],
             "fold": block.fold,
+            "step": step,
             "prediction": _compact(item.prediction[::step]),
             "truth": _compact(truth[::step]),
             "distance": torch.from_numpy(np.ascontiguousarray(item.distance[::step])),

@@ -158,7 +158,10 @@ def test_a_map_is_what_scikit_learn_predicts_from_torchs_features(
     # The scores are those of fits that leave one section out.
     left_out = peer.fit(x1, y1.astype(np.float64)).predict(x2)
     stored = read_weights_file(fitted)["out_of_fold"]
-    assert [(item["section"], item["fold"]) for item in stored] == [("A1", "A1"), ("A2", "A2")]
+    assert [(item["section"], item["fold"], item["step"]) for item in stored] == [
+        ("A1", "A1", 1),
+        ("A2", "A2", 1),
+    ]
     # Fitted on 12 spots, a feature that hardly varies there enlarges the rounding of a spot where it does.
     predicted = stored[1]["prediction"].float().numpy()
     assert np.quantile(np.abs(predicted - left_out), 0.9) < 2e-3
