@@ -92,7 +92,7 @@ def export_bundle(
     calibrated : bool
         Predict each reference section from the others where that can be done; see `write_calibration`.
     groups : {"section", "patient"}
-        What is left out together.
+        What is left out together; a checkpoint of `mclst-fit` has its own.
     unseen : bool
         Whether the network is known not to have been trained on the reference sections.
     metadata : Metadata, optional
@@ -109,7 +109,7 @@ def export_bundle(
     Raises
     ------
     CheckpointError
-        If the checkpoint cannot be read, recognized or traced, or a setting does not fit it.
+        If the checkpoint cannot be read, recognized or traced, or a setting or `groups` does not fit it.
     ReferenceDataError, SectionError
         If the reference sections do not make a bank.
     SlideError
@@ -129,6 +129,11 @@ def export_bundle(
     builder = None if engines is None else EngineBuilder(engines)
     with BundleDraft(Path(out), overwrite=overwrite) as draft:
         checkpoint = open_checkpoint(ckpt, system, weights=weights)
+        if calibrated and groups == "patient" and checkpoint.metadata.get("out_of_fold"):
+            raise CheckpointError(
+                f"{checkpoint.path} carries predictions of what its fit left out, which --groups cannot "
+                "change; leave --groups out, or fit with mclst-fit --groups patient"
+            )
         kind, title = checkpoint.system.kind, checkpoint.system.title
         settings = resolve_settings(checkpoint, overrides or {})
         if require_servable:

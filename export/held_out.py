@@ -95,7 +95,7 @@ def write_calibration(
         The manifest's `calibration`; None if the bundle is not calibrated.
     """
     stain: list[list[float]] = list(metadata.get("fit", {}).get("stain", ()))
-    if "out_of_fold" in metadata:
+    if metadata.get("out_of_fold"):
         groups, kind = stored_groups(metadata)
         missing = kind or "its checkpoint holds too few out-of-fold predictions with embeddings"
     elif (folder / BANK).is_file():

@@ -111,7 +111,7 @@ def load_measured(
         if sections or hold_out:
             raise ReferenceDataError("--sections and --hold-out choose from a --reference; give one")
         return Reference([], known_genes(checkpoint, genes), [])
-    if "out_of_fold" in checkpoint.metadata:
+    if checkpoint.metadata.get("out_of_fold"):
         raise ReferenceDataError(
             f"{checkpoint.path} carries its own predictions of held-out sections; leave --reference out"
         )

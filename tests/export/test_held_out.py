@@ -12,6 +12,7 @@ import pytest
 import torch
 from calibrated import held_out
 from click.testing import CliRunner
+from fitted_checkpoint import fitted_checkpoint
 from small_model import TILE_PX, Small
 from system_cases import SYSTEM_CASES, small_network
 
@@ -22,10 +23,11 @@ from mclst.export.inputs.bank import ReferenceSection
 from mclst.export.inputs.references import SectionImage
 from mclst.kernels.retriever import Retriever
 from mclst.runtime.bundle.bank import Bank
-from mclst.runtime.bundle.bundle import CALIBRATION, open_bundle
+from mclst.runtime.bundle.bundle import CALIBRATION, Bundle, open_bundle
 from mclst.runtime.bundle.calibration import read_calibration
 from mclst.runtime.bundle.manifest import Settings, Tile
 from mclst.runtime.cli.infer import main as infer
+from mclst.runtime.errors import CheckpointError
 from mclst.runtime.inference.providers import open_session
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.trust.calibration import OF_BANK, OF_NETWORK, SHAPES
@@ -166,6 +168,25 @@ def test_sections_are_left_out_of_the_bank_one_by_one(small: Small, tmp_path: Pa
     assert done.exit_code == 0, done.output
     verdict = json.loads((tmp_path / "run.json").read_text())["verdict"]
     assert "3 sections" in verdict and "the network may have been trained on them" in verdict
+
+
+def test_a_fit_is_calibrated_by_sections_only_without_predictions_of_its_own(
+    small: Small, tmp_path: Path
+) -> None:
+    """A pipeline of scikit-learn brings none, and its checkpoint an empty list."""
+    ckpt = fitted_checkpoint(tmp_path / "model.pt", retrieval=False, sections=())
+    content = torch.load(ckpt, weights_only=True)
+
+    def export(out_of_fold: list[Any], **options: Any) -> Bundle:
+        torch.save({**content, "out_of_fold": out_of_fold}, ckpt)
+        words: dict[str, Any] = {"parity_tiles": 4, "groups": "patient", "overwrite": True, **options}
+        return export_bundle(ckpt, tmp_path / "bundle", **words)
+
+    bundle = export([], references=[small.folder])
+    calibration = bundle.calibration
+    assert calibration is not None and calibration.group == ("A", "B")
+    with pytest.raises(CheckpointError, match=r"model\.pt carries predictions.*leave --groups out"):
+        export([{"section": "A1"}])
 
 
 def test_a_bundle_need_not_be_calibrated(small: Small, tmp_path: Path) -> None:
