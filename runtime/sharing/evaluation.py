@@ -49,7 +49,7 @@ def add_evaluation(bundle: Bundle, result: Path, method: str | None = None, url:
     BundleError
         If the bundle is signed, or in the hub's cache.
     InputError
-        If the file is no result of mclst-eval, or of a section that the bank holds.
+        If the file is no result of mclst-eval, or of a section that the bank holds or the training saw.
     """
     if cached_snapshot(bundle.path) is not None:
         raise BundleError(
@@ -66,6 +66,11 @@ def add_evaluation(bundle: Bundle, result: Path, method: str | None = None, url:
         raise InputError(
             f"{result} evaluates section {in_bank[0]}, which the bank of {bundle.path} holds; evaluate "
             "sections that it does not hold"
+        )
+    trained_on = sorted(set(sections) & set(bundle.manifest.trained_on))
+    if trained_on:
+        raise InputError(
+            f"{result} evaluates section {trained_on[0]}, which {bundle.path} was trained on; evaluate others"
         )
     about = bundle.manifest.about or About()
     evaluation = Evaluation(

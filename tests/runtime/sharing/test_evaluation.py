@@ -91,6 +91,13 @@ def test_what_is_no_evaluation_of_held_out_sections_is_refused(
     assert (bundle / "manifest.json").read_bytes() == before
 
 
+def test_an_evaluation_of_a_training_section_is_refused(bundle: Path, tmp_path: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(json.dumps({**manifest, "trained_on": ["B1"]}))
+    done = run("add-evaluation", bundle, result(tmp_path))
+    assert_refused(done, 4, ("section B1, which", "was trained on"))
+
+
 def test_a_signed_bundle_is_not_changed(bundle: Path, tmp_path: Path) -> None:
     (bundle / "model.sig").write_text("{}")
     assert_refused(run("add-evaluation", bundle, result(tmp_path)), 4, ("is signed", "sign it again"))
