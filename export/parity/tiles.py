@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mclst.export.inputs.references import SectionImage
 from mclst.export.parity.compare import TileSet
+from mclst.export.parity.tolerances import LEAST_TILES
 from mclst.runtime.atomic import write_atomically
 from mclst.runtime.bundle.bundle import PARITY_OUTPUT, PARITY_TILES
 from mclst.runtime.bundle.manifest import Tile
@@ -82,7 +83,8 @@ def stored_tiles(
 ) -> tuple[TileSet, TileSet | None] | None:
     """Take tiles that a checkpoint of mclst carries, for parity and, disjoint, for calibration.
 
-    Returns None if it carries none of this size; without calibration (0) every tile may prove parity.
+    Returns None if it carries none of this size. Every second tile calibrates, but fewer where parity would
+    have less than LEAST_TILES, and none without calibration (0).
     """
     stored, size = metadata.get("tiles"), tile.size_px
     if (
@@ -93,9 +95,11 @@ def stored_tiles(
     ):
         return None
     source = "the training sections, carried in the checkpoint"
-    tiles = TileSet(stored[:: 2 if calibration else 1][:count].numpy(), source)
-    others = stored[1::2][:calibration].numpy()
-    return tiles, TileSet(others, source) if len(others) else None
+    every = len(stored)
+    given = min(every // 2, max(0, every - LEAST_TILES)) if calibration else 0
+    rows = np.arange(given) * every // max(1, given) + 1
+    tiles = TileSet(np.delete(stored.numpy(), rows, axis=0)[:count], source)
+    return tiles, TileSet(stored.numpy()[rows[:calibration]], source) if given else None
 
 
 def slide_tiles(paths: Sequence[SlideLocation], tile: Tile, count: int) -> TileSet:

@@ -12,6 +12,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from range_server import RangeServer
 from refusals import assert_refused, tree
@@ -22,8 +23,10 @@ from mclst.benchmarks.systems.commands import precision_rows
 from mclst.export.cli import main as export_main
 from mclst.export.parity.compare import TileSet, compare_expression
 from mclst.export.parity.precisions import PrecisionOptions, write_precisions
+from mclst.export.parity.tiles import stored_tiles
 from mclst.export.parity.tolerances import GATES, Gate, check_gate, gate_for
 from mclst.runtime.bundle.bundle import open_bundle
+from mclst.runtime.bundle.manifest import Tile
 from mclst.runtime.cli.infer import main as infer_main
 from mclst.runtime.errors import ParityError
 from mclst.runtime.inference.providers import open_session
@@ -96,6 +99,19 @@ def test_expression_that_is_shifted_or_does_not_vary_passes_no_gate() -> None:
     same = np.repeat(values[:1], 9, axis=0)
     with pytest.raises(ParityError, match=r"is undefined, for no gene varies.*--precision int8"):
         check_gate("int8", {"expression": compare_expression(same, same)}, gate, "9 tiles")
+
+
+@pytest.mark.parametrize(
+    ("every", "calibration"), [(7, []), (8, []), (9, [1]), (11, [1, 4, 8]), (16, [*range(1, 16, 2)])]
+)
+def test_tiles_of_a_checkpoint_judge_before_they_calibrate(every: int, calibration: list[int]) -> None:
+    stored = torch.arange(every, dtype=torch.uint8)[:, None, None, None].expand(every, 8, 8, 3)
+    shared = stored_tiles({"tiles": stored}, Tile(size_px=8), 64, 64)
+    assert shared is not None
+    kept, others = ([] if part is None else part.pixels[:, 0, 0, 0].tolist() for part in shared)
+    assert others == calibration and sorted(kept + others) == [*range(every)]
+    alone = stored_tiles({"tiles": stored}, Tile(size_px=8), 64, 0)
+    assert alone is not None and len(alone[0].pixels) == every and alone[1] is None
 
 
 def test_few_tiles_judge_no_reduced_precision(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from mclst.sections.location import local_path
 from mclst.training.fitting.sections import FitSection
 
 GROUP_BATCHES = 8
-SAMPLE_BYTES, MOST_SAMPLES = 10 << 20, 16
+SAMPLE_BYTES, MOST_SAMPLES = 12 << 20, 16
 """Most tiles kept of a section, whatever the other sections: the features' file holds them. 16 of up to 448
 px are enough for one section to prove a reduced precision and to calibrate int8."""
 
