@@ -25,8 +25,10 @@ FAILED = (
 )
 """Errors after which a retry may succeed; a restarting Triton gives some of them."""
 
-NO_CONNECTION = re.compile(r"connect|socket|reset|closed|goaway|eof|stream|transport", re.IGNORECASE)
-"""Texts of gRPC's UNAVAILABLE that mean there is no server."""
+NO_CONNECTION = re.compile(
+    r"connect|socket|reset|closed|goaway|eof|stream|transport|all calls", re.IGNORECASE
+)
+"""Texts of gRPC's UNAVAILABLE that mean there is no server, or (of all calls) that it ends."""
 
 DATATYPES = {np.dtype(np.uint8): "UINT8", np.dtype(np.int32): "INT32"}
 LONGEST_REASON = 300
