@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from mclst.benchmarks.reporting.recipe_tables import markdown_table
+
 RESULTS = ("accuracy-heads-c2-c5.json", "accuracy-heads-views-c2-c5.json")
 HEAD = ("head", "fields of view", "PCC (ACG)", "PCC (HEG)", "MSE")
 NAMES = {
@@ -17,7 +19,7 @@ NAMES = {
 
 def heads_table(folder: Path) -> str:
     """Markdown: mean and standard deviation over the sections, a row per head and field of view."""
-    lines = [f"| {' | '.join(HEAD)} |", f"|{'---|' * len(HEAD)}"]
+    rows = []
     for name in RESULTS:
         document = json.loads((folder / name).read_text())
         by_head = {row["value"]: row for row in document["table"]}
@@ -27,5 +29,5 @@ def heads_table(folder: Path) -> str:
         for head, title in NAMES.items():
             row = by_head[head]
             scores = [f"{row[key]:.3f} ± {row[f'{key}_sd']:.3f}" for key in ("pcc_acg", "pcc_heg", "mse")]
-            lines.append(f"| {' | '.join((title, fields, *scores))} |")
-    return "\n".join(lines)
+            rows.append((title, fields, *scores))
+    return markdown_table(HEAD, rows)

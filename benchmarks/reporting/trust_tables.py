@@ -36,10 +36,10 @@ def heads_trust_table(folder: Path) -> str:
                     section,
                     NO_VALUE if narrow is None else f"{narrow['covered']:.3f}",
                     f"{row['covered']:.3f}",
-                    f"{row['outside']:.0%}".replace("%", " %"),
+                    _percent(row["outside"], 0),
                     str(row["reliable"]),
                     f"{_number(row['reliable_r'])}, {_number(row['other_r'])}",
-                    f"{row['above_low_r']:.0%}".replace("%", " %"),
+                    _percent(row["above_low_r"], 0),
                     _number(_ranking(row, "expected_error").get("spearman"), 2),
                 )
             )
@@ -59,7 +59,7 @@ def abstention_table(folder: Path) -> str:
             rows.append(
                 (title, section, *(f"{risk[share]:.2f}" for share in KEPT), *(_number(r, 2) for r in others))
             )
-    shares = (f"{share:.0%} kept".replace("%", " %") for share in KEPT)
+    shares = (f"{_percent(share, 0)} kept" for share in KEPT)
     return markdown_table(("head", "held out", *shares, "rank r: distance", "`nearest_distance`"), rows)
 
 
@@ -86,7 +86,7 @@ def changed_trust_table(folder: Path) -> str:
         rows.append(
             (
                 "none" if name == "as it is" else name,
-                f"{trust['outside']:.0%}".replace("%", " %"),
+                _percent(trust["outside"], 0),
                 f"{trust['covered']:.3f}",
                 f"{scores['pcc_acg']:.3f}",
                 f"{trust['reliable_r']:.3f}, {trust['other_r']:.3f}",
@@ -200,5 +200,5 @@ def _number(value: float | None, digits: int = 3) -> str:
     return NO_VALUE if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _percent(share: float, digits: int = 1) -> str:
+    return f"{share:.{digits}%}".replace("%", " %")

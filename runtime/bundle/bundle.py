@@ -30,7 +30,6 @@ GENE_TABLE = "genes.tsv"
 GRAPH_SUFFIXES = (".onnx", ".onnx.data")
 PARITY_TILES, PARITY_OUTPUT = "parity_tiles.npy", "parity_output.npy"
 """Tiles of the parity proof and what the checkpoint gives for them, where the export keeps some."""
-"""Precisions of a bundle's graphs; fp32 always exists."""
 REQUIRED_FILES = {
     "retrieval": (ENCODER, BANK),
     "regression": (ENCODER, GENES),
@@ -98,7 +97,7 @@ class Bundle:
         """A graph's file, verified with its weights."""
         for each in (f"{name}.data", name):
             if each in self.unverified:
-                _verify_file(self.path, each, self.manifest)
+                _verify(self.path, each, self.manifest)
                 self.unverified.discard(each)
         return self.path / name
 
@@ -240,15 +239,8 @@ class Bundle:
         return html_table("Bundle", rows)
 
 
-def _verify_file(folder: Path, name: str, manifest: Manifest) -> None:
-    record = manifest.files[name]
-    _verify(folder, name, record.bytes, record.sha256)
-    if name.endswith(".onnx"):
-        check_graph(folder / name, manifest.files.keys())
-
-
-def _verify(folder: Path, name: str, size: int, sha256: str) -> None:
-    path = folder / name
+def _verify(folder: Path, name: str, manifest: Manifest) -> None:
+    path, record = folder / name, manifest.files[name]
     origin = cached_snapshot(folder)
     cure = "export again" if origin is None else f"remove it from the cache, and get {origin} again"
     if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -257,12 +249,14 @@ def _verify(folder: Path, name: str, size: int, sha256: str) -> None:
         status = os.stat(path)
         if not path.is_file() or (path.is_symlink() and not links_into_cache(folder, path)):
             raise BundleError(f"{path} is not a plain file; export the bundle again")
-        if status.st_size != size or file_sha256(path) != sha256:
+        if status.st_size != record.bytes or file_sha256(path) != record.sha256:
             raise BundleError(f"{path} is not the file that was exported (size or SHA-256 differ); {cure}")
     except OSError as error:
         raise BundleError(
             f"{path} cannot be read ({error.strerror or error}); export the bundle again"
         ) from error
+    if name.endswith(".onnx"):
+        check_graph(path, manifest.files.keys())
 
 
 def unverified_bundle(folder: Path) -> Bundle:
@@ -312,7 +306,7 @@ def open_bundle(path: str | Path, *, verify_graphs: bool = True) -> Bundle:
     later = set() if verify_graphs else {name for name in manifest.files if name.endswith(GRAPH_SUFFIXES)}
     for name in manifest.files:
         if name not in later:
-            _verify_file(folder, name, manifest)
+            _verify(folder, name, manifest)
     return Bundle(folder, manifest, file_sha256(folder / MANIFEST), stamps, later)
 
 

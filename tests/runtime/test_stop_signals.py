@@ -13,6 +13,13 @@ LONG_SECONDS = 1200
 
 CODES = {"SIGINT": (130, "interrupted"), "SIGTERM": (143, "terminated"), "SIGHUP": (143, "terminated")}
 
+BEGINS = """
+import os, signal, sys, time
+import click
+from mclst.runtime import console
+"""
+"""What every command below begins with."""
+
 PLAYED = """
 class Played:
     now = 0.0
@@ -24,10 +31,6 @@ console.time = played = Played()
 """The clock by which a signal counts as another one, or as one more of the first."""
 
 SWALLOWED = """
-import os, signal, sys, time
-import click
-from mclst.runtime import console
-
 class Swallows:
     def __del__(self):
         os.kill(os.getpid(), getattr(signal, sys.argv[1]))
@@ -49,9 +52,6 @@ def test_a_signal_whose_exception_python_swallows_stops_the_command(name: str) -
 
 
 STUCK = f"""
-import os, signal, sys, time
-import click
-from mclst.runtime import console
 {PLAYED}
 @click.command()
 @console.command
@@ -76,9 +76,7 @@ def test_the_third_signal_ends_a_command_that_is_stuck(name: str) -> None:
 
 
 IMPORTING = """
-import _imp, importlib, importlib._bootstrap, os, signal, sys, threading, time
-import click
-from mclst.runtime import console
+import _imp, importlib, importlib._bootstrap
 
 class Locks:
     def __getattr__(self, name):
@@ -119,9 +117,6 @@ def test_a_signal_amid_an_import_counts_more_than_an_error_after_it() -> None:
 
 
 ENDED = """
-import os, signal, sys, time
-import click
-from mclst.runtime import console
 from mclst.runtime.entry_points import exit_now, install_signal_handlers
 
 install_signal_handlers(exit_now)
@@ -144,9 +139,6 @@ def test_a_signal_after_a_command_ends_the_process_at_once(name: str) -> None:
 
 
 CLEANING_UP = f"""
-import os, signal, sys, time
-import click
-from mclst.runtime import console
 {PLAYED}
 @click.command()
 @console.command
@@ -170,9 +162,8 @@ def test_l2_more_signals_do_not_break_into_the_cleanup() -> None:
 
 
 BUSY = """
-import os, signal, sys, threading, time, types
-import click
-from mclst.runtime import console, entry_points
+import threading, types
+from mclst.runtime import entry_points
 
 @click.command()
 @console.command
@@ -205,7 +196,7 @@ def assert_stopped(ended: subprocess.CompletedProcess[str], name: str, stdout: s
 
 def run(source: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", DEFAULT_SIGHUP + source.replace("LONG", str(LONG_SECONDS)), *words],
+        [sys.executable, "-c", DEFAULT_SIGHUP + BEGINS + source.replace("LONG", str(LONG_SECONDS)), *words],
         capture_output=True,
         text=True,
         timeout=LONG_SECONDS / 2,
