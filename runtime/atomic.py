@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from mclst.kernels.definition.user_cache import ABANDONED_S, others_may_write
-from mclst.runtime.errors import OutputError
+from mclst.runtime.errors import OutputError, write_error
 
 
 def temp_path(path: Path) -> Path:
@@ -79,9 +79,7 @@ def check_writable(path: Path, *, overwrite: bool, folder: bool = False, option:
             )
         probe.touch(exist_ok=False)
     except OSError as error:
-        raise OutputError(
-            f"{parent} cannot be written ({error.strerror or error}); choose another {option}"
-        ) from error
+        raise write_error(parent, error, f"choose another {option}") from error
     probe.unlink(missing_ok=True)
 
 
@@ -218,9 +216,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         os.replace(part, path)
         sync_folder(path.absolute().parent)
     except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written ({error.strerror or error}); free space or choose another path"
-        ) from error
+        raise write_error(path, error, "free space or choose another path") from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -263,9 +259,7 @@ class AtomicFolder:
         try:
             self.part.mkdir()
         except OSError as error:
-            raise OutputError(
-                f"{path} cannot be written ({error.strerror or error}); choose another {self._option}"
-            ) from error
+            raise write_error(path, error, f"choose another {self._option}") from error
 
     def _check_mark(self, path: Path) -> None:
         if path.exists() and not (path / self.mark).is_file() and any(path.iterdir()):

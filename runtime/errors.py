@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mclst.sections.errors import SectionError
+from mclst.sections.errors import SectionError, is_out_of_memory
 
 DEFECT, INTERRUPTED, TERMINATED = 1, 130, 143
 RUN_AGAIN = "nothing half-written is left behind, run the command again"
@@ -104,6 +104,14 @@ def needs_extra(extra: str) -> Iterator[None]:
         raise ResourceError(f"{error.name} is not installed; install mclst[{extra}]") from error
 
 
+def write_error(path: Path | str, error: BaseException, advice: str = "free space") -> MclstError:
+    """Return what to raise where `path` cannot be written: OutputError; ResourceError if memory ran out."""
+    if is_out_of_memory(error):
+        return ResourceError(f"{path} is not written, for {_TOO_LITTLE_MEMORY}")
+    reason = (isinstance(error, OSError) and error.strerror) or (str(error).splitlines() or [""])[0]
+    return OutputError(f"{path} cannot be written ({reason}); {advice}")
+
+
 def describe_error(error: BaseException) -> tuple[str, int]:
     """Say what went wrong in a sentence, with its exit code; DEFECT for what was not foreseen."""
     sentence, code = _describe(error)
@@ -133,18 +141,16 @@ def _describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         sentence = f"{error.filename or 'standard output'} cannot be written ({error.strerror}); free space"
         return sentence, OutputError.exit_code
-    if isinstance(error, MemoryError):
-        sentence = (
-            "this machine's memory is too small for the work; ask for less at once, such as a smaller batch"
-        )
+    if isinstance(error, ImportError) and any(words in str(error) for words in _LIBRARY_NOT_MAPPED):
+        sentence = f"this machine's memory is too small to load a library ({_library_of(error)})"
+    elif isinstance(error, ImportError) and any(words in str(error) for words in _LIBRARY_NOT_OPENED):
+        sentence = f"this machine lets the process open no more of a library ({error}); {_RAISE_LIMITS}"
+    elif is_out_of_memory(error):
+        sentence = _TOO_LITTLE_MEMORY
     elif isinstance(error, OSError) and error.errno in _LIMIT_REACHED:
         sentence = f"this machine lets the process have no more ({error.strerror}); {_RAISE_LIMITS}"
     elif isinstance(error, RuntimeError) and "start new thread" in str(error):
         sentence = f"this machine lets the process have no more threads; {_RAISE_LIMITS}"
-    elif isinstance(error, ImportError) and any(words in str(error) for words in _LIBRARY_NOT_MAPPED):
-        sentence = f"this machine's memory is too small to load a library ({_library_of(error)})"
-    elif isinstance(error, ImportError) and any(words in str(error) for words in _LIBRARY_NOT_OPENED):
-        sentence = f"this machine lets the process open no more of a library ({error}); {_RAISE_LIMITS}"
     else:
         return "this is a defect in mclst; please report the lines above", DEFECT
     return _with_notes(sentence, error), ResourceError.exit_code
@@ -155,8 +161,11 @@ def _library_of(error: ImportError) -> str:
     return error.name or str(error).partition(":")[0]
 
 
+_TOO_LITTLE_MEMORY = (
+    "this machine's memory is too small for the work; ask for less at once, such as a smaller batch"
+)
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_LIMIT_REACHED = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
+_LIMIT_REACHED = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 # What glibc's dynamic loader says where a library's segments find no room; ImportError has no errno.
 _LIBRARY_NOT_MAPPED = ("failed to map segment", "annot allocate memory", "cannot map zero-fill pages")
 # imagecodecs opens a codec on first use, and says no more than this where no file can be opened any more.

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.sections.errors import SectionError
+from mclst.sections.errors import SectionError, pass_out_of_memory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,9 +35,10 @@ def open_hdf5(path: Path, kind: str) -> Iterator[h5py.File]:
         with h5py.File(path, "r") as file:
             check_hdf5(file)
             yield file
-    except (SectionError, MemoryError):
+    except SectionError:
         raise
     except Exception as error:  # on damaged bytes h5py and anndata raise nearly every type
+        pass_out_of_memory(error)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SectionError(f"{path}: the file cannot be read as {kind} ({reason})") from error
 

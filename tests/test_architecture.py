@@ -104,7 +104,7 @@ runtime/report/page: runtime/report/figures runtime/expression_map runtime
 runtime/inference: runtime/encoder/tensorrt runtime/encoder/cuda runtime/slide runtime/encoder
     runtime/trust runtime/bundle runtime kernels kernels/cuda kernels/definition sections
 runtime/report/figures: runtime/expression_map runtime
-runtime/report/export: runtime/expression_map runtime/tiling runtime sections/tables
+runtime/report/export: runtime/expression_map runtime/tiling runtime sections/tables sections
 runtime/encoder/tensorrt: runtime/encoder/cuda runtime/encoder runtime/bundle runtime kernels/definition
 runtime/expression_map: runtime/trust runtime/decoding runtime kernels/definition sections/formats
     sections/tables sections
@@ -117,7 +117,7 @@ runtime/slide/zarr: runtime/storage runtime
 runtime/storage: runtime sections
 runtime/decoding:
 runtime/encoder: runtime kernels/definition
-runtime/bundle: runtime/trust runtime kernels/definition
+runtime/bundle: runtime/trust runtime kernels/definition sections
 runtime: kernels/definition sections/formats sections
 kernels: kernels/faiss kernels/cuda kernels/cpu kernels/definition
 kernels/faiss: kernels/definition

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mclst.runtime.atomic import atomic_file
 from mclst.runtime.bundle.manifest import CHECKPOINT_FORMAT
-from mclst.runtime.errors import OutputError
+from mclst.runtime.errors import write_error
 from mclst.training.contrastive import TrainedModel
 from mclst.training.data import TrainingSection
 
@@ -98,8 +98,5 @@ def save_atomically(path: Path, content: dict[str, Any]) -> Path:
         try:
             torch.save(content, temporary)
         except RuntimeError as error:  # torch's archive writer hides the OSError
-            reason = str(error).splitlines()[0]
-            raise OutputError(
-                f"{path} cannot be written ({reason}); free space or choose another path"
-            ) from error
+            raise write_error(path, error, "free space or choose another path") from error
     return path

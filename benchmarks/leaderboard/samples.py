@@ -15,6 +15,7 @@ from mclst.benchmarks.leaderboard.tasks import Task
 from mclst.runtime.atomic import temp_path
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.errors import InputError
+from mclst.sections.errors import pass_out_of_memory
 
 Array = NDArray[np.float64]
 BATCH = 32
@@ -43,8 +44,7 @@ def read_expression(
     try:
         data = anndata.read_h5ad(path)
     except Exception as error:
-        if isinstance(error, MemoryError):
-            raise
+        pass_out_of_memory(error)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path} is not an .h5ad ({reason}); download it again") from error
     for kind, wanted, names in (("gene", genes, data.var_names), ("spot", barcodes or (), data.obs_names)):

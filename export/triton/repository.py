@@ -23,7 +23,7 @@ from mclst.runtime.encoder.cuda.device import CudaDevice
 from mclst.runtime.encoder.onnxruntime_cpu import check_encoder, open_graph
 from mclst.runtime.encoder.tensorrt.engine_cache import Engine, EngineRequest, find_engine
 from mclst.runtime.encoder.tensorrt.library import load_library
-from mclst.runtime.errors import BundleError, OutputError, ResourceError
+from mclst.runtime.errors import BundleError, ResourceError, write_error
 from mclst.runtime.hashing import file_sha256
 from mclst.runtime.serving.server_manifest import Served, ServedBundle, check_servable, inner_model
 from mclst.runtime.serving.triton_models import DOCUMENT, VERSION
@@ -114,9 +114,7 @@ def write_repository(
             write_atomically(draft.part / _mark(serving.name), document)
             draft.publish()
         except OSError as error:
-            raise OutputError(
-                f"{path} cannot be written ({error.strerror or error}); free space or choose another --triton"
-            ) from error
+            raise write_error(path, error, "free space or choose another --triton") from error
     return path
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.errors import BundleError
+from mclst.sections.errors import pass_out_of_memory
 
 CHECKED_BYTES = 1 << 20
 """Checked at once, so that what is made of so many stays in the processor's cache."""
@@ -115,9 +116,10 @@ def _opened(path: Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except (BundleError, MemoryError):
+    except BundleError:
         raise
     except Exception as error:  # h5py raises nearly any type on damaged bytes
+        pass_out_of_memory(error)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BundleError(f"{path} is not a readable bank ({reason}); export the bundle again") from error
 

@@ -18,7 +18,7 @@ from mclst.runtime.bundle.location import cached_snapshot, links_into_cache
 from mclst.runtime.bundle.manifest import ENGINES, FORMAT, Manifest, read_manifest
 from mclst.runtime.bundle.onnx_scan import check_graph, graph_sha256
 from mclst.runtime.choices import PRECISIONS
-from mclst.runtime.errors import BundleError, OutputError
+from mclst.runtime.errors import BundleError, write_error
 from mclst.runtime.hashing import Stamp, file_sha256, stamp
 from mclst.runtime.trust.calibration import Calibration
 
@@ -335,8 +335,6 @@ class BundleDraft(AtomicFolder):
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise OutputError(
-                f"{self.path} cannot be written ({error.strerror or error}); free space"
-            ) from error
+            raise write_error(self.path, error) from error
         self.publish()
         return Bundle(self.path, manifest, file_sha256(self.path / MANIFEST))

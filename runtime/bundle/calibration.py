@@ -12,6 +12,7 @@ from mclst.runtime.bundle.bank import plain_dataset
 from mclst.runtime.bundle.manifest import Manifest
 from mclst.runtime.errors import BundleError
 from mclst.runtime.trust.calibration import MAX_GALLERY, PERCENTILES, SHAPES, Calibration, Floats
+from mclst.sections.errors import pass_out_of_memory
 
 FORMAT = "mclst-calibration/1"
 MAX_BYTES = 256 << 20
@@ -69,9 +70,10 @@ def parse_calibration(content: bytes, path: str | Path, *, genes: int, dim: int)
             values = {name: _floats(file, name, path, size) for name in SHAPES}
             counts = plain_dataset(file, "counts", 1, path, size)[:]
             texts = [str(text) for text in plain_dataset(file, "texts", 1, path, size).asstr()[:]]
-    except (BundleError, MemoryError):
+    except BundleError:
         raise
     except Exception as error:  # h5py raises nearly any type on damaged bytes
+        pass_out_of_memory(error)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BundleError(
             f"{path} is not a readable calibration ({reason}); export the bundle again"

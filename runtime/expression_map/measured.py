@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mclst.runtime.errors import InputError
 from mclst.runtime.expression_map.reader import Map
+from mclst.sections.errors import pass_out_of_memory
 from mclst.sections.formats.reference import find_sections, read_section
 from mclst.sections.formats.source import SectionSource
 from mclst.sections.hdf5 import check_hdf5, check_sparse
@@ -94,8 +95,7 @@ def read_map(path: Path) -> Prediction:
         data = anndata.read_h5ad(path)
         check_sparse(data.X)
     except Exception as error:
-        if isinstance(error, MemoryError):
-            raise
+        pass_out_of_memory(error)
         raise InputError(
             f"{path} is not a map ({_first_line(error)}); give an .h5ad of mclst-infer"
         ) from error

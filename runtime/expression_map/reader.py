@@ -18,6 +18,7 @@ from mclst.runtime.expression_map.distinct import distinct_genes
 from mclst.runtime.expression_map.layers import LAYERS
 from mclst.runtime.expression_map.morans_i import morans_i, sort_by_morans_i
 from mclst.sections.columns import Columns
+from mclst.sections.errors import pass_out_of_memory
 from mclst.sections.hdf5 import (
     MAX_METADATA_BYTES,
     check_hdf5,
@@ -242,9 +243,8 @@ def _read(path: Path, file: h5py.File) -> Map:
         )
     except KeyError as error:
         raise InputError(f"{path} has no {error}; give a map with its spots and one tissue image") from error
-    except MemoryError:
-        raise
     except Exception as error:  # on damaged bytes h5py and anndata raise nearly every type
+        pass_out_of_memory(error)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} is not a map with one tissue image ({reason}); give another") from error
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.kernels.definition.result import RetrievalResult
-from mclst.runtime.errors import OutputError
+from mclst.runtime.errors import write_error
 from mclst.runtime.expression_map.journal import read_journal
 from mclst.runtime.expression_map.lock import lock_output
 from mclst.runtime.expression_map.row_file import ResumeState, RowFile
@@ -49,14 +49,11 @@ class RowWriter:
 
     @contextmanager
     def _refusals(self) -> Iterator[None]:
-        """Turn an OSError into an OutputError that says what to do."""
+        """Turn an OSError into an OutputError that says what to do; a ResourceError if memory ran out."""
         try:
             yield
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise OutputError(
-                f"{self.path} cannot be written ({reason}); free space or choose another --out"
-            ) from error
+            raise write_error(self.path, error, "free space or choose another --out") from error
 
     @property
     def done(self) -> NDArray[np.bool_]:

@@ -14,6 +14,7 @@ from mclst.runtime.decoding.color import UNREADABLE, profile_name
 from mclst.runtime.errors import SlideError
 from mclst.runtime.slide.base import Level, Slide, TileReadError
 from mclst.runtime.slide.metadata import check_mpp, parse_power
+from mclst.sections.errors import pass_out_of_memory
 
 DEFAULT_SEGMENT_PX = 256
 
@@ -96,6 +97,7 @@ class OpenSlideSlide(Slide):
                     raise SlideError(
                         f"{self.path} can no longer be opened ({gone}); check the file"
                     ) from gone
+                pass_out_of_memory(exc)
                 raise TileReadError(
                     f"{self.path}: the tile at x {x}, y {y} of level {box[1]} fails: {exc}"
                 ) from exc

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mclst.runtime.errors import SlideError
 from mclst.runtime.slide.base import Level, Slide, TileReadError
-from mclst.sections.errors import SectionError
+from mclst.sections.errors import SectionError, pass_out_of_memory
 from mclst.sections.formats.hest_patches import PIXELS, Patches, read_patches
 
 HELD = 64
@@ -96,6 +96,7 @@ class PatchSlide(Slide):
             try:
                 patch = np.asarray(self._file[PIXELS][row])
             except (OSError, RuntimeError, ValueError) as error:  # what h5py raises on damaged bytes
+                pass_out_of_memory(error)
                 reason = str(error).splitlines()[0]
                 raise TileReadError(f"{self.path}: patch {row} cannot be read ({reason})") from error
             self._held[row] = patch

@@ -18,6 +18,7 @@ from mclst.runtime.decoding.color import profile_name
 from mclst.runtime.errors import MclstError, ResourceError, SlideError
 from mclst.runtime.slide.base import MAX_DECODED_PX, WHITE, Level, Slide, is_bomb
 from mclst.runtime.storage.files import ByteFile
+from mclst.sections.errors import is_out_of_memory
 from mclst.sections.location import SlideLocation
 
 SEGMENT_ROWS = 256
@@ -194,9 +195,9 @@ def _decoded(path: SlideLocation, kind: str, decode: Callable[[], T]) -> T:
         return decode()
     except MclstError:
         raise
-    except MemoryError as exc:
-        raise ResourceError(f"{path} does not fit in memory; save it as a tiled TIFF") from exc
     except Exception as exc:  # the codecs raise ValueError, OSError, SyntaxError, zlib.error, struct.error, …
+        if is_out_of_memory(exc):
+            raise ResourceError(f"{path} does not fit in memory; save it as a tiled TIFF") from exc
         reason = " ".join(str(exc).split())[:200]
         raise SlideError(f"{path} is a damaged or incomplete {kind} ({reason}); copy it again") from exc
 

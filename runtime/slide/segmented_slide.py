@@ -24,6 +24,7 @@ from mclst.runtime.errors import MclstError, ResourceError, SlideError
 from mclst.runtime.slide.base import RGB, Level, Slide, TileReadError
 from mclst.runtime.slide.segment_cache import SegmentCache
 from mclst.runtime.storage.files import ByteSource
+from mclst.sections.errors import is_out_of_memory
 from mclst.sections.location import SlideLocation
 
 S = TypeVar("S", bound=ByteSource)
@@ -248,13 +249,15 @@ class SegmentedSlide(Slide, Generic[S]):
             return self.cache.get(part.key(level, column, row), partial(part.decode, source, column, row))
         except MclstError:
             raise
-        except OSError as exc:
-            raise SlideError(f"{self.path} can no longer be read ({exc.strerror}); check the disk") from exc
-        except MemoryError as exc:
-            raise ResourceError(
-                f"{self.path}: no memory is left to decode a tile; use fewer --workers"
-            ) from exc
         except Exception as exc:
+            if is_out_of_memory(exc):
+                raise ResourceError(
+                    f"{self.path}: no memory is left to decode a tile; use fewer --workers"
+                ) from exc
+            if isinstance(exc, OSError):
+                raise SlideError(
+                    f"{self.path} can no longer be read ({exc.strerror}); check the disk"
+                ) from exc
             raise TileReadError(
                 f"{self.path}: the {self._named} at column {column}, row {row} of level {level} cannot be "
                 f"decoded: {exc}"

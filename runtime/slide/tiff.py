@@ -22,6 +22,7 @@ from mclst.runtime.slide.metadata import has_entities, tiff_mpp, tiff_objective
 from mclst.runtime.slide.segmented_slide import SegmentedSlide
 from mclst.runtime.slide.tiff_pyramid import read_levels
 from mclst.runtime.storage.files import ByteFile
+from mclst.sections.errors import is_out_of_memory
 from mclst.sections.location import SlideLocation
 
 # A command prints one sentence; what matters of tifffile's warnings is checked here.
@@ -57,9 +58,9 @@ def open_tiff(
             return _open(path, file, tif, background)
     except (MclstError, NeedsOpenSlide):
         raise
-    except MemoryError as exc:
-        raise ResourceError(f"{path} needs more memory than there is to read its directories") from exc
     except Exception as exc:
+        if is_out_of_memory(exc):
+            raise ResourceError(f"{path} needs more memory than there is to read its directories") from exc
         reason = " ".join(str(exc).split()) or type(exc).__name__
         raise SlideError(f"{path} is a damaged TIFF ({reason[:200]}); copy it again") from exc
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.sections.counts import counts_csr, require_unique_spots
-from mclst.sections.errors import SectionError
+from mclst.sections.errors import SectionError, pass_out_of_memory
 from mclst.sections.formats.h5ad import array_xy_of, other_names
 from mclst.sections.formats.source import SectionSource, list_folder
 from mclst.sections.formats.spatialdata_elements import (
@@ -131,9 +131,10 @@ def _told(store: Path) -> Iterator[None]:
     """Make a sentence of whatever damaged metadata and arrays raise."""
     try:
         yield
-    except (SectionError, MemoryError):
+    except SectionError:
         raise
     except Exception as error:  # zarr, anndata and damaged JSON raise nearly every type
+        pass_out_of_memory(error)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SectionError(f"{store}: the store cannot be read as SpatialData ({reason})") from error
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from numpy.typing import NDArray
 
-from mclst.sections.errors import SectionError
+from mclst.sections.errors import SectionError, pass_out_of_memory
 
 MAX_TABLE_BYTES = 4 << 30
 """Of a table in memory; of a row group, which pyarrow decodes as a whole."""
@@ -85,7 +85,8 @@ def _open(path: Path) -> Iterator[Any]:
 
         with ParquetFile(path) as file:
             yield file
+    except SectionError:
+        raise
     except Exception as error:  # on damaged bytes pyarrow raises many types
-        if isinstance(error, MemoryError | SectionError):
-            raise
+        pass_out_of_memory(error)
         raise SectionError(f"{path}: the Parquet file cannot be read ({error})") from error

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import imagecodecs
 import pytest
 
-from mclst.runtime.errors import DEFECT, describe_error, say_how_in_a_clone
+from mclst.runtime.errors import (
+    DEFECT,
+    OutputError,
+    ResourceError,
+    describe_error,
+    say_how_in_a_clone,
+    write_error,
+)
+from mclst.runtime.expression_map.row_writer import RowWriter
 
 
 @pytest.mark.parametrize(
@@ -34,6 +43,48 @@ def test_a_library_that_finds_no_memory_is_no_defect(words: str) -> None:
 def test_a_library_that_no_file_is_left_to_open_is_no_defect(error: ImportError) -> None:
     sentence, code = describe_error(error)
     assert code == 6 and "deflate" in sentence and "raise its limits (ulimit -a)" in sentence
+
+
+# What libraries were seen to raise under a limit of memory.
+OUT_OF_MEMORY = [
+    MemoryError(),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+    OSError("Can't synchronously write data (memory allocation failed for chunk)"),
+    ValueError("Unable to synchronously create dataset (memory allocation failed)"),
+    RuntimeError("std::bad_alloc"),
+    imagecodecs.Jpeg8Error("Insufficient memory (case 4)"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
+def test_lack_of_memory_is_told_as_that_whoever_says_it(error: Exception) -> None:
+    assert describe_error(error)[1] == ResourceError.exit_code
+    told = write_error(Path("a.h5ad"), error)
+    assert isinstance(told, ResourceError) and str(told).startswith(
+        "a.h5ad is not written, for this machine's"
+    )
+
+
+def test_a_map_that_finds_no_memory_is_no_fault_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object) -> None:
+        raise OUT_OF_MEMORY[2]
+
+    writer = RowWriter(tmp_path / "a.h5ad", (1, 1))
+    rows = writer._lock(0)
+    monkeypatch.setattr(rows, "resume", exhausted)
+    with writer, pytest.raises(ResourceError, match="memory is too small"):
+        writer.resume({})
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), OSError("Can't write data (file write failed)")],
+)
+def test_a_full_disk_is_no_lack_of_memory(error: OSError) -> None:
+    told = write_error(Path("a.h5ad"), error)
+    assert isinstance(told, OutputError) and str(told).startswith("a.h5ad cannot be written (")
 
 
 def test_a_library_that_is_missing_is_a_defect() -> None:

@@ -24,7 +24,7 @@ from mclst.runtime.encoder.tensorrt.manifest import (
     EngineManifest,
     read_engine_manifest,
 )
-from mclst.runtime.errors import OutputError, ResourceError
+from mclst.runtime.errors import OutputError, ResourceError, write_error
 
 Notify = Callable[[str], None]
 
@@ -261,4 +261,4 @@ def _store(folder: Path, manifest: EngineManifest, plan: bytes) -> None:
                     os.fsync(handle)
             draft.publish()
     except OSError as error:
-        raise OutputError(f"{folder} cannot be written ({error.strerror or error})") from error
+        raise write_error(folder, error) from error

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mclst.runtime.atomic import AtomicFolder
-from mclst.runtime.errors import OutputError
+from mclst.runtime.errors import write_error
 from mclst.runtime.expression_map.morans_i import BLOCK_BYTES
 from mclst.runtime.expression_map.reader import Map
 from mclst.sections.tables.synonyms import stable_id
@@ -80,7 +80,7 @@ def write_seurat(expression_map: Map, path: Path, *, overwrite: bool) -> tuple[s
             _write_positions(expression_map, names, known, spatial / "tissue_positions.csv")
             _write_pictures(expression_map, spatial)
         except OSError as error:
-            raise OutputError(f"{path} cannot be written ({error.strerror or error}); free space") from error
+            raise write_error(path, error) from error
         folder.publish()
     return tuple(_notes(expression_map, names, entries, path.name))
 

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from mclst.runtime.atomic import AtomicFolder
-from mclst.runtime.errors import MclstError, OutputError, needs_extra
+from mclst.runtime.errors import MclstError, OutputError, needs_extra, write_error
 from mclst.runtime.expression_map.reader import Map
+from mclst.sections.errors import pass_out_of_memory
 
 MARK = "zarr.json"
 """Identifies a store that may be overwritten."""
@@ -66,11 +67,12 @@ def write_store(expression_map: Map, path: Path, *, overwrite: bool) -> tuple[st
             )
             folder.part.rmdir()  # spatialdata refuses an existing folder
             store.write(folder.part)
-        except (MclstError, MemoryError):
+        except MclstError:
             raise
         except OSError as error:
-            raise OutputError(f"{path} cannot be written ({error.strerror or error}); free space") from error
+            raise write_error(path, error) from error
         except Exception as error:  # of names and values it cannot store, nearly every type
+            pass_out_of_memory(error)
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise OutputError(
                 f"{path} cannot be written, for spatialdata refuses it ({reason}); leave out --spatialdata"
