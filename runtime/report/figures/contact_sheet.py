@@ -111,7 +111,7 @@ def _draw(
         page.spots(layout.boxes, window, known_px, size, colors)
     for number, (gene, box, ends) in enumerate(zip(genes, layout.boxes, limits, strict=True)):
         like = f"  alike {alike[number]:.2f}" if number and alike else ""
-        _draw_gene_captions(page, box, expression_map, gene, ends, like)
+        _draw_gene_captions(page, box, expression_map, gene, ends, like, stacked=layout.stacked)
     return page.content(kind)
 
 
@@ -129,15 +129,21 @@ def _draw_gene_captions(
     gene: int,
     limits: tuple[float, float],
     like: str,
+    *,
+    stacked: bool,
 ) -> None:
     moran = expression_map.morans_i[gene]
     note = "constant" if np.isnan(moran) else f"I {moran:.2f}"
     if expression_map.expected_r is not None:
         note += f"  r {expression_map.expected_r[gene]:.2f}"
     note += like
-    width = page.text(box[0] + box[2], box[1] - 0.09, note, size=10, color=MUTED, align="right")
-    name = expression_map.genes[gene]
-    page.text(box[0], box[1] - 0.09, name, box[2] - width - 0.1, size=12, bold=True)
+    name, line = expression_map.genes[gene], box[1] - 0.09
+    if stacked:
+        page.text(box[0], line, note, box[2], size=10, color=MUTED)
+        page.text(box[0], line - 0.19, name, box[2], size=12, bold=True)
+    else:
+        width = page.text(box[0] + box[2], line, note, size=10, color=MUTED, align="right")
+        page.text(box[0], line, name, box[2] - width - 0.1, size=12, bold=True)
     _draw_color_bar(page, box, limits)
 
 

@@ -95,11 +95,14 @@ def baseline(middle: float, size: float) -> float:
 class GenesLayout:
     """A large panel for the tissue and equal panels for the genes, as large as a 16:9 page allows.
 
-    genes: number of gene panels. aspect: width / height of a panel.
+    genes: number of gene panels. aspect: width / height of a panel. stacked: whether a gene's figures stand
+    below its name instead of beside it.
     """
 
     target_height, margin, head, foot = 7.5, 0.5, 1.0, 0.55
-    gap, caption, strip = 0.28, 0.3, 0.3
+    gap, strip = 0.28, 0.3
+    one_line, two_lines, narrow = 0.3, 0.48, 2.8
+    """Heights of a caption, and the width below which a panel has no room for name and figures in a line."""
 
     def __init__(self, genes: int, aspect: float) -> None:
         self.block = 2 if genes >= 4 else 1  # cells along a side of the tissue panel
@@ -107,7 +110,8 @@ class GenesLayout:
         def size(columns: int) -> tuple[float, float]:
             panel = (WIDTH - 2 * self.margin - (columns - 1) * self.gap) / columns
             rows = max(self.block, math.ceil((genes + self.block**2) / columns))
-            return panel, self.head + self.foot + rows * (panel / aspect + self.caption + self.strip)
+            caption = self.two_lines if panel < self.narrow else self.one_line
+            return panel, self.head + self.foot + rows * (panel / aspect + caption + self.strip)
 
         def visible_width(columns: int) -> float:
             panel, height = size(columns)
@@ -116,6 +120,8 @@ class GenesLayout:
         self.columns = max(range(self.block + 1, max(self.block, genes) + 2), key=visible_width)
         self.panel, self.height = size(self.columns)
         self.panel_height = self.panel / aspect
+        self.stacked = self.panel < self.narrow
+        self.caption = self.two_lines if self.stacked else self.one_line
         row = self.panel_height + self.caption + self.strip
         width = min(
             self.block * (self.panel + self.gap) - self.gap,

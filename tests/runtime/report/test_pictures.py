@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -358,3 +360,29 @@ def test_a_long_name_is_cut_and_no_name_is_read_as_mathematics(tmp_path):
         cut = page.text(0.5, 1.0, "a" * 300, max_width=2.0, size=10)
         assert whole > 2.0 >= cut > 1.7
         assert page.text(0.5, 1.0, "$x^2$", size=10) > page.text(0.5, 1.0, "x^2", size=10)
+
+
+@pytest.mark.parametrize("size", [(1000, 800), (1000, 1000), (500, 1000), (2000, 800)])
+def test_the_names_of_the_genes_are_read_on_tissue_of_any_shape(tmp_path, monkeypatch, size):
+    texts = []
+
+    class Recorded(RasterPage):
+        def text(self, left, baseline, content, max_width=np.inf, **style):
+            width = super().text(left, baseline, content, max_width, **style)
+            whole = RasterPage.text(self, 0, -9, content, **{**style, "align": "left"})
+            right = style.get("align") == "right"
+            texts.append((round(baseline, 3), left - width if right else left, width, content, whole))
+            return width
+
+    monkeypatch.setattr(contact_sheet, "RasterPage", Recorded)
+    genes = [f"HLA-DPA{g}" for g in range(8)]
+    r = np.full(8, 0.555)
+    var = Columns(np.array(genes, dtype=object), {"expected_r": r, "reliable": r > 0})
+    expression_map = replace(make_map(genes=8, width=size[0], height=size[1]), genes=tuple(genes), var=var)
+    alike = [0.888] * 8
+    contact_sheet._draw(expression_map, range(8), alike=alike)
+    assert {content for _, _, _, content, _ in texts} >= set(genes)
+    assert [content for _, _, width, content, whole in texts if width < whole - 1e-6] == []
+    for line in {text[0] for text in texts}:
+        spans = sorted((left, left + width) for at, left, width, _, _ in texts if at == line)
+        assert all(end < begin for (_, end), (begin, _) in itertools.pairwise(spans))
