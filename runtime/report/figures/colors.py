@@ -7,7 +7,7 @@ import base64
 import numpy as np
 from numpy.typing import NDArray
 
-INK, MUTED = "#1c1c1e", "#6e6e73"
+INK, MUTED, ALARM = "#1c1c1e", "#6e6e73", "#c0272d"
 
 
 def color_limits(values: NDArray[np.floating]) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from mclst.runtime.expression_map.distinct import COPY
 from mclst.runtime.expression_map.morans_i import N_NEIGHBORS, nan_rows
 from mclst.runtime.expression_map.reader import Map
 from mclst.runtime.expression_map.writer import downscale, estimate_spot_diameter
-from mclst.runtime.report.figures.colors import EXPRESSION, INK, MUTED, color_limits, color_spots
+from mclst.runtime.report.figures.colors import ALARM, EXPRESSION, INK, MUTED, color_limits, color_spots
 from mclst.runtime.report.figures.layout import DPI, Box, GenesLayout, Page, Window, baseline
 from mclst.runtime.report.figures.raster import RasterPage
 
@@ -27,6 +27,8 @@ MAX_CELLS = 16_000_000
 MIN_SPOT_PX = 1.6
 """Smaller spots are enlarged to this diameter on the sheet to stay visible."""
 UNIT: Window = (0.0, 1.0, 0.0, 1.0)
+DOT = ((0.45, 28), (0.27, 255))
+"""The mark of a spot outside: diameters, of its own, and gray of two discs, that show on every color."""
 
 
 def write_contact_sheet(
@@ -90,7 +92,9 @@ def _draw(
     page, kind = _page(layout.height, kind, dpi)
     image, extent = _crop(expression_map, window)
     blank = nan_rows(expression_map.expression)
-    _draw_captions(page, layout, expression_map, int(np.count_nonzero(blank)), _remark(expression_map, alike))
+    dense = len(blank) > MAX_DISCS
+    facts = _facts(expression_map, blank, dense=dense)
+    _draw_captions(page, layout, expression_map, facts, _remark(expression_map, alike))
     page.picture([layout.tissue], image, extent, window)
     page.text(layout.margin, layout.tissue[1] - 0.09, "Tissue", size=12, bold=True)
     if expression_map.mpp is not None:
@@ -101,7 +105,7 @@ def _draw(
     known_px = expression_map.xy_px[~blank]
     values = [np.asarray(expression_map.expression[:, gene])[~blank] for gene in genes]
     limits = [color_limits(of_gene) for of_gene in values]
-    if len(blank) > MAX_DISCS:
+    if dense:
         for box, of_gene, ends in zip(layout.boxes, values, limits, strict=True):
             _draw_cells(page, box, window, known_px, of_gene, diameter, pixel, ends)
     else:
@@ -109,6 +113,10 @@ def _draw(
         colors = [color_spots(of_gene, ends) for of_gene, ends in zip(values, limits, strict=True)]
         page.spots(layout.boxes, window, expression_map.xy_px[blank], size, MUTED)
         page.spots(layout.boxes, window, known_px, size, colors)
+        outside_px = expression_map.xy_px[expression_map.outside & ~blank]
+        for share, gray in DOT:
+            dots = [np.full((len(outside_px), 3), gray, np.uint8)] * len(layout.boxes)
+            page.spots(layout.boxes, window, outside_px, share * size, dots)
     for number, (gene, box, ends) in enumerate(zip(genes, layout.boxes, limits, strict=True)):
         like = f"  alike {alike[number]:.2f}" if number and alike else ""
         _draw_gene_captions(page, box, expression_map, gene, ends, like, stacked=layout.stacked)
@@ -147,16 +155,26 @@ def _draw_gene_captions(
     _draw_color_bar(page, box, limits)
 
 
-def _draw_captions(page: Page, layout: GenesLayout, expression_map: Map, blank: int, remark: str) -> None:
+def _facts(expression_map: Map, blank: NDArray[np.bool_], *, dense: bool) -> list[str]:
+    facts = [f"{len(blank):,} spots", f"{len(expression_map.genes):,} genes"]
+    if blank.any():
+        facts.append(f"{np.count_nonzero(blank):,} without a prediction" + ("" if dense else " (rings)"))
+    if outside := np.count_nonzero(expression_map.outside & ~blank):
+        facts.append(f"{outside:,} outside, unlike the training's tissue" + ("" if dense else " (dots)"))
+    return facts
+
+
+def _draw_captions(
+    page: Page, layout: GenesLayout, expression_map: Map, facts: Sequence[str], remark: str
+) -> None:
     left, width = layout.margin, page.width - 2 * layout.margin
     page.text(left, 0.58, expression_map.title, width, size=20, bold=True)
-    facts = [f"{len(expression_map.xy_px):,} spots", f"{len(expression_map.genes):,} genes"]
-    if blank:
-        facts.append(f"{blank:,} without a prediction (rings)")
     page.text(left, 0.86, "  ·  ".join(facts), width, size=11, color=MUTED)
-    verdict = expression_map.provenance.get("trust", {}).get("verdict")
-    if isinstance(verdict, str):
-        page.text(left, page.height - 0.44, f"Trust: {verdict}.", width, size=9, color=MUTED)
+    trust = expression_map.provenance.get("trust", {})
+    if isinstance(verdict := trust.get("verdict"), str):
+        alarm = float(trust.get("outside_share", 0)) > 0.5
+        color = ALARM if alarm else MUTED
+        page.text(left, page.height - 0.44, f"Trust: {verdict}.", width, size=9, bold=alarm, color=color)
     expected = "" if expression_map.expected_r is None else "   r: expected in a new section."
     note = (
         "Predicted expression; colors span each gene's 1st to 99th percentile.   "

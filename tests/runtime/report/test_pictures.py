@@ -21,6 +21,7 @@ from mclst.runtime.expression_map.writer import estimate_spot_diameter
 from mclst.runtime.report.figures import contact_sheet
 from mclst.runtime.report.figures.colors import COLORMAPS
 from mclst.runtime.report.figures.contact_sheet import (
+    _facts,
     _format_limit,
     _round_length,
     _window,
@@ -197,6 +198,22 @@ def test_a_spot_without_a_prediction_is_a_ring(tmp_path):
     assert pixels[pixel(0, x, y)].min() > 250
     row, column = pixel(0, x + 30, y)
     assert pixels[row, column - 2 : column + 3].min() < 200
+
+
+def test_a_spot_outside_has_a_dot_and_its_color_around_it(tmp_path):
+    plain = make_map()
+    obs = Columns(plain.obs.index, {"outside": np.arange(len(plain.xy_px)) % 5 == 2})
+    marked = replace(plain, obs=obs)
+    assert "7 outside, unlike the training's tissue (dots)" in _facts(marked, np.zeros(36, bool), dense=False)
+    write_contact_sheet(plain, tmp_path / "plain.png")
+    write_contact_sheet(marked, tmp_path / "marked.png")
+    before, pixel = drawn(plain, tmp_path / "plain.png", 8)
+    after, _ = drawn(marked, tmp_path / "marked.png", 8)
+    for spot, outside in enumerate(obs["outside"]):
+        x, y = plain.xy_px[spot]
+        center, edge = pixel(0, x, y), pixel(0, x + 22, y)
+        assert after[center].min() > 240 if outside else (after[center] == before[center]).all()
+        np.testing.assert_array_equal(after[edge], before[edge])
 
 
 def test_the_most_structured_or_the_named_genes_are_drawn(tmp_path, monkeypatch):
