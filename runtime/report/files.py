@@ -54,7 +54,7 @@ class Files:
     geojson : bool
         Detections for QuPath.
     geojson_genes : tuple of str
-        Genes measured in the GeoJSON. Default: the 50 of largest Moran's I.
+        Genes measured in the GeoJSON. Default: the first 50 of the page.
     spatialdata : bool
         A SpatialData zarr store.
     seurat : bool
