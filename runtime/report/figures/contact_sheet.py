@@ -176,8 +176,9 @@ def _draw_captions(
         color = ALARM if alarm else MUTED
         page.text(left, page.height - 0.44, f"Trust: {verdict}.", width, size=9, bold=alarm, color=color)
     expected = "" if expression_map.expected_r is None else "   r: expected in a new section."
+    quantity = "Predicted expression" if expression_map.provenance else "Expression"
     note = (
-        "Predicted expression; colors span each gene's 1st to 99th percentile.   "
+        f"{quantity}; colors span each gene's 1st to 99th percentile.   "
         f"I: Moran's I over {N_NEIGHBORS} neighbors.{expected}{remark}"
     )
     page.text(left, page.height - 0.28, note, size=9, color=MUTED)

@@ -125,7 +125,9 @@ class _SlidePage:
         spots = self.sample.indices
         fine = len(spots) * len(expression_map.genes) <= MAX_FINE_VALUES
         self.steps = FINE_STEPS if fine else COARSE_STEPS
-        self.layers = [Layer("predicted", "Predicted expression", True, self.steps)]
+        # A map of other software may be measured.
+        label = "Predicted expression" if expression_map.provenance or measured else "Expression"
+        self.layers = [Layer("predicted", label, True, self.steps)]
         if measured:
             self.layers.append(Layer("measured", "Measured expression", True, self.steps))
         for name in expression_map.layers:
@@ -176,7 +178,7 @@ class _SlidePage:
             "square": expression_map.on_grid,
             "image": {name: getattr(self.tissue, name) for name in ("width", "height", "scale")},
             "genes": [expression_map.genes[gene] for gene in self.genes],
-            "morans_i": [None if np.isnan(value) else round(float(value), 4) for value in moran],
+            "morans_i": [_digits(value) for value in moran],
             "expected_r": self._expected_r(),
             "reliable": None if reliable is None else [bool(reliable[gene]) for gene in self.genes],
             "structured": [number[gene] for gene in self.structured if gene in number],
@@ -189,7 +191,7 @@ class _SlidePage:
         expected = self.expression_map.expected_r
         if expected is None:
             return None
-        return [None if np.isnan(expected[g]) else round(float(expected[g]), 3) for g in self.genes]
+        return [_digits(expected[gene]) for gene in self.genes]
 
     def _banner(self) -> str:
         """The verdict on the slide, as an alarm if most of it is unlike the training's."""
@@ -289,3 +291,8 @@ class _SlidePage:
         if self.missing:
             notes.append(f"{self.missing:,} spots have no prediction because their tile could not be read.")
         return notes
+
+
+def _digits(value: float) -> float | None:
+    """More digits than the page shows: of a value rounded before, it could show the wrong neighbor."""
+    return None if np.isnan(value) else round(float(value), 6)

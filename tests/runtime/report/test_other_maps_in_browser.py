@@ -134,3 +134,22 @@ def test_spots_of_large_expected_error_can_be_hidden(show: Any, calibrated: Synt
     shown = set(np.flatnonzero(alpha == 255).tolist())
     small = set((np.argsort(inside)[: round(len(inside) * 0.6)] + 9).tolist())
     assert shown == small - {40}
+    hidden = page.page.locator("#hide-errors + .value").inner_text()
+    assert hidden == f"{len(alpha) - len(small)} of {len(alpha)}"  # with the nine of unknown error
+
+
+def test_the_first_pattern_is_compared_with_its_measurement_and_read_without_scrolling(
+    show: Any, tmp_path: Path
+) -> None:
+    made = synthetic_map(tmp_path / "made.h5ad", calibrated=True)
+    data = anndata.read_h5ad(made.path)
+    data.var["expected_r"] = np.linspace(0.4854, 0.6, len(made.genes)).astype(np.float32)
+    data.write_h5ad(made.path)
+    page = show(made, made.expression)
+    fields = page.page.get_by_role("combobox", name="Gene")
+    pressed = page.page.locator("#structured button[aria-pressed=true]").all_inner_texts()
+    assert [fields.nth(i).input_value() for i in range(2)] == ["GENE0", "GENE0"] and pressed == ["GENE0"]
+    assert "expected r 0.49" in page.page.locator("h2").first.inner_text()  # rounded once
+    page.page.evaluate("report.selectSpot(20)")
+    readout = page.page.locator("[data-part=readout]").first.bounding_box()
+    assert readout["y"] + readout["height"] <= page.page.viewport_size["height"]

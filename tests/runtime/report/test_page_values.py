@@ -167,3 +167,18 @@ def test_a_page_of_more_spots_than_it_shows_says_so(tmp_path: Path, monkeypatch:
     assert "100 of the map's 900 spots" in text and "each square of 90 µm" in text
     assert "900 spots on a grid of 30 µm (100 in this page)" in text
     assert MAX_SPOTS == 100_000
+
+
+@with_viewer
+def test_a_map_of_other_software_is_not_called_predicted(tmp_path: Path) -> None:
+    made = synthetic_map(tmp_path / "made.h5ad")
+    for strange, measured, label in (
+        (False, None, "Predicted expression"),
+        (True, None, "Expression"),
+        (True, made.expression, "Predicted expression"),
+    ):
+        with open_map(made.path) as expression_map:
+            shown = replace(expression_map, provenance={}) if strange else expression_map
+            write_slide_page(shown, tmp_path / "page.html", measured=measured)
+        page = PageReader(tmp_path / "page.html")
+        assert page.metadata["layers"][0]["label"] == label

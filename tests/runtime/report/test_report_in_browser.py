@@ -341,6 +341,10 @@ def test_print_and_picture(show: Any, made: SyntheticMap, tmp_path: Path) -> Non
 
     saved = np.asarray(Image.open(tmp_path / "saved.png").convert("RGB"))
     assert min(saved.shape[:2]) > 200 and len(np.unique(saved.reshape(-1, 3), axis=0)) > 50
+    assert len(np.unique(saved[-18], axis=0)) > 200  # the colors of the scale, below the map
+    bar = page.page.locator("[data-part=scale-bar]").first.bounding_box()["width"]
+    dark = np.flatnonzero((saved[-34 - 14] == (28, 28, 30)).all(axis=1))
+    assert len(dark) == np.ptp(dark) + 1 == pytest.approx(bar, abs=2) and dark[0] == 14
     page.page.emulate_media(media="print")
     assert not page.page.locator("#controls").is_visible()
     assert page.page.locator("[data-part=spots]").first.is_visible()

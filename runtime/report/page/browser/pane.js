@@ -1,6 +1,7 @@
 "use strict";
 
 const READOUT_HINT = "Point at a spot to read its values.";
+const INK = "#1c1c1e";
 
 /* One view of the tissue: viewer, canvas with the spots, legend, readout of a spot. */
 class Pane {
@@ -258,6 +259,36 @@ class Pane {
       bar.style.width = `${(um / mpp) * view.scale}px`;
       bar.textContent = um >= 1000 ? `${um / 1000} mm` : `${Number(um.toPrecision(1))} µm`;
     }
+  }
+
+  /* Draw the scale bar on a saved picture, in the lower left corner of the map that ends at `bottom`. */
+  drawScaleBarOn(context, left, bottom, ratio) {
+    const bar = this.part("scale-bar");
+    if (bar.hidden) {
+      return;
+    }
+    const [x, y, width] = [left + 14 * ratio, bottom - 15 * ratio, parseFloat(bar.style.width) * ratio];
+    context.fillStyle = "rgb(255 255 255 / 70%)";
+    context.fillRect(x, y - 18 * ratio, width, 18 * ratio);
+    context.fillStyle = INK;
+    context.fillRect(x, y, width, 3 * ratio);
+    context.font = `${Math.round(12 * ratio)}px sans-serif`;
+    context.textAlign = "center";
+    context.fillText(bar.textContent, x + width / 2, y - 5 * ratio);
+    context.textAlign = "left";
+  }
+
+  /* Draw the color scale on a saved picture, below `top`: its limits, and the colors between them. */
+  drawColorScaleOn(context, left, top, ratio) {
+    const [low, high] = this.limits.map(round);
+    const [margin, line] = [8 * ratio, top + 22 * ratio];
+    context.fillStyle = INK;
+    context.font = `${Math.round(12 * ratio)}px sans-serif`;
+    const begin = left + margin + context.measureText(low).width + margin;
+    const end = left + this.canvas.width - margin - context.measureText(high).width;
+    context.fillText(low, left + margin, line);
+    context.fillText(high, end, line);
+    context.drawImage(this.part("bar"), begin, line - 11 * ratio, end - margin - begin, 13 * ratio);
   }
 
   /* Mark a spot and show its values; -1: none. */

@@ -23,7 +23,7 @@ class Report {
     const measured = metadata.layers.find((layer) => layer.name === "measured");
     const [first, second] = [...metadata.structured, 0, Math.min(1, metadata.genes.length - 1)];
     await this.panes[0].show({ gene: first, layer: metadata.layers[0] });
-    await this.panes[1].show(measured ? { layer: measured } : { gene: second });
+    await this.panes[1].show(measured ? { gene: first, layer: measured } : { gene: second });
     this.setSideBySide(measured !== undefined);
   }
 
@@ -116,8 +116,10 @@ class Report {
     const update = () => {
       const count = Math.round(sorted.length * (1 - Number(input.value) / 100));
       this.maxError = count >= sorted.length ? Infinity : sorted[Math.max(0, count - 1)];
-      const hidden = sorted.length - count;
-      input.nextElementSibling.textContent = hidden === 0 ? "none" : `${hidden} of ${sorted.length}`;
+      // Of equal errors all stay, and unknown ones are hidden with the largest.
+      const { array } = this.errors;
+      const hidden = this.maxError === Infinity ? 0 : array.filter((value) => !(value <= this.maxError)).length;
+      input.nextElementSibling.textContent = hidden === 0 ? "none" : `${hidden} of ${array.length}`;
       this.panes.forEach((pane) => pane.recolor());
     };
     input.addEventListener("input", update);
@@ -216,29 +218,32 @@ class Report {
     }
   }
 
-  /* Save the visible maps with their titles. */
+  /* Save the visible maps with their titles, color scales and scale bars. */
   savePng() {
     const panes = this.visiblePanes;
     const ratio = window.devicePixelRatio;
-    const head = Math.round(28 * ratio);
+    const [head, foot] = [28, 34].map((side) => Math.round(side * ratio));
     const picture = document.createElement("canvas");
     picture.width = panes.reduce((sum, { canvas }) => sum + canvas.width, 0);
-    picture.height = Math.max(...panes.map(({ canvas }) => canvas.height)) + head;
+    picture.height = Math.max(...panes.map(({ canvas }) => canvas.height)) + head + foot;
     const context = picture.getContext("2d");
     context.fillStyle = "white";
     context.fillRect(0, 0, picture.width, picture.height);
     let left = 0;
     for (const pane of panes) {
+      const { width, height } = pane.canvas;
       context.globalAlpha = Number(document.getElementById("tissue-opacity").value);
-      context.drawImage(pane.viewer.drawer.canvas, left, head, pane.canvas.width, pane.canvas.height);
+      context.drawImage(pane.viewer.drawer.canvas, left, head, width, height);
       context.globalAlpha = Number(document.getElementById("spot-opacity").value);
       context.drawImage(pane.canvas, left, head);
       context.globalAlpha = 1;
-      context.fillStyle = "#1c1c1e";
+      context.fillStyle = INK;
       context.font = `600 ${Math.round(15 * ratio)}px sans-serif`;
-      const limits = pane.limits.map(round).join(" to ");
-      context.fillText(`${pane.title} (${pane.layer.label.toLowerCase()}, ${limits})`, left + 8 * ratio, 20 * ratio);
-      left += pane.canvas.width;
+      const kind = pane.layer.genes ? ` (${pane.layer.label.toLowerCase()})` : "";
+      context.fillText(pane.title + kind, left + 8 * ratio, 20 * ratio, width - 16 * ratio);
+      pane.drawScaleBarOn(context, left, head + height, ratio);
+      pane.drawColorScaleOn(context, left, head + height, ratio);
+      left += width;
     }
     const link = document.createElement("a");
     link.href = picture.toDataURL("image/png");
