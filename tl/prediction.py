@@ -57,8 +57,10 @@ def predict(
     -------
     AnnData or None
         None unless `copy`. Adds `obsm[key_added]`, a DataFrame [spots, genes] of float32 with a row of NaN
-        where no tile could be read; `obs[key_added + "_nearest_distance"]` and `obs[key_added +
-        "_effective_k"]` with a bank; and `uns[key_added]`, what the map records of its origin.
+        where no tile could be read; what the map says of each spot as `obs[key_added + "_nearest_distance"]`,
+        `"_effective_k"`, `"_outside"` and so on; intervals, if asked for, as `obsm[key_added + "_low"]` and
+        `"_high"`; and `uns[key_added]`, what the map records of its origin. Its `"genes"` is a DataFrame of
+        what the map says of each gene, such as `reliable`.
 
     Raises
     ------
@@ -75,11 +77,14 @@ def predict(
     with tempfile.TemporaryDirectory(prefix="mclst-") as folder, open_slide(slide) as image:
         run = predict_map(opened, image, _spots(target, spatial_key), Path(folder) / "map.h5ad", chosen)
         result = anndata.read_h5ad(run.map_path)
-    target.obsm[key_added] = pd.DataFrame(result.X, index=target.obs_names, columns=list(result.var_names))
-    for column in ("nearest_distance", "effective_k"):
-        if column in result.obs:
-            target.obs[f"{key_added}_{column}"] = result.obs[column].to_numpy()
+    intervals = {f"{key_added}_{name}": layer for name, layer in result.layers.items()}
+    for key, values in {key_added: result.X, **intervals}.items():
+        target.obsm[key] = pd.DataFrame(values, index=target.obs_names, columns=list(result.var_names))
+    for column, values in result.obs.items():
+        target.obs[f"{key_added}_{column}"] = values.to_numpy()
     target.uns[key_added] = dict(result.uns["mclst"])
+    if len(result.var.columns):
+        target.uns[key_added]["genes"] = result.var
     return target if copy else None
 
 

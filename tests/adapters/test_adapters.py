@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anndata
@@ -10,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
+from synthetic_maps import synthetic_map
 
 from mclst.adapters.tile_predictor import TilePredictor
 from mclst.runtime import RunOptions, open_bundle, open_slide, predict
@@ -120,6 +123,27 @@ def test_scanpy_s_way_gives_the_map_s_values(
     assert changed.uns["he"]["bundle"]["sha256"] == open_bundle(small_bundle).sha256
     assert mclst.tl.predict(adata, slides / REAL, small_bundle, **words) is None
     np.testing.assert_array_equal(adata.obsm["mclst"].to_numpy(), expected)
+
+
+def test_scanpy_s_way_keeps_what_a_calibrated_map_says(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mclst.tl import prediction
+
+    made = synthetic_map(tmp_path / "made.h5ad", calibrated=True)
+    given = anndata.read_h5ad(made.path)
+    monkeypatch.setattr(prediction, "predict_map", lambda *_: SimpleNamespace(map_path=made.path))
+    Image.new("RGB", (1500, 1500)).save(tmp_path / "slide.png")
+    adata = anndata.AnnData(np.ones((len(made.spots), 1), np.float32), obsm={"spatial": made.xy_px})
+    adata.obs_names = made.spots
+    prediction.predict(adata, tmp_path / "slide.png", small_bundle)
+    adata.write_h5ad(tmp_path / "with.h5ad")
+    kept = anndata.read_h5ad(tmp_path / "with.h5ad")
+    for column in ("outside", "expected_error", "distance_percentile", "nearest_distance", "effective_k"):
+        np.testing.assert_array_equal(kept.obs[f"mclst_{column}"], given.obs[column])
+    for name in ("low", "high"):
+        np.testing.assert_array_equal(kept.obsm[f"mclst_{name}"], given.layers[name])
+    pd.testing.assert_frame_equal(kept.uns["mclst"]["genes"], given.var)
 
 
 def test_positions_that_are_none_are_named(small_bundle: Path, slides: Path) -> None:

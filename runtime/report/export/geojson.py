@@ -25,8 +25,8 @@ from mclst.sections.tables.geojson import Cell, stream_cells
 DEFAULT_GENES = 50
 """All genes would take a gigabyte on disk and in QuPath."""
 COLOR = (91, 58, 158)
-OF_SPOTS = ("nearest_distance", "effective_k", "distance_percentile", "expected_error")
-"""Columns of `obs` that become measurements."""
+OF_SPOTS = ("nearest_distance", "effective_k", "distance_percentile", "outside", "expected_error")
+"""Columns of `obs` that become measurements; `outside` is 1 or 0."""
 
 
 def write_geojson(

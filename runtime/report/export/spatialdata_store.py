@@ -32,8 +32,8 @@ def write_store(expression_map: Map, path: Path, *, overwrite: bool) -> tuple[st
     """Write a map as a zarr folder, atomically; loads all expression into memory.
 
     The coordinate system "global" is level-0 px. Spots are the shapes `spots`: circles, or squares of a grid.
-    The tissue is the image `tissue`, expression the table `expression`.
-    Columns of `obs` are called as `column_names` says.
+    The tissue is the image `tissue`, expression the table `expression`, with the intervals as layers.
+    Columns of `obs` and `var` are called as `column_names` says.
 
     Parameters
     ----------
@@ -81,13 +81,13 @@ def write_store(expression_map: Map, path: Path, *, overwrite: bool) -> tuple[st
     return tuple(_notes(expression_map, path.name))
 
 
-def column_names(names: Iterable[str]) -> list[str]:
+def column_names(names: Iterable[str], reserved: Iterable[str] = ()) -> list[str]:
     """Names that spatialdata takes: of letters, digits, `_`, `.` and `-`, no two alike but for case.
 
-    Anything else becomes `_`; what would be there twice, or is one of `KEYS`, gets the suffix _2.
+    Anything else becomes `_`; what would be there twice, or is reserved, gets the suffix _2.
     """
     unique: list[str] = []
-    taken = set(KEYS)
+    taken = set(reserved)
     for name in names:
         valid = name if VALID.fullmatch(name) else re.sub(r"[^\w.-]+", "_", name).strip("_.") or "column"
         short = valid.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
@@ -103,7 +103,8 @@ def column_names(names: Iterable[str]) -> list[str]:
 def _notes(expression_map: Map, folder: str) -> Iterable[str]:
     renamed = [
         (name, other)
-        for name, other in zip(expression_map.obs, column_names(expression_map.obs), strict=True)
+        for columns, reserved in ((expression_map.obs, KEYS), (expression_map.var, ()))
+        for name, other in zip(columns, column_names(columns, reserved), strict=True)
         if name != other
     ]
     if renamed:
@@ -144,13 +145,15 @@ def _shapes(expression_map: Map) -> Any:
 def _table(expression_map: Map) -> Any:
     from spatialdata.models import TableModel
 
-    obs = expression_map.table
-    obs = obs.set_axis(column_names(map(str, obs.columns)), axis=1)
+    obs, var = expression_map.table, expression_map.gene_table
+    obs = obs.set_axis(column_names(map(str, obs.columns), KEYS), axis=1)
     region, spot_id = KEYS
     obs[region], obs[spot_id] = pd.Categorical([REGION] * len(obs)), np.arange(len(obs))
     table = anndata.AnnData(
         np.asarray(expression_map.expression[:], np.float32),
         obs=obs,
+        var=var.set_axis(column_names(map(str, var.columns)), axis=1),
+        layers={name: layer[:] for name, layer in expression_map.layers.items()},
         obsm={"spatial": expression_map.xy_px},
         uns={"mclst": dict(expression_map.provenance)} if expression_map.provenance else {},
     )

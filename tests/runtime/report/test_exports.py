@@ -196,7 +196,31 @@ def test_columns_and_genes_of_any_name_are_exported(made: SyntheticMap) -> None:
     assert done.exit_code == 0, done.output
     first = json.loads(Path("made.geojson").read_text(encoding="utf-8"))["features"][0]
     measured = first["properties"]["measurements"]
-    assert {"a\nb", "A&B<c>", "nearest_distance"} <= set(measured) and "expected_error" not in measured
+    assert {"a\nb", "A&B<c>", "nearest_distance"} <= set(measured)
+    assert not {"expected_error", "outside"} & set(measured)
+
+
+def test_spots_outside_are_told_in_qupath(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    synthetic_map(tmp_path / "made.h5ad", calibrated=True)
+    assert report("--no-html", "--geojson").exit_code == 0
+    features = json.loads(Path("made.geojson").read_text(encoding="utf-8"))["features"]
+    assert [feature["properties"]["measurements"]["outside"] for feature in features] == [1] * 9 + [0] * 72
+
+
+@pytest.mark.slow
+def test_the_store_keeps_what_a_calibrated_map_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    synthetic_map(tmp_path / "made.h5ad", calibrated=True)
+    given = anndata.read_h5ad("made.h5ad")
+    given.var["gene ids"] = [f"ENSG{g}" for g in range(given.n_vars)]
+    given.write_h5ad("made.h5ad")
+    done = report("--no-html", "--spatialdata")
+    assert "1 column is renamed in made.zarr, as spatialdata needs: gene ids to gene_ids" in done.stderr
+    table = anndata.read_zarr("made.zarr/tables/expression")
+    for name in ("low", "high"):
+        np.testing.assert_array_equal(table.layers[name], given.layers[name])
+    pd.testing.assert_frame_equal(table.var, given.var.rename(columns={"gene ids": "gene_ids"}))
 
 
 @pytest.mark.slow
