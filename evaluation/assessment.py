@@ -192,7 +192,7 @@ def _gene_sets(
 ) -> tuple[dict[str, NDArray[np.intp]], dict[str, str]]:
     statistics = GeneStatistics(len(genes))
     for section in data.sections:
-        statistics.add(section.counts, section.total, section.xy)
+        statistics.add(section.counts, section.totals.spot, section.xy)
     sets = {ALL: np.arange(len(genes)), **statistics.choose()}
     definitions = {ALL: "all genes of the map", **{k: v for k, v in DEFINITIONS.items() if k in sets}}
     for name, own in listed.items():

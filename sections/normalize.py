@@ -4,17 +4,61 @@
 10,000, which divides rows by their sums, then log10(x + 1). mclSTExp's dataset passes spots x genes, which
 normalizes each spot; its scripts for the averaged matrices pass genes x spots, which normalizes each gene
 over its section.
+
+A section is all its measured spots, as in BLEEP's notebook, which normalizes before it reads tiles: a spot
+that a fit or a training leaves out counts in `SectionTotals`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+if TYPE_CHECKING:
+    from mclst.sections.section import Section
+
 RESCALE = 10_000.0
+
+
+@dataclass(frozen=True)
+class SectionTotals:
+    """Sums over a whole section, which stay the same when some of its spots are left out.
+
+    Attributes
+    ----------
+    spot : ndarray of float64, shape (n,)
+        Counts of each kept spot over all measured genes.
+    measured_genes : int or None
+        How many these are; None if unknown.
+    gene : ndarray of float64, shape (G,)
+        Counts of each of the model's genes over all spots.
+    median : float
+        Median of the totals above 0 of all spots; 0 if there is none.
+    """
+
+    spot: NDArray[np.float64]
+    measured_genes: int | None
+    gene: NDArray[np.float64]
+    median: float
+
+    @classmethod
+    def of(cls, section: Section, counts: ArrayLike) -> SectionTotals:
+        """Totals of a section, whose spots have these counts [n, G] of the model's genes."""
+        return cls.of_counts(counts, section.total, len(section.genes))
+
+    @classmethod
+    def of_counts(cls, counts: ArrayLike, spot: ArrayLike, measured_genes: int | None) -> SectionTotals:
+        """Totals of counts [n, G] of all spots, with `spot` and `measured_genes` as above."""
+        totals = np.asarray(spot, np.float64)
+        return cls(totals, measured_genes, _matrix(counts).sum(axis=0), _median(totals))
+
+    def take(self, rows: NDArray[Any]) -> SectionTotals:
+        """Keep these spots, by their numbers [m] or a mask [n]."""
+        return replace(self, spot=self.spot[rows])
 
 
 def spot_wise(counts: ArrayLike) -> NDArray[np.float32]:
@@ -42,13 +86,15 @@ def spot_wise(counts: ArrayLike) -> NDArray[np.float32]:
     return _log_normalize(counts, axis=1)
 
 
-def gene_wise(counts: ArrayLike) -> NDArray[np.float32]:
+def gene_wise(counts: ArrayLike, total: ArrayLike | None = None) -> NDArray[np.float32]:
     """Normalize each gene over a section: log10(10,000 · c / (sum of the gene over all spots) + 1).
 
     Parameters
     ----------
     counts : array, shape (n, G)
-        All spots of one section, since a gene's level depends on all of them.
+        Spots of one section.
+    total : array, shape (G,), optional
+        Counts of each gene over all spots of the section; default: over these n.
 
     Returns
     -------
@@ -64,19 +110,22 @@ def gene_wise(counts: ArrayLike) -> NDArray[np.float32]:
     -----
     scprep's `library_size_normalize` on genes x spots, as in mclSTExp's scripts for the averaged matrices.
     """
-    return _log_normalize(counts, axis=0)
+    return _log_normalize(counts, axis=0, total=None if total is None else np.asarray(total, np.float64))
 
 
-def median_log1p(counts: ArrayLike, total: ArrayLike | None = None) -> NDArray[np.float32]:
+def median_log1p(
+    counts: ArrayLike, total: ArrayLike | None = None, median: float | None = None
+) -> NDArray[np.float32]:
     """Normalize each spot to the section's median depth: ln(median · c / (total of the spot) + 1).
 
     Parameters
     ----------
     counts : array, shape (n, G)
-        All spots of one section.
+        Spots of one section.
     total : array, shape (n,), optional
-        Counts of each spot over all measured genes; default: over the G genes. The median is of totals above
-        0.
+        Counts of each spot over all measured genes; default: over the G genes.
+    median : float, optional
+        Of the totals above 0 of all spots of the section; default: of these n.
 
     Returns
     -------
@@ -96,8 +145,8 @@ def median_log1p(counts: ArrayLike, total: ArrayLike | None = None) -> NDArray[n
     values = _counts(counts)
     totals = values.sum(axis=1) if total is None else np.asarray(total, np.float64)
     nonzero = totals > 0
-    median = np.median(totals[nonzero]) if nonzero.any() else 0.0
-    scale = np.divide(median, totals, out=np.zeros_like(totals), where=nonzero)
+    depth = _median(totals) if median is None else median
+    scale = np.divide(depth, totals, out=np.zeros_like(totals), where=nonzero)
     result: NDArray[np.float64] = np.log1p(values * scale[:, None])
     return result.astype(np.float32)
 
@@ -154,9 +203,7 @@ NORMALIZATIONS: dict[str, Callable[[ArrayLike], NDArray[np.float32]]] = {
 """Functions by their name in NORMALIZATION_NAMES."""
 
 
-def normalize(
-    kind: str, counts: ArrayLike, total: ArrayLike | None, measured: int | None
-) -> NDArray[np.float32]:
+def normalize(kind: str, counts: ArrayLike, totals: SectionTotals | None) -> NDArray[np.float32]:
     """Normalize a section's counts by name.
 
     Parameters
@@ -164,9 +211,8 @@ def normalize(
     kind : str
         One of NORMALIZATIONS.
     counts : array, shape (n, G)
-    total, measured : array, shape (n,), and int, or both None
-        Counts of each spot over all measured genes, and their number; used by "median-log1p" and "log-share".
-        None: `counts` hold all measured genes.
+    totals : SectionTotals or None
+        Of these spots' section. None: `counts` hold all its spots and measured genes.
 
     Returns
     -------
@@ -177,16 +223,27 @@ def normalize(
     ValueError
         If a count is negative or not finite, or as `log_share`.
     """
+    if totals is None:
+        return NORMALIZATIONS[kind](counts)
+    if kind == "gene-wise":
+        return gene_wise(counts, totals.gene)
     if kind == "median-log1p":
-        return median_log1p(counts, total)
+        return median_log1p(counts, totals.spot, totals.median)
     if kind == "log-share":
-        return log_share(counts, total, measured)
+        return log_share(counts, totals.spot, totals.measured_genes)
     return NORMALIZATIONS[kind](counts)
 
 
-def _log_normalize(counts: ArrayLike, axis: int) -> NDArray[np.float32]:
+def _median(totals: NDArray[np.float64]) -> float:
+    nonzero = totals > 0
+    return float(np.median(totals[nonzero])) if nonzero.any() else 0.0
+
+
+def _log_normalize(
+    counts: ArrayLike, axis: int, total: NDArray[np.float64] | None = None
+) -> NDArray[np.float32]:
     values = _counts(counts)
-    total = values.sum(axis=axis, keepdims=True)
+    total = values.sum(axis=axis, keepdims=True) if total is None else np.expand_dims(total, axis)
     share = np.divide(values, total, out=np.zeros_like(values), where=total > 0)
     result: NDArray[np.float64] = np.log10(RESCALE * share + 1)
     return result.astype(np.float32)

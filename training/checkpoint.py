@@ -31,7 +31,7 @@ def checkpoint_content(trained: TrainedModel) -> dict[str, Any]:
     training: TrainConfig.record, steps and losses.
     genes: [str], G.
     sections: in training order, each {name, spot: [str], counts: float32 [n, G], array_xy: int64 [n, 2]} and,
-        if known, xy_px, total and measured_genes as in TrainingSection.
+        if known, xy_px and, of SectionTotals, total (spot), measured_genes, gene_total and median_total.
     tiles: uint8 [t, S, S, 3], at most PARITY_TILES spread evenly over all spots.
     """
     state = trained.network.state_dict()
@@ -47,14 +47,19 @@ def checkpoint_content(trained: TrainedModel) -> dict[str, Any]:
 
 
 def _section(section: TrainingSection) -> dict[str, Any]:
-    optional = {"xy_px": section.xy_px, "total": section.total}
+    totals = section.totals
+    optional = {"xy_px": section.xy_px}
+    plain: dict[str, Any] = {}
+    if totals is not None:
+        optional |= {"total": totals.spot, "gene_total": totals.gene}
+        plain = {"measured_genes": totals.measured_genes, "median_total": totals.median}
     return {
         "name": section.name,
         "spot": [str(spot) for spot in section.spot],
         "counts": torch.from_numpy(np.array(section.counts, dtype=np.float32)),
         "array_xy": torch.from_numpy(np.array(section.array_xy, dtype=np.int64)),
         **{name: torch.from_numpy(np.array(v)) for name, v in optional.items() if v is not None},
-        **({} if section.measured_genes is None else {"measured_genes": section.measured_genes}),
+        **{name: value for name, value in plain.items() if value is not None},
     }
 
 

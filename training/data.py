@@ -18,7 +18,7 @@ from mclst.runtime.slide.open import open_slide
 from mclst.runtime.tiling.array_pitch import coarse_note, section_resolution
 from mclst.runtime.tiling.bounds import check_centers
 from mclst.runtime.tiling.tiles import Tiles, TileShape
-from mclst.sections.normalize import NORMALIZATIONS, normalize
+from mclst.sections.normalize import NORMALIZATIONS, SectionTotals, normalize
 from mclst.sections.positions import table_positions
 from mclst.sections.section import Section
 from mclst.sections.tables.genes import counts_notes, match_genes
@@ -45,10 +45,8 @@ class TrainingSection:
         Measured spots without a tile, with the reason.
     xy_px : ndarray of float64, shape (n, 2), optional
         Level-0 px.
-    total : ndarray of float64, shape (n,), optional
-        Counts over all measured genes.
-    measured_genes : int, optional
-        How many these are.
+    totals : SectionTotals, optional
+        Of all measured spots, with or without a tile; None: of the n spots and G genes.
     notes : tuple of str
         What the user should know of its image and genes.
     """
@@ -61,8 +59,7 @@ class TrainingSection:
     array_xy: NDArray[np.int64]
     skipped: tuple[tuple[str, str], ...] = ()
     xy_px: NDArray[np.float64] | None = None
-    total: NDArray[np.float64] | None = None
-    measured_genes: int | None = None
+    totals: SectionTotals | None = None
     notes: tuple[str, ...] = ()
 
     def positions(self, kind: str) -> NDArray[np.int64]:
@@ -85,7 +82,7 @@ class TrainingSection:
 
     def normalized(self, kind: str) -> NDArray[np.float32]:
         """Counts in one of NORMALIZATIONS, float32 [n, G]."""
-        return normalize(kind, self.counts, self.total, self.measured_genes)
+        return normalize(kind, self.counts, self.totals)
 
 
 @dataclass(frozen=True)
@@ -213,8 +210,7 @@ def read_training_section(
         array_xy=array_xy[kept],
         skipped=tuple((str(section.spot[row]), reasons[row]) for row in sorted(reasons)),
         xy_px=section.xy_px[kept],
-        total=section.total[kept],
-        measured_genes=len(section.genes),
+        totals=SectionTotals.of(section, counts).take(kept),
         notes=tuple(note for note in (*notes, *counts_notes(section, genes)) if note),
     )
 

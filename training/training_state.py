@@ -77,7 +77,7 @@ def describe_run(
     plain["data"] = _digest(sections)
     units = config.settings.normalization
     if "log-share" in (units.input, units.expression):  # no other unit depends on it
-        plain["measured_genes"] = [section.measured_genes for section in sections]
+        plain["measured_genes"] = [section.totals and section.totals.measured_genes for section in sections]
     # A round trip through JSON turns tuples into lists, so that runs compare equal.
     return dict(json.loads(json.dumps(plain)))
 
@@ -95,8 +95,11 @@ def _digest(sections: Sequence[TrainingSection]) -> str:
         digest.update("\n".join(section.spot).encode())
         for array in (section.tiles, section.counts, section.array_xy):
             digest.update(np.ascontiguousarray(array).data)
-        for optional in (section.xy_px, section.total):
+        totals = section.totals
+        for optional in (section.xy_px, None if totals is None else totals.spot):
             digest.update(b"-" if optional is None else np.ascontiguousarray(optional).data)
+        if section.skipped and totals is not None:  # else they follow from the counts
+            digest.update(np.append(totals.gene, totals.median).data)
     return digest.hexdigest()
 
 

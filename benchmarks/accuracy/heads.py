@@ -201,9 +201,10 @@ def _describe(
     digests = {}
     for section, values in zip(data.sections, data.values, strict=True):
         digest = hashlib.sha256("\n".join(section.spot).encode())
-        for array in (values, section.counts, section.total, section.xy_px):
+        totals = section.totals
+        for array in (values, section.counts, totals.spot, totals.gene, section.xy_px):
             digest.update(np.ascontiguousarray(array).data)
-        digest.update(str(section.measured_genes).encode())
+        digest.update(f"{totals.measured_genes} {totals.median}".encode())
         digests[section.name] = digest.hexdigest()
     settings = {
         value: {

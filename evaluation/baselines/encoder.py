@@ -152,8 +152,7 @@ class _RidgeOnFeatures:
             tuple(section.spot[row] for row in kept),
             section.xy_px[kept],
             section.counts[kept],
-            section.total[kept],
-            section.measured_genes,
+            section.totals.take(kept),
             section.image_mpp(self._mpp),
         )
         features = source.encode(own, samples_per_section(self._setup.tile))

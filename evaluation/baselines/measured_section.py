@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mclst.sections.formats.reference import read_section
 from mclst.sections.formats.source import SectionSource
 from mclst.sections.location import SlideLocation
-from mclst.sections.normalize import normalize
+from mclst.sections.normalize import SectionTotals, normalize
 from mclst.sections.tables.genes import match_genes
 
 
@@ -26,10 +26,7 @@ class MeasuredSection:
     spot : tuple of str, length n
     counts, expression : float32 [n, G]
         Raw, and in the map's units.
-    total : float64 [n]
-        Counts of each spot over all measured genes.
-    measured_genes : int
-        How many these are.
+    totals : SectionTotals
     xy : float64 [n, 2] or None
         Array coordinates, else level-0 px; NaN rows where a spot has none.
     xy_px : float64 [n, 2] or None
@@ -43,8 +40,7 @@ class MeasuredSection:
     spot: tuple[str, ...]
     counts: NDArray[np.float32]
     expression: NDArray[np.float32]
-    total: NDArray[np.float64]
-    measured_genes: int
+    totals: SectionTotals
     xy: NDArray[np.float64] | None
     xy_px: NDArray[np.float64] | None
     image: SlideLocation | None
@@ -85,15 +81,14 @@ def read_measured(source: SectionSource, genes: Sequence[str], normalization: st
     """
     section = read_section(source)
     counts = match_genes(section, genes)
-    expression = normalize(normalization, counts, section.total, len(section.genes))
+    totals = SectionTotals.of(section, counts)
     xy = section.xy_px if section.array_xy is None else section.array_xy.astype(np.float64)
     return MeasuredSection(
         name=section.name,
         spot=tuple(section.spot.tolist()),
         counts=counts,
-        expression=expression,
-        total=section.total,
-        measured_genes=len(section.genes),
+        expression=normalize(normalization, counts, totals),
+        totals=totals,
         xy=xy,
         xy_px=section.xy_px,
         image=section.image,

@@ -15,7 +15,7 @@ from mclst.models.mclstexp import MclSTExp
 from mclst.runtime.bundle.bank import Bank
 from mclst.runtime.bundle.manifest import Context, Settings
 from mclst.runtime.errors import CheckpointError, ReferenceDataError
-from mclst.sections.normalize import normalize
+from mclst.sections.normalize import SectionTotals, normalize
 from mclst.sections.positions import table_positions
 
 SPOT_BATCH = 1024
@@ -36,10 +36,8 @@ class ReferenceSection:
         Array coordinates, if known.
     xy_px : float64 [n, 2] or None
         Level-0 pixels, if known.
-    total : float64 [n] or None
-        Counts per spot over all measured genes; None if only the model's genes are known.
-    measured_genes : int or None
-        How many these are.
+    totals : SectionTotals or None
+        Of all measured spots; None if only these spots and the model's genes are known.
     """
 
     name: str
@@ -47,20 +45,19 @@ class ReferenceSection:
     counts: NDArray[np.float32]
     array_xy: NDArray[np.int64] | None
     xy_px: NDArray[np.float64] | None
-    total: NDArray[np.float64] | None = None
-    measured_genes: int | None = None
+    totals: SectionTotals | None = None
 
     def normalized(self, kind: str) -> NDArray[np.float32]:
         """Counts in one of NORMALIZATIONS, float32 [n, G].
 
         Raises ReferenceDataError if log-share is asked for and the number of measured genes is unknown.
         """
-        if kind == "log-share" and self.total is not None and self.measured_genes is None:
+        if kind == "log-share" and self.totals is not None and self.totals.measured_genes is None:
             raise ReferenceDataError(
                 f"section {self.name} of the checkpoint does not say how many genes were measured, which "
                 "log-share needs; train it again, or choose another normalization"
             )
-        return normalize(kind, self.counts, self.total, self.measured_genes)
+        return normalize(kind, self.counts, self.totals)
 
 
 def sentences(lengths: Sequence[int], context: Context) -> list[slice]:

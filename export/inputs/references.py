@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from mclst.sections.formats.reference import (
     read_section,
 )
 from mclst.sections.location import SlideLocation
+from mclst.sections.normalize import SectionTotals
 from mclst.sections.section import Section
 from mclst.sections.tables.genes import counts_notes
 
@@ -197,8 +198,7 @@ def read_references(
                 counts,
                 section.array_xy,
                 section.xy_px,
-                section.total,
-                len(section.genes),
+                SectionTotals.of(section, counts),
             )
         )
         if section.image is not None and section.xy_px is not None:
@@ -232,10 +232,12 @@ def stored_sections(checkpoint: Checkpoint) -> tuple[list[ReferenceSection], Gen
             for values, shape in (
                 (section.array_xy, (spots, 2)),
                 (section.xy_px, (spots, 2)),
-                (section.total, (spots,)),
             )
         )
-        fits &= section.measured_genes is None or section.measured_genes >= checkpoint.genes
+        totals = section.totals
+        if totals is not None:
+            fits &= totals.spot.shape == (spots,) and totals.gene.shape == (checkpoint.genes,)
+            fits &= totals.measured_genes is None or totals.measured_genes >= checkpoint.genes
         if not fits or not np.isfinite(section.counts).all() or np.any(section.counts < 0):
             raise CheckpointError(
                 f"{checkpoint.path} stores sections that do not fit its weights, such as {section.name}; "
@@ -247,12 +249,26 @@ def stored_sections(checkpoint: Checkpoint) -> tuple[list[ReferenceSection], Gen
 def _stored_section(section: dict[str, Any]) -> ReferenceSection:
     optional = {
         name: None if section.get(name) is None else section[name].to(dtype).numpy()
-        for name, dtype in (("array_xy", torch.int64), ("xy_px", torch.float64), ("total", torch.float64))
+        for name, dtype in (("array_xy", torch.int64), ("xy_px", torch.float64))
     }
+    counts = section["counts"].float().numpy()
     return ReferenceSection(
         name=str(section["name"]),
         spot=np.asarray([str(spot) for spot in section["spot"]], dtype=np.str_),
-        counts=section["counts"].float().numpy(),
-        measured_genes=None if section.get("measured_genes") is None else int(section["measured_genes"]),
+        counts=counts,
+        totals=_stored_totals(section, counts),
         **optional,
     )
+
+
+def _stored_totals(section: dict[str, Any], counts: NDArray[np.float32]) -> SectionTotals | None:
+    """Totals that a checkpoint stores; an earlier one was trained on those of its own spots."""
+    if section.get("total") is None:
+        return None
+    measured = section.get("measured_genes")
+    spot = section["total"].double().numpy()
+    totals = SectionTotals.of_counts(counts, spot, None if measured is None else int(measured))
+    if "gene_total" not in section:
+        return totals
+    gene, median = section["gene_total"].double().numpy(), float(section["median_total"])
+    return replace(totals, gene=gene, median=median)

@@ -19,7 +19,7 @@ from mclst.sections.errors import pass_out_of_memory
 from mclst.sections.formats.reference import find_sections, read_section
 from mclst.sections.formats.source import SectionSource
 from mclst.sections.hdf5 import check_hdf5, check_sparse
-from mclst.sections.normalize import NORMALIZATIONS, normalize
+from mclst.sections.normalize import NORMALIZATIONS, SectionTotals, normalize
 from mclst.sections.section import Section
 from mclst.sections.tables.genes import counts_notes, gene_columns, match_genes
 
@@ -203,7 +203,7 @@ def pair_with_truth(
         if not len(genes):
             raise InputError(f"{predicted.path} and section {section.name} have no gene in common")
     counts = match_genes(section, genes.tolist())
-    truth = np.asarray(normalize(unit, counts, section.total, len(section.genes)), np.float64)
+    truth = np.asarray(normalize(unit, counts, SectionTotals.of(section, counts)), np.float64)
     columns = np.flatnonzero(np.isin(predicted.genes, genes))
     rows, truth_rows = _shared_spots(predicted, section)
     expression = predicted.expression[np.ix_(rows, columns)]

@@ -27,6 +27,7 @@ from mclst.runtime.bundle.calibration import calibration_bytes
 from mclst.runtime.section_options import SectionFiles
 from mclst.sections.accuracy import pearson_per_gene
 from mclst.sections.errors import SectionError
+from mclst.sections.normalize import SectionTotals
 
 GENES = 6
 
@@ -39,8 +40,7 @@ def section(name: str, expression: NDArray[np.float64], xy: NDArray[np.float64] 
         spot,
         counts,
         expression.astype(np.float32),
-        counts.sum(1, dtype=np.float64),
-        GENES,
+        SectionTotals.of_counts(counts, counts.sum(1), GENES),
         xy,
         None,
         None,

@@ -65,8 +65,7 @@ def features(place: Path, section: MeasuredSection) -> np.ndarray:
     setup = EncoderSetup(recipe, load_weights(recipe, place / "weights.pth"))
     assert section.image is not None and section.xy_px is not None
     own = FitSection(
-        section.name, section.image, section.spot, section.xy_px, section.counts, section.total,
-        section.measured_genes, None,
+        section.name, section.image, section.spot, section.xy_px, section.counts, section.totals, None,
     )  # fmt: skip
     with FeatureSource(setup, FeatureCache.of_user()) as source:
         return source.encode(own, samples_per_section(setup.tile)).values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -428,6 +429,33 @@ def test_truth_counts_all_measured_genes_where_the_formula_does(
     (reference,), _, _ = read_references(source, lambda _: GeneList(np.array(genes), "test"), print)
     for values in (fit, training.normalized(unit), reference.normalized(unit)):
         np.testing.assert_allclose(values, with_inf[:, columns], atol=1e-6)
+
+
+@pytest.mark.parametrize("unit", ["gene-wise", "median-log1p"])
+def test_a_spot_that_a_fit_leaves_out_counts_in_the_units_of_the_others(
+    small: Small, maps: dict[str, Path], unit: str
+) -> None:
+    source = find_sections(small.folder)["A1"]
+    section = read_section(source)
+    result = anndata.read_h5ad(maps["A1"])
+    result.uns["mclst"] = {"bundle": {"normalization_expression": unit}}
+    genes = result.var_names.tolist()
+    path = maps["A1"].parent / "units.h5ad"
+    result.write_h5ad(path)
+    pair = pair_with_truth(read_map(path), source)
+    truth = dict(zip(pair.spot.tolist(), pair.truth, strict=True))
+    assert section.xy_px is not None
+    xy_px = section.xy_px.copy()
+    xy_px[[2, 7]] = np.nan
+    placed = replace(section, xy_px=xy_px)
+    fit = read_fit_section(placed, genes, None)
+    fit = fit.take(np.arange(1, len(fit.spot)))
+    training = read_training_section(placed, genes, Tile(size_px=TILE_PX))
+    for spots, values in ((fit.spot, fit.expression(unit)), (training.spot, training.normalized(unit))):
+        assert 2 <= len(section) - len(spots) <= 3
+        shared = [row for row, spot in enumerate(spots) if spot in truth]
+        assert len(shared) > 10
+        np.testing.assert_array_equal(values[shared], [truth[spots[row]] for row in shared])
 
 
 def test_a_map_in_unknown_units_or_of_other_spots_is_refused(small: Small, maps: dict[str, Path]) -> None:

@@ -21,7 +21,7 @@ from mclst.evaluation.leakage import duplicate_rows, find_leaks
 from mclst.runtime.bundle.bank import Bank
 from mclst.sections.errors import SectionError
 from mclst.sections.formats.reference import find_sections, read_section
-from mclst.sections.normalize import gene_wise
+from mclst.sections.normalize import SectionTotals, gene_wise
 from mclst.sections.patients import known_patients
 
 GENES = [f"GENE{i}" for i in range(60)]
@@ -32,8 +32,8 @@ def measured(name: str, seed: int, spots: int = 50) -> MeasuredSection:
     level = np.random.default_rng(seed // 10).gamma(1.0, 6.0, 60)  # a patient's: seeds of one ten
     counts = rng.poisson(level, (spots, 60)).astype(np.float32)
     spot = tuple(f"{i}x{seed}" for i in range(spots))
-    total = counts.sum(1, dtype=np.float64)
-    return MeasuredSection(name, spot, counts, gene_wise(counts), total, counts.shape[1], None, None, None)
+    totals = SectionTotals.of_counts(counts, counts.sum(1), counts.shape[1])
+    return MeasuredSection(name, spot, counts, gene_wise(counts), totals, None, None, None)
 
 
 def leaks_of(

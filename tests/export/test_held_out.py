@@ -32,7 +32,7 @@ from mclst.runtime.inference.providers import open_session
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.trust.calibration import OF_BANK, OF_NETWORK, SHAPES
 from mclst.sections.formats.reference import find_sections, read_section
-from mclst.sections.normalize import normalize
+from mclst.sections.normalize import SectionTotals, normalize
 from mclst.sections.tables.spots import read_spots
 
 
@@ -219,7 +219,8 @@ def test_a_slide_system_is_calibrated_by_sections_with_slides(small: Small, tmp_
     section = read_section(find_sections(small.folder)["B1"])
     rows = {name: i for i, name in enumerate(section.spot)}
     units = bundle.manifest.normalization.expression
-    truth = normalize(units, section.counts.toarray(), section.total, len(section.genes))
+    counts = section.counts.toarray()
+    truth = normalize(units, counts, SectionTotals.of(section, counts))
     truth = truth[[rows[name] for name in result.obs_names]]
     for gene in range(12):
         expected = np.corrcoef(result.X[:, gene], truth[:, gene])[0, 1]
@@ -237,7 +238,7 @@ def test_a_network_without_embedding_is_placed_by_what_it_predicts(small: Small,
         image = section.image if name != "A2" else section.image.with_name("none.png")
         images.append(SectionImage(name, image, section.xy_px, 0, section.spot))
         counts = np.random.default_rng(0).poisson(3.0, (len(section), 16)).astype(np.float32)
-        sections.append(ReferenceSection(name, section.spot, counts, None, section.xy_px, counts.sum(1), 16))
+        sections.append(ReferenceSection(name, section.spot, counts, None, section.xy_px))
     said: list[str] = []
     tile = Tile(size_px=TILE_PX)
     measured = Measured(sections, images, unseen=True)

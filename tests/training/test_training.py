@@ -26,7 +26,7 @@ from mclst.export.onnx.graph import preprocess
 from mclst.runtime.bundle.manifest import Preprocessing, Settings, Tile
 from mclst.runtime.errors import InputError, OutputError, ReferenceDataError
 from mclst.sections.formats.reference import find_sections, read_section
-from mclst.sections.normalize import NORMALIZATIONS
+from mclst.sections.normalize import NORMALIZATIONS, SectionTotals
 from mclst.sections.tables.synonyms import synonyms_of
 from mclst.training.checkpoint import checkpoint_content, write_checkpoint
 from mclst.training.contrastive import (
@@ -275,8 +275,10 @@ def test_a_checkpoint_stores_how_many_genes_were_measured(trained: TrainedModel,
     """An earlier checkpoint does not, so it has no log-share of its totals."""
     total = [section.counts.sum(1, dtype=np.float64) + 3 for section in trained.sections]
     for measured in (40, None):
-        pairs = zip(trained.sections, total, strict=True)
-        sections = tuple(dataclasses.replace(s, total=of, measured_genes=measured) for s, of in pairs)
+        sections = tuple(
+            dataclasses.replace(s, totals=SectionTotals.of_counts(s.counts, of, measured))
+            for s, of in zip(trained.sections, total, strict=True)
+        )
         path = write_checkpoint(tmp_path / "model.pt", dataclasses.replace(trained, sections=sections))
         carried, _ = stored_sections(open_checkpoint(path))
         if measured is None:
@@ -286,6 +288,28 @@ def test_a_checkpoint_stores_how_many_genes_were_measured(trained: TrainedModel,
         expected = np.log((1 + sections[0].counts) / (40 + total[0][:, None]))
         np.testing.assert_allclose(carried[0].normalized("log-share"), expected, atol=1e-6)
         np.testing.assert_array_equal(sections[0].normalized("log-share"), carried[0].normalized("log-share"))
+
+
+@pytest.mark.parametrize("unit", ["gene-wise", "median-log1p"])
+def test_a_checkpoint_stores_the_sums_over_spots_without_a_tile(
+    trained: TrainedModel, tmp_path: Path, unit: str
+) -> None:
+    whole = trained.sections[0]
+    kept = np.arange(len(whole.spot)) % 4 != 1
+    short = dataclasses.replace(
+        whole,
+        spot=tuple(np.array(whole.spot)[kept]),
+        tiles=whole.tiles[kept],
+        counts=whole.counts[kept],
+        array_xy=whole.array_xy[kept],
+        totals=SectionTotals.of_counts(whole.counts, whole.counts.sum(1), len(whole.genes)).take(kept),
+    )
+    expected = NORMALIZATIONS[unit](whole.counts)[kept]
+    assert np.abs(NORMALIZATIONS[unit](short.counts) - expected).max() > 0.01
+    np.testing.assert_array_equal(short.normalized(unit), expected)
+    of = dataclasses.replace(trained, sections=(short, *trained.sections[1:]))
+    carried, _ = stored_sections(open_checkpoint(write_checkpoint(tmp_path / "model.pt", of)))
+    np.testing.assert_array_equal(carried[0].normalized(unit), expected)
 
 
 def test_checkpoint_is_written_atomically(

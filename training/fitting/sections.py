@@ -15,7 +15,7 @@ from mclst.runtime.slide.open import open_slide
 from mclst.runtime.tiling.array_pitch import coarse_note, section_resolution
 from mclst.runtime.tiling.bounds import check_centers
 from mclst.sections.location import SlideLocation
-from mclst.sections.normalize import normalize
+from mclst.sections.normalize import SectionTotals, normalize
 from mclst.sections.section import Section
 from mclst.sections.tables.genes import counts_notes, match_genes
 
@@ -33,10 +33,8 @@ class FitSection:
         Level-0 px.
     counts : float32 [n, G]
         Of the model's genes, in its order.
-    total : float64 [n]
-        Counts over all measured genes.
-    measured_genes : int
-        How many these are.
+    totals : SectionTotals
+        Of all its spots, with or without pixel coordinates.
     mpp : float or None
         µm per level-0 px.
     notes : tuple of str
@@ -48,8 +46,7 @@ class FitSection:
     spot: tuple[str, ...]
     xy_px: NDArray[np.float64]
     counts: NDArray[np.float32]
-    total: NDArray[np.float64]
-    measured_genes: int
+    totals: SectionTotals
     mpp: float | None
     notes: tuple[str, ...] = field(default=())
 
@@ -61,15 +58,14 @@ class FitSection:
             tuple(self.spot[row] for row in rows),
             self.xy_px[rows],
             self.counts[rows],
-            self.total[rows],
-            self.measured_genes,
+            self.totals.take(rows),
             self.mpp,
             self.notes,
         )
 
     def expression(self, units: str) -> NDArray[np.float32]:
         """Counts in one of NORMALIZATIONS, float32 [n, G]."""
-        return normalize(units, self.counts, self.total, self.measured_genes)
+        return normalize(units, self.counts, self.totals)
 
 
 def read_fit_section(section: Section, genes: Sequence[str], mpp: float | None) -> FitSection:
@@ -123,8 +119,7 @@ def read_fit_section(section: Section, genes: Sequence[str], mpp: float | None) 
         spot=tuple(str(spot) for spot in section.spot[located]),
         xy_px=section.xy_px[located],
         counts=counts[located],
-        total=section.total[located],
-        measured_genes=len(section.genes),
+        totals=SectionTotals.of(section, counts).take(located),
         mpp=resolution.mpp,
         notes=tuple(notes),
     )
