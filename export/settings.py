@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mclst.export.inputs.checkpoint import Checkpoint
-from mclst.runtime.bundle.manifest import Settings
+from mclst.runtime.bundle.manifest import Normalization, Settings
 from mclst.runtime.errors import CheckpointError
 
 Overrides = dict[str, Any]
@@ -21,8 +21,8 @@ def resolve_settings(checkpoint: Checkpoint, overrides: Overrides) -> Settings:
     Raises
     ------
     CheckpointError
-        If an override does not apply to the system, a required setting is missing, or a value is out of
-        range.
+        If an override does not apply to the system, a required setting is missing, a value is out of range,
+        or the checkpoint's units are those of an earlier version.
     """
     system = checkpoint.system
     stored = checkpoint.metadata.get("config", {})
@@ -36,11 +36,14 @@ def resolve_settings(checkpoint: Checkpoint, overrides: Overrides) -> Settings:
             )
     try:
         # Only fields that the checkpoint sets may replace the system's defaults.
-        own = Settings.model_validate_json(json.dumps(stored)).model_dump_json(exclude_unset=True)
+        stored_settings = Settings.model_validate_json(json.dumps(stored))
+        own = stored_settings.model_dump_json(exclude_unset=True)
         merged = Settings().model_dump(mode="json")
         for layer in (system.settings, json.loads(own), overrides):
             for part, fields in layer.items():
                 merged[part] = {**(merged[part] or {}), **fields} if isinstance(fields, dict) else fields
+        units = merged["normalization"]
+        merged["normalization"] = Normalization.of(units["input"], units["expression"]).model_dump()
         settings = Settings.model_validate_json(json.dumps(merged))
     except (ValidationError, TypeError, KeyError) as error:
         name, reason = "config", str(error)
@@ -48,6 +51,11 @@ def resolve_settings(checkpoint: Checkpoint, overrides: Overrides) -> Settings:
             first = error.errors()[0]
             name, reason = ".".join(str(part) for part in first["loc"]), first["msg"].lower()
         raise CheckpointError(f"{checkpoint.path}: setting {name}: {reason}; correct the option") from error
+    if stored_settings.normalization.of_earlier_version:
+        raise CheckpointError(
+            f"{checkpoint.path}: the log-share of an earlier version counted the model's genes alone; "
+            f"{'fit' if 'fit' in checkpoint.metadata else 'train'} it again"
+        )
     if system.kind == "retrieval":
         try:
             settings.retrieval.spec()

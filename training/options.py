@@ -287,8 +287,8 @@ def build_config(options: dict[str, Any]) -> TrainConfig:
                 sentences=options["sentences"],
                 positions="none" if options["positions"] == "none" else options["coordinates"],
             ),
-            normalization=Normalization(
-                input=options["input_normalization"], expression=options["expression_normalization"]
+            normalization=Normalization.of(
+                options["input_normalization"], options["expression_normalization"]
             ),
         )
         fields = {field.name for field in dataclasses.fields(TrainConfig)} & options.keys()

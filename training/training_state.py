@@ -75,8 +75,7 @@ def describe_run(
     del plain["device"]
     plain["sections"] = [section.name for section in sections]
     plain["data"] = _digest(sections)
-    units = config.settings.normalization
-    if "log-share" in (units.input, units.expression):  # no other unit depends on it
+    if plain["normalization"].pop("log_share_of"):  # no other unit depends on it
         plain["measured_genes"] = [section.totals and section.totals.measured_genes for section in sections]
     # A round trip through JSON turns tuples into lists, so that runs compare equal.
     return dict(json.loads(json.dumps(plain)))

@@ -126,11 +126,30 @@ class Context(StrictModel):
     positions: Literal["array", "pixel", "none"]
 
 
+LOG_SHARE = "log-share"
+
+
 class Normalization(StrictModel):
-    """Of the spot encoder's input ("none" without one), and of the averaged or predicted expression."""
+    """Of the spot encoder's input ("none" without one), and of the averaged or predicted expression.
+
+    log_share_of: the genes that log-share counts; None: neither is log-share, or an earlier version made it,
+    which counted the model's genes alone.
+    """
 
     input: str
     expression: str
+    log_share_of: Literal["measured genes"] | None = None
+
+    @classmethod
+    def of(cls, input: str, expression: str) -> Self:
+        """Describe what this version makes."""
+        log_share = LOG_SHARE in (input, expression)
+        return cls(input=input, expression=expression, log_share_of="measured genes" if log_share else None)
+
+    @property
+    def of_earlier_version(self) -> bool:
+        """Whether values in these units, made of measured sections, differ from what this version makes."""
+        return LOG_SHARE in (self.input, self.expression) and self.log_share_of is None
 
 
 class Graph(StrictModel):
@@ -265,6 +284,12 @@ class Manifest(StrictModel):
         return self
 
     @property
+    def earlier_units(self) -> bool:
+        """Whether its values are in units of an earlier version; those of a published network are not."""
+        measured = bool(self.bank) or self.calibration is not None or self.system == "fitted"
+        return measured and self.normalization.of_earlier_version
+
+    @property
     def graph_dim(self) -> int:
         """Values per tile of `encoder.onnx`: two blocks where there is a neighborhood."""
         return self.encoder.output_dim * (2 if self.neighborhood else 1)
@@ -320,8 +345,14 @@ def read_manifest(path: Path) -> Manifest:
     _check_format(path, content)
     try:
         # From the text, not `content`: only then may strict fields take JSON arrays as tuples.
-        return Manifest.model_validate_json(text)
+        manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(key) for key in first["loc"])
         raise BundleError(f"{path}: {field}: {first['msg'].lower()}; export the bundle again") from error
+    if manifest.earlier_units:
+        raise BundleError(
+            f"{path}: the log-share of an earlier version counted the model's genes alone; make the bundle "
+            "again, and before it the checkpoint if mclst-fit or mclst-train made it"
+        )
+    return manifest

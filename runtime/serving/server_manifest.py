@@ -91,6 +91,8 @@ class Served(StrictModel):
         manifest = self.bundle.manifest
         if manifest.kind not in SERVABLE:
             raise ValueError(f"a {manifest.kind} bundle has no expression tile by tile")
+        if manifest.earlier_units:
+            raise ValueError("its bundle has the log-share of an earlier version")
         if self.calibrated and manifest.calibration is None:
             raise ValueError("it is calibrated and its bundle is not")
         if len(self.genes) != manifest.genes or len(set(self.genes)) != len(self.genes):

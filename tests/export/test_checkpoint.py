@@ -19,7 +19,9 @@ import torch
 from small_model import GENES, POSITIONS, tiny_network
 
 from mclst.export.inputs.checkpoint import open_checkpoint
+from mclst.export.settings import resolve_settings
 from mclst.models.mclstexp import MclSTExp
+from mclst.runtime.bundle.manifest import CHECKPOINT_FORMAT, Normalization, Settings
 from mclst.runtime.errors import CheckpointError
 
 State = dict[str, torch.Tensor]
@@ -258,6 +260,31 @@ def test_damaged_safetensors_are_refused(tmp_path: Path, state: State) -> None:
     ):
         path.write_bytes(content)
         refuse(path)
+
+
+@pytest.mark.parametrize("part", ["input", "expression"])
+def test_a_checkpoint_in_units_of_an_earlier_version_is_refused(
+    tmp_path: Path, state: State, part: str
+) -> None:
+    """The units of a checkpoint of mclst are stored; those of another are what the export makes."""
+    names = {"input": "none", "expression": "none", part: "log-share"}
+    settings = Settings(normalization=Normalization.of(**names))
+    config = settings.model_dump(mode="json")
+    content = {"format": CHECKPOINT_FORMAT, "model": state, "config": config}
+    torch.save(content, tmp_path / "new.pt")
+    kept = resolve_settings(open_checkpoint(tmp_path / "new.pt"), {}).normalization
+    assert kept == settings.normalization and kept.log_share_of == "measured genes"
+    del config["normalization"]["log_share_of"]
+    torch.save(content, tmp_path / "old.pt")
+    with pytest.raises(
+        CheckpointError, match=r"old\.pt: the log-share of an earlier version .* train it again"
+    ):
+        resolve_settings(open_checkpoint(tmp_path / "old.pt"), {})
+    del config["normalization"]
+    torch.save(content, tmp_path / "silent.pt")
+    for overrides in ({"normalization": {part: "log-share"}}, {}):
+        made = resolve_settings(open_checkpoint(tmp_path / "silent.pt"), overrides).normalization
+        assert made.log_share_of == ("measured genes" if overrides else None)
 
 
 def test_heads_must_divide_the_width(tmp_path: Path, state: State) -> None:

@@ -25,7 +25,7 @@ from mclst.export.settings import resolve_settings
 from mclst.models.stnet import StNet
 from mclst.models.system import systems
 from mclst.runtime.bundle.bundle import open_bundle
-from mclst.runtime.bundle.manifest import Graph, Preprocessing, Settings, Tile
+from mclst.runtime.bundle.manifest import Graph, Normalization, Preprocessing, Settings, Tile
 from mclst.runtime.cli.infer import main as infer_main
 from mclst.runtime.errors import SpotsError
 from mclst.runtime.inference.providers import open_session
@@ -176,7 +176,9 @@ def test_the_manifest_records_settings_that_checkpoints_lack(bundled: tuple[str,
     assert m.system == name and m.retrieval is None and not m.bank and m.genes == GENES
     if name == "stnet":
         assert (m.preprocessing.mean, m.preprocessing.std) == (MEAN, STD)
-        assert (m.preprocessing.axes, m.normalization.expression) == ("row-major", "log-share")
+        assert m.preprocessing.axes == "row-major" and m.normalization == Normalization.of(
+            "none", "log-share"
+        )
         assert m.slide_network is None
         return
     assert (m.preprocessing.axes, m.preprocessing.pixel_range) == ("x-major", "0-255")

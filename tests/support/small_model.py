@@ -102,7 +102,7 @@ def fast_regression(folder: Path, genes: int, *, embedding: int = 0, radius_um: 
             neighborhood={"radius_um": radius_um} if radius_um else None,
             tile=Tile(size_px=TILE_PX).model_dump(mode="json"),
             preprocessing=Preprocessing().model_dump(mode="json"),
-            normalization=Normalization(input="none", expression="log-share").model_dump(),
+            normalization=Normalization.of("none", "log-share").model_dump(),
             genes=genes,
             genes_from="the test",
             checkpoint={"name": "none", "sha256": "0" * 64},

@@ -121,7 +121,7 @@ def settings_of(model: FittedModel) -> Settings:
     fields: dict[str, Any] = {
         "tile": model.setup.tile,
         "preprocessing": model.setup.preprocessing,
-        "normalization": Normalization(input="none", expression=model.units),
+        "normalization": Normalization.of("none", model.units),
     }
     if model.context_um is not None:
         fields["neighborhood"] = Neighborhood(radius_um=model.context_um)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from small_model import fast_regression
 
 from mclst.runtime.bundle.bundle import BundleDraft, open_bundle
 from mclst.runtime.bundle.manifest import Settings, read_manifest
@@ -147,6 +149,22 @@ def test_version_1_opens_as_version_2_without_the_new_fields(bundle: Path) -> No
     edit(bundle, lambda m: m["encoder"].update(prediction_dim=m["genes"]))
     wider = open_bundle(bundle).manifest
     assert wider.graph_dim == 2 * (wider.encoder.embedding_dim + wider.genes)
+
+
+def test_the_log_share_of_an_earlier_version_is_refused(bundle: Path, tmp_path: Path) -> None:
+    """Of values that mclst made; a published network gives what its authors trained it to."""
+    for part in ("input", "expression"):
+        names = {"input": "none", "expression": "none", part: "log-share"}
+        edit(bundle, methodcaller("update", {"normalisation": names}))
+        refuse(bundle, "manifest.json", "log-share of an earlier version", "make the bundle again")
+        edit(bundle, lambda m: m["normalisation"].update(log_share_of="measured genes"))
+        assert len(open_bundle(bundle).bank.genes) == 12
+    network = fast_regression(tmp_path / "network", 5)
+    edit(network, lambda m: m["normalization"].pop("log_share_of"))
+    assert open_bundle(network).manifest.normalization.of_earlier_version
+    edit(network, lambda m: m.update(system="fitted"))
+    with pytest.raises(BundleError, match="earlier version"):
+        open_bundle(network)
 
 
 @pytest.mark.parametrize(

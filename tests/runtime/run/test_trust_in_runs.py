@@ -23,6 +23,7 @@ from mclst.export.calibrate import HeldOut, calibrate
 from mclst.kernels.definition.result import RetrievalResult
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.bundle.calibration import calibration_bytes
+from mclst.runtime.bundle.manifest import Normalization
 from mclst.runtime.cli.infer import main
 from mclst.runtime.cli.report import main as report_main
 from mclst.runtime.expression_map.distinct import distinct_genes
@@ -154,7 +155,7 @@ def test_a_run_loads_no_library_of_tables_or_figures(here: Path) -> None:
 def test_the_intervals_are_those_of_each_spots_distance(here: Path, units: str) -> None:
     """Units that cannot be below 0 have no bound there; others have the bound that was calibrated."""
     manifest = json.loads(Path("mclst-bundle/manifest.json").read_text())
-    manifest["normalization"] = {"input": "none", "expression": units}
+    manifest["normalization"] = Normalization.of("none", units).model_dump()
     manifest.pop("normalisation", None)
     Path("mclst-bundle/manifest.json").write_text(json.dumps(manifest))
     assert infer("--intervals", "80", "--outside-level", "0.999").exit_code == 0
