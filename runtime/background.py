@@ -40,9 +40,9 @@ class Background(Generic[T]):
         return self._future.result()
 
     @property
-    def ended(self) -> bool:
-        """Whether the function has ended, however it ended."""
-        return self._future.done()
+    def succeeded(self) -> bool:
+        """Whether the function has ended and there is a result, so that `result` raises nothing."""
+        return self._future.done() and self._future.exception() is None
 
     def wait(self) -> None:
         """Wait until the function has ended, however it ended."""

@@ -78,11 +78,9 @@ class LateMap:
     @property
     def opened(self) -> RowWriter | None:
         """The writer if it is open, else None."""
-        if self._opening is None or not self._opening.ended:
+        if self._opening is None or not self._opening.succeeded:
             return None
-        with suppress(BaseException):
-            return self._opening.result()
-        return None
+        return self._opening.result()
 
     def ready(self, run: RunContext) -> None:
         """Wait until rows can be predicted and written; raises what keeps them from it."""
