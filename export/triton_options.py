@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from mclst.runtime.atomic import check_distinct, check_writable
+from mclst.runtime.atomic import check_apart, check_distinct, check_writable
 from mclst.runtime.choices import PRECISIONS
 from mclst.runtime.click_types import PATH, add_options, option_name
 from mclst.runtime.console import check_json, publish_result, say, table
-from mclst.runtime.errors import OutputError
 
 if TYPE_CHECKING:
     from mclst.export.triton.repository import Serving
@@ -93,9 +92,7 @@ def check_repository(
     """Raise OutputError before any work if the repository cannot be written or would replace an input."""
     if triton is None:
         return
-    repository = triton.resolve()
-    if bundle.resolve() in (repository, *repository.parents):
-        raise OutputError(f"{triton} is, or is inside, the bundle {bundle}; choose another --triton")
+    check_apart(triton, bundle, option="--triton")
     check_writable(triton, overwrite=overwrite, folder=True, option="--triton")
     check_distinct((triton,), inputs)
 

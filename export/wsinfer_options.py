@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mclst.runtime.atomic import check_distinct, check_writable
+from mclst.runtime.atomic import check_apart, check_distinct, check_writable
 from mclst.runtime.cli.report_options import split_names
 from mclst.runtime.click_types import PATH, Finite, add_options
-from mclst.runtime.errors import OutputError
 
 if TYPE_CHECKING:
     from mclst.runtime.bundle.bundle import Bundle
@@ -48,8 +47,7 @@ def check_wsinfer(
         return
     if not genes:
         raise click.UsageError("--wsinfer needs --wsinfer-genes, the genes to show as classes")
-    if bundle.resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise OutputError(f"{folder} is, or is inside, the bundle {bundle}; choose another --wsinfer")
+    check_apart(folder, bundle, option="--wsinfer")
     check_writable(folder, overwrite=overwrite, folder=True, option="--wsinfer")
     check_distinct((folder,), inputs)
 

@@ -108,6 +108,13 @@ def check_distinct(
         seen.add(path)
 
 
+def check_apart(folder: Path, bundle: Path, *, option: str) -> None:
+    """Raise OutputError if one of two output folders holds the other: replacing it would destroy that one."""
+    one, other = Path(os.path.realpath(folder)), Path(os.path.realpath(bundle))
+    if one == other or one in other.parents or other in one.parents:
+        raise OutputError(f"{folder} is, holds or is inside the bundle {bundle}; choose another {option}")
+
+
 def open_private(path: Path, flags: int) -> int:
     """Open, or with O_CREAT create, a working file that only this user can have made; return its descriptor.
 

@@ -143,21 +143,48 @@ def run_cohort(
         read_cohort(cohort.slides, folder, defaults, _convert(click.get_current_context())), *cohort.shard
     )
     _check_folder(folder, jobs, cohort.slides)
-    check_json(json_path, overwrite=options.overwrite, inputs=(cohort.slides, local(bundle_path)))
+    report_path = folder / _report_name(cohort.shard)
+    _check_json(json_path, report_path, jobs, (cohort.slides, local(bundle_path)), options.overwrite)
     with open_model(server, bundle_path, trusted, lambda text: say(f"Note: {text}", quiet=quiet)) as model:
         _check_retrieval(model, jobs)
-        report = _run(cohort, model, jobs, folder, provider=options.provider, quiet=quiet)
+        report = _run(cohort, model, jobs, report_path, provider=options.provider, quiet=quiet)
     return _conclude(report, json_path, quiet=quiet)
 
 
+def _report_name(shard: tuple[int, int]) -> str:
+    part = "" if shard == (1, 1) else ".{}-of-{}".format(*shard)
+    return f"cohort{part}.run.json"
+
+
+def _check_json(
+    json_path: Path | None,
+    report_path: Path,
+    jobs: Mapping[str, Job],
+    inputs: tuple[Path | None, ...],
+    overwrite: bool,
+) -> None:
+    """Refuse a --json that would replace what the run reads or writes, as `check_json` does."""
+    if json_path is None or str(json_path) == "-":
+        return
+    of_slides = (path for job in jobs.values() for path in job.inputs)
+    check_json(json_path, overwrite=overwrite, inputs=(*inputs, *of_slides))
+    written = (path for job in jobs.values() for path in job.outputs().all)
+    check_distinct((json_path, report_path, *written), ())
+
+
 def _run(
-    cohort: CohortOptions, model: Model, jobs: Mapping[str, Job], folder: Path, *, provider: str, quiet: bool
+    cohort: CohortOptions,
+    model: Model,
+    jobs: Mapping[str, Job],
+    report_path: Path,
+    *,
+    provider: str,
+    quiet: bool,
 ) -> CohortReport:
     from mclst.runtime.cohort.report import STOPPED, CohortReport, board
 
-    part = "" if cohort.shard == (1, 1) else ".{}-of-{}".format(*cohort.shard)
     report = CohortReport(
-        folder / f"cohort{part}.run.json",
+        report_path,
         {"bundle_sha256": model.sha256, "table": str(cohort.slides), "shard": list(cohort.shard)},
         len(jobs),
     )

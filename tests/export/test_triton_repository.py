@@ -234,6 +234,11 @@ def test_what_cannot_be_served_leaves_nothing(
     for words in ((bundle,), (bundle, "--overwrite"), (bundle / "models",)):
         result = run("--bundle", bundle, "--triton", *words)
         assert result.exit_code == 5 and "choose another" in result.stderr and open_bundle(bundle)
+    holds = write_repository(open_bundle(bundle), tmp_path / "holds")
+    inner = Path(shutil.copytree(bundle, holds / "bundle"))
+    result = run("--bundle", inner, "--triton", holds, "--overwrite")
+    assert result.exit_code == 5 and "holds" in result.stderr and open_bundle(inner)
+    shutil.rmtree(holds)
     (damaged / "bank.h5").write_bytes(b"spoilt")
     result = run("--bundle", damaged, "--triton", repo)
     assert result.exit_code == 4 and "bank.h5" in result.stderr

@@ -190,6 +190,13 @@ def test_the_cohorts_table_is_never_overwritten(here: Path) -> None:
     assert (here / "A1.csv").read_bytes() == before and not Path("A1.h5ad").exists()
 
 
+@pytest.mark.parametrize("lost", ["maps/A1.h5ad", "maps/B1.run.json", "maps/cohort.run.json", "B1.tsv"])
+def test_the_json_replaces_nothing_that_the_cohort_reads_or_writes(lost: str, here: Path) -> None:
+    refused = cohort("--json", lost, "--overwrite")
+    assert refused.exit_code == 5 and lost.split("/")[-1] in refused.stderr
+    assert not Path("maps/A1.h5ad").exists() and (here / "B1.tsv").read_text().startswith("x")
+
+
 def test_a_defect_in_one_slide_is_told_with_its_traceback(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
