@@ -207,6 +207,15 @@ def _alive(pid: int) -> bool:
 
 
 @contextmanager
+def writing(path: Path, *, option: str = "another path") -> Iterator[None]:
+    """Turn an OSError into the error of `path`; see `write_error`."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(path, error, f"free space or choose {option}") from error
+
+
+@contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a hidden path to write; sync and rename it to `path` on success, remove it on an exception.
 
@@ -214,16 +223,15 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """
     part = temp_path(path)
     try:
-        yield part
-        handle = os.open(part, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        os.replace(part, path)
-        sync_folder(path.absolute().parent)
-    except OSError as error:
-        raise write_error(path, error, "free space or choose another path") from error
+        with writing(path):
+            yield part
+            handle = os.open(part, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            os.replace(part, path)
+            sync_folder(path.absolute().parent)
     finally:
         part.unlink(missing_ok=True)
 

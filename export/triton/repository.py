@@ -16,14 +16,14 @@ from mclst.export.triton.config import (
     pbtxt,
     retrieval_config,
 )
-from mclst.runtime.atomic import AtomicFolder, write_atomically
+from mclst.runtime.atomic import AtomicFolder, write_atomically, writing
 from mclst.runtime.bundle.bundle import BANK, CALIBRATION, Bundle
 from mclst.runtime.bundle.manifest import FileRecord
 from mclst.runtime.encoder.cuda.device import CudaDevice
 from mclst.runtime.encoder.onnxruntime_cpu import check_encoder, open_graph
 from mclst.runtime.encoder.tensorrt.engine_cache import Engine, EngineRequest, find_engine
 from mclst.runtime.encoder.tensorrt.library import load_library
-from mclst.runtime.errors import BundleError, ResourceError, write_error
+from mclst.runtime.errors import BundleError, ResourceError
 from mclst.runtime.hashing import file_sha256
 from mclst.runtime.serving.server_manifest import Served, ServedBundle, check_servable, inner_model
 from mclst.runtime.serving.triton_models import DOCUMENT, VERSION
@@ -97,24 +97,24 @@ def write_repository(
     check_servable(manifest.kind, name, neighborhood=manifest.neighborhood is not None)
     output = _encoder_output(bundle, serving.precision)
     engine = _engine(bundle, serving) if serving.tensorrt else None
-    with AtomicFolder(path, mark=_mark(serving.name), overwrite=overwrite, option="--triton") as draft:
-        try:
-            say(f"writing the models of {serving.name}")
-            copies = _copy(draft.part, bundle, serving, engine)
-            served = _served(bundle, serving, engine, draft.part)
-            for copy, name in copies.items():
-                if served.files[copy] != manifest.files[name]:
-                    raise BundleError(f"{bundle.path / name} changed while it was being read; run again")
-            _write_model(draft.part, served, _second(bundle))
-            _write_model(draft.part, served, "manifest")
-            (draft.part / serving.name / VERSION).mkdir(parents=True)
-            _write_config(draft.part, ensemble_config(served, output))
-            _write_config(draft.part, encoder_config(served, output))
-            document = (served.model_dump_json(indent=2) + "\n").encode()
-            write_atomically(draft.part / _mark(serving.name), document)
-            draft.publish()
-        except OSError as error:
-            raise write_error(path, error, "free space or choose another --triton") from error
+    with (
+        AtomicFolder(path, mark=_mark(serving.name), overwrite=overwrite, option="--triton") as draft,
+        writing(path, option="another --triton"),
+    ):
+        say(f"writing the models of {serving.name}")
+        copies = _copy(draft.part, bundle, serving, engine)
+        served = _served(bundle, serving, engine, draft.part)
+        for copy, name in copies.items():
+            if served.files[copy] != manifest.files[name]:
+                raise BundleError(f"{bundle.path / name} changed while it was being read; run again")
+        _write_model(draft.part, served, _second(bundle))
+        _write_model(draft.part, served, "manifest")
+        (draft.part / serving.name / VERSION).mkdir(parents=True)
+        _write_config(draft.part, ensemble_config(served, output))
+        _write_config(draft.part, encoder_config(served, output))
+        document = (served.model_dump_json(indent=2) + "\n").encode()
+        write_atomically(draft.part / _mark(serving.name), document)
+        draft.publish()
     return path
 
 

@@ -243,8 +243,6 @@ def _verify(folder: Path, name: str, manifest: Manifest) -> None:
     path, record = folder / name, manifest.files[name]
     origin = cached_snapshot(folder)
     cure = "export again" if origin is None else f"remove it from the cache, and get {origin} again"
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise BundleError(f"{folder / MANIFEST} names {name!r}, outside the bundle; export the bundle again")
     try:
         status = os.stat(path)
         if not path.is_file() or (path.is_symlink() and not links_into_cache(folder, path)):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from mclst.kernels.definition.spec import Distance, Rank, RetrievalSpec, Weighting
 from mclst.runtime.bundle.about import About
@@ -261,6 +261,15 @@ class Manifest(StrictModel):
     checkpoint: Checkpoint
     versions: dict[str, str]
     files: dict[str, FileRecord]
+
+    @field_validator("files")
+    @classmethod
+    def _stay_inside(cls, files: dict[str, FileRecord]) -> dict[str, FileRecord]:
+        for name in files:
+            path = PurePosixPath(name)
+            if not path.parts or path.is_absolute() or ".." in path.parts:
+                raise ValueError(f"it names {name!r}, outside the bundle")
+        return files
 
     @model_validator(mode="after")
     def _parts_fit_the_kind(self) -> Self:

@@ -6,9 +6,11 @@ import re
 import shutil
 import stat
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import IO
 
-from mclst.runtime.atomic import atomic_file, check_writable
+from mclst.runtime.atomic import atomic_file, check_writable, writing
 from mclst.runtime.bundle.bundle import MANIFEST, Bundle, BundleDraft, open_bundle
 from mclst.runtime.errors import BundleError
 from mclst.runtime.sharing.verify import check_no_extra_files, companions
@@ -94,7 +96,8 @@ def unpack(path: Path, out: Path, *, overwrite: bool = False) -> Bundle:
             _check_members(path, members)
             with BundleDraft(out, overwrite=overwrite) as draft:
                 for member in members:
-                    _extract(archive, member, draft.part)
+                    with archive.open(member) as source:
+                        _add(draft, member.filename, source)
                 check_no_extra_files(open_bundle(draft.part))
                 draft.publish()
     except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError) as error:
@@ -111,20 +114,36 @@ def unpack(path: Path, out: Path, *, overwrite: bool = False) -> Bundle:
 
 def copy_bundle(bundle: Bundle, out: Path, *, overwrite: bool = False) -> Bundle:
     """Copy a bundle and its companions to a folder of plain files; raises OutputError as BundleDraft does."""
+    names = (MANIFEST, *bundle.manifest.files, *companions(bundle.path))
+    return join_files({name: bundle.path / name for name in names}, out, overwrite=overwrite)
+
+
+def join_files(sources: Mapping[str, Path], out: Path, *, overwrite: bool = False) -> Bundle:
+    """Write a bundle of files that lie elsewhere, by name.
+
+    Raises BundleError if one cannot be read or is another, OutputError as BundleDraft does.
+    """
     with BundleDraft(out, overwrite=overwrite) as draft:
-        for name in (MANIFEST, *bundle.manifest.files, *companions(bundle.path)):
-            (draft.part / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle.path / name, draft.part / name)
+        for name, source in sources.items():
+            try:
+                file = source.open("rb")
+            except OSError as error:
+                raise BundleError(
+                    f"{source} cannot be read ({error.strerror or error}); get the bundle again"
+                ) from error
+            with file:
+                _add(draft, name, file)
         open_bundle(draft.part)
         draft.publish()
     return open_bundle(out)
 
 
-def _extract(archive: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> None:
-    target = folder / member.filename
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with archive.open(member) as source, target.open("xb") as file:
-        shutil.copyfileobj(source, file, BLOCK_BYTES)
+def _add(draft: BundleDraft, name: str, source: IO[bytes]) -> None:
+    target = draft.part / name
+    with writing(draft.path, option="another --out"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("xb") as file:
+            shutil.copyfileobj(source, file, BLOCK_BYTES)
 
 
 def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:

@@ -7,14 +7,14 @@ graphs from them, and `complete` puts both together.
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 from mclst.runtime.bundle.about import About
-from mclst.runtime.bundle.bundle import ENCODER, MANIFEST, Bundle, BundleDraft, open_bundle
+from mclst.runtime.bundle.bundle import ENCODER, MANIFEST, Bundle
 from mclst.runtime.bundle.manifest import Manifest, read_manifest
 from mclst.runtime.errors import BundleError
 from mclst.runtime.hashing import file_sha256
+from mclst.runtime.sharing.archive import join_files
 from mclst.runtime.sharing.verify import companions
 
 
@@ -84,11 +84,6 @@ def complete(part: Path, encoder: Path, out: Path, *, overwrite: bool = False) -
                 f"{path} is not the graph that {part / MANIFEST} lists (SHA-256 differs); export it from the "
                 f"same weights with {versions}"
             )
-    with BundleDraft(out, overwrite=overwrite) as draft:
-        for name in (MANIFEST, *manifest.files, *companions(part)):
-            target = draft.part / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile((encoder if name in missing else part) / name, target)
-        open_bundle(draft.part)
-        draft.publish()
-    return open_bundle(out)
+    names = (MANIFEST, *manifest.files, *companions(part))
+    sources = {name: (encoder if name in missing else part) / name for name in names}
+    return join_files(sources, out, overwrite=overwrite)

@@ -148,6 +148,16 @@ def test_a_file_that_the_manifest_does_not_list_is_refused(archive: Path) -> Non
     refuse(rewrite(archive, lambda target, _: target.writestr("run.py", b"x")), "run.py")
 
 
+def test_a_full_disk_is_told_of_the_folder(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(OutputError, match=r"out cannot be written \(No space left on device\)"):
+        unpack(archive, archive.with_name("out"))
+    assert os.listdir(archive.parent) == [archive.name]
+
+
 def test_what_is_no_archive_is_refused(archive: Path, tmp_path: Path) -> None:
     refuse(tmp_path / "missing.zip", "missing.zip")
     (tmp_path / "text.zip").write_text("no archive")
