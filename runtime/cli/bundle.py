@@ -13,6 +13,7 @@ from mclst.runtime.cli.bundle_hub import bioimageio, complete, pull, push, sign
 from mclst.runtime.cli.bundle_options import (
     BundleType,
     local_folder,
+    note_signature,
     quiet_option,
     signature_option,
 )
@@ -89,6 +90,8 @@ def card(location: BundleLocation, out: Path | None, hub: str | None, overwrite:
     check_writable(path, overwrite=overwrite)
     check_distinct((path,), (bundle.path / name for name in (MANIFEST, *bundle.manifest.files)))
     write_atomically(path, text.encode())
+    if out is None:
+        note_signature(bundle.path)
     click.echo(str(path))
 
 
@@ -128,6 +131,7 @@ def verify(location: BundleLocation, trusted: Trusted | None, quiet: bool) -> No
 
     Exit with 0 if all is right, else with 4 and a sentence.
     """
+    from mclst.runtime.bundle.manifest import ENGINES
     from mclst.runtime.sharing.facts import describe_parity, read_parity
     from mclst.runtime.sharing.parity_tiles import repeat_proof
     from mclst.runtime.sharing.signature import check_signature
@@ -138,7 +142,8 @@ def verify(location: BundleLocation, trusted: Trusted | None, quiet: bool) -> No
     signed = "not checked"
     if trusted is not None:
         check_signature(bundle, trusted)
-        signed = f"of {trusted}, over every file"
+        engines = " but engines/, which this machine builds" if (bundle.path / ENGINES).exists() else ""
+        signed = f"of {trusted}, over every file{engines}"
     rows = [
         ("files", f"{len(bundle.manifest.files)}, sizes and SHA-256 as in the manifest"),
         ("parity", describe_parity(read_parity(bundle))),

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mclst.runtime.bundle.location import BundleLocation, HubLocation
-from mclst.runtime.cli.bundle_options import BundleType, quiet_option
+from mclst.runtime.cli.bundle_options import BundleType, note_signature, quiet_option
 from mclst.runtime.cli.slide_argument import SlideArgument
 from mclst.runtime.click_types import PATH, SETTINGS
 from mclst.runtime.console import command, say
@@ -174,4 +174,6 @@ def bioimageio(
     if slide_path is not None:
         with open_slide(slide_path) as slide:
             tiles = tissue_tiles(bundle, slide)
-    click.echo(str(write_rdf(bundle, tiles, authors, overwrite=overwrite)))
+    path = write_rdf(bundle, tiles, authors, overwrite=overwrite)
+    note_signature(bundle.path)
+    click.echo(str(path))

@@ -11,6 +11,7 @@ import click
 from mclst.kernels.definition.spec import DISTANCES, RANKS, WEIGHTINGS, RetrievalSpec
 from mclst.runtime.bundle.location import SCHEME, BundleLocation, HubLocation
 from mclst.runtime.click_types import PATH, Finite, add_options
+from mclst.runtime.console import say
 from mclst.runtime.progress import Notify
 
 if TYPE_CHECKING:
@@ -83,6 +84,14 @@ def local_folder(location: BundleLocation, notify: Notify) -> Path:
     from mclst.runtime.sharing.hub import fetch
 
     return fetch(location, notify)
+
+
+def note_signature(folder: Path) -> None:
+    """Say that a bundle's signature, if it has one, does not cover what was just written beside it."""
+    from mclst.runtime.sharing.verify import SIGNATURE
+
+    if (folder / SIGNATURE).exists():
+        say(f"Note: {SIGNATURE} is from before; sign again with mclst-bundle sign --overwrite")
 
 
 def _option(kind: click.ParamType[Any], help_text: str) -> Callable[[Any], Any]:

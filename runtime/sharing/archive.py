@@ -12,6 +12,7 @@ from typing import IO
 
 from mclst.runtime.atomic import atomic_file, check_writable, writing
 from mclst.runtime.bundle.bundle import MANIFEST, Bundle, BundleDraft, open_bundle
+from mclst.runtime.bundle.manifest import ENGINES
 from mclst.runtime.errors import BundleError
 from mclst.runtime.sharing.verify import check_no_extra_files, companions
 
@@ -85,8 +86,8 @@ def unpack(path: Path, out: Path, *, overwrite: bool = False) -> Bundle:
     Raises
     ------
     BundleError
-        If this is no such archive: a member outside the folder, a link, a compressed or encrypted member, one
-        twice, more than the archive's own bytes; or if its bundle is refused.
+        If this is no such archive: a member outside the folder, a link, a compressed or encrypted member, an
+        engine, one twice, more than the archive's own bytes; or if its bundle is refused.
     OutputError
         If `out` exists or cannot be written.
     """
@@ -161,6 +162,10 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
             raise BundleError(
                 f"{path} holds {name!r} compressed or encrypted, as mclst-bundle pack never does; {GET_AGAIN}"
+            )
+        if name.split("/")[0].casefold() == ENGINES:
+            raise BundleError(
+                f"{path} holds {name!r}, an engine: native code, which pack leaves out; {GET_AGAIN}"
             )
         # On file systems that ignore case, one would overwrite the other.
         if name.casefold() in seen:

@@ -148,6 +148,11 @@ def test_a_file_that_the_manifest_does_not_list_is_refused(archive: Path) -> Non
     refuse(rewrite(archive, lambda target, _: target.writestr("run.py", b"x")), "run.py")
 
 
+@pytest.mark.parametrize("name", ["engines/key/engine.plan", "Engines/key/engine.plan"])
+def test_an_engine_which_no_signature_covers_is_refused(archive: Path, name: str) -> None:
+    refuse(rewrite(archive, lambda target, _: target.writestr(name, b"x")), "engine.plan", "native code")
+
+
 def test_a_full_disk_is_told_of_the_folder(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

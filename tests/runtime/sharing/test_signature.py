@@ -167,8 +167,20 @@ def test_an_engine_built_here_does_not_break_the_signature(bundle: Path, keys: P
     by_key(bundle, keys)
     (bundle / "engines" / "x").mkdir(parents=True)
     (bundle / "engines" / "x" / "engine.plan").write_bytes(b"plan")
-    assert run("verify", bundle, "--require-signature", keys / "key.pub").exit_code == 0
+    done = run("verify", bundle, "--require-signature", keys / "key.pub")
+    assert done.exit_code == 0 and "over every file but engines/" in done.stderr
     assert they_accept(bundle, keys)
+
+
+def test_a_card_written_after_the_signature_asks_for_another(bundle: Path, keys: Path) -> None:
+    by_key(bundle, keys)
+    done = run("card", bundle, "--overwrite")
+    assert (
+        done.exit_code == 0
+        and "model.sig is from before" in done.stderr
+        and "sign --overwrite" in done.stderr
+    )
+    assert_refused(run("verify", bundle, "--require-signature", keys / "key.pub"), 4, ("README.md",))
 
 
 def test_infer_refuses_what_is_not_signed(run_inputs: Path, keys: Path, tmp_path: Path) -> None:
