@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from mclst.runtime.bundle.bundle import Bundle, open_bundle
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.errors import BundleError, InputError
-from mclst.runtime.inference.providers import EncoderRequest, open_encoder
 from mclst.runtime.inference.readout import Readout, RegressionReadout, RetrievalReadout
+from mclst.runtime.providers.opening import EncoderRequest, open_encoder
 from mclst.runtime.sharing.hub import bundle_folder
 
 

@@ -35,6 +35,8 @@ from mclst.sections.location import SlideLocation, local_path
 
 if TYPE_CHECKING:
     from mclst.export.engines import EngineOptions
+    from mclst.runtime.bundle.bundle import Bundle
+    from mclst.runtime.progress import Notify
 
 
 @click.command(context_settings=SETTINGS)
@@ -156,6 +158,8 @@ def main(
     )
     parity = json.loads((bundle.path / "parity.json").read_text())
     table(summarize(bundle, parity), quiet=quiet)
+    if bundle.precisions != ("fp32",):
+        _try_encoders(bundle, lambda text: say(text, quiet=quiet))
     if triton is not None:
         publish_repository(bundle, triton, serving, overwrite=overwrite, quiet=quiet)
     if options["wsinfer"] is not None:
@@ -168,6 +172,16 @@ def main(
         return {"bundle": str(bundle.path), "manifest": manifest, "parity": parity, **served}
 
     publish_result(json_path, content, bundle.path)
+
+
+def _try_encoders(bundle: Bundle, notify: Notify) -> None:
+    """Measure what runs the bundle fastest here, so that the first run on this machine knows."""
+    from mclst.runtime.encoder.session import DEFAULT_BATCH_SIZE
+    from mclst.runtime.inference.loaded_model import LoadedModel
+
+    LoadedModel(bundle).choose_encoder(
+        "auto", "auto", DEFAULT_BATCH_SIZE, build=False, measure=True, notify=notify
+    )
 
 
 def _check_engine_options(options: dict[str, Any]) -> None:

@@ -30,9 +30,9 @@ from mclst.export.parity.tiles import keep_tiles, slide_tiles, stored_tiles, syn
 from mclst.runtime.atomic import write_atomically
 from mclst.runtime.bundle.bundle import ENCODER, GENES, PARITY, SLIDE_GRAPH
 from mclst.runtime.bundle.manifest import Settings, SlideNetwork
-from mclst.runtime.inference.providers import open_session
 from mclst.runtime.inference.slide_network import SlideNetworkSession
 from mclst.runtime.inference.spot_graph import nearest_spots
+from mclst.runtime.providers.opening import open_session
 
 Floats = NDArray[np.float32]
 

@@ -23,8 +23,8 @@ from mclst.runtime.bundle.calibration import calibration_bytes
 from mclst.runtime.bundle.manifest import Settings, SlideNetwork
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.errors import InputError, SlideError
-from mclst.runtime.inference.providers import open_session
 from mclst.runtime.inference.slide_network import SlideNetworkSession
+from mclst.runtime.providers.opening import open_session
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.tiling.bounds import check_centers
 from mclst.runtime.tiling.tiles import Tiles, TileShape

@@ -31,7 +31,7 @@ from mclst.runtime.bundle.bank import Bank, bank_bytes
 from mclst.runtime.bundle.bundle import BANK, ENCODER, PARITY
 from mclst.runtime.bundle.manifest import Settings
 from mclst.runtime.errors import ReferenceDataError
-from mclst.runtime.inference.providers import open_session
+from mclst.runtime.providers.opening import open_session
 from mclst.runtime.section_options import SectionFiles
 
 

@@ -23,50 +23,49 @@ demo: training training/fitting models/recipes export runtime/run runtime/report
 benchmarks/gpu_check: benchmarks/reading benchmarks/retrieval benchmarks/harness benchmarks/roofline export
     export/parity runtime/tiling runtime/slide runtime/decoding runtime/encoder/cuda runtime/encoder runtime
     kernels kernels/cuda kernels/definition models
-benchmarks/systems: benchmarks/contenders benchmarks/retrieval benchmarks/harness export/parity export/onnx
-    runtime/cli runtime/inference runtime/encoder runtime/bundle runtime
+benchmarks/systems: benchmarks/contenders benchmarks/retrieval benchmarks/harness export/parity
+    export/onnx runtime/cli runtime/inference runtime/providers runtime/encoder runtime/bundle runtime
     kernels kernels/definition sections/tables sections models models/recipes training/fitting
-benchmarks/whole_command: benchmarks/contenders benchmarks/harness runtime/cli runtime/inference
-    runtime/features runtime/slide runtime/bundle runtime sections/tables sections
+benchmarks/whole_command: benchmarks/encoder benchmarks/contenders benchmarks/harness runtime/cli
+    runtime/providers runtime/features runtime/slide runtime/bundle runtime sections/tables sections
 benchmarks/end_to_end: benchmarks/contenders benchmarks/harness benchmarks/schemas benchmarks/roofline
     runtime/cli runtime/report/figures runtime/bundle runtime sections/tables sections
 benchmarks/encoder: benchmarks/contenders benchmarks/harness benchmarks/schemas benchmarks/roofline
-    export/parity runtime/cli runtime/report/figures runtime/inference runtime/encoder runtime/bundle runtime
-    sections/tables
+    export/parity runtime/cli runtime/providers runtime/report/figures runtime/inference runtime/encoder
+    runtime/bundle runtime sections/tables
 benchmarks/reporting: benchmarks/contenders benchmarks/harness runtime/report/page runtime models/recipes
 benchmarks/memory: benchmarks/harness runtime/run runtime/report/figures runtime/tiling runtime/slide
     runtime/bundle runtime
 benchmarks/scale: benchmarks/memory benchmarks/page benchmarks/harness runtime/run runtime/report
     runtime/slide runtime/bundle runtime sections/formats sections/tables
 benchmarks/contenders: benchmarks/retrieval benchmarks/harness export/inputs export/onnx export/parity
-    runtime/run
-    runtime/report runtime/inference runtime/expression_map runtime/tiling runtime/encoder/cuda
-    runtime/slide runtime/encoder runtime/bundle runtime kernels/definition sections/tables sections
+    runtime/run runtime/report runtime/inference runtime/providers runtime/expression_map runtime/tiling
+    runtime/encoder/cuda runtime/slide runtime/encoder runtime/bundle runtime kernels/definition
+    sections/tables sections
 benchmarks/serving: benchmarks/harness runtime/serving runtime/report/figures runtime
 benchmarks/page: benchmarks/harness runtime/report/page runtime/expression_map runtime kernels
     kernels/definition sections
-benchmarks/accuracy: benchmarks/harness training training/fitting export/parity export/onnx runtime/inference
-    runtime/encoder runtime/features runtime/bundle runtime sections/formats sections
-benchmarks/recipes: benchmarks/harness export export/parity export/onnx runtime/inference
-    runtime/encoder/tensorrt runtime/bundle runtime
-    models/recipes
+benchmarks/accuracy: benchmarks/harness training training/fitting export/parity export/onnx
+    runtime/providers runtime/encoder runtime/features runtime/bundle runtime sections/formats sections
+benchmarks/recipes: benchmarks/harness export export/parity export/onnx runtime/providers
+    runtime/encoder/tensorrt runtime/bundle runtime models/recipes
 benchmarks/retrieval: benchmarks/harness benchmarks/roofline runtime/report/figures runtime kernels
     kernels/definition
-benchmarks/leaderboard: benchmarks/harness training/fitting runtime/inference runtime/encoder runtime/bundle
-    runtime sections
+benchmarks/leaderboard: benchmarks/harness training/fitting runtime/providers runtime/encoder
+    runtime/bundle runtime sections
 benchmarks/nulls: benchmarks/harness evaluation/baselines evaluation/metrics runtime sections/tables
 benchmarks/trust: benchmarks/harness evaluation runtime/expression_map runtime
-benchmarks/robustness: benchmarks/contenders benchmarks/harness evaluation evaluation/baselines runtime/cli
-    runtime/trust runtime/run runtime/expression_map
-    runtime/report/figures runtime/inference runtime/tiling runtime/slide runtime/encoder runtime/bundle
-    runtime sections/tables sections
+benchmarks/robustness: benchmarks/contenders benchmarks/harness evaluation evaluation/baselines
+    runtime/cli runtime/providers runtime/trust runtime/run runtime/expression_map runtime/report/figures
+    runtime/inference runtime/tiling runtime/slide runtime/encoder runtime/bundle runtime sections/tables
+    sections
 benchmarks/reading: benchmarks/harness runtime/tiling runtime/slide runtime/decoding runtime
 benchmarks/harness: runtime kernels/cpu
 benchmarks/schemas:
 benchmarks/roofline:
 benchmarks: runtime
 tl: runtime/report runtime/run runtime/sharing runtime/slide runtime/bundle runtime sections
-adapters: runtime/sharing runtime/inference runtime/encoder runtime/bundle runtime
+adapters: runtime/sharing runtime/inference runtime/providers runtime/encoder runtime/bundle runtime
 evaluation: evaluation/baselines evaluation/metrics runtime/report/page runtime/report/figures
     runtime/expression_map runtime/bundle runtime sections/formats sections/tables sections
 evaluation/baselines: training/fitting models/recipes runtime/features runtime/expression_map runtime/tiling
@@ -75,12 +74,13 @@ evaluation/baselines: training/fitting models/recipes runtime/features runtime/e
 evaluation/metrics: runtime/expression_map sections
 training: runtime/tiling runtime/slide runtime/bundle runtime kernels kernels/definition sections/formats
     sections/tables sections models models/recipes
-training/fitting: training export/onnx runtime/features runtime/inference runtime/tiling runtime/slide
+training/fitting: training export/onnx runtime/providers runtime/features runtime/tiling runtime/slide
     runtime/storage runtime/encoder runtime/trust runtime/bundle runtime kernels kernels/definition
     sections/formats sections/tables sections models models/recipes
-export: export/triton export/parity export/inputs export/onnx runtime/cli runtime/serving runtime/inference
-    runtime/encoder/tensorrt runtime/encoder/cuda runtime/encoder runtime/trust runtime/bundle runtime
-    kernels/definition sections models kernels runtime/tiling runtime/slide
+export: export/triton export/parity export/inputs export/onnx runtime/cli runtime/serving
+    runtime/inference runtime/providers runtime/encoder/tensorrt runtime/encoder/cuda runtime/encoder
+    runtime/trust runtime/bundle runtime kernels/definition sections models kernels runtime/tiling
+    runtime/slide
 export/triton: runtime/serving runtime/encoder/tensorrt runtime/encoder/cuda runtime/encoder runtime/bundle
     runtime
 export/parity: export/inputs export/onnx runtime/tiling runtime/slide runtime/encoder runtime/bundle runtime
@@ -88,21 +88,24 @@ export/parity: export/inputs export/onnx runtime/tiling runtime/slide runtime/en
 export/inputs: runtime/bundle runtime sections/formats sections/tables sections models models/recipes
 export/onnx: runtime/encoder runtime/bundle runtime models
 runtime/cli: runtime/cohort runtime/run runtime/report runtime/report/page runtime/serving runtime/sharing
-    runtime/inference runtime/expression_map runtime/slide runtime/bundle runtime
+    runtime/inference runtime/providers runtime/expression_map runtime/slide runtime/bundle runtime
     kernels/definition sections
-runtime/cohort: runtime/run runtime/report runtime/inference runtime/expression_map runtime/tiling
-    runtime/slide runtime/bundle runtime sections/tables sections
-runtime/run: runtime/report runtime/features runtime/inference runtime/report/page runtime/report/figures
-    runtime/report/export runtime/expression_map runtime/trust runtime/tiling runtime/slide runtime/storage
-    runtime/encoder runtime/bundle runtime kernels/definition sections/formats sections/tables sections
+runtime/cohort: runtime/run runtime/report runtime/inference runtime/providers runtime/expression_map
+    runtime/tiling runtime/slide runtime/bundle runtime sections/tables sections
+runtime/run: runtime/report runtime/providers runtime/features runtime/inference runtime/report/page
+    runtime/report/figures runtime/report/export runtime/expression_map runtime/trust runtime/tiling
+    runtime/slide runtime/storage runtime/encoder runtime/bundle runtime kernels/definition
+    sections/formats sections/tables sections
 runtime/report: runtime/report/page runtime/report/figures runtime/report/export runtime/expression_map
     runtime
-runtime/serving: runtime/inference runtime/encoder runtime/trust runtime/bundle runtime kernels
-    kernels/definition sections
+runtime/serving: runtime/inference runtime/providers runtime/encoder runtime/trust runtime/bundle runtime
+    kernels kernels/definition sections
 runtime/sharing: runtime/encoder runtime/tiling runtime/slide runtime/bundle runtime
 runtime/report/page: runtime/report/figures runtime/expression_map runtime
-runtime/inference: runtime/encoder/tensorrt runtime/encoder/cuda runtime/slide runtime/encoder
-    runtime/trust runtime/bundle runtime kernels kernels/cuda kernels/definition sections
+runtime/inference: runtime/providers runtime/encoder/cuda runtime/slide runtime/encoder runtime/trust
+    runtime/bundle runtime kernels kernels/cuda kernels/definition sections
+runtime/providers: runtime/encoder/tensorrt runtime/encoder/cuda runtime/encoder runtime/bundle runtime
+    kernels/cuda kernels/definition
 runtime/report/figures: runtime/expression_map runtime
 runtime/report/export: runtime/expression_map runtime/tiling runtime sections/tables sections
 runtime/encoder/tensorrt: runtime/encoder/cuda runtime/encoder runtime/bundle runtime kernels/definition

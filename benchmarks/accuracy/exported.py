@@ -15,7 +15,7 @@ from mclst.export.parity.compare import TileSet
 from mclst.export.parity.precisions import derive_graphs
 from mclst.runtime.bundle.bundle import ENCODER
 from mclst.runtime.encoder.session import DEFAULT_BATCH_SIZE
-from mclst.runtime.inference.providers import open_session
+from mclst.runtime.providers.opening import open_session
 from mclst.sections.accuracy import Score
 from mclst.training.contrastive import Training
 from mclst.training.data import TrainingSection

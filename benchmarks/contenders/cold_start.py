@@ -71,8 +71,8 @@ def first_result(
     import numpy as np
 
     from mclst.runtime.bundle.bundle import open_bundle
-    from mclst.runtime.inference.providers import EncoderRequest, open_encoder
     from mclst.runtime.inference.readout import open_readout
+    from mclst.runtime.providers.opening import EncoderRequest, open_encoder
     from mclst.runtime.slide.open import open_slide
     from mclst.runtime.tiling.bounds import check_spots
     from mclst.runtime.tiling.tiles import Tiles, TileShape

@@ -17,8 +17,8 @@ from mclst.runtime.choices import ON_CPU
 from mclst.runtime.encoder.cuda.session import DeviceSession
 from mclst.runtime.encoder.session import INPUT
 from mclst.runtime.errors import MclstError
-from mclst.runtime.inference.encoder_timings import describe_candidate
-from mclst.runtime.inference.providers import EncoderRequest, open_encoder
+from mclst.runtime.providers.opening import EncoderRequest, open_encoder
+from mclst.runtime.providers.timings import describe_candidate
 
 Opener = Callable[[ContenderInputs], Encoder]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.encoder.session import DEFAULT_BATCH_SIZE
-from mclst.runtime.inference.encoder_choice import ChoiceRequest, EncoderChoice
 from mclst.runtime.inference.loaded_model import LoadedModel
+from mclst.runtime.providers.choice import EncoderChoice
 
 SLOWER_BY_AT_MOST = 0.05
 """A choice is right within this share of the fastest."""
@@ -35,12 +35,23 @@ def compare_choice(
     of_batch = min(results, key=lambda result: abs(result["batch"] - DEFAULT_BATCH_SIZE))
     if sum(entry["ours"] for entry in of_batch["results"]) < 2:
         return None
-    with _own_cache():
-        request = ChoiceRequest("auto", "auto", DEFAULT_BATCH_SIZE, threads)
-        choice = LoadedModel(bundle, threads=threads).choose_encoder(
-            request.provider, request.precision, request.batch, build=False, measure=True, notify=_silent
-        )
+    with tempfile.TemporaryDirectory(prefix="mclst-bench-") as folder:
+        choice = choose_alone(bundle, threads, Path(folder))
     return judge_choice(choice, of_batch)
+
+
+def choose_alone(bundle: Bundle, threads: int, cache: Path) -> EncoderChoice:
+    """Choose as mclst-infer does once it has tried everything; cache: instead of the user's."""
+    before = os.environ.get("MCLST_CACHE")
+    os.environ["MCLST_CACHE"] = str(cache)
+    try:
+        return LoadedModel(bundle, threads=threads).choose_encoder(
+            "auto", "auto", DEFAULT_BATCH_SIZE, build=False, measure=True, notify=_silent
+        )
+    finally:
+        del os.environ["MCLST_CACHE"]
+        if before is not None:
+            os.environ["MCLST_CACHE"] = before
 
 
 def judge_choice(choice: EncoderChoice, of_batch: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -71,17 +82,3 @@ def judge_choice(choice: EncoderChoice, of_batch: Mapping[str, Any]) -> dict[str
 
 def _silent(text: str) -> None:
     """Say nothing."""
-
-
-@contextmanager
-def _own_cache() -> Iterator[None]:
-    """An empty user's cache, in which nothing was measured yet."""
-    before = os.environ.get("MCLST_CACHE")
-    with tempfile.TemporaryDirectory(prefix="mclst-bench-") as folder:
-        os.environ["MCLST_CACHE"] = folder
-        try:
-            yield
-        finally:
-            del os.environ["MCLST_CACHE"]
-            if before is not None:
-                os.environ["MCLST_CACHE"] = before

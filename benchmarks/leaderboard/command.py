@@ -115,7 +115,7 @@ def leaderboard(
 
 def _open_encoder(bundle: Path, provider: str) -> tuple[Any, int, str]:
     from mclst.runtime.bundle.bundle import open_bundle
-    from mclst.runtime.inference.providers import EncoderRequest, open_encoder
+    from mclst.runtime.providers.opening import EncoderRequest, open_encoder
 
     opened = open_bundle(bundle)
     request = EncoderRequest(opened.path, opened.encoder("fp32"), "fp32", 32)

@@ -73,7 +73,7 @@ def export(name: str, folder: str | Path) -> dict[str, Any]:
 
 def run(folder: str | Path, batch: int, rounds: int) -> dict[str, Any]:
     """Compare the graph with torch and time it."""
-    from mclst.runtime.inference.providers import open_session
+    from mclst.runtime.providers.opening import open_session
 
     folder = Path(folder)
     session = open_session(folder / GRAPH, "cpu")

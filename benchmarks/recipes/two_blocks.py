@@ -19,7 +19,7 @@ from mclst.models.recipes.find import find_recipe
 from mclst.models.recipes.recipe import Recipe
 from mclst.models.recipes.resize import fit_tiles
 from mclst.runtime.bundle.manifest import Preprocessing, Tile
-from mclst.runtime.inference.providers import open_session
+from mclst.runtime.providers.opening import open_session
 
 TILE_PX = 240
 """Of tiles as they come, which every recipe resizes."""

@@ -16,8 +16,8 @@ from mclst.benchmarks.robustness.trust import judge_tiles, name_colors, place_of
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.errors import InputError, SlideError
-from mclst.runtime.inference.providers import EncoderRequest, open_encoder
 from mclst.runtime.inference.readout import open_readout
+from mclst.runtime.providers.opening import EncoderRequest, open_encoder
 from mclst.runtime.run.options import RunOptions
 from mclst.runtime.run.trust import RunTrust
 from mclst.runtime.slide.open import open_slide

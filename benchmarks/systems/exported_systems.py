@@ -32,8 +32,8 @@ from mclst.models.system import systems
 from mclst.models.thitogene import ThitoGene
 from mclst.runtime.bundle.bundle import ENCODER, SLIDE_GRAPH
 from mclst.runtime.bundle.manifest import Settings, SlideNetwork
-from mclst.runtime.inference.providers import EncoderRequest, onnxruntime_beside, open_encoder
 from mclst.runtime.inference.slide_network import SlideNetworkSession
+from mclst.runtime.providers.opening import EncoderRequest, onnxruntime_beside, open_encoder
 from mclst.training.fitting.heads import COMPONENTS, neighbor_spec
 
 F32 = NDArray[np.float32]

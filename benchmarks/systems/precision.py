@@ -16,8 +16,8 @@ from mclst.benchmarks.harness.measure import paired_ratio, summarize, time_inter
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.errors import ResourceError, needs_extra
-from mclst.runtime.inference.providers import EncoderRequest, open_encoder, open_session
 from mclst.runtime.inference.readout import open_readout
+from mclst.runtime.providers.opening import EncoderRequest, open_encoder, open_session
 from mclst.sections.section import Spots
 
 BATCH = 16

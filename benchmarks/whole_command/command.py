@@ -45,12 +45,13 @@ def whole_command(
 
     In turn with it, as whole processes too: the published notebook with its imports and picture, and plain
     scripts for ONNX Runtime and OpenVINO, which save an array. `mclst first` meets the bundle for the first
-    time and measures what runs it fastest; `mclst auto` remembers that.
+    time and tries what runs it fastest; `mclst auto` remembers all that was tried.
     """
     result_files.check((slide, spots_path, bundle_path, ckpt, truth))
     import tempfile
 
     from mclst.benchmarks.contenders.inputs import score_against_truth
+    from mclst.benchmarks.encoder.choice import choose_alone
     from mclst.benchmarks.harness.machine import new_document
     from mclst.benchmarks.whole_command.measure import mclst_process, measure, peers
     from mclst.runtime.bundle.bundle import open_bundle
@@ -68,6 +69,7 @@ def whole_command(
             ours("mclst auto", cache=folder / "cache", words=()),
             ours("mclst fp32", cache=folder / "cache", words=("--precision", "fp32")),
         ]
+        choose_alone(bundle, threads, folder / "cache")
         others, absent = peers(bundle, slide, spots_path, spots, ckpt, folder, threads)
         results = {}
         inputs = [path for path in (slide, spots_path, bundle_path, ckpt) if path is not None]

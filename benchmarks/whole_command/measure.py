@@ -23,7 +23,7 @@ from mclst.benchmarks.harness.measure import PeerUnavailable, summarize, summari
 from mclst.runtime.bundle.bundle import BANK, Bundle
 from mclst.runtime.errors import ResourceError
 from mclst.runtime.features.cache import VARIABLE
-from mclst.runtime.inference.instruction_sets import instructions_of
+from mclst.runtime.providers.instruction_sets import instructions_of
 from mclst.runtime.slide.detect_format import detect_format
 from mclst.sections.section import Spots
 

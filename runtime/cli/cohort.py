@@ -145,7 +145,9 @@ def run_cohort(
     _check_folder(folder, jobs, cohort.slides)
     report_path = folder / _report_name(cohort.shard)
     _check_json(json_path, report_path, jobs, (cohort.slides, local(bundle_path)), options.overwrite)
-    with open_model(server, bundle_path, trusted, lambda text: say(f"Note: {text}", quiet=quiet)) as model:
+    with open_model(
+        server, bundle_path, trusted, lambda text: say(f"Note: {text}", quiet=quiet), len(jobs)
+    ) as model:
         _check_retrieval(model, jobs)
         report = _run(cohort, model, jobs, report_path, provider=options.provider, quiet=quiet)
     return _conclude(report, json_path, quiet=quiet)

@@ -36,8 +36,8 @@ NAMED_FAILURES = 5
 
 
 def _list_providers(location: BundleLocation | None, trusted: Trusted | None, batch_size: int) -> None:
-    from mclst.runtime.inference.encoder_choice import native_precisions
-    from mclst.runtime.inference.providers import list_providers
+    from mclst.runtime.providers.choice import native_precisions
+    from mclst.runtime.providers.opening import list_providers
 
     bundle = None if location is None else open_any_bundle(location, trusted, lambda text: None)
     for name, available, description in list_providers():

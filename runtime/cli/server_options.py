@@ -106,13 +106,17 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def open_model(
-    server: ServerOptions, bundle_path: BundleLocation, trusted: Trusted | None, notify: Notify
+    server: ServerOptions,
+    bundle_path: BundleLocation,
+    trusted: Trusted | None,
+    notify: Notify,
+    slides: int = 1,
 ) -> Iterator[Model]:
-    """Open the bundle or the server on the command line; see `open_any_bundle` and `Server`."""
+    """Open the bundle or the server on the command line; slides: see `LoadedModel`."""
     if server.url is None:
         from mclst.runtime.inference.loaded_model import LoadedModel
 
-        model = LoadedModel(open_any_bundle(bundle_path, trusted, notify))
+        model = LoadedModel(open_any_bundle(bundle_path, trusted, notify), slides=slides)
         try:
             yield model
         finally:

@@ -26,9 +26,9 @@ from mclst.runtime.cohort.run import FAILED, SlideOutcome
 from mclst.runtime.entry_points import restore_signal_handlers, signal_handlers
 from mclst.runtime.errors import BundleError, MclstError, OutputError, ResourceError
 from mclst.runtime.expression_map.parts import SlidePart
-from mclst.runtime.inference.encoder_choice import EncoderChoice
 from mclst.runtime.inference.loaded_model import LoadedModel
 from mclst.runtime.inference.model import Model
+from mclst.runtime.providers.choice import EncoderChoice
 from mclst.runtime.run.job import Job
 from mclst.runtime.run.options import RunOptions
 

@@ -9,8 +9,8 @@ from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.cohort.run import DONE, FAILED, SKIPPED, SlideOutcome, run_slide
 from mclst.runtime.errors import BundleError, describe_error
 from mclst.runtime.expression_map.parts import SlidePart, remove_parts
-from mclst.runtime.inference.encoder_choice import EncoderChoice
 from mclst.runtime.inference.loaded_model import LoadedModel
+from mclst.runtime.providers.choice import EncoderChoice
 from mclst.runtime.report.files import Files
 from mclst.runtime.run.job import Job, is_finished, resolve_spots
 from mclst.runtime.slide.open import open_slide

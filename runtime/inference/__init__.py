@@ -1,1 +1,1 @@
-"""Choose, open and keep the model that computes a run."""
+"""Open and keep the model that computes a run."""

@@ -15,20 +15,19 @@ from mclst.runtime.background import Background
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.errors import ResourceError
-from mclst.runtime.inference.encoder_choice import (
-    ChoiceRequest,
-    EncoderChoice,
-    choose_encoder,
-    known_choice,
-    runs_on_cpu,
-)
-from mclst.runtime.inference.encoder_timings import Candidate
 from mclst.runtime.inference.head import LinearHead, SplitEncoders
 from mclst.runtime.inference.memory_budget import Fit, device_free_bytes, fit_run
 from mclst.runtime.inference.model import EncoderSettings
-from mclst.runtime.inference.providers import EncoderRequest, open_encoder
 from mclst.runtime.inference.readout import LateReadout, Readout, RetrievalReadout, open_readout
 from mclst.runtime.progress import Notify
+from mclst.runtime.providers.candidates import ChoiceRequest, runs_on_cpu
+from mclst.runtime.providers.choice import (
+    EncoderChoice,
+    choose_encoder,
+    known_choice,
+)
+from mclst.runtime.providers.opening import EncoderRequest, open_encoder
+from mclst.runtime.providers.timings import Candidate
 from mclst.runtime.resources import available_cores
 from mclst.runtime.trust.calibration import Calibration
 
@@ -50,10 +49,17 @@ class LoadedModel:
         CPU threads of the encoder; all cores by default.
     choice : EncoderChoice, optional
         What runs the encoder, chosen elsewhere, whatever a run asks for.
+    slides : int
+        How many slides are to be predicted, by which trying encoders is limited.
     """
 
     def __init__(
-        self, bundle: Bundle, *, threads: int | None = None, choice: EncoderChoice | None = None
+        self,
+        bundle: Bundle,
+        *,
+        threads: int | None = None,
+        choice: EncoderChoice | None = None,
+        slides: int = 1,
     ) -> None:
         self.bundle = bundle
         self.manifest, self.sha256 = bundle.manifest, bundle.sha256
@@ -64,6 +70,7 @@ class LoadedModel:
         self.encoder_settings: EncoderSettings | None = None
         self._threads = threads
         self._given = choice
+        self._slides = slides
         self._split = SplitEncoders(bundle)
         self._preparing: Background[None] | None = None
         self._late_readout: tuple[object, LateReadout] | None = None
@@ -127,7 +134,15 @@ class LoadedModel:
             self._preparing.wait()
 
     def choose_encoder(
-        self, provider: str, precision: str, batch_size: int, *, build: bool, measure: bool, notify: Notify
+        self,
+        provider: str,
+        precision: str,
+        batch_size: int,
+        *,
+        build: bool,
+        measure: bool,
+        notify: Notify,
+        run_tiles: int | None = None,
     ) -> EncoderChoice:
         """See Model and `choose_encoder`; made once for all runs that ask for the same."""
         self._wait_for_encoder()
@@ -144,7 +159,12 @@ class LoadedModel:
                 self._choice,
                 request,
                 lambda: choose_encoder(
-                    self.bundle, request, lambda name: opener(name)[1]()[0], notify, sessions
+                    self.bundle,
+                    request,
+                    lambda name: opener(name)[1]()[0],
+                    notify,
+                    sessions,
+                    run_tiles=None if run_tiles is None else run_tiles * self._slides,
                 ),
             )
         choice = self._choice[1]

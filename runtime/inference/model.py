@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.bundle.manifest import Manifest
 from mclst.runtime.encoder.session import Session
-from mclst.runtime.inference.encoder_choice import EncoderChoice
-from mclst.runtime.inference.encoder_timings import Candidate
 from mclst.runtime.inference.head import LinearHead
 from mclst.runtime.inference.memory_budget import Fit
 from mclst.runtime.inference.readout import Readout
 from mclst.runtime.progress import Notify
+from mclst.runtime.providers.choice import EncoderChoice
+from mclst.runtime.providers.timings import Candidate
 from mclst.runtime.trust.calibration import Calibration
 
 if TYPE_CHECKING:
@@ -87,10 +87,19 @@ class Model(Protocol):
         """Wait until what `prepare` began has ended; a process must not end before."""
 
     def choose_encoder(
-        self, provider: str, precision: str, batch_size: int, *, build: bool, measure: bool, notify: Notify
+        self,
+        provider: str,
+        precision: str,
+        batch_size: int,
+        *,
+        build: bool,
+        measure: bool,
+        notify: Notify,
+        run_tiles: int | None = None,
     ) -> EncoderChoice:
-        """Choose where "auto" leaves it open; measure: whether encoders may be tried.
+        """Choose where "auto" leaves it open.
 
+        measure: whether encoders may be tried. run_tiles: see `mclst.runtime.providers.choice`.
         Raises BundleError if there is no encoder in `precision`.
         """
 

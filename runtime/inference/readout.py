@@ -17,8 +17,8 @@ from mclst.kernels.retriever import Retriever
 from mclst.runtime.background import Background
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.errors import BundleError, InputError, ResourceError
-from mclst.runtime.inference.providers import onnxruntime_beside
 from mclst.runtime.inference.slide_network import SlideNetworkSession, check_positions
+from mclst.runtime.providers.opening import onnxruntime_beside
 from mclst.runtime.trust.measures import add_section_columns, split_section_columns
 
 if TYPE_CHECKING:

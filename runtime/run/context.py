@@ -11,14 +11,14 @@ from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.encoder.cpu_stages import CpuSession
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.errors import BundleError, SlideError
-from mclst.runtime.inference.batch_choice import prompt_batch
-from mclst.runtime.inference.encoder_choice import EncoderChoice
 from mclst.runtime.inference.head import LinearHead
 from mclst.runtime.inference.memory_budget import use_fp16_bank
 from mclst.runtime.inference.model import Model, describe_location
 from mclst.runtime.inference.neighborhood import NeighborhoodMeans
 from mclst.runtime.inference.readout import Readout
 from mclst.runtime.progress import Advance, Clock, Notify
+from mclst.runtime.providers.batch_choice import prompt_batch
+from mclst.runtime.providers.choice import EncoderChoice
 from mclst.runtime.run.options import RetrievalError, RunOptions, most_bad_tiles
 from mclst.runtime.run.outputs import Outputs
 from mclst.runtime.run.trust import RunTrust

@@ -37,7 +37,8 @@ def begin_loading(folder: Path, options: RunOptions) -> Background[None]:
 
     def load() -> None:
         from mclst.runtime.bundle.bundle import unverified_bundle
-        from mclst.runtime.inference.encoder_choice import ChoiceRequest, known_choice, runs_on_cpu
+        from mclst.runtime.providers.candidates import ChoiceRequest, runs_on_cpu
+        from mclst.runtime.providers.choice import known_choice
 
         with suppress(MclstError, ImportError):  # said where it is needed
             if runs_on_cpu(options.provider):

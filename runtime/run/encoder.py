@@ -7,15 +7,15 @@ from dataclasses import replace
 
 from mclst.runtime.choices import FASTEST_FIRST, PRECISIONS
 from mclst.runtime.errors import BundleError, ResourceError
-from mclst.runtime.inference.encoder_choice import EncoderChoice
 from mclst.runtime.inference.model import Model
+from mclst.runtime.providers.choice import EncoderChoice
 from mclst.runtime.run.context import RunLog
 from mclst.runtime.run.options import RunOptions
 from mclst.runtime.run.provenance import BATCH, BUNDLE, LANES, PRECISION, PROVIDER
 
 
 def choose_encoder(
-    model: Model, options: RunOptions, stopped: Mapping[str, str] | None, log: RunLog
+    model: Model, options: RunOptions, stopped: Mapping[str, str] | None, log: RunLog, tiles: int
 ) -> tuple[RunOptions, EncoderChoice]:
     """Replace an "auto" by what will run.
 
@@ -26,6 +26,8 @@ def choose_encoder(
     stopped : mapping, optional
         The fingerprint of a stopped run that this one is to resume; its choice is kept.
     log : RunLog
+    tiles : int
+        How many the run encodes.
 
     Returns
     -------
@@ -47,6 +49,7 @@ def choose_encoder(
             # What is tried stays in memory's peak, from which a budget is reckoned.
             measure=options.memory_budget is None,
             notify=log.notify,
+            run_tiles=tiles,
         )
         if (stopped or {}).get(BUNDLE) == model.sha256:
             choice = _with_stopped_lanes(choice, stopped or {})

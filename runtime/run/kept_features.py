@@ -13,7 +13,7 @@ import numpy as np
 from mclst.runtime.encoder.cpu_stages import CpuSession
 from mclst.runtime.encoder.ring import Group, Ring, Stages, Step
 from mclst.runtime.features.cache import FeatureCache, FeatureWriter, StoredFeatures
-from mclst.runtime.inference.encoder_choice import device_id
+from mclst.runtime.providers.candidates import device_id
 from mclst.runtime.run.context import RunContext
 from mclst.runtime.run.hashes import RemoteIdentity, SlideHash
 from mclst.runtime.versions import PACKAGES, installed_versions

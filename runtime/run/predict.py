@@ -130,7 +130,7 @@ def predict(
             try:
                 resumes = options.resume and (check_later or shard is not None)
                 stopped = late.writer.stopped_fingerprint() if resumes else None
-                options, choice = choose_encoder(model, options, stopped, log)
+                options, choice = choose_encoder(model, options, stopped, log, len(table))
                 # The parts of a slide are computed alike, wherever each one runs.
                 batch = stopped_batch(model, options, stopped) if shard is None else options.batch_size
                 run = open_run(model, options, choice, inputs, outputs, log, spec, trust, batch)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mclst.runtime.atomic import check_writable, write_atomically
 
 if TYPE_CHECKING:
-    from mclst.runtime.inference.encoder_choice import EncoderChoice
+    from mclst.runtime.providers.choice import EncoderChoice
 
 FORMAT = "mclst-run/1"
 DONE, STOPPED = "done", "stopped"

@@ -16,12 +16,12 @@ from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.runtime.encoder.ring import GROUPS
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.errors import InputError
-from mclst.runtime.inference.encoder_choice import EncoderChoice
-from mclst.runtime.inference.encoder_timings import Candidate
 from mclst.runtime.inference.memory_budget import Fit
 from mclst.runtime.inference.model import EncoderSettings
 from mclst.runtime.inference.readout import RETRIEVE_ROWS, Readout, without_neighbors
 from mclst.runtime.progress import Clock, Notify
+from mclst.runtime.providers.choice import EncoderChoice
+from mclst.runtime.providers.timings import Candidate
 from mclst.runtime.serving.connection import Server
 from mclst.runtime.serving.flow_control import Counts
 from mclst.runtime.serving.server_manifest import (
@@ -205,7 +205,15 @@ class ServedModel:
         """See Model."""
 
     def choose_encoder(
-        self, provider: str, precision: str, batch_size: int, *, build: bool, measure: bool, notify: Notify
+        self,
+        provider: str,
+        precision: str,
+        batch_size: int,
+        *,
+        build: bool,
+        measure: bool,
+        notify: Notify,
+        run_tiles: int | None = None,
     ) -> EncoderChoice:
         """See Model: `encoder_settings` names the only one."""
         return EncoderChoice(provider, precision)

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from mclst.benchmarks.encoder.choice import SLOWER_BY_AT_MOST, judge_choice
 from mclst.runtime.choices import PRECISIONS
-from mclst.runtime.inference.encoder_choice import EncoderChoice
-from mclst.runtime.inference.encoder_timings import Candidate, fastest, measure
+from mclst.runtime.providers.choice import EncoderChoice
+from mclst.runtime.providers.timings import Candidate, fastest
+from mclst.runtime.providers.trials import Trial, measure
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
 RECORDED = [
@@ -44,7 +45,7 @@ def choose(speeds: Mapping[Candidate, float], *, slow_tries: int = 0) -> Encoder
 
     tiles = np.zeros((16, 1, 1, 3), np.uint8)
     names = [name for name in speeds if name[2] is None]
-    timings = measure(names, opened, fewer, tiles, 2, {}, clock=lambda: now[0])
+    timings, _ = measure(names, Trial(opened, fewer, tiles, 2, clock=lambda: now[0]), {})
     chosen = fastest(timings)
     return EncoderChoice(*chosen.name, tuple(timings))
 

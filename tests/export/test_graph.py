@@ -13,7 +13,7 @@ from small_model import tiny_network
 
 from mclst.export.onnx.graph import FoldedEncoder, preprocess, write_graph
 from mclst.runtime.bundle.manifest import Preprocessing, Tile
-from mclst.runtime.inference.providers import open_session
+from mclst.runtime.providers.opening import open_session
 
 BGR = Preprocessing(channels="bgr", pixel_range="0-255")
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

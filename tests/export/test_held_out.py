@@ -28,7 +28,7 @@ from mclst.runtime.bundle.calibration import read_calibration
 from mclst.runtime.bundle.manifest import Settings, Tile
 from mclst.runtime.cli.infer import main as infer
 from mclst.runtime.errors import CheckpointError
-from mclst.runtime.inference.providers import open_session
+from mclst.runtime.providers.opening import open_session
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.trust.calibration import OF_BANK, OF_NETWORK, SHAPES
 from mclst.sections.formats.reference import find_sections, read_section

@@ -29,7 +29,7 @@ from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.bundle.manifest import Tile
 from mclst.runtime.cli.infer import main as infer_main
 from mclst.runtime.errors import ParityError
-from mclst.runtime.inference.providers import open_session
+from mclst.runtime.providers.opening import open_session
 
 pytestmark = pytest.mark.usefixtures("short_stnet")
 

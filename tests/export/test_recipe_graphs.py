@@ -23,7 +23,7 @@ from mclst.export.onnx.graph import save
 from mclst.export.parity.tiles import synthetic_tiles
 from mclst.models.recipes.find import RECIPES
 from mclst.runtime.bundle.manifest import Tile
-from mclst.runtime.inference.providers import open_session
+from mclst.runtime.providers.opening import open_session
 
 RESULT = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "recipes-two-blocks.json"
 FAMILIES = {

@@ -22,9 +22,9 @@ from mclst.export.onnx.graph import preprocess, write_graph
 from mclst.export.onnx.slide_graph import write_slide_graph
 from mclst.models.thitogene import GraphAttention
 from mclst.runtime.bundle.manifest import Graph, Preprocessing, SlideNetwork, Tile
-from mclst.runtime.inference.providers import open_session
 from mclst.runtime.inference.slide_network import SlideNetworkSession
 from mclst.runtime.inference.spot_graph import nearest_spots
+from mclst.runtime.providers.opening import open_session
 
 X_MAJOR = Preprocessing(pixel_range="0-255", axes="x-major")
 GRAPHS: dict[str, Graph | None] = {

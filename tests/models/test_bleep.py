@@ -21,7 +21,7 @@ from mclst.models.bleep import Bleep
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.cli.infer import main
 from mclst.runtime.errors import CheckpointError
-from mclst.runtime.inference.providers import open_session
+from mclst.runtime.providers.opening import open_session
 
 TILE_PX = 32
 

@@ -28,9 +28,9 @@ from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.bundle.manifest import Graph, Normalization, Preprocessing, Settings, Tile
 from mclst.runtime.cli.infer import main as infer_main
 from mclst.runtime.errors import SpotsError
-from mclst.runtime.inference.providers import open_session
 from mclst.runtime.inference.slide_network import check_positions
 from mclst.runtime.inference.spot_graph import nearest_spots
+from mclst.runtime.providers.opening import open_session
 from mclst.runtime.tiling.tiles import Tiles
 from mclst.sections.tables.spots import read_spots
 

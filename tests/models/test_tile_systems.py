@@ -16,7 +16,7 @@ from mclst.export.onnx.graph import write_graph
 from mclst.models.bleep import Bleep
 from mclst.models.mclstexp import MclSTExp
 from mclst.runtime.bundle.manifest import Preprocessing, Tile
-from mclst.runtime.inference.providers import open_session
+from mclst.runtime.providers.opening import open_session
 
 pytestmark = pytest.mark.usefixtures("short_stnet")
 MEAN, STD = (0.7, 0.5, 0.6), (0.2, 0.25, 0.3)

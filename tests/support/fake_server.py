@@ -25,8 +25,8 @@ from held_port import HeldPort
 from numpy.typing import NDArray
 
 from mclst.runtime.bundle.bundle import CALIBRATION, open_bundle
-from mclst.runtime.inference.providers import EncoderRequest, open_encoder
 from mclst.runtime.inference.readout import RegressionReadout, RetrievalReadout
+from mclst.runtime.providers.opening import EncoderRequest, open_encoder
 from mclst.runtime.serving.flow_control import FlowControl
 from mclst.runtime.serving.server_manifest import PART_BYTES
 from mclst.runtime.trust.measures import PlacedResult

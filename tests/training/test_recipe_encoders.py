@@ -13,7 +13,7 @@ from training_runs import run
 
 from mclst.export.bundling import export_bundle
 from mclst.runtime.bundle.bundle import open_bundle
-from mclst.runtime.inference.providers import open_session
+from mclst.runtime.providers.opening import open_session
 
 RECIPE = """\
 name: my-vit

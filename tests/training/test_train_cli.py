@@ -23,7 +23,7 @@ from training_runs import QUICK, SECTIONS, TINY, config, export_bank, in_float64
 from mclst.export.bundling import export_bundle
 from mclst.models.mclstexp import MclSTExp
 from mclst.runtime.errors import CheckpointError, InputError, ReferenceDataError
-from mclst.runtime.inference.providers import open_session
+from mclst.runtime.providers.opening import open_session
 from mclst.sections.accuracy import score
 from mclst.sections.formats.reference import find_sections, read_section
 from mclst.training.checkpoint import PUBLISHED_ROWS, published_state, write_checkpoint

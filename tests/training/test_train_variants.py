@@ -24,7 +24,7 @@ from mclst.models.bleep import Bleep
 from mclst.runtime.bundle.manifest import Context
 from mclst.runtime.cli.infer import main as infer
 from mclst.runtime.errors import ReferenceDataError
-from mclst.runtime.inference.providers import open_session
+from mclst.runtime.providers.opening import open_session
 from mclst.sections.accuracy import score
 from mclst.sections.formats.reference import find_sections, read_section
 from mclst.training.checkpoint import write_checkpoint

@@ -26,8 +26,8 @@ from mclst.runtime.encoder.ring import Ring
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.errors import ReferenceDataError
 from mclst.runtime.features.cache import FeatureCache, FeatureWriter, StoredFeatures
-from mclst.runtime.inference.providers import EncoderRequest, open_encoder
 from mclst.runtime.progress import Clock
+from mclst.runtime.providers.opening import EncoderRequest, open_encoder
 from mclst.runtime.slide.base import Slide, TileReadError
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.storage.digest import slide_sha256

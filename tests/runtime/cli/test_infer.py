@@ -26,7 +26,7 @@ from mclst.runtime.bundle.bundle import Bundle, open_bundle
 from mclst.runtime.cli.infer import main
 from mclst.runtime.cli.report import main as report_main
 from mclst.runtime.hashing import file_sha256
-from mclst.runtime.inference.providers import open_session
+from mclst.runtime.providers.opening import open_session
 
 
 def infer(*words: str) -> Result:

@@ -22,7 +22,7 @@ from mclst.runtime.cohort.cluster import _private_cluster
 from mclst.runtime.cohort.cluster_worker import Task, Worker
 from mclst.runtime.cohort.run import SlideOutcome
 from mclst.runtime.expression_map.parts import SlidePart
-from mclst.runtime.inference.encoder_choice import EncoderChoice
+from mclst.runtime.providers.choice import EncoderChoice
 from mclst.runtime.report.files import Files
 from mclst.runtime.run.job import Job
 from mclst.runtime.run.options import RunOptions

@@ -333,7 +333,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_provider_gives_what_the_cpu_gives(provider: str, bundle: Path) -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     pytest.importorskip("pydantic", reason="pydantic is not installed")
-    from mclst.runtime.inference.providers import EncoderRequest, open_encoder, open_session
+    from mclst.runtime.providers.opening import EncoderRequest, open_encoder, open_session
 
     messages: list[str] = []
     started = time.perf_counter()

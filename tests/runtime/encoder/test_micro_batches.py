@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.encoder.micro_batches import MICRO_BATCH_SIZE, MicroBatches
-from mclst.runtime.inference.providers import open_session
+from mclst.runtime.providers.opening import open_session
 
 
 def numbered(n: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from mclst.runtime.cli.infer import main as infer
 from mclst.runtime.encoder import openvino_cache
 from mclst.runtime.encoder.openvino import OpenVinoSession
 from mclst.runtime.errors import BundleError, ResourceError
-from mclst.runtime.inference.providers import EncoderRequest, list_providers, open_encoder, open_session
+from mclst.runtime.providers.opening import EncoderRequest, list_providers, open_encoder, open_session
 
 ov = pytest.importorskip("openvino")
 

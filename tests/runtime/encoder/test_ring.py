@@ -22,8 +22,8 @@ from mclst.runtime import RunOptions, open_bundle, open_slide, predict
 from mclst.runtime.encoder.cpu_stages import CpuStages
 from mclst.runtime.encoder.ring import Group, Ring, encode_now
 from mclst.runtime.errors import ResourceError
-from mclst.runtime.inference.providers import open_session
 from mclst.runtime.progress import Clock
+from mclst.runtime.providers.opening import open_session
 from mclst.runtime.tiling.tiles import Tiles, TileShape
 
 SIDE, WIDTH = 4, 3

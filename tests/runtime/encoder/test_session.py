@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from mclst.runtime.errors import BundleError, ResourceError
-from mclst.runtime.inference.providers import open_session
+from mclst.runtime.providers.opening import open_session
 from mclst.runtime.resources import gc_disabled
 
 NO_CUDA = "CUDAExecutionProvider" not in onnxruntime.get_available_providers()

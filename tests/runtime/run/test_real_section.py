@@ -16,7 +16,7 @@ from mclst.kernels.definition.spec import RetrievalSpec
 from mclst.kernels.retriever import Retriever
 from mclst.runtime.bundle.bundle import Bundle, open_bundle
 from mclst.runtime.cli.infer import main as infer
-from mclst.runtime.inference.providers import open_session
+from mclst.runtime.providers.opening import open_session
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.tiling.tiles import Tiles, TileShape
 from mclst.sections import read_spots

@@ -29,7 +29,7 @@ from mclst.runtime.cli.report import main as report_main
 from mclst.runtime.expression_map.distinct import distinct_genes
 from mclst.runtime.expression_map.morans_i import morans_i
 from mclst.runtime.expression_map.writer import MapWriter
-from mclst.runtime.inference.providers import open_session
+from mclst.runtime.providers.opening import open_session
 from mclst.runtime.report.page.openseadragon import VIEWER_PATH
 from mclst.runtime.trust.calibration import Calibration
 from mclst.runtime.trust.measures import MeasuredResult

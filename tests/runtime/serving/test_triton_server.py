@@ -37,7 +37,7 @@ from mclst.kernels.retriever import Retriever
 from mclst.runtime import open_bundle
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.bundle.calibration import calibration_bytes
-from mclst.runtime.inference.providers import open_session
+from mclst.runtime.providers.opening import open_session
 from mclst.runtime.serving.probe import main as probe
 from mclst.runtime.serving.server_manifest import read_served
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from mclst.kernels.retriever import Retriever
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.cli.infer import main
-from mclst.runtime.inference.providers import open_session
+from mclst.runtime.providers.opening import open_session
 
 
 def grid(width: int, height: int, step: int) -> np.ndarray:

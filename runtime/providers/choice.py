@@ -5,46 +5,43 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
-from mclst.kernels.cuda.devices import driver_is_installed
 from mclst.runtime.bundle.bundle import Bundle
-from mclst.runtime.choices import FASTEST_FIRST, ON_CPU, PRECISIONS
+from mclst.runtime.choices import ON_CPU, PRECISIONS
 from mclst.runtime.encoder.cuda.device import CudaDevice
-from mclst.runtime.encoder.micro_batches import is_heavy
 from mclst.runtime.encoder.session import DEFAULT_BATCH_SIZE, Session
-from mclst.runtime.encoder.tensorrt.engine_cache import EngineRequest, find_engine
-from mclst.runtime.encoder.tensorrt.library import load_library
 from mclst.runtime.errors import BundleError, ResourceError
-from mclst.runtime.inference.encoder_timings import (
+from mclst.runtime.progress import Notify
+from mclst.runtime.providers.candidates import (
+    ON_CUDA,
+    ChoiceRequest,
+    candidates,
+    device_id,
+    expected_order,
+    fewer_lanes,
+    lanes_of,
+)
+from mclst.runtime.providers.instruction_sets import gpu_multiplies, instructions_of
+from mclst.runtime.providers.timings import (
     Candidate,
     Record,
     Timing,
     describe_candidate,
     fastest,
     is_recent,
-    is_settled,
-    measure,
+    not_settled,
     read_record,
     store_record,
 )
-from mclst.runtime.inference.instruction_sets import gpu_multiplies, instructions_of, processor_id
-from mclst.runtime.inference.providers import check_provider, flavor_of
-from mclst.runtime.progress import Notify
+from mclst.runtime.providers.trials import Trial, is_worth_trying, measure
 from mclst.runtime.resources import available_cores
 from mclst.runtime.versions import installed_versions
 
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
 """Packages that decide an encoder's speed."""
-
-BUILT_FIRST = ("fp16", "fp32")
-"""Precisions of which TensorRT gets an engine if it has none: the first that the bundle has."""
-
-ON_CUDA = ("fp32", "fp16")
-"""ONNX Runtime's CUDA provider has no int8 products for explicit Q/DQ, and few operators in bf16."""
 
 Open = Callable[[Candidate], Session]
 """Candidate → the encoder; raises ResourceError or BundleError."""
@@ -87,32 +84,6 @@ class EncoderChoice:
         }
 
 
-@dataclass(frozen=True)
-class ChoiceRequest:
-    """What may be chosen.
-
-    provider, precision: "auto", or the one to take. batch: tiles encoded at once. threads: of the CPU.
-    build: whether TensorRT may build an engine. measure: whether candidates may be opened and tried.
-    """
-
-    provider: str
-    precision: str
-    batch: int
-    threads: int
-    build: bool = True
-    measure: bool = True
-
-
-def runs_on_cpu(provider: str) -> bool:
-    """Whether a provider, or what "auto" chooses from, is on the CPU."""
-    return provider in ON_CPU or not any(_is_here(name) for name in FASTEST_FIRST if name not in ON_CPU)
-
-
-def device_id(provider: str) -> str:
-    """Return what tells the device of an available provider from others: the processor or the GPU."""
-    return processor_id() if provider in ON_CPU else str(CudaDevice().gpu)
-
-
 def choose_encoder(
     bundle: Bundle,
     request: ChoiceRequest,
@@ -120,13 +91,14 @@ def choose_encoder(
     notify: Notify,
     sessions: dict[Candidate, Session],
     *,
+    run_tiles: int | None = None,
     clock: Callable[[], datetime] | None = None,
 ) -> EncoderChoice:
     """Choose a provider, a precision, and the lanes of a large network on the CPU.
 
     Where the first two are named, or fp32 is, or the bundle has fp32 alone, nothing is measured. Otherwise
-    what was measured before on such a machine decides, if it still counts (see `is_settled`); else the
-    candidates are tried now, and the result is kept in the user's cache.
+    the fastest measured here is taken. What is not settled yet (see `not_settled`) is tried now, as far as
+    the run's length allows, and the result is kept in the user's cache: later runs try the rest.
 
     Parameters
     ----------
@@ -137,6 +109,8 @@ def choose_encoder(
         Called before it takes seconds.
     sessions : dict
         Empty; what was tried and found to be the fastest is left open in it.
+    run_tiles : int, optional
+        How many tiles the run encodes, by which trying is limited (see `time_limit`); None for no limit.
     clock : callable, optional
         The time, with its zone.
 
@@ -150,16 +124,18 @@ def choose_encoder(
         If the bundle has no encoder in the precision named.
     """
     now = datetime.now(UTC) if clock is None else clock()
-    choice, names, record = _recall(bundle, request, now)
+    choice, names, record = _recall(bundle, request, run_tiles, now)
     if choice is not None:
         return choice
     if request.measure:
-        notify("measuring which provider and precision run this bundle fastest here; once, for seconds")
-        timings = _measure(bundle, names, request, open_one, sessions)
+        notify("trying which provider and precision run this bundle fastest here")
+        # A record that has expired says nothing about today's drivers and clocks.
+        recent = record if record is not None and is_recent(record, now) else None
+        timings, refused = _measure(
+            bundle, names, recent, request, Opening(open_one, sessions, run_tiles), now
+        )
         if timings:
-            # A record that has expired says nothing about today's drivers and clocks.
-            recent = record if record is not None and is_recent(record, now) else None
-            record = Record(tuple(timings), now, 1).merged(recent)
+            record = Record(tuple(timings), now, tuple(refused)).merged(recent)
             store_record(_key(bundle, names, request), record)
     if record is None:
         precisions = _allowed(bundle, request)
@@ -171,11 +147,11 @@ def known_choice(
     bundle: Bundle, request: ChoiceRequest, *, clock: Callable[[], datetime] | None = None
 ) -> EncoderChoice | None:
     """Choose without measuring; None if that takes a measurement. Raises as `choose_encoder` does."""
-    return _recall(bundle, request, datetime.now(UTC) if clock is None else clock())[0]
+    return _recall(bundle, request, None, datetime.now(UTC) if clock is None else clock())[0]
 
 
 def _recall(
-    bundle: Bundle, request: ChoiceRequest, now: datetime
+    bundle: Bundle, request: ChoiceRequest, run_tiles: int | None, now: datetime
 ) -> tuple[EncoderChoice | None, list[tuple[str, str]], Record | None]:
     """Return the choice if it takes no measurement, the candidates, and what was measured of them."""
     precisions = _allowed(bundle, request)
@@ -187,8 +163,24 @@ def _recall(
         only = names[0] if names else (request.provider, precisions[0])
         return EncoderChoice(*only), names, None
     record = read_record(_key(bundle, names, request))
-    settled = record is not None and is_settled(record, now)
-    return _from_record(record) if record is not None and settled else None, names, record
+    if record is None or not is_recent(record, now):
+        return None, names, record
+    choice = _from_record(record)
+    speed = max(t.tiles_per_second for t in record.timings)
+    settled = not _not_settled(bundle, names, record, request, now)
+    if settled or not is_worth_trying(lanes_of(names, request), speed, run_tiles):
+        return choice, names, record
+    return None, names, record
+
+
+def _not_settled(
+    bundle: Bundle, names: list[tuple[str, str]], record: Record, request: ChoiceRequest, now: datetime
+) -> list[Candidate]:
+    """What to try, the lanes of the fastest last; see `not_settled`."""
+    due = not_settled(record, [(*name, None) for name in names], now)
+    fewer = fewer_lanes(bundle, fastest(record.timings).name, lanes_of(names, request))
+    known = {timing.name for timing in record.timings} | set(record.refused)
+    return due if fewer is None or fewer in known else [*due, fewer]
 
 
 def _allowed(bundle: Bundle, request: ChoiceRequest) -> tuple[str, ...]:
@@ -253,78 +245,41 @@ def native_precisions(
     return rows
 
 
-def candidates(bundle: Bundle, precisions: tuple[str, ...], request: ChoiceRequest) -> list[tuple[str, str]]:
-    """Return each (provider, precision) that is here and that the device computes in by itself.
+@dataclass(frozen=True)
+class Opening:
+    """How encoders are opened for trying; see `choose_encoder`."""
 
-    Where a GPU's provider is here, those on the CPU are left out.
-    """
-    names: list[tuple[str, str]] = []
-    for provider in FASTEST_FIRST if request.provider == "auto" else (request.provider,):
-        if names and provider in ON_CPU and names[0][0] not in ON_CPU:
-            break
-        if not _is_here(provider):
-            continue
-        names += [(provider, p) for p in _precisions_of(provider, bundle, precisions, request)]
-    return names
-
-
-def _is_here(provider: str) -> bool:
-    if provider in ON_CPU:
-        # Importing it takes up to half a second, which a remembered choice may spare.
-        return find_spec({"cpu": "onnxruntime"}.get(provider, provider)) is not None
-    if not driver_is_installed():  # before a binding, which takes time to import
-        return False
-    try:
-        CudaDevice()
-        check_provider(provider)
-    except ResourceError:
-        return False
-    return True
-
-
-def _precisions_of(
-    provider: str, bundle: Bundle, precisions: tuple[str, ...], request: ChoiceRequest
-) -> list[str]:
-    if provider in ON_CPU:
-        return [p for p in precisions if instructions_of(provider, p) is not None]
-    gpu = CudaDevice().gpu
-    native = [p for p in precisions if gpu_multiplies(p, gpu.compute_capability)]
-    if provider == "cuda":
-        return [p for p in native if p in ON_CUDA]
-    library = load_library(flavor_of(provider))
-    ready = [
-        p
-        for p in native
-        if find_engine(bundle.path, EngineRequest(bundle.encoder(p), p, library, gpu, request.batch))[0]
-    ]
-    if ready or not request.build:
-        return ready
-    return [p for p in BUILT_FIRST if p in native][:1] or native[:1]
+    open_one: Open
+    sessions: dict[Candidate, Session]
+    run_tiles: int | None
 
 
 def _measure(
     bundle: Bundle,
     names: list[tuple[str, str]],
+    record: Record | None,
     request: ChoiceRequest,
-    open_one: Open,
-    sessions: dict[Candidate, Session],
-) -> list[Timing]:
+    opening: Opening,
+    now: datetime,
+) -> tuple[list[Timing], list[Candidate]]:
     def opened(name: Candidate) -> Session | None:
         bundle.encoder(name[1])  # a damaged one is no reason to take another
         try:
-            return open_one(name)
+            return opening.open_one(name)
         except (ResourceError, BundleError):
             return None  # such as an operator that this provider does not have
 
-    def fewer_lanes(name: Candidate) -> Candidate | None:
-        # With small networks a lane per core was the fastest wherever it was measured.
-        provider, precision, now = name
-        if provider not in ON_CPU or not is_heavy(bundle.encoder(precision)):
-            return None
-        half = (now or lanes) // 2
-        return (provider, precision, half) if half else None
-
     side = bundle.manifest.tile.size_px
-    tiles = np.random.default_rng(0).integers(0, 256, (request.batch, side, side, 3), np.uint8)
-    lanes = request.batch if names[0][0] not in ON_CPU else min(request.threads, request.batch)
-    return measure([(*name, None) for name in names], opened, fewer_lanes, tiles, lanes, sessions)
+    lanes = lanes_of(names, request)
+    trial = Trial(
+        opened,
+        lambda name: fewer_lanes(bundle, name, lanes),
+        np.random.default_rng(0).integers(0, 256, (request.batch, side, side, 3), np.uint8),
+        lanes,
+        opening.run_tiles,
+    )
+    if record is None:
+        return measure(expected_order(names), trial, opening.sessions)
+    first = fastest(record.timings).name
+    due = [name for name in _not_settled(bundle, names, record, request, now) if name != first]
+    return measure([first, *due], trial, opening.sessions, {timing.name for timing in record.timings})

@@ -25,9 +25,14 @@ from mclst.runtime.choices import FASTEST_FIRST, PRECISIONS
 from mclst.runtime.cli.infer import main
 from mclst.runtime.encoder.onnxruntime_cpu import OnnxSession
 from mclst.runtime.errors import BundleError, ResourceError
-from mclst.runtime.inference import encoder_choice, encoder_timings, instruction_sets, providers
-from mclst.runtime.inference.encoder_choice import ChoiceRequest, EncoderChoice, candidates, choose_encoder
-from mclst.runtime.inference.encoder_timings import (
+from mclst.runtime.providers import candidates as encoder_candidates
+from mclst.runtime.providers import choice as encoder_choice
+from mclst.runtime.providers import instruction_sets
+from mclst.runtime.providers import opening as providers
+from mclst.runtime.providers import timings as encoder_timings
+from mclst.runtime.providers.candidates import ChoiceRequest, candidates, expected_order
+from mclst.runtime.providers.choice import EncoderChoice, choose_encoder, known_choice
+from mclst.runtime.providers.timings import (
     FAST_ENOUGH,
     KEPT,
     NEAR,
@@ -35,12 +40,13 @@ from mclst.runtime.inference.encoder_timings import (
     Record,
     Timing,
     fastest,
-    is_settled,
-    measure,
+    is_recent,
+    not_settled,
     read_record,
     record_path,
     store_record,
 )
+from mclst.runtime.providers.trials import LIMIT_SHARE, Trial, is_worth_trying, measure
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 TILES = np.zeros((16, 8, 8, 3), np.uint8)
@@ -56,11 +62,14 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Machine:
     """Encoders that take known seconds per tile, by their own clock."""
 
-    def __init__(self, lanes: int = 2, **seconds: Callable[[int], float] | float) -> None:
+    def __init__(
+        self, lanes: int = 2, opens_in: float = 0.0, **seconds: Callable[[int], float] | float
+    ) -> None:
         """seconds: per tile, by "provider_precision" and perhaps lanes; or a function of the number of the
         call.
         """
         self.seconds, self.now, self.calls = seconds, 0.0, dict.fromkeys(seconds, 0)
+        self.opens_in = opens_in
         self.lanes, self.most_open = lanes, 0
         self.sessions: dict[Candidate, Any] = {}
 
@@ -72,6 +81,7 @@ class Machine:
         if name not in self.seconds:
             return None
         self.most_open = max(self.most_open, len(self.sessions) + 1)
+        self.now += self.opens_in
 
         def encode(tiles: np.ndarray) -> None:
             per_tile = self.seconds[name]
@@ -84,16 +94,16 @@ class Machine:
         half = (candidate[2] or self.lanes) // 2
         return (*candidate[:2], half) if half else None
 
-    def measure(self, *names: Candidate) -> list[Timing]:
-        return measure(
-            names, self.open_one, self.fewer_lanes, TILES, self.lanes, self.sessions, clock=self.clock
-        )
+    def measure(self, *names: Candidate, run_tiles: int | None = None) -> list[Timing]:
+        trial = Trial(self.open_one, self.fewer_lanes, TILES, self.lanes, run_tiles, self.clock)
+        timings, self.refused = measure(names, trial, self.sessions)
+        return timings
 
 
 def test_the_fastest_of_those_that_open_wins() -> None:
     machine = Machine(cpu_fp32=0.05, openvino_int8=0.02)
     timings = machine.measure(FP32, BF16, INT8)
-    assert [t.name for t in timings] == [FP32, INT8], "bf16 does not open"
+    assert [t.name for t in timings] == [FP32, INT8] and machine.refused[:1] == [BF16]
     assert [t.tiles_per_second for t in timings] == pytest.approx([20, 50], rel=1e-3)
     assert fastest(timings).name == INT8
     assert EncoderChoice(*INT8, timings=tuple(timings)).times_fp32 == pytest.approx(2.5, rel=1e-3)
@@ -117,7 +127,7 @@ def test_a_large_encoder_is_tried_with_few_tiles_and_beside_one_other() -> None:
     timings = machine.measure(FP32, BF16, INT8)
     assert fastest(timings).name == INT8 and list(machine.sessions) == [INT8]
     assert machine.most_open == 2, "each takes gigabytes"
-    assert machine.calls == {"cpu_fp32": 2, "openvino_bf16": 2, "openvino_int8": 2, "openvino_int8_1": 2}
+    assert machine.calls == {"cpu_fp32": 1, "openvino_bf16": 2, "openvino_int8": 2, "openvino_int8_1": 2}
 
 
 @pytest.mark.parametrize(
@@ -162,40 +172,121 @@ def timing(name: Candidate, speed: float) -> Timing:
     return Timing(*name[:2], speed, name[2])
 
 
-def record(times: int = 1, age: timedelta = timedelta(), **speeds: float) -> Record:
+def record(
+    times: int = 1, age: timedelta = timedelta(), refused: tuple[Candidate, ...] = (), **speeds: float
+) -> Record:
     timings = []
     for name, speed in speeds.items():
         provider, precision, *lanes = name.split("_")
-        timings.append(Timing(provider, precision, speed, *map(int, lanes)))
-    return Record(tuple(timings), NOON - age, times)
+        timings.append(Timing(provider, precision, speed, int(lanes[0]) if lanes else None, times))
+    return Record(tuple(timings), NOON - age, refused)
 
 
 @pytest.mark.parametrize(
-    ("kept", "settled"),
+    ("kept", "tried"),
     [
-        (record(cpu_fp32=20, openvino_int8=50), True),
-        (record(cpu_fp32=20), True),
-        (record(cpu_fp32=20, openvino_int8=50, openvino_int8_1=49), True),
-        (record(cpu_fp32=4.8, openvino_int8=5), True),
-        (record(cpu_fp32=48, openvino_int8=50), False),
-        (record(times=3, cpu_fp32=48, openvino_int8=50), True),
-        (record(age=KEPT + timedelta(days=1), cpu_fp32=20, openvino_int8=50), False),
-        (record(age=timedelta(days=-2), cpu_fp32=20, openvino_int8=50), False),
-        (record(age=timedelta(hours=25), cpu_fp32=20, openvino_int8=50), False),
-        (record(times=2, age=timedelta(days=29), cpu_fp32=20, openvino_int8=50), True),
+        (record(cpu_fp32=20, openvino_int8=50, openvino_bf16=10), []),
+        (record(cpu_fp32=20), [INT8, BF16]),
+        (record(cpu_fp32=20, openvino_int8=50, refused=(BF16,)), []),
+        (record(cpu_fp32=FAST_ENOUGH), []),
+        (record(cpu_fp32=20, openvino_int8=50, openvino_int8_1=49, openvino_bf16=10), []),
+        (record(cpu_fp32=48, openvino_int8=50, openvino_bf16=10), [INT8]),
+        (record(cpu_fp32=48, openvino_int8=50, openvino_bf16=47), [INT8, BF16]),
+        (record(times=3, cpu_fp32=48, openvino_int8=50, openvino_bf16=10), []),
+        (
+            record(age=timedelta(hours=25), cpu_fp32=20, openvino_int8=50, openvino_bf16=10),
+            [INT8, FP32, BF16],
+        ),
+        (record(age=timedelta(hours=25), cpu_fp32=20, openvino_int8=50), [BF16, INT8, FP32]),
+        (record(times=2, age=timedelta(days=29), cpu_fp32=20, openvino_int8=50, openvino_bf16=10), []),
     ],
 )
-def test_a_clear_recent_choice_is_settled(kept: Record, settled: bool) -> None:
-    assert is_settled(kept, NOON) is settled
+def test_what_is_unknown_unconfirmed_or_near_is_tried(kept: Record, tried: list[Candidate]) -> None:
+    assert not_settled(kept, [FP32, INT8, BF16], NOON) == tried
+
+
+@pytest.mark.parametrize(
+    ("age", "recent"), [(timedelta(), True), (KEPT + timedelta(days=1), False), (timedelta(days=-2), False)]
+)
+def test_a_record_counts_for_a_month(age: timedelta, recent: bool) -> None:
+    assert is_recent(record(age=age, cpu_fp32=20), NOON) is recent
+
+
+# Encoders that a run opens anyway take about 50 tiles/s, all others open in 0.7 s.
+@pytest.mark.parametrize(
+    ("run_tiles", "tried", "within"),
+    [
+        (100, [INT8, FP32], 1.7),
+        (2000, [INT8, FP32], 1.7),
+        (10_000, [INT8, FP32, BF16], 4.0),
+        (None, [INT8, FP32, BF16], 9),
+    ],
+)
+def test_trying_takes_a_second_or_a_share_of_a_long_run(
+    run_tiles: int | None, tried: list[Candidate], within: float
+) -> None:
+    machine = Machine(opens_in=0.7, openvino_int8=0.02, cpu_fp32=0.02, openvino_bf16=0.03)
+    timings = machine.measure(INT8, FP32, BF16, run_tiles=run_tiles)
+    assert [t.name for t in timings] == tried
+    opened_anyway = 0.7
+    assert machine.now - opened_anyway <= within + 0.3, "its own tries take 0.3 s"
+    assert fastest(timings).name in machine.sessions
+
+
+@pytest.mark.parametrize(
+    ("int8", "bf16", "order"),
+    [
+        ("AVX-512 VNNI", "AVX-512 BF16", [INT8, FP32, ("cpu", "int8", None), BF16]),
+        ("AMX-INT8", "AMX-BF16", [INT8, FP32, BF16, ("cpu", "int8", None)]),
+        ("AVX2", None, [FP32, ("cpu", "int8", None), BF16, INT8]),
+    ],
+)
+def test_what_is_probably_the_fastest_is_tried_first(
+    int8: str, bf16: str | None, order: list[Candidate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = {INT8[:2]: int8, BF16[:2]: bf16, ("cpu", "int8"): int8}
+    monkeypatch.setattr(encoder_candidates, "instructions_of", lambda *name: sets.get(name, ""))
+    names = [FP32[:2], ("cpu", "int8"), BF16[:2], INT8[:2]]
+    assert expected_order(names) == order
+    assert expected_order([("cuda", "fp32"), ("cuda", "fp16")])[0] == ("cuda", "fp32", None)
+
+
+def test_a_long_run_tries_what_a_short_one_left(
+    two_precisions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[Candidate]] = []
+
+    def fake(names: list[Candidate], trial: Trial, *rest: Any) -> tuple[list[Timing], list[Candidate]]:
+        asked.append(names)
+        return [
+            timing(name, 2.0 if name == INT8 else 1.0) for name in names[: 1 if trial.run_tiles == 100 else 9]
+        ], []
+
+    monkeypatch.setattr(encoder_choice, "measure", fake)
+    monkeypatch.setattr(encoder_choice, "candidates", lambda *args: [FP32[:2], INT8[:2]])
+    monkeypatch.setattr(encoder_choice, "expected_order", lambda names: [INT8, FP32])
+    bundle, request = open_bundle(two_precisions), ChoiceRequest("auto", "auto", 16, 2)
+    for run_tiles in (100, 100, 1_000, 1_000):
+        choose_encoder(bundle, request, no_session, lambda text: None, {}, run_tiles=run_tiles)
+        assert (known_choice(bundle, request) is None) == (run_tiles == 100)
+    assert asked == [[INT8, FP32], [INT8, FP32]], "the second and the last run knew enough"
+
+
+def test_a_large_encoder_in_a_short_run_is_not_compared() -> None:
+    machine = Machine(openvino_int8=0.8, cpu_fp32=1.5)
+    assert [t.name for t in machine.measure(INT8, FP32, run_tiles=100)] == [INT8]
+    assert machine.calls == {"openvino_int8": 1, "cpu_fp32": 0}
+    long_enough = int((1 + 2 * 2) * 2 / LIMIT_SHARE)
+    assert is_worth_trying(2, 1.0, long_enough) and not is_worth_trying(2, 1.0, long_enough - 50)
 
 
 def test_a_slow_session_is_outdone_by_the_next() -> None:
     """While int8 was slow for seconds on end, fp32 won by little; the next run measures again."""
     slow = record(cpu_fp32=40, openvino_int8=39)
-    assert fastest(slow.timings).name == FP32 and not is_settled(slow, NOON)
+    assert fastest(slow.timings).name == FP32 and not_settled(slow, [FP32, INT8], NOON) == [INT8]
     again = record(cpu_fp32=38, openvino_int8=90).merged(slow)
-    assert fastest(again.timings).name == INT8 and is_settled(again, NOON) and again.times == 2
-    assert {t.name: t.tiles_per_second for t in again.timings} == {FP32: 40, INT8: 90}
+    assert fastest(again.timings).name == INT8 and not not_settled(again, [FP32, INT8], NOON)
+    assert {t.name: (t.tiles_per_second, t.times) for t in again.timings} == {FP32: (40, 2), INT8: (90, 2)}
 
 
 def test_a_machine_that_lied_is_asked_again_the_next_day(
@@ -209,9 +300,9 @@ def test_a_machine_that_lied_is_asked_again_the_next_day(
     ]
     asked: list[float] = []
 
-    def fake(names: Sequence[Candidate], *rest: Any) -> list[Timing]:
+    def fake(names: Sequence[Candidate], *rest: Any) -> tuple[list[Timing], list[Candidate]]:
         asked.append(days)
-        return [timing(name, spoken[len(asked) - 1][name]) for name in names]
+        return [timing(name, spoken[len(asked) - 1][name]) for name in names], []
 
     monkeypatch.setattr(encoder_choice, "measure", fake)
     monkeypatch.setattr(encoder_choice, "candidates", lambda *args: [FP32[:2], INT8[:2]])
@@ -234,7 +325,7 @@ KEY = {"bundle": "b", "threads": 2}
 
 
 def test_a_record_is_kept_for_this_user_alone(own_cache: Path) -> None:
-    kept = record(times=2, cpu_fp32=20.5, openvino_int8=50, openvino_int8_4=55)
+    kept = record(2, refused=(BF16,), cpu_fp32=20.5, openvino_int8=50, openvino_int8_4=55)
     assert read_record(KEY) is None and store_record(KEY, kept)
     assert read_record(KEY) == kept and read_record({**KEY, "threads": 4}) is None
     for path in (own_cache, record_path(KEY).parent):
@@ -256,7 +347,9 @@ def test_a_record_is_kept_for_this_user_alone(own_cache: Path) -> None:
         {"timings": [{"provider": "cpu", "precision": "fp32", "tiles_per_second": 1, "lanes": "2"}]},
         {"measured": "2026-06-01T12:00:00"},
         {"measured": "soon"},
-        {"times": None},
+        {"timings": [{"provider": "cpu", "precision": "fp32", "tiles_per_second": 1, "times": 0}]},
+        {"refused": None},
+        {"refused": [["cpu"]]},
     ],
 )
 def test_a_damaged_record_counts_as_none(change: dict[str, Any]) -> None:
@@ -293,21 +386,25 @@ def two_precisions(small_bundle: Path, tmp_path: Path) -> Path:
     return out
 
 
+def every_instruction(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (encoder_choice, encoder_candidates):
+        monkeypatch.setattr(module, "instructions_of", lambda provider, precision: "AVX")
+
+
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[list[Candidate]]:
     """What was measured, each time; int8 by ONNX Runtime is said to be the fastest."""
     calls: list[list[Candidate]] = []
 
-    def fake(
-        names: list[Candidate], open_one: Any, fewer_lanes: Any, tiles: Any, lanes: int, sessions: Any
-    ) -> list[Timing]:
+    def fake(names: list[Candidate], trial: Trial, *rest: Any) -> tuple[list[Timing], list[Candidate]]:
         calls.append(names)
         for name in names:
-            assert open_one(name).encode(tiles).shape[0] == len(tiles), "each candidate encodes"
-        return [timing(name, 30.0 if name[1] == "int8" else 10.0) for name in names]
+            session = trial.open_one(name)
+            assert session is not None and len(session.encode(trial.tiles)) == len(trial.tiles)
+        return [timing(name, 30.0 if name[1] == "int8" else 10.0) for name in names], []
 
     monkeypatch.setattr(encoder_choice, "measure", fake)
-    monkeypatch.setattr(encoder_choice, "instructions_of", lambda provider, precision: "AVX")
+    every_instruction(monkeypatch)
     return calls
 
 
@@ -324,7 +421,7 @@ def test_the_first_run_measures_and_the_next_ones_know(
     first = infer(small, two_precisions, tmp_path / "a.h5ad")
     assert (
         measured == [[("cpu", "fp32", None), ("cpu", "int8", None)]]
-        and "measuring which provider" in first.stderr
+        and "trying which provider" in first.stderr
     )
     said = " ".join(first.stderr.split())
     assert "chosen cpu int8, 3.0 times as fast as fp32 (measured here," in said
@@ -334,7 +431,7 @@ def test_the_first_run_measures_and_the_next_ones_know(
     assert made_by["choice"]["tiles_per_second"] == {"cpu fp32": 10.0, "cpu int8": 30.0}
     report = json.loads((tmp_path / "a.run.json").read_text())
     assert (report["run"]["precision"], report["run"]["times_fp32"]) == ("int8", 3.0)
-    monkeypatch.setattr(encoder_choice, "_is_here", lambda provider: provider == "cpu")
+    monkeypatch.setattr(encoder_candidates, "_is_here", lambda provider: provider == "cpu")
     infer(small, two_precisions, tmp_path / "c.h5ad", "--provider", "auto")
     listed = CliRunner().invoke(main, ["--list-providers", "--bundle", str(two_precisions)])
     table = [" ".join(line.split()) for line in listed.output.splitlines()]
@@ -343,7 +440,7 @@ def test_the_first_run_measures_and_the_next_ones_know(
     again = infer(small, two_precisions, tmp_path / "b.h5ad", "-v")
     phases = next(line for line in again.stderr.splitlines() if line.split()[:1] == ["seconds"])
     assert phases.replace(",", "").split()[1::2] == ["start", "open", "stream", "publish"]
-    assert len(measured) == 1 and "encoder in int8" in again.stderr and "measuring" not in again.stderr
+    assert len(measured) == 1 and "encoder in int8" in again.stderr and "trying" not in again.stderr
 
 
 @pytest.mark.parametrize(
@@ -423,8 +520,8 @@ def test_lanes_that_were_chosen_are_recorded_and_kept(
         opened.append(lanes)
         return OnnxSession(*args, lanes=lanes, **kwargs)
 
-    monkeypatch.setattr(encoder_choice, "measure", lambda *args: timings)
-    monkeypatch.setattr(encoder_choice, "instructions_of", lambda provider, precision: "AVX")
+    monkeypatch.setattr(encoder_choice, "measure", lambda *args: (timings, []))
+    every_instruction(monkeypatch)
     monkeypatch.setattr(providers, "OnnxSession", opening)
     arguments = [small.slide, "--spots", small.spots, "--bundle", two_precisions, "--no-html", "--no-picture"]
     command = [*map(str, arguments), "--out", str(tmp_path / "a.h5ad"), "--provider", "cpu"]
@@ -499,8 +596,10 @@ def test_beside_a_gpu_the_processor_is_not_tried(
     class Device:
         gpu = type("Gpu", (), {"compute_capability": "8.6"})()
 
-    monkeypatch.setattr(encoder_choice, "CudaDevice", Device)
-    monkeypatch.setattr(encoder_choice, "_is_here", lambda provider: provider in ("cuda", "cpu", "openvino"))
+    monkeypatch.setattr(encoder_candidates, "CudaDevice", Device)
+    monkeypatch.setattr(
+        encoder_candidates, "_is_here", lambda provider: provider in ("cuda", "cpu", "openvino")
+    )
     bundle, request = open_bundle(two_precisions), ChoiceRequest("auto", "auto", 16, 2)
     names = candidates(bundle, ("fp32", "fp16", "bf16", "int8"), request)
     assert names == [("cuda", "fp32"), ("cuda", "fp16")]
@@ -516,16 +615,16 @@ def test_candidates_that_do_not_open_are_left_out(
     request = ChoiceRequest("auto", "auto", 16, 2)
     choice = choose_encoder(open_bundle(two_precisions), request, no_session, lambda text: None, {})
     assert choice == EncoderChoice("auto", "fp32"), "opening it then says why"
-    assert encoder_timings.FORMAT.endswith("/2")
+    assert encoder_timings.FORMAT.endswith("/3")
 
 
 def test_without_a_driver_no_binding_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     def imported() -> None:
         raise AssertionError("it takes a twentieth of a second")
 
-    monkeypatch.setattr(encoder_choice, "driver_is_installed", lambda: False)
-    monkeypatch.setattr(encoder_choice, "CudaDevice", imported)
-    assert encoder_choice.runs_on_cpu("auto")
+    monkeypatch.setattr(encoder_candidates, "driver_is_installed", lambda: False)
+    monkeypatch.setattr(encoder_candidates, "CudaDevice", imported)
+    assert encoder_candidates.runs_on_cpu("auto")
 
 
 def test_a_graph_is_verified_when_it_is_asked_for(two_precisions: Path) -> None:

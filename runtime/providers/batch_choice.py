@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from mclst.runtime.encoder.cpu_stages import CpuSession
-from mclst.runtime.inference.encoder_choice import device_id
-from mclst.runtime.inference.encoder_timings import Record, Timing, is_recent, read_record, store_record
+from mclst.runtime.providers.candidates import device_id
+from mclst.runtime.providers.timings import Record, Timing, is_recent, read_record, store_record
 
 BATCH_SECONDS = 5.0
 """What a batch may take: as much is lost with a process, and progress is as slow."""
@@ -43,7 +43,7 @@ def prompt_batch(session: CpuSession, encoder_sha256: str, precision: str, most:
         session.encode(np.zeros((lanes, *session.tile), np.uint8))
         seconds = max(time.perf_counter() - started, 1e-9)
         # A batch decides the last bits of a map, so the next run takes the same one.
-        record = Record((Timing(session.provider, precision, lanes / seconds),), now, 1)
+        record = Record((Timing(session.provider, precision, lanes / seconds),), now)
         store_record(key, record)
     while most > lanes and most / record.timings[0].tiles_per_second > BATCH_SECONDS:
         most = max(lanes, most // 2)

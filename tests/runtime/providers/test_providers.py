@@ -19,8 +19,8 @@ from mclst.runtime.cli.infer import main
 from mclst.runtime.encoder.tensorrt.build import BuiltEngine
 from mclst.runtime.encoder.tensorrt.library import FLAVORS, Library, load_library
 from mclst.runtime.errors import BundleError, ResourceError
-from mclst.runtime.inference import providers
-from mclst.runtime.inference.providers import (
+from mclst.runtime.providers import opening as providers
+from mclst.runtime.providers.opening import (
     EncoderRequest,
     list_providers,
     onnxruntime_beside,

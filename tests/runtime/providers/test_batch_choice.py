@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from mclst.runtime.encoder.cpu_stages import CpuSession
 from mclst.runtime.encoder.micro_batches import MicroBatches
-from mclst.runtime.inference import batch_choice
-from mclst.runtime.inference.batch_choice import BATCH_SECONDS, prompt_batch
+from mclst.runtime.providers import batch_choice
+from mclst.runtime.providers.batch_choice import BATCH_SECONDS, prompt_batch
 
 
 class Played:
