@@ -129,4 +129,13 @@ def _show(document: dict[str, Any]) -> None:
             rows,
             bold={entry["name"] for entry in result["contenders"] if entry["ours"]},
         )
+        if phases := [entry for entry in result["contenders"] if entry["phases_s"]]:
+            show_table(
+                "seconds of mclst's phases",
+                ("", *phases[0]["phases_s"]),
+                [
+                    (entry["name"], *(f"{seconds['median']:.2f}" for seconds in entry["phases_s"].values()))
+                    for entry in phases
+                ],
+            )
     show_unavailable(document["absent"])

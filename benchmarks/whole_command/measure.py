@@ -35,7 +35,7 @@ class Process:
     """A command line that is run, and what it leaves.
 
     out: its map (.h5ad) or array (.npy). ours: whether it is mclst. cache: the user's cache it runs with.
-    encode_s: seconds of encoding, by run.
+    encode_s: seconds of encoding, by run. phases: of ours, the seconds of each phase, by run.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Process:
     ours: bool
     cache: Path
     encode_s: list[float] = field(default_factory=list)
+    phases: list[dict[str, float]] = field(default_factory=list)
     chosen: str = ""
 
     def __call__(self) -> None:
@@ -65,6 +66,7 @@ class Process:
             return
         report = json.loads(done.stdout)
         self.encode_s.append(float(report["seconds"]["encode"]))
+        self.phases.append(report["phases"])
         self.chosen = f"{report['provider']} {report['precision']}"
 
     def expression(self) -> F32:
@@ -184,12 +186,14 @@ def measure(
     """Run every process `rounds` times, interleaved, after `warm_up` uncounted rounds.
 
     cold: files to drop from the page cache before each process; () for a warm cache. Returns, by contender:
-    wall and CPU seconds of the whole process, tiles per second, wall less encoding, ratios to the first, and
-    the difference of its expression from the first's; and the expressions float32 [n, G].
+    wall and CPU seconds of the whole process, tiles per second, wall less encoding, those of mclst's phases,
+    ratios to the first, and the difference of its expression from the first's; and the expressions
+    float32 [n, G].
     """
     runs: dict[str, Callable[[], object]] = {}
     for process in processes:
         process.encode_s.clear()
+        process.phases.clear()
 
         def run(process: Process = process) -> None:
             evict(cold)
@@ -202,7 +206,7 @@ def measure(
     contenders = []
     for process in processes:
         samples = timed.samples[process.name]
-        encode = process.encode_s[-rounds:]
+        encode, phases = process.encode_s[-rounds:], process.phases[-rounds:]
         contenders.append(
             {
                 "name": process.name,
@@ -210,6 +214,7 @@ def measure(
                 "chosen": process.chosen,
                 **summarize_runs(samples, timed.samples[first], tiles),
                 "overhead_s": summarize([w - e for w, e in zip(samples.wall_s, encode, strict=True)]),
+                "phases_s": {name: summarize([run[name] for run in phases]) for name in (phases or [{}])[0]},
                 "equal_to_first": expression_difference(expression[first], expression[process.name]),
                 "samples": {"wall_s": samples.wall_s, "cpu_s": samples.cpu_s, "encode_s": encode},
             }

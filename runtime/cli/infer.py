@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -209,9 +210,10 @@ def main(
         ended = time.perf_counter()
         table(_summary(run, model), quiet=quiet)
     _say_failures(run, verbose=verbose)
+    phases = _phases(run, began, ended)
     if verbose:
-        _say_seconds(run, began, ended)
-    publish_result(json_path, run.as_json, run.map_path)
+        _say_seconds(run, phases)
+    publish_result(json_path, lambda: {**run.as_json(), "phases": phases}, run.map_path)
 
 
 def _summary(run: Run, model: Model) -> list[tuple[str, Any]]:
@@ -265,8 +267,8 @@ def _choice(run: Run, model: Model) -> str:
     return f"{text}; {kept}--precision fp32 for its digits"
 
 
-def _say_seconds(run: Run, began: float, ended: float) -> None:
-    """Say where the time went, from the start of the process to the last file."""
+def _phases(run: Run, began: float, ended: float) -> dict[str, float]:
+    """Return the seconds of each phase, from the start of the process to the last file."""
     stream = run.seconds["stream"]
     phases = {
         "start": began - STARTED,
@@ -274,6 +276,11 @@ def _say_seconds(run: Run, began: float, ended: float) -> None:
         "stream": stream,
         "publish": ended - run.stream_ended,
     }
+    return {name: round(seconds, 4) for name, seconds in phases.items()}
+
+
+def _say_seconds(run: Run, phases: Mapping[str, float]) -> None:
+    """Say where the time went."""
     rows = [("seconds", ", ".join(f"{name} {value:.2f}" for name, value in phases.items()))]
     stages = (f"{name} {value:.2f}" for name, value in run.seconds.items() if name not in phases)
     table([*rows, ("  of these", ", ".join(stages))])

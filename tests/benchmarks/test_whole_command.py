@@ -36,6 +36,7 @@ def test_the_peers_predict_what_mclst_infer_does(small: Small, exported_bundle: 
         process()
         assert process.encode_s[0] > 0
         np.testing.assert_allclose(process.expression(), ours.expression(), atol=1e-4)
+    assert list(ours.phases[0]) == ["start", "open", "stream", "publish"] and min(ours.phases[0].values()) > 0
     assert ours.chosen == "cpu fp32" and ours.out.with_suffix(".genes.png").is_file()
     assert here[PUBLISHED].out.with_suffix(".png").is_file(), "the notebook draws, too"
 
