@@ -13,7 +13,7 @@ import click
 from mclst.runtime.atomic import check_distinct, check_writable
 from mclst.runtime.click_types import PATH, SETTINGS
 from mclst.runtime.console import check_json, command, progress, publish_result, say, table
-from mclst.runtime.errors import needs_extra
+from mclst.runtime.errors import CheckpointError, needs_extra
 from mclst.runtime.section_options import SectionFiles, section_options
 from mclst.training.options import build_config, model_options, resolve_options
 
@@ -85,9 +85,15 @@ def main(
     check_distinct(outputs, inputs)
     check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=outputs)
     with needs_extra("export,cpu"):
+        from mclst.training.contrastive import open_device
         from mclst.training.run import run_training
     log = functools.partial(say, quiet=quiet)
     config = build_config(options)
+    # Refused before tiles are read, which may take minutes.
+    open_device(config.device)
+    for name in ("init", "weights"):
+        if options[name] is not None and not options[name].exists():
+            raise CheckpointError(f"{options[name]} does not exist; check --{name}")
     sections, held_out = _read(paths, section_files, config, options, quiet=quiet)
     log(
         f"{sum(len(s.spot) for s in sections):,} spots of {', '.join(s.name for s in sections)}; "

@@ -129,9 +129,7 @@ class Training:
         self.pairs = make_pairs(sections, config.settings)
         self.losses: list[float] = []
         self.steps, self.seconds, self._progress = 0, 0.0, 0.0
-        self._cuda = config.device.startswith("cuda")
-        if self._cuda and not torch.cuda.is_available():
-            raise ResourceError(f"there is no device {config.device}; choose --device cpu")
+        self._cuda = open_device(config.device).type == "cuda"
         with self._own_rng():
             torch.manual_seed(config.seed)
             self.network = build_network(config, self.pairs)
@@ -260,6 +258,19 @@ class Training:
         return LOSSES[config.system](
             spots.float(), images.float(), temperature=config.temperature, image_weight=config.image_weight
         )
+
+
+def open_device(name: str) -> torch.device:
+    """Return the device "cpu", "cuda" or "cuda:N"; raises ResourceError if it is another one or missing."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    # torch wraps a large number round to a negative one.
+    index = device.index or 0
+    if device.type == "cpu" or (device.type == "cuda" and 0 <= index < torch.cuda.device_count()):
+        return device
+    raise ResourceError(f"there is no device {name}; choose --device cpu, cuda or cuda:N")
 
 
 def table_rows(config: TrainConfig, pairs: Pairs) -> int:

@@ -255,41 +255,35 @@ def _recipe(options: dict[str, Any]) -> Recipe | None:
 def build_config(options: dict[str, Any]) -> TrainConfig:
     """Build the TrainConfig of the command's options; click.UsageError if they contradict each other."""
     from mclst.models.encoders import known_encoder
-    from mclst.runtime.bundle.manifest import (
-        Context,
-        Normalization,
-        Preprocessing,
-        Retrieval,
-        Settings,
-        Tile,
-    )
-    from mclst.training.settings import Augmentation, TrainConfig
+    from mclst.runtime.bundle.manifest import Normalization
+    from mclst.training.settings import Augmentation, TrainConfig, valid_settings
 
     if options.get("recipe") is None and not known_encoder(options["encoder"]):
         raise click.UsageError(
             f"--encoder {options['encoder']} is no image encoder of mclst or of this timm; see --help"
         )
     try:
-        settings = Settings(
-            heads=options["heads"],
-            tile=Tile(size_px=options["tile_px"], mpp=options["tile_mpp"]),
-            preprocessing=Preprocessing(
-                channels=options["channels"],
-                pixel_range=options["pixel_range"],
-                mean=tuple(options["mean"]),
-                std=tuple(options["std"]),
-            ),
-            retrieval=Retrieval(
-                **{name: options[name] for name in ("k", "rank", "distance", "weighting")}, temperature=1.0
-            ),
-            context=Context(
-                spots=options["context"],
-                sentences=options["sentences"],
-                positions="none" if options["positions"] == "none" else options["coordinates"],
-            ),
-            normalization=Normalization.of(
-                options["input_normalization"], options["expression_normalization"]
-            ),
+        settings = valid_settings(
+            {
+                "heads": options["heads"],
+                "tile": {"size_px": options["tile_px"], "mpp": options["tile_mpp"]},
+                "preprocessing": {
+                    **{name: options[name] for name in ("channels", "pixel_range")},
+                    **{name: list(options[name]) for name in ("mean", "std")},
+                },
+                "retrieval": {
+                    **{name: options[name] for name in ("k", "rank", "distance", "weighting")},
+                    "temperature": 1.0,
+                },
+                "context": {
+                    "spots": options["context"],
+                    "sentences": options["sentences"],
+                    "positions": "none" if options["positions"] == "none" else options["coordinates"],
+                },
+                "normalization": Normalization.of(
+                    options["input_normalization"], options["expression_normalization"]
+                ).model_dump(),
+            }
         )
         fields = {field.name for field in dataclasses.fields(TrainConfig)} & options.keys()
         return TrainConfig(

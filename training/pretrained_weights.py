@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import re
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,63 @@ from torch import Tensor
 
 from mclst.models.bleep import Bleep
 from mclst.models.encoders import WIDTHS
+from mclst.models.fitted import weights_sha256
 from mclst.models.mclstexp import MclSTExp
+from mclst.models.recipes.recipe import Recipe
+from mclst.models.recipes.weights import load_weights as load_encoder
 from mclst.runtime.errors import CheckpointError
 
 PREFIX = "image_encoder.model."
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 """torchvision's ImageNet file has `norm.1` where its network has `norm1`."""
 State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class StartingWeights:
+    """Files that a network starts from, in place of random weights; each is read once.
+
+    Attributes
+    ----------
+    encoder : str
+        Image encoder.
+    recipe : Recipe, optional
+        Of the image encoder.
+    init : Path, optional
+        Of the image encoder or of a whole model.
+    weights : Path, optional
+        Of the recipe's encoder.
+    """
+
+    encoder: str
+    recipe: Recipe | None = None
+    init: Path | None = None
+    weights: Path | None = None
+
+    @cached_property
+    def _init(self) -> State | None:
+        return None if self.init is None else read_weights(self.init)
+
+    @cached_property
+    def _encoder(self) -> State | None:
+        if self.weights is None or self.recipe is None:
+            return None
+        return load_encoder(self.recipe, self.weights)
+
+    def load(self, network: MclSTExp | Bleep) -> str:
+        """Load them into `network`; returns a description, "" if there are none. Raises CheckpointError."""
+        said = ""
+        if self.init is not None and self._init is not None:
+            said = load_state(network, self._init, self.init, self.encoder)
+        if self.weights is not None and self.recipe is not None and self._encoder is not None:
+            network.image_encoder.model.load_state_dict(self._encoder)
+            said = said or f"{self.recipe.title} from {self.weights.name}"
+        return said
+
+    def record(self) -> dict[str, str]:
+        """SHA-256 of the tensors in each file, by option; raises CheckpointError."""
+        states = {"init": self._init, "weights": self._encoder}
+        return {name: weights_sha256(state) for name, state in states.items() if state is not None}
 
 
 def read_weights(path: Path) -> State:
@@ -59,7 +111,11 @@ def load_weights(network: MclSTExp | Bleep, path: Path, encoder: str) -> str:
     The image encoder must be complete; of the spot encoder and projections, matching tensors are loaded.
     Raises CheckpointError if tensors of the image encoder are missing or have other shapes.
     """
-    weights = read_weights(path)
+    return load_state(network, read_weights(path), path, encoder)
+
+
+def load_state(network: MclSTExp | Bleep, weights: State, path: Path, encoder: str) -> str:
+    """Load the tensors that `read_weights` read from `path`; see `load_weights`."""
     state = network.state_dict()
     whole_model = any(name.startswith(PREFIX) for name in weights)
     if not whole_model:

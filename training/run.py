@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mclst.models.recipes.weights import load_weights as load_encoder
-from mclst.runtime.errors import ReferenceDataError
 from mclst.sections.accuracy import Score
 from mclst.training.checkpoint import write_checkpoint, write_published_state
-from mclst.training.contrastive import Network, TrainedModel, Training
+from mclst.training.contrastive import TrainedModel, Training
 from mclst.training.data import TrainingSection
-from mclst.training.pretrained_weights import load_weights
+from mclst.training.pretrained_weights import StartingWeights
 from mclst.training.settings import TrainConfig
 from mclst.training.training_state import delete_state, resume_training, write_state
-from mclst.training.validation import validate
+from mclst.training.validation import check_neighbors, validate
 
 Say = Callable[[str], None]
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -80,22 +78,11 @@ def run_training(
     InputError, ReferenceDataError, CheckpointError, OutputError
     """
     spots = sum(len(section.spot) for section in sections)
-    if config.settings.retrieval.k > spots:
-        raise ReferenceDataError(
-            f"k is {config.settings.retrieval.k} and the training sections have {spots} spots together; "
-            f"give --k of at most {spots}, or more sections"
-        )
+    check_neighbors(config.settings, spots)
+    start = StartingWeights(config.encoder, config.recipe, init, weights)
     loaded: list[str] = []
-
-    def initialize(network: Network) -> None:
-        if init is not None:
-            loaded.append(load_weights(network, init, config.encoder))
-        if weights is not None and config.recipe is not None:
-            network.image_encoder.model.load_state_dict(load_encoder(config.recipe, weights))
-            loaded.append(f"{config.recipe.title} from {weights.name}")
-
-    training = Training(sections, config, initialize)
-    if loaded:
+    training = Training(sections, config, lambda network: loaded.append(start.load(network)))
+    if loaded[0]:
         say(f"starting from {loaded[0]}")
     if restart:
         delete_state(out)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
+
+from pydantic import ValidationError
 
 from mclst.models.recipes.recipe import Recipe
 from mclst.runtime.bundle.manifest import Settings
@@ -13,6 +18,19 @@ Schedule = Literal["constant", "cosine"]
 Positions = Literal["learnable", "sinusoidal", "naive", "none"]
 Precision = Literal["fp32", "fp16", "bf16"]
 SystemName = Literal["mclstexp", "bleep"]
+MOST_SEED = (1 << 63) - 1
+"""Torch takes no larger one."""
+
+
+def valid_settings(fields: Mapping[str, Any]) -> Settings:
+    """Settings of plain values, nested as in the manifest; ValueError, one sentence, names what is wrong."""
+    try:
+        # From JSON, in which strict fields take arrays as tuples.
+        return Settings.model_validate_json(json.dumps(fields))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{name} is {first['input']!r}: {first['msg'].lower()}") from error
 
 
 @dataclass(frozen=True)
@@ -135,11 +153,18 @@ class TrainConfig:
             raise ValueError(f"epochs is {self.epochs} and seconds {self.seconds}; give numbers above 0")
         if self.batch_size < 2:
             raise ValueError(f"batch_size is {self.batch_size}; a contrastive loss needs 2 pairs or more")
-        if not self.temperature > 0 or not 0 <= self.image_weight <= 1:
+        if not 0 < self.temperature < math.inf or not 0 <= self.image_weight <= 1:
             raise ValueError(
                 f"temperature is {self.temperature} and image_weight {self.image_weight}; "
-                "give a temperature above 0 and a weight from 0 to 1"
+                "give a finite temperature above 0 and a weight from 0 to 1"
             )
+        if not 0 < self.learning_rate < math.inf or not 0 <= self.weight_decay < math.inf:
+            raise ValueError(
+                f"learning_rate is {self.learning_rate} and weight_decay {self.weight_decay}; "
+                "give a rate above 0 and a decay of 0 or more"
+            )
+        if not 0 <= self.seed <= MOST_SEED:
+            raise ValueError(f"seed is {self.seed}; give a number from 0 to {MOST_SEED}")
         if self.optimizer not in ("adam", "adamw"):
             raise ValueError(f"optimizer is {self.optimizer!r}; choose adam or adamw")
         if self.schedule not in ("constant", "cosine"):
@@ -165,8 +190,9 @@ class TrainConfig:
             raise ValueError("precision fp16 needs a CUDA device; choose fp32 or bf16")
         if self.frozen and self.recipe is None:
             raise ValueError("frozen needs an encoder with a recipe, whose weights are read; give a recipe")
-        if not self.position_std >= 0:
-            raise ValueError(f"position_std is {self.position_std}; give 0 or more")
+        if not 0 <= self.position_std < math.inf:
+            raise ValueError(f"position_std is {self.position_std}; give a finite number of 0 or more")
+        self.settings.retrieval.spec()
 
     def record(self) -> dict[str, Any]:
         """All fields but `settings` as plain values, for the checkpoint."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mclst.kernels.retriever import Retriever
 from mclst.runtime.bundle.manifest import Settings
+from mclst.runtime.errors import ReferenceDataError
 from mclst.sections.accuracy import Score, score
 from mclst.training.contrastive import Network, Training
 from mclst.training.data import TrainingSection, encoder_input
@@ -27,6 +28,20 @@ class TrainingBank:
 
     embedding: NDArray[np.float32]
     expression: NDArray[np.float32]
+
+
+def check_neighbors(settings: Settings, spots: int) -> None:
+    """Raise ReferenceDataError if `spots` training spots cannot be the bank of these settings."""
+    k = settings.retrieval.k
+    if k > spots:
+        raise ReferenceDataError(
+            f"k is {k} and the training sections have {spots} spots together; give --k of at most {spots}, "
+            "or more sections"
+        )
+    if settings.retrieval.weighting == "similarity" and k < spots:
+        raise ReferenceDataError(
+            f"weighting similarity is over all {spots} training spots and k is {k}; give --k {spots}"
+        )
 
 
 def validate(training: Training, held_out: Sequence[TrainingSection]) -> list[Score]:

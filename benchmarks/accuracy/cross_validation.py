@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,18 +20,20 @@ from mclst.benchmarks.accuracy.folds import (
     score_rows,
     write_scores,
 )
-from mclst.runtime.bundle.manifest import Settings
+from mclst.models.encoders import known_encoder
+from mclst.runtime.bundle.manifest import Normalization
 from mclst.runtime.choices import PRECISIONS
 from mclst.training.contrastive import Training
 from mclst.training.data import TrainingSection
-from mclst.training.settings import TrainConfig
+from mclst.training.pretrained_weights import StartingWeights
+from mclst.training.settings import TrainConfig, valid_settings
 from mclst.training.training_state import (
     delete_state,
     describe_run,
     resume_training,
     write_state,
 )
-from mclst.training.validation import score_settings
+from mclst.training.validation import check_neighbors, score_settings
 
 TRAINED = {"positions": str, "encoder": str, "lambda": float}
 """Settings that need a training per value."""
@@ -61,10 +62,16 @@ def with_setting(config: TrainConfig, name: str, value: Any) -> TrainConfig:
     if name in paths:
         section, field = paths[name]
         settings[section][field] = value
-        return dataclasses.replace(config, settings=Settings.model_validate_json(json.dumps(settings)))
+        units = settings["normalization"]
+        settings["normalization"] = Normalization.of(units["input"], units["expression"]).model_dump()
+        return dataclasses.replace(config, settings=valid_settings(settings))
     if name == "lambda":
         return dataclasses.replace(config, image_weight=value)
     if name == "encoder":
+        if config.recipe is not None:
+            raise ValueError(f"{config.encoder} has a recipe, and a sweep is over encoders without one")
+        if not known_encoder(value):
+            raise ValueError("it is no image encoder of mclst or of this timm")
         return dataclasses.replace(config, encoder=value)
     if name == "precision":
         if value not in PRECISIONS:
@@ -72,8 +79,7 @@ def with_setting(config: TrainConfig, name: str, value: Any) -> TrainConfig:
         return config
     unit = config.settings.context.positions
     settings["context"]["positions"] = "none" if value == "none" else "pixel" if unit == "pixel" else "array"
-    with_positions = Settings.model_validate_json(json.dumps(settings))
-    return dataclasses.replace(config, positions=value, settings=with_positions)
+    return dataclasses.replace(config, positions=value, settings=valid_settings(settings))
 
 
 def cross_validate(
@@ -83,23 +89,29 @@ def cross_validate(
     sweep: tuple[str, list[Any]] | None,
     work: Path,
     say: Callable[[str], None],
+    start: StartingWeights | None = None,
 ) -> pd.DataFrame:
     """Train and score every fold under every value of the sweep: rows of value, fold, section and MEASURES.
 
-    The folder `work` has finished folds and the state of an unfinished one; the same call resumes from there.
-    Raises InputError where it belongs to other settings or sections.
+    Each training begins at `start`, else at random weights. The folder `work` has finished folds and the
+    state of an unfinished one; the same call resumes from there.
+    Raises InputError where it belongs to other settings or sections, or a bank is too small for k.
     """
     name, values = sweep or ("", [""])
     configs = [with_setting(config, name, value) if name else config for value in values]
     # One training serves all values of a setting outside TRAINED.
     groups = [[i] for i in range(len(values))] if name in TRAINED else [list(range(len(values)))]
+    for fold in folds:
+        spots = sum(len(section.spot) for section in sections if section.name not in fold.left_out)
+        for config_of_value in configs:
+            check_neighbors(config_of_value.settings, spots)
     rows: list[dict[str, Any]] = []
     for group in groups:
         for fold in folds:
             label = f"{name}-{values[group[0]]}" if name in TRAINED else "all"
             file = fold_file(work, label, fold.name)
             precisions = values if name in EXPORTED else None
-            scored = _run_fold(sections, fold, [configs[i] for i in group], precisions, file, say)
+            scored = _run_fold(sections, fold, [configs[i] for i in group], precisions, file, say, start)
             for i, scores in zip(group, scored, strict=True):
                 rows += [{"value": str(values[i]), "fold": fold.name, **score} for score in scores]
     return pd.DataFrame(rows)
@@ -112,6 +124,7 @@ def _run_fold(
     precisions: Sequence[str] | None,
     file: Path,
     say: Callable[[str], None],
+    start: StartingWeights | None,
 ) -> FoldScores:
     training_sections = [section for section in sections if section.name not in fold.left_out]
     held_out = [section for section in sections if section.name in fold.left_out]
@@ -119,13 +132,14 @@ def _run_fold(
         "held_out": describe_run(configs[0], held_out, {})["data"],
         "scored": [config.settings.model_dump(mode="json") for config in configs],
         **({} if precisions is None else {"precisions": list(precisions)}),
+        **({} if start is None else start.record()),
     }
     run = describe_run(configs[0], training_sections, scoring)
     kept = read_scores(file, run)
     if kept is not None:
         say(f"fold {fold.name}: done before")
         return kept
-    training = Training(training_sections, configs[0])
+    training = Training(training_sections, configs[0], None if start is None else start.load)
     resume_training(file, training, scoring)
     while not training.finished:
         training.run_epoch()

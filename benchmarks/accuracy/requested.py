@@ -31,6 +31,7 @@ from mclst.training.data import TrainingSection
 from mclst.training.fitting.cli import main as fit_command
 from mclst.training.fitting.command import encoder_from_options, fit_options, read_fit_sections
 from mclst.training.options import build_config, resolve_options
+from mclst.training.pretrained_weights import StartingWeights
 from mclst.training.settings import TrainConfig
 from mclst.training.sources import find_all_sections, read_genes, read_training_sections, split_sections
 
@@ -48,9 +49,18 @@ def run_system(request: Request, words: str) -> Result:
     """Cross-validate a training run; words: options of mclst-train. Raises as mclst-train does."""
     sweep = _parsed(request.sweep, cv.parse_sweep)
     options = resolve_options(
-        train_command.make_context("mclst-train", [*map(str, request.paths), *shlex.split(words)])
+        train_command.make_context("mclst-train", [*map(str, request.paths), *_split("--train", words)])
     )
+    for name in ("validation", "published_layout"):
+        if options[name]:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} of mclst-train does not go with --train; leave it out"
+            )
     config = build_config(options)
+    if sweep is not None and sweep[0] == "encoder" and options["init"] is not None:
+        raise click.UsageError("--init is of one encoder; give it without --sweep encoder")
+    start = StartingWeights(config.encoder, config.recipe, options["init"], options["weights"])
+    start.record()  # refuses other files before tiles are read
     if sweep is not None:
         for value in sweep[1]:
             try:
@@ -71,15 +81,18 @@ def run_system(request: Request, words: str) -> Result:
         own += [] if request.sweep is None else ["--sweep", request.sweep]
         run_folds([fold.name for fold in folds], own, request.jobs, request.say)
     sections = _training_sections(request, sources, options, config, sweep)
-    rows = cv.cross_validate(sections, folds, config, sweep, request.work, request.say)
-    record = {"training": config.record(), "settings": config.settings.model_dump(mode="json")}
+    rows = cv.cross_validate(sections, folds, config, sweep, request.work, request.say, start)
+    record = {
+        "training": {**config.record(), **start.record()},
+        "settings": config.settings.model_dump(mode="json"),
+    }
     return Result(leave_out, rows, record)
 
 
 def run_heads(request: Request, words: str) -> Result:
     """Cross-validate heads; words: options of mclst-fit. Raises as mclst-fit does."""
     sweep = _parsed(request.sweep, parse_head_sweep)
-    context = fit_command.make_context("mclst-fit", [*map(str, request.paths), *shlex.split(words)])
+    context = fit_command.make_context("mclst-fit", [*map(str, request.paths), *_split("--fit", words)])
     options: dict[str, Any] = dict(context.params)
     for name in ("from_features", "groups"):
         if options[name]:
@@ -119,6 +132,15 @@ def run_heads(request: Request, words: str) -> Result:
         "context_um": base.context_um,
     }
     return Result(leave_out, rows, record)
+
+
+def _split(option: str, words: str) -> list[str]:
+    try:
+        return shlex.split(words)
+    except ValueError as error:
+        raise click.UsageError(
+            f"{option} {words!r} cannot be split into words ({error}); correct its quotes"
+        ) from error
 
 
 def _parsed(text: str | None, parse: Callable[[str], tuple[str, list[Any]]]) -> tuple[str, list[Any]] | None:

@@ -118,6 +118,47 @@ def test_a_sweep_over_precisions_scores_the_exported_graphs(small: Small, tmp_pa
     assert run(small, tmp_path / "work", *words).stderr.count("done before") == 1
 
 
+RECIPE = """\
+name: tiny
+builder: timm
+architecture: test_vit
+arguments: {img_size: 32}
+width: 64
+tile_px: 32
+mean: [0.5, 0.5, 0.5]
+std: [0.5, 0.5, 0.5]
+"""
+
+
+def test_a_training_starts_from_the_weights_it_is_given(small: Small, tmp_path: Path) -> None:
+    """--weights and --init once did nothing here: every fold began at random weights."""
+    import timm
+    import torch
+
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        state = timm.create_model("test_vit", img_size=32).state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    torch.save({name: tensor * 1.5 for name, tensor in state.items()}, tmp_path / "others.pth")
+    own = f"{TRAIN} --encoder {tmp_path / 'tiny.yaml'} --frozen --weights"
+    words = ["--train", f"{own} {tmp_path / 'weights.pth'}", "--fold", "B1"]
+    done = run(small, tmp_path / "work", *words)
+    assert done.exit_code == 0, done.output
+
+    report, model = tmp_path / "run.json", tmp_path / "model.pt"
+    wanted = [small.folder, *words[1].split(), "--validation", "B1", "--json", report, "--out", model]
+    assert run_train(*wanted).exit_code == 0
+    (validation,) = json.loads(report.read_text())["validation"]
+    scored = json.loads(done.stdout)
+    for measure in MEASURES:
+        assert scored["folds"][0][measure] == pytest.approx(validation["B1"][measure], rel=1e-6)
+    assert run(small, tmp_path / "work", *words).stderr.count("done before") == 1
+    words[1] = f"{own} {tmp_path / 'others.pth'}"
+    other = run(small, tmp_path / "work", *words)
+    assert other.exit_code == 4 and "belongs to other settings" in other.stderr
+
+
 @pytest.mark.parametrize(
     ("axis", "trainings"),
     [
@@ -150,7 +191,13 @@ def test_leaving_a_patient_out_scores_all_its_sections(small: Small, tmp_path: P
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["--sweep", "k=0"], 2, "--sweep k=0"),
+        (["--sweep", "k=0"], 2, "--sweep k=0: retrieval.k is 0: input should be greater than or equal to 1"),
+        (["--sweep", "k=5,49"], 4, "k is 49 and the training sections have 48 spots together"),
+        (["--sweep", "encoder=resnet5000"], 2, "it is no image encoder of mclst or of this timm"),
+        (["--train", f"{TRAIN} --init absent.pt"], 4, "absent.pt cannot be read"),
+        (["--train", f"{TRAIN} --init x.pt", "--sweep", "encoder=resnet18"], 2, "without --sweep encoder"),
+        (["--train", f"{TRAIN} --validation B1"], 2, "--validation of mclst-train does not go with --train"),
+        (["--train", "--epochs '9"], 2, "cannot be split into words (No closing quotation)"),
         (["--sweep", "precision=fp8"], 2, "fp8 is none of fp32, fp16, bf16, int8"),
         (["--sweep", "positions=left"], 2, "--sweep positions=left"),
         (["--fold", "Z"], 2, "--fold Z is none of A1, A2, B1"),
