@@ -46,7 +46,7 @@ benchmarks/serving: benchmarks/harness runtime/serving runtime/report/figures ru
 benchmarks/page: benchmarks/harness runtime/report/page runtime/expression_map runtime kernels
     kernels/definition sections
 benchmarks/accuracy: benchmarks/harness training training/fitting export/parity export/onnx
-    runtime/providers runtime/encoder runtime/features runtime/bundle runtime sections/formats sections
+    runtime/providers runtime/encoder runtime/features runtime/bundle runtime models sections/formats sections
 benchmarks/recipes: benchmarks/harness export export/parity export/onnx runtime/providers
     runtime/encoder/tensorrt runtime/bundle runtime models/recipes
 benchmarks/retrieval: benchmarks/harness benchmarks/roofline runtime/report/figures runtime kernels

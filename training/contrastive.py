@@ -118,7 +118,7 @@ class Training:
         self,
         sections: Sequence[TrainingSection],
         config: TrainConfig,
-        initialize: Callable[[Network], None] | None = None,
+        initialize: Callable[[Network], object] | None = None,
     ) -> None:
         """Pair up the sections and build the network; `initialize` may load weights into it.
 
@@ -223,8 +223,11 @@ class Training:
         with torch.random.fork_rng(devices=devices):
             if state is not None:
                 torch.set_rng_state(state["cpu"])
-                if self._cuda:
+                if "cuda" in state and self._cuda:
                     torch.cuda.set_rng_state(state["cuda"], self.config.device)
+                elif self._cuda:  # the run began on the CPU
+                    with torch.cuda.device(self.config.device):
+                        torch.cuda.manual_seed(self.config.seed)
             yield
 
     def _save_rng(self) -> None:

@@ -40,3 +40,13 @@ def test_a_device_resumes_with_its_rng_and_loss_scale() -> None:
     second.run_epoch()
     second.run_epoch()
     assert second.finished and second.losses == pytest.approx(whole.losses, rel=1e-2)
+
+
+def test_a_run_that_began_on_the_cpu_goes_on_on_a_device() -> None:
+    first = Training(SECTIONS, config(epochs=2))
+    first.run_epoch()
+    second = Training(SECTIONS, config(device="cuda", epochs=2))
+    second.resume(first.state())
+    second.run_epoch()
+    first.run_epoch()
+    assert second.finished and second.losses == pytest.approx(first.losses, rel=1e-2)
