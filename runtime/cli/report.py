@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from mclst.runtime.cli.slide_argument import SlideArgument
 from mclst.runtime.cli.structured import LISTED, structured_rows
 from mclst.runtime.click_types import PATH, SETTINGS, AliasedOption
 from mclst.runtime.console import check_json, command, publish_result, say, table
-from mclst.runtime.errors import InputError
+from mclst.runtime.errors import InputError, OutputError
 from mclst.runtime.section_options import BINS
 from mclst.sections.location import SlideLocation, local_path
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
@@ -84,6 +85,10 @@ def main(
     for option, value in (("--truth", truth), ("--slide", slide_path)):
         if value is not None and files.html is False:
             raise click.UsageError(f"{option} is for the page, which --no-html leaves out")
+    if not os.path.isfile(map_path):
+        raise InputError(f"{map_path} is not a file; give a map of mclst-infer")
+    if out is not None and out.name in ("", ".."):
+        raise OutputError(f"{str(out)!r} names no file to write; choose another --out")
     files, _ = replace(files, html=files.html is not False).resolve()
     paths = files.paths(map_path if out is None else out.with_name(f"{out.name}.h5ad"))
     if not paths:

@@ -271,6 +271,8 @@ BAD = [
     (("--no-html", "--geojson", "--geojson-genes", "NOPE"), 4, "--geojson-genes names NOPE"),
     (("--no-html", "--csv", "--out", "absent/x"), 5, "absent"),
     (("--no-html", "--csv", "--json", "made.h5ad"), 5, "made.h5ad"),
+    (("--no-html", "--csv", "--out", "."), 5, "names no file to write"),
+    (("--no-html", "--csv", "--out", ".."), 5, "names no file to write"),
 ]
 
 
@@ -305,6 +307,10 @@ def test_files_that_are_no_maps_are_refused(made: SyntheticMap) -> None:
         done = CliRunner().invoke(main, [name, "--no-html", "--csv"])
         assert done.exit_code == 4 and name in done.stderr and "Traceback" not in done.output, done.output
         assert done.stderr.count("\n") == 1
+    for name in (".", "", "absent.h5ad"):
+        done = CliRunner().invoke(main, [name, "--csv"])
+        assert (done.exit_code, done.stderr.count("\n")) == (4, 1), done.output
+        assert "is not a file; give a map" in done.stderr
     assert not list(Path().glob("*.csv"))
 
 
