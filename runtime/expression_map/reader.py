@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -209,11 +210,14 @@ def _read(path: Path, file: h5py.File) -> Map:
         genes = tuple(str(gene) for gene in gene_table.index)
         size = len(table), len(genes)
         xy_px = np.asarray(read_limited(file, "obsm/spatial", max_matrix_bytes(len(table), 2)), np.float64)
+        check_provenance(provenance)
         matrix = _member(file, "X")
         if not isinstance(matrix, h5py.Dataset):
             matrix = read_limited(file, "X", max_matrix_bytes(*size))
-        if matrix.shape != size or xy_px.shape != (len(table), 2):
+        if matrix.shape != size:
             raise ValueError(f"X is {matrix.shape} for {len(table)} spots and {len(genes)} genes")
+        if xy_px.shape != (len(table), 2):
+            raise ValueError(f"obsm['spatial'] is {xy_px.shape} for x, y of {len(table)} spots")
         if not len(table) or not len(genes):
             raise ValueError("it has no spots or no genes")
         for kind, unique in (("spot", table.index.is_unique), ("gene", len(set(genes)) == len(genes))):
@@ -234,8 +238,8 @@ def _read(path: Path, file: h5py.File) -> Map:
             obs=Columns.of(table),
             xy_px=xy_px,
             image=image,
-            image_scale=float(scales["tissue_hires_scalef"]),
-            spot_diameter_px=float(scales["spot_diameter_fullres"]),
+            image_scale=_length("tissue_hires_scalef", scales["tissue_hires_scalef"]),
+            spot_diameter_px=_length("spot_diameter_fullres", scales["spot_diameter_fullres"], zero=True),
             mpp=recorded_mpp(provenance),
             provenance=provenance,
             var=Columns.of(gene_table),
@@ -267,16 +271,39 @@ def interval_layers(file: h5py.File, size: tuple[int, int]) -> dict[str, h5py.Da
     return layers if fine else {}
 
 
+def check_provenance(provenance: Mapping[str, Any]) -> None:
+    """Raise TypeError if what a map records of its origin has not the form that is read from it."""
+    for name in ("bundle", "settings", "slide", "trust"):
+        if not isinstance(provenance.get(name, {}), Mapping):
+            raise TypeError(f"uns['mclst'][{name!r}] is {provenance[name]!r}, not named values")
+    share = provenance.get("trust", {}).get("outside_share", 0.0)
+    if not isinstance(share, int | float | np.number):
+        raise TypeError(f"uns['mclst']['trust']['outside_share'] is {share!r}, not a number")
+
+
+def _length(name: str, value: Any, *, zero: bool = False) -> float:
+    length = float(value)
+    if not math.isfinite(length) or length < 0 or (length == 0 and not zero):
+        raise ValueError(f"its {name} is {length:g}")
+    return length
+
+
 def _as_bytes(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """The image as uint8 RGB; scanpy stores Space Ranger's as float 0 to 1."""
+    """The image as uint8 RGB; scanpy stores Space Ranger's as float 0 to 1, others as 0 to 255 or uint16."""
     if image.ndim != 3 or image.shape[2] not in (3, 4):
         raise ValueError(f"its tissue image is {image.shape}, not [h, w, 3]")
-    if image.dtype.kind == "f":
-        image = np.round(np.clip(image, 0, 1) * 255)
+    if image.dtype != np.uint8:
+        highest = float(image.max(initial=0))
+        if image.dtype.kind == "f" and highest <= 1:
+            image = np.round(np.clip(image, 0, 1) * 255)
+        elif image.dtype == np.uint16 and highest > 255:
+            image = np.round(image / 257)
+        elif not (image.min(initial=0) >= 0 and highest <= 255):
+            raise ValueError(f"its tissue image has values up to {highest:g}, neither 0 to 1 nor 0 to 255")
     return np.ascontiguousarray(image[..., :3], np.uint8)
 
 
 def recorded_mpp(provenance: Mapping[str, Any]) -> float | None:
     """µm per level-0 px as the run took it; None where a map does not say."""
     mpp = provenance.get("slide", {}).get("mpp")
-    return None if mpp is None else float(mpp)
+    return None if mpp is None else _length("µm per pixel", mpp)

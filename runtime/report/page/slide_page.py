@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mclst.runtime.atomic import write_atomically
 from mclst.runtime.expression_map.reader import Map
+from mclst.runtime.expression_map.writer import estimate_spot_diameter
 from mclst.runtime.html_repr import format_value
 from mclst.runtime.report.figures.colors import COLORMAPS
 from mclst.runtime.report.page import elements
@@ -121,7 +122,8 @@ class _SlidePage:
         self.genes: list[int] = []
         self.size_note = ""
         self.tissue = tissue or encode_tissue(expression_map.image, expression_map.image_scale)
-        self.sample = subsample(expression_map.xy_px, expression_map.spot_diameter_px)
+        self.diameter_px = expression_map.spot_diameter_px or estimate_spot_diameter(expression_map.xy_px)
+        self.sample = subsample(expression_map.xy_px, self.diameter_px)
         spots = self.sample.indices
         fine = len(spots) * len(expression_map.genes) <= MAX_FINE_VALUES
         self.steps = FINE_STEPS if fine else COARSE_STEPS
@@ -174,7 +176,7 @@ class _SlidePage:
         return {
             "title": expression_map.title,
             "mpp": expression_map.mpp,
-            "spot_diameter_px": expression_map.spot_diameter_px * self.sample.stride,
+            "spot_diameter_px": self.diameter_px * self.sample.stride,
             "square": expression_map.on_grid,
             "image": {name: getattr(self.tissue, name) for name in ("width", "height", "scale")},
             "genes": [expression_map.genes[gene] for gene in self.genes],
@@ -252,7 +254,7 @@ class _SlidePage:
             f"Expression in this page is off by at most {percent} of the gene's range; the map is exact.",
         ]
         if sample.stride > 1:
-            side = expression_map.spot_diameter_px * sample.stride
+            side = self.diameter_px * sample.stride
             mpp = expression_map.mpp
             length = f"{side:.4g} px" if mpp is None else f"{side * mpp:.4g} µm"
             notes.append(

@@ -13,10 +13,13 @@ import sys
 import warnings
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import anndata
+import h5py
 import numpy as np
 import pytest
+from anndata.io import write_elem
 from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -312,6 +315,52 @@ def test_files_that_are_no_maps_are_refused(made: SyntheticMap) -> None:
         assert (done.exit_code, done.stderr.count("\n")) == (4, 1), done.output
         assert "is not a file; give a map" in done.stderr
     assert not list(Path().glob("*.csv"))
+
+
+@pytest.mark.parametrize(
+    ("member", "values", "message"),
+    [
+        (
+            "uns/spatial/made/scalefactors/tissue_hires_scalef",
+            (0.0, math.nan, -0.1),
+            "tissue_hires_scalef is",
+        ),
+        ("uns/spatial/made/scalefactors/spot_diameter_fullres", (math.inf, -1.0), "spot_diameter_fullres is"),
+        ("uns/mclst/slide/mpp", (0.0, math.nan), "µm per pixel is"),
+        ("uns/mclst/trust", ("good",), "['trust'] is 'good'"),
+        ("uns/mclst/trust", ({"outside_share": "most"},), "outside_share'] is 'most'"),
+        ("uns/spatial/made/images/hires", (np.full((9, 9, 3), 70_000),), "values up to 70000"),
+        ("obsm/spatial", (np.ones((81, 3)),), "obsm['spatial'] is (81, 3)"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(
+    made: SyntheticMap, member: str, values: tuple[Any, ...], message: str
+) -> None:
+    for value in values:
+        with h5py.File(made.path, "r+") as file:
+            if member in file:
+                del file[member]
+            write_elem(file, member, value)
+        done = report()
+        assert done.exit_code == 4 and message in done.stderr and done.stderr.count("\n") == 1, done.output
+    assert os.listdir() == ["made.h5ad"]
+
+
+@pytest.mark.parametrize("kind", ["float", "0 to 255", "uint16", "int64"])
+def test_a_tissue_image_of_any_number_keeps_its_colors(made: SyntheticMap, kind: str) -> None:
+    with open_map(made.path) as expression_map:
+        image = expression_map.image
+    stored = {
+        "float": (image / 255).astype(np.float32),
+        "0 to 255": image.astype(np.float32),
+        "uint16": image.astype(np.uint16) * 257,
+        "int64": image.astype(np.int64),
+    }
+    with h5py.File(made.path, "r+") as file:
+        del file["uns/spatial/made/images/hires"]
+        write_elem(file, "uns/spatial/made/images/hires", stored[kind])
+    with open_map(made.path) as expression_map:
+        np.testing.assert_array_equal(expression_map.image, image)
 
 
 def test_without_the_viewer_report_fails_and_infer_skips_the_page(
