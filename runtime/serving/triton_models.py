@@ -85,6 +85,7 @@ class RetrievalModel:
 
     def _expression(self, encoded: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         embedding, prediction = np.split(encoded, [self._width], axis=1)
+        _check_finite(prediction, "prediction")
         result = self._retrieve.aggregate(np.ascontiguousarray(embedding))
         result = split_section_columns(result, self._genes)
         outputs = {
@@ -117,12 +118,11 @@ class DirectModel:
 
     def _checked(self, encoded: NDArray[np.float32]) -> Response:
         first = encoded.shape[1] - self._genes
-        bad = np.argwhere(~np.isfinite(encoded))
-        if len(bad):
-            row, column = bad[0]
-            part, at = ("expression", column - first) if column >= first else ("embedding", column)
-            value = encoded[row, column]
-            return _refusal(f"row {row} of the {part} holds {value} in column {at}; export the bundle again")
+        try:
+            _check_finite(encoded[:, :first], "embedding")
+            _check_finite(encoded[:, first:], "expression")
+        except ValueError as error:
+            return _refusal(str(error))
         outputs = {EXPRESSION: encoded[:, first:]}
         if self._calibration is not None:
             outputs[DISTANCE] = self._calibration.distances(encoded[:, : self._width])[:, None]
@@ -193,6 +193,16 @@ def _checked_file(repository: Path, served: Served, name: str) -> Path:
     if actual != (record.bytes, record.sha256):
         raise BundleError(f"{path} is not what was exported (SHA-256 differs); export the repository again")
     return path
+
+
+def _check_finite(values: NDArray[np.float32], part: str) -> None:
+    """Raise ValueError naming row and column of what is not finite."""
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        row, column = bad[0]
+        raise ValueError(
+            f"row {row} of the {part} holds {values[row, column]} in column {column}; export the bundle again"
+        )
 
 
 def _input(request: EncoderRequest, name: str) -> NDArray[Any]:
