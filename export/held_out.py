@@ -18,9 +18,9 @@ from mclst.kernels.definition.contract import NoWeights
 from mclst.kernels.retriever import Retriever
 from mclst.runtime.atomic import write_atomically
 from mclst.runtime.bundle.bank import Bank, read_bank
-from mclst.runtime.bundle.bundle import BANK, CALIBRATION, ENCODER, SLIDE_GRAPH
+from mclst.runtime.bundle.bundle import BANK, ENCODER, SLIDE_GRAPH
 from mclst.runtime.bundle.calibration import calibration_bytes
-from mclst.runtime.bundle.manifest import Settings, SlideNetwork
+from mclst.runtime.bundle.manifest import CALIBRATION, Settings, SlideNetwork
 from mclst.runtime.encoder.session import Session
 from mclst.runtime.errors import InputError, SlideError
 from mclst.runtime.inference.slide_network import SlideNetworkSession

@@ -17,8 +17,8 @@ from mclst.export.triton.config import (
     retrieval_config,
 )
 from mclst.runtime.atomic import AtomicFolder, write_atomically, writing
-from mclst.runtime.bundle.bundle import BANK, CALIBRATION, Bundle
-from mclst.runtime.bundle.manifest import FileRecord
+from mclst.runtime.bundle.bundle import BANK, Bundle
+from mclst.runtime.bundle.manifest import CALIBRATION, FileRecord
 from mclst.runtime.encoder.cuda.device import CudaDevice
 from mclst.runtime.encoder.onnxruntime_cpu import check_encoder, open_graph
 from mclst.runtime.encoder.tensorrt.engine_cache import Engine, EngineRequest, find_engine

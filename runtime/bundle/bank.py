@@ -12,13 +12,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from mclst.runtime.bundle.manifest import MAX_NAME_LENGTH
 from mclst.runtime.errors import BundleError
 from mclst.sections.errors import pass_out_of_memory
 
 CHECKED_BYTES = 1 << 20
 """Checked at once, so that what is made of so many stays in the processor's cache."""
-MAX_NAME_LENGTH = 1000
-"""A NumPy array of names takes the longest name's width in every row."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,14 @@ from mclst.runtime.atomic import AtomicFolder
 from mclst.runtime.bundle.bank import Bank, read_bank, read_gene_names
 from mclst.runtime.bundle.calibration import check_record, read_calibration
 from mclst.runtime.bundle.location import cached_snapshot, links_into_cache
-from mclst.runtime.bundle.manifest import ENGINES, FORMAT, Manifest, read_manifest
+from mclst.runtime.bundle.manifest import (
+    CALIBRATION,
+    ENGINES,
+    FORMAT,
+    Manifest,
+    describe_unusable,
+    read_manifest,
+)
 from mclst.runtime.bundle.onnx_scan import check_graph, graph_sha256
 from mclst.runtime.choices import PRECISIONS
 from mclst.runtime.errors import BundleError, write_error
@@ -23,7 +30,7 @@ from mclst.runtime.hashing import Stamp, file_sha256, stamp
 from mclst.runtime.trust.calibration import Calibration
 
 MANIFEST, ENCODER, BANK, PARITY = "manifest.json", "encoder.onnx", "bank.h5", "parity.json"
-SLIDE_GRAPH, GENES, CALIBRATION = "slide.onnx", "genes.txt", "calibration.h5"
+SLIDE_GRAPH, GENES = "slide.onnx", "genes.txt"
 FORMER_NAMES = {SLIDE_GRAPH: "sequence.onnx"}
 """Names that bundles of format 1 have for a file."""
 GENE_TABLE = "genes.tsv"
@@ -136,7 +143,7 @@ class Bundle:
                 f"{self.path / GENES} names {len(set(genes))} genes and the manifest says "
                 f"{self.manifest.genes}; export the bundle again"
             )
-        return genes
+        return self._usable(genes, GENES)
 
     @cached_property
     def gene_ids(self) -> list[str] | None:
@@ -156,7 +163,12 @@ class Bundle:
                 f"{path} does not name the bundle's genes in their order, each with one id; export the "
                 "bundle again"
             )
-        return [row[1] for row in rows]
+        return self._usable([row[1] for row in rows], GENE_TABLE)
+
+    def _usable(self, names: list[str], file: str) -> list[str]:
+        if unusable := describe_unusable(names):
+            raise BundleError(f"{self.path / file} holds {unusable}; export the bundle again")
+        return names
 
     @cached_property
     def bank(self) -> Bank:
@@ -294,11 +306,6 @@ def open_bundle(path: str | Path, *, verify_graphs: bool = True) -> Bundle:
     for name in REQUIRED_FILES[manifest.kind]:
         if not {name, FORMER_NAMES.get(name, name)} & manifest.files.keys():
             raise BundleError(f"{folder / MANIFEST} does not list {name}; export the bundle again")
-    if (manifest.calibration is None) == (CALIBRATION in manifest.files):
-        raise BundleError(
-            f"{folder / MANIFEST} lists {CALIBRATION} or describes a calibration, but not both; "
-            "export the bundle again"
-        )
     # Stamped before hashing: a file that changes in between then fails `check_unchanged`.
     stamps = {name: stamp(folder / name) for name in manifest.files}
     later = set() if verify_graphs else {name for name in manifest.files if name.endswith(GRAPH_SUFFIXES)}

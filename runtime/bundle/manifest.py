@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
@@ -24,6 +25,9 @@ MAX_BYTES = 4 << 20
 """A manifest has a few kilobytes."""
 MOST_SECTIONS = 64
 """Sections of a bank whose share of the weight is told; each costs as much as a gene."""
+MAX_NAME_LENGTH = 1000
+"""Of a gene or spot: a NumPy array of names takes the longest name's width in every row."""
+CALIBRATION = "calibration.h5"
 ENGINES = "engines"
 """Folder of a bundle with one subfolder per TensorRT engine."""
 
@@ -282,6 +286,8 @@ class Manifest(StrictModel):
                     f"{name} {'is missing' if name in required else 'does not belong'} in a {self.kind} "
                     "bundle"
                 )
+        if (self.calibration is None) == (CALIBRATION in self.files):
+            raise ValueError(f"{CALIBRATION} is listed or a calibration is described, but not both")
         predicted = self.encoder.prediction_dim
         if self.kind == "regression" and not predicted:
             predicted = self.encoder.embedding_dim
@@ -312,6 +318,16 @@ class Manifest(StrictModel):
     def bank_rows(self) -> int:
         """M, the number of reference spots."""
         return sum(section.spots for section in self.bank)
+
+
+def describe_unusable(names: Iterable[str]) -> str | None:
+    """Say what is wrong with a name that HDF5 cannot hold or that would widen all others; None if none is."""
+    for name in names:
+        if len(name) > MAX_NAME_LENGTH:
+            return f"a name of {len(name):,} characters"
+        if "\0" in name:
+            return f"{name!r}, a name with a NUL"
+    return None
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mclst.runtime.bundle.bundle import CALIBRATION
 from mclst.runtime.bundle.calibration import MAX_BYTES, check_record, parse_calibration
+from mclst.runtime.bundle.manifest import CALIBRATION
 from mclst.runtime.errors import BundleError, InputError, ServerError
 from mclst.runtime.serving.client import ANYONE, EXPORT_AGAIN, Address, Answer, ProtocolClient, Tensors
 from mclst.runtime.serving.flow_control import FlowControl

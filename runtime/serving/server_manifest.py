@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from mclst.runtime.bundle.manifest import FileRecord, Manifest
+from mclst.runtime.bundle.manifest import FileRecord, Manifest, describe_unusable
 from mclst.runtime.bundle.strict_model import StrictModel
 from mclst.runtime.encoder.session import INPUT
 from mclst.runtime.errors import InputError
@@ -101,6 +101,8 @@ class Served(StrictModel):
             raise ValueError(
                 f"it has {len(self.gene_ids)} gene ids and its bundle has {manifest.genes} genes"
             )
+        if unusable := describe_unusable((*self.genes, *(self.gene_ids or ()))):
+            raise ValueError(f"it holds {unusable}")
         return self
 
 

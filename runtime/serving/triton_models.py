@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from mclst.kernels.retriever import Retriever, fastest_on_cpu
 from mclst.runtime.bundle.bank import read_bank
-from mclst.runtime.bundle.bundle import BANK, CALIBRATION
+from mclst.runtime.bundle.bundle import BANK
 from mclst.runtime.bundle.calibration import check_record, read_calibration
+from mclst.runtime.bundle.manifest import CALIBRATION
 from mclst.runtime.errors import BundleError
 from mclst.runtime.hashing import file_sha256
 from mclst.runtime.serving.server_manifest import (

@@ -23,9 +23,9 @@ from mclst.export.inputs.bank import ReferenceSection
 from mclst.export.inputs.references import SectionImage
 from mclst.kernels.retriever import Retriever
 from mclst.runtime.bundle.bank import Bank
-from mclst.runtime.bundle.bundle import CALIBRATION, Bundle, open_bundle
+from mclst.runtime.bundle.bundle import Bundle, open_bundle
 from mclst.runtime.bundle.calibration import read_calibration
-from mclst.runtime.bundle.manifest import Settings, Tile
+from mclst.runtime.bundle.manifest import CALIBRATION, Settings, Tile
 from mclst.runtime.cli.infer import main as infer
 from mclst.runtime.errors import CheckpointError
 from mclst.runtime.providers.opening import open_session

@@ -121,6 +121,8 @@ def test_the_server_manifest_matches_its_schema(bundle: Path, tmp_path: Path) ->
     [
         ({"format": "mclst-server/2"}, "format"),
         ({"genes": ["A"] * GENES}, "names 1 genes"),
+        ({"genes": ["A" * 1001, *(f"G{i}" for i in range(1, GENES))]}, "a name of 1,001 characters"),
+        ({"gene_ids": ["\0"] * GENES}, "a name with a nul"),
         ({"max_batch": 0}, "max_batch"),
         ({"more": 1}, "more"),
         ({"bundle": None}, "bundle"),

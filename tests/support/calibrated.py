@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.export.calibrate import HeldOut, calibrate
-from mclst.runtime.bundle.bundle import CALIBRATION, open_bundle
+from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.bundle.calibration import calibration_bytes
+from mclst.runtime.bundle.manifest import CALIBRATION
 from mclst.runtime.trust.calibration import Calibration
 
 

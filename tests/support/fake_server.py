@@ -24,7 +24,8 @@ import pytest
 from held_port import HeldPort
 from numpy.typing import NDArray
 
-from mclst.runtime.bundle.bundle import CALIBRATION, open_bundle
+from mclst.runtime.bundle.bundle import open_bundle
+from mclst.runtime.bundle.manifest import CALIBRATION
 from mclst.runtime.inference.readout import RegressionReadout, RetrievalReadout
 from mclst.runtime.providers.opening import EncoderRequest, open_encoder
 from mclst.runtime.serving.flow_control import FlowControl

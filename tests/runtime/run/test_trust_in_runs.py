@@ -382,6 +382,8 @@ def test_a_calibration_that_a_server_spoils_is_refused(here: Path, client: None)
         assert_refused(infer("--server", fake.url), 4, (fake.url, "calibration.h5", "SHA-256"))
         fake.document["bundle"]["manifest"]["files"]["calibration.h5"]["bytes"] = 1 << 60
         assert_refused(infer("--server", fake.url), 4, (fake.url, "calibration.h5", "256 MiB"))
+        del fake.document["bundle"]["manifest"]["files"]["calibration.h5"]
+        assert_refused(infer("--server", fake.url), 4, (fake.url, "calibration.h5", "but not both"))
         fake.document["bundle"]["manifest"]["calibration"] = None
         assert_refused(infer("--server", fake.url), 4, (fake.url, "it is calibrated and its bundle is not"))
     assert tree(here) == before
