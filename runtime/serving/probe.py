@@ -10,6 +10,7 @@ import json
 import sys
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from math import isfinite
 from typing import Any
 
@@ -18,6 +19,7 @@ import click
 from mclst.runtime.click_types import SETTINGS
 from mclst.runtime.console import command, say
 from mclst.runtime.errors import ResourceError
+from mclst.runtime.serving.client import Address
 from mclst.runtime.serving.server_manifest import (
     ASK,
     EXPRESSION,
@@ -84,7 +86,7 @@ def probe(url: str, name: str, seconds: float) -> Served:
     }
     expression = _values(_infer(url, name, {"inputs": [tensor]}, tile, seconds), EXPRESSION)
     if len(expression) != len(served.genes) or not all(
-        isinstance(value, float | int) and isfinite(value) for value in expression
+        isinstance(value, float) and isfinite(value) for value in expression
     ):
         raise ResourceError(
             f"{url} gives {name} no finite expression of {len(served.genes)} genes; restart it"
@@ -94,32 +96,36 @@ def probe(url: str, name: str, seconds: float) -> Served:
 
 def _infer(url: str, model: str, content: dict[str, Any], tensors: bytes, seconds: float) -> Any:
     header = json.dumps(content).encode()
-    request = urllib.request.Request(
-        f"{url.rstrip('/')}/v2/models/{model}/infer",
-        header + tensors,
-        {"Content-Type": "application/octet-stream", JSON_LENGTH: str(len(header))},
-    )
     try:
+        request = urllib.request.Request(
+            f"{url.rstrip('/')}/v2/models/{model}/infer",
+            header + tensors,
+            {"Content-Type": "application/octet-stream", JSON_LENGTH: str(len(header))},
+        )
         with OPENER.open(request, timeout=seconds) as answer:
             body = answer.read(MAX_ANSWER_BYTES + 1)
         if len(body) > MAX_ANSWER_BYTES:
             raise ValueError(f"its answer is longer than {MAX_ANSWER_BYTES >> 20} MiB")
-        return json.loads(body)
+        return json.loads(body, parse_int=float)
     except urllib.error.HTTPError as error:
         with error:  # it holds the connection
             reason = error.read(300).decode(errors="replace")
         if error.code == 503:
             raise Busy from error
         raise ResourceError(f"{url} answers {model} with {error.code} ({reason}); restart it") from error
-    except (OSError, ValueError) as error:
-        raise ResourceError(f"{url} does not answer {model} ({error}); restart it") from error
+    except (OSError, ValueError, HTTPException, RecursionError) as error:
+        reason = str(error) or type(error).__name__
+        raise ResourceError(f"{url} does not answer {model} ({reason}); restart it") from error
 
 
 def _values(answer: Any, name: str) -> list[Any]:
     """Return an output's values; [""] if the answer has another form."""
-    outputs = answer.get("outputs", []) if isinstance(answer, dict) else []
-    values = next((output.get("data") for output in outputs if output.get("name") == name), None)
-    return values if isinstance(values, list) and values else [""]
+    outputs = answer.get("outputs") if isinstance(answer, dict) else None
+    for output in outputs if isinstance(outputs, list) else []:
+        if isinstance(output, dict) and output.get("name") == name:
+            values = output.get("data")
+            return values if isinstance(values, list) and values else [""]
+    return [""]
 
 
 @click.command(context_settings=SETTINGS)
@@ -132,13 +138,13 @@ def _values(answer: Any, name: str) -> list[Any]:
 def main(url: str, server_model: str, timeout: float) -> None:
     """Exit with 0 if the server at URL predicts the expression of a tile, else with 6.
 
-    A server whose queue is full answers 503 and counts as healthy.
+    With 4 if what it says of itself is invalid. A full queue, 503, counts as healthy.
     """
-    if "@" in url:
-        raise click.UsageError(
-            "the address holds '@', and so perhaps a password; give http://HOST:PORT alone"
-        )
-    if not url.startswith(("http://", "https://")):
+    try:
+        address = Address.of(url)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if address.protocol not in ("http", "https"):
         raise click.UsageError(f"{url!r} is no http:// or https:// address")
     try:
         served = probe(url, server_model, timeout)

@@ -70,6 +70,18 @@ def listen(way: str, target: str = "") -> Iterator[tuple[str, list[dict[str, str
             self.start(200, Content_Length=2)
             self.wfile.write(b"{}")
 
+        def speaks_http_2(self) -> None:
+            self.wfile.write(bytes([0, 0, 24, 4, 0, 0, 0, 0, 0]))
+            self.close_connection = True
+
+        def nests(self) -> None:
+            self.start(200, Content_Length=100_000)
+            self.wfile.write(b"[" * 100_000)
+
+        def names_no_outputs(self) -> None:
+            self.start(200, Content_Length=18)
+            self.wfile.write(b'{"outputs": ["x"]}')
+
         def bombs(self) -> None:
             self.start(200, Content_Encoding="gzip", Content_Length=len(bomb()))
             self.wfile.write(bomb())
@@ -107,6 +119,21 @@ def test_m3_the_probe_uses_no_proxy_of_the_environment() -> None:
             capture_output=True, text=True, check=False,
         )  # fmt: skip
     assert done.returncode == 4 and received == [] and len(asked) == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("way", "code"), [("speaks_http_2", 6), ("nests", 6), ("names_no_outputs", 4), ("answers", 4)]
+)
+def test_the_probe_has_a_sentence_for_any_answer(way: str, code: int) -> None:
+    with listen(way) as (url, _):
+        done = CliRunner().invoke(probe.main, [url, "--timeout", "300"])
+    assert done.exit_code == code and done.stderr.startswith(f"Error: {url}"), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("url", ["http://h:80x", "http://", "http://[::1", "grpc://h:1", "h:8000"])
+def test_what_is_no_address_is_wrong_usage_of_the_probe(url: str) -> None:
+    assert CliRunner().invoke(probe.main, [url]).exit_code == 2
 
 
 LIMITED = """
