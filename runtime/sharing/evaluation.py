@@ -8,6 +8,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from mclst.runtime.atomic import write_atomically
 from mclst.runtime.bundle.about import About, Evaluation, Metric
 from mclst.runtime.bundle.bundle import MANIFEST, Bundle, open_bundle
@@ -16,6 +18,8 @@ from mclst.runtime.errors import BundleError, InputError
 from mclst.runtime.sharing.verify import SIGNATURE
 
 MAX_BYTES = 64 << 20
+SECTIONS_NAMED = 40
+"""More are counted: an evaluation is one line of a card."""
 METRICS = {
     "pcc_acg": ("mean Pearson r per gene (ACG)", "pearsonr"),
     "pcc_heg": ("mean Pearson r of the 50 highest genes (HEG)", "pearsonr"),
@@ -73,16 +77,22 @@ def add_evaluation(bundle: Bundle, result: Path, method: str | None = None, url:
             f"{result} evaluates section {trained_on[0]}, which {bundle.path} was trained on; evaluate others"
         )
     about = bundle.manifest.about or About()
-    evaluation = Evaluation(
-        protocol=_protocol(bundle, sections, spots),
-        metrics=tuple(
-            Metric(name=name, value=scores[key], id=hub_id)
-            for key, (name, hub_id) in METRICS.items()
-            if key in scores
-        ),
-        url=url,
-        sha256=sha256(result.read_bytes()).hexdigest(),
-    )
+    try:
+        evaluation = Evaluation(
+            protocol=_protocol(bundle, sections, spots),
+            metrics=tuple(
+                Metric(name=name, value=scores[key], id=hub_id)
+                for key, (name, hub_id) in METRICS.items()
+                if key in scores
+            ),
+            url=url,
+            sha256=sha256(result.read_bytes()).hexdigest(),
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(
+            f"{result} cannot be recorded: {first['loc'][0]}: {first['msg'].lower()}; correct it"
+        ) from error
     about = about.model_copy(update={"evaluation": evaluation})
     manifest = bundle.manifest.model_copy(update={"about": about})
     write_atomically(bundle.path / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
@@ -90,10 +100,11 @@ def add_evaluation(bundle: Bundle, result: Path, method: str | None = None, url:
 
 
 def _protocol(bundle: Bundle, sections: list[str], spots: int) -> str:
-    names = f"section{'' if len(sections) == 1 else 's'} {', '.join(sections)} ({spots:,} spots)"
-    retrieval = bundle.manifest.retrieval
-    how = "" if retrieval is None else f", not in the bank; k {retrieval.k}"
-    return f"{names}{how}; by mclst-eval"
+    names = f"section{'' if len(sections) == 1 else 's'} {', '.join(sections)}"
+    if len(sections) > SECTIONS_NAMED:
+        names = f"{len(sections):,} sections"
+    held_out = "" if bundle.manifest.retrieval is None else ", not in the bank"
+    return f"{names} ({spots:,} spots){held_out}; by mclst-eval"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -49,7 +49,10 @@ def test_the_card_holds_what_was_measured(bundle: Path, tmp_path: Path) -> None:
     expected = [mean[key] for key in ("pcc_acg", "pcc_heg", "mse", "mae")]
     assert [metric.value for metric in evaluation.metrics] == pytest.approx(expected, rel=1e-5)
     card = run("card", bundle, "--out", "-").stdout
-    assert "section B1 (24 spots), not in the bank" in card and "https://example.org/eval.json" in card
+    assert (
+        "section B1 (24 spots), not in the bank; by mclst-eval" in card
+        and "https://example.org/eval.json" in card
+    )
     assert f"mean Pearson r per gene (ACG) {mean['pcc_acg']:.4g}" in card
     (bundle / "README.md").write_text("old")
     again = run("add-evaluation", bundle, path)
@@ -69,6 +72,16 @@ def _of_the_bank(content: dict[str, Any]) -> None:
     sections["A1"] = sections.pop("B1")
 
 
+def _of_many(content: dict[str, Any]) -> None:
+    sections = content["methods"]["map"]["sections"]
+    sections.update({f"patient-{i:04}": sections["B1"] for i in range(999)})
+
+
+def _of_a_long_name(content: dict[str, Any]) -> None:
+    sections = content["methods"]["map"]["sections"]
+    sections["B" * 5000] = sections.pop("B1")
+
+
 def _no_scores(content: dict[str, Any]) -> None:
     content["methods"]["map"]["mean"] = {"pcc_acg": None}
 
@@ -80,6 +93,7 @@ def _no_scores(content: dict[str, Any]) -> None:
         (_two_methods, "name one with --method"),
         (_of_the_bank, "section A1, which the bank"),
         (_no_scores, "holds no scores"),
+        (_of_a_long_name, "protocol"),
     ],
 )
 def test_what_is_no_evaluation_of_held_out_sections_is_refused(
@@ -89,6 +103,18 @@ def test_what_is_no_evaluation_of_held_out_sections_is_refused(
     assert_refused(run("add-evaluation", bundle, result(tmp_path, change)), 4, (words,))
     assert_refused(run("add-evaluation", bundle, tmp_path / "none.json"), 4, ("none.json cannot be read",))
     assert (bundle / "manifest.json").read_bytes() == before
+
+
+def test_many_sections_are_counted(bundle: Path, tmp_path: Path) -> None:
+    assert run("add-evaluation", bundle, result(tmp_path, _of_many)).exit_code == 0
+    about = open_bundle(bundle).manifest.about
+    assert about is not None and about.evaluation is not None
+    assert about.evaluation.protocol == "1,000 sections (24,000 spots), not in the bank; by mclst-eval"
+
+
+def test_an_empty_address_is_refused(bundle: Path, tmp_path: Path) -> None:
+    done = run("add-evaluation", bundle, result(tmp_path), "--url", "")
+    assert_refused(done, 4, ("eval.json", "url"))
 
 
 def test_an_evaluation_of_a_training_section_is_refused(bundle: Path, tmp_path: Path) -> None:
