@@ -108,7 +108,12 @@ def yaml_text(content: dict[str, Any], indent: str = "") -> str:
 def _scalar(value: str | float) -> str:
     if isinstance(value, str) and PLAIN.fullmatch(value) and value.lower() not in RESERVED:
         return value
-    return json.dumps(value, ensure_ascii=not str(value).isprintable())
+    text = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float):
+        # YAML 1.1 takes 5e-05 for text, and 5.0e-05 for a number.
+        return text if "." in text else text.replace("e", ".0e")
+    # JSON writes what is beyond 16 bits as two escapes, YAML as one.
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)
 
 
 def _body(facts: Facts, location: str) -> Iterator[str]:

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 from described_bundle import ABOUT, describe_bundle
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mclst.runtime.bundle.about import About, License
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.errors import BundleError
-from mclst.runtime.sharing.card import card
+from mclst.runtime.sharing.card import RESERVED, card, yaml_text
 from mclst.runtime.sharing.facts import describe
 from mclst.runtime.sharing.licenses import check_may_publish, forbids_derivatives, hub_identifier
 
@@ -68,6 +70,21 @@ def test_a_text_of_a_stranger_stays_text(small_bundle: Path, tmp_path: Path) -> 
     body = text.split("\n---\n", 1)[1]
     assert "<script" not in body and "[a](" not in body and "\x1b" not in body
     assert sum(line.startswith("# ") for line in body.splitlines()) == 1
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z_]{2,8}", fullmatch=True).filter(lambda key: key not in RESERVED),
+        st.text(st.characters(exclude_categories=["Cs"]))
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.integers(),
+        min_size=1,
+    )
+)
+def test_any_value_is_read_back_from_the_yaml(content: dict[str, Any]) -> None:
+    import yaml
+
+    assert yaml.safe_load(yaml_text({**content, "list": [content]})) == {**content, "list": [content]}
 
 
 @pytest.mark.parametrize(
