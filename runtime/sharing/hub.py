@@ -10,16 +10,33 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mclst.runtime.bundle.bundle import MANIFEST, REQUIRED_FILES, Bundle
+from mclst.runtime.bundle.bundle import (
+    GENE_TABLE,
+    GRAPH_SUFFIXES,
+    MANIFEST,
+    PARITY_OUTPUT,
+    PARITY_TILES,
+    REQUIRED_FILES,
+    Bundle,
+)
 from mclst.runtime.bundle.location import SCHEME, HubLocation
-from mclst.runtime.bundle.manifest import Manifest, read_manifest
+from mclst.runtime.bundle.manifest import CALIBRATION, Manifest, read_manifest
 from mclst.runtime.errors import BundleError, InputError, ResourceError
 from mclst.runtime.progress import Notify
 from mclst.runtime.sharing.by_reference import check_reference, describe_reference, left_out
 from mclst.runtime.sharing.card import card
 from mclst.runtime.sharing.facts import describe
 from mclst.runtime.sharing.licenses import check_may_publish
-from mclst.runtime.sharing.verify import CARD, COMPANIONS, SIGNATURE, check_no_extra_files, companions
+from mclst.runtime.sharing.verify import (
+    CARD,
+    COMPANIONS,
+    RDF,
+    SIGNATURE,
+    TEST_INPUT,
+    TEST_OUTPUT,
+    check_no_extra_files,
+    companions,
+)
 
 LONGEST_REASON = 200
 INSTALL = "install mclst[hub]"
@@ -179,12 +196,13 @@ def publish(
 
 
 def _stale(api: Any, repository: str, branch: str, sent: set[str]) -> list[str]:
-    """Graphs and banks of the bundle that was there before; other files of the repository stay."""
-    required = {name for names in REQUIRED_FILES.values() for name in names}
+    """What is of the bundle that was there before, its signature too; other files of the repository stay."""
+    known = {name for names in REQUIRED_FILES.values() for name in names}
+    known |= {CALIBRATION, GENE_TABLE, PARITY_TILES, PARITY_OUTPUT, SIGNATURE, RDF, TEST_INPUT, TEST_OUTPUT}
     return sorted(
         name
         for name in api.list_repo_files(repository, revision=branch)
-        if name not in sent and (name in required or name.endswith((".onnx", ".onnx.data")))
+        if name not in sent and (name in known or name.endswith(GRAPH_SUFFIXES))
     )
 
 

@@ -86,14 +86,18 @@ def test_a_moved_branch_is_another_commit_and_a_commit_stays(
     assert "Breast, small" in run("info", first).stdout
 
 
-def test_a_graph_of_before_is_deleted_and_other_files_stay(hub: FakeHub, bundle: Path) -> None:
+def test_what_describes_the_bundle_of_before_is_deleted_and_other_files_stay(
+    hub: FakeHub, bundle: Path
+) -> None:
     push(bundle)
     repository = hub.repositories["org/small"]
     _, files = repository.files("main")
-    repository.commit("main", {**files, "encoder.int8.onnx": b"old", "picture.png": b"kept"})
+    old = dict.fromkeys(("encoder.int8.onnx", "model.sig", "rdf.yaml", "parity_tiles.npy"), b"old")
+    kept = dict.fromkeys(("picture.png", "LICENSE"), b"kept")
+    repository.commit("main", {**files, **old, **kept})
     push(bundle)
     _, files = repository.files("main")
-    assert "picture.png" in files and "encoder.int8.onnx" not in files
+    assert kept.keys() <= files.keys() and not old.keys() & files.keys()
 
 
 def test_what_the_manifest_does_not_list_is_not_fetched(hub: FakeHub, bundle: Path) -> None:
