@@ -14,6 +14,9 @@ from mclst.runtime.errors import ResourceError
 
 MIN_FREE_BYTES = 48 << 20
 """Address space for the stacks of all threads; with less, Python hangs and libraries abort."""
+THREAD_BYTES = 10 << 20
+"""Address space of one more thread: its stack, and what Python starts it with."""
+_M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
 def peak_bytes() -> int:
@@ -27,19 +30,33 @@ def peak_bytes() -> int:
         return peak if sys.platform == "darwin" else peak << 10
 
 
-def check_limit() -> None:
-    """Raise ResourceError if the address-space limit (ulimit -v) leaves less than MIN_FREE_BYTES."""
+def check_limit(needed: int = MIN_FREE_BYTES) -> None:
+    """Raise ResourceError if the address-space limit (ulimit -v) leaves less than `needed` bytes.
+
+    Under such a limit all threads allocate from one heap from then on: glibc would reserve 64 MiB for each.
+    """
+    if not memory_is_limited():
+        return
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
     except OSError:
         return
     free = limit - pages * resource.getpagesize()
-    if limit != resource.RLIM_INFINITY and free < MIN_FREE_BYTES:
+    if free < needed:
         raise ResourceError(
             f"the limit of {limit >> 20} MiB of memory (ulimit -v) leaves {max(free, 0) >> 20} MiB "
-            f"where at least {MIN_FREE_BYTES >> 20} are needed to begin; raise it"
+            f"where at least {needed >> 20} are needed to begin; raise it"
         )
+    _share_one_heap()
+
+
+def _share_one_heap() -> None:
+    import ctypes  # commands start without it
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
 
 
 @contextmanager

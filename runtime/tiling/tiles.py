@@ -15,6 +15,7 @@ from PIL import Image
 
 from mclst.runtime.batches import Buffers, TileBatch
 from mclst.runtime.errors import SlideError, SpotsError
+from mclst.runtime.resources import THREAD_BYTES, check_limit
 from mclst.runtime.slide.base import RGB, Slide
 
 BATCHES_AHEAD = 3
@@ -223,6 +224,7 @@ class Tiles:
         batches, ends = self._batches()
         if batches:
             self.slide.expect(self._corners[np.concatenate(batches)], self.plan.read_px, self.plan.level)
+        check_limit(self.workers * THREAD_BYTES)
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="mclst-tiles")
         ahead: deque[tuple[int, list[Future[list[tuple[int, str]]]]]] = deque()
         try:
