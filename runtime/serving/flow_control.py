@@ -94,6 +94,11 @@ class FlowControl:
         self._noticed = False
         self._room = asyncio.Condition()
 
+    def begin(self) -> None:
+        """Begin a run: counts start anew, and a server that was given up gets another chance."""
+        self.counts, self.gave_up = Counts(), False
+        self._failing_since, self._noticed = None, False
+
     async def send(self, request: Callable[[], Awaitable[T]]) -> T:
         """Call `request` until it raises no TryAgain, and return its answer.
 

@@ -23,7 +23,6 @@ from mclst.runtime.progress import Clock, Notify
 from mclst.runtime.providers.choice import EncoderChoice
 from mclst.runtime.providers.timings import Candidate
 from mclst.runtime.serving.connection import Server
-from mclst.runtime.serving.flow_control import Counts
 from mclst.runtime.serving.server_manifest import (
     DISTANCE,
     EFFECTIVE_K,
@@ -56,8 +55,8 @@ class ServerSession:
     def stages(
         self, batch: int, *, group_rows: int, on_device: bool, clock: Clock, slots: int | None = None
     ) -> ServerStages:
-        """See Session; resets the counts of requests."""
-        self._server.flow.counts = Counts()
+        """See Session; begins a run."""
+        self._server.flow.begin()
         return ServerStages(self._server, batch, group_rows, clock, slots or self._server.at_once + AHEAD)
 
 

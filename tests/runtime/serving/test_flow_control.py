@@ -127,7 +127,9 @@ def test_patience_counts_only_while_nobody_is_answered(loop: asyncio.AbstractEve
     results = run(loop, flow, [FakeServer(["lost"] * 1000).request(0)])
     assert isinstance(results[0], ResourceError) and "gone" in str(results[0]) and "there" in str(results[0])
     assert 20 <= clock.now <= 20 + LONGEST_PAUSE_S
-    assert flow.gave_up
+    assert isinstance(run(loop, flow, [FakeServer([]).request(0)])[0], ResourceError)
+    flow.begin()
+    assert run(loop, flow, [FakeServer([]).request(7)]) == [7] and flow.counts.answered == 1
 
     clock = Clock()
     flow = flow_of(clock, most=1, patience_s=20.0)
