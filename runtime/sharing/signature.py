@@ -7,7 +7,8 @@ files: https://github.com/sigstore/model-transparency.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mclst.runtime.errors import BundleError, InputError, MclstError, ResourceEr
 from mclst.runtime.sharing.verify import SIGNATURE
 
 LONGEST_REASON = 300
+A_KEY = "an elliptic-curve key in PEM"
 PUBLIC_KEY, CERTIFICATE = "-----BEGIN PUBLIC KEY-----", "-----BEGIN CERTIFICATE-----"
 
 
@@ -104,20 +106,21 @@ def sign(bundle: Bundle, signer: Signer, *, overwrite: bool = False) -> Path:
             )
         with atomic_file(path) as part:
             _ignore(config, (part.name,))
-            signing.sign(bundle.path, part)
-    except (MemoryError, OSError) as error:
+            with _named_connection():
+                signing.sign(bundle.path, part)
+    except (MclstError, MemoryError):
+        raise
+    except Exception as error:  # cryptography and sigstore raise many types
         if isinstance(error, OSError) and error.filename is not None:
             raise InputError(
                 f"{error.filename} cannot be read ({error.strerror}); give a PEM file"
             ) from error
-        raise
-    except Exception as error:  # cryptography and sigstore raise many types
-        if isinstance(error, MclstError):
+        if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise InputError(
-            f"{bundle.path} cannot be signed ({_line(error)}); give an elliptic-curve key in PEM, and the "
-            "certificate made for it"
-        ) from error
+        advice = f"give {A_KEY}, and the certificate made for it"
+        if signer.key is None:
+            advice = f"look at the network, or give --key, {A_KEY}"
+        raise InputError(f"{bundle.path} cannot be signed ({_line(error)}); {advice}") from error
     bundle.check_unchanged()
     return path
 
@@ -153,10 +156,9 @@ def check_signature(bundle: Bundle, trusted: Trusted) -> None:
         verifying.set_hashing_config(config)
         _trust(verifying, trusted)
     except Exception as error:
+        advice = "look at the network" if trusted.pem is None else "give a public key or certificates in PEM"
         raise InputError(
-            f"{trusted} cannot be used to check signatures ({_line(error)}); give a public key or "
-            "certificates in "
-            "PEM"
+            f"{trusted} cannot be used to check signatures ({_line(error)}); {advice}"
         ) from error
     try:
         verifying.verify(bundle.path, path)
@@ -168,6 +170,17 @@ def check_signature(bundle: Bundle, trusted: Trusted) -> None:
             "not use it"
         ) from error
     bundle.check_unchanged()
+
+
+@contextmanager
+def _named_connection() -> Iterator[None]:
+    """Tell a connection that fails, an OSError without a number, from a file that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise RuntimeError(_line(error)) from error
 
 
 def _trust(verifying: Any, trusted: Trusted) -> None:

@@ -202,6 +202,20 @@ def test_infer_refuses_what_is_not_signed(run_inputs: Path, keys: Path, tmp_path
     assert CliRunner().invoke(infer, [*words, "--server", "http://127.0.0.1:1"]).exit_code == 2
 
 
+def test_a_connection_that_fails_is_no_file_that_cannot_be_written(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from model_signing import signing
+
+    def no_network(*_: object) -> None:
+        raise OSError("HTTPSConnectionPool(host='fulcio'): Max retries exceeded")
+
+    monkeypatch.setattr(signing.Config, "use_sigstore_signer", lambda *_, **more: None)
+    monkeypatch.setattr(signing.Config, "sign", no_network)
+    assert_refused(run("sign", bundle), 4, ("HTTPSConnectionPool", "look at the network", "--key"))
+    assert not (bundle / "model.sig").exists()
+
+
 def test_keys_that_do_not_fit(bundle: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_refused(run("sign", bundle, "--key", keys / "key.pub"), 4, ("cannot be signed",))
     assert_refused(run("sign", bundle, "--key", keys / "none.pem"), 4, ("none.pem", "cannot be read"))
