@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tiatoolbox.models.engine.io_config import IOPatchPredictorConfig
 from tiatoolbox.models.models_abc import ModelABC
 
-from mclst.adapters.tile_predictor import TilePredictor
+from mclst.adapters.tile_predictor import TilePredictor, as_pixels
 from mclst.runtime.bundle.bundle import Bundle
 
 
@@ -37,7 +37,7 @@ class MclstModel(ModelABC):
     Raises
     ------
     InputError, ResourceError
-        See `TilePredictor`.
+        See `TilePredictor` and `as_pixels`.
     """
 
     def __init__(self, bundle: str | Path | Bundle, *, provider: str = "auto", batch_size: int = 16) -> None:
@@ -59,8 +59,7 @@ class MclstModel(ModelABC):
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """Predict from uint8 [n, S, S, 3]: float32 [n, G]."""
-        pixels = patches.cpu().numpy()
-        return torch.from_numpy(self.predictor.predict(pixels.astype(np.uint8, copy=False)))
+        return torch.from_numpy(self.predictor.predict(as_pixels(patches.cpu().numpy())))
 
     @staticmethod
     def infer_batch(

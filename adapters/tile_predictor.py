@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,18 @@ from mclst.runtime.errors import BundleError, InputError
 from mclst.runtime.inference.readout import Readout, RegressionReadout, RetrievalReadout
 from mclst.runtime.providers.opening import EncoderRequest, open_encoder
 from mclst.runtime.sharing.hub import bundle_folder
+
+
+def as_pixels(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return pixels as uint8; raises InputError for values other than 0, 1, … 255, such as shares of 1."""
+    with np.errstate(invalid="ignore"):
+        pixels = values.astype(np.uint8, copy=False)
+    if not np.array_equal(pixels, values):
+        raise InputError(
+            f"pixels are {values.dtype} and not whole numbers from 0 to 255; leave out what normalizes them, "
+            "since the bundle does"
+        )
+    return pixels
 
 
 class TilePredictor:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from synthetic_maps import synthetic_map
 
-from mclst.adapters.tile_predictor import TilePredictor
+from mclst.adapters.tile_predictor import TilePredictor, as_pixels
 from mclst.runtime import RunOptions, open_bundle, open_slide, predict
 from mclst.runtime.errors import BundleError, InputError
 from mclst.runtime.report.files import Files
@@ -169,6 +169,15 @@ def test_tiles_of_another_size_are_refused(small_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("embedding", [0, 3])
+def test_pixels_that_a_tool_has_normalized_are_refused() -> None:
+    pixels = np.arange(256).reshape(1, 16, 16, 1)
+    for kind in (np.uint8, np.int64, np.float32):
+        np.testing.assert_array_equal(as_pixels(pixels.astype(kind)), pixels)
+    for wrong in (pixels / 255, pixels - 1, pixels + 1, np.where(pixels == 7, np.nan, pixels)):
+        with pytest.raises(InputError, match="whole numbers from 0 to 255"):
+            as_pixels(wrong)
+
+
 def test_a_prediction_beside_an_embedding_is_the_map_s(
     slides: Path, corners: NDArray[np.int64], tmp_path: Path, embedding: int
 ) -> None:
