@@ -168,7 +168,6 @@ def test_tiles_of_another_size_are_refused(small_bundle: Path) -> None:
             predictor.predict(tiles)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("embedding", [0, 3])
 def test_pixels_that_a_tool_has_normalized_are_refused() -> None:
     pixels = np.arange(256).reshape(1, 16, 16, 1)
     for kind in (np.uint8, np.int64, np.float32):
@@ -178,6 +177,7 @@ def test_pixels_that_a_tool_has_normalized_are_refused() -> None:
             as_pixels(wrong)
 
 
+@pytest.mark.parametrize("embedding", [0, 3])
 def test_a_prediction_beside_an_embedding_is_the_map_s(
     slides: Path, corners: NDArray[np.int64], tmp_path: Path, embedding: int
 ) -> None:
