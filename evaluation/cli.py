@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mclst.runtime.atomic import check_distinct, check_writable, write_atomically
+from mclst.runtime.atomic import write_atomically
 from mclst.runtime.click_types import PATH, SETTINGS, AliasedOption
-from mclst.runtime.console import check_json, command, publish_result, say, table
+from mclst.runtime.console import check_outputs, command, publish_result, say, table
 from mclst.runtime.errors import needs_extra
 from mclst.runtime.section_options import SectionFiles, section_options
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
@@ -153,8 +153,6 @@ def main(
     with_baselines = options["baselines"] != "none"
     with_domains = bool(options["domains"] or options["annotations"])
     outputs = output_paths(start, figures, methods, with_domains=with_domains, with_baselines=with_baselines)
-    for path in outputs.values():
-        check_writable(path, overwrite=overwrite)
     baseline_maps = [_parse_map(text) for text in options["baseline_maps"]]
     if any(not name for name, _ in baseline_maps):
         raise click.UsageError("--baseline needs a name: NAME=MAP")
@@ -162,10 +160,8 @@ def main(
         raise click.UsageError("--baseline compares with a baseline; leave --baselines none out")
     given = (path for _, path in (*maps_by_method, *baseline_maps))
     annotations = (Path(_parse_annotation(text)[1]) for text in options["annotations"])
-    named = (options[name] for name in ("gene_set", "weights"))
-    inputs = (truth, *named, *annotations, *section_files.paths, *given)
-    check_distinct(outputs.values(), inputs)
-    check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=outputs.values())
+    inputs = (*given, *annotations, *section_files.paths)
+    check_outputs(outputs.values(), json_path, overwrite=overwrite, inputs=inputs)
     pairs, regions, mpp = _read(maps_by_method, truth, sections, section_files, options)
     gene_set = None if options["gene_set"] is None else read_gene_list(options["gene_set"])
     if options["domains"] and options["domains"] > min(len(pair.spot) for pair in pairs):

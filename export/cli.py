@@ -27,11 +27,11 @@ from mclst.export.triton_options import (
 )
 from mclst.export.wsinfer_options import check_wsinfer, publish_wsinfer, wsinfer_options
 from mclst.runtime.atomic import check_distinct
-from mclst.runtime.click_types import SETTINGS
+from mclst.runtime.click_types import SETTINGS, given_inputs
 from mclst.runtime.console import check_json, command, publish_result, say, table
 from mclst.runtime.errors import needs_extra
 from mclst.runtime.section_options import SectionFiles, section_options
-from mclst.sections.location import SlideLocation, local_path
+from mclst.sections.location import SlideLocation
 
 if TYPE_CHECKING:
     from mclst.export.engines import EngineOptions
@@ -104,9 +104,8 @@ def main(
         return
     if ckpt is None:
         raise click.UsageError("Missing option '--ckpt'.")
-    slides = map(local_path, calibration)
-    inputs = (ckpt, weights, *references, *slides, genes, metadata_path, *section_files.paths)
-    check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=(out, triton))
+    inputs = (*given_inputs(), *section_files.paths)
+    check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=(out, triton, options["wsinfer"]))
     check_distinct((out,), inputs, inside=False)
     check_repository(triton, overwrite, inputs, out)
     check_wsinfer(options, overwrite, inputs, out)

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from mclst.runtime.atomic import check_apart, check_distinct, check_writable
 from mclst.runtime.choices import PRECISIONS
-from mclst.runtime.click_types import PATH, add_options, option_name
+from mclst.runtime.click_types import PATH, add_options, given_inputs, option_name
 from mclst.runtime.console import check_json, publish_result, say, table
 
 if TYPE_CHECKING:
@@ -115,8 +115,9 @@ def repository_of_bundle(
     """Run `mclst-export --bundle DIR --triton REPO`; raises BundleError and as `write_repository` does."""
     from mclst.runtime.bundle.bundle import open_bundle
 
-    check_json(json_path, overwrite=overwrite, inputs=(path,), outputs=(triton,))
-    check_repository(triton, overwrite, (), path)
+    inputs = tuple(given_inputs())
+    check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=(triton,))
+    check_repository(triton, overwrite, inputs, path)
     bundle = open_bundle(path)
     publish_repository(bundle, triton, serving, overwrite=overwrite, quiet=quiet)
     publish_result(json_path, lambda: {"bundle": str(bundle.path), "triton": str(triton)}, triton)

@@ -94,14 +94,12 @@ def check_distinct(
     """
     seen: set[Path] = set()
     # Not Path.resolve and Path.exists, which raise for some paths that the inputs' readers refuse.
-    sources = [Path(os.path.realpath(path)) for path in inputs if path is not None]
+    sources = {Path(os.path.realpath(path)) for path in inputs if path is not None}
+    holders = {folder for source in sources for folder in source.parents}
     for output in filter(None, outputs):
         path = Path(os.path.realpath(output))
         within = inside and os.path.exists(path)
-        if any(
-            path == source or path in source.parents or (within and source in path.parents)
-            for source in sources
-        ):
+        if path in sources or path in holders or (within and not sources.isdisjoint(path.parents)):
             raise OutputError(f"{output} is an input of this run and would be lost; choose another path")
         if path in seen:
             raise OutputError(f"{output} would be written twice; give each output its own path")

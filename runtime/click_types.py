@@ -16,6 +16,12 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "show_default": True}
 """Context settings of every command."""
 PATH = click.Path(path_type=Path)
+OUTPUTS = frozenset(
+    {"out", "prefix", "json_path", "plot_path", "keep", "triton", "wsinfer", "work", "folder"}
+)
+"""Parameters whose path a command writes; it reads every other path that it is given."""
+RECIPE_SUFFIXES = (".yaml", ".yml")
+"""Of encoders that are given as a file in place of a name."""
 
 
 def add_options(*options: Callable[[Any], Any]) -> Callable[[Function], Function]:
@@ -37,6 +43,18 @@ def option_name(ctx: click.Context, name: str) -> str:
 def on_command_line(ctx: click.Context, name: str) -> bool:
     """Whether a parameter was given on the command line."""
     return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def given_inputs() -> list[Path]:
+    """Paths that the running command was given to read: those of its parameters but OUTPUTS."""
+    given = click.get_current_context().params
+    texts = (value for name, value in given.items() if name not in OUTPUTS)
+    values = (part for value in texts for part in (value if isinstance(value, list | tuple) else (value,)))
+    return [
+        Path(value)
+        for value in values
+        if isinstance(value, Path) or (isinstance(value, str) and value.lower().endswith(RECIPE_SUFFIXES))
+    ]
 
 
 class Finite(click.FloatRange):

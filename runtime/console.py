@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 import click
 
 from mclst.runtime.atomic import check_distinct, check_writable, write_atomically
+from mclst.runtime.click_types import given_inputs
 from mclst.runtime.entry_points import (
     exit_now,
     install_signal_handlers,
@@ -271,6 +272,38 @@ def table(rows: Iterable[tuple[str, Any]], *, quiet: bool = False) -> None:
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
         say(f"  {name:<{width}}  {value}", quiet=quiet)
+
+
+def check_outputs(
+    files: Iterable[Path | None],
+    json_path: Path | None,
+    *,
+    overwrite: bool,
+    inputs: Iterable[Path | None] = (),
+) -> None:
+    """Refuse what a command would write, files and `--json`, before any work.
+
+    Parameters
+    ----------
+    files : iterable of Path or None
+        Plain files; None is skipped.
+    json_path : Path, optional
+        See `check_json`.
+    overwrite : bool
+        Whether they may exist.
+    inputs : iterable of Path or None
+        What the command reads besides `given_inputs`.
+
+    Raises
+    ------
+    OutputError
+        As `check_writable` and `check_distinct` do.
+    """
+    outputs, sources = [*files], [*given_inputs(), *inputs]
+    for path in filter(None, outputs):
+        check_writable(path, overwrite=overwrite)
+    check_distinct(outputs, sources)
+    check_json(json_path, overwrite=overwrite, inputs=sources, outputs=outputs)
 
 
 def check_json(

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mclst.runtime.atomic import check_distinct, check_writable
 from mclst.runtime.click_types import PATH, SETTINGS
-from mclst.runtime.console import check_json, command, progress, publish_result, say, table
+from mclst.runtime.console import check_outputs, command, progress, publish_result, say, table
 from mclst.runtime.errors import CheckpointError, needs_extra
 from mclst.runtime.section_options import SectionFiles, section_options
 from mclst.training.options import build_config, model_options, resolve_options
@@ -74,16 +73,10 @@ def main(
     --system bleep: resnet50, dropout 0.1, 4 epochs of batches of 256, adamw at 1e-3, both flips and quarter
     turns, BGR from 0 to 255, median-log1p expression, plain mean of the 50 nearest.
     """
+    given = context.params
+    published = out.with_suffix(".state_dict.pt") if given["published_layout"] else None
+    check_outputs((out, published), json_path, overwrite=given["overwrite"], inputs=section_files.paths)
     options = resolve_options(context)
-    overwrite = options["overwrite"]
-    check_writable(out, overwrite=overwrite)
-    published = out.with_suffix(".state_dict.pt") if options["published_layout"] else None
-    if published is not None:
-        check_writable(published, overwrite=overwrite)
-    inputs = (*paths, options["init"], options["weights"], options["genes"], *section_files.paths)
-    outputs = (out, published)
-    check_distinct(outputs, inputs)
-    check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=outputs)
     with needs_extra("export,cpu"):
         from mclst.training.contrastive import open_device
         from mclst.training.run import run_training

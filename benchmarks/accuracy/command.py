@@ -77,7 +77,8 @@ def accuracy(
     """
     if train_options is not None and fit_options is not None:
         raise click.UsageError("give --train for a system or --fit for a head, not both")
-    result_files.check(paths)
+    words = (train_options or fit_options or "").replace("=", " ").split()
+    result_files.check([Path(word) for word in words])
     with needs_extra("export,cpu"):
         from mclst.benchmarks.accuracy.folds import summarize
         from mclst.benchmarks.accuracy.requested import run_heads, run_system

@@ -105,7 +105,7 @@ def latency(
     """
     if (slide is None) != (spots_path is None):
         raise click.UsageError("--slide and --spots belong together")
-    result_files.check((bundle_path, ckpt, slide, spots_path))
+    result_files.check()
     from mclst.benchmarks.contenders.encoders import open_peers
     from mclst.benchmarks.contenders.inputs import make_inputs
     from mclst.benchmarks.encoder import measure as measuring

@@ -67,7 +67,7 @@ def end_to_end(
     Contenders take turns, each starting from the slide's file, with bundle or network in memory. mclst writes
     its .h5ad; the notebook stops at an array.
     """
-    result_files.check((slide, spots_path, bundle_path, ckpt, truth))
+    result_files.check()
     from mclst.benchmarks.contenders.cold_start import cold_start
     from mclst.benchmarks.contenders.inputs import open_notebook, score_against_truth
     from mclst.benchmarks.contenders.peak_memory import measure_peak_memory

@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from mclst.runtime.atomic import check_distinct, check_writable, write_atomically
+from mclst.runtime.atomic import write_atomically
 from mclst.runtime.click_types import PATH, add_options
-from mclst.runtime.console import check_json, publish_json
+from mclst.runtime.console import check_outputs, publish_json
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,17 @@ class ResultFiles:
         Parameters
         ----------
         inputs : sequence of Path or None
-            Files the command reads, which no output may replace.
+            What the command reads besides `given_inputs`.
         others : sequence of Path or None
             Further files that the command writes.
 
         Raises
         ------
         OutputError
-            If an output cannot be written or is among `inputs`.
+            If an output cannot be written or would replace an input.
         """
         outputs = (self.plot_path, *others)
-        for path in outputs:
-            if path is not None:
-                check_writable(path, overwrite=self.overwrite)
-        check_distinct(outputs, inputs)
-        check_json(self.json_path, overwrite=self.overwrite, inputs=inputs, outputs=outputs)
+        check_outputs(outputs, self.json_path, overwrite=self.overwrite, inputs=inputs)
 
     def publish(self, document: dict[str, Any], draw: Callable[[], bytes] | None = None) -> None:
         """Write the document, and the PNG that `draw` returns, where the user named a file; OutputError."""

@@ -73,7 +73,7 @@ def leaderboard(
     sources = [path for path in (embeddings, bundle, predictions) if path is not None]
     if len(sources) != 1:
         raise click.UsageError("give one of --embeddings, --bundle and --predictions")
-    result_files.check((root, *sources))
+    result_files.check()
     from mclst.benchmarks.leaderboard.run import Entry, run_task
     from mclst.benchmarks.leaderboard.score import row
     from mclst.benchmarks.leaderboard.tasks import read_tasks

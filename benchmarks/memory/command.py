@@ -37,7 +37,7 @@ def memory(
     quiet: bool,
 ) -> None:
     """Measure peak memory of dense maps over SLIDE: whole runs with picture and report, a process each."""
-    result_files.check((slide, bundle))
+    result_files.check()
     from mclst.benchmarks.harness.machine import new_document
     from mclst.benchmarks.memory.measure import measure_in_subprocess, memory_png, synthetic_bundle
     from mclst.runtime.slide.open import open_slide

@@ -39,7 +39,7 @@ def nulls(
     p-values: of two independent fields, p < 0.05 should hold in 5 %. Intervals: of the difference of two
     equally good predictions, 5 % should miss 0.
     """
-    result_files.check((spots_path,))
+    result_files.check()
     from mclst.benchmarks.harness.machine import new_document
     from mclst.benchmarks.nulls.fields import disc
     from mclst.benchmarks.nulls.measure import missed_intervals, p_values

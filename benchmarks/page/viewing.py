@@ -86,7 +86,7 @@ def viewing(
 
     MAP: a map of mclst-infer. Default: two synthetic maps, one retrieved and one noisy.
     """
-    result_files.check(inputs=(map_path,), others=(keep,))
+    result_files.check(others=(keep,))
     from mclst.benchmarks.harness.machine import new_document
     from mclst.benchmarks.page.synthetic_maps import MAPS
     from mclst.runtime.expression_map.reader import open_map

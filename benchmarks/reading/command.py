@@ -38,7 +38,7 @@ def tiles(
     quiet: bool,
 ) -> None:
     """Measure tiles per second of SLIDE: mclst, OpenSlide, tifffile, tiffslide, pyvips and cuCIM."""
-    result_files.check((slide,))
+    result_files.check()
     from mclst.benchmarks.harness.machine import new_document
     from mclst.benchmarks.reading.measure import measure
     from mclst.runtime.slide.open import open_slide

@@ -11,9 +11,9 @@ from typing import Any
 import click
 
 from mclst.benchmarks.harness.options import ResultFiles, result_options
-from mclst.runtime.atomic import check_distinct, check_writable, write_atomically
+from mclst.runtime.atomic import write_atomically
 from mclst.runtime.click_types import PATH, Finite
-from mclst.runtime.console import command, say
+from mclst.runtime.console import check_outputs, command, say
 from mclst.runtime.errors import InputError
 
 
@@ -39,7 +39,7 @@ def compare(
     The table has the ratio of times with a 95 % interval. Exit status 1 where a contender is more than
     --tolerance slower and its interval is above 1.
     """
-    result_files.check((before, after))
+    result_files.check()
     from mclst.benchmarks.harness.tables import show_table
     from mclst.benchmarks.reporting.compare import NotComparable, compare_documents, environment_differences
 
@@ -98,8 +98,7 @@ def compare(
 @command
 def page(results: tuple[Path, ...], out: Path, title: str, overwrite: bool, quiet: bool) -> None:
     """Make an HTML page of results that other subcommands wrote with --json; print its path on stdout."""
-    check_writable(out, overwrite=overwrite)
-    check_distinct((out,), results)
+    check_outputs((out,), None, overwrite=overwrite)
     from mclst.benchmarks.reporting.result_page import result_page
 
     documents = {path.name: _read(path) for path in results}

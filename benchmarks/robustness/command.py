@@ -47,7 +47,7 @@ def robustness(
     changes, and with --truth its scores. Of a calibrated bundle, also what becomes of its intervals, its
     reliable genes and its verdict on the colors.
     """
-    result_files.check((slide, spots_path, bundle_path, truth))
+    result_files.check()
     import numpy as np
 
     from mclst.benchmarks.harness.machine import new_document

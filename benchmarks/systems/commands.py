@@ -129,7 +129,7 @@ def precision(
     quiet: bool,
 ) -> None:
     """Compare a bundle's fp16, bf16 and int8 encoders with fp32 at the spots of SLIDE: accuracy, speed."""
-    result_files.check((slide, spots_path, bundle_path, truth))
+    result_files.check()
     from mclst.benchmarks.harness.machine import new_document
     from mclst.benchmarks.systems.precision import measure
     from mclst.runtime.bundle.bundle import open_bundle

@@ -47,7 +47,7 @@ def whole_command(
     scripts for ONNX Runtime and OpenVINO, which save an array. `mclst first` meets the bundle for the first
     time and tries what runs it fastest; `mclst auto` remembers all that was tried.
     """
-    result_files.check((slide, spots_path, bundle_path, ckpt, truth))
+    result_files.check()
     import tempfile
 
     from mclst.benchmarks.contenders.inputs import score_against_truth

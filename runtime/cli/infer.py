@@ -20,7 +20,7 @@ from mclst.runtime.cli.run_options import run_options
 from mclst.runtime.cli.server_options import ServerOptions, open_model, server_options
 from mclst.runtime.cli.slide_argument import SlideArgument
 from mclst.runtime.cli.structured import structured_rows
-from mclst.runtime.click_types import PATH, SETTINGS, Finite
+from mclst.runtime.click_types import PATH, SETTINGS, Finite, given_inputs
 from mclst.runtime.console import check_json, command, progress, publish_result, say, table
 from mclst.runtime.entry_points import STARTED
 from mclst.runtime.section_options import BINS
@@ -189,7 +189,7 @@ def main(
     check_json(
         json_path,
         overwrite=options.overwrite,
-        inputs=(*job.inputs, local(bundle_path)),
+        inputs=given_inputs(),
         outputs=job.outputs().all,
     )
 

@@ -13,11 +13,11 @@ import click
 from mclst.runtime.cli.report_options import file_options
 from mclst.runtime.cli.slide_argument import SlideArgument
 from mclst.runtime.cli.structured import LISTED, structured_rows
-from mclst.runtime.click_types import PATH, SETTINGS, AliasedOption
+from mclst.runtime.click_types import PATH, SETTINGS, AliasedOption, given_inputs
 from mclst.runtime.console import check_json, command, publish_result, say, table
 from mclst.runtime.errors import InputError, OutputError
 from mclst.runtime.section_options import BINS
-from mclst.sections.location import SlideLocation, local_path
+from mclst.sections.location import SlideLocation
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
 
 if TYPE_CHECKING:
@@ -76,7 +76,6 @@ def main(
     The page is a single file that opens offline in any browser. The path of each file is printed on stdout.
     """
     from mclst.runtime.atomic import check_distinct
-    from mclst.runtime.expression_map.measured import measured_expression
     from mclst.runtime.expression_map.reader import open_map
     from mclst.runtime.report.files import check_paths, write_files
 
@@ -93,23 +92,19 @@ def main(
     paths = files.paths(map_path if out is None else out.with_name(f"{out.name}.h5ad"))
     if not paths:
         raise click.UsageError("nothing to write; leave --no-html out, or choose another file")
-    check_json(
-        json_path,
-        overwrite=overwrite,
-        inputs=(map_path, truth, local_path(slide_path), cells),
-        outputs=paths.values(),
-    )
-    check_distinct(paths.values(), (map_path, truth, local_path(slide_path), cells))
+    inputs = given_inputs()
+    check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=paths.values())
+    check_distinct(paths.values(), inputs)
     if cells is not None and not files.geojson:
         raise click.UsageError("--cells belongs to --geojson")
     with open_map(map_path) as expression_map:
         files.check_genes(expression_map.genes)
         check_paths(paths, overwrite=overwrite)
-        measured = (
-            None
-            if truth is None
-            else measured_expression(expression_map, truth, section, normalization, bins)
-        )
+        measured = None
+        if truth is not None:
+            from mclst.runtime.expression_map.measured import measured_expression
+
+            measured = measured_expression(expression_map, truth, section, normalization, bins)
         tissue = None if slide_path is None else _tissue(expression_map, slide_path, files.html_px)
         notes = write_files(
             expression_map,

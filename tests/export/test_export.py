@@ -368,16 +368,6 @@ def test_numbers_out_of_range_are_wrong_usage(workdir: Path, words: tuple[str, .
     assert export("--ckpt", "model.pt", "--reference", "reference", *words).exit_code == 2
 
 
-@pytest.mark.parametrize("path", ["model.pt", "reference/genes.txt"])
-def test_an_input_is_never_overwritten(workdir: Path, path: str) -> None:
-    before = tree(workdir)
-    result = export(
-        "-q", "--ckpt", "model.pt", "--reference", "reference", "--json", path, "--overwrite", *TINY
-    )
-    assert_refused(result, 5, (path, "would be lost"))
-    assert tree(workdir) == before
-
-
 def test_a_bundle_that_holds_its_checkpoint_is_not_replaced(workdir: Path) -> None:
     (workdir / "bundle").mkdir()
     for name in ("model.pt", "manifest.json"):

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mclst.runtime.atomic import check_distinct, check_writable
 from mclst.runtime.choices import PROVIDERS
 from mclst.runtime.click_types import PATH, SETTINGS
-from mclst.runtime.console import check_json, command, progress, publish_result, say, table
+from mclst.runtime.console import check_outputs, command, progress, publish_result, say, table
 from mclst.runtime.errors import needs_extra
 from mclst.runtime.section_options import SectionFiles, section_options
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
@@ -165,11 +164,8 @@ def main(
     Features are kept in $MCLST_CACHE, else ~/.cache/mclst, so another head takes seconds. mclst downloads
     nothing: --weights is a file you have.
     """
-    check_writable(out, overwrite=overwrite)
     groups = None if options["groups"] is None else Path(options["groups"])
-    inputs = (*paths, weights, genes, groups, *options["from_features"], *section_files.paths)
-    check_distinct((out,), inputs)
-    check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=(out,))
+    check_outputs((out,), json_path, overwrite=overwrite, inputs=(groups, *section_files.paths))
     if options["k"] is not None and options["head"] not in ("knn", "blend"):
         raise click.UsageError("--k belongs to --head knn and blend")
     if options["weighting"] == "similarity" and (options["head"] != "knn" or options["k"] is not None):
