@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mclst.runtime.atomic import check_distinct
-from mclst.runtime.bundle.location import BundleLocation, local
+from mclst.runtime.bundle.location import BundleLocation
 from mclst.runtime.cli.server_options import ServerOptions, open_model
-from mclst.runtime.click_types import PATH, Finite, add_options
+from mclst.runtime.click_types import PATH, Finite, add_options, given_inputs
 from mclst.runtime.console import check_json, publish_result, say
 from mclst.runtime.errors import InputError, OutputError, describe_error
 
@@ -139,12 +138,11 @@ def run_cohort(
     if server.url is not None and cohort.cluster is not None:
         raise click.UsageError("--server and --cluster do not go together: give one of them")
     folder = defaults.out or Path(cohort.slides.stem)
-    jobs = shard_of(
-        read_cohort(cohort.slides, folder, defaults, _convert(click.get_current_context())), *cohort.shard
-    )
-    _check_folder(folder, jobs, cohort.slides)
+    jobs = read_cohort(cohort.slides, folder, defaults, _convert(click.get_current_context()))
     report_path = folder / _report_name(cohort.shard)
-    _check_json(json_path, report_path, jobs, (cohort.slides, local(bundle_path)), options.overwrite)
+    _check_paths(jobs, report_path, json_path, overwrite=options.overwrite)
+    jobs = shard_of(jobs, *cohort.shard)
+    _check_folder(folder, jobs, cohort.slides)
     with open_model(
         server, bundle_path, trusted, lambda text: say(f"Note: {text}", quiet=quiet), len(jobs)
     ) as model:
@@ -156,22 +154,6 @@ def run_cohort(
 def _report_name(shard: tuple[int, int]) -> str:
     part = "" if shard == (1, 1) else ".{}-of-{}".format(*shard)
     return f"cohort{part}.run.json"
-
-
-def _check_json(
-    json_path: Path | None,
-    report_path: Path,
-    jobs: Mapping[str, Job],
-    inputs: tuple[Path | None, ...],
-    overwrite: bool,
-) -> None:
-    """Refuse a --json that would replace what the run reads or writes, as `check_json` does."""
-    if json_path is None or str(json_path) == "-":
-        return
-    of_slides = (path for job in jobs.values() for path in job.inputs)
-    check_json(json_path, overwrite=overwrite, inputs=(*inputs, *of_slides))
-    written = (path for job in jobs.values() for path in job.outputs().all)
-    check_distinct((json_path, report_path, *written), ())
 
 
 def _run(
@@ -274,9 +256,19 @@ def _check_folder(folder: Path, jobs: Mapping[str, Job], table: Path) -> None:
         raise OutputError(
             f"{folder} cannot be made ({error.strerror or error}); choose another --out"
         ) from error
-    if os.path.samefile(folder, table.absolute().parent):
-        for job in jobs.values():
-            check_distinct(job.outputs().all, (table,))
+
+
+def _check_paths(
+    jobs: Mapping[str, Job], report_path: Path, json_path: Path | None, *, overwrite: bool
+) -> None:
+    """Refuse outputs of any slide that are an input of any, also of another shard's, or the table."""
+    outputs = [report_path, *(path for job in jobs.values() for path in job.outputs().all)]
+    of_all = given_inputs()
+    inputs = [*of_all, *(path for job in jobs.values() for path in job.inputs)]
+    # A map may be kept in the folder of the section that names its spots.
+    check_distinct(outputs, inputs, inside=False)
+    check_distinct(outputs, of_all)
+    check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=outputs)
 
 
 def _check_retrieval(model: Model, jobs: Mapping[str, Job]) -> None:

@@ -187,6 +187,8 @@ def test_the_cohorts_table_is_never_overwritten(here: Path) -> None:
     before = (here / "A1.csv").read_bytes()
     refused = infer("--slides", "A1.csv", "--out", ".", *QUICK, "--csv", "--overwrite")
     assert refused.exit_code == 5 and "A1.csv is an input of this run and would be lost" in refused.stderr
+    refused = infer("--slides", "A1.csv", "--out", "maps", *QUICK, "--json", "A1.csv", "--overwrite")
+    assert refused.exit_code == 5 and "A1.csv is an input of this run" in refused.stderr
     assert (here / "A1.csv").read_bytes() == before and not Path("A1.h5ad").exists()
 
 
@@ -195,6 +197,33 @@ def test_the_json_replaces_nothing_that_the_cohort_reads_or_writes(lost: str, he
     refused = cohort("--json", lost, "--overwrite")
     assert refused.exit_code == 5 and lost.split("/")[-1] in refused.stderr
     assert not Path("maps/A1.h5ad").exists() and (here / "B1.tsv").read_text().startswith("x")
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("maps/A1.png,A2.tsv,", ("--plot", "GENE1", "--json", "maps/A1.png")),
+        ("maps/A1.genes.png,A2.tsv,", ()),
+        ("A2.png,maps/A1.h5ad,", ()),
+        ("A2.png,A2.tsv,maps/A1.geojson", ("--geojson",)),
+    ],
+    ids=["json", "slide", "spots", "region"],
+)
+@pytest.mark.parametrize("shard", ["1/2", "2/2"])
+def test_what_one_slide_reads_no_other_replaces(
+    here: Path, row: str, words: tuple[str, ...], shard: str
+) -> None:
+    write_table(here, "slide,spots,region,name", "A1.png,A1.tsv,,A1", f"{row},A2")
+    (here / "maps").mkdir()
+    victim = Path(next(cell for cell in row.split(",") if cell.startswith("maps/")))
+    victim.write_text("precious")
+    refused = infer(
+        "--slides", "cohort.csv", "--out", "maps", "--no-html", "--shard", shard, *words, "--overwrite"
+    )
+    assert refused.exit_code == 5, refused.output
+    assert f"{victim} is an input of this run and would be lost" in refused.stderr
+    assert [path.name for path in (here / "maps").iterdir()] == [victim.name]
+    assert victim.read_text() == "precious"
 
 
 def test_a_defect_in_one_slide_is_told_with_its_traceback(
