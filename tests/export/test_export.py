@@ -83,7 +83,7 @@ def test_every_option_reaches_the_manifest(workdir: Path) -> None:
     }
     assert m["context"] == {"spots": 5, "sentences": "section", "positions": "pixel"}
     assert m["spot_encoder"] == {"heads": 4, "depth": 2}
-    assert m["normalization"] == {"input": "none", "expression": "spot-wise"}
+    assert m["normalization"] == {"input": "none", "expression": "spot-wise", "log_share_of": None}
     assert m["tile"] == {"size_px": 40, "mpp": 0.5, "pad": [255, 254, 253]}
     assert m["preprocessing"] == {
         "channels": "bgr",
