@@ -59,7 +59,6 @@ TEXT_INPUTS = {
     "train --out": "folder --out folder/manifest.json",
     "export inside --reference": "--ckpt other --reference folder --json folder/manifest.json",
     "export --image": "--ckpt other --image A1=victim --json victim",
-    "export --triton of --bundle": "--bundle folder/bundle --triton folder",
     "bench accuracy --fit": "other --fit '--encoder uni --weights=victim' --json victim",
     "bench accuracy --train": "other --train '--init victim' --json victim",
     "bench page --out": "victim --out victim",
@@ -122,7 +121,7 @@ def refuse(name: str, words: list[str]) -> None:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "folder" / "bundle").mkdir(parents=True)
+    (tmp_path / "folder").mkdir()
     for name in ("victim", "recipe.yaml", "folder/manifest.json"):
         (tmp_path / name).write_text("precious")
     before = sorted(tmp_path.rglob("*"))

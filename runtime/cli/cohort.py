@@ -140,9 +140,14 @@ def run_cohort(
     folder = defaults.out or Path(cohort.slides.stem)
     jobs = read_cohort(cohort.slides, folder, defaults, _convert(click.get_current_context()))
     report_path = folder / _report_name(cohort.shard)
-    _check_paths(jobs, report_path, json_path, overwrite=options.overwrite)
+    _check_names(jobs, cohort.slides)
+    inputs = [path for job in jobs.values() for path in job.inputs]
+    outputs = [report_path, *(path for job in jobs.values() for path in job.outputs().all)]
+    _check_paths(outputs, inputs)
     jobs = shard_of(jobs, *cohort.shard)
-    _check_folder(folder, jobs, cohort.slides)
+    _make_folder(folder)
+    inputs += given_inputs()
+    check_json(json_path, overwrite=options.overwrite, inputs=inputs, outputs=outputs)
     with open_model(
         server, bundle_path, trusted, lambda text: say(f"Note: {text}", quiet=quiet), len(jobs)
     ) as model:
@@ -240,12 +245,15 @@ def _convert(ctx: click.Context) -> Callable[[str, str], Any]:
     return convert
 
 
-def _check_folder(folder: Path, jobs: Mapping[str, Job], table: Path) -> None:
+def _check_names(jobs: Mapping[str, Job], table: Path) -> None:
     for name in jobs:
         if name.casefold() == "cohort" or re.fullmatch(r"cohort\.\d+-of-\d+", name.casefold()):
             raise InputError(
                 f"{table} names a slide {name!r}, like the run's own report; choose another name"
             )
+
+
+def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(exist_ok=True)
     except FileExistsError as error:
@@ -258,17 +266,11 @@ def _check_folder(folder: Path, jobs: Mapping[str, Job], table: Path) -> None:
         ) from error
 
 
-def _check_paths(
-    jobs: Mapping[str, Job], report_path: Path, json_path: Path | None, *, overwrite: bool
-) -> None:
-    """Refuse outputs of any slide that are an input of any, also of another shard's, or the table."""
-    outputs = [report_path, *(path for job in jobs.values() for path in job.outputs().all)]
-    of_all = given_inputs()
-    inputs = [*of_all, *(path for job in jobs.values() for path in job.inputs)]
+def _check_paths(outputs: list[Path | None], of_slides: list[Path]) -> None:
+    """Refuse outputs of any slide that are an input of any, also of another shard's, or of the run."""
     # A map may be kept in the folder of the section that names its spots.
-    check_distinct(outputs, inputs, inside=False)
-    check_distinct(outputs, of_all)
-    check_json(json_path, overwrite=overwrite, inputs=inputs, outputs=outputs)
+    check_distinct(outputs, of_slides, inside=False)
+    check_distinct(outputs, given_inputs())
 
 
 def _check_retrieval(model: Model, jobs: Mapping[str, Job]) -> None:
