@@ -141,7 +141,7 @@ def _describe(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno in _DISK_FULL:
         sentence = f"{error.filename or 'standard output'} cannot be written ({error.strerror}); free space"
         return sentence, OutputError.exit_code
-    if isinstance(error, ImportError) and any(words in str(error) for words in _LIBRARY_NOT_MAPPED):
+    if isinstance(error, ImportError) and is_out_of_memory(error):
         sentence = f"this machine's memory is too small to load a library ({_library_of(error)})"
     elif isinstance(error, ImportError) and any(words in str(error) for words in _LIBRARY_NOT_OPENED):
         sentence = f"this machine lets the process open no more of a library ({error}); {_RAISE_LIMITS}"
@@ -166,8 +166,6 @@ _TOO_LITTLE_MEMORY = (
 )
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LIMIT_REACHED = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)
-# What glibc's dynamic loader says where a library's segments find no room; ImportError has no errno.
-_LIBRARY_NOT_MAPPED = ("failed to map segment", "annot allocate memory", "cannot map zero-fill pages")
 # imagecodecs opens a codec on first use, and says no more than this where no file can be opened any more.
 _LIBRARY_NOT_OPENED = ("Too many open files", "from 'imagecodecs'")
 _RAISE_LIMITS = "raise its limits (ulimit -a), or ask for fewer --workers"

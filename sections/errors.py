@@ -7,7 +7,8 @@ import re
 
 _OUT_OF_MEMORY = re.compile(
     r"(memory|dataspace \w+) allocation (failed|NULLed)|allocate( original)? memory|out of memory"
-    r"|bad[_ ]alloc|cannot allocate|insufficient memory",
+    r"|bad[_ ]alloc|cannot allocate|insufficient memory"
+    r"|failed to map segment|cannot map zero-fill pages",  # the dynamic loader's, which has no errno
     re.IGNORECASE,
 )
 

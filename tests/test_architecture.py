@@ -118,14 +118,14 @@ runtime/encoder/cuda: runtime/encoder runtime kernels/cuda kernels/definition
 runtime/slide: runtime/slide/zarr runtime/storage runtime/decoding runtime sections/formats sections
 runtime/slide/zarr: runtime/storage runtime
 runtime/storage: runtime sections
-runtime/decoding:
+runtime/decoding: sections
 runtime/encoder: runtime kernels/definition
 runtime/bundle: runtime/trust runtime kernels/definition sections
 runtime: kernels/definition sections/formats sections
 kernels: kernels/faiss kernels/cuda kernels/cpu kernels/definition
 kernels/faiss: kernels/definition
 kernels/cuda: kernels/definition
-kernels/cpu: kernels/definition
+kernels/cpu: kernels/definition sections
 kernels/definition:
 sections/formats: sections/tenx sections/tables sections
 sections/tenx: sections/tables sections

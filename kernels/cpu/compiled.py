@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mclst.sections.errors import pass_out_of_memory
+
 _POINTER, _INT64, _INT, _DOUBLE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_double
 _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "mclst_best_lanes": (_INT, []),
@@ -43,7 +45,7 @@ def built() -> bool:
 
 @cache
 def library() -> ctypes.CDLL:
-    """Load the compiled library. Raises NotCompiled."""
+    """Load the compiled library. Raises NotCompiled, MemoryError."""
     path = _path()
     if path is None:
         raise NotCompiled("it was installed without a C++ compiler")
@@ -53,6 +55,7 @@ def library() -> ctypes.CDLL:
             function = getattr(loaded, name)
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
+        pass_out_of_memory(error)
         raise NotCompiled(f"{path} does not load: {error}") from error
     return loaded
 

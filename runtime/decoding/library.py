@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mclst.sections.errors import pass_out_of_memory
+
 _POINTER, _INT64, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "mclst_jpeg_open": (_POINTER, [ctypes.c_char_p]),
@@ -58,6 +60,7 @@ def load_compiled(part: str, functions: Mapping[str, tuple[Any, list[Any]]]) -> 
                     function = getattr(loaded, name)
                     function.restype, function.argtypes = result, arguments
             except (OSError, AttributeError) as error:
+                pass_out_of_memory(error)
                 _log.warning(
                     "%s was built elsewhere or from other sources, install again: %s", path.name, error
                 )

@@ -111,8 +111,8 @@ def _open(name: str, request: EncoderRequest) -> Session:
         )
     if name == "cuda":
         return open_onnx_cuda(request.onnx)
+    device = CudaDevice()  # first: the library takes hundreds of MiB of addresses
     library = load_library(flavor_of(name))
-    device = CudaDevice()
     check_target(library, device.gpu)
     engine_request = EngineRequest(request.onnx, request.precision, library, device.gpu, request.batch)
     engine = open_engine(request.bundle, engine_request, build=request.build, notify=request.notify)
@@ -134,8 +134,8 @@ def check_provider(name: str) -> str:
 
         at = "" if name == "cpu" else f" on {CudaDevice().gpu.name}"
         return f"ONNX Runtime {onnxruntime.__version__}, {import_name}{at}"
-    library = load_library(flavor_of(name))
     gpu = CudaDevice().gpu
+    library = load_library(flavor_of(name))
     check_target(library, gpu)
     return f"{library} on {gpu.name} ({gpu.target}, driver {gpu.driver})"
 

@@ -52,6 +52,7 @@ OUT_OF_MEMORY = [
     OSError("Can't synchronously write data (memory allocation failed for chunk)"),
     ValueError("Unable to synchronously create dataset (memory allocation failed)"),
     RuntimeError("std::bad_alloc"),
+    OSError("_cpu.abi3.so: failed to map segment from shared object"),
     imagecodecs.Jpeg8Error("Insufficient memory (case 4)"),
 ]
 
