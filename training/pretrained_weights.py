@@ -108,7 +108,7 @@ def read_weights(path: Path) -> State:
 def load_weights(network: MclSTExp | Bleep, path: Path, encoder: str) -> str:
     """Load the weights in `path` into `network`; returns a description of what was loaded.
 
-    The image encoder must be complete; of the spot encoder and projections, matching tensors are loaded.
+    The image encoder must be complete, but for what timm leaves new; of the spot encoder and projections, matching tensors are loaded.
     Raises CheckpointError if tensors of the image encoder are missing or have other shapes.
     """
     return load_state(network, read_weights(path), path, encoder)
@@ -124,7 +124,10 @@ def load_state(network: MclSTExp | Bleep, weights: State, path: Path, encoder: s
         weights = {PREFIX + name: tensor for name, tensor in weights.items()}
     # A partly random image encoder would go unnoticed, so all its tensors are required.
     encoder_part = [name for name in state if name.startswith(PREFIX) and "num_batches" not in name]
-    missing = [n for n in encoder_part if n not in weights or weights[n].shape != state[n].shape]
+    fresh = set() if whole_model else _fresh_norm(weights, state)
+    missing = [
+        n for n in encoder_part if n not in fresh and (n not in weights or weights[n].shape != state[n].shape)
+    ]
     if missing:
         raise CheckpointError(
             f"{path} lacks {len(missing)} of the {len(encoder_part)} tensors of {encoder} "
@@ -133,10 +136,17 @@ def load_state(network: MclSTExp | Bleep, weights: State, path: Path, encoder: s
     fitting = {name: t for name, t in weights.items() if name in state and t.shape == state[name].shape}
     network.load_state_dict(fitting, strict=False)
     if not whole_model:
-        return f"{encoder} from {path.name}"
+        return f"{encoder} from {path.name}{', but for a new fc_norm' if fresh else ''}"
     rest = len([name for name in state if not name.startswith(PREFIX)])
     loaded = len([name for name in fitting if not name.startswith(PREFIX)])
     return f"{encoder} and {loaded} of {rest} other tensors from {path.name}"
+
+
+def _fresh_norm(weights: State, state: State) -> set[str]:
+    """Tensors that timm, too, leaves as they are built when a ViT of a class token is pooled by its mean."""
+    names = {f"{PREFIX}fc_norm.{part}" for part in ("weight", "bias")}
+    of_class_token = f"{PREFIX}norm.weight" in weights and not names & weights.keys()
+    return names & state.keys() if of_class_token else set()
 
 
 def _as_published(weights: State, encoder: str) -> State:

@@ -21,6 +21,7 @@ from small_model import Small
 from training_runs import QUICK, SECTIONS, TINY, config, export_bank, in_float64, run, synthetic_section
 
 from mclst.export.bundling import export_bundle
+from mclst.models.bleep import Bleep
 from mclst.models.mclstexp import MclSTExp
 from mclst.runtime.errors import CheckpointError, InputError, ReferenceDataError
 from mclst.runtime.providers.opening import open_session
@@ -320,6 +321,27 @@ def test_initial_weights_from_torchvision_and_timm(tmp_path: Path, encoder: str)
         source.reset_classifier(0)
         expected = source(tile)
     torch.testing.assert_close(result, expected)
+
+
+def test_a_vit_of_a_class_token_starts_as_timm_starts_it(tmp_path: Path) -> None:
+    """Pooled by its mean it has fc_norm in place of norm; its file was once refused as another encoder's."""
+    import timm
+
+    name = "vit_tiny_patch16_224"
+    torch.manual_seed(2)
+    state = timm.create_model(name).state_dict()
+    torch.save({n: t + 0.1 * torch.randn(t.shape) for n, t in state.items()}, tmp_path / "vit.pth")
+    network = Bleep(name, 6, projection_dim=8).eval()
+    assert load_weights(network, tmp_path / "vit.pth", name).startswith(f"{name} from vit.pth")
+    expected = timm.create_model(
+        name,
+        pretrained=True,
+        pretrained_cfg_overlay={"file": str(tmp_path / "vit.pth")},
+        num_classes=0,
+        global_pool="avg",
+    ).eval()
+    tile = torch.rand(1, 3, 224, 224)
+    torch.testing.assert_close(network.image_encoder(tile), expected(tile))
 
 
 def test_initial_weights_from_a_model_and_invalid_files(tmp_path: Path) -> None:
