@@ -12,7 +12,7 @@ import click
 
 from mclst.runtime.click_types import PATH, SETTINGS
 from mclst.runtime.console import check_outputs, command, progress, publish_result, say, table
-from mclst.runtime.errors import CheckpointError, needs_extra
+from mclst.runtime.errors import needs_extra
 from mclst.runtime.section_options import SectionFiles, section_options
 from mclst.training.options import build_config, model_options, resolve_options
 
@@ -79,14 +79,13 @@ def main(
     options = resolve_options(context)
     with needs_extra("export,cpu"):
         from mclst.training.contrastive import open_device
+        from mclst.training.pretrained_weights import StartingWeights
         from mclst.training.run import run_training
     log = functools.partial(say, quiet=quiet)
     config = build_config(options)
     # Refused before tiles are read, which may take minutes.
     open_device(config.device)
-    for name in ("init", "weights"):
-        if options[name] is not None and not options[name].exists():
-            raise CheckpointError(f"{options[name]} does not exist; check --{name}")
+    StartingWeights(config.encoder, config.recipe, options["init"], options["weights"]).check()
     sections, held_out = _read(paths, section_files, config, options, quiet=quiet)
     log(
         f"{sum(len(s.spot) for s in sections):,} spots of {', '.join(s.name for s in sections)}; "

@@ -149,7 +149,9 @@ model_options = add_options(
     click.option("--mean", type=Numbers(float), default="0,0,0", help="Mean per channel, in that range."),
     click.option("--std", type=Numbers(float, 1e-6), default="1,1,1", help="Standard deviation per channel."),
     click.option("--tile-px", type=click.IntRange(8, 4096), default=224, help="Side of a tile, px."),
-    click.option("--tile-mpp", type=float, help="µm/px of the tiles.  [default: level-0 pixels]"),
+    click.option(
+        "--tile-mpp", type=float, help="µm/px of the tiles.  [default: the recipe's, else level-0 pixels]"
+    ),
     click.option(
         "--mpp", type=click.FloatRange(0.05, 10), help="µm/px of level 0, if images do not give it."
     ),
@@ -211,6 +213,8 @@ def resolve_options(context: click.Context) -> dict[str, Any]:
         of_recipe = preprocessing_of(options["recipe"])
         options |= {name: value for name, value in of_recipe.items() if name not in explicit}
         explicit |= of_recipe.keys()
+        if "tile_mpp" not in explicit:
+            options["tile_mpp"] = options["recipe"].mpp_of(options["tile_px"])
     if options["system"] == "mclstexp":
         return options
     if unused := [name for name in ONLY_MCLSTEXP if name in explicit]:

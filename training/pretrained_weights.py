@@ -60,6 +60,10 @@ class StartingWeights:
             return None
         return load_encoder(self.recipe, self.weights)
 
+    def check(self) -> None:
+        """Raise CheckpointError if a file holds no weights, or not those of the recipe's encoder."""
+        _ = self._init, self._encoder
+
     def load(self, network: MclSTExp | Bleep) -> str:
         """Load them into `network`; returns a description, "" if there are none. Raises CheckpointError."""
         said = ""
@@ -108,8 +112,9 @@ def read_weights(path: Path) -> State:
 def load_weights(network: MclSTExp | Bleep, path: Path, encoder: str) -> str:
     """Load the weights in `path` into `network`; returns a description of what was loaded.
 
-    The image encoder must be complete, but for what timm leaves new; of the spot encoder and projections, matching tensors are loaded.
-    Raises CheckpointError if tensors of the image encoder are missing or have other shapes.
+    The image encoder must be complete, but for what timm leaves new; of the spot encoder and projections,
+    matching tensors are loaded. Raises CheckpointError if tensors of the image encoder are missing or have
+    other shapes.
     """
     return load_state(network, read_weights(path), path, encoder)
 

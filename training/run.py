@@ -12,7 +12,7 @@ from typing import Any
 
 from mclst.sections.accuracy import Score
 from mclst.training.checkpoint import write_checkpoint, write_published_state
-from mclst.training.contrastive import TrainedModel, Training
+from mclst.training.contrastive import Network, TrainedModel, Training
 from mclst.training.data import TrainingSection
 from mclst.training.pretrained_weights import StartingWeights
 from mclst.training.settings import TrainConfig
@@ -79,9 +79,12 @@ def run_training(
     """
     spots = sum(len(section.spot) for section in sections)
     check_neighbors(config.settings, spots)
-    start = StartingWeights(config.encoder, config.recipe, init, weights)
     loaded: list[str] = []
-    training = Training(sections, config, lambda network: loaded.append(start.load(network)))
+
+    def initialize(network: Network) -> None:
+        loaded.append(StartingWeights(config.encoder, config.recipe, init, weights).load(network))
+
+    training = Training(sections, config, initialize)
     if loaded[0]:
         say(f"starting from {loaded[0]}")
     if restart:

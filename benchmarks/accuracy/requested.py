@@ -60,7 +60,7 @@ def run_system(request: Request, words: str) -> Result:
     if sweep is not None and sweep[0] == "encoder" and options["init"] is not None:
         raise click.UsageError("--init is of one encoder; give it without --sweep encoder")
     start = StartingWeights(config.encoder, config.recipe, options["init"], options["weights"])
-    start.record()  # refuses other files before tiles are read
+    start.check()
     if sweep is not None:
         for value in sweep[1]:
             try:

@@ -107,4 +107,9 @@ class Recipe:
     @property
     def mpp(self) -> float | None:
         """µm per pixel of the network's input; None where nothing prescribes it."""
-        return None if self.fov_um is None else self.fov_um / self.resize_px
+        return self.mpp_of(self.tile_px)
+
+    def mpp_of(self, side: int) -> float | None:
+        """µm per pixel of tiles of `side` px: the input itself, or what is resized and cropped to it."""
+        before_crop = self.resize_px if side == self.tile_px else side
+        return None if self.fov_um is None else self.fov_um / before_crop

@@ -14,6 +14,8 @@ from training_runs import run
 from mclst.export.bundling import export_bundle
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.providers.opening import open_session
+from mclst.training.cli import main
+from mclst.training.options import build_config, resolve_options
 
 RECIPE = """\
 name: my-vit
@@ -94,6 +96,23 @@ def test_a_recipe_is_the_image_encoder(encoder: Path, small: Small, system: str,
     parity = json.loads((bundle.path / "parity.json").read_text())
     assert parity["embedding"]["cosine_min"] > 0.99999
     assert open_session(bundle.encoder(), "cpu").encode(checkpoint["tiles"].numpy()).shape == (64, 8)
+
+
+@pytest.mark.parametrize(
+    ("words", "mpp"),
+    [
+        ("--encoder uni", 128 / 224),
+        ("--encoder gigapath", 128 / 256),  # its input is the center of a tile of 256 px
+        ("--encoder gigapath --tile-px 512", 128 / 512),
+        ("--encoder uni --tile-mpp 0.5 --system bleep", 0.5),
+        ("--encoder omiclip", None),
+        ("--encoder resnet50", None),
+    ],
+)
+def test_tiles_show_the_tissue_that_the_recipe_prescribes(words: str, mpp: float | None) -> None:
+    """mclst-train once read level-0 pixels, whatever they measured, where mclst-fit follows the recipe."""
+    options = resolve_options(main.make_context("mclst-train", ["sections", *words.split()]))
+    assert build_config(options).settings.tile.mpp == mpp
 
 
 @pytest.mark.parametrize(

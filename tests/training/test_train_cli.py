@@ -398,7 +398,7 @@ def test_published_state_keeps_the_trained_rows() -> None:
         (["--weighting", "similarity"], 2, "weighting 'similarity' is of cosines, not of 'l1'"),
         (["--weighting", "similarity", "--distance", "cosine"], 4, "k is 10; give --k 48"),
         (["--tile-mpp", "0.5"], 4, "give --mpp"),
-        (["--init", "absent.pt"], 4, "absent.pt does not exist; check --init"),
+        (["--init", "absent.pt"], 4, "absent.pt cannot be read"),
     ],
 )
 def test_the_command_refuses_in_one_sentence(
