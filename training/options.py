@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from mclst.kernels.definition.spec import DISTANCES, RANKS, WEIGHTINGS
-from mclst.runtime.click_types import PATH, AliasedOption, Numbers, add_options
+from mclst.runtime.click_types import PATH, AliasedOption, Finite, Numbers, add_options
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ model_options = add_options(
     click.option(
         "--lambda",
         "image_weight",
-        type=click.FloatRange(0, 1),
+        type=Finite(0, 1),
         default=0.5,
         help="λ: λ·image loss + (1 - λ)·spot loss.",
     ),
@@ -93,7 +93,7 @@ model_options = add_options(
         "--heads", type=click.IntRange(1), default=8, help="Attention heads of the spot Transformer."
     ),
     click.option("--head-dim", type=click.IntRange(1), default=64, help="Width of an attention head."),
-    click.option("--dropout", type=click.FloatRange(0, 0.9), default=0.0, help="Dropout of the projections."),
+    click.option("--dropout", type=Finite(0, 0.9), default=0.0, help="Dropout of the projections."),
     click.option("--epochs", type=click.IntRange(1), default=90, help="Passes over all spots."),
     click.option("--seconds", type=float, help="Stop after this long, even within an epoch."),
     click.option(
@@ -152,9 +152,7 @@ model_options = add_options(
     click.option(
         "--tile-mpp", type=float, help="µm/px of the tiles.  [default: the recipe's, else level-0 pixels]"
     ),
-    click.option(
-        "--mpp", type=click.FloatRange(0.05, 10), help="µm/px of level 0, if images do not give it."
-    ),
+    click.option("--mpp", type=Finite(0.05, 10), help="µm/px of level 0, if images do not give it."),
     click.option("--k", type=click.IntRange(1), default=200, help="Neighbors that the bundle averages."),
     click.option(
         "--rank", type=click.Choice(RANKS), default="cosine", help="Similarity that ranks the neighbors."

@@ -10,7 +10,7 @@ import click
 from mclst.benchmarks.harness.options import ResultFiles, result_options
 from mclst.benchmarks.harness.undefined import none_if_undefined
 from mclst.runtime.choices import PROVIDERS
-from mclst.runtime.click_types import PATH
+from mclst.runtime.click_types import PATH, Finite
 from mclst.runtime.console import command, say
 from mclst.runtime.errors import OutputError
 
@@ -35,7 +35,7 @@ from mclst.runtime.errors import OutputError
 @click.option("--components", type=click.IntRange(1), default=256, help="Principal components of the head.")
 @click.option(
     "--alpha",
-    type=click.FloatRange(0, min_open=True),
+    type=Finite(0, min_open=True),
     help="Penalty of ridge.  [default: as published, 100 / (components × genes)]",
 )
 @click.option("--jobs", type=click.IntRange(1), default=1, help="Folds at once.")

@@ -10,7 +10,7 @@ import click
 from mclst.benchmarks.harness.options import ResultFiles, result_options
 from mclst.runtime.choices import PROVIDERS
 from mclst.runtime.cli.bundle_options import bundle_option
-from mclst.runtime.click_types import PATH
+from mclst.runtime.click_types import PATH, Finite
 from mclst.runtime.console import command, progress, say
 
 
@@ -20,7 +20,7 @@ from mclst.runtime.console import command, progress, say
 @bundle_option
 @click.option("--truth", type=PATH, help="Measured sections to score against.")
 @click.option("--section", help="The slide's section in --truth.  [default: by the slide's name]")
-@click.option("--mpp", type=click.FloatRange(0.01, 100), help="µm per pixel, if the slide does not say.")
+@click.option("--mpp", type=Finite(0.01, 100), help="µm per pixel, if the slide does not say.")
 @click.option(
     "--most-spots", type=click.IntRange(2), default=1000, help="Use at most so many, spread evenly."
 )

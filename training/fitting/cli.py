@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mclst.runtime.choices import PROVIDERS
-from mclst.runtime.click_types import PATH, SETTINGS
+from mclst.runtime.click_types import PATH, SETTINGS, Finite
 from mclst.runtime.console import check_outputs, command, progress, publish_result, say, table
 from mclst.runtime.errors import needs_extra
 from mclst.runtime.section_options import SectionFiles, section_options
@@ -92,7 +92,7 @@ class WeightsPath(click.Path):
 )
 @click.option(
     "--context",
-    type=click.FloatRange(1, 10_000),
+    type=Finite(1, 10_000),
     help="Add the mean features of the spots within this many µm.  [default: no context]",
 )
 @click.option(
@@ -100,9 +100,7 @@ class WeightsPath(click.Path):
     help="What is left out together: patient (section names without their last number), or a table of "
     "section and group.  [default: each section]",
 )
-@click.option(
-    "--alpha", type=click.FloatRange(0, min_open=True), help="Penalty of the ridge.  [default: chosen]"
-)
+@click.option("--alpha", type=Finite(0, min_open=True), help="Penalty of the ridge.  [default: chosen]")
 @click.option("--k", type=click.IntRange(1), help="Neighbors of knn and blend.  [default: chosen]")
 @click.option(
     "--weighting",
@@ -119,10 +117,10 @@ class WeightsPath(click.Path):
 )
 @click.option(
     "--tile-mpp",
-    type=click.FloatRange(0.05, 100),
+    type=Finite(0.05, 100),
     help="µm/px of the encoder's field of view.  [default: the encoder's own, else level-0 pixels]",
 )
-@click.option("--mpp", type=click.FloatRange(0.05, 10), help="µm/px of level 0, if images do not give it.")
+@click.option("--mpp", type=Finite(0.05, 10), help="µm/px of level 0, if images do not give it.")
 @click.option(
     "--from-features",
     type=PATH,

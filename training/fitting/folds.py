@@ -106,14 +106,14 @@ def make_folds(
     InputError
         If the table of groups cannot be used, or a lone section has too few spots to divide.
     """
-    if len(sections) == 1:
-        return _quarters(sections[0], xy_px[0])
     if groups is None:
         of = {name: name for name in sections}
     elif groups == PATIENT:
         of = {name: patient_of(name) for name in sections}
     else:
         of = read_groups(Path(groups), sections)
+    if len(sections) == 1:
+        return _quarters(sections[0], xy_px[0])
     blocks = [
         Block(i, np.arange(len(xy)), of[name])
         for i, (name, xy) in enumerate(zip(sections, xy_px, strict=True))

@@ -334,6 +334,10 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(place: Path, weights: Path
     for words, code, text in (
         ([bare, *base], 4, "has no image: there is no A1.tif"),
         ([sections, *base, "--groups", tmp_path / "groups.tsv"], 4, "has no group for section A2"),
+        ([sections, *base, "--sections", "A1", "--groups", "absent.tsv"], 4, "absent.tsv cannot be read"),
+        ([sections, *base, "--alpha", "nan"], 2, "'nan' is not a finite number"),
+        ([sections, *base, "--alpha", "inf"], 2, "'inf' is not a finite number"),
+        ([sections, *base, "--context", "nan", "--mpp", "1"], 2, "'nan' is not a finite number"),
         ([sections, *base, "--context", "50"], 4, "--context is in µm; give --mpp"),
         ([sections, *base, "--views", "1,1"], 2, "names a factor twice"),
         ([sections, *base, "--k", "5"], 2, "--k belongs to --head knn and blend"),
