@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from mclst.runtime.bundle.bundle import MANIFEST, Bundle, open_bundle
+from mclst.runtime.bundle.location import links_into_cache
 from mclst.runtime.bundle.manifest import ENGINES
 from mclst.runtime.errors import BundleError
 from mclst.runtime.sharing.facts import read_parity
@@ -17,8 +18,18 @@ COMPANIONS = (CARD, RDF, TEST_INPUT, TEST_OUTPUT, SIGNATURE, "LICENSE", "NOTICE"
 
 
 def companions(folder: Path) -> list[str]:
-    """Return the names of the companions that are there."""
-    return [name for name in COMPANIONS if (folder / name).is_file()]
+    """Return the names of the companions that are there.
+
+    Raises BundleError for a link, by which a stranger's bundle would take a file of this machine along.
+    """
+    names = [name for name in COMPANIONS if (folder / name).is_file()]
+    for name in names:
+        path = folder / name
+        if path.is_symlink() and not links_into_cache(folder, path):
+            raise BundleError(
+                f"{path} is a link to {path.resolve()}; replace it by a plain file, or remove it"
+            )
+    return names
 
 
 def check_no_extra_files(bundle: Bundle) -> None:

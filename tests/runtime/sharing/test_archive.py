@@ -16,7 +16,7 @@ from refusals import tree
 
 from mclst.runtime.bundle.bundle import open_bundle
 from mclst.runtime.errors import BundleError, OutputError
-from mclst.runtime.sharing.archive import pack, unpack
+from mclst.runtime.sharing.archive import copy_bundle, pack, unpack
 
 
 @pytest.fixture
@@ -70,6 +70,16 @@ def test_companions_travel_and_engines_stay(small_bundle: Path, tmp_path: Path) 
     unpack(pack(open_bundle(copy), tmp_path / "a.zip"), tmp_path / "out")
     assert (tmp_path / "out" / "README.md").read_text() == "# About"
     assert not (tmp_path / "out" / "engines").exists()
+
+
+def test_a_link_to_a_file_of_this_machine_is_not_packed(small_bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(small_bundle, tmp_path / "copy"))
+    (tmp_path / "id_ed25519").write_text("private")
+    (copy / "LICENSE").symlink_to(tmp_path / "id_ed25519")
+    for share in (pack, copy_bundle):
+        with pytest.raises(BundleError, match=r"LICENSE is a link to .*id_ed25519"):
+            share(open_bundle(copy), tmp_path / "a.zip")
+        assert not (tmp_path / "a.zip").exists()
 
 
 def test_a_bundle_with_other_files_is_not_packed(small_bundle: Path, tmp_path: Path) -> None:
