@@ -224,7 +224,7 @@ class ProtocolClient:
 
     def _classify(self, error: Exception, model: str) -> Exception:
         """Turn a failure into Busy, Lost or ServerError, whose texts hold no token."""
-        if isinstance(error, ServerError):
+        if isinstance(error, ServerError | MemoryError):
             return error
         if isinstance(error, self._error):
             reason = self._line(error.message())

@@ -136,6 +136,15 @@ def test_what_is_no_address_is_wrong_usage_of_the_probe(url: str) -> None:
     assert CliRunner().invoke(probe.main, [url]).exit_code == 2
 
 
+def test_too_little_memory_here_is_no_fault_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("tritonclient.http.InferInput", no_memory)
+    with listen("answers") as (url, _), pytest.raises(MemoryError):
+        Server(url)
+
+
 LIMITED = """
 import json, resource, sys
 from pathlib import Path
