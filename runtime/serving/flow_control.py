@@ -20,6 +20,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 ANSWER_S = 60.0
 """Time limit of an answer, doubled after each timeout."""
 
+LATE = "it gave no answer in time"
+
 NOTICE_S = 5.0
 """The user is notified when a server gives no answer for this long."""
 
@@ -112,7 +114,7 @@ class FlowControl:
                     answer = await request()
             except TimeoutError:
                 late += 1
-                why: TryAgain = Lost("it gave no answer in time")
+                why: TryAgain = Lost(LATE)
             except TryAgain as failure:
                 why = failure
             else:
@@ -181,9 +183,11 @@ class FlowControl:
 
     def _end(self) -> ResourceError:
         self.gave_up = True
+        advice = "see that it runs and is not overloaded"
+        if self._why == LATE:
+            advice = f"{advice}, or give a longer patience or a smaller --batch-size"
         error = ResourceError(
-            f"{self.server}: {self._why}, for {self._patience_s:.0f} s (--server-patience); see that it runs "
-            "and is not overloaded"
+            f"{self.server}: {self._why}, for {self._patience_s:.0f} s (--server-patience); {advice}"
         )
         error.of_every_slide = True
         return error

@@ -165,6 +165,20 @@ def test_an_answer_that_takes_too_long_is_asked_for_again(loop: asyncio.Abstract
     assert len(calls) == 1
 
 
+def test_a_server_too_slow_for_a_request_is_told_how_to_ask_for_less(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    clock = Clock()
+
+    async def late() -> None:
+        clock.now += 60.0
+        raise TimeoutError
+
+    result = run(loop, flow_of(clock), [late])[0]
+    assert isinstance(result, ResourceError) and "no answer in time" in str(result)
+    assert "longer patience or a smaller --batch-size" in str(result)
+
+
 def test_a_long_failure_is_told_once_and_so_is_its_end(loop: asyncio.AbstractEventLoop) -> None:
     clock = Clock()
     messages: list[str] = []
