@@ -14,7 +14,7 @@ PLACES ?= --spots $(CURDIR)/$(SMALL)/section/spots/B1_selection.tsv
 # A clean environment keeps pip's own settings.
 PIP_SETTINGS := $(foreach name,$(filter PIP_%,$(.VARIABLES)),$(name)="$($(name))")
 
-.PHONY: help demo quick test imports bindings check docs browser wheel release-check gpu-check clean
+.PHONY: help demo quick test stress imports bindings check docs browser wheel release-check gpu-check clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,9 @@ quick: $(VENV)/quick  ## fast tests within a minute, without torch: installs .[c
 test: JOBS = 3
 test: $(VENV)/installed bindings  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+
+stress: $(VENV)/installed  ## tests that leave to chance where a fault strikes; minutes
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m stress
 
 imports: $(VENV)/installed  ## collect all tests, which imports what they use
 	$(BIN)/pytest --collect-only -q > /dev/null
