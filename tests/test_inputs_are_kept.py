@@ -122,7 +122,7 @@ def refuse(name: str, words: list[str]) -> None:
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
-    for name in ("victim", "recipe.yaml", "folder/manifest.json"):
+    for name in ("victim", "other", "recipe.yaml", "folder/manifest.json"):
         (tmp_path / name).write_text("precious")
     before = sorted(tmp_path.rglob("*"))
     yield tmp_path
