@@ -18,10 +18,10 @@ PICTURES = ("tissue_hires_image.png", "tissue_lowres_image.png")
 HIRES_PX = (600, 2000, 4000, 6000)
 """Longest sides of Space Ranger's downscaled images, which users often pass as the slide."""
 
-LOWRES_PX = 600
-"""Longest side of tissue_lowres_image.png."""
+SEURAT_PX = (600, 2000)
+"""Longest sides of the pictures to which Seurat scales coordinates: scale = "lowres", "hires"."""
 MUCH_LARGER = 3
-"""Times LOWRES_PX: a slide on which spots do not all lie within LOWRES_PX of its corner."""
+"""Times a picture's side: a slide on which spots do not all lie within that side of its corner."""
 
 OF_QUPATH = (GEOJSON_CELLS, QUPATH_MEASUREMENTS)
 """Variants of spots that QuPath exports."""
@@ -30,7 +30,7 @@ OF_QUPATH = (GEOJSON_CELLS, QUPATH_MEASUREMENTS)
 def check_spots(spots: Spots, slide: Slide) -> None:
     """Raise SpotsError if a spot's center is outside the slide; name the first spot and a likely cause.
 
-    Seurat's coordinates are refused, too, if they are pixels of Space Ranger's smallest picture.
+    Seurat's coordinates are refused, too, if they are pixels of one of Space Ranger's pictures.
     """
     _require_full_resolution(spots, slide)
     check_centers(
@@ -39,16 +39,18 @@ def check_spots(spots: Spots, slide: Slide) -> None:
 
 
 def _require_full_resolution(spots: Spots, slide: Slide) -> None:
-    """Refuse what GetTissueCoordinates of Seurat 3 and 4 gives by default: no row and col, scale 'lowres'."""
+    """Refuse what GetTissueCoordinates of Seurat 3 and 4 scales: no row and col, 'lowres' by default."""
     if spots.variant != SEURAT_COORDINATES or spots.array_xy is not None:
         return
     longest = max(slide.width_px, slide.height_px)
-    if len(spots) and spots.xy_px.max() <= LOWRES_PX and longest > MUCH_LARGER * LOWRES_PX:
-        raise SpotsError(
-            f"{spots.path}: no imagerow or imagecol is above {LOWRES_PX}, and {slide.path.name} has "
-            f"{slide.width_px} x {slide.height_px} px: Seurat scaled them to its small picture; export them "
-            "by GetTissueCoordinates(object, scale = NULL), or name pixels of this slide x_px and y_px"
-        )
+    for side in SEURAT_PX if len(spots) else ():
+        if spots.xy_px.max() <= side and longest > MUCH_LARGER * side:
+            raise SpotsError(
+                f"{spots.path}: no imagerow or imagecol is above {side}, and {slide.path.name} has "
+                f"{slide.width_px} x {slide.height_px} px: Seurat scaled them to a small picture; export "
+                "them by GetTissueCoordinates(object, scale = NULL), or name pixels of this slide x_px and "
+                "y_px"
+            )
 
 
 def border_note(slide: Slide, spots: Spots | None, region: Path | None) -> str:

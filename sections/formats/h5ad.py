@@ -24,7 +24,13 @@ from mclst.sections.hdf5 import (
     read_limited,
 )
 from mclst.sections.section import Section
-from mclst.sections.tables.h5ad_obs import in_um, require_anndata, spot_centers
+from mclst.sections.tables.h5ad_obs import (
+    in_um,
+    read_library,
+    require_anndata,
+    require_full_resolution,
+    spot_centers,
+)
 from mclst.sections.tables.synonyms import synonyms_of
 
 OBS_PIXELS = (("x_pixel", "y_pixel"), ("pxl_col_in_fullres", "pxl_row_in_fullres"))
@@ -71,6 +77,7 @@ def read(source: SectionSource) -> Section:
             spatial = read_limited(file, "obsm/spatial", max_matrix_bytes(len(obs), 2))
             xy_px = spot_centers(source.path, spatial, len(obs))
             xy_px = None if in_um(obs, xy_px) else xy_px
+            require_full_resolution(source.path, xy_px, read_library(file))
         if xy_px is None and (
             pair := next((pair for pair in OBS_PIXELS if set(pair) <= set(obs.columns)), None)
         ):

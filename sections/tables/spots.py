@@ -35,6 +35,7 @@ from mclst.sections.tables.layouts import (
     BARCODE,
     ID_COLUMNS,
     SEURAT_5_COLUMNS,
+    SEURAT_COORDINATES,
     SPACE_RANGER,
     Layout,
     detect_layout,
@@ -225,7 +226,10 @@ def _from_obs(path: Path, obs: ObsTable, all_spots: bool, mpp: float | tuple[flo
             spots = _from_table(table, all_spots, mpp, obs.name)
         except UnknownColumns as error:
             raise SectionError(f"{error} (there is no obsm['spatial'] either)") from error
-        return replace(spots, variant="AnnData", spot_diameter_px=obs.spot_diameter_px)
+        # Without an array, these may be px of a small picture, which the slide tells.
+        of_seurat = spots.variant == SEURAT_COORDINATES and spots.array_xy is None
+        variant = SEURAT_COORDINATES if of_seurat else "AnnData"
+        return replace(spots, variant=variant, spot_diameter_px=obs.spot_diameter_px)
     table = replace(_table_of_frame(path, obs.table), unit="row")
     table, note, kept = _on_tissue(table, FLAGS, all_spots)
     xy_px = obs.xy_px[kept]

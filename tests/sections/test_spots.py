@@ -463,6 +463,61 @@ def test_anndata_from_disk_and_from_memory(tmp_path: Path) -> None:
         assert spots.row.tolist() == [1, 3]
 
 
+def visium(scale: float = 1.0) -> ad.AnnData:
+    """Spots with a pitch of 1,000 px and a diameter of 650, as of Space Ranger, or as Seurat scales them."""
+    row, column = np.mgrid[0:12, 0:12]
+    across, down = 2 * column.ravel() + row.ravel() % 2, row.ravel()
+    xy_px = 1500 + np.stack([100 * across, 173.2 * down], 1) * 5
+    data = ad.AnnData(np.ones((len(xy_px), 1), np.float32), obsm={"spatial": xy_px * scale})
+    factors = {"tissue_hires_scalef": 0.125, "tissue_lowres_scalef": 0.0375, "spot_diameter_fullres": 650.0}
+    images = {"hires": np.zeros((2000, 1800, 3), np.uint8), "lowres": np.zeros((600, 540, 3), np.uint8)}
+    data.uns["spatial"] = {"slice1": {"scalefactors": factors, "images": images}}
+    return data
+
+
+@pytest.mark.parametrize(("picture", "scale"), [("hires", 0.125), ("lowres", 0.0375)])
+@pytest.mark.parametrize("with_images", [True, False])
+def test_positions_that_seurat_scaled_to_a_picture_are_refused(
+    tmp_path: Path, picture: str, scale: float, with_images: bool
+) -> None:
+    data = visium(scale)
+    if not with_images:
+        del data.uns["spatial"]["slice1"]["images"]
+    data.write_h5ad(tmp_path / "S1.h5ad")
+    readers: list[Any] = [
+        lambda: read_spots(data),
+        lambda: read_spots(tmp_path / "S1.h5ad"),
+        lambda: read_section(find_sections(tmp_path)["S1"]),
+    ]
+    for read in readers:
+        with pytest.raises(SectionError, match=rf"px of the {picture} picture, as Seurat.*{scale}, or take"):
+            read()
+    data.obsm["spatial"][3] = np.nan  # a spot without a position says nothing
+    with pytest.raises(SectionError, match=rf"px of the {picture} picture"):
+        read_spots(data)
+
+
+@pytest.mark.parametrize("change", ["full", "corner", "other diameter", "two libraries", "lone"])
+def test_positions_at_full_resolution_are_taken_wherever_they_lie(tmp_path: Path, change: str) -> None:
+    data = visium()
+    library = data.uns["spatial"]["slice1"]
+    if change == "corner":
+        data.obsm["spatial"] = (data.obsm["spatial"] - 1500) * 0.13
+        library["scalefactors"]["spot_diameter_fullres"] = 650 * 0.13
+    elif change != "full":
+        data = visium(0.125)
+        if change == "other diameter":
+            data.uns["spatial"]["slice1"]["scalefactors"]["spot_diameter_fullres"] = 80.0
+        elif change == "two libraries":
+            data.uns["spatial"]["slice2"] = data.uns["spatial"]["slice1"]
+        else:
+            data = data[:1].copy()
+    data.write_h5ad(tmp_path / "S1.h5ad")
+    section = read_section(find_sections(tmp_path)["S1"])
+    for xy_px in (read_spots(data).xy_px, read_spots(tmp_path / "S1.h5ad").xy_px, section.xy_px):
+        np.testing.assert_array_equal(xy_px, data.obsm["spatial"])
+
+
 def test_anndata_without_obs_columns(tmp_path: Path) -> None:
     data = ad.AnnData(np.ones((2, 1), dtype=np.float32), obsm={"spatial": np.array([[1, 2], [3, 4]])})
     assert read_spots(data).xy_px.tolist() == [[1.0, 2.0], [3.0, 4.0]]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import anndata
 import numpy as np
+import pandas as pd
 import pytest
 from formula_slide import FormulaSlide
 from hypothesis import given
@@ -49,23 +51,34 @@ def test_spots_without_coordinates_are_left_to_the_reader() -> None:
 @pytest.mark.parametrize(
     ("text", "refused"),
     [
-        ("id,imagerow,imagecol\na,310.5,402.25\nb,120.1,600\n", True),
-        ("id,imagerow,imagecol\na,310.5,402.25\nb,120.1,601\n", False),
-        ("id,row,col,imagerow,imagecol\na,1,2,310.5,402.25\n", False),
-        ("id,y_px,x_px\na,310.5,402.25\n", False),
+        ("id,imagerow,imagecol\na,310.5,402.25\nb,120.1,600\n", "600 4000 8000"),
+        ("id,imagerow,imagecol\na,310.5,402.25\nb,120.1,601\n", "8000"),
+        ("id,imagerow,imagecol\na,310.5,402.25\nb,120.1,2000\n", "8000"),
+        ("id,imagerow,imagecol\na,310.5,402.25\nb,120.1,2001\n", ""),
+        ("id,row,col,imagerow,imagecol\na,1,2,310.5,402.25\n", ""),
+        ("id,y_px,x_px\na,310.5,402.25\n", ""),
     ],
 )
+@pytest.mark.parametrize("as_obs", [False, True])
 def test_coordinates_that_seurat_scaled_to_the_small_picture_are_refused(
-    tmp_path: Path, text: str, refused: bool
+    tmp_path: Path, text: str, refused: str, as_obs: bool
 ) -> None:
+    """In a table, or in obs of a converted object; on a slide of 1000 px they may well be its pixels."""
     (tmp_path / "seurat.csv").write_text(text)
-    spots = read_spots(tmp_path / "seurat.csv")
-    if refused:
-        with pytest.raises(SpotsError, match=r"seurat\.csv: .* 4000 x 3000 px: .* scale = NULL"):
-            check_spots(spots, FormulaSlide())
-    else:
-        check_spots(spots, FormulaSlide())
-    check_spots(spots, FormulaSlide((4.0,)))  # 1000 x 750 px: they may well be its pixels
+    source = tmp_path / "seurat.csv"
+    if as_obs:
+        obs = pd.read_csv(source, index_col="id")
+        source = tmp_path / "seurat.h5ad"
+        anndata.AnnData(np.ones((len(obs), 1), np.float32), obs=obs).write_h5ad(source)
+    spots = read_spots(source)
+    assert spots.variant in (("AnnData", "Seurat coordinates") if as_obs else (spots.variant,))
+    for level, width in ((4.0, "1000"), (1.0, "4000"), (0.5, "8000")):
+        slide = FormulaSlide((level,))
+        if width in refused.split():
+            with pytest.raises(SpotsError, match=rf"seurat\.(csv|h5ad): .* {width} x .* px: .* scale = NULL"):
+                check_spots(spots, slide)
+        elif spots.xy_px.max() < 750 or width != "1000":
+            check_spots(spots, slide)
 
 
 def test_every_module_that_cuts_tiles_at_given_places_checks_them() -> None:
