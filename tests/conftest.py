@@ -72,6 +72,7 @@ SLOW = (
     "sections/test_spatialdata_store.py",
     "test_add_a_system.py",
     "test_doc_commands.py",
+    "test_inputs_are_kept.py",
     "test_notebooks.py",
     "training",
 )
