@@ -21,7 +21,7 @@ from mclst.runtime.bundle.bundle import (
 )
 from mclst.runtime.bundle.location import SCHEME, HubLocation
 from mclst.runtime.bundle.manifest import CALIBRATION, Manifest, read_manifest
-from mclst.runtime.errors import BundleError, InputError, ResourceError
+from mclst.runtime.errors import BundleError, InputError, ResourceError, write_error
 from mclst.runtime.progress import Notify
 from mclst.runtime.sharing.by_reference import check_reference, describe_reference, left_out
 from mclst.runtime.sharing.card import card
@@ -80,6 +80,8 @@ def fetch(location: HubLocation, notify: Notify = lambda text: None, *, partial:
         If the encoder is published by reference alone.
     ResourceError
         If the hub cannot be reached and the bundle is not in the cache, or huggingface_hub is missing.
+    OutputError
+        If the cache cannot be written.
     """
     hub = _library()
     with _sentences(hub, location):
@@ -247,6 +249,9 @@ def _sentences(hub: Any, location: HubLocation) -> Iterator[None]:
         raise
     except errors.HFValidationError as error:
         raise InputError(f"{location} is no repository ({_line(error)}); check the address") from error
+    except OSError as error:
+        cache = error.filename or hub.constants.HF_HUB_CACHE
+        raise write_error(cache, error, "free space, or set HF_HOME to another folder") from error
     except (AssertionError, KeyError, TypeError, ValueError) as error:  # an answer that lacks what is due
         reason = f"{type(error).__name__}: {_line(error)}"
         raise InputError(

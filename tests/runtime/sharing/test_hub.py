@@ -109,6 +109,17 @@ def test_what_the_manifest_does_not_list_is_not_fetched(hub: FakeHub, bundle: Pa
     assert not any("setup.py" in request or "engines" in request for request in hub.requests)
 
 
+def test_a_cache_that_cannot_be_written_is_named(
+    hub: FakeHub, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    push(bundle)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    assert_refused_after_note(run("pull", REPOSITORY), 5, ("file/hub cannot be written", "HF_HOME"))
+
+
 def test_a_tampered_file_is_refused(hub: FakeHub, bundle: Path) -> None:
     push(bundle)
     repository = hub.repositories["org/small"]
