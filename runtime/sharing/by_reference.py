@@ -78,7 +78,13 @@ def complete(part: Path, encoder: Path, out: Path, *, overwrite: bool = False) -
         path, record = encoder / name, manifest.files[name]
         if not os.path.isfile(path):
             raise BundleError(f"{encoder} has no {name}; export the encoder with the same --precision")
-        if (path.stat().st_size, file_sha256(path)) != (record.bytes, record.sha256):
+        try:
+            same = (path.stat().st_size, file_sha256(path)) == (record.bytes, record.sha256)
+        except OSError as error:
+            raise BundleError(
+                f"{path} cannot be read ({error.strerror or error}); give the encoder's graphs"
+            ) from error
+        if not same:
             versions = ", ".join(f"{package} {version}" for package, version in manifest.versions.items())
             raise BundleError(
                 f"{path} is not the graph that {part / MANIFEST} lists (SHA-256 differs); export it from the "

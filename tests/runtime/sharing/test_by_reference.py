@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from refusals import assert_refused, tree
 
 from mclst.runtime.cli.bundle import main
+from mclst.runtime.sharing import by_reference
 
 
 @pytest.fixture
@@ -48,6 +49,16 @@ def test_no_file_is_written_outside_the_bundle(part: Path, small_bundle: Path) -
 def test_a_file_that_is_missing_is_named(part: Path, small_bundle: Path) -> None:
     (part / "bank.h5").unlink()
     refuse(part, small_bundle, 4, "bank.h5", "cannot be read")
+
+
+def test_a_graph_that_cannot_be_read_is_named(
+    part: Path, small_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: Path) -> str:
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(by_reference, "file_sha256", broken)
+    refuse(part, small_bundle, 4, "encoder.onnx cannot be read (Input/output error)")
 
 
 def test_a_full_disk_is_told_of_the_output(
