@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mclst.runtime.bundle.location import BundleLocation, HubLocation, local
-from mclst.runtime.cli.bundle_hub import bioimageio, complete, pull, push, sign
+from mclst.runtime.cli.bundle_hub import HubType, bioimageio, complete, pull, push, sign
 from mclst.runtime.cli.bundle_options import (
     BundleType,
     local_folder,
@@ -66,10 +66,12 @@ def info(location: BundleLocation, json_path: Path | None) -> None:
 @main.command(context_settings=SETTINGS)
 @bundle_argument
 @click.option("--out", type=PATH, help="File to write; - for stdout.  [default: README.md in BUNDLE]")
-@click.option("--hub", metavar="ORG/NAME", help="Repository that readers get the bundle from.")
+@click.option(
+    "--hub", metavar="ORG/NAME", type=HubType(bare=True), help="Repository that readers get the bundle from."
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing card.")
 @command
-def card(location: BundleLocation, out: Path | None, hub: str | None, overwrite: bool) -> None:
+def card(location: BundleLocation, out: Path | None, hub: HubLocation | None, overwrite: bool) -> None:
     """Write BUNDLE's card, a README.md for the Hugging Face hub.
 
     Says what is not known. Give license, training data and evaluation to mclst-export --metadata.
@@ -82,7 +84,7 @@ def card(location: BundleLocation, out: Path | None, hub: str | None, overwrite:
 
     bundle = open_bundle(local_folder(location, _note))
     path = bundle.path / CARD if out is None else out
-    address = f"hf://{hub}" if hub else str(location) if local(location) is None else bundle.path.name
+    address = str(hub or location) if hub or local(location) is None else bundle.path.name
     text = write_card(describe(bundle), address or "mclst-bundle")
     if str(path) == "-":
         click.echo(text, nl=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mclst.runtime.bundle.location import BundleLocation, HubLocation
+from mclst.runtime.bundle.location import SCHEME, BundleLocation, HubLocation
 from mclst.runtime.cli.bundle_options import BundleType, note_signature, quiet_option
 from mclst.runtime.cli.slide_argument import SlideArgument
 from mclst.runtime.click_types import PATH, SETTINGS
@@ -16,14 +16,19 @@ from mclst.sections.location import SlideLocation
 
 
 class HubType(click.ParamType[HubLocation]):
-    """An address at the hub."""
+    """An address at the hub; bare: hf:// may be left out."""
 
     name = "hf://ORG/NAME@REVISION"
+
+    def __init__(self, *, bare: bool = False) -> None:
+        self._scheme = SCHEME if bare else ""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> HubLocation:
         """Text → HubLocation; another form is wrong usage."""
         try:
-            return value if isinstance(value, HubLocation) else HubLocation.of(str(value))
+            if isinstance(value, HubLocation):
+                return value
+            return HubLocation.of(self._scheme + str(value).removeprefix(self._scheme))
         except ValueError as error:
             self.fail(str(error), param, ctx)
 

@@ -52,6 +52,13 @@ def test_card_stands_beside_the_manifest(bundle: Path) -> None:
     assert run("card", bundle, "--out", "-").stdout.startswith("---\n")
 
 
+def test_a_card_names_the_hub_in_either_spelling_and_nothing_else(bundle: Path) -> None:
+    cards = [run("card", bundle, "--out", "-", "--hub", hub).stdout for hub in ("org/name", "hf://org/name")]
+    assert cards[0] == cards[1] and "--bundle hf://org/name\n" in cards[0]
+    assert run("card", bundle, "--out", "-", "--hub", "org").exit_code == 2
+    assert run("push", bundle, "org/name").exit_code == 2  # it may be meant as a folder
+
+
 def test_pack_and_unpack(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run("pack", bundle).stdout == "bundle.mclst.zip\n"
