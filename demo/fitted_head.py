@@ -139,6 +139,6 @@ def compare(head: HeadResult, planted: float, mse: float) -> str:
     else:
         verdict = f"{'the head' if difference > 0 else 'the trained model'} is better"
     return (
-        f"planted genes: {head.title} r {head.planted:.2f}, MSE {head.mse:.3f}; the trained model r "
-        f"{planted:.2f}, MSE {mse:.3f}: {verdict}"
+        f"planted genes: {head.title} r {head.planted:.2f}, the trained model r {planted:.2f}: {verdict}; "
+        f"MSE over all genes {head.mse:.3f} and {mse:.3f}"
     )

@@ -257,7 +257,7 @@ def test_the_better_model_is_named() -> None:
     r = np.where(np.isin(GENES, PLANTED), 0.5, np.nan)
     head = HeadResult("ridge on X", r, 0.4, 1.0)
     assert "ridge on X r 0.50" in compare(head, 0.4, 0.5) and "the head is better" in compare(head, 0.4, 0.5)
-    assert "the trained model is better" in compare(head, 0.6, 0.3)
+    assert "the trained model is better; MSE over all genes" in compare(head, 0.6, 0.3)
     assert "both are as good" in compare(head, 0.505, 0.4)
 
 
