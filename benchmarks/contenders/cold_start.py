@@ -74,6 +74,7 @@ def first_result(
     from mclst.runtime.inference.readout import open_readout
     from mclst.runtime.providers.opening import EncoderRequest, open_encoder
     from mclst.runtime.slide.open import open_slide
+    from mclst.runtime.tiling.array_pitch import slide_resolution
     from mclst.runtime.tiling.bounds import check_spots
     from mclst.runtime.tiling.tiles import Tiles, TileShape
     from mclst.sections.tables.spots import read_spots
@@ -98,7 +99,10 @@ def first_result(
         moments["session"] = time.time()
         tile = bundle.manifest.tile
         shape = TileShape(tile.size_px, tile.mpp, tile.pad)
-        first = next(iter(Tiles(slide, spots.xy_px[:batch], shape, batch_size=batch, workers=2)))
+        mpp = slide_resolution(slide, spots).mpp
+        first = next(
+            iter(Tiles(slide, spots.xy_px[:batch], shape, batch_size=batch, workers=2, slide_mpp=mpp))
+        )
         tiles, rows = first.tiles.copy(), first.rows
         moments["first tiles read"] = time.time()
         embedding = session.encode(tiles)

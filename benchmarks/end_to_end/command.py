@@ -80,10 +80,15 @@ def end_to_end(
     from mclst.benchmarks.schemas.validate import validated
     from mclst.runtime.bundle.bundle import open_bundle
     from mclst.runtime.resources import available_cores
+    from mclst.runtime.slide.open import open_slide
+    from mclst.runtime.tiling.bounds import check_spots
     from mclst.sections.tables.spots import read_spots
 
     threads = available_cores()
     bundle, spots = open_bundle(bundle_path), read_spots(spots_path)
+    # Before the processes, which would only say that they failed.
+    with open_slide(slide, lazy=True) as opened:
+        check_spots(spots, opened)
     document = new_document("mclst-bench-end-to-end/1", threads=threads, bundle=bundle)
     state = partial(thermal_state, gpu=document["machine"]["gpu"] is not None)
     before = state()

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from mclst.runtime.atomic import write_atomically
+from mclst.runtime.choices import PRECISIONS, PROVIDERS
 from mclst.runtime.click_types import PATH, add_options
 from mclst.runtime.console import check_outputs, publish_json
 
@@ -94,5 +95,11 @@ def parse_settings(context: click.Context, parameter: click.Parameter, value: st
         provider, _, precision = part.strip().partition(":")
         if not provider:
             raise click.BadParameter(f"{value!r} is not a list such as cpu:fp32,cpu:int8")
+        for kind, name, names in (
+            ("provider", provider, PROVIDERS),
+            ("precision", precision or "fp32", PRECISIONS),
+        ):
+            if name not in names:
+                raise click.BadParameter(f"there is no {kind} {name!r}; choose {', '.join(names)}")
         settings.append((provider, precision or "fp32"))
     return list(dict.fromkeys(settings))

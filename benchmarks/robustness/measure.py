@@ -21,6 +21,7 @@ from mclst.runtime.providers.opening import EncoderRequest, open_encoder
 from mclst.runtime.run.options import RunOptions
 from mclst.runtime.run.trust import RunTrust
 from mclst.runtime.slide.open import open_slide
+from mclst.runtime.tiling.array_pitch import slide_resolution
 from mclst.runtime.tiling.bounds import check_spots
 from mclst.runtime.tiling.tiles import Tiles, TileShape
 from mclst.runtime.trust.measures import MeasuredResult
@@ -56,7 +57,7 @@ def measure(
     truth, section : optional
         Measured sections to score against; see `score_against_truth`.
     mpp : float, optional
-        µm per level-0 px, if the slide does not say.
+        µm per level-0 px; by default the slide's, else the spot array's.
     provider : str
         What runs the encoder.
     advance : callable
@@ -159,6 +160,7 @@ def _encode(
         check_spots(spots, opened)
         side = context_px(tile.size_px)
         shape = TileShape(side, tile.mpp, tile.pad)
+        mpp = slide_resolution(opened, spots, mpp).mpp
         for batch in Tiles(opened, spots.xy_px, shape, batch_size=BATCH, workers=2, slide_mpp=mpp):
             if batch.failed:
                 raise SlideError(f"{slide}: {batch.failed[0][1]}; give a slide whose tiles are all readable")

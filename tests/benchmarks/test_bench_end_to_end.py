@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from fake_cuda import FakeDriver
 from small_model import TILE_PX, Small
 
 from mclst.benchmarks.cli import main
+from mclst.benchmarks.contenders.cold_start import first_result
 from mclst.benchmarks.contenders.inputs import open_notebook
 from mclst.benchmarks.end_to_end import measure as end_to_end
 from mclst.benchmarks.end_to_end.chart import stages_png
@@ -116,7 +118,8 @@ def test_without_a_checkpoint_the_notebook_is_unavailable(small: Small, exported
     ("words", "code", "says"),
     [
         (("--settings", "cpu:int8"), 4, "has no encoder in int8"),
-        (("--settings", "tpu"), 6, "no provider 'tpu'"),
+        (("--settings", "tpu"), 2, "no provider 'tpu'"),
+        (("--settings", "cpu:fp4"), 2, "no precision 'fp4'; choose fp32, fp16, bf16, int8"),
         (("--settings", ":"), 2, "is not a list"),
         (("--repeats", "0"), 2, "repeats"),
         (("--ckpt", "CKPT"), 4, "is not the checkpoint"),
@@ -136,6 +139,36 @@ def test_what_cannot_be_measured_is_refused(
     done = bench(small, exported_bundle, *(names.get(word, word) for word in words))
     assert done.exit_code == code and "Traceback" not in done.output
     assert names.get(says, says) in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize("command", ["end-to-end", "command"])
+def test_a_slide_that_is_not_there_is_refused_before_any_process(
+    small: Small, small_bundle: Path, tmp_path: Path, command: str
+) -> None:
+    absent = str(tmp_path / "no.png")
+    words = [command, absent, "--spots", str(small.spots), "--bundle", str(small_bundle)]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 4 and done.stderr == f"Error: {absent} does not exist; check the path\n"
+
+
+def test_a_scale_that_only_the_spots_tell_is_used(small: Small, small_bundle: Path, tmp_path: Path) -> None:
+    """As mclst-infer uses it; both benchmarks once asked for --mpp, which end-to-end does not have."""
+    bundle, spots = tmp_path / "bundle", tmp_path / "spots.tsv"
+    shutil.copytree(small_bundle, bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["tile"]["mpp"] = 8.0
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    places = [(x, y) for x in range(2, 6) for y in range(2, 5)]  # 25 px for 200 µm
+    table = [f"{x}\t{y}\t{25 * x}\t{25 * y}" for x, y in places]
+    spots.write_text("\n".join(["x\ty\tpixel_x\tpixel_y", *table]) + "\n")
+    moments = first_result(
+        str(bundle / "encoder.onnx"), "cpu", "fp32", 32, 4, 0, str(small.slide), str(spots), str(bundle)
+    )["moments"]
+    assert "first expression" in moments
+    words = ["robustness", small.slide, "--spots", spots, "--bundle", bundle, "--json", "-", "-q"]
+    told, known = (CliRunner().invoke(main, [*map(str, words), *more]) for more in ((), ("--mpp", "8")))
+    assert told.exit_code == known.exit_code == 0, told.output
+    assert json.loads(told.stdout)["results"] == json.loads(known.stdout)["results"]
 
 
 def test_the_notebook_is_unavailable_where_its_work_would_differ(

@@ -129,7 +129,8 @@ def test_a_fresh_process_that_fails_loses_no_measurement(
     ("words", "code", "says"),
     [
         (("--settings", "cpu:int8"), 4, "has no encoder in int8"),
-        (("--settings", "tpu:fp32"), 6, "no provider 'tpu'"),
+        (("--settings", "tpu:fp32"), 2, "no provider 'tpu'"),
+        (("--settings", "cpu:fp4"), 2, "no precision 'fp4'; choose fp32, fp16, bf16, int8"),
         (("--batch-sizes", "0"), 2, "numbers from 1"),
         (("--slide", "x.svs"), 2, "belong together"),
         (("--predict", "tpu"), 2, "orin"),
