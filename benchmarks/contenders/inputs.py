@@ -91,6 +91,12 @@ def open_notebook(bundle: Bundle, ckpt: Path | None, slide: Path, threads: int) 
     return PublishedNotebook(model.network, model.prepare, bank, spec, bundle.manifest.tile.size_px, threads)
 
 
+def check_slide(slide: Path, spots: Spots) -> None:
+    """Raise SlideError or SpotsError if a slide cannot be opened or the spots are not on it."""
+    with open_slide(slide, lazy=True) as opened:
+        check_spots(spots, opened)
+
+
 def real_tiles(
     bundle: Bundle, slide: Path, spots: Spots, limit: int | None = None, *, complete: bool = False
 ) -> U8:

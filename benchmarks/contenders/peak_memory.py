@@ -14,7 +14,7 @@ import numpy as np
 
 from mclst.benchmarks.harness.subprocess_json import call_in_subprocess
 from mclst.runtime.bundle.bundle import open_bundle
-from mclst.runtime.errors import ResourceError
+from mclst.runtime.errors import MclstError
 from mclst.runtime.resources import peak_bytes
 
 BATCHES = 3
@@ -42,7 +42,7 @@ def measure_peak_memory(name: str, work: str, **arguments: Any) -> dict[str, Any
         result = call_in_subprocess(
             function, task=name, advice="omit it", timeout=TIMEOUT_S, name=name, **arguments
         )
-    except ResourceError as error:
+    except MclstError as error:
         return {"name": name, "before_bytes": None, "peak_rss_bytes": None, "why": str(error)}
     return {"name": name, **result, "why": ""}
 

@@ -19,7 +19,7 @@ from mclst.runtime.choices import ON_CPU
 from mclst.runtime.cli.bundle_options import bundle_option
 from mclst.runtime.click_types import PATH, Finite
 from mclst.runtime.console import command, progress, say
-from mclst.runtime.errors import ResourceError
+from mclst.runtime.errors import MclstError, ResourceError
 
 if TYPE_CHECKING:
     from mclst.benchmarks.contenders.base import U8, ContenderInputs, Encoder
@@ -306,7 +306,7 @@ def _cold_starts(
             results.append(
                 cold_start(graph, provider, precision, tile_px=inputs.tile_px, batch=batch, more=2)
             )
-        except ResourceError as error:
+        except MclstError as error:
             failed.append({"name": f"mclst {provider} {precision}, fresh process", "why": str(error)})
     return results, failed
 

@@ -69,7 +69,7 @@ def end_to_end(
     """
     result_files.check()
     from mclst.benchmarks.contenders.cold_start import cold_start
-    from mclst.benchmarks.contenders.inputs import open_notebook, score_against_truth
+    from mclst.benchmarks.contenders.inputs import check_slide, open_notebook, score_against_truth
     from mclst.benchmarks.contenders.peak_memory import measure_peak_memory
     from mclst.benchmarks.contenders.slide_runs import PUBLISHED
     from mclst.benchmarks.end_to_end.measure import measure
@@ -80,15 +80,12 @@ def end_to_end(
     from mclst.benchmarks.schemas.validate import validated
     from mclst.runtime.bundle.bundle import open_bundle
     from mclst.runtime.resources import available_cores
-    from mclst.runtime.slide.open import open_slide
-    from mclst.runtime.tiling.bounds import check_spots
     from mclst.sections.tables.spots import read_spots
 
     threads = available_cores()
     bundle, spots = open_bundle(bundle_path), read_spots(spots_path)
     # Before the processes, which would only say that they failed.
-    with open_slide(slide, lazy=True) as opened:
-        check_spots(spots, opened)
+    check_slide(slide, spots)
     document = new_document("mclst-bench-end-to-end/1", threads=threads, bundle=bundle)
     state = partial(thermal_state, gpu=document["machine"]["gpu"] is not None)
     before = state()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from mclst.runtime.atomic import write_atomically
 from mclst.runtime.choices import PRECISIONS, PROVIDERS
 from mclst.runtime.click_types import PATH, add_options
 from mclst.runtime.console import check_outputs, publish_json
+from mclst.runtime.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,20 @@ class ResultFiles:
             publish_json(self.json_path, document)
         if self.plot_path is not None and draw is not None:
             write_atomically(self.plot_path, draw())
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Read what `ResultFiles.publish` wrote; InputError if it is no JSON object."""
+    advice = "give a document of mclst-bench --json"
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); {advice}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON ({error}); {advice}") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{path} holds no JSON object; {advice}")
+    return document
 
 
 def result_options(

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from mclst.runtime.errors import ResourceError
+from mclst.runtime.errors import DEFECT, InputError, OutputError, ResourceError, describe_error
+
+REFUSALS = {error.exit_code: error for error in (InputError, OutputError)}
 
 
 def call_in_subprocess(
@@ -30,8 +32,10 @@ def call_in_subprocess(
 
     Raises
     ------
+    InputError, OutputError
+        What the function refuses, in its own sentence.
     ResourceError
-        If the process is killed, fails or exceeds `timeout`.
+        If the process is killed, fails otherwise or exceeds `timeout`.
     """
     words = (function.__module__, function.__name__, json.dumps(arguments, default=str))
     command = [sys.executable, "-m", __name__, *words]
@@ -41,6 +45,8 @@ def call_in_subprocess(
         raise ResourceError(f"{task} took more than {timeout:.0f} s; {advice}") from error
     if completed.returncode:
         last = (completed.stderr.strip().splitlines() or ["no message"])[-1]
+        if refusal := REFUSALS.get(completed.returncode):
+            raise refusal(last)
         raise ResourceError(f"{task} failed with status {completed.returncode} ({last[:200]}); {advice}")
     result: dict[str, Any] = json.loads(completed.stdout.splitlines()[-1])
     return result
@@ -48,4 +54,11 @@ def call_in_subprocess(
 
 if __name__ == "__main__":
     module, name, arguments = sys.argv[1:]
-    print(json.dumps(getattr(import_module(module), name)(**json.loads(arguments))))
+    try:
+        print(json.dumps(getattr(import_module(module), name)(**json.loads(arguments))))
+    except Exception as error:
+        sentence, code = describe_error(error)
+        if code == DEFECT:
+            raise
+        print(sentence, file=sys.stderr)
+        sys.exit(code)

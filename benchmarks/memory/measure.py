@@ -86,7 +86,7 @@ def grid_of(slide: Slide, n: int) -> Grid:
 
 
 def measure_in_subprocess(slide: Path, bundle: Path, n: int, workers: int, folder: Path) -> dict[str, Any]:
-    """Predict about `n` tiles in a fresh process, outputs in `folder`; ResourceError where that fails.
+    """Predict about `n` tiles in a fresh process, outputs in `folder`; raises as `call_in_subprocess` does.
 
     Returns tiles, genes, peak_mib (resident, whole process), open_mib (libraries, bundle and slide),
     spots_mib (with the table of spots), seconds and map_mib.

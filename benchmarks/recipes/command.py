@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import click
 
-from mclst.benchmarks.harness.options import ResultFiles, result_options
+from mclst.benchmarks.harness.options import ResultFiles, read_document, result_options
 from mclst.runtime.console import command, say
 from mclst.runtime.errors import InputError
 
@@ -111,7 +110,7 @@ def recipes(
 
 def _earlier(path: Path, document: dict[str, Any]) -> list[dict[str, Any]]:
     """Results in a file of the same machine and settings; InputError if they are others."""
-    earlier = json.loads(path.read_text())
+    earlier = read_document(path)
     for name, same in (
         ("schema", earlier.get("schema") == document["schema"]),
         ("settings", earlier.get("settings") == document["settings"]),

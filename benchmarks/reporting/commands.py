@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
-from mclst.benchmarks.harness.options import ResultFiles, result_options
+from mclst.benchmarks.harness.options import ResultFiles, read_document, result_options
 from mclst.runtime.atomic import write_atomically
 from mclst.runtime.click_types import PATH, Finite
 from mclst.runtime.console import check_outputs, command, say
@@ -43,7 +41,7 @@ def compare(
     from mclst.benchmarks.harness.tables import show_table
     from mclst.benchmarks.reporting.compare import NotComparable, compare_documents, environment_differences
 
-    documents = [_read(path) for path in (before, after)]
+    documents = [read_document(path) for path in (before, after)]
     try:
         changes, unmatched = compare_documents(*documents)
     except NotComparable as error:
@@ -101,22 +99,9 @@ def page(results: tuple[Path, ...], out: Path, title: str, overwrite: bool, quie
     check_outputs((out,), None, overwrite=overwrite)
     from mclst.benchmarks.reporting.result_page import result_page
 
-    documents = {path.name: _read(path) for path in results}
+    documents = {path.name: read_document(path) for path in results}
     if len(documents) < len(results):
         raise InputError("two of the files have the same name; rename one")
     write_atomically(out, result_page(title, documents))
     say(f"  {len(documents)} results", quiet=quiet)
     click.echo(str(out))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    advice = "give a document of mclst-bench --json"
-    try:
-        document = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); {advice}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({error}); {advice}") from error
-    if not isinstance(document, dict):
-        raise InputError(f"{path} holds no JSON object; {advice}")
-    return document

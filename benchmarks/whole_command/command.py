@@ -50,19 +50,16 @@ def whole_command(
     result_files.check()
     import tempfile
 
-    from mclst.benchmarks.contenders.inputs import score_against_truth
+    from mclst.benchmarks.contenders.inputs import check_slide, score_against_truth
     from mclst.benchmarks.encoder.choice import choose_alone
     from mclst.benchmarks.harness.machine import new_document
     from mclst.benchmarks.whole_command.measure import mclst_process, measure, peers
     from mclst.runtime.bundle.bundle import open_bundle
     from mclst.runtime.resources import available_cores
-    from mclst.runtime.slide.open import open_slide
-    from mclst.runtime.tiling.bounds import check_spots
     from mclst.sections.tables.spots import read_spots
 
     threads, bundle, spots = available_cores(), open_bundle(bundle_path), read_spots(spots_path)
-    with open_slide(slide, lazy=True) as opened:
-        check_spots(spots, opened)
+    check_slide(slide, spots)
     document: dict[str, Any] = new_document("mclst-bench-command/1", threads=threads, bundle=bundle)
     with tempfile.TemporaryDirectory(prefix="mclst-bench-") as temporary:
         folder = Path(temporary)

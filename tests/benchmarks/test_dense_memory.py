@@ -16,7 +16,7 @@ from synthetic_slides import tissue
 
 from mclst.benchmarks.cli import main
 from mclst.benchmarks.memory.measure import grid_of, measure_in_subprocess, synthetic_bundle
-from mclst.runtime.errors import ResourceError, SlideError
+from mclst.runtime.errors import InputError, ResourceError, SlideError
 from mclst.runtime.resources import peak_bytes
 from mclst.runtime.slide.open import open_slide
 
@@ -64,7 +64,7 @@ def test_what_cannot_be_measured_is_refused(
     slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert CliRunner().invoke(main, ["memory", "absent.tif"]).exit_code == 4
-    with pytest.raises(ResourceError, match="failed with status"):
+    with pytest.raises(InputError, match="/no bundle is not a bundle; make one"):
         measure_in_subprocess(slide, tmp_path / "no bundle", 100, 1, tmp_path)
     with open_slide(slide) as opened, pytest.raises(SlideError, match="too small for about 3"):
         grid_of(opened, 3)

@@ -56,6 +56,9 @@ def test_encoders_are_added_to_a_file_and_measured_again(counted: None, tmp_path
     assert all(item["measured"]["created"] and item["measured"]["commit"] for item in results)
     rows = [line.split(" | ")[0] for line in measured_table(tmp_path).splitlines()[4:]]
     assert rows == ["| Phikon", "| CONCH", "| UNI"], "by size"
+    (tmp_path / "cut.json").write_text("{")
+    refused = run("--recipe", "uni", "--append", "--json", tmp_path / "cut.json")
+    assert refused.exit_code == 4 and "cut.json is not JSON" in refused.stderr
     refused = run("--recipe", "uni", "--rounds", "7", "--append", "--json", out)
     assert refused.exit_code == 4 and "results of another settings" in refused.stderr
     assert len(json.loads(out.read_text())["results"]) == 3
