@@ -143,7 +143,8 @@ def _draw_gene_captions(
     moran = expression_map.morans_i[gene]
     note = "constant" if np.isnan(moran) else f"I {moran:.2f}"
     if expression_map.expected_r is not None:
-        note += f"  r {expression_map.expected_r[gene]:.2f}"
+        r = expression_map.expected_r[gene]
+        note += "  r –" if np.isnan(r) else f"  r {r:.2f}"
     note += like
     name, line = expression_map.genes[gene], box[1] - 0.09
     if stacked:

@@ -393,12 +393,13 @@ def test_the_names_of_the_genes_are_read_on_tissue_of_any_shape(tmp_path, monkey
 
     monkeypatch.setattr(contact_sheet, "RasterPage", Recorded)
     genes = [f"HLA-DPA{g}" for g in range(8)]
-    r = np.full(8, 0.555)
+    r = np.array([0.555, np.nan, *[0.555] * 6])
     var = Columns(np.array(genes, dtype=object), {"expected_r": r, "reliable": r > 0})
     expression_map = replace(make_map(genes=8, width=size[0], height=size[1]), genes=tuple(genes), var=var)
     alike = [0.888] * 8
     contact_sheet._draw(expression_map, range(8), alike=alike)
     assert {content for _, _, _, content, _ in texts} >= set(genes)
+    assert sum("r –" in content for *_, content, _ in texts) == 1 and "nan" not in str(texts)
     assert [content for _, _, width, content, whole in texts if width < whole - 1e-6] == []
     for line in {text[0] for text in texts}:
         spans = sorted((left, left + width) for at, left, width, _, _ in texts if at == line)
