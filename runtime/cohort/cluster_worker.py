@@ -12,7 +12,7 @@ from mclst.runtime.expression_map.parts import SlidePart, remove_parts
 from mclst.runtime.inference.loaded_model import LoadedModel
 from mclst.runtime.providers.choice import EncoderChoice
 from mclst.runtime.report.files import Files
-from mclst.runtime.run.job import Job, is_finished, resolve_spots
+from mclst.runtime.run.job import Job, finished, identity, resolve_spots
 from mclst.runtime.slide.open import open_slide
 from mclst.runtime.tiling.grid import Grid
 
@@ -91,11 +91,12 @@ class Worker:
         return replace(outcome, attempts=task.attempt)
 
     def _count_parts(self, job: Job) -> int:
-        """Return 1 also for a slide that is finished, cannot be split or fails to open."""
+        """Return 1 also for a slide that is finished, not to be replaced or split, or fails to open."""
         if self._shard_tiles is None or self._model.manifest.kind == "slide":
             return 1
         try:
-            if is_finished(self._model, job):
+            report, other = finished(job, job.outputs(), identity(self._model, job))
+            if report is not None or (other and not job.options.overwrite):
                 return 1
             with open_slide(job.slide, reader=job.reader) as slide:
                 spots = resolve_spots(job, slide)

@@ -343,11 +343,6 @@ def finished(job: Job, outputs: Outputs, now: Mapping[str, str]) -> tuple[dict[s
     return report, ""
 
 
-def is_finished(model: Model, job: Job) -> bool:
-    """Return whether a job's map exists and is of the same inputs and options; see `finished`."""
-    return finished(job, job.outputs(), identity(model, job))[0] is not None
-
-
 def _sha256(slide: Path) -> str:
     with SlideHash(slide) as slide_hash:
         return slide_hash.result()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,12 @@ def test_a_map_finished_by_a_worker_that_died_is_done_and_tidied_up(run_inputs: 
     assert again.notes == ("an earlier worker finished its map before it died",)
     assert {path.name for path in tmp_path.iterdir()} == {"map.h5ad", "map.run.json"}
     assert worker.run(Task("map", job)).status == "skipped"  # type: ignore[union-attr]
+    splitting = Worker(run_inputs / "mclst-bundle", sha256, 100, 1, EncoderChoice("cpu", "fp32"))
+    assert splitting.open() is None
+    other = replace(job, options=replace(options, retrieval={"k": 3}))
+    refused = splitting.run(Task("map", other))  # before its parts cost anything
+    assert isinstance(refused, SlideOutcome) and "add --overwrite" in refused.error
+    assert splitting.run(Task("map", replace(other, options=replace(other.options, overwrite=True)))) == 6
 
 
 @pytest.mark.parametrize(
