@@ -80,9 +80,11 @@ def card(location: BundleLocation, out: Path | None, hub: HubLocation | None, ov
     from mclst.runtime.bundle.bundle import MANIFEST, open_bundle
     from mclst.runtime.sharing.card import card as write_card
     from mclst.runtime.sharing.facts import describe
-    from mclst.runtime.sharing.verify import CARD
+    from mclst.runtime.sharing.verify import CARD, check_not_cached
 
     bundle = open_bundle(local_folder(location, _note))
+    if out is None:
+        check_not_cached(bundle)
     path = bundle.path / CARD if out is None else out
     address = str(hub or location) if hub or local(location) is None else bundle.path.name
     text = write_card(describe(bundle), address or "mclst-bundle")

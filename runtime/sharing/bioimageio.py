@@ -26,7 +26,7 @@ from mclst.runtime.hashing import file_sha256
 from mclst.runtime.sharing.card import yaml_text
 from mclst.runtime.sharing.facts import describe
 from mclst.runtime.sharing.parity_tiles import ATOL, RTOL, read_parity_tiles
-from mclst.runtime.sharing.verify import CARD, RDF, TEST_INPUT, TEST_OUTPUT
+from mclst.runtime.sharing.verify import CARD, RDF, TEST_INPUT, TEST_OUTPUT, check_not_cached
 from mclst.runtime.slide.base import Slide
 from mclst.runtime.tiling.grid import make_grid
 from mclst.runtime.tiling.tiles import Tiles, TileShape
@@ -64,10 +64,11 @@ def write_rdf(
     Raises
     ------
     BundleError
-        If the bundle predicts from all spots of a slide, or has no card or license.
+        If the bundle predicts from all spots of a slide, has no card or license, or is in the hub's cache.
     OutputError
         If a file exists or cannot be written.
     """
+    check_not_cached(bundle)
     about = bundle.manifest.about or About()
     if bundle.manifest.kind == "slide":
         raise BundleError(

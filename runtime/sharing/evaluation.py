@@ -13,9 +13,8 @@ from pydantic import ValidationError
 from mclst.runtime.atomic import write_atomically
 from mclst.runtime.bundle.about import About, Evaluation, Metric
 from mclst.runtime.bundle.bundle import MANIFEST, Bundle, open_bundle
-from mclst.runtime.bundle.location import cached_snapshot
 from mclst.runtime.errors import BundleError, InputError
-from mclst.runtime.sharing.verify import SIGNATURE
+from mclst.runtime.sharing.verify import SIGNATURE, check_not_cached
 
 MAX_BYTES = 64 << 20
 SECTIONS_NAMED = 40
@@ -55,10 +54,7 @@ def add_evaluation(bundle: Bundle, result: Path, method: str | None = None, url:
     InputError
         If the file is no result of mclst-eval, or of a section that the bank holds or the training saw.
     """
-    if cached_snapshot(bundle.path) is not None:
-        raise BundleError(
-            f"{bundle.path} is in the hub's cache, which stays as it is; pull it with --out, and add there"
-        )
+    check_not_cached(bundle)
     if (bundle.path / SIGNATURE).exists():
         raise BundleError(
             f"{bundle.path} is signed as it is; remove {SIGNATURE}, add the evaluation, and sign it again"

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from mclst.runtime.bundle.bundle import MANIFEST, Bundle, open_bundle
-from mclst.runtime.bundle.location import links_into_cache
+from mclst.runtime.bundle.location import cached_snapshot, links_into_cache
 from mclst.runtime.bundle.manifest import ENGINES
 from mclst.runtime.errors import BundleError
 from mclst.runtime.sharing.facts import read_parity
@@ -30,6 +30,14 @@ def companions(folder: Path) -> list[str]:
                 f"{path} is a link to {path.resolve()}; replace it by a plain file, or remove it"
             )
     return names
+
+
+def check_not_cached(bundle: Bundle) -> None:
+    """Raise BundleError for a bundle in the hub's cache, where nothing is added."""
+    if cached_snapshot(bundle.path) is not None:
+        raise BundleError(
+            f"{bundle.path} is in the hub's cache, which stays as it is; pull it with --out, and add there"
+        )
 
 
 def check_no_extra_files(bundle: Bundle) -> None:

@@ -109,6 +109,16 @@ def test_what_the_manifest_does_not_list_is_not_fetched(hub: FakeHub, bundle: Pa
     assert not any("setup.py" in request or "engines" in request for request in hub.requests)
 
 
+def test_nothing_is_written_beside_a_bundle_in_the_cache(hub: FakeHub, bundle: Path) -> None:
+    address = push(bundle)
+    snapshot = Path(run("pull", address).stdout.strip())
+    before = {path: os.readlink(path) for path in snapshot.iterdir()}
+    assert_refused(run("card", address, "--overwrite"), 4, ("in the hub's cache", "--out"))
+    assert_refused(run("bioimageio", snapshot, "--author", "A"), 4, ("in the hub's cache",))
+    assert {path: os.readlink(path) for path in snapshot.iterdir()} == before
+    assert "# Breast, small" in run("card", address, "--out", "-").stdout
+
+
 def test_a_cache_that_cannot_be_written_is_named(
     hub: FakeHub, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
