@@ -211,6 +211,9 @@ class _Fit:
             if spots < 2:
                 raise InputError(f"{spots} spots are left without {', '.join(key)}; a fit needs more")
             path = self._ridge.without(numbers)
+            if not path.eigenvalues.max(initial=0.0) > 0:
+                rest = f"without {', '.join(key)}, all spots" if key else "all spots"
+                raise InputError(f"{rest} have the same features, which predict nothing; check the images")
             if self._keep and len(key) < 2:
                 self._paths[key] = path
         return path

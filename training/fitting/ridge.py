@@ -145,8 +145,9 @@ class RidgePath:
         x, y = np.asarray(features, np.float64), np.asarray(expression, np.float64)
         mean, y_mean = x.mean(0), y.mean(0)
         variance = x.var(0)
-        std, _ = _scale(variance, mean, len(x), len(x) * EPS * variance)
+        std, constant = _scale(variance, mean, len(x), len(x) * EPS * variance)
         standard = (x - mean) / std
+        standard[:, constant] = 0  # what is left of the mean's rounding
         values, vectors = scipy.linalg.eigh(
             standard @ standard.T, overwrite_a=True, check_finite=False, driver="evd"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -64,3 +66,15 @@ def test_features_around_zero_have_no_similarity_to_weigh_by() -> None:
     folds = make_folds(NAMES, [np.zeros((len(x), 2)) for x, _ in parts])
     with pytest.raises(InputError, match=r"add up to .* leave --weighting similarity out"):
         fit_head(parts, folds, HeadOptions("knn", weighting="similarity"))
+
+
+@pytest.mark.parametrize("head", ["ridge", "pca-ridge", "knn", "blend"])
+@pytest.mark.parametrize("features", [5, 200])
+def test_folds_whose_other_spots_are_all_alike_are_refused(head: Any, features: int) -> None:
+    """As where one tile of a blank picture differs: a fold without it has nothing to learn from."""
+    x = np.full((40, features), 0.1, np.float32)
+    x[0] = 7
+    parts = [(x[:10], np.ones((10, 3))), *((x[i : i + 10], np.ones((10, 3))) for i in (10, 20, 30))]
+    folds = make_folds(("A", "B", "C", "D"), [np.zeros((10, 2))] * 4)
+    with pytest.raises(InputError, match="without A, all spots have the same features"):
+        fit_head(parts, folds, HeadOptions(head))
