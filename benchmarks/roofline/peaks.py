@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,11 +30,15 @@ def has_cuda() -> bool:
 
 
 def host_peaks(threads: int, *, side: int = SIDE, copy_bytes: int = COPY_BYTES) -> Peaks:
-    """Measure float32 products by numpy's BLAS and a copy by `threads` threads; the best of a few tries."""
+    """Measure float32 products by numpy's BLAS and a copy, by `threads` threads; the best of a few tries.
+
+    Without threadpoolctl, which scikit-learn brings, BLAS takes its own number of threads.
+    """
     rng = np.random.default_rng(0)
     a, b = rng.random((2, side, side), dtype=np.float32)
     out = np.empty_like(a)
-    flops = 2 * side**3 / _best_seconds(lambda: np.matmul(a, b, out=out))
+    with _blas_threads(threads):
+        flops = 2 * side**3 / _best_seconds(lambda: np.matmul(a, b, out=out))
     source = np.ones(copy_bytes // 4, dtype=np.float32)
     target = np.zeros_like(source)
     parts = list(zip(np.array_split(source, threads), np.array_split(target, threads), strict=True))
@@ -95,6 +100,15 @@ def roofline_s(work: GraphWork, peaks: dict[str, Any], precision: str) -> float 
     if operations is None:
         return None
     return bound_s(Work(work.products, work.least_bytes), Peaks(operations, peaks["bytes_per_s"]))
+
+
+def _blas_threads(threads: int) -> AbstractContextManager[Any]:
+    try:
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    except ImportError:
+        return nullcontext()
+    limits: AbstractContextManager[Any] = threadpool_limits(threads, user_api="blas")
+    return limits
 
 
 def _bf16(threads: int, side: int) -> float | None:

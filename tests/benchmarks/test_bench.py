@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,21 @@ def test_the_bound_is_the_slower_of_computing_and_moving() -> None:
 def test_peaks_are_of_a_plausible_machine() -> None:
     got = peaks.host_peaks(2, side=256, copy_bytes=8 << 20)
     assert 1e8 < got.flops_per_s < 1e15 and 1e8 < got.bytes_per_s < 1e14
+
+
+def test_the_product_takes_as_many_threads_as_the_contenders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --threads 1 a roofline of all cores would make every contender look half as good."""
+    pools = pytest.importorskip("threadpoolctl")
+    seen: list[set[int]] = []
+
+    def take(function: Callable[[], object]) -> float:
+        seen.append({pool["num_threads"] for pool in pools.threadpool_info() if pool["user_api"] == "blas"})
+        return 1.0
+
+    monkeypatch.setattr(peaks, "_best_seconds", take)
+    with pools.threadpool_limits(2, user_api="blas"):
+        peaks.host_peaks(1, side=8, copy_bytes=64)
+    assert seen[0] == {1}
 
 
 # --- the cases and the peers
