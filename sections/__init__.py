@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mclst.sections.normalization_names import NORMALIZATION_NAMES
     from mclst.sections.normalize import (
         NORMALIZATIONS,
+        SectionTotals,
         gene_wise,
         log_share,
         median_log1p,
@@ -30,6 +31,7 @@ __all__ = [
     "Section",
     "SectionError",
     "SectionSource",
+    "SectionTotals",
     "Spots",
     "choose_sections",
     "find_sections",
@@ -52,6 +54,7 @@ _MODULES = {
     "Section": "mclst.sections.section",
     "SectionError": "mclst.sections.errors",
     "SectionSource": "mclst.sections.formats.source",
+    "SectionTotals": "mclst.sections.normalize",
     "Spots": "mclst.sections.section",
     "choose_sections": "mclst.sections.formats.reference",
     "find_sections": "mclst.sections.formats.reference",

@@ -34,6 +34,7 @@ PUBLIC = {
         "Section",
         "SectionError",
         "SectionSource",
+        "SectionTotals",
         "Spots",
         "choose_sections",
         "find_sections",
