@@ -17,8 +17,8 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -69,12 +69,14 @@ def run(step: Step, folder: Path, seconds: float) -> StepResult:
     log = folder / f"{step.name.replace(' ', '-').replace(':', '')}.log"
     started = time.monotonic()
     with log.open("wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, *map(str, step.arguments)],
-            stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=_environment(folder), start_new_session=True,
-        )  # fmt: skip
         status, why = PASSED, ""
         try:
+            with _stops_held():
+                process = subprocess.Popen(
+                    [sys.executable, *map(str, step.arguments)],
+                    stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=_environment(folder),
+                    start_new_session=True,
+                )  # fmt: skip
             if code := process.wait(timeout=seconds):
                 status, why = FAILED, f"exit status {code}"
         except subprocess.TimeoutExpired:
@@ -92,6 +94,22 @@ def run(step: Step, folder: Path, seconds: float) -> StepResult:
     if step.document is not None:
         result.document = _read(step.document)
     return result
+
+
+@contextmanager
+def _stops_held() -> Iterator[None]:
+    """Let SIGINT and SIGTERM take effect afterwards: a step that is just starting could not be ended."""
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for one in came:
+        signal.raise_signal(one)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

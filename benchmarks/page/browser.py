@@ -61,7 +61,7 @@ def open_browser(width: int = 1400, height: int = 900, *, scale: float = 1.0) ->
             context.close()
 
 
-def wait_until(page: Any, condition: str, timeout_s: float = 60.0) -> Any:
+def wait_until(page: Any, condition: str, timeout_s: float = PATIENCE_MS / 1000) -> Any:
     """Poll a JavaScript expression until it is true; return its value. Raises TimeoutError."""
     # Playwright's own waiting uses eval, which the page's policy forbids.
     for _ in range(int(timeout_s / 0.02)):

@@ -194,6 +194,28 @@ def test_the_document_is_there_after_every_step(how: signal.Signals, tmp_path: P
         ]
 
 
+def test_a_stop_as_a_step_starts_ends_that_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Process(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *words: Any, **options: Any) -> None:
+            super().__init__(*words, **options)
+            started.append(self)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handler = signal.signal(signal.SIGTERM, gpu_check._stop)
+    try:
+        monkeypatch.setattr(gpu_check, "_nvidia_smi", lambda: None)
+        monkeypatch.setattr(subprocess, "Popen", Process)
+        sleeps = [Step(name, ("-c", "import time; time.sleep(3600)"), LIMIT) for name in ("one", "two")]
+        report = check(tmp_path, sleeps, 10 * LIMIT)
+        assert signal.getsignal(signal.SIGTERM) is gpu_check._stop
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert [(step["name"], step["status"]) for step in report["steps"]] == [("one", STOPPED)]
+    assert [process.poll() for process in started] == [-signal.SIGKILL]
+
+
 def test_steps_are_chosen_by_words_of_their_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 import scipy.io
 import scipy.sparse as sp
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_profile import quick
 
 from mclst.sections import (
     Section,
@@ -579,7 +580,7 @@ def test_the_published_bank_size() -> None:
     assert sum(len(read_section(sources[name])) for name in names) == int(reference["bank_size"])
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(quick, max_examples=80)
 @given(position=st.integers(0, len(COUNTS) - 1), damage=st.binary(max_size=3))
 def test_any_damage_gives_a_valid_section_or_an_error(tmp_path: Path, position: int, damage: bytes) -> None:
     legacy(tmp_path)

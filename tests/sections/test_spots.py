@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profile import quick
 
 from mclst.runtime.errors import describe_error
 from mclst.runtime.run.job import Job, resolve_spots
@@ -30,7 +31,6 @@ from mclst.sections.tables import parquet as parquet_module
 from mclst.sections.tables.delimited import ROWS_AT_ONCE, read_table
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
-IN_TMP = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 SPACE_RANGER_2 = """barcode,in_tissue,array_row,array_col,pxl_row_in_fullres,pxl_col_in_fullres
 AAACAAGTATCTCCCA-1,1,50,102,8513,9811
@@ -260,7 +260,7 @@ name = st.text(
 pixel = st.floats(-1e9, 1e9, allow_nan=False)
 
 
-@IN_TMP
+@quick
 @given(
     rows=st.lists(
         st.tuples(name, pixel, pixel, st.text("ab,;\t\"'", max_size=6)),
@@ -286,7 +286,7 @@ def test_round_trip(
     assert spots.table["note"].tolist() == [row[3] for row in rows]
 
 
-@IN_TMP
+@quick
 @given(
     raw=st.one_of(st.binary(max_size=200), st.text("ixy_pd,;\t\n\r\"'019.-e", max_size=80).map(str.encode))
 )
@@ -299,7 +299,7 @@ def test_any_bytes_give_spots_or_an_error(tmp_path: Path, raw: bytes) -> None:
         assert np.isfinite(spots.xy_px).all() and len(set(spots.id.tolist())) == len(spots)
 
 
-@IN_TMP
+@quick
 @given(
     position=st.integers(0, len(SPACE_RANGER_2) - 1),
     damage=st.sampled_from([b"", b"\x00", b'"', b",", b"\n", b"\xff", b"9", b";"]),

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -145,13 +144,10 @@ class FakeServer:
         self._listener.stop()
 
     def see_off(self) -> None:
-        """Wait until all is done that clients, which have ended by now, had asked for; by HTTP."""
-        last = HTTPConnection(self.name, self.port)
-        last.request("GET", "/v2")
-        last.getresponse().read()  # whoever came before it has a thread by now
-        last.close()
-        for thread, _ in self._listener.connections:
-            thread.join()
+        """Drop the connections of clients that have ended, and wait until what they had asked for is done."""
+        self.stop()
+        self._listener.join()
+        self.start()
 
     def check_token(self, authorization: str | None) -> None:
         if self.token is not None and authorization != f"Bearer {self.token}":
@@ -335,6 +331,10 @@ class _Http:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
+    def join(self) -> None:
+        for thread, _ in self.connections:
+            thread.join()
+
 
 class _Grpc:
     def __init__(self, fake: FakeServer) -> None:
@@ -382,7 +382,8 @@ class _Grpc:
                     answer.raw_output_contents.append(raw[:-8] if trouble == "a short body" else raw)
                 return answer
 
-        self._server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
+        self._pool = ThreadPoolExecutor(16)
+        self._server = grpc.server(self._pool, options=[("grpc.so_reuseport", 0)])
         service.add_GRPCInferenceServiceServicer_to_server(Servicer(), self._server)
         address = f"127.0.0.1:{fake.port}"
         if fake.certificate is None:
@@ -394,3 +395,6 @@ class _Grpc:
 
     def stop(self) -> None:
         self._server.stop(None).wait()
+
+    def join(self) -> None:
+        self._pool.shutdown()

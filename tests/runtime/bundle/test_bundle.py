@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis_profile import quick
 from small_model import fast_regression
 
 from mclst.runtime.bundle.bundle import BundleDraft, open_bundle
@@ -80,7 +81,7 @@ def test_defaults_are_the_published_ones() -> None:
 
 
 @pytest.mark.parametrize("name", ["encoder.onnx", "bank.h5", "parity.json"])
-@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(quick, max_examples=5)
 @given(share=st.floats(0, 0.999), bit=st.integers(0, 7))
 def test_one_changed_bit_is_enough(bundle: Path, name: str, share: float, bit: int) -> None:
     path = bundle / name

@@ -431,7 +431,7 @@ def run_as_nextflow(script: str, folder: Path, commands: Path) -> int:
         cwd=folder,
         env={**os.environ, "PATH": path},
         capture_output=True,
-        timeout=200,
+        timeout=3000,
         check=False,
     ).returncode
 
@@ -484,7 +484,7 @@ def test_the_documented_slurm_array_does_all_slides(run_inputs: Path, tmp_path: 
             env={**os.environ, **slurm},
             capture_output=True,
             text=True,
-            timeout=200,
+            timeout=3000,
             check=False,
         )
         assert done.returncode == 0, done.stderr

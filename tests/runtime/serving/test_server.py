@@ -89,8 +89,9 @@ def lasting(request: pytest.FixtureRequest, run_inputs: Path) -> Iterator[FakeSe
 
 @pytest.fixture
 def fake(lasting: FakeServer) -> FakeServer:
-    """It, well-behaved so far."""
+    """It, well-behaved so far; a run that failed may have left it requests, which would be counted."""
     lasting.trouble = lambda number: ""
+    lasting.see_off()
     lasting.n_requests = lasting.most_at_once = 0
     lasting.tiles.clear()
     return lasting

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis_profile import quick
 from refusals import tree
 
 from mclst.runtime.bundle.bundle import open_bundle
@@ -184,7 +185,7 @@ def test_what_is_no_archive_is_refused(archive: Path, tmp_path: Path) -> None:
     refuse(tmp_path / "folder.zip", "folder.zip")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@quick
 @given(st.data())
 def test_a_changed_byte_is_refused_or_changes_nothing(
     archive: Path, small_bundle: Path, data: st.DataObject

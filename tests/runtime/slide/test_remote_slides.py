@@ -16,6 +16,7 @@ import fsspec
 import numpy as np
 import pytest
 import tifffile
+from held_port import HeldPort
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis_profile import quick
@@ -350,10 +351,10 @@ def test_a_stop_does_not_wait_for_a_silent_server(
 
 
 def test_no_server_is_a_missing_resource(folder: Path) -> None:
-    with RangeServer(folder) as server:
-        url = server.url("slide.tif")
+    port = HeldPort()  # at which nobody listens, nor another process may
     with pytest.raises(ResourceError, match=r"tried 4 times \(no connection: Connect"):
-        open_slide(url)
+        open_slide(f"http://127.0.0.1:{port.number}/slide.tif")
+    port.close()
 
 
 def test_secrets_of_an_address_are_used_and_never_shown(server: RangeServer) -> None:
