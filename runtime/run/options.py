@@ -125,11 +125,19 @@ class RunOptions:
             raise InputError(f"reliable is {self.reliable!r}; give an r between -1 and 1")
 
     def for_model(self, model: Model) -> RunOptions:
-        """Replace the encoder's settings by those that the model dictates, if it does."""
+        """Replace the encoder's settings by those that the model dictates, if it does.
+
+        Raises InputError if another precision is asked for than a server has.
+        """
         fixed = model.encoder_settings
         if fixed is None:
             alone = self.precision == "auto" and len(model.precisions) == 1
             return replace(self, precision=model.precisions[0]) if alone else self
+        if self.precision not in ("auto", fixed.precision):
+            raise InputError(
+                f"{model.server} computes in {fixed.precision} and this run asks for {self.precision}; leave "
+                "the precision out, or serve it"
+            )
         return replace(self, provider=fixed.provider, precision=fixed.precision, batch_size=fixed.batch_size)
 
     def of_map(self) -> dict[str, Any]:

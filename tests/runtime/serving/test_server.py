@@ -26,10 +26,12 @@ from small_model import Small, fast_regression
 
 from mclst.runtime.cli.infer import main
 from mclst.runtime.errors import InputError
+from mclst.runtime.run.options import RunOptions
 from mclst.runtime.serving import connection
 from mclst.runtime.serving import flow_control as flow
 from mclst.runtime.serving.client import Address
 from mclst.runtime.serving.connection import REQUEST_BYTES, Server, batch_of
+from mclst.runtime.serving.served_model import ServedModel
 
 pytest.importorskip("tritonclient.http", reason="tritonclient is not installed")
 
@@ -463,6 +465,12 @@ def test_any_text_is_an_address_or_refused_in_words(text: str) -> None:
         assert Address.of(str(result)) == result
 
 
-def test_python_gets_the_same_errors(here: Path) -> None:
+def test_python_gets_the_same_errors(here: Path, run_inputs: Path) -> None:
     with pytest.raises(InputError, match="--server"):
         Server("nowhere")
+    with FakeServer(run_inputs / "mclst-bundle") as fake, Server(fake.url) as server:
+        with pytest.raises(InputError, match="computes in fp32 and this run asks for int8"):
+            RunOptions(precision="int8").for_model(ServedModel(server))
+        fixed = RunOptions(precision="fp32").for_model(ServedModel(server))
+        assert (fixed.provider, fixed.precision) == ("server", "fp32")
+        assert fixed.for_model(ServedModel(server)) == fixed
