@@ -109,7 +109,7 @@ class Worker:
 def _done_before(task: Task, outcome: SlideOutcome) -> SlideOutcome:
     """Handle a map that an earlier attempt finished before its worker died, without cleaning up."""
     if task.shard is not None:
-        remove_parts(task.job.map_path, task.shard)
+        remove_parts(task.job.map_path)
     note = "an earlier worker finished its map before it died"
     return replace(outcome, status=DONE, notes=(*outcome.notes, note))
 

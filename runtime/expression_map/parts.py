@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +114,10 @@ def take_parts(
     return count
 
 
-def remove_parts(out: Path, share: SlidePart) -> None:
-    """Remove the parts' files after the map is published."""
-    for part in range(share.parts):
-        lock_output(share.path(out, part)).remove()
+def remove_parts(out: Path) -> None:
+    """Remove the files of parts of a published map, also of another split; a live run's stay."""
+    pattern = re.compile(re.escape(f".{out.stem}.part-") + r"(\d{1,9})-of-(\d{1,9})\.(?:rows|journal)")
+    matches = map(pattern.fullmatch, os.listdir(out.absolute().parent))
+    for part, parts in {match.groups() for match in matches if match is not None}:
+        with suppress(OutputError):
+            lock_output(SlidePart(int(parts)).path(out, int(part) - 1)).remove()

@@ -155,8 +155,7 @@ def predict(
                 if run is not None and late.opened is not None:
                     report_stop(run, late.opened, error)
                 raise
-    if shard is not None:
-        remove_parts(outputs.map, shard)
+    remove_parts(outputs.map)
     return summary
 
 

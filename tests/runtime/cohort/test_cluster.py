@@ -225,6 +225,7 @@ def test_a_map_finished_by_a_worker_that_died_is_done_and_tidied_up(run_inputs: 
     worker = Worker(run_inputs / "mclst-bundle", sha256, None, 1, EncoderChoice("cpu", "fp32"))
     assert worker.open() is None
     merge = Task("map", job, SlidePart(2))
+    worker.run(Task("map", job, SlidePart(3, 2)))  # left by a run with another --shard-tiles
     for part in (0, 1):
         worker.run(Task("map", job, SlidePart(2, part)))
     left = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
