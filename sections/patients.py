@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from mclst.sections.errors import SectionError
 
-PATIENT = r"^(.*?)\d+$"
-"""What stands before the number at the end: C of C4."""
+PATIENT = r"^(.*?)[\s_.-]*\d+$"
+"""What stands before the number at the end: C of C4, TNBC of TNBC_3."""
 
 
 def patient_of(name: str, patient: str = PATIENT) -> str:

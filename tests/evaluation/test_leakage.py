@@ -96,7 +96,8 @@ def test_the_same_patient_is_told_by_name_or_by_likeness() -> None:
 
 
 def test_patients_are_known_where_names_tell_them() -> None:
-    assert known_patients(["A1", "A2", "151673", "core"]) == {"A1": "A", "A2": "A"}
+    known = known_patients(["A1", "A2", "151673", "core", "TNBC_3", "TNBC 4", "P2_12"])
+    assert known == {"A1": "A", "A2": "A", "TNBC_3": "TNBC", "TNBC 4": "TNBC", "P2_12": "P2"}
     assert known_patients(["P1_a", "P2_b"], r"^P\d") == {"P1_a": "P1", "P2_b": "P2"}
     with pytest.raises(SectionError, match="section X does not match --patient"):
         known_patients(["X"], r"(\d)")

@@ -15,6 +15,7 @@ from mclst.sections.formats.images import missing_image
 from mclst.sections.formats.reference import read_section
 from mclst.training.fitting.checkpoint import WeightsFile
 from mclst.training.fitting.features import EncoderSetup, samples_per_section
+from mclst.training.fitting.folds import patient_note
 from mclst.training.fitting.heads import HeadOptions
 from mclst.training.fitting.run import FitOptions, FitResult, Progress, fit_model
 from mclst.training.fitting.sections import FitSection, read_fit_section
@@ -42,6 +43,8 @@ def fit_from_options(
     title = setup.recipe.title
     say(f"{spots:,} spots of {listed}; {len(names)} genes; {title}, {setup.tile.size_px} px tiles")
     for note in dict.fromkeys(note for section in sections for note in section.notes):
+        say(f"Note: {note}")
+    if note := patient_note([section.name for section in sections], options["groups"]):
         say(f"Note: {note}")
     features = None
     if options["from_features"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mclst.runtime.errors import InputError
+from mclst.sections.patients import known_patients
 
 PATIENT = "patient"
 QUARTERS = 4
@@ -50,11 +50,6 @@ class Folds:
     def numbers(self, fold: str) -> list[int]:
         """Numbers of the blocks of a fold."""
         return [number for number, block in enumerate(self.blocks) if block.fold == fold]
-
-
-def patient_of(section: str) -> str:
-    """Return a section's name without its last number: C of C2, TNBC of TNBC_3."""
-    return re.sub(r"[\s_.-]*\d+$", "", section) or section
 
 
 def read_groups(path: Path, sections: Sequence[str]) -> dict[str, str]:
@@ -109,7 +104,8 @@ def make_folds(
     if groups is None:
         of = {name: name for name in sections}
     elif groups == PATIENT:
-        of = {name: patient_of(name) for name in sections}
+        known = known_patients(sections)
+        of = {name: known.get(name, name) for name in sections}
     else:
         of = read_groups(Path(groups), sections)
     if len(sections) == 1:
@@ -125,6 +121,17 @@ def make_folds(
         return Folds(tuple(blocks), text)
     what = "section" if groups is None else PATIENT if groups == PATIENT else "group"
     return Folds(tuple(blocks), f"leaving one {what} out ({count} {what}s)")
+
+
+def patient_note(sections: Sequence[str], groups: str | Path | None) -> str:
+    """What a user should know who leaves sections out of whose patients others stay; "" if there are none."""
+    patients = known_patients(sections).values()
+    if groups is not None or not 1 < len(set(patients)) < len(patients):
+        return ""
+    return (
+        "a section is predicted by heads that saw others of its patient; --groups patient leaves all of a "
+        "patient's out"
+    )
 
 
 def _quarters(section: str, xy: NDArray[np.float64]) -> Folds:

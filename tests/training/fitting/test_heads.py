@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mclst.runtime.errors import InputError
 from mclst.training.fitting import heads
-from mclst.training.fitting.folds import make_folds
+from mclst.training.fitting.folds import make_folds, patient_note
 from mclst.training.fitting.heads import HeadOptions, fit_head
 
 NAMES = ("A1", "A2", "A3")
@@ -78,3 +78,11 @@ def test_folds_whose_other_spots_are_all_alike_are_refused(head: Any, features: 
     folds = make_folds(("A", "B", "C", "D"), [np.zeros((10, 2))] * 4)
     with pytest.raises(InputError, match="without A, all spots have the same features"):
         fit_head(parts, folds, HeadOptions(head))
+
+
+def test_sections_whose_patient_stays_in_training_are_said() -> None:
+    assert "--groups patient" in patient_note(["A1", "A2", "B1"], None)
+    alone = [(["A1", "A2", "B1"], "patient"), (["A1", "B1"], None), (["A1", "A2"], None), (["X", "Y"], None)]
+    assert not any(patient_note(names, groups) for names, groups in alone)
+    folds = make_folds(["T_1", "T-2", "151673"], [np.zeros((4, 2))] * 3, "patient")
+    assert folds.names == ["T", "151673"]
