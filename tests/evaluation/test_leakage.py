@@ -211,7 +211,8 @@ def test_eval_reads_the_bank_of_a_bundle(small: Small, small_bundle: Path, plant
     assert "LEAK: A1: section A1 itself is among the training sections" in done.stderr
     assert "1 other section of patient A by name (A2)" in done.stderr
     assert "no training section is at hand" in (planted / "A1.eval.html").read_text()
-    again = run(planted / "A1.h5ad", "--truth", planted / "truth", "--bundle", planted, "--overwrite")
+    truth = planted / "truth"
+    again = run(planted / "A1.h5ad", "--truth", truth, "--bundle", truth, "--overwrite")
     assert again.exit_code == 4 and "Traceback" not in again.output
     for words, fragment in ((["--training", "Q9"], "Q9"), (["--patient", "(X)"], "does not match --patient")):
         done = run(planted / "A1.h5ad", "--truth", planted / "truth", "--overwrite", *words)
