@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from mclst.runtime.errors import InputError, ResourceError
 from mclst.training.data import Pairs, TrainingSection, augment, encoder_input, make_pairs
 from mclst.training.losses import LOSSES
 from mclst.training.positions import prepare_positions, tabulate_positions
+from mclst.training.section_digest import sections_sha256
 from mclst.training.settings import TrainConfig
 
 MIN_TABLE_ROWS = 128
@@ -144,6 +146,11 @@ class Training:
         trainable = [weight for weight in self.network.parameters() if weight.requires_grad]
         self.optimizer = optimizer(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
         self._scaler = torch.amp.GradScaler("cuda", enabled=config.precision == "fp16")
+
+    @cached_property
+    def data_sha256(self) -> str:
+        """SHA-256 of the sections: seconds for a large set, so it is computed once."""
+        return sections_sha256(self.sections)
 
     @property
     def finished(self) -> bool:

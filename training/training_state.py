@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from mclst.runtime.errors import InputError
 from mclst.training.checkpoint import save_atomically
 from mclst.training.contrastive import Training
 from mclst.training.data import TrainingSection
+from mclst.training.section_digest import sections_sha256
 from mclst.training.settings import TrainConfig
 
 FORMAT = "mclst-training/1"
@@ -30,7 +29,7 @@ def state_path(out: Path) -> Path:
 
 def write_state(out: Path, training: Training, extra: Mapping[str, Any]) -> None:
     """Save the run; `extra` holds further settings it depends on (plain values). Raises OutputError."""
-    run = describe_run(training.config, training.sections, extra)
+    run = describe_run(training.config, training.sections, extra, training.data_sha256)
     save_atomically(state_path(out), {"format": FORMAT, "run": run, "state": training.state()})
 
 
@@ -50,7 +49,7 @@ def resume_training(out: Path, training: Training, extra: Mapping[str, Any]) -> 
         raise InputError(
             f"{path} is not the state of an interrupted run; delete it or add --restart"
         ) from error
-    run = describe_run(training.config, training.sections, extra)
+    run = describe_run(training.config, training.sections, extra, training.data_sha256)
     different = sorted(key for key in run.keys() | saved.keys() if run.get(key) != saved.get(key))
     if different or not format_ok:
         key = different[0] if different else "format"
@@ -68,13 +67,16 @@ def delete_state(out: Path) -> None:
 
 
 def describe_run(
-    config: TrainConfig, sections: Sequence[TrainingSection], extra: Mapping[str, Any]
+    config: TrainConfig, sections: Sequence[TrainingSection], extra: Mapping[str, Any], data: str = ""
 ) -> dict[str, Any]:
-    """Everything that must be equal to resume a run, as plain values; the device may change."""
+    """Everything that must be equal to resume a run, as plain values; the device may change.
+
+    data: `sections_sha256` of the sections, if it is known already.
+    """
     plain = {**config.record(), **config.settings.model_dump(mode="json"), **extra}
     del plain["device"]
     plain["sections"] = [section.name for section in sections]
-    plain["data"] = _digest(sections)
+    plain["data"] = data or sections_sha256(sections)
     if plain["normalization"].pop("log_share_of"):  # no other unit depends on it
         plain["measured_genes"] = [section.totals and section.totals.measured_genes for section in sections]
     # A round trip through JSON turns tuples into lists, so that runs compare equal.
@@ -86,20 +88,6 @@ def upgrade_keys(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     return {RENAMED_KEYS.get(key, key): upgrade_keys(item) for key, item in value.items()}
-
-
-def _digest(sections: Sequence[TrainingSection]) -> str:
-    digest = hashlib.sha256("\n".join(sections[0].genes).encode())
-    for section in sections:
-        digest.update("\n".join(section.spot).encode())
-        for array in (section.tiles, section.counts, section.array_xy):
-            digest.update(np.ascontiguousarray(array).data)
-        totals = section.totals
-        for optional in (section.xy_px, None if totals is None else totals.spot):
-            digest.update(b"-" if optional is None else np.ascontiguousarray(optional).data)
-        if section.skipped and totals is not None:  # else they follow from the counts
-            digest.update(np.append(totals.gene, totals.median).data)
-    return digest.hexdigest()
 
 
 def _short(value: Any) -> str:

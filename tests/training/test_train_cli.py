@@ -33,6 +33,7 @@ from mclst.training.data import encoder_input, read_training_section
 from mclst.training.losses import contrastive_loss
 from mclst.training.positions import sinusoids
 from mclst.training.pretrained_weights import load_weights
+from mclst.training.section_digest import sections_sha256
 from mclst.training.training_state import resume_training, state_path, write_state
 from mclst.training.validation import validate
 
@@ -227,6 +228,21 @@ def write_and_die(*args):
 run.write_state = write_and_die
 main(sys.argv[1:])
 """
+
+
+def test_the_sections_are_hashed_once_for_all_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+
+    def digest(sections: Any) -> str:
+        hashed.append(sections_sha256(sections))
+        return hashed[-1]
+
+    monkeypatch.setattr("mclst.training.contrastive.sections_sha256", digest)
+    training, second = (Training(SECTIONS, config(epochs=2)) for _ in range(2))
+    for _ in range(2):
+        training.run_epoch()
+        write_state(tmp_path / "model.pt", training, {})
+    assert len(hashed) == 1 and resume_training(tmp_path / "model.pt", second, {})
 
 
 def test_a_killed_command_resumes(small: Small, tmp_path: Path) -> None:
