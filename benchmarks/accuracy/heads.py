@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -59,7 +60,7 @@ def parse_head_sweep(text: str) -> tuple[str, list[Any]]:
         if name == "head" and value not in get_args(Head):
             raise ValueError(f"--sweep {text!r}: {value} is none of {', '.join(get_args(Head))}")
         least = {"alpha": "above 0", "k": "of at least 1", "context": "of at least 0"}.get(name, "")
-        if least and (value < 0 or (value == 0 and name != "context")):
+        if least and not (0 < value < math.inf or (value == 0 and name == "context")):
             raise ValueError(f"--sweep {text!r}: {name} is {value:g}; give values {least}")
     return name, parsed
 

@@ -28,8 +28,10 @@ from mclst.sections.formats.source import SectionSource
 from mclst.sections.patients import patient_of
 from mclst.training.cli import main as train_command
 from mclst.training.data import TrainingSection
+from mclst.training.fitting.cli import check_head
 from mclst.training.fitting.cli import main as fit_command
 from mclst.training.fitting.command import encoder_from_options, fit_options, read_fit_sections
+from mclst.training.fitting.run import check_scales
 from mclst.training.options import build_config, resolve_options
 from mclst.training.pretrained_weights import StartingWeights
 from mclst.training.settings import TrainConfig
@@ -104,6 +106,8 @@ def run_heads(request: Request, words: str) -> Result:
     variants = {"": base}
     if sweep is not None:
         variants = {str(value): with_head_setting(base, sweep[0], value) for value in sweep[1]}
+    for variant in variants.values():
+        check_head(*(getattr(variant.head, name) for name in ("head", "alpha", "k", "weighting")))
     bars = functools.partial(progress, quiet=request.quiet)
     sections, genes = read_fit_sections(
         request.paths,
@@ -118,6 +122,8 @@ def run_heads(request: Request, words: str) -> Result:
     names = [section.name for section in sections]
     leave_out, folds = _folds(request, names)
     group_of = {name: name if leave_out == "section" else patient_of(name, request.patient) for name in names}
+    in_um = [variant for variant in variants.values() if variant.context_um is not None]
+    check_scales(sections, setup, next(iter(in_um), base), request.say)
     cache = FeatureCache.of_user() if base.cache else FeatureCache(0)
     data = read_features(sections, genes, setup, cache, say=request.say, progress=bars)
     rows = cross_validate_heads(

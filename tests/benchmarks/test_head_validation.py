@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -151,6 +152,9 @@ def test_folds_run_at_once_are_kept_and_belong_to_their_settings(place: Path, tm
         ("k=0", "of at least 1"),
         ("head=svm", "is none of ridge"),
         ("alpha=0", "above 0"),
+        ("alpha=nan", "above 0"),
+        ("alpha=1,inf", "above 0"),
+        ("context=nan", "at least 0"),
         ("context=-1", "at least 0"),
         ("k=a", "invalid literal"),
     ],
@@ -158,6 +162,26 @@ def test_folds_run_at_once_are_kept_and_belong_to_their_settings(place: Path, tm
 def test_a_wrong_sweep_is_refused(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=f"--sweep.*{words}"):
         parse_head_sweep(text)
+
+
+@pytest.mark.parametrize(
+    ("of_fit", "sweep", "code", "says"),
+    [
+        ("", "k=5", 2, "--k belongs to --head knn and blend"),
+        ("--k 5", None, 2, "--k belongs to --head knn and blend"),
+        ("--head knn", "alpha=10", 2, "--alpha belongs to --head ridge"),
+        ("", "context=0,300", 4, "--context is in µm; give --mpp"),
+        ("--context 300", None, 4, "--context is in µm; give --mpp"),
+    ],
+)
+def test_a_setting_that_does_nothing_or_cannot_be_is_refused(
+    place: Path, tmp_path: Path, of_fit: str, sweep: str | None, code: int, says: str
+) -> None:
+    """Each gave rows of a setting that no head had, or a traceback."""
+    fitted = shlex.join(["--encoder", ENCODER, "--weights", str(place / "weights.pth"), *of_fit.split()])
+    words = ["accuracy", str(place / "sections"), "--work", str(tmp_path), "--fit", fitted]
+    done = CliRunner().invoke(main, [*words, *([] if sweep is None else ["--sweep", sweep])])
+    assert done.exit_code == code and says in done.stderr and "Traceback" not in done.output, done.output
 
 
 def test_a_head_and_a_system_do_not_go_together(small: Small) -> None:

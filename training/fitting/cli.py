@@ -164,14 +164,7 @@ def main(
     """
     groups = None if options["groups"] is None else Path(options["groups"])
     check_outputs((out,), json_path, overwrite=overwrite, inputs=(groups, *section_files.paths))
-    if options["k"] is not None and options["head"] not in ("knn", "blend"):
-        raise click.UsageError("--k belongs to --head knn and blend")
-    if options["weighting"] == "similarity" and (options["head"] != "knn" or options["k"] is not None):
-        raise click.UsageError(
-            "--weighting similarity belongs to --head knn and takes all spots; leave --k out"
-        )
-    if options["alpha"] is not None and options["head"] == "knn":
-        raise click.UsageError("--alpha belongs to --head ridge, pca-ridge and blend")
+    check_head(*(options[name] for name in ("head", "alpha", "k", "weighting")))
     with needs_extra("export,cpu"):
         from mclst.training.fitting.checkpoint import write_fitted
         from mclst.training.fitting.command import fit_from_options
@@ -188,6 +181,18 @@ def main(
     write_fitted(out, result.model)
     table(_summary(result, out), quiet=quiet)
     publish_result(json_path, lambda: _as_json(result, out), out)
+
+
+def check_head(head: str, alpha: float | None, k: int | None, weighting: str) -> None:
+    """Raise click.UsageError if an option does not belong to the head."""
+    if k is not None and head not in ("knn", "blend"):
+        raise click.UsageError("--k belongs to --head knn and blend")
+    if weighting == "similarity" and (head != "knn" or k is not None):
+        raise click.UsageError(
+            "--weighting similarity belongs to --head knn and takes all spots; leave --k out"
+        )
+    if alpha is not None and head == "knn":
+        raise click.UsageError("--alpha belongs to --head ridge, pca-ridge and blend")
 
 
 def _summary(result: FitResult, out: Path) -> list[tuple[str, Any]]:

@@ -90,7 +90,7 @@ def fit_model(
     InputError, ReferenceDataError, SlideError, CheckpointError
     """
     started = time.perf_counter()
-    _check_scales(sections, setup, options, say)
+    check_scales(sections, setup, options, say)
     names = [section.name for section in sections]
     # Refused before the encoder takes its time.
     check_enough(make_folds(names, [section.xy_px for section in sections], options.groups), options.head)
@@ -214,7 +214,8 @@ def head_features(
     return np.concatenate([values, near], 1)
 
 
-def _check_scales(sections: Sequence[FitSection], setup: EncoderSetup, options: FitOptions, say: Say) -> None:
+def check_scales(sections: Sequence[FitSection], setup: EncoderSetup, options: FitOptions, say: Say) -> None:
+    """Say what the tiles' scale is; ReferenceDataError if a context needs one that is not known."""
     unknown = next((section for section in sections if section.mpp is None), None)
     if unknown is not None and options.context_um is not None:
         raise ReferenceDataError(
