@@ -36,5 +36,10 @@ class FormulaSlide(Slide):
         pass
 
 
+def reading_threads() -> set[threading.Thread]:
+    """Threads that read tiles; some may be of a test before, whose traceback is still held."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith("mclst-tiles")}
+
+
 def scattered(n: int, seed: int = 0) -> NDArray[np.float64]:
     return np.random.default_rng(seed).uniform((100, 100), (3900, 2900), (n, 2))

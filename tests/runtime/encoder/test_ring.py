@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from formula_slide import reading_threads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -178,7 +179,7 @@ def through(
 def test_every_row_comes_once_and_right_however_late_the_device_is(
     slide_path: Path, n: int, batch: int, group: int, slots: int, workers: int, seed: int
 ) -> None:
-    xy = places(n)
+    xy, before = places(n), reading_threads()
     device = LateDevice(np.random.default_rng(seed), batch, batch * group, slots)
     result, groups, count = through(device, slide_path, xy, batch, group, workers)
     np.testing.assert_array_equal(result, expected_rows(slide_path, xy))
@@ -186,7 +187,7 @@ def test_every_row_comes_once_and_right_however_late_the_device_is(
     assert [len(g.rows) for g in groups] == [min(batch * group, n - at) for at in range(0, n, batch * group)]
     assert sorted(np.concatenate([g.rows for g in groups]).tolist()) == list(range(n))
     assert device.closed == 1 and device.most_pending <= 3 * slots + 3 * group * device.groups
-    assert not any(thread.name.startswith("mclst-tiles") for thread in threading.enumerate())
+    assert reading_threads() <= before
 
 
 def test_several_batches_are_under_way_at_once(slide_path: Path) -> None:
@@ -211,21 +212,21 @@ def test_a_slot_is_read_into_only_when_its_tiles_are_on_the_device(slide_path: P
 @settings(max_examples=40, deadline=None)
 @given(at=st.integers(0, 35), seed=st.integers(0, 2**32))
 def test_a_fault_in_any_stage_ends_the_run(slide_path: Path, at: int, seed: int) -> None:
-    device = LateDevice(np.random.default_rng(seed), 5, 10, fails_at=at)
+    device, before = LateDevice(np.random.default_rng(seed), 5, 10, fails_at=at), reading_threads()
     with pytest.raises(ResourceError, match=r"the device failed at (upload|encode|gather)"):
         through(device, slide_path, places(60), 5, 2, 2)
     assert device.closed == 1
-    assert not any(thread.name.startswith("mclst-tiles") for thread in threading.enumerate())
+    assert reading_threads() <= before
 
 
 def test_whoever_stops_early_leaves_nothing_running(slide_path: Path) -> None:
-    device = LateDevice(np.random.default_rng(0), 4, 8)
+    device, before = LateDevice(np.random.default_rng(0), 4, 8), reading_threads()
     with open_slide(slide_path) as slide:
         tiles = Tiles(slide, places(60), TileShape(SIDE), batch_size=4, workers=2, group=2)
         with closing(Ring(device).run(tiles)) as steps:
             next(steps)
     assert device.closed == 1
-    assert not any(thread.name.startswith("mclst-tiles") for thread in threading.enumerate())
+    assert reading_threads() <= before
 
 
 @pytest.mark.parametrize("n", [1, 4, 9])
