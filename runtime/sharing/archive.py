@@ -99,7 +99,7 @@ def unpack(path: Path, out: Path, *, overwrite: bool = False) -> Bundle:
                 for member in members:
                     with archive.open(member) as source:
                         _add(draft, member.filename, source)
-                check_no_extra_files(open_bundle(draft.part))
+                _check(draft, path)
                 draft.publish()
     except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError) as error:
         raise BundleError(f"{path} is no archive of mclst-bundle pack ({error}); {GET_AGAIN}") from error
@@ -116,11 +116,12 @@ def unpack(path: Path, out: Path, *, overwrite: bool = False) -> Bundle:
 def copy_bundle(bundle: Bundle, out: Path, *, overwrite: bool = False) -> Bundle:
     """Copy a bundle and its companions to a folder of plain files; raises OutputError as BundleDraft does."""
     names = (MANIFEST, *bundle.manifest.files, *companions(bundle.path))
-    return join_files({name: bundle.path / name for name in names}, out, overwrite=overwrite)
+    sources = {name: bundle.path / name for name in names}
+    return join_files(sources, bundle.path, out, overwrite=overwrite)
 
 
-def join_files(sources: Mapping[str, Path], out: Path, *, overwrite: bool = False) -> Bundle:
-    """Write a bundle of files that lie elsewhere, by name.
+def join_files(sources: Mapping[str, Path], origin: Path, out: Path, *, overwrite: bool = False) -> Bundle:
+    """Write a bundle of files that lie elsewhere, by name; origin: for messages.
 
     Raises BundleError if one cannot be read or is another, OutputError as BundleDraft does.
     """
@@ -134,9 +135,17 @@ def join_files(sources: Mapping[str, Path], out: Path, *, overwrite: bool = Fals
                 ) from error
             with file:
                 _add(draft, name, file)
-        open_bundle(draft.part)
+        _check(draft, origin)
         draft.publish()
     return open_bundle(out)
+
+
+def _check(draft: BundleDraft, origin: Path) -> None:
+    """Raise BundleError, which names `origin` in place of the draft, if it is no whole bundle."""
+    try:
+        check_no_extra_files(open_bundle(draft.part))
+    except BundleError as error:
+        raise BundleError(str(error).replace(str(draft.part), str(origin))) from error
 
 
 def _add(draft: BundleDraft, name: str, source: IO[bytes]) -> None:

@@ -92,4 +92,4 @@ def complete(part: Path, encoder: Path, out: Path, *, overwrite: bool = False) -
             )
     names = (MANIFEST, *manifest.files, *companions(part))
     sources = {name: (encoder if name in missing else part) / name for name in names}
-    return join_files(sources, out, overwrite=overwrite)
+    return join_files(sources, part, out, overwrite=overwrite)
