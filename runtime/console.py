@@ -317,7 +317,7 @@ def check_json(
     right.
     """
     if path is not None and str(path) != "-":
-        check_writable(path, overwrite=overwrite)
+        check_writable(path, overwrite=overwrite, option="--json")
         check_distinct((path, *outputs), inputs)
 
 
