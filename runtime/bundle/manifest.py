@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
@@ -27,6 +28,8 @@ MOST_SECTIONS = 64
 """Sections of a bank whose share of the weight is told; each costs as much as a gene."""
 MAX_NAME_LENGTH = 1000
 """Of a gene or spot: a NumPy array of names takes the longest name's width in every row."""
+LONGEST_PART = 255
+"""Bytes of a file's name: what file systems hold."""
 CALIBRATION = "calibration.h5"
 ENGINES = "engines"
 """Folder of a bundle with one subfolder per TensorRT engine."""
@@ -273,6 +276,8 @@ class Manifest(StrictModel):
             path = PurePosixPath(name)
             if not path.parts or path.is_absolute() or ".." in path.parts:
                 raise ValueError(f"it names {name!r}, outside the bundle")
+            if "\0" in name or max(len(os.fsencode(part)) for part in path.parts) > LONGEST_PART:
+                raise ValueError(f"it names {name[:40]!r}, as no file is named")
         return files
 
     @model_validator(mode="after")

@@ -110,6 +110,12 @@ def test_links_out_of_the_bundle_are_refused(bundle: Path, tmp_path: Path) -> No
     refuse(bundle, "outside the bundle")
 
 
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "folder/" + "é" * 128])
+def test_a_name_that_no_file_can_have_is_refused(bundle: Path, name: str) -> None:
+    edit(bundle, lambda m: m.update(files={name: m["files"]["bank.h5"], **m["files"]}))
+    refuse(bundle, "manifest.json", "as no file is named")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
