@@ -59,6 +59,8 @@ class TilePredictor:
     """
 
     def __init__(self, bundle: str | Path | Bundle, *, provider: str = "auto", batch_size: int = 16) -> None:
+        if batch_size < 1:
+            raise InputError(f"a batch of {batch_size} tiles predicts nothing; give 1 or more")
         self.bundle = bundle if isinstance(bundle, Bundle) else open_bundle(bundle_folder(bundle))
         manifest = self.bundle.manifest
         if manifest.kind == "slide" or manifest.neighborhood is not None:

@@ -64,7 +64,8 @@ def repeat_proof(bundle: Bundle) -> tuple[int, float] | None:
 
 def _read(path: Path) -> NDArray[Any]:
     try:
-        array: NDArray[Any] = np.load(path, allow_pickle=False)
+        # Mapped, an array of more than the file holds is refused before memory is taken.
+        array: NDArray[Any] = np.array(np.lib.format.open_memmap(path, mode="r"))
     except (OSError, ValueError, EOFError) as error:
         raise BundleError(f"{path} cannot be read ({error}); export the bundle again") from error
     return array

@@ -166,6 +166,9 @@ def test_tiles_of_another_size_are_refused(small_bundle: Path) -> None:
     ):
         with pytest.raises(InputError, match="takes uint8"):
             predictor.predict(tiles)  # type: ignore[arg-type]
+    for batch in (0, -1):
+        with pytest.raises(InputError, match="1 or more"):
+            TilePredictor(small_bundle, provider="cpu", batch_size=batch)
 
 
 def test_pixels_that_a_tool_has_normalized_are_refused() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from described_bundle import describe_bundle
@@ -117,3 +121,27 @@ def test_a_bundle_whose_parity_did_not_pass_is_refused(
     manifest["files"]["parity.json"] = {"bytes": len(parity), "sha256": file_sha256(bundle / "parity.json")}
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     assert_refused(run("verify", bundle), 4, ("parity.json",))
+
+
+def _archive() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, tiles=np.zeros(1))
+    return buffer.getvalue()
+
+
+def _more_than_memory() -> bytes:
+    buffer = io.BytesIO()
+    header = {"descr": "|u1", "fortran_order": False, "shape": (10**12, 32, 32, 3)}
+    np.lib.format.write_array_header_1_0(buffer, header)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("tiles", [_archive, _more_than_memory])
+def test_parity_tiles_that_are_none_are_refused(bundle: Path, tiles: Callable[[], bytes]) -> None:
+    content = tiles()
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    for name in ("parity_tiles.npy", "parity_output.npy"):
+        (bundle / name).write_bytes(content)
+        manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    assert_refused(run("verify", bundle), 4, ("parity_tiles.npy cannot be read",))
