@@ -23,7 +23,7 @@ from mclst.export.inputs.references import SectionImage
 from mclst.export.parity.tiles import real_tiles
 from mclst.runtime.bundle.manifest import Tile
 from mclst.runtime.section_options import SectionFiles
-from mclst.runtime.storage import remote
+from mclst.runtime.storage import http, remote
 from mclst.sections import Section, find_sections, read_section
 from mclst.training.data import read_training_section
 from mclst.training.fitting.sections import read_fit_section
@@ -43,6 +43,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )  # fmt: skip
     picture.unlink()
     monkeypatch.setattr(remote, "FIRST_PAUSE_S", 0.0)
+    for name in ("CONNECT_S", "SILENCE_S"):  # a busy machine's server is waited for
+        monkeypatch.setattr(http, name, 600.0)
     return tmp_path
 
 
