@@ -70,6 +70,8 @@ def child(request):
     os.dup2(os.open(request["stderr"], write), 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if request["memory_mb"]:
+        # As many threads, which take addresses each, on a machine of many cores.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
         pages = int(open("/proc/self/statm").read().split()[0])
         limit = pages * resource.getpagesize() + (request["memory_mb"] << 20)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -157,7 +159,8 @@ class ForkServer:
     ) -> Ended:
         """Run `mclst-infer words` in `folder`.
 
-        log_dir: an empty folder for stdout and stderr. memory_mb: limit beyond what the imports take.
+        log_dir: an empty folder for stdout and stderr. memory_mb: limit beyond what the imports take, with
+        two cores at most.
         file_bytes: the longest file that may be written. before: Python code run in the child first.
         stdout: a file or device instead of the one in `log_dir`.
         """
