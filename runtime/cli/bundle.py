@@ -18,7 +18,7 @@ from mclst.runtime.cli.bundle_options import (
     signature_option,
 )
 from mclst.runtime.click_types import PATH, SETTINGS
-from mclst.runtime.console import EXIT_CODES, check_json, command, publish_json, say, table
+from mclst.runtime.console import EXIT_CODES, check_json, command, escape_controls, publish_json, say, table
 
 if TYPE_CHECKING:
     from mclst.runtime.sharing.signature import Trusted
@@ -54,10 +54,10 @@ def info(location: BundleLocation, json_path: Path | None) -> None:
     check_json(json_path, overwrite=False, inputs=(local(location),))
     facts = describe(open_bundle(local_folder(location, _note)))
     if json_path is None:
-        click.echo(facts.title)
+        click.echo(escape_controls(facts.title))
         width = max(len(name) for name, _ in facts.rows)
         for name, value in facts.rows:
-            click.echo(f"  {name:<{width}}  {value}")
+            click.echo(f"  {name:<{width}}  {escape_controls(value)}")
         return
     manifest = facts.bundle.manifest.model_dump(mode="json")
     publish_json(json_path, {"title": facts.title, "facts": dict(facts.rows), "manifest": manifest})

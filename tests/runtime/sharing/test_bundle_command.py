@@ -41,6 +41,12 @@ def test_info_fits_a_screen(bundle: Path) -> None:
         assert words in done.stdout
 
 
+def test_info_of_a_stranger_s_bundle_commands_no_terminal(small_bundle: Path, tmp_path: Path) -> None:
+    about = {"title": "A\x1b]0;owned\x07", "intended_use": "B\x1b]0;owned\x07"}
+    shown = run("info", describe_bundle(small_bundle, tmp_path / "hostile", about)).stdout
+    assert "\x1b" not in shown and r"A\x1b]0;owned" in shown and r"B\x1b]0;owned" in shown
+
+
 def test_info_as_json(bundle: Path) -> None:
     content = json.loads(run("info", bundle, "--json", "-").stdout)
     assert content["facts"]["license"] == "Apache-2.0"
