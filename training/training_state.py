@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from mclst.runtime.errors import InputError
+from mclst.models.recipes.weights_file import check_archive
+from mclst.runtime.errors import CheckpointError, InputError
 from mclst.training.checkpoint import save_atomically
 from mclst.training.contrastive import Training
 from mclst.training.data import TrainingSection
@@ -18,6 +19,9 @@ from mclst.training.section_digest import sections_sha256
 from mclst.training.settings import TrainConfig
 
 FORMAT = "mclst-training/1"
+OTHER_CONTENT = (LookupError, TypeError, ValueError, AttributeError)
+"""What a file or state of other content raises."""
+DAMAGED = (*OTHER_CONTENT, RuntimeError, EOFError, OSError, CheckpointError, pickle.UnpicklingError)
 RENAMED_KEYS = {"optimiser": "optimizer", "colour_jitter": "color_jitter"}
 """Keys of runs written by earlier versions."""
 
@@ -41,14 +45,14 @@ def resume_training(out: Path, training: Training, extra: Mapping[str, Any]) -> 
     path = state_path(out)
     if not path.exists():
         return False
+    refusal = f"{path} is not the state of an interrupted run; delete it or add --restart"
     try:
+        check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-        saved, state = upgrade_keys(content["run"]), content["state"]
+        saved, state = dict(upgrade_keys(content["run"])), content["state"]
         format_ok = content["format"] == FORMAT
-    except (RuntimeError, EOFError, OSError, LookupError, TypeError, pickle.UnpicklingError) as error:
-        raise InputError(
-            f"{path} is not the state of an interrupted run; delete it or add --restart"
-        ) from error
+    except DAMAGED as error:
+        raise InputError(refusal) from error
     run = describe_run(training.config, training.sections, extra, training.data_sha256)
     different = sorted(key for key in run.keys() | saved.keys() if run.get(key) != saved.get(key))
     if different or not format_ok:
@@ -57,7 +61,10 @@ def resume_training(out: Path, training: Training, extra: Mapping[str, Any]) -> 
             f"{path} is of a run with another {key} ({_short(saved.get(key))}, now {_short(run.get(key))}); "
             "use the same options to resume, or add --restart to start over"
         )
-    training.resume(state)
+    try:
+        training.resume(state)
+    except OTHER_CONTENT as error:
+        raise InputError(refusal) from error
     return True
 
 

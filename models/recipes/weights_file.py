@@ -55,7 +55,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is a damaged safetensors file ({error}); copy it again") from error
 
 
-def _check_archive(path: Path) -> bool:
+def check_archive(path: Path) -> bool:
     """Whether the file is torch's zip layout; CheckpointError if it is damaged or a zip bomb."""
     if not zipfile.is_zipfile(path):
         return False
@@ -77,7 +77,7 @@ def _check_archive(path: Path) -> bool:
 
 
 def _read_torch(path: Path) -> dict[str, Any]:
-    is_archive = _check_archive(path)
+    is_archive = check_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols; unreadable files are refused below

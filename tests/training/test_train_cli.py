@@ -192,9 +192,24 @@ def test_a_run_of_other_settings_is_not_resumed(tmp_path: Path, changes: Any, fr
     other = [SECTIONS[0], dataclasses.replace(SECTIONS[1], counts=SECTIONS[1].counts + 1)]
     with pytest.raises(InputError, match="another data"):
         resume_training(out, Training(other, config(epochs=4)), {})
-    state_path(out).write_bytes(state_path(out).read_bytes()[:500])
-    with pytest.raises(InputError, match="is not the state of an interrupted run"):
-        resume_training(out, Training(SECTIONS, config(epochs=4)), {})
+    whole = state_path(out).read_bytes()
+    weights = first.network.image_projection.fc.weight.detach().numpy().tobytes()
+    changed = whole.replace(weights, bytes(len(weights)))  # which torch does not notice
+    content = torch.load(state_path(out), weights_only=True)
+    others = [
+        {**content, "run": []},
+        {**content, "run": 3},
+        {**content, "state": {}},
+        {**content, "state": 3},
+    ]
+    for damaged in (whole[:500], changed, *others):
+        if isinstance(damaged, bytes):
+            state_path(out).write_bytes(damaged)
+        else:
+            torch.save(damaged, state_path(out))
+        with pytest.raises(InputError, match=r"is not the state of an interrupted run|of a run with another"):
+            resume_training(out, Training(SECTIONS, config(epochs=4)), {})
+    assert changed != whole
 
 
 def test_a_state_with_the_keys_of_earlier_versions_is_resumed(tmp_path: Path) -> None:
