@@ -149,4 +149,6 @@ def test_options_that_contradict_are_wrong_usage(small: Small, tmp_path: Path) -
     ):
         assert CliRunner().invoke(main, [*words, *more]).exit_code == 2
     inside = ["--wsinfer", str(tmp_path / "bundle" / "model"), "--wsinfer-genes", "GENE1"]
-    assert_refused(CliRunner().invoke(main, [*words, *inside]), 5, ("inside, the bundle",))
+    assert_refused(CliRunner().invoke(main, [*words, *inside]), 5, ("inside the bundle", "--wsinfer"))
+    around = ["--wsinfer", str(tmp_path), "--wsinfer-genes", "GENE1", "--overwrite"]
+    assert_refused(CliRunner().invoke(main, [*words, *around]), 5, ("holds", "--wsinfer"))
