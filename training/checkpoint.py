@@ -98,10 +98,15 @@ def write_published_state(path: Path, trained: TrainedModel) -> Path:
 
 
 def save_atomically(path: Path, content: dict[str, Any]) -> Path:
-    """Call torch.save on `path` atomically; returns `path`. Raises OutputError."""
-    with atomic_file(path) as temporary:
+    """Call torch.save on `path` atomically; returns `path`. Raises OutputError.
+
+    The same content gives the same bytes, wherever it is written.
+    """
+    # By path, torch.save names the archive's root folder after the temporary file.
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
         try:
-            torch.save(content, temporary)
+            torch.save(content, file)
         except RuntimeError as error:  # torch's archive writer hides the OSError
-            raise write_error(path, error, "free space or choose another path") from error
+            reason = error.__context__ if isinstance(error.__context__, OSError) else error
+            raise write_error(path, reason, "free space or choose another path") from error
     return path

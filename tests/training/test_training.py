@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -318,15 +319,28 @@ def test_checkpoint_is_written_atomically(
     path = tmp_path / "model.pt"
     path.write_bytes(b"what stood there")
 
-    def fail(content: object, where: Path) -> None:
-        Path(where).write_bytes(b"half")
-        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+    def fail(content: object, file: IO[bytes]) -> None:
+        """As torch.save on a full disk: the error of its archive's end hides that of the write."""
+        file.write(b"half")
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finally:
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
 
     monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OutputError, match=r"model\.pt cannot be written"):
+    with pytest.raises(OutputError, match=r"model\.pt cannot be written \(No space left on device\)"):
         write_checkpoint(path, trained)
     assert path.read_bytes() == b"what stood there"
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_the_same_checkpoint_has_the_same_bytes(trained: TrainedModel, tmp_path: Path) -> None:
+    """Neither the file's name nor the hidden one that it is written under is in it."""
+    paths = [tmp_path / "model.pt", tmp_path / "épreuve" / "another.checkpoint"]
+    paths[1].parent.mkdir()
+    first, second = (write_checkpoint(path, trained).read_bytes() for path in paths)
+    assert first == second
+    assert torch.load(paths[1], weights_only=True)["genes"] == list(GENES)
 
 
 def test_checkpoint_contains_parity_tiles(trained: TrainedModel) -> None:
