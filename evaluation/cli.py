@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mclst.runtime.atomic import write_atomically
+from mclst.runtime.atomic import check_named, write_atomically
 from mclst.runtime.click_types import PATH, SETTINGS, AliasedOption
 from mclst.runtime.console import check_outputs, command, publish_result, say, table
-from mclst.runtime.errors import needs_extra
+from mclst.runtime.errors import InputError, needs_extra
 from mclst.runtime.section_options import SectionFiles, section_options
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
 
@@ -149,6 +149,10 @@ def main(
     if options["encoder"] != ENCODER and options["weights"] is None:
         raise click.UsageError(f"--encoder {options['encoder']} needs its --weights")
     first = maps_by_method[0][1]
+    if first.name in ("", ".."):
+        raise InputError(f"{str(first)!r} is not a file; give a map of mclst-infer")
+    if prefix is not None:
+        check_named(prefix)
     start = prefix or first.with_name(first.name.removesuffix(".h5ad") + ".eval")
     with_baselines = options["baselines"] != "none"
     with_domains = bool(options["domains"] or options["annotations"])

@@ -42,6 +42,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def check_named(path: Path, kind: str = "file", *, option: str = "--out") -> None:
+    """Raise OutputError if an output has no name of its own, such as `.`, `..`, `/` and the empty path.
+
+    kind: what would be written, for the message.
+    """
+    if path.name in ("", ".."):
+        raise OutputError(f"{str(path)!r} names no {kind} to write; choose another {option}")
+
+
 def check_writable(path: Path, *, overwrite: bool, folder: bool = False, option: str = "--out") -> None:
     """Check, before any work, that an output can be written.
 
@@ -63,10 +72,7 @@ def check_writable(path: Path, *, overwrite: bool, folder: bool = False, option:
         or its folder is missing or read-only.
     """
     parent = path.absolute().parent
-    if not path.name or path.name == "..":
-        raise OutputError(
-            f"{str(path)!r} names no {'folder' if folder else 'file'} to write; choose another {option}"
-        )
+    check_named(path, "folder" if folder else "file", option=option)
     probe = temp_path(parent / path.name)
     try:
         if not parent.is_dir():

@@ -74,6 +74,7 @@ SLOW = (
     "test_doc_commands.py",
     "test_inputs_are_kept.py",
     "test_notebooks.py",
+    "test_odd_paths.py",
     "training",
 )
 """Files of slow tests alone: they export, train, compile, measure, or start servers and browsers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -75,10 +76,12 @@ def read_tasks(root: Path, data: Path | None, genes: Path | None, chosen: tuple[
     InputError
         If a file is missing or has another form.
     """
-    if (root / "ids.csv").is_file():
+    # Not Path.is_file and Path.is_dir, which raise for a name that is too long.
+    if os.path.isfile(root / "ids.csv"):
         tasks = [_read_stp(root, data or root, genes)]
     else:
-        folders = [root] if (root / "splits").is_dir() else sorted(p.parent for p in root.glob("*/splits"))
+        inside = root.glob("*/splits") if os.path.isdir(root) else ()
+        folders = [root] if os.path.isdir(root / "splits") else sorted(path.parent for path in inside)
         if not folders:
             raise InputError(
                 f"{root} is no benchmark: give a folder with splits/ (HEST-bench), a folder of such, or one "

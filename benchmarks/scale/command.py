@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import click
 from mclst.benchmarks.harness.options import ResultFiles, result_options
 from mclst.runtime.click_types import PATH
 from mclst.runtime.console import command, say, table
+from mclst.runtime.errors import OutputError
 
 PX_PER_CELL = 1600
 """A cell per 100 µm² at 0.25 µm/px, as in dense tissue."""
@@ -41,6 +43,8 @@ def scale(
     not depend on what they show. If Chromium is installed, the page of the map is opened in it.
     """
     result_files.check()
+    if folder is not None and not os.path.isdir(folder):
+        raise OutputError(f"{folder} is not a folder; make it first or choose another --folder")
     from mclst.benchmarks.harness.machine import new_document
 
     document = new_document("mclst-bench-scale/1")

@@ -15,7 +15,7 @@ from mclst.runtime.cli.slide_argument import SlideArgument
 from mclst.runtime.cli.structured import LISTED, structured_rows
 from mclst.runtime.click_types import PATH, SETTINGS, AliasedOption, given_inputs
 from mclst.runtime.console import check_json, command, publish_result, say, table
-from mclst.runtime.errors import InputError, OutputError
+from mclst.runtime.errors import InputError
 from mclst.runtime.section_options import BINS
 from mclst.sections.location import SlideLocation
 from mclst.sections.normalization_names import NORMALIZATION_NAMES
@@ -75,7 +75,7 @@ def main(
     Any .h5ad with spots and one tissue image will do.
     The page is a single file that opens offline in any browser. The path of each file is printed on stdout.
     """
-    from mclst.runtime.atomic import check_distinct
+    from mclst.runtime.atomic import check_distinct, check_named
     from mclst.runtime.expression_map.reader import open_map
     from mclst.runtime.report.files import check_paths, write_files
 
@@ -86,8 +86,8 @@ def main(
             raise click.UsageError(f"{option} is for the page, which --no-html leaves out")
     if not os.path.isfile(map_path):
         raise InputError(f"{map_path} is not a file; give a map of mclst-infer")
-    if out is not None and out.name in ("", ".."):
-        raise OutputError(f"{str(out)!r} names no file to write; choose another --out")
+    if out is not None:
+        check_named(out)
     files, _ = replace(files, html=files.html is not False).resolve()
     paths = files.paths(map_path if out is None else out.with_name(f"{out.name}.h5ad"))
     if not paths:
