@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mclst.runtime.atomic import check_named, write_atomically
-from mclst.runtime.click_types import PATH, SETTINGS, AliasedOption
+from mclst.runtime.click_types import PATH, SETTINGS, AliasedOption, refuse_unowned
 from mclst.runtime.console import check_outputs, command, publish_result, say, table
 from mclst.runtime.errors import InputError, needs_extra
 from mclst.runtime.section_options import SectionFiles, section_options
@@ -145,6 +145,14 @@ def main(
     if sections and len(sections) != len(maps_by_method):
         raise click.UsageError(
             f"there are {len(maps_by_method)} maps and {len(sections)} --section; give one for each"
+        )
+    if options["baselines"] != "all":
+        refuse_unowned("--baselines all", "encoder", "weights")
+    if options["baselines"] in ("no-image", "none"):
+        refuse_unowned("--baselines all and no-encoder", "mpp")
+    if options["baselines"] == "none":
+        refuse_unowned(
+            "the baselines; leave --baselines none out", "training", "reference", "bundle", "patient"
         )
     if options["encoder"] != ENCODER and options["weights"] is None:
         raise click.UsageError(f"--encoder {options['encoder']} needs its --weights")

@@ -27,7 +27,7 @@ from mclst.export.triton_options import (
 )
 from mclst.export.wsinfer_options import check_wsinfer, publish_wsinfer, wsinfer_options
 from mclst.runtime.atomic import check_distinct
-from mclst.runtime.click_types import SETTINGS, given_inputs
+from mclst.runtime.click_types import SETTINGS, given_inputs, refuse_unowned
 from mclst.runtime.console import check_json, command, publish_result, say, table
 from mclst.runtime.errors import needs_extra
 from mclst.runtime.section_options import SectionFiles, section_options
@@ -116,6 +116,12 @@ def main(
         )
     if calibration and names and "int8" not in names:
         raise click.UsageError("--calibration belongs to --precision int8")
+    if names and "int8" not in names:
+        refuse_unowned("--precision int8", "calibration_tiles", "method")
+    if not calibrate:
+        refuse_unowned("--calibrate", "groups", "unseen")
+    if options["engine"] == "none" and triton is None:
+        refuse_unowned("--engine and --triton", "max_batch")
     _check_engine_options(options)
     with needs_extra("export,cpu"):
         from mclst.export.bundling import export_bundle
@@ -184,6 +190,8 @@ def _try_encoders(bundle: Bundle, notify: Notify) -> None:
 
 
 def _check_engine_options(options: dict[str, Any]) -> None:
+    if options["engine"] == "none":
+        refuse_unowned("--engine", "workspace")
     if options["targets"] and options["engine"] != "tensorrt-rtx":
         raise click.UsageError(
             "--target belongs to --engine tensorrt-rtx; tensorrt builds for the GPU it finds"

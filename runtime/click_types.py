@@ -45,6 +45,14 @@ def on_command_line(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
+def refuse_unowned(owner: str, *names: str) -> None:
+    """Raise click.UsageError if a parameter was given that only `owner` uses, which was not."""
+    ctx = click.get_current_context()
+    for name in names:
+        if on_command_line(ctx, name):
+            raise click.UsageError(f"{option_name(ctx, name)} belongs to {owner}")
+
+
 def given_inputs() -> list[Path]:
     """Paths that the running command was given to read: those of its parameters but OUTPUTS."""
     given = click.get_current_context().params

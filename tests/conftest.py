@@ -75,6 +75,7 @@ SLOW = (
     "test_inputs_are_kept.py",
     "test_notebooks.py",
     "test_odd_paths.py",
+    "test_unowned_options.py",
     "training",
 )
 """Files of slow tests alone: they export, train, compile, measure, or start servers and browsers."""

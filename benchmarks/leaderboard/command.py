@@ -10,7 +10,7 @@ import click
 from mclst.benchmarks.harness.options import ResultFiles, result_options
 from mclst.benchmarks.harness.undefined import none_if_undefined
 from mclst.runtime.choices import PROVIDERS
-from mclst.runtime.click_types import PATH, Finite
+from mclst.runtime.click_types import PATH, Finite, refuse_unowned
 from mclst.runtime.console import command, say
 from mclst.runtime.errors import OutputError
 
@@ -73,6 +73,10 @@ def leaderboard(
     sources = [path for path in (embeddings, bundle, predictions) if path is not None]
     if len(sources) != 1:
         raise click.UsageError("give one of --embeddings, --bundle and --predictions")
+    if bundle is None:
+        refuse_unowned("--bundle", "provider")
+    if predictions is not None:
+        refuse_unowned("--embeddings and --bundle", "components", "alpha")
     result_files.check()
     from mclst.benchmarks.leaderboard.run import Entry, run_task
     from mclst.benchmarks.leaderboard.score import row

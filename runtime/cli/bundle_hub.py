@@ -10,7 +10,7 @@ import click
 from mclst.runtime.bundle.location import SCHEME, BundleLocation, HubLocation
 from mclst.runtime.cli.bundle_options import BundleType, note_signature, quiet_option
 from mclst.runtime.cli.slide_argument import SlideArgument
-from mclst.runtime.click_types import PATH, SETTINGS
+from mclst.runtime.click_types import PATH, SETTINGS, refuse_unowned
 from mclst.runtime.console import command, say
 from mclst.sections.location import SlideLocation
 
@@ -48,6 +48,8 @@ def pull(location: HubLocation, out: Path | None, overwrite: bool, quiet: bool) 
     from mclst.runtime.sharing.hub import fetch
     from mclst.runtime.sharing.verify import verify_bundle
 
+    if out is None:
+        refuse_unowned("--out", "overwrite")
     bundle = verify_bundle(fetch(location, lambda text: say(f"Note: {text}", quiet=quiet)))
     say(repr(bundle), quiet=quiet)
     if out is not None:

@@ -20,7 +20,7 @@ from mclst.runtime.cli.run_options import run_options
 from mclst.runtime.cli.server_options import ServerOptions, open_model, server_options
 from mclst.runtime.cli.slide_argument import SlideArgument
 from mclst.runtime.cli.structured import structured_rows
-from mclst.runtime.click_types import PATH, SETTINGS, Finite, given_inputs
+from mclst.runtime.click_types import PATH, SETTINGS, Finite, given_inputs, refuse_unowned
 from mclst.runtime.console import check_json, command, progress, publish_result, say, table
 from mclst.runtime.entry_points import STARTED
 from mclst.runtime.section_options import BINS
@@ -158,6 +158,8 @@ def main(
         raise click.UsageError("--tissue-mask and --genes belong to --grid")
     if bins is not None and slide is not None and spots_path is None:
         raise click.UsageError("--bin belongs to --spots")
+    if slide is not None and spots_path is None:
+        refuse_unowned("--spots", "all_spots")
     from mclst.runtime.resources import gc_disabled
     from mclst.runtime.run.early import begin_loading
 

@@ -13,7 +13,7 @@ import click
 from mclst.runtime.cli.report_options import file_options
 from mclst.runtime.cli.slide_argument import SlideArgument
 from mclst.runtime.cli.structured import LISTED, structured_rows
-from mclst.runtime.click_types import PATH, SETTINGS, AliasedOption, given_inputs
+from mclst.runtime.click_types import PATH, SETTINGS, AliasedOption, given_inputs, refuse_unowned
 from mclst.runtime.console import check_json, command, publish_result, say, table
 from mclst.runtime.errors import InputError
 from mclst.runtime.section_options import BINS
@@ -79,8 +79,10 @@ def main(
     from mclst.runtime.expression_map.reader import open_map
     from mclst.runtime.report.files import check_paths, write_files
 
-    if truth is None and (section is not None or normalization is not None):
-        raise click.UsageError("--section and --normalization belong to --truth")
+    if truth is None:
+        refuse_unowned("--truth", "section", "normalization", "bins")
+    if slide_path is None:
+        refuse_unowned("--slide", "html_px")
     for option, value in (("--truth", truth), ("--slide", slide_path)):
         if value is not None and files.html is False:
             raise click.UsageError(f"{option} is for the page, which --no-html leaves out")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mclst.runtime.choices import FIGURE_FORMATS
-from mclst.runtime.click_types import add_options
+from mclst.runtime.click_types import add_options, refuse_unowned
 
 if TYPE_CHECKING:
     from mclst.runtime.report.files import Files
@@ -75,10 +75,19 @@ FILE_OPTIONS = {
 
 
 def take_files(values: dict[str, Any]) -> Files:
-    """Take the file options out of a callback's values."""
+    """Take the file options out of a callback's values; click.UsageError for one that would be ignored."""
     from mclst.runtime.report.files import Files
 
-    return Files(**{name: values.pop(name) for name in FILE_OPTIONS})
+    files = Files(**{name: values.pop(name) for name in FILE_OPTIONS})
+    if not files.geojson:
+        refuse_unowned("--geojson", "geojson_genes")
+    if not files.plot:
+        refuse_unowned("--plot", "plot_format")
+    if not files.csv:
+        refuse_unowned("--csv", "csv_escape")
+    if files.html is False:
+        refuse_unowned("the page, which --no-html leaves out", "html_px", "html_mb")
+    return files
 
 
 def file_options(function: Callable[..., Any]) -> Callable[..., Any]:

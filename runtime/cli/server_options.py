@@ -13,7 +13,7 @@ import click
 
 from mclst.runtime.bundle.location import BundleLocation
 from mclst.runtime.cli.bundle_options import open_any_bundle
-from mclst.runtime.click_types import PATH, Finite, add_options, on_command_line, option_name
+from mclst.runtime.click_types import PATH, Finite, add_options, on_command_line, option_name, refuse_unowned
 from mclst.runtime.progress import Notify
 
 if TYPE_CHECKING:
@@ -83,9 +83,7 @@ def server_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ctx = click.get_current_context()
 
         if url is None:
-            for name in ("server_model", "server_patience", "server_requests", "server_ca"):
-                if on_command_line(ctx, name):
-                    raise click.UsageError(f"{option_name(ctx, name)} belongs to --server")
+            refuse_unowned("--server", "server_model", "server_patience", "server_requests", "server_ca")
             return function(server=ServerOptions(), **values)
         for name in DECIDED_BY_SERVER:
             if on_command_line(ctx, name):

@@ -265,7 +265,14 @@ def test_morans_i_of_a_map_is_that_of_squidpy(made: SyntheticMap) -> None:
 
 
 BAD = [
-    (("--section", "A"), 2, "belong to --truth"),
+    (("--section", "A"), 2, "--section belongs to --truth"),
+    (("--normalization", "gene-wise"), 2, "--normalization belongs to --truth"),
+    (("--bin", "8"), 2, "--bin belongs to --truth"),
+    (("--html-px", "400"), 2, "--html-px belongs to --slide"),
+    (("--csv-escape",), 2, "--csv-escape belongs to --csv"),
+    (("--plot-format", "pdf"), 2, "--plot-format belongs to --plot"),
+    (("--geojson-genes", "GENE1"), 2, "--geojson-genes belongs to --geojson"),
+    (("--no-html", "--csv", "--html-mb", "5"), 2, "--html-mb belongs to the page"),
     (("--no-html",), 2, "nothing to write"),
     (("--no-html", "--truth", "x"), 2, "leaves out"),
     (("--no-html", "--slide", "x"), 2, "leaves out"),
