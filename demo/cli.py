@@ -34,7 +34,7 @@ OWN_DATA = """The same on your own data, with a checkpoint and measured sections
 @click.version_option(package_name="mclst")
 @command
 def main(out: Path, overwrite: bool, seed: int, no_head: bool, quiet: bool, verbose: bool) -> None:
-    """Train, export, predict and compare on synthetic tissue: offline, on the CPU, about two minutes.
+    """Train, export, predict and compare on synthetic tissue: offline, on the CPU, in a few minutes.
 
     Creates four H&E slides with spots and counts that contain planted expression programs, trains a small
     model on three of them, and predicts the fourth. Then fits a head on EfficientNet-Lite0 beside it, if
@@ -44,7 +44,7 @@ def main(out: Path, overwrite: bool, seed: int, no_head: bool, quiet: bool, verb
     check_writable(out, overwrite=overwrite, folder=True)
     with needs_extra("export,cpu"):
         from mclst.demo.end_to_end import run_demo
-    say("synthetic tissue, from training to prediction: about two minutes on two CPU cores", quiet=quiet)
+    say("synthetic tissue, from training to prediction: a few minutes on two CPU cores", quiet=quiet)
     result = run_demo(
         out,
         seed,

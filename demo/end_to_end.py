@@ -48,7 +48,7 @@ CONTROL = tuple(gene for gene in GENES if gene not in PLANTED)
 
 @dataclass(frozen=True)
 class DemoScale:
-    """Size of the demo; the defaults take about two minutes on two CPU cores.
+    """Size of the demo; the defaults take a few minutes on two CPU cores.
 
     size_px, pitch_um: of each slide, see `write_section`. sections: for training; one more is held out.
     """
