@@ -248,13 +248,13 @@ def test_a_precision_the_bundle_lacks_is_named(exported_bundle: Path, small: Sma
 def test_every_precision_that_passes_is_written_unasked(precise_bundle: Path, tmp_path: Path) -> None:
     """fp16 passes, the others fail their gates: the bundle is what it says, without their files."""
     arguments = ("--ckpt", str(precise_bundle / "model.pt"), "--reference", str(precise_bundle / "reference"))
-    words = (*arguments, *TINY, "--calibration-tiles", "8", "--out", str(tmp_path / "b"))
+    words = (*arguments, *TINY, "--out", str(tmp_path / "b"))
     parity = json.loads((precise_bundle / "bundle" / "parity.json").read_text())["precisions"]
     cosine = {name: record["embedding"]["cosine_min"] for name, record in parity.items()}
     assert max(cosine["bf16"], cosine["int8"]) < cosine["fp16"]
     limit = (max(cosine["bf16"], cosine["int8"]) + cosine["fp16"]) / 2
     lower = ("--min-cosine", str(limit), "--min-pearson", "0.5", "--min-overlap", "0.8")
-    result = export(*words, *lower)
+    result = export(*words, *lower, "--calibration-tiles", "8")
     assert result.exit_code == 0, result.output
     bundle = open_bundle(tmp_path / "b")
     assert bundle.precisions == ("fp32", "fp16") and not list(bundle.path.glob("*int8*"))
