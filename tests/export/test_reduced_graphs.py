@@ -165,9 +165,8 @@ def direct_bundle(
     folder = tmp_path_factory.mktemp(name)
     _, tile_px, options = SYSTEM_CASES[name]
     torch.save(small_network(name).state_dict(), folder / "model.pt")
-    precisions = (
-        ("fp16,bf16",) if name == "histogene" else ("fp16,bf16,int8", "--calibration", str(small.slide))
-    )
+    calibrated = ("fp16,bf16,int8", "--calibration", str(small.slide), "--calibration-tiles", "6")
+    precisions = ("fp16,bf16",) if name == "histogene" else calibrated
     result = export(
         "-q",
         "--ckpt",
@@ -180,8 +179,6 @@ def direct_bundle(
         str(tile_px),
         "--parity-tiles",
         "8",
-        "--calibration-tiles",
-        "6",
         "--min-pearson",
         "0",
         "--out",
