@@ -47,7 +47,7 @@ check: $(VENV)/installed build/as/mclst docs  ## formatting, lint, spelling, typ
 
 docs: $(VENV)/installed  ## the documentation as a site, in build/site/html
 	mkdir -p build/site/source/mclst
-	for folder in benchmarks demo evaluation export kernels models runtime sections training; do \
+	for folder in benchmarks demo evaluation export kernels models runtime sections tl training; do \
 		ln -sfn ../../../../$$folder build/site/source/mclst/$$folder; done
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=build/site/source $(BIN)/mkdocs build --strict --quiet
 
