@@ -183,10 +183,10 @@ def _try_encoders(bundle: Bundle, notify: Notify) -> None:
     """Measure what runs the bundle fastest here, so that the first run on this machine knows."""
     from mclst.runtime.encoder.session import DEFAULT_BATCH_SIZE
     from mclst.runtime.inference.loaded_model import LoadedModel
+    from mclst.runtime.providers.candidates import ChoiceRequest
 
-    LoadedModel(bundle).choose_encoder(
-        "auto", "auto", DEFAULT_BATCH_SIZE, build=False, measure=True, notify=notify
-    )
+    request = ChoiceRequest("auto", "auto", DEFAULT_BATCH_SIZE, build=False)
+    LoadedModel(bundle).choose_encoder(request, notify)
 
 
 def _check_engine_options(options: dict[str, Any]) -> None:

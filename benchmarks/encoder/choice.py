@@ -11,6 +11,7 @@ from typing import Any
 from mclst.runtime.bundle.bundle import Bundle
 from mclst.runtime.encoder.session import DEFAULT_BATCH_SIZE
 from mclst.runtime.inference.loaded_model import LoadedModel
+from mclst.runtime.providers.candidates import ChoiceRequest
 from mclst.runtime.providers.choice import EncoderChoice
 
 SLOWER_BY_AT_MOST = 0.05
@@ -45,9 +46,8 @@ def choose_alone(bundle: Bundle, threads: int, cache: Path) -> EncoderChoice:
     before = os.environ.get("MCLST_CACHE")
     os.environ["MCLST_CACHE"] = str(cache)
     try:
-        return LoadedModel(bundle, threads=threads).choose_encoder(
-            "auto", "auto", DEFAULT_BATCH_SIZE, build=False, measure=True, notify=_silent
-        )
+        request = ChoiceRequest("auto", "auto", DEFAULT_BATCH_SIZE, build=False)
+        return LoadedModel(bundle, threads=threads).choose_encoder(request, _silent)
     finally:
         del os.environ["MCLST_CACHE"]
         if before is not None:

@@ -294,12 +294,7 @@ def _choose_encoder(model: Model, options: RunOptions, threads: int | None) -> E
     if threads is None:
         return EncoderChoice(options.provider, "fp32" if options.precision == "auto" else options.precision)
     return LoadedModel(model.bundle, threads=threads).choose_encoder(
-        options.provider,
-        options.precision,
-        options.batch_size,
-        build=options.build,
-        measure=options.memory_budget is None,
-        notify=lambda text: None,
+        options.choice_request(), lambda text: None
     )
 
 

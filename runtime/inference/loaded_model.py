@@ -134,26 +134,16 @@ class LoadedModel:
             self._preparing.wait()
 
     def choose_encoder(
-        self,
-        provider: str,
-        precision: str,
-        batch_size: int,
-        *,
-        build: bool,
-        measure: bool,
-        notify: Notify,
-        run_tiles: int | None = None,
+        self, request: ChoiceRequest, notify: Notify, *, run_tiles: int | None = None
     ) -> EncoderChoice:
         """See Model and `choose_encoder`; made once for all runs that ask for the same."""
         self._wait_for_encoder()
         if self._given is not None:
             self.bundle.encoder(self._given.precision)
             return self._given
-        request = ChoiceRequest(
-            provider, precision, batch_size, self._threads or available_cores(), build, measure
-        )
+        request = replace(request, threads=self._threads or available_cores())
         sessions: dict[Candidate, Session] = {}
-        opener = partial(self._opener, batch_size=batch_size, build=build, notify=notify)
+        opener = partial(self._opener, batch_size=request.batch, build=request.build, notify=notify)
         with self._for_every_slide():
             self._choice = _reuse(
                 self._choice,

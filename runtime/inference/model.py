@@ -14,6 +14,7 @@ from mclst.runtime.inference.head import LinearHead
 from mclst.runtime.inference.memory_budget import Fit
 from mclst.runtime.inference.readout import Readout
 from mclst.runtime.progress import Notify
+from mclst.runtime.providers.candidates import ChoiceRequest
 from mclst.runtime.providers.choice import EncoderChoice
 from mclst.runtime.providers.timings import Candidate
 from mclst.runtime.trust.calibration import Calibration
@@ -87,19 +88,10 @@ class Model(Protocol):
         """Wait until what `prepare` began has ended; a process must not end before."""
 
     def choose_encoder(
-        self,
-        provider: str,
-        precision: str,
-        batch_size: int,
-        *,
-        build: bool,
-        measure: bool,
-        notify: Notify,
-        run_tiles: int | None = None,
+        self, request: ChoiceRequest, notify: Notify, *, run_tiles: int | None = None
     ) -> EncoderChoice:
-        """Choose where "auto" leaves it open.
+        """Choose where "auto" leaves it open, for the model's threads; see `mclst.runtime.providers.choice`.
 
-        measure: whether encoders may be tried. run_tiles: see `mclst.runtime.providers.choice`.
         Raises BundleError if there is no encoder in `precision`.
         """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 from mclst.kernels.cuda.devices import driver_is_installed
@@ -17,6 +17,7 @@ from mclst.runtime.errors import ResourceError
 from mclst.runtime.providers.instruction_sets import gpu_multiplies, instructions_of, processor_id
 from mclst.runtime.providers.opening import check_provider, flavor_of
 from mclst.runtime.providers.timings import Candidate
+from mclst.runtime.resources import available_cores
 
 BUILT_FIRST = ("fp16", "fp32")
 """Precisions of which TensorRT gets an engine if it has none: the first that the bundle has."""
@@ -32,14 +33,15 @@ FAST_PRODUCTS = ("AMX-INT8", "AMX-BF16", "AVX-512 VNNI", "AVX-VNNI", "I8MM", "do
 class ChoiceRequest:
     """What may be chosen.
 
-    provider, precision: "auto", or the one to take. batch: tiles encoded at once. threads: of the CPU.
-    build: whether TensorRT may build an engine. measure: whether candidates may be opened and tried.
+    provider, precision: "auto", or the one to take. batch: tiles encoded at once. threads: of the CPU, all
+    cores by default. build: whether TensorRT may build an engine. measure: whether candidates may be opened
+    and tried.
     """
 
     provider: str
     precision: str
     batch: int
-    threads: int
+    threads: int = field(default_factory=available_cores)
     build: bool = True
     measure: bool = True
 

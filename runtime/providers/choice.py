@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -37,7 +37,6 @@ from mclst.runtime.providers.timings import (
     store_record,
 )
 from mclst.runtime.providers.trials import Trial, is_worth_trying, measure
-from mclst.runtime.resources import available_cores
 from mclst.runtime.versions import installed_versions
 
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt")
@@ -124,19 +123,19 @@ def choose_encoder(
         If the bundle has no encoder in the precision named.
     """
     now = datetime.now(UTC) if clock is None else clock()
-    choice, names, record = _recall(bundle, request, run_tiles, now)
-    if choice is not None:
-        return choice
+    recalled = _recall(bundle, request, run_tiles, now)
+    if recalled.choice is not None:
+        return recalled.choice
+    record = recalled.record
     if request.measure:
         notify("trying which provider and precision run this bundle fastest here")
         # A record that has expired says nothing about today's drivers and clocks.
         recent = record if record is not None and is_recent(record, now) else None
-        timings, refused = _measure(
-            bundle, names, recent, request, Opening(open_one, sessions, run_tiles), now
-        )
+        trial = _trial(bundle, recalled.names, request, open_one, run_tiles)
+        timings, refused = measure(recalled.to_try, trial, sessions, recent.known if recent else ())
         if timings:
             record = Record(tuple(timings), now, tuple(refused)).merged(recent)
-            store_record(_key(bundle, names, request), record)
+            store_record(_key(bundle, recalled.names, request), record)
     if record is None:
         precisions = _allowed(bundle, request)
         return EncoderChoice(request.provider, "fp32" if "fp32" in precisions else precisions[0])
@@ -147,40 +146,45 @@ def known_choice(
     bundle: Bundle, request: ChoiceRequest, *, clock: Callable[[], datetime] | None = None
 ) -> EncoderChoice | None:
     """Choose without measuring; None if that takes a measurement. Raises as `choose_encoder` does."""
-    return _recall(bundle, request, None, datetime.now(UTC) if clock is None else clock())[0]
+    return _recall(bundle, request, None, datetime.now(UTC) if clock is None else clock()).choice
 
 
-def _recall(
-    bundle: Bundle, request: ChoiceRequest, run_tiles: int | None, now: datetime
-) -> tuple[EncoderChoice | None, list[tuple[str, str]], Record | None]:
-    """Return the choice if it takes no measurement, the candidates, and what was measured of them."""
+@dataclass(frozen=True)
+class _Recalled:
+    """What is known without measuring.
+
+    choice: None if it takes a measurement. names: the candidates. record: of what was measured before, if
+    anything was. to_try: in order.
+    """
+
+    choice: EncoderChoice | None
+    names: list[tuple[str, str]]
+    record: Record | None = None
+    to_try: Sequence[Candidate] = ()
+
+
+def _recall(bundle: Bundle, request: ChoiceRequest, run_tiles: int | None, now: datetime) -> _Recalled:
     precisions = _allowed(bundle, request)
     bundle.check_precision(precisions[0])
     if precisions == ("fp32",) or "auto" not in (request.provider, request.precision):
-        return EncoderChoice(request.provider, precisions[0]), [], None
+        return _Recalled(EncoderChoice(request.provider, precisions[0]), [])
     names = candidates(bundle, precisions, request)
     if len(names) < 2:
         only = names[0] if names else (request.provider, precisions[0])
-        return EncoderChoice(*only), names, None
+        return _Recalled(EncoderChoice(*only), names)
     record = read_record(_key(bundle, names, request))
     if record is None or not is_recent(record, now):
-        return None, names, record
+        return _Recalled(None, names, record, expected_order(names))
     choice = _from_record(record)
-    speed = max(t.tiles_per_second for t in record.timings)
-    settled = not _not_settled(bundle, names, record, request, now)
-    if settled or not is_worth_trying(lanes_of(names, request), speed, run_tiles):
-        return choice, names, record
-    return None, names, record
-
-
-def _not_settled(
-    bundle: Bundle, names: list[tuple[str, str]], record: Record, request: ChoiceRequest, now: datetime
-) -> list[Candidate]:
-    """What to try, the lanes of the fastest last; see `not_settled`."""
+    lanes = lanes_of(names, request)
     due = not_settled(record, [(*name, None) for name in names], now)
-    fewer = fewer_lanes(bundle, fastest(record.timings).name, lanes_of(names, request))
-    known = {timing.name for timing in record.timings} | set(record.refused)
-    return due if fewer is None or fewer in known else [*due, fewer]
+    fewer = fewer_lanes(bundle, choice.name, lanes)
+    if fewer is not None and fewer not in record.known:
+        due.append(fewer)
+    speed = max(t.tiles_per_second for t in record.timings)
+    if not due or not is_worth_trying(lanes, speed, run_tiles):
+        return _Recalled(choice, names, record)
+    return _Recalled(None, names, record, list(dict.fromkeys([choice.name, *due])))
 
 
 def _allowed(bundle: Bundle, request: ChoiceRequest) -> tuple[str, ...]:
@@ -224,7 +228,7 @@ def native_precisions(
     """Describe the precisions that an available provider computes in without converting to fp32."""
     speeds: dict[tuple[str, str], float] = {}
     if bundle is not None and bundle.precisions != ("fp32",):
-        request = ChoiceRequest("auto", "auto", batch, available_cores())
+        request = ChoiceRequest("auto", "auto", batch)
         names = candidates(bundle, bundle.precisions, request)
         record = read_record(_key(bundle, names, request)) if names else None
         for timing in record.timings if record else ():
@@ -245,41 +249,21 @@ def native_precisions(
     return rows
 
 
-@dataclass(frozen=True)
-class Opening:
-    """How encoders are opened for trying; see `choose_encoder`."""
-
-    open_one: Open
-    sessions: dict[Candidate, Session]
-    run_tiles: int | None
-
-
-def _measure(
+def _trial(
     bundle: Bundle,
     names: list[tuple[str, str]],
-    record: Record | None,
     request: ChoiceRequest,
-    opening: Opening,
-    now: datetime,
-) -> tuple[list[Timing], list[Candidate]]:
+    open_one: Open,
+    run_tiles: int | None,
+) -> Trial:
     def opened(name: Candidate) -> Session | None:
         bundle.encoder(name[1])  # a damaged one is no reason to take another
         try:
-            return opening.open_one(name)
+            return open_one(name)
         except (ResourceError, BundleError):
             return None  # such as an operator that this provider does not have
 
     side = bundle.manifest.tile.size_px
     lanes = lanes_of(names, request)
-    trial = Trial(
-        opened,
-        lambda name: fewer_lanes(bundle, name, lanes),
-        np.random.default_rng(0).integers(0, 256, (request.batch, side, side, 3), np.uint8),
-        lanes,
-        opening.run_tiles,
-    )
-    if record is None:
-        return measure(expected_order(names), trial, opening.sessions)
-    first = fastest(record.timings).name
-    due = [name for name in _not_settled(bundle, names, record, request, now) if name != first]
-    return measure([first, *due], trial, opening.sessions, {timing.name for timing in record.timings})
+    tiles = np.random.default_rng(0).integers(0, 256, (request.batch, side, side, 3), np.uint8)
+    return Trial(opened, lambda name: fewer_lanes(bundle, name, lanes), tiles, lanes, run_tiles)

@@ -68,6 +68,11 @@ class Record:
     measured: datetime
     refused: tuple[Candidate, ...] = ()
 
+    @property
+    def known(self) -> frozenset[Candidate]:
+        """Candidates that were tried, or do not open."""
+        return frozenset(t.name for t in self.timings) | frozenset(self.refused)
+
     def merged(self, other: Record | None) -> Record:
         """Add an earlier record: each candidate's best speed counts, as a slow try says little."""
         if other is None:
@@ -103,8 +108,7 @@ def not_settled(record: Record, candidates: Sequence[Candidate], now: datetime) 
     chosen = fastest(record.timings)
     if chosen.tiles_per_second >= FAST_ENOUGH:
         return []
-    known = {t.name for t in record.timings} | set(record.refused)
-    unknown = [name for name in candidates if name not in known]
+    unknown = [name for name in candidates if name not in record.known]
     by_speed = sorted(record.timings, key=lambda t: -t.tiles_per_second)
     a_day_old = now - record.measured > KEPT_UNCONFIRMED
     unconfirmed = [t.name for t in by_speed if t.times == 1 and a_day_old]

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Self
 from mclst.runtime.background import Background
 from mclst.runtime.choices import FASTEST_FIRST
 from mclst.runtime.errors import MclstError
-from mclst.runtime.resources import available_cores
 
 if TYPE_CHECKING:
     from mclst.runtime.expression_map.row_writer import RowWriter
@@ -37,15 +36,12 @@ def begin_loading(folder: Path, options: RunOptions) -> Background[None]:
 
     def load() -> None:
         from mclst.runtime.bundle.bundle import unverified_bundle
-        from mclst.runtime.providers.candidates import ChoiceRequest, runs_on_cpu
+        from mclst.runtime.providers.candidates import runs_on_cpu
         from mclst.runtime.providers.choice import known_choice
 
         with suppress(MclstError, ImportError):  # said where it is needed
             if runs_on_cpu(options.provider):
-                request = ChoiceRequest(
-                    options.provider, options.precision, options.batch_size, available_cores()
-                )
-                choice = known_choice(unverified_bundle(folder), request)
+                choice = known_choice(unverified_bundle(folder), options.choice_request())
                 if choice is not None:
                     import_module(LIBRARIES.get(choice.provider, FIRST_LIBRARY))
 

@@ -42,14 +42,7 @@ def choose_encoder(
     """
     with log.clock.stage("choose"):
         choice = _stopped_choice(model, options, stopped or {}, log) or model.choose_encoder(
-            options.provider,
-            options.precision,
-            options.batch_size,
-            build=options.build,
-            # What is tried stays in memory's peak, from which a budget is reckoned.
-            measure=options.memory_budget is None,
-            notify=log.notify,
-            run_tiles=tiles,
+            options.choice_request(), log.notify, run_tiles=tiles
         )
         if (stopped or {}).get(BUNDLE) == model.sha256:
             choice = _with_stopped_lanes(choice, stopped or {})

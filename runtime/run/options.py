@@ -13,6 +13,7 @@ from mclst.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from mclst.runtime.inference.model import Model
+    from mclst.runtime.providers.candidates import ChoiceRequest
     from mclst.runtime.report.files import Files
 
 RETRIEVAL_OPTIONS = tuple(RetrievalSpec.__dataclass_fields__)
@@ -123,6 +124,19 @@ class RunOptions:
             raise InputError(f"outside_level is {self.outside_level!r}; give a share between 0 and 1")
         if self.reliable is not None and not -1 < self.reliable < 1:
             raise InputError(f"reliable is {self.reliable!r}; give an r between -1 and 1")
+
+    def choice_request(self) -> ChoiceRequest:
+        """Return what may be chosen where the provider or the precision is "auto"."""
+        from mclst.runtime.providers.candidates import ChoiceRequest
+
+        return ChoiceRequest(
+            self.provider,
+            self.precision,
+            self.batch_size,
+            build=self.build,
+            # What is tried stays in memory's peak, from which a budget is reckoned.
+            measure=self.memory_budget is None,
+        )
 
     def for_model(self, model: Model) -> RunOptions:
         """Replace the encoder's settings by those that the model dictates, if it does.

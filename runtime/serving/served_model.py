@@ -20,6 +20,7 @@ from mclst.runtime.inference.memory_budget import Fit
 from mclst.runtime.inference.model import EncoderSettings
 from mclst.runtime.inference.readout import RETRIEVE_ROWS, Readout, without_neighbors
 from mclst.runtime.progress import Clock, Notify
+from mclst.runtime.providers.candidates import ChoiceRequest
 from mclst.runtime.providers.choice import EncoderChoice
 from mclst.runtime.providers.timings import Candidate
 from mclst.runtime.serving.connection import Server
@@ -204,18 +205,10 @@ class ServedModel:
         """See Model."""
 
     def choose_encoder(
-        self,
-        provider: str,
-        precision: str,
-        batch_size: int,
-        *,
-        build: bool,
-        measure: bool,
-        notify: Notify,
-        run_tiles: int | None = None,
+        self, request: ChoiceRequest, notify: Notify, *, run_tiles: int | None = None
     ) -> EncoderChoice:
         """See Model: `encoder_settings` names the only one."""
-        return EncoderChoice(provider, precision)
+        return EncoderChoice(request.provider, request.precision)
 
     def pearson_kept(self, precision: str) -> float | None:
         """See Model: unknown here."""
